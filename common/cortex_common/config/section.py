@@ -1,0 +1,45 @@
+"""The base of every part of a configuration file, and the types its fields share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A TOML table. Unknown keys are errors; a field's docstring is its reference text."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """Host and port of "0.0.0.0:8000" or "[::]:8000".
+
+    Raises:
+        ValueError: the text is not an address with a port from 0 to 65535.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not an address like 0.0.0.0:8000 or [::]:8000")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _address(text: str) -> str:
+    split_host_port(text)
+    return text
+
+
+def _base_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")) or len(text.split("//", 1)[1]) == 0:
+        raise ValueError(f"{text!r} is not a URL like http://gpu1.internal:9090")
+    return text.rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""host:port to listen on; port 0 takes a free one."""
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+"""http:// or https:// URL without a slash at its end."""

@@ -1,0 +1,177 @@
+"""The fleet as the gateway sees it: what the router reads, the operator API sends, CLI and TUI draw.
+
+Frozen dataclasses, because the pure cores compute on them thousands of times a second;
+`SNAPSHOT` reads and writes them as JSON. Nobody changes a snapshot: a change is a new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import TypeAdapter
+
+from cortex_common.hardware import DeviceHealth, DeviceKind
+from cortex_common.models import InstanceId, InstanceState, ModelId
+
+
+class NodeState(StrEnum):
+    """Whether the gateway can use a node."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device with its latest reading; MiB throughout. See `hardware.DeviceReading`."""
+
+    index: int
+    uuid: str
+    kind: DeviceKind
+    name: str
+    vram_total_mb: int
+    vram_used_mb: int = 0
+    vram_free_mb: int = 0
+    vram_reserved_mb: int = 0
+    vram_foreign_mb: int = 0
+    vram_headroom_mb: int = 0
+    vram_available_mb: int = 0
+    utilization_pct: int | None = None
+    temp_c: int | None = None
+    power_w: float | None = None
+    compute_capability: str | None = None
+    unified: bool = False
+    health: DeviceHealth = DeviceHealth.OK
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One loaded copy of a model.
+
+    Attributes:
+        in_flight: requests that this gateway has under way on it.
+        last_used: Unix seconds at which its last request ended (its load, before the first).
+        pinned: never evicted, by the profile or by an operator.
+    """
+
+    id: InstanceId
+    model: ModelId
+    node: str
+    harness: str
+    state: InstanceState
+    devices: tuple[int, ...] = ()
+    vram_used_mb: int = 0
+    vram_by_device: tuple[int, ...] = ()
+    url: str | None = None
+    context: int | None = None
+    parallel: int | None = None
+    progress: float | None = None
+    stage: str | None = None
+    eta_s: float | None = None
+    load_seconds: float | None = None
+    in_flight: int = 0
+    last_used: float = 0.0
+    started_at: float = 0.0
+    pinned: bool = False
+    error: str | None = None
+    engine_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A host that runs a neuron.
+
+    Attributes:
+        reason: why it is not up.
+        seen_at: Unix seconds of the last message from it.
+        cordoned: no new instances are placed on it.
+    """
+
+    name: str
+    endpoint: str
+    state: NodeState = NodeState.CONNECTING
+    reason: str | None = None
+    seen_at: float = 0.0
+    hostname: str = ""
+    os: str = ""
+    kernel: str = ""
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    neuron_version: str = ""
+    harnesses: tuple[str, ...] = ()
+    devices: tuple[DeviceView, ...] = ()
+    instances: tuple[InstanceView, ...] = ()
+    warnings: tuple[str, ...] = ()
+    cordoned: bool = False
+
+
+class ModelState(StrEnum):
+    """The state of a model over all its instances: the best of them."""
+
+    READY = "ready"
+    LOADING = "loading"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    UNLOADED = "unloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A name that clients can send.
+
+    Attributes:
+        nodes: names of the nodes with a ready instance.
+        waiting: requests that wait for a load of it.
+        in_flight: requests under way on its instances.
+        context: tokens a request may use, where known.
+        error: why the last load failed.
+    """
+
+    id: ModelId
+    state: ModelState
+    aliases: tuple[str, ...] = ()
+    harness: str = ""
+    nodes: tuple[str, ...] = ()
+    instances: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    requests: int = 0
+    context: int | None = None
+    vram_mb: int | None = None
+    pinned_on: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """Everything that is known about the fleet at one moment.
+
+    Attributes:
+        version: grows by one with every change; orders snapshots of one gateway.
+        at: Unix seconds.
+    """
+
+    version: int
+    at: float
+    nodes: tuple[NodeView, ...] = ()
+    models: tuple[ModelView, ...] = ()
+
+    def node(self, name: str) -> NodeView | None:
+        """The node of that name."""
+        return next((n for n in self.nodes if n.name == name), None)
+
+    def model(self, name: str) -> ModelView | None:
+        """The model of that name or alias."""
+        return next((m for m in self.models if name == m.id or name in m.aliases), None)
+
+    def instances(self) -> tuple[InstanceView, ...]:
+        """All instances of all nodes."""
+        return tuple(i for n in self.nodes for i in n.instances)
+
+
+SNAPSHOT: TypeAdapter[FleetSnapshot] = TypeAdapter(FleetSnapshot)
+"""Reads and writes a snapshot as JSON."""

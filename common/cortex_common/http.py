@@ -1,0 +1,127 @@
+"""One way to call a neuron's or a gateway's control API: typed answers, errors from the tree."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from cortex_common.errors import UpstreamFailed, UpstreamTimeout, from_envelope
+
+T = TypeVar("T")
+
+
+class ControlClient:
+    """A base URL and the httpx client behind it.
+
+    Args:
+        base_url: without a slash at its end.
+        who: what to call the other side in errors, such as "node beast".
+        token: bearer token, where the other side asks for one.
+        transport: for tests that run the server in this process.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        who: str,
+        token: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url
+        self.who = who
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(10.0, connect=5.0),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def call(
+        self,
+        answer: TypeAdapter[T],
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, str] | None = None,
+        timeout: float = 10.0,  # noqa: ASYNC109 - httpx applies it to each phase of the call
+    ) -> T:
+        """Send a request and parse its answer.
+
+        Raises:
+            CortexError: the one that the other side reported, by its code.
+            UpstreamTimeout: no answer in time.
+            UpstreamFailed: the other side can't be reached or answered something else.
+        """
+        what = f"{method} {path}"
+        try:
+            response = await self._http.request(
+                method, path, json=body, params=params, timeout=timeout
+            )
+        except httpx.TimeoutException as failed:
+            raise UpstreamTimeout(
+                f"{self.who} at {self.base_url} did not answer {what} in time"
+            ) from failed
+        except httpx.HTTPError as failed:
+            reason = str(failed) or type(failed).__name__
+            raise UpstreamFailed(
+                f"{self.who} at {self.base_url} can't be reached: {reason}",
+                details={"unreachable": True},
+            ) from failed
+        if response.status_code >= 400:
+            raise from_envelope(response.content, response.status_code, what)
+        try:
+            return answer.validate_json(response.content)
+        except ValidationError as failed:
+            raise UpstreamFailed(
+                f"{self.who} answered {what} with something else: {failed.errors()[0]['msg']}"
+            ) from failed
+
+    async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, bytes]]:
+        """Follow a server-sent event stream as (event name, data).
+
+        Args:
+            path: of the stream.
+            silence_s: seconds without a byte, comments included, after which the stream counts as dead.
+
+        Raises:
+            UpstreamFailed: the stream can't be had, broke, or fell silent.
+        """
+        timeout = httpx.Timeout(silence_s, connect=5.0)
+        try:
+            async with self._http.stream("GET", path, timeout=timeout) as response:
+                if response.status_code >= 400:
+                    raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
+                name, data = "message", bytearray()
+                async for line in response.aiter_lines():
+                    if line.startswith("event:"):
+                        name = line[6:].strip()
+                    elif line.startswith("data:"):
+                        data += line[5:].lstrip().encode()
+                    elif not line and data:
+                        yield name, bytes(data)
+                        name, data = "message", bytearray()
+        except httpx.HTTPError as failed:
+            reason = str(failed) or type(failed).__name__
+            raise UpstreamFailed(f"{self.who}: lost {path}: {reason}") from failed

@@ -1,0 +1,144 @@
+"""Models and their instances as a neuron knows them: the wire of its /models routes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, NewType
+
+from pydantic import Field
+
+from cortex_common.hardware import Health
+from cortex_common.wire import StrictWire, Wire
+
+ModelId = NewType("ModelId", str)
+"""The name that clients send, such as "Qwen/Qwen3-32B"; slashes are part of it."""
+
+InstanceId = NewType("InstanceId", str)
+"""Names one loaded copy of a model on a node; unique over the fleet."""
+
+
+class InstanceState(StrEnum):
+    """Where one loaded copy of a model is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class LoadSpec(StrictWire):
+    """POST /models/load: how one instance is to be started.
+
+    Attributes:
+        model_id: the name that clients send.
+        harness: which harness of the node runs it.
+        instance_id: chosen by the caller so that a repeat is recognised; made by the node when absent.
+        source: where the weights are: a file or directory on the node, or a Hugging Face repository;
+            the model id when absent.
+        file: the file inside `source`, for repositories and directories with several.
+        quant: such as "Q4_K_M"; how the harness understands it.
+        tensor_parallel: how many devices share each layer.
+        devices: indices on the node; empty lets the node choose.
+        context: tokens a request may use, prompt and answer; None takes the model's own.
+        parallel: requests that the engine computes side by side; None takes the harness's default.
+        vram_mb: MiB that one device must have for this instance; None lets the node estimate.
+        args: further arguments for the engine's command line.
+        env: further environment for the engine.
+    """
+
+    model_id: Annotated[str, Field(min_length=1, max_length=512)]
+    harness: str
+    instance_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    source: str | None = None
+    file: str | None = None
+    quant: str | None = None
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    devices: tuple[int, ...] = ()
+    context: Annotated[int, Field(ge=1)] | None = None
+    parallel: Annotated[int, Field(ge=1, le=4096)] | None = None
+    vram_mb: Annotated[int, Field(ge=0)] | None = None
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class LoadAnswer(Wire):
+    """POST /models/load: 200 with "loaded", or 202 with "loading"."""
+
+    status: Literal["loaded", "loading"]
+    instance_id: InstanceId
+
+
+class UnloadRequest(StrictWire):
+    """POST /models/unload: ends every instance of a model, or the one that is named.
+
+    Attributes:
+        drain_seconds: how long requests in flight may go on before the engine is stopped.
+    """
+
+    model_id: str
+    instance_id: str | None = None
+    drain_seconds: Annotated[float, Field(ge=0)] = 0.0
+
+
+class UnloadAnswer(Wire):
+    """POST /models/unload: "unloaded" once the engines are gone and their memory is measured free."""
+
+    status: Literal["unloaded"] = "unloaded"
+
+
+class EndpointAnswer(Wire):
+    """GET /models/{id}/endpoint: where the inference requests of a model go."""
+
+    url: str
+    instance_id: InstanceId
+
+
+class ModelInfo(Wire):
+    """One instance in GET /models.
+
+    Attributes:
+        id: the model's name.
+        status: the instance's state.
+        devices: indices of the devices that it stands on.
+        vram_used_mb: MiB measured for its process tree; the promised MiB while it loads.
+        vram_by_device: MiB measured on each of `devices`, in that order.
+        url: base URL of its OpenAI routes, once ready.
+        progress: share of the load that is done, 0 to 1, when the engine tells.
+        eta_s: seconds until ready, from past loads on this host.
+        load_seconds: what its load took.
+        in_flight: requests that the node itself relays to it now.
+        error: why it failed, with the engine's last words.
+        started_at: Unix seconds at which its load began.
+    """
+
+    id: ModelId
+    harness: str
+    status: InstanceState
+    devices: tuple[int, ...] = ()
+    vram_used_mb: int = 0
+    instance_id: InstanceId
+    url: str | None = None
+    context: int | None = None
+    parallel: int | None = None
+    vram_by_device: tuple[int, ...] = ()
+    progress: float | None = None
+    stage: str | None = None
+    eta_s: float | None = None
+    load_seconds: float | None = None
+    in_flight: int = 0
+    error: str | None = None
+    engine_version: str | None = None
+    started_at: float = 0.0
+
+
+class NodeStatus(Wire):
+    """One message of GET /events: the whole of what changes on a node.
+
+    Small enough (a few KiB for a full host) to be sent whole: a reader that missed one is right again
+    with the next.
+    """
+
+    health: Health
+    models: tuple[ModelInfo, ...] = ()

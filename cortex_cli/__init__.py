@@ -1,0 +1,1 @@
+"""The command `cortex`: parse, call the gateway, render."""

@@ -1,0 +1,1 @@
+"""Pure renderers: a model of the shared vocabulary in, text out."""

@@ -1,0 +1,1 @@
+"""The gateway: one API in front of a fleet of neurons."""

@@ -1,0 +1,1 @@
+"""The decisions of the gateway as pure functions and state machines."""

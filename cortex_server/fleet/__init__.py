@@ -1,0 +1,1 @@
+"""Live state of the fleet: watchers in, immutable snapshots out."""

@@ -1,0 +1,1 @@
+"""The one task that decides about loads and evictions, and what carries them out."""

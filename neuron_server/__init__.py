@@ -1,0 +1,1 @@
+"""The node daemon: finds the hardware and runs the engines."""

@@ -1,0 +1,1 @@
+"""The decisions of a node as pure functions and state machines."""

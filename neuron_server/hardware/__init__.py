@@ -1,0 +1,1 @@
+"""Reading devices: NVML, and the host itself."""

@@ -1,0 +1,1 @@
+"""Adapters for kinds of engines, and the supervisor of their processes."""
