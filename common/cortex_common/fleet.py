@@ -55,6 +55,9 @@ class InstanceView:
         in_flight: requests that this gateway has under way on it.
         last_used: Unix seconds at which its last request ended (its load, before the first).
         pinned: never evicted, by the profile or by an operator.
+        reason: why the scheduler put it there.
+        requests, errors, tokens_in, tokens_out: totals of this gateway since the instance was loaded;
+            they only grow, so a reader gets rates from two snapshots.
     """
 
     id: InstanceId
@@ -78,6 +81,11 @@ class InstanceView:
     pinned: bool = False
     error: str | None = None
     engine_version: str | None = None
+    reason: str | None = None
+    requests: int = 0
+    errors: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,10 @@ class ModelView:
         in_flight: requests under way on its instances.
         context: tokens a request may use, where known.
         error: why the last load failed.
+        requests, errors, tokens_in, tokens_out: totals of this gateway since it started; they only grow,
+            so a reader gets rates from two snapshots.
+        ttft_p50_ms, ttft_p95_ms: milliseconds to the first token of its recent requests, cold starts left out.
+        unload_at: Unix seconds at which it is unloaded when nobody asks for it; None for never.
     """
 
     id: ModelId
@@ -144,6 +156,12 @@ class ModelView:
     vram_mb: int | None = None
     pinned_on: tuple[str, ...] = ()
     error: str | None = None
+    errors: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    ttft_p50_ms: float | None = None
+    ttft_p95_ms: float | None = None
+    unload_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +171,16 @@ class FleetSnapshot:
     Attributes:
         version: grows by one with every change; orders snapshots of one gateway.
         at: Unix seconds.
+        gateway_version: version of cortex that the gateway runs.
+        started_at: Unix seconds at which the gateway started.
     """
 
     version: int
     at: float
     nodes: tuple[NodeView, ...] = ()
     models: tuple[ModelView, ...] = ()
+    gateway_version: str = ""
+    started_at: float = 0.0
 
     def node(self, name: str) -> NodeView | None:
         """The node of that name."""
