@@ -1,0 +1,298 @@
+"""The one owner of what the gateway knows about its fleet.
+
+Watchers report what nodes say; the data plane counts requests on `Target`s; everybody else reads
+immutable `FleetSnapshot`s. All of it runs on the event loop's thread, so there is no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from cortex_common.clock import Clock
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.gateway import NeuronEntry
+from cortex_common.fleet import (
+    DeviceView,
+    FleetSnapshot,
+    InstanceView,
+    NodeState,
+    NodeView,
+)
+from cortex_common.hardware import Discovery
+from cortex_common.logs import event
+from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_server.core.names import Names
+from cortex_server.fleet.views import device_views, instance_view, model_views
+from cortex_server.metrics import Metrics, Series
+
+log = logging.getLogger("cortex.fleet")
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """One ready instance as the data plane uses it: where to send, and how busy it is.
+
+    Attributes:
+        url: base URL, so that url + "/v1/chat/completions" is the route.
+        slots: requests that the engine computes side by side.
+        in_flight: requests of this gateway under way on it.
+        last_used: Unix seconds at which its last request ended.
+        series: the counters of its model on its node.
+    """
+
+    id: InstanceId
+    model: ModelId
+    node: str
+    url: str
+    slots: int
+    series: Series
+    last_used: float
+    draining: bool = False
+    in_flight: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Node:
+    entry: NeuronEntry
+    state: NodeState = NodeState.CONNECTING
+    reason: str | None = None
+    seen_at: float = 0.0
+    discovery: Discovery | None = None
+    status: NodeStatus | None = None
+    cordoned: bool = False
+
+
+class Fleet:
+    """Live state of all nodes, and the table of ready instances that requests are routed by.
+
+    Args:
+        neurons: the nodes of the configuration.
+        catalogue: the models that can be asked for.
+        clock: for timestamps.
+        metrics: where the counters of each model on each node live.
+    """
+
+    def __init__(
+        self,
+        neurons: tuple[NeuronEntry, ...],
+        catalogue: Catalogue,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._nodes = {entry.name: _Node(entry) for entry in neurons}
+        self._clock = clock
+        self._metrics = metrics
+        self._targets: dict[InstanceId, Target] = {}
+        self._ready: dict[str, list[Target]] = {}
+        self._waiting: Callable[[ModelId], int] = lambda _model: 0
+        self._listeners: list[Callable[[], None]] = []
+        self._version = 0
+        self._profiles: dict[str, ModelProfile] = {}
+        self.names = Names(())
+        self.use_catalogue(catalogue)
+
+    # -- what requests are routed by ---------------------------------------------------------
+
+    def ready(self, model: str) -> list[Target]:
+        """Instances of the model that take requests now; not to be changed by the caller."""
+        return self._ready.get(model, _NOBODY)
+
+    def profile(self, model: str) -> ModelProfile | None:
+        """The profile of a model id."""
+        return self._profiles.get(model)
+
+    def known(self, name: str) -> ModelId | None:
+        """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
+        found = self.names.resolve(name)
+        if found is None and name in self._ready:
+            return ModelId(name)
+        return found
+
+    def acquire(self, target: Target) -> None:
+        """Count a request that starts on an instance."""
+        target.in_flight += 1
+        target.idle.clear()
+
+    def release(self, target: Target) -> None:
+        """Count its end; whoever drains the instance wakes with the last one."""
+        target.in_flight -= 1
+        target.last_used = self._clock.unix()
+        if not target.in_flight:
+            target.idle.set()
+
+    # -- draining ----------------------------------------------------------------------------
+
+    def set_draining(self, instance: InstanceId, draining: bool) -> None:
+        """Keep new requests away from an instance, or let them come again."""
+        if (target := self._targets.get(instance)) is not None and target.draining != draining:
+            target.draining = draining
+            self._changed()
+
+    async def when_idle(self, instance: InstanceId) -> None:
+        """Wait until this gateway has no request under way on the instance."""
+        if (target := self._targets.get(instance)) is not None:
+            await target.idle.wait()
+
+    # -- what is reported --------------------------------------------------------------------
+
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Replace the profiles."""
+        self._profiles = {profile.id: profile for profile in catalogue.models}
+        self.names = Names(catalogue.models)
+        self._changed()
+
+    def discovered(self, node: str, discovery: Discovery) -> None:
+        """A node told what it is."""
+        self._nodes[node].discovery = discovery
+        self._changed()
+
+    def reported(self, node: str, status: NodeStatus) -> None:
+        """A node told how it is: it is up, and these are its instances."""
+        record = self._nodes[node]
+        if record.state is not NodeState.UP:
+            event(log, "node_up", node=node, models=len(status.models))
+        record.status, record.state, record.reason = status, NodeState.UP, None
+        record.seen_at = self._clock.unix()
+        self._changed()
+
+    def lost(self, node: str, reason: str) -> None:
+        """A node can't be reached; its instances are not routed to until it is back."""
+        record = self._nodes[node]
+        if record.state is not NodeState.UNREACHABLE:
+            event(log, "node_unreachable", logging.WARNING, node=node, reason=reason)
+        record.state, record.reason = NodeState.UNREACHABLE, reason
+        self._changed()
+
+    def set_cordoned(self, node: str, cordoned: bool) -> None:
+        """Place no new instances on a node, or place them again."""
+        self._nodes[node].cordoned = cordoned
+        self._changed()
+
+    def count_waiting(self, waiting: Callable[[ModelId], int]) -> None:
+        """Tell where the number of requests that wait for a model is known."""
+        self._waiting = waiting
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change; it must not block."""
+        self._listeners.append(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Undo `on_change`."""
+        self._listeners.remove(listener)
+
+    def touch(self) -> None:
+        """Say that something which a snapshot shows has changed outside."""
+        self._changed()
+
+    # -- what is read ------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Grows with each change that is announced; in-flight counts alone do not announce."""
+        return self._version
+
+    @property
+    def entries(self) -> Mapping[str, NeuronEntry]:
+        """The configured nodes by name."""
+        return {name: record.entry for name, record in self._nodes.items()}
+
+    @property
+    def snapshot(self) -> FleetSnapshot:
+        """The fleet at this moment."""
+        nodes = tuple(self._node_view(record) for record in self._nodes.values())
+        models = model_views(self._profiles.values(), nodes, self._waiting, self._metrics)
+        return FleetSnapshot(self._version, self._clock.unix(), nodes, models)
+
+    def _node_view(self, record: _Node) -> NodeView:
+        view = NodeView(
+            name=record.entry.name,
+            endpoint=record.entry.endpoint,
+            state=record.state,
+            reason=record.reason,
+            seen_at=record.seen_at,
+            cordoned=record.cordoned,
+        )
+        found = record.discovery
+        if found is not None:
+            view = replace(
+                view,
+                hostname=found.hostname,
+                os=found.os,
+                kernel=found.kernel,
+                driver_version=found.driver_version,
+                cuda_version=found.cuda_version,
+                neuron_version=found.neuron_version,
+                harnesses=found.harnesses,
+                warnings=tuple(w.message for w in found.warnings),
+            )
+        if record.status is None:
+            return view
+        devices: tuple[DeviceView, ...] = ()
+        if found is not None:
+            devices = device_views(found, record.status.health)
+        instances = tuple(self._instance_view(record, info) for info in record.status.models)
+        return replace(view, devices=devices, instances=instances)
+
+    def _instance_view(self, record: _Node, info: ModelInfo) -> InstanceView:
+        target = self._targets.get(info.instance_id)
+        profile = self._profiles.get(info.id)
+        pinned = profile is not None and record.entry.name in profile.pinned_on
+        view = instance_view(info, record.entry.name, pinned=pinned)
+        if target is None:
+            return view
+        state = InstanceState.DRAINING if target.draining else view.state
+        return replace(view, state=state, in_flight=target.in_flight, last_used=target.last_used)
+
+    # -- keeping the table -------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._keep_targets()
+        for listener in self._listeners:
+            listener()
+
+    def _ready_infos(self) -> Iterator[tuple[_Node, ModelInfo]]:
+        for record in self._nodes.values():
+            for info in record.status.models if record.status is not None else ():
+                if info.status is InstanceState.READY and info.url is not None:
+                    yield record, info
+
+    def _keep_targets(self) -> None:
+        """Bring the routing table in line with what nodes said.
+
+        Targets of a node that can't be reached are kept, so that the requests that still run on them are
+        counted when it is back, but nothing new is sent there.
+        """
+        targets: dict[InstanceId, Target] = {}
+        ready: dict[str, list[Target]] = {}
+        for record, info in self._ready_infos():
+            assert info.url is not None
+            target = self._targets.get(info.instance_id)
+            if target is None or target.url != info.url:
+                target = self._new_target(record.entry.name, info, info.url)
+            targets[info.instance_id] = target
+            if record.state is NodeState.UP and not target.draining:
+                ready.setdefault(info.id, []).append(target)
+        for gone in self._targets.keys() - targets.keys():
+            self._targets[gone].idle.set()
+        self._targets, self._ready = targets, ready
+
+    def _new_target(self, node: str, info: ModelInfo, url: str) -> Target:
+        target = Target(
+            id=info.instance_id,
+            model=info.id,
+            node=node,
+            url=url,
+            slots=info.parallel or 1,
+            series=self._metrics.series(info.id, node),
+            last_used=self._clock.unix(),
+        )
+        target.idle.set()
+        return target
+
+
+_NOBODY: list[Target] = []

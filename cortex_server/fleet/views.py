@@ -1,0 +1,106 @@
+"""What nodes said and what was counted, as the views of a snapshot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.fleet import DeviceView, InstanceView, ModelState, ModelView, NodeState, NodeView
+from cortex_common.hardware import Discovery, Health
+from cortex_common.models import InstanceState, ModelId, ModelInfo
+from cortex_server.metrics import Metrics
+
+_BEST_FIRST = (
+    (InstanceState.READY, ModelState.READY),
+    (InstanceState.LOADING, ModelState.LOADING),
+    (InstanceState.DRAINING, ModelState.DRAINING),
+    (InstanceState.STOPPING, ModelState.STOPPING),
+    (InstanceState.FAILED, ModelState.FAILED),
+)
+
+
+def device_views(discovery: Discovery, health: Health) -> tuple[DeviceView, ...]:
+    """Each device with its reading; a device without one shows zeros."""
+    readings = {r.index: r.model_dump() for r in health.devices}
+    return tuple(
+        DeviceView(**(device.model_dump() | readings.get(device.index, {})))
+        for device in discovery.devices
+    )
+
+
+def instance_view(info: ModelInfo, node: str, *, pinned: bool) -> InstanceView:
+    """An instance as its node tells it."""
+    return InstanceView(
+        id=info.instance_id,
+        model=info.id,
+        node=node,
+        harness=info.harness,
+        state=info.status,
+        devices=info.devices,
+        vram_used_mb=info.vram_used_mb,
+        vram_by_device=info.vram_by_device,
+        url=info.url,
+        context=info.context,
+        parallel=info.parallel,
+        progress=info.progress,
+        stage=info.stage,
+        eta_s=info.eta_s,
+        load_seconds=info.load_seconds,
+        in_flight=info.in_flight,
+        last_used=info.started_at,
+        started_at=info.started_at,
+        pinned=pinned,
+        error=info.error,
+        engine_version=info.engine_version,
+    )
+
+
+def model_views(
+    profiles: Iterable[ModelProfile],
+    nodes: tuple[NodeView, ...],
+    waiting: Callable[[ModelId], int],
+    metrics: Metrics,
+) -> tuple[ModelView, ...]:
+    """Each model of the catalogue, then those that nodes run without a profile."""
+    by_model: dict[str, list[InstanceView]] = {profile.id: [] for profile in profiles}
+    known = {profile.id: profile for profile in profiles}
+    for node in nodes:
+        if node.state is NodeState.UP:
+            for instance in node.instances:
+                by_model.setdefault(instance.model, []).append(instance)
+    return tuple(
+        _model_view(ModelId(model), known.get(model), instances, waiting(ModelId(model)), metrics)
+        for model, instances in by_model.items()
+    )
+
+
+def _model_view(
+    model: ModelId,
+    profile: ModelProfile | None,
+    instances: list[InstanceView],
+    waiting: int,
+    metrics: Metrics,
+) -> ModelView:
+    states = {i.state for i in instances}
+    ready = [i for i in instances if i.state is InstanceState.READY]
+    totals = metrics.totals(model)
+    return ModelView(
+        id=model,
+        state=next((m for s, m in _BEST_FIRST if s in states), ModelState.UNLOADED),
+        aliases=profile.aliases if profile else (),
+        harness=profile.harness if profile else instances[0].harness,
+        nodes=tuple(dict.fromkeys(i.node for i in ready)),
+        instances=sum(i.state is not InstanceState.STOPPED for i in instances),
+        waiting=waiting,
+        in_flight=sum(i.in_flight for i in instances),
+        requests=totals.requests,
+        errors=totals.errors,
+        tokens_in=totals.tokens_in,
+        tokens_out=totals.tokens_out,
+        ttft_p50_ms=totals.ttft_p50_ms,
+        ttft_p95_ms=totals.ttft_p95_ms,
+        context=next((i.context for i in ready if i.context), profile.context if profile else None),
+        vram_mb=max((i.vram_used_mb for i in ready), default=profile.vram_mb if profile else None),
+        pinned_on=profile.pinned_on if profile else (),
+        error=next((i.error for i in instances if i.error), None),
+    )

@@ -1,0 +1,46 @@
+"""One task per neuron that keeps the fleet's picture of it true."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from cortex_common.errors import CortexError
+from cortex_common.neuron_client import NeuronClient
+from cortex_server.fleet.state import Fleet
+
+SILENCE_S = 6.0
+"""A neuron reads its devices once a second and says so; this long without a word means it is gone."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
+
+
+class Watcher:
+    """Follows a neuron's events; reconnects with growing pauses.
+
+    Args:
+        node: its name in the fleet.
+        client: of that neuron; the watcher does not close it.
+        fleet: what it reports to.
+    """
+
+    def __init__(self, node: str, client: NeuronClient, fleet: Fleet) -> None:
+        self._node = node
+        self._client = client
+        self._fleet = fleet
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                self._fleet.discovered(self._node, await self._client.discovery())
+                async for status in self._client.status_events(silence_s=SILENCE_S):
+                    pause = FIRST_PAUSE_S
+                    self._fleet.reported(self._node, status)
+                self._fleet.lost(self._node, "the neuron ended its event stream")
+            except CortexError as failed:
+                self._fleet.lost(self._node, failed.message)
+            # Spread out, so that a fleet that lost its network does not come back as one burst.
+            await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
+            pause = min(pause * 2, LONGEST_PAUSE_S)
