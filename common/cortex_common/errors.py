@@ -7,6 +7,7 @@ Split by what the caller can do about it::
     │   ├── MalformedBody            400  malformed_body
     │   ├── MissingModel             400  missing_model
     │   ├── BodyTooLarge             413  body_too_large
+    │   ├── PromptTooLong            400  context_length_exceeded  shorten it, or use a larger context
     │   └── ConfigError              400  invalid_config      change the file or the variable
     ├── AuthenticationFailed         401  authentication_failed   send a (valid) key
     ├── PermissionRefused            403  permission_refused      use a key with that scope
@@ -93,6 +94,16 @@ class BodyTooLarge(BadRequest):
 
     code = "body_too_large"
     status = 413
+
+
+class PromptTooLong(BadRequest):
+    """The prompt has more tokens than any instance of the model has context.
+
+    `details` carry `n_prompt_tokens` and `n_ctx` where they are known. The code is OpenAI's own, which
+    clients match on.
+    """
+
+    code = "context_length_exceeded"
 
 
 class ConfigError(BadRequest):
