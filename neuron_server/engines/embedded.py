@@ -1,0 +1,173 @@
+"""The embedded worker: one GGUF model of the mistral.rs wheel behind OpenAI's routes, as a process of its own.
+
+`python -m neuron_server.engines.embedded --model FILE.gguf --name NAME --port N`. It listens on loopback once the
+model is in memory: refused connections mean "still loading".
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from cortex_common import logs
+from cortex_common.errors import (
+    CortexError,
+    ModelNotFound,
+    NotFound,
+    Unavailable,
+    envelope,
+    envelope_bytes,
+)
+from neuron_server.engines.mistral import MistralEngine, load_runner
+from neuron_server.engines.openai_wire import Answer, Job, Kind, Piece, parse_job
+
+DEFAULT_PARALLEL = 32
+_CLIENT_GONE = 499
+
+
+def create_app(engine: MistralEngine, name: str) -> FastAPI:
+    """The worker's routes."""
+    app = FastAPI(title=f"{name} (embedded)", docs_url=None, redoc_url=None, openapi_url=None)
+    started = int(time.time())
+
+    @app.exception_handler(CortexError)
+    async def _known(_: Request, error: CortexError) -> JSONResponse:
+        return JSONResponse(envelope(error), status_code=error.status)
+
+    @app.exception_handler(HTTPException)
+    async def _other(request: Request, error: HTTPException) -> JSONResponse:
+        known = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
+        return JSONResponse(envelope(known), status_code=error.status_code)
+
+    @app.get("/health")
+    async def health() -> dict[str, str | int | None]:
+        return {
+            "status": "ok",
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "context": engine.context,
+            "version": engine.version,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, object]:
+        entry = {"id": name, "object": "model", "created": started, "owned_by": "cortex"}
+        return {"object": "list", "data": [entry | {"context_length": engine.context}]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await _answer("chat", request, engine, name)
+
+    @app.post("/v1/completions")
+    async def text(request: Request) -> Response:
+        return await _answer("text", request, engine, name)
+
+    return app
+
+
+async def _answer(kind: Kind, request: Request, engine: MistralEngine, name: str) -> Response:
+    job = parse_job(kind, await request.body())
+    if job.sampling.model not in {name, "default"}:
+        raise ModelNotFound(
+            f"this engine serves {name!r}, not {job.sampling.model!r}", param="model"
+        )
+    prefix = "chatcmpl" if kind == "chat" else "cmpl"
+    answer = Answer(job, f"{prefix}-{uuid.uuid4().hex}", name, int(time.time()))
+    pieces = engine.generate(job)
+    gathering = asyncio.ensure_future(_gather(pieces, job))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({gathering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not gathering.done():
+            gathering.cancel()
+            return Response(status_code=_CLIENT_GONE)
+        first = gathering.result()
+    finally:
+        leaving.cancel()
+        await asyncio.gather(gathering, leaving, return_exceptions=True)
+    if not job.stream:
+        return Response(answer.whole(first), media_type="application/json")
+    return StreamingResponse(
+        _events(answer, first, pieces),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+async def _gather(pieces: AsyncGenerator[Piece], job: Job) -> list[Piece]:
+    """The first piece of a stream (so that a refusal is an HTTP error), or everything."""
+    found: list[Piece] = []
+    async for piece in pieces:
+        found.append(piece)
+        if job.stream:
+            break
+    if not found:
+        raise Unavailable("the engine ended without an answer")
+    return found
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(
+    answer: Answer, first: list[Piece], rest: AsyncGenerator[Piece]
+) -> AsyncIterator[bytes]:
+    for piece in first:
+        for chunk in answer.chunks(piece):
+            yield chunk
+    try:
+        async with aclosing(rest):
+            async for piece in rest:
+                yield b"".join(answer.chunks(piece))
+    except CortexError as failed:
+        yield b"data: " + envelope_bytes(failed) + b"\n\n"
+
+
+def main() -> None:
+    """Load the model, then serve it until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m neuron_server.engines.embedded")
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
+    parser.add_argument("--name", required=True, help="the model's name in requests")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parallel", type=int, default=DEFAULT_PARALLEL)
+    parser.add_argument(
+        "--context", type=int, help="tokens a request may use; default: the model's"
+    )
+    options = parser.parse_args()
+    logs.set_up()
+    runner = load_runner(options.model, options.parallel)
+    asyncio.run(_serve(runner, options))
+
+
+async def _serve(runner: Any, options: argparse.Namespace) -> None:
+    engine = MistralEngine(runner, parallel=options.parallel, context=options.context)
+    config = uvicorn.Config(
+        create_app(engine, options.name),
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        await uvicorn.Server(config).serve()
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()
