@@ -1,0 +1,131 @@
+"""`cortex config`: what the files say, whether they are right, and where each value came from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.config_files import (
+    NAMES,
+    SYSTEM_DIR,
+    File,
+    json_schema,
+    kind_of,
+    read_any,
+    read_catalogue,
+    read_gateway,
+    system_file,
+    warnings,
+)
+from cortex_cli.listing import say, stdout_paint
+from cortex_cli.options import chosen, noun
+from cortex_cli.output import Output, as_text
+from cortex_cli.render.settings import setting_kind, settings
+from cortex_cli.render.template import template
+from cortex_common.errors import ConfigError, NotFound
+
+app = noun("Check and explain configuration files")
+
+Which = Annotated[File, typer.Argument(help="Which file")]
+FileOption = Annotated[
+    Path | None, typer.Option("--file", "-f", help="The file; default: the one in /etc/cortex")
+]
+
+
+@app.command(
+    "check", epilog="Examples: `cortex config check`, `cortex config check cortex.toml --strict`"
+)
+def check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE...]", help="Default: those in /etc/cortex")
+    ] = None,
+    *,
+    kind: Annotated[
+        File | None, typer.Option(help="What the files configure, if names do not tell")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors")] = False,
+) -> None:
+    """Check files; ends with 1 when one is wrong."""
+    paths = files or [p for p in map(system_file, File) if p is not None]
+    if not paths:
+        raise NotFound(
+            f"there are no configuration files in {SYSTEM_DIR}",
+            hints=("name the files, or write one with `cortex config init gateway > cortex.toml`",),
+        )
+    paint = stdout_paint()
+    wrong = doubtful = 0
+    for path in paths:
+        try:
+            found = _check(path, kind or kind_of(path))
+        except ConfigError as failed:
+            wrong += 1
+            for line in failed.message.splitlines():
+                say(f"{paint.bad('error:')} {line}")
+            for hint in failed.hints:
+                say(f"{paint.hint('hint:')} {hint}")
+        else:
+            doubtful += len(found)
+            for line in found:
+                say(f"{paint.warn('warning:')} {path}: {line}")
+            sys.stdout.write(f"{path}: ok\n")
+    if wrong or (strict and doubtful):
+        raise typer.Exit(1)
+
+
+def _check(path: Path, file: File) -> list[str]:
+    if file is not File.GATEWAY:
+        read_any(file, path, os.environ)
+        return []
+    gateway = read_gateway(path, os.environ)
+    try:
+        catalogue = read_catalogue(None, gateway, os.environ)
+    except ConfigError:
+        # A wrong catalogue is reported where it is checked; one that is named and absent is wrong here.
+        if not (path.parent / gateway.value.gateway.models).exists():
+            raise
+        return []
+    return warnings(gateway.value, catalogue.value)
+
+
+@app.command("show", epilog="Example: `cortex config show gateway --origin`")
+def show(
+    which: Which = File.GATEWAY,
+    *,
+    file: FileOption = None,
+    origin: Annotated[
+        bool, typer.Option("--origin", help="Also where each value came from")
+    ] = False,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Show the settings in force: file, environment and defaults."""
+    found = settings(read_any(which, file, os.environ))
+    form = chosen(output, as_json=json, quiet=False)
+    text = as_text(setting_kind(origin=origin), found, form, paint=stdout_paint())
+    sys.stdout.write(f"{text}\n")
+
+
+@app.command("schema", epilog="Example: `cortex config schema models > models.schema.json`")
+def schema(which: Which) -> None:
+    """Print a file's JSON schema, for editors."""
+    sys.stdout.write(json_schema(which))
+
+
+@app.command("init", epilog="Example: `cortex config init gateway > cortex.toml`")
+def init(which: Which) -> None:
+    """Print a file with every setting, explained and commented out."""
+    sys.stdout.write(template(which))
+
+
+@app.command("path")
+def path() -> None:
+    """Print which files are read when none is named."""
+    for file in File:
+        found = system_file(file)
+        state = "" if found else " (not there: defaults)"
+        sys.stdout.write(f"{file.value}  {SYSTEM_DIR / NAMES[file]}{state}\n")

@@ -1,0 +1,93 @@
+"""`cortex serve`: the two daemons."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from cortex_cli.config_files import read_catalogue, read_gateway, read_neuron
+from cortex_cli.options import noun
+from cortex_common import logs
+from cortex_common.errors import NotSupported
+
+app = noun("Run the gateway or a neuron")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings; default: in /etc/cortex, if there")
+]
+Check = Annotated[bool, typer.Option("--check", help="Check the settings and end")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error")]
+LogFormat = Annotated[
+    str,
+    typer.Option(help="console for people, json for collectors; default: console on a terminal"),
+]
+
+
+@app.command(
+    "gateway", epilog="Example: `cortex serve gateway --config cortex.toml --models models.toml`"
+)
+def gateway(
+    *,
+    config: Config = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", "-m", help="The catalogue; default: what the settings name"),
+    ] = None,
+    check: Check = False,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "",
+) -> None:
+    """Run the gateway: the API that clients talk to."""
+    settings = read_gateway(config, os.environ)
+    catalogue = read_catalogue(models, settings, os.environ)
+    if check:
+        sys.stdout.write("ok\n")
+        return
+    _set_up_logs(log_level, log_format)
+    try:
+        from cortex_server.app import serve
+    except ModuleNotFoundError as missing:
+        raise _not_installed(missing, "gateway") from missing
+    serve(settings, catalogue)
+
+
+@app.command("neuron", epilog="Example: `cortex serve neuron --config neuron.toml`")
+def neuron(
+    *,
+    config: Config = None,
+    check: Check = False,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "",
+) -> None:
+    """Run a neuron: the daemon of a GPU host."""
+    settings = read_neuron(config, os.environ)
+    if check:
+        sys.stdout.write("ok\n")
+        return
+    _set_up_logs(log_level, log_format)
+    try:
+        from neuron_server.app import serve
+    except ModuleNotFoundError as missing:
+        raise _not_installed(missing, "neuron") from missing
+    serve(settings)
+
+
+def _set_up_logs(level: str, fmt: str) -> None:
+    formats = get_args(logs.LogFormat)
+    if level not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter(f"{level!r} is not a level", param_hint="--log-level")
+    if fmt and fmt not in formats:
+        raise typer.BadParameter(f"{fmt!r} is not a format", param_hint="--log-format")
+    by_default: logs.LogFormat = "console" if sys.stderr.isatty() else "json"
+    logs.set_up(level, "json" if fmt == "json" else "console" if fmt else by_default)
+
+
+def _not_installed(missing: ModuleNotFoundError, extra: str) -> NotSupported:
+    return NotSupported(
+        f"the {extra} is not installed here: {missing.name} is missing",
+        hints=(f"pip install 'cortex-gpu[{extra}]'",),
+    )

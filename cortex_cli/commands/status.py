@@ -1,0 +1,68 @@
+"""`cortex status`: the fleet on one screen."""
+
+from __future__ import annotations
+
+import json as json_lines
+import os
+import sys
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.client import connect, run, target
+from cortex_cli.listing import stdout_paint
+from cortex_cli.options import chosen, verb
+from cortex_cli.output import API_VERSION, Output
+from cortex_cli.render.fleet import troubles
+from cortex_cli.render.status import status as draw
+from cortex_cli.render.yaml import to_yaml
+from cortex_cli.watch import watch as watch_fleet
+from cortex_common.fleet import SNAPSHOT, FleetSnapshot
+
+app = verb()
+
+
+@app.command(
+    epilog="Ends with 1 when something is wrong. Examples: `cortex status`, `cortex status -w`"
+)
+def status(
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+    watch: options.Watch = False,
+) -> None:
+    """Show the fleet on one screen: gateway, nodes, memory, trouble."""
+    form = chosen(output, as_json=json, quiet=False)
+    url = target(gateway, os.environ).url
+    if watch:
+        live = Output.JSONL if form is Output.JSON else form
+        run(watch_fleet(gateway, lambda snapshot: _text(snapshot, url, live)))
+        return
+    snapshot = run(_snapshot(gateway))
+    sys.stdout.write(f"{_text(snapshot, url, form)}\n")
+    if troubles(snapshot):
+        raise typer.Exit(1)
+
+
+async def _snapshot(gateway: str | None) -> FleetSnapshot:
+    async with connect(gateway) as client:
+        return await client.fleet()
+
+
+def _text(snapshot: FleetSnapshot, url: str, form: Output) -> str:
+    if form in {Output.TABLE, Output.WIDE}:
+        return draw(snapshot, url, stdout_paint())
+    if form is Output.NAME:
+        return "degraded" if troubles(snapshot) else "ok"
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "Status",
+        "gateway": url,
+        "troubles": troubles(snapshot),
+        "fleet": SNAPSHOT.dump_python(snapshot, mode="json"),
+    }
+    if form is Output.YAML:
+        return to_yaml(document)
+    indent = 2 if form is Output.JSON else None
+    return json_lines.dumps(document, indent=indent, ensure_ascii=False)

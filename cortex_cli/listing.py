@@ -1,0 +1,55 @@
+"""The one shape of all `ls` commands: ask the gateway, pick the items, write them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cortex_cli.client import connect, run
+from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.paint import Paint, paint_for
+from cortex_cli.watch import watch
+from cortex_common.fleet import FleetSnapshot
+
+Item = TypeVar("Item")
+
+
+def stdout_paint() -> Paint:
+    """Colour for what goes to stdout."""
+    return paint_for(sys.stdout, os.environ)
+
+
+def say(text: str) -> None:
+    """Tell the person something that is no data."""
+    sys.stderr.write(f"{text}\n")
+
+
+def list_fleet(
+    kind: Kind[Item],
+    select: Callable[[FleetSnapshot], Sequence[Item]],
+    *,
+    gateway: str | None,
+    output: Output,
+    headers: bool,
+    watching: bool,
+) -> None:
+    """Write the items of the fleet that a command is about, once or at each change."""
+    paint = stdout_paint()
+    if watching:
+        # A document that never ends can't be read by anybody; one object a line can.
+        live = Output.JSONL if output is Output.JSON else output
+        run(watch(gateway, lambda s: as_text(kind, select(s), live, paint=paint, headers=headers)))
+        return
+    items = select(run(_fleet(gateway)))
+    text = as_text(kind, items, output, paint=paint, headers=headers)
+    if text:
+        sys.stdout.write(f"{text}\n")
+    elif output in {Output.TABLE, Output.WIDE}:
+        say(kind.nothing)
+
+
+async def _fleet(gateway: str | None) -> FleetSnapshot:
+    async with connect(gateway) as client:
+        return await client.fleet()

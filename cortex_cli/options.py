@@ -1,0 +1,55 @@
+"""Options that several commands share, and the two shapes of a command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cortex_cli.output import Output
+
+Gateway = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        "-g",
+        metavar="URL|CONTEXT",
+        help="Which gateway; default: CORTEX_GATEWAY_URL, the current context, or http://127.0.0.1:8000",
+    ),
+]
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="Format of the data on stdout")
+]
+Json = Annotated[bool, typer.Option("--json", help="Short for -o json")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Names only, short for -o name")]
+NoHeaders = Annotated[bool, typer.Option("--no-headers", help="Leave the table's first line out")]
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Go on showing changes until interrupted")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def chosen(output: Output, *, as_json: bool, quiet: bool) -> Output:
+    """The format that -o and its two short forms ask for."""
+    if as_json:
+        return Output.JSON
+    return Output.NAME if quiet else output
+
+
+def noun(summary: str) -> typer.Typer:
+    """A command with commands below it, like `cortex models`."""
+    app = typer.Typer(
+        help=summary, add_completion=False, rich_markup_mode=None, no_args_is_help=True
+    )
+    # A callback keeps it a group while it has a single command.
+    app.callback()(_nothing)
+    return app
+
+
+def _nothing() -> None:
+    return None
+
+
+def verb() -> typer.Typer:
+    """A command of its own, like `cortex ps`."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -1,0 +1,299 @@
+"""What of a fleet snapshot stands in which column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from cortex_cli.output import Kind
+from cortex_cli.paint import Tone
+from cortex_cli.render.table import Column
+from cortex_common.fleet import (
+    DeviceView,
+    FleetSnapshot,
+    InstanceView,
+    ModelState,
+    ModelView,
+    NodeState,
+    NodeView,
+)
+from cortex_common.hardware import DeviceHealth
+from cortex_common.models import InstanceState
+from cortex_common.units import show_duration, show_mib
+
+_STATE_TONES = {
+    "ready": Tone.GOOD,
+    "up": Tone.GOOD,
+    "ok": Tone.GOOD,
+    "loading": Tone.WARN,
+    "connecting": Tone.WARN,
+    "draining": Tone.WARN,
+    "stopping": Tone.WARN,
+    "failed": Tone.BAD,
+    "unreachable": Tone.BAD,
+    "lost": Tone.BAD,
+    "unloaded": Tone.DIM,
+    "stopped": Tone.DIM,
+}
+
+
+def state_tone(state: str) -> Tone | None:
+    """The colour of a state's name."""
+    return _STATE_TONES.get(state)
+
+
+def device_list(indices: tuple[int, ...]) -> str:
+    """Device indices with runs drawn together: "0-3,6"."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def place(instance: InstanceView) -> str:
+    """Where an instance stands: "beast/0-1"."""
+    devices = device_list(instance.devices)
+    return f"{instance.node}/{devices}" if devices else instance.node
+
+
+def percent(part: float, whole: float) -> str:
+    """A share as "76%"; "–" of nothing."""
+    return f"{100 * part / whole:.0f}%" if whole else "–"
+
+
+def progress_text(instance: InstanceView) -> str:
+    """How far a load is: "61%", "weights", "~12s left"; empty when it does not load."""
+    if instance.state is not InstanceState.LOADING:
+        return ""
+    parts = [
+        f"{100 * instance.progress:.0f}%" if instance.progress is not None else "",
+        instance.stage or "",
+        f"~{show_duration(instance.eta_s)} left" if instance.eta_s is not None else "",
+    ]
+    return " ".join(p for p in parts if p)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """An instance with the moment it is seen at.
+
+    Attributes:
+        at: Unix seconds of the snapshot.
+        model_waiting: requests that wait for its model.
+    """
+
+    instance: InstanceView
+    at: float
+    model_waiting: int = 0
+
+
+def instance_rows(snapshot: FleetSnapshot) -> list[InstanceRow]:
+    """The loaded instances, by model and place."""
+    waiting = {m.id: m.waiting for m in snapshot.models}
+    rows = [InstanceRow(i, snapshot.at, waiting.get(i.model, 0)) for i in snapshot.instances()]
+    return sorted(rows, key=lambda r: (r.instance.model, r.instance.node, r.instance.devices))
+
+
+def _until(row: InstanceRow) -> str:
+    instance = row.instance
+    if instance.state is InstanceState.LOADING:
+        return progress_text(instance)
+    if instance.error:
+        return instance.error
+    if instance.pinned:
+        return "pinned"
+    if instance.in_flight:
+        return "in use"
+    return (
+        f"idle {show_duration(max(0.0, row.at - instance.last_used))}" if instance.last_used else ""
+    )
+
+
+def _total(count: int) -> str:
+    return f"{count:,}".replace(",", " ") if count else "0"
+
+
+INSTANCES: Kind[InstanceRow] = Kind(
+    kind="InstanceList",
+    adapter=TypeAdapter(InstanceRow),
+    columns=(
+        Column("NAME", lambda r: r.instance.model),
+        Column(
+            "STATE", lambda r: r.instance.state.value, tone=lambda r: state_tone(r.instance.state)
+        ),
+        Column("NODE/DEVICE", lambda r: place(r.instance)),
+        Column("VRAM", lambda r: show_mib(r.instance.vram_used_mb), right=True),
+        Column("CTX", lambda r: str(r.instance.context or "–"), right=True),
+        Column("ACTIVE", lambda r: str(r.instance.in_flight), right=True),
+        Column("WAITING", lambda r: str(r.model_waiting), right=True),
+        Column("REQUESTS", lambda r: _total(r.instance.requests), right=True),
+        Column("INSTANCE", lambda r: r.instance.id, wide=True),
+        Column("HARNESS", lambda r: r.instance.harness, wide=True),
+        Column(
+            "LOADED IN", lambda r: show_duration(r.instance.load_seconds), wide=True, right=True
+        ),
+        Column("ENDPOINT", lambda r: r.instance.url or "", wide=True),
+        Column("WHY HERE", lambda r: r.instance.reason or "", wide=True),
+        Column("USE", _until),
+    ),
+    name=lambda r: r.instance.model,
+    nothing="nothing is loaded",
+)
+
+
+def _model_places(model: ModelView) -> str:
+    return ", ".join(model.nodes)
+
+
+MODELS: Kind[ModelView] = Kind(
+    kind="ModelList",
+    adapter=TypeAdapter(ModelView),
+    columns=(
+        Column("NAME", lambda m: m.id),
+        Column("STATE", lambda m: m.state.value, tone=lambda m: state_tone(m.state)),
+        Column("NODES", _model_places),
+        Column("VRAM", lambda m: show_mib(m.vram_mb), right=True),
+        Column("CTX", lambda m: str(m.context or "–"), right=True),
+        Column("ACTIVE", lambda m: str(m.in_flight), right=True),
+        Column("WAITING", lambda m: str(m.waiting), right=True),
+        Column("REQUESTS", lambda m: _total(m.requests), right=True),
+        Column("HARNESS", lambda m: m.harness, wide=True),
+        Column("ALIASES", lambda m: ", ".join(m.aliases), wide=True),
+        Column("PINNED ON", lambda m: ", ".join(m.pinned_on), wide=True),
+        Column("TTFT P50", lambda m: _ms(m.ttft_p50_ms), wide=True, right=True),
+        Column("TTFT P95", lambda m: _ms(m.ttft_p95_ms), wide=True, right=True),
+        Column("ERROR", lambda m: m.error or "", wide=True, tone=lambda _m: Tone.BAD),
+    ),
+    name=lambda m: m.id,
+    nothing="the catalogue is empty; describe a model in models.toml",
+)
+
+
+def _ms(milliseconds: float | None) -> str:
+    return "–" if milliseconds is None else f"{milliseconds:.0f}ms"
+
+
+def node_memory(node: NodeView) -> tuple[int, int]:
+    """MiB used and MiB in total over a node's devices."""
+    return (
+        sum(d.vram_used_mb for d in node.devices),
+        sum(d.vram_total_mb for d in node.devices),
+    )
+
+
+def _node_state(node: NodeView) -> str:
+    return f"{node.state.value}, cordoned" if node.cordoned else node.state.value
+
+
+def _node_devices(node: NodeView) -> str:
+    names: dict[str, int] = {}
+    for device in node.devices:
+        names[device.name] = names.get(device.name, 0) + 1
+    return ", ".join(f"{count}× {name}" if count > 1 else name for name, count in names.items())
+
+
+def _node_vram(node: NodeView) -> str:
+    used, total = node_memory(node)
+    return f"{show_mib(used)}/{show_mib(total)}" if total else "–"
+
+
+NODES: Kind[NodeView] = Kind(
+    kind="NodeList",
+    adapter=TypeAdapter(NodeView),
+    columns=(
+        Column("NAME", lambda n: n.name),
+        Column("STATE", _node_state, tone=lambda n: state_tone(n.state)),
+        Column("DEVICES", _node_devices),
+        Column("VRAM", _node_vram, right=True),
+        Column("INSTANCES", lambda n: str(len(n.instances)), right=True),
+        Column("HARNESSES", lambda n: ", ".join(n.harnesses)),
+        Column("DRIVER", lambda n: n.driver_version or "", wide=True),
+        Column("CUDA", lambda n: n.cuda_version or "", wide=True),
+        Column("NEURON", lambda n: n.neuron_version, wide=True),
+        Column("OS", lambda n: n.os, wide=True),
+        Column("ENDPOINT", lambda n: n.endpoint, wide=True),
+        Column("NOTE", lambda n: n.reason or "; ".join(n.warnings)),
+    ),
+    name=lambda n: n.name,
+    nothing="the gateway knows no nodes; name them in cortex.toml under [[neurons]]",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A device, the node that it is in, and the models on it."""
+
+    node: str
+    device: DeviceView
+    models: tuple[str, ...]
+
+
+def device_rows(snapshot: FleetSnapshot) -> list[DeviceRow]:
+    """All devices in the order of nodes and indices."""
+    return [
+        DeviceRow(
+            node.name,
+            device,
+            tuple(i.model for i in node.instances if device.index in i.devices),
+        )
+        for node in snapshot.nodes
+        for device in node.devices
+    ]
+
+
+def _unit(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.0f}{unit}"
+
+
+DEVICES: Kind[DeviceRow] = Kind(
+    kind="DeviceList",
+    adapter=TypeAdapter(DeviceRow),
+    columns=(
+        Column("DEVICE", lambda r: f"{r.node}/{r.device.index}"),
+        Column("NAME", lambda r: r.device.name),
+        Column("USED", lambda r: show_mib(r.device.vram_used_mb), right=True),
+        Column("PROMISED", lambda r: show_mib(r.device.vram_reserved_mb), right=True),
+        Column("FOREIGN", lambda r: show_mib(r.device.vram_foreign_mb), right=True),
+        Column("AVAILABLE", lambda r: show_mib(r.device.vram_available_mb), right=True),
+        Column("TOTAL", lambda r: show_mib(r.device.vram_total_mb), right=True),
+        Column("UTIL", lambda r: _unit(r.device.utilization_pct, "%"), right=True),
+        Column("TEMP", lambda r: _unit(r.device.temp_c, "°C"), right=True),
+        Column("POWER", lambda r: _unit(r.device.power_w, "W"), right=True, wide=True),
+        Column("CC", lambda r: r.device.compute_capability or "", wide=True),
+        Column("UUID", lambda r: r.device.uuid, wide=True),
+        Column(
+            "HEALTH", lambda r: r.device.health.value, tone=lambda r: state_tone(r.device.health)
+        ),
+        Column("MODELS", lambda r: ", ".join(r.models)),
+    ),
+    name=lambda r: f"{r.node}/{r.device.index}",
+    nothing="no node offers a device",
+)
+
+
+def troubles(snapshot: FleetSnapshot) -> list[str]:
+    """What an operator should know first, worst first; empty when all is well."""
+    found = [
+        f"node {node.name} is unreachable: {node.reason or 'no answer'}"
+        for node in snapshot.nodes
+        if node.state is NodeState.UNREACHABLE
+    ]
+    for node in snapshot.nodes:
+        found += [
+            f"device {node.name}/{d.index} is lost: {d.reason or 'no reason given'}"
+            for d in node.devices
+            if d.health is DeviceHealth.LOST
+        ]
+        found += [f"node {node.name}: {w}" for w in node.warnings]
+    found += [
+        f"model {m.id} failed: {m.error or 'no reason given'}"
+        for m in snapshot.models
+        if m.state is ModelState.FAILED
+    ]
+    if not snapshot.nodes:
+        found.append("the gateway knows no nodes")
+    return found

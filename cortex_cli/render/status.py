@@ -1,0 +1,71 @@
+"""The fleet on one screen: what is typed first when something is wrong."""
+
+from __future__ import annotations
+
+from cortex_cli.paint import Paint, Tone
+from cortex_cli.render.fleet import (
+    INSTANCES,
+    instance_rows,
+    node_memory,
+    percent,
+    state_tone,
+    troubles,
+)
+from cortex_cli.render.table import printable, table
+from cortex_common.fleet import FleetSnapshot, ModelState, NodeState, NodeView
+from cortex_common.units import show_duration, show_mib
+
+_BAR = 20
+
+
+def status(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
+    """Summary, a line with a memory bar for each device, what is loaded, and what is wrong."""
+    blocks = [_summary(snapshot, url, paint)]
+    blocks += [_node(node, paint) for node in snapshot.nodes]
+    if rows := instance_rows(snapshot):
+        blocks.append(table(INSTANCES.columns, rows, paint=paint))
+    if found := troubles(snapshot):
+        blocks.append("\n".join(f"{paint.warn('!')} {printable(t)}" for t in found))
+    return "\n\n".join(blocks)
+
+
+def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
+    up = sum(n.state is NodeState.UP for n in snapshot.nodes)
+    ready = sum(m.state is ModelState.READY for m in snapshot.models)
+    memory = [node_memory(n) for n in snapshot.nodes]
+    used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
+    verdict = paint.warn("degraded") if troubles(snapshot) else paint.good("ok")
+    age = (
+        f" {snapshot.gateway_version} up {show_duration(snapshot.at - snapshot.started_at)}"
+        if snapshot.started_at
+        else ""
+    )
+    facts = [
+        f"gateway {paint.hint(url)}{age}",
+        f"nodes {up}/{len(snapshot.nodes)}",
+        f"models {ready}/{len(snapshot.models)} ready",
+        f"memory {show_mib(used)}/{show_mib(total)} {percent(used, total)}",
+        f"active {sum(m.in_flight for m in snapshot.models)}",
+        f"waiting {sum(m.waiting for m in snapshot.models)}",
+    ]
+    return f"{verdict}  " + "  ".join(facts)
+
+
+def _node(node: NodeView, paint: Paint) -> str:
+    state = paint.tone(node.state.value, state_tone(node.state))
+    cordoned = paint.warn(" cordoned") if node.cordoned else ""
+    about = f"  {paint.dim(node.reason)}" if node.reason else ""
+    lines = [f"{paint.bold(node.name)}  {state}{cordoned}  {paint.dim(node.endpoint)}{about}"]
+    for device in node.devices:
+        share = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else 0.0
+        full = Tone.BAD if share >= 0.95 else Tone.WARN if share >= 0.85 else Tone.GOOD
+        filled = round(_BAR * min(1.0, share))
+        bar = paint.tone("#" * filled, full) + "." * (_BAR - filled)
+        used, total = show_mib(device.vram_used_mb), show_mib(device.vram_total_mb)
+        busy = "" if device.utilization_pct is None else f"  {device.utilization_pct}% busy"
+        warm = "" if device.temp_c is None else f"  {device.temp_c}°C"
+        lines.append(
+            f"  {device.index}  {printable(device.name)}  [{bar}] {used}/{total}"
+            f"  {show_mib(device.vram_available_mb)} available{busy}{warm}"
+        )
+    return "\n".join(lines)

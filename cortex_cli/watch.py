@@ -1,0 +1,66 @@
+"""`--watch`: draw the fleet again at each change, and live through the gateway's absence."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from cortex_cli.client import connect
+from cortex_common.errors import AuthenticationFailed, CortexError, PermissionRefused
+from cortex_common.fleet import FleetSnapshot
+
+CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+_LONGEST_BACKOFF_S = 10.0
+_SHORTEST_FRAME_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The gateway is not to be had now.
+
+    Attributes:
+        why: the error's message.
+        retry_in_s: seconds until the next attempt.
+    """
+
+    why: str
+    retry_in_s: float
+
+
+async def follow(gateway: str | None) -> AsyncIterator[FleetSnapshot | Lost]:
+    """Every change of the fleet; after each loss of the gateway, attempts with growing pauses.
+
+    Raises:
+        AuthenticationFailed, PermissionRefused: waiting would not help.
+    """
+    pause = 0.5
+    while True:
+        try:
+            async with connect(gateway) as client:
+                async for snapshot in client.fleet_events():
+                    pause = 0.5
+                    yield snapshot
+            why = "the gateway ended the stream"
+        except (AuthenticationFailed, PermissionRefused):
+            raise
+        except CortexError as lost:
+            why = lost.message
+        yield Lost(why, pause)
+        await asyncio.sleep(pause)
+        pause = min(_LONGEST_BACKOFF_S, pause * 2)
+
+
+async def watch(gateway: str | None, draw: Callable[[FleetSnapshot], str]) -> None:
+    """Draw until interrupted: in place on a terminal, else one drawing after another."""
+    in_place = sys.stdout.isatty()
+    async for seen in follow(gateway):
+        if isinstance(seen, Lost):
+            sys.stderr.write(f"lost: {seen.why}; trying again in {seen.retry_in_s:.1f}s\n")
+            continue
+        sys.stdout.write(f"{CLEAR if in_place else ''}{draw(seen)}\n")
+        sys.stdout.flush()
+        if in_place:
+            # Changes can come faster than anybody reads; the newest is what counts.
+            await asyncio.sleep(_SHORTEST_FRAME_S)
