@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cortex_common.hardware import Device
+from cortex_common.hardware import Device, DeviceKind
 from cortex_common.models import LoadSpec
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What an engine's HTTP face does, so that the gateway need not find out by failing.
+    """What an engine's HTTP face does, so that nobody need find out by failing.
 
     Attributes:
         cancels_unstreamed: a client's disconnect ends a non-streaming request (mistral.rs: no).
-        usage_in_stream: how usage comes in a stream: as OpenAI's extra chunk when asked for, in
-            the finish chunk, or never.
+        usage_in_stream: how usage comes in a stream: as OpenAI's extra chunk when "asked" for, in
+            the "finish" chunk, or "never".
         routes: the OpenAI routes it has, such as "/v1/embeddings".
+        kinds: the devices it runs on, the preferred first.
+        exclusive_when_parallel: two instances that spread over several devices can't share a host.
     """
 
     cancels_unstreamed: bool = True
@@ -26,6 +29,8 @@ class EngineCapabilities:
     routes: frozenset[str] = field(
         default_factory=lambda: frozenset({"/v1/chat/completions", "/v1/completions"})
     )
+    kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
+    exclusive_when_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +40,12 @@ class Launch:
     Attributes:
         argv: program and arguments; never a shell line.
         env: variables beyond the supervisor's allow-list.
-        port: loopback port that the engine was told to listen on.
+        stop_signal: what asks the engine to end.
     """
 
     argv: tuple[str, ...]
-    env: Mapping[str, str]
-    port: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Probe:
         stage: what it is doing while not ready, for people.
         progress: 0 to 1 where the engine tells.
         context: tokens per request, where the engine tells.
+        parallel: requests computed side by side, where the engine tells.
         version: the engine's version, where it tells.
     """
 
@@ -59,27 +65,37 @@ class Probe:
     stage: str | None = None
     progress: float | None = None
     context: int | None = None
+    parallel: int | None = None
     version: str | None = None
 
 
 class Harness(Protocol):
-    """One kind of engine. Stateless: the runtime owns the instances."""
+    """One kind of engine, one process an instance. Stateless: the runtime owns the instances."""
 
     name: str
     capabilities: EngineCapabilities
 
-    def estimate_mb(self, spec: LoadSpec) -> int | None:
-        """MiB that one device needs for this spec; None when it can't be known before loading."""
+    def weights_mb(self, spec: LoadSpec) -> int | None:
+        """MiB of weights that a load reads; None when they are not on this host's disk."""
         ...
 
-    def launch(self, spec: LoadSpec, devices: Sequence[Device], port: int) -> Launch:
-        """How to start the engine.
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
+        """MiB that each device needs for this spec; None when it can't be known before loading."""
+        ...
+
+    def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
+        """How to start the engine so that it listens on host and port.
 
         Raises:
             BadRequest: the spec asks for what this engine can't do, or the weights are not there.
+            NotSupported: the engine's program is not on this host.
         """
         ...
 
-    async def probe(self, spec: LoadSpec, port: int) -> Probe:
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:
         """Ask a starting engine whether it is ready; refused connections are "not ready"."""
+        ...
+
+    async def in_flight(self, url: str) -> int | None:
+        """Requests that the engine has under way or queued; None when it does not tell."""
         ...

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cortex_common.config.section import Address, Section
+from cortex_common.config.section import Address, BaseUrl, Section
+from cortex_common.units import BYTES_PER_MIB, parse_size
+
+HarnessKind = Literal["embedded", "llamacpp", "mistralrs", "attach", "command"]
+
+
+def headroom_mib(text: str, total_mb: int) -> int:
+    """MiB that "512MiB" or "5%" leaves free of a device.
+
+    Raises:
+        ValueError: the text is neither a size nor a share.
+    """
+    if share := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text):
+        percent = float(share[1])
+        if percent > 100:
+            raise ValueError(f"{text!r} is more than all of it")
+        return round(total_mb * percent / 100)
+    return round(parse_size(text) / BYTES_PER_MIB)
+
+
+def _headroom(text: str) -> str:
+    headroom_mib(text, 0)
+    return text
+
+
+Headroom = Annotated[str, AfterValidator(_headroom)]
+"""A size like "512MiB", or a share of the device like "5%"."""
 
 
 class NeuronSection(Section):
@@ -20,6 +47,29 @@ class NeuronSection(Section):
     state_dir: Path = Path("/var/lib/cortex/neuron")
     """Where records of running engines and their logs are kept."""
 
+    on_stop: Literal["stop", "keep"] = "stop"
+    """What happens to the engines when the neuron is told to stop: "stop" drains and ends them, "keep" leaves
+    them running for the next neuron to adopt (what the systemd unit asks for)."""
+
+    drain_s: Annotated[float, Field(ge=0)] = 5.0
+    """Seconds that requests in flight may go on when the neuron stops its engines."""
+
+    token: str | None = None
+    """Bearer token that callers must send. Default: none is asked for."""
+
+    engine_access: Literal["auto", "direct"] = "auto"
+    """How requests reach engines. "auto": directly when this neuron listens on loopback, else relayed through it;
+    "direct": engines listen on `engine_host` themselves."""
+
+    engine_host: str | None = None
+    """Address that engines listen on when `engine_access` is "direct"."""
+
+    @model_validator(mode="after")
+    def _direct_needs_host(self) -> NeuronSection:
+        if self.engine_access == "direct" and self.engine_host is None:
+            raise ValueError("engine_access 'direct' needs engine_host")
+        return self
+
 
 class CpuSection(Section):
     """[cpu]: whether the host's processor and RAM are offered as a device."""
@@ -30,6 +80,26 @@ class CpuSection(Section):
     memory_mb: Annotated[int, Field(ge=1)] | None = None
     """MiB of RAM that engines may use. Default: all that the host has, less its headroom."""
 
+    headroom: Headroom | None = None
+    """RAM kept free: "2GiB" or "10%". Default: 10%, or nothing where `memory_mb` is set."""
+
+
+class DeviceEntry(Section):
+    """[[devices]]: settings of one GPU."""
+
+    uuid: str
+    """The driver's name for the card, as `nvidia-smi -L` shows it."""
+
+    headroom: Headroom
+    """VRAM kept free on this card."""
+
+
+class MemorySection(Section):
+    """[memory]: what is kept free on every GPU."""
+
+    headroom: Headroom = "512MiB"
+    """VRAM kept free: "512MiB" or "5%"; [[devices]] sets it for one card."""
+
 
 class HarnessEntry(Section):
     """[[harnesses]]: one kind of engine that this host can run."""
@@ -37,11 +107,46 @@ class HarnessEntry(Section):
     name: str
     """Name that profiles refer to: embedded, llamacpp, mistralrs, ..."""
 
+    kind: HarnessKind | None = None
+    """Which adapter drives it. Default: the one of the same name."""
+
     binary: Path | None = None
     """The engine's program. Default: found on PATH."""
 
     port_range: tuple[int, int] = (8100, 8199)
     """First and last loopback port for its engines."""
+
+    preset: Literal["vllm", "sglang", "comfyui"] | None = None
+    """Kind "command": start from the settings that this engine needs."""
+
+    command: tuple[str, ...] = ()
+    """Kind "command": program and arguments; {model}, {source}, {port}, {host}, {devices}, {device_count},
+    {context}, {parallel}, {vram_mb} are replaced, and an argument that needs an unset value is left out
+    together with the flag before it."""
+
+    health_path: str | None = None
+    """Kind "command": path that answers 200 once the engine is ready. Default: "/health"."""
+
+    stop_signal: Literal["TERM", "INT", "QUIT"] | None = None
+    """Kind "command": the signal that asks the engine to end. Default: "TERM"."""
+
+    routes: tuple[str, ...] = ()
+    """Kind "command": the OpenAI routes that it has. Default: chat/completions and completions."""
+
+    url: BaseUrl | None = None
+    """Kind "attach": base URL of an engine that someone else runs."""
+
+    unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9@._\\:-]+\.service$")] | None = None
+    """Kind "attach": the systemd unit behind it, started and restarted through systemctl."""
+
+    load_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that a load may take. Default: from the size of the weights, and longer while it makes progress."""
+
+    stop_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds that an engine may take to end before it is killed."""
+
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment for all its engines."""
 
     @field_validator("port_range")
     @classmethod
@@ -56,6 +161,8 @@ class NeuronConfig(Section):
 
     neuron: NeuronSection = NeuronSection()
     cpu: CpuSection = CpuSection()
+    memory: MemorySection = MemorySection()
+    devices: tuple[DeviceEntry, ...] = ()
     harnesses: tuple[HarnessEntry, ...] = ()
 
     @field_validator("harnesses")

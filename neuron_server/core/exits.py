@@ -1,0 +1,85 @@
+"""Why an engine ended, from its exit status and its last words."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ExitKind(StrEnum):
+    """What an operator does next depends on this."""
+
+    BAD_ARGUMENTS = "bad_arguments"
+    OUT_OF_MEMORY = "out_of_memory"
+    PORT_TAKEN = "port_taken"
+    CRASH = "crash"
+    KILLED = "killed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """An engine's end, for people: `message` carries the last lines of its log."""
+
+    kind: ExitKind
+    message: str
+
+
+_PORT_TAKEN = re.compile(
+    r"address (is )?already in use|couldn't bind|bind\(\) failed|EADDRINUSE", re.IGNORECASE
+)
+_MEMORY = re.compile(
+    r"out of memory|out_of_memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|failed to allocate"
+    r"|unable to allocate|MemoryError|std::bad_alloc|cannot allocate memory|\bOOM\b",
+    re.IGNORECASE,
+)
+_ARGUMENTS = re.compile(
+    r"unrecognized arguments|unknown argument|invalid argument:|unexpected argument"
+    r"|the following arguments are required|error: argument|invalid value .* for '|no such option",
+    re.IGNORECASE,
+)
+_MOST_LINES = 12
+_FATAL_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+
+
+def classify(status: int | None, last_lines: Sequence[str]) -> Exit:
+    """Say why an engine ended.
+
+    Args:
+        status: as subprocess reports it: negative for a signal; None where it is not known (an adopted engine is
+            no child of this process).
+        last_lines: the end of its log.
+    """
+    tail = [line.rstrip() for line in last_lines if line.strip()][-_MOST_LINES:]
+    text = "\n".join(tail)
+    kind, what = _kind(status, text)
+    return Exit(kind, f"{what}; its last words:\n{text}" if tail else f"{what} without a word")
+
+
+def _kind(status: int | None, text: str) -> tuple[ExitKind, str]:
+    how = _how(status)
+    if status == 0:
+        return ExitKind.ENDED, f"the engine ended by itself ({how})"
+    if _PORT_TAKEN.search(text):
+        return ExitKind.PORT_TAKEN, f"another process had the engine's port ({how})"
+    if _MEMORY.search(text):
+        return ExitKind.OUT_OF_MEMORY, f"the engine ran out of memory ({how})"
+    if status == 2 or _ARGUMENTS.search(text):
+        return ExitKind.BAD_ARGUMENTS, f"the engine did not accept its arguments ({how})"
+    if status is not None and status < 0 and -status not in _FATAL_SIGNALS:
+        return ExitKind.KILLED, f"the engine was killed from outside ({how})"
+    return ExitKind.CRASH, f"the engine crashed ({how})"
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "exit status unknown"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
