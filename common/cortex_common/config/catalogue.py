@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cortex_common.config.section import Section
+from cortex_common.hardware import DeviceKind
 from cortex_common.models import LoadSpec
+from cortex_common.units import parse_duration
+
+
+def _seconds(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+"""Seconds, written as a number or as a text like "90s", "10m" or "1h30m"."""
+
+
+class Replicas(Section):
+    """[models.replicas]: how many instances of a model the fleet may run."""
+
+    min: Annotated[int, Field(ge=0)] = 0
+    """Instances that are kept loaded; eviction leaves this many."""
+
+    max: Annotated[int, Field(ge=1)] = 1
+    """Instances that may run side by side. A further one is started when requests queue and room is free."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
 
 
 class ModelProfile(Section):
@@ -35,8 +61,27 @@ class ModelProfile(Section):
     min_devices: Annotated[int, Field(ge=1, le=64)] = 1
     """How many devices it is spread over."""
 
+    max_devices: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Most devices it may be spread over where `min_devices` of them have no room; tried in doublings of
+    `min_devices`, which are the tensor-parallel sizes that divide. Default: `min_devices`."""
+
     min_device_vram_mb: Annotated[int, Field(ge=0)] = 0
     """Smallest total VRAM in MiB that a device must have to be considered."""
+
+    device_kind: DeviceKind | None = None
+    """Only devices of this kind, "cuda" or "cpu". Default: any, GPUs first."""
+
+    min_compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d+$")] | None = None
+    """Least CUDA compute capability, such as "8.9"."""
+
+    mixed_devices: bool = False
+    """Allow cards of different types to share it."""
+
+    nodes: tuple[str, ...] = ()
+    """Nodes that may run it. Default: all."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have, as given in its [[neurons]] entry."""
 
     context: Annotated[int, Field(ge=1)] | None = None
     """Tokens a request may use, prompt and answer. Default: the model's own."""
@@ -47,6 +92,21 @@ class ModelProfile(Section):
     pinned_on: tuple[str, ...] = ()
     """Nodes on which it is never evicted."""
 
+    priority: int = 0
+    """Under the "priority" strategy the lowest is evicted first."""
+
+    ttl: Duration | None = None
+    """Seconds without a request after which it is unloaded; 0 never. Default: [eviction] idle_ttl."""
+
+    preload: bool = False
+    """Load it when the gateway starts, where there is room."""
+
+    replicas: Replicas = Replicas()
+    """How many instances may run."""
+
+    max_waiting: Annotated[int, Field(ge=1)] | None = None
+    """Requests that may wait for it to load; further ones get 429. Default: [placement] max_waiting."""
+
     aliases: tuple[str, ...] = ()
     """Other names under which clients may ask for it."""
 
@@ -56,8 +116,23 @@ class ModelProfile(Section):
     env: dict[str, str] = Field(default_factory=dict)
     """Further environment variables for the engine."""
 
-    def spec(self, devices: tuple[int, ...] = (), instance_id: str | None = None) -> LoadSpec:
-        """What a node is asked to load."""
+    def spec(
+        self,
+        devices: tuple[int, ...] = (),
+        instance_id: str | None = None,
+        *,
+        device_mb: int | None = None,
+    ) -> LoadSpec:
+        """What a node is asked to load.
+
+        Args:
+            devices: indices on the node; empty lets the node choose.
+            instance_id: what the instance is to be called.
+            device_mb: MiB that each device must have; None takes `vram_mb`, shared evenly.
+        """
+        shared = max(self.min_devices, len(devices))
+        if device_mb is None and self.vram_mb is not None:
+            device_mb = -(-self.vram_mb // shared)
         return LoadSpec(
             model_id=self.id,
             harness=self.harness,
@@ -65,11 +140,11 @@ class ModelProfile(Section):
             source=self.source,
             file=self.file,
             quant=self.quant,
-            tensor_parallel=max(self.min_devices, len(devices)),
+            tensor_parallel=shared,
             devices=devices,
             context=self.context,
             parallel=self.parallel,
-            vram_mb=None if self.vram_mb is None else -(-self.vram_mb // self.min_devices),
+            vram_mb=device_mb,
             args=self.args,
             env=self.env,
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from cortex_common.config.catalogue import Duration
 from cortex_common.config.section import Address, BaseUrl, Section
 
 
@@ -29,6 +30,10 @@ class GatewaySection(Section):
     cold_start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that a request waits for a model that is being loaded before it is told to come back later."""
 
+    cold_start_comment_after_s: Annotated[float, Field(ge=0)] = 5.0
+    """Seconds that a streamed request waits for a load before comments keep its stream alive, and between them.
+    0 sends none: then errors during the load come as HTTP errors, however late."""
+
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     """Seconds to connect to an engine or a node before trying elsewhere."""
 
@@ -38,15 +43,48 @@ class GatewaySection(Section):
     idle_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds of silence inside an answer before the engine is given up."""
 
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds that requests under way may go on after the gateway was told to stop."""
+
 
 class EvictionSection(Section):
     """[eviction]: which models make room for others."""
 
-    strategy: Literal["lru"] = "lru"
-    """How victims are chosen: "lru" takes the one whose last request ended longest ago."""
+    strategy: Literal["lru", "priority", "cost"] = "lru"
+    """How victims are chosen: "lru" takes the one whose last request ended longest ago, "priority" the
+    lowest `priority` and then the same, "cost" the one whose absence is expected to cost least: measured
+    seconds of its load times how often it is asked for, for the memory that is needed."""
+
+    idle_ttl: Duration = 0.0
+    """Seconds without a request after which a model is unloaded; 0 never. A profile's `ttl` wins."""
+
+    min_residency: Duration = 30.0
+    """An instance is not evicted before it was ready for as long as its load took, at most this long, unless
+    nothing else makes room."""
+
+    drain_timeout: Duration = 300.0
+    """Seconds that an instance which has to make room may go on answering the requests that it has. Beyond
+    them it stays, and other room is looked for."""
 
     defrag_after_cycles: Annotated[int, Field(ge=0)] = 50
     """Loads and unloads on a node after which an attached engine is restarted; 0 never."""
+
+
+class PlacementSection(Section):
+    """[placement]: where models are loaded, and who waits how long for that."""
+
+    prefer: Literal["pack", "spread"] = "pack"
+    """Which device with room is taken: "pack" the tightest, which keeps large blocks whole; "spread" the emptiest."""
+
+    patience: Duration = 5.0
+    """Seconds that a request waits for room which busy models hold before one of them is drained for it."""
+
+    max_waiting: Annotated[int, Field(ge=1)] = 1000
+    """Requests that may wait for one model to load; further ones get 429."""
+
+    scale_out_after: Duration = 10.0
+    """Seconds for which all slots of a model must be taken before a further instance is started, where its
+    `replicas.max` allows one and room is free."""
 
 
 class NeuronEntry(Section):
@@ -58,12 +96,16 @@ class NeuronEntry(Section):
     endpoint: BaseUrl
     """URL of the host's neuron."""
 
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that profiles can ask for, such as {rack = "a2"}."""
+
 
 class GatewayConfig(Section):
     """All of cortex.toml."""
 
     gateway: GatewaySection = GatewaySection()
     eviction: EvictionSection = EvictionSection()
+    placement: PlacementSection = PlacementSection()
     neurons: tuple[NeuronEntry, ...] = ()
 
     @field_validator("neurons")
