@@ -1,0 +1,81 @@
+"""What those are told who wait in vain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cortex_common.errors import (
+    Busy,
+    CortexError,
+    DoesNotFit,
+    LoadFailed,
+    ModelLoading,
+    NoHealthyNode,
+)
+from cortex_server.core.explain import Refusal
+
+if TYPE_CHECKING:
+    from cortex_server.core.scheduler import Underway
+
+SHOWN = 16
+"""Refusals that an error carries; `cortex plan load MODEL` shows all."""
+
+
+def load_failed(model: str, reason: str, retry_after: float) -> LoadFailed:
+    """The engine could not load it."""
+    return LoadFailed(
+        f"model {model!r} could not be loaded: {reason}",
+        hints=(f"cortex models logs {model}",),
+        retry_after=retry_after,
+    )
+
+
+def queue_full(model: str, most: int) -> Busy:
+    """Too many wait already."""
+    return Busy(
+        f"{most} requests wait for model {model!r} already",
+        hints=("raise [placement] max_waiting, or replicas.max of the model",),
+        retry_after=5.0,
+    )
+
+
+def still_loading(model: str, load: Underway | None) -> ModelLoading:
+    """The deadline came first."""
+    state = load.stage.value if load else "waiting_for_room"
+    node = load.order.plan.node if load else None
+    return ModelLoading(
+        f"model {model!r} is not ready yet",
+        hints=("repeat the request; the load goes on", "cortex ps shows how far it is"),
+        retry_after=5.0,
+        details={"loading": {"state": state, "node": node, "eta_s": None}},
+    )
+
+
+def impossible(model: str, refusals: tuple[Refusal, ...], *, no_node: bool) -> CortexError:
+    """No node could hold it, however long one waited."""
+    shown = [
+        {
+            "node": r.node,
+            "device": r.device,
+            "reason": r.reason,
+            "missing_mb": r.missing_mb,
+            "reclaimable_mb": r.reclaimable_mb,
+        }
+        for r in refusals[:SHOWN]
+    ]
+    if no_node:
+        return NoHealthyNode(
+            f"no node that could serve model {model!r} answers",
+            hints=("cortex nodes ls", "systemctl status neuron on the nodes"),
+            retry_after=5.0,
+            details={"refusals": shown},
+        )
+    why = "; ".join(
+        f"{r.node}{'' if r.device is None else f'/{r.device}'}: {r.reason}" for r in refusals[:3]
+    )
+    more = f" (and {len(refusals) - 3} more)" if len(refusals) > 3 else ""
+    return DoesNotFit(
+        f"model {model!r} fits on no device: {why}{more}",
+        hints=(f"cortex plan load {model}",),
+        details={"refusals": shown},
+    )

@@ -1,0 +1,77 @@
+"""Why a model is not placed where it is not: the ledger that plans and refusals show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_server.core.fit import Shape, Where, device_refusal, node_refusal
+from cortex_server.core.policy import Policy
+from cortex_server.core.rooms import NodeRoom, frees
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why one device, or a whole node (device None), does not take a model.
+
+    Attributes:
+        missing_mb: MiB that it lacks now; None when memory is not the reason.
+        reclaimable_mb: MiB on it that unpinned instances hold.
+    """
+
+    node: str
+    device: int | None
+    reason: str
+    missing_mb: int | None = None
+    reclaimable_mb: int = 0
+
+
+def refusals(
+    profile: ModelProfile,
+    where: Where,
+    layouts: Sequence[Shape],
+    rooms: Sequence[NodeRoom],
+    policy: Policy,
+) -> tuple[Refusal, ...]:
+    """One reason for each device, or for a node whose devices need not be looked at."""
+    found: list[Refusal] = []
+    for room in rooms:
+        labels = policy.labels.get(room.node.name)
+        if (reason := node_refusal(profile, room.node, where, labels)) is not None:
+            found.append(Refusal(room.node.name, None, reason))
+        else:
+            found.extend(_of_devices(profile, where, layouts, room))
+    return tuple(found)
+
+
+def _of_devices(
+    profile: ModelProfile, where: Where, layouts: Sequence[Shape], room: NodeRoom
+) -> list[Refusal]:
+    reclaimable: dict[int, int] = {}
+    for instance in room.instances:
+        if not instance.pinned:
+            for index, mb in frees(instance).items():
+                reclaimable[index] = reclaimable.get(index, 0) + mb
+    if not room.devices:
+        return [Refusal(room.node.name, None, "the node has no device")]
+    found: list[Refusal] = []
+    for device in room.devices:
+        may_free = reclaimable.get(device.index, 0)
+        reason = device_refusal(profile, device, where)
+        needs = [s for s in layouts if s.kind is device.kind]
+        if reason is not None or not needs:
+            reason = reason or f"no layout of the model uses a {device.kind} device"
+            found.append(Refusal(room.node.name, device.index, reason, None, may_free))
+            continue
+        least = min(needs, key=lambda s: s.size.device_mb)
+        need, have = least.size.device_mb, device.available_mb
+        if need > have:
+            text = f"needs {need} MiB ({least.size.source}), {have} available"
+            if may_free:
+                text += f", {may_free} held by instances that could go"
+            found.append(Refusal(room.node.name, device.index, text, need - have, may_free))
+        else:
+            text = f"has room, but {least.devices} such devices are needed together"
+            found.append(Refusal(room.node.name, device.index, text, None, may_free))
+    return found

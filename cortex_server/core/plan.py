@@ -1,0 +1,382 @@
+"""What to do for a model that somebody wants: serve, join, load, wait, or say why nothing can be done.
+
+`plan` only decides; the same inputs give the same plan. In order of preference: a ready instance; a load under way;
+a load with no eviction; the eviction that loses least; waiting for room that busy or young instances hold; impossible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.fleet import InstanceView, NodeState
+from cortex_common.models import InstanceId, InstanceState, ModelId
+from cortex_server.core.evict import UNKNOWN, Choice, Standing, Victim, Worth, cheapest, worth
+from cortex_server.core.explain import Refusal, refusals
+from cortex_server.core.fit import (
+    ANYWHERE,
+    Shape,
+    Sizes,
+    Where,
+    device_sets,
+    node_refusal,
+    shapes,
+    suitable,
+    with_room,
+)
+from cortex_server.core.policy import Policy, Prefer
+from cortex_server.core.rooms import DeviceRoom, NodeRoom, frees, is_serving
+
+_NO_LABELS: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a plan is made from.
+
+    Attributes:
+        rooms: every node with its room.
+        now: Unix seconds.
+        sizes: what is known about sizes beyond the profiles.
+        standings: what is known about models beyond their instances.
+        stored: names of the nodes that have loaded a model before, whose disk therefore has its weights.
+    """
+
+    rooms: Sequence[NodeRoom]
+    now: float
+    sizes: Sizes = field(default_factory=dict)
+    standings: Mapping[ModelId, Standing] = field(default_factory=dict)
+    stored: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Instances are ready."""
+
+    instances: tuple[InstanceId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A load is under way on this node; None of the instance when only promised."""
+
+    node: str
+    instance: InstanceId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load it there, after these evictions.
+
+    Attributes:
+        shape: over how many devices, with how much on each.
+        evictions: instances that go first, the least loss first.
+        why: the reason for the place, for people.
+    """
+
+    node: str
+    devices: tuple[int, ...]
+    shape: Shape
+    evictions: tuple[InstanceId, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """There will be room, but not now.
+
+    Attributes:
+        instances: what holds it.
+        why: what is waited for, for people.
+    """
+
+    instances: tuple[InstanceId, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """Waiting would not help.
+
+    Attributes:
+        refusals: the reason for each node and device.
+        no_node: not one node answers that could be asked at all.
+    """
+
+    refusals: tuple[Refusal, ...]
+    no_node: bool
+
+
+Plan = Serve | Join | Load | Wait | Impossible
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted.
+
+    Attributes:
+        profile: of the model.
+        where: on which node and devices.
+        waited_s: how long the one who waits longest has waited; how much may be disturbed depends on it.
+        another: a further instance, whatever is ready or loading already.
+        may_evict: whether others may go for it.
+        spared: instances that lately would not drain.
+        avoid: nodes that lately refused or lost it.
+    """
+
+    profile: ModelProfile
+    where: Where = ANYWHERE
+    waited_s: float = 0.0
+    another: bool = False
+    may_evict: bool = True
+    spared: frozenset[InstanceId] = frozenset()
+    avoid: frozenset[str] = frozenset()
+
+
+def plan(wish: Wish, world: World, policy: Policy) -> Plan:
+    """Decide what is to be done for a wish; see the module."""
+    model = ModelId(wish.profile.id)
+    if not wish.another and (found := _present(model, wish.where, world)) is not None:
+        return found
+    rooms = [r for r in world.rooms if not _refused(wish, r, policy)]
+    layouts = shapes(wish.profile, world.sizes)
+    for shape in layouts:
+        if (free := _free_place(wish, shape, rooms, world, policy)) is not None:
+            return free
+    if wish.may_evict and (made := _made_place(wish, layouts, rooms, world, policy)) is not None:
+        return made
+    if (soon := _room_to_come(wish, layouts, rooms, world)) is not None:
+        return soon
+    asked = [r for r in world.rooms if r.node.state is NodeState.UP]
+    return Impossible(refusals(wish.profile, wish.where, layouts, world.rooms, policy), not asked)
+
+
+def _refused(wish: Wish, room: NodeRoom, policy: Policy) -> bool:
+    if room.node.name in wish.avoid:
+        return True
+    labels = policy.labels.get(room.node.name, _NO_LABELS)
+    return node_refusal(wish.profile, room.node, wish.where, labels) is not None
+
+
+def _present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
+    ready: list[InstanceId] = []
+    loading: Join | None = None
+    for room in world.rooms:
+        if where.node is not None and room.node.name != where.node:
+            continue
+        if model in room.models:
+            for i in room.instances:
+                if i.model != model or (where.devices and set(i.devices) != set(where.devices)):
+                    continue
+                if is_serving(room, i):
+                    ready.append(i.id)
+                elif i.state is InstanceState.LOADING and room.node.state is NodeState.UP:
+                    loading = loading or Join(room.node.name, i.id)
+        if model in room.promised:
+            loading = loading or Join(room.node.name, None)
+    return Serve(tuple(ready)) if ready else loading
+
+
+def _free_place(
+    wish: Wish, shape: Shape, rooms: Iterable[NodeRoom], world: World, policy: Policy
+) -> Load | None:
+    """Where the shape has room as things are: weights on disk first, then as the policy prefers."""
+    need = shape.size.device_mb
+    stored = world.stored.get(ModelId(wish.profile.id), frozenset())
+    spread = policy.prefer is Prefer.SPREAD or not need
+    best: tuple[bool, int, NodeRoom, tuple[DeviceRoom, ...]] | None = None
+    for room in rooms:
+        if room.most_mb.get(shape.kind, -1) < need:
+            continue
+        devices = suitable(wish.profile, room, shape, wish.where)
+        found = with_room(devices, shape, mixed=wish.profile.mixed_devices, prefer=policy.prefer)
+        if found is None:
+            continue
+        left = sum(d.available_mb for d in found)
+        key = (room.node.name not in stored, -left if spread else left)
+        if best is None or key < best[:2]:
+            best = (*key, room, found)
+    if best is None:
+        return None
+    fresh, _, room, found = best
+    taste = "the most room" if spread else "the tightest room"
+    why = taste if fresh else f"its weights are on that disk; {taste} there"
+    return Load(room.node.name, tuple(sorted(d.index for d in found)), shape, (), why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A choice of victims with the place that it makes room in."""
+
+    room: NodeRoom
+    devices: tuple[DeviceRoom, ...]
+    shape: Shape
+    choice: Choice
+
+
+def _made_place(
+    wish: Wish, layouts: Sequence[Shape], rooms: Sequence[NodeRoom], world: World, policy: Policy
+) -> Load | Wait | None:
+    """The eviction that loses least; a wait where only young or busy instances could go, until patience ends."""
+    patient = wish.waited_s < policy.patience_s
+    for tier, what in enumerate(("idle", "lately loaded", "busy")):
+        for shape in layouts:
+            place = _cheapest_place(wish, shape, rooms, world, policy, tier)
+            if place is None:
+                continue
+            victims = tuple(v.id for v in place.choice.victims)
+            if tier and patient:
+                return Wait(
+                    victims, f"the room is held by {what} instances on {place.room.node.name}"
+                )
+            return Load(
+                place.room.node.name,
+                tuple(sorted(d.index for d in place.devices)),
+                place.shape,
+                victims,
+                f"least lost by evicting {what} instances ({policy.strategy})",
+            )
+    return None
+
+
+def _cheapest_place(
+    wish: Wish,
+    shape: Shape,
+    rooms: Sequence[NodeRoom],
+    world: World,
+    policy: Policy,
+    tier: int,
+) -> _Place | None:
+    """The least loss over all nodes; nodes are tried by a lower bound of it, so that few are searched."""
+    need = shape.size.device_mb
+    guard = _Guard(world, policy, wish, tier)
+    able = [r for r in rooms if r.reach_mb.get(shape.kind, -1) >= need]
+    bounds = [(guard.bound(r), at, r) for at, r in enumerate(able)]
+    bounds.sort(key=lambda b: b[:2])
+    best: _Place | None = None
+    for bound, _, room in bounds:
+        if best is not None and bound > best.choice.worth:
+            break
+        victims = guard.candidates(room)
+        devices = suitable(wish.profile, room, shape, wish.where)
+        for chosen in device_sets(devices, shape.devices, mixed=wish.profile.mixed_devices):
+            missing = {d.index: need - d.available_mb for d in chosen}
+            choice = cheapest(policy.strategy, victims, missing)
+            if choice is None or not guard.keeps_enough(choice):
+                continue
+            if best is None or choice.worth < best.choice.worth:
+                best = _Place(room, chosen, shape, choice)
+    return best
+
+
+class _Guard:
+    """Who may be evicted for a wish at a tier: 0 idle and settled, 1 also young, 2 also busy."""
+
+    def __init__(self, world: World, policy: Policy, wish: Wish, tier: int) -> None:
+        self._world = world
+        self._policy = policy
+        self._spared = wish.spared
+        self._model = ModelId(wish.profile.id)
+        self._tier = tier
+        self._models: dict[InstanceId, ModelId] = {}
+        self._ready: dict[ModelId, int] = {}
+
+    def bound(self, room: NodeRoom) -> Worth:
+        """No set of victims on this node is worth less; infinite when nobody there may go."""
+        if self._policy.strategy == "lru" and self._tier < 2:
+            return (room.oldest,)
+        found = [self._worth(i) for i in room.instances if self._may_go(i)]
+        return min(found, default=(float("inf"),))
+
+    def candidates(self, room: NodeRoom) -> list[Victim]:
+        """Instances of the node that may go."""
+        found = [i for i in room.instances if self._may_go(i)]
+        self._models |= {i.id: i.model for i in found}
+        return [Victim(i.id, frees(i), self._worth(i)) for i in found]
+
+    def keeps_enough(self, choice: Choice) -> bool:
+        """Whether every model keeps the instances that its profile wants kept."""
+        going: dict[ModelId, int] = {}
+        for victim in choice.victims:
+            model = self._models[victim.id]
+            going[model] = going.get(model, 0) + 1
+        return all(
+            self._ready_count(model) - n >= self._standing(model).keep
+            for model, n in going.items()
+            if self._standing(model).keep
+        )
+
+    def _may_go(self, instance: InstanceView) -> bool:
+        if instance.pinned or instance.state is not InstanceState.READY:
+            return False
+        if instance.model == self._model or instance.id in self._spared:
+            return False
+        if instance.in_flight:
+            return self._tier >= 2
+        if self._tier == 0 and self._is_young(instance):
+            return False
+        keep = self._standing(instance.model).keep
+        return not keep or self._ready_count(instance.model) > keep
+
+    def _is_young(self, instance: InstanceView) -> bool:
+        took = instance.load_seconds or 0.0
+        ready_for = self._world.now - instance.started_at - took
+        return ready_for < min(took, self._policy.min_residency_s)
+
+    def _standing(self, model: ModelId) -> Standing:
+        return self._world.standings.get(model, UNKNOWN)
+
+    def _worth(self, instance: InstanceView) -> Worth:
+        return worth(self._policy.strategy, instance, self._standing(instance.model))
+
+    def _ready_count(self, model: ModelId) -> int:
+        if model not in self._ready:
+            self._ready[model] = sum(
+                i.model == model and is_serving(room, i)
+                for room in self._world.rooms
+                if model in room.models
+                for i in room.instances
+            )
+        return self._ready[model]
+
+
+def _room_to_come(
+    wish: Wish, layouts: Sequence[Shape], rooms: Iterable[NodeRoom], world: World
+) -> Wait | None:
+    """Room that comes without anybody being evicted now: loads that end, drains, nodes not heard of yet."""
+    for room in world.rooms:
+        named = wish.where.node is None or room.node.name == wish.where.node
+        if room.node.state is NodeState.CONNECTING and named:
+            return Wait((), f"node {room.node.name} has not answered yet")
+    for room in rooms:
+        holders = tuple(i.id for i in room.instances if _is_moving(i, wish))
+        if not holders and not room.promised:
+            continue
+        held: dict[int, int] = {}
+        for i in room.instances:
+            if i.id in holders or (wish.may_evict and _may_move(i, wish, world)):
+                for index, mb in frees(i).items():
+                    held[index] = held.get(index, 0) + mb
+        for shape in layouts:
+            devices = suitable(wish.profile, room, shape, wish.where)
+            need = shape.size.device_mb
+            able = tuple(d for d in devices if d.available_mb + held.get(d.index, 0) >= need)
+            sets = device_sets(able, shape.devices, mixed=wish.profile.mixed_devices)
+            if next(sets, None) is not None:
+                return Wait(holders, f"room on {room.node.name} is in use or on its way")
+    return None
+
+
+def _is_moving(instance: InstanceView, wish: Wish) -> bool:
+    """Whether its memory may come free, or become evictable, without anything being decided now."""
+    if instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}:
+        return True
+    if instance.pinned or not wish.may_evict:
+        return False
+    return instance.state is InstanceState.LOADING or instance.id in wish.spared
+
+
+def _may_move(instance: InstanceView, wish: Wish, world: World) -> bool:
+    standing = world.standings.get(instance.model, UNKNOWN)
+    return not instance.pinned and instance.model != wish.profile.id and not standing.keep

@@ -1,0 +1,229 @@
+"""The room on each node as placement sees it: what the node said, plus what is decided and not yet visible there.
+
+Building this for a node costs far more than asking it, so a `Rooms` keeps what it built for each `NodeView`
+and builds again only for nodes that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
+from cortex_common.hardware import DeviceHealth, DeviceKind
+from cortex_common.models import InstanceId, InstanceState, ModelId
+
+Pins = frozenset[tuple[ModelId, str | None]]
+"""Pins set by operators: a model on a node, or on any (None)."""
+
+TAKING_MEMORY = frozenset(
+    {
+        InstanceState.LOADING,
+        InstanceState.READY,
+        InstanceState.DRAINING,
+        InstanceState.STOPPING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Memory that a decided load will take and its node does not show yet."""
+
+    instance: InstanceId
+    model: ModelId
+    node: str
+    devices: tuple[int, ...]
+    device_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """What is decided and not yet visible in a snapshot.
+
+    Attributes:
+        promises: of loads under way.
+        leaving: instances that are being drained or unloaded to make room; their memory belongs to the
+            promise that they leave for.
+        gone: instances that have left, whatever an old snapshot says.
+        pins: set by operators.
+    """
+
+    promises: tuple[Promise, ...] = ()
+    leaving: frozenset[InstanceId] = frozenset()
+    gone: frozenset[InstanceId] = frozenset()
+    pins: Pins = frozenset()
+
+
+NOTHING = Overlay()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRoom:
+    """A device with what a new instance can be promised on it."""
+
+    index: int
+    kind: DeviceKind
+    name: str
+    total_mb: int
+    available_mb: int
+    capability: tuple[int, ...]
+    health: DeviceHealth
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRoom:
+    """A node with its room.
+
+    Attributes:
+        devices: by index.
+        by_available: the same, the least available memory first.
+        instances: those that take memory, pins applied, leaving ones draining, gone ones left out.
+        most_mb: of each kind, the most that one device has available.
+        reach_mb: of each kind, the most that one device could have with every instance gone that is not pinned.
+        oldest: the least `last_used` of any idle instance that is not pinned; infinite when there is none.
+    """
+
+    node: NodeView
+    devices: tuple[DeviceRoom, ...]
+    by_available: tuple[DeviceRoom, ...]
+    instances: tuple[InstanceView, ...]
+    models: frozenset[ModelId]
+    promised: frozenset[ModelId]
+    most_mb: Mapping[DeviceKind, int]
+    reach_mb: Mapping[DeviceKind, int]
+    oldest: float
+
+
+class Rooms:
+    """Remembers the room of each node for as long as the node and what is decided about it stay the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[NodeView, Overlay, NodeRoom]] = {}
+
+    def of(self, snapshot: FleetSnapshot, overlay: Overlay = NOTHING) -> tuple[NodeRoom, ...]:
+        """The room of every node, in the snapshot's order."""
+        touched = _per_node(overlay)
+        return tuple(self._room(node, touched, overlay) for node in snapshot.nodes)
+
+    def _room(self, node: NodeView, touched: Mapping[str, Overlay], overlay: Overlay) -> NodeRoom:
+        mine = touched.get(node.name, NOTHING)
+        if overlay.leaving or overlay.gone or overlay.pins:
+            mine = _narrowed(mine, node, overlay)
+        known = self._known.get(node.name)
+        if known is not None and known[0] is node and known[1] == mine:
+            return known[2]
+        room = node_room(node, mine)
+        self._known[node.name] = (node, mine, room)
+        return room
+
+
+def _per_node(overlay: Overlay) -> dict[str, Overlay]:
+    promised: dict[str, list[Promise]] = {}
+    for promise in overlay.promises:
+        promised.setdefault(promise.node, []).append(promise)
+    return {name: Overlay(promises=tuple(found)) for name, found in promised.items()}
+
+
+def _narrowed(mine: Overlay, node: NodeView, overlay: Overlay) -> Overlay:
+    """What of the fleet's overlay concerns one node."""
+    ids = {i.id for i in node.instances}
+    leaving, gone = overlay.leaving & ids, overlay.gone & ids
+    pins = frozenset(pin for pin in overlay.pins if pin[1] is None or pin[1] == node.name)
+    if leaving or gone or pins:
+        return replace(mine, leaving=leaving, gone=gone, pins=pins)
+    return mine
+
+
+def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
+    """The room of one node; see `Overlay` for what is added to what the node said."""
+    change = dict.fromkeys((d.index for d in node.devices), 0)
+    visible = {i.id for i in node.instances}
+    for instance in node.instances:
+        if instance.id in overlay.leaving or instance.id in overlay.gone:
+            for index, freed in frees(instance).items():
+                change[index] = change.get(index, 0) + freed
+    unseen = [p for p in overlay.promises if p.instance not in visible]
+    for promise in unseen:
+        for index in promise.devices:
+            change[index] = change.get(index, 0) - promise.device_mb
+    devices = tuple(_device_room(d, change[d.index]) for d in node.devices)
+    instances = tuple(
+        _as_decided(i, overlay)
+        for i in node.instances
+        if i.state in TAKING_MEMORY and i.id not in overlay.gone
+    )
+    return NodeRoom(
+        node=node,
+        devices=devices,
+        by_available=tuple(sorted(devices, key=lambda d: (d.available_mb, d.index))),
+        instances=instances,
+        models=frozenset(i.model for i in instances),
+        promised=frozenset(p.model for p in unseen),
+        most_mb=_most(devices, {}),
+        reach_mb=_most(devices, _could_free(instances, overlay)),
+        oldest=min((i.last_used for i in instances if is_idle(i)), default=float("inf")),
+    )
+
+
+def frees(instance: InstanceView) -> dict[int, int]:
+    """MiB that each device gets back when an instance ends.
+
+    A node that does not measure per device tells the sum only; it is then taken as shared evenly.
+    """
+    devices = instance.devices
+    if len(instance.vram_by_device) == len(devices):
+        return dict(zip(devices, instance.vram_by_device, strict=True))
+    return dict.fromkeys(devices, instance.vram_used_mb // len(devices)) if devices else {}
+
+
+def is_idle(instance: InstanceView) -> bool:
+    """Ready, not pinned, and nobody uses it."""
+    return instance.state is InstanceState.READY and not instance.pinned and instance.in_flight == 0
+
+
+def is_serving(room: NodeRoom, instance: InstanceView) -> bool:
+    """Whether requests can be sent to it."""
+    return instance.state is InstanceState.READY and room.node.state is NodeState.UP
+
+
+def _device_room(device: DeviceView, change_mb: int) -> DeviceRoom:
+    capability = device.compute_capability
+    return DeviceRoom(
+        index=device.index,
+        kind=device.kind,
+        name=device.name,
+        total_mb=device.vram_total_mb,
+        available_mb=max(0, device.vram_available_mb + change_mb),
+        capability=tuple(int(p) for p in capability.split(".")) if capability else (),
+        health=device.health,
+        reason=device.reason,
+    )
+
+
+def _as_decided(instance: InstanceView, overlay: Overlay) -> InstanceView:
+    pins = overlay.pins
+    if pins and ((instance.model, instance.node) in pins or (instance.model, None) in pins):
+        instance = replace(instance, pinned=True)
+    if instance.id in overlay.leaving and instance.state is not InstanceState.DRAINING:
+        instance = replace(instance, state=InstanceState.DRAINING)
+    return instance
+
+
+def _could_free(instances: Iterable[InstanceView], overlay: Overlay) -> dict[int, int]:
+    freed: dict[int, int] = {}
+    for instance in instances:
+        if not instance.pinned and instance.id not in overlay.leaving:
+            for index, mb in frees(instance).items():
+                freed[index] = freed.get(index, 0) + mb
+    return freed
+
+
+def _most(devices: Iterable[DeviceRoom], more: Mapping[int, int]) -> dict[DeviceKind, int]:
+    most: dict[DeviceKind, int] = {}
+    for device in devices:
+        if device.health is DeviceHealth.OK:
+            mb = device.available_mb + more.get(device.index, 0)
+            most[device.kind] = max(most.get(device.kind, 0), mb)
+    return most

@@ -1,0 +1,414 @@
+"""The state machine of requests that wait and loads under way.
+
+Pure: events come in as method calls with the time, effects go out through `Effects`, and `step` does whatever
+has become possible. The conductor calls every method from its one task, so nothing here is locked.
+
+A load passes through stages::
+
+    make room (evictions drain and unload) -> start (the node is asked) -> admitted -> ready
+                     |                                |                      |
+                 abandoned                     refused: plan anew       failed: tell the waiters
+                                                                        lost: plan anew
+
+Requests for the same model wait together and are answered together, so A B C A B C over one device becomes
+A A B B C C; models take turns by their longest waiter, so nobody starves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import Conflict, CortexError
+from cortex_common.fleet import InstanceView, NodeState
+from cortex_common.models import InstanceId, InstanceState, ModelId
+from cortex_server.core import answers
+from cortex_server.core.plan import Impossible, Join, Load, Serve, Wish, World, plan
+from cortex_server.core.policy import Policy
+from cortex_server.core.rooms import Overlay, Pins, Promise
+from cortex_server.core.waiting import Ask, Goal, Queue, WaitingRoom
+
+REFUSAL_PAUSE_S = 0.25
+"""How long a node that refused or lost a load is left alone with that model; doubles with each time in a row."""
+
+MOST_REFUSAL_PAUSE_S = 8.0
+APPEARS_WITHIN_S = 20.0
+"""A node that admitted a load shows it with its next event; one that has not by then has lost it."""
+
+UNREACHABLE_FOR_S = 15.0
+"""A load on a node that does not answer for so long is planned anew elsewhere."""
+
+MOST_LOSSES = 4
+"""Loads of a model lost in a row before its waiters are told instead of trying once more."""
+
+
+class Stage(StrEnum):
+    """How far a load is."""
+
+    MAKING_ROOM = "making_room"
+    STARTING = "starting"
+    LOADING = "loading"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A load that is to be carried out."""
+
+    instance: InstanceId
+    profile: ModelProfile
+    plan: Load
+
+
+@dataclass(slots=True)
+class Underway:
+    """A load and how far it is; times are monotonic seconds.
+
+    Attributes:
+        unreachable_since: since when its node does not answer.
+        seen: the node has shown it.
+    """
+
+    order: Order
+    goal: Goal
+    stage: Stage
+    since: float
+    seen: bool = False
+    unreachable_since: float | None = None
+
+
+class Effects(Protocol):
+    """What the scheduler wants done. Called on the conductor's task; must return at once."""
+
+    def grant(self, waiter: int, instance: InstanceId) -> None:
+        """Tell a waiter that this instance is ready."""
+        ...
+
+    def refuse(self, waiter: int, error: CortexError) -> None:
+        """Tell a waiter that it waits in vain."""
+        ...
+
+    def make_room(self, order: Order) -> None:
+        """Drain and unload the evictions of a load; answered by `room_made` or `room_failed`."""
+        ...
+
+    def start(self, order: Order) -> None:
+        """Ask the node; answered by `admitted`, `refused` or `failed`."""
+        ...
+
+    def abandon(self, order: Order) -> None:
+        """Stop making room, as nobody wants the load any more."""
+        ...
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What went wrong with a model lately."""
+
+    times: int
+    until: float
+    reason: str = ""
+
+
+class Scheduler:
+    """See the module.
+
+    Args:
+        effects: what carries decisions out.
+        policy: of the operator; may be replaced at any time.
+        new_id: makes the id of a new instance.
+    """
+
+    def __init__(
+        self, effects: Effects, policy: Policy, new_id: Callable[[str], InstanceId]
+    ) -> None:
+        self.policy = policy
+        self._effects = effects
+        self._new_id = new_id
+        self._waiting = WaitingRoom()
+        self._loads: dict[InstanceId, Underway] = {}
+        self._failed: dict[str, _Trouble] = {}
+        self._refused: dict[tuple[str, str], _Trouble] = {}
+        self._lost: dict[str, int] = {}
+        self._spared: dict[InstanceId, float] = {}
+        self._wake: float | None = None
+
+    # -- what is going on --------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> WaitingRoom:
+        """Everybody who waits."""
+        return self._waiting
+
+    @property
+    def loads(self) -> tuple[Underway, ...]:
+        """Loads under way."""
+        return tuple(self._loads.values())
+
+    def overlay(self, pins: Pins = frozenset()) -> Overlay:
+        """What is decided and not yet visible in a snapshot."""
+        return Overlay(
+            promises=tuple(
+                Promise(
+                    u.order.instance,
+                    ModelId(u.goal.model),
+                    u.order.plan.node,
+                    u.order.plan.devices,
+                    u.order.plan.shape.size.device_mb,
+                )
+                for u in self._loads.values()
+            ),
+            leaving=frozenset(
+                v
+                for u in self._loads.values()
+                if u.stage is Stage.MAKING_ROOM
+                for v in u.order.plan.evictions
+            ),
+            pins=pins,
+        )
+
+    def next_wake(self) -> float | None:
+        """When `step` has something to do though nothing happens; monotonic seconds."""
+        times = [t for t in (self._wake, self._waiting.next_deadline()) if t is not None]
+        return min(times, default=None)
+
+    # -- events ------------------------------------------------------------------------------
+
+    def ask(self, ask: Ask, now: float) -> None:
+        """Somebody wants a model; answered by exactly one grant or refusal, unless cancelled."""
+        model = ask.goal.model
+        most = ask.profile.max_waiting or self.policy.max_waiting
+        trouble = self._failed.get(model)
+        if trouble is not None and now < trouble.until:
+            error = answers.load_failed(model, trouble.reason, trouble.until - now)
+            self._effects.refuse(ask.id, error)
+        elif self._waiting.count(model) >= most:
+            self._effects.refuse(ask.id, answers.queue_full(model, most))
+        else:
+            self._waiting.add(ask)
+
+    def cancel(self, waiter: int) -> None:
+        """A waiter has gone; a load that nobody else wants is given up if its node was not asked yet."""
+        ask = self._waiting.remove(waiter)
+        if ask is not None and ask.goal not in self._waiting:
+            self._abandon(ask.goal)
+
+    def room_made(self, instance: InstanceId, now: float) -> None:
+        """The evictions of a load are done; the node is asked if anybody still waits."""
+        load = self._loads.get(instance)
+        if load is None:
+            return
+        if load.goal in self._waiting:
+            load.stage, load.since = Stage.STARTING, now
+            self._effects.start(load.order)
+        else:
+            del self._loads[instance]
+
+    def room_failed(self, instance: InstanceId, stuck: InstanceId, now: float) -> None:
+        """A victim did not drain or go; it is spared for a while and the load planned anew."""
+        self._loads.pop(instance, None)
+        self._spared[stuck] = now + 12 * max(self.policy.patience_s, 1.0)
+
+    def admitted(self, instance: InstanceId, now: float) -> None:
+        """The node has taken the load on."""
+        if (load := self._loads.get(instance)) is not None:
+            load.stage, load.since = Stage.LOADING, now
+
+    def refused(self, instance: InstanceId, now: float) -> None:
+        """The node has no room for it after all, or can't be reached; planned anew."""
+        if (load := self._loads.pop(instance, None)) is not None:
+            self._leave_alone(load.goal.model, load.order.plan.node, now)
+
+    def failed(self, instance: InstanceId, reason: str, now: float) -> None:
+        """The engine could not load it; everybody who waits for it is told why."""
+        load = self._loads.pop(instance, None)
+        if load is None:
+            return
+        model = load.goal.model
+        known = self._failed.get(model)
+        times = known.times + 1 if known else 1
+        pause = min(self.policy.backoff_s * 2 ** (times - 1), self.policy.max_backoff_s)
+        self._failed[model] = _Trouble(times, now + pause, reason)
+        error = answers.load_failed(model, reason, pause)
+        for queue in self._waiting.of(model):
+            self._refuse_all(queue.goal, error)
+
+    def drop(self, model: str) -> None:
+        """An operator unloads the model: nobody waits for it, and its loads are forgotten."""
+        error = Conflict(f"model {model!r} was unloaded by an operator", retry_after=1.0)
+        for queue in self._waiting.of(model):
+            self._refuse_all(queue.goal, error)
+        for instance, load in list(self._loads.items()):
+            if load.goal.model == model:
+                if load.stage is Stage.MAKING_ROOM:
+                    self._effects.abandon(load.order)
+                del self._loads[instance]
+        self._failed.pop(model, None)
+
+    def close(self, error: CortexError) -> None:
+        """Answer everybody; nothing more is started."""
+        for queue in self._waiting.queues():
+            self._refuse_all(queue.goal, error)
+
+    # -- what has become possible ------------------------------------------------------------
+
+    def step(self, look: Callable[[Overlay], World], now: float) -> None:
+        """Answer, start and give up whatever can be.
+
+        Args:
+            look: the world with what is decided laid over it; called again after each decision.
+            now: monotonic seconds.
+        """
+        self._wake = None
+        self._forget_old_trouble(now)
+        for ask in self._waiting.overdue(now):
+            self._effects.refuse(ask.id, answers.still_loading(ask.goal.model, self.load_of(ask)))
+            if ask.goal not in self._waiting:
+                self._abandon(ask.goal)
+        world = look(self.overlay())
+        self._follow_loads(world, now)
+        world = look(self.overlay())
+        for queue in self._waiting.queues():
+            if self._serve(queue, world, now):
+                world = look(self.overlay())
+
+    def load_of(self, ask: Ask) -> Underway | None:
+        """The load that a waiter waits for, if there is one."""
+        return next((u for u in self._loads.values() if u.goal == ask.goal), None)
+
+    def _serve(self, queue: Queue, world: World, now: float) -> bool:
+        """Do what can be done for a queue; whether something was decided that others must see."""
+        goal = queue.goal
+        if (goal.another or goal.where.node) and self._has_load(goal):
+            return False
+        avoid = self._avoided(goal.model, now)
+        wish = Wish(
+            queue.profile,
+            where=goal.where,
+            waited_s=now - queue.since,
+            another=goal.another,
+            may_evict=goal.may_evict,
+            spared=frozenset(self._spared),
+            avoid=avoid,
+        )
+        match plan(wish, world, self.policy):
+            case Serve(instances):
+                self._grant_all(goal, instances[0])
+            case Load() as load:
+                self._begin(queue, load, now)
+                return True
+            case Impossible(refusals, no_node) if not avoid:
+                self._refuse_all(goal, answers.impossible(goal.model, refusals, no_node=no_node))
+            case Join():
+                pass
+            case _:
+                self._wake_by(queue.since + self.policy.patience_s, now)
+        return False
+
+    def _begin(self, queue: Queue, load: Load, now: float) -> None:
+        order = Order(self._new_id(queue.goal.model), queue.profile, load)
+        stage = Stage.MAKING_ROOM if load.evictions else Stage.STARTING
+        self._loads[order.instance] = Underway(order, queue.goal, stage, now)
+        if load.evictions:
+            self._effects.make_room(order)
+        else:
+            self._effects.start(order)
+
+    def _follow_loads(self, world: World, now: float) -> None:
+        """See what became of loads whose nodes were asked."""
+        views = {i.id: i for room in world.rooms for i in room.node.instances}
+        states = {room.node.name: room.node.state for room in world.rooms}
+        for instance, load in list(self._loads.items()):
+            if load.stage is Stage.MAKING_ROOM:
+                continue
+            view = views.get(instance)
+            state = states.get(load.order.plan.node)
+            if state is not NodeState.UP:
+                self._follow_unreachable(instance, load, now)
+            elif view is None:
+                load.unreachable_since = None
+                self._follow_unseen(instance, load, now)
+            else:
+                load.seen, load.unreachable_since = True, None
+                self._follow_seen(load, view, now)
+
+    def _follow_seen(self, load: Underway, view: InstanceView, now: float) -> None:
+        if view.state is InstanceState.READY:
+            del self._loads[view.id]
+            model = load.goal.model
+            self._failed.pop(model, None)
+            self._lost.pop(model, None)
+            self._refused = {k: t for k, t in self._refused.items() if k[0] != model}
+            self._grant_all(load.goal, view.id)
+        elif view.state is InstanceState.FAILED:
+            self.failed(view.id, view.error or "the engine ended while loading", now)
+        elif view.state is InstanceState.STOPPED:
+            self._lose(view.id, load, now)
+
+    def _follow_unseen(self, instance: InstanceId, load: Underway, now: float) -> None:
+        if load.stage is not Stage.LOADING:
+            return
+        if load.seen or now - load.since > APPEARS_WITHIN_S:
+            self._lose(instance, load, now)
+        else:
+            self._wake_by(load.since + APPEARS_WITHIN_S + 0.01, now)
+
+    def _follow_unreachable(self, instance: InstanceId, load: Underway, now: float) -> None:
+        if load.unreachable_since is None:
+            load.unreachable_since = now
+        if now - load.unreachable_since >= UNREACHABLE_FOR_S:
+            self._lose(instance, load, now)
+        else:
+            self._wake_by(load.unreachable_since + UNREACHABLE_FOR_S, now)
+
+    def _lose(self, instance: InstanceId, load: Underway, now: float) -> None:
+        model, node = load.goal.model, load.order.plan.node
+        self._lost[model] = self._lost.get(model, 0) + 1
+        if self._lost[model] >= MOST_LOSSES:
+            self.failed(instance, f"node {node} lost the load", now)
+            return
+        del self._loads[instance]
+        self._leave_alone(model, node, now)
+
+    def _leave_alone(self, model: str, node: str, now: float) -> None:
+        known = self._refused.get((model, node))
+        times = known.times + 1 if known else 1
+        pause = min(REFUSAL_PAUSE_S * 2 ** (times - 1), MOST_REFUSAL_PAUSE_S)
+        self._refused[model, node] = _Trouble(times, now + pause)
+
+    def _avoided(self, model: str, now: float) -> frozenset[str]:
+        found = {n: t.until for (m, n), t in self._refused.items() if m == model and now < t.until}
+        for until in found.values():
+            self._wake_by(until, now)
+        return frozenset(found)
+
+    def _forget_old_trouble(self, now: float) -> None:
+        self._spared = {i: until for i, until in self._spared.items() if now < until}
+        for until in self._spared.values():
+            self._wake_by(until, now)
+        longest = self.policy.max_backoff_s
+        self._failed = {m: t for m, t in self._failed.items() if now < t.until + longest}
+
+    def _wake_by(self, at: float, now: float) -> None:
+        if at > now and (self._wake is None or at < self._wake):
+            self._wake = at
+
+    def _has_load(self, goal: Goal) -> bool:
+        return any(u.goal == goal for u in self._loads.values())
+
+    def _abandon(self, goal: Goal) -> None:
+        for instance, load in list(self._loads.items()):
+            if load.goal == goal and load.stage is Stage.MAKING_ROOM:
+                del self._loads[instance]
+                self._effects.abandon(load.order)
+
+    def _grant_all(self, goal: Goal, instance: InstanceId) -> None:
+        for ask in self._waiting.empty(goal):
+            self._effects.grant(ask.id, instance)
+
+    def _refuse_all(self, goal: Goal, error: CortexError) -> None:
+        for ask in self._waiting.empty(goal):
+            self._effects.refuse(ask.id, error)
+        self._abandon(goal)
