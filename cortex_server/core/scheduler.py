@@ -17,7 +17,7 @@ A A B B C C; models take turns by their longest waiter, so nobody starves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -211,10 +211,12 @@ class Scheduler:
         self._loads.pop(instance, None)
         self._spared[stuck] = now + 12 * max(self.policy.patience_s, 1.0)
 
-    def admitted(self, instance: InstanceId, now: float) -> None:
-        """The node has taken the load on."""
-        if (load := self._loads.get(instance)) is not None:
+    def admitted(self, instance: InstanceId, actual: InstanceId, now: float) -> None:
+        """The node has taken the load on; `actual` differs where it had begun the same work for another gateway."""
+        if (load := self._loads.pop(instance, None)) is not None:
+            load.order = replace(load.order, instance=actual)
             load.stage, load.since = Stage.LOADING, now
+            self._loads[actual] = load
 
     def refused(self, instance: InstanceId, now: float) -> None:
         """The node has no room for it after all, or can't be reached; planned anew."""

@@ -1,0 +1,213 @@
+"""Carries decisions out on the nodes: drains, unloads and loads. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Protocol
+
+from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, UpstreamFailed
+from cortex_common.fleet import InstanceView
+from cortex_common.logs import event
+from cortex_common.models import InstanceId, UnloadRequest
+from cortex_common.neuron_client import NeuronClient
+from cortex_server.core.scheduler import Order
+from cortex_server.fleet.state import Fleet
+
+log = logging.getLogger("cortex.lifecycle")
+
+
+class StillBusy(CortexError):
+    """An instance had requests under way for longer than it may take to drain."""
+
+    code = "still_busy"
+    status = 409
+
+    def __init__(self, instance: InstanceId, seconds: float) -> None:
+        super().__init__(
+            f"instance {instance} still answers requests after {seconds:.0f} s",
+            hints=("allow it longer, or cancel its requests",),
+            retry_after=5.0,
+        )
+        self.instance = instance
+
+
+class Reports(Protocol):
+    """Where the outcome of an order goes; see the scheduler's events."""
+
+    def room_made(self, instance: InstanceId) -> None:
+        """The evictions are done."""
+        ...
+
+    def room_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
+        """This victim would not go."""
+        ...
+
+    def left(self, instance: InstanceId) -> None:
+        """An instance is gone and its memory measured free."""
+        ...
+
+    def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
+        """The node has taken the load on, perhaps as one that it had begun already."""
+        ...
+
+    def refused(self, order: Order, needed_mb: int | None) -> None:
+        """The node can't take it, or can't be reached."""
+        ...
+
+    def failed(self, instance: InstanceId, reason: str) -> None:
+        """The node will not load it, however often it is asked."""
+        ...
+
+
+class Carrier:
+    """Runs one task for each order.
+
+    Args:
+        fleet: whose instances drain.
+        nodes: client of each node's neuron.
+        reports: told of every outcome.
+    """
+
+    def __init__(self, fleet: Fleet, nodes: Mapping[str, NeuronClient], reports: Reports) -> None:
+        self._fleet = fleet
+        self._nodes = nodes
+        self._reports = reports
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: dict[InstanceId, asyncio.Task[None]] = {}
+
+    def make_room(self, order: Order, drain_s: float) -> None:
+        """Drain the victims of a load, all of them, and only then unload them."""
+        self._draining[order.instance] = self._spawn(self._make_room(order, drain_s))
+
+    def abandon(self, order: Order) -> None:
+        """Stop draining for a load; once the unloads have begun they are brought to their end."""
+        if (task := self._draining.pop(order.instance, None)) is not None:
+            task.cancel()
+
+    def start(self, order: Order) -> None:
+        """Ask the node to load."""
+        self._spawn(self._start(order))
+
+    async def close(self) -> None:
+        """End all tasks; instances that were draining take requests again."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def remove(self, instances: Iterable[InstanceView], drain_s: float) -> None:
+        """Drain instances, then unload them.
+
+        Raises:
+            StillBusy: one had requests for longer than `drain_s`; none was unloaded then.
+            CortexError: the node's, when it could not unload.
+        """
+        views = tuple(instances)
+        await self._drain(tuple(v.id for v in views), drain_s)
+        done = await asyncio.gather(
+            *(self._unload(v, drain_s) for v in views), return_exceptions=True
+        )
+        for outcome in done:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def client(self, node: str) -> NeuronClient:
+        """The client of a node's neuron.
+
+        Raises:
+            NodeNotFound: there is no such node.
+        """
+        if (client := self._nodes.get(node)) is None:
+            raise NodeNotFound(f"there is no node {node!r}", hints=("cortex nodes ls",))
+        return client
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("carrier_failed", exc_info=error)
+
+    async def _make_room(self, order: Order, drain_s: float) -> None:
+        model, node = order.profile.id, order.plan.node
+        event(
+            log, "evicting", logging.WARNING, node=node, victims=order.plan.evictions, model=model
+        )
+        going = set(order.plan.evictions)
+        views = [i for i in self._fleet.snapshot.instances() if i.id in going]
+        try:
+            await self._drain(order.plan.evictions, drain_s)
+            self._draining.pop(order.instance, None)
+            for view in views:
+                await self._unload(view, drain_s)
+        except StillBusy as busy:
+            self._reports.room_failed(order.instance, busy.instance)
+        except CortexError as failed:
+            event(log, "evict_failed", logging.WARNING, node=node, reason=failed.message)
+            self._reports.room_failed(order.instance, order.plan.evictions[0])
+        else:
+            self._reports.room_made(order.instance)
+        finally:
+            self._draining.pop(order.instance, None)
+
+    async def _drain(self, instances: tuple[InstanceId, ...], drain_s: float) -> None:
+        """Return once no request of this gateway is on any of them; new ones are kept away meanwhile."""
+        for instance in instances:
+            self._fleet.set_draining(instance, draining=True)
+        waited_for = instances[0] if instances else InstanceId("")
+        try:
+            async with asyncio.timeout(drain_s):
+                for waited_for in instances:
+                    await self._fleet.when_idle(waited_for)
+        except BaseException as stopped:
+            for instance in instances:
+                self._fleet.set_draining(instance, draining=False)
+            if isinstance(stopped, TimeoutError):
+                raise StillBusy(waited_for, drain_s) from stopped
+            raise
+
+    async def _unload(self, view: InstanceView, drain_s: float) -> None:
+        request = UnloadRequest(model_id=view.model, instance_id=view.id, drain_seconds=drain_s)
+        try:
+            await self.client(view.node).unload(request)
+        except CortexError as failed:
+            if failed.status != 404:
+                self._fleet.set_draining(view.id, draining=False)
+                raise
+        event(log, "unloaded", node=view.node, model=view.model, instance=view.id)
+        self._reports.left(view.id)
+
+    async def _start(self, order: Order) -> None:
+        place, size = order.plan, order.plan.shape.size
+        spec = order.profile.spec(place.devices, order.instance, device_mb=size.device_mb or None)
+        event(
+            log,
+            "loading",
+            node=place.node,
+            devices=place.devices,
+            model=order.profile.id,
+            instance=order.instance,
+            why=place.why,
+        )
+        try:
+            answer = await self.client(place.node).load(spec)
+        except DoesNotFit as no:
+            needed = no.details.get("needed_mb")
+            event(log, "load_refused", logging.WARNING, node=place.node, reason=no.message)
+            self._reports.refused(order, needed if isinstance(needed, int) else None)
+        except UpstreamFailed as lost:
+            event(log, "load_not_asked", logging.WARNING, node=place.node, reason=lost.message)
+            self._reports.refused(order, None)
+        except CortexError as failed:
+            self._reports.failed(order.instance, failed.message)
+        else:
+            self._reports.admitted(order.instance, answer.instance_id)
+
+
+Later = Callable[[float], None]
+"""An event for the conductor's task, called there with the monotonic time."""
