@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from cortex_common import __version__
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NeuronEntry
@@ -41,6 +42,7 @@ class Target:
         in_flight: requests of this gateway under way on it.
         last_used: Unix seconds at which its last request ended.
         series: the counters of its model on its node.
+        labels: the response headers that name it.
     """
 
     id: InstanceId
@@ -49,6 +51,7 @@ class Target:
     url: str
     slots: int
     series: Series
+    labels: tuple[tuple[bytes, bytes], ...]
     last_used: float
     draining: bool = False
     in_flight: int = 0
@@ -86,6 +89,7 @@ class Fleet:
         self._nodes = {entry.name: _Node(entry) for entry in neurons}
         self._clock = clock
         self._metrics = metrics
+        self.started_at = clock.unix()
         self._targets: dict[InstanceId, Target] = {}
         self._ready: dict[str, list[Target]] = {}
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
@@ -200,12 +204,23 @@ class Fleet:
         """The configured nodes by name."""
         return {name: record.entry for name, record in self._nodes.items()}
 
+    def state(self, node: str) -> NodeState:
+        """Whether a node can be used."""
+        return self._nodes[node].state
+
     @property
     def snapshot(self) -> FleetSnapshot:
         """The fleet at this moment."""
         nodes = tuple(self._node_view(record) for record in self._nodes.values())
         models = model_views(self._profiles.values(), nodes, self._waiting, self._metrics)
-        return FleetSnapshot(self._version, self._clock.unix(), nodes, models)
+        return FleetSnapshot(
+            version=self._version,
+            at=self._clock.unix(),
+            nodes=nodes,
+            models=models,
+            gateway_version=__version__,
+            started_at=self.started_at,
+        )
 
     def _node_view(self, record: _Node) -> NodeView:
         view = NodeView(
@@ -289,6 +304,10 @@ class Fleet:
             url=url,
             slots=info.parallel or 1,
             series=self._metrics.series(info.id, node),
+            labels=(
+                (b"x-cortex-node", node.encode()),
+                (b"x-cortex-instance", info.instance_id.encode()),
+            ),
             last_used=self._clock.unix(),
         )
         target.idle.set()

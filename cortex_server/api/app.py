@@ -1,0 +1,38 @@
+"""The whole API as one ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fastapi import APIRouter, FastAPI
+from starlette.routing import Route as AppRoute
+
+from cortex_common import __version__
+from cortex_server.api import errors
+from cortex_server.api.health import health_router
+from cortex_server.api.openai import models_router
+from cortex_server.dataplane.asgi import AsgiRoute
+from cortex_server.dataplane.plane import DataPlane
+from cortex_server.dataplane.routes import ROUTES
+from cortex_server.fleet.state import Fleet
+
+
+def create_app(
+    fleet: Fleet, plane: Callable[[], DataPlane], routers: Iterable[APIRouter]
+) -> FastAPI:
+    """The whole API as an ASGI application.
+
+    Args:
+        fleet: what the listings show.
+        plane: the data plane, asked for at each request.
+        routers: further routers, such as the operator API.
+    """
+    app = FastAPI(title="cortex", version=__version__, redoc_url=None)
+    errors.install(app)
+    app.include_router(health_router(fleet))
+    app.include_router(models_router(fleet))
+    for router in routers:
+        app.include_router(router)
+    for route in ROUTES.values():
+        app.router.routes.append(AppRoute(route.path, AsgiRoute(plane, route), methods=["POST"]))
+    return app

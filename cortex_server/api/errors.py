@@ -1,0 +1,66 @@
+"""Errors of the FastAPI side in the one envelope."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
+
+log = logging.getLogger("cortex.api")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app, ours or the framework's, an envelope with the right status."""
+    app.add_exception_handler(CortexError, _cortex_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def response(error: CortexError, status: int | None = None) -> Response:
+    """The answer that carries an error."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    return Response(
+        envelope_bytes(error),
+        status or error.status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+async def _cortex_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, CortexError)
+    return response(error)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(where) or None
+    what = first.get("ctx", {}).get("error", first["msg"])
+    return response(BadRequest(f"{param or 'body'}: {what}", param=param))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        found = NotFound(f"there is no {path} here", hints=["GET /openapi.json lists the routes"])
+        return response(found)
+    if error.status_code == 405:
+        refused = BadRequest(f"{path} does not take {request.method}")
+        return response(refused, 405)
+    return response(BadRequest(str(error.detail)), error.status_code)
+
+
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    log.error("request_failed", exc_info=error)
+    return response(CortexError("the gateway failed; its log says how"))

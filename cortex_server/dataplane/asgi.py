@@ -1,0 +1,136 @@
+"""The plain face: the inference routes as an ASGI application, for whatever is not diverted.
+
+Used for HTTP/1.0, Expect: 100-continue, pipelined requests, and under any ASGI server. The decisions are those of
+`Exchange`; only reading and writing differ from `diverted`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from cortex_server.dataplane.diverted import body_too_large
+from cortex_server.dataplane.exchange import Exchange
+from cortex_server.dataplane.headers import content_length
+from cortex_server.dataplane.plane import DataPlane
+from cortex_server.dataplane.routes import Route
+from cortex_server.dataplane.upstream import Headers
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_HIGH, _LOW = 64 * 1024, 16 * 1024
+"""Bytes waiting for the client above which the engine is not read, and below which it is again."""
+
+
+class _Client:
+    """The client's side of an `Exchange`: what is owed waits in a queue until the server takes it."""
+
+    def __init__(self) -> None:
+        self.exchange: Exchange | None = None
+        self.over = False
+        self._messages: deque[Message] = deque()
+        self._waiting = 0
+        self._full = False
+        self._some = asyncio.Event()
+
+    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+        """See `Downstream`."""
+        if length is not None:
+            headers = [*headers, (b"content-length", b"%d" % length)]
+        self._put({"type": "http.response.start", "status": status, "headers": headers})
+
+    def write(self, data: bytes) -> None:
+        """See `Downstream`."""
+        self._waiting += len(data)
+        self._put({"type": "http.response.body", "body": data, "more_body": True})
+        if self._waiting > _HIGH and not self._full and self.exchange is not None:
+            self._full = True
+            self.exchange.client_full()
+
+    def end(self) -> None:
+        """See `Downstream`."""
+        self._put({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def abort(self) -> None:
+        """See `Downstream`: the server closes the connection of an answer that its application left unfinished."""
+        self.over = True
+        self._some.set()
+
+    def _put(self, message: Message) -> None:
+        self._messages.append(message)
+        self._some.set()
+
+    async def deliver(self, send: Send) -> None:
+        """Send until the answer is whole; returns early after `abort`."""
+        while True:
+            while self._messages:
+                message = self._messages.popleft()
+                await send(message)
+                self._waiting -= len(message.get("body", b""))
+                if self._full and self._waiting < _LOW and self.exchange is not None:
+                    self._full = False
+                    self.exchange.client_drained()
+                if message["type"] == "http.response.body" and not message["more_body"]:
+                    return
+            if self.over:
+                return
+            self._some.clear()
+            await self._some.wait()
+
+
+class AsgiRoute:
+    """One inference route as an ASGI application.
+
+    Args:
+        plane: returns the data plane; called for each request, because the app is built before it runs.
+        route: which one.
+    """
+
+    def __init__(self, plane: Callable[[], DataPlane], route: Route) -> None:
+        self._plane = plane
+        self._route = route
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        client = _Client()
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        exchange = client.exchange = Exchange(self._plane(), client, self._route, headers)
+        try:
+            if await self._read(receive, exchange):
+                watch = asyncio.create_task(self._watch(receive, client))
+                try:
+                    await client.deliver(send)
+                finally:
+                    watch.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await watch
+        finally:
+            exchange.client_gone()
+
+    async def _read(self, receive: Receive, exchange: Exchange) -> bool:
+        """Read the body and start; false when the client left meanwhile."""
+        limit = exchange.plane.max_body
+        pieces: list[bytes] = []
+        size = content_length(exchange.headers) or 0
+        while size <= limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            pieces.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                exchange.start(b"".join(pieces))
+                return True
+            size = sum(map(len, pieces))
+        exchange.refuse(body_too_large(limit))
+        return True
+
+    async def _watch(self, receive: Receive, client: _Client) -> None:
+        """Notice when the client leaves."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        client.abort()

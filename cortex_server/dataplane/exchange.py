@@ -1,0 +1,469 @@
+"""One request on its way: from its whole body to the last byte of its answer.
+
+A state machine of plain calls, driven by the client's side (a face: `diverted` or `asgi`), by the engine's side
+(`upstream`), and by a task only where something must be waited for: a load, or a new connection.
+
+::
+
+    start ──► routed ──► connecting ──► asked ──► answering ──► finished
+                │ ▲          │            │            │
+                ▼ │          ▼            ▼            ▼
+              waiting      elsewhere, before the     error event, or a cut connection:
+              (a load)     first byte only           never a clean-looking end
+
+`finish` runs exactly once, whatever happens: there the instance's count goes down again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from cortex_common.errors import (
+    CortexError,
+    UpstreamFailed,
+    UpstreamTimeout,
+    envelope_bytes,
+)
+from cortex_common.logs import event
+from cortex_common.models import InstanceId, ModelId
+from cortex_server.core.pick import pick
+from cortex_server.dataplane.body import read_head, with_model
+from cortex_server.dataplane.headers import (
+    NOT_TO_CLIENT,
+    content_length,
+    engine_request,
+    is_event_stream,
+    request_id,
+)
+from cortex_server.dataplane.routes import Route
+from cortex_server.dataplane.scanner import Answer, LateAnswer, StreamAnswer, WholeAnswer
+from cortex_server.dataplane.upstream import Connection, Headers
+from cortex_server.fleet.state import Target
+from cortex_server.metrics import NOWHERE
+
+if TYPE_CHECKING:
+    from cortex_server.dataplane.plane import DataPlane
+
+log = logging.getLogger("cortex.requests")
+
+MOST_TRIES = 3
+"""Instances that one request is tried on before the client is told."""
+
+
+class Downstream(Protocol):
+    """The client's side of a request, as a face gives it. None of these calls waits."""
+
+    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+        """Send the head; `length` None means that the end shows by itself."""
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    def end(self) -> None:
+        """The answer is whole."""
+
+    def abort(self) -> None:
+        """Cut the connection, because the answer is not whole and can't say so."""
+
+
+class Exchange:
+    """One request.
+
+    Args:
+        plane: what all requests share.
+        client: where the answer goes.
+        route: which route was asked.
+        headers: of the request, names in lower case.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_client",
+        "_cold",
+        "_committed",
+        "_connection",
+        "_failure",
+        "_first_byte",
+        "_fresh",
+        "_full",
+        "_headed",
+        "_keepalive",
+        "_last_byte",
+        "_loop",
+        "_queued",
+        "_route",
+        "_route_reason",
+        "_task",
+        "_tried",
+        "finished",
+        "headers",
+        "ident",
+        "model",
+        "plane",
+        "started",
+        "stream",
+        "target",
+    )
+
+    def __init__(
+        self, plane: DataPlane, client: Downstream, route: Route, headers: Headers
+    ) -> None:
+        self.plane = plane
+        self._client = client
+        self._route = route
+        self.headers = headers
+        self._loop = plane.loop
+        self.ident = request_id(headers)
+        self.started = self._loop.time()
+        self.model = ModelId("")
+        self.stream = False
+        self.target: Target | None = None
+        self.finished = False
+        self._body = b""
+        self._answer: Answer | None = None
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._keepalive: asyncio.TimerHandle | None = None
+        self._tried: set[InstanceId] = set()
+        self._failure: CortexError | None = None
+        self._route_reason = b""
+        self._cold = False
+        self._committed = False
+        self._fresh = False
+        self._full = False
+        self._headed = False
+        self._queued = 0.0
+        self._first_byte: float | None = None
+        self._last_byte = self.started
+        plane.active.add(self)
+
+    # -- from the client ---------------------------------------------------------------------
+
+    def start(self, body: bytes) -> None:
+        """The request is whole: find out where it goes, and send it there."""
+        fleet = self.plane.fleet
+        try:
+            name, self.stream = read_head(body)
+            model = fleet.known(name)
+            if model is None:
+                raise fleet.names.not_found(name)
+        except CortexError as failed:
+            self.refuse(failed)
+            return
+        self.model = model
+        self._body = body if name == model else with_model(body, name, model)
+        self._next_target()
+
+    def refuse(self, error: CortexError) -> None:
+        """Answer with an error of our own."""
+        if self.finished:
+            return
+        if self._committed:
+            self._client.write(b"data: " + envelope_bytes(error) + b"\n\n")
+        else:
+            body = envelope_bytes(error)
+            headers = [(b"content-type", b"application/json"), *self._labels()]
+            if error.retry_after is not None:
+                headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+            self._client.respond(error.status, headers, len(body))
+            self._client.write(body)
+        self._client.end()
+        self._finish(error.code)
+
+    def client_gone(self) -> None:
+        """The client left: whatever is under way for it ends now."""
+        if not self.finished:
+            self.plane.metrics.disconnects += 1
+            self._finish("client_disconnected")
+
+    def client_full(self) -> None:
+        """The client does not keep up: stop reading from the engine."""
+        self._full = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def client_drained(self) -> None:
+        """The client keeps up again."""
+        self._full = False
+        self._last_byte = self._loop.time()
+        if self._connection is not None:
+            self._connection.resume()
+
+    # -- finding an instance -----------------------------------------------------------------
+
+    def _next_target(self) -> None:
+        candidates = self.plane.fleet.ready(self.model)
+        if self._tried:
+            candidates = [c for c in candidates if c.id not in self._tried]
+        target = pick(candidates) if len(self._tried) < MOST_TRIES else None
+        if target is not None:
+            self._route_reason = self._reason(len(candidates))
+            self._send_to(target)
+        elif self._failure is not None:
+            self.refuse(self._failure)
+        else:
+            self._task = self._loop.create_task(self._wait_for_load())
+
+    def _reason(self, candidates: int) -> bytes:
+        if self._tried:
+            return b"retry"
+        if self._cold:
+            return b"loaded"
+        return b"only" if candidates == 1 else b"least-busy"
+
+    async def _wait_for_load(self) -> None:
+        plane = self.plane
+        self._cold = True
+        self._keep_alive_later(plane.settings.cold_start_comment_after_s)
+        try:
+            profile = plane.fleet.profile(self.model)
+            if profile is None:
+                raise plane.fleet.names.not_found(self.model)  # noqa: TRY301 - one way out
+            await plane.loads.obtain(
+                profile,
+                request_id=self.ident.decode(),
+                timeout_s=plane.settings.cold_start_timeout_s,
+            )
+        except CortexError as failed:
+            self._task = None
+            self.refuse(failed)
+        except Exception:
+            log.exception("waiting_failed")
+            self._task = None
+            self.refuse(CortexError("the gateway failed; its log says how"))
+        else:
+            self._task = None
+            self._stop_keep_alive()
+            self._queued = self._loop.time() - self.started
+            self._next_target()
+
+    # -- while a model loads -----------------------------------------------------------------
+
+    def _keep_alive_later(self, seconds: float) -> None:
+        wanted = self.stream and self._route.streams and seconds > 0
+        if wanted and (b"x-cortex-keep-alive", b"off") not in self.headers:
+            self._keepalive = self._loop.call_later(seconds, self._keep_alive)
+
+    def _keep_alive(self) -> None:
+        """A comment that clients skip, so that nobody on the way takes a cold start for a dead connection."""
+        if not self._committed:
+            self._committed = True
+            head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            self._client.respond(200, [*head, *self._labels()], None)
+        told = self.plane.loads.progress(self.model)
+        self._client.write(b": %b\n\n" % (told.comment() if told else "waiting").encode())
+        self._keepalive = self._loop.call_later(
+            self.plane.settings.cold_start_comment_after_s, self._keep_alive
+        )
+
+    def _stop_keep_alive(self) -> None:
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+            self._keepalive = None
+
+    # -- asking an engine --------------------------------------------------------------------
+
+    def _send_to(self, target: Target) -> None:
+        self.target = target
+        self.plane.fleet.acquire(target)
+        self._reach(target)
+
+    def _reach(self, target: Target, *, anew: bool = False) -> None:
+        pool = self.plane.pool
+        connection = None if anew else pool.resting(pool.endpoint(target.url))
+        if connection is not None:
+            self._ask(connection, target)
+        else:
+            self._task = self._loop.create_task(self._connect(target))
+
+    async def _connect(self, target: Target) -> None:
+        pool = self.plane.pool
+        try:
+            connection = await pool.connect(pool.endpoint(target.url))
+        except UpstreamFailed as failed:
+            self._task = None
+            self._elsewhere(failed)
+        except Exception:
+            log.exception("connect_failed")
+            self._task = None
+            self._elsewhere(UpstreamFailed("the gateway could not connect; its log says why"))
+        else:
+            self._task = None
+            self._fresh = True
+            self._ask(connection, target)
+
+    def _ask(self, connection: Connection, target: Target) -> None:
+        self._connection = connection
+        self._last_byte = self._loop.time()
+        endpoint = self.plane.pool.endpoint(target.url)
+        head = engine_request(endpoint, self._route.path, self.headers, len(self._body), self.ident)
+        connection.send(head, self._body, self)
+        if self._full:
+            connection.pause()
+
+    def _elsewhere(self, failure: CortexError) -> None:
+        """Nothing was answered yet, so another instance may answer instead."""
+        target = self.target
+        assert target is not None
+        event(
+            log,
+            "instance_failed",
+            logging.WARNING,
+            request=self.ident.decode(),
+            node=target.node,
+            instance=target.id,
+            reason=failure.message,
+        )
+        self.plane.fleet.release(target)
+        self.target = None
+        self._tried.add(target.id)
+        self._failure = failure
+        self._fresh = False
+        self._next_target()
+
+    # -- from the engine ---------------------------------------------------------------------
+
+    def upstream_head(self, status: int, headers: Headers) -> None:
+        """See `Receiver`."""
+        self._headed = True
+        streamed = status < 400 and is_event_stream(headers)
+        if self._committed:
+            self._answer = StreamAnswer() if streamed else LateAnswer(status)
+            return
+        self._answer = StreamAnswer() if streamed else WholeAnswer(status)
+        kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
+        length = None if streamed else content_length(headers)
+        self._client.respond(status, kept + self._labels(), length)
+
+    def upstream_data(self, data: bytes) -> None:
+        """See `Receiver`."""
+        now = self._loop.time()
+        self._last_byte = now
+        if self._first_byte is None:
+            self._first_byte = now
+        assert self._answer is not None
+        if owed := self._answer.feed(data):
+            self._client.write(owed)
+
+    def upstream_end(self) -> None:
+        """See `Receiver`."""
+        self._connection = None
+        assert self._answer is not None
+        if owed := self._answer.end():
+            self._client.write(owed)
+        self._client.end()
+        self._finish(self._answer.error)
+
+    def upstream_lost(self, reason: str, *, answered: bool) -> None:
+        """See `Receiver`."""
+        self._connection = None
+        target = self.target
+        assert target is not None
+        if self._headed:
+            self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
+        elif answered:
+            self._elsewhere(UpstreamFailed(reason))
+        elif not self._fresh:
+            # It had closed the kept connection while the request was on its way: not the instance's fault.
+            self._reach(target, anew=True)
+        else:
+            self._elsewhere(UpstreamFailed(f"the engine on {target.node} closed the connection"))
+
+    def _break_off(self, error: CortexError) -> None:
+        """Too late for another instance: say that the answer is not whole."""
+        assert self._answer is not None
+        told = self._answer.broken(error)
+        if told is None:
+            self._client.abort()
+        else:
+            self._client.write(told)
+            self._client.end()
+        self._finish(error.code)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def check_silence(self, now: float) -> None:
+        """Called once a second: give an engine up that has been silent for too long."""
+        if self._connection is None or self._full:
+            return
+        settings = self.plane.settings
+        limit = settings.idle_timeout_s if self._headed else settings.first_byte_timeout_s
+        if now - self._last_byte > limit:
+            self._connection.abort()
+            self._connection = None
+            error = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
+            if self._headed:
+                self._break_off(error)
+            else:
+                self.refuse(error)
+
+    def _finish(self, error: str | None) -> None:
+        if self.finished:
+            return
+        self.finished = True
+        self.plane.active.discard(self)
+        self._stop_keep_alive()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+        target = self.target
+        if target is not None:
+            self.plane.fleet.release(target)
+            series = target.series
+        else:
+            series = self.plane.metrics.series(self.model or NOWHERE, NOWHERE)
+        self._record(series.node, error)
+        answer = self._answer
+        series.finished(
+            self._loop.time() - self.started,
+            None if self._first_byte is None else self._first_byte - self.started,
+            answer.tokens_in if answer else 0,
+            answer.tokens_out if answer else 0,
+            cold=self._cold,
+            error=error,
+        )
+
+    def _record(self, node: str, error: str | None) -> None:
+        """One line a request: the outcome, the timings and why it went where it went."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        total = self._loop.time() - self.started
+        first = None if self._first_byte is None else self._first_byte - self.started
+        answer = self._answer
+        tokens_out = answer.tokens_out if answer else 0
+        generating = total - (first or 0.0)
+        event(
+            log,
+            "request_finished",
+            request=self.ident.decode(),
+            route=self._route.path,
+            model=self.model or None,
+            node=node,
+            outcome=error or "ok",
+            reason=self._route_reason.decode() or None,
+            cold_start=self._cold or None,
+            queue_ms=round(self._queued * 1000),
+            time_to_first_token_ms=None if first is None else round(first * 1000, 1),
+            total_latency_ms=round(total * 1000, 1),
+            prompt_tokens=answer.tokens_in if answer else None,
+            completion_tokens=tokens_out if answer else None,
+            total_tokens=answer.tokens_in + tokens_out if answer else None,
+            tok_per_sec=round(tokens_out / generating, 1) if tokens_out and generating else None,
+        )
+
+    def _labels(self) -> Headers:
+        """The headers by which a client can tell what happened to its request."""
+        labels = [(b"x-request-id", self.ident)]
+        if self._cold:
+            labels.append((b"x-cortex-cold-start", b"true"))
+            labels.append((b"x-cortex-queue-ms", b"%d" % (self._queued * 1000)))
+        if self.target is not None:
+            labels += self.target.labels
+            labels.append((b"x-cortex-route", self._route_reason))
+        return labels

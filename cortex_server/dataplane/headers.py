@@ -1,0 +1,71 @@
+"""Header rules between client, gateway and engine."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from cortex_server.dataplane.upstream import Endpoint, Headers
+
+TO_ENGINE = frozenset(
+    (b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"),
+)
+"""What an engine gets of a client's headers. Everything else (credentials, cookies, hop-by-hop headers,
+X-Conversation-Id, which makes llama-server ignore a disconnect) stays here."""
+
+NOT_TO_CLIENT = frozenset(
+    (
+        b"connection",
+        b"content-length",
+        b"date",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"server",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-request-id",
+    )
+)
+"""Hop-by-hop headers, and those that the gateway sets itself."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id(headers: Headers) -> bytes:
+    """The client's x-request-id if it is a plain token, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value
+    return b"req-%024x" % random.getrandbits(96)
+
+
+def engine_request(
+    endpoint: Endpoint, path: str, headers: Headers, length: int, ident: bytes
+) -> bytes:
+    """The head of the request that an engine gets."""
+    lines = [
+        b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b"
+        % (endpoint.prefix, path.encode(), endpoint.authority, length, ident)
+    ]
+    lines += [b"%b: %b" % (name, value) for name, value in headers if name in TO_ENGINE]
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def content_length(headers: Headers) -> int | None:
+    """The announced length of a body."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def is_event_stream(headers: Headers) -> bool:
+    """Whether an answer is a server-sent event stream."""
+    return any(
+        name == b"content-type" and value.lower().startswith(b"text/event-stream")
+        for name, value in headers
+    )

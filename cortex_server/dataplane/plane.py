@@ -1,0 +1,81 @@
+"""What all requests share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.gateway import GatewaySection
+from cortex_common.models import InstanceId, ModelId
+from cortex_server.dataplane.exchange import Exchange
+from cortex_server.dataplane.upstream import Pool
+from cortex_server.fleet.state import Fleet
+from cortex_server.metrics import Metrics
+
+
+class Progress(Protocol):
+    """How far a load is that requests wait for."""
+
+    def comment(self) -> str:
+        """One line for people, without line breaks."""
+        ...
+
+
+class Loads(Protocol):
+    """Whoever gets models loaded: the conductor."""
+
+    async def obtain(
+        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    ) -> InstanceId:
+        """Wait until an instance is ready; cancelling stops waiting.
+
+        Raises:
+            CortexError: it will not be, or not in time; the error says why.
+        """
+        ...
+
+    def progress(self, model_id: ModelId) -> Progress | None:
+        """How far the load is."""
+        ...
+
+
+class DataPlane:
+    """The parts that a request needs, and the requests under way.
+
+    Args:
+        fleet: where requests can go.
+        loads: who is asked when there is no ready instance.
+        metrics: where requests are counted.
+        settings: limits and timeouts.
+
+    Attributes:
+        active: all requests between their first header and their last byte.
+    """
+
+    def __init__(
+        self, fleet: Fleet, loads: Loads, metrics: Metrics, settings: GatewaySection
+    ) -> None:
+        self.fleet = fleet
+        self.loads = loads
+        self.metrics = metrics
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
+        self.active: set[Exchange] = set()
+        self.max_body = settings.max_body_mb * 1024 * 1024
+
+    async def watch_silence(self) -> None:
+        """Give up on engines that fell silent; runs until cancelled.
+
+        One task that looks at all requests once a second costs less than a timer for each.
+        """
+        while True:
+            await asyncio.sleep(1.0)
+            now = self.loop.time()
+            for exchange in tuple(self.active):
+                exchange.check_silence(now)
+
+    def close(self) -> None:
+        """Let go of all connections that nobody uses."""
+        self.pool.close()

@@ -1,0 +1,533 @@
+"""The data plane between raw clients and scripted engines, through both faces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from openai import APIError, AsyncOpenAI
+from rigs.engine import (
+    CHUNK,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    STREAM,
+    Call,
+    answer_stream,
+    chunked,
+    scripted_engine,
+    whole,
+)
+from rigs.plane import FACES, running_plane
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.gateway import GatewaySection
+
+CHAT = "/v1/chat/completions"
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
+def request(body: bytes, *, path: str = CHAT, extra: bytes = b"") -> bytes:
+    """A raw HTTP/1.1 request."""
+    head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n"
+    return head % (path.encode(), extra, len(body)) + body
+
+
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    """Each test runs through the diverted and through the plain ASGI face."""
+    return str(request.param)
+
+
+async def test_a_stream_reaches_the_client_byte_for_byte(face):
+    """What the engine streams is what the client reads, and the instance's count returns to zero."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY, headers={"x-request-id": "mine"})
+        assert answer.content == STREAM
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["x-request-id"] == "mine"
+        assert answer.headers["x-cortex-node"] == "n1"
+        assert answer.headers["x-cortex-instance"] == "m-0"
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].in_flight == 0
+        assert rig.metrics.totals("m").tokens_in == 7
+        assert rig.metrics.totals("m").tokens_out == 3
+
+
+async def test_pieces_arrive_one_by_one(face):
+    """A piece is with the client before the engine has sent the next."""
+
+    async def slowly(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        for word in (b"a", b"b"):
+            await call.send(chunked(CHUNK % word))
+            await steps.get()
+        await call.send(chunked(LAST, DONE), b"0\r\n\r\n")
+
+    steps: asyncio.Queue[None] = asyncio.Queue()
+    async with (
+        scripted_engine(slowly) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert await anext(pieces) == CHUNK % b"a"
+        steps.put_nowait(None)
+        assert await anext(pieces) == CHUNK % b"b"
+        steps.put_nowait(None)
+        assert b"".join([p async for p in pieces]) == LAST + DONE
+
+
+async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
+    """Odd spacing and unknown fields survive; the client's key and cookies stay with the gateway."""
+    body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        headers = {"authorization": "Bearer sk-1", "cookie": "a=b", "x-conversation-id": "c"}
+        answer = await client.post(CHAT, content=body, headers=headers)
+        assert answer.json() == {}
+        call = await engine.call(0)
+        assert call.body == body
+        head = call.head.lower()
+        for kept_back in (b"sk-1", b"cookie", b"x-conversation-id"):
+            assert kept_back not in head
+
+
+async def test_an_alias_is_rewritten_in_place(face):
+    """A request for an alias reaches the engine under the model's id, all else unchanged."""
+    body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
+    profile = ModelProfile(id="m", harness="scripted", aliases=("nick",))
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        running_plane({"m": engine.url}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        await client.post(CHAT, content=body)
+        assert (await engine.call(0)).body == body.replace(b'"model": "nick"', b'"model": "m"')
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "malformed_body"),
+        (b"{", 400, "malformed_body"),
+        (b"[]", 400, "malformed_body"),
+        (b'{"messages":[]}', 400, "missing_model"),
+        (b'{"model":""}', 400, "missing_model"),
+        (b'{"model":7}', 400, "invalid_request"),
+        (b'{"model":"m","stream":"yes"}', 400, "invalid_request"),
+        (b'{"model":"mm"}', 404, "model_not_found"),
+        (b'{"model":"m","x":"' + b"y" * (1 << 20) + b'"}', 413, "body_too_large"),
+    ],
+)
+async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
+    """Each bad body gets its status and code in OpenAI's shape, and no engine hears of it."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face, settings=GatewaySection(max_body_mb=1)) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, content=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["src"]) == (status, code, "cortex")
+        assert engine.calls == []
+        await rig.settled()
+
+
+async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
+    """The hint names what was probably meant."""
+    profile = ModelProfile(id="Qwen/Qwen3-32B", harness="scripted")
+    async with (
+        running_plane({}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        error = (await client.post(CHAT, json=BODY | {"model": "qwen3-32"})).json()["error"]
+        assert error["nearest"] == ["Qwen/Qwen3-32B"]
+        assert "Qwen/Qwen3-32B" in error["hints"][0]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstream(face, streamed):
+    """The engine's connection closes although it has not answered yet."""
+    async with (
+        scripted_engine(lambda call: call.gone()) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY | {"stream": streamed}).encode()))
+        await engine.call(0)
+        writer.close()
+        async with asyncio.timeout(5):
+            await engine.idle()
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].in_flight == 0
+        assert rig.plane.pool.live == 0
+
+
+async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face):
+    """The engine's connection closes while it is streaming."""
+
+    async def forever(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a"))
+        await call.gone()
+
+    async with (
+        scripted_engine(forever) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY).encode()))
+        await reader.readuntil(b'"a"')
+        writer.close()
+        async with asyncio.timeout(5):
+            await engine.idle()
+        await rig.settled()
+
+
+async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
+    """Nobody is left waiting for a load that its only client gave up."""
+    profile = ModelProfile(id="m", harness="scripted")
+    async with running_plane({}, face=face, profiles=[profile]) as rig:
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY).encode()))
+        await rig.loads.asked.wait()
+        writer.close()
+        await rig.settled()
+        async with asyncio.timeout(5):
+            await rig.loads.nobody.wait()
+
+
+async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
+    """It is answered once the model is ready, and says that it was a cold start."""
+    profile = ModelProfile(id="m", harness="scripted")
+    async with (
+        scripted_engine() as engine,
+        running_plane({}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        asking = asyncio.ensure_future(client.post(CHAT, json=BODY))
+        await rig.loads.asked.wait()
+        rig.loads.outcome.set_result(("m-1", engine.url))
+        answer = await asking
+        assert answer.content == STREAM
+        assert answer.headers["x-cortex-cold-start"] == "true"
+        assert rig.metrics.series("m", "n1").cold_starts == 1
+
+
+async def test_a_failed_load_is_told_with_its_reason(face):
+    """The waiting request gets the engine's reason as 503."""
+    profile = ModelProfile(id="m", harness="scripted")
+    async with (
+        running_plane({}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        rig.loads.outcome.set_result(("out of memory", ""))
+        answer = await client.post(CHAT, json=BODY)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "out of memory"
+        assert answer.json()["error"]["code"] == "load_failed"
+
+
+async def test_comments_keep_a_stream_alive_during_a_load(face):
+    """A streamed request sees comments while it waits, then the stream itself; an SDK skips them."""
+    profile = ModelProfile(id="m", harness="scripted")
+    settings = GatewaySection(cold_start_comment_after_s=0.01)
+    async with (
+        scripted_engine() as engine,
+        running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert (await anext(pieces)).startswith(b": ")
+        rig.loads.outcome.set_result(("m-1", engine.url))
+        rest = b"".join([p async for p in pieces])
+        assert rest.endswith(STREAM)
+
+
+async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
+    """The 200 is out already, so the error comes as an event and there is no [DONE]."""
+    profile = ModelProfile(id="m", harness="scripted")
+    settings = GatewaySection(cold_start_comment_after_s=0.01)
+    async with (
+        running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        await anext(pieces)
+        rig.loads.outcome.set_result(("no memory", ""))
+        rest = b"".join([p async for p in pieces])
+        event = json.loads(rest.rpartition(b"data: ")[2])
+        assert event["error"]["message"] == "no memory"
+        assert b"[DONE]" not in rest
+
+
+async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
+    """A half event is closed, an error event follows, and no [DONE] makes it look whole."""
+
+    async def die(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a", b'data: {"half'))
+        call.writer.transport.abort()
+
+    async with (
+        scripted_engine(die) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        content = (await client.post(CHAT, json=BODY)).content
+        first, half, error, rest = content.split(b"\n\n")
+        assert first + b"\n\n" == CHUNK % b"a"
+        assert half == b'data: {"half'
+        assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "upstream_failed"
+        assert rest == b""
+        await rig.settled()
+        assert rig.metrics.totals("m").errors == 1
+
+
+async def test_a_stream_without_done_ends_in_an_error_event(face):
+    """mistral.rs ends streams silently when its model is unloaded; the client must not take that for the end."""
+
+    async def stop(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a"), b"0\r\n\r\n")
+
+    async with (
+        scripted_engine(stop) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
+    ):
+        stream = await sdk.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "x"}], stream=True
+        )
+        assert (await anext(stream)).choices[0].delta.content == "a"
+        with pytest.raises(APIError, match="ended the stream early"):
+            await anext(stream)
+
+
+async def test_an_engine_that_dies_in_a_whole_answer_cuts_the_connection(face):
+    """Half a JSON document never looks complete."""
+
+    async def die(call: Call) -> None:
+        await call.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+        )
+        call.writer.transport.abort()
+
+    async with (
+        scripted_engine(die) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post(CHAT, json=BODY | {"stream": False})
+        await rig.settled()
+
+
+async def test_a_request_moves_on_to_another_instance_before_the_first_byte(face):
+    """One instance refuses connections; the other answers, and the client sees only that."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": ["http://127.0.0.1:1", engine.url]}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert answer.content == STREAM
+        assert answer.headers["x-cortex-instance"] == "m-1"
+        assert answer.headers["x-cortex-route"] == "retry"
+        await rig.settled()
+        assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0, 0]
+
+
+async def test_no_instance_that_answers_is_a_502(face):
+    """When all of them refuse, the client is told which failed and how."""
+    async with (
+        running_plane({"m": "http://127.0.0.1:1"}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert answer.status_code == 502
+        assert "can't be reached" in answer.json()["error"]["message"]
+
+
+async def test_a_kept_connection_that_was_closed_is_replaced_silently(face):
+    """The engine closes an idle connection just as the next request is sent; the client sees nothing of it."""
+
+    async def once(call: Call) -> None:
+        if len(engine.calls) == 2 and call.writer is engine.calls[0].writer:
+            call.writer.transport.abort()
+        else:
+            await answer_stream(call)
+
+    async with (
+        scripted_engine(once) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(2):
+            assert (await client.post(CHAT, json=BODY)).content == STREAM
+        assert len(engine.calls) == 3
+
+
+async def test_an_engines_own_error_is_passed_on(face):
+    """Status and body are the engine's; only the labels are ours."""
+    body = b'{"error":{"message":"prompt too long","type":"invalid_request_error"}}'
+    async with (
+        scripted_engine(lambda call: call.send(whole(body, b"400 Bad Request"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert (answer.status_code, answer.content) == (400, body)
+        assert rig.metrics.series("m", "n1").errors["engine_400"] == 1
+
+
+async def test_a_silent_engine_is_given_up(face):
+    """An engine without a first byte within the limit is a 504."""
+    settings = GatewaySection(first_byte_timeout_s=0.2)
+    async with (
+        scripted_engine(lambda call: call.gone()) as engine,
+        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
+
+
+async def test_a_slow_reader_holds_the_engine_back(face):
+    """A client that does not read makes the engine wait; then it gets every byte."""
+    total = 64 << 20
+
+    async def flood(call: Call) -> None:
+        await call.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % total
+        )
+        piece = b"x" * (1 << 20)
+        for _ in range(64):
+            await call.send(piece)
+            sent.append(len(piece))
+
+    sent: list[int] = []
+    async with (
+        scripted_engine(flood) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
+        writer.write(request(json.dumps(BODY).encode()))
+        await reader.readuntil(b"\r\n\r\n")
+        stalled, steady = -1, 0
+        while steady < 50:
+            stalled, steady = len(sent), steady + 1 if stalled == len(sent) else 0
+            await asyncio.sleep(0.01)  # a stall can only be seen by waiting
+        assert stalled < 32
+        got = 0
+        while got < total:
+            got += len(await reader.read(1 << 16))
+        writer.close()
+        await rig.settled()
+
+
+async def test_pipelined_requests_are_answered_in_order(face):
+    """Two requests in one write get two answers, first come first."""
+    bodies = [json.dumps(BODY | {"n": n, "stream": False}).encode() for n in (1, 2)]
+
+    async def echo(call: Call) -> None:
+        await call.send(whole(call.body))
+
+    async with (
+        scripted_engine(echo) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(bodies[0]) + request(bodies[1]))
+        for body in bodies:
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(body)) == body
+        writer.close()
+        await rig.settled()
+
+
+async def test_expect_100_continue_is_honoured(face):
+    """A client that asks before sending its body is told to go on."""
+    body = json.dumps(BODY | {"stream": False}).encode()
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(body, extra=b"expect: 100-continue\r\n")[: -len(body)])
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+        writer.write(body)
+        assert b"200 OK" in await reader.readuntil(b"{}")
+        writer.close()
+        await rig.settled()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" + whole(b'{"a":1}'),
+        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7;x=y\r\n{"a":1}\r\n0\r\nt: 1\r\n\r\n',
+        b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{"a":1}',
+        b'HTTP/1.0 200 OK\r\n\r\n{"a":1}',
+    ],
+    ids=["interim", "extensions-and-trailers", "close-delimited", "http-1.0"],
+)
+async def test_any_framing_of_the_engine_is_understood(face, answer):
+    """Interim answers, chunk extensions, trailers and close-delimited bodies all come out as the body."""
+
+    async def script(call: Call) -> None:
+        await call.send(answer)
+        if b"close" in answer or b"1.0" in answer:
+            call.writer.close()
+
+    async with (
+        scripted_engine(script) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        got = await client.post(CHAT, json=BODY | {"stream": False})
+        assert got.content == b'{"a":1}'
+        await rig.settled()
+
+
+async def test_bytes_after_an_answer_never_reach_another_client(face):
+    """An engine that says more than it was asked loses its connection, and the surplus goes nowhere."""
+
+    async def surplus(call: Call) -> None:
+        await call.send(whole(b"{}") + whole(b'{"smuggled":1}'))
+
+    async with (
+        scripted_engine(surplus) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(2):
+            assert (await client.post(CHAT, json=BODY)).content == b"{}"
+        assert engine.calls[0].writer is not engine.calls[1].writer
+
+
+async def test_two_hundred_streams_at_once_all_end_whole(face):
+    """Every stream is complete, and every count returns to zero."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"a": engine.url, "b": engine.url, "c": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url, limits=httpx.Limits(max_connections=200)) as client,
+    ):
+        answers = await asyncio.gather(
+            *(client.post(CHAT, json=BODY | {"model": "abc"[n % 3]}) for n in range(200))
+        )
+        assert {a.content for a in answers} == {STREAM}
+        await rig.settled()
+        assert sum(i.in_flight for i in rig.fleet.snapshot.instances()) == 0
+        assert rig.metrics.totals("a").requests == 67

@@ -1,0 +1,131 @@
+"""An engine that does on demand what real ones do by accident: it speaks bytes, and a test scripts them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+CHUNK = b'data: {"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
+LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
+DONE = b"data: [DONE]\n\n"
+STREAM = b"".join([*(CHUNK % word for word in (b"one", b"two", b"three")), LAST, USAGE, DONE])
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+def chunked(*pieces: bytes) -> bytes:
+    """The pieces as HTTP chunks, without the last one."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+
+
+def whole(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> bytes:
+    """A complete answer with its length."""
+    head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
+    return head % (status, kind, len(body)) + body
+
+
+@dataclass
+class Call:
+    """One request as the engine got it, and the connection it came on."""
+
+    head: bytes
+    body: bytes
+    writer: asyncio.StreamWriter
+    reader: asyncio.StreamReader
+
+    async def send(self, *pieces: bytes) -> None:
+        """Write, each piece by itself."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    async def gone(self) -> None:
+        """Wait until the gateway has closed this connection."""
+        with contextlib.suppress(ConnectionError):
+            while await self.reader.read(65536):
+                pass
+
+
+Script = Callable[[Call], Awaitable[None]]
+
+
+async def answer_stream(call: Call) -> None:
+    """The usual good stream."""
+    await call.send(SSE_HEAD + chunked(STREAM) + b"0\r\n\r\n")
+
+
+@dataclass
+class ScriptedEngine:
+    """A listening engine.
+
+    Attributes:
+        url: where it listens.
+        script: what it does with each request; when it returns, the connection stays open for the next.
+        calls: all requests so far.
+        live: connections open now.
+    """
+
+    url: str = ""
+    script: Script = answer_stream
+    calls: list[Call] = field(default_factory=list)
+    live: int = 0
+    _called: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def call(self, number: int) -> Call:
+        """Wait for the request of that number, from 0."""
+        async with self._called:
+            await self._called.wait_for(lambda: len(self.calls) > number)
+        return self.calls[number]
+
+    async def idle(self) -> None:
+        """Wait until no connection is open."""
+        async with self._called:
+            await self._called.wait_for(lambda: self.live == 0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.live += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = 0
+                for line in head.split(b"\r\n"):
+                    if line.lower().startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                call = Call(head, await reader.readexactly(length), writer, reader)
+                async with self._called:
+                    self.calls.append(call)
+                    self._called.notify_all()
+                await self.script(call)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            async with self._called:
+                self.live -= 1
+                self._called.notify_all()
+
+
+@contextlib.asynccontextmanager
+async def scripted_engine(script: Script = answer_stream) -> AsyncIterator[ScriptedEngine]:
+    """An engine on a free loopback port."""
+    engine = ScriptedEngine(script=script)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(engine._serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27)
+    engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield engine
+    finally:
+        server.close()
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,148 @@
+"""A gateway's data plane over engines of a test's choice: real sockets, real uvicorn, no neuron."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from cortex_common.clock import SystemClock
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.gateway import GatewaySection, NeuronEntry
+from cortex_common.errors import LoadFailed
+from cortex_common.hardware import Health
+from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_server.api.app import create_app
+from cortex_server.dataplane.diverted import DivertingProtocol
+from cortex_server.dataplane.plane import DataPlane
+from cortex_server.fleet.state import Fleet
+from cortex_server.metrics import Metrics
+
+FACES = ("diverted", "asgi")
+
+
+def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
+    """An instance as a node reports it."""
+    return ModelInfo(
+        id=ModelId(model),
+        harness="scripted",
+        status=InstanceState.READY,
+        instance_id=InstanceId(instance),
+        url=url,
+        parallel=parallel,
+    )
+
+
+class ScriptedLoads:
+    """Stands for the conductor: a load ends when the test says how."""
+
+    def __init__(self, rig: PlaneRig) -> None:
+        self._rig = rig
+        self.waiting = 0
+        self.asked = asyncio.Event()
+        self.nobody = asyncio.Event()
+        self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+
+    async def obtain(
+        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    ) -> InstanceId:
+        """Wait for the outcome that the test sets: (instance, url), or a message to fail with."""
+        self.waiting += 1
+        self.asked.set()
+        try:
+            instance, url = await asyncio.shield(self.outcome)
+        finally:
+            self.waiting -= 1
+            if not self.waiting:
+                self.nobody.set()
+        if not url:
+            raise LoadFailed(instance)
+        self._rig.report("n1", ready(instance, profile.id, url))
+        return InstanceId(instance)
+
+    def progress(self, model_id: ModelId) -> None:
+        """Nothing is known."""
+
+
+@dataclass
+class PlaneRig:
+    """A running data plane.
+
+    Attributes:
+        port: where it listens.
+    """
+
+    fleet: Fleet
+    plane: DataPlane
+    metrics: Metrics
+    loads: ScriptedLoads | None = None
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """Base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def report(self, node: str, *infos: ModelInfo) -> None:
+        """Let a node report exactly these instances."""
+        self.fleet.reported(node, NodeStatus(health=Health(uptime_secs=1), models=infos))
+
+    async def settled(self) -> None:
+        """Wait until no request is under way."""
+        async with asyncio.timeout(10):
+            while self.plane.active:  # noqa: ASYNC110 - the plane has no event for what only tests wait for
+                await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def running_plane(
+    engines: Mapping[str, str | Sequence[str]],
+    *,
+    face: str = "diverted",
+    profiles: Sequence[ModelProfile] = (),
+    settings: GatewaySection | None = None,
+) -> AsyncIterator[PlaneRig]:
+    """A data plane on a free port; `engines` maps a model to the URL(s) of its ready instances."""
+    metrics = Metrics()
+    nodes = tuple(NeuronEntry(name=n, endpoint="http://127.0.0.1:1") for n in ("n1", "n2"))
+    fleet = Fleet(nodes, Catalogue(models=tuple(profiles)), SystemClock(), metrics)
+    rig = PlaneRig(fleet, None, metrics)  # type: ignore[arg-type]  # set two lines below
+    rig.loads = ScriptedLoads(rig)
+    plane = rig.plane = DataPlane(fleet, rig.loads, metrics, settings or GatewaySection())
+    rig.report(
+        "n1",
+        *(
+            ready(f"{model}-{number}", model, url)
+            for model, urls in engines.items()
+            for number, url in enumerate([urls] if isinstance(urls, str) else urls)
+        ),
+    )
+    protocol = type("TestProtocol", (DivertingProtocol,), {"plane": plane})
+    config = uvicorn.Config(
+        create_app(fleet, lambda: plane, routers=()),
+        host="127.0.0.1",
+        port=0,
+        http=protocol if face == "diverted" else "httptools",
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
+    serving = asyncio.create_task(server.serve())
+    silence = asyncio.create_task(plane.watch_silence())
+    try:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0)
+        rig.port = server.servers[0].sockets[0].getsockname()[1]
+        yield rig
+    finally:
+        silence.cancel()
+        server.should_exit = True
+        await serving
+        plane.close()
+        await asyncio.gather(silence, return_exceptions=True)
