@@ -71,9 +71,7 @@ def describe(error: Exception, paint: Paint) -> str:
         hints: tuple[str, ...] = ("repeat it with `cortex --debug ...` and report what that shows",)
     else:
         text, hints = error.message, error.hints or _fallback(error)
-    lines = [
-        f"{paint.bad('error:')} {line}" for line in text.splitlines() or [type(error).__name__]
-    ]
+    lines = [f"{paint.bad('error:')} {text or type(error).__name__}"]
     if hints:
         lines += ["", *(f"{paint.hint('hint:')} {hint}" for hint in dict.fromkeys(hints))]
     return "\n".join(lines)

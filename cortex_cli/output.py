@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from pydantic import TypeAdapter
-
 from cortex_cli.paint import Paint
 from cortex_cli.render.table import Column, table
 from cortex_cli.render.yaml import to_yaml
@@ -36,14 +34,14 @@ class Kind(Generic[Item]):
 
     Attributes:
         kind: as JSON and YAML name the list, such as "ModelList".
-        adapter: writes an item as JSON.
+        plain: an item as JSON has it.
         columns: of the table.
         name: what `-o name` prints of an item.
         nothing: what a table says on stderr when there are no items.
     """
 
     kind: str
-    adapter: TypeAdapter[Item]
+    plain: Callable[[Item], Any]
     columns: Sequence[Column[Item]]
     name: Callable[[Item], str]
     nothing: str
@@ -67,20 +65,16 @@ def as_text(
         case Output.NAME:
             return "\n".join(kind.name(item) for item in items)
         case Output.JSONL:
-            return "\n".join(json.dumps(_plain(kind, item), ensure_ascii=False) for item in items)
+            return "\n".join(json.dumps(kind.plain(item), ensure_ascii=False) for item in items)
         case Output.JSON:
             return json.dumps(_document(kind, items), indent=2, ensure_ascii=False)
         case Output.YAML:
             return to_yaml(_document(kind, items))
 
 
-def _plain(kind: Kind[Item], item: Item) -> Any:
-    return kind.adapter.dump_python(item, mode="json")
-
-
 def _document(kind: Kind[Item], items: Sequence[Item]) -> dict[str, Any]:
     return {
         "apiVersion": API_VERSION,
         "kind": kind.kind,
-        "items": [_plain(kind, item) for item in items],
+        "items": [kind.plain(item) for item in items],
     }

@@ -22,6 +22,10 @@ from cortex_common.hardware import DeviceHealth
 from cortex_common.models import InstanceState
 from cortex_common.units import show_duration, show_mib
 
+_INSTANCE = TypeAdapter(InstanceView)
+_MODEL = TypeAdapter(ModelView)
+_NODE = TypeAdapter(NodeView)
+_DEVICE = TypeAdapter(DeviceView)
 _STATE_TONES = {
     "ready": Tone.GOOD,
     "up": Tone.GOOD,
@@ -113,13 +117,9 @@ def _until(row: InstanceRow) -> str:
     )
 
 
-def _total(count: int) -> str:
-    return f"{count:,}".replace(",", " ") if count else "0"
-
-
 INSTANCES: Kind[InstanceRow] = Kind(
     kind="InstanceList",
-    adapter=TypeAdapter(InstanceRow),
+    plain=lambda r: _INSTANCE.dump_python(r.instance, mode="json"),
     columns=(
         Column("NAME", lambda r: r.instance.model),
         Column(
@@ -130,7 +130,7 @@ INSTANCES: Kind[InstanceRow] = Kind(
         Column("CTX", lambda r: str(r.instance.context or "–"), right=True),
         Column("ACTIVE", lambda r: str(r.instance.in_flight), right=True),
         Column("WAITING", lambda r: str(r.model_waiting), right=True),
-        Column("REQUESTS", lambda r: _total(r.instance.requests), right=True),
+        Column("REQUESTS", lambda r: str(r.instance.requests), right=True),
         Column("INSTANCE", lambda r: r.instance.id, wide=True),
         Column("HARNESS", lambda r: r.instance.harness, wide=True),
         Column(
@@ -151,7 +151,7 @@ def _model_places(model: ModelView) -> str:
 
 MODELS: Kind[ModelView] = Kind(
     kind="ModelList",
-    adapter=TypeAdapter(ModelView),
+    plain=lambda m: _MODEL.dump_python(m, mode="json"),
     columns=(
         Column("NAME", lambda m: m.id),
         Column("STATE", lambda m: m.state.value, tone=lambda m: state_tone(m.state)),
@@ -160,13 +160,13 @@ MODELS: Kind[ModelView] = Kind(
         Column("CTX", lambda m: str(m.context or "–"), right=True),
         Column("ACTIVE", lambda m: str(m.in_flight), right=True),
         Column("WAITING", lambda m: str(m.waiting), right=True),
-        Column("REQUESTS", lambda m: _total(m.requests), right=True),
+        Column("REQUESTS", lambda m: str(m.requests), right=True),
         Column("HARNESS", lambda m: m.harness, wide=True),
         Column("ALIASES", lambda m: ", ".join(m.aliases), wide=True),
         Column("PINNED ON", lambda m: ", ".join(m.pinned_on), wide=True),
         Column("TTFT P50", lambda m: _ms(m.ttft_p50_ms), wide=True, right=True),
         Column("TTFT P95", lambda m: _ms(m.ttft_p95_ms), wide=True, right=True),
-        Column("ERROR", lambda m: m.error or "", wide=True, tone=lambda _m: Tone.BAD),
+        Column("NOTE", lambda m: m.error or "", tone=lambda _m: Tone.BAD),
     ),
     name=lambda m: m.id,
     nothing="the catalogue is empty; describe a model in models.toml",
@@ -203,7 +203,7 @@ def _node_vram(node: NodeView) -> str:
 
 NODES: Kind[NodeView] = Kind(
     kind="NodeList",
-    adapter=TypeAdapter(NodeView),
+    plain=lambda n: _NODE.dump_python(n, mode="json"),
     columns=(
         Column("NAME", lambda n: n.name),
         Column("STATE", _node_state, tone=lambda n: state_tone(n.state)),
@@ -251,7 +251,11 @@ def _unit(value: float | None, unit: str) -> str:
 
 DEVICES: Kind[DeviceRow] = Kind(
     kind="DeviceList",
-    adapter=TypeAdapter(DeviceRow),
+    plain=lambda r: {
+        "node": r.node,
+        **_DEVICE.dump_python(r.device, mode="json"),
+        "models": r.models,
+    },
     columns=(
         Column("DEVICE", lambda r: f"{r.node}/{r.device.index}"),
         Column("NAME", lambda r: r.device.name),

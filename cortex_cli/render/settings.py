@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column
@@ -82,7 +80,7 @@ def setting_kind(*, origin: bool) -> Kind[Setting]:
     """How settings are listed, with or without the column of origins."""
     return Kind(
         kind="SettingList",
-        adapter=TypeAdapter(Setting),
+        plain=asdict,
         columns=_columns(origin=origin),
         name=lambda s: s.key,
         nothing="nothing is set",

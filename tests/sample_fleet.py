@@ -1,0 +1,118 @@
+"""A fleet for tests of what is drawn: some of everything, with fixed numbers."""
+
+from __future__ import annotations
+
+from cortex_common.fleet import (
+    DeviceView,
+    FleetSnapshot,
+    InstanceView,
+    ModelState,
+    ModelView,
+    NodeState,
+    NodeView,
+)
+from cortex_common.hardware import DeviceHealth, DeviceKind
+from cortex_common.models import InstanceId, InstanceState, ModelId
+
+NOW = 1_700_000_000.0
+QWEN, LLAMA, GEMMA, PHI = (
+    ModelId("Qwen/Qwen3-32B"),
+    ModelId("meta/Llama-70B"),
+    ModelId("google/gemma-3-12b"),
+    ModelId("microsoft/phi-4"),
+)
+
+
+def _gpu(index: int, name: str, total: int, used: int, **more: object) -> DeviceView:
+    return DeviceView(
+        index=index,
+        uuid=f"GPU-{name.rsplit(maxsplit=1)[-1].lower()}-{index}",
+        kind=DeviceKind.CUDA,
+        name=name,
+        vram_total_mb=total,
+        vram_used_mb=used,
+        vram_free_mb=total - used,
+        vram_available_mb=max(0, total - used - 512),
+        vram_headroom_mb=512,
+        **more,  # type: ignore[arg-type] - any further field of the view
+    )
+
+
+def busy_fleet() -> FleetSnapshot:
+    """Three nodes: one busy, one with a lost card and a load under way, one unreachable."""
+    qwen = InstanceView(
+        id=InstanceId("qwen-1"), model=QWEN, node="beast", harness="mistralrs",
+        state=InstanceState.READY, devices=(0, 1), vram_used_mb=69_800, vram_by_device=(34_900, 34_900),
+        url="http://beast:8100", context=32_768, parallel=8, load_seconds=41.2, in_flight=3,
+        last_used=NOW - 1, started_at=NOW - 8000, pinned=True, requests=1234, tokens_in=900_000,
+        tokens_out=410_000, reason="only beast has two free devices",
+    )  # fmt: skip
+    gemma = InstanceView(
+        id=InstanceId("gemma-1"), model=GEMMA, node="beast", harness="llamacpp",
+        state=InstanceState.READY, devices=(0,), vram_used_mb=12_000, vram_by_device=(12_000,),
+        url="http://beast:8101", context=8_192, load_seconds=8.0, in_flight=0,
+        last_used=NOW - 740, started_at=NOW - 5000, requests=17, errors=1,
+    )  # fmt: skip
+    llama = InstanceView(
+        id=InstanceId("llama-1"), model=LLAMA, node="mule", harness="llamacpp",
+        state=InstanceState.LOADING, devices=(0, 1), vram_used_mb=40_000, progress=0.61,
+        stage="weights", eta_s=12.0, started_at=NOW - 20,
+    )  # fmt: skip
+    beast = NodeView(
+        name="beast", endpoint="http://beast:9090", state=NodeState.UP, seen_at=NOW, hostname="beast",
+        os="Fedora 43", kernel="6.17", driver_version="580.95", cuda_version="13.0",
+        neuron_version="0.1.0", harnesses=("mistralrs", "llamacpp"),
+        devices=(
+            _gpu(0, "NVIDIA H200", 143_771, 47_400, utilization_pct=88, temp_c=63, power_w=512.0,
+                 compute_capability="9.0", vram_foreign_mb=500),
+            _gpu(1, "NVIDIA H200", 143_771, 34_900, utilization_pct=12, temp_c=51, power_w=210.0,
+                 compute_capability="9.0"),
+        ),
+        instances=(qwen, gemma),
+    )  # fmt: skip
+    mule = NodeView(
+        name="mule", endpoint="http://mule:9090", state=NodeState.UP, seen_at=NOW, hostname="mule",
+        os="Fedora 43", kernel="6.17", driver_version="575.64", cuda_version="12.9",
+        neuron_version="0.1.0", harnesses=("llamacpp",),
+        devices=(
+            _gpu(0, "NVIDIA RTX 4090", 24_564, 23_500, utilization_pct=100, temp_c=81,
+                 vram_reserved_mb=300),
+            _gpu(1, "NVIDIA RTX 4090", 24_564, 16_500, utilization_pct=100, temp_c=79),
+            _gpu(2, "NVIDIA RTX 4090", 24_564, 0, health=DeviceHealth.LOST, reason="fell off the bus"),
+        ),
+        instances=(llama,), cordoned=True,
+        warnings=("the mistral.rs build wants a newer driver",),
+    )  # fmt: skip
+    attic = NodeView(
+        name="attic", endpoint="http://attic:9090", state=NodeState.UNREACHABLE,
+        reason="connection refused", seen_at=NOW - 600,
+    )  # fmt: skip
+    return FleetSnapshot(
+        version=7,
+        at=NOW,
+        nodes=(beast, mule, attic),
+        models=(
+            ModelView(
+                QWEN, ModelState.READY, aliases=("qwen3",), harness="mistralrs", nodes=("beast",),
+                instances=1, in_flight=3, requests=1234, context=32_768, vram_mb=69_800,
+                pinned_on=("beast",), tokens_in=900_000, tokens_out=410_000, ttft_p50_ms=84.0,
+                ttft_p95_ms=310.0,
+            ),
+            ModelView(
+                GEMMA, ModelState.READY, harness="llamacpp", nodes=("beast",), instances=1,
+                requests=17, errors=1, context=8_192, vram_mb=12_000,
+            ),
+            ModelView(LLAMA, ModelState.LOADING, harness="llamacpp", instances=1, waiting=3),
+            ModelView(
+                PHI, ModelState.FAILED, harness="llamacpp",
+                error="no such file: /srv/models/phi-4.gguf",
+            ),
+        ),
+        gateway_version="0.1.0",
+        started_at=NOW - 90_000,
+    )  # fmt: skip
+
+
+def empty_fleet() -> FleetSnapshot:
+    """A gateway that knows nobody."""
+    return FleetSnapshot(version=1, at=NOW)

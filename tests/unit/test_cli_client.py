@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from cortex_cli.client import DEFAULT_GATEWAY, Target, client_config_path, target
+from cortex_cli.paint import Paint, paint_for
+from cortex_common.errors import ConfigError, NotFound
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """An environment whose operator has two contexts."""
+    environ = {"HOME": str(tmp_path)}
+    path = client_config_path(environ)
+    path.parent.mkdir(parents=True)
+    (tmp_path / "key").write_text("secret-of-prod\n")
+    path.write_text(
+        'context = "prod"\n'
+        f'[contexts.prod]\ngateway = "http://prod:8000/"\nkey_file = "{tmp_path / "key"}"\n'
+        '[contexts.lab]\ngateway = "http://lab:8000"\n'
+    )
+    return environ
+
+
+def test_without_any_word_the_gateway_is_on_this_host(tmp_path: Path):
+    """No option, no variable and no contexts mean the loopback default without a key."""
+    assert target(None, {"HOME": str(tmp_path)}) == Target(DEFAULT_GATEWAY)
+
+
+def test_the_current_context_is_used(home: dict[str, str]):
+    """The context that the file names brings its URL and its key."""
+    assert target(None, home) == Target("http://prod:8000", "secret-of-prod", "prod")
+
+
+def test_the_variable_wins_over_the_context(home: dict[str, str]):
+    """CORTEX_GATEWAY_URL wins over the current context, and that context's key is not sent elsewhere."""
+    environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
+
+    assert target(None, environ) == Target("http://other:8000")
+
+
+def test_the_option_wins_over_the_variable(home: dict[str, str]):
+    """--gateway wins over everything, and takes the name of a context too."""
+    environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
+
+    assert target("lab", environ) == Target("http://lab:8000", None, "lab")
+
+
+def test_the_key_of_the_environment_wins(home: dict[str, str]):
+    """CORTEX_API_KEY wins over a context's key file."""
+    assert target(None, home | {"CORTEX_API_KEY": "mine"}).key == "mine"
+
+
+def test_the_key_can_lie_in_a_file(tmp_path: Path):
+    """CORTEX_API_KEY_FILE names a file whose text, without its newline, is the key."""
+    (tmp_path / "k").write_text("abc\n")
+    environ = {"HOME": str(tmp_path), "CORTEX_API_KEY_FILE": str(tmp_path / "k")}
+
+    assert target("http://a:1", environ).key == "abc"
+
+
+def test_a_missing_key_file_is_an_error(tmp_path: Path):
+    """A key file that is not there is reported, not silently taken for no key."""
+    environ = {"HOME": str(tmp_path), "CORTEX_API_KEY_FILE": str(tmp_path / "none")}
+
+    with pytest.raises(ConfigError, match="can't be read"):
+        target(None, environ)
+
+
+def test_an_unknown_context_suggests_the_nearest(home: dict[str, str]):
+    """A mistyped context is answered with the one that was probably meant."""
+    with pytest.raises(NotFound) as caught:
+        target("prd", home)
+
+    assert caught.value.hints == ("did you mean 'prod'?",)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "tty", "on"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"CLICOLOR": "0"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"CLICOLOR_FORCE": "1"}, False, True),
+        ({"FORCE_COLOR": "0"}, False, False),
+        ({"CORTEX_COLOR": "always", "NO_COLOR": "1"}, False, True),
+        ({"CORTEX_COLOR": "never"}, True, False),
+    ],
+)
+def test_when_colour_is_written(environ: dict[str, str], tty: bool, on: bool):
+    """Colour follows --color, then the variables that programs agree on, then the terminal."""
+    assert paint_for(Terminal() if tty else io.StringIO(), environ) == Paint(on=on)

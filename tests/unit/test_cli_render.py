@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_fleet import busy_fleet, empty_fleet
+
+from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.paint import Paint
+from cortex_cli.render.fleet import (
+    DEVICES,
+    INSTANCES,
+    MODELS,
+    NODES,
+    device_list,
+    device_rows,
+    instance_rows,
+    troubles,
+)
+from cortex_cli.render.status import status
+from cortex_cli.render.table import Column, printable, table
+from cortex_cli.render.yaml import to_yaml
+
+PLAIN = Paint()
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ps", as_text(INSTANCES, instance_rows(busy_fleet()), Output.TABLE, paint=PLAIN)),
+        ("ps-wide", as_text(INSTANCES, instance_rows(busy_fleet()), Output.WIDE, paint=PLAIN)),
+        ("models", as_text(MODELS, busy_fleet().models, Output.TABLE, paint=PLAIN)),
+        ("nodes", as_text(NODES, busy_fleet().nodes, Output.TABLE, paint=PLAIN)),
+        ("gpus", as_text(DEVICES, device_rows(busy_fleet()), Output.TABLE, paint=PLAIN)),
+        ("status", status(busy_fleet(), "http://gw:8000", PLAIN)),
+    ],
+)
+def test_tables_look_as_they_were_approved(name: str, text: str):
+    """Each table of the sample fleet is, character for character, the one that was looked at and kept."""
+    assert f"{text}\n" == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_a_fleet_without_nodes_is_in_trouble():
+    """A gateway that knows no node is reported as such."""
+    assert troubles(empty_fleet()) == ["the gateway knows no nodes"]
+
+
+def test_json_document_has_version_kind_and_whole_items():
+    """-o json is one document whose items carry every field of the snapshot in MiB and Unix seconds."""
+    fleet = busy_fleet()
+    document = json.loads(as_text(MODELS, fleet.models, Output.JSON, paint=PLAIN))
+
+    assert (document["apiVersion"], document["kind"]) == ("cortex/v1", "ModelList")
+    assert [m["id"] for m in document["items"]] == [m.id for m in fleet.models]
+    assert document["items"][0]["vram_mb"] == 69_800
+
+
+def test_jsonl_is_one_object_a_line():
+    """-o jsonl writes each item as a line of its own."""
+    rows = device_rows(busy_fleet())
+    lines = as_text(DEVICES, rows, Output.JSONL, paint=PLAIN).splitlines()
+
+    assert [(json.loads(x)["node"], json.loads(x)["index"]) for x in lines] == [
+        (r.node, r.device.index) for r in rows
+    ]
+
+
+def test_yaml_says_the_same_as_json():
+    """-o yaml holds the same document as -o json."""
+    rows = instance_rows(busy_fleet())
+    as_yaml = yaml.safe_load(as_text(INSTANCES, rows, Output.YAML, paint=PLAIN))
+
+    assert as_yaml == json.loads(as_text(INSTANCES, rows, Output.JSON, paint=PLAIN))
+
+
+def test_names_only():
+    """-o name prints what other commands take as arguments."""
+    assert as_text(NODES, busy_fleet().nodes, Output.NAME, paint=PLAIN) == "beast\nmule\nattic"
+
+
+@pytest.mark.parametrize("output", [Output.TABLE, Output.WIDE, Output.NAME, Output.JSONL])
+def test_an_empty_listing_writes_nothing(output: Output):
+    """Without items there is no output, not even a header, so that `| wc -l` says 0."""
+    assert as_text(MODELS, (), output, paint=PLAIN) == ""
+
+
+def test_headers_can_be_left_out():
+    """--no-headers leaves rows only."""
+    text = as_text(NODES, busy_fleet().nodes, Output.TABLE, paint=PLAIN, headers=False)
+
+    assert text.splitlines()[0].startswith("beast")
+
+
+def test_colour_changes_no_character_that_is_read():
+    """A coloured table without its colours is the plain table."""
+    rows = instance_rows(busy_fleet())
+    coloured = as_text(INSTANCES, rows, Output.WIDE, paint=Paint(on=True))
+
+    assert "\x1b[32m" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == as_text(INSTANCES, rows, Output.WIDE, paint=PLAIN)
+
+
+@given(st.lists(st.tuples(st.text(), st.text(alphabet="0123456789")), max_size=8))
+def test_each_row_is_one_aligned_line(rows: list[tuple[str, str]]):
+    """Whatever the cells hold, a row is one line, and numbers end in the same column."""
+    columns = (Column("NAME", lambda r: r[0]), Column("N", lambda r: r[1], right=True))
+    lines = table(columns, rows, paint=PLAIN).split("\n")
+
+    assert len(lines) == len(rows) + 1
+    assert len({len(line) for line in lines}) == 1
+
+
+@given(st.text())
+def test_no_control_character_reaches_the_terminal(text: str):
+    """Names from other hosts cannot move the cursor or break a line."""
+    assert all(ord(c) >= 32 and not 127 <= ord(c) < 160 for c in printable(text))
+
+
+@given(json_values)
+def test_yaml_can_be_read_back(value: object):
+    """Whatever is written as YAML reads as the same value."""
+    assert yaml.safe_load(to_yaml(value)) == value
+
+
+@given(st.sets(st.integers(0, 40), min_size=1))
+def test_device_lists_can_be_read_back(indices: set[int]):
+    """A device list names exactly its indices."""
+    read: set[int] = set()
+    for part in device_list(tuple(indices)).split(","):
+        first, _, last = part.partition("-")
+        read |= set(range(int(first), int(last or first) + 1))
+
+    assert read == indices
+
+
+def test_kinds_list_any_item():
+    """A kind is data: a new listing needs columns and a name, no code."""
+    kind = Kind("WordList", str, (Column("WORD", str),), str, "no words")
+
+    assert as_text(kind, ["a", "b"], Output.TABLE, paint=PLAIN) == "WORD\na\nb"
