@@ -1,0 +1,47 @@
+"""What the OpenAI routes of the engines understand beyond, and short of, OpenAI's own.
+
+Read in their sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTraits:
+    """How a chat request must be worded for one kind of engine.
+
+    Attributes:
+        named_tool_choice: takes the object that names a function. llama.cpp silently reads it as
+            "auto", so there "required" with only that tool says the same.
+        parallel_switch: knows `parallel_tool_calls`; elsewhere the gateway keeps only the first call.
+        takes_reasoning: renders `reasoning_content` of earlier assistant turns.
+        thinking_switch: has `enable_thinking`; elsewhere effort "none" turns thinking off.
+        thinking_budget: has `thinking_budget_tokens`; elsewhere the nearest effort is sent.
+        efforts: renames efforts that the engine spells otherwise.
+    """
+
+    named_tool_choice: bool = True
+    parallel_switch: bool = True
+    takes_reasoning: bool = False
+    thinking_switch: bool = False
+    thinking_budget: bool = False
+    efforts: Mapping[str, str] = field(default_factory=dict)
+
+
+LLAMACPP = EngineTraits(named_tool_choice=False, takes_reasoning=True, thinking_budget=True)
+MISTRALRS = EngineTraits(
+    parallel_switch=False,
+    thinking_switch=True,
+    efforts={"max": "xhigh", "minimal": "low", "none": "off"},
+)
+GENERIC = EngineTraits()
+
+_BY_HARNESS = {"llamacpp": LLAMACPP, "mistralrs": MISTRALRS, "embedded": MISTRALRS}
+
+
+def traits_of(harness: str) -> EngineTraits:
+    """The traits of a harness by its name; an unknown one is taken at OpenAI's word."""
+    return _BY_HARNESS.get(harness, GENERIC)
