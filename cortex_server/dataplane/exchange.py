@@ -253,11 +253,18 @@ class Exchange:
             self._committed = True
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             self._client.respond(200, [*head, *self._labels()], None)
-        told = self.plane.loads.progress(self.model)
-        self._client.write(b": %b\n\n" % (told.comment() if told else "waiting").encode())
+        self._client.write(self._progress_comment())
         self._keepalive = self._loop.call_later(
             self.plane.settings.cold_start_comment_after_s, self._keep_alive
         )
+
+    def _progress_comment(self) -> bytes:
+        told = self.plane.loads.progress(self.model)
+        if told is None:
+            return b": waiting\n\n"
+        node = f" on {told.node}" if told.node else ""
+        eta = "" if told.eta_s is None else f", about {told.eta_s:.0f} s to go"
+        return f": {told.state}{node}{eta}\n\n".encode()
 
     def _stop_keep_alive(self) -> None:
         if self._keepalive is not None:

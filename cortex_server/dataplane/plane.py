@@ -17,8 +17,19 @@ from cortex_server.metrics import Metrics
 class Progress(Protocol):
     """How far a load is that requests wait for."""
 
-    def comment(self) -> str:
-        """One line for people, without line breaks."""
+    @property
+    def state(self) -> str:
+        """What is being done, in one word."""
+        ...
+
+    @property
+    def node(self) -> str | None:
+        """Where."""
+        ...
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until ready, from past loads."""
         ...
 
 
