@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from cortex_cli.main import COMMANDS, Root, app
+
+ROOT = Path(__file__).parents[2]
+
+
+def cortex(
+    *args: str, env: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, far from any gateway."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+    return subprocess.run(
+        [sys.executable, "-m", "cortex_cli", *args],
+        env=clean | {"HOME": "/nonexistent", "NO_COLOR": "1"} | (env or {}),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_loads_no_heavy_package():
+    """`cortex --help` imports neither a server, nor an HTTP client, nor the terminal UI."""
+    probe = (
+        "import sys, json\n"
+        "from cortex_cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'fastapi', 'uvicorn', 'httpx', 'textual', 'rich', 'pydantic', 'asyncio'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert json.loads(done.stderr) == []
+    assert "Daily use" in done.stdout
+
+
+def test_help_is_fast():
+    """`cortex --help` takes less than 150 ms of processor time; the best of several runs counts."""
+
+    def seconds() -> float:
+        before = os.times()
+        cortex("--help")
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
+
+    assert min(seconds() for _ in range(5)) < 0.15
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_listing_says_what_each_command_says(name: str):
+    """The summary in `cortex --help` is the first line of the command's own help."""
+    root = typer.main.get_command(app)
+    assert isinstance(root, Root)
+    command = root.get_command(typer.Context(root), name)
+
+    assert (command.help or "").splitlines()[0].rstrip(".") == COMMANDS[name].summary
+    assert len(COMMANDS[name].summary) <= 66
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(name: str):
+    """`-h` works everywhere, ends with 0 and writes to stdout."""
+    done = cortex(name, "-h")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: cortex {name}")
+
+
+def test_no_arguments_is_a_usage_error_that_helps():
+    """`cortex` alone shows the help on stderr and ends with 2."""
+    done = cortex()
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage: cortex" in done.stderr
+
+
+def test_a_mistyped_command_suggests_the_nearest():
+    """`cortex modles` names what was probably meant and ends with 2."""
+    done = cortex("modles")
+
+    assert done.returncode == 2
+    assert "did you mean `cortex models`" in done.stderr
+
+
+def test_an_unreachable_gateway_ends_with_5():
+    """A gateway that is not there is told on stderr, with a hint, and stdout stays empty."""
+    done = cortex("ps", "--gateway", "http://127.0.0.1:9")
+
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith("error: the gateway at http://127.0.0.1:9 can't be reached")
+    assert "\nhint: " in done.stderr
+
+
+def test_version_without_a_gateway():
+    """`cortex version --client` needs no gateway."""
+    done = cortex("version", "--client", "-o", "json")
+
+    assert json.loads(done.stdout)["items"][0]["part"] == "command"
+
+
+def test_checking_good_files():
+    """`config check` of the example files ends with 0 and says so on stdout."""
+    files = sorted(str(p) for p in (ROOT / "config").glob("*.toml"))
+    done = cortex("config", "check", *files)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{name}: ok" for name in files]
+
+
+def test_checking_a_wrong_file(tmp_path: Path):
+    """`config check` names file, line and key, suggests what was meant, and ends with 1."""
+    path = tmp_path / "cortex.toml"
+    path.write_text('[gateway]\nlisen = "127.0.0.1:1"\n')
+    done = cortex("config", "check", str(path))
+
+    assert done.returncode == 1
+    assert f"error: {path}:2: unknown key gateway.lisen" in done.stderr
+    assert "hint: did you mean 'listen'?" in done.stderr
+
+
+def test_warnings_fail_only_when_strict(tmp_path: Path):
+    """A gateway without neurons is a warning; --strict makes it an error."""
+    path = tmp_path / "cortex.toml"
+    path.write_text("[gateway]\n")
+
+    assert cortex("config", "check", str(path)).returncode == 0
+    assert cortex("config", "check", str(path), "--strict").returncode == 1
+
+
+def test_show_tells_origins(tmp_path: Path):
+    """`config show --origin` tells file and line, variable or default for each value."""
+    path = tmp_path / "cortex.toml"
+    path.write_text("[gateway]\nmax_body_mb = 5\n")
+    done = cortex(
+        *("config", "show", "gateway", "--file", str(path), "--origin", "-o", "json"),
+        env={"CORTEX_GATEWAY__LISTEN": "127.0.0.1:1"},
+    )
+    found = {s["key"]: s["origin"] for s in json.loads(done.stdout)["items"]}
+
+    assert found["gateway.max_body_mb"] == f"{path}:2"
+    assert found["gateway.listen"] == "$CORTEX_GATEWAY__LISTEN"
+    assert found["gateway.models"] == "default"
+
+
+@pytest.mark.parametrize("service", ["gateway", "neuron"])
+def test_serve_can_check_only(service: str):
+    """`serve --check` validates the settings and ends without listening."""
+    assert cortex("serve", service, "--check").stdout == "ok\n"
+
+
+def test_serve_refuses_wrong_settings(tmp_path: Path):
+    """A daemon with a wrong setting ends at once with the reason, not with a traceback."""
+    path = tmp_path / "neuron.toml"
+    path.write_text("[neuron]\nlisten = 5\n")
+    done = cortex("serve", "neuron", "--config", str(path))
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {path}:2: neuron.listen")
+
+
+def test_chat_without_a_prompt_or_a_person():
+    """`cortex chat` with nothing to ask and nobody to converse with is a usage error, not a hang."""
+    done = cortex("chat", "some-model")
+
+    assert done.returncode == 2
+    assert "nothing to ask" in done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback():
+    """`cortex config schema models | head -1` ends quietly."""
+    done = subprocess.run(
+        f"{sys.executable} -m cortex_cli config schema gateway | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert (done.stdout, done.stderr) == ("{\n", "")
