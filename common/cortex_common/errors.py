@@ -279,10 +279,16 @@ def from_envelope(body: bytes, status: int, what: str) -> CortexError:
 
 
 def nearest(name: str, names: Iterable[str], *, most: int = 3) -> tuple[str, ...]:
-    """The known names most like a mistyped one, best first."""
+    """The known names that a mistyped or shortened one may stand for, best first.
+
+    Names that contain the whole of what was asked come first ("qwen3" for "Qwen/Qwen3-32B"), then those that look
+    alike, with or without the organisation before the slash.
+    """
     lowered = {n.lower(): n for n in names}
-    short = {n.lower().rsplit("/", 1)[-1]: n for n in lowered.values()}
+    short = {n.rsplit("/", 1)[-1]: full for n, full in lowered.items()}
     asked = name.lower()
-    found = difflib.get_close_matches(asked, list(lowered), n=most, cutoff=0.5)
-    also = difflib.get_close_matches(asked.rsplit("/", 1)[-1], list(short), n=most, cutoff=0.6)
-    return tuple(dict.fromkeys([lowered[f] for f in found] + [short[f] for f in also]))[:most]
+    containing = [full for n, full in lowered.items() if len(asked) > 2 and asked in n]
+    alike = difflib.get_close_matches(asked, list(lowered), n=most, cutoff=0.5)
+    tail = difflib.get_close_matches(asked.rsplit("/", 1)[-1], list(short), n=most, cutoff=0.6)
+    found = sorted(containing, key=len) + [lowered[n] for n in alike] + [short[n] for n in tail]
+    return tuple(dict.fromkeys(found))[:most]

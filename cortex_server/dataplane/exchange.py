@@ -216,7 +216,6 @@ class Exchange:
 
     async def _wait_for_load(self) -> None:
         plane = self.plane
-        self._cold = True
         self._keep_alive_later(plane.settings.cold_start_comment_after_s)
         try:
             profile = plane.fleet.profile(self.model)
@@ -236,6 +235,7 @@ class Exchange:
             self.refuse(CortexError("the gateway failed; its log says how"))
         else:
             self._task = None
+            self._cold = True
             self._stop_keep_alive()
             self._queued = self._loop.time() - self.started
             self._next_target()
@@ -250,7 +250,7 @@ class Exchange:
     def _keep_alive(self) -> None:
         """A comment that clients skip, so that nobody on the way takes a cold start for a dead connection."""
         if not self._committed:
-            self._committed = True
+            self._committed = self._cold = True
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             self._client.respond(200, [*head, *self._labels()], None)
         self._client.write(self._progress_comment())
@@ -451,7 +451,7 @@ class Exchange:
             request=self.ident.decode(),
             route=self._route.path,
             model=self.model or None,
-            node=node,
+            node=node if node != NOWHERE else None,
             outcome=error or "ok",
             reason=self._route_reason.decode() or None,
             cold_start=self._cold or None,

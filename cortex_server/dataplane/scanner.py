@@ -22,7 +22,7 @@ class _Usage(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -90,8 +90,10 @@ class StreamAnswer:
     def broken(self, error: CortexError) -> bytes:
         """An error event, after closing the event that was cut in half."""
         self.error = error.code
-        cut = b"" if not self._tail or self._tail.endswith(b"\n\n") else b"\n\n"
-        return cut + b"data: " + envelope_bytes(error) + b"\n\n"
+        missing = b"" if not self._tail or self._tail.endswith(b"\n\n") else b"\n\n"
+        if self._tail.endswith(b"\n"):
+            missing = missing[1:]
+        return missing + b"data: " + envelope_bytes(error) + b"\n\n"
 
     def _read_tail(self) -> None:
         for line in reversed(self._tail.splitlines()):
@@ -101,7 +103,7 @@ class StreamAnswer:
                 chunk = _decode(line[5:])
             except msgspec.DecodeError:  # cut at the front of the tail, or not OpenAI's shape
                 continue
-            if chunk.error is not None and chunk.error != b"null":
+            if bytes(chunk.error) != b"null":
                 self.error = "engine_stream"
             if chunk.usage is not None and not self.tokens_out:
                 self.tokens_in = chunk.usage.prompt_tokens or 0
