@@ -21,6 +21,7 @@ class EngineCapabilities:
             the "finish" chunk, or "never".
         routes: the OpenAI routes it has, such as "/v1/embeddings".
         kinds: the devices it runs on, the preferred first.
+        stop_signal: what asks the engine to end.
         exclusive_when_parallel: two instances that spread over several devices can't share a host.
     """
 
@@ -30,6 +31,7 @@ class EngineCapabilities:
         default_factory=lambda: frozenset({"/v1/chat/completions", "/v1/completions"})
     )
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
+    stop_signal: signal.Signals = signal.SIGTERM
     exclusive_when_parallel: bool = False
 
 
@@ -40,12 +42,10 @@ class Launch:
     Attributes:
         argv: program and arguments; never a shell line.
         env: variables beyond the supervisor's allow-list.
-        stop_signal: what asks the engine to end.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    stop_signal: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)

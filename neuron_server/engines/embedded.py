@@ -56,6 +56,7 @@ def create_app(engine: MistralEngine, name: str) -> FastAPI:
             "status": "ok",
             "running": engine.running,
             "waiting": engine.waiting,
+            "parallel": engine.parallel,
             "context": engine.context,
             "version": engine.version,
         }

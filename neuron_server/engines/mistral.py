@@ -70,6 +70,7 @@ class MistralEngine:
         own = runner.max_sequence_length()
         self.context = min(filter(None, (own, context)), default=None)
         self.version = metadata.version("mistralrs")
+        self.parallel = parallel
         self.running = 0
         self.waiting = 0
         self._limit = None if self.context == own else self.context

@@ -1,0 +1,201 @@
+"""The neuron's HTTP API: thin routes over the runtime."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from cortex_common import __version__
+from cortex_common.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    CortexError,
+    MalformedBody,
+    NotFound,
+    envelope,
+)
+from cortex_common.hardware import Discovery, Health
+from cortex_common.models import (
+    EndpointAnswer,
+    LoadAnswer,
+    LoadSpec,
+    ModelInfo,
+    UnloadAnswer,
+    UnloadRequest,
+)
+from neuron_server.core.instance import Instance
+from neuron_server.events import StatusEvents
+from neuron_server.relay import Relay
+from neuron_server.runtime import Runtime
+
+UrlOf = Callable[[Instance], str]
+
+_MOST_LINES = 10_000
+
+
+def create_app(
+    runtime: Runtime, *, relay: Relay | None, on_open: Callable[[], None] = lambda: None
+) -> FastAPI:
+    """The API of one neuron.
+
+    Args:
+        runtime: opened and closed with the application.
+        relay: passes requests on to engines; None where callers reach engines themselves.
+        on_open: called once the runtime is open.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.open()
+        on_open()
+        try:
+            yield
+        finally:
+            await runtime.close()
+            if relay is not None:
+                await relay.close()
+
+    app = FastAPI(title="cortex neuron", version=__version__, lifespan=lifespan)
+    _answer_errors(app)
+    guard = [Depends(_token_check(runtime.config.neuron.token))]
+
+    def url_of(request: Request) -> UrlOf:
+        """Where an instance's requests go, seen from the caller."""
+        if relay is None:
+            return runtime.engine_url
+        base = str(request.base_url).rstrip("/")
+        return lambda instance: f"{base}/engines/{instance.id}"
+
+    app.include_router(_node_routes(runtime, url_of), dependencies=guard)
+    app.include_router(_model_routes(runtime, url_of), dependencies=guard)
+    if relay is not None:
+        app.include_router(relay.routes(), dependencies=guard)
+    return app
+
+
+def _node_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/discovery")
+    async def discovery() -> Discovery:
+        """What this host is."""
+        return runtime.host.discovery(runtime.registry.names)
+
+    @router.get("/health")
+    async def health() -> Health:
+        """The latest reading of its devices."""
+        return runtime.health()
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """The neuron's version."""
+        return {"version": __version__}
+
+    @router.get("/events", response_class=Response)
+    async def events(request: Request) -> Response:
+        """Server-sent events: the whole status at once, after each change, and about once a second."""
+        return StatusEvents(runtime, url_of(request))
+
+    return router
+
+
+def _model_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/models")
+    async def models(request: Request) -> tuple[ModelInfo, ...]:
+        """All instances."""
+        return runtime.models(url_of(request))
+
+    @router.post("/models/load")
+    async def load(spec: LoadSpec, response: Response) -> LoadAnswer:
+        """Admit and start an instance: 202 while it loads, 200 when it is ready already."""
+        answer = await runtime.load(spec)
+        response.status_code = 200 if answer.status == "loaded" else 202
+        return answer
+
+    @router.post("/models/unload")
+    async def unload(request: UnloadRequest) -> UnloadAnswer:
+        """Drain and end instances."""
+        return await runtime.unload(request)
+
+    @router.get("/models/{model_id:path}/endpoint")
+    async def endpoint(model_id: str, request: Request) -> EndpointAnswer:
+        """Where the model's inference requests go."""
+        return runtime.endpoint(model_id, url_of(request))
+
+    @router.get("/models/{model_id:path}/logs")
+    async def engine_log(
+        model_id: str,
+        instance_id: str | None = None,
+        lines: Annotated[int, Query(ge=0, le=_MOST_LINES)] = 200,
+        follow: bool = False,
+    ) -> Response:
+        """The engine's own output: its last lines, and with `follow` whatever comes."""
+        instances = runtime.instances_of(model_id)
+        found = [i for i in instances if instance_id in {None, i.id}]
+        if not found:
+            raise NotFound(f"{model_id} has no instance {instance_id!r} on this node")
+        output = runtime.log_of(found[0])
+        position = output.size()
+        text = "".join(line + "\n" for line in output.tail(lines))
+        if not follow:
+            return PlainTextResponse(text)
+
+        async def on() -> AsyncIterator[bytes]:
+            yield text.encode()
+            async for chunk in output.follow(position):
+                yield chunk
+
+        return StreamingResponse(on(), media_type="text/plain; charset=utf-8")
+
+    return router
+
+
+def _token_check(token: str | None) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        if token is None:
+            return
+        sent = request.headers.get("authorization", "")
+        if not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
+            raise AuthenticationFailed(
+                "this neuron needs its token",
+                hints=("send it as `Authorization: Bearer ...`",),
+            )
+
+    return check
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """One shape for every error, whoever raised it."""
+
+    @app.exception_handler(CortexError)
+    async def _known(_: Request, error: CortexError) -> JSONResponse:
+        headers = {"retry-after": str(round(error.retry_after))} if error.retry_after else None
+        return JSONResponse(envelope(error), status_code=error.status, headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        if first["type"] == "json_invalid":
+            known: CortexError = MalformedBody(f"the body is not JSON: {first['ctx']['error']}")
+        else:
+            known = BadRequest(f"{where or 'body'}: {first['msg']}", param=where or None)
+        return JSONResponse(envelope(known), status_code=known.status)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        known = NotFound(f"this neuron has no {request.method} {request.url.path}")
+        return JSONResponse(envelope(known), status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def _broken(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(envelope(CortexError(f"internal error: {error!r}")), status_code=500)

@@ -1,0 +1,134 @@
+"""Puts a neuron together and serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from cortex_common import logs
+from cortex_common.clock import SystemClock
+from cortex_common.config.load import Loaded
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.config.section import split_host_port
+from cortex_common.errors import ConfigError
+from neuron_server.api import create_app as _create_api
+from neuron_server.hardware.cpu import CpuSource
+from neuron_server.hardware.host import Host
+from neuron_server.hardware.nvml import NvmlSource, load_library
+from neuron_server.hardware.sample import DeviceSource
+from neuron_server.harness.http import engine_client
+from neuron_server.harness.registry import Registry
+from neuron_server.records import StateDir
+from neuron_server.relay import Relay
+from neuron_server.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+_LAST_REQUESTS_S = 5
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(config: Loaded[NeuronConfig]) -> None:
+    """Serve a neuron until SIGTERM or SIGINT; the port may be 0 for a free one.
+
+    Raises:
+        ConfigError: the address can't be listened on, or a harness is of no known kind.
+        Conflict: another neuron uses the state directory.
+    """
+    asyncio.run(_serve(config.value))
+
+
+async def _serve(config: NeuronConfig) -> None:
+    host, port = split_host_port(config.neuron.listen)
+    with _listen(host, port) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        runtime = create_runtime(config)
+        app = create_app(config, runtime, url=url)
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_LAST_REQUESTS_S,
+        )
+        await _Server(settings, runtime).serve(sockets=[listener])
+
+
+def create_runtime(
+    config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
+) -> Runtime:
+    """The runtime of a neuron; `sources` replaces the host's own devices."""
+    clock = SystemClock()
+    if sources is None:
+        sources = (NvmlSource(load_library()),)
+        if config.cpu.offer:
+            sources = (*sources, CpuSource(config.cpu.memory_mb))
+    engine_host = _LOOPBACK
+    if config.neuron.engine_access == "direct":
+        engine_host = config.neuron.engine_host or _LOOPBACK
+    registry = Registry(config.harnesses, engine_client())
+    state = StateDir(config.neuron.state_dir)
+    return Runtime(config, Host(sources, clock), registry, state, clock, engine_host)
+
+
+def create_app(config: NeuronConfig, runtime: Runtime, *, url: str = "") -> FastAPI:
+    """The application of a neuron that listens as its configuration says."""
+    host, _ = split_host_port(config.neuron.listen)
+    relayed = config.neuron.engine_access == "auto" and not is_loopback(host)
+
+    def opened() -> None:
+        logs.event(log, "neuron_listening", url=url, devices=len(runtime.host.devices))
+
+    return _create_api(runtime, relay=Relay(runtime) if relayed else None, on_open=opened)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as failed:
+        raise ConfigError(
+            f"can't listen on {host}:{port}: {failed.strerror or failed}",
+            hints=("set listen in [neuron], or CORTEX_NEURON__LISTEN",),
+        ) from failed
+
+
+class _Server(uvicorn.Server):
+    """Ends by itself on a signal, with status 0, instead of raising the signal again."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Follow SIGTERM and SIGINT; the second one hurries."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _asked_to_end(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._runtime.end_streams()

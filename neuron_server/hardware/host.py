@@ -1,0 +1,119 @@
+"""All devices of this host behind one numbering, read on a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cortex_common import __version__
+from cortex_common.clock import Clock
+from cortex_common.hardware import Device, Discovery
+from cortex_common.models import InstanceId
+from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
+from neuron_server.processes import read_table
+
+_LOOK_AGAIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All devices at one moment, in the order of `Host.devices`.
+
+    Attributes:
+        at: Unix seconds.
+        trees: the pids that were counted for each instance.
+    """
+
+    at: float
+    samples: tuple[DeviceSample, ...]
+    trees: Mapping[InstanceId, frozenset[int]]
+
+
+class Host:
+    """The devices of some sources. NVML calls block, so they are made on one thread, one after another.
+
+    Args:
+        sources: the cpu's last, so that adding it renumbers no GPU.
+        clock: for the times of readings.
+    """
+
+    def __init__(self, sources: Sequence[DeviceSource], clock: Clock) -> None:
+        self._sources = tuple(sources)
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hardware")
+        self._inventory = Inventory()
+        self._looked_at = 0.0
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices, numbered over all sources."""
+        return self._inventory.devices
+
+    async def open(self) -> None:
+        """Find the devices."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._look)
+
+    async def close(self) -> None:
+        """Let go of drivers and thread."""
+        loop = asyncio.get_running_loop()
+        for source in self._sources:
+            await loop.run_in_executor(self._thread, source.close)
+        self._thread.shutdown()
+
+    async def read(self, heads: Mapping[InstanceId, int]) -> Reading:
+        """Read all devices now.
+
+        Args:
+            heads: the pid that each instance's process tree starts from.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._read, dict(heads)
+        )
+
+    def discovery(self, harnesses: tuple[str, ...]) -> Discovery:
+        """GET /discovery."""
+        return Discovery(
+            hostname=socket.gethostname(),
+            os=_os_name(),
+            kernel=platform.release(),
+            cuda_version=self._inventory.cuda_version,
+            driver_version=self._inventory.driver_version,
+            devices=self.devices,
+            harnesses=harnesses,
+            neuron_version=__version__,
+            warnings=self._inventory.warnings,
+        )
+
+    def _look(self) -> None:
+        inventories = [source.inventory() for source in self._sources]
+        devices = [device for inventory in inventories for device in inventory.devices]
+        self._inventory = Inventory(
+            devices=tuple(d.model_copy(update={"index": i}) for i, d in enumerate(devices)),
+            driver_version=next((i.driver_version for i in inventories if i.driver_version), None),
+            cuda_version=next((i.cuda_version for i in inventories if i.cuda_version), None),
+            warnings=tuple(warning for i in inventories for warning in i.warnings),
+        )
+        self._looked_at = self._clock.monotonic()
+
+    def _read(self, heads: dict[InstanceId, int]) -> Reading:
+        blind = not self.devices and self._clock.monotonic() - self._looked_at > _LOOK_AGAIN_S
+        if blind:  # the driver may be loaded long after the neuron
+            self._look()
+        table = read_table()
+        trees = {instance: table.tree(head) for instance, head in heads.items()}
+        by_uuid = {s.uuid: s for source in self._sources for s in source.sample(trees)}
+        samples = tuple(
+            by_uuid.get(d.uuid) or DeviceSample(d.uuid, d.vram_total_mb, 0) for d in self.devices
+        )
+        return Reading(self._clock.unix(), samples, trees)
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()

@@ -1,0 +1,77 @@
+"""The harness of the engine inside a wheel: see neuron_server.engines.embedded."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import httpx
+
+from cortex_common.config.neuron import HarnessEntry
+from cortex_common.errors import NotSupported
+from cortex_common.hardware import Device, DeviceKind
+from cortex_common.harness import EngineCapabilities, Launch, Probe
+from cortex_common.models import LoadSpec
+from neuron_server.harness.http import get_json
+from neuron_server.harness.weights import gguf_file, size_mb
+
+_INTERPRETER_MB = 220
+"""Resident memory of a worker before its weights: Python, the wheel, the HTTP server."""
+
+
+class EmbeddedHarness:
+    """mistral.rs on the host's processor, one worker process an instance. For CPU and small models.
+
+    The published wheel computes on the CPU; it takes GGUF files.
+    """
+
+    def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
+        self.name = entry.name
+        self.capabilities = EngineCapabilities(kinds=(DeviceKind.CPU,))
+        self._env = entry.env
+        self._http = http
+
+    def weights_mb(self, spec: LoadSpec) -> int | None:
+        """See `Harness.weights_mb`."""
+        return size_mb(gguf_file(spec))
+
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - the protocol's
+        """Weights are held twice for a moment while they are read."""
+        return _INTERPRETER_MB + size_mb(gguf_file(spec)) * 5 // 4
+
+    def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:  # noqa: ARG002 - the protocol's
+        """See `Harness.launch`."""
+        if importlib.util.find_spec("mistralrs") is None:
+            raise NotSupported(
+                "the embedded engine is not installed on this node",
+                hints=("pip install 'cortex-gpu[engine]'",),
+            )
+        argv = [sys.executable, "-m", "neuron_server.engines.embedded"]
+        argv += ["--model", str(gguf_file(spec)), "--name", spec.model_id]
+        argv += ["--host", host, "--port", str(port)]
+        if spec.context is not None:
+            argv += ["--context", str(spec.context)]
+        if spec.parallel is not None:
+            argv += ["--parallel", str(spec.parallel)]
+        return Launch(
+            argv=(*argv, *spec.args),
+            env={"PYTHONUNBUFFERED": "1"} | self._env | spec.env,
+        )
+
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - the protocol's
+        """The worker listens once it is ready."""
+        health = await get_json(self._http, url + "/health")
+        if health is None:
+            return Probe(ready=False, stage="loading")
+        return Probe(
+            ready=True,
+            context=health.get("context"),
+            parallel=health.get("parallel"),
+            version=f"mistralrs {health.get('version')} (wheel)",
+        )
+
+    async def in_flight(self, url: str) -> int | None:
+        """The worker counts them itself."""
+        health = await get_json(self._http, url + "/health")
+        return None if health is None else int(health["running"]) + int(health["waiting"])

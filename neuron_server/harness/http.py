@@ -1,0 +1,37 @@
+"""Asking an engine on loopback something small."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+_TIMEOUT = httpx.Timeout(5.0, connect=1.0)
+
+
+def engine_client() -> httpx.AsyncClient:
+    """The client for all probes of a neuron; proxies of the host are not for loopback."""
+    return httpx.AsyncClient(
+        timeout=_TIMEOUT, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+    )
+
+
+async def get(http: httpx.AsyncClient, url: str) -> httpx.Response | None:
+    """The answer, whatever its status; None when the engine can't be reached or does not answer in time."""
+    try:
+        return await http.get(url)
+    except httpx.HTTPError:
+        return None
+
+
+async def get_json(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
+    """The JSON object of a 200; None for anything else."""
+    response = await get(http, url)
+    if response is None or response.status_code != 200:
+        return None
+    try:
+        found = response.json()
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

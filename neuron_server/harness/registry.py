@@ -1,0 +1,76 @@
+"""Which harnesses this node has: name to adapter, from neuron.toml.
+
+Adding a kind of engine is one module that follows `cortex_common.harness.Harness` and one line in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from cortex_common.config.neuron import HarnessEntry, HarnessKind
+from cortex_common.errors import BadRequest, ConfigError, nearest
+from cortex_common.harness import Harness
+from neuron_server.harness.embedded import EmbeddedHarness
+
+_KINDS: Mapping[HarnessKind, Callable[[HarnessEntry, httpx.AsyncClient], Harness]] = {
+    "embedded": EmbeddedHarness,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A harness with its settings."""
+
+    harness: Harness
+    entry: HarnessEntry
+
+
+class Registry:
+    """The harnesses of a node by name.
+
+    Raises:
+        ConfigError: an entry's kind is not known.
+    """
+
+    def __init__(self, entries: Sequence[HarnessEntry], http: httpx.AsyncClient) -> None:
+        self._http = http
+        self._by_name = {entry.name: _build(entry, http) for entry in entries}
+
+    async def close(self) -> None:
+        """Close the client that probes share."""
+        await self._http.aclose()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order of neuron.toml."""
+        return tuple(self._by_name)
+
+    def get(self, name: str) -> Registered:
+        """The harness of a name.
+
+        Raises:
+            BadRequest: this node has none of that name.
+        """
+        if name not in self._by_name:
+            known = ", ".join(self._by_name) or "none"
+            close = nearest(name, self._by_name)
+            raise BadRequest(
+                f"this node has no harness {name!r} (it has {known})",
+                param="harness",
+                hints=(f"did you mean {close[0]!r}?",) if close else (),
+            )
+        return self._by_name[name]
+
+
+def _build(entry: HarnessEntry, http: httpx.AsyncClient) -> Registered:
+    kind = entry.kind or entry.name
+    for known, build in _KINDS.items():
+        if kind == known:
+            return Registered(build(entry, http), entry)
+    raise ConfigError(
+        f"harness {entry.name!r}: there is no kind {kind!r}",
+        hints=(f"set kind to one of {', '.join(_KINDS)}",),
+    )

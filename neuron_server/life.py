@@ -1,0 +1,319 @@
+"""The life of one engine: start, wait until it is ready, watch it, bring it back after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from cortex_common import logs
+from cortex_common.clock import Clock
+from cortex_common.errors import CortexError, LoadFailed, UpstreamTimeout
+from cortex_common.harness import Launch, Probe
+from cortex_common.models import InstanceId, InstanceState
+from neuron_server.core.exits import ExitKind, classify
+from neuron_server.core.instance import (
+    Instance,
+    advance,
+    load_deadline_s,
+    restart_delay_s,
+)
+from neuron_server.harness.log import EngineLog
+from neuron_server.harness.process import OWNER_MARK, EngineProcess
+from neuron_server.harness.registry import Registered
+from neuron_server.processes import listening_pids, read_table
+
+log = logging.getLogger(__name__)
+
+_PROBE_EVERY_S = (0.05, 0.5)
+"""Seconds between probes: at first, and at most."""
+_PORT_TRIES = 3
+_LAST_LINES = 40
+
+
+class Ledger(Protocol):
+    """What a life tells and asks the runtime, all at once and without waiting."""
+
+    def now(self, instance: InstanceId) -> Instance:
+        """The instance as it stands."""
+        ...
+
+    def change(self, instance: Instance) -> None:
+        """Make this the instance's state, on disk where it matters, and tell everybody."""
+        ...
+
+    def another_port(self, instance: InstanceId) -> int:
+        """A free port of its harness's range."""
+        ...
+
+    async def measure(self) -> None:
+        """Read the devices now and enter the numbers."""
+        ...
+
+
+class EngineLife:
+    """One instance's engine over all its restarts.
+
+    Args:
+        instance: whose life.
+        registered: its harness and settings.
+        launch: makes the command line for a port.
+        host: address that the engine listens on.
+        engine_log: where its output goes.
+        owner: mark of the state directory.
+        ledger: the runtime.
+        clock: for durations and times.
+        weights_mb: MiB that a load reads, for its deadline.
+    """
+
+    def __init__(
+        self,
+        instance: InstanceId,
+        *,
+        registered: Registered,
+        launch: Callable[[int], Launch],
+        host: str,
+        engine_log: EngineLog,
+        owner: str,
+        ledger: Ledger,
+        clock: Clock,
+        weights_mb: int | None,
+    ) -> None:
+        self.id = instance
+        self.engine: EngineProcess | None = None
+        self._registered = registered
+        self._launch = launch
+        self._host = host
+        self._log = engine_log
+        self._owner = owner
+        self._ledger = ledger
+        self._clock = clock
+        self._weights_mb = weights_mb
+        self._task: asyncio.Task[None] | None = None
+
+    def url(self, port: int) -> str:
+        """Base URL of the engine, as this host reaches it."""
+        return f"http://{self._host}:{port}"
+
+    def begin(self, adopted: EngineProcess | None = None) -> None:
+        """Start living; with an engine that runs already when there is one."""
+        self.engine = adopted
+        self._task = asyncio.create_task(self._live(), name=f"life of {self.id}")
+
+    async def end(self) -> None:
+        """Stop the engine, whatever it is doing; nothing of it is left when this returns."""
+        await self._cancel()
+        await self._stop_engine()
+
+    async def let_go(self) -> None:
+        """Stop watching; the engine goes on."""
+        await self._cancel()
+        if self.engine is not None:
+            self.engine.let_go()
+
+    async def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _stop_engine(self) -> None:
+        if self.engine is not None:
+            stop_signal = self._registered.harness.capabilities.stop_signal
+            await self.engine.stop(stop_signal, self._registered.entry.stop_timeout_s)
+            self.engine = None
+
+    async def _live(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._become_ready()
+                except CortexError as failed:
+                    await self._fail(failed.message)
+                    return
+                if not await self._until_crash():
+                    return
+        except Exception as failed:
+            log.exception("instance_life_broke", extra={"facts": {"instance": self.id}})
+            await self._fail(f"internal error: {failed!r}")
+
+    async def _fail(self, why: str) -> None:
+        await self._stop_engine()
+        instance = advance(self._ledger.now(self.id), InstanceState.FAILED, error=why)
+        logs.event(log, "instance_failed", logging.WARNING, instance=self.id, reason=why)
+        self._ledger.change(instance)
+
+    async def _become_ready(self) -> None:
+        """Start the engine unless it was adopted, wait for its sign, measure it."""
+        begun = self._clock.monotonic()
+        probe = await self._first_sign(begun)
+        seconds = self._clock.monotonic() - begun
+        await self._ledger.measure()
+        loading = self._ledger.now(self.id)
+        ready = advance(
+            loading,
+            InstanceState.READY,
+            ready_at=self._clock.unix(),
+            load_seconds=loading.load_seconds or round(seconds, 3),
+            context=probe.context or loading.spec.context,
+            parallel=probe.parallel or loading.spec.parallel,
+            engine_version=probe.version,
+            error=None,
+        )
+        self._ledger.change(ready)
+        logs.event(
+            log, "instance_ready", instance=self.id, model=loading.spec.model_id, seconds=seconds
+        )
+
+    async def _first_sign(self, begun: float) -> Probe:
+        """Wait until the engine answers, on another port when its own was snatched away."""
+        for _ in range(_PORT_TRIES - 1):
+            try:
+                return await self._started_sign(begun)
+            except _PortTaken:
+                await self._stop_engine()
+                port = self._ledger.another_port(self.id)
+                self._ledger.change(dataclasses.replace(self._ledger.now(self.id), port=port))
+        return await self._started_sign(begun)
+
+    async def _started_sign(self, begun: float) -> Probe:
+        if self.engine is None:
+            self._start()
+        return await self._await_sign(begun)
+
+    def _start(self) -> None:
+        instance = self._ledger.now(self.id)
+        launch = self._launch(instance.port)
+        with self._log.open_for_engine() as output:
+            self.engine = EngineProcess.spawn(launch, output, {OWNER_MARK: self._owner}, self.id)
+        logs.event(
+            log,
+            "engine_started",
+            instance=self.id,
+            model=instance.spec.model_id,
+            pid=self.engine.pid,
+            port=instance.port,
+        )
+        self._ledger.change(dataclasses.replace(instance, stage="starting"))
+
+    async def _await_sign(self, begun: float) -> Probe:
+        assert self.engine is not None
+        patience = _Patience(
+            self._clock,
+            self._registered.entry.load_timeout_s,
+            load_deadline_s(self._weights_mb, self._ledger.now(self.id).expected_load_s),
+        )
+        ended = asyncio.ensure_future(self.engine.wait())
+        pause = _PROBE_EVERY_S[0]
+        try:
+            while not ended.done():
+                probe = await self._probe()
+                if probe.ready:
+                    return probe
+                self._note_progress(probe, begun)
+                instance = self._ledger.now(self.id)
+                patience.look((probe.stage, probe.progress, instance.measured_mb, self._log.size()))
+                await asyncio.wait({ended}, timeout=pause)
+                pause = min(pause * 1.2, _PROBE_EVERY_S[1])
+        finally:
+            ended.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({ended})
+        end = classify(self.engine.status, self._log.tail(_LAST_LINES))
+        failure = _PortTaken if end.kind is ExitKind.PORT_TAKEN else LoadFailed
+        raise failure(end.message, details={"exit": str(end.kind)})
+
+    async def _probe(self) -> Probe:
+        instance = self._ledger.now(self.id)
+        probe = await self._registered.harness.probe(instance.spec, self.url(instance.port))
+        if not probe.ready:
+            return probe
+        assert self.engine is not None
+        tree = read_table().tree(self.engine.pid)
+        if not listening_pids(instance.port, tree):
+            raise _PortTaken(
+                f"port {instance.port} is answered by a process that is not the engine"
+            )
+        return probe
+
+    def _note_progress(self, probe: Probe, begun: float) -> None:
+        instance = self._ledger.now(self.id)
+        progress = probe.progress
+        if progress is None and instance.expected_load_s:
+            past = self._clock.monotonic() - begun
+            progress = round(min(0.95, past / instance.expected_load_s), 2)
+        if (probe.stage, progress) != (instance.stage, instance.progress):
+            changed = dataclasses.replace(instance, stage=probe.stage, progress=progress)
+            self._ledger.change(changed)
+
+    async def _until_crash(self) -> bool:
+        """Wait for the engine's end; True once it is time to start it again."""
+        assert self.engine is not None
+        status = await self.engine.wait()
+        end = classify(status, self._log.tail(_LAST_LINES))
+        await self._stop_engine()  # what the head left behind
+        instance = self._ledger.now(self.id)
+        if instance.state is not InstanceState.READY:
+            return False  # it was being drained, and whoever drains it does the rest
+        again = restart_delay_s(instance, self._clock.unix())
+        logs.event(log, "engine_crashed", logging.ERROR, instance=self.id, kind=end.kind)
+        if again is None:
+            await self._fail(end.message)
+            return False
+        delay, crashes = again
+        stage = f"restarting in {delay:.0f} s after a crash"
+        self._ledger.change(
+            advance(
+                instance, InstanceState.LOADING, crashes=crashes, stage=stage, error=end.message
+            )
+        )
+        await asyncio.sleep(delay)
+        return True
+
+
+class _PortTaken(LoadFailed):
+    """Somebody else listens on the port that was free a moment ago."""
+
+
+class _Patience:
+    """Gives a load up when nothing moves for the deadline's length, or at the operator's own limit."""
+
+    def __init__(self, clock: Clock, limit_s: float | None, stuck_s: float) -> None:
+        self._clock = clock
+        self._limit_s = limit_s
+        self._stuck_s = stuck_s
+        self._begun = self._moved = clock.monotonic()
+        self._seen: object = None
+
+    def look(self, signs: object) -> None:
+        """Compare the signs of progress with the last.
+
+        Raises:
+            UpstreamTimeout: it took too long.
+        """
+        now = self._clock.monotonic()
+        if signs != self._seen:
+            self._seen, self._moved = signs, now
+        if self._limit_s is not None and now - self._begun > self._limit_s:
+            raise UpstreamTimeout(f"the engine was not ready after {self._limit_s:.0f} s")
+        if self._limit_s is None and now - self._moved > self._stuck_s:
+            raise UpstreamTimeout(
+                f"the load made no progress for {self._stuck_s:.0f} s",
+                hints=("set load_timeout_s of the harness in neuron.toml",),
+            )
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether an engine could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError:
+            return False
+    return True

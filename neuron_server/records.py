@@ -1,0 +1,130 @@
+"""What a neuron keeps on disk: a record for each running engine, and what past loads took."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cortex_common.errors import Conflict
+from cortex_common.models import InstanceId, LoadSpec
+from cortex_common.wire import Wire
+from neuron_server.harness.log import EngineLog
+
+
+class EngineRecord(Wire):
+    """Enough to find an engine again and to know what it is.
+
+    Attributes:
+        pid: of its head; with `started_ticks` and `boot` it names one process for ever.
+    """
+
+    instance_id: InstanceId
+    spec: LoadSpec
+    devices: tuple[int, ...]
+    promised_mb: int
+    port: int
+    pid: int
+    started_ticks: int
+    boot: str
+    started_at: float
+    load_seconds: float | None = None
+
+
+class PastLoad(Wire):
+    """What the last load of its kind took on this host.
+
+    Attributes:
+        per_device_mb: the most that was measured on one device.
+    """
+
+    seconds: float
+    per_device_mb: int | None = None
+
+
+class StateDir:
+    """A neuron's directory; held by one neuron at a time.
+
+    Raises:
+        Conflict: another neuron holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._records = self.path / "instances"
+        self._loads = self.path / "loads.json"
+        self._records.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.lockf(self._lock, os.F_TLOCK, 0)
+        except OSError as failed:
+            os.close(self._lock)
+            raise Conflict(
+                f"another neuron uses {self.path}",
+                hints=("stop it, or give this one a state_dir of its own",),
+            ) from failed
+
+    @property
+    def owner(self) -> str:
+        """Marks the engines that neurons of this directory start."""
+        return hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
+
+    def close(self) -> None:
+        """Let another neuron have it."""
+        os.close(self._lock)
+
+    def log(self, instance: InstanceId) -> EngineLog:
+        """Where an instance's output goes."""
+        return EngineLog(self.path / "logs" / f"{instance}.log")
+
+    def save(self, record: EngineRecord) -> None:
+        """Write or replace a record, all or nothing."""
+        self._replace(self._records / f"{record.instance_id}.json", record.model_dump_json())
+
+    def forget(self, instance: InstanceId) -> None:
+        """Remove a record."""
+        (self._records / f"{instance}.json").unlink(missing_ok=True)
+
+    def records(self) -> Iterator[EngineRecord]:
+        """All that can be read; what can't is removed."""
+        for path in sorted(self._records.glob("*.json")):
+            try:
+                yield EngineRecord.model_validate_json(path.read_bytes())
+            except ValidationError:
+                path.unlink(missing_ok=True)
+
+    def past_load(self, spec: LoadSpec, kind: str) -> PastLoad | None:
+        """What the last load of such a spec on such a kind of device took."""
+        try:
+            return PastLoad.model_validate(self._read_loads()[_load_key(spec, kind)])
+        except (KeyError, ValidationError):
+            return None
+
+    def remember_load(self, spec: LoadSpec, kind: str, load: PastLoad) -> None:
+        """Keep what a load took, for estimates to come."""
+        loads = self._read_loads() | {_load_key(spec, kind): load.model_dump()}
+        self._replace(self._loads, json.dumps(loads, indent=1))
+
+    def _read_loads(self) -> dict[str, object]:
+        try:
+            found = json.loads(self._loads.read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+
+
+def _load_key(spec: LoadSpec, kind: str) -> str:
+    """What a load's memory and time depend on."""
+    parts = (spec.harness, spec.source or spec.model_id, spec.file, spec.quant, spec.context)
+    more = (spec.parallel, spec.tensor_parallel, kind, *spec.args)
+    return " ".join("-" if part is None else str(part) for part in (*parts, *more))

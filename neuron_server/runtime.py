@@ -1,0 +1,586 @@
+"""The owner of this node's instances.
+
+All state changes happen on the event loop between two awaits, so there is nothing to lock: what was checked is
+still true when it is changed. Engines live in tasks of their own (`life.EngineLife`) and report here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from cortex_common import logs
+from cortex_common.clock import Clock
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.errors import Conflict, DoesNotFit, ModelNotFound, Unavailable, nearest
+from cortex_common.hardware import DeviceHealth, DeviceKind, Health
+from cortex_common.models import (
+    EndpointAnswer,
+    InstanceId,
+    InstanceState,
+    LoadAnswer,
+    LoadSpec,
+    ModelInfo,
+    NodeStatus,
+    UnloadAnswer,
+    UnloadRequest,
+)
+from neuron_server import views
+from neuron_server.core.instance import OCCUPIED, Instance, advance, same_work
+from neuron_server.core.ledger import Books, Need, Promise, Share, admit
+from neuron_server.core.ports import choose_port
+from neuron_server.hardware.host import Host, Reading
+from neuron_server.harness.log import EngineLog
+from neuron_server.harness.process import EngineProcess, kill_orphans
+from neuron_server.harness.registry import Registered, Registry
+from neuron_server.life import EngineLife, port_is_free
+from neuron_server.processes import boot_id
+from neuron_server.records import EngineRecord, PastLoad, StateDir
+
+log = logging.getLogger(__name__)
+
+READING_EVERY_S = 1.0
+_IDLE_POLL_S = 0.1
+_FREED_POLL_S = 0.1
+_FREED_LIMIT_S = 15.0
+_STARTING = {InstanceState.LOADING, InstanceState.READY}
+
+
+@dataclass(slots=True)
+class _Held:
+    """An instance with what runs it."""
+
+    instance: Instance
+    life: EngineLife
+    registered: Registered
+    saved: EngineRecord | None = None
+    stopping: asyncio.Task[None] | None = None
+
+
+class Runtime:
+    """This node's instances, devices and books.
+
+    Args:
+        config: neuron.toml.
+        host: the devices.
+        registry: the harnesses.
+        state: where records and logs are kept.
+        clock: for times and durations.
+        engine_host: address that engines listen on.
+    """
+
+    def __init__(
+        self,
+        config: NeuronConfig,
+        host: Host,
+        registry: Registry,
+        state: StateDir,
+        clock: Clock,
+        engine_host: str,
+    ) -> None:
+        self.config = config
+        self.host = host
+        self.registry = registry
+        self.relayed: dict[InstanceId, int] = {}
+        self._state = state
+        self._clock = clock
+        self._engine_host = engine_host
+        self._held: dict[InstanceId, _Held] = {}
+        self._reading = Reading(0.0, (), {})
+        self._began = clock.monotonic()
+        self._version = 0
+        self._ending = False
+        self._changed = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    # -- opening and closing ---------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Find the devices, adopt the engines of the last neuron, begin to read."""
+        await self.host.open()
+        adopted = frozenset(str(i) for i in self._adopt())
+        orphans = await kill_orphans(self._state.owner, adopted)
+        if orphans:
+            logs.event(log, "orphans_killed", logging.WARNING, pids=list(orphans))
+        await self.measure()
+        self._reader = asyncio.create_task(self._keep_reading(), name="readings")
+
+    def end_streams(self) -> None:
+        """Let the readers of `statuses` go: the neuron is about to close."""
+        self._ending = True
+        self._publish()
+
+    async def close(self) -> None:
+        """Stop or keep the engines, as the configuration says."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self.config.neuron.on_stop == "keep":
+            for held in self._held.values():
+                await held.life.let_go()
+        else:
+            drain = self.config.neuron.drain_s
+            await asyncio.gather(*(self._stop(held, drain) for held in self._held.values()))
+        await self.registry.close()
+        await self.host.close()
+        self._state.close()
+
+    def _adopt(self) -> list[InstanceId]:
+        adopted: list[InstanceId] = []
+        for record in self._state.records():
+            engine = None
+            if record.boot == boot_id() and record.spec.harness in self.registry.names:
+                engine = EngineProcess.adopt(record.pid, record.started_ticks, record.instance_id)
+            if engine is None:
+                self._state.forget(record.instance_id)
+                logs.event(log, "engine_was_gone", instance=record.instance_id)
+                continue
+            instance = Instance(
+                id=record.instance_id,
+                spec=record.spec,
+                devices=record.devices,
+                promised_mb=record.promised_mb,
+                port=record.port,
+                started_at=record.started_at,
+                load_seconds=record.load_seconds,
+                stage="adopting",
+            )
+            registered = self.registry.get(record.spec.harness)
+            self._hold(instance, registered).life.begin(engine)
+            adopted.append(record.instance_id)
+            logs.event(log, "engine_adopted", instance=record.instance_id, pid=record.pid)
+        return adopted
+
+    # -- what callers ask ------------------------------------------------------------------
+
+    async def load(self, spec: LoadSpec) -> LoadAnswer:
+        """Admit an instance and start it; returns before it is ready.
+
+        Raises:
+            BadRequest: no such harness, weights or device.
+            Conflict: the instance id runs with another spec, or is just ending.
+            DoesNotFit: the ledger refuses.
+        """
+        registered = self.registry.get(spec.harness)
+        if joined := self._join(spec):
+            return joined
+        needs = await asyncio.gather(*(self._need(spec, registered)))
+        try:
+            promise = self._admit(needs)
+        except DoesNotFit:
+            await self.measure()  # an engine may have ended since the last reading
+            if joined := self._join(spec):
+                return joined
+            promise = self._admit(needs)
+        else:
+            if joined := self._join(spec):
+                return joined
+        return self._begin(spec, registered, promise)
+
+    async def unload(self, request: UnloadRequest) -> UnloadAnswer:
+        """Drain and end instances; returns once their memory is measured free.
+
+        Raises:
+            ModelNotFound: nothing of that name is here.
+        """
+        held = [
+            h
+            for h in self._held.values()
+            if h.instance.spec.model_id == request.model_id
+            and request.instance_id in {None, h.instance.id}
+        ]
+        if not held:
+            raise self._unknown(request.model_id, request.instance_id)
+        await asyncio.gather(*(self._stop(h, request.drain_seconds) for h in held))
+        return UnloadAnswer()
+
+    def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointAnswer:
+        """Where a model's requests go: its ready instance with the least to do.
+
+        Raises:
+            ModelNotFound: nothing of that name is here.
+            Unavailable: it is here, but not ready.
+        """
+        of_model = [h.instance for h in self._held.values() if h.instance.spec.model_id == model_id]
+        if not of_model:
+            raise self._unknown(model_id, None)
+        ready = [i for i in of_model if i.state is InstanceState.READY]
+        if not ready:
+            states = ", ".join(sorted({str(i.state) for i in of_model}))
+            raise Unavailable(f"{model_id} is {states} on this node", retry_after=1.0)
+        best = min(ready, key=lambda i: (self.relayed.get(i.id, 0), i.started_at))
+        return EndpointAnswer(url=url_of(best), instance_id=best.id)
+
+    def instance(self, instance_id: str) -> Instance:
+        """An instance by its id.
+
+        Raises:
+            ModelNotFound: there is none.
+        """
+        held = self._held.get(InstanceId(instance_id))
+        if held is None:
+            raise ModelNotFound(f"this node has no instance {instance_id!r}")
+        return held.instance
+
+    def instances_of(self, model_id: str) -> tuple[Instance, ...]:
+        """All instances of a model, the newest first.
+
+        Raises:
+            ModelNotFound: nothing of that name is here.
+        """
+        found = [h.instance for h in self._held.values() if h.instance.spec.model_id == model_id]
+        if not found:
+            raise self._unknown(model_id, None)
+        return tuple(sorted(found, key=lambda i: -i.started_at))
+
+    def engine_url(self, instance: Instance) -> str:
+        """Base URL of an engine as this host reaches it."""
+        return self._held[instance.id].life.url(instance.port)
+
+    def models(self, url_of: Callable[[Instance], str]) -> tuple[ModelInfo, ...]:
+        """GET /models."""
+        return tuple(
+            views.model_info(
+                held.instance,
+                url_of(held.instance),
+                self.relayed.get(held.instance.id, 0),
+                self._clock.unix(),
+            )
+            for held in self._held.values()
+        )
+
+    def health(self) -> Health:
+        """GET /health: the latest reading, with the books."""
+        return views.health(
+            self._clock.monotonic() - self._began, self._reading, self._books(), self._shares()
+        )
+
+    async def statuses(
+        self, url_of: Callable[[Instance], str], silence_s: float
+    ) -> AsyncGenerator[tuple[int, NodeStatus] | None]:
+        """The whole status with its number, now and after each change; None after a silence.
+
+        A reader that is slower than the changes sees the latest only. Ends when the neuron does.
+        """
+        seen = -1
+        while not self._ending:
+            if seen != self._version:
+                seen = self._version
+                yield seen, NodeStatus(health=self.health(), models=self.models(url_of))
+                continue
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), silence_s)
+            except TimeoutError:
+                yield None
+
+    def log_of(self, instance: Instance) -> EngineLog:
+        """An instance's output."""
+        return self._state.log(instance.id)
+
+    # -- what lives ask: the Ledger protocol ----------------------------------------------
+
+    def now(self, instance: InstanceId) -> Instance:
+        """See `life.Ledger.now`."""
+        return self._held[instance].instance
+
+    def change(self, instance: Instance) -> None:
+        """See `life.Ledger.change`."""
+        held = self._held[instance.id]
+        before, held.instance = held.instance, instance
+        if instance.state is InstanceState.FAILED:
+            self._state.forget(instance.id)
+        else:
+            self._save(held)
+        if instance.state is InstanceState.READY and before.state is InstanceState.LOADING:
+            self._remember(instance)
+        self._publish()
+
+    def another_port(self, instance: InstanceId) -> int:
+        """See `life.Ledger.another_port`."""
+        return self._port(self._held[instance].registered, f"{instance} {uuid.uuid4()}")
+
+    async def measure(self) -> None:
+        """See `life.Ledger.measure`."""
+        heads = {
+            held.instance.id: held.life.engine.pid
+            for held in self._held.values()
+            if held.life.engine is not None
+        }
+        self._reading = await self.host.read(heads)
+        for held in self._held.values():
+            held.instance = _measured(held.instance, self._reading)
+        self._publish()
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _join(self, spec: LoadSpec) -> LoadAnswer | None:
+        """The answer for a load that is under way or done already; failed ones of its kind are cleared away."""
+        for held in list(self._held.values()):
+            instance = held.instance
+            if instance.spec.model_id != spec.model_id and instance.id != spec.instance_id:
+                continue
+            if instance.state is InstanceState.FAILED:
+                self._drop(instance.id)
+                continue
+            named = spec.instance_id == instance.id
+            if named and not (same_work(instance.spec, spec) and instance.state in _STARTING):
+                raise Conflict(
+                    f"instance {instance.id} is {instance.state} with another or the same spec",
+                    hints=("choose another instance_id, or unload it first",),
+                    details={"state": str(instance.state)},
+                )
+            if named or (
+                spec.instance_id is None
+                and same_work(instance.spec, spec)
+                and instance.state in _STARTING
+            ):
+                loaded = instance.state is InstanceState.READY
+                return LoadAnswer(status="loaded" if loaded else "loading", instance_id=instance.id)
+        return None
+
+    def _need(self, spec: LoadSpec, registered: Registered) -> list[asyncio.Future[Need]]:
+        """What the load needs on each kind of device that the engine runs on and the node has."""
+        kinds = registered.harness.capabilities.kinds
+        here = [k for k in kinds if any(d.kind == k for d in self.host.devices)]
+        return [
+            asyncio.ensure_future(self._need_on(spec, registered, kind))
+            for kind in here or kinds[:1]
+        ]
+
+    async def _need_on(self, spec: LoadSpec, registered: Registered, kind: DeviceKind) -> Need:
+        needed = spec.vram_mb
+        if needed is None and (past := self._state.past_load(spec, kind)):
+            needed = past.per_device_mb
+        if needed is None:
+            needed = await registered.harness.estimate_mb(spec, kind)
+        count = max(spec.tensor_parallel, len(spec.devices))
+        return Need(needed, count, spec.devices, (kind,))
+
+    def _admit(self, needs: Sequence[Need]) -> Promise:
+        """Promise memory on the preferred kind of device, or on the next."""
+        refused: DoesNotFit | None = None
+        for need in needs:
+            try:
+                return admit(need, self._books(), self._shares())
+            except DoesNotFit as failed:
+                refused = refused or failed
+        assert refused is not None, "there is always a need"
+        raise refused
+
+    def _begin(self, spec: LoadSpec, registered: Registered, promise: Promise) -> LoadAnswer:
+        instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
+        if registered.harness.capabilities.exclusive_when_parallel and len(promise.devices) > 1:
+            self._refuse_second_parallel(spec.harness)
+        port = self._port(registered, str(instance_id))
+        kind = self._kind_of(promise.devices[0])
+        past = self._state.past_load(spec, kind)
+        instance = Instance(
+            id=instance_id,
+            spec=spec,
+            devices=promise.devices,
+            promised_mb=promise.per_device_mb,
+            port=port,
+            started_at=self._clock.unix(),
+            expected_load_s=past.seconds if past else None,
+        )
+        devices = [self.host.devices[index] for index in promise.devices]
+        registered.harness.launch(
+            spec, devices, self._engine_host, port
+        )  # a refusal is the caller's answer
+        self._state.log(instance_id).remove()
+        held = self._hold(instance, registered, registered.harness.weights_mb(spec))
+        logs.event(
+            log,
+            "load_admitted",
+            instance=instance_id,
+            model=spec.model_id,
+            devices=list(promise.devices),
+            promised_mb=promise.per_device_mb,
+        )
+        held.life.begin()
+        self._publish()
+        return LoadAnswer(status="loading", instance_id=instance_id)
+
+    def _refuse_second_parallel(self, harness: str) -> None:
+        for held in self._held.values():
+            other = held.instance
+            if other.spec.harness == harness and len(other.devices) > 1 and other.state in OCCUPIED:
+                raise Conflict(
+                    f"{harness} can't run two models over several devices on one host; {other.id} does already",
+                    details={"instance_id": other.id},
+                )
+
+    def _hold(
+        self, instance: Instance, registered: Registered, weights_mb: int | None = None
+    ) -> _Held:
+        devices = [d for d in self.host.devices if d.index in instance.devices]
+        launch = partial(registered.harness.launch, instance.spec, devices, self._engine_host)
+        life = EngineLife(
+            instance.id,
+            registered=registered,
+            launch=launch,
+            host=self._engine_host,
+            engine_log=self._state.log(instance.id),
+            owner=self._state.owner,
+            ledger=self,
+            clock=self._clock,
+            weights_mb=weights_mb,
+        )
+        held = _Held(instance, life, registered)
+        self._held[instance.id] = held
+        return held
+
+    async def _stop(self, held: _Held, drain_s: float) -> None:
+        """Stop once, however many ask."""
+        if held.stopping is None:
+            held.stopping = asyncio.create_task(self._stop_now(held, drain_s))
+        await asyncio.shield(held.stopping)
+
+    async def _stop_now(self, held: _Held, drain_s: float) -> None:
+        if held.instance.state is InstanceState.READY and drain_s > 0:
+            self.change(advance(held.instance, InstanceState.DRAINING))
+            await self._until_idle(held, drain_s)
+        self.change(advance(held.instance, InstanceState.STOPPING))
+        logs.event(log, "unloading", instance=held.instance.id, model=held.instance.spec.model_id)
+        before = {share.device: share.measured_mb for share in self._shares_of(held.instance)}
+        await held.life.end()
+        await self._until_freed(before)
+        self._drop(held.instance.id)
+        logs.event(log, "unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
+        self._publish()
+
+    async def _until_idle(self, held: _Held, drain_s: float) -> None:
+        """Wait until the engine has nothing to do, twice in a row, where it tells."""
+        deadline = self._clock.monotonic() + drain_s
+        idle = 0
+        while self._clock.monotonic() < deadline and idle < 2:
+            busy = self.relayed.get(held.instance.id, 0)
+            own = await held.registered.harness.in_flight(held.life.url(held.instance.port))
+            idle = 0 if busy or own else idle + 1
+            if idle < 2:
+                await asyncio.sleep(_IDLE_POLL_S)
+
+    async def _until_freed(self, before: dict[int, int | None]) -> None:
+        """Drivers give memory back some time after the process is gone: wait until it no longer rises."""
+        if not any(before.values()):
+            await self.measure()
+            return
+        deadline = self._clock.monotonic() + _FREED_LIMIT_S
+        last: list[int] = []
+        while self._clock.monotonic() < deadline:
+            await self.measure()
+            free = [self._reading.samples[i].free_mb for i in sorted(before)]
+            if last and all(now <= then + 8 for now, then in zip(free, last, strict=True)):
+                return
+            last = free
+            await asyncio.sleep(_FREED_POLL_S)
+
+    def _drop(self, instance: InstanceId) -> None:
+        self._held.pop(instance, None)
+        self._state.forget(instance)
+
+    def _save(self, held: _Held) -> None:
+        engine, instance = held.life.engine, held.instance
+        if engine is None:
+            return
+        record = EngineRecord(
+            instance_id=instance.id,
+            spec=instance.spec,
+            devices=instance.devices,
+            promised_mb=instance.promised_mb,
+            port=instance.port,
+            pid=engine.pid,
+            started_ticks=engine.started_ticks,
+            boot=boot_id(),
+            started_at=instance.started_at,
+            load_seconds=instance.load_seconds,
+        )
+        if record != held.saved:
+            self._state.save(record)
+            held.saved = record
+
+    def _remember(self, instance: Instance) -> None:
+        if instance.load_seconds is not None:
+            load = PastLoad(
+                seconds=instance.load_seconds,
+                per_device_mb=max(instance.measured_mb, default=0) or None,
+            )
+            self._state.remember_load(instance.spec, self._kind_of(instance.devices[0]), load)
+
+    def _port(self, registered: Registered, seed: str) -> int:
+        first, last = registered.entry.port_range
+        taken = {held.instance.port for held in self._held.values()}
+        free = partial(port_is_free, self._engine_host)
+        return choose_port(first, last, taken=taken, is_free=free, seed=seed)
+
+    def _kind_of(self, index: int) -> DeviceKind:
+        return self.host.devices[index].kind
+
+    def _books(self) -> list[Books]:
+        return [
+            Books(
+                index=device.index,
+                kind=device.kind,
+                total_mb=device.vram_total_mb,
+                free_mb=sample.free_mb,
+                headroom_mb=views.headroom_mb(self.config, device),
+                usable=sample.health is DeviceHealth.OK,
+            )
+            for device, sample in zip(self.host.devices, self._reading.samples, strict=True)
+        ]
+
+    def _shares(self) -> list[Share]:
+        return [s for held in self._held.values() for s in self._shares_of(held.instance)]
+
+    def _shares_of(self, instance: Instance) -> list[Share]:
+        """What an instance holds.
+
+        A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
+        grows with use. A GPU's engine takes what it needs while it loads.
+        """
+        if instance.state not in OCCUPIED:
+            return []
+        shares = []
+        for index in instance.devices:
+            measured = self._reading.samples[index].by_instance.get(instance.id)
+            settled = (
+                instance.state is not InstanceState.LOADING
+                and bool(measured)
+                and self._kind_of(index) is not DeviceKind.CPU
+            )
+            shares.append(Share(instance.id, index, instance.promised_mb, measured, settled))
+        return shares
+
+    def _unknown(self, model_id: str, instance_id: str | None) -> ModelNotFound:
+        names = {h.instance.spec.model_id for h in self._held.values()}
+        what = f"no instance {instance_id!r} of {model_id!r}" if instance_id else f"no {model_id!r}"
+        hints = [f"did you mean {name!r}?" for name in nearest(model_id, names)]
+        return ModelNotFound(f"this node has {what} loaded", hints=hints, param="model_id")
+
+    def _publish(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _keep_reading(self) -> None:
+        while True:
+            await asyncio.sleep(READING_EVERY_S)
+            await self.measure()
+            for held in self._held.values():
+                self._state.log(held.instance.id).trim()
+
+
+def _measured(instance: Instance, reading: Reading) -> Instance:
+    found = [reading.samples[i].by_instance.get(instance.id) for i in instance.devices]
+    if any(size is None for size in found):
+        return instance
+    sizes = tuple(size or 0 for size in found)
+    return dataclasses.replace(
+        instance, measured_mb=sizes, peak_mb=max(instance.peak_mb, sum(sizes))
+    )

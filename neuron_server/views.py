@@ -1,0 +1,85 @@
+"""How instances, readings and books look on the wire. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cortex_common.config.neuron import NeuronConfig, headroom_mib
+from cortex_common.hardware import Device, DeviceKind, DeviceReading, Health
+from cortex_common.models import InstanceState, ModelId, ModelInfo
+from neuron_server.core.instance import Instance
+from neuron_server.core.ledger import Books, Share, accounts
+from neuron_server.hardware.host import Reading
+
+_CPU_HEADROOM = "10%"
+_REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
+
+
+def headroom_mb(config: NeuronConfig, device: Device) -> int:
+    """MiB that the operator wants kept free on a device."""
+    if device.kind is DeviceKind.CPU:
+        default = "0%" if config.cpu.memory_mb is not None else _CPU_HEADROOM
+        return headroom_mib(config.cpu.headroom or default, device.vram_total_mb)
+    own = next((entry.headroom for entry in config.devices if entry.uuid == device.uuid), None)
+    return headroom_mib(own or config.memory.headroom, device.vram_total_mb)
+
+
+def health(
+    uptime_s: float, reading: Reading, books: Sequence[Books], shares: Sequence[Share]
+) -> Health:
+    """GET /health."""
+    devices = tuple(
+        DeviceReading(
+            index=account.books.index,
+            vram_used_mb=sample.used_mb,
+            vram_free_mb=sample.free_mb,
+            utilization_pct=sample.utilization_pct,
+            temp_c=sample.temp_c,
+            power_w=sample.power_w,
+            vram_reserved_mb=account.reserved_mb,
+            vram_foreign_mb=account.foreign_mb,
+            vram_headroom_mb=account.books.headroom_mb,
+            vram_available_mb=account.available_mb,
+            health=sample.health,
+            reason=sample.reason,
+        )
+        for account, sample in zip(accounts(books, shares), reading.samples, strict=True)
+    )
+    return Health(uptime_secs=round(uptime_s, 3), devices=devices, at=reading.at)
+
+
+def model_info(instance: Instance, url: str, relayed: int, now: float) -> ModelInfo:
+    """One entry of GET /models.
+
+    Args:
+        instance: what it is about.
+        url: where its requests go.
+        relayed: requests that the node relays to it.
+        now: Unix seconds, for the time that is left of a load.
+    """
+    loading = instance.state is InstanceState.LOADING
+    promised = instance.promised_mb * len(instance.devices)
+    measured = sum(instance.measured_mb)
+    eta = None
+    if loading and instance.expected_load_s is not None:
+        eta = round(max(0.0, instance.expected_load_s - (now - instance.started_at)), 1)
+    return ModelInfo(
+        id=ModelId(instance.spec.model_id),
+        harness=instance.spec.harness,
+        status=instance.state,
+        devices=instance.devices,
+        vram_used_mb=max(promised, measured) if loading else measured or promised,
+        instance_id=instance.id,
+        url=url if instance.state in _REACHABLE else None,
+        context=instance.context or instance.spec.context,
+        parallel=instance.parallel or instance.spec.parallel,
+        vram_by_device=instance.measured_mb,
+        progress=instance.progress,
+        stage=instance.stage,
+        eta_s=eta,
+        load_seconds=instance.load_seconds,
+        in_flight=relayed,
+        error=instance.error,
+        engine_version=instance.engine_version,
+        started_at=instance.started_at,
+    )
