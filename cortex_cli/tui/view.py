@@ -1,0 +1,243 @@
+"""The screen as data: a snapshot, its history and what the person chose become rows and lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
+from cortex_cli.render.table import printable
+from cortex_cli.tui.history import History, Rate
+from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
+from cortex_common.models import InstanceState
+from cortex_common.units import show_duration, show_mib
+
+
+class Sort(StrEnum):
+    """Orders of the models table."""
+
+    NAME = "name"
+    STATE = "state"
+    VRAM = "vram"
+    REQUESTS = "req/s"
+    TOKENS = "tok/s"
+    TTFT = "ttft"
+    QUEUE = "queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the person chose.
+
+    Attributes:
+        words: of the filter; a model must hold all, those with "!" none.
+        sort: which column leads.
+        reverse: whether its order is turned round.
+        marked: models on which the next action falls.
+    """
+
+    words: str = ""
+    sort: Sort = Sort.STATE
+    reverse: bool = False
+    marked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A line of the models table.
+
+    Attributes:
+        badge: pinned, marked or failed, as one character each.
+        until: what will become of it: a load's progress, a countdown, or why it failed.
+    """
+
+    id: str
+    badge: str
+    name: str
+    state: str
+    place: str
+    vram: str
+    requests: str
+    tokens: str
+    ttft: str
+    queue: str
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The line that is always visible.
+
+    Attributes:
+        troubles: worst first.
+    """
+
+    nodes: str
+    devices: int
+    models: str
+    memory: str
+    requests: str
+    tokens: str
+    queue: int
+    active: int
+    errors: str
+    troubles: tuple[str, ...]
+
+
+_STATE_ORDER = (
+    ModelState.FAILED,
+    ModelState.LOADING,
+    ModelState.READY,
+    ModelState.DRAINING,
+    ModelState.STOPPING,
+    ModelState.UNLOADED,
+)
+
+
+def summary(snapshot: FleetSnapshot, history: History) -> Summary:
+    """The fleet in one line."""
+    memory = [node_memory(n) for n in snapshot.nodes]
+    used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
+    rate = sum(history.rates().values(), Rate())
+    return Summary(
+        nodes=f"{sum(n.state is NodeState.UP for n in snapshot.nodes)}/{len(snapshot.nodes)}",
+        devices=sum(len(n.devices) for n in snapshot.nodes),
+        models=f"{sum(m.state is ModelState.READY for m in snapshot.models)}/{len(snapshot.models)}",
+        memory=f"{show_mib(used)}/{show_mib(total)} {percent(used, total)}",
+        requests=show_rate(rate.requests),
+        tokens=show_rate(rate.tokens),
+        queue=sum(m.waiting for m in snapshot.models),
+        active=sum(m.in_flight for m in snapshot.models),
+        errors=f"{100 * rate.errors / rate.requests:.1f}%" if rate.requests else "0%",
+        troubles=tuple(printable(t) for t in troubles(snapshot)),
+    )
+
+
+def show_rate(value: float) -> str:
+    """A rate in four characters or so: "0", "0.4", "42", "3.9k"."""
+    if value < 0.05:
+        return "0"
+    if value < 10:
+        return f"{value:.1f}"
+    return f"{value:.0f}" if value < 1000 else f"{value / 1000:.1f}k"
+
+
+def rows(snapshot: FleetSnapshot, history: History, choice: Choice) -> list[ModelRow]:
+    """The models that the filter lets through, in the chosen order."""
+    by_model: dict[str, list[InstanceView]] = {}
+    for instance in snapshot.instances():
+        by_model.setdefault(instance.model, []).append(instance)
+    rates = history.rates()
+    wanted = [m for m in snapshot.models if passes(m, choice.words)]
+    wanted.sort(key=lambda m: m.id)
+    wanted.sort(key=_key(choice.sort, rates), reverse=choice.reverse)
+    return [
+        _row(m, by_model.get(m.id, []), rates.get(m.id), snapshot.at, marked=m.id in choice.marked)
+        for m in wanted
+    ]
+
+
+def passes(model: ModelView, words: str) -> bool:
+    """Whether a model holds every word of the filter in its name, aliases, state, harness or nodes."""
+    text = " ".join((model.id, *model.aliases, model.state, model.harness, *model.nodes)).lower()
+    return all(
+        (word[1:] not in text) if word.startswith("!") and len(word) > 1 else (word in text)
+        for word in words.lower().split()
+    )
+
+
+def _key(sort: Sort, rates: Mapping[str, Rate]) -> Callable[[ModelView], float | str]:
+    """What leads: names and states forward, numbers from the greatest."""
+    keys: dict[Sort, Callable[[ModelView], float | str]] = {
+        Sort.NAME: lambda m: m.id.lower(),
+        Sort.STATE: lambda m: _STATE_ORDER.index(m.state),
+        Sort.VRAM: lambda m: -(m.vram_mb or 0),
+        Sort.REQUESTS: lambda m: -rates.get(m.id, Rate()).requests,
+        Sort.TOKENS: lambda m: -rates.get(m.id, Rate()).tokens,
+        Sort.TTFT: lambda m: -(m.ttft_p50_ms or 0.0),
+        Sort.QUEUE: lambda m: -(m.waiting + m.in_flight),
+    }
+    return keys[sort]
+
+
+def _row(
+    model: ModelView, instances: list[InstanceView], rate: Rate | None, at: float, *, marked: bool
+) -> ModelRow:
+    idle = model.state in {ModelState.UNLOADED, ModelState.FAILED}
+    pinned = any(i.pinned for i in instances)
+    return ModelRow(
+        id=model.id,
+        badge=("+" if marked else "") + ("*" if pinned else ""),
+        name=printable(model.id),
+        state=model.state.value,
+        place=" ".join(_place(i) for i in instances if i.state is not InstanceState.STOPPED),
+        vram=show_mib(model.vram_mb) if model.vram_mb else "–",
+        requests="–" if idle or rate is None else show_rate(rate.requests),
+        tokens="–" if idle or rate is None else show_rate(rate.tokens),
+        ttft="–" if model.ttft_p50_ms is None else f"{model.ttft_p50_ms:.0f}ms",
+        queue=f"{model.in_flight}+{model.waiting}" if model.waiting else str(model.in_flight),
+        until=_until(model, instances, at, pinned=pinned),
+    )
+
+
+def _place(instance: InstanceView) -> str:
+    devices = device_list(instance.devices)
+    return f"{instance.node}/{devices}" if devices else instance.node
+
+
+def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned: bool) -> str:
+    if loading := [i for i in instances if i.state is InstanceState.LOADING]:
+        return progress_text(loading[0]) or "loading"
+    if model.state is ModelState.FAILED:
+        return printable(model.error or "no reason given")
+    if pinned:
+        return "pinned"
+    if model.unload_at is not None and model.state is ModelState.READY:
+        return f"unloads in {show_duration(max(0.0, model.unload_at - at))}"
+    if model.in_flight or not instances:
+        return ""
+    last = max(i.last_used for i in instances)
+    return f"idle {show_duration(max(0.0, at - last))}" if last else ""
+
+
+def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> list[tuple[str, str]]:
+    """All about one model as (name, value), empty values left out."""
+    rate = history.rates().get(model.id, Rate())
+    ttft = (
+        ""
+        if model.ttft_p50_ms is None
+        else f"p50 {model.ttft_p50_ms:.0f}ms  p95 {model.ttft_p95_ms or model.ttft_p50_ms:.0f}ms"
+    )
+    facts = [
+        ("state", model.state.value),
+        ("aliases", ", ".join(model.aliases)),
+        ("harness", model.harness),
+        ("context", str(model.context or "")),
+        ("memory", show_mib(model.vram_mb) if model.vram_mb else ""),
+        ("pinned on", ", ".join(model.pinned_on)),
+        ("requests", f"{model.requests}, {show_rate(rate.requests)}/s, {model.errors} errors"),
+        ("tokens", f"{model.tokens_in} in, {model.tokens_out} out, {show_rate(rate.tokens)}/s"),
+        ("first token", ttft),
+        ("now", f"{model.in_flight} active, {model.waiting} waiting"),
+        ("error", model.error or ""),
+    ]
+    for instance in snapshot.instances():
+        if instance.model == model.id:
+            facts += _describe_instance(instance, snapshot.at)
+    return [(name, printable(value)) for name, value in facts if value]
+
+
+def _describe_instance(instance: InstanceView, at: float) -> list[tuple[str, str]]:
+    pinned = ", pinned" if instance.pinned else ""
+    age = show_duration(at - instance.started_at) if instance.started_at else ""
+    return [
+        (_place(instance), f"{instance.state.value}{pinned} {progress_text(instance)}".rstrip()),
+        ("  instance", instance.id),
+        ("  memory", show_mib(instance.vram_used_mb)),
+        ("  age", f"{age}, loaded in {show_duration(instance.load_seconds)}" if age else ""),
+        ("  engine", f"{instance.harness} {instance.engine_version or ''}".strip()),
+        ("  slots", f"{instance.in_flight}/{instance.parallel}" if instance.parallel else ""),
+        ("  why here", instance.reason or ""),
+        ("  error", instance.error or ""),
+    ]
