@@ -93,7 +93,8 @@ def cheapest(
     """
     lack = {device: mb for device, mb in missing.items() if mb > 0}
     useful = [v for v in candidates if any(v.frees.get(device, 0) > 0 for device in lack)]
-    useful.sort(key=lambda v: (v.worth, v.id))
+    # Of equals, the one that frees more counts as worth less, so that fewer go.
+    useful.sort(key=lambda v: (v.worth, -sum(v.frees.values()), v.id))
     if not _enough(useful, lack):
         return None
     if strategy is not Strategy.COST:
@@ -114,7 +115,7 @@ def _sum(victims: Sequence[Victim]) -> float:
 def _without_needless(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
     """Drop each victim that is not needed, worthiest first.
 
-    For an order of worths this is exact: whether a set suffices is monotone, so keeping the worthiest only
+    For a strict order of worths this is exact: whether a set suffices is monotone, so keeping the worthiest only
     where all the others do not suffice gives the set whose worthiest member is least, then the next, and so on.
     """
     kept = list(victims)

@@ -7,17 +7,14 @@ a load with no eviction; the eviction that loses least; waiting for room that bu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from cortex_common.config.catalogue import ModelProfile
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.evict import UNKNOWN, Choice, Standing, Victim, Worth, cheapest, worth
+from cortex_server.core.evict import UNKNOWN, Choice, cheapest
 from cortex_server.core.explain import Refusal, refusals
 from cortex_server.core.fit import (
-    ANYWHERE,
     Shape,
-    Sizes,
     Where,
     device_sets,
     node_refusal,
@@ -27,27 +24,10 @@ from cortex_server.core.fit import (
 )
 from cortex_server.core.policy import Policy, Prefer
 from cortex_server.core.rooms import DeviceRoom, NodeRoom, frees, is_serving
+from cortex_server.core.victims import Guard
+from cortex_server.core.world import Wish, World
 
 _NO_LABELS: dict[str, str] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a plan is made from.
-
-    Attributes:
-        rooms: every node with its room.
-        now: Unix seconds.
-        sizes: what is known about sizes beyond the profiles.
-        standings: what is known about models beyond their instances.
-        stored: names of the nodes that have loaded a model before, whose disk therefore has its weights.
-    """
-
-    rooms: Sequence[NodeRoom]
-    now: float
-    sizes: Sizes = field(default_factory=dict)
-    standings: Mapping[ModelId, Standing] = field(default_factory=dict)
-    stored: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +91,10 @@ class Impossible:
 Plan = Serve | Join | Load | Wait | Impossible
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What is wanted.
-
-    Attributes:
-        profile: of the model.
-        where: on which node and devices.
-        waited_s: how long the one who waits longest has waited; how much may be disturbed depends on it.
-        another: a further instance, whatever is ready or loading already.
-        may_evict: whether others may go for it.
-        spared: instances that lately would not drain.
-        avoid: nodes that lately refused or lost it.
-    """
-
-    profile: ModelProfile
-    where: Where = ANYWHERE
-    waited_s: float = 0.0
-    another: bool = False
-    may_evict: bool = True
-    spared: frozenset[InstanceId] = frozenset()
-    avoid: frozenset[str] = frozenset()
-
-
 def plan(wish: Wish, world: World, policy: Policy) -> Plan:
     """Decide what is to be done for a wish; see the module."""
     model = ModelId(wish.profile.id)
-    if not wish.another and (found := _present(model, wish.where, world)) is not None:
+    if not wish.another and (found := present(model, wish.where, world)) is not None:
         return found
     rooms = [r for r in world.rooms if not _refused(wish, r, policy)]
     layouts = shapes(wish.profile, world.sizes)
@@ -159,7 +116,8 @@ def _refused(wish: Wish, room: NodeRoom, policy: Policy) -> bool:
     return node_refusal(wish.profile, room.node, wish.where, labels) is not None
 
 
-def _present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
+def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
+    """The model's ready instances, or else a load of it under way."""
     ready: list[InstanceId] = []
     loading: Join | None = None
     for room in world.rooms:
@@ -173,7 +131,7 @@ def _present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
                     ready.append(i.id)
                 elif i.state is InstanceState.LOADING and room.node.state is NodeState.UP:
                     loading = loading or Join(room.node.name, i.id)
-        if model in room.promised:
+        if any(p.model == model for p in room.promised):
             loading = loading or Join(room.node.name, None)
     return Serve(tuple(ready)) if ready else loading
 
@@ -250,7 +208,7 @@ def _cheapest_place(
 ) -> _Place | None:
     """The least loss over all nodes; nodes are tried by a lower bound of it, so that few are searched."""
     need = shape.size.device_mb
-    guard = _Guard(world, policy, wish, tier)
+    guard = Guard(world, policy, wish, tier)
     able = [r for r in rooms if r.reach_mb.get(shape.kind, -1) >= need]
     bounds = [(guard.bound(r), at, r) for at, r in enumerate(able)]
     bounds.sort(key=lambda b: b[:2])
@@ -270,77 +228,6 @@ def _cheapest_place(
     return best
 
 
-class _Guard:
-    """Who may be evicted for a wish at a tier: 0 idle and settled, 1 also young, 2 also busy."""
-
-    def __init__(self, world: World, policy: Policy, wish: Wish, tier: int) -> None:
-        self._world = world
-        self._policy = policy
-        self._spared = wish.spared
-        self._model = ModelId(wish.profile.id)
-        self._tier = tier
-        self._models: dict[InstanceId, ModelId] = {}
-        self._ready: dict[ModelId, int] = {}
-
-    def bound(self, room: NodeRoom) -> Worth:
-        """No set of victims on this node is worth less; infinite when nobody there may go."""
-        if self._policy.strategy == "lru" and self._tier < 2:
-            return (room.oldest,)
-        found = [self._worth(i) for i in room.instances if self._may_go(i)]
-        return min(found, default=(float("inf"),))
-
-    def candidates(self, room: NodeRoom) -> list[Victim]:
-        """Instances of the node that may go."""
-        found = [i for i in room.instances if self._may_go(i)]
-        self._models |= {i.id: i.model for i in found}
-        return [Victim(i.id, frees(i), self._worth(i)) for i in found]
-
-    def keeps_enough(self, choice: Choice) -> bool:
-        """Whether every model keeps the instances that its profile wants kept."""
-        going: dict[ModelId, int] = {}
-        for victim in choice.victims:
-            model = self._models[victim.id]
-            going[model] = going.get(model, 0) + 1
-        return all(
-            self._ready_count(model) - n >= self._standing(model).keep
-            for model, n in going.items()
-            if self._standing(model).keep
-        )
-
-    def _may_go(self, instance: InstanceView) -> bool:
-        if instance.pinned or instance.state is not InstanceState.READY:
-            return False
-        if instance.model == self._model or instance.id in self._spared:
-            return False
-        if instance.in_flight:
-            return self._tier >= 2
-        if self._tier == 0 and self._is_young(instance):
-            return False
-        keep = self._standing(instance.model).keep
-        return not keep or self._ready_count(instance.model) > keep
-
-    def _is_young(self, instance: InstanceView) -> bool:
-        took = instance.load_seconds or 0.0
-        ready_for = self._world.now - instance.started_at - took
-        return ready_for < min(took, self._policy.min_residency_s)
-
-    def _standing(self, model: ModelId) -> Standing:
-        return self._world.standings.get(model, UNKNOWN)
-
-    def _worth(self, instance: InstanceView) -> Worth:
-        return worth(self._policy.strategy, instance, self._standing(instance.model))
-
-    def _ready_count(self, model: ModelId) -> int:
-        if model not in self._ready:
-            self._ready[model] = sum(
-                i.model == model and is_serving(room, i)
-                for room in self._world.rooms
-                if model in room.models
-                for i in room.instances
-            )
-        return self._ready[model]
-
-
 def _room_to_come(
     wish: Wish, layouts: Sequence[Shape], rooms: Iterable[NodeRoom], world: World
 ) -> Wait | None:
@@ -353,11 +240,7 @@ def _room_to_come(
         holders = tuple(i.id for i in room.instances if _is_moving(i, wish))
         if not holders and not room.promised:
             continue
-        held: dict[int, int] = {}
-        for i in room.instances:
-            if i.id in holders or (wish.may_evict and _may_move(i, wish, world)):
-                for index, mb in frees(i).items():
-                    held[index] = held.get(index, 0) + mb
+        held = _held(room, holders, wish, world)
         for shape in layouts:
             devices = suitable(wish.profile, room, shape, wish.where)
             need = shape.size.device_mb
@@ -366,6 +249,21 @@ def _room_to_come(
             if next(sets, None) is not None:
                 return Wait(holders, f"room on {room.node.name} is in use or on its way")
     return None
+
+
+def _held(
+    room: NodeRoom, holders: Sequence[InstanceId], wish: Wish, world: World
+) -> Mapping[int, int]:
+    """MiB by device that loads under way take, moving instances hold, and others could give up besides."""
+    held: dict[int, int] = {}
+    for promise in room.promised:
+        for index in promise.devices:
+            held[index] = held.get(index, 0) + promise.device_mb
+    for i in room.instances:
+        if i.id in holders or (wish.may_evict and _may_move(i, wish, world)):
+            for index, mb in frees(i).items():
+                held[index] = held.get(index, 0) + mb
+    return held
 
 
 def _is_moving(instance: InstanceView, wish: Wish) -> bool:

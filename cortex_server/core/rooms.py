@@ -80,6 +80,7 @@ class NodeRoom:
         devices: by index.
         by_available: the same, the least available memory first.
         instances: those that take memory, pins applied, leaving ones draining, gone ones left out.
+        promised: loads that the node does not show yet.
         most_mb: of each kind, the most that one device has available.
         reach_mb: of each kind, the most that one device could have with every instance gone that is not pinned.
         oldest: the least `last_used` of any idle instance that is not pinned; infinite when there is none.
@@ -90,7 +91,7 @@ class NodeRoom:
     by_available: tuple[DeviceRoom, ...]
     instances: tuple[InstanceView, ...]
     models: frozenset[ModelId]
-    promised: frozenset[ModelId]
+    promised: tuple[Promise, ...]
     most_mb: Mapping[DeviceKind, int]
     reach_mb: Mapping[DeviceKind, int]
     oldest: float
@@ -160,7 +161,7 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
         by_available=tuple(sorted(devices, key=lambda d: (d.available_mb, d.index))),
         instances=instances,
         models=frozenset(i.model for i in instances),
-        promised=frozenset(p.model for p in unseen),
+        promised=tuple(unseen),
         most_mb=_most(devices, {}),
         reach_mb=_most(devices, _could_free(instances, overlay)),
         oldest=min((i.last_used for i in instances if is_idle(i)), default=float("inf")),

@@ -26,10 +26,11 @@ from cortex_common.errors import Conflict, CortexError
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core import answers
-from cortex_server.core.plan import Impossible, Join, Load, Serve, Wish, World, plan
+from cortex_server.core.plan import Impossible, Join, Load, Serve, plan, present
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Pins, Promise
 from cortex_server.core.waiting import Ask, Goal, Queue, WaitingRoom
+from cortex_server.core.world import Wish, World
 
 REFUSAL_PAUSE_S = 0.25
 """How long a node that refused or lost a load is left alone with that model; doubles with each time in a row."""
@@ -283,7 +284,11 @@ class Scheduler:
     def _serve(self, queue: Queue, world: World, now: float) -> bool:
         """Do what can be done for a queue; whether something was decided that others must see."""
         goal = queue.goal
-        if (goal.another or goal.where.node) and self._has_load(goal):
+        if self._has_load(goal):
+            # Its own load decides: when that is lost, it is planned anew, and not twice while a node is silent.
+            found = None if goal.another else present(ModelId(goal.model), goal.where, world)
+            if isinstance(found, Serve):
+                self._grant_all(goal, found.instances[0])
             return False
         avoid = self._avoided(goal.model, now)
         wish = Wish(

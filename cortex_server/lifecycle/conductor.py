@@ -23,11 +23,11 @@ from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.neuron_client import NeuronClient
-from cortex_server.core.plan import World
 from cortex_server.core.policy import Policy, Prefer, Strategy
 from cortex_server.core.rooms import Overlay, Pins, Rooms
 from cortex_server.core.scheduler import Order, Scheduler, Underway
 from cortex_server.core.waiting import Ask, Goal
+from cortex_server.core.world import World
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.carrier import Carrier, Later
 from cortex_server.lifecycle.knowledge import Knowledge

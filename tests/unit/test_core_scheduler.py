@@ -1,0 +1,497 @@
+"""The scheduler against a fleet whose ledger is kept here: drawn histories, and the answers that matter one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from core_worlds import NOW, device, instance, node, profile
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cortex_common.errors import Busy, CortexError, DoesNotFit, LoadFailed, ModelLoading
+from cortex_common.fleet import FleetSnapshot, InstanceView, NodeState
+from cortex_common.models import InstanceId, InstanceState
+from cortex_server.core.evict import Standing
+from cortex_server.core.policy import Policy
+from cortex_server.core.rooms import Overlay, Rooms
+from cortex_server.core.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Order, Scheduler
+from cortex_server.core.waiting import Ask, Goal
+from cortex_server.core.world import World
+
+SIZES = {"a": 100, "b": 100, "c": 150, "d": 250, "huge": 9999}
+
+
+class Bench:
+    """A scheduler with recorded effects and two nodes of 300 MiB each, whose ledgers refuse what does not fit."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.now = 0.0
+        self.answers: dict[int, InstanceId | CortexError] = {}
+        self.answered: Counter[int] = Counter()
+        self.asked: set[int] = set()
+        self.making: dict[InstanceId, Order] = {}
+        self.starting: dict[InstanceId, Order] = {}
+        self.started: list[str] = []
+        self.instances: dict[InstanceId, InstanceView] = {}
+        self.states = {"n1": NodeState.UP, "n2": NodeState.UP}
+        self.totals = {"n1": 300, "n2": 300}
+        self._rooms = Rooms()
+        self._made = 0
+        self.scheduler = Scheduler(self, policy or Policy(), self._new_id)
+
+    def _new_id(self, model: str) -> InstanceId:
+        self._made += 1
+        return InstanceId(f"{model}-{self._made}")
+
+    # -- effects ---------------------------------------------------------------------------
+
+    def grant(self, waiter: int, instance: InstanceId) -> None:
+        assert self.instances[instance].state is InstanceState.READY
+        self.answers[waiter] = instance
+        self.answered[waiter] += 1
+
+    def refuse(self, waiter: int, error: CortexError) -> None:
+        self.answers[waiter] = error
+        self.answered[waiter] += 1
+
+    def make_room(self, order: Order) -> None:
+        for victim in order.plan.evictions:
+            assert not self.instances[victim].pinned
+        self.making[order.instance] = order
+
+    def start(self, order: Order) -> None:
+        assert self.scheduler.waiting.count(order.profile.id)
+        self.started.append(order.profile.id)
+        self.starting[order.instance] = order
+
+    def abandon(self, order: Order) -> None:
+        del self.making[order.instance]
+
+    # -- the fleet ---------------------------------------------------------------------------
+
+    def free(self, name: str) -> int:
+        return self.totals[name] - sum(
+            i.vram_used_mb for i in self.instances.values() if i.node == name
+        )
+
+    def snapshot(self) -> FleetSnapshot:
+        nodes = tuple(
+            node(
+                name,
+                (device(0, total),),
+                tuple(i for i in self.instances.values() if i.node == name),
+                state=self.states[name],
+            )
+            for name, total in self.totals.items()
+        )
+        return FleetSnapshot(1, NOW + self.now, nodes)
+
+    def look(self, overlay: Overlay) -> World:
+        rooms = self._rooms.of(self.snapshot(), overlay)
+        return World(rooms=rooms, now=NOW + self.now, standings={"p": Standing(keep=1)})
+
+    def step(self) -> None:
+        self.scheduler.step(self.look, self.now)
+
+    def ask(self, model: str, timeout_s: float = 600.0, goal: Goal | None = None) -> int:
+        waiter = len(self.asked) + 1
+        self.asked.add(waiter)
+        wanted = profile(model, SIZES[model])
+        ask = Ask(waiter, wanted, goal or Goal(model), self.now, self.now + timeout_s)
+        self.scheduler.ask(ask, self.now)
+        self.step()
+        return waiter
+
+    def let_go(self, order: Order) -> None:
+        """Let the victims of an order leave."""
+        del self.making[order.instance]
+        for victim in order.plan.evictions:
+            self.instances.pop(victim, None)
+        self.scheduler.room_made(order.instance, self.now)
+        self.step()
+
+    def admit(self, order: Order) -> bool:
+        """Let the node answer an order by its ledger."""
+        del self.starting[order.instance]
+        size = order.plan.shape.size.device_mb
+        if size > self.free(order.plan.node):
+            self.scheduler.refused(order.instance, self.now)
+            self.step()
+            return False
+        self.instances[order.instance] = instance(
+            order.profile.id,
+            order.plan.node,
+            mb=size,
+            id=order.instance,
+            state=InstanceState.LOADING,
+            started_at=NOW + self.now,
+            last_used=NOW + self.now,
+        )
+        self.scheduler.admitted(order.instance, order.instance, self.now)
+        self.step()
+        return True
+
+    def become(self, which: InstanceId, state: InstanceState) -> None:
+        self.instances[which] = replace(self.instances[which], state=state, error="no such file")
+        self.step()
+        if state is InstanceState.FAILED:
+            del self.instances[which]
+
+    def load(self, model: str) -> InstanceId:
+        """Bring a model in the whole way."""
+        self.ask(model)
+        while self.making:
+            self.let_go(next(iter(self.making.values())))
+        order = next(o for o in self.starting.values() if o.profile.id == model)
+        assert self.admit(order)
+        self.become(order.instance, InstanceState.READY)
+        return order.instance
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.step()
+
+
+class Histories(RuleBasedStateMachine):
+    """Anything may happen, in any order; the promises of the scheduler hold throughout and at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(Policy(max_waiting=5))
+        self.cancelled: set[int] = set()
+
+    def _some(self, data: st.DataObject, things: object) -> object:
+        return data.draw(st.sampled_from(sorted(things)))  # type: ignore[call-overload]  # any collection of ids
+
+    @rule(model=st.sampled_from(sorted(SIZES)), timeout_s=st.sampled_from([1.0, 600.0]))
+    def ask(self, model: str, timeout_s: float) -> None:
+        self.bench.ask(model, timeout_s)
+
+    @rule(node=st.sampled_from(["n1", "n2"]), another=st.booleans())
+    def operator_asks(self, node: str, another: bool) -> None:
+        from cortex_server.core.fit import Where
+
+        goal = Goal("a", Where(node), another=another, may_evict=not another)
+        self.bench.ask("a", goal=goal)
+
+    @precondition(lambda self: self.bench.asked - set(self.bench.answered) - self.cancelled)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        waiter = self._some(data, self.bench.asked - set(self.bench.answered) - self.cancelled)
+        self.bench.scheduler.cancel(waiter)
+        self.cancelled.add(waiter)
+        self.bench.step()
+
+    @precondition(lambda self: self.bench.making)
+    @rule(data=st.data())
+    def victims_leave(self, data: st.DataObject) -> None:
+        self.bench.let_go(self.bench.making[self._some(data, self.bench.making)])
+
+    @precondition(lambda self: self.bench.making)
+    @rule(data=st.data())
+    def a_victim_does_not_drain(self, data: st.DataObject) -> None:
+        order = self.bench.making.pop(self._some(data, self.bench.making))
+        self.bench.scheduler.room_failed(order.instance, order.plan.evictions[0], self.bench.now)
+        self.bench.step()
+
+    @precondition(lambda self: self.bench.starting)
+    @rule(data=st.data())
+    def node_answers(self, data: st.DataObject) -> None:
+        self.bench.admit(self.bench.starting[self._some(data, self.bench.starting)])
+
+    @precondition(lambda self: self.bench.starting)
+    @rule(data=st.data())
+    def node_can_not_be_asked(self, data: st.DataObject) -> None:
+        order = self.bench.starting.pop(self._some(data, self.bench.starting))
+        self.bench.scheduler.refused(order.instance, self.bench.now)
+        self.bench.step()
+
+    def _in(self, state: InstanceState) -> set[InstanceId]:
+        return {i.id for i in self.bench.instances.values() if i.state is state}
+
+    @precondition(lambda self: self._in(InstanceState.LOADING))
+    @rule(data=st.data(), to=st.sampled_from([InstanceState.READY] * 3 + [InstanceState.FAILED]))
+    def load_ends(self, data: st.DataObject, to: InstanceState) -> None:
+        self.bench.become(self._some(data, self._in(InstanceState.LOADING)), to)
+
+    @precondition(lambda self: self._in(InstanceState.READY))
+    @rule(data=st.data(), in_flight=st.sampled_from([0, 2]))
+    def requests_come_and_go(self, data: st.DataObject, in_flight: int) -> None:
+        which = self._some(data, self._in(InstanceState.READY))
+        used = replace(
+            self.bench.instances[which], in_flight=in_flight, last_used=NOW + self.bench.now
+        )
+        self.bench.instances[which] = used
+
+    @precondition(lambda self: self.bench.instances)
+    @rule(data=st.data())
+    def an_instance_vanishes(self, data: st.DataObject) -> None:
+        del self.bench.instances[self._some(data, self.bench.instances)]
+        self.bench.step()
+
+    @rule(name=st.sampled_from(["n1", "n2"]), state=st.sampled_from(NodeState))
+    def a_node_comes_or_goes(self, name: str, state: NodeState) -> None:
+        self.bench.states[name] = state
+        self.bench.step()
+
+    @rule(total=st.sampled_from([100, 300]))
+    def memory_is_taken_or_returned(self, total: int) -> None:
+        self.bench.totals["n2"] = total
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.bench.pass_time(seconds)
+
+    @rule(model=st.sampled_from(["a", "b"]))
+    def an_operator_unloads(self, model: str) -> None:
+        self.bench.scheduler.drop(model)
+        for which in [i.id for i in self.bench.instances.values() if i.model == model]:
+            del self.bench.instances[which]
+        self.bench.step()
+
+    @invariant()
+    def each_waiter_has_at_most_one_answer(self) -> None:
+        assert all(n == 1 for n in self.bench.answered.values())
+        assert not self.cancelled & set(self.bench.answered)
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        waiting = self.bench.asked - set(self.bench.answered) - self.cancelled
+        assert len(self.bench.scheduler.waiting) == len(waiting)
+
+    @invariant()
+    def a_victim_belongs_to_one_order(self) -> None:
+        victims = Counter(v for o in self.bench.making.values() for v in o.plan.evictions)
+        assert all(n == 1 for n in victims.values())
+
+    @invariant()
+    def orders_and_loads_agree(self) -> None:
+        known = {u.order.instance for u in self.bench.scheduler.loads}
+        assert set(self.bench.making) <= known
+
+    def teardown(self) -> None:
+        """Let everything come to its end: every waiter is answered and nothing is left under way."""
+        bench = self.bench
+        bench.states = dict.fromkeys(bench.states, NodeState.UP)
+        for _ in range(200):
+            if not bench.scheduler.waiting and not bench.scheduler.loads:
+                break
+            for order in list(bench.making.values()):
+                bench.let_go(order)
+            for order in list(bench.starting.values()):
+                bench.admit(order)
+            for which in self._in(InstanceState.LOADING):
+                bench.become(which, InstanceState.READY)
+            bench.instances = {k: replace(v, in_flight=0) for k, v in bench.instances.items()}
+            bench.pass_time(10.0)
+        assert not bench.scheduler.waiting
+        assert not bench.scheduler.loads
+        assert set(bench.answered) | self.cancelled == bench.asked
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_one_load_serves_all_who_wait() -> None:
+    """However many ask for a model, it is loaded once, and all are answered when it is ready."""
+    bench = Bench()
+    waiters = [bench.ask("a") for _ in range(5)]
+    (order,) = bench.starting.values()
+    bench.admit(order)
+    bench.become(order.instance, InstanceState.READY)
+    assert [bench.answers[w] for w in waiters] == [order.instance] * 5
+    assert bench.started == ["a"]
+
+
+def test_interleaved_requests_are_served_model_by_model() -> None:
+    """A B A B over memory for one model becomes two loads, not four."""
+    bench = Bench()
+    bench.totals = {"n1": 150, "n2": 0}
+    waiters = [bench.ask(m) for m in ("c", "a", "c", "a")]
+    (first,) = bench.starting.values()
+    bench.admit(first)
+    bench.become(first.instance, InstanceState.READY)
+    bench.pass_time(30.0)
+    bench.let_go(next(iter(bench.making.values())))
+    (second,) = bench.starting.values()
+    bench.admit(second)
+    bench.become(second.instance, InstanceState.READY)
+    assert bench.started == ["c", "a"]
+    assert [bench.answers[w] for w in waiters] == [first.instance, second.instance] * 2
+
+
+def test_a_cancelled_wait_starts_no_load() -> None:
+    """When the only waiter goes while room is being made, the evictions stop and the node is never asked."""
+    bench = Bench()
+    bench.totals = {"n1": 300, "n2": 0}
+    bench.load("d")
+    waiter = bench.ask("c")
+    bench.pass_time(6.0)
+    assert bench.making
+    bench.scheduler.cancel(waiter)
+    assert not bench.making
+    assert not bench.scheduler.loads
+    assert bench.started == ["d"]
+
+
+def test_a_thousand_cancelled_waits_leave_nothing() -> None:
+    """Asking and cancelling a thousand times leaves no waiter, no load beyond the one asked for, and no deadline."""
+    bench = Bench()
+    for _ in range(1000):
+        bench.scheduler.cancel(bench.ask("a"))
+    assert bench.started == ["a"]
+    assert not bench.scheduler.waiting
+    assert bench.scheduler.next_wake() is None
+
+
+def test_what_can_not_fit_is_refused_at_once() -> None:
+    """A model larger than every device is refused with the numbers, and nobody is evicted for it."""
+    bench = Bench()
+    bench.load("d")
+    waiter = bench.ask("huge")
+    error = bench.answers[waiter]
+    assert isinstance(error, DoesNotFit)
+    assert error.details["refusals"][0]["missing_mb"] == 9999 - 50
+    assert not bench.making
+
+
+def test_a_failed_load_tells_everybody_why_and_backs_off() -> None:
+    """The engine's reason reaches each waiter; who asks again too soon is refused without a load, ever longer."""
+    bench = Bench()
+    pauses = []
+    for _ in range(3):
+        waiters = [bench.ask("a"), bench.ask("a")]
+        (order,) = bench.starting.values()
+        bench.admit(order)
+        bench.become(order.instance, InstanceState.FAILED)
+        for waiter in waiters:
+            error = bench.answers[waiter]
+            assert isinstance(error, LoadFailed)
+            assert "no such file" in error.message
+        pauses.append(error.retry_after)
+        assert isinstance(bench.answers[bench.ask("a")], LoadFailed)
+        assert not bench.starting
+        bench.pass_time(pauses[-1])
+    assert pauses == [2.0, 4.0, 8.0]
+
+
+def test_the_bound_of_a_queue_holds() -> None:
+    """One waiter more than allowed is told to come back."""
+    bench = Bench(Policy(max_waiting=2))
+    bench.ask("a")
+    bench.ask("a")
+    error = bench.answers[bench.ask("a")]
+    assert isinstance(error, Busy)
+    assert error.retry_after
+
+
+def test_a_deadline_is_kept_and_says_where_the_load_is() -> None:
+    """Who waits too long is told the state and node of the load, which goes on."""
+    bench = Bench()
+    waiter = bench.ask("a", timeout_s=10.0)
+    (order,) = bench.starting.values()
+    bench.admit(order)
+    assert bench.scheduler.next_wake() == 10.0
+    bench.pass_time(10.0)
+    error = bench.answers[waiter]
+    assert isinstance(error, ModelLoading)
+    assert error.details["loading"]["state"] == "loading"
+    assert error.details["loading"]["node"] == order.plan.node
+    bench.become(order.instance, InstanceState.READY)
+    assert not bench.scheduler.loads
+
+
+def test_a_refusal_is_planned_anew_elsewhere() -> None:
+    """When another gateway's load took the room, the next try goes to another node, and the waiter notices nothing."""
+    bench = Bench()
+    waiter = bench.ask("d")
+    (order,) = bench.starting.values()
+    other = "n2" if order.plan.node == "n1" else "n1"
+    bench.instances[InstanceId("theirs")] = instance(
+        "b", order.plan.node, mb=200, id=InstanceId("theirs"), state=InstanceState.LOADING
+    )
+    assert not bench.admit(order)
+    (again,) = bench.starting.values()
+    assert again.plan.node == other
+    bench.admit(again)
+    bench.become(again.instance, InstanceState.READY)
+    assert bench.answers[waiter] == again.instance
+
+
+def test_a_node_that_vanishes_during_a_load_is_given_up() -> None:
+    """After some seconds without its node the load is planned on another."""
+    bench = Bench()
+    waiter = bench.ask("a")
+    (order,) = bench.starting.values()
+    bench.admit(order)
+    lost = order.plan.node
+    bench.states[lost] = NodeState.UNREACHABLE
+    bench.pass_time(1.0)
+    assert not bench.starting
+    bench.pass_time(UNREACHABLE_FOR_S)
+    (again,) = bench.starting.values()
+    assert again.plan.node != lost
+    bench.admit(again)
+    bench.become(again.instance, InstanceState.READY)
+    assert bench.answers[waiter] == again.instance
+
+
+def test_a_neuron_that_forgot_a_load_is_asked_anew() -> None:
+    """A load that its node stops showing, or never shows, is planned anew."""
+    bench = Bench()
+    bench.totals = {"n1": 300, "n2": 0}
+    bench.ask("a")
+    (order,) = bench.starting.values()
+    bench.admit(order)
+    del bench.instances[order.instance]
+    bench.step()
+    bench.pass_time(1.0)
+    (again,) = bench.starting.values()
+    del bench.starting[again.instance]
+    bench.scheduler.admitted(again.instance, again.instance, bench.now)
+    bench.pass_time(APPEARS_WITHIN_S + 1)
+    bench.pass_time(1.0)
+    assert len(bench.starting) == 1
+
+
+def test_work_begun_for_another_gateway_is_followed() -> None:
+    """When the node answers with an instance that it had begun already, that one is waited for."""
+    bench = Bench()
+    waiter = bench.ask("a")
+    (order,) = bench.starting.values()
+    theirs = InstanceId("theirs")
+    bench.scheduler.admitted(order.instance, theirs, bench.now)
+    bench.step()
+    assert bench.started == ["a"]
+    bench.instances[theirs] = instance("a", order.plan.node, id=theirs)
+    bench.step()
+    assert bench.answers[waiter] == theirs
+
+
+def test_a_victim_that_does_not_drain_is_spared() -> None:
+    """After a drain that did not end, other room is looked for, and the waiter stays."""
+    bench = Bench()
+    bench.load("d")
+    bench.load("d" if not bench.instances else "c")
+    waiter = bench.ask("d", goal=Goal("d", another=True))
+    bench.pass_time(6.0)
+    order = bench.making.pop(next(iter(bench.making)))
+    (stuck,) = order.plan.evictions
+    bench.scheduler.room_failed(order.instance, stuck, bench.now)
+    bench.step()
+    assert all(stuck not in o.plan.evictions for o in bench.making.values())
+    assert waiter not in bench.answers
+
+
+def test_an_unload_by_an_operator_answers_who_waits() -> None:
+    """Unloading a model tells its waiters so, stops its load, and forgets its failures."""
+    bench = Bench()
+    waiter = bench.ask("a")
+    bench.scheduler.drop("a")
+    error = bench.answers[waiter]
+    assert isinstance(error, CortexError)
+    assert error.status == 409
+    assert not bench.scheduler.loads
