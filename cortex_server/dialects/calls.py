@@ -55,25 +55,36 @@ class CallTracker:
         self.calls: list[Call] = []
         self._latest: Call | None = None
 
-    def place(self, piece: CallPiece) -> tuple[Call, str]:
-        """The call that a piece belongs to, and the arguments that the piece adds.
+    def place(self, index: int | None, engine_id: str, name: str, added: str) -> Call:
+        """The call that a piece belongs to, which may be a new one; the piece is added to it.
+
+        Args:
+            index: the engine's number of the call, if it gave one.
+            engine_id: empty when the piece has none.
+            name: empty when the piece has none.
+            added: arguments.
+        """
+        call = self._find(index, engine_id, name)
+        if call is None:
+            call = Call(len(self.calls), index)
+            self.calls.append(call)
+        call.engine_id = call.engine_id or engine_id
+        call.name = call.name or name
+        if added:
+            call.parts.append(added)
+        self._latest = call
+        return call
+
+    def place_piece(self, piece: CallPiece) -> Call:
+        """The same for a piece as it was read.
 
         Raises:
             ValueError: the arguments are no text.
         """
         function = piece.function
-        name = (function and function.name) or ""
         added = arguments_text(function.arguments) if function else ""
-        call = self._find(piece.index, piece.id or "", name)
-        if call is None:
-            call = Call(len(self.calls), piece.index)
-            self.calls.append(call)
-        call.engine_id = call.engine_id or piece.id or ""
-        call.name = call.name or name
-        if added:
-            call.parts.append(added)
-        self._latest = call
-        return call, added
+        name = (function and function.name) or ""
+        return self.place(piece.index, piece.id or "", name, added)
 
     def _find(self, index: int | None, engine_id: str, name: str) -> Call | None:
         if engine_id:
@@ -132,7 +143,7 @@ class CallSequence:
         Raises:
             ValueError: the arguments are no text.
         """
-        self._tracker.place(piece)
+        self._tracker.place_piece(piece)
         self._tell(at_end=False)
 
     def settle(self) -> bool:

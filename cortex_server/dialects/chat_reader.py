@@ -12,6 +12,7 @@ from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_server.dialects.calls import CallSequence, CallSink
 from cortex_server.dialects.chat import Answer, Choice, Said, Usage, read_answer
 from cortex_server.dialects.engine_errors import from_stream
+from cortex_server.dialects.halves import HalfCharacters
 from cortex_server.dialects.sse import SseEvent, SseParser
 
 
@@ -45,6 +46,7 @@ class ChatReader:
         self._sink = sink
         self._parser = SseParser()
         self._calls = CallSequence(sink, only_first=only_first_call)
+        self._halves = HalfCharacters()
         self._held: list[tuple[bool, str]] = []
         self._after_call = False
         self.began = False
@@ -100,7 +102,7 @@ class ChatReader:
             return
         if name not in {"", "message"}:
             return  # progress and the like, which some engines weave in
-        answer = read_answer(data)
+        answer = read_answer(data) or read_answer(self._halves.mend(data))
         if answer is None:
             self.malformed += 1
         elif (error := bytes(answer.error)) and error != b"null":

@@ -108,7 +108,8 @@ class ResponsesStream(ClientStream):
         self._response_event(f"response.{response.status}")
 
     def _write_error(self, error: CortexError) -> None:
-        self._start()
+        if not self.started:
+            self._write_start()
         self._close("incomplete")
         self._response.status = "failed"
         self._response.error = error_of(error)

@@ -1,0 +1,156 @@
+"""Mends one decoded chunk, or one whole answer, of chat completions in place.
+
+Works on plain JSON objects, not on structs: whatever else an engine put into a chunk (timings,
+fingerprints, extensions) must come out as it went in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from cortex_server.dialects.calls import CallIds, CallTracker
+from cortex_server.dialects.chat import Usage
+
+Json = dict[str, Any]
+
+
+class ChunkMender:
+    """What must be remembered between chunks to mend the next.
+
+    Attributes:
+        finished: finish reason by index of choice.
+        usage: the last count that came.
+        raw_usage: the same as the engine wrote it.
+    """
+
+    def __init__(self, answer_id: str, repairs: Counter[str]) -> None:
+        self.finished: dict[int, str] = {}
+        self.usage: Usage | None = None
+        self.raw_usage: Json | None = None
+        self._repairs = repairs
+        self._ids = CallIds((), answer_id, "call")
+        self._trackers: dict[int, CallTracker] = {}
+        self._told_ids: dict[tuple[int, int], str] = {}
+        self._told_names: set[tuple[int, int]] = set()
+
+    def mend(self, chunk: Json) -> bool:
+        """Mend in place; whether anything was changed."""
+        before = self._repairs.total()
+        usage = chunk.get("usage")
+        if isinstance(usage, dict) and usage.get("prompt_tokens") is not None:
+            self.raw_usage = usage
+            self.usage = _usage(usage)
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                self._choice(choice)
+        return self._repairs.total() != before
+
+    def missing_finish(self) -> list[Json]:
+        """The choices of a chunk that says what the engine left unsaid before its [DONE]."""
+        reason = "tool_calls" if 0 in self._trackers else "stop"
+        self.finished[0] = reason
+        return [{"index": 0, "delta": {}, "finish_reason": reason}]
+
+    def _choice(self, choice: Json) -> None:
+        index = choice.get("index")
+        number = index if isinstance(index, int) else 0
+        delta = choice.get("delta")
+        pieces = delta.get("tool_calls") if isinstance(delta, dict) else None
+        for piece in pieces if isinstance(pieces, list) else ():
+            if isinstance(piece, dict):
+                self._piece(number, piece)
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason:
+            if reason == "stop" and number in self._trackers:
+                reason = choice["finish_reason"] = "tool_calls"
+                self._repairs["finish_after_calls"] += 1
+            self.finished[number] = reason
+
+    def _piece(self, choice: int, piece: Json) -> None:
+        function = piece.get("function")
+        function = function if isinstance(function, dict) else {}
+        if mend_arguments(function):
+            self._repairs["arguments_object"] += 1
+        index, engine_id = piece.get("index"), piece.get("id")
+        call = self._trackers.setdefault(choice, CallTracker()).place(
+            index if isinstance(index, int) else None,
+            engine_id if isinstance(engine_id, str) else "",
+            function.get("name") or "",
+            function.get("arguments") or "",
+        )
+        if index != call.number:
+            piece["index"] = call.number
+            self._repairs["call_index"] += 1
+        self._tell_once((choice, call.number), piece, function)
+
+    def _tell_once(self, key: tuple[int, int], piece: Json, function: Json) -> None:
+        """Id and name stand in the first piece only: SDKs join the texts of all pieces."""
+        if key not in self._told_ids:
+            told = self._ids.take(piece.get("id") or "")
+            if told != piece.get("id"):
+                piece["id"] = told
+                self._repairs["call_id"] += 1
+            piece.setdefault("type", "function")
+            self._told_ids[key] = told
+        elif piece.get("id"):
+            del piece["id"]
+            self._repairs["call_repeated"] += 1
+        if function.get("name"):
+            if key in self._told_names:
+                del function["name"]
+                self._repairs["call_repeated"] += 1
+            self._told_names.add(key)
+
+
+def mend_answer(body: bytes, answer_id: str) -> tuple[bytes, Counter[str]]:
+    """Mend a whole answer: calls without ids or with arguments that are objects, a "stop" after calls.
+
+    Args:
+        body: the engine's JSON; what has no calls is returned as it came, undecoded.
+        answer_id: unique among answers.
+    """
+    repairs: Counter[str] = Counter()
+    if b'"tool_calls"' not in body:
+        return body, repairs
+    try:
+        answer = msgspec.json.decode(body, type=Json)
+        ids = CallIds((), answer_id, "call")
+        for choice in answer.get("choices") or ():
+            _mend_message(choice, ids, repairs)
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return body, Counter()  # no chat completion: not ours to mend
+    return (msgspec.json.encode(answer) if repairs else body), repairs
+
+
+def _mend_message(choice: Json, ids: CallIds, repairs: Counter[str]) -> None:
+    calls = (choice.get("message") or {}).get("tool_calls") or []
+    for call in calls:
+        if mend_arguments(call.get("function") or {}):
+            repairs["arguments_object"] += 1
+        told = ids.take(call.get("id") or "")
+        if told != call.get("id"):
+            call["id"] = told
+            repairs["call_id"] += 1
+    if calls and choice.get("finish_reason") == "stop":
+        choice["finish_reason"] = "tool_calls"
+        repairs["finish_after_calls"] += 1
+
+
+def mend_arguments(function: Json) -> bool:
+    """Turn arguments that came as JSON into JSON text; whether they did."""
+    arguments = function.get("arguments")
+    if arguments is None or isinstance(arguments, str):
+        return False
+    function["arguments"] = msgspec.json.encode(arguments).decode()
+    return True
+
+
+def _usage(raw: Json) -> Usage | None:
+    try:
+        return msgspec.convert(raw, Usage)
+    except msgspec.ValidationError:
+        return None
