@@ -7,7 +7,6 @@ still true when it is changed. Engines live in tasks of their own (`life.EngineL
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -18,7 +17,7 @@ from cortex_common import logs
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import Conflict, DoesNotFit, ModelNotFound, Unavailable, nearest
-from cortex_common.hardware import DeviceHealth, DeviceKind, Health
+from cortex_common.hardware import DeviceKind, Health
 from cortex_common.models import (
     EndpointAnswer,
     InstanceId,
@@ -31,15 +30,16 @@ from cortex_common.models import (
     UnloadRequest,
 )
 from neuron_server import views
+from neuron_server.adoption import left_running, record_of
+from neuron_server.books import NodeBooks
 from neuron_server.core.instance import OCCUPIED, Instance, advance, same_work
-from neuron_server.core.ledger import Books, Need, Promise, Share, admit
+from neuron_server.core.ledger import Need, Promise
 from neuron_server.core.ports import choose_port
-from neuron_server.hardware.host import Host, Reading
+from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
-from neuron_server.harness.process import EngineProcess, kill_orphans
+from neuron_server.harness.process import kill_orphans
 from neuron_server.harness.registry import Registered, Registry
 from neuron_server.life import EngineLife, port_is_free
-from neuron_server.processes import boot_id
 from neuron_server.records import EngineRecord, PastLoad, StateDir
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ READING_EVERY_S = 1.0
 _IDLE_POLL_S = 0.1
 _FREED_POLL_S = 0.1
 _FREED_LIMIT_S = 15.0
+_NOISE_MB = 8
 _STARTING = {InstanceState.LOADING, InstanceState.READY}
 
 
@@ -91,7 +92,7 @@ class Runtime:
         self._clock = clock
         self._engine_host = engine_host
         self._held: dict[InstanceId, _Held] = {}
-        self._reading = Reading(0.0, (), {})
+        self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
         self._version = 0
         self._ending = False
@@ -103,8 +104,8 @@ class Runtime:
     async def open(self) -> None:
         """Find the devices, adopt the engines of the last neuron, begin to read."""
         await self.host.open()
-        adopted = frozenset(str(i) for i in self._adopt())
-        orphans = await kill_orphans(self._state.owner, adopted)
+        await self._books.read({})
+        orphans = await kill_orphans(self._state.owner, self._adopt())
         if orphans:
             logs.event(log, "orphans_killed", logging.WARNING, pids=list(orphans))
         await self.measure()
@@ -130,31 +131,11 @@ class Runtime:
         await self.host.close()
         self._state.close()
 
-    def _adopt(self) -> list[InstanceId]:
-        adopted: list[InstanceId] = []
-        for record in self._state.records():
-            engine = None
-            if record.boot == boot_id() and record.spec.harness in self.registry.names:
-                engine = EngineProcess.adopt(record.pid, record.started_ticks, record.instance_id)
-            if engine is None:
-                self._state.forget(record.instance_id)
-                logs.event(log, "engine_was_gone", instance=record.instance_id)
-                continue
-            instance = Instance(
-                id=record.instance_id,
-                spec=record.spec,
-                devices=record.devices,
-                promised_mb=record.promised_mb,
-                port=record.port,
-                started_at=record.started_at,
-                load_seconds=record.load_seconds,
-                stage="adopting",
-            )
-            registered = self.registry.get(record.spec.harness)
-            self._hold(instance, registered).life.begin(engine)
-            adopted.append(record.instance_id)
-            logs.event(log, "engine_adopted", instance=record.instance_id, pid=record.pid)
-        return adopted
+    def _adopt(self) -> frozenset[str]:
+        found = list(left_running(self._state, self.registry, len(self.host.devices)))
+        for instance, engine in found:
+            self._hold(instance, self.registry.get(instance.spec.harness)).life.begin(engine)
+        return frozenset(str(instance.id) for instance, _ in found)
 
     # -- what callers ask ------------------------------------------------------------------
 
@@ -171,12 +152,12 @@ class Runtime:
             return joined
         needs = await asyncio.gather(*(self._need(spec, registered)))
         try:
-            promise = self._admit(needs)
+            promise = self._books.admit(needs, self._instances())
         except DoesNotFit:
             await self.measure()  # an engine may have ended since the last reading
             if joined := self._join(spec):
                 return joined
-            promise = self._admit(needs)
+            promise = self._books.admit(needs, self._instances())
         else:
             if joined := self._join(spec):
                 return joined
@@ -248,6 +229,7 @@ class Runtime:
             views.model_info(
                 held.instance,
                 url_of(held.instance),
+                self._books.counted_mb(held.instance),
                 self.relayed.get(held.instance.id, 0),
                 self._clock.unix(),
             )
@@ -256,9 +238,7 @@ class Runtime:
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""
-        return views.health(
-            self._clock.monotonic() - self._began, self._reading, self._books(), self._shares()
-        )
+        return self._books.health(self._clock.monotonic() - self._began, self._instances())
 
     async def statuses(
         self, url_of: Callable[[Instance], str], silence_s: float
@@ -312,9 +292,9 @@ class Runtime:
             for held in self._held.values()
             if held.life.engine is not None
         }
-        self._reading = await self.host.read(heads)
+        await self._books.read(heads)
         for held in self._held.values():
-            held.instance = _measured(held.instance, self._reading)
+            held.instance = self._books.measured(held.instance)
         self._publish()
 
     # -- inside -----------------------------------------------------------------------------
@@ -362,23 +342,12 @@ class Runtime:
         count = max(spec.tensor_parallel, len(spec.devices))
         return Need(needed, count, spec.devices, (kind,))
 
-    def _admit(self, needs: Sequence[Need]) -> Promise:
-        """Promise memory on the preferred kind of device, or on the next."""
-        refused: DoesNotFit | None = None
-        for need in needs:
-            try:
-                return admit(need, self._books(), self._shares())
-            except DoesNotFit as failed:
-                refused = refused or failed
-        assert refused is not None, "there is always a need"
-        raise refused
-
     def _begin(self, spec: LoadSpec, registered: Registered, promise: Promise) -> LoadAnswer:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         if registered.harness.capabilities.exclusive_when_parallel and len(promise.devices) > 1:
             self._refuse_second_parallel(spec.harness)
         port = self._port(registered, str(instance_id))
-        kind = self._kind_of(promise.devices[0])
+        kind = self._books.kind_of(promise.devices[0])
         past = self._state.past_load(spec, kind)
         instance = Instance(
             id=instance_id,
@@ -448,9 +417,9 @@ class Runtime:
             await self._until_idle(held, drain_s)
         self.change(advance(held.instance, InstanceState.STOPPING))
         logs.event(log, "unloading", instance=held.instance.id, model=held.instance.spec.model_id)
-        before = {share.device: share.measured_mb for share in self._shares_of(held.instance)}
+        devices = held.instance.devices if any(held.instance.measured_mb) else ()
         await held.life.end()
-        await self._until_freed(before)
+        await self._until_freed(devices)
         self._drop(held.instance.id)
         logs.event(log, "unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
         self._publish()
@@ -466,41 +435,27 @@ class Runtime:
             if idle < 2:
                 await asyncio.sleep(_IDLE_POLL_S)
 
-    async def _until_freed(self, before: dict[int, int | None]) -> None:
+    async def _until_freed(self, devices: Sequence[int]) -> None:
         """Drivers give memory back some time after the process is gone: wait until it no longer rises."""
-        if not any(before.values()):
-            await self.measure()
-            return
+        await self.measure()
         deadline = self._clock.monotonic() + _FREED_LIMIT_S
-        last: list[int] = []
-        while self._clock.monotonic() < deadline:
+        last = self._books.free_mb(devices)
+        while devices and self._clock.monotonic() < deadline:
+            await asyncio.sleep(_FREED_POLL_S)
             await self.measure()
-            free = [self._reading.samples[i].free_mb for i in sorted(before)]
-            if last and all(now <= then + 8 for now, then in zip(free, last, strict=True)):
+            free = self._books.free_mb(devices)
+            if all(now <= then + _NOISE_MB for now, then in zip(free, last, strict=True)):
                 return
             last = free
-            await asyncio.sleep(_FREED_POLL_S)
 
     def _drop(self, instance: InstanceId) -> None:
         self._held.pop(instance, None)
         self._state.forget(instance)
 
     def _save(self, held: _Held) -> None:
-        engine, instance = held.life.engine, held.instance
-        if engine is None:
+        if held.life.engine is None:
             return
-        record = EngineRecord(
-            instance_id=instance.id,
-            spec=instance.spec,
-            devices=instance.devices,
-            promised_mb=instance.promised_mb,
-            port=instance.port,
-            pid=engine.pid,
-            started_ticks=engine.started_ticks,
-            boot=boot_id(),
-            started_at=instance.started_at,
-            load_seconds=instance.load_seconds,
-        )
+        record = record_of(held.instance, held.life.engine)
         if record != held.saved:
             self._state.save(record)
             held.saved = record
@@ -511,7 +466,7 @@ class Runtime:
                 seconds=instance.load_seconds,
                 per_device_mb=max(instance.measured_mb, default=0) or None,
             )
-            self._state.remember_load(instance.spec, self._kind_of(instance.devices[0]), load)
+            self._state.remember_load(instance.spec, self._books.kind_of(instance.devices[0]), load)
 
     def _port(self, registered: Registered, seed: str) -> int:
         first, last = registered.entry.port_range
@@ -519,43 +474,8 @@ class Runtime:
         free = partial(port_is_free, self._engine_host)
         return choose_port(first, last, taken=taken, is_free=free, seed=seed)
 
-    def _kind_of(self, index: int) -> DeviceKind:
-        return self.host.devices[index].kind
-
-    def _books(self) -> list[Books]:
-        return [
-            Books(
-                index=device.index,
-                kind=device.kind,
-                total_mb=device.vram_total_mb,
-                free_mb=sample.free_mb,
-                headroom_mb=views.headroom_mb(self.config, device),
-                usable=sample.health is DeviceHealth.OK,
-            )
-            for device, sample in zip(self.host.devices, self._reading.samples, strict=True)
-        ]
-
-    def _shares(self) -> list[Share]:
-        return [s for held in self._held.values() for s in self._shares_of(held.instance)]
-
-    def _shares_of(self, instance: Instance) -> list[Share]:
-        """What an instance holds.
-
-        A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
-        grows with use. A GPU's engine takes what it needs while it loads.
-        """
-        if instance.state not in OCCUPIED:
-            return []
-        shares = []
-        for index in instance.devices:
-            measured = self._reading.samples[index].by_instance.get(instance.id)
-            settled = (
-                instance.state is not InstanceState.LOADING
-                and bool(measured)
-                and self._kind_of(index) is not DeviceKind.CPU
-            )
-            shares.append(Share(instance.id, index, instance.promised_mb, measured, settled))
-        return shares
+    def _instances(self) -> list[Instance]:
+        return [held.instance for held in self._held.values()]
 
     def _unknown(self, model_id: str, instance_id: str | None) -> ModelNotFound:
         names = {h.instance.spec.model_id for h in self._held.values()}
@@ -574,13 +494,3 @@ class Runtime:
             await self.measure()
             for held in self._held.values():
                 self._state.log(held.instance.id).trim()
-
-
-def _measured(instance: Instance, reading: Reading) -> Instance:
-    found = [reading.samples[i].by_instance.get(instance.id) for i in instance.devices]
-    if any(size is None for size in found):
-        return instance
-    sizes = tuple(size or 0 for size in found)
-    return dataclasses.replace(
-        instance, measured_mb=sizes, peak_mb=max(instance.peak_mb, sum(sizes))
-    )

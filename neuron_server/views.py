@@ -48,18 +48,19 @@ def health(
     return Health(uptime_secs=round(uptime_s, 3), devices=devices, at=reading.at)
 
 
-def model_info(instance: Instance, url: str, relayed: int, now: float) -> ModelInfo:
+def model_info(
+    instance: Instance, url: str, counted_mb: tuple[int, ...], relayed: int, now: float
+) -> ModelInfo:
     """One entry of GET /models.
 
     Args:
         instance: what it is about.
         url: where its requests go.
+        counted_mb: MiB that each of its devices lacks because of it.
         relayed: requests that the node relays to it.
         now: Unix seconds, for the time that is left of a load.
     """
     loading = instance.state is InstanceState.LOADING
-    promised = instance.promised_mb * len(instance.devices)
-    measured = sum(instance.measured_mb)
     eta = None
     if loading and instance.expected_load_s is not None:
         eta = round(max(0.0, instance.expected_load_s - (now - instance.started_at)), 1)
@@ -68,12 +69,12 @@ def model_info(instance: Instance, url: str, relayed: int, now: float) -> ModelI
         harness=instance.spec.harness,
         status=instance.state,
         devices=instance.devices,
-        vram_used_mb=max(promised, measured) if loading else measured or promised,
+        vram_used_mb=sum(counted_mb),
         instance_id=instance.id,
         url=url if instance.state in _REACHABLE else None,
         context=instance.context or instance.spec.context,
         parallel=instance.parallel or instance.spec.parallel,
-        vram_by_device=instance.measured_mb,
+        vram_by_device=counted_mb,
         progress=instance.progress,
         stage=instance.stage,
         eta_s=eta,

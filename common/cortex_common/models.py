@@ -102,8 +102,9 @@ class ModelInfo(Wire):
         id: the model's name.
         status: the instance's state.
         devices: indices of the devices that it stands on.
-        vram_used_mb: MiB measured for its process tree; the promised MiB while it loads.
-        vram_by_device: MiB measured on each of `devices`, in that order.
+        vram_used_mb: MiB that its devices lack because of it, which its end would give back: what is measured
+            for its process tree, and what is promised to it and not taken yet.
+        vram_by_device: the same for each of `devices`, in that order.
         url: base URL of its OpenAI routes, once ready.
         progress: share of the load that is done, 0 to 1, when the engine tells.
         eta_s: seconds until ready, from past loads on this host.

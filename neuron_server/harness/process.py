@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from cortex_common.errors import LoadFailed
 from cortex_common.harness import Launch
-from neuron_server.processes import marked, read_process, read_table
+from neuron_server.processes import environment, marked, read_process, read_table
 
 MARK = "CORTEX_INSTANCE"
 OWNER_MARK = "CORTEX_NEURON"
@@ -125,6 +125,8 @@ class EngineProcess:
         """Take over an engine that another neuron started; None when it is not there any more."""
         process = read_process(pid)
         if process is None or process.zombie or process.started_ticks != started_ticks:
+            return None
+        if f"{MARK}={instance}".encode() not in environment(pid):
             return None
         try:
             return cls(pid, started_ticks, instance, None)
