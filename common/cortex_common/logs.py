@@ -65,6 +65,12 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=\n') else text
 
 
+def writes_json() -> bool:
+    """Whether this process logs JSON lines to stderr, so that a fast writer may add lines of its own there."""
+    handlers = logging.getLogger().handlers
+    return len(handlers) == 1 and isinstance(handlers[0].formatter, _Json)
+
+
 def set_up(level: str = "info", fmt: LogFormat = "console") -> None:
     """Send all logging of this process to stderr in one format.
 

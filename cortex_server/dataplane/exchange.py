@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from cortex_common.errors import (
@@ -37,6 +38,7 @@ from cortex_server.dataplane.headers import (
     is_event_stream,
     request_id,
 )
+from cortex_server.dataplane.journal import RequestLine
 from cortex_server.dataplane.routes import Route
 from cortex_server.dataplane.scanner import Answer, LateAnswer, StreamAnswer, WholeAnswer
 from cortex_server.dataplane.upstream import Connection, Headers
@@ -425,43 +427,46 @@ class Exchange:
             series = target.series
         else:
             series = self.plane.metrics.series(self.model or NOWHERE, NOWHERE)
-        self._record(series.node, error)
-        answer = self._answer
-        series.finished(
-            self._loop.time() - self.started,
-            None if self._first_byte is None else self._first_byte - self.started,
-            answer.tokens_in if answer else 0,
-            answer.tokens_out if answer else 0,
-            cold=self._cold,
-            error=error,
-        )
-
-    def _record(self, node: str, error: str | None) -> None:
-        """One line a request: the outcome, the timings and why it went where it went."""
-        if not log.isEnabledFor(logging.INFO):
-            return
-        total = self._loop.time() - self.started
+        now = self._loop.time()
+        total = now - self.started
         first = None if self._first_byte is None else self._first_byte - self.started
         answer = self._answer
-        tokens_out = answer.tokens_out if answer else 0
+        tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
+        series.finished(total, first, tokens_in, tokens_out, cold=self._cold, error=error)
+        if self.plane.journal.wanted:
+            self._record(total, first, tokens_in, tokens_out, error)
+
+    def _record(
+        self,
+        total: float,
+        first: float | None,
+        tokens_in: int,
+        tokens_out: int,
+        error: str | None,
+    ) -> None:
+        target = self.target
         generating = total - (first or 0.0)
-        event(
-            log,
-            "request_finished",
-            request=self.ident.decode(),
-            route=self._route.path,
-            model=self.model or None,
-            node=node if node != NOWHERE else None,
-            outcome=error or "ok",
-            reason=self._route_reason.decode() or None,
-            cold_start=self._cold or None,
-            queue_ms=round(self._queued * 1000),
-            time_to_first_token_ms=None if first is None else round(first * 1000, 1),
-            total_latency_ms=round(total * 1000, 1),
-            prompt_tokens=answer.tokens_in if answer else None,
-            completion_tokens=tokens_out if answer else None,
-            total_tokens=answer.tokens_in + tokens_out if answer else None,
-            tok_per_sec=round(tokens_out / generating, 1) if tokens_out and generating else None,
+        self.plane.journal.write(
+            RequestLine(
+                ts=datetime.now(UTC),
+                request=self.ident.decode(),
+                route=self._route.path,
+                model=self.model or None,
+                node=target.node if target else None,
+                instance=target.id if target else None,
+                outcome=error or "ok",
+                reason=self._route_reason.decode() or None,
+                cold_start=self._cold,
+                queue_ms=round(self._queued * 1000),
+                time_to_first_token_ms=None if first is None else round(first * 1000, 1),
+                total_latency_ms=round(total * 1000, 1),
+                prompt_tokens=tokens_in,
+                completion_tokens=tokens_out,
+                total_tokens=tokens_in + tokens_out,
+                tok_per_sec=round(tokens_out / generating, 1)
+                if tokens_out and generating
+                else None,
+            )
         )
 
     def _labels(self) -> Headers:

@@ -9,6 +9,7 @@ from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.dataplane.exchange import Exchange
+from cortex_server.dataplane.journal import Journal
 from cortex_server.dataplane.upstream import Pool
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics import Metrics
@@ -73,6 +74,7 @@ class DataPlane:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
+        self.journal = Journal(self.loop)
         self.active: set[Exchange] = set()
         self.max_body = settings.max_body_mb * 1024 * 1024
 
@@ -88,5 +90,6 @@ class DataPlane:
                 exchange.check_silence(now)
 
     def close(self) -> None:
-        """Let go of all connections that nobody uses."""
+        """Let go of all connections that nobody uses, and write the last lines of the journal."""
         self.pool.close()
+        self.journal.close()

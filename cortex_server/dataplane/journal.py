@@ -1,0 +1,89 @@
+"""One line a request: the outcome, the timings, and why it went where it went.
+
+The standard library's logging takes some 60 microseconds for such a line, as much as all the rest of a request. Here a
+request leaves a struct behind; ten times a second what has come together is encoded and written in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from datetime import datetime
+from typing import BinaryIO
+
+import msgspec
+
+from cortex_common.logs import event, writes_json
+
+log = logging.getLogger("cortex.requests")
+
+_FLUSH_S = 0.1
+
+
+class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What is told of a request; None is left out. The names are those of the requirements."""
+
+    ts: datetime
+    level: str = msgspec.field(default_factory=lambda: "info")
+    event: str = msgspec.field(default_factory=lambda: "request_finished")
+    logger: str = msgspec.field(default_factory=lambda: "cortex.requests")
+    request: str
+    route: str
+    model: str | None = None
+    node: str | None = None
+    instance: str | None = None
+    outcome: str
+    reason: str | None = None
+    cold_start: bool = False
+    queue_ms: int = 0
+    time_to_first_token_ms: float | None = None
+    total_latency_ms: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    tok_per_sec: float | None = None
+
+
+class Journal:
+    """Collects request lines and writes them in batches.
+
+    Args:
+        loop: whose timer writes.
+        out: where JSON lines go; stderr when absent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, out: BinaryIO | None = None) -> None:
+        self._loop = loop
+        self._out = out or sys.stderr.buffer
+        self._lines: list[RequestLine] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._encoder = msgspec.json.Encoder()
+        self.wanted = log.isEnabledFor(logging.INFO)
+
+    def write(self, line: RequestLine) -> None:
+        """Add a line; it is on its way within a tenth of a second."""
+        self._lines.append(line)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what has come together."""
+        self._timer = None
+        lines, self._lines = self._lines, []
+        if not writes_json():
+            for line in lines:
+                keys = {k: v for k, v in msgspec.structs.asdict(line).items() if k not in _ENVELOPE}
+                event(log, line.event, **{k: v for k, v in keys.items() if v})
+        elif lines:
+            self._out.write(b"\n".join([*map(self._encoder.encode, lines), b""]))
+            self._out.flush()
+
+    def close(self) -> None:
+        """Write the last lines."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.flush()
+
+
+_ENVELOPE = frozenset({"ts", "level", "event", "logger"})

@@ -1,0 +1,231 @@
+"""The gateways that are measured against each other, each started as its users start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cortex" / "bench"
+"""Where other gateways may be installed, a virtual environment each: <CACHE>/<name>/bin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started gateway.
+
+    Attributes:
+        pids: processes whose CPU time is its cost.
+        strict: its answers are the backend's bytes, so each is checked; else events are only counted.
+    """
+
+    port: int
+    pids: tuple[int, ...]
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One gateway: how to start it, and its version."""
+
+    name: str
+    start: Callable[[int, Path, str], contextlib.AbstractContextManager[Running]]
+    version: Callable[[], str | None]
+    scenarios: frozenset[str] | None = field(default=None)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def wait_port(port: int, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
+    """Return once something listens there.
+
+    Raises:
+        RuntimeError: it ended, or took too long.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{process.args!r} does not listen")
+
+
+@contextlib.contextmanager
+def process(
+    argv: list[str], port: int, log: Path, cpus: str, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process pinned to CPUs, in a group of its own that ends with the block."""
+    with log.open("wb") as out:
+        started = subprocess.Popen(
+            ["taskset", "-c", cpus, *argv],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | (env or {}),
+        )
+        try:
+            wait_port(port, started)
+            yield started
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGTERM)
+            try:
+                started.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(started.pid, signal.SIGKILL)
+                started.wait()
+
+
+@contextlib.contextmanager
+def direct(backend: int, _work: Path, _cpus: str) -> Iterator[Running]:
+    """No gateway: what the instruments themselves cost."""
+    yield Running(backend, ())
+
+
+@contextlib.contextmanager
+def cortex(backend: int, work: Path, cpus: str) -> Iterator[Running]:
+    """The real `cortex serve gateway`, 20 models on 8 instances, everything on that is on by default."""
+    port, neuron = free_port(), free_port()
+    config = work / "cortex.toml"
+    config.write_text(
+        f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{free_port()}"\n'
+        f'[[neurons]]\nname = "bench"\nendpoint = "http://127.0.0.1:{neuron}"\n'
+    )
+    (work / "models.toml").write_text("")
+    node = [sys.executable, "-m", "tests.bench.neuron", str(neuron), f"http://127.0.0.1:{backend}"]
+    command = [
+        str(Path(sys.executable).with_name("cortex")),
+        "serve",
+        "gateway",
+        "--config",
+        str(config),
+    ]
+    with (
+        process(node, neuron, work / "neuron.log", "0"),
+        process(command, port, work / "cortex.log", cpus) as gateway,
+    ):
+        time.sleep(1.0)  # the first report of the node
+        yield Running(port, (gateway.pid,))
+
+
+@contextlib.contextmanager
+def nginx(backend: int, work: Path, cpus: str) -> Iterator[Running]:
+    """Nginx with buffering off and kept connections to the backend, one worker."""
+    port = free_port()
+    config = work / "nginx.conf"
+    config.write_text(
+        f"""daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.err;
+        events {{ worker_connections 8192; }}
+        http {{ access_log off; keepalive_requests 1000000;
+          client_body_temp_path {work}/body; proxy_temp_path {work}/proxy; fastcgi_temp_path {work}/f;
+          uwsgi_temp_path {work}/u; scgi_temp_path {work}/s; client_body_buffer_size 1m;
+          upstream backend {{ server 127.0.0.1:{backend}; keepalive 1024; keepalive_requests 1000000; }}
+          server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://backend;
+            proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }} }}"""
+    )
+    with process(
+        ["nginx", "-c", str(config), "-p", str(work)], port, work / "nginx.log", cpus
+    ) as run:
+        workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        yield Running(port, (run.pid, *map(int, workers)))
+
+
+def _tool(name: str, program: str) -> str | None:
+    installed = CACHE / name / "bin" / program
+    return str(installed) if installed.exists() else shutil.which(program)
+
+
+@contextlib.contextmanager
+def router(name: str, backend: int, work: Path, cpus: str) -> Iterator[Running]:
+    """sglang-router or vllm-router: Rust, started through their Python launchers."""
+    port = free_port()
+    python = CACHE / name / "bin" / "python"
+    module = name.replace("-", "_") + ".launch_router"
+    argv = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--worker-urls", f"http://127.0.0.1:{backend}", "--policy", "round_robin"]
+    argv += ["--prometheus-port", str(free_port()), "--log-level", "error"]
+    with process(argv, port, work / f"{name}.log", cpus) as run:
+        time.sleep(3.0)  # it probes its workers before it routes to them
+        yield Running(port, (run.pid,))
+
+
+@contextlib.contextmanager
+def litellm(backend: int, work: Path, cpus: str) -> Iterator[Running]:
+    """LiteLLM's proxy, one worker; it re-serialises, so its bytes can't be compared."""
+    port = free_port()
+    config = work / "litellm.yaml"
+    config.write_text(
+        "model_list:\n  - model_name: mock\n    litellm_params:\n      model: openai/mock\n"
+        f"      api_base: http://127.0.0.1:{backend}/v1\n      api_key: none\n"
+    )
+    program = _tool("litellm", "litellm") or "litellm"
+    argv = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    with process(argv, port, work / "litellm.log", cpus) as run:
+        time.sleep(5.0)  # it listens before it can serve
+        yield Running(port, (run.pid,), strict=False)
+
+
+@contextlib.contextmanager
+def go_proxy(backend: int, work: Path, cpus: str) -> Iterator[Running]:
+    """A plain reverse proxy of Go's standard library."""
+    port = free_port()
+    binary = work / "goproxy"
+    source = Path(__file__).with_name("goproxy.go")
+    subprocess.run(["go", "build", "-o", str(binary), str(source)], check=True)
+    argv = [str(binary), f"127.0.0.1:{port}", f"http://127.0.0.1:{backend}"]
+    with process(argv, port, work / "go.log", cpus, {"GOMAXPROCS": "1"}) as run:
+        yield Running(port, (run.pid,))
+
+
+def _first_line(argv: list[str]) -> str | None:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return lines[0] if lines and done.returncode == 0 else None
+
+
+def _package(name: str) -> str | None:
+    python = CACHE / name / "bin" / "python"
+    code = f"import importlib.metadata as m; print(m.version({name!r}))"
+    return _first_line([str(python), "-c", code])
+
+
+CANDIDATES = (
+    Candidate("direct", direct, lambda: ""),
+    Candidate("cortex", cortex, lambda: _package_here()),
+    Candidate("nginx", nginx, lambda: _first_line(["nginx", "-v"])),
+    Candidate("go-proxy", go_proxy, lambda: _first_line(["go", "version"])),
+    Candidate(
+        "sglang-router",
+        lambda b, w, c: router("sglang-router", b, w, c),
+        lambda: _package("sglang-router"),
+    ),
+    Candidate(
+        "vllm-router",
+        lambda b, w, c: router("vllm-router", b, w, c),
+        lambda: _package("vllm-router"),
+    ),
+    Candidate("litellm", litellm, lambda: _package("litellm"), frozenset({"ns32", "ns256", "s50"})),
+)
+
+
+def _package_here() -> str:
+    from cortex_common import __version__
+
+    return __version__

@@ -1,0 +1,130 @@
+"""The data plane against other gateways: CPU per request and per streamed event, latency, and every byte checked.
+
+The instruments are two C programs (a mock backend and a load client), so that neither is the bottleneck. Backend
+and client share one core, the gateway has another; candidates run in turn for several rounds, and medians are
+reported. CPU time is the figure to trust on a shared machine; rates move with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.candidates import CACHE, CANDIDATES, Candidate, Running, free_port, process
+
+SCENARIOS: dict[str, list[str]] = {
+    "ns32": ["-c", "32"],
+    "ns256": ["-c", "256"],
+    "s50": ["-s", "-c", "50", "-n", "100", "-i", "20000"],
+    "s500": ["-s", "-c", "500", "-n", "100", "-i", "20000"],
+    "sat": ["-s", "-c", "64", "-n", "200", "-i", "0"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """The compiled programs."""
+
+    mock: Path
+    loadgen: Path
+
+
+def instruments() -> Instruments | None:
+    """Compile them where their sources are: $CORTEX_BENCH_TOOLS, or shared/bench beside the project."""
+    default = Path(__file__).resolve().parents[3] / "shared" / "bench"
+    sources = Path(os.environ.get("CORTEX_BENCH_TOOLS", default))
+    if not (sources / "loadgen.c").exists():
+        return None
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for name in ("mock", "loadgen"):
+        subprocess.run(
+            ["gcc", "-O2", "-o", str(CACHE / name), str(sources / f"{name}.c")], check=True
+        )
+    return Instruments(CACHE / "mock", CACHE / "loadgen")
+
+
+def measure(
+    tools: Instruments, running: Running, mock_pid: int, scenario: str, seconds: int
+) -> dict[str, Any]:
+    """One run of one scenario: the load client's JSON."""
+    argv = ["taskset", "-c", "0", str(tools.loadgen), "-p", str(running.port), "-m", "mock"]
+    argv += [*SCENARIOS[scenario], "-d", str(seconds), "-w", "500", "-M", str(mock_pid)]
+    if running.pids:
+        argv += ["-K", ",".join(map(str, running.pids))]
+    if not running.strict:
+        argv.append("-X")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if not done.stdout.startswith("{"):
+        raise RuntimeError(f"loadgen: {done.stdout}{done.stderr}")
+    return dict(json.loads(done.stdout))
+
+
+def run(names: list[str], scenarios: list[str], rounds: int, seconds: int) -> dict[str, Any]:
+    """Interleaved rounds over all candidates that are there.
+
+    Raises:
+        RuntimeError: the instruments' sources are not there.
+    """
+    tools = instruments()
+    if tools is None:
+        raise RuntimeError("set CORTEX_BENCH_TOOLS to the folder with mock.c and loadgen.c")
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        backend = free_port()
+        mock_argv = [str(tools.mock), "-p", str(backend)]
+        with process(mock_argv, backend, work / "mock.log", "0") as mock:
+            for _ in range(rounds):
+                for candidate in _there(names, versions):
+                    with candidate.start(backend, work, "1") as running:
+                        for scenario in scenarios:
+                            if candidate.scenarios and scenario not in candidate.scenarios:
+                                continue
+                            got = measure(tools, running, mock.pid, scenario, seconds)
+                            results.setdefault(candidate.name, {}).setdefault(scenario, []).append(
+                                got
+                            )
+                            print(line(candidate.name, scenario, got), flush=True)
+    return {"results": results, "versions": versions, "machine": machine()}
+
+
+def _there(names: list[str], versions: dict[str, str]) -> list[Candidate]:
+    found = []
+    for candidate in CANDIDATES:
+        if candidate.name in names and (version := candidate.version()) is not None:
+            versions[candidate.name] = version
+            found.append(candidate)
+    return found
+
+
+def machine() -> str:
+    """What it was measured on."""
+    return f"{os.cpu_count()} shared cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def line(name: str, scenario: str, got: dict[str, Any]) -> str:
+    """One run for people."""
+    return (
+        f"{name:14} {scenario:6} {got['rps']:9.0f} req/s {got['eps']:9.0f} ev/s "
+        f"{got['cpu_us_per_req']:9.1f} us/req {got['cpu_us_per_event']:8.2f} us/ev "
+        f"ttft p99 {got['ttft']['p99'] / 1000:8.1f} ms  err {got['err']} bad {got['bad']} non200 {got['non200']}"
+    )
+
+
+def median(runs: list[dict[str, Any]], *path: str) -> float:
+    """The middle one of a figure over the rounds."""
+    values = []
+    for run_ in runs:
+        value: Any = run_
+        for key in path:
+            value = value[key]
+        values.append(float(value))
+    return statistics.median(values)
