@@ -20,6 +20,8 @@ from cortex_common.units import show_duration
 
 app = verb()
 
+_ENOUGH_FOR_A_RATE = 10
+
 
 @app.command(
     epilog="Examples: `cortex chat`, `cortex chat qwen3-32b 'why?'`, `cat x.py | cortex chat qwen3-32b review`"
@@ -149,6 +151,6 @@ def stats_line(model: str, pieces: list[Piece]) -> str:
     if spoken:
         first, last = spoken[0].at, spoken[-1].at
         facts.append(f"first after {show_duration(first)}")
-        if last > first and count > 1:
+        if last > first and count >= _ENOUGH_FOR_A_RATE:
             facts.append(f"{(count - 1) / (last - first):.1f}/s")
     return ", ".join(facts)

@@ -111,7 +111,7 @@ def unload(
     models: Names,
     *,
     drain_timeout: Annotated[
-        str, typer.Option(help="How long requests under way may go on before they are cut off")
+        str, typer.Option(help="How long to wait for requests under way before giving up")
     ] = "60s",
     yes: options.Yes = False,
     gateway: options.Gateway = None,

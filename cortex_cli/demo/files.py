@@ -14,7 +14,7 @@ TINY_MODELS = ("demo/ada", "demo/bob", "demo/cleo")
 TINY_MODEL_MB = 256
 """MiB that the process of a tiny model takes: an interpreter, the engine, and its weights."""
 
-ROOM_MB = 2 * TINY_MODEL_MB + TINY_MODEL_MB // 4
+ROOM_MB = 2 * TINY_MODEL_MB + 8
 """Two of the three fit, so that a demo shows what happens when room runs out."""
 
 NODE = "here"
@@ -87,7 +87,7 @@ def write_models(directory: Path) -> list[DemoModel]:
         DemoModel(
             name,
             write_tiny_gguf(
-                directory / name / "model.gguf", seed=seed, name=name, answer_tokens=48
+                directory / name / "model.gguf", seed=seed, name=name, answer_tokens=400
             ),
             TINY_MODEL_MB,
         )

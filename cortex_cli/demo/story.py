@@ -176,7 +176,7 @@ async def _ask(gateway: str, model: DemoModel) -> None:
     answer = ""
     async with Inference(Target(gateway)) as inference:
         question = [Message(role="user", content=QUESTION)]
-        async for piece in inference.chat(model.id, question, max_tokens=120):
+        async for piece in inference.chat(model.id, question, max_tokens=64):
             answer += piece.text
             sys.stdout.write(piece.text)
             sys.stdout.flush()

@@ -1,0 +1,115 @@
+"""A real fleet for tests: `cortex demo` as a process, with a neuron, a gateway and the embedded engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without what would name another gateway or change a setting."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "OPENAI_"))}
+    return clean | {"NO_COLOR": "1", "HOME": "/nonexistent"} | more
+
+
+def cortex(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "cortex_cli", *args],
+        env=environment(**env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def offspring(process: psutil.Process) -> list[psutil.Process]:
+    """Its descendants now."""
+    return process.children(recursive=True)
+
+
+@dataclass(frozen=True)
+class DemoFleet:
+    """A demo that serves.
+
+    Attributes:
+        lines: its summary, by the word that each begins with.
+        talk: what it said on stderr so far.
+    """
+
+    process: subprocess.Popen[str]
+    lines: dict[str, str]
+    talk: list[str]
+
+    @property
+    def url(self) -> str:
+        """The gateway's."""
+        found = re.search(r"gateway (http://\S+?),", self.lines["running"])
+        assert found
+        return found[1]
+
+    @property
+    def directory(self) -> Path:
+        """Where its files and logs are."""
+        return Path(self.lines["running"].rsplit("logs ", 1)[1])
+
+    def cortex(self, *args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        """Run one command against its gateway."""
+        return cortex(*args, stdin=stdin, CORTEX_GATEWAY_URL=self.url, **env)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def demo_fleet(*options: str) -> Iterator[DemoFleet]:
+    """A demo from its summary on until the block ends."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "cortex_cli", "demo", "--no-view", *options],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        talk: list[str] = []
+        reader = threading.Thread(target=talk.extend, args=(process.stderr,))
+        reader.start()
+        lines: dict[str, str] = {}
+        try:
+            for line in process.stdout:
+                word, _, rest = line.partition(":")
+                lines[word] = rest.strip()
+                if word == "operate":
+                    break
+            assert "operate" in lines, "".join(talk)
+            yield DemoFleet(process, lines, talk)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+            reader.join()

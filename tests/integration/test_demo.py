@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from demo_fleet import DemoFleet, cortex, demo_fleet, environment, free_port, offspring
+
+from cortex_cli.demo.files import Ports, free_ports, write_files
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    """One demo for the tests that only look at it."""
+    with demo_fleet("--port", str(free_port())) as running:
+        yield running
+
+
+def run_line(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line as a person would paste it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=environment(PATH=path) | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_once_proves_the_chain():
+    """`cortex demo --once` streams an answer of the real engine, ends with 0 and leaves nothing behind."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "cortex_cli", "demo", "--once", "--port", str(free_port())],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        answer = process.stdout.readline()
+        born = offspring(psutil.Process(process.pid))
+        output, talk = process.communicate(timeout=90)
+
+    assert process.returncode == 0, talk
+    assert len(answer.split()) > 3
+    assert len(output.strip().splitlines()) == 5
+    assert len(born) >= 2
+    assert not [p for p in born if p.is_running()]
+
+
+def test_the_curl_line_works_as_pasted(fleet: DemoFleet):
+    """The curl line of the summary streams chunks."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    done = run_line(fleet.lines["curl"])
+
+    assert done.returncode == 0
+    assert done.stdout.count("data: {") > 3
+    assert done.stdout.rstrip().endswith("data: [DONE]")
+
+
+def test_the_python_line_works_as_pasted(fleet: DemoFleet):
+    """The Python line of the summary prints an answer through the official SDK."""
+    done = run_line(fleet.lines["python"])
+
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 3
+
+
+def test_two_of_three_models_fit(fleet: DemoFleet):
+    """Asking for all three models in turn answers each, and never holds more than two."""
+    for model in ("demo/ada", "demo/bob", "demo/cleo", "demo/ada"):
+        done = fleet.cortex("chat", model, "hello", "--max-tokens", "8")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        loaded = fleet.cortex("ps", "-q").stdout.split()
+        assert model in loaded
+        assert len(loaded) <= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals):
+    """Ctrl-C, SIGTERM and a closed terminal each end every daemon and engine, and remove the files."""
+    with demo_fleet("--port", str(free_port())) as running:
+        directory = running.directory
+        born = offspring(psutil.Process(running.process.pid))
+        engines = [p for p in born if "neuron_server" in " ".join(p.cmdline())]
+
+        assert running.stop(number) == 0
+        assert engines
+        assert not [p for p in born if p.is_running()]
+        assert not directory.exists()
+
+
+def test_an_engine_whose_neuron_was_killed_is_ended_too():
+    """When the neuron is killed the demo ends with 1, says so, keeps the logs, and still ends the engines."""
+    with demo_fleet("--port", str(free_port())) as running:
+        born = offspring(psutil.Process(running.process.pid))
+        neuron = next(p for p in born if "neuron.toml" in " ".join(p.cmdline()))
+        neuron.kill()
+
+        assert running.process.wait(60) == 1
+        psutil.wait_procs(born, timeout=10)
+        assert not [p for p in born if p.is_running()]
+        directory = running.directory
+        assert (directory / "neuron.log").exists()
+        shutil.rmtree(directory)
+    assert "the neuron ended by itself" in "".join(running.talk)
+
+
+def test_a_taken_port_is_replaced_and_told():
+    """When the gateway's port is taken the demo takes a free one and says so."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with demo_fleet("--port", str(port)) as running:
+            assert running.url != f"http://127.0.0.1:{port}"
+            assert running.cortex("status", "-o", "name").stdout == "ok\n"
+    assert f"port {port} is taken; the gateway takes" in "".join(running.talk)
+
+
+def test_a_model_file_of_ones_own(fleet: DemoFleet, tmp_path: Path):
+    """`cortex demo --model FILE.gguf` serves that file under its own name."""
+    own = tmp_path / "my-own.gguf"
+    shutil.copy(fleet.directory / "models" / "demo" / "bob" / "model.gguf", own)
+    done = cortex("demo", "--once", "--model", str(own), "--port", str(free_port()))
+
+    assert done.returncode == 0, done.stderr
+    assert "my-own is ready" in done.stdout
+
+
+def test_all_ports_differ():
+    """Ports that are chosen in place of taken ones are not given twice."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports, said = free_ports(Ports(port, port, port))
+
+    assert len({ports.api, ports.metrics, ports.neuron, port}) == 4
+    assert len(said) == 3
+
+
+def test_the_files_are_valid(tmp_path: Path):
+    """The demo's configuration passes `cortex config check`."""
+    files = write_files(tmp_path, Ports(), [], 100)
+    done = cortex("config", "check", str(files.gateway), str(files.models), str(files.neuron))
+
+    assert done.returncode == 0, done.stderr
