@@ -71,7 +71,7 @@ class StateDir:
     @property
     def owner(self) -> str:
         """Marks the engines that neurons of this directory start."""
-        return hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
+        return owner_of(self.path)
 
     def close(self) -> None:
         """Let another neuron have it."""
@@ -121,6 +121,11 @@ class StateDir:
         fresh = path.with_name(path.name + ".new")
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
+
+
+def owner_of(state_dir: Path) -> str:
+    """The mark that engines of a state directory carry."""
+    return hashlib.sha256(str(state_dir.absolute()).encode()).hexdigest()[:16]
 
 
 def _load_key(spec: LoadSpec, kind: str) -> str:

@@ -13,10 +13,12 @@ import httpx
 from cortex_common.config.neuron import HarnessEntry, HarnessKind
 from cortex_common.errors import BadRequest, ConfigError, nearest
 from cortex_common.harness import Harness
+from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 
 _KINDS: Mapping[HarnessKind, Callable[[HarnessEntry, httpx.AsyncClient], Harness]] = {
     "embedded": EmbeddedHarness,
+    "command": CommandHarness,
 }
 
 

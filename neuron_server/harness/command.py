@@ -1,0 +1,273 @@
+"""Any OpenAI-compatible server from a command template, with presets for the common ones.
+
+Facts about the presets: vLLM opens its socket once the engine is up and answers /health with 503 when it died;
+SGLang's /health runs a generation, so /ready is asked instead; ComfyUI has an API of its own and answers
+/system_stats as soon as it listens.
+"""
+
+from __future__ import annotations
+
+import signal
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from cortex_common.config.neuron import HarnessEntry
+from cortex_common.errors import ConfigError
+from cortex_common.hardware import Device, DeviceKind
+from cortex_common.harness import EngineCapabilities, Launch, Probe
+from cortex_common.models import LoadSpec
+from neuron_server.harness.devices import device_environment
+from neuron_server.harness.http import get, get_json
+from neuron_server.harness.weights import local_path, size_mb
+
+_OPENAI = ("/v1/chat/completions", "/v1/completions")
+_FIELDS = frozenset(
+    [
+        "model",
+        "source",
+        "file",
+        "quant",
+        "host",
+        "port",
+        "devices",
+        "device_count",
+        "context",
+        "parallel",
+        "vram_mb",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What is known of an engine.
+
+    Attributes:
+        command: see `HarnessEntry.command`.
+        version_path: answers {"version": ...}, where there is such a path.
+        running_metric: name of the /metrics series that counts requests under way.
+    """
+
+    command: tuple[str, ...] = ()
+    health_path: str = "/health"
+    stop_signal: str = "TERM"
+    routes: tuple[str, ...] = _OPENAI
+    env: tuple[tuple[str, str], ...] = ()
+    version_path: str | None = None
+    running_metric: tuple[str, ...] = ()
+    kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
+
+
+_PRESETS: Mapping[str, Preset] = {
+    "vllm": Preset(
+        command=(
+            "vllm",
+            "serve",
+            "{source}",
+            "--served-model-name",
+            "{model}",
+            "--host",
+            "{host}",
+            "--port",
+            "{port}",
+            "--tensor-parallel-size",
+            "{device_count}",
+            "--max-model-len",
+            "{context}",
+            "--max-num-seqs",
+            "{parallel}",
+            "--quantization",
+            "{quant}",
+        ),
+        routes=(*_OPENAI, "/v1/embeddings", "/v1/messages", "/v1/responses"),
+        version_path="/version",
+        running_metric=("vllm:num_requests_running", "vllm:num_requests_waiting"),
+        kinds=(DeviceKind.CUDA,),
+    ),
+    "sglang": Preset(
+        command=(
+            "python3",
+            "-m",
+            "sglang.launch_server",
+            "--model-path",
+            "{source}",
+            "--served-model-name",
+            "{model}",
+            "--host",
+            "{host}",
+            "--port",
+            "{port}",
+            "--tp-size",
+            "{device_count}",
+            "--context-length",
+            "{context}",
+            "--max-running-requests",
+            "{parallel}",
+            "--quantization",
+            "{quant}",
+            "--enable-metrics",
+        ),
+        health_path="/ready",
+        routes=(*_OPENAI, "/v1/embeddings"),
+        running_metric=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+        kinds=(DeviceKind.CUDA,),
+    ),
+    "comfyui": Preset(
+        command=(
+            "python3",
+            "main.py",
+            "--listen",
+            "{host}",
+            "--port",
+            "{port}",
+            "--disable-auto-launch",
+        ),
+        health_path="/system_stats",
+        stop_signal="INT",
+        routes=("/prompt", "/queue", "/history", "/view", "/ws", "/object_info"),
+    ),
+}
+
+
+class CommandHarness:
+    """An engine that a command line starts and an HTTP path shows to be ready.
+
+    Raises:
+        ConfigError: the entry has no command, or one with an unknown field.
+    """
+
+    def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
+        preset = _PRESETS[entry.preset] if entry.preset else Preset()
+        self.name = entry.name
+        self._template = entry.command or preset.command
+        _check(entry.name, self._template)
+        self._preset = preset
+        self._binary = entry.binary
+        self._health_path = entry.health_path or preset.health_path
+        self._env = dict(preset.env) | entry.env
+        self._http = http
+        self.capabilities = EngineCapabilities(
+            routes=frozenset(entry.routes or preset.routes),
+            kinds=preset.kinds,
+            stop_signal=signal.Signals[f"SIG{entry.stop_signal or preset.stop_signal}"],
+        )
+
+    def weights_mb(self, spec: LoadSpec) -> int | None:
+        """Known when the source is on this host."""
+        path = local_path(spec)
+        return None if path is None else size_mb(path)
+
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - the protocol's
+        """The weights' share of each device and a third more; unknown engines and remote weights are not known."""
+        weights = self.weights_mb(spec)
+        return None if not weights else weights * 4 // (3 * spec.tensor_parallel)
+
+    def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
+        """See `Harness.launch`."""
+        argv = list(fill(self._template, _values(spec, devices, host, port)))
+        if self._binary is not None:
+            argv[0] = str(self._binary)
+        return Launch(
+            argv=(*argv, *spec.args), env=device_environment(devices) | self._env | spec.env
+        )
+
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:
+        """Ready once the health path answers 200."""
+        response = await get(self._http, url + self._health_path)
+        if response is None:
+            return Probe(ready=False, stage="starting")
+        if response.status_code != 200:
+            return Probe(ready=False, stage="loading")
+        return Probe(
+            ready=True, context=await self._context(spec, url), version=await self._version(url)
+        )
+
+    async def in_flight(self, url: str) -> int | None:
+        """From the engine's metrics, where they are known."""
+        if not self._preset.running_metric:
+            return None
+        response = await get(self._http, url + "/metrics")
+        return None if response is None else sum_series(response.text, self._preset.running_metric)
+
+    async def _context(self, spec: LoadSpec, url: str) -> int | None:
+        if not any(route.startswith("/v1/") for route in self.capabilities.routes):
+            return None
+        models = await get_json(self._http, url + "/v1/models")
+        entries = (models or {}).get("data") or [{}]
+        found = entries[0].get("max_model_len") if isinstance(entries[0], dict) else None
+        return found if isinstance(found, int) else spec.context
+
+    async def _version(self, url: str) -> str | None:
+        if self._preset.version_path is None:
+            return None
+        found = await get_json(self._http, url + self._preset.version_path)
+        return f"{self.name} {found['version']}" if found and "version" in found else None
+
+
+def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[str]:
+    """The command line of a template.
+
+    An argument that needs an unset value is left out, together with the flag before it.
+    """
+    kept: list[str] = []
+    for part in template:
+        wanted = _fields(part)
+        if any(values[name] is None for name in wanted):
+            if kept and kept[-1].startswith("-") and not part.startswith("-"):
+                kept.pop()
+        else:
+            kept.append(part.format_map(values) if wanted else part)
+    yield from kept
+
+
+def sum_series(metrics: str, names: Sequence[str]) -> int:
+    """The sum of some Prometheus series over all their labels."""
+    total = 0.0
+    for line in metrics.splitlines():
+        name = line.partition("{")[0].partition(" ")[0]
+        if name in names:
+            total += float(line.rsplit(" ", 1)[1])
+    return round(total)
+
+
+def _fields(part: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(part) if name is not None]
+
+
+def _check(name: str, template: Sequence[str]) -> None:
+    if not template:
+        raise ConfigError(
+            f"harness {name!r}: kind 'command' needs a command or a preset",
+            hints=(f"set preset to one of {', '.join(_PRESETS)}, or write command = [...]",),
+        )
+    unknown = {field for part in template for field in _fields(part)} - _FIELDS
+    if unknown:
+        shown = ", ".join(sorted(unknown))
+        raise ConfigError(
+            f"harness {name!r}: command has unknown fields: {shown}",
+            hints=(f"fields are {', '.join(sorted(_FIELDS))}; a brace itself is written twice",),
+        )
+
+
+def _values(
+    spec: LoadSpec, devices: Sequence[Device], host: str, port: int
+) -> dict[str, str | None]:
+    def text(value: object) -> str | None:
+        return None if value is None else str(value)
+
+    return {
+        "model": spec.model_id,
+        "source": spec.source or spec.model_id,
+        "file": spec.file,
+        "quant": spec.quant,
+        "host": host,
+        "port": str(port),
+        "devices": ",".join(str(d.index) for d in devices),
+        "device_count": str(max(1, len(devices))),
+        "context": text(spec.context),
+        "parallel": text(spec.parallel),
+        "vram_mb": text(spec.vram_mb),
+    }
