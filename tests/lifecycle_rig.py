@@ -1,0 +1,134 @@
+"""A real neuron with the embedded engine, and real gateways before it, all in this process's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.operator_client import OperatorClient
+from cortex_server.app import Gateway
+from neuron_server.app import create_app, create_runtime
+from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.runtime import Runtime
+
+MODEL_MB = 256
+"""MiB that a tiny model is promised; its process takes less."""
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The test ends it."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(server: uvicorn.Server) -> AsyncIterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            await until(lambda: server.started or task.done())
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+async def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Return once a condition holds.
+
+    Raises:
+        TimeoutError: it does not within the time.
+    """
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - what is waited for has no event in common
+            await asyncio.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Neuron:
+    """A neuron that serves."""
+
+    url: str
+    runtime: Runtime
+
+
+@contextlib.asynccontextmanager
+async def neuron(directory: Path, memory_mb: int) -> AsyncIterator[Neuron]:
+    """A neuron whose one device is a budget of RAM."""
+    config = NeuronConfig.model_validate(
+        {
+            "neuron": {"state_dir": directory / "neuron"},
+            "cpu": {"offer": True, "memory_mb": memory_mb},
+            "harnesses": [{"name": "embedded", "port_range": [18100, 18199]}],
+        }
+    )
+    runtime = create_runtime(config, None)
+    app = create_app(config, runtime)
+    server = _Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
+    async with _serving(server) as url:
+        try:
+            yield Neuron(url, runtime)
+        finally:
+            runtime.end_streams()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A gateway that serves, with clients of it."""
+
+    url: str
+    gateway: Gateway
+    http: httpx.AsyncClient
+    operator: OperatorClient
+
+    async def chat(self, model: str, **more: object) -> httpx.Response:
+        """One answer of a few tokens."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 3,
+        }
+        return await self.http.post("/v1/chat/completions", json=body | more)
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    neurons: dict[str, str], models: tuple[ModelProfile, ...], **sections: object
+) -> AsyncIterator[Served]:
+    """A gateway before these neurons (name -> URL)."""
+    config = GatewayConfig.model_validate(
+        {
+            "gateway": {"metrics_listen": None},
+            "neurons": [{"name": n, "endpoint": url} for n, url in neurons.items()],
+        }
+        | sections
+    )
+    made = Gateway(config, Catalogue(models=models))
+    server = _Server(uvicorn.Config(made.app, log_config=None, timeout_graceful_shutdown=2))
+    async with (
+        made.running(),
+        _serving(server) as url,
+        httpx.AsyncClient(base_url=url, timeout=60.0) as http,
+        OperatorClient(url, who="the gateway") as operator,
+    ):
+        yield Served(url, made, http, operator)
+
+
+def tiny(directory: Path, name: str, **more: object) -> ModelProfile:
+    """Writes a tiny model and gives its profile."""
+    path = directory / f"{name}.gguf"
+    write_tiny_gguf(path, seed=sum(name.encode()))
+    return ModelProfile.model_validate(
+        {"id": name, "harness": "embedded", "source": str(path), "vram_mb": MODEL_MB} | more
+    )
