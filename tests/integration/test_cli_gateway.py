@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from demo_fleet import DemoFleet, demo_fleet, environment, free_port
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    """A fleet with demo/ada ready, demo/bob and demo/cleo not loaded."""
+    with demo_fleet("--port", str(free_port())) as running:
+        yield running
+
+
+def items(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    """The items of a listing that was asked for as JSON."""
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["items"]
+    assert isinstance(found, list)
+    return found
+
+
+@contextmanager
+def lines_of(*args: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], queue.Queue[str]]]:
+    """A command that goes on, and the lines of its stdout and stderr as they come."""
+    found: queue.Queue[str] = queue.Queue()
+    with subprocess.Popen(
+        [sys.executable, "-m", "cortex_cli", *args],
+        env=environment(**env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+
+        def read() -> None:
+            assert process.stdout
+            for line in process.stdout:
+                found.put(line.rstrip("\n"))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            yield process, found
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(20)
+            reader.join()
+
+
+def until(found: queue.Queue[str], words: str, seconds: float = 30.0) -> str:
+    """The first line that holds the words."""
+    deadline = time.monotonic() + seconds
+    while True:
+        line = found.get(timeout=max(0.01, deadline - time.monotonic()))
+        if words in line:
+            return line
+
+
+def test_status_of_a_healthy_fleet(fleet: DemoFleet):
+    """`cortex status` of a fleet without trouble says ok and ends with 0."""
+    done = fleet.cortex("status")
+
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith(f"ok  gateway {fleet.url}")
+    assert "nodes 1/1" in done.stdout
+
+
+def test_status_as_json_is_the_whole_snapshot(fleet: DemoFleet):
+    """`cortex status -o json` holds nodes, devices and models as the operator API sends them."""
+    document = json.loads(fleet.cortex("status", "-o", "json").stdout)
+
+    assert document["kind"] == "Status"
+    assert document["troubles"] == []
+    assert {m["id"] for m in document["fleet"]["models"]} == {"demo/ada", "demo/bob", "demo/cleo"}
+
+
+def test_load_then_unload(fleet: DemoFleet):
+    """A model that is loaded is listed by `ps` with its memory, and gone after it is unloaded."""
+    loaded = fleet.cortex("models", "load", "demo/bob")
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.startswith("loaded demo/bob on here in ")
+    (row,) = [i for i in items(fleet.cortex("ps", "--json")) if i["model"] == "demo/bob"]
+    assert row["state"] == "ready"
+    assert isinstance(row["vram_used_mb"], int)
+    assert row["vram_used_mb"] > 10
+
+    unloaded = fleet.cortex("models", "unload", "demo/bob")
+    assert unloaded.returncode == 0, unloaded.stderr
+    assert "demo/bob" not in fleet.cortex("ps", "-q").stdout.split()
+
+
+def test_loading_what_is_loaded_is_no_error(fleet: DemoFleet):
+    """`models load` of a ready model says so at once and ends with 0."""
+    fleet.cortex("models", "load", "demo/ada")
+    done = fleet.cortex("models", "load", "demo/ada")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("loaded demo/ada on here")
+
+
+def test_patterns_and_stdin_name_models(fleet: DemoFleet):
+    """`models ls` takes patterns, and `models load -` takes names from a pipe."""
+    assert fleet.cortex("models", "ls", "demo/?o*", "-q").stdout.split() == ["demo/bob"]
+    done = fleet.cortex("models", "load", "-", stdin="demo/ada\n")
+
+    assert done.stdout.startswith("loaded demo/ada")
+
+
+def test_an_unknown_model_ends_with_3(fleet: DemoFleet):
+    """A model that is not in the catalogue is told with the nearest name, and the exit code is 3."""
+    done = fleet.cortex("models", "load", "demo/adda")
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "demo/ada" in done.stderr
+
+
+def test_an_unknown_node_ends_with_3(fleet: DemoFleet):
+    """A node that is not in the fleet is told, and the exit code is 3."""
+    assert fleet.cortex("models", "load", "demo/ada", "--node", "mars").returncode == 3
+
+
+def test_partial_success_ends_with_8(fleet: DemoFleet):
+    """Of two models one of which does not exist, the other is loaded and the exit code is 8."""
+    done = fleet.cortex("models", "load", "demo/ada", "demo/nobody")
+
+    assert done.returncode == 8
+    assert "loaded demo/ada" in done.stdout
+    assert "1 of 2 failed" in done.stderr
+
+
+def test_chat_writes_the_answer_to_stdout_and_the_rest_to_stderr(fleet: DemoFleet):
+    """In a pipe, `cortex chat` gives the answer alone on stdout; tokens and times go to stderr."""
+    done = fleet.cortex("chat", "demo/ada", "hello", "--max-tokens", "12")
+
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 1
+    assert "demo/ada" not in done.stdout
+    assert "on here, 12 tokens, first after" in done.stderr
+
+
+def test_chat_takes_its_question_from_a_pipe(fleet: DemoFleet):
+    """Text on stdin is the question, and a model that is ready is chosen when none is named."""
+    done = fleet.cortex("chat", "--max-tokens", "5", "--no-stats", stdin="hello\n")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert done.stderr.startswith("talking to demo/")
+
+
+def test_chat_with_an_unknown_model_ends_with_3(fleet: DemoFleet):
+    """The gateway's 404 is an error with exit code 3, not an answer."""
+    done = fleet.cortex("chat", "demo/nobody", "hello")
+
+    assert (done.returncode, done.stdout) == (3, "")
+
+
+def test_version_names_all_parts(fleet: DemoFleet):
+    """`cortex version` lists the command, the gateway and each node."""
+    found = items(fleet.cortex("version", "-o", "json"))
+
+    assert [f["part"] for f in found] == ["command", "gateway", "node"]
+    assert len({f["version"] for f in found}) == 1
+
+
+def test_devices_and_nodes(fleet: DemoFleet):
+    """`gpus ls` and `nodes ls` show the host's CPU device with its books."""
+    (device,) = items(fleet.cortex("gpus", "ls", "--json"))
+    (node,) = items(fleet.cortex("nodes", "ls", "--json"))
+
+    assert (device["node"], device["kind"], device["vram_total_mb"]) == ("here", "cpu", 520)
+    assert (node["name"], node["state"]) == ("here", "up")
+
+
+def test_watch_shows_changes_and_survives_the_gateway(fleet: DemoFleet, tmp_path: Path):
+    """`ps --watch -o json` writes a line at each change, says when the gateway is lost, and goes on when it is back."""
+    neuron = json.loads(fleet.cortex("nodes", "ls", "--json").stdout)["items"][0]["endpoint"]
+    port = free_port()
+    config = tmp_path / "cortex.toml"
+    config.write_text(
+        f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:0"\n'
+        f'[[neurons]]\nname = "here"\nendpoint = "{neuron}"\n'
+    )
+    serve = ("serve", "gateway", "--config", str(config), "--log-format", "console")
+    url = f"http://127.0.0.1:{port}"
+    with lines_of("ps", "--watch", "--json", CORTEX_GATEWAY_URL=url) as (watch, seen):
+        until(seen, "lost: ")
+        with lines_of(*serve) as (gateway, log):
+            until(log, "gateway_listening")
+            assert json.loads(until(seen, '"demo/ada"'))["node"] == "here"
+            gateway.kill()
+        until(seen, "lost: ")
+        with lines_of(*serve) as (gateway, log):
+            until(log, "gateway_listening")
+            assert json.loads(until(seen, '"demo/ada"'))["state"] == "ready"
+            gateway.kill()
+        watch.send_signal(signal.SIGINT)
+
+        assert watch.wait(20) == 130
