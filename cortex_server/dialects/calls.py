@@ -75,8 +75,8 @@ class CallTracker:
         self._latest = call
         return call
 
-    def place_piece(self, piece: CallPiece) -> Call:
-        """The same for a piece as it was read.
+    def place_piece(self, piece: CallPiece) -> None:
+        """The same for a piece as it was read; one that says nothing starts no call.
 
         Raises:
             ValueError: the arguments are no text.
@@ -84,7 +84,8 @@ class CallTracker:
         function = piece.function
         added = arguments_text(function.arguments) if function else ""
         name = (function and function.name) or ""
-        return self.place(piece.index, piece.id or "", name, added)
+        if piece.id or name or added:
+            self.place(piece.index, piece.id or "", name, added)
 
     def _find(self, index: int | None, engine_id: str, name: str) -> Call | None:
         if engine_id:
