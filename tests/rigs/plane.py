@@ -93,7 +93,7 @@ class PlaneRig:
     async def settled(self) -> None:
         """Wait until no request is under way."""
         async with asyncio.timeout(10):
-            while self.plane.active:  # noqa: ASYNC110 - the plane has no event for what only tests wait for
+            while self.plane.active:
                 await asyncio.sleep(0)
 
 
@@ -136,7 +136,7 @@ async def running_plane(
     serving = asyncio.create_task(server.serve())
     silence = asyncio.create_task(plane.watch_silence())
     try:
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        while not server.started:
             await asyncio.sleep(0)
         rig.port = server.servers[0].sockets[0].getsockname()[1]
         yield rig

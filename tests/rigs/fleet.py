@@ -1,0 +1,229 @@
+"""A whole fleet for tests: real `cortex serve` processes, the real embedded engine, tiny models, free ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import httpx
+import psutil
+
+from cortex_common.fleet import FleetSnapshot
+from cortex_common.neuron_client import NeuronClient
+from cortex_common.operator_client import OperatorClient
+from neuron_server.engines.tiny import write_tiny_gguf
+
+MODELS = ("tiny/ada", "tiny/bob", "tiny/cleo")
+MODEL_MB = 256
+"""MiB promised to each tiny model: an interpreter, the engine and a few MiB of weights."""
+
+
+@cache
+def tiny_models() -> dict[str, Path]:
+    """Three tiny models, written once a test run."""
+    folder = Path(mkdtemp(prefix="cortex-test-models-"))
+    return {
+        name: write_tiny_gguf(folder / f"{name.replace('/', '-')}.gguf", seed=seed, name=name)
+        for seed, name in enumerate(MODELS, start=1)
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@dataclass
+class Service:
+    """One `cortex serve` process.
+
+    Attributes:
+        argv: arguments after `cortex`.
+        url: where it listens.
+        log: where its stderr goes.
+    """
+
+    argv: list[str]
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, again perhaps."""
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cortex_cli", *self.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=environ,
+                start_new_session=True,
+            )
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
+        """Send a signal and wait; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    async def healthy(self) -> None:
+        """Wait until it answers GET /health."""
+        assert self.process is not None
+        async with httpx.AsyncClient() as client, asyncio.timeout(30):
+            while True:
+                if self.process.poll() is not None:
+                    raise AssertionError(self.log.read_text())
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get(f"{self.url}/health")).status_code == 200:
+                        return
+                await asyncio.sleep(0.05)  # a process that starts has no event to wait for
+
+
+@dataclass
+class FleetRig:
+    """A running fleet of one neuron and some gateways."""
+
+    folder: Path
+    neuron: Service
+    gateways: list[Service] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the first gateway."""
+        return self.gateways[0].url
+
+    def operator(self, number: int = 0) -> OperatorClient:
+        """An operator's client of a gateway."""
+        return OperatorClient(self.gateways[number].url, who="the gateway")
+
+    def node(self) -> NeuronClient:
+        """A client of the neuron."""
+        return NeuronClient(self.neuron.url, who="the neuron")
+
+    async def until(
+        self, true: Callable[[FleetSnapshot], bool], number: int = 0, seconds: float = 30.0
+    ) -> FleetSnapshot:
+        """Wait until a gateway's snapshot says so; in-flight counts are looked at too, as they change unannounced."""
+        async with self.operator(number) as client, asyncio.timeout(seconds):
+            while not true(snapshot := await client.fleet()):
+                await asyncio.sleep(0.02)
+        return snapshot
+
+    def engines(self) -> list[psutil.Process]:
+        """Engine processes of this fleet that are alive, whoever their parent is by now."""
+        return list(_engines_below(self.folder))
+
+    async def no_engines(self, seconds: float = 15.0) -> None:
+        """Wait until none of its engines is alive."""
+        async with asyncio.timeout(seconds):
+            while self.engines():
+                await asyncio.sleep(0.05)
+
+
+def _engines_below(folder: Path) -> Iterator[psutil.Process]:
+    """Engines are told where their weights are, and each fleet has copies of its own."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if "neuron_server.engines" in line and str(folder) in line:
+                yield process
+
+
+def _write_files(folder: Path, gateways: int, room_mb: int | None) -> FleetRig:
+    for path in tiny_models().values():
+        shutil.copy(path, folder)
+    neuron_port = free_port()
+    room = "" if room_mb is None else f"memory_mb = {room_mb}\n"
+    first = free_port()
+    (folder / "neuron.toml").write_text(
+        f'[neuron]\nlisten = "127.0.0.1:{neuron_port}"\nstate_dir = "{folder}/neuron"\n'
+        f"[cpu]\noffer = true\n{room}"
+        f'[[harnesses]]\nname = "embedded"\nport_range = [{first}, {min(first + 300, 65535)}]\n'
+    )
+    (folder / "models.toml").write_text(
+        "\n".join(
+            f'[[models]]\nid = "{name}"\nharness = "embedded"\nvram_mb = {MODEL_MB}\n'
+            f'source = "{folder}"\nfile = "{path.name}"\n'
+            for name, path in tiny_models().items()
+        )
+    )
+    rig = FleetRig(
+        folder,
+        Service(
+            ["serve", "neuron", "--config", str(folder / "neuron.toml")],
+            f"http://127.0.0.1:{neuron_port}",
+            folder / "neuron.log",
+        ),
+    )
+    for number in range(gateways):
+        port = free_port()
+        config = folder / f"cortex-{number}.toml"
+        config.write_text(
+            f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{free_port()}"\n'
+            f"[eviction]\nmin_residency = 0\n"
+            f'[[neurons]]\nname = "beast"\nendpoint = "{rig.neuron.url}"\n'
+        )
+        argv = ["serve", "gateway", "--config", str(config)]
+        rig.gateways.append(
+            Service(argv, f"http://127.0.0.1:{port}", folder / f"gateway-{number}.log")
+        )
+    return rig
+
+
+@contextlib.asynccontextmanager
+async def running_fleet(
+    folder: Path, *, gateways: int = 1, room_mb: int | None = None
+) -> AsyncIterator[FleetRig]:
+    """Start a neuron and gateways, wait until they know each other; end them all, and every engine, afterwards.
+
+    Args:
+        folder: for their files.
+        gateways: how many, all on the same neuron.
+        room_mb: MiB that the cpu device offers; None for what the host has.
+    """
+    rig = _write_files(folder, gateways, room_mb)
+    services = [rig.neuron, *rig.gateways]
+    try:
+        for service in services:
+            service.start()
+        for service in services:
+            await service.healthy()
+        for number in range(gateways):
+            await rig.until(lambda s: all(n.state == "up" for n in s.nodes), number)
+        yield rig
+    finally:
+        await asyncio.to_thread(_end, rig, services)
+
+
+def _end(rig: FleetRig, services: list[Service]) -> None:
+    for service in reversed(services):
+        if service.process is not None and service.process.poll() is None:
+            service.process.terminate()
+    for service in services:
+        if service.process is not None:
+            try:
+                service.process.wait(20)
+            except subprocess.TimeoutExpired:
+                service.process.kill()
+                service.process.wait()
+    deadline = time.monotonic() + 5
+    while rig.engines() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = rig.engines()
+    for process in left:
+        process.kill()
+    assert not left, f"orphans: {left}"
