@@ -1,0 +1,356 @@
+"""The official SDKs read what the dialects write, over a real socket.
+
+The server is the thinnest shell around the pure translators: it answers each route with a scripted stream
+of an engine, translated.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anthropic
+import openai
+import pytest
+from dialects_kit import call, chunk, usage_chunk, wire
+
+from cortex_common.errors import CortexError, UpstreamFailed
+from cortex_server.dialects import anthropic_request, responses_request
+from cortex_server.dialects.anthropic_answer import to_message
+from cortex_server.dialects.anthropic_errors import error_body
+from cortex_server.dialects.anthropic_models import Served, entry_body, page_body
+from cortex_server.dialects.anthropic_stream import MessagesStream
+from cortex_server.dialects.assemble import Assembler
+from cortex_server.dialects.repair import StreamRepair
+from cortex_server.dialects.responses_answer import to_response
+from cortex_server.dialects.responses_stream import ResponsesStream
+from cortex_server.dialects.tokens import count_body, estimate
+from cortex_server.dialects.traits import GENERIC
+
+_TALK = wire(
+    chunk({"role": "assistant", "content": ""}),
+    chunk({"reasoning_content": "Let me "}),
+    chunk({"reasoning_content": "see."}),
+    chunk({"content": "It is "}),
+    chunk({"content": "süß 😀."}),
+    chunk(call(0, '{"city"', ident="a", name="weather")),
+    chunk(call(1, '{"city":"Rome"}', ident="b", name="weather")),
+    chunk(call(0, ':"Paris"}')),
+    chunk(finish="stop"),
+    usage_chunk(prompt=11, completion=5),
+)
+_INDEX_ZERO = wire(
+    chunk(call(0, {"city": "Paris"}, ident="a", name="weather")),
+    chunk(call(0, {"city": "Rome"}, ident="b", name="weather")),
+    chunk(finish="stop"),
+)
+_CUT = wire(chunk({"content": "It is"}), done=False)
+_BROKEN = (
+    _CUT + b'data: {"error":{"code":500,"message":"CUDA out of memory","type":"server_error"}}\n\n'
+)
+_MODELS = [Served("m1", created=1_700_000_000, context=8192), Served("m2")]
+
+
+@dataclass
+class _Script:
+    """What the engine says, and what it was asked."""
+
+    engine: bytes = _TALK
+    asked: list[dict[str, object]] = field(default_factory=list)
+
+
+Answer = tuple[int, str, list[bytes]]
+
+
+class _Gateway(ThreadingHTTPServer):
+    daemon_threads = False
+    script: _Script
+
+
+class _Routes(BaseHTTPRequestHandler):
+    server: _Gateway
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/v1/models":
+            self._send((200, "application/json", [page_body(_MODELS)]))
+        else:
+            self._send((200, "application/json", [entry_body(_MODELS[0])]))
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        route = {
+            "/v1/messages": self._messages,
+            "/v1/messages/count_tokens": self._count,
+            "/v1/responses": self._responses,
+            "/v1/chat/completions": self._chat,
+        }[self.path.partition("?")[0]]
+        try:
+            self._send(route(body))
+        except CortexError as error:
+            status, answer = error_body(error, "req_1")
+            self._send((status, "application/json", [answer]))
+
+    def _engine(self, chat: bytes) -> list[bytes]:
+        self.server.script.asked.append(json.loads(chat))
+        data = self.server.script.engine
+        return [data[at : at + 37] for at in range(0, len(data), 37)]
+
+    def _messages(self, body: bytes) -> Answer:
+        request = anthropic_request.read_request(body)
+        translated = anthropic_request.to_chat(request, model="engine", traits=GENERIC, stream=True)
+        if request.stream:
+            stream = MessagesStream(message_id="msg_1", model=request.model, request_id="req_1")
+            return self._streamed(translated.body, stream.feed, stream.end, stream.ping())
+        whole = self._whole(translated.body)
+        return 200, "application/json", [to_message(whole, message_id="msg_1", model=request.model)]
+
+    def _count(self, body: bytes) -> Answer:
+        request = anthropic_request.read_request(body)
+        chat = anthropic_request.to_chat(request, model="engine", traits=GENERIC, stream=False)
+        return 200, "application/json", [count_body(estimate(chat.body))]
+
+    def _responses(self, body: bytes) -> Answer:
+        request = responses_request.read_request(body)
+        translated = responses_request.to_chat(request, model="engine", traits=GENERIC, stream=True)
+        if request.stream:
+            stream = ResponsesStream(
+                response_id="resp_1",
+                model=request.model,
+                created=7,
+                function_names=translated.function_names,
+            )
+            return self._streamed(translated.body, stream.feed, stream.end, stream.ping())
+        whole = self._whole(translated.body)
+        answer = to_response(whole, response_id="resp_1", model=request.model, created=7)
+        return 200, "application/json", [answer]
+
+    def _chat(self, body: bytes) -> Answer:
+        wanted = bool(json.loads(body).get("stream_options"))
+        repair = StreamRepair(answer_id="r1", usage_wanted=wanted, prompt_tokens=9)
+        return self._streamed(body, repair.feed, repair.end, repair.ping())
+
+    def _whole(self, chat: bytes) -> bytes:
+        assembler = Assembler(answer_id="r1")
+        for piece in self._engine(chat):
+            assembler.feed(piece)
+        return assembler.end()
+
+    def _streamed(
+        self, chat: bytes, feed: Callable[[bytes], bytes], end: Callable[[], bytes], head: bytes
+    ) -> Answer:
+        pieces = [feed(piece) for piece in self._engine(chat)]
+        return 200, "text/event-stream", [head, *pieces, end()]
+
+    def _send(self, answer: Answer) -> None:
+        status, kind, pieces = answer
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("request-id", "req_1")
+        self.send_header("content-length", str(sum(map(len, pieces))))
+        self.end_headers()
+        for piece in pieces:
+            self.wfile.write(piece)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Quiet."""
+
+
+@pytest.fixture
+def gateway() -> Iterator[_Gateway]:
+    """A server on a free loopback port."""
+    with _Gateway(("127.0.0.1", 0), _Routes) as server:
+        server.script = _Script()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def claude(gateway: _Gateway) -> Iterator[anthropic.Anthropic]:
+    """The anthropic SDK, pointed at the server."""
+    url = f"http://127.0.0.1:{gateway.server_address[1]}"
+    with anthropic.Anthropic(base_url=url, api_key="k", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def gpt(gateway: _Gateway) -> Iterator[openai.OpenAI]:
+    """The openai SDK, pointed at the server."""
+    url = f"http://127.0.0.1:{gateway.server_address[1]}/v1"
+    with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
+        yield client
+
+
+_HI = [{"role": "user", "content": "hi"}]
+_WEATHER = {
+    "name": "weather",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+
+
+def _check_message(message: anthropic.types.Message) -> None:
+    kinds = [block.type for block in message.content]
+    assert kinds == ["thinking", "text", "tool_use", "tool_use"]
+    assert message.content[0].thinking == "Let me see."
+    assert message.content[1].text == "It is süß 😀."
+    assert [block.input for block in message.content[2:]] == [{"city": "Paris"}, {"city": "Rome"}]
+    assert message.stop_reason == "tool_use"
+    assert (message.usage.input_tokens, message.usage.output_tokens) == (11, 5)
+    assert message.model == "claude-x"
+
+
+def test_the_anthropic_sdk_accumulates_the_stream(
+    claude: anthropic.Anthropic, gateway: _Gateway
+) -> None:
+    """messages.stream gives the whole message, and the engine was asked in its own words."""
+    with claude.messages.stream(
+        model="claude-x", max_tokens=9, messages=_HI, tools=[_WEATHER]
+    ) as stream:
+        text = "".join(stream.text_stream)
+        message = stream.get_final_message()
+    assert text == "It is süß 😀."
+    _check_message(message)
+    asked = gateway.script.asked[0]
+    assert asked["messages"] == _HI
+    assert asked["stream_options"] == {"include_usage": True}
+
+
+def test_the_anthropic_sdk_iterates_the_raw_stream(claude: anthropic.Anthropic) -> None:
+    """Every raw event parses, in the order of the grammar."""
+    with claude.messages.create(
+        model="claude-x", max_tokens=9, messages=_HI, stream=True
+    ) as stream:
+        kinds = [event.type for event in stream]
+    assert kinds[0] == "message_start"
+    assert kinds[-2:] == ["message_delta", "message_stop"]
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 4
+
+
+def test_the_anthropic_sdk_reads_a_whole_answer(claude: anthropic.Anthropic) -> None:
+    """messages.create without a stream gives the same message."""
+    _check_message(claude.messages.create(model="claude-x", max_tokens=9, messages=_HI))
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"), [(_BROKEN, "CUDA out of memory"), (_CUT, "ended early")]
+)
+def test_the_anthropic_sdk_raises_when_the_stream_breaks(
+    claude: anthropic.Anthropic, gateway: _Gateway, engine: bytes, words: str
+) -> None:
+    """An engine's error and a cut are exceptions with the reason, never a short answer."""
+    gateway.script.engine = engine
+    with (
+        pytest.raises(anthropic.APIStatusError, match=words),
+        claude.messages.stream(model="claude-x", max_tokens=9, messages=_HI) as stream,
+    ):
+        stream.get_final_message()
+
+
+def test_the_anthropic_sdk_knows_the_errors_class(claude: anthropic.Anthropic) -> None:
+    """A refused block is a BadRequestError that names the place."""
+    pdf = {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}}
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content\.0"):
+        claude.messages.create(
+            model="m", max_tokens=9, messages=[{"role": "user", "content": [pdf]}]
+        )
+
+
+def test_the_anthropic_sdk_counts_tokens_and_lists_models(claude: anthropic.Anthropic) -> None:
+    """count_tokens, models.list and models.retrieve parse."""
+    assert claude.messages.count_tokens(model="m", messages=_HI).input_tokens > 0
+    assert [model.id for model in claude.models.list(limit=1000)] == ["m1", "m2"]
+    assert claude.models.retrieve("m1").max_input_tokens == 8192
+
+
+def _check_response(response: openai.types.responses.Response) -> None:
+    assert [item.type for item in response.output] == [
+        "reasoning",
+        "message",
+        "function_call",
+        "function_call",
+    ]
+    assert response.output[0].summary[0].text == "Let me see."
+    assert response.output_text == "It is süß 😀."
+    assert [json.loads(item.arguments)["city"] for item in response.output[2:]] == ["Paris", "Rome"]
+    assert response.status == "completed"
+    assert response.usage.total_tokens == 16
+    assert response.model == "gpt-x"
+
+
+def test_the_openai_sdk_accumulates_responses(gpt: openai.OpenAI) -> None:
+    """responses.stream gives the whole response, with parts and items in their order."""
+    with gpt.responses.stream(model="gpt-x", input="hi") as stream:
+        kinds = [event.type for event in stream]
+        response = stream.get_final_response()
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] == "response.completed"
+    _check_response(response)
+
+
+def test_the_openai_sdk_reads_a_whole_response(gpt: openai.OpenAI) -> None:
+    """responses.create without a stream gives the same response."""
+    _check_response(gpt.responses.create(model="gpt-x", input="hi"))
+
+
+def test_the_openai_sdk_sees_a_failed_response(gpt: openai.OpenAI, gateway: _Gateway) -> None:
+    """A broken stream ends with response.failed and the engine's reason."""
+    gateway.script.engine = _BROKEN
+    with gpt.responses.create(model="gpt-x", input="hi", stream=True) as stream:
+        last = list(stream)[-1]
+    assert last.type == "response.failed"
+    assert last.response.error.message == "CUDA out of memory"
+
+
+def test_the_openai_sdk_puts_mended_calls_together(gpt: openai.OpenAI, gateway: _Gateway) -> None:
+    """Calls that an engine sent as objects at index 0 arrive as two calls, with usage as asked."""
+    gateway.script.engine = _INDEX_ZERO
+    options = {"include_usage": True}
+    with gpt.chat.completions.stream(model="m", messages=_HI, stream_options=options) as stream:
+        completion = stream.get_final_completion()
+    calls = completion.choices[0].message.tool_calls
+    assert [(c.id, c.function.name, json.loads(c.function.arguments)["city"]) for c in calls] == [
+        ("a", "weather", "Paris"),
+        ("b", "weather", "Rome"),
+    ]
+    assert completion.choices[0].finish_reason == "tool_calls"
+    assert completion.usage.prompt_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"), [(_BROKEN, "CUDA out of memory"), (_CUT, "ended early")]
+)
+def test_the_openai_sdk_raises_when_a_chat_breaks(
+    gpt: openai.OpenAI, gateway: _Gateway, engine: bytes, words: str
+) -> None:
+    """An engine's error and a cut are exceptions with the reason."""
+    gateway.script.engine = engine
+    with (
+        pytest.raises(openai.APIError, match=words),
+        gpt.chat.completions.create(model="m", messages=_HI, stream=True) as stream,
+    ):
+        list(stream)
+
+
+def test_the_openai_sdk_lists_the_same_models(gpt: openai.OpenAI) -> None:
+    """The one list serves both SDKs."""
+    assert [(model.id, model.created) for model in gpt.models.list()] == [
+        ("m1", 1_700_000_000),
+        ("m2", 0),
+    ]
+
+
+def test_an_engine_that_says_nothing_is_an_error_for_both(
+    claude: anthropic.Anthropic, gateway: _Gateway
+) -> None:
+    """An empty stream does not become an empty answer."""
+    gateway.script.engine = b""
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        claude.messages.create(model="m", max_tokens=9, messages=_HI)
+    assert caught.value.status_code == UpstreamFailed.status
