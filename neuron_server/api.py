@@ -86,7 +86,7 @@ def _node_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRou
     @router.get("/discovery")
     async def discovery() -> Discovery:
         """What this host is."""
-        return runtime.host.discovery(runtime.registry.names)
+        return runtime.discovery()
 
     @router.get("/health")
     async def health() -> Health:

@@ -78,7 +78,7 @@ class NodeBooks:
         sizes = tuple(size for size in found if size is not None)
         if len(sizes) < len(found):
             return instance
-        peak = max(instance.peak_mb, sum(sizes))
+        peak = max(instance.peak_mb, *sizes)
         return dataclasses.replace(instance, measured_mb=sizes, peak_mb=peak)
 
     def free_mb(self, devices: Iterable[int]) -> list[int]:

@@ -17,7 +17,7 @@ from cortex_common import logs
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import Conflict, DoesNotFit, ModelNotFound, Unavailable, nearest
-from cortex_common.hardware import DeviceKind, Health
+from cortex_common.hardware import DeviceKind, Discovery, Health, HostWarning
 from cortex_common.models import (
     EndpointAnswer,
     InstanceId,
@@ -94,6 +94,7 @@ class Runtime:
         self._held: dict[InstanceId, _Held] = {}
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
+        self._warnings: tuple[HostWarning, ...] = ()
         self._version = 0
         self._ending = False
         self._changed = asyncio.Event()
@@ -104,6 +105,7 @@ class Runtime:
     async def open(self) -> None:
         """Find the devices, adopt the engines of the last neuron, begin to read."""
         await self.host.open()
+        self._warnings = await self.registry.warnings(self.host.cuda_version)
         await self._books.read({})
         orphans = await kill_orphans(self._state.owner, self._adopt())
         if orphans:
@@ -236,6 +238,10 @@ class Runtime:
             for held in self._held.values()
         )
 
+    def discovery(self) -> Discovery:
+        """GET /discovery."""
+        return self.host.discovery(self.registry.names, self._warnings)
+
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""
         return self._books.health(self._clock.monotonic() - self._began, self._instances())
@@ -335,10 +341,15 @@ class Runtime:
 
     async def _need_on(self, spec: LoadSpec, registered: Registered, kind: DeviceKind) -> Need:
         needed = spec.vram_mb
-        if needed is None and (past := self._state.past_load(spec, kind)):
+        past = self._state.past_load(spec, kind)
+        if needed is None and past is not None and kind is not DeviceKind.CPU:
             needed = past.per_device_mb
-        if needed is None:
-            needed = await registered.harness.estimate_mb(spec, kind)
+        if (
+            needed is None
+        ):  # resident memory grows with use, so on a cpu an estimate may know better
+            estimate = await registered.harness.estimate_mb(spec, kind)
+            learned = past.per_device_mb if past is not None else None
+            needed = max(filter(None, (estimate, learned)), default=None)
         count = max(spec.tensor_parallel, len(spec.devices))
         return Need(needed, count, spec.devices, (kind,))
 
@@ -418,6 +429,7 @@ class Runtime:
         self.change(advance(held.instance, InstanceState.STOPPING))
         logs.event(log, "unloading", instance=held.instance.id, model=held.instance.spec.model_id)
         devices = held.instance.devices if any(held.instance.measured_mb) else ()
+        self._remember(held.instance)
         await held.life.end()
         await self._until_freed(devices)
         self._drop(held.instance.id)
@@ -464,7 +476,7 @@ class Runtime:
         if instance.load_seconds is not None:
             load = PastLoad(
                 seconds=instance.load_seconds,
-                per_device_mb=max(instance.measured_mb, default=0) or None,
+                per_device_mb=instance.peak_mb or None,
             )
             self._state.remember_load(instance.spec, self._books.kind_of(instance.devices[0]), load)
 

@@ -75,6 +75,15 @@ class Harness(Protocol):
     name: str
     capabilities: EngineCapabilities
 
+    @property
+    def program(self) -> str | None:
+        """Path of the engine's program; None where it is missing, or is no program of its own."""
+        ...
+
+    async def prepare(self) -> None:
+        """Look at the engine's program, so that `launch` need not; cheap when done before."""
+        ...
+
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """MiB of weights that a load reads; None when they are not on this host's disk."""
         ...

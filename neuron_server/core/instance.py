@@ -50,7 +50,7 @@ class Instance:
         devices: indices of its devices.
         promised_mb: MiB promised on each of them.
         measured_mb: MiB measured on each of them, in their order; empty when not measured.
-        peak_mb: the most that was measured over all devices together.
+        peak_mb: the most that was ever measured on one of them.
         started_at: Unix seconds at which its load began.
         ready_at: Unix seconds at which it became ready; 0 before.
         crashes: how often it crashed since it was last healthy for long.

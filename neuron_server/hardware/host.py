@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
-from cortex_common.hardware import Device, Discovery
+from cortex_common.hardware import Device, Discovery, HostWarning
 from cortex_common.models import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
 from neuron_server.processes import read_table
@@ -74,8 +74,15 @@ class Host:
             self._thread, self._read, dict(heads)
         )
 
-    def discovery(self, harnesses: tuple[str, ...]) -> Discovery:
-        """GET /discovery."""
+    @property
+    def cuda_version(self) -> str | None:
+        """The highest that the driver offers."""
+        return self._inventory.cuda_version
+
+    def discovery(
+        self, harnesses: tuple[str, ...], warnings: tuple[HostWarning, ...] = ()
+    ) -> Discovery:
+        """GET /discovery; `warnings` are those about engines."""
         return Discovery(
             hostname=socket.gethostname(),
             os=_os_name(),
@@ -85,7 +92,7 @@ class Host:
             devices=self.devices,
             harnesses=harnesses,
             neuron_version=__version__,
-            warnings=self._inventory.warnings,
+            warnings=(*self._inventory.warnings, *warnings),
         )
 
     def _look(self) -> None:

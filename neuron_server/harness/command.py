@@ -7,6 +7,7 @@ SGLang's /health runs a generation, so /ready is asked instead; ComfyUI has an A
 
 from __future__ import annotations
 
+import shutil
 import signal
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,6 +155,14 @@ class CommandHarness:
             kinds=preset.kinds,
             stop_signal=signal.Signals[f"SIG{entry.stop_signal or preset.stop_signal}"],
         )
+
+    @property
+    def program(self) -> str | None:
+        """The first word of the command, where it is found."""
+        return shutil.which(str(self._binary or self._template[0]))
+
+    async def prepare(self) -> None:
+        """Nothing to look at."""
 
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """Known when the source is on this host."""

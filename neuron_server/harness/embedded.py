@@ -32,6 +32,14 @@ class EmbeddedHarness:
         self._env = entry.env
         self._http = http
 
+    @property
+    def program(self) -> str | None:
+        """The wheel is no program of its own."""
+        return None
+
+    async def prepare(self) -> None:
+        """Nothing to look at."""
+
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """See `Harness.weights_mb`."""
         return size_mb(gguf_file(spec))

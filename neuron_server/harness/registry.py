@@ -12,12 +12,16 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry, HarnessKind
 from cortex_common.errors import BadRequest, ConfigError, nearest
+from cortex_common.hardware import HostWarning
 from cortex_common.harness import Harness
 from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
+from neuron_server.harness.llamacpp import LlamaCppHarness
+from neuron_server.harness.program import linked_cuda
 
 _KINDS: Mapping[HarnessKind, Callable[[HarnessEntry, httpx.AsyncClient], Harness]] = {
     "embedded": EmbeddedHarness,
+    "llamacpp": LlamaCppHarness,
     "command": CommandHarness,
 }
 
@@ -40,6 +44,27 @@ class Registry:
     def __init__(self, entries: Sequence[HarnessEntry], http: httpx.AsyncClient) -> None:
         self._http = http
         self._by_name = {entry.name: _build(entry, http) for entry in entries}
+
+    async def warnings(self, driver_cuda: str | None) -> tuple[HostWarning, ...]:
+        """Look at all engines' programs; what an operator should mend about them.
+
+        Args:
+            driver_cuda: the highest CUDA version that the driver offers.
+        """
+        found: list[HostWarning] = []
+        for name, registered in self._by_name.items():
+            await registered.harness.prepare()
+            program = registered.harness.program
+            built_for = await linked_cuda(program) if program and driver_cuda else None
+            if built_for and driver_cuda and built_for > int(driver_cuda.split(".")[0]):
+                found.append(
+                    HostWarning(
+                        code="engine_cuda_mismatch",
+                        message=f"{name}: {program} is built for CUDA {built_for}, the driver offers {driver_cuda}: "
+                        "install a matching build or a newer driver",
+                    )
+                )
+        return tuple(found)
 
     async def close(self) -> None:
         """Close the client that probes share."""

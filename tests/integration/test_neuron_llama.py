@@ -1,0 +1,141 @@
+"""A real llama-server under a real neuron."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from engines.build_llama import find
+from engines.neuron_rig import NeuronRig, load, running, until
+
+from cortex_common.errors import BadRequest
+from cortex_common.models import InstanceState, LoadSpec, ModelInfo, UnloadRequest
+from neuron_server.engines.tiny import write_tiny_gguf
+
+BINARY = find()
+pytestmark = [
+    pytest.mark.llama,
+    pytest.mark.skipif(BINARY is None, reason="no llama-server: run make engines"),
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 2 MB."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=5)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[NeuronRig]:
+    """A neuron with llama.cpp."""
+    llama = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{BINARY}"\n'
+    rig = NeuronRig(tmp_path / "neuron")
+    rig.config.write_text(
+        rig.config.read_text() + llama + f"port_range = [{rig.ports[0]}, {rig.ports[1]}]\n"
+    )
+    yield from running(rig)
+
+
+def llama(weights: Path, model: str, **more: object) -> LoadSpec:
+    """A spec of llama.cpp."""
+    one_thread = (
+        "-t",
+        "1",
+    )  # spinning threads of several engines would stall one another on two cores
+    spec = {"model_id": model, "harness": "llamacpp", "source": str(weights), "args": one_thread}
+    return LoadSpec.model_validate(spec | more)
+
+
+async def lines_of(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[str]:
+    """All data lines of a long stream; `first` is set when it has begun."""
+    body = {
+        "model": model.id,
+        "messages": [{"role": "user", "content": "go"}],
+        "max_tokens": tokens,
+        "stream": True,
+    }
+    found: list[str] = []
+    async with (
+        httpx.AsyncClient(base_url=model.url or "", timeout=60) as http,
+        http.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                found.append(line[6:])
+                first.set()
+    return found
+
+
+async def test_llama_server_is_started_asked_and_measured(rig: NeuronRig, weights: Path):
+    """The harness finds context, slots and version by asking the engine."""
+    async with rig.client() as client:
+        spec = llama(weights, "org/llama", context=1024, parallel=2)
+        ready = await load(client, spec)
+        assert ready.context == 1024
+        assert ready.parallel == 2
+        assert (ready.engine_version or "").startswith("llama.cpp ")
+        first = asyncio.Event()
+        data = await lines_of(ready, 20, first)
+        assert data[-1] == "[DONE]"
+        assert json.loads(data[0])["model"] == "org/llama"
+        await client.unload(UnloadRequest(model_id="org/llama"))
+        assert await client.models() == ()
+
+
+async def test_a_drained_llama_server_finishes_its_stream(rig: NeuronRig, weights: Path):
+    """Unload with drain_seconds waits until the engine's slots are idle."""
+    async with rig.client() as client:
+        ready = await load(client, llama(weights, "drained", context=4096, parallel=1))
+        first = asyncio.Event()
+        streaming = asyncio.create_task(lines_of(ready, 1000, first))
+        await asyncio.wait_for(first.wait(), 10)
+        await client.unload(UnloadRequest(model_id="drained", drain_seconds=30))
+        assert (await streaming)[-1] == "[DONE]"
+
+
+async def test_bad_arguments_are_told_with_the_engines_last_words(rig: NeuronRig, weights: Path):
+    """An engine that refuses its arguments is a failed instance whose error says so, and is not restarted."""
+    async with rig.client() as client:
+        await client.load(llama(weights, "wrong", args=("--no-such-flag",)))
+        models = await until(client, lambda ms: bool(ms) and ms[0].status == "failed")
+        assert "no-such-flag" in (models[0].error or "")
+        assert "did not accept its arguments" in (models[0].error or "")
+        assert (await client.health()).devices[0].vram_reserved_mb == 0
+        with pytest.raises(BadRequest, match="exactly one GGUF"):
+            await client.load(llama(weights.parent.parent, "nothing", file=None))
+
+
+async def test_three_streams_survive_a_killed_neuron(rig: NeuronRig, weights: Path):
+    """Two llama-servers and an embedded engine go on when their neuron is killed; the next adopts and ends them."""
+    async with rig.client() as client:
+        ready = [
+            await load(client, llama(weights, "one", context=4096, parallel=1)),
+            await load(client, llama(weights, "two", context=4096, parallel=1)),
+            await load(client, LoadSpec(model_id="three", harness="embedded", source=str(weights))),
+        ]
+    begun = [asyncio.Event() for _ in ready]
+    streams = [
+        asyncio.create_task(lines_of(model, 1800, first))
+        for model, first in zip(ready, begun, strict=True)
+    ]
+    await asyncio.gather(*(asyncio.wait_for(first.wait(), 20) for first in begun))
+    assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
+    assert not any(stream.done() for stream in streams)
+    await asyncio.to_thread(rig.start)
+    async with rig.client() as client:
+        models = await until(
+            client, lambda ms: len(ms) == 3 and all(m.status is InstanceState.READY for m in ms)
+        )
+        assert {m.instance_id: m.url for m in models} == {m.instance_id: m.url for m in ready}
+        assert {m.id: m.load_seconds for m in models} == {m.id: m.load_seconds for m in ready}
+        for data in await asyncio.gather(*streams):
+            assert data[-1] == "[DONE]"
+        for model in ready:
+            await client.unload(UnloadRequest(model_id=model.id))
+        assert await client.models() == ()
+    assert rig.engines() == []
