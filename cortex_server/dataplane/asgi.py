@@ -52,6 +52,9 @@ class _Client:
             self._full = True
             self.exchange.client_full()
 
+    def flush(self) -> None:
+        """See `Downstream`: nothing is held here."""
+
     def end(self) -> None:
         """See `Downstream`."""
         self._put({"type": "http.response.body", "body": b"", "more_body": False})

@@ -52,6 +52,7 @@ class Diverted:
     __slots__ = (
         "_body",
         "_chunked",
+        "_held",
         "_lingering",
         "_protocol",
         "_size",
@@ -70,6 +71,7 @@ class Diverted:
         self._body: list[bytes] = []
         self._size = 0
         self._chunked = False
+        self._held: list[bytes] = []
         self._lingering: asyncio.TimerHandle | None = None
         self.complete = False
         # What uvicorn reads or sets on its own cycles.
@@ -133,19 +135,27 @@ class Diverted:
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        self._protocol.transport.write(b"".join(lines))
+        self._held = lines
 
     def write(self, data: bytes) -> None:
         """See `Downstream`."""
         if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._protocol.transport.write(data)
+            self._held += (b"%x\r\n" % len(data), data, b"\r\n")
+        else:
+            self._held.append(data)
+
+    def flush(self) -> None:
+        """See `Downstream`."""
+        if self._held:
+            self._protocol.transport.write(b"".join(self._held))
+            self._held = []
 
     def end(self) -> None:
         """See `Downstream`."""
-        transport = self._protocol.transport
         if self._chunked:
-            transport.write(b"0\r\n\r\n")
+            self._held.append(b"0\r\n\r\n")
+        self.flush()
+        transport = self._protocol.transport
         self.response_complete = True
         if not self.complete:
             self._lingering = self._protocol.loop.call_later(_LINGER_S, transport.close)

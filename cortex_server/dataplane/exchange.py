@@ -55,13 +55,20 @@ MOST_TRIES = 3
 
 
 class Downstream(Protocol):
-    """The client's side of a request, as a face gives it. None of these calls waits."""
+    """The client's side of a request, as a face gives it.
+
+    None of these calls waits, and what they send may be held until `flush` or `end`, so that it leaves with one system
+    call.
+    """
 
     def respond(self, status: int, headers: Headers, length: int | None) -> None:
         """Send the head; `length` None means that the end shows by itself."""
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""
+
+    def flush(self) -> None:
+        """Send what is held."""
 
     def end(self) -> None:
         """The answer is whole."""
@@ -256,6 +263,7 @@ class Exchange:
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             self._client.respond(200, [*head, *self._labels()], None)
         self._client.write(self._progress_comment())
+        self._client.flush()
         self._keepalive = self._loop.call_later(
             self.plane.settings.cold_start_comment_after_s, self._keep_alive
         )
@@ -356,6 +364,10 @@ class Exchange:
         assert self._answer is not None
         if owed := self._answer.feed(data):
             self._client.write(owed)
+
+    def upstream_read(self) -> None:
+        """See `Receiver`."""
+        self._client.flush()
 
     def upstream_end(self) -> None:
         """See `Receiver`."""

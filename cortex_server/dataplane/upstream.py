@@ -23,13 +23,20 @@ _JOIN_BELOW = 64 * 1024
 
 
 class Receiver(Protocol):
-    """Whoever asked. Calls come in this order: head, data any number of times, then end or lost."""
+    """Whoever asked. Calls come in this order: head, data any number of times, then end or lost.
+
+    `upstream_read` follows when all that one read of the socket brought has been told, so that it can be passed on with
+    one write.
+    """
 
     def upstream_head(self, status: int, headers: Headers) -> None:
         """Status and headers have come; header names are in lower case."""
 
     def upstream_data(self, data: bytes) -> None:
         """A piece of the body, decoded from its framing."""
+
+    def upstream_read(self) -> None:
+        """Nothing more has come for now."""
 
     def upstream_end(self) -> None:
         """The answer is whole, and the connection already back in its pool."""
@@ -194,6 +201,8 @@ class Connection(asyncio.Protocol):
             self._receiver.upstream_data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete:
             self._finish()
+        elif self._receiver is not None:
+            self._receiver.upstream_read()
 
     # -- httptools ---------------------------------------------------------------------------
 
