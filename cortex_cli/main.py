@@ -40,6 +40,7 @@ COMMANDS = {
     "status": Entry(
         "status", "Daily use", "Show the fleet on one screen: gateway, nodes, memory, trouble"
     ),
+    "top": Entry("top", "Daily use", "Watch and operate the fleet on a full screen"),
     "ps": Entry("ps", "Daily use", "List what is loaded, and where"),
     "chat": Entry("chat", "Daily use", "Talk to a model"),
     "models": Entry("models", "Fleet", "List, load and unload models"),

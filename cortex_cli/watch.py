@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from cortex_cli.client import connect
@@ -29,7 +29,7 @@ class Lost:
     retry_in_s: float
 
 
-async def follow(gateway: str | None) -> AsyncIterator[FleetSnapshot | Lost]:
+async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, None]:
     """Every change of the fleet; after each loss of the gateway, attempts with growing pauses.
 
     Raises:

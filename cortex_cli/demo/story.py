@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cortex_cli.actions import progress
@@ -227,14 +228,13 @@ async def _first_end(started: list[Child]) -> None:
 
 async def _view(gateway: str) -> None:
     """The live view in a process of its own, on this terminal; leaving it ends the demo."""
+    words = ["top"] if find_spec("textual") else ["ps", "--watch"]
     view = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "cortex_cli",
-        "ps",
-        "--watch",
-        "--gateway",
-        gateway,
-        env=os.environ.copy(),
+        sys.executable, "-m", "cortex_cli", *words, "--gateway", gateway, env=os.environ.copy()
     )
-    await view.wait()
+    try:
+        await view.wait()
+    finally:
+        if view.returncode is None:
+            view.terminate()
+            await view.wait()

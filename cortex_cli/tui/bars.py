@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +12,10 @@ from cortex_common.models import InstanceState
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = " .:-=+*#@"
+
+
+PALETTE = 8
+"""How many colours models share."""
 
 
 class Part(StrEnum):
@@ -145,6 +150,52 @@ def _level(value: float | None, lo: float, hi: float, levels: str) -> str:
     return levels[max(1, round(share * (len(levels) - 1)))] if share > 0 else levels[1]
 
 
+def colors(models: Iterable[str], before: Mapping[str, int]) -> dict[str, int]:
+    """A colour of the palette for each model: the one it has, else its own by name, else one that is free."""
+    names = sorted(set(models))
+    found = {name: before[name] for name in names if name in before}
+    for name in names:
+        if name not in found:
+            own = zlib.crc32(name.encode())
+            wheel = [(own + step) % PALETTE for step in range(PALETTE)]
+            taken = set(found.values())
+            found[name] = next((c for c in wheel if c not in taken), wheel[0])
+    return found
+
+
 def short_name(model: str) -> str:
     """A model's name without its owner: what fits into a bar."""
     return model.rsplit("/", 1)[-1]
+
+
+_FILL = {
+    Part.MODEL: "█",
+    Part.LOADING: "▓",
+    Part.FOREIGN: "▒",
+    Part.OTHER: "▒",
+    Part.RESERVED: "░",
+    Part.GHOST: "▞",
+    Part.FREE: " ",
+}
+_ASCII_FILL = {
+    Part.MODEL: "#",
+    Part.LOADING: "+",
+    Part.FOREIGN: "x",
+    Part.OTHER: "x",
+    Part.RESERVED: ".",
+    Part.GHOST: "/",
+    Part.FREE: " ",
+}
+_NAMED = {Part.FOREIGN: "foreign", Part.RESERVED: "promised", Part.OTHER: "other"}
+
+
+def segment_text(segment: Segment, *, ascii_only: bool) -> str:
+    """A segment as text of exactly its width: its label in the middle of its pattern, where there is room."""
+    fill = (_ASCII_FILL if ascii_only else _FILL)[segment.part]
+    label = short_name(segment.label) if segment.label else _NAMED.get(segment.part, "")
+    room = segment.width - 2
+    if label and room >= 3:
+        # The pattern on both sides tells where one model ends, without colour too.
+        shown = label if len(label) <= room else label[: room - 1] + ("~" if ascii_only else "…")
+        return shown.center(segment.width, fill)
+    return fill * segment.width

@@ -1,0 +1,443 @@
+"""`cortex top`: the wiring of source, view models, widgets and keys."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import PurePath
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on, work
+from textual.app import App, ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.timer import Timer
+from textual.widgets import DataTable, Footer, Input, RichLog, Static
+from textual.worker import Worker, WorkerState
+
+from cortex_cli.render.table import printable
+from cortex_cli.tui.actions import Actions
+from cortex_cli.tui.changes import Change, changes
+from cortex_cli.tui.commands import Command, Verb, parse
+from cortex_cli.tui.history import History
+from cortex_cli.tui.keys import DISTURBING, KEYS, keys_text
+from cortex_cli.tui.operator import Operator
+from cortex_cli.tui.screens.dialogs import Page, facts_text
+from cortex_cli.tui.source import Source
+from cortex_cli.tui.theme import DARK, LIGHT
+from cortex_cli.tui.view import Choice, Sort, describe, passes, rows, summary
+from cortex_cli.tui.widgets.devices import DevicePanel
+from cortex_cli.tui.widgets.models import ModelTable
+from cortex_cli.tui.widgets.summary import SummaryLine
+from cortex_cli.watch import Lost
+from cortex_common.errors import BadRequest
+from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
+
+_SLOWEST_S, _FASTEST_S = 10.0, 0.25
+_LOG_LINES = 2000
+_SHORT_SCREEN = 24
+_WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
+_HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (_SHORT_SCREEN, "-tall")]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How the screen is wanted.
+
+    Attributes:
+        where: what the header calls the source.
+        interval_s: seconds between two drawings.
+        live: whether the source is a gateway, and not a recording.
+    """
+
+    where: str
+    interval_s: float = 1.0
+    read_only: bool = False
+    ascii_only: bool = False
+    theme: str = DARK.name
+    live: bool = True
+
+
+class Top(App[None]):
+    """The dashboard.
+
+    Args:
+        source: of snapshots.
+        operator: who carries out what keys ask for.
+        look: how it is wanted.
+    """
+
+    CSS_PATH: ClassVar[str | PurePath | list[str | PurePath] | None] = "cortex.tcss"
+    TITLE: str | None = "cortex"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS = KEYS
+    HORIZONTAL_BREAKPOINTS = _WIDTHS
+    VERTICAL_BREAKPOINTS = _HEIGHTS
+
+    def __init__(self, source: Source, operator: Operator, look: Look) -> None:
+        super().__init__()
+        self._source = source
+        self._look = look
+        self._actions = Actions(self, operator)
+        self._history = History()
+        self._latest: FleetSnapshot | None = None
+        self._held: FleetSnapshot | None = None
+        self._lost: Lost | None = None
+        self._choice = Choice()
+        self._stale = True
+        self._interval = look.interval_s
+        self._timer: Timer | None = None
+        self._line_is_filter = True
+
+    # -- life --------------------------------------------------------------------------------
+
+    def compose(self) -> ComposeResult:
+        """The main screen."""
+        yield SummaryLine(id="summary")
+        yield Static(id="banner", markup=False)
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                with VerticalScroll(id="device-box", can_focus=False):
+                    yield DevicePanel(ascii_only=self._look.ascii_only)
+                yield ModelTable()
+                yield RichLog(id="events", max_lines=_LOG_LINES, wrap=True)
+            with VerticalScroll(id="side", can_focus=False):
+                yield Static(id="detail", markup=False)
+        yield Input(id="line", compact=True)
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Start to follow and to draw."""
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = self._look.theme
+        self.query_one("#device-box").border_title = "devices"
+        self.query_one("#events").border_title = "events"
+        self.query_one(ModelTable).focus()
+        self._timer = self.set_interval(self._interval, self._draw)
+        self._follow()
+
+    @work(exclusive=True, group="follow", exit_on_error=False)
+    async def _follow(self) -> None:
+        async with aclosing(self._source.follow()) as seen_all:
+            async for seen in seen_all:
+                first = self._latest is None
+                if isinstance(seen, Lost):
+                    self._lost = seen
+                else:
+                    self._take(seen)
+                if first or isinstance(seen, Lost):
+                    self._draw()
+
+    def _take(self, snapshot: FleetSnapshot) -> None:
+        was_lost, self._lost = self._lost is not None, None
+        for change in changes(self._latest, snapshot):
+            self._note(change)
+        self._history = self._history.after(snapshot)
+        self._latest = snapshot
+        self._stale = True
+        if was_lost:
+            self._draw()
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """A follower that failed for good, for want of a key say, is a state of the screen."""
+        if event.worker.group == "follow" and event.state is WorkerState.ERROR:
+            self._lost = Lost(str(event.worker.error), 0.0)
+            self._draw()
+
+    # -- drawing -----------------------------------------------------------------------------
+
+    @property
+    def _snapshot(self) -> FleetSnapshot | None:
+        return self._held or self._latest
+
+    def _draw(self, *, anyway: bool = False) -> None:
+        snapshot = self._snapshot
+        self._draw_banner()
+        if snapshot is None or not (self._stale or anyway):
+            return
+        self._stale = False
+        with self.batch_update():
+            facts = summary(snapshot, self._history)
+            self.query_one(SummaryLine).show(facts, self._look.where, self._mode())
+            self.query_one(DevicePanel).show(
+                snapshot, self._history, (), compact=self.size.height < _SHORT_SCREEN
+            )
+            table = self.query_one(ModelTable)
+            table.show(rows(snapshot, self._history, self._choice))
+            table.border_title = self._table_title(table.row_count, len(snapshot.models))
+            self._draw_detail()
+
+    def _mode(self) -> str:
+        if self._lost is not None:
+            return "LOST"
+        if self._held is not None:
+            return "FROZEN"
+        marks = (
+            "live" if self._look.live else "replay",
+            "read-only" if self._look.read_only else "",
+        )
+        return " ".join(m for m in marks if m)
+
+    def _table_title(self, shown: int, total: int) -> str:
+        turned = " reversed" if self._choice.reverse else ""
+        words = f" /{self._choice.words}" if self._choice.words else ""
+        marked = f" {len(self._choice.marked)} marked" if self._choice.marked else ""
+        return Text(f"models {shown}/{total}{words} by {self._choice.sort}{turned}{marked}").markup
+
+    def _draw_banner(self) -> None:
+        banner = self.query_one("#banner", Static)
+        lost = self._lost
+        banner.set_class(lost is not None, "shown")
+        self.screen_stack[0].set_class(lost is not None, "lost")
+        if lost is not None:
+            again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
+            old = "" if self._latest is None else "; below is what was last seen"
+            banner.update(printable(f"lost the gateway: {lost.why}{again}{old}"))
+            if self._latest is not None:
+                facts = summary(self._latest, self._history)
+                self.query_one(SummaryLine).show(facts, self._look.where, self._mode())
+
+    def _draw_detail(self) -> None:
+        model = self._current()
+        side = self.query_one("#side")
+        if model is None or self._snapshot is None or not side.display:
+            return
+        side.border_title = Text(model.id).markup
+        text = facts_text(describe(model, self._snapshot, self._history))
+        self.query_one("#detail", Static).update(text)
+
+    def _note(self, change: Change) -> None:
+        at = datetime.fromtimestamp(change.at).astimezone().strftime("%H:%M:%S")
+        line = Text(f"{at} ", style="dim")
+        tones = {"ready": "success", "up": "success", "failed": "error", "unreachable": "error"}
+        line.append(
+            printable(change.text), style=self.theme_variables.get(tones.get(change.state, ""), "")
+        )
+        self.query_one("#events", RichLog).write(line)
+
+    @on(DataTable.RowHighlighted)
+    def _cursor_moved(self) -> None:
+        self._draw_detail()
+
+    def on_resize(self) -> None:
+        """Lay out anew once the widgets know their sizes."""
+        self.call_after_refresh(self._draw, anyway=True)
+
+    # -- what the person points at -----------------------------------------------------------
+
+    def _current(self) -> ModelView | None:
+        name, snapshot = self.query_one(ModelTable).current, self._snapshot
+        return snapshot.model(name) if name and snapshot else None
+
+    def _meant(self) -> list[str]:
+        """The marked models, or the one under the cursor."""
+        if self._choice.marked:
+            return sorted(self._choice.marked)
+        model = self._current()
+        return [model.id] if model else []
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - textual's signature
+        """Grey what a read-only screen or a lost gateway can't do."""
+        if action in DISTURBING and (self._look.read_only or self._lost is not None):
+            return None
+        return True
+
+    # -- keys --------------------------------------------------------------------------------
+
+    @work
+    async def action_load(self) -> None:
+        """Load what is meant."""
+        await self._actions.load(self._meant())
+
+    @work
+    async def action_unload(self) -> None:
+        """Unload what is meant."""
+        if self._snapshot is not None and (models := self._meant()):
+            await self._actions.unload(models, self._snapshot)
+
+    def action_describe(self) -> None:
+        """Show all about the model under the cursor."""
+        if (model := self._current()) and self._snapshot:
+            facts = describe(model, self._snapshot, self._history)
+            self.push_screen(Page(model.id, facts_text(facts)))
+
+    @on(DataTable.RowSelected)
+    def _row_selected(self) -> None:
+        self.action_describe()
+
+    def action_json(self) -> None:
+        """Show the model under the cursor as JSON."""
+        if (model := self._current()) and self._snapshot:
+            alone = replace(self._snapshot, models=(model,), nodes=())
+            text = SNAPSHOT.dump_json(alone, indent=2).decode()
+            self.push_screen(Page(model.id, Text(text)))
+
+    def action_keys(self) -> None:
+        """Show what each key does."""
+        self.push_screen(Page("keys", keys_text()))
+
+    def action_mark(self) -> None:
+        """Mark the model under the cursor for the next action, or unmark it."""
+        if model := self._current():
+            self._choose(replace(self._choice, marked=self._choice.marked ^ {model.id}))
+            self.query_one(ModelTable).action_cursor_down()
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        orders = list(Sort)
+        self._choose(
+            replace(self._choice, sort=orders[(orders.index(self._choice.sort) + 1) % len(orders)])
+        )
+
+    def action_reverse(self) -> None:
+        """Turn the order round."""
+        self._choose(replace(self._choice, reverse=not self._choice.reverse))
+
+    def action_freeze(self) -> None:
+        """Hold the picture, or let it go on."""
+        self._held = None if self._held else self._latest
+        self._draw(anyway=True)
+
+    def action_redraw(self) -> None:
+        """Draw now."""
+        self._draw(anyway=True)
+
+    def action_faster(self) -> None:
+        """Draw twice as often."""
+        self._pace(self._interval / 2)
+
+    def action_slower(self) -> None:
+        """Draw half as often."""
+        self._pace(self._interval * 2)
+
+    def _pace(self, interval: float) -> None:
+        self._interval = min(_SLOWEST_S, max(_FASTEST_S, interval))
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_interval(self._interval, self._draw)
+        self._actions.say(f"drawing every {self._interval:g}s")
+
+    def action_zoom(self) -> None:
+        """The models table alone, or everything again."""
+        self.action_view("overview" if self.screen.has_class("view-models") else "models")
+
+    def action_view(self, name: str) -> None:
+        """Switch between overview, models, devices and events."""
+        for view in ("models", "gpus", "events"):
+            self.screen.set_class(view == name, f"view-{view}")
+        self.call_after_refresh(self._draw, anyway=True)
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor."""
+        table = self.query_one(ModelTable)
+        table.move_cursor(row=table.cursor_row + lines)
+
+    def action_leave(self) -> None:
+        """Close the line, else clear the filter, else the marks, else return to the overview."""
+        line = self.query_one("#line", Input)
+        if line.has_class("shown"):
+            self._close_line()
+        elif self._choice.words:
+            self._choose(replace(self._choice, words=""))
+        elif self._choice.marked:
+            self._choose(replace(self._choice, marked=frozenset()))
+        else:
+            self.action_view("overview")
+
+    def _choose(self, choice: Choice) -> None:
+        self._choice = choice
+        self._draw(anyway=True)
+
+    # -- the line at the bottom --------------------------------------------------------------
+
+    def action_filter(self) -> None:
+        """Type words that models must hold; those with ! they must not."""
+        self._open_line("filter: words, !not", self._choice.words, is_filter=True)
+
+    def action_command(self) -> None:
+        """Type a command."""
+        self._open_line(
+            "load MODEL [--node N | --gpu N/I], unload, filter, sort, theme ...",
+            "",
+            is_filter=False,
+        )
+
+    def _open_line(self, placeholder: str, value: str, *, is_filter: bool) -> None:
+        line = self.query_one("#line", Input)
+        self._line_is_filter = is_filter
+        line.placeholder = placeholder
+        line.value = value
+        line.add_class("shown")
+        line.focus()
+
+    def _close_line(self) -> None:
+        line = self.query_one("#line", Input)
+        line.remove_class("shown")
+        self.query_one(ModelTable).focus()
+
+    @on(Input.Changed, "#line")
+    def _typed(self, event: Input.Changed) -> None:
+        if self._line_is_filter and event.input.has_class("shown"):
+            self._choose(replace(self._choice, words=event.value))
+
+    @on(Input.Submitted, "#line")
+    def _entered(self, event: Input.Submitted) -> None:
+        self._close_line()
+        if self._line_is_filter:
+            return
+        try:
+            command = parse(event.value)
+        except BadRequest as failed:
+            self._actions.say("\n".join((failed.message, *failed.hints)), severity="error")
+        else:
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command.verb:
+            case Verb.LOAD | Verb.UNLOAD:
+                self._change_fleet(command)
+            case Verb.FILTER:
+                self._choose(replace(self._choice, words=command.argument))
+            case Verb.SORT:
+                self._choose(replace(self._choice, sort=Sort(command.argument)))
+            case Verb.MODEL:
+                self._go_to(command.argument)
+            case Verb.THEME:
+                self._wear(command.argument)
+            case Verb.HELP:
+                self.action_keys()
+            case Verb.QUIT:
+                self.exit()
+            case _:
+                self.action_view(command.verb)
+
+    def _wear(self, theme: str) -> None:
+        if theme in self.available_themes:
+            self.theme = theme
+            self._draw(anyway=True)
+        else:
+            self._actions.say(
+                f"themes: {', '.join(sorted(self.available_themes))}", severity="error"
+            )
+
+    @work
+    async def _change_fleet(self, command: Command) -> None:
+        if self.check_action(command.verb, ()) is not True or self._snapshot is None:
+            self._actions.say("this screen is read-only, or the gateway is lost", severity="error")
+        elif command.verb is Verb.LOAD:
+            await self._actions.load([command.argument], command.node, command.devices)
+        else:
+            await self._actions.unload([command.argument], self._snapshot)
+
+    def _go_to(self, words: str) -> None:
+        snapshot = self._snapshot
+        found = (
+            next((m.id for m in snapshot.models if passes(m, words)), None) if snapshot else None
+        )
+        if found is None:
+            self._actions.say(f"no model matches {words!r}", severity="error")
+        else:
+            self._choose(replace(self._choice, words=""))
+            self.query_one(ModelTable).go_to(found)

@@ -1,0 +1,62 @@
+"""The keys of `cortex top` as data: what each does, and where it is told. Lower case disturbs nobody's requests."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+
+_NAMES = {
+    "slash": "/",
+    "colon": ":",
+    "question_mark": "?",
+    "plus": "+",
+    "minus": "-",
+    "escape": "esc",
+}
+SHOWN = True
+HIDDEN = False
+
+
+def _key(keys: str, action: str, told: str, *, shown: bool = HIDDEN) -> Binding:
+    return Binding(keys, action, told, show=shown, id=action.replace("_", "-"))
+
+
+KEYS: list[BindingType] = [
+    _key("l", "load", "load", shown=SHOWN),
+    _key("u", "unload", "unload", shown=SHOWN),
+    _key("d,enter", "describe", "describe", shown=SHOWN),
+    _key("slash", "filter", "filter", shown=SHOWN),
+    _key("s", "sort", "sort", shown=SHOWN),
+    _key("S", "reverse", "turn the order round"),
+    _key("space", "mark", "mark"),
+    _key("y", "json", "show as JSON"),
+    _key("f", "freeze", "freeze", shown=SHOWN),
+    _key("r", "redraw", "draw now"),
+    _key("plus", "faster", "draw more often"),
+    _key("minus", "slower", "draw less often"),
+    _key("z", "zoom", "models alone"),
+    _key("colon", "command", "command line", shown=SHOWN),
+    _key("question_mark", "keys", "keys", shown=SHOWN),
+    _key("escape", "leave", "back"),
+    Binding("1", "view('overview')", "overview", show=False, id="view-overview"),
+    Binding("2", "view('models')", "models", show=False, id="view-models"),
+    Binding("3", "view('gpus')", "devices", show=False, id="view-gpus"),
+    Binding("4", "view('events')", "events", show=False, id="view-events"),
+    Binding("j,down", "move(1)", "down", show=False, id="down"),
+    Binding("k,up", "move(-1)", "up", show=False, id="up"),
+    _key("q", "quit", "quit", shown=SHOWN),
+]
+
+DISTURBING = frozenset({"load", "unload"})
+"""Actions that a read-only screen refuses."""
+
+
+def keys_text() -> Text:
+    """All keys with what they do."""
+    text = Text()
+    for binding in KEYS:
+        if isinstance(binding, Binding):
+            names = ", ".join(_NAMES.get(k, k) for k in binding.key.split(","))
+            text.append(f"{names:>10}  ", style="bold")
+            text.append(f"{binding.description}\n")
+    return text

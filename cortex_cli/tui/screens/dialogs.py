@@ -1,0 +1,95 @@
+"""Questions and texts over the main screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Button, Static
+
+
+class Confirm(ModalScreen[bool]):
+    """A question that is answered by y or n; Cancel has the focus.
+
+    Args:
+        question: what is about to happen.
+        details: what it costs and which command does the same.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "yes"),
+        Binding("n,escape", "answer(False)", "no"),
+        Binding("left,right,h,l", "app.focus_next", "other button", show=False),
+    ]
+
+    def __init__(self, question: str, details: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._question = question
+        self._details = details
+
+    def compose(self) -> ComposeResult:
+        """Question, details, two buttons."""
+        with Vertical(classes="dialog"):
+            yield Static(Text(self._question, style="bold"))
+            yield Static(Text("\n".join(self._details), style="dim"))
+            with Horizontal(classes="buttons"):
+                yield Button("Cancel (n)", id="no", compact=True)
+                yield Button("Do it (y)", id="yes", variant="warning", compact=True)
+
+    def on_mount(self) -> None:
+        """Make the harmless answer the one that enter gives."""
+        self.query_one("#no", Button).focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Answer by button."""
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, answer: bool) -> None:
+        """Answer by key."""
+        self.dismiss(answer)
+
+
+class Page(ModalScreen[None]):
+    """A text that can be scrolled.
+
+    Args:
+        title: in its border.
+        text: to read.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter,question_mark,d,y", "app.pop_screen", "close"),
+        Binding("j", "scroll(1)", "down", show=False),
+        Binding("k", "scroll(-1)", "up", show=False),
+    ]
+
+    def __init__(self, title: str, text: Text) -> None:
+        super().__init__()
+        self._title = title
+        self._text = text
+
+    def compose(self) -> ComposeResult:
+        """The text in a frame."""
+        with VerticalScroll(classes="page") as frame:
+            frame.border_title = Text(self._title).markup
+            frame.border_subtitle = "esc closes"
+            yield Static(self._text)
+
+    def action_scroll(self, lines: int) -> None:
+        """Scroll with j and k too."""
+        self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
+
+
+def facts_text(facts: Sequence[tuple[str, str]]) -> Text:
+    """Names and values as two columns."""
+    width = max((len(name) for name, _ in facts), default=0)
+    text = Text()
+    for name, value in facts:
+        text.append(f"{name:<{width}}  ", style="dim")
+        text.append(f"{value}\n")
+    return text

@@ -1,0 +1,47 @@
+"""The two themes of `cortex top`, and the colours of models in them."""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+from cortex_cli.tui.bars import PALETTE
+
+_DARK = ("#7aa2f7", "#9ece6a", "#e0af68", "#bb9af7", "#7dcfff", "#f7768e", "#73daca", "#ff9e64")
+_LIGHT = ("#2e5fbf", "#3f7a1c", "#8a5a00", "#7a3fb5", "#0b7285", "#b4233c", "#0b7a63", "#b34d00")
+
+DARK = Theme(
+    name="cortex-dark",
+    primary="#7aa2f7",
+    secondary="#7dcfff",
+    accent="#bb9af7",
+    success="#9ece6a",
+    warning="#e0af68",
+    error="#f7768e",
+    foreground="#c8d3f5",
+    background="#16161e",
+    surface="#1a1b26",
+    panel="#24283b",
+    dark=True,
+    variables={f"model-{i}": _DARK[i] for i in range(PALETTE)},
+)
+LIGHT = Theme(
+    name="cortex-light",
+    primary="#2e5fbf",
+    secondary="#0b7285",
+    accent="#7a3fb5",
+    success="#3f7a1c",
+    warning="#8a5a00",
+    error="#b4233c",
+    foreground="#1f2335",
+    background="#f5f6fa",
+    surface="#ffffff",
+    panel="#e4e7f0",
+    dark=False,
+    variables={f"model-{i}": _LIGHT[i] for i in range(PALETTE)},
+)
+
+
+def model_color(index: int, variables: dict[str, str]) -> str:
+    """A colour of the palette, from the theme that is on."""
+    # Themes that are not ours have no colours for models.
+    return variables.get(f"model-{index}") or _DARK[index]
