@@ -11,7 +11,8 @@ import msgspec
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 
-_TAIL = 8192
+_TAIL = 4096
+_HELD = 16384
 _WHOLE_BELOW = 1 << 20
 
 
@@ -57,31 +58,51 @@ class Answer(Protocol):
 class StreamAnswer:
     """A server-sent event stream in OpenAI's dialect, passed on as it comes.
 
-    Attributes:
-        events: complete events so far, `[DONE]` included.
+    Pieces are only collected on their way; every 16 KiB, and at the end, they are counted and all but the tail is
+    dropped. That costs a piece a quarter of a microsecond instead of four.
     """
 
-    __slots__ = ("_tail", "error", "events", "tokens_in", "tokens_out")
+    __slots__ = ("_counted", "_held", "_pieces", "error", "tokens_in", "tokens_out")
 
     def __init__(self) -> None:
-        self._tail = b""
-        self.events = 0
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._counted = 0
         self.tokens_in = 0
         self.tokens_out = 0
         self.error: str | None = None
 
     def feed(self, data: bytes) -> bytes:
         """See `Answer.feed`."""
-        self.events += data.count(b"\n\n")
-        if self._tail.endswith(b"\n") and data.startswith(b"\n"):
-            self.events += 1  # the blank line that ends an event came in two pieces
-        self._tail = data[-_TAIL:] if len(data) >= _TAIL else self._tail[-_TAIL:] + data
+        self._pieces.append(data)
+        self._held += len(data)
+        if self._held > _HELD:
+            self._tail()
         return data
+
+    @property
+    def events(self) -> int:
+        """Complete events so far, `[DONE]` included."""
+        return self._counted + self._tail().count(b"\n\n")
+
+    def _tail(self) -> bytes:
+        """The last bytes of the stream; what comes before them is counted and let go of."""
+        whole = b"".join(self._pieces)
+        if len(whole) > _TAIL:
+            # Cut behind a blank line, so that none is counted twice or lost between two pieces.
+            cut = whole.rfind(b"\n\n", 0, len(whole) - _TAIL) + 2
+            if cut >= 2:
+                self._counted += whole.count(b"\n\n", 0, cut)
+                whole = whole[cut:]
+        self._pieces = [whole]
+        self._held = len(whole)
+        return whole
 
     def end(self) -> bytes:
         """Nothing for a stream that ended with `[DONE]`; an error event for one that just stopped."""
-        self._read_tail()
-        if self._tail.rstrip().endswith(b"data: [DONE]") or self.error is not None:
+        tail = self._tail()
+        self._read(tail)
+        if tail.rstrip().endswith(b"data: [DONE]") or self.error is not None:
             return b""
         return self.broken(
             UpstreamFailed("the engine ended the stream early", details={"phase": "stream"})
@@ -90,13 +111,14 @@ class StreamAnswer:
     def broken(self, error: CortexError) -> bytes:
         """An error event, after closing the event that was cut in half."""
         self.error = error.code
-        missing = b"" if not self._tail or self._tail.endswith(b"\n\n") else b"\n\n"
-        if self._tail.endswith(b"\n"):
+        tail = self._tail()
+        missing = b"" if not tail or tail.endswith(b"\n\n") else b"\n\n"
+        if tail.endswith(b"\n"):
             missing = missing[1:]
         return missing + b"data: " + envelope_bytes(error) + b"\n\n"
 
-    def _read_tail(self) -> None:
-        for line in reversed(self._tail.splitlines()):
+    def _read(self, tail: bytes) -> None:
+        for line in reversed(tail.splitlines()):
             if not line.startswith(b"data:") or (b'"usage"' not in line and b'"error"' not in line):
                 continue
             try:
