@@ -78,6 +78,17 @@ def worth(strategy: Strategy, instance: InstanceView, standing: Standing) -> Wor
             return (standing.reload_s * max(standing.rate, LEAST_RATE),)
 
 
+def least_worth(strategy: Strategy, standing: Standing) -> Worth:
+    """No instance of a model that stands so is worth less."""
+    match strategy:
+        case Strategy.LRU:
+            return (float("-inf"),)
+        case Strategy.PRIORITY:
+            return (float(standing.priority),)
+        case Strategy.COST:
+            return (standing.reload_s * max(standing.rate, LEAST_RATE),)
+
+
 def cheapest(
     strategy: Strategy, candidates: Sequence[Victim], missing: Mapping[int, int]
 ) -> Choice | None:

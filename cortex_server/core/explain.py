@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cortex_common.config.catalogue import ModelProfile
@@ -33,16 +33,14 @@ def refusals(
     layouts: Sequence[Shape],
     rooms: Sequence[NodeRoom],
     policy: Policy,
-) -> tuple[Refusal, ...]:
+) -> Iterator[Refusal]:
     """One reason for each device, or for a node whose devices need not be looked at."""
-    found: list[Refusal] = []
     for room in rooms:
         labels = policy.labels.get(room.node.name)
         if (reason := node_refusal(profile, room.node, where, labels)) is not None:
-            found.append(Refusal(room.node.name, None, reason))
+            yield Refusal(room.node.name, None, reason)
         else:
-            found.extend(_of_devices(profile, where, layouts, room))
-    return tuple(found)
+            yield from _of_devices(profile, where, layouts, room)
 
 
 def _of_devices(

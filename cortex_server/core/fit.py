@@ -188,26 +188,29 @@ def device_sets(
 
 
 def with_room(
-    devices: tuple[DeviceRoom, ...], shape: Shape, *, mixed: bool, prefer: Prefer
+    profile: ModelProfile, room: NodeRoom, shape: Shape, where: Where, prefer: Prefer
 ) -> tuple[DeviceRoom, ...] | None:
     """The set of devices that has room for the shape as things are, the best by `prefer`.
 
     Args:
-        devices: suitable ones, by available memory, least first.
+        profile: of the model.
+        room: of the node.
         shape: what is to be placed.
-        mixed: whether devices of different types may share it.
+        where: what the operator wants.
         prefer: pack takes the least that suffices, spread the most. A model whose size nobody knows is
             spread in any case: where most is free, its load is most likely to succeed.
     """
-    need = shape.size.device_mb
-    roomy = [d for d in devices if d.available_mb >= need]
-    if prefer is Prefer.SPREAD or shape.size.source is SizeSource.UNKNOWN:
-        roomy.sort(key=lambda d: (-d.available_mb, d.index))
-    if shape.devices == 1:
-        return (roomy[0],) if roomy else None
+    need, kind = shape.size.device_mb, shape.kind
+    spread = prefer is Prefer.SPREAD or shape.size.source is SizeSource.UNKNOWN
     groups: dict[str, list[DeviceRoom]] = {}
-    for device in roomy:
-        group = groups.setdefault("" if mixed else device.name, [])
+    for device in reversed(room.by_available) if spread else room.by_available:
+        if device.available_mb < need or device.kind is not kind:
+            continue
+        if device_refusal(profile, device, where) is not None:
+            continue
+        if shape.devices == 1:
+            return (device,)
+        group = groups.setdefault("" if profile.mixed_devices else device.name, [])
         group.append(device)
         if len(group) == shape.devices:
             return tuple(sorted(group, key=lambda d: d.index))

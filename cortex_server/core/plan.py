@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.evict import UNKNOWN, Choice, cheapest
+from cortex_server.core.evict import UNKNOWN
 from cortex_server.core.explain import Refusal, refusals
 from cortex_server.core.fit import (
     Shape,
@@ -22,10 +23,14 @@ from cortex_server.core.fit import (
     suitable,
     with_room,
 )
+from cortex_server.core.making import cheapest_place
 from cortex_server.core.policy import Policy, Prefer
 from cortex_server.core.rooms import DeviceRoom, NodeRoom, frees, is_serving
 from cortex_server.core.victims import Guard
 from cortex_server.core.world import Wish, World
+
+MOST_REASONS = 64
+"""Reasons that an impossible plan carries."""
 
 _NO_LABELS: dict[str, str] = {}
 
@@ -80,7 +85,7 @@ class Impossible:
     """Waiting would not help.
 
     Attributes:
-        refusals: the reason for each node and device.
+        refusals: reasons by node and device, at most `MOST_REASONS`; `explain.refusals` gives all.
         no_node: not one node answers that could be asked at all.
     """
 
@@ -105,8 +110,9 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
         return made
     if (soon := _room_to_come(wish, layouts, rooms, world)) is not None:
         return soon
-    asked = [r for r in world.rooms if r.node.state is NodeState.UP]
-    return Impossible(refusals(wish.profile, wish.where, layouts, world.rooms, policy), not asked)
+    asked = any(r.node.state is NodeState.UP for r in world.rooms)
+    reasons = refusals(wish.profile, wish.where, layouts, world.rooms, policy)
+    return Impossible(tuple(islice(reasons, MOST_REASONS)), no_node=not asked)
 
 
 def _refused(wish: Wish, room: NodeRoom, policy: Policy) -> bool:
@@ -147,8 +153,7 @@ def _free_place(
     for room in rooms:
         if room.most_mb.get(shape.kind, -1) < need:
             continue
-        devices = suitable(wish.profile, room, shape, wish.where)
-        found = with_room(devices, shape, mixed=wish.profile.mixed_devices, prefer=policy.prefer)
+        found = with_room(wish.profile, room, shape, wish.where, policy.prefer)
         if found is None:
             continue
         left = sum(d.available_mb for d in found)
@@ -163,24 +168,15 @@ def _free_place(
     return Load(room.node.name, tuple(sorted(d.index for d in found)), shape, (), why)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A choice of victims with the place that it makes room in."""
-
-    room: NodeRoom
-    devices: tuple[DeviceRoom, ...]
-    shape: Shape
-    choice: Choice
-
-
 def _made_place(
     wish: Wish, layouts: Sequence[Shape], rooms: Sequence[NodeRoom], world: World, policy: Policy
 ) -> Load | Wait | None:
     """The eviction that loses least; a wait where only young or busy instances could go, until patience ends."""
     patient = wish.waited_s < policy.patience_s
     for tier, what in enumerate(("idle", "lately loaded", "busy")):
+        guard = Guard(world, policy, wish, tier)
         for shape in layouts:
-            place = _cheapest_place(wish, shape, rooms, world, policy, tier)
+            place = cheapest_place(shape, rooms, guard)
             if place is None:
                 continue
             victims = tuple(v.id for v in place.choice.victims)
@@ -198,36 +194,6 @@ def _made_place(
     return None
 
 
-def _cheapest_place(
-    wish: Wish,
-    shape: Shape,
-    rooms: Sequence[NodeRoom],
-    world: World,
-    policy: Policy,
-    tier: int,
-) -> _Place | None:
-    """The least loss over all nodes; nodes are tried by a lower bound of it, so that few are searched."""
-    need = shape.size.device_mb
-    guard = Guard(world, policy, wish, tier)
-    able = [r for r in rooms if r.reach_mb.get(shape.kind, -1) >= need]
-    bounds = [(guard.bound(r), at, r) for at, r in enumerate(able)]
-    bounds.sort(key=lambda b: b[:2])
-    best: _Place | None = None
-    for bound, _, room in bounds:
-        if best is not None and bound > best.choice.worth:
-            break
-        victims = guard.candidates(room)
-        devices = suitable(wish.profile, room, shape, wish.where)
-        for chosen in device_sets(devices, shape.devices, mixed=wish.profile.mixed_devices):
-            missing = {d.index: need - d.available_mb for d in chosen}
-            choice = cheapest(policy.strategy, victims, missing)
-            if choice is None or not guard.keeps_enough(choice):
-                continue
-            if best is None or choice.worth < best.choice.worth:
-                best = _Place(room, chosen, shape, choice)
-    return best
-
-
 def _room_to_come(
     wish: Wish, layouts: Sequence[Shape], rooms: Iterable[NodeRoom], world: World
 ) -> Wait | None:
@@ -237,16 +203,16 @@ def _room_to_come(
         if room.node.state is NodeState.CONNECTING and named:
             return Wait((), f"node {room.node.name} has not answered yet")
     for room in rooms:
-        holders = tuple(i.id for i in room.instances if _is_moving(i, wish))
-        if not holders and not room.promised:
+        if not room.moving and not room.promised and not wish.spared:
             continue
+        holders = tuple(i.id for i in room.instances if _is_moving(i, room, wish))
         held = _held(room, holders, wish, world)
         for shape in layouts:
             devices = suitable(wish.profile, room, shape, wish.where)
             need = shape.size.device_mb
             able = tuple(d for d in devices if d.available_mb + held.get(d.index, 0) >= need)
             sets = device_sets(able, shape.devices, mixed=wish.profile.mixed_devices)
-            if next(sets, None) is not None:
+            if (holders or room.promised) and next(sets, None) is not None:
                 return Wait(holders, f"room on {room.node.name} is in use or on its way")
     return None
 
@@ -266,13 +232,11 @@ def _held(
     return held
 
 
-def _is_moving(instance: InstanceView, wish: Wish) -> bool:
+def _is_moving(instance: InstanceView, room: NodeRoom, wish: Wish) -> bool:
     """Whether its memory may come free, or become evictable, without anything being decided now."""
-    if instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}:
-        return True
-    if instance.pinned or not wish.may_evict:
-        return False
-    return instance.state is InstanceState.LOADING or instance.id in wish.spared
+    if not wish.may_evict:
+        return instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}
+    return instance.id in room.moving or (instance.id in wish.spared and not instance.pinned)
 
 
 def _may_move(instance: InstanceView, wish: Wish, world: World) -> bool:

@@ -16,6 +16,12 @@ from cortex_common.models import InstanceId, InstanceState, ModelId
 Pins = frozenset[tuple[ModelId, str | None]]
 """Pins set by operators: a model on a node, or on any (None)."""
 
+Reach = Mapping[DeviceKind, tuple[int, ...]]
+"""MiB of the devices of each kind, the most first."""
+
+Stairs = tuple[tuple[int, ...], tuple[float, ...]]
+"""MiB freed by the first, the first two, ... of some instances, and the `last_used` of each, the oldest first."""
+
 TAKING_MEMORY = frozenset(
     {
         InstanceState.LOADING,
@@ -82,8 +88,12 @@ class NodeRoom:
         instances: those that take memory, pins applied, leaving ones draining, gone ones left out.
         promised: loads that the node does not show yet.
         most_mb: of each kind, the most that one device has available.
-        reach_mb: of each kind, the most that one device could have with every instance gone that is not pinned.
-        oldest: the least `last_used` of any idle instance that is not pinned; infinite when there is none.
+        idle_reach: of each kind, what each device could have with all evictable idle instances gone, most first.
+        ready_reach: the same with busy ones gone too.
+        stairs: of each device, what its evictable idle instances free together with all that were used before
+            them, and when each was last used; both grow.
+        idle: models with an evictable idle instance.
+        moving: instances whose memory comes free, or evictable, by itself.
     """
 
     node: NodeView
@@ -93,8 +103,11 @@ class NodeRoom:
     models: frozenset[ModelId]
     promised: tuple[Promise, ...]
     most_mb: Mapping[DeviceKind, int]
-    reach_mb: Mapping[DeviceKind, int]
-    oldest: float
+    idle_reach: Reach
+    ready_reach: Reach
+    stairs: Mapping[int, Stairs]
+    idle: frozenset[ModelId]
+    moving: frozenset[InstanceId]
 
 
 class Rooms:
@@ -155,6 +168,8 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
         for i in node.instances
         if i.state in TAKING_MEMORY and i.id not in overlay.gone
     )
+    idle = [i for i in instances if is_idle(i)]
+    ready = [i for i in instances if i.state is InstanceState.READY and not i.pinned]
     return NodeRoom(
         node=node,
         devices=devices,
@@ -162,9 +177,12 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
         instances=instances,
         models=frozenset(i.model for i in instances),
         promised=tuple(unseen),
-        most_mb=_most(devices, {}),
-        reach_mb=_most(devices, _could_free(instances, overlay)),
-        oldest=min((i.last_used for i in instances if is_idle(i)), default=float("inf")),
+        most_mb={kind: reach[0] for kind, reach in _reach(devices, ()).items()},
+        idle_reach=_reach(devices, idle),
+        ready_reach=_reach(devices, ready),
+        stairs=_stairs(idle),
+        idle=frozenset(i.model for i in idle),
+        moving=frozenset(i.id for i in instances if _is_moving(i)),
     )
 
 
@@ -212,19 +230,30 @@ def _as_decided(instance: InstanceView, overlay: Overlay) -> InstanceView:
     return instance
 
 
-def _could_free(instances: Iterable[InstanceView], overlay: Overlay) -> dict[int, int]:
+def _is_moving(instance: InstanceView) -> bool:
+    if instance.state is InstanceState.LOADING:
+        return not instance.pinned
+    return instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}
+
+
+def _reach(devices: Iterable[DeviceRoom], going: Iterable[InstanceView]) -> Reach:
     freed: dict[int, int] = {}
-    for instance in instances:
-        if not instance.pinned and instance.id not in overlay.leaving:
-            for index, mb in frees(instance).items():
-                freed[index] = freed.get(index, 0) + mb
-    return freed
-
-
-def _most(devices: Iterable[DeviceRoom], more: Mapping[int, int]) -> dict[DeviceKind, int]:
-    most: dict[DeviceKind, int] = {}
+    for instance in going:
+        for index, mb in frees(instance).items():
+            freed[index] = freed.get(index, 0) + mb
+    reach: dict[DeviceKind, list[int]] = {}
     for device in devices:
         if device.health is DeviceHealth.OK:
-            mb = device.available_mb + more.get(device.index, 0)
-            most[device.kind] = max(most.get(device.kind, 0), mb)
-    return most
+            mb = device.available_mb + freed.get(device.index, 0)
+            reach.setdefault(device.kind, []).append(mb)
+    return {kind: tuple(sorted(found, reverse=True)) for kind, found in reach.items()}
+
+
+def _stairs(idle: Iterable[InstanceView]) -> dict[int, Stairs]:
+    steps: dict[int, tuple[list[int], list[float]]] = {}
+    for instance in sorted(idle, key=lambda i: i.last_used):
+        for index, mb in frees(instance).items():
+            freed, used = steps.setdefault(index, ([], []))
+            freed.append(mb + (freed[-1] if freed else 0))
+            used.append(instance.last_used)
+    return {index: (tuple(freed), tuple(used)) for index, (freed, used) in steps.items()}

@@ -1,0 +1,136 @@
+"""How long a plan takes on a large fleet: python tests/bench/bench_plan.py [NODES [DEVICES [MODELS]]].
+
+Prints one line for each situation, in milliseconds. "warm" plans again on a snapshot whose rooms are known, "cold"
+builds all rooms first, and "one node changed" is what a gateway sees with each event of a node.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
+from cortex_common.hardware import DeviceKind
+from cortex_common.models import InstanceId, InstanceState, ModelId
+from cortex_server.core.evict import Standing
+from cortex_server.core.plan import plan
+from cortex_server.core.policy import Policy, Prefer, Strategy
+from cortex_server.core.rooms import Rooms
+from cortex_server.core.world import Wish, World
+
+NOW = 1_700_000_000.0
+TOTAL_MB = 140_000
+
+
+def full_node(name: str, devices: int, models: int, rng: random.Random) -> NodeView:
+    """A node whose devices are full of models of many sizes; every fourth instance is busy, every tenth pinned."""
+    free = [TOTAL_MB] * devices
+    instances: list[InstanceView] = []
+    for device in range(devices):
+        while free[device] > 15_000:
+            mb = min(rng.choice([8_000, 20_000, 40_000, 70_000]), free[device])
+            free[device] -= mb
+            last = NOW - rng.uniform(0, 7200)
+            instances.append(
+                InstanceView(
+                    id=InstanceId(f"{name}-{len(instances)}"),
+                    model=ModelId(f"model-{rng.randrange(models)}"),
+                    node=name,
+                    harness="vllm",
+                    state=InstanceState.READY,
+                    devices=(device,),
+                    vram_used_mb=mb,
+                    vram_by_device=(mb,),
+                    load_seconds=30.0,
+                    started_at=last - 3600,
+                    last_used=last,
+                    in_flight=int(rng.random() < 0.25),
+                    pinned=rng.random() < 0.1,
+                )
+            )
+    cards = tuple(
+        DeviceView(
+            index=i,
+            uuid=f"{name}-{i}",
+            kind=DeviceKind.CUDA,
+            name="H200",
+            vram_total_mb=TOTAL_MB,
+            vram_available_mb=free[i],
+            compute_capability="9.0",
+        )
+        for i in range(devices)
+    )
+    return NodeView(
+        name=name,
+        endpoint=f"http://{name}",
+        state=NodeState.UP,
+        harnesses=("vllm",),
+        devices=cards,
+        instances=tuple(instances),
+    )
+
+
+def milliseconds(work: Callable[[], object], times: int = 30) -> str:
+    """Median and worst of some runs."""
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        taken.append((time.perf_counter() - began) * 1000)
+    return f"{statistics.median(taken):7.2f} ms (worst {max(taken):.2f})"
+
+
+def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
+    """Run all situations."""
+    rng = random.Random(7)
+    made = tuple(full_node(f"n{i:04}", devices, models, rng) for i in range(nodes))
+    snapshot = FleetSnapshot(1, NOW, made)
+    rooms = Rooms()
+    standings = {
+        ModelId(f"model-{m}"): Standing(reload_s=rng.uniform(5, 90), rate=rng.random() ** 4)
+        for m in range(models)
+    }
+    world = World(rooms=rooms.of(snapshot), now=NOW, standings=standings)
+    instances = len(snapshot.instances())
+    print(f"{nodes} nodes x {devices} devices, {models} models, {instances} instances, all full\n")
+
+    def show(name: str, wish: Wish, policy: Policy) -> None:
+        kind = type(plan(wish, world, policy)).__name__
+        print(f"{name:<52}{kind:<12}{milliseconds(lambda: plan(wish, world, policy))}")
+
+    def profile(name: str, mb: int, **more: object) -> ModelProfile:
+        return ModelProfile.model_validate(
+            {"id": name, "harness": "vllm", "vram_mb": mb, "device_kind": "cuda"} | more
+        )
+
+    new = profile("new", 60_000)
+    show("ready already", Wish(profile("model-3", 60_000)), Policy())
+    show("fits somewhere", Wish(profile("new", 10_000)), Policy())
+    show("fits somewhere, spread", Wish(profile("new", 10_000)), Policy(prefer=Prefer.SPREAD))
+    for strategy in Strategy:
+        show(f"needs an eviction, {strategy}", Wish(new), Policy(strategy=strategy))
+    four = profile("new", 400_000, min_devices=4)
+    for strategy in Strategy:
+        show(f"evictions on 4 devices at once, {strategy}", Wish(four), Policy(strategy=strategy))
+    show("impossible, with a reason per device", Wish(profile("new", 200_000)), Policy())
+
+    print()
+    print(f"{'rooms, cold':<64}{milliseconds(lambda: Rooms().of(snapshot), 5)}")
+    print(f"{'rooms, nothing changed':<64}{milliseconds(lambda: rooms.of(snapshot))}")
+    turn = iter(range(10**9))
+
+    def one_changed() -> None:
+        at = next(turn) % nodes
+        changed = replace(made[at], seen_at=NOW + next(turn))
+        rooms.of(replace(snapshot, nodes=(*made[:at], changed, *made[at + 1 :])))
+
+    print(f"{'rooms, one node changed':<64}{milliseconds(one_changed)}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
