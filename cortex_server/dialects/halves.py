@@ -38,6 +38,8 @@ class HalfCharacters:
 
 def is_text(data: bytes) -> bool:
     """Whether the bytes are whole characters of UTF-8."""
+    if data.isascii():
+        return True
     try:
         data.decode()
     except UnicodeDecodeError:

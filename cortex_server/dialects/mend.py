@@ -11,10 +11,12 @@ from typing import Any
 
 import msgspec
 
-from cortex_server.dialects.calls import CallIds, CallTracker
+from cortex_server.dialects.calls import Call, CallIds, CallTracker
 from cortex_server.dialects.chat import Usage
 
 Json = dict[str, Any]
+
+_strings = msgspec.json.Decoder(str)
 
 
 class ChunkMender:
@@ -35,6 +37,7 @@ class ChunkMender:
         self._trackers: dict[int, CallTracker] = {}
         self._told_ids: dict[tuple[int, int], str] = {}
         self._told_names: set[tuple[int, int]] = set()
+        self._latest: Call | None = None
 
     def mend(self, chunk: Json) -> bool:
         """Mend in place; whether anything was changed."""
@@ -48,6 +51,16 @@ class ChunkMender:
             if isinstance(choice, dict):
                 self._choice(choice)
         return self._repairs.total() != before
+
+    def continued(self, inside: bytes) -> bool:
+        """Whether the call of the chunk before goes on with this JSON text, which has no quotes."""
+        try:
+            text = _strings.decode(b'"' + inside + b'"')
+        except ValueError:
+            return False
+        if self._latest is not None:
+            self._latest.parts.append(text)
+        return True
 
     def missing_finish(self) -> list[Json]:
         """The choices of a chunk that says what the engine left unsaid before its [DONE]."""
@@ -75,13 +88,14 @@ class ChunkMender:
         function = function if isinstance(function, dict) else {}
         if mend_arguments(function):
             self._repairs["arguments_object"] += 1
-        index, engine_id = piece.get("index"), piece.get("id")
+        index = piece.get("index")
         call = self._trackers.setdefault(choice, CallTracker()).place(
             index if isinstance(index, int) else None,
-            engine_id if isinstance(engine_id, str) else "",
-            function.get("name") or "",
-            function.get("arguments") or "",
+            _text(piece.get("id")),
+            _text(function.get("name")),
+            _text(function.get("arguments")),
         )
+        self._latest = call
         if index != call.number:
             piece["index"] = call.number
             self._repairs["call_index"] += 1
@@ -90,7 +104,7 @@ class ChunkMender:
     def _tell_once(self, key: tuple[int, int], piece: Json, function: Json) -> None:
         """Id and name stand in the first piece only: SDKs join the texts of all pieces."""
         if key not in self._told_ids:
-            told = self._ids.take(piece.get("id") or "")
+            told = self._ids.take(_text(piece.get("id")))
             if told != piece.get("id"):
                 piece["id"] = told
                 self._repairs["call_id"] += 1
@@ -104,6 +118,22 @@ class ChunkMender:
                 del function["name"]
                 self._repairs["call_repeated"] += 1
             self._told_names.add(key)
+
+
+def is_continuation(chunk: Json) -> bool:
+    """Whether a chunk holds one more piece of arguments and nothing else."""
+    match chunk:
+        case {
+            "choices": [
+                {
+                    "finish_reason": None,
+                    "delta": {"tool_calls": [{"function": {"arguments": str()}} as piece]},
+                }
+            ]
+        }:
+            return not (piece.get("id") or piece["function"].get("name") or chunk.get("usage"))
+        case _:
+            return False
 
 
 def mend_answer(body: bytes, answer_id: str) -> tuple[bytes, Counter[str]]:
@@ -131,7 +161,7 @@ def _mend_message(choice: Json, ids: CallIds, repairs: Counter[str]) -> None:
     for call in calls:
         if mend_arguments(call.get("function") or {}):
             repairs["arguments_object"] += 1
-        told = ids.take(call.get("id") or "")
+        told = ids.take(_text(call.get("id")))
         if told != call.get("id"):
             call["id"] = told
             repairs["call_id"] += 1
@@ -147,6 +177,10 @@ def mend_arguments(function: Json) -> bool:
         return False
     function["arguments"] = msgspec.json.encode(arguments).decode()
     return True
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _usage(raw: Json) -> Usage | None:

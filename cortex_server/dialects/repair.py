@@ -17,8 +17,9 @@ from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.engine_errors import from_stream
 from cortex_server.dialects.halves import HalfCharacters, is_text
-from cortex_server.dialects.mend import ChunkMender
+from cortex_server.dialects.mend import ChunkMender, is_continuation
 from cortex_server.dialects.names import Echo
+from cortex_server.dialects.skeleton import ARGUMENTS, TEXT, Skeleton
 from cortex_server.dialects.sse import COMMENT, DONE, SseEvent, parse_block, write_data
 
 _BLOCK_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -63,6 +64,8 @@ class StreamRepair:
         self._prompt_tokens = prompt_tokens
         self._echo = echo
         self._mender = ChunkMender(answer_id, self.repairs)
+        self._text = Skeleton(echo, TEXT)
+        self._arguments = Skeleton(echo, ARGUMENTS)
         self._halves = HalfCharacters()
         self._tail = bytearray()
         self._returns = False
@@ -92,42 +95,26 @@ class StreamRepair:
         """What the engine's next bytes, cut anywhere, come to; an unfinished event waits."""
         if self.over:
             return b""
-        tail = self._tail
-        if self._returns or b"\r" in data:
-            self._returns = True
-            tail += data
-            return self._blocks()
-        if tail:
-            seen = len(tail)
-            tail += data
-            if tail.find(b"\n\n", seen - 1) < 0:
-                return b""
-            data = bytes(tail)
-            tail.clear()
-        cut = data.rfind(b"\n\n") + 2
-        if cut != len(data):
-            if cut == 1:
-                tail += data
-                return b""
-            tail += data[cut:]
-            data = data[:cut]
-        passing = self._clean(data)
+        if not self._tail and (passed := self._like_before(data)) is not None:
+            self.events += 1
+            return passed
+        whole = self._whole_events(data)
+        if not whole:
+            return b""
+        passing = self._clean(whole)
         if not passing:
-            tail[:0] = data
-            return self._blocks()
+            return self._each(whole)
         self.events += passing
-        if not self._sample:
-            self._sample = data
-        return self._echo(data)
+        self._sample = self._sample or whole
+        if passing == 1:
+            self._text.learn(whole)
+        return self._echo(whole)
 
     def end(self) -> bytes:
         """The engine closed its stream."""
         if self.over:
             return b""
-        out = b""
-        if self._tail.strip():
-            self._tail += b"\n\n"
-            out = self._blocks()
+        out = self._each(bytes(self._tail) + b"\n\n") if self._tail.strip() else b""
         if self.over:
             return out
         if self._mender.finished:
@@ -144,6 +131,43 @@ class StreamRepair:
         self.error = error
         return write_data(envelope_bytes(error))
 
+    def _like_before(self, data: bytes) -> bytes | None:
+        """What to hand out for one event that differs from a clean one in nothing but its text."""
+        if self._halves.waiting:
+            return None
+        inside = self._text.inside(data)
+        if inside is not None:
+            return self._text.told(data, inside)
+        inside = self._arguments.inside(data)
+        if inside is None or not self._mender.continued(inside):
+            return None
+        return self._arguments.told(data, inside)
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """The tail and these bytes up to the last end of an event; the rest is the new tail."""
+        tail = self._tail
+        self._returns = self._returns or b"\r" in data
+        if self._returns:
+            tail += data
+            ends = [match.end() for match in _BLOCK_END.finditer(tail)]
+            cut = ends[-1] if ends else 0
+            whole = bytes(tail[:cut])
+            del tail[:cut]
+            return whole
+        if tail:
+            seen = len(tail)
+            tail += data
+            if tail.find(b"\n\n", seen - 1) < 0:
+                return b""
+            data = bytes(tail)
+            tail.clear()
+        elif data.endswith(b"\n\n"):
+            return data
+        cut = data.rfind(b"\n\n") + 1
+        cut += cut > 0
+        tail += data[cut:]
+        return data[:cut]
+
     def _clean(self, data: bytes) -> int:
         """How many events these bytes are when all are plain chunks in flight; else 0.
 
@@ -159,18 +183,16 @@ class StreamRepair:
             return 0
         if not _all_null(data, b'"tool_calls"') or self._halves.waiting:
             return 0
-        return events if data.isascii() or is_text(data) else 0
+        return events if is_text(data) else 0
 
-    def _blocks(self) -> bytes:
-        """Everything whole in the tail, looked at event by event."""
-        data = bytes(self._tail)
+    def _each(self, data: bytes) -> bytes:
+        """Whole events, looked at one by one."""
         out: list[bytes] = []
         start = 0
         for match in _BLOCK_END.finditer(data):
             if not self.over:
                 out.append(self._block(data[start : match.end()]))
             start = match.end()
-        del self._tail[:start]
         return b"".join(out)
 
     def _block(self, raw: bytes) -> bytes:
@@ -209,9 +231,14 @@ class StreamRepair:
                 changed = True
             elif _is_usage_chunk(chunk):
                 self._usage_told = True
-        if changed:
-            return self._echo(write_data(msgspec.json.encode(chunk)))
-        return self._echo(raw if whole else write_data(data))
+        if changed or not whole:
+            self._arguments.forget()
+            return self._echo(write_data(msgspec.json.encode(chunk) if changed else data))
+        if is_continuation(chunk):
+            self._arguments.learn(raw)
+        else:
+            self._arguments.forget()
+        return self._echo(raw)
 
     def _count_unasked(self) -> None:
         if not self._usage_asked:

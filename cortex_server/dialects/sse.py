@@ -41,6 +41,10 @@ class SseParser:
             data = self._line_feeds(data)
         tail = self._tail
         seen = len(tail)
+        if not seen and data.startswith(b"data: ") and data.endswith(b"\n\n"):
+            self._at_start = False
+            if data.count(b"\n") == 2:  # one event, as most reads of a live stream are
+                return [SseEvent("", data[6:-2])]
         if seen or self._at_start:
             tail += data
             if self._at_start and not self._skip_bom():

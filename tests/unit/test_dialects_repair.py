@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -18,10 +19,12 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from cortex_server.dialects.anthropic_stream import MessagesStream
 from cortex_server.dialects.assemble import Assembler
 from cortex_server.dialects.mend import mend_answer
 from cortex_server.dialects.names import Echo
 from cortex_server.dialects.repair import StreamRepair
+from cortex_server.dialects.responses_stream import ResponsesStream
 
 _STOP = chunk(finish="stop")
 _CALLS = chunk(finish="tool_calls")
@@ -147,6 +150,109 @@ def test_calls_are_mended(pieces: list[dict[str, Any]], kind: str) -> None:
     calls = [(ident, name, json.loads(arguments)) for ident, name, arguments in _accumulated(out)]
     assert calls == [("a", "f", {"x": 1}), ("b", "g", {"y": 2})]
     assert set(repair.repairs) == {kind}
+
+
+@pytest.mark.parametrize("index", [0, None])
+def test_long_calls_at_the_same_index_are_told_apart(index: int | None) -> None:
+    """What was learned from the pieces of one call does not hold for those of the next."""
+    texts = [json.dumps({"code": f'print("{n}")\n' * 3}) for n in range(3)]
+    deltas = [
+        piece
+        for n, text in enumerate(texts)
+        for piece in (
+            call(index, "", ident=f"id{n}", name="f"),
+            *(call(index, text[at : at + 2]) for at in range(0, len(text), 2)),
+        )
+    ]
+    data = wire(*(chunk(delta) for delta in deltas), _CALLS)
+    repair = _repair()
+    pieces = [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
+    out = b"".join(repair.feed(piece) for piece in pieces)
+    assert _accumulated(out) == [(f"id{n}", "f", text) for n, text in enumerate(texts)]
+    assert _through(data)[0] == out
+
+
+@given(st.lists(st.text(max_size=6), max_size=12), st.booleans(), st.sampled_from([None, "alias"]))
+def test_texts_of_any_kind_pass_event_by_event(
+    texts: list[str], in_calls: bool, alias: str | None
+) -> None:
+    """Quotes, backslashes and line feeds in the text of like chunks neither stop nor change them."""
+    head = [chunk(call(0, "", ident="a", name="f"))] if in_calls else []
+    body = [chunk(call(0, text) if in_calls else {"content": text}) for text in texts]
+    repair = _repair(echo=Echo(alias))
+    events_in = [*head, *body, chunk(finish="tool_calls" if in_calls else "stop")]
+    out = b"".join(repair.feed(wire(event, done=False)) for event in events_in)
+    assert _chunks(out) == [event | {"model": alias or "engine"} for event in events_in]
+    assert not repair.repairs
+    assert repair.events == len(events_in)
+
+
+@given(st.lists(st.binary(max_size=8), max_size=8), st.booleans())
+def test_no_bytes_break_the_relay(middles: list[bytes], in_calls: bool) -> None:
+    """Whatever stands where the text should be, nothing is raised and the end is told."""
+    example = chunk(call(0, "@@") if in_calls else {"content": "@@"})
+    repair = _repair()
+    repair.feed(wire(chunk(call(0, "", ident="a", name="f")), done=False))
+    repair.feed(wire(example, done=False))
+    for middle in middles:
+        repair.feed(wire(example, done=False).replace(b"@@", middle))
+    repair.feed(wire(_STOP))
+    repair.end()
+    assert repair.over
+
+
+_JUNK = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(st.sampled_from(["text", "error", "x"]), inner, max_size=2),
+    ),
+    max_leaves=4,
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))]
+
+
+def _with(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
+    if not path:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = _with(copy[path[0]], path[1:], junk)
+    return copy
+
+
+@given(st.data())
+def test_no_junk_in_a_chunk_is_raised(data: st.DataObject) -> None:
+    """A field of any wrong type is no reason to break: the stream goes on, or ends with an error."""
+    stream = []
+    for _ in range(3):
+        delta = {"content": "a", "reasoning": "r"} | call(0, "{}", ident="a", name="f")
+        whole = chunk(delta, finish="stop", usage=usage())
+        place = data.draw(st.sampled_from(_places(whole)))
+        stream.append(_with(whole, place, data.draw(_JUNK)))
+    sent = wire(*stream)
+    _through(sent, usage_wanted=data.draw(st.booleans()))
+    for other in (
+        MessagesStream(message_id="m", model="m"),
+        ResponsesStream(response_id="r", model="m", created=0),
+    ):
+        run(other.feed, other.end, sent)
+        assert other.complete or other.error is not None
+    assembler = Assembler(answer_id="r1")
+    assembler.feed(sent)
+    with contextlib.suppress(CortexError):
+        assembler.end()
 
 
 def test_calls_in_one_chunk_are_mended() -> None:
