@@ -30,6 +30,7 @@ from cortex_server.dialects.anthropic_answer import to_message
 from cortex_server.dialects.anthropic_errors import error_body
 from cortex_server.dialects.anthropic_models import Served, entry_body, page_body
 from cortex_server.dialects.engine_errors import from_answer, from_stream
+from cortex_server.dialects.openai_errors import engine_error_body
 from cortex_server.dialects.tokens import count_body, estimate, read_count
 
 
@@ -295,6 +296,36 @@ def test_no_body_is_too_strange_to_be_an_error(status: int, body: bytes) -> None
     """Reading an error never fails."""
     assert from_answer(status, body).message
     assert from_stream(body).message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (500, b'{"message":"boom"}', (500, "upstream_failed", "boom")),
+        (
+            500,
+            b'{"message":"prompt is too long: 9000 > 8192"}',
+            (400, "context_length_exceeded", "9000"),
+        ),
+        (404, b"not here", (404, "not_found", "not here")),
+        (401, b'{"detail":"key"}', (401, "upstream_failed", "key")),
+    ],
+)
+def test_engine_errors_get_openais_shape(
+    status: int, body: bytes, expected: tuple[int, str, str]
+) -> None:
+    """A client of OpenAI's dialect finds an error object with message and code, and no claim that it is ours."""
+    found_status, answer = engine_error_body(status, body)
+    error = json.loads(answer)["error"]
+    assert (found_status, error["code"]) == expected[:2]
+    assert expected[2] in error["message"]
+    assert "src" not in error
+
+
+def test_an_engines_error_in_openais_shape_passes_as_it_came() -> None:
+    """Its code and its own fields are the engine's to say."""
+    body = b'{"error": {"code": 400, "message": "x", "n_ctx": 7}}'
+    assert engine_error_body(400, body) == (400, body)
 
 
 _MODELS = [Served(f"m{n}", created=1_700_000_000, context=8192 if n else None) for n in range(5)]

@@ -1,0 +1,42 @@
+"""An engine's HTTP errors for clients of OpenAI's dialect.
+
+What is in OpenAI's shape passes as it came, so that clients see their engine's own words and codes. The rest
+(mistral.rs answers a bare `{"message"}`, with 500 for an over-long prompt) is put into that shape.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from cortex_common.errors import PromptTooLong, envelope
+from cortex_server.dialects.engine_errors import from_answer
+
+
+class _Shape(Struct):
+    error: Raw = Raw()
+
+
+_shapes = msgspec.json.Decoder(_Shape)
+
+
+def engine_error_body(status: int, body: bytes) -> tuple[int, bytes]:
+    """The status and body for the client.
+
+    Args:
+        status: the engine's, 400 or more.
+        body: the engine's.
+    """
+    if _is_shaped(body):
+        return status, body
+    error = from_answer(status, body)
+    said = {k: v for k, v in envelope(error)["error"].items() if k not in {"src", "hints"}}
+    answer = msgspec.json.encode({"error": said})
+    return (error.status if isinstance(error, PromptTooLong) else status), answer
+
+
+def _is_shaped(body: bytes) -> bool:
+    try:
+        return bytes(_shapes.decode(body).error).startswith(b"{")
+    except (ValueError, RecursionError):
+        return False
