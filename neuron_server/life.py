@@ -143,6 +143,7 @@ class EngineLife:
 
     async def _fail(self, why: str) -> None:
         await self._stop_engine()
+        await self._ledger.measure()  # whoever sees it failed sees its memory free too
         instance = advance(self._ledger.now(self.id), InstanceState.FAILED, error=why)
         logs.event(log, "instance_failed", logging.WARNING, instance=self.id, reason=why)
         self._ledger.change(instance)

@@ -33,7 +33,7 @@ _PORT_TAKEN = re.compile(
 )
 _MEMORY = re.compile(
     r"out of memory|out_of_memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|failed to allocate"
-    r"|unable to allocate|MemoryError|std::bad_alloc|cannot allocate memory|\bOOM\b",
+    r"|unable to allocate|MemoryError|std::bad_alloc|cannot allocate memory",
     re.IGNORECASE,
 )
 _ARGUMENTS = re.compile(
@@ -65,10 +65,10 @@ def _kind(status: int | None, text: str) -> tuple[ExitKind, str]:
         return ExitKind.ENDED, f"the engine ended by itself ({how})"
     if _PORT_TAKEN.search(text):
         return ExitKind.PORT_TAKEN, f"another process had the engine's port ({how})"
-    if _MEMORY.search(text):
-        return ExitKind.OUT_OF_MEMORY, f"the engine ran out of memory ({how})"
     if status == 2 or _ARGUMENTS.search(text):
         return ExitKind.BAD_ARGUMENTS, f"the engine did not accept its arguments ({how})"
+    if _MEMORY.search(text):
+        return ExitKind.OUT_OF_MEMORY, f"the engine ran out of memory ({how})"
     if status is not None and status < 0 and -status not in _FATAL_SIGNALS:
         return ExitKind.KILLED, f"the engine was killed from outside ({how})"
     return ExitKind.CRASH, f"the engine crashed ({how})"
