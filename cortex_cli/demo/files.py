@@ -17,6 +17,9 @@ TINY_MODEL_MB = 256
 ROOM_MB = 2 * TINY_MODEL_MB + 8
 """Two of the three fit, so that a demo shows what happens when room runs out."""
 
+_CONTEXT = 1024
+"""Tokens of a conversation. Models of noise have nothing to say, and go on until there is no more room."""
+
 NODE = "here"
 
 
@@ -87,7 +90,7 @@ def write_models(directory: Path) -> list[DemoModel]:
         DemoModel(
             name,
             write_tiny_gguf(
-                directory / name / "model.gguf", seed=seed, name=name, answer_tokens=400
+                directory / name / "model.gguf", seed=seed, name=name, context=_CONTEXT
             ),
             TINY_MODEL_MB,
         )

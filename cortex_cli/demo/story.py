@@ -191,12 +191,17 @@ def summary(ports: Ports, models: list[DemoModel], directory: Path) -> str:
     url = f"http://127.0.0.1:{ports.api}"
     first, *others = [m.id for m in models]
     body = json.dumps(
-        {"model": first, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+        {
+            "model": first,
+            "stream": True,
+            "max_tokens": 48,
+            "messages": [{"role": "user", "content": "hello"}],
+        }
     )
     more = f"; {' and '.join(others)} load when asked for, and two fit at a time" if others else ""
     python = (
         f"from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='none')"
-        f".chat.completions.create(model='{first}', "
+        f".chat.completions.create(model='{first}', max_tokens=48, "
         "messages=[{'role': 'user', 'content': 'hello'}]).choices[0].message.content)"
     )
     return "\n".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
 from cortex_cli.render.table import printable
@@ -147,16 +148,16 @@ def passes(model: ModelView, words: str) -> bool:
     )
 
 
-def _key(sort: Sort, rates: Mapping[str, Rate]) -> Callable[[ModelView], float | str]:
+def _key(sort: Sort, rates: Mapping[str, Rate]) -> Callable[[ModelView], Any]:
     """What leads: names and states forward, numbers from the greatest."""
-    keys: dict[Sort, Callable[[ModelView], float | str]] = {
+    keys: dict[Sort, Callable[[ModelView], Any]] = {
         Sort.NAME: lambda m: m.id.lower(),
         Sort.STATE: lambda m: _STATE_ORDER.index(m.state),
         Sort.VRAM: lambda m: -(m.vram_mb or 0),
         Sort.REQUESTS: lambda m: -rates.get(m.id, Rate()).requests,
         Sort.TOKENS: lambda m: -rates.get(m.id, Rate()).tokens,
         Sort.TTFT: lambda m: -(m.ttft_p50_ms or 0.0),
-        Sort.QUEUE: lambda m: -(m.waiting + m.in_flight),
+        Sort.QUEUE: lambda m: (-m.waiting, -m.in_flight),
     }
     return keys[sort]
 
