@@ -44,7 +44,8 @@ def settings(loaded: Loaded[Section]) -> list[Setting]:
 
 def is_secret(key: str) -> bool:
     """Whether the last part of a dotted key names a secret; files that hold secrets are none."""
-    last = key.rsplit(".", 1)[-1].lower()
+    # Counted tokens ("tokens_per_minute") are no secret ones.
+    last = key.rsplit(".", 1)[-1].lower().replace("tokens", "")
     return not last.endswith(("_file", "_path")) and any(word in last for word in _SECRET_WORDS)
 
 

@@ -154,7 +154,7 @@ def test_secrets_are_not_shown(tmp_path: Path):
 
 def test_files_of_secrets_are_shown():
     """Where a secret lies is no secret."""
-    assert [is_secret(k) for k in ("a.token", "a.token_file", "API_KEY", "listen")] == [
+    assert [is_secret(k) for k in ("a.token", "a.token_file", "API_KEY", "tokens_per_minute")] == [
         True,
         False,
         True,

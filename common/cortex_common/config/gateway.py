@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from cortex_common.config.access import KeyEntry, LimitsSection, TlsSection
 from cortex_common.config.catalogue import Duration
 from cortex_common.config.section import Address, BaseUrl, Section
 
@@ -23,6 +24,14 @@ class GatewaySection(Section):
 
     models: Path = Path("models.toml")
     """The catalogue of models, relative to this file."""
+
+    state_dir: Path | None = None
+    """Directory for what outlasts the gateway: keys made at run time, usage, measured sizes.
+    Default: $STATE_DIRECTORY, which systemd sets; without either nothing outlasts it."""
+
+    insecure: bool = False
+    """Serve inference and metrics without a key to whoever can connect. Default: to this host only, until there
+    are keys."""
 
     max_body_mb: Annotated[int, Field(ge=1, le=4096)] = 64
     """Largest request body in MiB; beyond it the answer is 413."""
@@ -106,7 +115,19 @@ class GatewayConfig(Section):
     gateway: GatewaySection = GatewaySection()
     eviction: EvictionSection = EvictionSection()
     placement: PlacementSection = PlacementSection()
+    limits: LimitsSection = LimitsSection()
+    tls: TlsSection = TlsSection()
+    keys: tuple[KeyEntry, ...] = ()
     neurons: tuple[NeuronEntry, ...] = ()
+
+    @field_validator("keys")
+    @classmethod
+    def _keys_differ(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+        for what, values in (("name", [k.name for k in keys]), ("hash", [k.hash for k in keys])):
+            twice = [value for value, n in Counter(values).items() if n > 1]
+            if twice:
+                raise ValueError(f"two keys have the {what} {twice[0]!r}")
+        return keys
 
     @field_validator("neurons")
     @classmethod
