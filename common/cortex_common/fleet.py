@@ -56,6 +56,7 @@ class InstanceView:
         last_used: Unix seconds at which its last request ended (its load, before the first).
         pinned: never evicted, by the profile or by an operator.
         reason: why the scheduler put it there.
+        failing: why the gateway leaves it alone for now although it is ready: its last failure.
         requests, errors, tokens_in, tokens_out: totals of this gateway since the instance was loaded;
             they only grow, so a reader gets rates from two snapshots.
     """
@@ -82,6 +83,7 @@ class InstanceView:
     error: str | None = None
     engine_version: str | None = None
     reason: str | None = None
+    failing: str | None = None
     requests: int = 0
     errors: int = 0
     tokens_in: int = 0

@@ -21,8 +21,10 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
+from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import (
     CortexError,
+    Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
     envelope_bytes,
@@ -52,6 +54,9 @@ log = logging.getLogger("cortex.requests")
 
 MOST_TRIES = 3
 """Instances that one request is tried on before the client is told."""
+
+_ENGINE_FAULTS = frozenset({500, 502, 504})
+"""503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
 
 
 class Downstream(Protocol):
@@ -98,13 +103,13 @@ class Exchange:
         "_first_byte",
         "_fresh",
         "_full",
-        "_headed",
         "_keepalive",
         "_last_byte",
         "_loop",
         "_queued",
         "_route",
         "_route_reason",
+        "_status",
         "_task",
         "_tried",
         "finished",
@@ -143,11 +148,12 @@ class Exchange:
         self._committed = False
         self._fresh = False
         self._full = False
-        self._headed = False
+        self._status = 0
         self._queued = 0.0
         self._first_byte: float | None = None
         self._last_byte = self.started
         plane.active.add(self)
+        plane.retries.earn()
 
     # -- from the client ---------------------------------------------------------------------
 
@@ -207,7 +213,9 @@ class Exchange:
         candidates = self.plane.fleet.ready(self.model)
         if self._tried:
             candidates = [c for c in candidates if c.id not in self._tried]
-        target = pick(candidates) if len(self._tried) < MOST_TRIES else None
+            if len(self._tried) >= MOST_TRIES or (candidates and not self.plane.retries.spend()):
+                candidates = []
+        target = pick(candidates)
         if target is not None:
             self._route_reason = self._reason(len(candidates))
             self._send_to(target)
@@ -230,11 +238,7 @@ class Exchange:
             profile = plane.fleet.profile(self.model)
             if profile is None:
                 raise plane.fleet.names.not_found(self.model)  # noqa: TRY301 - one way out
-            await plane.loads.obtain(
-                profile,
-                request_id=self.ident.decode(),
-                timeout_s=plane.settings.cold_start_timeout_s,
-            )
+            await self._obtain(profile)
         except CortexError as failed:
             self._task = None
             self.refuse(failed)
@@ -248,6 +252,27 @@ class Exchange:
             self._stop_keep_alive()
             self._queued = self._loop.time() - self.started
             self._next_target()
+
+    async def _obtain(self, profile: ModelProfile) -> None:
+        """Wait for an instance that takes requests.
+
+        Raises:
+            Unavailable: the instances that there are fail, and are left alone for now.
+            CortexError: as `Loads.obtain`.
+        """
+        for _ in range(MOST_TRIES):
+            await self.plane.loads.obtain(
+                profile,
+                request_id=self.ident.decode(),
+                timeout_s=self.plane.settings.cold_start_timeout_s,
+            )
+            if self.plane.fleet.ready(self.model):
+                return
+        raise Unavailable(
+            f"the instances of {profile.id!r} keep failing and are left alone for now",
+            hints=["cortex ps shows how they fail"],
+            retry_after=5.0,
+        )
 
     # -- while a model loads -----------------------------------------------------------------
 
@@ -335,6 +360,7 @@ class Exchange:
             reason=failure.message,
         )
         self.plane.fleet.release(target)
+        self.plane.fleet.failed(target, failure.message)
         self.target = None
         self._tried.add(target.id)
         self._failure = failure
@@ -345,7 +371,7 @@ class Exchange:
 
     def upstream_head(self, status: int, headers: Headers) -> None:
         """See `Receiver`."""
-        self._headed = True
+        self._status = status
         streamed = status < 400 and is_event_stream(headers)
         if self._committed:
             self._answer = StreamAnswer() if streamed else LateAnswer(status)
@@ -383,7 +409,7 @@ class Exchange:
         self._connection = None
         target = self.target
         assert target is not None
-        if self._headed:
+        if self._status:
             self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
         elif answered:
             self._elsewhere(UpstreamFailed(reason))
@@ -411,12 +437,12 @@ class Exchange:
         if self._connection is None or self._full:
             return
         settings = self.plane.settings
-        limit = settings.idle_timeout_s if self._headed else settings.first_byte_timeout_s
+        limit = settings.idle_timeout_s if self._status else settings.first_byte_timeout_s
         if now - self._last_byte > limit:
             self._connection.abort()
             self._connection = None
             error = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
-            if self._headed:
+            if self._status:
                 self._break_off(error)
             else:
                 self.refuse(error)
@@ -435,7 +461,7 @@ class Exchange:
             self._connection = None
         target = self.target
         if target is not None:
-            self.plane.fleet.release(target)
+            self._judge(target, error)
             series = target.series
         else:
             series = self.plane.metrics.series(self.model or NOWHERE, NOWHERE)
@@ -447,6 +473,18 @@ class Exchange:
         series.finished(total, first, tokens_in, tokens_out, cold=self._cold, error=error)
         if self.plane.journal.wanted:
             self._record(total, first, tokens_in, tokens_out, error)
+
+    def _judge(self, target: Target, error: str | None) -> None:
+        """What this request says of its instance: see `core.breaker`."""
+        fleet = self.plane.fleet
+        fleet.release(target)
+        broken = error in (UpstreamFailed.code, UpstreamTimeout.code)
+        if broken or self._status in _ENGINE_FAULTS:
+            fleet.failed(target, error or f"engine_{self._status}")
+        elif self._status:
+            fleet.answered(target)
+        else:
+            fleet.untried(target)
 
     def _record(
         self,

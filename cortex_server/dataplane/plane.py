@@ -8,6 +8,7 @@ from typing import Protocol
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.models import InstanceId, ModelId
+from cortex_server.core.breaker import RetryBudget
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.journal import Journal
 from cortex_server.dataplane.upstream import Pool
@@ -62,6 +63,7 @@ class DataPlane:
         settings: limits and timeouts.
 
     Attributes:
+        retries: how many second tries are left.
         active: all requests between their first header and their last byte.
     """
 
@@ -75,6 +77,7 @@ class DataPlane:
         self.loop = asyncio.get_running_loop()
         self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
         self.journal = Journal(self.loop)
+        self.retries = RetryBudget()
         self.active: set[Exchange] = set()
         self.max_body = settings.max_body_mb * 1024 * 1024
 

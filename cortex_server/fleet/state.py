@@ -25,6 +25,7 @@ from cortex_common.fleet import (
 from cortex_common.hardware import Discovery
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_server.core.breaker import Breaker, Standing
 from cortex_server.core.names import Names
 from cortex_server.fleet.views import device_views, instance_view, model_views
 from cortex_server.metrics import Metrics, Series
@@ -43,6 +44,7 @@ class Target:
         last_used: Unix seconds at which its last request ended.
         series: the counters of its model on its node.
         labels: the response headers that name it.
+        breaker: its record of failures.
     """
 
     id: InstanceId
@@ -56,6 +58,7 @@ class Target:
     draining: bool = False
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    breaker: Breaker = field(default_factory=Breaker)
 
 
 @dataclass(slots=True)
@@ -112,7 +115,7 @@ class Fleet:
     def known(self, name: str) -> ModelId | None:
         """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
         found = self.names.resolve(name)
-        if found is None and name in self._ready:
+        if found is None and any(target.model == name for target in self._targets.values()):
             return ModelId(name)
         return found
 
@@ -120,6 +123,10 @@ class Fleet:
         """Count a request that starts on an instance."""
         target.in_flight += 1
         target.idle.clear()
+        if target.breaker.standing is Standing.ON_TRIAL:
+            self._ready[target.model].remove(
+                target
+            )  # one request is the trial, the others go elsewhere
 
     def release(self, target: Target) -> None:
         """Count its end; whoever drains the instance wakes with the last one."""
@@ -127,6 +134,38 @@ class Fleet:
         target.last_used = self._clock.unix()
         if not target.in_flight:
             target.idle.set()
+
+    def answered(self, target: Target) -> None:
+        """The instance did its work; this ends a trial."""
+        if target.breaker.succeeded():
+            event(log, "instance_recovered", node=target.node, instance=target.id)
+            self._changed()
+
+    def failed(self, target: Target, reason: str) -> None:
+        """The instance did not; after a few failures in a row it is left alone for a while."""
+        pause = target.breaker.failed(reason)
+        if pause is None:
+            return
+        event(
+            log,
+            "instance_left_alone",
+            logging.WARNING,
+            node=target.node,
+            instance=target.id,
+            seconds=pause,
+            reason=reason,
+        )
+        asyncio.get_running_loop().call_later(pause, self._try_again, target)
+        self._changed()
+
+    def untried(self, target: Target) -> None:
+        """A trial ended without a verdict, because its client left: the next request is the trial."""
+        if target.breaker.standing is Standing.ON_TRIAL:
+            self._changed()
+
+    def _try_again(self, target: Target) -> None:
+        target.breaker.try_again()
+        self._changed()
 
     # -- draining ----------------------------------------------------------------------------
 
@@ -260,7 +299,14 @@ class Fleet:
         if target is None:
             return view
         state = InstanceState.DRAINING if target.draining else view.state
-        return replace(view, state=state, in_flight=target.in_flight, last_used=target.last_used)
+        failing = target.breaker.standing is not Standing.CLOSED
+        return replace(
+            view,
+            state=state,
+            in_flight=target.in_flight,
+            last_used=target.last_used,
+            failing=target.breaker.reason if failing else None,
+        )
 
     # -- keeping the table -------------------------------------------------------------------
 
@@ -290,7 +336,8 @@ class Fleet:
             if target is None or target.url != info.url:
                 target = self._new_target(record.entry.name, info, info.url)
             targets[info.instance_id] = target
-            if record.state is NodeState.UP and not target.draining:
+            usable = record.state is NodeState.UP and not target.draining
+            if usable and target.breaker.standing is not Standing.OPEN:
                 ready.setdefault(info.id, []).append(target)
         for gone in self._targets.keys() - targets.keys():
             self._targets[gone].idle.set()

@@ -531,3 +531,44 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
         await rig.settled()
         assert sum(i.in_flight for i in rig.fleet.snapshot.instances()) == 0
         assert rig.metrics.totals("a").requests == 67
+
+
+async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face):
+    """After three failures in a row requests go elsewhere; when the pause is over one request tries it again."""
+
+    async def sick(call: Call) -> None:
+        if healthy.is_set():
+            await answer_stream(call)
+        else:
+            await call.send(whole(b"{}", b"500 Internal Server Error"))
+
+    healthy = asyncio.Event()
+    async with (
+        scripted_engine(sick) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
+        assert statuses == [500, 500, 500]
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].failing == "engine_500"
+        assert rig.fleet.ready("m") == []
+        healthy.set()
+        async with asyncio.timeout(5):
+            while not rig.fleet.ready("m"):
+                await asyncio.sleep(0.01)
+        assert (await client.post(CHAT, json=BODY)).content == STREAM
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].failing is None
+
+
+async def test_a_clients_mistakes_never_count_against_an_instance(face):
+    """Any number of 400s leaves the instance in service."""
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}", b"400 Bad Request"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(10):
+            assert (await client.post(CHAT, json=BODY)).status_code == 400
+        assert rig.fleet.snapshot.instances()[0].failing is None
