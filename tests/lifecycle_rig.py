@@ -51,7 +51,7 @@ async def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
         TimeoutError: it does not within the time.
     """
     async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - what is waited for has no event in common
+        while not true():
             await asyncio.sleep(0.005)
 
 

@@ -206,9 +206,15 @@ def _package(name: str) -> str | None:
     return _first_line([str(python), "-c", code])
 
 
+def _package_here() -> str:
+    from cortex_common import __version__
+
+    return __version__
+
+
 CANDIDATES = (
     Candidate("direct", direct, lambda: ""),
-    Candidate("cortex", cortex, lambda: _package_here()),
+    Candidate("cortex", cortex, _package_here),
     Candidate("nginx", nginx, lambda: _first_line(["nginx", "-v"])),
     Candidate("go-proxy", go_proxy, lambda: _first_line(["go", "version"])),
     Candidate(
@@ -223,9 +229,3 @@ CANDIDATES = (
     ),
     Candidate("litellm", litellm, lambda: _package("litellm"), frozenset({"ns32", "ns256", "s50"})),
 )
-
-
-def _package_here() -> str:
-    from cortex_common import __version__
-
-    return __version__

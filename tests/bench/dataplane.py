@@ -107,7 +107,8 @@ def _there(names: list[str], versions: dict[str, str]) -> list[Candidate]:
 
 def machine() -> str:
     """What it was measured on."""
-    return f"{os.cpu_count()} shared cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.machine()}"
+    return f"{os.cpu_count()} shared cores, {system}, Python {platform.python_version()}"
 
 
 def line(name: str, scenario: str, got: dict[str, Any]) -> str:
