@@ -16,6 +16,7 @@ Split by what the caller can do about it::
     │   └── NodeNotFound             404  node_not_found
     ├── Conflict                     409  conflict            look at the state, then decide
     ├── Busy                         429  busy                wait (`retry_after`), then repeat
+    │   └── RateLimited              429  rate_limited        the same, or ask for a key with higher limits
     ├── NotSupported                 501  not_supported       use another model or engine
     ├── Unavailable                  503  unavailable         wait (`retry_after`), or mend the fleet
     │   ├── NoHealthyNode            503  no_healthy_node
@@ -157,6 +158,12 @@ class Busy(CortexError):
 
     code = "busy"
     status = 429
+
+
+class RateLimited(Busy):
+    """The caller's key has used what it may."""
+
+    code = "rate_limited"
 
 
 class NotSupported(CortexError):
