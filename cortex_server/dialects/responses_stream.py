@@ -3,7 +3,7 @@
 The grammar: `response.created`, `response.in_progress`, then each item in one piece (added, its parts and deltas,
 done), then exactly one of `response.completed`, `response.incomplete`, `response.failed`. Every event carries
 a growing `sequence_number`. Captured: Codex shows an item when it is done, and repeats the whole request when the
-last event is missing.
+last event is missing or a failure.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class ResponsesStream(ClientStream):
     def _write_error(self, error: CortexError) -> None:
         if not self.started:
             self._write_start()
-        self._close("incomplete")
+        # The open item is not closed: Codex would keep the half of it in its history, and repeat.
         self._response.status = "failed"
         self._response.error = error_of(error)
         self._response_event("response.failed")
