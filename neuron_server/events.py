@@ -40,7 +40,7 @@ class StatusEvents(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         sending = asyncio.create_task(self._send_all(send))
-        leaving = asyncio.create_task(_gone(receive))
+        leaving = asyncio.create_task(until_gone(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -60,6 +60,7 @@ class StatusEvents(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Wait until the caller has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
 
 import httpx
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from cortex_common import logs
 from cortex_common.errors import Unavailable, UpstreamFailed
 from cortex_common.models import InstanceId, InstanceState
+from neuron_server.events import until_gone
 from neuron_server.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 _HOP_BY_HOP = {
     "connection",
@@ -22,6 +27,7 @@ _HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
+_HOP_BY_HOP_RAW = {name.encode() for name in _HOP_BY_HOP}
 _OURS = {"authorization", "host", "content-length", "x-conversation-id"}
 """Not for the engine: the token is the neuron's, and llama-server keeps generating for a conversation id."""
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
@@ -70,31 +76,65 @@ class Relay:
             headers=headers,
             content=await request.body(),
         )
-        counted = self._runtime.relayed
-        counted[instance.id] = counted.get(instance.id, 0) + 1
-        try:
-            response = await self._http.send(upstream, stream=True)
-        except httpx.HTTPError as failed:
-            self._done(instance.id)
-            raise UpstreamFailed(f"the engine broke off: {failed!r}") from failed
-        except BaseException:
-            self._done(instance.id)
-            raise
-        return StreamingResponse(
-            self._body(response, instance.id),
-            status_code=response.status_code,
-            headers={k: v for k, v in response.headers.items() if k not in _HOP_BY_HOP},
-        )
+        return _Relayed(self._http, upstream, self._runtime.relayed, instance.id)
 
-    async def _body(self, response: httpx.Response, instance: InstanceId) -> AsyncIterator[bytes]:
+
+class _Relayed(Response):
+    """One request on its way through; whichever side ends first ends the other."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        upstream: httpx.Request,
+        in_flight: dict[InstanceId, int],
+        instance: InstanceId,
+    ) -> None:
+        super().__init__()
+        self._http = http
+        self._upstream = upstream
+        self._in_flight = in_flight
+        self._instance = instance
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Relay until either side ends.
+
+        Raises:
+            UpstreamFailed: the engine broke off before its answer began.
+        """
+        self._in_flight[self._instance] = self._in_flight.get(self._instance, 0) + 1
+        passing = asyncio.create_task(self._pass_through(send))
+        leaving = asyncio.create_task(until_gone(receive))
         try:
-            async for chunk in response.aiter_raw():
-                yield chunk
+            await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if passing.done():
+                passing.result()
         finally:
-            self._done(instance)
+            self._count_down()
+            passing.cancel()
+            leaving.cancel()
+            await asyncio.gather(passing, leaving, return_exceptions=True)
+
+    async def _pass_through(self, send: Send) -> None:
+        try:
+            response = await self._http.send(self._upstream, stream=True)
+        except httpx.HTTPError as failed:
+            raise UpstreamFailed(f"the engine broke off: {failed!r}") from failed
+        try:
+            headers = [(k, v) for k, v in response.headers.raw if k.lower() not in _HOP_BY_HOP_RAW]
+            status = response.status_code
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            async for chunk in response.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except httpx.HTTPError as failed:
+            # No end is sent, so that the connection breaks: the caller must not take this for an answer.
+            logs.event(
+                log, "relay_broke", logging.WARNING, instance=self._instance, reason=repr(failed)
+            )
+        finally:
             await response.aclose()
 
-    def _done(self, instance: InstanceId) -> None:
-        left = self._runtime.relayed.pop(instance, 1) - 1
+    def _count_down(self) -> None:
+        left = self._in_flight.pop(self._instance, 1) - 1
         if left > 0:
-            self._runtime.relayed[instance] = left
+            self._in_flight[self._instance] = left

@@ -1,0 +1,110 @@
+"""A neuron that others reach over the network: relayed engines, and its token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from engines.neuron_rig import NeuronRig, fake, load, running, until
+
+from cortex_common.errors import AuthenticationFailed
+from cortex_common.models import UnloadRequest
+
+TOKEN = "only-for-this-test"
+AUTH = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
+    """A neuron that listens on all addresses and asks for a token."""
+    directory = tmp_path_factory.mktemp("neuron")
+    yield from running(NeuronRig(directory, neuron=f'token = "{TOKEN}"', listen="0.0.0.0:0"))
+
+
+async def stats(http: httpx.AsyncClient, url: str) -> dict[str, int]:
+    """What the fake engine saw."""
+    found: dict[str, int] = (await http.get(f"{url}/fake/stats")).json()
+    return found
+
+
+async def test_the_token_guards_everything(rig: NeuronRig):
+    """Without the token, or with another, every route answers 401."""
+    for token in (None, "wrong"):
+        async with rig.client(token) as client:
+            with pytest.raises(AuthenticationFailed):
+                await client.health()
+    async with httpx.AsyncClient(base_url=rig.url) as http:
+        for path in ("/models", "/discovery", "/events", "/engines/x/v1/models"):
+            assert (await http.get(path)).status_code == 401, path
+
+
+async def test_requests_are_relayed_as_they_come(rig: NeuronRig):
+    """The endpoint is the neuron's own, tokens arrive one by one, and the engine listens on loopback only."""
+    async with rig.client(TOKEN) as client:
+        ready = await load(client, fake("far", "--interval", "0.1", "--tokens", "6"))
+        assert ready.url == f"{rig.url}/engines/{ready.instance_id}"
+        assert (await client.endpoint("far")).url == ready.url
+        body = {"messages": [], "stream": True, "stream_options": {"include_usage": True}}
+        loop = asyncio.get_running_loop()
+        arrived: list[float] = []
+        data: list[str] = []
+        async with httpx.AsyncClient(headers=AUTH) as http:
+            url = f"{ready.url}/v1/chat/completions"
+            async with http.stream("POST", url, json=body) as answer:
+                assert answer.headers["content-type"].startswith("text/event-stream")
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: "):
+                        arrived.append(loop.time())
+                        data.append(line[6:])
+        assert data[-1] == "[DONE]"
+        assert json.loads(data[-2])["usage"]["completion_tokens"] == 6
+        assert arrived[4] - arrived[0] > 0.25
+        await client.unload(UnloadRequest(model_id="far"))
+
+
+async def test_a_caller_that_leaves_a_relayed_request_cancels_it(rig: NeuronRig):
+    """The relay closes the engine's connection when its caller goes, streaming or not."""
+    async with rig.client(TOKEN) as client:
+        ready = await load(client, fake("left", "--interval", "0.05", "--tokens", "400"))
+        for expected, stream in enumerate((True, False), start=1):
+            async with httpx.AsyncClient(headers=AUTH, timeout=20) as http:
+                url = f"{ready.url}/v1/chat/completions"
+                asking = asyncio.create_task(
+                    http.post(url, json={"messages": [], "stream": stream})
+                )
+                await until(client, lambda models: models[0].in_flight == 1)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+                async with asyncio.timeout(5):
+                    while (await stats(http, ready.url or ""))["cancelled"] < expected:
+                        pass
+            await until(client, lambda models: models[0].in_flight == 0)
+        await client.unload(UnloadRequest(model_id="left"))
+
+
+async def test_an_engine_that_dies_mid_stream_breaks_the_relayed_stream(rig: NeuronRig):
+    """A broken engine is a broken answer, never a clean-looking end."""
+    async with rig.client(TOKEN) as client:
+        ready = await load(client, fake("dies", "--die-at", "3"))
+        async with httpx.AsyncClient(headers=AUTH) as http:
+            url = f"{ready.url}/v1/chat/completions"
+            with pytest.raises(httpx.RemoteProtocolError):
+                await http.post(url, json={"messages": [], "stream": True})
+        await client.unload(UnloadRequest(model_id="dies"))
+
+
+async def test_direct_access_shows_the_engines_own_address(tmp_path: Path):
+    """With engine_access = "direct" engines listen on the given address and callers go there."""
+    settings = 'engine_access = "direct"\nengine_host = "127.0.0.2"'
+    rig = NeuronRig(tmp_path / "neuron", neuron=settings, listen="0.0.0.0:0").start()
+    try:
+        async with rig.client() as client, httpx.AsyncClient() as http:
+            ready = await load(client, fake("near"))
+            assert (ready.url or "").startswith("http://127.0.0.2:")
+            assert (await http.get(f"{ready.url}/health")).status_code == 200
+    finally:
+        rig.close()
