@@ -38,23 +38,27 @@ class _ErrorBody(Struct, tag_field="type", tag="error"):
     request_id: str | None
 
 
-def error_body(error: CortexError, request_id: str | None = None) -> tuple[int, bytes]:
+def error_body(
+    error: CortexError, request_id: str | None = None, *, prompt_tokens: int = 0
+) -> tuple[int, bytes]:
     """The HTTP status and the body that tell a client of an error.
 
     Args:
         error: the gateway's own, or an engine's as `engine_errors` read it.
         request_id: as in the `request-id` header.
+        prompt_tokens: an estimate, for an engine that says "too long" but not how long.
     """
     status = 402 if error.details.get("upstream_status") == 402 else error.status
     status, kind = _SHAPES.get(status, (status, "api_error"))
-    named = _Named(kind, _message(error))
+    named = _Named(kind, _message(error, prompt_tokens))
     return status, msgspec.json.encode(_ErrorBody(named, request_id))
 
 
-def _message(error: CortexError) -> str:
+def _message(error: CortexError, prompt_tokens: int) -> str:
     if isinstance(error, PromptTooLong):
-        prompt, context = error.details.get("n_prompt_tokens"), error.details.get("n_ctx")
-        if prompt is not None and context is not None:
+        context = error.details.get("n_ctx")
+        if context is not None:
+            prompt = error.details.get("n_prompt_tokens") or max(prompt_tokens, context + 1)
             return f"prompt is too long: {prompt} tokens > {context} maximum"
         return f"prompt is too long: {error.message}"
     return ". ".join(part.rstrip(".") for part in (error.message, *error.hints))

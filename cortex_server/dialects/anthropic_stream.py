@@ -67,6 +67,7 @@ class MessagesStream(ClientStream):
         request_id: str | None = None,
         call_ids: Collection[str] = (),
         only_first_call: bool = False,
+        prompt_tokens: int = 0,
     ) -> None:
         """Start a stream.
 
@@ -76,11 +77,13 @@ class MessagesStream(ClientStream):
             request_id: put into error events.
             call_ids: from `Translated`.
             only_first_call: from `Translated`.
+            prompt_tokens: an estimate, for the error of a prompt that is too long.
         """
         super().__init__(only_first_call=only_first_call)
         self._message_id = message_id
         self._model = model
         self._request_id = request_id
+        self._prompt_tokens = prompt_tokens
         self._ids = CallIds(call_ids, message_id, "toolu")
         self._open: Literal["text", "thinking", "tool_use"] | None = None
         self._index = -1
@@ -130,7 +133,8 @@ class MessagesStream(ClientStream):
         self._out += write_event("message_stop", b'{"type":"message_stop"}')
 
     def _write_error(self, error: CortexError) -> None:
-        self._out += write_event("error", error_body(error, self._request_id)[1])
+        _, body = error_body(error, self._request_id, prompt_tokens=self._prompt_tokens)
+        self._out += write_event("error", body)
 
     def _begin(self, kind: Literal["text", "thinking", "tool_use"], block: Block) -> None:
         self._start()

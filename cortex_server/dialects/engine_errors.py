@@ -26,7 +26,7 @@ from cortex_common.errors import (
 from cortex_server.dialects.chat import Choice, Usage, read_answer
 
 _OVERFLOW_WORDS = re.compile(
-    r"maximum context length|context (?:length|size|window) exceeded|exceeds? the (?:available |model'?s? )?"
+    r"maximum context length|prompt sequence length is greater than|context (?:length|size|window) exceeded|exceeds? the (?:available |model'?s? )?"
     r"(?:maximum )?context|prompt is too long|prompt length .* (?:exceeds|longer)|longer than the (?:model'?s? )?"
     r"(?:maximum )?context|exceed_context_size|exceeds? the maximum (?:model )?(?:sequence )?length",
     re.IGNORECASE,
@@ -163,7 +163,8 @@ def _sizes(said: _Body | None, message: str) -> dict[str, int]:
     if said is not None and said.n_prompt_tokens and said.n_ctx:
         return {"n_prompt_tokens": said.n_prompt_tokens, "n_ctx": said.n_ctx}
     numbers = sorted({int(n) for n in _NUMBER.findall(message)})
-    if len(numbers) < 2:
+    if not numbers:
         return {}
-    # The sentences name the limit and what was asked for, in either order; the prompt is the larger.
-    return {"n_prompt_tokens": numbers[-1], "n_ctx": numbers[0]}
+    # The sentences name the limit, and most of them what was asked for, which is the larger.
+    limit = {"n_ctx": numbers[0]}
+    return limit | ({"n_prompt_tokens": numbers[-1]} if len(numbers) > 1 else {})

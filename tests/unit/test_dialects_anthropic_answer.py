@@ -255,6 +255,18 @@ def test_an_overflow_is_worded_so_that_clients_compact(body: dict[str, Any]) -> 
     assert isinstance(from_stream(json.dumps(body).encode()), PromptTooLong)
 
 
+def test_an_overflow_that_names_only_the_limit_uses_the_estimate() -> None:
+    """mistral.rs does not say how long the prompt is; the estimate does, but never less than the limit."""
+    said = (
+        "Prompt sequence length is greater than 4096, perhaps consider using `truncate_sequence`?"
+    )
+    error = from_stream(json.dumps({"error": {"message": said, "type": "server_error"}}).encode())
+    for estimated, told in ((9000, 9000), (0, 4097)):
+        _, body = error_body(error, prompt_tokens=estimated)
+        message = json.loads(body)["error"]["message"]
+        assert message == f"prompt is too long: {told} tokens > 4096 maximum"
+
+
 def test_an_overflow_without_numbers_still_says_so() -> None:
     """When the engine names no sizes its own words follow."""
     error = from_answer(500, b'{"message":"prompt is too long"}')
