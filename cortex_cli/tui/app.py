@@ -89,22 +89,32 @@ class Top(App[None]):
         self._interval = look.interval_s
         self._timer: Timer | None = None
         self._line_is_filter = True
+        # Held, and not looked up: a picture may fall due while another screen lies on top.
+        self._summary = SummaryLine(id="summary")
+        self._banner = Static(id="banner", markup=False)
+        self._device_box = VerticalScroll(id="device-box", can_focus=False)
+        self._devices = DevicePanel(ascii_only=look.ascii_only)
+        self._table = ModelTable()
+        self._events = RichLog(id="events", max_lines=_LOG_LINES, wrap=True)
+        self._side = VerticalScroll(id="side", can_focus=False)
+        self._detail = Static(id="detail", markup=False)
+        self._line = Input(id="line", compact=True)
 
     # -- life --------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
         """The main screen."""
-        yield SummaryLine(id="summary")
-        yield Static(id="banner", markup=False)
+        yield self._summary
+        yield self._banner
         with Horizontal(id="body"):
             with Vertical(id="left"):
-                with VerticalScroll(id="device-box", can_focus=False):
-                    yield DevicePanel(ascii_only=self._look.ascii_only)
-                yield ModelTable()
-                yield RichLog(id="events", max_lines=_LOG_LINES, wrap=True)
-            with VerticalScroll(id="side", can_focus=False):
-                yield Static(id="detail", markup=False)
-        yield Input(id="line", compact=True)
+                with self._device_box:
+                    yield self._devices
+                yield self._table
+                yield self._events
+            with self._side:
+                yield self._detail
+        yield self._line
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -112,9 +122,9 @@ class Top(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = self._look.theme
-        self.query_one("#device-box").border_title = "devices"
-        self.query_one("#events").border_title = "events"
-        self.query_one(ModelTable).focus()
+        self._device_box.border_title = "devices"
+        self._events.border_title = "events"
+        self._table.focus()
         self._timer = self.set_interval(self._interval, self._draw)
         self._follow()
 
@@ -153,6 +163,8 @@ class Top(App[None]):
         return self._held or self._latest
 
     def _draw(self, *, anyway: bool = False) -> None:
+        if not self._table.is_attached:
+            return
         snapshot = self._snapshot
         self._draw_banner()
         if snapshot is None or not (self._stale or anyway):
@@ -160,11 +172,11 @@ class Top(App[None]):
         self._stale = False
         with self.batch_update():
             facts = summary(snapshot, self._history)
-            self.query_one(SummaryLine).show(facts, self._look.where, self._mode())
-            self.query_one(DevicePanel).show(
+            self._summary.show(facts, self._look.where, self._mode())
+            self._devices.show(
                 snapshot, self._history, (), compact=self.size.height < _SHORT_SCREEN
             )
-            table = self.query_one(ModelTable)
+            table = self._table
             table.show(rows(snapshot, self._history, self._choice))
             table.border_title = self._table_title(table.row_count, len(snapshot.models))
             self._draw_detail()
@@ -187,26 +199,25 @@ class Top(App[None]):
         return Text(f"models {shown}/{total}{words} by {self._choice.sort}{turned}{marked}").markup
 
     def _draw_banner(self) -> None:
-        banner = self.query_one("#banner", Static)
         lost = self._lost
-        banner.set_class(lost is not None, "shown")
-        self.screen_stack[0].set_class(lost is not None, "lost")
+        self._banner.set_class(lost is not None, "shown")
+        self._table.screen.set_class(lost is not None, "lost")
         if lost is not None:
             again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
             old = "" if self._latest is None else "; below is what was last seen"
-            banner.update(printable(f"lost the gateway: {lost.why}{again}{old}"))
+            self._banner.update(printable(f"lost the gateway: {lost.why}{again}{old}"))
             if self._latest is not None:
                 facts = summary(self._latest, self._history)
-                self.query_one(SummaryLine).show(facts, self._look.where, self._mode())
+                self._summary.show(facts, self._look.where, self._mode())
 
     def _draw_detail(self) -> None:
         model = self._current()
-        side = self.query_one("#side")
+        side = self._side
         if model is None or self._snapshot is None or not side.display:
             return
         side.border_title = Text(model.id).markup
         text = facts_text(describe(model, self._snapshot, self._history))
-        self.query_one("#detail", Static).update(text)
+        self._detail.update(text)
 
     def _note(self, change: Change) -> None:
         at = datetime.fromtimestamp(change.at).astimezone().strftime("%H:%M:%S")
@@ -215,7 +226,7 @@ class Top(App[None]):
         line.append(
             printable(change.text), style=self.theme_variables.get(tones.get(change.state, ""), "")
         )
-        self.query_one("#events", RichLog).write(line)
+        self._events.write(line)
 
     @on(DataTable.RowHighlighted)
     def _cursor_moved(self) -> None:
@@ -228,7 +239,7 @@ class Top(App[None]):
     # -- what the person points at -----------------------------------------------------------
 
     def _current(self) -> ModelView | None:
-        name, snapshot = self.query_one(ModelTable).current, self._snapshot
+        name, snapshot = self._table.current, self._snapshot
         return snapshot.model(name) if name and snapshot else None
 
     def _meant(self) -> list[str]:
@@ -282,7 +293,7 @@ class Top(App[None]):
         """Mark the model under the cursor for the next action, or unmark it."""
         if model := self._current():
             self._choose(replace(self._choice, marked=self._choice.marked ^ {model.id}))
-            self.query_one(ModelTable).action_cursor_down()
+            self._table.action_cursor_down()
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -321,22 +332,22 @@ class Top(App[None]):
 
     def action_zoom(self) -> None:
         """The models table alone, or everything again."""
-        self.action_view("overview" if self.screen.has_class("view-models") else "models")
+        self.action_view("overview" if self._table.screen.has_class("view-models") else "models")
 
     def action_view(self, name: str) -> None:
         """Switch between overview, models, devices and events."""
         for view in ("models", "gpus", "events"):
-            self.screen.set_class(view == name, f"view-{view}")
+            self._table.screen.set_class(view == name, f"view-{view}")
         self.call_after_refresh(self._draw, anyway=True)
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        table = self.query_one(ModelTable)
+        table = self._table
         table.move_cursor(row=table.cursor_row + lines)
 
     def action_leave(self) -> None:
         """Close the line, else clear the filter, else the marks, else return to the overview."""
-        line = self.query_one("#line", Input)
+        line = self._line
         if line.has_class("shown"):
             self._close_line()
         elif self._choice.words:
@@ -365,7 +376,7 @@ class Top(App[None]):
         )
 
     def _open_line(self, placeholder: str, value: str, *, is_filter: bool) -> None:
-        line = self.query_one("#line", Input)
+        line = self._line
         self._line_is_filter = is_filter
         line.placeholder = placeholder
         line.value = value
@@ -373,9 +384,9 @@ class Top(App[None]):
         line.focus()
 
     def _close_line(self) -> None:
-        line = self.query_one("#line", Input)
+        line = self._line
         line.remove_class("shown")
-        self.query_one(ModelTable).focus()
+        self._table.focus()
 
     @on(Input.Changed, "#line")
     def _typed(self, event: Input.Changed) -> None:
@@ -440,4 +451,4 @@ class Top(App[None]):
             self._actions.say(f"no model matches {words!r}", severity="error")
         else:
             self._choose(replace(self._choice, words=""))
-            self.query_one(ModelTable).go_to(found)
+            self._table.go_to(found)

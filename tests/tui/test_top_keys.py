@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet
+from textual.pilot import Pilot
+from textual.widgets import Input, RichLog, Static
+from top_rig import FedSource, NotingOperator, top, until
+
+from cortex_cli.tui.app import Look, Top
+from cortex_cli.tui.screens.dialogs import Confirm, Page
+from cortex_cli.tui.widgets.models import ModelTable
+from cortex_cli.tui.widgets.summary import SummaryLine
+from cortex_cli.watch import Lost
+from cortex_common.errors import AuthenticationFailed, DoesNotFit
+from cortex_common.models import InstanceState
+from cortex_common.operator import LoadModel, UnloadModel
+
+WIDE = (140, 40)
+
+
+@asynccontextmanager
+async def running(app: Top, size: tuple[int, int] = WIDE) -> AsyncIterator[Pilot[None]]:
+    """The app on a terminal of that size, once it shows its first picture."""
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        yield pilot
+
+
+def shown(app: Top) -> list[str]:
+    """The models of the table from top to bottom."""
+    table = app.query_one(ModelTable)
+    at = 1 if table.columns else 0
+    return [str(table.get_row_at(i)[at]) for i in range(table.row_count)]
+
+
+def text_of(app: Top, selector: str) -> str:
+    """What a static widget says."""
+    return str(app.query_one(selector, Static).content)
+
+
+async def test_the_table_lists_the_catalogue():
+    """The models stand in the default order, what needs a look first."""
+    app = top(busy_fleet())
+    async with running(app):
+        assert shown(app) == [PHI, LLAMA, QWEN, GEMMA]
+
+
+async def test_load_asks_the_gateway():
+    """`l` has the model under the cursor loaded and says which command does the same."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("l")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [LoadModel(model=PHI)]
+        assert [n.title for n in app._notifications] == [f"cortex models load {PHI}"]
+
+
+async def test_unload_asks_the_person_first():
+    """`u` changes nothing before y, and then unloads the model under the cursor."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("down", "down", "u")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        assert operator.calls == []
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [UnloadModel(model=QWEN)]
+
+
+@pytest.mark.parametrize("key", ["n", "escape", "enter"])
+async def test_a_question_can_be_declined(key: str):
+    """n, escape, and enter on the button that has the focus, all leave the fleet alone."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("u")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press(key)
+        await until(pilot, lambda: not isinstance(app.screen, Confirm))
+
+        assert operator.calls == []
+
+
+async def test_marked_models_are_meant_together():
+    """`space` marks; the next action falls on all that are marked."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("space", "space", "l")
+        await until(pilot, lambda: len(operator.calls) == 2)
+
+        assert {c.model for c in operator.calls} == {PHI, LLAMA}
+
+
+async def test_a_refusal_is_shown_with_its_hint():
+    """What the gateway refuses is told with the reason and what to do; nothing ends."""
+    fails = DoesNotFit("needs 68 GiB on one device", hints=("evict something",))
+    app = top(busy_fleet(), operator=NotingOperator(fails))
+    async with running(app) as pilot:
+        await pilot.press("l")
+        await until(pilot, lambda: bool(app._notifications))
+
+        assert [(n.message, n.severity) for n in app._notifications] == [
+            ("needs 68 GiB on one device\nevict something", "error")
+        ]
+
+
+@pytest.mark.parametrize("key", ["l", "u"])
+async def test_read_only_refuses_keys(key: str):
+    """With --read-only no key reaches the gateway or asks a question."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator, read_only=True)
+    async with running(app) as pilot:
+        await pilot.press(key)
+        await pilot.pause()
+
+        assert operator.calls == []
+        assert not isinstance(app.screen, Confirm)
+        assert "read-only" in text_of(app, "#summary")
+
+
+async def test_read_only_refuses_commands():
+    """The command line obeys --read-only too."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator, read_only=True)
+    async with running(app) as pilot:
+        await pilot.press("colon", *"load x", "enter")
+        await until(pilot, lambda: bool(app._notifications))
+
+        assert operator.calls == []
+
+
+async def test_the_command_line_loads_where_it_is_told():
+    """`:load x --gpu beast/1` asks for that device."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("colon")
+        app.query_one("#line", Input).value = "load qwen3 --gpu beast/1"
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [LoadModel(model="qwen3", node="beast", devices=(1,))]
+
+
+async def test_the_filter_narrows_as_it_is_typed():
+    """`/` and words show the models that hold them; escape closes the line, then clears the filter."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("slash", *"gemma")
+        await until(pilot, lambda: shown(app) == [GEMMA])
+        await pilot.press("escape")
+        assert shown(app) == [GEMMA]
+        await pilot.press("escape")
+
+        assert len(shown(app)) == 4
+
+
+async def test_the_cursor_stays_on_its_model():
+    """When the order changes, the cursor goes with the model that it was on."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        table = app.query_one(ModelTable)
+        await pilot.press("down")
+        assert table.current == LLAMA
+        await pilot.press("s")
+        assert table.current == LLAMA
+        await pilot.press("S")
+
+        assert table.current == LLAMA
+        assert shown(app).index(LLAMA) == table.cursor_row
+
+
+async def test_new_snapshots_change_the_table():
+    """A load that ends is seen in the table and told in the events."""
+    before = busy_fleet()
+    beast, mule, attic = before.nodes
+    ready = replace(mule.instances[0], state=InstanceState.READY)
+    models = tuple(replace(m, state=m.state.READY) if m.id == LLAMA else m for m in before.models)
+    after = replace(
+        before, at=NOW + 5, nodes=(beast, replace(mule, instances=(ready,)), attic), models=models
+    )
+    source = FedSource(before)
+    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    async with running(app) as pilot:
+        await pilot.press("4")
+        source.feed(after)
+        await until(pilot, lambda: bool(app.query_one(RichLog).lines))
+
+        assert "meta/Llama-70B is ready on mule/0-1" in str(app.query_one(RichLog).lines[0].text)
+
+
+async def test_models_can_come_and_go():
+    """A catalogue that shrinks and grows leaves no line behind and loses none."""
+    fleet = busy_fleet()
+    source = FedSource(fleet)
+    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    async with running(app) as pilot:
+        source.feed(replace(fleet, models=fleet.models[:1]))
+        await until(pilot, lambda: shown(app) == [QWEN])
+        source.feed(fleet)
+        await until(pilot, lambda: len(shown(app)) == 4)
+        source.feed(empty_fleet())
+        await until(pilot, lambda: shown(app) == [])
+
+
+async def test_a_lost_gateway_is_a_state():
+    """Losing the gateway shows a banner over the last picture; keys wait; its return clears all."""
+    operator = NotingOperator()
+    source = FedSource(busy_fleet())
+    app = Top(source, operator, Look("gw", interval_s=0.25))
+    async with running(app) as pilot:
+        source.feed(Lost("connection refused", 4.0))
+        banner = app.query_one("#banner", Static)
+        await until(pilot, lambda: banner.has_class("shown"))
+        assert "connection refused; trying again in 4s" in text_of(app, "#banner")
+        assert len(shown(app)) == 4
+        await pilot.press("l")
+        await pilot.pause()
+        assert operator.calls == []
+        source.feed(busy_fleet())
+        await until(pilot, lambda: not banner.has_class("shown"))
+
+        assert "live" in text_of(app, "#summary")
+
+
+async def test_a_refused_key_is_a_state_too():
+    """A gateway that refuses the key for good leaves the screen up with the reason."""
+    app = top(AuthenticationFailed("the key is unknown"))
+    async with running(app) as pilot:
+        await until(pilot, lambda: "the key is unknown" in text_of(app, "#banner"))
+
+
+async def test_freeze_holds_the_picture():
+    """`f` keeps what is shown while the fleet goes on, and shows the newest when pressed again."""
+    source = FedSource(busy_fleet())
+    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    async with running(app) as pilot:
+        await pilot.press("f")
+        source.feed(empty_fleet())
+        await until(pilot, lambda: app._latest == empty_fleet())
+        await pilot.press("r")
+        assert len(shown(app)) == 4
+        await pilot.press("f")
+
+        await until(pilot, lambda: shown(app) == [])
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("d", "beast/0-1"), ("enter", "beast/0-1"), ("y", '"id"')]
+)
+async def test_pages_about_a_model(key: str, words: str):
+    """`d` and enter describe the model, `y` shows it as JSON, escape returns."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("down", "down", key)
+        await until(pilot, lambda: isinstance(app.screen, Page))
+        assert words in str(app.screen.query_one(Static).content)
+        await pilot.press("escape")
+
+        assert not isinstance(app.screen, Page)
+
+
+async def test_help_tells_every_key():
+    """`?` lists each binding."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("question_mark")
+        await until(pilot, lambda: isinstance(app.screen, Page))
+        told = str(app.screen.query_one(Static).content)
+
+        assert all(b.description in told for b in app.BINDINGS)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("key", "view"), [("2", "models"), ("3", "gpus"), ("4", "events")])
+async def test_views(key: str, view: str):
+    """Numbers switch the view, and 1 returns to the overview."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press(key)
+        assert app.screen.has_class(f"view-{view}")
+        await pilot.press("1")
+
+        assert not app.screen.has_class(f"view-{view}")
+
+
+async def test_the_pace_has_bounds():
+    """`+` and `-` change how often is drawn, within a quarter of a second and ten seconds."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press(*["minus"] * 10)
+        assert app._interval == 10.0
+        await pilot.press(*["plus"] * 10)
+
+        assert app._interval == 0.25
+
+
+@pytest.mark.parametrize("size", [(200, 50), (140, 40), (100, 30), (79, 24), (60, 15), (30, 8)])
+@pytest.mark.parametrize("fleet", [busy_fleet(), empty_fleet()])
+async def test_every_size_is_drawn(size: tuple[int, int], fleet):
+    """No terminal is too small to start, and the table never needs a horizontal scrollbar."""
+    app = top(fleet)
+    async with running(app, size) as pilot:
+        await pilot.pause()
+        table = app.query_one(ModelTable)
+
+        assert app.query_one(SummaryLine).content
+        if size[0] >= 60:
+            assert table.virtual_size.width <= table.size.width
+
+
+async def test_names_are_no_markup():
+    """A model whose name looks like markup or moves the cursor is shown as plain text."""
+    fleet = busy_fleet()
+    evil = replace(fleet.models[0], id="[red]x[/] \x1b[2J", error="[bold]")
+    app = top(replace(fleet, models=(evil,)))
+    async with running(app) as pilot:
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Page))
+        await pilot.press("escape", "l")
+        await until(pilot, lambda: bool(app._notifications))
+
+        assert shown(app)[0].startswith("[red]x[/]")
+        assert "\x1b" not in shown(app)[0]
+
+
+async def test_ascii_draws_ascii():
+    """With --ascii the bars hold nothing but ASCII."""
+    app = top(busy_fleet(), ascii_only=True)
+    async with running(app):
+        assert text_of(app, "#devices").replace("°", "").isascii()
+
+
+async def test_q_ends():
+    """`q` ends the app without a question."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("q")
+        await until(pilot, lambda: not app.is_running)
