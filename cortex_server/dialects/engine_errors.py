@@ -26,10 +26,17 @@ from cortex_common.errors import (
 from cortex_server.dialects.chat import Choice, Usage, read_answer
 
 _OVERFLOW_WORDS = re.compile(
-    r"maximum context length|prompt sequence length is greater than|context (?:length|size|window) exceeded|exceeds? the (?:available |model'?s? )?"
-    r"(?:maximum )?context|prompt is too long|prompt length .* (?:exceeds|longer)|longer than the (?:model'?s? )?"
-    r"(?:maximum )?context|exceed_context_size|exceeds? the maximum (?:model )?(?:sequence )?length",
-    re.IGNORECASE,
+    r"""maximum\ context\ length
+      | context\ (length|size|window)\ exceeded
+      | exceed_context_size
+      | exceeds?\ the\ (available\ |model'?s?\ )?(maximum\ )?context
+      | exceeds?\ the\ maximum\ (model\ )?(sequence\ )?length
+      | longer\ than\ the\ (model'?s?\ )?(maximum\ )?context
+      | prompt\ is\ too\ long
+      | prompt\ length\ .*\ (exceeds|longer)
+      | prompt\ sequence\ length\ is\ greater\ than
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _NUMBER = re.compile(r"\d{2,}")
 _STATUS_OF_TYPE = {
