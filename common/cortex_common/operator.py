@@ -19,12 +19,16 @@ class LoadModel(StrictWire):
         devices: indices on that node.
         wait: answer only when the model is ready.
         timeout_s: how long to wait.
+        pin: protect it from eviction, on `node` or wherever it goes.
+        another: load a further instance, whatever is ready.
     """
 
     model: str
     node: str | None = None
     devices: tuple[int, ...] = ()
     wait: bool = False
+    pin: bool = False
+    another: bool = False
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 
@@ -38,6 +42,216 @@ class UnloadModel(StrictWire):
 
     model: str
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class EvictModel(StrictWire):
+    """POST /operator/v1/models/evict: end one instance; the gateway may load it again.
+
+    Attributes:
+        model: name or alias.
+        node: the instance there; the one that lay idle longest when absent.
+        instance: this instance.
+        drain_timeout_s: how long its requests may go on; beyond it nothing is ended.
+    """
+
+    model: str
+    node: str | None = None
+    instance: str | None = None
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class PinModel(StrictWire):
+    """POST /operator/v1/models/pin: protect a model from eviction, defrag and idle unload.
+
+    Attributes:
+        model: name or alias.
+        node: only there.
+        for_s: seconds after which the pin ends by itself; None for good.
+    """
+
+    model: str
+    node: str | None = None
+    for_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class UnpinModel(StrictWire):
+    """POST /operator/v1/models/unpin: end pins that operators set; those of profiles stay.
+
+    Attributes:
+        model: name or alias.
+        node: the pin there; all of the model's when absent.
+    """
+
+    model: str
+    node: str | None = None
+
+
+class PinView(Wire):
+    """A pin that an operator set.
+
+    Attributes:
+        until: Unix seconds at which it ends; None never.
+    """
+
+    model: str
+    node: str | None = None
+    until: float | None = None
+
+
+class NodeWish(StrictWire):
+    """POST /operator/v1/nodes/cordon and /uncordon."""
+
+    node: str
+
+
+class DrainNode(StrictWire):
+    """POST /operator/v1/nodes/drain: cordon a node and move or unload all its instances.
+
+    Attributes:
+        node: its name.
+        timeout_s: how long requests in flight may go on.
+    """
+
+    node: str
+    timeout_s: Annotated[float, Field(ge=0)] = 300.0
+
+
+class NodeAction(Wire):
+    """What became of a node.
+
+    Attributes:
+        moved: models that were loaded elsewhere first.
+        unloaded: models that were not, as no other node had room.
+        kept: models that stay, because they are busy still.
+    """
+
+    node: str
+    cordoned: bool
+    moved: tuple[str, ...] = ()
+    unloaded: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+class PlanLoad(StrictWire):
+    """POST /operator/v1/plan/load: what would be done to load a model. Changes nothing.
+
+    Attributes:
+        model: name or alias.
+        node: only there.
+        devices: only these.
+        another: a further instance.
+    """
+
+    model: str
+    node: str | None = None
+    devices: tuple[int, ...] = ()
+    another: bool = False
+
+
+class PlannedEviction(Wire):
+    """An instance that would go.
+
+    Attributes:
+        frees_mb: MiB that it frees over all its devices.
+        in_flight: requests that would be waited for.
+        idle_s: seconds since its last request.
+    """
+
+    instance: str
+    model: str
+    node: str
+    frees_mb: int
+    in_flight: int
+    idle_s: float
+
+
+class LedgerLine(Wire):
+    """One device, or a node whose devices are not considered, in a plan.
+
+    Attributes:
+        device: index; None for the whole node.
+        available_mb: MiB that a new load can be promised.
+        chosen: the plan uses it.
+        reason: why it is not chosen.
+        missing_mb: MiB that it lacks.
+        reclaimable_mb: MiB on it that unpinned instances hold.
+    """
+
+    node: str
+    device: int | None = None
+    name: str = ""
+    total_mb: int = 0
+    available_mb: int = 0
+    chosen: bool = False
+    reason: str | None = None
+    missing_mb: int | None = None
+    reclaimable_mb: int = 0
+
+
+class PlanView(Wire):
+    """What would be done, and why.
+
+    Attributes:
+        action: serve (it is ready), join (a load is under way), load, wait or impossible.
+        device_mb: MiB that it takes on each of its devices, as far as known.
+        size_source: measured, node, configured or unknown.
+        why: the reason for the choice.
+        ledger: every device with what speaks for or against it.
+    """
+
+    model: str
+    action: str
+    node: str | None = None
+    devices: tuple[int, ...] = ()
+    device_mb: int | None = None
+    size_source: str | None = None
+    evictions: tuple[PlannedEviction, ...] = ()
+    why: str = ""
+    ledger: tuple[LedgerLine, ...] = ()
+
+
+class MeasuredSize(Wire):
+    """What loads of a model took on one node.
+
+    Attributes:
+        build: version of the engine.
+        loads: how many were measured.
+        device_mb: the most MiB on one device.
+        last_mb: those of the last load.
+        load_s: seconds of the last load.
+        at: Unix seconds of the last load.
+    """
+
+    node: str
+    kind: str
+    devices: int
+    build: str
+    loads: int
+    device_mb: int
+    last_mb: int
+    load_s: float
+    at: float
+
+
+class ModelDetail(Wire):
+    """GET /operator/v1/models/{name}: the profile's estimate beside what was measured.
+
+    Attributes:
+        vram_mb: MiB over all its devices, as its profile guesses.
+        rate: requests a second lately.
+        load_s: seconds that a load is expected to take.
+        pins: set by operators.
+    """
+
+    model: str
+    harness: str
+    vram_mb: int | None = None
+    min_devices: int = 1
+    priority: int = 0
+    rate: float = 0.0
+    load_s: float | None = None
+    measured: tuple[MeasuredSize, ...] = ()
+    pins: tuple[PinView, ...] = ()
 
 
 class ModelAction(Wire):

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import ControlClient
-from cortex_common.operator import LoadModel, ModelAction, UnloadModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    ModelAction,
+    ModelDetail,
+    NodeAction,
+    NodeWish,
+    PinModel,
+    PinView,
+    PlanLoad,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
 
 _ACTION = TypeAdapter(ModelAction)
+_NODE = TypeAdapter(NodeAction)
+_PIN = TypeAdapter(PinView)
+_PINS = TypeAdapter(tuple[PinView, ...])
+_PLAN = TypeAdapter(PlanView)
+_DETAIL = TypeAdapter(ModelDetail)
 
 
 class OperatorClient(ControlClient):
@@ -44,3 +64,48 @@ class OperatorClient(ControlClient):
             body=body,
             timeout=request.drain_timeout_s + 130.0,
         )
+
+    async def evict(self, request: EvictModel) -> ModelAction:
+        """Drain and end one instance of a model."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        timeout = request.drain_timeout_s + 130.0
+        return await self.call(
+            _ACTION, "POST", "/operator/v1/models/evict", body=body, timeout=timeout
+        )
+
+    async def pin(self, request: PinModel) -> PinView:
+        """Protect a model from eviction."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        return await self.call(_PIN, "POST", "/operator/v1/models/pin", body=body)
+
+    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
+        """End pins; answers those that the model still has."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        return await self.call(_PINS, "POST", "/operator/v1/models/unpin", body=body)
+
+    async def model(self, name: str) -> ModelDetail:
+        """A model's estimate beside what was measured."""
+        return await self.call(_DETAIL, "GET", f"/operator/v1/models/{quote(name)}")
+
+    async def cordon(self, node: str) -> NodeAction:
+        """Place no new instances on a node."""
+        body = NodeWish(node=node).model_dump()
+        return await self.call(_NODE, "POST", "/operator/v1/nodes/cordon", body=body)
+
+    async def uncordon(self, node: str) -> NodeAction:
+        """Place instances on it again."""
+        body = NodeWish(node=node).model_dump()
+        return await self.call(_NODE, "POST", "/operator/v1/nodes/uncordon", body=body)
+
+    async def drain(self, request: DrainNode) -> NodeAction:
+        """Cordon a node and move or unload what it has."""
+        body = request.model_dump(mode="json")
+        timeout = request.timeout_s + 1900.0
+        return await self.call(
+            _NODE, "POST", "/operator/v1/nodes/drain", body=body, timeout=timeout
+        )
+
+    async def plan_load(self, request: PlanLoad) -> PlanView:
+        """What would be done to load a model, with every device's ledger. Changes nothing."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        return await self.call(_PLAN, "POST", "/operator/v1/plan/load", body=body)

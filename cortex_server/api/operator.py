@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 
-from cortex_common.fleet import SNAPSHOT
-from cortex_common.operator import LoadModel, ModelAction, UnloadModel
+from cortex_common.fleet import SNAPSHOT, FleetSnapshot
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    ModelAction,
+    ModelDetail,
+    NodeAction,
+    NodeWish,
+    PinModel,
+    PinView,
+    PlanLoad,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.verbs import Verbs
 
@@ -32,13 +46,13 @@ def operator_router(fleet: Fleet, verbs: Verbs) -> APIRouter:
     @router.get("/fleet", summary="The fleet now")
     async def get_fleet() -> Response:
         """Every node, device, instance and model, as one snapshot."""
-        return Response(SNAPSHOT.dump_json(fleet.snapshot), media_type="application/json")
+        return Response(SNAPSHOT.dump_json(verbs.shown()), media_type="application/json")
 
     @router.get("/events", summary="The fleet now and after each change")
     async def get_events() -> StreamingResponse:
         """Server-sent events `fleet`, each a whole snapshot; the id is its version."""
         return StreamingResponse(
-            fleet_events(fleet),
+            fleet_events(fleet, verbs.shown),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -53,17 +67,60 @@ def operator_router(fleet: Fleet, verbs: Verbs) -> APIRouter:
         """Drains and ends all its instances; it is loaded again when somebody asks for it."""
         return await verbs.unload(wish)
 
+    @router.post("/models/evict", summary="End one instance")
+    async def evict(wish: EvictModel) -> ModelAction:
+        """Drains and ends one instance; the gateway may load the model again."""
+        return await verbs.evict(wish)
+
+    @router.post("/models/pin", summary="Protect a model from eviction")
+    async def pin(wish: PinModel) -> PinView:
+        """For a time, or until it is unpinned; outlasts the gateway."""
+        return verbs.pin(wish)
+
+    @router.post("/models/unpin", summary="End a model's protection")
+    async def unpin(wish: UnpinModel) -> tuple[PinView, ...]:
+        """Answers the pins that are left; those of its profile are not ended."""
+        return verbs.unpin(wish)
+
+    @router.get("/models/{name:path}", summary="A model's estimate and measurements")
+    async def detail(name: str) -> ModelDetail:
+        """What its profile guesses beside what its loads took."""
+        return verbs.detail(name)
+
+    @router.post("/plan/load", summary="What would be done to load a model")
+    async def plan_load(wish: PlanLoad) -> PlanView:
+        """The plan with every device's ledger; changes nothing."""
+        return verbs.plan_load(wish)
+
+    _add_node_routes(router, verbs)
     return router
 
 
-async def fleet_events(fleet: Fleet) -> AsyncIterator[bytes]:
-    """The event stream of one reader."""
+def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:
+    @router.post("/nodes/cordon", summary="Place nothing new on a node")
+    async def cordon(wish: NodeWish) -> NodeAction:
+        """What it has goes on serving."""
+        return verbs.cordon(wish.node, cordoned=True)
+
+    @router.post("/nodes/uncordon", summary="Use a node again")
+    async def uncordon(wish: NodeWish) -> NodeAction:
+        """New instances may be placed on it."""
+        return verbs.cordon(wish.node, cordoned=False)
+
+    @router.post("/nodes/drain", summary="Empty a node")
+    async def drain(wish: DrainNode) -> NodeAction:
+        """Cordons it, loads its models elsewhere where there is room, and unloads them there."""
+        return await verbs.drain(wish)
+
+
+async def fleet_events(fleet: Fleet, show: Callable[[], FleetSnapshot]) -> AsyncIterator[bytes]:
+    """The event stream of one reader; `show` gives the snapshot to send."""
     changed = asyncio.Event()
     fleet.on_change(changed.set)
     try:
         while True:
             changed.clear()
-            snapshot = fleet.snapshot
+            snapshot = show()
             yield b"event: fleet\nid: %d\ndata: %b\n\n" % (
                 snapshot.version,
                 SNAPSHOT.dump_json(snapshot),

@@ -70,6 +70,8 @@ def _of_devices(
                 text += f", {may_free} held by instances that could go"
             found.append(Refusal(room.node.name, device.index, text, need - have, may_free))
         else:
-            text = f"has room, but {least.devices} such devices are needed together"
+            text = "has room, another has less to spare"
+            if least.devices > 1:
+                text = f"has room; {least.devices} such devices are needed together"
             found.append(Refusal(room.node.name, device.index, text, None, may_free))
     return found

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Protocol
 
-from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, UpstreamFailed
+from cortex_common.errors import Conflict, CortexError, DoesNotFit, NodeNotFound, UpstreamFailed
 from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, UnloadRequest
@@ -18,11 +18,8 @@ from cortex_server.fleet.state import Fleet
 log = logging.getLogger("cortex.lifecycle")
 
 
-class StillBusy(CortexError):
+class StillBusy(Conflict):
     """An instance had requests under way for longer than it may take to drain."""
-
-    code = "still_busy"
-    status = 409
 
     def __init__(self, instance: InstanceId, seconds: float) -> None:
         super().__init__(

@@ -12,8 +12,8 @@ import logging
 import re
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
@@ -23,42 +23,34 @@ from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.neuron_client import NeuronClient
+from cortex_server.core.plan import Plan, plan
 from cortex_server.core.policy import Policy, Prefer, Strategy
-from cortex_server.core.rooms import Overlay, Pins, Rooms
-from cortex_server.core.scheduler import Order, Scheduler, Underway
+from cortex_server.core.rooms import Overlay, Rooms
+from cortex_server.core.scheduler import Order, Scheduler
+from cortex_server.core.upkeep import Upkeep, preloads
 from cortex_server.core.waiting import Ask, Goal
-from cortex_server.core.world import World
+from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.carrier import Carrier, Later
 from cortex_server.lifecycle.knowledge import Knowledge
+from cortex_server.lifecycle.pins import Pin, PinBoard
+from cortex_server.lifecycle.progress import WaitProgress, progress_of
+from cortex_server.lifecycle.shown import with_pins
+from cortex_server.store import Store
 
 log = logging.getLogger("cortex.lifecycle")
 
 UPKEEP_S = 1.0
 """How often what depends on time alone is looked at."""
 
+IDLE_DRAIN_S = 5.0
+"""An idle instance that gets a request just as it is to be unloaded stays, if that takes longer than this."""
 
-@dataclass(frozen=True, slots=True)
-class WaitProgress:
-    """How far the model that somebody waits for is.
+PURSUED_FOR_S = 3600.0
+"""How long room is waited for on behalf of nobody."""
 
-    Attributes:
-        state: waiting_for_room, making_room, starting or loading.
-        node: where it is being loaded.
-        eta_s: seconds until ready, from past loads; None when nothing is known.
-        position: 1 when no other model's requests wait longer; 0 when nobody waits.
-        started: the node is loading it.
-        progress: share of the load that is done, 0 to 1, where the engine tells.
-        stage: what the engine says that it is doing.
-    """
-
-    state: str
-    node: str | None
-    eta_s: float | None
-    position: int
-    started: bool
-    progress: float | None = None
-    stage: str | None = None
+PURSUIT_PAUSE_S = 30.0
+"""After an instance that nobody waits for could not be loaded, the next try comes this much later."""
 
 
 def policy_of(config: GatewayConfig) -> Policy:
@@ -88,7 +80,7 @@ class Conductor:
         catalogue: the profiles; `use_catalogue` replaces them.
         config: of the gateway.
         clock: for deadlines and timestamps.
-        knowledge: of sizes and load times.
+        store: what outlasts this gateway.
     """
 
     def __init__(
@@ -99,9 +91,14 @@ class Conductor:
         catalogue: Catalogue,
         config: GatewayConfig,
         clock: Clock,
-        knowledge: Knowledge | None = None,
+        store: Store | None = None,
     ) -> None:
-        self.knowledge = knowledge or Knowledge()
+        self._store = store
+        self.knowledge = Knowledge(store.measurements() if store else ())
+        self.pins = PinBoard(store.pins() if store else ())
+        self.upkeep = Upkeep(config.eviction.idle_ttl, config.placement.scale_out_after)
+        self._pursued: dict[Goal, asyncio.Task[InstanceId]] = {}
+        self._not_before: dict[Goal, float] = {}
         self._fleet = fleet
         self._clock = clock
         self._config = config
@@ -115,8 +112,8 @@ class Conductor:
         self._bell = asyncio.Event()
         self._gone: frozenset[InstanceId] = frozenset()
         self._leaving: frozenset[InstanceId] = frozenset()
-        self._pins: Pins = frozenset()
         self._considered: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
     # -- what the data plane calls -----------------------------------------------------------
@@ -196,16 +193,13 @@ class Conductor:
 
     def progress(self, model: str) -> WaitProgress | None:
         """How far a model is that somebody waits for or that is being loaded; None when neither."""
-        position = self._scheduler.waiting.position(model)
-        load = next((u for u in self._scheduler.loads if u.goal.model == model), None)
-        if load is None:
-            joined = self._loading_elsewhere(model)
-            if joined is not None:
-                return replace(joined, position=position)
-            return (
-                WaitProgress("waiting_for_room", None, None, position, False) if position else None
-            )
-        return self._progress_of(load, position)
+        return progress_of(
+            model,
+            self._scheduler,
+            self._fleet.snapshot,
+            self.knowledge.load_seconds(model),
+            self._clock.monotonic(),
+        )
 
     # -- the task ----------------------------------------------------------------------------
 
@@ -213,7 +207,9 @@ class Conductor:
         """Decide until cancelled; then everybody who still waits is told."""
         self._fleet.on_change(self._bell.set)
         self._fleet.count_waiting(self.waiting)
-        upkeep_at = self._clock.monotonic()
+        upkeep_at = now = self._clock.monotonic()
+        for goal in preloads(self._catalogue.models):
+            self._pursue(next(p for p in self._catalogue.models if p.id == goal.model), goal, now)
         try:
             while True:
                 await self._next_event(upkeep_at)
@@ -233,6 +229,9 @@ class Conductor:
             self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
             self._say_considered()
             await self._carrier.close()
+            for task in (*self._tasks, *self._pursued.values()):
+                task.cancel()
+            await asyncio.gather(*self._tasks, *self._pursued.values(), return_exceptions=True)
 
     def _say_considered(self) -> None:
         while self._considered:
@@ -258,14 +257,58 @@ class Conductor:
         self._scheduler.step(lambda overlay: self._world(snapshot, overlay), now)
 
     def _keep_up(self, now: float) -> None:
+        """What is due with time alone."""
         snapshot = self._fleet.snapshot
         profiles = {p.id: p for p in self._catalogue.models}
-        self.knowledge.observe(snapshot, profiles, now)
+        learned = self.knowledge.observe(snapshot, profiles, now)
+        if self._store is not None and learned:
+            self._store.remember(learned)
+        if self.pins.expire(self._clock.unix()):
+            self._pins_changed()
         self._gone &= {i.id for i in snapshot.instances()}
+        shown = with_pins(snapshot, self.pins)
+        chores = self.upkeep.due(shown, self._catalogue.models, now)
+        for goal in chores.want:
+            self._pursue(profiles[goal.model], goal, now)
+        for view in chores.unload:
+            if view.id not in self._leaving:
+                event(log, "idle_unload", model=view.model, node=view.node, instance=view.id)
+                self._spawn(self._unload_idle(view))
+
+    def _pursue(self, profile: ModelProfile, goal: Goal, now: float) -> None:
+        """Have an instance loaded that nobody waits for, unless that is under way or has just failed."""
+        if goal in self._pursued or now < self._not_before.get(goal, 0.0):
+            return
+        event(log, "instance_wanted", model=goal.model, another=goal.another)
+        task = asyncio.create_task(self.want(profile, goal, timeout_s=PURSUED_FOR_S))
+        self._pursued[goal] = task
+        task.add_done_callback(lambda done: self._pursuit_ended(goal, done))
+
+    def _pursuit_ended(self, goal: Goal, done: asyncio.Task[InstanceId]) -> None:
+        del self._pursued[goal]
+        if not done.cancelled() and (failed := done.exception()) is not None:
+            self._not_before[goal] = self._clock.monotonic() + PURSUIT_PAUSE_S
+            event(log, "want_failed", logging.WARNING, model=goal.model, reason=failed)
+
+    async def _unload_idle(self, view: InstanceView) -> None:
+        try:
+            await self.unload(view.model, (view,), IDLE_DRAIN_S, whole=False)
+        except CortexError as failed:
+            event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=failed)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _pins_changed(self) -> None:
+        if self._store is not None:
+            self._store.keep_pins(self.pins.all())
+        self._fleet.touch()
 
     def _world(self, snapshot: FleetSnapshot, overlay: Overlay) -> World:
         overlay = replace(
-            overlay, leaving=overlay.leaving | self._leaving, gone=self._gone, pins=self._pins
+            overlay, leaving=overlay.leaving | self._leaving, gone=self._gone, pins=self.pins.held
         )
         return World(
             rooms=self._rooms.of(snapshot, overlay),
@@ -274,6 +317,32 @@ class Conductor:
             standings=self.knowledge.standings(self._catalogue, self._clock.monotonic()),
             stored=self.knowledge.stored,
         )
+
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
+        self._catalogue = catalogue
+        self._bell.set()
+
+    def preview(self, wish: Wish) -> tuple[Plan, World]:
+        """What would be done for a wish now, and the world that this was decided on. Changes nothing."""
+        world = self._world(self._fleet.snapshot, self._scheduler.overlay())
+        return plan(wish, world, self._scheduler.policy), world
+
+    @property
+    def policy(self) -> Policy:
+        """The operator's choices."""
+        return self._scheduler.policy
+
+    def pin(self, pin: Pin) -> None:
+        """Protect a model from eviction."""
+        self.pins.add(pin)
+        self._pins_changed()
+
+    def unpin(self, model: ModelId, node: str | None) -> bool:
+        """End that; whether there was a pin."""
+        found = self.pins.remove(model, node)
+        self._pins_changed()
+        return found
 
     def _post(self, later: Later) -> None:
         self._inbox.append(later)
@@ -334,32 +403,3 @@ class Conductor:
     def failed(self, instance: InstanceId, reason: str) -> None:
         """See `Reports.failed`."""
         self._post(lambda now: self._scheduler.failed(instance, reason, now))
-
-    # -- progress ----------------------------------------------------------------------------
-
-    def _progress_of(self, load: Underway, position: int) -> WaitProgress:
-        place = load.order.plan
-        node = self._fleet.snapshot.node(place.node)
-        view = (
-            next((i for i in node.instances if i.id == load.order.instance), None) if node else None
-        )
-        usual = self.knowledge.load_seconds(load.goal.model)
-        eta = view.eta_s if view is not None else None
-        if eta is None and usual is not None:
-            eta = max(0.0, usual - (self._clock.monotonic() - load.since))
-        return WaitProgress(
-            state=load.stage.value,
-            node=place.node,
-            eta_s=eta,
-            position=position,
-            started=view is not None,
-            progress=view.progress if view is not None else None,
-            stage=view.stage if view is not None else None,
-        )
-
-    def _loading_elsewhere(self, model: str) -> WaitProgress | None:
-        """A load that another gateway began."""
-        for i in self._fleet.snapshot.instances():
-            if i.model == model and i.state == "loading":
-                return WaitProgress("loading", i.node, i.eta_s, 0, True, i.progress, i.stage)
-        return None

@@ -20,6 +20,10 @@ UNMEASURED_LOAD_S = 10.0
 """Seconds that a load is taken to need before one was measured."""
 
 
+GROWTH = 1.02
+"""An instance that has grown by this factor since it was measured is measured again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """What one load took.
@@ -29,6 +33,8 @@ class Measurement:
         device_mb: the most MiB on one of its devices, once ready.
         load_s: seconds from the node's start of it to ready.
         at: Unix seconds.
+        n: how many loads it stands for.
+        last_mb: what the last of them took, where it stands for several.
     """
 
     key: SizeKey
@@ -37,6 +43,8 @@ class Measurement:
     device_mb: int
     load_s: float
     at: float
+    n: int = 1
+    last_mb: int | None = None
 
 
 class Knowledge:
@@ -52,7 +60,8 @@ class Knowledge:
         self._load_s: dict[str, float] = {}
         self._stored: dict[ModelId, frozenset[str]] = {}
         self._rates: dict[str, tuple[int, float, float]] = {}
-        self._measured: set[InstanceId] = set()
+        self._measured: dict[InstanceId, int] = {}
+        self._loads: dict[tuple[SizeKey, str, str], Measurement] = {}
         for measurement in measurements:
             self._take(measurement)
 
@@ -103,15 +112,23 @@ class Knowledge:
             for instance in node.instances:
                 visible.add(instance.id)
                 profile = profiles.get(instance.model)
-                if profile is None or instance.id in self._measured:
+                if profile is None:
                     continue
                 measurement = _measure(profile, node, instance, snapshot.at)
-                if measurement is not None:
-                    self._measured.add(instance.id)
+                if measurement is None:
+                    continue
+                known = self._measured.get(instance.id)
+                if known is None or measurement.device_mb > known * GROWTH:
+                    self._measured[instance.id] = measurement.device_mb
+                    measurement = replace(measurement, n=int(known is None))
                     self._take(measurement)
                     found.append(measurement)
-        self._measured &= visible
+        self._measured = {i: mb for i, mb in self._measured.items() if i in visible}
         return found
+
+    def measurements(self, model: str) -> tuple[Measurement, ...]:
+        """What loads of a model took, by key, build and node."""
+        return tuple(m for m in self._loads.values() if m.key.model == model)
 
     def standings(self, catalogue: Catalogue, now: float) -> dict[ModelId, Standing]:
         """How each model of the catalogue stands.
@@ -150,6 +167,14 @@ class Knowledge:
         else:
             self._sizes[m.key] = Size(m.device_mb, SizeSource.MEASURED)
         self._builds[m.key] = m.build
+        same_load = (m.key, m.build, m.node)
+        so_far = self._loads.get(same_load)
+        self._loads[same_load] = replace(
+            m,
+            n=m.n + (so_far.n if so_far else 0),
+            device_mb=max(m.device_mb, so_far.device_mb if so_far else 0),
+            last_mb=m.last_mb or m.device_mb,
+        )
         model = ModelId(m.key.model)
         before = self._load_s.get(model, m.load_s)
         self._load_s[model] = (before + m.load_s) / 2

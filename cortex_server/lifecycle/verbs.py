@@ -7,18 +7,39 @@ import logging
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.errors import CortexError, NodeNotFound, NotFound
-from cortex_common.fleet import InstanceView, ModelState
+from cortex_common.errors import Conflict, CortexError, NodeNotFound, NotFound
+from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_common.operator import LoadModel, ModelAction, UnloadModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    MeasuredSize,
+    ModelAction,
+    ModelDetail,
+    NodeAction,
+    PinModel,
+    PinView,
+    PlanLoad,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
 from cortex_server.core.fit import Where
 from cortex_server.core.rooms import TAKING_MEMORY
 from cortex_server.core.waiting import Goal
+from cortex_server.core.world import Wish
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
+from cortex_server.lifecycle.pins import Pin
+from cortex_server.lifecycle.preview import plan_view
+from cortex_server.lifecycle.shown import with_pins
 
 log = logging.getLogger("cortex.operator")
+
+MOVE_S = 1800.0
+"""How long a copy may take to load before its original is drained."""
 
 
 class Verbs:
@@ -36,6 +57,10 @@ class Verbs:
         self._clock = clock
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
+    def shown(self) -> FleetSnapshot:
+        """The fleet as people see it, operators' pins included."""
+        return with_pins(self._fleet.snapshot, self._conductor.pins)
+
     async def load(self, wish: LoadModel) -> ModelAction:
         """Have a model loaded.
 
@@ -47,7 +72,9 @@ class Verbs:
         if wish.node is not None:
             self.check_node(wish.node)
         began = self._clock.monotonic()
-        goal = Goal(profile.id, Where(wish.node, wish.devices))
+        goal = Goal(profile.id, Where(wish.node, wish.devices), another=wish.another)
+        if wish.pin:
+            self._conductor.pin(Pin(ModelId(profile.id), wish.node, None))
         event(log, "load_asked", model=profile.id, node=wish.node)
         task = asyncio.create_task(self._conductor.want(profile, goal, timeout_s=wish.timeout_s))
         self._pursued.add(task)
@@ -82,6 +109,179 @@ class Verbs:
             nodes=tuple(dict.fromkeys(v.node for v in views)),
             seconds=self._clock.monotonic() - began,
         )
+
+    async def evict(self, wish: EvictModel) -> ModelAction:
+        """Drain and end one instance; the model may be loaded again when somebody asks for it.
+
+        Raises:
+            NotFound: there is no such instance.
+            Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
+        """
+        model = self.model(wish.model)
+        began = self._clock.monotonic()
+        views = [
+            i
+            for i in self.shown().instances()
+            if i.model == model
+            and i.state in TAKING_MEMORY
+            and wish.node in {None, i.node}
+            and wish.instance in {None, i.id}
+        ]
+        if not views:
+            raise NotFound(f"model {model!r} has no such instance", hints=("cortex ps",))
+        view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
+        if view.pinned:
+            raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {model}",))
+        event(log, "evict_asked", model=model, node=view.node, instance=view.id)
+        await self._conductor.unload(model, (view,), wish.drain_timeout_s, whole=False)
+        left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
+        return ModelAction(
+            model=model,
+            state=ModelState.READY
+            if any(i.state is InstanceState.READY for i in left)
+            else ModelState.UNLOADED,
+            nodes=(view.node,),
+            seconds=self._clock.monotonic() - began,
+            vram_mb=view.vram_used_mb,
+        )
+
+    def pin(self, wish: PinModel) -> PinView:
+        """Protect a model from eviction, for a time or for good.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            NodeNotFound: there is no such node.
+        """
+        model = self.model(wish.model)
+        if wish.node is not None:
+            self.check_node(wish.node)
+        until = None if wish.for_s is None else self._clock.unix() + wish.for_s
+        event(log, "pinned", model=model, node=wish.node, until=until)
+        self._conductor.pin(Pin(model, wish.node, until))
+        return PinView(model=model, node=wish.node, until=until)
+
+    def unpin(self, wish: UnpinModel) -> tuple[PinView, ...]:
+        """End pins of a model; answers those that it still has.
+
+        Raises:
+            NotFound: it has no such pin.
+        """
+        model = self.model(wish.model)
+        if not self._conductor.unpin(model, wish.node):
+            raise NotFound(
+                f"model {model!r} has no such pin",
+                hints=("pinned_on in models.toml pins are changed there",),
+            )
+        event(log, "unpinned", model=model, node=wish.node)
+        return self._pins_of(model)
+
+    def plan_load(self, wish: PlanLoad) -> PlanView:
+        """What would be done to load a model, at worst after some waiting. Changes nothing.
+
+        Raises:
+            ModelNotFound: no profile has this name.
+        """
+        profile = self.profile(wish.model)
+        if wish.node is not None:
+            self.check_node(wish.node)
+        wanted = Wish(
+            profile,
+            where=Where(wish.node, wish.devices),
+            waited_s=self._conductor.policy.patience_s,
+            another=wish.another,
+        )
+        found, world = self._conductor.preview(wanted)
+        return plan_view(wanted, found, world, self._conductor.policy)
+
+    def detail(self, name: str) -> ModelDetail:
+        """A model's estimate beside what was measured.
+
+        Raises:
+            ModelNotFound: no profile has this name.
+        """
+        profile = self.profile(name)
+        known = self._conductor.knowledge
+        measured = (
+            MeasuredSize(
+                node=m.node,
+                kind=m.key.kind.value,
+                devices=m.key.devices,
+                build=m.build,
+                loads=m.n,
+                device_mb=m.device_mb,
+                last_mb=m.last_mb or m.device_mb,
+                load_s=m.load_s,
+                at=m.at,
+            )
+            for m in known.measurements(profile.id)
+        )
+        return ModelDetail(
+            model=profile.id,
+            harness=profile.harness,
+            vram_mb=profile.vram_mb,
+            min_devices=profile.min_devices,
+            priority=profile.priority,
+            rate=known.rate(profile.id, self._clock.monotonic()),
+            load_s=known.load_seconds(profile.id),
+            measured=tuple(measured),
+            pins=self._pins_of(ModelId(profile.id)),
+        )
+
+    def _pins_of(self, model: ModelId) -> tuple[PinView, ...]:
+        return tuple(
+            PinView(model=p.model, node=p.node, until=p.until)
+            for p in self._conductor.pins.all()
+            if p.model == model
+        )
+
+    def cordon(self, node: str, *, cordoned: bool) -> NodeAction:
+        """Place no new instances on a node, or place them again.
+
+        Raises:
+            NodeNotFound: there is no such node.
+        """
+        self.check_node(node)
+        event(log, "cordoned" if cordoned else "uncordoned", node=node)
+        self._fleet.set_cordoned(node, cordoned)
+        return NodeAction(node=node, cordoned=cordoned)
+
+    async def drain(self, wish: DrainNode) -> NodeAction:
+        """Cordon a node, load its models elsewhere where there is room, and unload them here.
+
+        Raises:
+            NodeNotFound: there is no such node.
+        """
+        self.cordon(wish.node, cordoned=True)
+        node = self._fleet.snapshot.node(wish.node)
+        views = [i for i in node.instances if i.state in TAKING_MEMORY] if node else []
+        outcome: dict[str, list[str]] = {"moved": [], "unloaded": [], "kept": []}
+        for view in views:
+            outcome[await self._move_away(view, wish.timeout_s)].append(view.model)
+        return NodeAction(
+            node=wish.node,
+            cordoned=True,
+            moved=tuple(outcome["moved"]),
+            unloaded=tuple(outcome["unloaded"]),
+            kept=tuple(outcome["kept"]),
+        )
+
+    async def _move_away(self, view: InstanceView, drain_s: float) -> str:
+        """Load a copy elsewhere where there is room, then drain and end the instance; says which it was."""
+        became = "unloaded"
+        profile = self._fleet.profile(view.model)
+        if profile is not None and view.state is InstanceState.READY:
+            goal = Goal(profile.id, another=True, may_evict=False)
+            try:
+                await self._conductor.want(profile, goal, timeout_s=MOVE_S)
+                became = "moved"
+            except CortexError as failed:
+                event(log, "no_copy", model=view.model, reason=failed.message)
+        try:
+            await self._conductor.unload(view.model, (view,), drain_s, whole=False)
+        except CortexError as failed:
+            event(log, "not_drained", logging.WARNING, model=view.model, reason=failed.message)
+            became = "kept"
+        return became
 
     async def close(self) -> None:
         """Stop pursuing loads that nobody waits for."""

@@ -1,0 +1,82 @@
+"""A plan as data for people: the same plan that would be carried out, with every device's ledger."""
+
+from __future__ import annotations
+
+from cortex_common.fleet import InstanceView
+from cortex_common.operator import LedgerLine, PlannedEviction, PlanView
+from cortex_server.core.explain import refusals
+from cortex_server.core.fit import shapes
+from cortex_server.core.plan import Impossible, Join, Load, Plan, Serve, Wait
+from cortex_server.core.policy import Policy
+from cortex_server.core.world import Wish, World
+
+
+def plan_view(wish: Wish, found: Plan, world: World, policy: Policy) -> PlanView:
+    """What would be done for a wish, and what speaks for or against each device."""
+    model = wish.profile.id
+    ledger = _ledger(wish, found, world, policy)
+    match found:
+        case Serve(instances):
+            return PlanView(
+                model=model, action="serve", why=f"ready as {', '.join(instances)}", ledger=ledger
+            )
+        case Join(node, _):
+            why = f"it is being loaded on {node}"
+            return PlanView(model=model, action="join", node=node, why=why, ledger=ledger)
+        case Wait(_, why):
+            return PlanView(model=model, action="wait", why=why, ledger=ledger)
+        case Impossible():
+            why = "no device could hold it, however long one waited"
+            return PlanView(model=model, action="impossible", why=why, ledger=ledger)
+        case Load():
+            return PlanView(
+                model=model,
+                action="load",
+                node=found.node,
+                devices=found.devices,
+                device_mb=found.shape.size.device_mb or None,
+                size_source=found.shape.size.source.value,
+                evictions=_evictions(found, world),
+                why=found.why,
+                ledger=ledger,
+            )
+
+
+def _evictions(found: Load, world: World) -> tuple[PlannedEviction, ...]:
+    views = {i.id: i for room in world.rooms for i in room.instances}
+    return tuple(_eviction(views[i], world.now) for i in found.evictions)
+
+
+def _eviction(view: InstanceView, now: float) -> PlannedEviction:
+    return PlannedEviction(
+        instance=view.id,
+        model=view.model,
+        node=view.node,
+        frees_mb=view.vram_used_mb,
+        in_flight=view.in_flight,
+        idle_s=round(max(0.0, now - view.last_used), 1),
+    )
+
+
+def _ledger(wish: Wish, found: Plan, world: World, policy: Policy) -> tuple[LedgerLine, ...]:
+    rooms = {room.node.name: room for room in world.rooms}
+    layouts = shapes(wish.profile, world.sizes)
+    lines: list[LedgerLine] = []
+    for why in refusals(wish.profile, wish.where, layouts, world.rooms, policy):
+        devices = {d.index: d for d in rooms[why.node].devices}
+        device = devices.get(why.device) if why.device is not None else None
+        chosen = isinstance(found, Load) and why.node == found.node and why.device in found.devices
+        lines.append(
+            LedgerLine(
+                node=why.node,
+                device=why.device,
+                name=device.name if device else "",
+                total_mb=device.total_mb if device else 0,
+                available_mb=device.available_mb if device else 0,
+                chosen=chosen,
+                reason=None if chosen else why.reason,
+                missing_mb=why.missing_mb,
+                reclaimable_mb=why.reclaimable_mb,
+            )
+        )
+    return tuple(lines)

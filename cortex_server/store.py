@@ -1,0 +1,165 @@
+"""What outlasts the gateway about placement: what loads took, and operators' pins. Small; use rebuilds it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from cortex_common.hardware import DeviceKind
+from cortex_common.models import ModelId
+from cortex_server.core.fit import SizeKey
+from cortex_server.lifecycle.knowledge import Measurement
+from cortex_server.lifecycle.pins import Pin
+
+T = TypeVar("T")
+
+log = logging.getLogger("cortex.store")
+
+_SCHEMA = """
+create table if not exists loads (
+    model text not null, quant text, context integer, parallel integer, harness text not null,
+    kind text not null, devices integer not null, build text not null, node text not null,
+    n integer not null, max_mb integer not null, last_mb integer not null, last_s real not null, at real not null
+);
+create unique index if not exists loads_key on loads (
+    model, coalesce(quant, ''), coalesce(context, 0), coalesce(parallel, 0), harness, kind, devices, build, node
+);
+create table if not exists pins (
+    model text not null, node text not null, until real, primary key (model, node)
+);
+"""
+
+_REMEMBER = """
+insert into loads values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+on conflict do update set
+    n = n + excluded.n, max_mb = max(max_mb, excluded.max_mb), last_mb = excluded.last_mb,
+    last_s = excluded.last_s, at = excluded.at
+"""
+
+_READ = """
+select model, quant, context, parallel, harness, kind, devices, build, node, max_mb, last_s, at, n, last_mb
+from loads order by at
+"""
+
+
+class Store:
+    """A SQLite file, written by a thread of its own so that a slow disk delays no request.
+
+    Args:
+        path: the file; None keeps everything in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._db = self._run(lambda: _opened(path)).result()
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """All that were remembered, the latest last; those of the same key, build and node are one."""
+        return self._run(lambda: tuple(map(_measurement, self._db.execute(_READ)))).result()
+
+    def remember(self, measurements: Iterable[Measurement]) -> None:
+        """Keep what loads took; returns at once."""
+        rows = [
+            (
+                m.key.model,
+                m.key.quant,
+                m.key.context,
+                m.key.parallel,
+                m.key.harness,
+                m.key.kind.value,
+                m.key.devices,
+                m.build,
+                m.node,
+                m.n,
+                m.device_mb,
+                m.device_mb,
+                m.load_s,
+                m.at,
+            )
+            for m in measurements
+        ]
+        if rows:
+            self._run(lambda: self._write(_REMEMBER, rows)).add_done_callback(_report)
+
+    def pins(self) -> tuple[Pin, ...]:
+        """All pins, expired ones included."""
+        read = "select model, node, until from pins"
+        rows = self._run(lambda: self._db.execute(read).fetchall()).result()
+        return tuple(Pin(ModelId(model), node or None, until) for model, node, until in rows)
+
+    def keep_pins(self, pins: Iterable[Pin]) -> None:
+        """Replace all pins; returns at once."""
+        rows = [(p.model, p.node or "", p.until) for p in pins]
+
+        def replace() -> None:
+            with self._db:
+                self._db.execute("delete from pins")
+                self._db.executemany("insert into pins values (?, ?, ?)", rows)
+
+        self._run(replace).add_done_callback(_report)
+
+    def close(self) -> None:
+        """Finish writing and close the file."""
+        self._run(self._db.close).result()
+        self._thread.shutdown()
+
+    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        with self._db:
+            self._db.executemany(statement, rows)
+
+    def _run(self, work: Callable[[], T]) -> Future[T]:
+        return self._thread.submit(work)
+
+
+def _report(done: Future[None]) -> None:
+    if (failed := done.exception()) is not None:
+        log.error("store_failed", exc_info=failed)
+
+
+def _opened(path: Path | None) -> sqlite3.Connection:
+    db = sqlite3.connect(path or ":memory:")
+    db.execute("pragma journal_mode = wal")
+    db.executescript(_SCHEMA)
+    return db
+
+
+def _measurement(row: tuple[object, ...]) -> Measurement:
+    (
+        model,
+        quant,
+        context,
+        parallel,
+        harness,
+        kind,
+        devices,
+        build,
+        node,
+        most,
+        took,
+        at,
+        n,
+        last,
+    ) = row
+    key = SizeKey(
+        str(model),
+        None if quant is None else str(quant),
+        None if context is None else int(str(context)),
+        None if parallel is None else int(str(parallel)),
+        str(harness),
+        DeviceKind(str(kind)),
+        int(str(devices)),
+    )
+    return Measurement(
+        key=key,
+        build=str(build),
+        node=str(node),
+        device_mb=int(str(most)),
+        load_s=float(str(took)),
+        at=float(str(at)),
+        n=int(str(n)),
+        last_mb=int(str(last)),
+    )
