@@ -11,6 +11,7 @@ from cortex_common import __version__
 from cortex_server.api import errors
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
+from cortex_server.auth.guard import Guard
 from cortex_server.dataplane.asgi import AsgiRoute
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.routes import ROUTES
@@ -29,6 +30,7 @@ def create_app(
     """
     app = FastAPI(title="cortex", version=__version__, redoc_url=None)
     errors.install(app)
+    app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
     app.include_router(health_router(fleet))
     app.include_router(models_router(fleet))
     for router in routers:

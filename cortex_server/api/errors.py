@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,17 +18,17 @@ log = logging.getLogger("cortex.api")
 
 def install(app: FastAPI) -> None:
     """Make every error of the app, ours or the framework's, an envelope with the right status."""
-    app.add_exception_handler(CortexError, _cortex_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
 
 
 def response(error: CortexError, status: int | None = None) -> Response:
     """The answer that carries an error."""
     headers = {}
     if error.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     return Response(
         envelope_bytes(error),
         status or error.status,
@@ -64,3 +66,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _unexpected(_request: Request, error: Exception) -> Response:
     log.error("request_failed", exc_info=error)
     return response(CortexError("the gateway failed; its log says how"))
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    CortexError: _cortex_error,
+    RequestValidationError: _invalid,
+    HTTPException: _http_error,
+    Exception: _unexpected,
+}
+"""What each kind of error becomes, for any application of Starlette's."""

@@ -103,8 +103,9 @@ class AsgiRoute:
         client = _Client()
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         exchange = client.exchange = Exchange(self._plane(), client, self._route, headers)
+        peer = scope.get("client")
         try:
-            if await self._read(receive, exchange):
+            if not exchange.admit(peer[0] if peer else None) or await self._read(receive, exchange):
                 watch = asyncio.create_task(self._watch(receive, client))
                 try:
                     await client.deliver(send)

@@ -80,7 +80,9 @@ class Diverted:
         self.message_event = _NoEvent()
         self.keep_alive = protocol.parser.should_keep_alive()
         self.exchange = Exchange(plane, self, route, headers)
-        self._check_size(content_length(headers) or 0)
+        peer = protocol.client
+        if self.exchange.admit(peer[0] if peer else None):
+            self._check_size(content_length(headers) or 0)
 
     # -- the request -------------------------------------------------------------------------
 

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import (
     CortexError,
+    PermissionRefused,
     Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
@@ -31,6 +33,8 @@ from cortex_common.errors import (
 )
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
+from cortex_server.auth.keys import Key
+from cortex_server.auth.turnstile import full
 from cortex_server.core.pick import pick
 from cortex_server.dataplane.body import read_head, with_model
 from cortex_server.dataplane.headers import (
@@ -38,6 +42,7 @@ from cortex_server.dataplane.headers import (
     content_length,
     engine_request,
     is_event_stream,
+    priority,
     request_id,
 )
 from cortex_server.dataplane.journal import RequestLine
@@ -115,6 +120,7 @@ class Exchange:
         "finished",
         "headers",
         "ident",
+        "key",
         "model",
         "plane",
         "started",
@@ -132,6 +138,7 @@ class Exchange:
         self._loop = plane.loop
         self.ident = request_id(headers)
         self.started = self._loop.time()
+        self.key: Key | None = None
         self.model = ModelId("")
         self.stream = False
         self.target: Target | None = None
@@ -157,20 +164,52 @@ class Exchange:
 
     # -- from the client ---------------------------------------------------------------------
 
+    def admit(self, peer: str | None) -> bool:
+        """Look at the key; to be called before all else. False when the caller has been sent away.
+
+        Args:
+            peer: the caller's IP address.
+        """
+        plane = self.plane
+        try:
+            self.key = plane.gate.enter(self.headers, peer)
+            if len(plane.active) > plane.limits.max_in_flight + plane.limits.max_queued:
+                raise full()  # noqa: TRY301 - one way out
+        except CortexError as failed:
+            self.refuse(failed)
+            return False
+        return True
+
     def start(self, body: bytes) -> None:
         """The request is whole: find out where it goes, and send it there."""
         fleet = self.plane.fleet
+        key = self.key
+        assert key is not None
         try:
             name, self.stream = read_head(body)
             model = fleet.known(name)
             if model is None:
                 raise fleet.names.not_found(name)
+            if key.terms.models and not key.allows(model, name):
+                raise _not_for(key, name)
+            self.model = model
+            self._body = body if name == model else with_model(body, name, model)
+            go = self.plane.turnstile.enter(self, key, priority(self.headers))
         except CortexError as failed:
             self.refuse(failed)
             return
-        self.model = model
-        self._body = body if name == model else with_model(body, name, model)
-        self._next_target()
+        if go:
+            self._next_target()
+
+    def admitted(self) -> None:
+        """See `Guest`."""
+        if not self.finished:
+            self._queued = self._loop.time() - self.started
+            self._next_target()
+
+    def turned_away(self) -> None:
+        """See `Guest`."""
+        self.refuse(full())
 
     def refuse(self, error: CortexError) -> None:
         """Answer with an error of our own."""
@@ -182,7 +221,9 @@ class Exchange:
             body = envelope_bytes(error)
             headers = [(b"content-type", b"application/json"), *self._labels()]
             if error.retry_after is not None:
-                headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+                headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+            if error.status == 401:
+                headers.append((b"www-authenticate", b"Bearer"))
             self._client.respond(error.status, headers, len(body))
             self._client.write(body)
         self._client.end()
@@ -459,6 +500,7 @@ class Exchange:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
+        self.plane.turnstile.leave(self)
         target = self.target
         if target is not None:
             self._judge(target, error)
@@ -471,6 +513,10 @@ class Exchange:
         answer = self._answer
         tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
         series.finished(total, first, tokens_in, tokens_out, cold=self._cold, error=error)
+        if self.key is not None:
+            self.plane.gate.leave(
+                self.key, self.model, tokens_in, tokens_out, failed=error is not None
+            )
         if self.plane.journal.wanted:
             self._record(total, first, tokens_in, tokens_out, error)
 
@@ -501,6 +547,7 @@ class Exchange:
                 ts=datetime.now(UTC),
                 request=self.ident.decode(),
                 route=self._route.path,
+                key=self.key.name if self.key else None,
                 model=self.model or None,
                 node=target.node if target else None,
                 instance=target.id if target else None,
@@ -524,8 +571,17 @@ class Exchange:
         labels = [(b"x-request-id", self.ident)]
         if self._cold:
             labels.append((b"x-cortex-cold-start", b"true"))
+        if self._cold or self._queued:
             labels.append((b"x-cortex-queue-ms", b"%d" % (self._queued * 1000)))
         if self.target is not None:
             labels += self.target.labels
             labels.append((b"x-cortex-route", self._route_reason))
         return labels
+
+
+def _not_for(key: Key, model: str) -> PermissionRefused:
+    return PermissionRefused(
+        f"key {key.name!r} may not use model {model!r}",
+        hints=[f"it may use {', '.join(key.terms.models)}"],
+        param="model",
+    )

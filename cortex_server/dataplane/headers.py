@@ -42,6 +42,14 @@ def request_id(headers: Headers) -> bytes:
     return b"req-%024x" % random.getrandbits(96)
 
 
+def priority(headers: Headers) -> int:
+    """The priority that the client asks for; 0 unless it says otherwise."""
+    for name, value in headers:
+        if name == b"x-cortex-priority" and len(value) < 4 and value.isdigit():
+            return int(value)
+    return 0
+
+
 def engine_request(
     endpoint: Endpoint, path: str, headers: Headers, length: int, ident: bytes
 ) -> bytes:

@@ -30,6 +30,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     logger: str = msgspec.field(default_factory=lambda: "cortex.requests")
     request: str
     route: str
+    key: str | None = None
     model: str | None = None
     node: str | None = None
     instance: str | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.models import InstanceId, ModelId
+from cortex_server.auth.gate import Gate
+from cortex_server.auth.turnstile import Turnstile
 from cortex_server.core.breaker import RetryBudget
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.journal import Journal
@@ -61,6 +64,8 @@ class DataPlane:
         loads: who is asked when there is no ready instance.
         metrics: where requests are counted.
         settings: limits and timeouts.
+        gate: who may ask; by default whoever is on this host.
+        limits: how much at once.
 
     Attributes:
         retries: how many second tries are left.
@@ -68,13 +73,23 @@ class DataPlane:
     """
 
     def __init__(
-        self, fleet: Fleet, loads: Loads, metrics: Metrics, settings: GatewaySection
+        self,
+        fleet: Fleet,
+        loads: Loads,
+        metrics: Metrics,
+        settings: GatewaySection,
+        *,
+        gate: Gate | None = None,
+        limits: LimitsSection | None = None,
     ) -> None:
         self.fleet = fleet
         self.loads = loads
         self.metrics = metrics
         self.settings = settings
+        self.gate = gate or Gate()
+        self.limits = limits or LimitsSection()
         self.loop = asyncio.get_running_loop()
+        self.turnstile = Turnstile(self.loop, self.limits)
         self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
         self.journal = Journal(self.loop)
         self.retries = RetryBudget()

@@ -1,0 +1,44 @@
+"""The operator API's routes for keys and usage. Thin; the work is done by `auth.desk`."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+from fastapi import APIRouter, Response
+
+from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
+from cortex_server.auth.desk import Desk
+
+_USUAL_DAYS = 30
+
+
+def keys_router(desk: Desk) -> APIRouter:
+    """The routes /operator/v1/keys and /operator/v1/usage."""
+    router = APIRouter(prefix="/operator/v1", tags=["operator"])
+
+    @router.get("/keys", summary="All keys")
+    async def list_keys() -> tuple[KeyView, ...]:
+        """Each key with what it may do; no secrets, for none is kept."""
+        return desk.keys()
+
+    @router.post("/keys", summary="Make a key", status_code=201)
+    async def create_key(wish: CreateKey) -> CreatedKey:
+        """The answer holds the secret, this once."""
+        return await desk.create(wish)
+
+    @router.delete("/keys/{name}", summary="Revoke a key", status_code=204)
+    async def revoke_key(name: str) -> Response:
+        """From now on it opens nothing; requests that it has under way go on."""
+        await desk.revoke(name)
+        return Response(status_code=204)
+
+    @router.get("/usage", summary="What keys used")
+    async def get_usage(
+        since: date | None = None, until: date | None = None
+    ) -> tuple[UsageRow, ...]:
+        """By day (UTC), key and model; the last 30 days unless told otherwise."""
+        today = datetime.now(UTC).date()
+        first = since or today - timedelta(days=_USUAL_DAYS - 1)
+        return await desk.usage(first.isoformat(), (until or today).isoformat())
+
+    return router

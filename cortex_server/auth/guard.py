@@ -1,0 +1,58 @@
+"""Holds the application's routes to the table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.responses import Response
+
+from cortex_common.errors import CortexError
+from cortex_server.auth.gate import Gate
+from cortex_server.auth.rules import rule_for
+from cortex_server.dataplane.routes import ROUTES
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+KEY = "cortex.key"
+"""Where routes find the caller's `Key` in their scope."""
+
+
+class Guard:
+    """ASGI middleware.
+
+    Inference routes pass: `Exchange` checks them itself, whichever face they come through, and counts them.
+
+    Args:
+        app: what is guarded.
+        gate: returns the gate; called for each request, because the application is built before it.
+        refusal: the answer that carries an error.
+    """
+
+    def __init__(
+        self, app: App, gate: Callable[[], Gate], refusal: Callable[[CortexError], Response]
+    ) -> None:
+        self._app = app
+        self._gate = gate
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        if method != "POST" or path.encode() not in ROUTES:
+            client = scope.get("client")
+            headers = [(name.lower(), value) for name, value in scope["headers"]]
+            try:
+                scope[KEY] = self._gate().check(
+                    headers, client[0] if client else None, rule_for(method, path).scopes
+                )
+            except CortexError as refused:
+                await self._refusal(refused)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,165 @@
+"""API keys as the gateway holds them: found by the hash of their secret, never with the secret itself."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+
+from cortex_common.config.access import KeyEntry, KeyLimits, KeyTerms, Scope
+from cortex_server.auth.rates import Bucket
+
+ANYBODY = "anybody"
+"""Whom requests without a key are counted for."""
+
+_PREFIX = "ctx_"
+"""So that people and secret scanners know one when they see it."""
+
+
+def new_secret() -> str:
+    """A secret of 256 random bits; so many that a plain hash of it can't be turned back."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_of(secret: str) -> str:
+    """What is kept of a secret, as [[keys]] has it."""
+    return "sha256:" + hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Account:
+    """What a key uses now, and the rest of its limits.
+
+    Attributes:
+        in_flight: its requests under way.
+    """
+
+    __slots__ = ("in_flight", "limits", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.limits = KeyLimits()
+        self.requests: Bucket | None = None
+        self.tokens: Bucket | None = None
+
+    def limit(self, limits: KeyLimits, now: float) -> None:
+        """Apply limits; those that did not change go on as they stand."""
+        old, self.limits = self.limits, limits
+        if limits.requests_per_minute != old.requests_per_minute:
+            self.requests = _bucket(limits.requests_per_minute, now)
+        if limits.tokens_per_minute != old.tokens_per_minute:
+            self.tokens = _bucket(limits.tokens_per_minute, now)
+
+
+def _bucket(per_minute: int | None, now: float) -> Bucket | None:
+    return None if per_minute is None else Bucket(per_minute, now)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Key:
+    """A key that opens something.
+
+    Attributes:
+        name: what operators call it.
+        hash: of its secret, "sha256:..."; empty where there is none.
+        terms: what it may do.
+        configured: it stands in cortex.toml; else it was made at run time.
+        created: Unix seconds; 0 for one of cortex.toml.
+        expires: Unix seconds; infinity for never.
+        account: shared by all versions of the key, so that a reload resets no count.
+    """
+
+    name: str
+    hash: str
+    terms: KeyTerms
+    configured: bool = False
+    created: float = 0.0
+    account: Account = field(default_factory=Account)
+    expires: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        until = self.terms.expires
+        object.__setattr__(self, "expires", float("inf") if until is None else until.timestamp())
+
+    def opens(self, scopes: frozenset[Scope]) -> bool:
+        """Whether it has one of the scopes."""
+        return not scopes.isdisjoint(self.terms.scopes)
+
+    def allows(self, *names: str) -> bool:
+        """Whether it may ask for the model that goes by these names."""
+        patterns = self.terms.models
+        return not patterns or any(fnmatchcase(n, p) for p in patterns for n in names)
+
+    def expired(self) -> str:
+        """When it ended, for a message."""
+        return datetime.fromtimestamp(self.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class MadeKey:
+    """A key made at run time, as it is kept.
+
+    Attributes:
+        created: Unix seconds.
+    """
+
+    name: str
+    hash: str
+    terms: KeyTerms
+    created: float
+
+
+class Keyring:
+    """All keys, found by their secret with one look-up."""
+
+    def __init__(self) -> None:
+        self.anybody = Key(ANYBODY, "", KeyTerms())
+        self._by_name: dict[str, Key] = {}
+        self._by_digest: dict[bytes, Key] = {}
+        self.guarded: frozenset[Scope] = frozenset()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All of them, by name."""
+        return tuple(self._by_name[name] for name in sorted(self._by_name))
+
+    def use(self, configured: Iterable[KeyEntry], made: Iterable[MadeKey], now: float) -> None:
+        """Replace all keys. A name of the configuration hides the same name made at run time.
+
+        Args:
+            configured: of cortex.toml.
+            made: at run time.
+            now: monotonic seconds.
+        """
+        old = self._by_name
+        keys = {
+            m.name: Key(m.name, m.hash, m.terms, created=m.created, **_kept(old, m.name))
+            for m in made
+        }
+        keys |= {
+            e.name: Key(e.name, e.hash, e, configured=True, **_kept(old, e.name))
+            for e in configured
+        }
+        for key in keys.values():
+            key.account.limit(key.terms.limits, now)
+        self._by_name = keys
+        self._by_digest = {bytes.fromhex(k.hash.removeprefix("sha256:")): k for k in keys.values()}
+        # An expired key still guards: what it opened must not stand open because it ended.
+        self.guarded = frozenset(scope for k in keys.values() for scope in k.terms.scopes)
+
+    def named(self, name: str) -> Key | None:
+        """The key of that name."""
+        return self._by_name.get(name)
+
+    def find(self, secret: bytes) -> Key | None:
+        """The key that a caller's secret belongs to.
+
+        What is looked up is the secret's hash, so the time that it takes tells nothing about any secret.
+        """
+        return self._by_digest.get(hashlib.sha256(secret).digest())
+
+
+def _kept(old: dict[str, Key], name: str) -> dict[str, Account]:
+    return {"account": old[name].account} if name in old else {}
