@@ -52,12 +52,11 @@ def to_message(
     ids = CallIds(call_ids, message_id, "toolu")
     pieces = (said.tool_calls or [])[: 1 if only_first_call else None]
     calls = [_tool_use(piece, ids) for piece in pieces]
-    stop_sequence = choice.stop_reason if isinstance(choice.stop_reason, str) else None
     reason = stop_reason_of(
         choice.finish_reason,
         called=bool(calls),
         refused=bool(said.refusal),
-        stop_sequence=stop_sequence or None,
+        stop_sequence=choice.stop_sequence,
     )
     message = MessageAnswer(
         id=message_id,
@@ -66,7 +65,7 @@ def to_message(
         # One empty block when nothing was said: clients read content[0].
         content=[*_prose(said), *calls] or [TextBlock("")],
         stop_reason=reason,
-        stop_sequence=stop_sequence if reason == "stop_sequence" else None,
+        stop_sequence=choice.stop_sequence if reason == "stop_sequence" else None,
         usage=usage_of(usage),
     )
     return msgspec.json.encode(message)

@@ -222,6 +222,13 @@ class Choice(Struct):
     message: Said | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    stopping_word: str | None = None
+
+    @property
+    def stop_sequence(self) -> str | None:
+        """The stop string that was met, where the engine tells; a number is a token and tells nothing."""
+        told = self.stop_reason if isinstance(self.stop_reason, str) else self.stopping_word
+        return told or None
 
 
 class Answer(Struct):

@@ -128,8 +128,7 @@ class ChatReader:
             self._said(said)
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
-        if isinstance(choice.stop_reason, str) and choice.stop_reason:
-            self.stop_sequence = choice.stop_reason
+        self.stop_sequence = choice.stop_sequence or self.stop_sequence
 
     def _said(self, said: Said) -> None:
         if thought := said.thought:

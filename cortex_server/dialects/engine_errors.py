@@ -81,7 +81,7 @@ class _Body(Struct):
 _bodies = msgspec.json.Decoder(_Body)
 
 
-def from_answer(status: int, body: bytes) -> CortexError:
+def from_answer(status: int, body: bytes, retry_after: float | None = None) -> CortexError:
     """The error in an engine's HTTP answer.
 
     An engine's 401 or 403 is our misconfiguration, not the client's key: it becomes UpstreamFailed.
@@ -89,8 +89,11 @@ def from_answer(status: int, body: bytes) -> CortexError:
     Args:
         status: the HTTP status of the answer, 400 or more.
         body: whatever the engine sent.
+        retry_after: seconds, from the answer's header.
     """
-    return _error(status, _read(body), body)
+    error = _error(status, _read(body), body)
+    error.retry_after = retry_after
+    return error
 
 
 def from_stream(data: bytes) -> CortexError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from cortex_common.errors import PromptTooLong, envelope
+from cortex_common.errors import CortexError, PromptTooLong, envelope
 from cortex_server.dialects.engine_errors import from_answer
 
 
@@ -30,9 +30,13 @@ def engine_error_body(status: int, body: bytes) -> tuple[int, bytes]:
     if _is_shaped(body):
         return status, body
     error = from_answer(status, body)
+    return (error.status if isinstance(error, PromptTooLong) else status), engine_error(error)
+
+
+def engine_error(error: CortexError) -> bytes:
+    """An engine's error, as `engine_errors` read it, in OpenAI's shape; it does not claim to be ours."""
     said = {k: v for k, v in envelope(error)["error"].items() if k not in {"src", "hints"}}
-    answer = msgspec.json.encode({"error": said})
-    return (error.status if isinstance(error, PromptTooLong) else status), answer
+    return msgspec.json.encode({"error": said})
 
 
 def _is_shaped(body: bytes) -> bool:

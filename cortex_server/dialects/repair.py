@@ -19,6 +19,7 @@ from cortex_server.dialects.engine_errors import from_stream
 from cortex_server.dialects.halves import HalfCharacters, is_text
 from cortex_server.dialects.mend import ChunkMender, is_continuation
 from cortex_server.dialects.names import Echo
+from cortex_server.dialects.openai_errors import engine_error
 from cortex_server.dialects.skeleton import ARGUMENTS, TEXT, Skeleton
 from cortex_server.dialects.sse import COMMENT, DONE, SseEvent, parse_block, write_data
 
@@ -34,7 +35,8 @@ class StreamRepair:
         repairs: how often each kind of repair was made, for cortex_stream_repairs_total.
         events: chunks that have passed, about one a token.
         complete: the end was handed out.
-        error: why the stream failed: the engine's words, or that it ended early.
+        error: why the stream failed: the engine's words, or that it ended early. While `events` is 0,
+            answer with it as an HTTP error instead.
     """
 
     def __init__(
@@ -250,8 +252,7 @@ class StreamRepair:
         if event.name != "error" and _is_openai_error(event.data):
             return raw
         self.repairs["error_shape"] += 1
-        said = {"message": self.error.message, "type": "server_error", "param": None, "code": None}
-        return write_data(msgspec.json.encode({"error": said}))
+        return write_data(engine_error(self.error))
 
     def _done(self, raw: bytes) -> bytes:
         if not self.events:

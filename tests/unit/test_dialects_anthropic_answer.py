@@ -134,6 +134,7 @@ def test_the_input_of_a_call_is_always_an_object(arguments: Any, expected: dict[
         ("content_filter", {"content": "a"}, {}, ("refusal", None)),
         ("stop", {"refusal": "no"}, {}, ("refusal", None)),
         ("stop", {"content": "a"}, {"stop_reason": "END"}, ("stop_sequence", "END")),
+        ("stop", {"content": "a"}, {"stopping_word": "END"}, ("stop_sequence", "END")),
         ("stop", {"content": "a"}, {"stop_reason": 128009}, ("end_turn", None)),
         ("stop", {"tool_calls": [_call("{}")]}, {"stop_reason": "END"}, ("tool_use", None)),
     ],
@@ -301,6 +302,11 @@ def test_every_shape_of_an_engines_error_is_read(
     assert isinstance(error, kind)
     assert error.message == message
     assert error.details["upstream_status"] == status
+
+
+def test_an_engines_wish_to_wait_is_kept() -> None:
+    """retry-after of the engine's answer goes with the error."""
+    assert from_answer(429, b"{}", 3.0).retry_after == 3.0
 
 
 @given(st.integers(400, 599), st.binary(max_size=60))
