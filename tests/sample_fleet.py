@@ -34,7 +34,7 @@ def _gpu(index: int, name: str, total: int, used: int, **more: object) -> Device
         vram_free_mb=total - used,
         vram_available_mb=max(0, total - used - 512),
         vram_headroom_mb=512,
-        **more,  # type: ignore[arg-type] - any further field of the view
+        **more,  # type: ignore[arg-type]  # any further field of the view
     )
 
 
@@ -116,3 +116,51 @@ def busy_fleet() -> FleetSnapshot:
 def empty_fleet() -> FleetSnapshot:
     """A gateway that knows nobody."""
     return FleetSnapshot(version=1, at=NOW)
+
+
+def large_fleet(*, nodes: int, devices: int, models: int) -> FleetSnapshot:
+    """A fleet of that size, every third model loaded."""
+    instances: list[list[InstanceView]] = [[] for _ in range(nodes)]
+    views = []
+    for number in range(models):
+        model = ModelId(f"team-{number % 7}/model-{number:03}")
+        loaded = number % 3 == 0
+        node, device = number % nodes, (number // nodes) % devices
+        if loaded:
+            instances[node].append(
+                InstanceView(
+                    id=InstanceId(f"i-{number}"), model=model, node=f"node{node}", harness="llamacpp",
+                    state=InstanceState.READY, devices=(device,), vram_used_mb=9_000 + 13 * number,
+                    vram_by_device=(9_000 + 13 * number,), in_flight=number % 4,
+                    last_used=NOW - number, started_at=NOW - 10 * number,
+                )
+            )  # fmt: skip
+        views.append(
+            ModelView(
+                model, ModelState.READY if loaded else ModelState.UNLOADED, harness="llamacpp",
+                nodes=(f"node{node}",) if loaded else (), instances=int(loaded),
+                in_flight=number % 4 if loaded else 0, requests=100 * number, vram_mb=9_000 + 13 * number,
+            )
+        )  # fmt: skip
+    return FleetSnapshot(
+        version=1,
+        at=NOW,
+        nodes=tuple(
+            NodeView(
+                name=f"node{n}", endpoint=f"http://node{n}:9090", state=NodeState.UP, seen_at=NOW,
+                devices=tuple(
+                    _gpu(
+                        d, "NVIDIA H100", 81_559,
+                        sum(i.vram_used_mb for i in instances[n] if d in i.devices),
+                        utilization_pct=(17 * (n + d)) % 101, temp_c=40 + (n + d) % 30,
+                    )
+                    for d in range(devices)
+                ),
+                instances=tuple(instances[n]),
+            )
+            for n in range(nodes)
+        ),
+        models=tuple(views),
+        gateway_version="0.1.0",
+        started_at=NOW - 90_000,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from sample_fleet import NOW, busy_fleet, empty_fleet, large_fleet
+from textual.pilot import Pilot
+from top_rig import FedSource, NotingOperator, top
+
+from cortex_cli.tui.app import Look, Top
+from cortex_cli.watch import Lost
+from cortex_common.fleet import FleetSnapshot
+
+SIZES = {"wide": (140, 40), "normal": (100, 30), "narrow": (79, 24), "tiny": (60, 15)}
+
+
+def overloaded_fleet() -> FleetSnapshot:
+    """Everything full, everybody waiting."""
+    fleet = busy_fleet()
+    full = tuple(
+        replace(
+            n,
+            devices=tuple(
+                replace(d, vram_used_mb=round(d.vram_total_mb * 0.99), utilization_pct=100)
+                for d in n.devices
+            ),
+        )
+        for n in fleet.nodes
+    )
+    waiting = tuple(replace(m, waiting=120, in_flight=64) for m in fleet.models)
+    return replace(fleet, nodes=full, models=waiting)
+
+
+FLEETS = {
+    "healthy": replace(busy_fleet(), nodes=busy_fleet().nodes[:1], models=busy_fleet().models[:2]),
+    "busy": busy_fleet(),
+    "overload": overloaded_fleet(),
+    "64gpus": large_fleet(nodes=8, devices=8, models=60),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_overview(snap_compare, size: str):
+    """The overview of the sample fleet looks as approved on each class of terminal."""
+    assert snap_compare(top(busy_fleet()), terminal_size=SIZES[size])
+
+
+@pytest.mark.parametrize("fleet", ["healthy", "overload", "64gpus"])
+def test_fleets(snap_compare, fleet: str):
+    """The overview of a healthy, an overloaded and a large fleet looks as approved."""
+    assert snap_compare(top(FLEETS[fleet]), terminal_size=SIZES["wide"])
+
+
+def test_empty(snap_compare):
+    """A gateway that knows no nodes says so."""
+    assert snap_compare(top(empty_fleet()), terminal_size=SIZES["normal"])
+
+
+@pytest.mark.parametrize("size", ["wide", "narrow"])
+def test_disconnected(snap_compare, size: str):
+    """A lost gateway shows the banner over the last picture."""
+    app = top(busy_fleet(), Lost("connection refused", 4.0))
+    assert snap_compare(app, terminal_size=SIZES[size])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("confirm", ["down", "down", "u"]),
+        ("keys", ["question_mark"]),
+        ("describe", ["down", "down", "d"]),
+        ("filter", ["slash", *"gem"]),
+        ("gpus", ["3"]),
+        ("marked", ["space", "space"]),
+    ],
+)
+def test_dialogs(snap_compare, name: str, keys: list[str]):
+    """Questions, pages and the other views look as approved."""
+
+    async def press(pilot: Pilot[None]) -> None:
+        await pilot.press(*keys)
+        await pilot.pause()
+
+    assert snap_compare(top(busy_fleet()), terminal_size=(120, 36), run_before=press)
+
+
+def test_light(snap_compare):
+    """The light theme has its own colours for models."""
+    assert snap_compare(top(busy_fleet(), theme="cortex-light"), terminal_size=SIZES["wide"])
+
+
+def test_ascii(snap_compare):
+    """With --ascii no cell of a bar needs more than ASCII."""
+    assert snap_compare(top(busy_fleet(), ascii_only=True), terminal_size=SIZES["normal"])
+
+
+def test_no_colour(snap_compare, monkeypatch: pytest.MonkeyPatch):
+    """With NO_COLOR everything can still be told apart."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert snap_compare(top(busy_fleet()), terminal_size=SIZES["normal"])
+
+
+async def test_a_large_fleet_is_drawn_in_time():
+    """With 500 models and 64 devices a new snapshot is on the screen within 50 ms of processor time."""
+    before = large_fleet(nodes=8, devices=8, models=500)
+    source = FedSource(before)
+    app = Top(source, NotingOperator(), Look("gw", interval_s=10.0))
+    spent = []
+    async with app.run_test(size=(200, 50)) as pilot:
+        await pilot.pause()
+        for step in range(1, 9):
+            models = tuple(
+                replace(m, requests=m.requests + (i * step) % 7, in_flight=(i + step) % 5)
+                for i, m in enumerate(before.models)
+            )
+            app._take(replace(before, at=NOW + step, models=models))
+            began = time.process_time()
+            app._draw()
+            spent.append(time.process_time() - began)
+
+    assert sorted(spent)[len(spent) // 2] < 0.05
