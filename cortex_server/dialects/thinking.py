@@ -29,7 +29,7 @@ def apply_thoughts(chat: ChatRequest, thoughts: Thoughts, traits: EngineTraits) 
         if traits.thinking_switch:
             chat.enable_thinking = False
         else:
-            chat.reasoning_effort = "none"
+            chat.reasoning_effort = traits.efforts.get("none", "none")
         return
     budget = thoughts.budget_tokens
     if budget is not None and traits.thinking_budget:

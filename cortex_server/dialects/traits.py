@@ -1,6 +1,7 @@
 """What the OpenAI routes of the engines understand beyond, and short of, OpenAI's own.
 
-Read in their sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`.
+Read in their sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`. The
+embedded engine is mistral.rs without its server: efforts, but no switch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class EngineTraits:
         takes_reasoning: renders `reasoning_content` of earlier assistant turns.
         thinking_switch: has `enable_thinking`; elsewhere effort "none" turns thinking off.
         thinking_budget: has `thinking_budget_tokens`; elsewhere the nearest effort is sent.
-        efforts: renames efforts that the engine spells otherwise.
+        efforts: renames efforts that the engine spells otherwise; "none" is no thinking.
     """
 
     named_tool_choice: bool = True
@@ -37,9 +38,10 @@ MISTRALRS = EngineTraits(
     thinking_switch=True,
     efforts={"max": "xhigh", "minimal": "low", "none": "off"},
 )
+EMBEDDED = EngineTraits(parallel_switch=False, efforts=MISTRALRS.efforts)
 GENERIC = EngineTraits()
 
-_BY_HARNESS = {"llamacpp": LLAMACPP, "mistralrs": MISTRALRS, "embedded": MISTRALRS}
+_BY_HARNESS = {"llamacpp": LLAMACPP, "mistralrs": MISTRALRS, "embedded": EMBEDDED}
 
 
 def traits_of(harness: str) -> EngineTraits:

@@ -9,7 +9,14 @@ import pytest
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
 from cortex_server.dialects.anthropic_request import read_request, to_chat
-from cortex_server.dialects.traits import GENERIC, LLAMACPP, MISTRALRS, EngineTraits, traits_of
+from cortex_server.dialects.traits import (
+    EMBEDDED,
+    GENERIC,
+    LLAMACPP,
+    MISTRALRS,
+    EngineTraits,
+    traits_of,
+)
 from cortex_server.dialects.translated import Translated
 
 
@@ -143,6 +150,13 @@ def test_a_stream_asks_for_usage() -> None:
         (MISTRALRS, None, "max", {"reasoning_effort": "xhigh"}),
         (GENERIC, {"type": "enabled", "budget_tokens": 2048}, None, {"reasoning_effort": "low"}),
         (GENERIC, {"type": "enabled", "budget_tokens": 32000}, None, {"reasoning_effort": "high"}),
+        (EMBEDDED, {"type": "disabled"}, "high", {"reasoning_effort": "off"}),
+        (
+            EMBEDDED,
+            {"type": "enabled", "budget_tokens": 8192},
+            None,
+            {"reasoning_effort": "medium"},
+        ),
         (GENERIC, {"type": "disabled"}, None, {"reasoning_effort": "none"}),
         (GENERIC, None, "xhigh", {"reasoning_effort": "xhigh"}),
         (GENERIC, None, None, {}),
@@ -606,7 +620,8 @@ def test_a_call_whose_input_is_no_object_is_refused() -> None:
 
 
 def test_harnesses_have_their_traits() -> None:
-    """The embedded engine is a mistral.rs; what is unknown is taken at OpenAI's word."""
-    assert traits_of("embedded") is traits_of("mistralrs") is MISTRALRS
+    """What is unknown is taken at OpenAI's word."""
+    assert traits_of("embedded") is EMBEDDED
+    assert traits_of("mistralrs") is MISTRALRS
     assert traits_of("llamacpp") is LLAMACPP
     assert traits_of("vllm") is GENERIC
