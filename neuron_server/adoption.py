@@ -38,7 +38,7 @@ def left_running(
             logs.event(log, "engine_was_gone", instance=record.instance_id)
             continue
         logs.event(log, "engine_adopted", instance=record.instance_id, pid=record.pid)
-        yield _instance(record), engine
+        yield _instance(record, registry), engine
 
 
 def record_of(instance: Instance, engine: EngineProcess) -> EngineRecord:
@@ -57,7 +57,7 @@ def record_of(instance: Instance, engine: EngineProcess) -> EngineRecord:
     )
 
 
-def _instance(record: EngineRecord) -> Instance:
+def _instance(record: EngineRecord, registry: Registry) -> Instance:
     return Instance(
         id=record.instance_id,
         spec=record.spec,
@@ -66,5 +66,6 @@ def _instance(record: EngineRecord) -> Instance:
         port=record.port,
         started_at=record.started_at,
         load_seconds=record.load_seconds,
+        served_as=registry.get(record.spec.harness).harness.served_as(record.spec),
         stage="adopting",
     )

@@ -131,4 +131,4 @@ class _Server(uvicorn.Server):
     def _asked_to_end(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
-        self._runtime.end_streams()
+        self._runtime.changes.end()

@@ -53,24 +53,25 @@ class NodeBooks:
         """What an instance holds.
 
         A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
-        grows with use. A GPU's engine takes what it needs while it loads.
+        grows with use. A GPU's engine takes what it needs while it loads. An attached engine's memory is foreign
+        once it is taken.
         """
         if instance.state not in OCCUPIED:
             return []
         shares = []
         for index in instance.devices:
             measured = self._reading.samples[index].by_instance.get(instance.id)
-            settled = (
-                instance.state is not InstanceState.LOADING
-                and bool(measured)
-                and self.kind_of(index) is not DeviceKind.CPU
-            )
+            taken = instance.attached or (measured and self.kind_of(index) is not DeviceKind.CPU)
+            settled = bool(taken) and instance.state is not InstanceState.LOADING
             shares.append(Share(instance.id, index, instance.promised_mb, measured, settled))
         return shares
 
     def counted_mb(self, instance: Instance) -> tuple[int, ...]:
         """MiB that each of an instance's devices lacks because of it: what its end would give back."""
-        return tuple(share.counted_mb for share in self.shares(instance))
+        shares = self.shares(instance)
+        if instance.attached:
+            return tuple(share.promised_mb for share in shares)
+        return tuple(share.counted_mb for share in shares)
 
     def measured(self, instance: Instance) -> Instance:
         """The instance with the reading's numbers."""
@@ -78,7 +79,7 @@ class NodeBooks:
         sizes = tuple(size for size in found if size is not None)
         if len(sizes) < len(found):
             return instance
-        peak = max(instance.peak_mb, *sizes)
+        peak = max((instance.peak_mb, *sizes))
         return dataclasses.replace(instance, measured_mb=sizes, peak_mb=peak)
 
     def free_mb(self, devices: Iterable[int]) -> list[int]:

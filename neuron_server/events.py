@@ -49,11 +49,11 @@ class StatusEvents(Response):
             await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._runtime.statuses(self._url_of, _SILENCE_S)) as statuses:
-            async for item in statuses:
+        async with aclosing(self._runtime.changes.follow(_SILENCE_S)) as changes:
+            async for number in changes:
                 data = b":\n\n"
-                if item is not None:
-                    number, status = item
+                if number is not None:
+                    status = self._runtime.status(self._url_of)
                     data = f"id: {number}\nevent: status\ndata: {status.model_dump_json()}\n\n".encode()
                 async with asyncio.timeout(_SLOW_S):
                     await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from cortex_common import logs
 from cortex_common.clock import Clock
+from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import CortexError, LoadFailed, UpstreamTimeout
-from cortex_common.harness import Launch, Probe
+from cortex_common.harness import Launch, Probe, ProcessHarness
 from cortex_common.models import InstanceId, InstanceState
 from neuron_server.core.exits import ExitKind, classify
 from neuron_server.core.instance import (
@@ -24,7 +25,6 @@ from neuron_server.core.instance import (
 )
 from neuron_server.harness.log import EngineLog
 from neuron_server.harness.process import OWNER_MARK, EngineProcess
-from neuron_server.harness.registry import Registered
 from neuron_server.processes import listening_pids, read_table
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,31 @@ _PROBE_EVERY_S = (0.05, 0.5)
 """Seconds between probes: at first, and at most."""
 _PORT_TRIES = 3
 _LAST_LINES = 40
+
+
+class Life(Protocol):
+    """What the runtime asks of an instance's life, whatever runs it."""
+
+    @property
+    def engine(self) -> EngineProcess | None:
+        """The engine's process, where it is ours and runs."""
+        ...
+
+    def url(self, port: int) -> str:
+        """Base URL of the engine, as this host reaches it."""
+        ...
+
+    def begin(self, adopted: EngineProcess | None = None) -> None:
+        """Start living; with an engine that runs already when there is one."""
+        ...
+
+    async def end(self) -> None:
+        """Stop the engine; nothing of the instance is left when this returns."""
+        ...
+
+    async def let_go(self) -> None:
+        """Stop watching; the engine goes on."""
+        ...
 
 
 class Ledger(Protocol):
@@ -60,7 +85,8 @@ class EngineLife:
 
     Args:
         instance: whose life.
-        registered: its harness and settings.
+        harness: its kind of engine.
+        entry: the harness's settings.
         launch: makes the command line for a port.
         host: address that the engine listens on.
         engine_log: where its output goes.
@@ -74,7 +100,8 @@ class EngineLife:
         self,
         instance: InstanceId,
         *,
-        registered: Registered,
+        harness: ProcessHarness,
+        entry: HarnessEntry,
         launch: Callable[[int], Launch],
         host: str,
         engine_log: EngineLog,
@@ -85,7 +112,8 @@ class EngineLife:
     ) -> None:
         self.id = instance
         self.engine: EngineProcess | None = None
-        self._registered = registered
+        self._harness = harness
+        self._entry = entry
         self._launch = launch
         self._host = host
         self._log = engine_log
@@ -123,8 +151,8 @@ class EngineLife:
 
     async def _stop_engine(self) -> None:
         if self.engine is not None:
-            stop_signal = self._registered.harness.capabilities.stop_signal
-            await self.engine.stop(stop_signal, self._registered.entry.stop_timeout_s)
+            stop_signal = self._harness.capabilities.stop_signal
+            await self.engine.stop(stop_signal, self._entry.stop_timeout_s)
             self.engine = None
 
     async def _live(self) -> None:
@@ -205,7 +233,7 @@ class EngineLife:
         assert self.engine is not None
         patience = _Patience(
             self._clock,
-            self._registered.entry.load_timeout_s,
+            self._entry.load_timeout_s,
             load_deadline_s(self._weights_mb, self._ledger.now(self.id).expected_load_s),
         )
         ended = asyncio.ensure_future(self.engine.wait())
@@ -230,7 +258,7 @@ class EngineLife:
 
     async def _probe(self) -> Probe:
         instance = self._ledger.now(self.id)
-        probe = await self._registered.harness.probe(instance.spec, self.url(instance.port))
+        probe = await self._harness.probe(instance.spec, self.url(instance.port))
         if not probe.ready:
             return probe
         assert self.engine is not None

@@ -7,17 +7,19 @@ still true when it is changed. Engines live in tasks of their own (`life.EngineL
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from cortex_common import logs
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.errors import Conflict, DoesNotFit, ModelNotFound, Unavailable, nearest
-from cortex_common.hardware import DeviceKind, Discovery, Health, HostWarning
+from cortex_common.errors import DoesNotFit, ModelNotFound, Unavailable, nearest
+from cortex_common.hardware import Discovery, Health, HostWarning
+from cortex_common.harness import AttachedHarness, ProcessHarness
 from cortex_common.models import (
     EndpointAnswer,
     InstanceId,
@@ -30,26 +32,29 @@ from cortex_common.models import (
     UnloadRequest,
 )
 from neuron_server import views
+from neuron_server.admission import joined, needs_of, refuse_second_parallel
 from neuron_server.adoption import left_running, record_of
+from neuron_server.attached_life import AttachedLife, loaded_by_others
 from neuron_server.books import NodeBooks
-from neuron_server.core.instance import OCCUPIED, Instance, advance, same_work
-from neuron_server.core.ledger import Need, Promise
+from neuron_server.changes import Changes
+from neuron_server.core.instance import Instance, advance
+from neuron_server.core.ledger import Promise
 from neuron_server.core.ports import choose_port
 from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
 from neuron_server.harness.process import kill_orphans
 from neuron_server.harness.registry import Registered, Registry
-from neuron_server.life import EngineLife, port_is_free
+from neuron_server.life import EngineLife, Life, port_is_free
 from neuron_server.records import EngineRecord, PastLoad, StateDir
 
 log = logging.getLogger(__name__)
 
 READING_EVERY_S = 1.0
+_ATTACHED_EVERY = 5
 _IDLE_POLL_S = 0.1
 _FREED_POLL_S = 0.1
 _FREED_LIMIT_S = 15.0
 _NOISE_MB = 8
-_STARTING = {InstanceState.LOADING, InstanceState.READY}
 
 
 @dataclass(slots=True)
@@ -57,7 +62,7 @@ class _Held:
     """An instance with what runs it."""
 
     instance: Instance
-    life: EngineLife
+    life: Life
     registered: Registered
     saved: EngineRecord | None = None
     stopping: asyncio.Task[None] | None = None
@@ -87,6 +92,7 @@ class Runtime:
         self.config = config
         self.host = host
         self.registry = registry
+        self.changes = Changes()
         self.relayed: dict[InstanceId, int] = {}
         self._state = state
         self._clock = clock
@@ -95,9 +101,6 @@ class Runtime:
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
         self._warnings: tuple[HostWarning, ...] = ()
-        self._version = 0
-        self._ending = False
-        self._changed = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
 
     # -- opening and closing ---------------------------------------------------------------
@@ -110,25 +113,20 @@ class Runtime:
         orphans = await kill_orphans(self._state.owner, self._adopt())
         if orphans:
             logs.event(log, "orphans_killed", logging.WARNING, pids=list(orphans))
+        await self._find_attached()
         await self.measure()
         self._reader = asyncio.create_task(self._keep_reading(), name="readings")
-
-    def end_streams(self) -> None:
-        """Let the readers of `statuses` go: the neuron is about to close."""
-        self._ending = True
-        self._publish()
 
     async def close(self) -> None:
         """Stop or keep the engines, as the configuration says."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        if self.config.neuron.on_stop == "keep":
-            for held in self._held.values():
-                await held.life.let_go()
-        else:
-            drain = self.config.neuron.drain_s
-            await asyncio.gather(*(self._stop(held, drain) for held in self._held.values()))
+        keep = self.config.neuron.on_stop == "keep"
+        kept = [h for h in self._held.values() if keep or h.instance.attached]
+        await asyncio.gather(*(held.life.let_go() for held in kept))
+        ended = [h for h in self._held.values() if h not in kept]
+        await asyncio.gather(*(self._stop(held, self.config.neuron.drain_s) for held in ended))
         await self.registry.close()
         await self.host.close()
         self._state.close()
@@ -138,6 +136,14 @@ class Runtime:
         for instance, engine in found:
             self._hold(instance, self.registry.get(instance.spec.harness)).life.begin(engine)
         return frozenset(str(instance.id) for instance, _ in found)
+
+    async def _find_attached(self) -> None:
+        """Show the models that are loaded in engines of others as instances."""
+        for registered, harness in self.registry.attached():
+            held = [h for h in self._held.values() if h.registered is registered]
+            known = [h.instance for h in held if h.instance.state is not InstanceState.FAILED]
+            for instance in await loaded_by_others(harness, known, self._clock.unix()):
+                self._hold(instance, registered).life.begin()
 
     # -- what callers ask ------------------------------------------------------------------
 
@@ -152,7 +158,8 @@ class Runtime:
         registered = self.registry.get(spec.harness)
         if joined := self._join(spec):
             return joined
-        needs = await asyncio.gather(*(self._need(spec, registered)))
+        here = {device.kind for device in self.host.devices}
+        needs = await needs_of(spec, registered.harness, here, self._state)
         try:
             promise = self._books.admit(needs, self._instances())
         except DoesNotFit:
@@ -246,24 +253,9 @@ class Runtime:
         """GET /health: the latest reading, with the books."""
         return self._books.health(self._clock.monotonic() - self._began, self._instances())
 
-    async def statuses(
-        self, url_of: Callable[[Instance], str], silence_s: float
-    ) -> AsyncGenerator[tuple[int, NodeStatus] | None]:
-        """The whole status with its number, now and after each change; None after a silence.
-
-        A reader that is slower than the changes sees the latest only. Ends when the neuron does.
-        """
-        seen = -1
-        while not self._ending:
-            if seen != self._version:
-                seen = self._version
-                yield seen, NodeStatus(health=self.health(), models=self.models(url_of))
-                continue
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), silence_s)
-            except TimeoutError:
-                yield None
+    def status(self, url_of: Callable[[Instance], str]) -> NodeStatus:
+        """One message of GET /events."""
+        return NodeStatus(health=self.health(), models=self.models(url_of))
 
     def log_of(self, instance: Instance) -> EngineLog:
         """An instance's output."""
@@ -285,7 +277,7 @@ class Runtime:
             self._save(held)
         if instance.state is InstanceState.READY and before.state is InstanceState.LOADING:
             self._remember(instance)
-        self._publish()
+        self.changes.publish()
 
     def another_port(self, instance: InstanceId) -> int:
         """See `life.Ledger.another_port`."""
@@ -301,80 +293,45 @@ class Runtime:
         await self._books.read(heads)
         for held in self._held.values():
             held.instance = self._books.measured(held.instance)
-        self._publish()
+        self.changes.publish()
 
     # -- inside -----------------------------------------------------------------------------
 
     def _join(self, spec: LoadSpec) -> LoadAnswer | None:
-        """The answer for a load that is under way or done already; failed ones of its kind are cleared away."""
-        for held in list(self._held.values()):
-            instance = held.instance
-            if instance.spec.model_id != spec.model_id and instance.id != spec.instance_id:
-                continue
+        """The answer for a load that is under way or done; what failed before is cleared away for a new try."""
+        related = [
+            held.instance
+            for held in self._held.values()
+            if held.instance.spec.model_id == spec.model_id or held.instance.id == spec.instance_id
+        ]
+        for instance in related:
             if instance.state is InstanceState.FAILED:
                 self._drop(instance.id)
-                continue
-            named = spec.instance_id == instance.id
-            if named and not (same_work(instance.spec, spec) and instance.state in _STARTING):
-                raise Conflict(
-                    f"instance {instance.id} is {instance.state} with another or the same spec",
-                    hints=("choose another instance_id, or unload it first",),
-                    details={"state": str(instance.state)},
-                )
-            if named or (
-                spec.instance_id is None
-                and same_work(instance.spec, spec)
-                and instance.state in _STARTING
-            ):
-                loaded = instance.state is InstanceState.READY
-                return LoadAnswer(status="loaded" if loaded else "loading", instance_id=instance.id)
+            elif answer := joined(spec, instance):
+                return answer
         return None
-
-    def _need(self, spec: LoadSpec, registered: Registered) -> list[asyncio.Future[Need]]:
-        """What the load needs on each kind of device that the engine runs on and the node has."""
-        kinds = registered.harness.capabilities.kinds
-        here = [k for k in kinds if any(d.kind == k for d in self.host.devices)]
-        return [
-            asyncio.ensure_future(self._need_on(spec, registered, kind))
-            for kind in here or kinds[:1]
-        ]
-
-    async def _need_on(self, spec: LoadSpec, registered: Registered, kind: DeviceKind) -> Need:
-        needed = spec.vram_mb
-        past = self._state.past_load(spec, kind)
-        if needed is None and past is not None and kind is not DeviceKind.CPU:
-            needed = past.per_device_mb
-        if (
-            needed is None
-        ):  # resident memory grows with use, so on a cpu an estimate may know better
-            estimate = await registered.harness.estimate_mb(spec, kind)
-            learned = past.per_device_mb if past is not None else None
-            needed = max(filter(None, (estimate, learned)), default=None)
-        count = max(spec.tensor_parallel, len(spec.devices))
-        return Need(needed, count, spec.devices, (kind,))
 
     def _begin(self, spec: LoadSpec, registered: Registered, promise: Promise) -> LoadAnswer:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         if registered.harness.capabilities.exclusive_when_parallel and len(promise.devices) > 1:
-            self._refuse_second_parallel(spec.harness)
-        port = self._port(registered, str(instance_id))
-        kind = self._books.kind_of(promise.devices[0])
-        past = self._state.past_load(spec, kind)
+            refuse_second_parallel(spec.harness, self._instances())
+        harness = registered.harness
+        kind = self._books.kind_of(promise.devices[0]) if promise.devices else None
+        past = self._state.past_load(spec, kind) if kind else None
+        attached = isinstance(harness, AttachedHarness)
         instance = Instance(
             id=instance_id,
             spec=spec,
             devices=promise.devices,
             promised_mb=promise.per_device_mb,
-            port=port,
+            port=0 if attached else self._port(registered, str(instance_id)),
             started_at=self._clock.unix(),
             expected_load_s=past.seconds if past else None,
+            attached=attached,
+            served_as=harness.served_as(spec),
         )
-        devices = [self.host.devices[index] for index in promise.devices]
-        registered.harness.launch(
-            spec, devices, self._engine_host, port
-        )  # a refusal is the caller's answer
+        held = self._hold(instance, registered)
         self._state.log(instance_id).remove()
-        held = self._hold(instance, registered, registered.harness.weights_mb(spec))
         logs.event(
             log,
             "load_admitted",
@@ -384,37 +341,38 @@ class Runtime:
             promised_mb=promise.per_device_mb,
         )
         held.life.begin()
-        self._publish()
+        self.changes.publish()
         return LoadAnswer(status="loading", instance_id=instance_id)
 
-    def _refuse_second_parallel(self, harness: str) -> None:
-        for held in self._held.values():
-            other = held.instance
-            if other.spec.harness == harness and len(other.devices) > 1 and other.state in OCCUPIED:
-                raise Conflict(
-                    f"{harness} can't run two models over several devices on one host; {other.id} does already",
-                    details={"instance_id": other.id},
-                )
+    def _hold(self, instance: Instance, registered: Registered) -> _Held:
+        """Keep an instance; what its harness refuses is the caller's answer, and nothing is kept then."""
+        held = _Held(instance, self._life(instance, registered), registered)
+        self._held[instance.id] = held
+        return held
 
-    def _hold(
-        self, instance: Instance, registered: Registered, weights_mb: int | None = None
-    ) -> _Held:
+    def _life(self, instance: Instance, registered: Registered) -> Life:
+        harness = registered.harness
+        if isinstance(harness, AttachedHarness):
+            return AttachedLife(instance.id, harness, self, self._clock)
+        assert isinstance(harness, ProcessHarness), "there are two sorts of harness"
         devices = [d for d in self.host.devices if d.index in instance.devices]
-        launch = partial(registered.harness.launch, instance.spec, devices, self._engine_host)
-        life = EngineLife(
+        promised = instance.spec.model_copy(update={"vram_mb": instance.promised_mb})
+        launch = partial(harness.launch, promised, devices, self._engine_host)
+        new = instance.stage is None
+        if new:
+            launch(instance.port)
+        return EngineLife(
             instance.id,
-            registered=registered,
+            harness=harness,
+            entry=registered.entry,
             launch=launch,
             host=self._engine_host,
             engine_log=self._state.log(instance.id),
             owner=self._state.owner,
             ledger=self,
             clock=self._clock,
-            weights_mb=weights_mb,
+            weights_mb=harness.weights_mb(instance.spec) if new else None,
         )
-        held = _Held(instance, life, registered)
-        self._held[instance.id] = held
-        return held
 
     async def _stop(self, held: _Held, drain_s: float) -> None:
         """Stop once, however many ask."""
@@ -434,7 +392,7 @@ class Runtime:
         await self._until_freed(devices)
         self._drop(held.instance.id)
         logs.event(log, "unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
-        self._publish()
+        self.changes.publish()
 
     async def _until_idle(self, held: _Held, drain_s: float) -> None:
         """Wait until the engine has nothing to do, twice in a row, where it tells."""
@@ -473,7 +431,7 @@ class Runtime:
             held.saved = record
 
     def _remember(self, instance: Instance) -> None:
-        if instance.load_seconds is not None:
+        if instance.load_seconds is not None and instance.devices and not instance.attached:
             load = PastLoad(
                 seconds=instance.load_seconds,
                 per_device_mb=instance.peak_mb or None,
@@ -495,14 +453,16 @@ class Runtime:
         hints = [f"did you mean {name!r}?" for name in nearest(model_id, names)]
         return ModelNotFound(f"this node has {what} loaded", hints=hints, param="model_id")
 
-    def _publish(self) -> None:
-        self._version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
-
     async def _keep_reading(self) -> None:
-        while True:
+        for count in itertools.count(1):
             await asyncio.sleep(READING_EVERY_S)
-            await self.measure()
-            for held in self._held.values():
-                self._state.log(held.instance.id).trim()
+            try:
+                await self.measure()
+                if count % _ATTACHED_EVERY == 0:
+                    await self._find_attached()
+                for held in self._held.values():
+                    self._state.log(held.instance.id).trim()
+            except Exception:
+                log.exception(
+                    "reading_failed"
+                )  # the next one may succeed; without readings nothing is admitted

@@ -82,5 +82,6 @@ def model_info(
         in_flight=relayed,
         error=instance.error,
         engine_version=instance.engine_version,
+        served_as=instance.served_as,
         started_at=instance.started_at,
     )

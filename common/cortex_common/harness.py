@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cortex_common.hardware import Device, DeviceKind
 from cortex_common.models import LoadSpec
@@ -70,7 +70,11 @@ class Probe:
 
 
 class Harness(Protocol):
-    """One kind of engine, one process an instance. Stateless: the runtime owns the instances."""
+    """One kind of engine. Stateless: the runtime owns the instances.
+
+    There are two sorts: most engines are a process of ours for each instance (`ProcessHarness`); an attached one
+    is run by someone else and holds several models (`AttachedHarness`).
+    """
 
     name: str
     capabilities: EngineCapabilities
@@ -84,6 +88,10 @@ class Harness(Protocol):
         """Look at the engine's program, so that `launch` need not; cheap when done before."""
         ...
 
+    def served_as(self, spec: LoadSpec) -> str | None:
+        """The name that the engine wants in requests, where it is not the model's."""
+        ...
+
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """MiB of weights that a load reads; None when they are not on this host's disk."""
         ...
@@ -92,8 +100,23 @@ class Harness(Protocol):
         """MiB that each device needs for this spec; None when it can't be known before loading."""
         ...
 
+    async def in_flight(self, url: str) -> int | None:
+        """Requests that the engine has under way or queued; None when it does not tell."""
+        ...
+
+
+@runtime_checkable
+class ProcessHarness(Harness, Protocol):
+    """One process an instance, started and stopped by the neuron's supervisor."""
+
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """How to start the engine so that it listens on host and port.
+
+        Args:
+            spec: what was asked for, with `vram_mb` as it was promised.
+            devices: the engine's own, in the order of their indices.
+            host: address to listen on.
+            port: to listen on.
 
         Raises:
             BadRequest: the spec asks for what this engine can't do, or the weights are not there.
@@ -105,6 +128,30 @@ class Harness(Protocol):
         """Ask a starting engine whether it is ready; refused connections are "not ready"."""
         ...
 
-    async def in_flight(self, url: str) -> int | None:
-        """Requests that the engine has under way or queued; None when it does not tell."""
+
+@runtime_checkable
+class AttachedHarness(Harness, Protocol):
+    """An engine that someone else runs, driven through its own management calls."""
+
+    url: str
+
+    async def loaded(self) -> Mapping[str, bool] | None:
+        """The engine's models and whether each is loaded; None when it can't be reached."""
+        ...
+
+    async def load(self, spec: LoadSpec) -> Probe:
+        """Load one of its models and return once it is ready.
+
+        Raises:
+            BadRequest: the engine does not know the model.
+            LoadFailed: it could not load it, or can't be reached.
+        """
+        ...
+
+    async def unload(self, spec: LoadSpec) -> None:
+        """Unload one of its models; nothing to do when it is not loaded.
+
+        Raises:
+            UpstreamFailed: the engine refused.
+        """
         ...

@@ -105,7 +105,8 @@ class ModelInfo(Wire):
         vram_used_mb: MiB that its devices lack because of it, which its end would give back: what is measured
             for its process tree, and what is promised to it and not taken yet.
         vram_by_device: the same for each of `devices`, in that order.
-        url: base URL of its OpenAI routes, once ready.
+        url: base URL of its OpenAI routes, once ready; with "/v1/chat/completions" behind it, it answers.
+        served_as: the name that the engine wants in requests, where it is not the model's.
         progress: share of the load that is done, 0 to 1, when the engine tells.
         eta_s: seconds until ready, from past loads on this host.
         load_seconds: what its load took.
@@ -131,6 +132,7 @@ class ModelInfo(Wire):
     in_flight: int = 0
     error: str | None = None
     engine_version: str | None = None
+    served_as: str | None = None
     started_at: float = 0.0
 
 

@@ -51,8 +51,10 @@ class Instance:
         promised_mb: MiB promised on each of them.
         measured_mb: MiB measured on each of them, in their order; empty when not measured.
         peak_mb: the most that was ever measured on one of them.
+        attached: someone else runs the engine, which holds the memory whether or not the model is loaded.
         started_at: Unix seconds at which its load began.
         ready_at: Unix seconds at which it became ready; 0 before.
+        served_as: the name that the engine wants in requests, where it is not the model's.
         crashes: how often it crashed since it was last healthy for long.
     """
 
@@ -64,6 +66,8 @@ class Instance:
     state: InstanceState = InstanceState.LOADING
     measured_mb: tuple[int, ...] = ()
     peak_mb: int = 0
+    attached: bool = False
+    served_as: str | None = None
     started_at: float = 0.0
     ready_at: float = 0.0
     stage: str | None = None

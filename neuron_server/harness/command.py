@@ -164,6 +164,10 @@ class CommandHarness:
     async def prepare(self) -> None:
         """Nothing to look at."""
 
+    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
+        """Under its own name."""
+        return None
+
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """Known when the source is on this host."""
         path = local_path(spec)

@@ -40,6 +40,10 @@ class EmbeddedHarness:
     async def prepare(self) -> None:
         """Nothing to look at."""
 
+    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
+        """Under its own name."""
+        return None
+
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """See `Harness.weights_mb`."""
         return size_mb(gguf_file(spec))

@@ -63,6 +63,10 @@ class LlamaCppHarness:
         if self._help is None and self._binary is not None:
             self._help = (await run_program(self._binary, "--help")) or ""
 
+    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
+        """Under its own name."""
+        return None
+
     def weights_mb(self, spec: LoadSpec) -> int | None:
         """See `Harness.weights_mb`."""
         return size_mb(gguf_file(spec)) if local_path(spec) else None

@@ -5,7 +5,7 @@ Adding a kind of engine is one module that follows `cortex_common.harness.Harnes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -13,15 +13,19 @@ import httpx
 from cortex_common.config.neuron import HarnessEntry, HarnessKind
 from cortex_common.errors import BadRequest, ConfigError, nearest
 from cortex_common.hardware import HostWarning
-from cortex_common.harness import Harness
+from cortex_common.harness import AttachedHarness, Harness
+from neuron_server.harness.attach import AttachHarness
 from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 from neuron_server.harness.llamacpp import LlamaCppHarness
+from neuron_server.harness.mistralrs import MistralrsHarness
 from neuron_server.harness.program import linked_cuda
 
 _KINDS: Mapping[HarnessKind, Callable[[HarnessEntry, httpx.AsyncClient], Harness]] = {
     "embedded": EmbeddedHarness,
     "llamacpp": LlamaCppHarness,
+    "mistralrs": MistralrsHarness,
+    "attach": AttachHarness,
     "command": CommandHarness,
 }
 
@@ -69,6 +73,12 @@ class Registry:
     async def close(self) -> None:
         """Close the client that probes share."""
         await self._http.aclose()
+
+    def attached(self) -> Iterator[tuple[Registered, AttachedHarness]]:
+        """The engines that someone else runs."""
+        for registered in self._by_name.values():
+            if isinstance(registered.harness, AttachedHarness):
+                yield registered, registered.harness
 
     @property
     def names(self) -> tuple[str, ...]:

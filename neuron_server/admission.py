@@ -1,0 +1,84 @@
+"""What a load needs, as far as anybody knows before it: asked for, learned, or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from cortex_common.errors import Conflict
+from cortex_common.hardware import DeviceKind
+from cortex_common.harness import AttachedHarness, Harness
+from cortex_common.models import InstanceState, LoadAnswer, LoadSpec
+from neuron_server.core.instance import OCCUPIED, Instance, same_work
+from neuron_server.core.ledger import Need
+from neuron_server.records import StateDir
+
+_JOINABLE = {InstanceState.LOADING, InstanceState.READY}
+
+
+async def needs_of(
+    spec: LoadSpec, harness: Harness, here: Collection[DeviceKind], state: StateDir
+) -> list[Need]:
+    """What a load needs on each kind of device that its engine runs on and the node has; preferred kinds first.
+
+    Args:
+        spec: the load.
+        harness: its engine.
+        here: kinds of device that the node has.
+        state: what past loads took.
+    """
+    count = max(spec.tensor_parallel, len(spec.devices))
+    if isinstance(harness, AttachedHarness) and spec.vram_mb is None:
+        count = len(spec.devices)
+    wanted = harness.capabilities.kinds
+    kinds = [kind for kind in wanted if kind in here] or list(wanted[:1])
+    return [
+        Need(await _size(spec, harness, kind, state), count, spec.devices, (kind,))
+        for kind in kinds
+    ]
+
+
+async def _size(spec: LoadSpec, harness: Harness, kind: DeviceKind, state: StateDir) -> int | None:
+    """MiB on each device; None when nobody knows."""
+    if spec.vram_mb is not None:
+        return spec.vram_mb
+    past = state.past_load(spec, kind)
+    learned = None if past is None else past.per_device_mb
+    if learned is not None and kind is not DeviceKind.CPU:
+        return learned
+    # Resident memory grows with use, so on a cpu an estimate may know better than a measurement.
+    estimate = await harness.estimate_mb(spec, kind)
+    return max((size for size in (estimate, learned) if size is not None), default=None)
+
+
+def joined(spec: LoadSpec, instance: Instance) -> LoadAnswer | None:
+    """The answer for a load that an instance serves already; None when it is a load of its own.
+
+    Raises:
+        Conflict: the load names this instance, which is something else or just ending.
+    """
+    fits = instance.state in _JOINABLE and same_work(instance.spec, spec)
+    if spec.instance_id == instance.id and not fits:
+        doing = "with another spec" if instance.state in _JOINABLE else "on its way out"
+        raise Conflict(
+            f"instance {instance.id} is {instance.state} {doing}",
+            hints=("choose another instance_id, or unload it first",),
+            details={"state": str(instance.state)},
+        )
+    if fits and spec.instance_id in {None, instance.id}:
+        ready = instance.state is InstanceState.READY
+        return LoadAnswer(status="loaded" if ready else "loading", instance_id=instance.id)
+    return None
+
+
+def refuse_second_parallel(harness: str, instances: Collection[Instance]) -> None:
+    """Some engines can't be spread over several devices twice on one host.
+
+    Raises:
+        Conflict: one is there already.
+    """
+    for other in instances:
+        if other.spec.harness == harness and len(other.devices) > 1 and other.state in OCCUPIED:
+            raise Conflict(
+                f"{harness} can't run two models over several devices on one host; {other.id} does already",
+                details={"instance_id": other.id},
+            )

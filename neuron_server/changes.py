@@ -1,0 +1,39 @@
+"""Tells readers that something changed; what changed they look up themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+
+class Changes:
+    """A counter that can be waited for. Nothing is queued: a slow reader sees the latest number only."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._ended = False
+        self._next = asyncio.Event()
+
+    def publish(self) -> None:
+        """Something changed."""
+        self._number += 1
+        self._next.set()
+        self._next = asyncio.Event()
+
+    def end(self) -> None:
+        """Let all readers go."""
+        self._ended = True
+        self.publish()
+
+    async def follow(self, silence_s: float) -> AsyncGenerator[int | None]:
+        """The number now, and after each change; None when nothing changed for a while."""
+        seen = -1
+        while not self._ended:
+            if seen != self._number:
+                seen = self._number
+                yield seen
+                continue
+            try:
+                await asyncio.wait_for(self._next.wait(), silence_s)
+            except TimeoutError:
+                yield None

@@ -1,0 +1,188 @@
+"""A mistral.rs server that someone else runs: its own unload and reload, behind the guards that they need.
+
+Facts (0.9): management calls answer 200 whatever happened, the JSON status tells; a reload of a model that is not
+exactly "unloaded" marks it as "reloading" for ever, which only a restart cures; unload drops requests in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+
+import httpx
+
+from cortex_common.config.neuron import HarnessEntry
+from cortex_common.errors import (
+    BadRequest,
+    ConfigError,
+    LoadFailed,
+    NotSupported,
+    UpstreamFailed,
+    nearest,
+)
+from cortex_common.hardware import DeviceKind
+from cortex_common.harness import Probe
+from cortex_common.models import LoadSpec
+from neuron_server.harness.command import sum_series
+from neuron_server.harness.http import get, get_json
+from neuron_server.harness.mistralrs import CAPABILITIES, models_of, version_of
+
+_POLL_S = 0.25
+_RELOAD_LIMIT_S = 1800.0
+_SYSTEMCTL_LIMIT_S = 120.0
+_RUNNING = ("mistralrs_sequences_running", "mistralrs_sequences_waiting")
+
+
+class AttachHarness:
+    """Loads and unloads the models that a running engine was configured with.
+
+    Raises:
+        ConfigError: the entry has no URL.
+    """
+
+    def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
+        if entry.url is None:
+            raise ConfigError(f"harness {entry.name!r}: kind 'attach' needs the engine's url")
+        self.name = entry.name
+        self.capabilities = CAPABILITIES
+        self.url = entry.url
+        self._unit = entry.unit
+        self._limit_s = entry.load_timeout_s or _RELOAD_LIMIT_S
+        self._http = http
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def program(self) -> str | None:
+        """Someone else's."""
+        return None
+
+    async def prepare(self) -> None:
+        """Nothing to look at."""
+
+    def served_as(self, spec: LoadSpec) -> str | None:
+        """The engine's name for the model, given as `source`."""
+        return spec.source if spec.source not in {None, spec.model_id} else None
+
+    def weights_mb(self, spec: LoadSpec) -> int | None:  # noqa: ARG002 - the protocol's
+        """The engine's own business."""
+        return None
+
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - the protocol's
+        """Not asked: an engine that runs has its memory already, or takes it whatever we say."""
+        return 0
+
+    async def in_flight(self, url: str) -> int | None:
+        """Of the whole engine: it does not tell by model."""
+        response = await get(self._http, url + "/metrics")
+        if response is None or response.status_code != 200:
+            return None
+        return sum_series(response.text, _RUNNING)
+
+    async def loaded(self) -> Mapping[str, bool] | None:
+        """See `AttachedHarness.loaded`."""
+        listed = await get_json(self._http, self.url + "/v1/models")
+        return None if listed is None else models_of(listed)
+
+    async def load(self, spec: LoadSpec) -> Probe:
+        """See `AttachedHarness.load`; a model stuck in "reloading" is cured by a restart where a unit is known."""
+        name = spec.source or spec.model_id
+        async with self._locks[name]:
+            if await self.loaded() is None:
+                await self._systemctl("start", f"the engine at {self.url} does not answer")
+                await self._until_reachable()
+            status = await self._settled(name)
+            if status == "reloading":
+                await self._systemctl("restart", f"{name} is stuck in reloading")
+                await self._until_reachable()
+                status = await self._settled(name)
+            if status == "unloaded":
+                await self._reload(name)
+            elif status != "loaded":
+                known = tuple(await self.loaded() or ())
+                raise BadRequest(
+                    f"the engine at {self.url} was not configured with {name!r}",
+                    param="source",
+                    hints=(
+                        *(f"did you mean {n!r}?" for n in nearest(name, known)),
+                        "mistral.rs can't add models at run time: add it to its start-up configuration",
+                    ),
+                )
+        return Probe(ready=True, version=await version_of(self._http, self.url))
+
+    async def unload(self, spec: LoadSpec) -> None:
+        """See `AttachedHarness.unload`."""
+        name = spec.source or spec.model_id
+        async with self._locks[name]:
+            if await self._status(name) != "loaded":
+                return
+            answer = await self._manage("unload", name)
+            if answer.get("status") != "unloaded":
+                raise UpstreamFailed(
+                    f"the engine did not unload {name}: {answer.get('error') or answer.get('status')}"
+                )
+
+    async def _reload(self, name: str) -> None:
+        answer = await self._manage("reload", name, limit_s=self._limit_s)
+        if answer.get("status") != "loaded":
+            why = answer.get("error") or answer.get("status")
+            raise LoadFailed(f"the engine could not load {name}: {why}")
+
+    async def _settled(self, name: str) -> str:
+        """The model's status once it is no longer reloading, or "reloading" when that takes too long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limit_s
+        while True:
+            status = await self._status(name)
+            if status != "reloading" or loop.time() > deadline:
+                return status
+            await asyncio.sleep(_POLL_S)
+
+    async def _status(self, name: str) -> str:
+        return str((await self._manage("status", name)).get("status"))
+
+    async def _manage(self, what: str, name: str, limit_s: float = 10.0) -> dict[str, object]:
+        url = f"{self.url}/v1/models/{what}"
+        try:
+            response = await self._http.post(url, json={"model_id": name}, timeout=limit_s)
+            answer = response.json()
+        except (httpx.HTTPError, ValueError) as failed:
+            raise UpstreamFailed(
+                f"the engine at {self.url} did not answer {what}: {failed!r}"
+            ) from failed
+        return answer if isinstance(answer, dict) else {}
+
+    async def _until_reachable(self) -> None:
+        deadline = asyncio.get_running_loop().time() + self._limit_s
+        while await self.loaded() is None:
+            if asyncio.get_running_loop().time() > deadline:
+                raise LoadFailed(f"the engine at {self.url} did not come up")
+            await asyncio.sleep(_POLL_S)
+
+    async def _systemctl(self, verb: str, why: str) -> None:
+        if self._unit is None:
+            raise LoadFailed(
+                f"{why}, and no unit is configured to {verb} it",
+                hints=(f"{verb} the engine, or set unit of harness {self.name!r} in neuron.toml",),
+            )
+        program = shutil.which("systemctl")
+        if program is None:
+            raise NotSupported(f"{why}, and this host has no systemctl to {verb} {self._unit}")
+        child = await asyncio.create_subprocess_exec(
+            program,
+            "--no-ask-password",
+            verb,
+            self._unit,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(_SYSTEMCTL_LIMIT_S):
+            _, said = await child.communicate()
+        if child.returncode != 0:
+            text = said.decode("utf-8", "replace").strip()
+            raise LoadFailed(
+                f"systemctl {verb} {self._unit} failed: {text}",
+                hints=("allow the neuron's user to manage that unit with a polkit rule",),
+            )
