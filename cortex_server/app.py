@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import threading
@@ -33,6 +34,7 @@ from cortex_server.fleet.watcher import Watcher
 from cortex_server.lifecycle.conductor import Conductor
 from cortex_server.lifecycle.verbs import Verbs
 from cortex_server.metrics import Metrics
+from cortex_server.store import Store, store_path
 
 log = logging.getLogger("cortex.gateway")
 
@@ -116,17 +118,19 @@ class Gateway:
             entry.name: NeuronClient(entry.endpoint, who=f"node {entry.name}")
             for entry in config.neurons
         }
+        self._store = Store(store_path(config.gateway.state_dir, os.environ))
         self.conductor = Conductor(
             fleet=self.fleet,
             nodes=self._nodes,
             catalogue=catalogue,
             config=config,
             clock=clock,
+            store=self._store,
         )
         self.plane = DataPlane(self.fleet, self.conductor, self.metrics, config.gateway)
-        verbs = Verbs(self.fleet, self.conductor, clock)
+        self._verbs = Verbs(self.fleet, self.conductor, clock)
         self.app = create_app(
-            self.fleet, lambda: self.plane, routers=[operator_router(self.fleet, verbs)]
+            self.fleet, lambda: self.plane, routers=[operator_router(self.fleet, self._verbs)]
         )
 
     def server(self) -> Server:
@@ -172,7 +176,9 @@ class Gateway:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await self._verbs.close()
                 self.plane.close()
+                self._store.close()
                 for client in self._nodes.values():
                     await client.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +44,22 @@ _READ = """
 select model, quant, context, parallel, harness, kind, devices, build, node, max_mb, last_s, at, n, last_mb
 from loads order by at
 """
+
+
+def store_path(state_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file in the state directory, which is made if missing; None where nothing is to outlast the gateway.
+
+    Args:
+        state_dir: as configured.
+        environ: of the process; systemd sets STATE_DIRECTORY.
+    """
+    directory = state_dir or (
+        Path(environ["STATE_DIRECTORY"]) if environ.get("STATE_DIRECTORY") else None
+    )
+    if directory is None:
+        return None
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / "placement.sqlite"
 
 
 class Store:

@@ -64,13 +64,15 @@ class Neuron:
 
 
 @contextlib.asynccontextmanager
-async def neuron(directory: Path, memory_mb: int) -> AsyncIterator[Neuron]:
+async def neuron(
+    directory: Path, memory_mb: int, ports: tuple[int, int] = (18100, 18199)
+) -> AsyncIterator[Neuron]:
     """A neuron whose one device is a budget of RAM."""
     config = NeuronConfig.model_validate(
         {
             "neuron": {"state_dir": directory / "neuron"},
             "cpu": {"offer": True, "memory_mb": memory_mb},
-            "harnesses": [{"name": "embedded", "port_range": [18100, 18199]}],
+            "harnesses": [{"name": "embedded", "port_range": ports}],
         }
     )
     runtime = create_runtime(config, None)

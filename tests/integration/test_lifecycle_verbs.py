@@ -1,0 +1,175 @@
+"""Operators' verbs, upkeep and memory, with a real neuron and the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
+
+from cortex_common.errors import Conflict, NodeNotFound, NotFound
+from cortex_common.fleet import InstanceView, ModelState
+from cortex_common.models import InstanceState
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    PinModel,
+    PlanLoad,
+    UnpinModel,
+)
+
+EAGER = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tiny models are written."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Neuron]:
+    """A node for one model."""
+    async with neuron(tmp_path, MODEL_MB + 8) as running:
+        yield running
+
+
+@pytest.fixture
+async def served(node: Neuron, weights: Path) -> AsyncIterator[Served]:
+    """A gateway with two models before it."""
+    models = (tiny(weights, "ada"), tiny(weights, "bob"))
+    async with gateway({"here": node.url}, models, **EAGER) as running:
+        await until(lambda: running.gateway.fleet.snapshot.nodes[0].state == "up")
+        yield running
+
+
+def ready(served: Served) -> list[InstanceView]:
+    """Ready instances as the gateway knows them."""
+    views = served.gateway.fleet.snapshot.instances()
+    return [i for i in views if i.state is InstanceState.READY]
+
+
+async def test_a_pin_protects_until_it_is_taken_off(served: Served) -> None:
+    """A pinned model is not evicted for another, nor by an operator, until it is unpinned."""
+    await served.operator.load(LoadModel(model="ada", wait=True, pin=True))
+    assert (await served.chat("bob")).status_code == 507
+    with pytest.raises(Conflict):
+        await served.operator.evict(EvictModel(model="ada"))
+    shown = (await served.operator.fleet()).instances()
+    assert [i.pinned for i in shown] == [True]
+    assert await served.operator.unpin(UnpinModel(model="ada")) == ()
+    assert (await served.chat("bob")).status_code == 200
+    with pytest.raises(NotFound):
+        await served.operator.unpin(UnpinModel(model="ada"))
+
+
+async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
+    """A pin with an end lets go once its time is over."""
+    await served.operator.load(LoadModel(model="ada", wait=True))
+    pin = await served.operator.pin(PinModel(model="ada", node="here", for_s=0.5))
+    assert pin.until is not None
+    await until(lambda: not served.gateway.conductor.pins.held)
+    assert (await served.chat("bob")).status_code == 200
+
+
+async def test_an_evicted_instance_may_come_back(served: Served) -> None:
+    """Evict ends one instance; the next request loads the model again."""
+    assert (await served.chat("ada")).status_code == 200
+    done = await served.operator.evict(EvictModel(model="ada"))
+    assert done.state is ModelState.UNLOADED
+    await until(lambda: not ready(served))
+    answer = await served.chat("ada")
+    assert answer.status_code == 200
+    assert answer.headers["x-cortex-cold-start"] == "true"
+
+
+async def test_a_plan_is_what_then_happens(served: Served) -> None:
+    """The plan names the eviction and its numbers, changes nothing, and the load does just that."""
+    plan = await served.operator.plan_load(PlanLoad(model="ada"))
+    assert (plan.action, plan.node, plan.evictions) == ("load", "here", ())
+    assert plan.ledger[0].chosen
+    assert (await served.chat("ada")).status_code == 200
+    plan = await served.operator.plan_load(PlanLoad(model="bob"))
+    assert plan.action == "load"
+    assert [e.model for e in plan.evictions] == ["ada"]
+    assert plan.device_mb == MODEL_MB
+    assert [i.model for i in ready(served)] == ["ada"]
+    assert (await served.chat("bob")).status_code == 200
+    await until(lambda: [i.model for i in ready(served)] == ["bob"])
+    assert (await served.operator.plan_load(PlanLoad(model="bob"))).action == "serve"
+    with pytest.raises(NodeNotFound):
+        await served.operator.plan_load(PlanLoad(model="ada", node="elsewhere"))
+
+
+async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
+    """On a cordoned node what is loaded goes on serving, and nothing else is loaded until it is uncordoned."""
+    assert (await served.chat("ada")).status_code == 200
+    await served.operator.cordon("here")
+    assert (await served.chat("ada")).status_code == 200
+    refused = await served.chat("bob")
+    assert refused.status_code == 507
+    assert refused.json()["error"]["refusals"][0]["reason"] == "the node is cordoned"
+    await served.operator.uncordon("here")
+    assert (await served.chat("bob")).status_code == 200
+
+
+async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Path) -> None:
+    """Draining loads a copy on another node first, then ends the original; no request fails meanwhile."""
+    models = (tiny(weights, "ada"),)
+    async with (
+        neuron(tmp_path / "one", MODEL_MB + 8, ports=(18200, 18249)) as one,
+        neuron(tmp_path / "two", MODEL_MB + 8, ports=(18250, 18299)) as two,
+        gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
+    ):
+        done = await served.operator.load(LoadModel(model="ada", node="two", wait=True))
+        assert done.nodes == ("two",)
+        draining = asyncio.create_task(served.operator.drain(DrainNode(node="two")))
+        while not draining.done():
+            assert (await served.chat("ada")).status_code == 200
+        action = await draining
+        assert action.moved == ("ada",)
+        assert [i.node for i in ready(served)] == ["one"]
+
+
+async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) -> None:
+    """A preloaded model is there without being asked for, and leaves after its time to live."""
+    models = (tiny(weights, "ada", preload=True, ttl="1s"),)
+    async with gateway({"here": node.url}, models, **EAGER) as served:
+        await until(lambda: len(ready(served)) == 1)
+        await until(lambda: not served.gateway.fleet.snapshot.instances())
+
+
+async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> None:
+    """A model with replicas.min is kept loaded, also after one of its instances was evicted."""
+    models = (tiny(weights, "ada", replicas={"min": 2, "max": 2}),)
+    async with (
+        neuron(tmp_path, 2 * MODEL_MB + 8) as node,
+        gateway({"here": node.url}, models, **EAGER) as served,
+    ):
+        await until(lambda: len(ready(served)) == 2)
+        await served.operator.evict(EvictModel(model="ada"))
+        await until(lambda: len(ready(served)) == 2)
+
+
+async def test_what_loads_took_outlasts_the_gateway(
+    node: Neuron, tmp_path: Path, weights: Path
+) -> None:
+    """A load's size and seconds are shown beside the estimate, and a new gateway still knows them."""
+    models = (tiny(weights, "ada"),)
+    state = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path / "gateway")}}
+    async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
+        assert (await served.operator.model("ada")).measured == ()
+        await served.operator.load(LoadModel(model="ada", wait=True))
+        await served.operator.pin(PinModel(model="ada"))
+        await until(lambda: bool(served.gateway.conductor.knowledge.measurements("ada")))
+        detail = await served.operator.model("ada")
+        assert detail.vram_mb == MODEL_MB
+        assert detail.measured[0].loads == 1
+        assert detail.load_s
+    async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
+        again = await served.operator.model("ada")
+        assert again.measured[0].load_s == detail.measured[0].load_s
+        assert [p.model for p in again.pins] == ["ada"]
