@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import date
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
+from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import ControlClient
 from cortex_common.operator import (
@@ -26,6 +28,10 @@ from cortex_common.operator import (
 )
 
 _ACTION = TypeAdapter(ModelAction)
+_KEY = TypeAdapter(KeyView)
+_KEYS = TypeAdapter(tuple[KeyView, ...])
+_CREATED = TypeAdapter(CreatedKey)
+_USAGE = TypeAdapter(tuple[UsageRow, ...])
 _NODE = TypeAdapter(NodeAction)
 _PIN = TypeAdapter(PinView)
 _PINS = TypeAdapter(tuple[PinView, ...])
@@ -109,3 +115,22 @@ class OperatorClient(ControlClient):
         """What would be done to load a model, with every device's ledger. Changes nothing."""
         body = request.model_dump(mode="json", exclude_none=True)
         return await self.call(_PLAN, "POST", "/operator/v1/plan/load", body=body)
+
+    async def keys(self) -> tuple[KeyView, ...]:
+        """All API keys, without their secrets."""
+        return await self.call(_KEYS, "GET", "/operator/v1/keys")
+
+    async def create_key(self, wish: CreateKey) -> CreatedKey:
+        """Make a key; the answer is the only time that its secret is told."""
+        body = wish.model_dump(mode="json", exclude_defaults=True)
+        return await self.call(_CREATED, "POST", "/operator/v1/keys", body=body)
+
+    async def revoke_key(self, name: str) -> KeyView:
+        """End a key."""
+        return await self.call(_KEY, "DELETE", f"/operator/v1/keys/{quote(name, safe='')}")
+
+    async def usage(self, since: date | None = None, until: date | None = None) -> tuple[UsageRow, ...]:
+        """What keys used by day and model; the last 30 days unless told otherwise."""
+        days = {"since": since, "until": until}
+        params = {name: day.isoformat() for name, day in days.items() if day is not None}
+        return await self.call(_USAGE, "GET", "/operator/v1/usage", params=params)

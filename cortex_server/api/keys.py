@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
 from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_server.auth.desk import Desk
@@ -26,11 +26,10 @@ def keys_router(desk: Desk) -> APIRouter:
         """The answer holds the secret, this once."""
         return await desk.create(wish)
 
-    @router.delete("/keys/{name}", summary="Revoke a key", status_code=204)
-    async def revoke_key(name: str) -> Response:
+    @router.delete("/keys/{name}", summary="Revoke a key")
+    async def revoke_key(name: str) -> KeyView:
         """From now on it opens nothing; requests that it has under way go on."""
-        await desk.revoke(name)
-        return Response(status_code=204)
+        return await desk.revoke(name)
 
     @router.get("/usage", summary="What keys used")
     async def get_usage(

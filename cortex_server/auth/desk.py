@@ -39,7 +39,7 @@ class Desk:
         self._usage = usage
         self._records = records
         self._configured = tuple(configured)
-        self._made = {key.name: key for key in records.keys()}
+        self._made = {key.name: key for key in records.made_keys()}
         self._apply()
 
     def configure(self, keys: Iterable[KeyEntry]) -> None:
@@ -78,7 +78,7 @@ class Desk:
         assert key is not None
         return CreatedKey(secret=secret, key=_view(key))
 
-    async def revoke(self, name: str) -> None:
+    async def revoke(self, name: str) -> KeyView:
         """End a key at once; requests that it has under way go on.
 
         Raises:
@@ -96,10 +96,13 @@ class Desk:
                 f"there is no key {name!r}",
                 hints=[f"did you mean {close[0]!r}?"] if close else ["`cortex keys ls` lists them"],
             )
+        key = self._ring.named(name)
+        assert key is not None
         del self._made[name]
         self._apply()
         await asyncio.to_thread(self._records.remove_key, name)
         event(log, "key_revoked", key=name)
+        return _view(key)
 
     async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
         """What keys used from one day to another, both included, up to now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
@@ -133,15 +133,10 @@ class Keyring:
             made: at run time.
             now: monotonic seconds.
         """
-        old = self._by_name
-        keys = {
-            m.name: Key(m.name, m.hash, m.terms, created=m.created, **_kept(old, m.name))
-            for m in made
-        }
-        keys |= {
-            e.name: Key(e.name, e.hash, e, configured=True, **_kept(old, e.name))
-            for e in configured
-        }
+        kept = {name: key.account for name, key in self._by_name.items()}
+        keys = {m.name: Key(m.name, m.hash, m.terms, created=m.created) for m in made}
+        keys |= {e.name: Key(e.name, e.hash, e, configured=True) for e in configured}
+        keys = {n: replace(k, account=kept.get(n, k.account)) for n, k in keys.items()}
         for key in keys.values():
             key.account.limit(key.terms.limits, now)
         self._by_name = keys
@@ -159,7 +154,3 @@ class Keyring:
         What is looked up is the secret's hash, so the time that it takes tells nothing about any secret.
         """
         return self._by_digest.get(hashlib.sha256(secret).digest())
-
-
-def _kept(old: dict[str, Key], name: str) -> dict[str, Account]:
-    return {"account": old[name].account} if name in old else {}

@@ -51,7 +51,7 @@ class Records:
         self._db.execute("pragma journal_mode = wal")
         self._db.executescript(_SCHEMA)
 
-    def keys(self) -> tuple[MadeKey, ...]:
+    def made_keys(self) -> tuple[MadeKey, ...]:
         """The keys made at run time."""
         with self._lock:
             rows = self._db.execute("select name, hash, terms, created from keys").fetchall()

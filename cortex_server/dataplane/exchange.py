@@ -174,7 +174,7 @@ class Exchange:
         try:
             self.key = plane.gate.enter(self.headers, peer)
             if len(plane.active) > plane.limits.max_in_flight + plane.limits.max_queued:
-                raise full()  # noqa: TRY301 - one way out
+                raise full()
         except CortexError as failed:
             self.refuse(failed)
             return False
