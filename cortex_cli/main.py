@@ -46,6 +46,8 @@ COMMANDS = {
     "models": Entry("models", "Fleet", "List, load and unload models"),
     "nodes": Entry("nodes", "Fleet", "List the hosts of the fleet"),
     "gpus": Entry("gpus", "Fleet", "List devices and who uses their memory"),
+    "keys": Entry("keys", "Running cortex", "Make, list and revoke API keys"),
+    "usage": Entry("usage", "Running cortex", "Show requests and tokens by key, model and day (UTC)"),
     "serve": Entry("serve", "Running cortex", "Run the gateway or a neuron"),
     "demo": Entry("demo", "Running cortex", "Run a whole fleet on this host, with a real engine"),
     "config": Entry("config", "Running cortex", "Check and explain configuration files"),

@@ -9,13 +9,10 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
-from wsgiref.simple_server import WSGIServer
 
 import uvicorn
 import uvloop
-from prometheus_client import CollectorRegistry, start_http_server
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
@@ -26,7 +23,14 @@ from cortex_common.errors import ConfigError
 from cortex_common.logs import event
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.api.app import create_app
+from cortex_server.api.keys import keys_router
+from cortex_server.api.metrics import metrics_app
 from cortex_server.api.operator import operator_router
+from cortex_server.auth.desk import Desk
+from cortex_server.auth.gate import Gate
+from cortex_server.auth.keys import Keyring
+from cortex_server.auth.records import Records
+from cortex_server.auth.usage import Usage
 from cortex_server.dataplane.diverted import DivertingProtocol, compatible
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.fleet.state import Fleet
@@ -54,16 +58,14 @@ def serve(config: Loaded[GatewayConfig], catalogue: Loaded[Catalogue]) -> None:
 
 async def _serve(config: GatewayConfig, catalogue: Catalogue) -> None:
     gateway = Gateway(config, catalogue)
-    with _listening(config.gateway.listen) as sock:
+    with _listening(config.gateway.listen, "listen") as sock:
         server = gateway.server()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
         async with gateway.running():
-            host, port = sock.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
             _settle_memory()
-            event(log, "gateway_listening", url=f"http://{shown}:{port}")
+            event(log, "gateway_listening", url=_url(sock))
             await server.serve(sockets=[sock])
     event(log, "gateway_stopped")
 
@@ -75,7 +77,13 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def _listening(address: str) -> socket.socket:
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
+def _listening(address: str, setting: str) -> socket.socket:
     host, port = split_host_port(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -83,7 +91,9 @@ def _listening(address: str) -> socket.socket:
     except OSError as failed:
         raise ConfigError(
             f"can't listen on {address}: {failed.strerror}",
-            hints=["[gateway] listen in cortex.toml, or CORTEX_GATEWAY__LISTEN, chooses another"],
+            hints=[
+                f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()}, chooses another"
+            ],
         ) from failed
 
 
@@ -127,10 +137,23 @@ class Gateway:
             clock=clock,
             store=self._store,
         )
-        self.plane = DataPlane(self.fleet, self.conductor, self.metrics, config.gateway)
+        usage = Usage()
+        self.gate = Gate(Keyring(), insecure=config.gateway.insecure, usage=usage)
+        records = Records(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
+        self.desk = Desk(self.gate.keyring, usage, records, config.keys)
+        self.plane = DataPlane(
+            self.fleet,
+            self.conductor,
+            self.metrics,
+            config.gateway,
+            gate=self.gate,
+            limits=config.limits,
+        )
         self._verbs = Verbs(self.fleet, self.conductor, clock)
         self.app = create_app(
-            self.fleet, lambda: self.plane, routers=[operator_router(self.fleet, self._verbs)]
+            self.fleet,
+            lambda: self.plane,
+            routers=[operator_router(self.fleet, self._verbs), keys_router(self.desk)],
         )
 
     def server(self) -> Server:
@@ -157,10 +180,11 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Everything that works in the background: watchers, conductor, metrics."""
-        with self._metrics_listener():
+        async with self._metrics_listener():
             tasks = [
                 asyncio.create_task(self.conductor.run(), name="conductor"),
                 asyncio.create_task(self.plane.watch_silence(), name="silence"),
+                asyncio.create_task(self.desk.run(), name="usage"),
                 *(
                     asyncio.create_task(
                         Watcher(name, client, self.fleet).run(), name=f"watch-{name}"
@@ -179,36 +203,38 @@ class Gateway:
                 await self._verbs.close()
                 self.plane.close()
                 self._store.close()
+                self.desk.close()
                 for client in self._nodes.values():
                     await client.close()
 
-    @contextlib.contextmanager
-    def _metrics_listener(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _metrics_listener(self) -> AsyncIterator[None]:
         address = self._config.gateway.metrics_listen
         if address is None:
             yield
             return
-        host, port = split_host_port(address)
-        registry = CollectorRegistry()
-        registry.register(self.metrics)
-        try:
-            server, thread = start_http_server(port, host, registry)
-        except OSError as failed:
-            raise ConfigError(
-                f"can't listen on {address}: {failed.strerror}",
-                hints=["[gateway] metrics_listen in cortex.toml chooses another"],
-            ) from failed
-        event(log, "metrics_listening", url=f"http://{host}:{server.server_port}/metrics")
-        try:
-            yield
-        finally:
-            _stop(server, thread)
+        app = metrics_app(self.metrics, lambda: self.gate)
+        server = Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        with _listening(address, "metrics_listen") as sock:
+            event(log, "metrics_listening", url=f"{_url(sock)}/metrics")
+            task = asyncio.create_task(server.serve(sockets=[sock]), name="metrics")
+            try:
+                yield
+            finally:
+                server.stop()
+                await task
 
-
-def _stop(server: WSGIServer, thread: threading.Thread) -> None:
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def _report(task: asyncio.Task[None]) -> None:

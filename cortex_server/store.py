@@ -46,12 +46,15 @@ from loads order by at
 """
 
 
-def store_path(state_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The file in the state directory, which is made if missing; None where nothing is to outlast the gateway.
+def store_path(
+    state_dir: Path | None, environ: Mapping[str, str], name: str = "placement.sqlite"
+) -> Path | None:
+    """A file in the state directory, which is made if missing; None where nothing is to outlast the gateway.
 
     Args:
         state_dir: as configured.
         environ: of the process; systemd sets STATE_DIRECTORY.
+        name: of the file.
     """
     directory = state_dir or (
         Path(environ["STATE_DIRECTORY"]) if environ.get("STATE_DIRECTORY") else None
@@ -59,7 +62,7 @@ def store_path(state_dir: Path | None, environ: Mapping[str, str]) -> Path | Non
     if directory is None:
         return None
     directory.mkdir(parents=True, exist_ok=True)
-    return directory / "placement.sqlite"
+    return directory / name
 
 
 class Store:

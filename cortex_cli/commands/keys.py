@@ -1,0 +1,163 @@
+"""`cortex keys`: who may use the gateway."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.actions import confirm
+from cortex_cli.client import connect, run
+from cortex_cli.listing import say, stdout_paint
+from cortex_cli.options import chosen, noun
+from cortex_cli.output import Output, as_text
+from cortex_cli.render.access import KEYS
+from cortex_cli.render.toml import toml_value
+from cortex_common.access import CreatedKey, CreateKey, KeyView
+from cortex_common.config.access import Scope
+from cortex_common.units import parse_duration
+
+app = noun("Make, list and revoke API keys")
+
+
+@app.command(
+    "create",
+    epilog="Examples: `cortex keys create alice --expires 90d`, "
+    "`cortex keys create ci --model 'qwen*' --requests-per-minute 60 > ci.key`",
+)
+def create(
+    name: Annotated[str, typer.Argument(help="What to call it")],
+    *,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What it opens; repeatable. Default: infer")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model that it may use, or a pattern; repeatable. Default: all"),
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Requests a minute")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens a minute")] = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="Requests at once")] = None,
+    weight: Annotated[float, typer.Option(help="Its share when requests queue")] = 1.0,
+    max_priority: Annotated[int, typer.Option(help="Highest X-Cortex-Priority, 0 to 9")] = 0,
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="DATE|DURATION", help="When it ends, like 2027-01-31 or 90d"),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Ask no gateway: print an entry for cortex.toml instead"),
+    ] = False,
+    gateway: options.Gateway = None,
+) -> None:
+    """Make a key and print its secret, this once."""
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_in_flight": max_in_flight,
+    }
+    wish = _valid(
+        {
+            "name": name,
+            "scopes": scope or [Scope.INFER],
+            "models": model or [],
+            "limits": {k: v for k, v in limits.items() if v is not None},
+            "weight": weight,
+            "max_priority": max_priority,
+            "expires": None if expires is None else _moment(expires),
+        }
+    )
+    if offline:
+        secret = "ctx_" + secrets.token_urlsafe(32)
+        sys.stdout.write(_entry(wish, secret))
+        say(f"the secret of {name}, which is kept nowhere: {secret}")
+        return
+    made = run(_create(gateway, wish))
+    sys.stdout.write(f"{made.secret}\n")
+    say(f"made key {name}; its secret is not shown again")
+
+
+async def _create(gateway: str | None, wish: CreateKey) -> CreatedKey:
+    async with connect(gateway) as client:
+        return await client.create_key(wish)
+
+
+def _valid(fields: dict[str, object]) -> CreateKey:
+    from pydantic import ValidationError
+
+    try:
+        return CreateKey.model_validate(fields)
+    except ValidationError as failed:
+        first = failed.errors()[0]
+        option = str(first["loc"][-1]) if first["loc"] else "key"
+        raise typer.BadParameter(first["msg"], param_hint=option.replace("_", "-")) from failed
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    except ValueError:
+        pass
+    try:
+        return datetime.now(UTC) + timedelta(seconds=parse_duration(text))
+    except ValueError as failed:
+        raise typer.BadParameter(
+            f"{text!r} is neither a date like 2027-01-31 nor a duration like 90d",
+            param_hint="--expires",
+        ) from failed
+
+
+def _entry(wish: CreateKey, secret: str) -> str:
+    """The [[keys]] entry of a key; only the hash of its secret."""
+    values = wish.model_dump(mode="json", exclude_defaults=True) | {
+        "name": wish.name,
+        "hash": "sha256:" + hashlib.sha256(secret.encode()).hexdigest(),
+    }
+    return "[[keys]]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items())
+
+
+@app.command("ls", epilog="Examples: `cortex keys ls`, `cortex keys ls -o wide`")
+def ls(
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    no_headers: options.NoHeaders = False,
+) -> None:
+    """List keys with what they may do; secrets are not kept."""
+
+    async def keys() -> tuple[KeyView, ...]:
+        async with connect(gateway) as client:
+            return await client.keys()
+
+    form = chosen(output, as_json=json, quiet=quiet)
+    text = as_text(KEYS, run(keys()), form, paint=stdout_paint(), headers=not no_headers)
+    if text:
+        sys.stdout.write(f"{text}\n")
+    else:
+        say(KEYS.nothing)
+
+
+@app.command("revoke", epilog="Example: `cortex keys revoke alice`")
+def revoke(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Which keys")],
+    *,
+    yes: options.Yes = False,
+    gateway: options.Gateway = None,
+) -> None:
+    """End keys at once; requests that they have under way go on."""
+    confirm(f"revoke {', '.join(names)}?", yes=yes)
+
+    async def each() -> None:
+        async with connect(gateway) as client:
+            for name in names:
+                await client.revoke_key(name)
+                sys.stdout.write(f"revoked {name}\n")
+
+    run(each())
