@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypothesis import strategies as st
+
 from cortex_server.dialects.sse import SseEvent, SseParser
 
 
@@ -275,3 +277,41 @@ def _check_steps(kind: str, steps: list[str]) -> None:
     assert steps[: len(head)] == head
     assert steps[len(steps) - len(foot) :] == foot
     assert set(middle) <= {delta}
+
+
+_JUNK = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(st.sampled_from(["text", "error", "x"]), inner, max_size=2),
+    ),
+    max_leaves=4,
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))]
+
+
+def _with(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
+    if not path:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = _with(copy[path[0]], path[1:], junk)
+    return copy
+
+
+def spoiled(value: Any) -> st.SearchStrategy[Any]:
+    """The value with junk in the place of one of its parts, or of itself."""
+    return st.builds(
+        lambda path, junk: _with(value, path, junk), st.sampled_from(_places(value)), _JUNK
+    )

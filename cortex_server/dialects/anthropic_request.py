@@ -26,7 +26,7 @@ from cortex_server.dialects.chat import (
     Tool,
 )
 from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.reading import read
+from cortex_server.dialects.reading import read, read_body
 from cortex_server.dialects.thinking import Thoughts, apply_thoughts
 from cortex_server.dialects.traits import EngineTraits
 from cortex_server.dialects.translated import Translated
@@ -115,7 +115,7 @@ def read_request(body: bytes) -> MessagesRequest:
     Raises:
         BadRequest: the body is no such request; the message names the field.
     """
-    request = read(_requests, body)
+    request = read_body(_requests, body)
     if not request.model:
         raise BadRequest("model: must not be empty", param="model")
     if request.max_tokens is not None and request.max_tokens <= 0:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
+from cortex_server.dialects.halves import is_text
 
 T = TypeVar("T")
 
@@ -41,6 +42,17 @@ def read(decoder: msgspec.json.Decoder[T], data: bytes | Raw, where: str = "") -
         raise _named(error, where) from None
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"The body is not JSON: {error}") from None
+
+
+def read_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The same for a whole body, which must be text throughout: parts of it are kept undecoded.
+
+    Raises:
+        BadRequest: as `read`.
+    """
+    if not is_text(body):
+        raise MalformedBody("The body is not UTF-8")
+    return read(decoder, body)
 
 
 def type_of(data: Raw, where: str) -> str | None:

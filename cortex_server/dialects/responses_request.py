@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from cortex_common.errors import BadRequest
 from cortex_server.dialects.chat import ChatRequest, JsonSchema, ResponseFormat, StreamOptions
 from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.reading import read
+from cortex_server.dialects.reading import read_body
 from cortex_server.dialects.responses_items import InputItems
 from cortex_server.dialects.responses_tools import FlatTools, choose
 from cortex_server.dialects.thinking import Thoughts, apply_thoughts
@@ -76,7 +76,7 @@ def read_request(body: bytes) -> ResponsesRequest:
     Raises:
         BadRequest: the body is no such request, or needs state that is not kept here.
     """
-    request = read(_requests, body)
+    request = read_body(_requests, body)
     if not request.model:
         raise BadRequest("model: must not be empty", param="model")
     if not request.input:

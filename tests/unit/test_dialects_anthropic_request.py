@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from dialects_kit import spoiled
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
 from cortex_server.dialects.anthropic_request import read_request, to_chat
@@ -617,6 +621,47 @@ def test_a_call_whose_input_is_no_object_is_refused() -> None:
     turn = {"role": "assistant", "content": [_USE | {"input": [1]}]}
     with pytest.raises(BadRequest, match="input"):
         _chat(messages=[turn])
+
+
+_EVERYTHING = {
+    "model": "m",
+    "max_tokens": 9,
+    "system": [{"type": "text", "text": "s"}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, _PNG]},
+        {
+            "role": "system",
+            "content": [{"type": "tool_removal", "tool": {"type": "tool_reference", "name": "g"}}],
+        },
+        {
+            "role": "assistant",
+            "content": [{"type": "thinking", "thinking": "t", "signature": "s"}, _USE],
+        },
+        {
+            "role": "user",
+            "content": [_result([{"type": "text", "text": "b"}, _PNG], is_error=True)],
+        },
+    ],
+    "tools": [_TOOL, {"type": "bash_20250124", "name": "bash"}],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
+    "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": {}}},
+    "metadata": {"user_id": "u"},
+}
+
+
+@given(spoiled(_EVERYTHING), st.sampled_from([GENERIC, LLAMACPP, MISTRALRS]))
+def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
+    """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
+    with contextlib.suppress(BadRequest):
+        to_chat(read_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True)
+
+
+def test_a_body_that_is_no_text_is_refused() -> None:
+    """Half a character inside a tool's input, which is kept undecoded, is found too."""
+    body = json.dumps(_EVERYTHING, ensure_ascii=False).encode().replace("é".encode(), b"\xc3")
+    with pytest.raises(MalformedBody, match="UTF-8"):
+        read_request(body)
 
 
 def test_harnesses_have_their_traits() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from dialects_kit import spoiled
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.responses import Response
 
 from cortex_common.errors import (
@@ -317,6 +321,35 @@ def test_items_of_tools_that_openai_runs_are_dropped_by_name() -> None:
     """They say nothing to a local model, and the log can say so."""
     found = _translate(input=[{"type": "web_search_call", "id": "w"}, _say("user", "hi")])
     assert found.dropped == ("input.0: web_search_call",)
+
+
+_EVERYTHING = {
+    "model": "m",
+    "instructions": "i",
+    "input": [
+        _say("developer", "d"),
+        {"role": "user", "content": [{"type": "input_image", "image_url": "u"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "r"}], "content": None},
+        _CALL | {"namespace": "ns"},
+        _OUTPUT | {"output": [{"type": "input_text", "text": "o"}]},
+    ],
+    "tools": [_FUNCTION, _NAMESPACE],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "f"}],
+    },
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}},
+    "reasoning": {"effort": "high"},
+    "max_output_tokens": 9,
+}
+
+
+@given(spoiled(_EVERYTHING), st.sampled_from([GENERIC, LLAMACPP, MISTRALRS]))
+def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
+    """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
+    with contextlib.suppress(BadRequest):
+        to_chat(read_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True)
 
 
 def _answer(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
