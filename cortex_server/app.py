@@ -236,7 +236,6 @@ class Gateway:
                 await task
 
 
-
 def _report(task: asyncio.Task[None]) -> None:
     """A background task that ends by itself is a bug that must not stay silent."""
     if not task.cancelled() and (failed := task.exception()) is not None:
