@@ -37,11 +37,17 @@ def gateway(
         Path | None,
         typer.Option("--models", "-m", help="The catalogue; default: what the settings name"),
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve inference without a key to whoever can connect")
+    ] = False,
     check: Check = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "",
 ) -> None:
     """Run the gateway: the API that clients talk to."""
+    if insecure:
+        # As a variable, so that it also holds when the settings are read again.
+        os.environ["CORTEX_GATEWAY__INSECURE"] = "true"
     settings = read_gateway(config, os.environ)
     catalogue = read_catalogue(models, settings, os.environ)
     if check:
