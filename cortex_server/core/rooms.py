@@ -34,13 +34,18 @@ TAKING_MEMORY = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Memory that a decided load will take and its node does not show yet."""
+    """Memory that a decided load will take and its node does not show yet.
+
+    Attributes:
+        victims: instances that leave for it.
+    """
 
     instance: InstanceId
     model: ModelId
     node: str
     devices: tuple[int, ...]
     device_mb: int
+    victims: tuple[InstanceId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,8 @@ class Overlay:
 
     Attributes:
         promises: of loads under way.
-        leaving: instances that are being drained or unloaded to make room; their memory belongs to the
-            promise that they leave for.
+        leaving: instances that are being drained or unloaded. Their memory belongs to the promise that they
+            leave for; what is left of it is nobody's before they are gone.
         gone: instances that have left, whatever an old snapshot says.
         pins: set by operators.
     """
@@ -155,13 +160,15 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
     change = dict.fromkeys((d.index for d in node.devices), 0)
     visible = {i.id for i in node.instances}
     for instance in node.instances:
-        if instance.id in overlay.leaving or instance.id in overlay.gone:
+        if instance.id in overlay.gone:
             for index, freed in frees(instance).items():
                 change[index] = change.get(index, 0) + freed
     unseen = [p for p in overlay.promises if p.instance not in visible]
     for promise in unseen:
+        bequeathed = _bequeathed(promise, node, overlay)
         for index in promise.devices:
-            change[index] = change.get(index, 0) - promise.device_mb
+            more = min(0, bequeathed.get(index, 0) - promise.device_mb)
+            change[index] = change.get(index, 0) + more
     devices = tuple(_device_room(d, change[d.index]) for d in node.devices)
     instances = tuple(
         _as_decided(i, overlay)
@@ -195,6 +202,17 @@ def frees(instance: InstanceView) -> dict[int, int]:
     if len(instance.vram_by_device) == len(devices):
         return dict(zip(devices, instance.vram_by_device, strict=True))
     return dict.fromkeys(devices, instance.vram_used_mb // len(devices)) if devices else {}
+
+
+def _bequeathed(promise: Promise, node: NodeView, overlay: Overlay) -> dict[int, int]:
+    """MiB by device that a promise's victims hold still and will leave to it."""
+    left: dict[int, int] = {}
+    for instance in node.instances:
+        going = instance.id in overlay.leaving and instance.id not in overlay.gone
+        if going and instance.id in promise.victims:
+            for index, mb in frees(instance).items():
+                left[index] = left.get(index, 0) + mb
+    return left
 
 
 def is_idle(instance: InstanceView) -> bool:

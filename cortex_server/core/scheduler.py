@@ -158,6 +158,7 @@ class Scheduler:
                     u.order.plan.node,
                     u.order.plan.devices,
                     u.order.plan.shape.size.device_mb,
+                    u.order.plan.evictions,
                 )
                 for u in self._loads.values()
             ),

@@ -46,6 +46,7 @@ def after(found: Load, wish: Wish, before: World) -> World:
         found.node,
         found.devices,
         found.shape.size.device_mb,
+        found.evictions,
     )
     others = tuple(p for r in before.rooms for p in r.promised)
     overlay = Overlay(promises=(*others, promise), leaving=frozenset(found.evictions))
@@ -110,6 +111,34 @@ def test_a_decided_plan_leaves_nothing_to_do(wish: Wish, before: World, policy: 
     if isinstance(found, Load):
         again = plan(wish, after(found, wish, before), policy)
         assert again == Join(found.node, None)
+
+
+@given(wishes, profiles(), worlds(), policies)
+@settings(max_examples=300)
+def test_two_decided_plans_do_not_count_on_the_same_memory(
+    wish: Wish, other: ModelProfile, before: World, policy: Policy
+) -> None:
+    """A load planned while another's victims are still leaving has its memory without what they leave."""
+    first = plan(wish, before, policy)
+    if not isinstance(first, Load):
+        return
+    second_wish = Wish(other.model_copy(update={"id": "g"}), waited_s=PATIENCE_OVER)
+    second = plan(second_wish, after(first, wish, before), policy)
+    if not isinstance(second, Load):
+        return
+    assert not set(first.evictions) & set(second.evictions)
+    for room in before.rooms:
+        instances = {i.id: i for i in room.instances}
+        for d in room.devices:
+            left = d.available_mb
+            for found in (
+                second,
+                first,
+            ):  # the second may be carried out before the first has its room
+                if room.node.name == found.node:
+                    left += sum(frees(instances[v]).get(d.index, 0) for v in found.evictions)
+                    left -= found.shape.size.device_mb if d.index in found.devices else 0
+                    assert left >= 0
 
 
 @given(wishes, worlds(), policies)

@@ -1,0 +1,133 @@
+"""The fleet file of a simulation: hosts and models, as far as placement is concerned."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated
+
+from pydantic import Field
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.section import Section
+from cortex_common.fleet import DeviceView, NodeState, NodeView
+from cortex_common.hardware import DeviceKind
+
+
+class Hosts(Section):
+    """[[hosts]]: a number of equal hosts."""
+
+    name: str
+    """What they are called; a number follows where there are several."""
+
+    count: Annotated[int, Field(ge=1)] = 1
+    """How many."""
+
+    devices: Annotated[int, Field(ge=1)] = 8
+    """GPUs of each."""
+
+    vram_mb: Annotated[int, Field(ge=1)] = 81_920
+    """MiB that each GPU can promise."""
+
+    card: str = "GPU"
+    """Name of the card."""
+
+
+class Model(Section):
+    """[[models]]: one model."""
+
+    id: str
+    """Its name in the trace."""
+
+    vram_mb: Annotated[int, Field(ge=1)]
+    """MiB over all its devices."""
+
+    load_s: Annotated[float, Field(gt=0)]
+    """Seconds that a load takes."""
+
+    tokens_per_s: Annotated[float, Field(gt=0)] = 50.0
+    """Speed of one answer."""
+
+    min_devices: Annotated[int, Field(ge=1)] = 1
+    """Devices that it is spread over."""
+
+    priority: int = 0
+    """For the "priority" strategy."""
+
+    def profile(self) -> ModelProfile:
+        """What placement is given."""
+        return ModelProfile(
+            id=self.id,
+            harness="simulated",
+            vram_mb=self.vram_mb,
+            min_devices=self.min_devices,
+            priority=self.priority,
+        )
+
+
+class SimulatedFleet(Section):
+    """All of a fleet file."""
+
+    hosts: tuple[Hosts, ...] = (Hosts(name="host"),)
+    models: tuple[Model, ...] = ()
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        """Every host, empty."""
+        return tuple(
+            _node(group, group.name if group.count == 1 else f"{group.name}-{at:04}")
+            for group in self.hosts
+            for at in range(group.count)
+        )
+
+    @property
+    def capacity_mb(self) -> int:
+        """MiB of all devices together."""
+        return sum(h.count * h.devices * h.vram_mb for h in self.hosts)
+
+
+def _node(group: Hosts, name: str) -> NodeView:
+    devices = tuple(
+        DeviceView(
+            index=i,
+            uuid=f"{name}-{i}",
+            kind=DeviceKind.CUDA,
+            name=group.card,
+            vram_total_mb=group.vram_mb,
+            vram_available_mb=group.vram_mb,
+        )
+        for i in range(group.devices)
+    )
+    return NodeView(
+        name=name,
+        endpoint="",
+        state=NodeState.UP,
+        harnesses=("simulated",),
+        devices=devices,
+    )
+
+
+SIZES_MB = (4_000, 9_000, 18_000, 38_000, 72_000, 150_000)
+"""From small to what needs two 80 GB cards."""
+
+MIB_PER_SECOND = 1_500.0
+"""How fast weights come from disk, for made-up load times."""
+
+
+def made_up(hosts: int = 1, devices: int = 8, models: int = 40, seed: int = 1) -> SimulatedFleet:
+    """A fleet of 80 GB cards with models of many sizes, for who has no fleet file."""
+    rng = random.Random(seed)  # noqa: S311 - a fleet is no secret
+    made = []
+    for at in range(models):
+        size = rng.choice(SIZES_MB)
+        made.append(
+            Model(
+                id=f"model-{at:03}",
+                vram_mb=size,
+                load_s=round(3 + size / MIB_PER_SECOND * rng.uniform(0.5, 2), 1),
+                min_devices=2 if size > 80_000 else 1,
+                tokens_per_s=round(2_000_000 / (20_000 + size), 1),
+                priority=rng.randrange(3),
+            )
+        )
+    return SimulatedFleet(
+        hosts=(Hosts(name="host", count=hosts, devices=devices),), models=tuple(made)
+    )
