@@ -38,7 +38,8 @@ def gateway(
         typer.Option("--models", "-m", help="The catalogue; default: what the settings name"),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve inference without a key to whoever can connect")
+        bool,
+        typer.Option("--insecure", help="Serve inference without a key to whoever can connect"),
     ] = False,
     check: Check = False,
     log_level: LogLevel = "info",

@@ -57,15 +57,12 @@ def usage_kind(by: Sequence[str]) -> Kind[UsageRow]:
     Args:
         by: what its rows are told apart by: "day", "key", "model".
     """
-    told_apart: tuple[Column[UsageRow], ...] = tuple(
-        column
-        for name, column in (
-            ("day", Column[UsageRow]("DAY", lambda r: r.day)),
-            ("key", Column[UsageRow]("KEY", lambda r: r.key)),
-            ("model", Column[UsageRow]("MODEL", lambda r: r.model)),
-        )
-        if name in by
+    columns: tuple[tuple[str, Column[UsageRow]], ...] = (
+        ("day", Column("DAY", lambda r: r.day)),
+        ("key", Column("KEY", lambda r: r.key)),
+        ("model", Column("MODEL", lambda r: r.model)),
     )
+    told_apart = tuple(column for name, column in columns if name in by)
     return Kind(
         kind="UsageList",
         plain=lambda row: row.model_dump(mode="json"),
