@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import uvicorn
 
 from cortex_common.clock import SystemClock
+from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewaySection, NeuronEntry
 from cortex_common.errors import LoadFailed
 from cortex_common.hardware import Health
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.api.app import create_app
+from cortex_server.auth.gate import Gate
 from cortex_server.dataplane.diverted import DivertingProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.fleet.state import Fleet
@@ -104,6 +106,8 @@ async def running_plane(
     face: str = "diverted",
     profiles: Sequence[ModelProfile] = (),
     settings: GatewaySection | None = None,
+    gate: Gate | None = None,
+    limits: LimitsSection | None = None,
 ) -> AsyncIterator[PlaneRig]:
     """A data plane on a free port; `engines` maps a model to the URL(s) of its ready instances."""
     metrics = Metrics()
@@ -111,7 +115,9 @@ async def running_plane(
     fleet = Fleet(nodes, Catalogue(models=tuple(profiles)), SystemClock(), metrics)
     rig = PlaneRig(fleet, None, metrics)  # type: ignore[arg-type]  # set two lines below
     rig.loads = ScriptedLoads(rig)
-    plane = rig.plane = DataPlane(fleet, rig.loads, metrics, settings or GatewaySection())
+    plane = rig.plane = DataPlane(
+        fleet, rig.loads, metrics, settings or GatewaySection(), gate=gate, limits=limits
+    )
     rig.report(
         "n1",
         *(
