@@ -244,7 +244,7 @@ async def test_unload_waits_for_an_idle_engine(rig: NeuronRig, weights: Path):
     """A drained instance finishes its stream before it ends."""
     async with rig.client() as client:
         ready = await load(client, tiny(weights, "tiny/drain"))
-        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1500}
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 500}
         async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
             asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
             async with asyncio.timeout(10):
@@ -252,7 +252,7 @@ async def test_unload_waits_for_an_idle_engine(rig: NeuronRig, weights: Path):
                     pass
             await client.unload(UnloadRequest(model_id="tiny/drain", drain_seconds=30))
             answer = await asking
-        assert answer.json()["usage"]["completion_tokens"] == 1500
+        assert answer.json()["usage"]["completion_tokens"] == 500
 
 
 async def test_sigterm_leaves_no_engine_behind(small: NeuronRig, weights: Path):
@@ -270,7 +270,7 @@ async def test_the_engine_survives_a_killed_neuron_and_is_adopted(small: NeuronR
     """Kill -9 of the neuron cuts no stream; the next neuron takes the engine over and can unload it."""
     async with small.client() as client:
         ready = await load(client, tiny(weights, "tiny/kept", instance_id="kept"))
-    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2500, "stream": True}
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1500, "stream": True}
     async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
         async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
             lines = stream.aiter_lines()

@@ -1,0 +1,254 @@
+"""Command lines, environments and answers of the harnesses: what is asked of engines, without engines."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cortex_common.config.neuron import HarnessEntry
+from cortex_common.errors import BadRequest, ConfigError, NotSupported
+from cortex_common.hardware import Device, DeviceKind
+from cortex_common.harness import AttachedHarness, Launch, ProcessHarness
+from cortex_common.models import LoadSpec
+from neuron_server.harness.command import CommandHarness, fill, sum_series
+from neuron_server.harness.devices import device_environment
+from neuron_server.harness.http import engine_client
+from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit
+from neuron_server.harness.mistralrs import MistralrsHarness, models_of
+from neuron_server.harness.process import engine_environment
+from neuron_server.harness.registry import Registry
+from neuron_server.harness.weights import gguf_file, size_mb
+
+GPUS = [
+    Device(index=1, uuid="GPU-b", name="B", vram_total_mb=1),
+    Device(index=3, uuid="GPU-d", name="D", vram_total_mb=1),
+]
+CPU = [Device(index=0, uuid="CPU-0", kind=DeviceKind.CPU, name="C", vram_total_mb=1)]
+SPEC = LoadSpec(model_id="org/m", harness="h")
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """The client that harnesses share."""
+    async with engine_client() as client:
+        yield client
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """Something that is there."""
+    path = tmp_path / "engine"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A GGUF file of 3 MiB."""
+    path = tmp_path / "weights" / "model.gguf"
+    path.parent.mkdir()
+    path.write_bytes(b"x" * 3 * 1024 * 1024)
+    return path
+
+
+def test_gpus_are_given_by_uuid_in_bus_order():
+    """CUDA's own numbering is never relied on, and an engine on the CPU sees no GPU."""
+    assert device_environment(GPUS) == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "GPU-b,GPU-d",
+    }
+    assert device_environment(CPU)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_hosts_environment_is_scrubbed():
+    """Engines see an allow-list, what they were given, and their marks; settings meant for others do not reach them."""
+    host = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "LLAMA_ARG_PORT": "1",
+        "AWS_SECRET": "s",
+        "HF_TOKEN": "t",
+    }
+    launch = Launch(argv=("x",), env={"MINE": "1", "PATH": "/own"})
+    seen = engine_environment(host, launch, {"CORTEX_INSTANCE": "i"})
+    assert seen == {
+        "PATH": "/own",
+        "LC_ALL": "C",
+        "HF_TOKEN": "t",
+        "MINE": "1",
+        "CORTEX_INSTANCE": "i",
+    }
+
+
+def test_unset_values_take_their_flag_along():
+    """A template's optional argument vanishes with the flag before it, and nothing else does."""
+    template = (
+        "run",
+        "{model}",
+        "--context",
+        "{context}",
+        "--x={context}",
+        "--on",
+        "--n",
+        "{port}",
+    )
+    values = {"model": "m", "context": None, "port": "1"}
+    assert list(fill(template, values)) == ["run", "m", "--on", "--n", "1"]
+    assert list(fill(template, values | {"context": "9"}))[2:5] == ["--context", "9", "--x=9"]
+
+
+def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
+    """An empty command or an unknown field is a mistake in neuron.toml, not in the first load."""
+    with pytest.raises(ConfigError, match="needs a command or a preset"):
+        CommandHarness(HarnessEntry(name="x"), http)
+    with pytest.raises(ConfigError, match="unknown fields: modell"):
+        CommandHarness(HarnessEntry(name="x", command=("run", "{modell}")), http)
+
+
+def test_presets_know_their_engines(http: httpx.AsyncClient):
+    """vLLM, SGLang and ComfyUI start with their own flags, health paths and signals."""
+    spec = LoadSpec(model_id="org/m", harness="vllm", context=4096, args=("--enforce-eager",))
+    vllm = CommandHarness(HarnessEntry(name="vllm", preset="vllm"), http)
+    argv = list(vllm.launch(spec, GPUS, "127.0.0.1", 8101).argv)
+    assert argv[:3] == ["vllm", "serve", "org/m"]
+    assert argv[argv.index("--tensor-parallel-size") + 1] == "2"
+    assert argv[argv.index("--max-model-len") + 1] == "4096"
+    assert "--quantization" not in argv
+    assert argv[-1] == "--enforce-eager"
+    assert vllm.capabilities.kinds == (DeviceKind.CUDA,)
+    comfy = CommandHarness(HarnessEntry(name="comfy", preset="comfyui"), http)
+    assert comfy.capabilities.stop_signal is signal.SIGINT
+    assert "/prompt" in comfy.capabilities.routes
+    own = HarnessEntry(name="sgl", preset="sglang", stop_signal="QUIT", binary=Path("/opt/py"))
+    sglang = CommandHarness(own, http)
+    assert sglang.launch(SPEC, GPUS[:1], "h", 1).argv[:2] == ("/opt/py", "-m")
+    assert sglang.capabilities.stop_signal is signal.SIGQUIT
+
+
+def test_series_are_summed_over_labels():
+    """Counts of requests are the sum over all labels of the named series."""
+    text = '# HELP a b\na{x="1"} 2\na{x="2"} 1.0\nab 7\nc 4\n'
+    assert sum_series(text, ("a", "c")) == 7
+
+
+def test_llama_server_gets_explicit_numbers(http: httpx.AsyncClient, program: Path, weights: Path):
+    """Context counts all slots together, layers and split follow the devices, and the alias is the model's name."""
+    harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
+    spec = LoadSpec(model_id="org/m", harness="l", source=str(weights), context=1000, parallel=3)
+    argv = " ".join(harness.launch(spec, GPUS, "127.0.0.1", 8102).argv)
+    assert f"-m {weights}" in argv
+    assert "--alias org/m --host 127.0.0.1 --port 8102 -c 3000 -np 3" in argv
+    assert "-ngl 999 -sm layer -ts 1,1" in argv
+    assert "-ngl 999 -sm none -mg 0" in " ".join(harness.launch(spec, GPUS[:1], "h", 1).argv)
+    assert "-ngl 0" in " ".join(harness.launch(spec, CPU, "h", 1).argv)
+
+
+def test_llama_server_downloads_what_is_not_here(http: httpx.AsyncClient, program: Path):
+    """A repository goes to -hf with its quantisation, a file of it to -hff; it never starts as a router."""
+    harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
+    spec = LoadSpec(model_id="org/m-GGUF", harness="l", quant="Q4_K_M", file="m.gguf")
+    argv = harness.launch(spec, CPU, "h", 1).argv
+    assert argv[1:5] == ("-hf", "org/m-GGUF:Q4_K_M", "-hff", "m.gguf")
+    assert harness.weights_mb(spec) is None
+
+
+def test_fit_params_are_read_by_device():
+    """The fullest GPU decides, or the host where there is none in play."""
+    printed = "CUDA0 100 20 3\nCUDA1 90 20 30\nHost 7 2 1\n"
+    assert parse_fit(printed, DeviceKind.CUDA) == 140
+    assert parse_fit(printed, DeviceKind.CPU) == 10
+    assert parse_fit("no numbers", DeviceKind.CPU) is None
+
+
+def test_mistralrs_gets_a_size_for_its_cache(http: httpx.AsyncClient, program: Path, weights: Path):
+    """What is promised beyond weights and context is the KV cache, so it does not take 90% of the card."""
+    harness = MistralrsHarness(HarnessEntry(name="r", binary=program), http)
+    spec = LoadSpec(model_id="m", harness="r", source=str(weights), vram_mb=5000, parallel=4)
+    argv = harness.launch(spec, GPUS[:1], "127.0.0.1", 8103).argv
+    assert argv[argv.index("--pa-memory-mb") + 1] == str(5000 - 3 - 800)
+    assert argv[argv.index("-m") + 1] == str(weights.parent)
+    assert argv[argv.index("-f") + 1] == "model.gguf"
+    assert argv[argv.index("--max-seqs") + 1] == "4"
+    assert "--no-ui" in argv
+    assert harness.served_as(spec) == "default"
+    assert "--cpu" in harness.launch(spec, CPU, "h", 1).argv
+    remote = LoadSpec(model_id="org/m", harness="r", quant="Q4_K_M")
+    assert harness.launch(remote, CPU, "h", 1).argv[-3:] == ("--quant", "4", "--cpu")
+    assert harness.served_as(remote) is None
+
+
+def test_listings_of_mistralrs_are_cleaned():
+    """The synthetic default and adapters are dropped; an id listed twice is not loaded."""
+    listed = {
+        "data": [
+            {"id": "default"},
+            {"id": "a", "status": "loaded"},
+            {"id": "b", "status": "reloading"},
+            {"id": "b", "status": "loaded"},
+            {"id": "lora", "status": "loaded", "parent": "a"},
+        ]
+    }
+    assert models_of(listed) == {"a": True, "b": False}
+    assert models_of(None) == {}
+
+
+def test_a_missing_program_is_said(http: httpx.AsyncClient, weights: Path):
+    """An engine that is not installed is told at the load, with the setting to change."""
+    spec = LoadSpec(model_id="m", harness="x", source=str(weights))
+    for build in (LlamaCppHarness, MistralrsHarness):
+        harness = build(HarnessEntry(name="x", binary=Path("/nowhere/engine")), http)
+        with pytest.raises(NotSupported, match="/nowhere/engine"):
+            harness.launch(spec, CPU, "h", 1)
+
+
+def test_the_one_gguf_file_is_found(tmp_path: Path, weights: Path):
+    """A directory may stand for its only file; several need a name, or a quantisation that fits one."""
+    source = str(weights.parent)
+    spec = LoadSpec(model_id="m", harness="x", source=source)
+    assert gguf_file(spec) == weights
+    (weights.parent / "other-Q4_K_M.gguf").write_bytes(b"y" * 1024 * 1024)
+    with pytest.raises(BadRequest, match="exactly one GGUF"):
+        gguf_file(spec)
+    assert gguf_file(spec.model_copy(update={"quant": "Q4_K_M"})).name == "other-Q4_K_M.gguf"
+    assert gguf_file(spec.model_copy(update={"file": "model.gguf"})) == weights
+    with pytest.raises(BadRequest, match="there is no file"):
+        gguf_file(LoadSpec(model_id="org/none", harness="x"))
+
+
+def test_all_shards_count(tmp_path: Path):
+    """The size of a sharded model is that of all its files, and its first file stands for it."""
+    for number in (1, 2, 3):
+        (tmp_path / f"big-0000{number}-of-00003.gguf").write_bytes(b"x" * 1024 * 1024)
+    spec = LoadSpec(model_id="m", harness="x", source=str(tmp_path))
+    assert gguf_file(spec).name == "big-00001-of-00003.gguf"
+    assert size_mb(gguf_file(spec)) == 3
+
+
+async def test_the_registry_is_built_from_the_configuration(program: Path):
+    """Each entry's kind decides its adapter; unknown kinds and names are told with what there is."""
+    entries = [
+        HarnessEntry(name="embedded"),
+        HarnessEntry(name="fast", kind="llamacpp", binary=program),
+        HarnessEntry(name="shared", kind="attach", url="http://127.0.0.1:1"),
+    ]
+    registry = Registry(entries, engine_client())
+    try:
+        assert registry.names == ("embedded", "fast", "shared")
+        assert isinstance(registry.get("fast").harness, LlamaCppHarness)
+        assert isinstance(registry.get("embedded").harness, ProcessHarness)
+        assert [h.name for _, h in registry.attached()] == ["shared"]
+        assert isinstance(registry.get("shared").harness, AttachedHarness)
+        assert not isinstance(registry.get("shared").harness, ProcessHarness)
+        with pytest.raises(BadRequest, match="it has embedded, fast, shared"):
+            registry.get("fats")
+    finally:
+        await registry.close()
+    async with engine_client() as client:
+        with pytest.raises(ConfigError, match="there is no kind 'nothing'"):
+            Registry([HarnessEntry(name="nothing")], client)
+        with pytest.raises(ConfigError, match="needs the engine's url"):
+            Registry([HarnessEntry(name="a", kind="attach")], client)

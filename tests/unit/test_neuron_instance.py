@@ -1,0 +1,158 @@
+"""The life of an instance, ports, and the ends of engines: pure rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_common.errors import Conflict, Unavailable
+from cortex_common.models import InstanceId, InstanceState, LoadSpec
+from neuron_server.admission import joined
+from neuron_server.core.exits import ExitKind, classify
+from neuron_server.core.instance import (
+    CRASHES_FORGIVEN_AFTER_S,
+    MOST_CRASHES,
+    Instance,
+    advance,
+    load_deadline_s,
+    restart_delay_s,
+    same_work,
+)
+from neuron_server.core.ports import choose_port
+
+SPEC = LoadSpec(model_id="m", harness="h")
+
+
+def instance(state: InstanceState = InstanceState.LOADING, **more) -> Instance:
+    """An instance in some state."""
+    return Instance(InstanceId("i"), SPEC, (0,), 100, 8100, state=state, **more)
+
+
+@given(st.lists(st.sampled_from(InstanceState), max_size=12))
+def test_no_instance_leaves_stopped_or_skips_its_end(path):
+    """Whatever is asked, an instance becomes ready only by loading and stops only by stopping."""
+    now = instance()
+    seen = [now.state]
+    for state in path:
+        try:
+            now = advance(now, state)
+        except Conflict:
+            continue
+        seen.append(now.state)
+    if InstanceState.STOPPED in seen:
+        assert seen.index(InstanceState.STOPPED) == len(seen) - 1
+        assert seen[-2] is InstanceState.STOPPING
+    for before, after in itertools.pairwise(seen):
+        if after is InstanceState.READY:
+            assert before is InstanceState.LOADING
+        if after is InstanceState.DRAINING:
+            assert before is InstanceState.READY
+
+
+def test_progress_is_forgotten_once_a_load_is_over():
+    """Stage and progress belong to loading."""
+    loading = instance(stage="reading", progress=0.5)
+    ready = advance(loading, InstanceState.READY)
+    assert (ready.stage, ready.progress) == (None, None)
+
+
+def test_a_failed_load_is_not_tried_again():
+    """Only an instance that was ready before comes back after a crash."""
+    assert restart_delay_s(instance(), now=50.0) is None
+
+
+def test_back_off_doubles_and_ends():
+    """Each crash in a row waits twice as long, and after the last allowed one the instance stays failed."""
+    now, delays = instance(InstanceState.READY, ready_at=100.0), []
+    while (again := restart_delay_s(now, 110.0)) is not None:
+        delays.append(again[0])
+        now = dataclasses.replace(now, crashes=again[1])
+    assert delays == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert len(delays) == MOST_CRASHES
+
+
+def test_long_health_forgives_crashes():
+    """A crash after a long healthy time starts the count anew."""
+    tired = instance(InstanceState.READY, ready_at=100.0, crashes=MOST_CRASHES)
+    assert restart_delay_s(tired, 100.0 + CRASHES_FORGIVEN_AFTER_S) == (1.0, 1)
+
+
+def test_same_work_ignores_names_and_open_choices():
+    """Two specs ask for the same engine when only the instance id, or devices left to the node, differ."""
+    named = SPEC.model_copy(update={"instance_id": "x"})
+    on_one = SPEC.model_copy(update={"devices": (1,)})
+    on_two = SPEC.model_copy(update={"devices": (2,)})
+    assert same_work(SPEC, named)
+    assert same_work(SPEC, on_one)
+    assert not same_work(on_one, on_two)
+    assert not same_work(SPEC, SPEC.model_copy(update={"context": 1}))
+
+
+def test_a_load_joins_what_serves_it():
+    """The same work joins; another instance id makes another instance; the same id with other work is a conflict."""
+    ready = instance(InstanceState.READY)
+    answer = joined(SPEC, ready)
+    assert answer is not None
+    assert (answer.status, answer.instance_id) == ("loaded", "i")
+    assert joined(SPEC.model_copy(update={"instance_id": "other"}), ready) is None
+    assert joined(SPEC.model_copy(update={"context": 9}), ready) is None
+    assert joined(SPEC, instance(InstanceState.STOPPING)) is None
+    with pytest.raises(Conflict, match="another spec"):
+        joined(SPEC.model_copy(update={"instance_id": "i", "context": 9}), ready)
+    with pytest.raises(Conflict, match="on its way out"):
+        joined(SPEC.model_copy(update={"instance_id": "i"}), instance(InstanceState.STOPPING))
+
+
+def test_the_deadline_of_a_load_grows_with_its_weights():
+    """Large weights, unknown weights and slow loads of the past get more time."""
+    small, large = load_deadline_s(100, None), load_deadline_s(200_000, None)
+    assert 100 < small < 130
+    assert large > 4000
+    assert load_deadline_s(None, None) > 3600
+    assert load_deadline_s(100, 1000.0) == 3000.0
+
+
+@given(st.integers(1, 60000), st.integers(0, 30), st.data())
+def test_ports_come_from_the_range_and_are_free(first, size, data):
+    """A chosen port is in the range, not given away and free on the host; a full range is said so."""
+    last = first + size
+    ports = list(range(first, last + 1))
+    taken = set(data.draw(st.lists(st.sampled_from(ports))))
+    busy = set(data.draw(st.lists(st.sampled_from(ports))))
+    try:
+        port = choose_port(first, last, taken=taken, is_free=lambda p: p not in busy, seed="i")
+    except Unavailable:
+        assert taken | busy == set(ports)
+    else:
+        assert port in ports
+        assert port not in taken | busy
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "kind"),
+    [
+        (1, ["cudaMalloc failed: out of memory"], ExitKind.OUT_OF_MEMORY),
+        (1, ["CUDA_ERROR_OUT_OF_MEMORY"], ExitKind.OUT_OF_MEMORY),
+        (-6, ["terminate called after throwing 'std::bad_alloc'"], ExitKind.OUT_OF_MEMORY),
+        (1, ["error: invalid argument: --nope"], ExitKind.BAD_ARGUMENTS),
+        (2, ["error: unexpected argument '--nope' found"], ExitKind.BAD_ARGUMENTS),
+        (1, ["[Errno 98] Address already in use"], ExitKind.PORT_TAKEN),
+        (-9, [], ExitKind.KILLED),
+        (-15, ["bye"], ExitKind.KILLED),
+        (-11, [], ExitKind.CRASH),
+        (-6, ["GGML_ASSERT(x) failed"], ExitKind.CRASH),
+        (1, ["exiting due to model loading error"], ExitKind.CRASH),
+        (None, ["whatever"], ExitKind.CRASH),
+        (0, ["CUDA out of memory, once"], ExitKind.ENDED),
+    ],
+)
+def test_ends_are_told_apart(status, lines, kind):
+    """The exit status and the last words decide what an operator is told."""
+    end = classify(status, lines)
+    assert end.kind is kind
+    for line in lines:
+        assert line in end.message

@@ -1,0 +1,248 @@
+"""NVML's states through a library of the same shape, for everything that one machine can't show."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from cortex_common.clock import SystemClock
+from cortex_common.hardware import DeviceHealth
+from cortex_common.models import InstanceId
+from neuron_server.hardware.cpu import CpuSource
+from neuron_server.hardware.host import Host
+from neuron_server.hardware.nvml import NvmlSource
+
+MIB = 1024 * 1024
+MINE = InstanceId("mine")
+
+
+class FakeNvmlError(Exception):
+    def __init__(self, value: int) -> None:
+        super().__init__(f"NVML error {value}")
+        self.value = value
+
+
+class Card:
+    """One card's answers; an int in place of an answer is the error code that it fails with."""
+
+    def __init__(self, number: int, **answers) -> None:
+        self.uuid = f"GPU-{number}"
+        self.answers = {
+            "Name": f"Card {number}",
+            "MemoryInfo": SimpleNamespace(total=8000 * MIB, free=6000 * MIB, used=2000 * MIB),
+            "BAR1MemoryInfo": SimpleNamespace(),
+            "CudaComputeCapability": [9, 0],
+            "UtilizationRates": SimpleNamespace(gpu=42, memory=7),
+            "Temperature": 55,
+            "PowerUsage": 123456,
+            "PersistenceMode": 1,
+            "MigMode": 3,
+            "TotalEccErrors": 3,
+            "ComputeRunningProcesses": [],
+            "GraphicsRunningProcesses": [],
+        } | answers
+
+
+class FakeNvml:
+    NVMLError = FakeNvmlError
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
+    NVML_VOLATILE_ECC = 0
+
+    def __init__(self, *cards: Card, init: int | None = None) -> None:
+        self.cards = cards
+        self.init = init
+        self.inits = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802 - the library's name
+        if self.init is not None:
+            raise FakeNvmlError(self.init)
+        self.inits += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802 - the library's name
+        self.inits -= 1
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802 - the library's name
+        return "580.126.09"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802 - the library's name
+        return 13010
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802 - the library's name
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:  # noqa: N802 - the library's name
+        return self.cards[index]
+
+    def nvmlDeviceGetUUID(self, card: Card) -> str:  # noqa: N802 - the library's name
+        answer = card.answers.get("UUID", card.uuid)
+        if isinstance(answer, int):
+            raise FakeNvmlError(answer)
+        return answer
+
+    def __getattr__(self, name: str):
+        field = name.removeprefix("nvmlDeviceGet")
+
+        def ask(card: Card, *_: object) -> object:
+            answer = card.answers[field]
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(answer, int) and field in {"MigMode", "TotalEccErrors", "MemoryInfo"}:
+                raise FakeNvmlError(answer)
+            if isinstance(answer, tuple) and answer[0] == "error":
+                raise FakeNvmlError(answer[1])
+            return answer
+
+        return ask
+
+
+def failing(code: int) -> tuple[str, int]:
+    """An answer that is this error."""
+    return ("error", code)
+
+
+def one(**answers) -> tuple[NvmlSource, FakeNvml]:
+    """A source with one card, and its library."""
+    library = FakeNvml(Card(0, **answers))
+    source = NvmlSource(library)
+    source.inventory()
+    return source, library
+
+
+def test_cards_are_listed_with_what_the_driver_says():
+    """Index, UUID, name, size and compute capability come from NVML; versions as people write them."""
+    found = NvmlSource(FakeNvml(Card(0), Card(1))).inventory()
+    assert [d.uuid for d in found.devices] == ["GPU-0", "GPU-1"]
+    assert found.devices[1].index == 1
+    assert found.devices[0].vram_total_mb == 8000
+    assert found.devices[0].compute_capability == "9.0"
+    assert (found.driver_version, found.cuda_version) == ("580.126.09", "13.1")
+    assert found.warnings == ()
+
+
+def test_a_reading_has_memory_load_temperature_and_power():
+    """MiB, percent, degrees and watts, as nvidia-smi shows them."""
+    source, _ = one()
+    (sample,) = source.sample({})
+    assert (sample.used_mb, sample.free_mb) == (2000, 6000)
+    assert (sample.utilization_pct, sample.temp_c, sample.power_w) == (42, 55, 123.456)
+    assert sample.health is DeviceHealth.OK
+
+
+@pytest.mark.parametrize("code", [12, 9, 18, 999])
+def test_no_driver_is_a_state(code):
+    """A missing library, an unloaded module and a mismatch give no devices, and a warning unless there is no driver."""
+    source = NvmlSource(FakeNvml(init=code))
+    found = source.inventory()
+    assert found.devices == ()
+    codes = {
+        12: [],
+        9: ["driver_not_loaded"],
+        18: ["driver_library_mismatch"],
+        999: ["nvml_failed"],
+    }
+    assert [w.code for w in found.warnings] == codes[code]
+    assert source.sample({}) == ()
+    source.close()
+
+
+def test_without_the_package_there_are_no_gpus():
+    """A host without nvidia-ml-py is a host without GPUs."""
+    assert NvmlSource(None).inventory().devices == ()
+
+
+def test_an_unsupported_field_is_none_and_the_device_lives():
+    """NotSupported on one field never fails a device."""
+    source, _ = one(UtilizationRates=failing(3), Temperature=failing(3), PowerUsage=failing(4))
+    (sample,) = source.sample({})
+    assert (sample.utilization_pct, sample.temp_c, sample.power_w) == (None, None, None)
+    assert sample.health is DeviceHealth.OK
+
+
+@pytest.mark.parametrize(
+    "trouble", [failing(15), failing(16), failing(999), RuntimeError("mismatch")]
+)
+def test_a_lost_card_is_marked_and_the_others_go_on(trouble):
+    """A card that falls off the bus is lost with nothing free; its neighbour is still read."""
+    source = NvmlSource(FakeNvml(Card(0, UtilizationRates=trouble), Card(1)))
+    source.inventory()
+    lost, fine = source.sample({})
+    assert lost.health is DeviceHealth.LOST
+    assert lost.free_mb == 0
+    assert lost.reason
+    assert fine.health is DeviceHealth.OK
+
+
+def test_a_card_that_does_not_answer_at_start_is_a_warning():
+    """Enumeration goes on without it."""
+    found = NvmlSource(FakeNvml(Card(0, UUID=15), Card(1))).inventory()
+    assert [d.uuid for d in found.devices] == ["GPU-1"]
+    assert [w.code for w in found.warnings] == ["gpu_lost"]
+
+
+def test_unified_memory_is_the_hosts():
+    """Where NVML has no memory to tell (GB10), the host's numbers stand in, and the device says so."""
+    source, _ = one(MemoryInfo=3)
+    (device,) = source.inventory().devices
+    assert device.unified
+    assert device.vram_total_mb == psutil.virtual_memory().total // MIB
+    (sample,) = source.sample({})
+    assert sample.health is DeviceHealth.OK
+    assert 0 < sample.free_mb <= device.vram_total_mb
+
+
+def test_a_card_larger_than_the_hosts_memory_is_no_unified_one():
+    """Only a card without a memory window of its own shares the host's."""
+    huge = psutil.virtual_memory().total * 2
+    memory = SimpleNamespace(total=huge, free=huge // 2, used=huge // 2)
+    discrete, _ = one(MemoryInfo=memory)
+    assert not discrete.inventory().devices[0].unified
+    shared, _ = one(MemoryInfo=memory, BAR1MemoryInfo=failing(3))
+    assert shared.inventory().devices[0].unified
+
+
+def test_memory_of_a_process_tree_is_summed():
+    """An instance's memory is that of all its processes; strangers are not counted, and unknown stays unknown."""
+    processes = [
+        SimpleNamespace(pid=10, usedGpuMemory=500 * MIB),
+        SimpleNamespace(pid=11, usedGpuMemory=300 * MIB),
+        SimpleNamespace(pid=99, usedGpuMemory=900 * MIB),
+    ]
+    source, _ = one(ComputeRunningProcesses=processes)
+    (sample,) = source.sample({MINE: frozenset({10, 11, 12})})
+    assert sample.by_instance == {MINE: 800}
+    unknown, _ = one(ComputeRunningProcesses=[SimpleNamespace(pid=10, usedGpuMemory=None)])
+    assert unknown.sample({MINE: frozenset({10})})[0].by_instance == {}
+
+
+def test_operators_are_warned():
+    """Persistence mode off, MIG on and uncorrected ECC errors each have a stable code."""
+    found = NvmlSource(
+        FakeNvml(Card(0, PersistenceMode=0, MigMode=[1, 1], TotalEccErrors=[2]))
+    ).inventory()
+    assert [w.code for w in found.warnings] == ["persistence_mode_off", "mig_enabled", "ecc_errors"]
+
+
+def test_nvml_is_shut_down_as_often_as_it_was_started():
+    """Looking again for devices leaks no reference of the driver."""
+    source, library = one()
+    source.inventory()
+    assert library.inits == 1
+    source.close()
+    source.close()
+    assert library.inits == 0
+
+
+async def test_the_cpu_device_comes_last():
+    """Offering the CPU renumbers no GPU."""
+    host = Host((NvmlSource(FakeNvml(Card(0), Card(1))), CpuSource(512)), SystemClock())
+    await host.open()
+    try:
+        assert [d.index for d in host.devices] == [0, 1, 2]
+        assert [str(d.kind) for d in host.devices] == ["cuda", "cuda", "cpu"]
+        reading = await host.read({})
+        assert [s.uuid for s in reading.samples] == ["GPU-0", "GPU-1", "CPU-0"]
+        assert host.discovery(()).cuda_version == "13.1"
+    finally:
+        await host.close()
