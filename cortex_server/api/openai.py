@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from cortex_common.fleet import ModelState, ModelView
 from cortex_common.wire import Wire
+from cortex_server.auth.guard import KEY
+from cortex_server.auth.keys import Key
 from cortex_server.fleet.state import Fleet
 
 
@@ -53,16 +55,19 @@ def models_router(fleet: Fleet) -> APIRouter:
         )
 
     @router.get("/v1/models")
-    async def list_models() -> ModelList:
-        """Each model that can be asked for, loaded or not."""
-        return ModelList(data=tuple(entry(view) for view in fleet.snapshot.models))
+    async def list_models(request: Request) -> ModelList:
+        """Each model that can be asked for, loaded or not; with a key, those that it may use."""
+        key: Key = request.scope[KEY]
+        views = (v for v in fleet.snapshot.models if key.allows(v.id, *v.aliases))
+        return ModelList(data=tuple(map(entry, views)))
 
     @router.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> ModelEntry:
+    async def get_model(name: str, request: Request) -> ModelEntry:
         """One model, by name or alias."""
         snapshot = fleet.snapshot
         view = snapshot.model(name)
-        if view is None:
+        key: Key = request.scope[KEY]
+        if view is None or not key.allows(view.id, *view.aliases):
             raise fleet.names.not_found(name, (m.id for m in snapshot.models))
         return entry(view)
 

@@ -14,15 +14,13 @@ from cortex_common.errors import (
     Unavailable,
 )
 from cortex_server.auth.keys import Account, Key, Keyring
+from cortex_server.auth.origin import is_own
 from cortex_server.auth.usage import Usage
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 INFER = frozenset({Scope.INFER})
 _OPENED_BY_INSECURE = frozenset({Scope.INFER, Scope.METRICS})
-_PASSED_ON = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
-"""Headers of a proxy: what it passes on comes from this host's proxy, not from this host."""
-
 STOPPING_RETRY_S = 5.0
 
 
@@ -111,11 +109,7 @@ class Gate:
     def _open_to(self, peer: str | None, headers: Headers, scopes: frozenset[Scope]) -> bool:
         if self.insecure and not scopes.isdisjoint(_OPENED_BY_INSECURE):
             return True
-        return (
-            scopes.isdisjoint(self.keyring.guarded)
-            and is_loopback(peer)
-            and all(name not in _PASSED_ON for name, _ in headers)
-        )
+        return scopes.isdisjoint(self.keyring.guarded) and is_own(peer, headers)
 
     def _no_key(self, scopes: frozenset[Scope]) -> AuthenticationFailed:
         names = " or ".join(sorted(scopes))
@@ -132,11 +126,6 @@ class Gate:
         return AuthenticationFailed(
             f"without keys of the scope {names} this gateway serves its own host only", hints=hints
         )
-
-
-def is_loopback(peer: str | None) -> bool:
-    """Whether an IP address is this host's own."""
-    return peer is not None and (peer.startswith("127.") or peer in {"::1", "::ffff:127.0.0.1"})
 
 
 def _problem(key: Key | None, scopes: frozenset[Scope]) -> CortexError | None:
