@@ -18,6 +18,7 @@ from cortex_server.auth.records import Records
 from cortex_server.auth.rules import RULES, matrix, rule_for
 from cortex_server.auth.turnstile import Turnstile
 from cortex_server.auth.usage import Usage
+from cortex_server.dataplane.routes import ROUTES
 
 OPERATE = frozenset({Scope.OPERATOR})
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "scopes.md"
@@ -352,6 +353,12 @@ def test_everything_is_covered_by_a_rule():
     """The last rule covers what no other does, and asks for the operator's scope."""
     assert rule_for("POST", "/anything/../new").scopes == OPERATE
     assert RULES[-1].prefix == "/"
+
+
+@pytest.mark.parametrize("path", [route.path for route in ROUTES.values()])
+def test_inference_asks_for_its_scope(path):
+    """Each inference route is opened by the scope infer and by no other."""
+    assert rule_for("POST", path).scopes == INFER
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/health/", "/readyx", "//health", "/metrics/x"])
