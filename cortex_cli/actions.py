@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,8 +17,10 @@ from cortex_cli.listing import say, stdout_paint
 from cortex_cli.render.fleet import place, progress_text
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.fleet import FleetSnapshot, ModelView
-from cortex_common.operator_client import OperatorClient
 from cortex_common.units import parse_duration
+
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
 
 
 def seconds_of(text: str, option: str) -> float:

@@ -7,12 +7,14 @@ import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex_common.config.load import load
 from cortex_common.config.section import BaseUrl, Section
 from cortex_common.errors import ConfigError, NotFound, nearest
-from cortex_common.operator_client import OperatorClient
+
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
 
 T = TypeVar("T")
 
@@ -119,6 +121,9 @@ def _key(environ: Mapping[str, str], key_file: Path | None) -> str | None:
 
 def connect(gateway: str | None) -> OperatorClient:
     """A client of the gateway that is meant; see `target`."""
+    # httpx is most of a command's start; completion and --help do without.
+    from cortex_common.operator_client import OperatorClient
+
     where = target(gateway, os.environ)
     return OperatorClient(where.url, who="the gateway", token=where.key)
 

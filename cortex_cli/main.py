@@ -36,6 +36,9 @@ class Entry:
     summary: str
 
 
+COMPLETE_VARIABLE = "_CORTEX_COMPLETE"
+"""With it in the environment, the command completes words and does nothing else."""
+
 COMMANDS = {
     "status": Entry(
         "status", "Daily use", "Show the fleet on one screen: gateway, nodes, memory, trouble"
@@ -43,17 +46,23 @@ COMMANDS = {
     "top": Entry("top", "Daily use", "Watch and operate the fleet on a full screen"),
     "ps": Entry("ps", "Daily use", "List what is loaded, and where"),
     "chat": Entry("chat", "Daily use", "Talk to a model"),
-    "models": Entry("models", "Fleet", "List, load and unload models"),
-    "nodes": Entry("nodes", "Fleet", "List the hosts of the fleet"),
+    "models": Entry("models", "Fleet", "List, load, unload and protect models"),
+    "nodes": Entry("nodes", "Fleet", "List hosts; keep work off them"),
     "gpus": Entry("gpus", "Fleet", "List devices and who uses their memory"),
+    "plan": Entry("plan", "Fleet", "See what would be done, and why"),
+    "context": Entry("context", "Running cortex", "Choose between gateways"),
     "keys": Entry("keys", "Running cortex", "Make, list and revoke API keys"),
-    "usage": Entry("usage", "Running cortex", "Show requests and tokens by key, model and day (UTC)"),
+    "usage": Entry(
+        "usage", "Running cortex", "Show requests and tokens by key, model and day (UTC)"
+    ),
     "serve": Entry("serve", "Running cortex", "Run the gateway or a neuron"),
     "demo": Entry("demo", "Running cortex", "Run a whole fleet on this host, with a real engine"),
     "config": Entry("config", "Running cortex", "Check and explain configuration files"),
     "version": Entry(
         "version", "Running cortex", "Show versions of the command, the gateway and the nodes"
     ),
+    "completion": Entry("completion", "More", "Print the completion script of a shell"),
+    "help": Entry("help", "More", "Read about exit codes, environment variables or configuration"),
 }
 
 
@@ -104,13 +113,11 @@ def root(
     color: Annotated[
         ColorWhen | None, typer.Option(help="When to use colour; default: on a terminal")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from")] = False,  # noqa: ARG001 - see `main`
 ) -> None:
     """Run and operate a private fleet of GPU hosts as one inference service."""
     if color is not None:
         os.environ["CORTEX_COLOR"] = color.value
-    if debug:
-        os.environ["CORTEX_DEBUG"] = "1"
 
 
 @runtime_checkable
@@ -126,7 +133,15 @@ class _UsageProblem(Protocol):
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `cortex` and end the process with its exit code."""
+    if "--debug" in (sys.argv[1:] if args is None else args):
+        # Before anything is parsed: an import may be what fails.
+        os.environ["CORTEX_DEBUG"] = "1"
     command = typer.main.get_command(app)
+    if COMPLETE_VARIABLE in os.environ:
+        # The public way to have Typer's classes of shells registered.
+        from typer.completion import get_completion_inspect_parameters
+
+        get_completion_inspect_parameters()
     try:
         code = command.main(args, prog_name="cortex", standalone_mode=False)
         sys.stdout.flush()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cortex_cli import complete
 from cortex_cli.output import Output
 
 Gateway = Annotated[
@@ -26,6 +27,28 @@ NoHeaders = Annotated[bool, typer.Option("--no-headers", help="Leave the table's
 Watch = Annotated[
     bool, typer.Option("--watch", "-w", help="Go on showing changes until interrupted")
 ]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Names, aliases, patterns like 'qwen*', or - for stdin",
+        autocompletion=complete.models,
+    ),
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete.models)]
+OnNode = Annotated[
+    str | None,
+    typer.Option("--node", metavar="NODE", help="Only there", autocompletion=complete.nodes),
+]
+OnDevices = Annotated[
+    list[str] | None,
+    typer.Option("--gpu", metavar="NODE/INDEX", help="On this device; repeatable"),
+]
+DrainTimeout = Annotated[
+    str,
+    typer.Option(help="How long to wait for requests under way before giving up, like 90s"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 

@@ -11,7 +11,19 @@ from cortex_cli.tui.app import Look, Top
 from cortex_cli.watch import Lost
 from cortex_common.errors import CortexError
 from cortex_common.fleet import FleetSnapshot, ModelState
-from cortex_common.operator import LoadModel, ModelAction, UnloadModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    ModelAction,
+    NodeAction,
+    PinModel,
+    PinView,
+    PlanLoad,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
 
 
 class FedSource:
@@ -43,27 +55,70 @@ class NotingOperator:
     """Writes down calls, and answers or fails as told.
 
     Attributes:
-        calls: in their order.
+        calls: in their order; plans are not among them, as they change nothing.
+        asked: plans that were asked for.
         fails: raised by the next calls.
+        plan: what a plan says, but for the model.
     """
 
-    def __init__(self, fails: CortexError | None = None) -> None:
-        self.calls: list[LoadModel | UnloadModel] = []
+    def __init__(self, fails: CortexError | None = None, plan: PlanView | None = None) -> None:
+        self.calls: list[object] = []
+        self.asked: list[PlanLoad] = []
         self.fails = fails
+        self.plan = plan or PlanView(
+            model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
+        )
+
+    async def plan_load(self, request: PlanLoad) -> PlanView:
+        """See `Operator.plan_load`."""
+        self.asked.append(request)
+        return self.plan.model_copy(update={"model": request.model})
 
     async def load(self, request: LoadModel) -> ModelAction:
         """See `Operator.load`."""
-        return self._answer(request, ModelState.LOADING)
+        return self._model(request, request.model, ModelState.LOADING)
 
     async def unload(self, request: UnloadModel) -> ModelAction:
         """See `Operator.unload`."""
-        return self._answer(request, ModelState.UNLOADED)
+        return self._model(request, request.model, ModelState.UNLOADED)
 
-    def _answer(self, request: LoadModel | UnloadModel, state: ModelState) -> ModelAction:
+    async def evict(self, request: EvictModel) -> ModelAction:
+        """See `Operator.evict`."""
+        return self._model(request, request.model, ModelState.UNLOADED)
+
+    async def pin(self, request: PinModel) -> PinView:
+        """See `Operator.pin`."""
+        self._note(request)
+        return PinView(model=request.model)
+
+    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
+        """See `Operator.unpin`."""
+        self._note(request)
+        return ()
+
+    async def cordon(self, node: str) -> NodeAction:
+        """See `Operator.cordon`."""
+        self._note(("cordon", node))
+        return NodeAction(node=node, cordoned=True)
+
+    async def uncordon(self, node: str) -> NodeAction:
+        """See `Operator.uncordon`."""
+        self._note(("uncordon", node))
+        return NodeAction(node=node, cordoned=False)
+
+    async def drain(self, request: DrainNode) -> NodeAction:
+        """See `Operator.drain`."""
+        self._note(request)
+        return NodeAction(node=request.node, cordoned=True)
+
+    def _model(self, request: object, model: str, state: ModelState) -> ModelAction:
+        self._note(request)
+        return ModelAction(model=model, state=state)
+
+    def _note(self, request: object) -> None:
         self.calls.append(request)
         if self.fails is not None:
             raise self.fails
-        return ModelAction(model=request.model, state=state)
 
 
 def top(

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cortex_cli import options
 from cortex_cli.actions import confirm, device_indices, each, matches, progress, seconds_of
-from cortex_cli.client import run
+from cortex_cli.client import connect, run
 from cortex_cli.failure import TimedOut
-from cortex_cli.listing import list_fleet
+from cortex_cli.listing import list_fleet, stdout_paint
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
 from cortex_cli.render.fleet import MODELS
+from cortex_cli.render.model import model_document, model_text
+from cortex_cli.render.plan import plan_text
 from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
-from cortex_common.operator import LoadModel, UnloadModel
-from cortex_common.operator_client import OperatorClient
+from cortex_common.operator import (
+    EvictModel,
+    LoadModel,
+    PinModel,
+    PlanLoad,
+    UnloadModel,
+    UnpinModel,
+)
 from cortex_common.units import show_duration, show_mib
 
-app = noun("List, load and unload models")
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
 
-Names = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL...", help="Names, aliases, patterns like 'qwen*', or - for stdin"
-    ),
-]
+app = noun("List, load, unload and protect models")
 
 
 @app.command(
@@ -66,18 +71,43 @@ def ls(
     )
 
 
+@app.command("describe", epilog="Example: `cortex models describe qwen3-32b`")
+def describe(
+    model: options.Model,
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Show all about one model: where it is and why, estimate and measurements."""
+    form = chosen(output, as_json=json, quiet=False)
+    sys.stdout.write(f"{run(_described(gateway, model, form))}\n")
+
+
+async def _described(gateway: str | None, name: str, form: Output) -> str:
+    async with connect(gateway) as client:
+        detail = await client.model(name)
+        snapshot = await client.fleet()
+    view = snapshot.model(detail.model)
+    if form in {Output.TABLE, Output.WIDE}:
+        return model_text(detail, view, snapshot, stdout_paint())
+    return model_document(detail, view, snapshot, form)
+
+
 @app.command(
     "load",
     epilog="Examples: `cortex models load qwen3-32b`, `cortex models load a b --node beast --no-wait`",
 )
 def load(
-    models: Names,
+    models: options.Models,
     *,
-    node: Annotated[str | None, typer.Option(help="Load it there")] = None,
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NODE/INDEX", help="Load it on this device; repeatable"),
-    ] = None,
+    node: options.OnNode = None,
+    gpu: options.OnDevices = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Protect it from eviction, too")] = False,
+    another: Annotated[
+        bool, typer.Option("--another", help="A further instance, whatever is ready")
+    ] = False,
+    dry_run: options.DryRun = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready")] = True,
     timeout: Annotated[str, typer.Option(help="How long to wait, like 90s or 5m")] = "30m",
     gateway: options.Gateway = None,
@@ -87,32 +117,45 @@ def load(
     where, devices = device_indices(node, gpu or [])
 
     async def one(client: OperatorClient, name: str) -> str:
-        wish = LoadModel(model=name, node=where, devices=devices, wait=wait, timeout_s=limit)
-        began = time.monotonic()
-        if not wait:
-            action = await client.load(wish)
-            return f"{action.state.value} {action.model}; watch it with `cortex ps --watch`"
-        async with progress(client, name):
-            action = await client.load(wish)
-        if action.state is not ModelState.READY:
-            raise TimedOut(
-                f"{action.model} is still {action.state.value} after {timeout}",
-                hints=("the load goes on; watch it with `cortex ps --watch`",),
-            )
-        took = show_duration(time.monotonic() - began)
-        size = "" if action.vram_mb is None else f" ({show_mib(action.vram_mb)})"
-        return f"loaded {action.model} on {', '.join(action.nodes)} in {took}{size}"
+        if dry_run:
+            ask = PlanLoad(model=name, node=where, devices=devices, another=another)
+            return plan_text(await client.plan_load(ask), stdout_paint())
+        wish = LoadModel(
+            model=name,
+            node=where,
+            devices=devices,
+            wait=wait,
+            timeout_s=limit,
+            pin=pin,
+            another=another,
+        )
+        return await _loaded(client, wish)
 
     run(each(gateway, models, one))
 
 
+async def _loaded(client: OperatorClient, wish: LoadModel) -> str:
+    began = time.monotonic()
+    if not wish.wait:
+        action = await client.load(wish)
+        return f"{action.state.value} {action.model}; watch it with `cortex ps --watch`"
+    async with progress(client, wish.model):
+        action = await client.load(wish)
+    if action.state is not ModelState.READY:
+        raise TimedOut(
+            f"{action.model} is still {action.state.value} after {show_duration(wish.timeout_s)}",
+            hints=("the load goes on; watch it with `cortex ps --watch`",),
+        )
+    took = show_duration(time.monotonic() - began)
+    size = "" if action.vram_mb is None else f" ({show_mib(action.vram_mb)})"
+    return f"loaded {action.model} on {', '.join(action.nodes)} in {took}{size}"
+
+
 @app.command("unload", epilog="Example: `cortex models unload qwen3-32b --drain-timeout 30s`")
 def unload(
-    models: Names,
+    models: options.Models,
     *,
-    drain_timeout: Annotated[
-        str, typer.Option(help="How long to wait for requests under way before giving up")
-    ] = "60s",
+    drain_timeout: options.DrainTimeout = "60s",
     yes: options.Yes = False,
     gateway: options.Gateway = None,
 ) -> None:
@@ -126,5 +169,63 @@ def unload(
         began = time.monotonic()
         action = await client.unload(UnloadModel(model=name, drain_timeout_s=limit))
         return f"unloaded {action.model} in {show_duration(time.monotonic() - began)}"
+
+    run(each(gateway, models, one))
+
+
+@app.command("evict", epilog="Example: `cortex models evict qwen3-32b --node beast`")
+def evict(
+    models: options.Models,
+    *,
+    node: options.OnNode = None,
+    drain_timeout: options.DrainTimeout = "60s",
+    gateway: options.Gateway = None,
+) -> None:
+    """End one instance of a model; it may come back when it is asked for."""
+    limit = seconds_of(drain_timeout, "--drain-timeout")
+
+    async def one(client: OperatorClient, name: str) -> str:
+        action = await client.evict(EvictModel(model=name, node=node, drain_timeout_s=limit))
+        where = f" from {', '.join(action.nodes)}" if action.nodes else ""
+        return f"evicted {action.model}{where}; it is {action.state.value}"
+
+    run(each(gateway, models, one))
+
+
+@app.command(
+    "pin", epilog="Examples: `cortex models pin qwen3-32b`, `cortex models pin qwen3-32b --for 2h`"
+)
+def pin(
+    models: options.Models,
+    *,
+    node: options.OnNode = None,
+    duration: Annotated[str | None, typer.Option("--for", help="Ends by itself, like 2h")] = None,
+    gateway: options.Gateway = None,
+) -> None:
+    """Protect models from eviction, defragmentation and idle unload."""
+    seconds = seconds_of(duration, "--for") if duration else None
+
+    async def one(client: OperatorClient, name: str) -> str:
+        done = await client.pin(PinModel(model=name, node=node, for_s=seconds))
+        where = f" on {done.node}" if done.node else ""
+        limit = f" for {show_duration(seconds)}" if seconds else ""
+        return f"pinned {done.model}{where}{limit}"
+
+    run(each(gateway, models, one))
+
+
+@app.command("unpin", epilog="Example: `cortex models unpin qwen3-32b`")
+def unpin(
+    models: options.Models,
+    *,
+    node: options.OnNode = None,
+    gateway: options.Gateway = None,
+) -> None:
+    """End pins that operators set; those of models.toml stay."""
+
+    async def one(client: OperatorClient, name: str) -> str:
+        left = await client.unpin(UnpinModel(model=name, node=node))
+        still = ", ".join(p.node or "everywhere" for p in left)
+        return f"unpinned {name}" + (f"; still pinned: {still}" if left else "")
 
     run(each(gateway, models, one))

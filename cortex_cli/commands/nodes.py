@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from cortex_cli import options
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cortex_cli import complete, options
+from cortex_cli.actions import confirm, each, seconds_of
+from cortex_cli.client import run
 from cortex_cli.listing import list_fleet
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
 from cortex_cli.render.fleet import NODES
+from cortex_common.operator import DrainNode
 
-app = noun("List the hosts of the fleet")
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
+
+app = noun("List hosts; keep work off them")
+
+Nodes = Annotated[
+    list[str],
+    typer.Argument(metavar="NODE...", help="Names of nodes", autocompletion=complete.nodes),
+]
 
 
 @app.command("ls", epilog="Examples: `cortex nodes ls`, `cortex nodes ls -o wide`")
@@ -30,3 +45,55 @@ def ls(
         headers=not no_headers,
         watching=watch,
     )
+
+
+@app.command("cordon", epilog="Example: `cortex nodes cordon beast`")
+def cordon(nodes: Nodes, *, gateway: options.Gateway = None) -> None:
+    """Place no new instances on nodes; what is there stays."""
+
+    async def one(client: OperatorClient, name: str) -> str:
+        done = await client.cordon(name)
+        return f"cordoned {done.node}"
+
+    run(each(gateway, nodes, one))
+
+
+@app.command("uncordon", epilog="Example: `cortex nodes uncordon beast`")
+def uncordon(nodes: Nodes, *, gateway: options.Gateway = None) -> None:
+    """Place instances on nodes again."""
+
+    async def one(client: OperatorClient, name: str) -> str:
+        done = await client.uncordon(name)
+        return f"uncordoned {done.node}"
+
+    run(each(gateway, nodes, one))
+
+
+@app.command("drain", epilog="Example: `cortex nodes drain beast --timeout 10m`")
+def drain(
+    nodes: Nodes,
+    *,
+    timeout: Annotated[
+        str, typer.Option(help="How long requests under way may go on, like 10m")
+    ] = "5m",
+    yes: options.Yes = False,
+    gateway: options.Gateway = None,
+) -> None:
+    """Cordon nodes, and move or unload what they hold."""
+    limit = seconds_of(timeout, "--timeout")
+    confirm(f"move or unload everything on {', '.join(nodes)}?", yes=yes)
+
+    async def one(client: OperatorClient, name: str) -> str:
+        done = await client.drain(DrainNode(node=name, timeout_s=limit))
+        parts = [
+            f"{what} {', '.join(models)}"
+            for what, models in (
+                ("moved", done.moved),
+                ("unloaded", done.unloaded),
+                ("still busy:", done.kept),
+            )
+            if models
+        ]
+        return f"drained {done.node}" + (f": {'; '.join(parts)}" if parts else "")
+
+    run(each(gateway, nodes, one))

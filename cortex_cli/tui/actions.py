@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeVar
 
+from rich.text import Text
 from textual.app import App
 
+from cortex_cli.paint import Paint
+from cortex_cli.render.plan import cost, headline, plan_text
+from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.operator import Operator
-from cortex_cli.tui.screens.dialogs import Confirm
+from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_common.errors import CortexError
 from cortex_common.fleet import FleetSnapshot
-from cortex_common.operator import LoadModel, ModelAction, UnloadModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    PinModel,
+    PlanLoad,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
+from cortex_common.units import show_mib
+
+T = TypeVar("T")
 
 _TOAST_S = 6.0
+_FEASIBLE = {"load", "join", "wait"}
+
+
+def ghosts(plans: Sequence[PlanView]) -> list[Ghost]:
+    """The memory that plans would take, for the bars."""
+    return [
+        Ghost(p.node, index, p.model, p.device_mb or 0)
+        for p in plans
+        if p.action == "load" and p.node
+        for index in p.devices
+    ]
 
 
 class Actions:
@@ -22,44 +49,134 @@ class Actions:
     Args:
         app: where questions and answers are shown.
         operator: whom to ask.
+        show_ghosts: draws what is planned while a question about it is open.
     """
 
-    def __init__(self, app: App[None], operator: Operator) -> None:
+    def __init__(
+        self,
+        app: App[None],
+        operator: Operator,
+        show_ghosts: Callable[[Sequence[Ghost]], None],
+    ) -> None:
         self._app = app
         self._operator = operator
+        self._show_ghosts = show_ghosts
 
     async def load(
         self, models: Sequence[str], node: str | None = None, devices: tuple[int, ...] = ()
     ) -> None:
-        """Have models loaded; what makes room for them is drained first, so nobody is asked."""
+        """Show what loading would do, and do it after a yes; where it can't be done, show why."""
+        wishes = [PlanLoad(model=m, node=node, devices=devices) for m in models]
+        plans = [p for w in wishes if (p := await self._try(self._operator.plan_load(w), "plan"))]
+        for plan in plans:
+            if plan.action == "serve":
+                self.say(headline(plan))
+            elif plan.action not in _FEASIBLE:
+                self._app.push_screen(Page(plan.model, Text(plan_text(plan, Paint()))))
+        feasible = [p for p in plans if p.action in _FEASIBLE]
+        if not feasible or not await self._agreed(feasible):
+            return
         where = "".join(f" --gpu {node}/{d}" for d in devices) or (
             f" --node {node}" if node else ""
         )
-        for model in models:
-            wish = LoadModel(model=model, node=node, devices=devices)
-            await self._do(self._operator.load(wish), f"cortex models load {model}{where}")
+        for plan in feasible:
+            wish = LoadModel(model=plan.model, node=node, devices=devices)
+            line = f"cortex models load {plan.model}{where}"
+            if done := await self._try(self._operator.load(wish), line):
+                self.say(f"{done.model} is {done.state.value}", title=line)
+
+    async def _agreed(self, plans: Sequence[PlanView]) -> bool:
+        details = []
+        for plan in plans:
+            needs = f", {show_mib(plan.device_mb)} on each device" if plan.device_mb else ""
+            details.append(headline(plan) + needs)
+            details += [f"  {cost(e)}" for e in plan.evictions]
+        self._show_ghosts(ghosts(plans))
+        try:
+            names = ", ".join(p.model for p in plans)
+            return await self._ask(f"Load {names}?", details)
+        finally:
+            self._show_ghosts(())
 
     async def unload(self, models: Sequence[str], fleet: FleetSnapshot) -> None:
         """Unload models, after a question that tells what that disturbs."""
-        active = sum(m.in_flight for m in fleet.models if m.id in models)
-        details = [f"cortex models unload {' '.join(models)}"]
-        if active:
-            details.insert(0, f"{active} requests are under way; they are waited for.")
-        if not await self._app.push_screen_wait(Confirm(f"Unload {', '.join(models)}?", details)):
+        if not await self._ask(f"Unload {', '.join(models)}?", _disturbed(models, fleet)):
             return
         for model in models:
-            call = self._operator.unload(UnloadModel(model=model))
-            await self._do(call, f"cortex models unload {model}")
+            line = f"cortex models unload {model}"
+            if done := await self._try(self._operator.unload(UnloadModel(model=model)), line):
+                self.say(f"{done.model} is {done.state.value}", title=line)
 
-    async def _do(self, call: Awaitable[ModelAction], line: str) -> None:
+    async def evict(self, models: Sequence[str], fleet: FleetSnapshot) -> None:
+        """End one instance of each model, after a question."""
+        question = f"Evict one instance of {', '.join(models)}?"
+        if not await self._ask(question, _disturbed(models, fleet)):
+            return
+        for model in models:
+            line = f"cortex models evict {model}"
+            if done := await self._try(self._operator.evict(EvictModel(model=model)), line):
+                self.say(f"{done.model} is {done.state.value}", title=line)
+
+    async def pin(self, models: Sequence[str], fleet: FleetSnapshot) -> None:
+        """Pin models, or unpin those that are; nothing is disturbed, so nobody is asked."""
+        pinned = {i.model for i in fleet.instances() if i.pinned}
+        for model in models:
+            if model in pinned:
+                line = f"cortex models unpin {model}"
+                left = await self._try(self._operator.unpin(UnpinModel(model=model)), line)
+                if left is not None:
+                    still = " here; its profile or another pin remains" if left else ""
+                    self.say(f"{model} is no longer pinned{still}", title=line)
+            else:
+                line = f"cortex models pin {model}"
+                if done := await self._try(self._operator.pin(PinModel(model=model)), line):
+                    self.say(f"{done.model} is pinned", title=line)
+
+    async def cordon(self, node: str, fleet: FleetSnapshot) -> None:
+        """Keep new work off a node, or let it on again."""
+        view = fleet.node(node)
+        if view is not None and view.cordoned:
+            line, call = f"cortex nodes uncordon {node}", self._operator.uncordon
+        else:
+            line, call = f"cortex nodes cordon {node}", self._operator.cordon
+        if not await self._ask(f"{line.removeprefix('cortex nodes ').capitalize()}?", [line]):
+            return
+        if done := await self._try(call(node), line):
+            self.say(f"{done.node} is {'cordoned' if done.cordoned else 'open'}", title=line)
+
+    async def drain(self, node: str) -> None:
+        """Empty a node, after a question."""
+        line = f"cortex nodes drain {node}"
+        details = ["No new instances; what it holds is moved, or unloaded where there is no room."]
+        if not await self._ask(f"Drain {node}?", details):
+            return
+        if done := await self._try(self._operator.drain(DrainNode(node=node)), line):
+            told = f"moved {len(done.moved)}, unloaded {len(done.unloaded)}, kept {len(done.kept)}"
+            self.say(told, title=line)
+
+    async def _ask(self, question: str, details: Sequence[str]) -> bool:
+        return await self._app.push_screen_wait(Confirm(question, details))
+
+    async def _try(self, call: Awaitable[T], line: str) -> T | None:
+        """The answer; a refusal is shown with its first hint."""
         try:
-            done = await call
+            return await call
         except CortexError as failed:
             hint = f"\n{failed.hints[0]}" if failed.hints else ""
             self.say(f"{failed.message}{hint}", title=line, severity="error")
-        else:
-            self.say(f"{done.model} is {done.state.value}", title=line)
+            return None
 
-    def say(self, text: str, *, title: str = "", severity: Any = "information") -> None:
+    def say(
+        self,
+        text: str,
+        *,
+        title: str = "",
+        severity: Literal["information", "warning", "error"] = "information",
+    ) -> None:
         """A toast; its text comes from elsewhere, so it is no markup."""
         self._app.notify(text, title=title, severity=severity, timeout=_TOAST_S, markup=False)
+
+
+def _disturbed(models: Sequence[str], fleet: FleetSnapshot) -> list[str]:
+    active = sum(m.in_flight for m in fleet.models if m.id in models)
+    return [f"{active} requests are under way; they are waited for."] if active else []

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import PurePath
 from typing import ClassVar
 
 from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.timer import Timer
-from textual.widgets import DataTable, Footer, Input, RichLog, Static
+from textual.widgets import DataTable, Footer, Input
 from textual.worker import Worker, WorkerState
 
-from cortex_cli.render.table import printable
 from cortex_cli.tui.actions import Actions
-from cortex_cli.tui.changes import Change, changes
-from cortex_cli.tui.commands import Command, Verb, parse
+from cortex_cli.tui.bars import Ghost
+from cortex_cli.tui.changes import changes
+from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb, parse
 from cortex_cli.tui.history import History
 from cortex_cli.tui.keys import DISTURBING, KEYS, keys_text
 from cortex_cli.tui.operator import Operator
+from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
 from cortex_cli.tui.screens.dialogs import Page, facts_text
 from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
-from cortex_cli.tui.view import Choice, Sort, describe, passes, rows, summary
-from cortex_cli.tui.widgets.devices import DevicePanel
-from cortex_cli.tui.widgets.models import ModelTable
-from cortex_cli.tui.widgets.summary import SummaryLine
+from cortex_cli.tui.view import Choice, Sort, describe, passes
 from cortex_cli.watch import Lost
 from cortex_common.errors import BadRequest
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
 
 _SLOWEST_S, _FASTEST_S = 10.0, 0.25
-_LOG_LINES = 2000
-_SHORT_SCREEN = 24
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
-_HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (_SHORT_SCREEN, "-tall")]
+_HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (SHORT_SCREEN, "-tall")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,8 @@ class Top(App[None]):
         super().__init__()
         self._source = source
         self._look = look
-        self._actions = Actions(self, operator)
+        self._actions = Actions(self, operator, self._show_ghosts)
+        self._ghosts: Sequence[Ghost] = ()
         self._history = History()
         self._latest: FleetSnapshot | None = None
         self._held: FleetSnapshot | None = None
@@ -89,31 +85,14 @@ class Top(App[None]):
         self._interval = look.interval_s
         self._timer: Timer | None = None
         self._line_is_filter = True
-        # Held, and not looked up: a picture may fall due while another screen lies on top.
-        self._summary = SummaryLine(id="summary")
-        self._banner = Static(id="banner", markup=False)
-        self._device_box = VerticalScroll(id="device-box", can_focus=False)
-        self._devices = DevicePanel(ascii_only=look.ascii_only)
-        self._table = ModelTable()
-        self._events = RichLog(id="events", max_lines=_LOG_LINES, wrap=True)
-        self._side = VerticalScroll(id="side", can_focus=False)
-        self._detail = Static(id="detail", markup=False)
+        self._picture = Picture(ascii_only=look.ascii_only)
         self._line = Input(id="line", compact=True)
 
     # -- life --------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
         """The main screen."""
-        yield self._summary
-        yield self._banner
-        with Horizontal(id="body"):
-            with Vertical(id="left"):
-                with self._device_box:
-                    yield self._devices
-                yield self._table
-                yield self._events
-            with self._side:
-                yield self._detail
+        yield self._picture
         yield self._line
         yield Footer(show_command_palette=False)
 
@@ -122,9 +101,7 @@ class Top(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = self._look.theme
-        self._device_box.border_title = "devices"
-        self._events.border_title = "events"
-        self._table.focus()
+        self._picture.table.focus()
         self._timer = self.set_interval(self._interval, self._draw)
         self._follow()
 
@@ -143,7 +120,7 @@ class Top(App[None]):
     def _take(self, snapshot: FleetSnapshot) -> None:
         was_lost, self._lost = self._lost is not None, None
         for change in changes(self._latest, snapshot):
-            self._note(change)
+            self._picture.note(change)
         self._history = self._history.after(snapshot)
         self._latest = snapshot
         self._stale = True
@@ -162,24 +139,29 @@ class Top(App[None]):
     def _snapshot(self) -> FleetSnapshot | None:
         return self._held or self._latest
 
+    def _shown(self) -> Shown:
+        return Shown(
+            snapshot=self._snapshot,
+            history=self._history,
+            choice=self._choice,
+            ghosts=self._ghosts,
+            lost=self._lost,
+            where=self._look.where,
+            mode=self._mode(),
+        )
+
     def _draw(self, *, anyway: bool = False) -> None:
-        if not self._table.is_attached:
+        if not self._picture.is_attached:
             return
-        snapshot = self._snapshot
-        self._draw_banner()
-        if snapshot is None or not (self._stale or anyway):
-            return
-        self._stale = False
-        with self.batch_update():
-            facts = summary(snapshot, self._history)
-            self._summary.show(facts, self._look.where, self._mode())
-            self._devices.show(
-                snapshot, self._history, (), compact=self.size.height < _SHORT_SCREEN
-            )
-            table = self._table
-            table.show(rows(snapshot, self._history, self._choice))
-            table.border_title = self._table_title(table.row_count, len(snapshot.models))
-            self._draw_detail()
+        if self._stale or anyway:
+            self._stale = False
+            self._picture.draw(self._shown())
+        else:
+            self._picture.draw_banner(self._shown())
+
+    def _show_ghosts(self, ghosts: Sequence[Ghost]) -> None:
+        self._ghosts = ghosts
+        self._draw(anyway=True)
 
     def _mode(self) -> str:
         if self._lost is not None:
@@ -192,45 +174,9 @@ class Top(App[None]):
         )
         return " ".join(m for m in marks if m)
 
-    def _table_title(self, shown: int, total: int) -> str:
-        turned = " reversed" if self._choice.reverse else ""
-        words = f" /{self._choice.words}" if self._choice.words else ""
-        marked = f" {len(self._choice.marked)} marked" if self._choice.marked else ""
-        return Text(f"models {shown}/{total}{words} by {self._choice.sort}{turned}{marked}").markup
-
-    def _draw_banner(self) -> None:
-        lost = self._lost
-        self._banner.set_class(lost is not None, "shown")
-        self._table.screen.set_class(lost is not None, "lost")
-        if lost is not None:
-            again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
-            old = "" if self._latest is None else "; below is what was last seen"
-            self._banner.update(printable(f"lost the gateway: {lost.why}{again}{old}"))
-            if self._latest is not None:
-                facts = summary(self._latest, self._history)
-                self._summary.show(facts, self._look.where, self._mode())
-
-    def _draw_detail(self) -> None:
-        model = self._current()
-        side = self._side
-        if model is None or self._snapshot is None or not side.display:
-            return
-        side.border_title = Text(model.id).markup
-        text = facts_text(describe(model, self._snapshot, self._history))
-        self._detail.update(text)
-
-    def _note(self, change: Change) -> None:
-        at = datetime.fromtimestamp(change.at).astimezone().strftime("%H:%M:%S")
-        line = Text(f"{at} ", style="dim")
-        tones = {"ready": "success", "up": "success", "failed": "error", "unreachable": "error"}
-        line.append(
-            printable(change.text), style=self.theme_variables.get(tones.get(change.state, ""), "")
-        )
-        self._events.write(line)
-
     @on(DataTable.RowHighlighted)
     def _cursor_moved(self) -> None:
-        self._draw_detail()
+        self._picture.draw_detail(self._shown())
 
     def on_resize(self) -> None:
         """Lay out anew once the widgets know their sizes."""
@@ -239,7 +185,7 @@ class Top(App[None]):
     # -- what the person points at -----------------------------------------------------------
 
     def _current(self) -> ModelView | None:
-        name, snapshot = self._table.current, self._snapshot
+        name, snapshot = self._picture.table.current, self._snapshot
         return snapshot.model(name) if name and snapshot else None
 
     def _meant(self) -> list[str]:
@@ -259,7 +205,7 @@ class Top(App[None]):
 
     @work
     async def action_load(self) -> None:
-        """Load what is meant."""
+        """Load what is meant, after its plan was shown."""
         await self._actions.load(self._meant())
 
     @work
@@ -267,6 +213,28 @@ class Top(App[None]):
         """Unload what is meant."""
         if self._snapshot is not None and (models := self._meant()):
             await self._actions.unload(models, self._snapshot)
+
+    @work
+    async def action_evict(self) -> None:
+        """End one instance of what is meant."""
+        if self._snapshot is not None and (models := self._meant()):
+            await self._actions.evict(models, self._snapshot)
+
+    @work
+    async def action_pin(self) -> None:
+        """Pin or unpin what is meant."""
+        if self._snapshot is not None:
+            await self._actions.pin(self._meant(), self._snapshot)
+
+    @work
+    async def action_cordon(self) -> None:
+        """Cordon the node that the model under the cursor stands on, or end that."""
+        if (model := self._current()) and self._snapshot is not None:
+            nodes = [i.node for i in self._snapshot.instances() if i.model == model.id]
+            if nodes:
+                await self._actions.cordon(nodes[0], self._snapshot)
+            else:
+                self._actions.say("it stands on no node; say :cordon NODE", severity="warning")
 
     def action_describe(self) -> None:
         """Show all about the model under the cursor."""
@@ -293,7 +261,7 @@ class Top(App[None]):
         """Mark the model under the cursor for the next action, or unmark it."""
         if model := self._current():
             self._choose(replace(self._choice, marked=self._choice.marked ^ {model.id}))
-            self._table.action_cursor_down()
+            self._picture.table.action_cursor_down()
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -332,17 +300,19 @@ class Top(App[None]):
 
     def action_zoom(self) -> None:
         """The models table alone, or everything again."""
-        self.action_view("overview" if self._table.screen.has_class("view-models") else "models")
+        self.action_view(
+            "overview" if self._picture.table.screen.has_class("view-models") else "models"
+        )
 
     def action_view(self, name: str) -> None:
         """Switch between overview, models, devices and events."""
         for view in ("models", "gpus", "events"):
-            self._table.screen.set_class(view == name, f"view-{view}")
+            self._picture.table.screen.set_class(view == name, f"view-{view}")
         self.call_after_refresh(self._draw, anyway=True)
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        table = self._table
+        table = self._picture.table
         table.move_cursor(row=table.cursor_row + lines)
 
     def action_leave(self) -> None:
@@ -386,7 +356,7 @@ class Top(App[None]):
     def _close_line(self) -> None:
         line = self._line
         line.remove_class("shown")
-        self._table.focus()
+        self._picture.table.focus()
 
     @on(Input.Changed, "#line")
     def _typed(self, event: Input.Changed) -> None:
@@ -406,9 +376,10 @@ class Top(App[None]):
             self._obey(command)
 
     def _obey(self, command: Command) -> None:
+        if command.verb in CHANGES_FLEET:
+            self._change_fleet(command)
+            return
         match command.verb:
-            case Verb.LOAD | Verb.UNLOAD:
-                self._change_fleet(command)
             case Verb.FILTER:
                 self._choose(replace(self._choice, words=command.argument))
             case Verb.SORT:
@@ -435,12 +406,23 @@ class Top(App[None]):
 
     @work
     async def _change_fleet(self, command: Command) -> None:
-        if self.check_action(command.verb, ()) is not True or self._snapshot is None:
+        snapshot, name = self._snapshot, command.argument
+        if self.check_action(command.verb, ()) is not True or snapshot is None:
             self._actions.say("this screen is read-only, or the gateway is lost", severity="error")
-        elif command.verb is Verb.LOAD:
-            await self._actions.load([command.argument], command.node, command.devices)
-        else:
-            await self._actions.unload([command.argument], self._snapshot)
+            return
+        match command.verb:
+            case Verb.LOAD:
+                await self._actions.load([name], command.node, command.devices)
+            case Verb.UNLOAD:
+                await self._actions.unload([name], snapshot)
+            case Verb.EVICT:
+                await self._actions.evict([name], snapshot)
+            case Verb.PIN:
+                await self._actions.pin([name], snapshot)
+            case Verb.CORDON:
+                await self._actions.cordon(name, snapshot)
+            case _:
+                await self._actions.drain(name)
 
     def _go_to(self, words: str) -> None:
         snapshot = self._snapshot
@@ -451,4 +433,4 @@ class Top(App[None]):
             self._actions.say(f"no model matches {words!r}", severity="error")
         else:
             self._choose(replace(self._choice, words=""))
-            self._table.go_to(found)
+            self._picture.table.go_to(found)

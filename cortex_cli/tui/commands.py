@@ -15,6 +15,10 @@ class Verb(StrEnum):
 
     LOAD = "load"
     UNLOAD = "unload"
+    EVICT = "evict"
+    PIN = "pin"
+    CORDON = "cordon"
+    DRAIN = "drain"
     FILTER = "filter"
     SORT = "sort"
     MODEL = "model"
@@ -28,7 +32,8 @@ class Verb(StrEnum):
 
 
 _SHORT = {"q": Verb.QUIT, "l": Verb.LOAD, "u": Verb.UNLOAD, "m": Verb.MODEL, "devices": Verb.GPUS}
-_TAKES_NAME = {Verb.LOAD, Verb.UNLOAD, Verb.MODEL, Verb.THEME, Verb.SORT}
+CHANGES_FLEET = {Verb.LOAD, Verb.UNLOAD, Verb.EVICT, Verb.PIN, Verb.CORDON, Verb.DRAIN}
+_TAKES_NAME = CHANGES_FLEET | {Verb.MODEL, Verb.THEME, Verb.SORT}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ def _key(keys: str, action: str, told: str, *, shown: bool = HIDDEN) -> Binding:
 KEYS: list[BindingType] = [
     _key("l", "load", "load", shown=SHOWN),
     _key("u", "unload", "unload", shown=SHOWN),
+    _key("p", "pin", "pin", shown=SHOWN),
+    _key("e", "evict", "evict", shown=SHOWN),
+    _key("c", "cordon", "cordon the node"),
     _key("d,enter", "describe", "describe", shown=SHOWN),
     _key("slash", "filter", "filter", shown=SHOWN),
     _key("s", "sort", "sort", shown=SHOWN),
@@ -47,7 +50,7 @@ KEYS: list[BindingType] = [
     _key("q", "quit", "quit", shown=SHOWN),
 ]
 
-DISTURBING = frozenset({"load", "unload"})
+DISTURBING = frozenset({"load", "unload", "pin", "evict", "cordon", "uncordon", "drain"})
 """Actions that a read-only screen refuses."""
 
 

@@ -5,11 +5,27 @@ from __future__ import annotations
 from typing import Protocol
 
 from cortex_cli.client import connect
-from cortex_common.operator import LoadModel, ModelAction, UnloadModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    ModelAction,
+    NodeAction,
+    PinModel,
+    PinView,
+    PlanLoad,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
 
 
 class Operator(Protocol):
-    """The verbs of the operator API that keys are bound to."""
+    """The verbs of the operator API that keys are bound to; see `OperatorClient`."""
+
+    async def plan_load(self, request: PlanLoad) -> PlanView:
+        """What would be done to load a model."""
+        ...
 
     async def load(self, request: LoadModel) -> ModelAction:
         """Have a model loaded."""
@@ -17,6 +33,30 @@ class Operator(Protocol):
 
     async def unload(self, request: UnloadModel) -> ModelAction:
         """Drain and end all instances of a model."""
+        ...
+
+    async def evict(self, request: EvictModel) -> ModelAction:
+        """Drain and end one instance of a model."""
+        ...
+
+    async def pin(self, request: PinModel) -> PinView:
+        """Protect a model from eviction."""
+        ...
+
+    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
+        """End the pins of a model."""
+        ...
+
+    async def cordon(self, node: str) -> NodeAction:
+        """Place no new instances on a node."""
+        ...
+
+    async def uncordon(self, node: str) -> NodeAction:
+        """Place instances on it again."""
+        ...
+
+    async def drain(self, request: DrainNode) -> NodeAction:
+        """Cordon a node and move or unload what it has."""
         ...
 
 
@@ -30,6 +70,11 @@ class GatewayOperator:
     def __init__(self, gateway: str | None) -> None:
         self._gateway = gateway
 
+    async def plan_load(self, request: PlanLoad) -> PlanView:
+        """See `Operator.plan_load`."""
+        async with connect(self._gateway) as client:
+            return await client.plan_load(request)
+
     async def load(self, request: LoadModel) -> ModelAction:
         """See `Operator.load`."""
         async with connect(self._gateway) as client:
@@ -39,3 +84,33 @@ class GatewayOperator:
         """See `Operator.unload`."""
         async with connect(self._gateway) as client:
             return await client.unload(request)
+
+    async def evict(self, request: EvictModel) -> ModelAction:
+        """See `Operator.evict`."""
+        async with connect(self._gateway) as client:
+            return await client.evict(request)
+
+    async def pin(self, request: PinModel) -> PinView:
+        """See `Operator.pin`."""
+        async with connect(self._gateway) as client:
+            return await client.pin(request)
+
+    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
+        """See `Operator.unpin`."""
+        async with connect(self._gateway) as client:
+            return await client.unpin(request)
+
+    async def cordon(self, node: str) -> NodeAction:
+        """See `Operator.cordon`."""
+        async with connect(self._gateway) as client:
+            return await client.cordon(node)
+
+    async def uncordon(self, node: str) -> NodeAction:
+        """See `Operator.uncordon`."""
+        async with connect(self._gateway) as client:
+            return await client.uncordon(node)
+
+    async def drain(self, request: DrainNode) -> NodeAction:
+        """See `Operator.drain`."""
+        async with connect(self._gateway) as client:
+            return await client.drain(request)

@@ -17,7 +17,16 @@ from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
 from cortex_common.errors import AuthenticationFailed, DoesNotFit
 from cortex_common.models import InstanceState
-from cortex_common.operator import LoadModel, UnloadModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LedgerLine,
+    LoadModel,
+    PinModel,
+    PlanView,
+    UnloadModel,
+    UnpinModel,
+)
 
 WIDE = (140, 40)
 
@@ -49,16 +58,109 @@ async def test_the_table_lists_the_catalogue():
         assert shown(app) == [PHI, LLAMA, QWEN, GEMMA]
 
 
-async def test_load_asks_the_gateway():
-    """`l` has the model under the cursor loaded and says which command does the same."""
+async def test_load_shows_its_plan_first():
+    """`l` shows what loading would do, also in the bars, and loads after a yes."""
     operator = NotingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
+        before = text_of(app, "#devices")
         await pilot.press("l")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        told = " ".join(str(s.content) for s in app.screen.query(Static))
+        assert f"{PHI} would be loaded on beast/1: most room, 8.8G on each device" in told
+        assert str(app._picture._devices.content) != before
+        assert operator.calls == []
+        await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [LoadModel(model=PHI)]
+        assert str(app._picture._devices.content) == before
+        await until(pilot, lambda: bool(app._notifications))
         assert [n.title for n in app._notifications] == [f"cortex models load {PHI}"]
+
+
+async def test_a_model_that_does_not_fit_shows_why():
+    """When nothing can be done, `l` shows the reason of each device, and asks nothing."""
+    ledger = (
+        LedgerLine(
+            node="beast", device=0, reason="needs 68.2 GiB, 61.0 available", missing_mb=7373
+        ),
+    )
+    plan = PlanView(model="", action="impossible", why="it fits nowhere", ledger=ledger)
+    operator = NotingOperator(plan=plan)
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("l")
+        await until(pilot, lambda: isinstance(app.screen, Page))
+        told = str(app.screen.query_one(Static).content)
+
+        assert "needs 68.2 GiB, 61.0 available" in told
+        assert operator.calls == []
+
+
+async def test_evict_asks_the_person_first():
+    """`e` ends one instance after a yes."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("down", "down", "e")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [EvictModel(model=QWEN)]
+
+
+async def test_pin_goes_to_and_fro():
+    """`p` pins what is not pinned and unpins what is, without a question."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("down", "p")
+        await until(pilot, lambda: len(operator.calls) == 1)
+        await pilot.press("down", "p")
+        await until(pilot, lambda: len(operator.calls) == 2)
+
+        assert operator.calls == [PinModel(model=LLAMA), UnpinModel(model=QWEN)]
+
+
+@pytest.mark.parametrize(("downs", "call"), [(1, ("uncordon", "mule")), (2, ("cordon", "beast"))])
+async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, str]):
+    """`c` cordons the node of the model under the cursor, or ends that, after a yes."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press(*["down"] * downs, "c")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [call]
+
+
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [
+        ("drain beast", DrainNode(node="beast")),
+        ("evict qwen3", EvictModel(model="qwen3")),
+        ("cordon beast", ("cordon", "beast")),
+        ("unload qwen3", UnloadModel(model="qwen3")),
+    ],
+)
+async def test_commands_ask_as_keys_do(line: str, call: object):
+    """What disturbs somebody asks first from the command line, too."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("colon")
+        app.query_one("#line", Input).value = line
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        assert operator.calls == []
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [call]
 
 
 async def test_unload_asks_the_person_first():
@@ -94,10 +196,10 @@ async def test_marked_models_are_meant_together():
     operator = NotingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
-        await pilot.press("space", "space", "l")
+        await pilot.press("space", "space", "p")
         await until(pilot, lambda: len(operator.calls) == 2)
 
-        assert {c.model for c in operator.calls} == {PHI, LLAMA}
+        assert operator.calls == [PinModel(model=m) for m in sorted((PHI, LLAMA))]
 
 
 async def test_a_refusal_is_shown_with_its_hint():
@@ -105,7 +207,7 @@ async def test_a_refusal_is_shown_with_its_hint():
     fails = DoesNotFit("needs 68 GiB on one device", hints=("evict something",))
     app = top(busy_fleet(), operator=NotingOperator(fails))
     async with running(app) as pilot:
-        await pilot.press("l")
+        await pilot.press("p")
         await until(pilot, lambda: bool(app._notifications))
 
         assert [(n.message, n.severity) for n in app._notifications] == [
@@ -113,7 +215,7 @@ async def test_a_refusal_is_shown_with_its_hint():
         ]
 
 
-@pytest.mark.parametrize("key", ["l", "u"])
+@pytest.mark.parametrize("key", ["l", "u", "e", "p", "c"])
 async def test_read_only_refuses_keys(key: str):
     """With --read-only no key reaches the gateway or asks a question."""
     operator = NotingOperator()
@@ -146,6 +248,8 @@ async def test_the_command_line_loads_where_it_is_told():
         await pilot.press("colon")
         app.query_one("#line", Input).value = "load qwen3 --gpu beast/1"
         await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [LoadModel(model="qwen3", node="beast", devices=(1,))]
@@ -225,7 +329,7 @@ async def test_a_lost_gateway_is_a_state():
         assert len(shown(app)) == 4
         await pilot.press("l")
         await pilot.pause()
-        assert operator.calls == []
+        assert operator.asked == []
         source.feed(busy_fleet())
         await until(pilot, lambda: not banner.has_class("shown"))
 
@@ -325,7 +429,7 @@ async def test_names_are_no_markup():
     async with running(app) as pilot:
         await pilot.press("d")
         await until(pilot, lambda: isinstance(app.screen, Page))
-        await pilot.press("escape", "l")
+        await pilot.press("escape", "p")
         await until(pilot, lambda: bool(app._notifications))
 
         assert shown(app)[0].startswith("[red]x[/]")

@@ -68,6 +68,7 @@ def test_disconnected(snap_compare, size: str):
     ("name", "keys"),
     [
         ("confirm", ["down", "down", "u"]),
+        ("plan", ["l"]),
         ("keys", ["question_mark"]),
         ("describe", ["down", "down", "d"]),
         ("filter", ["slash", *"gem"]),

@@ -1,0 +1,58 @@
+"""`cortex plan`: what would be done, without doing it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.actions import device_indices
+from cortex_cli.client import connect, run
+from cortex_cli.listing import stdout_paint
+from cortex_cli.options import chosen, noun
+from cortex_cli.output import Output, as_text
+from cortex_cli.render.plan import PLANS, plan_text
+from cortex_common.operator import PlanLoad, PlanView
+
+app = noun("See what would be done, and why")
+
+_REFUSED = 6
+
+
+@app.command(
+    "load",
+    epilog="Ends with 6 when it can't be loaded. Example: `cortex plan load qwen3-32b --gpu beast/0`",
+)
+def load(
+    model: options.Model,
+    *,
+    node: options.OnNode = None,
+    gpu: options.OnDevices = None,
+    another: Annotated[
+        bool, typer.Option("--another", help="A further instance, whatever is ready")
+    ] = False,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Show where a model would go, who would make room, and why each device was or was not chosen."""
+    where, devices = device_indices(node, gpu or [])
+    ask = PlanLoad(model=model, node=where, devices=devices, another=another)
+    found = run(_plan(gateway, ask))
+    form = chosen(output, as_json=json, quiet=False)
+    paint = stdout_paint()
+    text = (
+        plan_text(found, paint)
+        if form is Output.TABLE
+        else as_text(PLANS, [found], form, paint=paint)
+    )
+    sys.stdout.write(f"{text}\n")
+    if found.action == "impossible":
+        raise typer.Exit(_REFUSED)
+
+
+async def _plan(gateway: str | None, ask: PlanLoad) -> PlanView:
+    async with connect(gateway) as client:
+        return await client.plan_load(ask)

@@ -1,0 +1,88 @@
+"""A plan for people: what would be done, at whose cost, and why each device was or was not chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cortex_cli.output import Kind
+from cortex_cli.paint import Paint, Tone
+from cortex_cli.render.fleet import device_list
+from cortex_cli.render.table import Column, printable, table
+from cortex_common.operator import LedgerLine, PlannedEviction, PlanView
+from cortex_common.units import show_duration, show_mib
+
+_HEADLINES = {
+    "serve": "{model} is ready on {place}; nothing would be loaded",
+    "join": "{model} is being loaded on {place}; the request would wait for that",
+    "load": "{model} would be loaded on {place}",
+    "wait": "{model} would wait for room",
+    "impossible": "{model} can't be loaded",
+}
+
+
+def _verdict(line: LedgerLine) -> str:
+    return "chosen" if line.chosen else line.reason or "not needed"
+
+
+def _tone(line: LedgerLine) -> Tone | None:
+    return Tone.GOOD if line.chosen else Tone.WARN if line.reason else Tone.DIM
+
+
+_LEDGER: Sequence[Column[LedgerLine]] = (
+    Column("DEVICE", lambda x: x.node if x.device is None else f"{x.node}/{x.device}"),
+    Column("NAME", lambda x: x.name),
+    Column("TOTAL", lambda x: show_mib(x.total_mb) if x.total_mb else "–", right=True),
+    Column("AVAILABLE", lambda x: show_mib(x.available_mb) if x.total_mb else "–", right=True),
+    Column("MISSING", lambda x: show_mib(x.missing_mb), right=True),
+    Column("RECLAIMABLE", lambda x: show_mib(x.reclaimable_mb or None), right=True),
+    Column("VERDICT", _verdict, tone=_tone),
+)
+
+
+def place(plan: PlanView) -> str:
+    """Where: "beast/0-1"."""
+    devices = device_list(plan.devices)
+    return f"{plan.node}/{devices}" if plan.node and devices else plan.node or ""
+
+
+PLANS: Kind[PlanView] = Kind(
+    kind="PlanList",
+    plain=lambda p: p.model_dump(mode="json"),
+    columns=(
+        Column("MODEL", lambda p: p.model),
+        Column("ACTION", lambda p: p.action),
+        Column("PLACE", place),
+        Column("EVICTS", lambda p: ", ".join(e.model for e in p.evictions)),
+        Column("WHY", lambda p: p.why),
+    ),
+    name=lambda p: p.action,
+    nothing="no plan",
+)
+
+
+def headline(plan: PlanView) -> str:
+    """What would be done, in one line."""
+    text = _HEADLINES.get(plan.action, "{model}: " + plan.action)
+    why = f": {plan.why}" if plan.why else ""
+    return printable(text.format(model=plan.model, place=place(plan)) + why)
+
+
+def cost(eviction: PlannedEviction) -> str:
+    """Who would go, and whom that disturbs."""
+    busy = f", after {eviction.in_flight} requests under way" if eviction.in_flight else ""
+    return printable(
+        f"evicts {eviction.model} from {eviction.node}: frees {show_mib(eviction.frees_mb)},"
+        f" idle {show_duration(eviction.idle_s)}{busy}"
+    )
+
+
+def plan_text(plan: PlanView, paint: Paint) -> str:
+    """All of a plan."""
+    good = plan.action in {"serve", "join", "load"}
+    lines = [paint.tone(headline(plan), Tone.GOOD if good else Tone.BAD)]
+    if plan.device_mb is not None:
+        lines.append(f"needs {show_mib(plan.device_mb)} on each device ({plan.size_source})")
+    lines += [cost(e) for e in plan.evictions]
+    if plan.ledger:
+        lines += ["", table(_LEDGER, plan.ledger, paint=paint)]
+    return "\n".join(lines)

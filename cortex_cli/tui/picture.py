@@ -1,0 +1,137 @@
+"""The main screen's widgets together, drawn from one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import RichLog, Static
+
+from cortex_cli.render.table import printable
+from cortex_cli.tui.bars import Ghost
+from cortex_cli.tui.changes import Change
+from cortex_cli.tui.history import History
+from cortex_cli.tui.screens.dialogs import facts_text
+from cortex_cli.tui.view import Choice, describe, rows, summary
+from cortex_cli.tui.widgets.devices import DevicePanel
+from cortex_cli.tui.widgets.models import ModelTable
+from cortex_cli.tui.widgets.summary import SummaryLine
+from cortex_cli.watch import Lost
+from cortex_common.fleet import FleetSnapshot
+
+SHORT_SCREEN = 24
+_LOG_LINES = 2000
+_TONES = {"ready": "success", "up": "success", "failed": "error", "unreachable": "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is to be seen.
+
+    Attributes:
+        ghosts: memory that a planned action would take.
+        lost: the gateway is not to be had, and why.
+        where: what the source is called.
+        mode: "live", "FROZEN", "LOST", "replay", with "read-only".
+    """
+
+    snapshot: FleetSnapshot | None
+    history: History
+    choice: Choice
+    ghosts: Sequence[Ghost]
+    lost: Lost | None
+    where: str
+    mode: str
+
+
+class Picture(Vertical):
+    """Summary, banner, devices, models, events and the details of the model under the cursor.
+
+    Args:
+        ascii_only: draw with ASCII alone.
+    """
+
+    def __init__(self, *, ascii_only: bool) -> None:
+        super().__init__(id="picture")
+        # Held, and not looked up: a picture may fall due while another screen lies on top.
+        self.table = ModelTable()
+        self._summary = SummaryLine(id="summary")
+        self._banner = Static(id="banner", markup=False)
+        self._device_box = VerticalScroll(id="device-box", can_focus=False)
+        self._devices = DevicePanel(ascii_only=ascii_only)
+        self._events = RichLog(id="events", max_lines=_LOG_LINES, wrap=True)
+        self._side = VerticalScroll(id="side", can_focus=False)
+        self._detail = Static(id="detail", markup=False)
+
+    def compose(self) -> ComposeResult:
+        """See the class."""
+        yield self._summary
+        yield self._banner
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                with self._device_box:
+                    yield self._devices
+                yield self.table
+                yield self._events
+            with self._side:
+                yield self._detail
+
+    def on_mount(self) -> None:
+        """Name the frames."""
+        self._device_box.border_title = "devices"
+        self._events.border_title = "events"
+
+    def draw(self, shown: Shown) -> None:
+        """Draw all of it."""
+        self.draw_banner(shown)
+        snapshot = shown.snapshot
+        if snapshot is None:
+            return
+        with self.app.batch_update():
+            short = self.app.size.height < SHORT_SCREEN
+            self._devices.show(snapshot, shown.history, shown.ghosts, compact=short)
+            self.table.show(rows(snapshot, shown.history, shown.choice))
+            title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
+            self.table.border_title = Text(title).markup
+            self.draw_detail(shown)
+
+    def draw_banner(self, shown: Shown) -> None:
+        """Draw the line on top and, when the gateway is lost, the banner below it."""
+        lost = shown.lost
+        self._banner.set_class(lost is not None, "shown")
+        self.set_class(lost is not None, "lost")
+        if lost is not None:
+            again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
+            old = "" if shown.snapshot is None else "; below is what was last seen"
+            self._banner.update(printable(f"lost the gateway: {lost.why}{again}{old}"))
+        if shown.snapshot is not None:
+            facts = summary(shown.snapshot, shown.history)
+            self._summary.show(facts, shown.where, shown.mode)
+
+    def draw_detail(self, shown: Shown) -> None:
+        """Draw what is known of the model under the cursor."""
+        name = self.table.current
+        model = shown.snapshot.model(name) if name and shown.snapshot else None
+        if model is None or shown.snapshot is None or not self._side.display:
+            return
+        self._side.border_title = Text(model.id).markup
+        self._detail.update(facts_text(describe(model, shown.snapshot, shown.history)))
+
+    def note(self, change: Change) -> None:
+        """Add a line to the events."""
+        at = datetime.fromtimestamp(change.at).astimezone().strftime("%H:%M:%S")
+        line = Text(f"{at} ", style="dim")
+        tone = self.app.theme_variables.get(_TONES.get(change.state, ""), "")
+        line.append(printable(change.text), style=tone)
+        self._events.write(line)
+
+
+def _table_title(choice: Choice, shown: int, total: int) -> str:
+    turned = " reversed" if choice.reverse else ""
+    words = f" /{choice.words}" if choice.words else ""
+    marked = f" {len(choice.marked)} marked" if choice.marked else ""
+    return f"models {shown}/{total}{words} by {choice.sort}{turned}{marked}"
