@@ -108,6 +108,21 @@ class NeuronEntry(Section):
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that profiles can ask for, such as {rack = "a2"}."""
 
+    token: str | None = None
+    """Token that its neuron asks for; better in a file or a variable."""
+
+    token_file: Path | None = None
+    """File that holds the token; a bare name is looked up among systemd's credentials first."""
+
+    ca: Path | None = None
+    """PEM file of the authorities that its certificate may come from. Default: the system's."""
+
+    certificate: Path | None = None
+    """PEM file of the certificate to show it, where it asks for one."""
+
+    certificate_key: Path | None = None
+    """PEM file of that certificate's key. Default: in `certificate`."""
+
 
 class GatewayConfig(Section):
     """All of cortex.toml."""

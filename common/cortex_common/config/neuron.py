@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from cortex_common.config.access import TlsSection
 from cortex_common.config.section import Address, BaseUrl, Section
 from cortex_common.units import BYTES_PER_MIB, parse_size
 
@@ -55,7 +56,10 @@ class NeuronSection(Section):
     """Seconds that requests in flight may go on when the neuron stops its engines."""
 
     token: str | None = None
-    """Bearer token that callers must send. Default: none is asked for."""
+    """Bearer token that callers must send; better in a file or a variable. Default: none is asked for."""
+
+    token_file: Path | None = None
+    """File that holds the token; a bare name is looked up among systemd's credentials first."""
 
     engine_access: Literal["auto", "direct"] = "auto"
     """How requests reach engines. "auto": directly when this neuron listens on loopback, else relayed through it;
@@ -160,6 +164,7 @@ class NeuronConfig(Section):
     """All of neuron.toml."""
 
     neuron: NeuronSection = NeuronSection()
+    tls: TlsSection = TlsSection()
     cpu: CpuSection = CpuSection()
     memory: MemorySection = MemorySection()
     devices: tuple[DeviceEntry, ...] = ()

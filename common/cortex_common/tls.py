@@ -1,0 +1,131 @@
+"""TLS from certificate files: the serving side, which follows its files, and the asking side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+from cortex_common.config.access import TlsSection
+from cortex_common.errors import ConfigError
+from cortex_common.logs import event
+
+log = logging.getLogger("cortex.tls")
+
+LOOK_EVERY_S = 5.0
+"""How often the files are looked at. A certificate is renewed weeks before it ends, so seconds are plenty."""
+
+Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+class ServerTls:
+    """The context of a listening socket, kept in line with its files.
+
+    Args:
+        section: which files.
+
+    Raises:
+        ConfigError: a file can't be read or does not fit the others.
+
+    Attributes:
+        context: for the server; new connections see what was read last.
+    """
+
+    def __init__(self, section: TlsSection) -> None:
+        self._section = section
+        self._stamp = self._looked()
+        self.context = _server_context(section)
+
+    def refresh(self) -> bool:
+        """Read the files again if they changed; whether they did, and are right.
+
+        A wrong file changes nothing: it is told once, and connections go on with what was read before.
+        """
+        stamp = self._looked()
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            # Tried apart first: loading into the live context could leave it with a certificate and no key.
+            _server_context(self._section)
+            _load(self.context, self._section)
+        except ConfigError as failed:
+            event(log, "certificate_refused", logging.ERROR, reason=failed.message)
+            return False
+        event(log, "certificate_read", file=str(self._section.certificate))
+        return True
+
+    async def watch(self) -> None:
+        """Follow the files until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self.refresh()
+
+    def _looked(self) -> Stamp:
+        section = self._section
+        return tuple(map(_stamp, (section.certificate, section.key, section.client_ca)))
+
+
+def server_tls(section: TlsSection) -> ServerTls | None:
+    """What a server needs to speak TLS; None where it is to speak plain HTTP.
+
+    Raises:
+        ConfigError: see `ServerTls`.
+    """
+    return None if section.certificate is None else ServerTls(section)
+
+
+def client_context(
+    ca: Path | None, certificate: Path | None = None, key: Path | None = None
+) -> ssl.SSLContext:
+    """For asking another host.
+
+    Args:
+        ca: PEM file of the authorities to trust; None for the system's.
+        certificate: PEM file of the own certificate, where the other side asks for one.
+        key: of it, where it is in a file of its own.
+
+    Raises:
+        ConfigError: a file can't be read or does not fit the others.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as failed:
+        raise _unusable(failed, ca, certificate, key) from failed
+    return context
+
+
+def _server_context(section: TlsSection) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    _load(context, section)
+    return context
+
+
+def _load(context: ssl.SSLContext, section: TlsSection) -> None:
+    assert section.certificate is not None
+    try:
+        context.load_cert_chain(section.certificate, section.key)
+        if section.client_ca is not None:
+            context.load_verify_locations(section.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as failed:
+        raise _unusable(failed, section.certificate, section.key, section.client_ca) from failed
+
+
+def _unusable(failed: OSError, *files: Path | None) -> ConfigError:
+    named = ", ".join(str(f) for f in files if f is not None)
+    reason = failed.reason if isinstance(failed, ssl.SSLError) else failed.strerror
+    return ConfigError(f"TLS: {named}: {reason or failed}")
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
