@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cortex_common.fleet import InstanceView
-from cortex_common.models import InstanceId
+from cortex_common.models import InstanceId, ModelId
 from cortex_server.core.policy import Strategy
 
 EXACT_UP_TO = 12
@@ -43,6 +44,14 @@ class Standing:
 
 
 UNKNOWN = Standing()
+
+
+class Standings(Protocol):
+    """Standings by model: a mapping, or what works one out when asked; most are never asked for."""
+
+    def get(self, model: ModelId, default: Standing, /) -> Standing:
+        """The standing of a model."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

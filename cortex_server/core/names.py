@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import ModelNotFound, nearest
@@ -12,20 +13,27 @@ from cortex_common.models import ModelId
 class Names:
     """Ids and aliases of a catalogue.
 
+    A name means, in this order: the model of that id or alias; the first pattern that matches it, longer patterns
+    before shorter, so that "claude-haiku-*" beats "claude-*".
+
     Args:
         profiles: of the catalogue; their ids and aliases are all different.
     """
 
     def __init__(self, profiles: Iterable[ModelProfile]) -> None:
-        self._ids = {
-            name: ModelId(profile.id)
-            for profile in profiles
-            for name in (profile.id, *profile.aliases)
-        }
+        named = [(name, ModelId(p.id)) for p in profiles for name in (p.id, *p.aliases)]
+        self._ids = {name: model for name, model in named if not is_pattern(name)}
+        self._patterns = sorted(
+            ((name, model) for name, model in named if is_pattern(name)),
+            key=lambda pair: (-len(pair[0]), pair[0]),
+        )
 
     def resolve(self, name: str) -> ModelId | None:
         """The model id behind a name or alias."""
-        return self._ids.get(name)
+        found = self._ids.get(name)
+        if found is None and self._patterns:
+            return next((m for pattern, m in self._patterns if fnmatchcase(name, pattern)), None)
+        return found
 
     def not_found(self, name: str, loaded: Iterable[str] = ()) -> ModelNotFound:
         """The error for a name that means nothing here, with what it may have been meant to be.
@@ -40,3 +48,8 @@ class Names:
         return ModelNotFound(
             f"model {name!r} does not exist", hints=hints, param="model", details={"nearest": close}
         )
+
+
+def is_pattern(alias: str) -> bool:
+    """Whether an alias stands for many names."""
+    return "*" in alias or "?" in alias

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.models import InstanceId, ModelId
-from cortex_server.core.evict import Standing
+from cortex_server.core.evict import Standing, Standings
 from cortex_server.core.fit import ANYWHERE, Sizes, Where
 from cortex_server.core.rooms import NodeRoom
 
@@ -27,7 +27,7 @@ class World:
     rooms: Sequence[NodeRoom]
     now: float
     sizes: Sizes = field(default_factory=dict)
-    standings: Mapping[ModelId, Standing] = field(default_factory=dict)
+    standings: Standings = field(default_factory=dict[ModelId, Standing])
     stored: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
 
 

@@ -32,7 +32,7 @@ from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.carrier import Carrier, Later
-from cortex_server.lifecycle.knowledge import Knowledge
+from cortex_server.lifecycle.knowledge import Knowledge, StandingsNow
 from cortex_server.lifecycle.pins import Pin, PinBoard
 from cortex_server.lifecycle.progress import WaitProgress, progress_of
 from cortex_server.lifecycle.shown import with_pins
@@ -102,7 +102,7 @@ class Conductor:
         self._fleet = fleet
         self._clock = clock
         self._config = config
-        self._catalogue = catalogue
+        self._profiles = {p.id: p for p in catalogue.models}
         self._carrier = Carrier(fleet, nodes, self)
         self._scheduler = Scheduler(self, policy_of(config), new_instance_id)
         self._rooms = Rooms()
@@ -208,8 +208,8 @@ class Conductor:
         self._fleet.on_change(self._bell.set)
         self._fleet.count_waiting(self.waiting)
         upkeep_at = now = self._clock.monotonic()
-        for goal in preloads(self._catalogue.models):
-            self._pursue(next(p for p in self._catalogue.models if p.id == goal.model), goal, now)
+        for goal in preloads(self._profiles.values()):
+            self._pursue(self._profiles[goal.model], goal, now)
         try:
             while True:
                 await self._next_event(upkeep_at)
@@ -259,17 +259,16 @@ class Conductor:
     def _keep_up(self, now: float) -> None:
         """What is due with time alone."""
         snapshot = self._fleet.snapshot
-        profiles = {p.id: p for p in self._catalogue.models}
-        learned = self.knowledge.observe(snapshot, profiles, now)
+        learned = self.knowledge.observe(snapshot, self._profiles, now)
         if self._store is not None and learned:
             self._store.remember(learned)
         if self.pins.expire(self._clock.unix()):
             self._pins_changed()
         self._gone &= {i.id for i in snapshot.instances()}
         shown = with_pins(snapshot, self.pins)
-        chores = self.upkeep.due(shown, self._catalogue.models, now)
+        chores = self.upkeep.due(shown, self._profiles.values(), now)
         for goal in chores.want:
-            self._pursue(profiles[goal.model], goal, now)
+            self._pursue(self._profiles[goal.model], goal, now)
         for view in chores.unload:
             if view.id not in self._leaving:
                 event(log, "idle_unload", model=view.model, node=view.node, instance=view.id)
@@ -314,13 +313,13 @@ class Conductor:
             rooms=self._rooms.of(snapshot, overlay),
             now=snapshot.at,
             sizes=self.knowledge.sizes,
-            standings=self.knowledge.standings(self._catalogue, self._clock.monotonic()),
+            standings=StandingsNow(self.knowledge, self._profiles, self._clock.monotonic()),
             stored=self.knowledge.stored,
         )
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
-        self._catalogue = catalogue
+        self._profiles = {p.id: p for p in catalogue.models}
         self._bell.set()
 
     def preview(self, wish: Wish) -> tuple[Plan, World]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import ModelProfile
 from cortex_common.fleet import FleetSnapshot, InstanceView, NodeView
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import InstanceId, InstanceState, ModelId
@@ -130,22 +130,14 @@ class Knowledge:
         """What loads of a model took, by key, build and node."""
         return tuple(m for m in self._loads.values() if m.key.model == model)
 
-    def standings(self, catalogue: Catalogue, now: float) -> dict[ModelId, Standing]:
-        """How each model of the catalogue stands.
-
-        Args:
-            catalogue: the profiles.
-            now: monotonic seconds.
-        """
-        return {
-            ModelId(p.id): Standing(
-                priority=p.priority,
-                reload_s=self._load_s.get(p.id, UNMEASURED_LOAD_S),
-                rate=self.rate(p.id, now),
-                keep=p.replicas.min,
-            )
-            for p in catalogue.models
-        }
+    def standing(self, profile: ModelProfile, now: float) -> Standing:
+        """How a model stands; `now` is monotonic seconds."""
+        return Standing(
+            priority=profile.priority,
+            reload_s=self._load_s.get(profile.id, UNMEASURED_LOAD_S),
+            rate=self.rate(profile.id, now),
+            keep=profile.replicas.min,
+        )
 
     def rate(self, model: str, now: float) -> float:
         """Requests a second, recent ones counting most."""
@@ -208,3 +200,25 @@ def _measure(
         load_s=instance.load_seconds,
         at=at,
     )
+
+
+class StandingsNow:
+    """How models stand at one moment; worked out when asked for.
+
+    Args:
+        knowledge: of what they did.
+        profiles: by model id.
+        now: monotonic seconds.
+    """
+
+    def __init__(
+        self, knowledge: Knowledge, profiles: Mapping[str, ModelProfile], now: float
+    ) -> None:
+        self._knowledge = knowledge
+        self._profiles = profiles
+        self._now = now
+
+    def get(self, model: ModelId, default: Standing, /) -> Standing:
+        """See `Standings.get`."""
+        profile = self._profiles.get(model)
+        return default if profile is None else self._knowledge.standing(profile, self._now)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cortex_common.errors import CortexError
-from cortex_common.fleet import FleetSnapshot, InstanceView, NodeView
+from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
 from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.evict import Standing
+from cortex_server.core.evict import Standings
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
 from cortex_server.core.scheduler import Order, Scheduler
@@ -30,7 +30,7 @@ UNLOAD_S = 1.0
 
 DEADLINE_S = 1800.0
 
-Standings = Callable[[float], dict[ModelId, Standing]]
+StandingsAt = Callable[[float], Standings]
 """How models stand at a time, in seconds of the trace."""
 
 
@@ -42,6 +42,13 @@ class Instance:
     in_flight: int = 0
     last_used: float = 0.0
     leaving: Order | None = None
+
+    def shown(self) -> InstanceView:
+        """As a snapshot has it; the same object while nothing has changed."""
+        used = UNIX + self.last_used
+        if self.view.in_flight != self.in_flight or self.view.last_used != used:
+            self.view = replace(self.view, in_flight=self.in_flight, last_used=used)
+        return self.view
 
 
 @dataclass(slots=True)
@@ -82,7 +89,7 @@ class Simulation:
         self,
         fleet: SimulatedFleet,
         policy: Policy,
-        standings: Standings,
+        standings: StandingsAt,
         on_request: Callable[[Request], None] = lambda _request: None,
     ) -> None:
         self.outcome = Outcome()
@@ -267,9 +274,21 @@ def _seen(empty: NodeView, instances: Sequence[Instance]) -> NodeView:
     for i in instances:
         for index, mb in zip(i.view.devices, i.view.vram_by_device, strict=True):
             held[index] += mb
-        views.append(replace(i.view, in_flight=i.in_flight, last_used=UNIX + i.last_used))
-    devices = tuple(
-        replace(d, vram_available_mb=d.vram_total_mb - held[d.index]) for d in empty.devices
-    )
-    assert all(d.vram_available_mb >= 0 for d in devices), "placement over-committed a device"
+        views.append(i.shown())
+    devices = tuple(_device(d, held[d.index]) for d in empty.devices)
     return replace(empty, devices=devices, instances=tuple(views))
+
+
+def _device(device: DeviceView, held_mb: int) -> DeviceView:
+    if not held_mb:
+        return device
+    available = device.vram_total_mb - held_mb
+    assert available >= 0, "placement over-committed a device"
+    return DeviceView(
+        index=device.index,
+        uuid=device.uuid,
+        kind=device.kind,
+        name=device.name,
+        vram_total_mb=device.vram_total_mb,
+        vram_available_mb=available,
+    )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cortex_common.models import ModelId
-from cortex_server.core.evict import Standing
+from cortex_server.core.evict import Standing, Standings
 from cortex_server.core.policy import Policy, Strategy
 from cortex_server.lifecycle.knowledge import HALF_LIFE_S, decayed
 from cortex_server.simulate.engine import Outcome, Simulation
-from cortex_server.simulate.fleet import SimulatedFleet
+from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request
 
 ORACLE = "oracle"
@@ -55,11 +55,29 @@ class Report:
     bound_s: float
 
 
+class _At:
+    """How models stand at one moment; worked out when asked for."""
+
+    def __init__(
+        self, models: Mapping[str, Model], rate: Callable[[str, float], float], now: float
+    ) -> None:
+        self._models = models
+        self._rate = rate
+        self._now = now
+
+    def get(self, model: ModelId, default: Standing, /) -> Standing:
+        """See `Standings.get`."""
+        found = self._models.get(model)
+        if found is None:
+            return default
+        return Standing(found.priority, found.load_s, self._rate(model, self._now))
+
+
 class Past:
     """How models stand by what has been asked so far, as the gateway reckons it."""
 
     def __init__(self, fleet: SimulatedFleet) -> None:
-        self._models = fleet.models
+        self._models = {m.id: m for m in fleet.models}
         self._weights: dict[str, tuple[float, float]] = {}
 
     def take(self, request: Request) -> None:
@@ -67,14 +85,9 @@ class Past:
         weight, at = self._weights.get(request.model, (0.0, request.at))
         self._weights[request.model] = (decayed(weight, request.at - at) + 1, request.at)
 
-    def standings(self, now: float) -> dict[ModelId, Standing]:
-        """See `engine.Standings`."""
-        return {
-            ModelId(m.id): Standing(
-                priority=m.priority, reload_s=m.load_s, rate=self._rate(m.id, now)
-            )
-            for m in self._models
-        }
+    def standings(self, now: float) -> Standings:
+        """See `engine.StandingsAt`."""
+        return _At(self._models, self._rate, now)
 
     def _rate(self, model: str, now: float) -> float:
         weight, at = self._weights.get(model, (0.0, now))
@@ -85,20 +98,15 @@ class Future:
     """How models stand by when they will be asked for next."""
 
     def __init__(self, fleet: SimulatedFleet, trace: Sequence[Request]) -> None:
-        self._models = fleet.models
+        self._models = {m.id: m for m in fleet.models}
         self._times: dict[str, list[float]] = {m.id: [] for m in fleet.models}
         for request in trace:
             if request.model in self._times:
                 self._times[request.model].append(request.at)
 
-    def standings(self, now: float) -> dict[ModelId, Standing]:
-        """See `engine.Standings`."""
-        return {
-            ModelId(m.id): Standing(
-                priority=m.priority, reload_s=m.load_s, rate=self._rate(m.id, now)
-            )
-            for m in self._models
-        }
+    def standings(self, now: float) -> Standings:
+        """See `engine.StandingsAt`."""
+        return _At(self._models, self._rate, now)
 
     def _rate(self, model: str, now: float) -> float:
         times = self._times[model]
