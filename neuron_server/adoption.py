@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
-from cortex_common import logs
 from neuron_server.core.instance import Instance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.harness.registry import Registry
+from neuron_server.journal import Journal
 from neuron_server.processes import boot_id
 from neuron_server.records import EngineRecord, StateDir
 
-log = logging.getLogger(__name__)
-
 
 def left_running(
-    state: StateDir, registry: Registry, devices: int
+    state: StateDir, registry: Registry, devices: int, journal: Journal
 ) -> Iterator[tuple[Instance, EngineProcess]]:
     """Each recorded engine that still lives, as an instance to be probed; the other records are removed.
 
@@ -26,6 +23,7 @@ def left_running(
         state: the records.
         registry: an engine whose harness is not configured any more is not taken over.
         devices: how many the node has now.
+        journal: told what became of each.
     """
     boot = boot_id()
     for record in state.records():
@@ -35,9 +33,9 @@ def left_running(
             engine = EngineProcess.adopt(record.pid, record.started_ticks, record.instance_id)
         if engine is None:
             state.forget(record.instance_id)
-            logs.event(log, "engine_was_gone", instance=record.instance_id)
+            journal.note("engine_was_gone", instance=record.instance_id)
             continue
-        logs.event(log, "engine_adopted", instance=record.instance_id, pid=record.pid)
+        journal.note("engine_adopted", instance=record.instance_id, pid=record.pid)
         yield _instance(record, registry), engine
 
 

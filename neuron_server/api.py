@@ -32,6 +32,7 @@ from cortex_common.models import (
 )
 from neuron_server.core.instance import Instance
 from neuron_server.events import StatusEvents
+from neuron_server.metrics import exposition
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
 
@@ -100,8 +101,17 @@ def _node_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRou
 
     @router.get("/events", response_class=Response)
     async def events(request: Request) -> Response:
-        """Server-sent events: the whole status at once, after each change, and about once a second."""
-        return StatusEvents(runtime, url_of(request))
+        """Server-sent events: the whole `status` at once, after each change and once a second.
+
+        Each decision is a `lifecycle` entry. With Last-Event-ID, those that were missed come first.
+        """
+        return StatusEvents(runtime, url_of(request), request.headers.get("last-event-id"))
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        """The same in Prometheus's text format."""
+        text = exposition(runtime.status(url_of(request)))
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 

@@ -7,7 +7,6 @@ import logging
 import zlib
 from collections.abc import Iterable
 
-from cortex_common import logs
 from cortex_common.clock import Clock
 from cortex_common.errors import CortexError
 from cortex_common.harness import AttachedHarness
@@ -15,8 +14,6 @@ from cortex_common.models import InstanceId, InstanceState, LoadSpec
 from neuron_server.core.instance import Instance, advance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.life import Ledger
-
-log = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 2.0
 
@@ -56,8 +53,8 @@ class AttachedLife:
         try:
             await self._harness.unload(self._ledger.now(self.id).spec)
         except CortexError as failed:  # an engine that is gone holds nothing
-            logs.event(
-                log, "unload_failed", logging.WARNING, instance=self.id, reason=failed.message
+            self._ledger.note(
+                "unload_failed", logging.WARNING, instance=self.id, reason=failed.message
             )
 
     async def let_go(self) -> None:
@@ -91,7 +88,7 @@ class AttachedLife:
             parallel=instance.spec.parallel,
         )
         self._ledger.change(ready)
-        logs.event(log, "instance_ready", instance=self.id, model=instance.spec.model_id)
+        self._ledger.note("instance_ready", instance=self.id, model=instance.spec.model_id)
 
     async def _still_loaded(self) -> bool:
         """Look again after a while; False once somebody else unloaded the model or the engine is gone."""
@@ -108,7 +105,7 @@ class AttachedLife:
         return False
 
     def _fail(self, why: str) -> None:
-        logs.event(log, "instance_failed", logging.WARNING, instance=self.id, reason=why)
+        self._ledger.note("instance_failed", logging.WARNING, instance=self.id, reason=why)
         instance = self._ledger.now(self.id)
         self._ledger.change(advance(instance, InstanceState.FAILED, error=why))
 

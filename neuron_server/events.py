@@ -9,6 +9,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cortex_common.wire import Wire
 from neuron_server.core.instance import Instance
 from neuron_server.runtime import Runtime
 
@@ -25,7 +26,9 @@ class StatusEvents(Response):
     take an event in time is cut and may come again.
     """
 
-    def __init__(self, runtime: Runtime, url_of: Callable[[Instance], str]) -> None:
+    def __init__(
+        self, runtime: Runtime, url_of: Callable[[Instance], str], last_event_id: str | None
+    ) -> None:
         super().__init__(
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
@@ -33,6 +36,7 @@ class StatusEvents(Response):
         del self.headers["content-length"]
         self._runtime = runtime
         self._url_of = url_of
+        self._noted = noted_before(last_event_id, runtime.journal.last)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send until the reader goes, is too slow, or the neuron stops."""
@@ -51,13 +55,33 @@ class StatusEvents(Response):
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._runtime.changes.follow(_SILENCE_S)) as changes:
             async for number in changes:
-                data = b":\n\n"
-                if number is not None:
-                    status = self._runtime.status(self._url_of)
-                    data = f"id: {number}\nevent: status\ndata: {status.model_dump_json()}\n\n".encode()
+                data = b":\n\n" if number is None else self._news(number)
                 async with asyncio.timeout(_SLOW_S):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _news(self, number: int) -> bytes:
+        """What was noted since the last message, then the status."""
+        blocks = []
+        for noted, entry in self._runtime.journal.since(self._noted):
+            blocks.append(_event(f"{number}.{noted}", "lifecycle", entry))
+            self._noted = noted
+        status = self._runtime.status(self._url_of)
+        blocks.append(_event(f"{number}.{self._noted}", "status", status))
+        return b"".join(blocks)
+
+
+def _event(number: str, name: str, data: Wire) -> bytes:
+    return f"id: {number}\nevent: {name}\ndata: {data.model_dump_json()}\n\n".encode()
+
+
+def noted_before(last_event_id: str | None, last: int) -> int:
+    """How far a reader that comes back has read the journal: the second number of its Last-Event-ID.
+
+    A new reader, or one that remembers another neuron's numbers, begins with what comes.
+    """
+    _, _, noted = (last_event_id or "").partition(".")
+    return int(noted) if noted.isdigit() and int(noted) <= last else last
 
 
 async def until_gone(receive: Receive) -> None:

@@ -10,13 +10,12 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from cortex_common import logs
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import CortexError, LoadFailed, UpstreamTimeout
 from cortex_common.harness import Launch, Probe, ProcessHarness
 from cortex_common.models import InstanceId, InstanceState
-from neuron_server.core.exits import ExitKind, classify
+from neuron_server.core.exits import Exit, ExitKind, classify
 from neuron_server.core.instance import (
     Instance,
     advance,
@@ -33,6 +32,8 @@ _PROBE_EVERY_S = (0.05, 0.5)
 """Seconds between probes: at first, and at most."""
 _PORT_TRIES = 3
 _LAST_LINES = 40
+_SILENT_LOOKS = 3
+_LOOK_LIMIT_S = 5.0
 
 
 class Life(Protocol):
@@ -65,6 +66,10 @@ class Ledger(Protocol):
 
     def now(self, instance: InstanceId) -> Instance:
         """The instance as it stands."""
+        ...
+
+    def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+        """Put something into the journal."""
         ...
 
     def change(self, instance: Instance) -> None:
@@ -173,7 +178,7 @@ class EngineLife:
         await self._stop_engine()
         await self._ledger.measure()  # whoever sees it failed sees its memory free too
         instance = advance(self._ledger.now(self.id), InstanceState.FAILED, error=why)
-        logs.event(log, "instance_failed", logging.WARNING, instance=self.id, reason=why)
+        self._ledger.note("instance_failed", logging.WARNING, instance=self.id, reason=why)
         self._ledger.change(instance)
 
     async def _become_ready(self) -> None:
@@ -194,8 +199,8 @@ class EngineLife:
             error=None,
         )
         self._ledger.change(ready)
-        logs.event(
-            log, "instance_ready", instance=self.id, model=loading.spec.model_id, seconds=seconds
+        self._ledger.note(
+            "instance_ready", instance=self.id, model=loading.spec.model_id, seconds=seconds
         )
 
     async def _first_sign(self, begun: float) -> Probe:
@@ -219,8 +224,7 @@ class EngineLife:
         launch = self._launch(instance.port)
         with self._log.open_for_engine() as output:
             self.engine = EngineProcess.spawn(launch, output, {OWNER_MARK: self._owner}, self.id)
-        logs.event(
-            log,
+        self._ledger.note(
             "engine_started",
             instance=self.id,
             model=instance.spec.model_id,
@@ -280,16 +284,15 @@ class EngineLife:
             self._ledger.change(changed)
 
     async def _until_crash(self) -> bool:
-        """Wait for the engine's end; True once it is time to start it again."""
+        """Wait for the engine's end, or until it hangs; True once it is time to start it again."""
         assert self.engine is not None
-        status = await self.engine.wait()
-        end = classify(status, self._log.tail(_LAST_LINES))
+        end = await self._end_or_hang(self.engine)
         await self._stop_engine()  # what the head left behind
         instance = self._ledger.now(self.id)
         if instance.state is not InstanceState.READY:
             return False  # it was being drained, and whoever drains it does the rest
         again = restart_delay_s(instance, self._clock.unix())
-        logs.event(log, "engine_crashed", logging.ERROR, instance=self.id, kind=end.kind)
+        self._ledger.note("engine_crashed", logging.ERROR, instance=self.id, kind=end.kind)
         if again is None:
             await self._fail(end.message)
             return False
@@ -302,6 +305,23 @@ class EngineLife:
         )
         await asyncio.sleep(delay)
         return True
+
+    async def _end_or_hang(self, engine: EngineProcess) -> Exit:
+        every, silent = self._entry.health_every_s, 0
+        while silent < _SILENT_LOOKS:
+            with contextlib.suppress(TimeoutError):
+                status = await asyncio.wait_for(engine.wait(), every)
+                return classify(status, self._log.tail(_LAST_LINES))
+            silent = 0 if await self._answers(min(every, _LOOK_LIMIT_S)) else silent + 1
+        return Exit(ExitKind.HUNG, f"the engine did not answer {_SILENT_LOOKS} times in a row")
+
+    async def _answers(self, within_s: float) -> bool:
+        instance = self._ledger.now(self.id)
+        url = self.url(instance.port)
+        with contextlib.suppress(TimeoutError):
+            probe = await asyncio.wait_for(self._harness.probe(instance.spec, url), within_s)
+            return probe.ready
+        return False
 
 
 class _PortTaken(LoadFailed):

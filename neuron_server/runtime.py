@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cortex_common import logs
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit, ModelNotFound, Unavailable, nearest
@@ -44,6 +43,7 @@ from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
 from neuron_server.harness.process import kill_orphans
 from neuron_server.harness.registry import Registered, Registry
+from neuron_server.journal import Journal
 from neuron_server.life import EngineLife, Life, port_is_free
 from neuron_server.records import EngineRecord, PastLoad, StateDir
 
@@ -93,6 +93,7 @@ class Runtime:
         self.host = host
         self.registry = registry
         self.changes = Changes()
+        self.journal = Journal(clock, self.changes)
         self.relayed: dict[InstanceId, int] = {}
         self._state = state
         self._clock = clock
@@ -112,7 +113,7 @@ class Runtime:
         await self._books.read({})
         orphans = await kill_orphans(self._state.owner, self._adopt())
         if orphans:
-            logs.event(log, "orphans_killed", logging.WARNING, pids=list(orphans))
+            self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
         await self._find_attached()
         await self.measure()
         self._reader = asyncio.create_task(self._keep_reading(), name="readings")
@@ -132,7 +133,7 @@ class Runtime:
         self._state.close()
 
     def _adopt(self) -> frozenset[str]:
-        found = list(left_running(self._state, self.registry, len(self.host.devices)))
+        found = list(left_running(self._state, self.registry, len(self.host.devices), self.journal))
         for instance, engine in found:
             self._hold(instance, self.registry.get(instance.spec.harness)).life.begin(engine)
         return frozenset(str(instance.id) for instance, _ in found)
@@ -267,6 +268,10 @@ class Runtime:
         """See `life.Ledger.now`."""
         return self._held[instance].instance
 
+    def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+        """See `life.Ledger.note`."""
+        self.journal.note(event, level, **facts)
+
     def change(self, instance: Instance) -> None:
         """See `life.Ledger.change`."""
         held = self._held[instance.id]
@@ -332,8 +337,7 @@ class Runtime:
         )
         held = self._hold(instance, registered)
         self._state.log(instance_id).remove()
-        logs.event(
-            log,
+        self.journal.note(
             "load_admitted",
             instance=instance_id,
             model=spec.model_id,
@@ -385,13 +389,13 @@ class Runtime:
             self.change(advance(held.instance, InstanceState.DRAINING))
             await self._until_idle(held, drain_s)
         self.change(advance(held.instance, InstanceState.STOPPING))
-        logs.event(log, "unloading", instance=held.instance.id, model=held.instance.spec.model_id)
+        self.journal.note("unloading", instance=held.instance.id, model=held.instance.spec.model_id)
         devices = held.instance.devices if any(held.instance.measured_mb) else ()
         self._remember(held.instance)
         await held.life.end()
         await self._until_freed(devices)
         self._drop(held.instance.id)
-        logs.event(log, "unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
+        self.journal.note("unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
         self.changes.publish()
 
     async def _until_idle(self, held: _Held, drain_s: float) -> None:

@@ -75,6 +75,8 @@ def model_info(
         context=instance.context or instance.spec.context,
         parallel=instance.parallel or instance.spec.parallel,
         vram_by_device=counted_mb,
+        vram_measured_mb=instance.measured_mb,
+        vram_peak_mb=instance.peak_mb,
         progress=instance.progress,
         stage=instance.stage,
         eta_s=eta,

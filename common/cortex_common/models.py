@@ -105,6 +105,8 @@ class ModelInfo(Wire):
         vram_used_mb: MiB that its devices lack because of it, which its end would give back: what is measured
             for its process tree, and what is promised to it and not taken yet.
         vram_by_device: the same for each of `devices`, in that order.
+        vram_measured_mb: MiB measured for its process tree on each of `devices`; empty when that is not known.
+        vram_peak_mb: the most that was ever measured on one of them; 0 when not known.
         url: base URL of its OpenAI routes, once ready; with "/v1/chat/completions" behind it, it answers.
         served_as: the name that the engine wants in requests, where it is not the model's.
         progress: share of the load that is done, 0 to 1, when the engine tells.
@@ -125,6 +127,8 @@ class ModelInfo(Wire):
     context: int | None = None
     parallel: int | None = None
     vram_by_device: tuple[int, ...] = ()
+    vram_measured_mb: tuple[int, ...] = ()
+    vram_peak_mb: int = 0
     progress: float | None = None
     stage: str | None = None
     eta_s: float | None = None
@@ -134,6 +138,20 @@ class ModelInfo(Wire):
     engine_version: str | None = None
     served_as: str | None = None
     started_at: float = 0.0
+
+
+class LifecycleEntry(Wire):
+    """A `lifecycle` message of GET /events: one decision of the node, or one thing that happened to an instance.
+
+    Attributes:
+        at: Unix seconds.
+        event: stable name, such as "load_admitted" or "engine_crashed".
+        facts: what it is about, for people: instance, model, reason, ...
+    """
+
+    at: float
+    event: str
+    facts: dict[str, str] = Field(default_factory=dict)
 
 
 class NodeStatus(Wire):

@@ -18,6 +18,7 @@ class ExitKind(StrEnum):
     CRASH = "crash"
     KILLED = "killed"
     ENDED = "ended"
+    HUNG = "hung"
 
 
 @dataclass(frozen=True, slots=True)

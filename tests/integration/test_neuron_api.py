@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,6 +239,48 @@ async def test_events_begin_with_the_whole_status_and_follow_every_change(rig: N
     assert ("loading",) in seen
     assert ("ready",) in seen
     assert seen[-1] == ()
+
+
+async def test_events_tell_what_was_decided_and_resume(rig: NeuronRig):
+    """Lifecycle entries come in order, and a reader that returns with its last id gets those that it missed."""
+
+    async def read(last: str | None, enough: str) -> tuple[list[str], str]:
+        headers = {"last-event-id": last} if last else {}
+        names, number, kind = [], "", ""
+        async with (
+            asyncio.timeout(10),
+            httpx.AsyncClient(base_url=rig.url) as http,
+            http.stream("GET", "/events", headers=headers) as stream,
+        ):
+            async for line in stream.aiter_lines():
+                key, _, value = line.partition(": ")
+                number = value if key == "id" else number
+                kind = value if key == "event" else kind
+                if key == "data" and kind == "lifecycle":
+                    names.append(json.loads(value)["event"])
+                if key == "data" and enough in {kind, *names[-1:]}:
+                    return names, number
+        raise AssertionError(f"the stream ended: {names}")
+
+    nothing, last = await read(None, "status")
+    assert nothing == []
+    async with rig.client() as client:
+        await load(client, fake("noted"))
+        await client.unload(UnloadRequest(model_id="noted"))
+    story = ["load_admitted", "engine_started", "instance_ready", "unloading", "unloaded"]
+    assert (await read(last, "unloaded"))[0] == story
+
+
+async def test_metrics_show_devices_and_instances(rig: NeuronRig):
+    """Prometheus gets the numbers of /health and the state of each instance."""
+    async with rig.client() as client, httpx.AsyncClient(base_url=rig.url) as http:
+        await load(client, fake("org/seen", instance_id="seen"))
+        text = (await http.get("/metrics")).text
+        assert 'cortex_neuron_vram_mb{device="0",what="available"} 800.0' in text
+        names = 'instance="seen",model="org/seen"'
+        assert f'cortex_neuron_instance_state{{{names},state="ready"}} 1.0' in text
+        assert f"cortex_neuron_instance_vram_mb{{{names}}} 100.0" in text
+        await client.unload(UnloadRequest(model_id="org/seen"))
 
 
 async def test_unload_waits_for_an_idle_engine(rig: NeuronRig, weights: Path):

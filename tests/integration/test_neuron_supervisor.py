@@ -24,7 +24,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
     directory = tmp_path_factory.mktemp("neuron")
     rig = NeuronRig(directory, memory_mb=1000)
     hasty = rig.config.read_text().split("[[harnesses]]")[2]
-    hasty = hasty.replace('name = "fake"', 'name = "hasty"') + "load_timeout_s = 1.5\n"
+    hasty = (
+        hasty.replace('name = "fake"', 'name = "hasty"')
+        + "load_timeout_s = 1.5\nhealth_every_s = 0.2\n"
+    )
     rig.config.write_text(rig.config.read_text() + "[[harnesses]]" + hasty)
     yield from running(rig)
 
@@ -134,6 +137,19 @@ async def test_a_crashed_engine_comes_back_with_back_off(rig: NeuronRig, tmp_pat
         (up,) = await until(client, is_state(InstanceState.READY))
         assert up.error is None
         await client.unload(UnloadRequest(model_id="phoenix"))
+
+
+async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
+    """A process that lives but answers nothing is killed and started again."""
+    async with rig.client() as client:
+        await load(client, fake("frozen", harness="hasty"))
+        (engine,) = rig.engines()
+        engine.suspend()
+        (down,) = await until(client, is_state(InstanceState.LOADING))
+        assert down.error == "the engine did not answer 3 times in a row"
+        await until(client, is_state(InstanceState.READY))
+        assert engine not in rig.engines()
+        await client.unload(UnloadRequest(model_id="frozen"))
 
 
 async def test_a_restarting_instance_can_be_unloaded(rig: NeuronRig):

@@ -149,6 +149,9 @@ class HarnessEntry(Section):
     stop_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds that an engine may take to end before it is killed."""
 
+    health_every_s: Annotated[float, Field(gt=0)] = 15.0
+    """Seconds between looks at a ready engine; one that does not answer three times in a row is restarted."""
+
     env: dict[str, str] = Field(default_factory=dict)
     """Environment for all its engines."""
 
