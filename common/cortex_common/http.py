@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,6 +22,7 @@ class ControlClient:
         base_url: without a slash at its end.
         who: what to call the other side in errors, such as "node beast".
         token: bearer token, where the other side asks for one.
+        tls: with which authorities and certificate to ask; None for the system's.
         transport: for tests that run the server in this process.
     """
 
@@ -30,6 +32,7 @@ class ControlClient:
         *,
         who: str,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = base_url
@@ -39,6 +42,7 @@ class ControlClient:
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(10.0, connect=5.0),
             transport=transport,
+            verify=True if tls is None else tls,
             trust_env=False,
         )
 

@@ -59,6 +59,8 @@ def engine_request(
         % (endpoint.prefix, path.encode(), endpoint.authority, length, ident)
     ]
     lines += [b"%b: %b" % (name, value) for name, value in headers if name in TO_ENGINE]
+    if endpoint.authorization is not None:
+        lines.append(b"authorization: " + endpoint.authorization)
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
 

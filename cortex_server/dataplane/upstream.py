@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -52,7 +53,9 @@ class Endpoint:
     Attributes:
         prefix: path before /v1, without a slash at its end.
         authority: for the Host header.
+        tls: how to speak TLS there; None for plain HTTP.
         uds: path of a Unix socket, instead of host and port.
+        authorization: value of that header, where the node asks for a token.
     """
 
     host: str
@@ -61,6 +64,7 @@ class Endpoint:
     authority: bytes
     tls: ssl.SSLContext | None = None
     uds: str | None = None
+    authorization: bytes | None = None
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
@@ -79,6 +83,24 @@ class Endpoint:
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         port = parts.port or (443 if tls else 80)
         return cls(parts.hostname, port, prefix, parts.netloc.encode(), tls)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAccess:
+    """How one node wants to be asked.
+
+    Attributes:
+        tls: with which authorities and certificate; None for the system's.
+        token: that it asks for.
+    """
+
+    tls: ssl.SSLContext | None = None
+    token: str | None = None
+
+    @property
+    def authorization(self) -> bytes | None:
+        """The value of that header."""
+        return None if self.token is None else f"Bearer {self.token}".encode()
 
 
 class Connection(asyncio.Protocol):
@@ -276,6 +298,7 @@ class Pool:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._endpoints: dict[str, Endpoint] = {}
+        self._nodes: dict[str, NodeAccess] = {}
         self._resting: dict[Endpoint, list[Connection]] = {}
         self._home: dict[Connection, Endpoint] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -285,8 +308,24 @@ class Pool:
         """The parsed form of an engine's URL."""
         found = self._endpoints.get(url)
         if found is None:
-            found = self._endpoints[url] = Endpoint.parse(url)
+            found = self._endpoints[url] = self._parsed(url)
         return found
+
+    def use_nodes(self, nodes: Mapping[str, NodeAccess]) -> None:
+        """Tell how nodes want to be asked, by the base URL of their neurons, below which they relay to engines."""
+        self._nodes = dict(nodes)
+        self._endpoints.clear()
+
+    def _parsed(self, url: str) -> Endpoint:
+        plain = Endpoint.parse(url)
+        for base, access in self._nodes.items():
+            if url.startswith(f"{base}/"):
+                return replace(
+                    plain,
+                    tls=(access.tls or plain.tls) if plain.tls else None,
+                    authorization=access.authorization,
+                )
+        return plain
 
     def resting(self, endpoint: Endpoint) -> Connection | None:
         """An open, unused connection; the one used last, since it is the least likely to be closed."""
