@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,8 +18,10 @@ from cortex_common import logs
 from cortex_common.clock import SystemClock
 from cortex_common.config.load import Loaded
 from cortex_common.config.neuron import NeuronConfig
+from cortex_common.config.secret import read_secret
 from cortex_common.config.section import split_host_port
 from cortex_common.errors import ConfigError
+from cortex_common.tls import server_tls
 from neuron_server.api import create_app as _create_api
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
@@ -55,10 +58,12 @@ def serve(config: Loaded[NeuronConfig]) -> None:
 
 
 async def _serve(config: NeuronConfig) -> None:
+    config = with_secrets(config, os.environ)
+    tls = server_tls(config.tls)
     host, port = split_host_port(config.neuron.listen)
     with _listen(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}"
+        url = f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}"
         runtime = create_runtime(config)
         app = create_app(config, runtime, url=url)
         settings = uvicorn.Config(
@@ -67,7 +72,28 @@ async def _serve(config: NeuronConfig) -> None:
             access_log=False,
             timeout_graceful_shutdown=_LAST_REQUESTS_S,
         )
-        await _Server(settings, runtime).serve(sockets=[listener])
+        server = _Server(settings, runtime)
+        if tls is None:
+            await server.serve(sockets=[listener])
+            return
+        settings.load()
+        settings.ssl = tls.context
+        watch = asyncio.create_task(tls.watch(), name="certificates")
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            watch.cancel()
+
+
+def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
+    """The settings with the token that its file holds.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    section = config.neuron
+    token = read_secret(section.token, section.token_file, environ)
+    return config.model_copy(update={"neuron": section.model_copy(update={"token": token})})
 
 
 def create_runtime(
