@@ -102,7 +102,9 @@ class AsgiRoute:
         """Serve one request."""
         client = _Client()
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        exchange = client.exchange = Exchange(self._plane(), client, self._route, headers)
+        exchange = client.exchange = Exchange(
+            self._plane(), client, self._route, headers, scope["query_string"]
+        )
         peer = scope.get("client")
         try:
             if not exchange.admit(peer[0] if peer else None) or await self._read(receive, exchange):

@@ -65,7 +65,12 @@ class Diverted:
     )
 
     def __init__(
-        self, protocol: DivertingProtocol, plane: DataPlane, route: Route, headers: Headers
+        self,
+        protocol: DivertingProtocol,
+        plane: DataPlane,
+        route: Route,
+        headers: Headers,
+        query: bytes,
     ) -> None:
         self._protocol = protocol
         self._body: list[bytes] = []
@@ -79,7 +84,7 @@ class Diverted:
         self.disconnected = False
         self.message_event = _NoEvent()
         self.keep_alive = protocol.parser.should_keep_alive()
-        self.exchange = Exchange(plane, self, route, headers)
+        self.exchange = Exchange(plane, self, route, headers, query)
         peer = protocol.client
         if self.exchange.admit(peer[0] if peer else None):
             self._check_size(content_length(headers) or 0)
@@ -184,7 +189,8 @@ class DivertingProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        route = ROUTES.get(self.url.partition(b"?")[0])
+        path, _, query = self.url.partition(b"?")
+        route = ROUTES.get(path)
         current: RequestResponseCycle | None = self.cycle
         if (
             route is None
@@ -197,7 +203,7 @@ class DivertingProtocol(HttpToolsProtocol):
             self._receiving = None
             super().on_headers_complete()
             return
-        self._diverted = self._receiving = Diverted(self, self.plane, route, self.headers)
+        self._diverted = self._receiving = Diverted(self, self.plane, route, self.headers, query)
         self.cycle = cast(RequestResponseCycle, self._diverted)
 
     def on_body(self, body: bytes) -> None:

@@ -29,14 +29,14 @@ from cortex_common.errors import (
     Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
-    envelope_bytes,
 )
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.auth.keys import Key
 from cortex_server.auth.turnstile import full
 from cortex_server.core.pick import pick
-from cortex_server.dataplane.body import read_head, with_model
+from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
+from cortex_server.dataplane.dialogues import Dialogue
 from cortex_server.dataplane.headers import (
     NOT_TO_CLIENT,
     content_length,
@@ -46,8 +46,7 @@ from cortex_server.dataplane.headers import (
     request_id,
 )
 from cortex_server.dataplane.journal import RequestLine
-from cortex_server.dataplane.routes import Route
-from cortex_server.dataplane.scanner import Answer, LateAnswer, StreamAnswer, WholeAnswer
+from cortex_server.dataplane.routes import Asked, Route
 from cortex_server.dataplane.upstream import Connection, Headers
 from cortex_server.fleet.state import Target
 from cortex_server.metrics import NOWHERE
@@ -95,6 +94,7 @@ class Exchange:
         client: where the answer goes.
         route: which route was asked.
         headers: of the request, names in lower case.
+        query: of its URL.
     """
 
     __slots__ = (
@@ -102,8 +102,8 @@ class Exchange:
         "_body",
         "_client",
         "_cold",
-        "_committed",
         "_connection",
+        "_dialogue",
         "_failure",
         "_first_byte",
         "_fresh",
@@ -111,9 +111,12 @@ class Exchange:
         "_keepalive",
         "_last_byte",
         "_loop",
+        "_opened",
+        "_query",
         "_queued",
         "_route",
         "_route_reason",
+        "_said_at",
         "_status",
         "_task",
         "_tried",
@@ -124,12 +127,16 @@ class Exchange:
         "model",
         "plane",
         "started",
-        "stream",
         "target",
     )
 
     def __init__(
-        self, plane: DataPlane, client: Downstream, route: Route, headers: Headers
+        self,
+        plane: DataPlane,
+        client: Downstream,
+        route: Route,
+        headers: Headers,
+        query: bytes = b"",
     ) -> None:
         self.plane = plane
         self._client = client
@@ -140,9 +147,10 @@ class Exchange:
         self.started = self._loop.time()
         self.key: Key | None = None
         self.model = ModelId("")
-        self.stream = False
         self.target: Target | None = None
         self.finished = False
+        self._query = query
+        self._dialogue: Dialogue | None = None
         self._body = b""
         self._answer: Answer | None = None
         self._connection: Connection | None = None
@@ -152,13 +160,13 @@ class Exchange:
         self._failure: CortexError | None = None
         self._route_reason = b""
         self._cold = False
-        self._committed = False
+        self._opened = False
         self._fresh = False
         self._full = False
         self._status = 0
         self._queued = 0.0
         self._first_byte: float | None = None
-        self._last_byte = self.started
+        self._last_byte = self._said_at = self.started
         plane.active.add(self)
         plane.retries.earn()
 
@@ -186,14 +194,15 @@ class Exchange:
         key = self.key
         assert key is not None
         try:
-            name, self.stream = read_head(body)
+            asked = Asked(self._route.path, self._query, self.headers, self.ident, body)
+            dialogue = self._dialogue = self._route.read(asked)
+            name = dialogue.name
             model = fleet.known(name)
             if model is None:
                 raise fleet.names.not_found(name)
             if key.terms.models and not key.allows(model, name):
                 raise _not_for(key, name)
             self.model = model
-            self._body = body if name == model else with_model(body, name, model)
             go = self.plane.turnstile.enter(self, key, priority(self.headers))
         except CortexError as failed:
             self.refuse(failed)
@@ -215,16 +224,18 @@ class Exchange:
         """Answer with an error of our own."""
         if self.finished:
             return
-        if self._committed:
-            self._client.write(b"data: " + envelope_bytes(error) + b"\n\n")
+        dialogue = self._dialogue
+        if self._opened and dialogue is not None:
+            self._client.write(dialogue.event(error))
         else:
-            body = envelope_bytes(error)
-            headers = [(b"content-type", b"application/json"), *self._labels()]
+            refusal = self._route.refusal(error, self.ident)
+            status, body = refusal if dialogue is None else dialogue.refusal(error)
+            headers = [*JSON_HEAD, *self._labels()]
             if error.retry_after is not None:
                 headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
             if error.status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))
-            self._client.respond(error.status, headers, len(body))
+            self._client.respond(status, headers, len(body))
             self._client.write(body)
         self._client.end()
         self._finish(error.code)
@@ -257,13 +268,23 @@ class Exchange:
             if len(self._tried) >= MOST_TRIES or (candidates and not self.plane.retries.spend()):
                 candidates = []
         target = pick(candidates)
-        if target is not None:
+        assert self._dialogue is not None
+        alone = self._dialogue.alone(target.traits if target is not None else None)
+        if alone is not None:
+            self._answer_alone(alone)
+        elif target is not None:
             self._route_reason = self._reason(len(candidates))
             self._send_to(target)
         elif self._failure is not None:
             self.refuse(self._failure)
         else:
             self._task = self._loop.create_task(self._wait_for_load())
+
+    def _answer_alone(self, body: bytes) -> None:
+        self._client.respond(200, [*JSON_HEAD, *self._labels()], len(body))
+        self._client.write(body)
+        self._client.end()
+        self._finish(None)
 
     def _reason(self, candidates: int) -> bytes:
         if self._tried:
@@ -274,7 +295,7 @@ class Exchange:
 
     async def _wait_for_load(self) -> None:
         plane = self.plane
-        self._keep_alive_later(plane.settings.cold_start_comment_after_s)
+        self._keep_alive_later()
         try:
             profile = plane.fleet.profile(self.model)
             if profile is None:
@@ -317,30 +338,34 @@ class Exchange:
 
     # -- while a model loads -----------------------------------------------------------------
 
-    def _keep_alive_later(self, seconds: float) -> None:
-        wanted = self.stream and self._route.streams and seconds > 0
-        if wanted and (b"x-cortex-keep-alive", b"off") not in self.headers:
-            self._keepalive = self._loop.call_later(seconds, self._keep_alive)
+    def _may_keep_alive(self) -> bool:
+        wanted = self._dialogue is not None and self._dialogue.stream
+        return wanted and (b"x-cortex-keep-alive", b"off") not in self.headers
 
-    def _keep_alive(self) -> None:
-        """A comment that clients skip, so that nobody on the way takes a cold start for a dead connection."""
-        if not self._committed:
-            self._committed = self._cold = True
-            head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-            self._client.respond(200, [*head, *self._labels()], None)
-        self._client.write(self._progress_comment())
+    def _keep_alive_later(self) -> None:
+        seconds = self.plane.settings.cold_start_comment_after_s
+        if seconds > 0 and self._may_keep_alive():
+            self._keepalive = self._loop.call_later(seconds, self._keep_alive_loading)
+
+    def _keep_alive_loading(self) -> None:
+        self._cold = True
+        self._keep_alive(self._progress_comment())
+        self._keep_alive_later()
+
+    def _keep_alive(self, comment: bytes) -> None:
+        """Say something that clients skip, so that nobody on the way takes a long silence for a dead connection."""
+        assert self._dialogue is not None
+        self._open(200, STREAM_HEAD, None)
+        self._client.write(self._dialogue.keep_alive(comment))
         self._client.flush()
-        self._keepalive = self._loop.call_later(
-            self.plane.settings.cold_start_comment_after_s, self._keep_alive
-        )
 
     def _progress_comment(self) -> bytes:
         told = self.plane.loads.progress(self.model)
         if told is None:
-            return b": waiting\n\n"
+            return b"waiting"
         node = f" on {told.node}" if told.node else ""
         eta = "" if told.eta_s is None else f", about {told.eta_s:.0f} s to go"
-        return f": {told.state}{node}{eta}\n\n".encode()
+        return f"{told.state}{node}{eta}".encode()
 
     def _stop_keep_alive(self) -> None:
         if self._keepalive is not None:
@@ -350,8 +375,16 @@ class Exchange:
     # -- asking an engine --------------------------------------------------------------------
 
     def _send_to(self, target: Target) -> None:
+        fleet = self.plane.fleet
+        assert self._dialogue is not None
+        try:
+            profile = fleet.profile(self.model)
+            self._body = self._dialogue.ask(self.model, profile, target.traits)
+        except CortexError as failed:
+            self.refuse(failed)
+            return
         self.target = target
-        self.plane.fleet.acquire(target)
+        fleet.acquire(target)
         self._reach(target)
 
     def _reach(self, target: Target, *, anew: bool = False) -> None:
@@ -382,7 +415,9 @@ class Exchange:
         self._connection = connection
         self._last_byte = self._loop.time()
         endpoint = self.plane.pool.endpoint(target.url)
-        head = engine_request(endpoint, self._route.path, self.headers, len(self._body), self.ident)
+        assert self._dialogue is not None
+        path = self._dialogue.path
+        head = engine_request(endpoint, path, self.headers, len(self._body), self.ident)
         connection.send(head, self._body, self)
         if self._full:
             connection.pause()
@@ -413,14 +448,21 @@ class Exchange:
     def upstream_head(self, status: int, headers: Headers) -> None:
         """See `Receiver`."""
         self._status = status
+        assert self._dialogue is not None
         streamed = status < 400 and is_event_stream(headers)
-        if self._committed:
-            self._answer = StreamAnswer() if streamed else LateAnswer(status)
-            return
-        self._answer = StreamAnswer() if streamed else WholeAnswer(status)
-        kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
-        length = None if streamed else content_length(headers)
-        self._client.respond(status, kept + self._labels(), length)
+        answer = self._answer = self._dialogue.answer(status, streamed=streamed)
+        if self._opened:
+            if not streamed:
+                self._answer = Late(status, self._dialogue.event)
+        elif answer.prompt:
+            kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
+            self._open(status, kept, None if streamed else content_length(headers))
+
+    def _open(self, status: int, headers: Headers, length: int | None) -> None:
+        """Send the head, once."""
+        if not self._opened:
+            self._opened = True
+            self._client.respond(status, [*headers, *self._labels()], length)
 
     def upstream_data(self, data: bytes) -> None:
         """See `Receiver`."""
@@ -430,6 +472,8 @@ class Exchange:
             self._first_byte = now
         assert self._answer is not None
         if owed := self._answer.feed(data):
+            if not self._opened:
+                self._open(200, self._answer.head, None)
             self._client.write(owed)
 
     def upstream_read(self) -> None:
@@ -439,11 +483,14 @@ class Exchange:
     def upstream_end(self) -> None:
         """See `Receiver`."""
         self._connection = None
-        assert self._answer is not None
-        if owed := self._answer.end():
+        answer = self._answer
+        assert answer is not None
+        owed = answer.end()
+        self._open(answer.status, JSON_HEAD, len(owed))
+        if owed:
             self._client.write(owed)
         self._client.end()
-        self._finish(self._answer.error)
+        self._finish(answer.error)
 
     def upstream_lost(self, reason: str, *, answered: bool) -> None:
         """See `Receiver`."""
@@ -462,11 +509,13 @@ class Exchange:
 
     def _break_off(self, error: CortexError) -> None:
         """Too late for another instance: say that the answer is not whole."""
-        assert self._answer is not None
-        told = self._answer.broken(error)
+        answer = self._answer
+        assert answer is not None
+        told = answer.broken(error)
         if told is None:
             self._client.abort()
         else:
+            self._open(answer.status, JSON_HEAD, len(told))
             self._client.write(told)
             self._client.end()
         self._finish(error.code)
@@ -474,10 +523,14 @@ class Exchange:
     # -- the end -----------------------------------------------------------------------------
 
     def check_silence(self, now: float) -> None:
-        """Called once a second: give an engine up that has been silent for too long."""
+        """Called once a second: keep a waiting stream alive, give up an engine that is silent for too long."""
         if self._connection is None or self._full:
             return
         settings = self.plane.settings
+        pause = settings.prefill_comment_after_s
+        if pause and not self._status and now - self._said_at > pause and self._may_keep_alive():
+            self._said_at = now
+            self._keep_alive(b"computing the prompt")
         limit = settings.idle_timeout_s if self._status else settings.first_byte_timeout_s
         if now - self._last_byte > limit:
             self._connection.abort()
@@ -568,7 +621,7 @@ class Exchange:
 
     def _labels(self) -> Headers:
         """The headers by which a client can tell what happened to its request."""
-        labels = [(b"x-request-id", self.ident)]
+        labels = [(name, self.ident) for name in self._route.ident_headers]
         if self._cold:
             labels.append((b"x-cortex-cold-start", b"true"))
         if self._cold or self._queued:

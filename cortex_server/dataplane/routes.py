@@ -1,8 +1,48 @@
-"""The inference routes: which paths take the hot path, and where they go on the engine."""
+"""The inference routes: which paths take the hot path, and in which dialect each is spoken."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs
+
+from cortex_common.errors import CortexError
+from cortex_server.dataplane.body import read_form, read_head, with_form_model
+from cortex_server.dataplane.dialogues import (
+    CountTokens,
+    Dialogue,
+    Messages,
+    OpenAi,
+    Responses,
+    anthropic_refusal,
+    openai_refusal,
+)
+from cortex_server.dataplane.upstream import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A whole request.
+
+    Attributes:
+        path: without the query.
+        query: what stands behind the question mark.
+        headers: names in lower case.
+        ident: its id.
+    """
+
+    path: str
+    query: bytes
+    headers: Headers
+    ident: bytes
+    body: bytes
+
+    @property
+    def model_in_query(self) -> str | None:
+        """The model named in the query, if any."""
+        if b"model=" not in self.query:
+            return None
+        return parse_qs(self.query.decode("latin-1")).get("model", [None])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,19 +50,62 @@ class Route:
     """One inference route.
 
     Attributes:
-        path: as the client asks, which is also the path on the engine, after the engine's prefix.
-        streams: answers may be server-sent events.
+        path: as the client asks.
+        read: makes the dialogue of a whole request. Raises: CortexError, when it can't be one.
+        refusal: says an error in the route's dialect.
+        ident_headers: response headers that carry the request's id.
     """
 
     path: str
-    streams: bool = True
+    read: Callable[[Asked], Dialogue]
+    refusal: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
+        default=lambda error, _ident: openai_refusal(error)
+    )
+    ident_headers: tuple[bytes, ...] = (b"x-request-id",)
 
+
+def _openai(asked: Asked) -> Dialogue:
+    for name, value in asked.headers:
+        if name == b"content-type" and value.lower().startswith(b"multipart/"):
+            head = read_form(asked.body, asked.model_in_query)
+            return OpenAi(asked.path, asked.body, head, asked.ident, with_form_model)
+    head = read_head(asked.body, asked.model_in_query)
+    return OpenAi(asked.path, asked.body, head, asked.ident)
+
+
+_BOTH_IDS = (b"x-request-id", b"request-id")
+
+_OPENAI = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/rerank",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/tokenize",
+    "/detokenize",
+)
 
 ROUTES: dict[bytes, Route] = {
     route.path.encode(): route
     for route in (
-        Route("/v1/chat/completions"),
-        Route("/v1/completions"),
-        Route("/v1/embeddings", streams=False),
+        *(Route(path, _openai) for path in _OPENAI),
+        Route("/v1/responses", lambda asked: Responses(asked.body, asked.ident)),
+        Route(
+            "/v1/messages",
+            lambda asked: Messages(asked.body, asked.ident),
+            anthropic_refusal,
+            _BOTH_IDS,
+        ),
+        Route(
+            "/v1/messages/count_tokens",
+            lambda asked: CountTokens(asked.body, asked.ident),
+            anthropic_refusal,
+            _BOTH_IDS,
+        ),
     )
 }

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 from cortex_server.dialects.chat import Usage
+from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.engine_errors import from_stream
 from cortex_server.dialects.halves import HalfCharacters, is_text
 from cortex_server.dialects.mend import ChunkMender, is_continuation
-from cortex_server.dialects.names import Echo
 from cortex_server.dialects.openai_errors import engine_error
 from cortex_server.dialects.skeleton import ARGUMENTS, TEXT, Skeleton
 from cortex_server.dialects.sse import COMMENT, DONE, SseEvent, parse_block, write_data
@@ -45,7 +46,7 @@ class StreamRepair:
         answer_id: str,
         usage_wanted: bool,
         usage_asked: bool = False,
-        prompt_tokens: int = 0,
+        prompt_tokens: Callable[[], int] = int,
         echo: Echo = _KEEP,
     ) -> None:
         """Start a stream.
@@ -54,7 +55,7 @@ class StreamRepair:
             answer_id: unique among answers; ids that are missing are derived from it.
             usage_wanted: the client set stream_options.include_usage.
             usage_asked: the gateway set it, so usage that the client does not want is no fault.
-            prompt_tokens: an estimate, for when the engine never tells.
+            prompt_tokens: makes an estimate, for when the engine never tells.
             echo: puts the client's name for the model into the chunks.
         """
         self.repairs: Counter[str] = Counter()
@@ -272,7 +273,7 @@ class StreamRepair:
         return self._extra(choices=[], usage=usage or self._estimated_usage()) + done
 
     def _estimated_usage(self) -> dict[str, int]:
-        prompt, completion = self._prompt_tokens, self.events
+        prompt, completion = self._prompt_tokens(), self.events
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
+from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.halves import is_text
-from cortex_server.dialects.names import Echo
 
 TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning)":"')
 """Before the text of a chunk that carries prose."""

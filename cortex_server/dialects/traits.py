@@ -21,6 +21,9 @@ class EngineTraits:
         takes_reasoning: renders `reasoning_content` of earlier assistant turns.
         thinking_switch: has `enable_thinking`; elsewhere effort "none" turns thinking off.
         thinking_budget: has `thinking_budget_tokens`; elsewhere the nearest effort is sent.
+        cancels_unstreamed: ends an unstreamed request when its client leaves. mistral.rs computes on to the
+            end, so it is always asked to stream.
+        counts_tokens: has POST /v1/messages/count_tokens.
         efforts: renames efforts that the engine spells otherwise; "none" is no thinking.
     """
 
@@ -29,13 +32,19 @@ class EngineTraits:
     takes_reasoning: bool = False
     thinking_switch: bool = False
     thinking_budget: bool = False
+    cancels_unstreamed: bool = True
+    counts_tokens: bool = False
     efforts: Mapping[str, str] = field(default_factory=dict)
 
 
-LLAMACPP = EngineTraits(named_tool_choice=False, takes_reasoning=True, thinking_budget=True)
+LLAMACPP = EngineTraits(
+    named_tool_choice=False, takes_reasoning=True, thinking_budget=True, counts_tokens=True
+)
 MISTRALRS = EngineTraits(
     parallel_switch=False,
     thinking_switch=True,
+    cancels_unstreamed=False,
+    counts_tokens=True,
     efforts={"max": "xhigh", "minimal": "low", "none": "off"},
 )
 EMBEDDED = EngineTraits(parallel_switch=False, efforts=MISTRALRS.efforts)

@@ -27,6 +27,7 @@ from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.core.breaker import Breaker, Standing
 from cortex_server.core.names import Names
+from cortex_server.dialects.traits import EngineTraits, traits_of
 from cortex_server.fleet.views import device_views, instance_view, model_views
 from cortex_server.metrics import Metrics, Series
 
@@ -43,6 +44,7 @@ class Target:
         in_flight: requests of this gateway under way on it.
         last_used: Unix seconds at which its last request ended.
         series: the counters of its model on its node.
+        traits: how its engine must be spoken to.
         labels: the response headers that name it.
         breaker: its record of failures.
     """
@@ -53,6 +55,7 @@ class Target:
     url: str
     slots: int
     series: Series
+    traits: EngineTraits
     labels: tuple[tuple[bytes, bytes], ...]
     last_used: float
     draining: bool = False
@@ -351,6 +354,7 @@ class Fleet:
             url=url,
             slots=info.parallel or 1,
             series=self._metrics.series(info.id, node),
+            traits=traits_of(info.harness),
             labels=(
                 (b"x-cortex-node", node.encode()),
                 (b"x-cortex-instance", info.instance_id.encode()),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from cortex_server.dialects.anthropic_stream import MessagesStream
 from cortex_server.dialects.assemble import Assembler
-from cortex_server.dialects.names import Echo
+from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.repair import StreamRepair
 from cortex_server.dialects.responses_stream import ResponsesStream
 from cortex_server.dialects.sse import SseParser

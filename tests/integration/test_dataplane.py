@@ -14,6 +14,7 @@ from rigs.engine import (
     LAST,
     SSE_HEAD,
     STREAM,
+    USAGE,
     Call,
     answer_stream,
     chunked,
@@ -26,7 +27,12 @@ from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
 
 CHAT = "/v1/chat/completions"
-BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+BODY = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "hi"}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
 
 
 def request(body: bytes, *, path: str = CHAT, extra: bytes = b"") -> bytes:
@@ -50,13 +56,29 @@ async def test_a_stream_reaches_the_client_byte_for_byte(face):
     ):
         answer = await client.post(CHAT, json=BODY, headers={"x-request-id": "mine"})
         assert answer.content == STREAM
-        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["x-request-id"] == "mine"
         assert answer.headers["x-cortex-node"] == "n1"
         assert answer.headers["x-cortex-instance"] == "m-0"
         await rig.settled()
         assert rig.fleet.snapshot.instances()[0].in_flight == 0
         assert rig.metrics.totals("m").tokens_in == 7
+        assert rig.metrics.totals("m").tokens_out == 3
+
+
+async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face):
+    """A client that did not ask gets the stream without the usage chunk; the gateway has counted it."""
+    body = {k: v for k, v in BODY.items() if k != "stream_options"}
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=body)
+        assert answer.content == STREAM.replace(USAGE, b"")
+        sent = json.loads((await engine.call(0)).body)
+        assert sent == body | {"stream_options": {"include_usage": True}}
+        await rig.settled()
         assert rig.metrics.totals("m").tokens_out == 3
 
 
@@ -68,7 +90,7 @@ async def test_pieces_arrive_one_by_one(face):
         for word in (b"a", b"b"):
             await call.send(chunked(CHUNK % word))
             await steps.get()
-        await call.send(chunked(LAST, DONE), b"0\r\n\r\n")
+        await call.send(chunked(LAST, USAGE, DONE), b"0\r\n\r\n")
 
     steps: asyncio.Queue[None] = asyncio.Queue()
     async with (
@@ -82,7 +104,7 @@ async def test_pieces_arrive_one_by_one(face):
         steps.put_nowait(None)
         assert await anext(pieces) == CHUNK % b"b"
         steps.put_nowait(None)
-        assert b"".join([p async for p in pieces]) == LAST + DONE
+        assert b"".join([p async for p in pieces]) == LAST + USAGE + DONE
 
 
 async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
@@ -274,7 +296,7 @@ async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
 
 
 async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
-    """A half event is closed, an error event follows, and no [DONE] makes it look whole."""
+    """A half event is left out, an error event follows, and no [DONE] makes it look whole."""
 
     async def die(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a", b'data: {"half'))
@@ -286,9 +308,8 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         content = (await client.post(CHAT, json=BODY)).content
-        first, half, error, rest = content.split(b"\n\n")
+        first, error, rest = content.split(b"\n\n")
         assert first + b"\n\n" == CHUNK % b"a"
-        assert half == b'data: {"half'
         assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "upstream_failed"
         assert rest == b""
         await rig.settled()
@@ -310,17 +331,34 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
             model="m", messages=[{"role": "user", "content": "x"}], stream=True
         )
         assert (await anext(stream)).choices[0].delta.content == "a"
-        with pytest.raises(APIError, match="ended the stream early"):
+        with pytest.raises(APIError, match="stream ended early"):
             await anext(stream)
 
 
-async def test_an_engine_that_dies_in_a_whole_answer_cuts_the_connection(face):
-    """Half a JSON document never looks complete."""
+async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
+    """Nothing of half a JSON document reaches the client."""
 
     async def die(call: Call) -> None:
         await call.send(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
         )
+        call.writer.transport.abort()
+
+    async with (
+        scripted_engine(die) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY | {"stream": False})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
+        await rig.settled()
+
+
+async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection(face):
+    """What has been passed on already can only be left unfinished, so that nobody takes it for whole."""
+
+    async def die(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n" + b"x" * (2 << 20))
         call.writer.transport.abort()
 
     async with (
@@ -431,7 +469,7 @@ async def test_a_slow_reader_holds_the_engine_back(face):
             await asyncio.sleep(0.01)  # a stall can only be seen by waiting
         assert stalled < 32
         got = 0
-        while got < total:
+        while got < total:  # chunk framing counts a little more
             got += len(await reader.read(1 << 16))
         writer.close()
         await rig.settled()

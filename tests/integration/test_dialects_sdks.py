@@ -131,7 +131,7 @@ class _Routes(BaseHTTPRequestHandler):
 
     def _chat(self, body: bytes) -> Answer:
         wanted = bool(json.loads(body).get("stream_options"))
-        repair = StreamRepair(answer_id="r1", usage_wanted=wanted, prompt_tokens=9)
+        repair = StreamRepair(answer_id="r1", usage_wanted=wanted, prompt_tokens=lambda: 9)
         return self._streamed(body, repair.feed, repair.end, repair.ping())
 
     def _whole(self, chat: bytes) -> bytes:

@@ -9,18 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_common.errors import BadRequest, MalformedBody, MissingModel, ModelNotFound
-from cortex_server.dialects.names import Echo, Names, asked, with_model
+from cortex_common.config.catalogue import ModelProfile
+from cortex_server.core.names import Names
+from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.params import ParamRules, apply_rules
 
-_MODELS = {"Qwen/Qwen3-32B": 1, "small": 2, "claude-real": 3}
 _NAMES = Names(
-    {
-        "big": "Qwen/Qwen3-32B",
-        "claude-*": "Qwen/Qwen3-32B",
-        "claude-haiku-*": "small",
-        "gone": "nowhere",
-    }
+    [
+        ModelProfile(id="Qwen/Qwen3-32B", harness="x", aliases=("big", "claude-*")),
+        ModelProfile(id="small", harness="x", aliases=("claude-haiku-*",)),
+        ModelProfile(id="claude-real", harness="x"),
+    ]
 )
 
 
@@ -36,59 +35,18 @@ _NAMES = Names(
 )
 def test_a_name_means_a_model(name: str, expected: str) -> None:
     """Ids come before aliases, aliases before patterns, long patterns before short ones."""
-    assert _NAMES.resolve(name, _MODELS) == expected
+    assert _NAMES.resolve(name) == expected
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen3-33B", "gone", "Claude-x"])
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-33B", "Claude-x", ""])
 def test_a_name_that_means_nothing_is_not_found(name: str) -> None:
-    """Unknown names, and aliases of models that are not there, are a 404."""
-    with pytest.raises(ModelNotFound) as caught:
-        _NAMES.resolve(name, _MODELS)
-    assert caught.value.status == 404
+    """Unknown names mean nothing."""
+    assert _NAMES.resolve(name) is None
 
 
 def test_the_nearest_name_is_a_hint() -> None:
     """A mistyped name gets the right one as a hint."""
-    with pytest.raises(ModelNotFound) as caught:
-        _NAMES.resolve("Qwen/Qwen3-33B", _MODELS)
-    assert caught.value.hints[0] == "Did you mean 'Qwen/Qwen3-32B'?"
-
-
-def test_model_and_stream_are_read_from_a_body() -> None:
-    """The two fields that routing needs."""
-    assert asked(b'{"messages":[{"model":"x"}],"model":"m","stream":true}') == ("m", True)
-    assert asked(b'{"model":"m"}') == ("m", False)
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        (b"{", MalformedBody),
-        (b"[]", MalformedBody),
-        (b"{}", MissingModel),
-        (b'{"model":""}', MissingModel),
-        (b'{"model":null}', MissingModel),
-        (b'{"model":7}', BadRequest),
-        (b'{"model":"m","stream":"yes"}', BadRequest),
-    ],
-)
-def test_a_body_without_a_model_is_refused(body: bytes, kind: type[BadRequest]) -> None:
-    """Each with its own error."""
-    with pytest.raises(kind):
-        asked(body)
-
-
-@given(st.text(), st.text(), st.text(), st.booleans())
-def test_the_model_of_a_body_is_exchanged(old: str, new: str, content: str, spaced: bool) -> None:
-    """Everything else keeps its meaning, also where the old name stands in a message."""
-    body = {"prompt": content + old, "model": old, "nested": {"model": old, "n": 1.0}}
-    data = json.dumps(body, separators=(", ", ": ") if spaced else (",", ":")).encode()
-    assert json.loads(with_model(data, new)) == body | {"model": new}
-
-
-def test_a_body_is_exchanged_without_being_written_anew() -> None:
-    """When the name stands only once the other bytes stay as they are."""
-    assert with_model(b'{ "a":1.00,"model" : "m" }', "n") == b'{ "a":1.00,"model" : "n" }'
+    assert "'Qwen/Qwen3-32B'" in _NAMES.not_found("Qwen/Qwen3-33B").hints[0]
 
 
 @given(st.text(max_size=8), st.text(max_size=8), st.text())

@@ -21,8 +21,8 @@ from cortex_common.errors import (
 )
 from cortex_server.dialects.anthropic_stream import MessagesStream
 from cortex_server.dialects.assemble import Assembler
+from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.mend import mend_answer
-from cortex_server.dialects.names import Echo
 from cortex_server.dialects.repair import StreamRepair
 from cortex_server.dialects.responses_stream import ResponsesStream
 
@@ -291,7 +291,7 @@ def test_usage_of_the_finish_chunk_is_told_in_a_chunk_of_its_own() -> None:
 def test_usage_that_never_comes_is_estimated() -> None:
     """The prompt as estimated, the answer a token for each chunk."""
     data = wire(chunk({"content": "a"}), chunk({"content": "b"}), _STOP)
-    out, repair = _through(data, usage_wanted=True, prompt_tokens=40)
+    out, repair = _through(data, usage_wanted=True, prompt_tokens=lambda: 40)
     assert _chunks(out)[-1]["usage"] == usage(40, 3)
     assert repair.repairs == {"usage_missing": 1}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -34,6 +34,23 @@ class Replicas(Section):
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is more than max ({self.max})")
         return self
+
+
+class ParamsSection(Section):
+    """[models.params]: what is changed in requests to one model before its engine sees them."""
+
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    """Fields for requests that lack them, such as {temperature = 0.6}."""
+
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Fields that replace what the client sent."""
+
+    strip: tuple[str, ...] = ()
+    """Fields that the engine does not bear."""
+
+    clamp_max_tokens: bool = False
+    """Cut the length that the client asks for to what `context` leaves after the prompt. Claude Code always asks for
+    32000 tokens."""
 
 
 class ModelProfile(Section):
@@ -108,7 +125,10 @@ class ModelProfile(Section):
     """Requests that may wait for it to load; further ones get 429. Default: [placement] max_waiting."""
 
     aliases: tuple[str, ...] = ()
-    """Other names under which clients may ask for it."""
+    """Other names under which clients may ask for it; with `*` and `?` a pattern, such as "claude-*"."""
+
+    params: ParamsSection | None = None
+    """What is changed in requests before the engine sees them."""
 
     args: tuple[str, ...] = ()
     """Further arguments for the engine's command line."""

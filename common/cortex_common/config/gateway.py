@@ -43,6 +43,10 @@ class GatewaySection(Section):
     """Seconds that a streamed request waits for a load before comments keep its stream alive, and between them.
     0 sends none: then errors during the load come as HTTP errors, however late."""
 
+    prefill_comment_after_s: Annotated[float, Field(ge=0)] = 15.0
+    """Seconds that a streamed request waits for its engine's first byte before comments (or pings) keep its stream
+    alive, and between them. 0 sends none."""
+
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     """Seconds to connect to an engine or a node before trying elsewhere."""
 

@@ -1,0 +1,430 @@
+"""What happens to the bytes of an answer between the engine and the client.
+
+An `Answer` is told each piece, and hands out what the client is owed for it. Those that pass bytes on only watch;
+those that translate or assemble hold back until there is something to say.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from typing import ClassVar
+
+import msgspec
+
+from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
+from cortex_server.dataplane.upstream import Headers
+from cortex_server.dialects.assemble import Assembler
+from cortex_server.dialects.chat import Usage
+from cortex_server.dialects.client_stream import ClientStream
+from cortex_server.dialects.engine_errors import from_answer
+from cortex_server.dialects.openai_errors import engine_error
+from cortex_server.dialects.repair import StreamRepair
+
+_WATCHED = 1 << 20
+
+JSON_HEAD: Headers = [(b"content-type", b"application/json")]
+STREAM_HEAD: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Refusal = Callable[[CortexError], tuple[int, bytes]]
+"""Says an error in a dialect: HTTP status and JSON body."""
+
+
+class Answer(ABC):
+    """See the module.
+
+    Attributes:
+        prompt: the head of the engine's answer is the client's too, and can go at once.
+        head: the client's, where the body starts before the answer is whole.
+        status: HTTP status for the client, once `end` or `broken` has been called.
+        error: code of what went wrong inside the answer.
+    """
+
+    prompt: ClassVar[bool] = False
+    head: ClassVar[Headers] = STREAM_HEAD
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.error: str | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the engine counted, once it has told."""
+        return None
+
+    @property
+    def events(self) -> int:
+        """Pieces of a stream that have come, about one a token; 0 for a whole answer."""
+        return 0
+
+    @property
+    def repairs(self) -> Counter[str]:
+        """What was mended, by kind."""
+        return _NO_REPAIRS
+
+    @property
+    def tokens_in(self) -> int:
+        """Prompt tokens."""
+        return self.usage.prompt if self.usage else 0
+
+    @property
+    def tokens_out(self) -> int:
+        """Completion tokens; where the engine told none, one for each piece of the stream."""
+        return self.usage.completion if self.usage else self.events
+
+    @abstractmethod
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets for a piece from the engine."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """The engine's answer is whole: what is still owed to the client."""
+
+    @abstractmethod
+    def broken(self, error: CortexError) -> bytes | None:
+        """The engine broke off: how the client is told; None when only a cut connection can tell."""
+
+
+_NO_REPAIRS: Counter[str] = Counter()
+
+
+class PassedStream(Answer):
+    """A stream in OpenAI's dialect for a client of that dialect: clean bytes pass, what is broken is mended.
+
+    Until its first chunk is out an error is still a plain one: mistral.rs tells an over-long prompt that way.
+    """
+
+    def __init__(self, repair: StreamRepair) -> None:
+        super().__init__()
+        self._repair = repair
+
+    @property
+    def usage(self) -> Usage | None:
+        """See `Answer`."""
+        return self._repair.usage
+
+    @property
+    def events(self) -> int:
+        """See `Answer`."""
+        return self._repair.events
+
+    @property
+    def repairs(self) -> Counter[str]:
+        """See `Answer`."""
+        return self._repair.repairs
+
+    def feed(self, data: bytes) -> bytes:
+        """See `Answer`."""
+        owed = self._repair.feed(data)
+        return owed if self._repair.error is None or self._repair.events else b""
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        return self._over(self._repair.end())
+
+    def broken(self, error: CortexError) -> bytes:
+        """See `Answer`."""
+        return self._over(self._repair.fail(error))
+
+    def _over(self, owed: bytes) -> bytes:
+        error = self._repair.error
+        if error is None:
+            return owed
+        self.error = error.code
+        if self._repair.events:
+            return owed
+        self.status = error.status
+        return envelope_bytes(error) if isinstance(error, UpstreamFailed) else engine_error(error)
+
+
+class PassedWhole(Answer):
+    """An answer that is no chat, passed on as it comes; usage is read at its end, up to a size."""
+
+    prompt = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._usage: Usage | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """See `Answer`."""
+        return self._usage
+
+    def feed(self, data: bytes) -> bytes:
+        """See `Answer`."""
+        self._size += len(data)
+        if self._size <= _WATCHED:
+            self._kept.append(data)
+        else:
+            self._kept.clear()
+        return data
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        self._usage = read_usage(b"".join(self._kept))
+        return b""
+
+    def broken(self, error: CortexError) -> None:
+        """Half a document can't be mended: the connection is cut, so that nobody takes it for whole."""
+        self.error = error.code
+
+
+class MendedWhole(Answer):
+    """A whole chat answer for a client of OpenAI's dialect; one beyond all reason passes unread.
+
+    Args:
+        mend: the body as it should be, and what was mended.
+    """
+
+    head = JSON_HEAD
+
+    def __init__(self, mend: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
+        super().__init__()
+        self._mend = mend
+        self._held: list[bytes] | None = []
+        self._size = 0
+        self._usage: Usage | None = None
+        self._repairs = _NO_REPAIRS
+
+    @property
+    def usage(self) -> Usage | None:
+        """See `Answer`."""
+        return self._usage
+
+    @property
+    def repairs(self) -> Counter[str]:
+        """See `Answer`."""
+        return self._repairs
+
+    def feed(self, data: bytes) -> bytes:
+        """Holds the piece, up to a size."""
+        if self._held is None:
+            return data
+        self._held.append(data)
+        self._size += len(data)
+        if self._size <= _WATCHED:
+            return b""
+        passed, self._held = b"".join(self._held), None
+        return passed
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        if self._held is None:
+            return b""
+        body, self._repairs = self._mend(b"".join(self._held))
+        self._usage = read_usage(body)
+        return body
+
+    def broken(self, error: CortexError) -> bytes | None:
+        """A plain error as long as nothing has passed."""
+        self.error = error.code
+        if self._held is None:
+            return None
+        self.status = error.status
+        return envelope_bytes(error)
+
+
+class Told(Answer):
+    """A whole answer that is collected, and told to the client in one piece, in other words perhaps.
+
+    Args:
+        tell: makes the client's body of the engine's. Raises: CortexError, which is told instead.
+        refusal: says an error in the client's dialect.
+    """
+
+    def __init__(self, tell: Callable[[bytes], bytes], refusal: Refusal) -> None:
+        super().__init__()
+        self._tell = tell
+        self._refusal = refusal
+        self._pieces: list[bytes] = []
+        self._usage: Usage | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """See `Answer`."""
+        return self._usage
+
+    def feed(self, data: bytes) -> bytes:
+        """Keeps the piece."""
+        self._pieces.append(data)
+        return b""
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        return self._told(b"".join(self._pieces))
+
+    def broken(self, error: CortexError) -> bytes:
+        """Nothing was told yet, so the error is a plain one."""
+        return self._refused(error)
+
+    def _told(self, body: bytes) -> bytes:
+        self._usage = read_usage(body)
+        try:
+            return self._tell(body)
+        except CortexError as failed:
+            return self._refused(failed)
+
+    def _refused(self, error: CortexError) -> bytes:
+        self.error = error.code
+        self.status, body = self._refusal(error)
+        return body
+
+
+class Assembled(Told):
+    """A stream of an engine that was asked for one only so that it can be cancelled, put together again."""
+
+    def __init__(
+        self, assembler: Assembler, tell: Callable[[bytes], bytes], refusal: Refusal
+    ) -> None:
+        super().__init__(tell, refusal)
+        self._assembler = assembler
+
+    def feed(self, data: bytes) -> bytes:
+        """See `Answer`."""
+        self._assembler.feed(data)
+        return b""
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        try:
+            return self._told(self._assembler.end())
+        except CortexError as failed:
+            return self._refused(failed)
+
+
+class TranslatedStream(Answer):
+    """A stream in another dialect. Until its first event is out, an error is still a plain one."""
+
+    def __init__(self, stream: ClientStream, refusal: Refusal) -> None:
+        super().__init__()
+        self._stream = stream
+        self._refusal = refusal
+        self._events = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """See `Answer`."""
+        return self._stream.usage
+
+    @property
+    def events(self) -> int:
+        """See `Answer`."""
+        return self._events
+
+    @property
+    def repairs(self) -> Counter[str]:
+        """See `Answer`."""
+        return Counter(malformed=self._stream.malformed) if self._stream.malformed else _NO_REPAIRS
+
+    def feed(self, data: bytes) -> bytes:
+        """See `Answer`."""
+        self._events += data.count(b"\n\n")
+        owed = self._stream.feed(data)
+        return owed if self._stream.started else b""
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        return self._over(self._stream.end())
+
+    def broken(self, error: CortexError) -> bytes:
+        """See `Answer`."""
+        return self._over(self._stream.fail(error))
+
+    def _over(self, owed: bytes) -> bytes:
+        error = self._stream.error
+        if error is None:
+            return owed
+        self.error = error.code
+        if self._stream.started:
+            return owed
+        self.status, body = self._refusal(error)
+        return body
+
+
+class Refused(Answer):
+    """An engine's answer of status 400 or more, in the client's dialect.
+
+    Args:
+        status: the engine's.
+        tell: status and body for the client, of the engine's.
+        refusal: says an error of ours in the client's dialect.
+    """
+
+    def __init__(
+        self, status: int, tell: Callable[[int, bytes], tuple[int, bytes]], refusal: Refusal
+    ) -> None:
+        super().__init__()
+        self.status = status
+        self.error = f"engine_{status}"
+        self._tell = tell
+        self._refusal = refusal
+        self._body = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Keeps the beginning of what the engine says."""
+        self._body = (self._body + data)[:_WATCHED]
+        return b""
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        self.status, body = self._tell(self.status, self._body)
+        return body
+
+    def broken(self, error: CortexError) -> bytes:
+        """See `Answer`."""
+        self.error = error.code
+        self.status, body = self._refusal(error)
+        return body
+
+
+class Late(Answer):
+    """An answer that came after the client's stream was opened, but is no stream: told as an event.
+
+    Args:
+        status: the engine's.
+        event: says an error inside the client's stream.
+    """
+
+    def __init__(self, status: int, event: Callable[[CortexError], bytes]) -> None:
+        super().__init__()
+        self.error = f"engine_{status}"
+        self._status = status
+        self._event = event
+        self._body = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Keeps the beginning of what the engine says."""
+        self._body = (self._body + data)[:_WATCHED]
+        return b""
+
+    def end(self) -> bytes:
+        """See `Answer`."""
+        return self._event(from_answer(max(400, self._status), self._body))
+
+    def broken(self, error: CortexError) -> bytes:
+        """See `Answer`."""
+        self.error = error.code
+        return self._event(error)
+
+
+class _Counted(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_decode_counted = msgspec.json.Decoder(_Counted).decode
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer; None when there is none, or the body is no JSON."""
+    try:
+        return _decode_counted(body).usage
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
