@@ -183,6 +183,112 @@ def test_devices_and_nodes(fleet: DemoFleet):
     assert (node["name"], node["state"]) == ("here", "up")
 
 
+def test_a_plan_changes_nothing_and_tells_why(fleet: DemoFleet):
+    """`plan load` names the device, its size and the verdict, and loads nothing."""
+    fleet.cortex("models", "load", "demo/ada")
+    before = fleet.cortex("ps", "-q").stdout
+    done = fleet.cortex("plan", "load", "demo/bob")
+
+    assert done.returncode == 0, done.stderr
+    assert "demo/bob would be loaded on here/0" in done.stdout
+    assert "256M" in done.stdout
+    assert fleet.cortex("models", "load", "demo/bob", "--dry-run").stdout == done.stdout
+    assert fleet.cortex("ps", "-q").stdout == before
+
+
+def test_what_does_not_fit_is_explained(fleet: DemoFleet):
+    """With all room pinned, plan and load end with 6 and the reason of the device; unpinned, it fits again."""
+    fleet.cortex("models", "load", "demo/ada", "demo/bob", "--pin")
+    plan = fleet.cortex("plan", "load", "demo/cleo", "-o", "json")
+    (item,) = json.loads(plan.stdout)["items"]
+    assert (plan.returncode, item["action"]) == (6, "impossible")
+    assert item["ledger"][0]["reason"]
+    load = fleet.cortex("models", "load", "demo/cleo", "--timeout", "20s")
+    assert load.returncode == 6
+    assert "fits on no device" in load.stderr
+
+    assert fleet.cortex("models", "unpin", "demo/ada", "demo/bob").returncode == 0
+    assert fleet.cortex("plan", "load", "demo/cleo").returncode == 0
+
+
+def test_evict_ends_one_instance(fleet: DemoFleet):
+    """`models evict` ends an instance, says from where, and the model can be asked for again."""
+    fleet.cortex("models", "load", "demo/ada")
+    done = fleet.cortex("models", "evict", "demo/ada")
+
+    assert done.stdout == "evicted demo/ada from here; it is unloaded\n", done.stderr
+    assert "demo/ada" not in fleet.cortex("ps", "-q").stdout.split()
+    assert fleet.cortex("chat", "demo/ada", "hi", "--max-tokens", "4").returncode == 0
+
+
+def test_a_cordoned_node_takes_nothing_new(fleet: DemoFleet):
+    """`nodes cordon` is seen in `nodes ls` and refuses loads; `uncordon` ends that."""
+    assert fleet.cortex("nodes", "cordon", "here").stdout == "cordoned here\n"
+    try:
+        assert items(fleet.cortex("nodes", "ls", "--json"))[0]["cordoned"] is True
+        assert fleet.cortex("models", "load", "demo/cleo", "--timeout", "5s").returncode == 6
+    finally:
+        assert fleet.cortex("nodes", "uncordon", "here").returncode == 0
+    assert items(fleet.cortex("nodes", "ls", "--json"))[0]["cordoned"] is False
+
+
+def test_draining_needs_a_yes(fleet: DemoFleet):
+    """`nodes drain` without a person and without --yes ends with 2; with it the node is emptied."""
+    fleet.cortex("models", "load", "demo/ada")
+    assert fleet.cortex("nodes", "drain", "here").returncode == 2
+    done = fleet.cortex("nodes", "drain", "here", "--yes")
+    try:
+        assert done.returncode == 0, done.stderr
+        assert fleet.cortex("ps", "-q").stdout == ""
+    finally:
+        fleet.cortex("nodes", "uncordon", "here")
+
+
+def test_describe_tells_estimate_and_measurement(fleet: DemoFleet):
+    """`models describe` shows the profile's guess beside what a load took."""
+    fleet.cortex("models", "load", "demo/ada")
+    text = fleet.cortex("models", "describe", "demo/ada").stdout
+    document = json.loads(fleet.cortex("models", "describe", "demo/ada", "-o", "json").stdout)
+
+    assert "256M over 1 device(s), by models.toml" in text
+    assert document["detail"]["measured"][0]["node"] == "here"
+    assert document["instances"][0]["model"] == "demo/ada"
+
+
+def test_bash_completes_models_of_the_fleet(fleet: DemoFleet):
+    """In a real bash with the script loaded, a model's name is completed from the live fleet."""
+    script = (
+        f'cortex() {{ {sys.executable} -m cortex_cli "$@"; }}\n'
+        'eval "$(cortex completion bash)"\n'
+        "COMP_WORDS=(cortex models load demo/b); COMP_CWORD=3\n"
+        '_cortex_completion cortex; echo "${COMPREPLY[*]}"\n'
+        "COMP_WORDS=(cortex mod); COMP_CWORD=1\n"
+        '_cortex_completion cortex; echo "${COMPREPLY[*]}"\n'
+    )
+    # The script runs the program by `env`, which knows no functions.
+    script = script.replace(
+        "_cortex_completion cortex;", f"_cortex_completion '{Path(sys.executable).parent}/cortex';"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=environment(CORTEX_GATEWAY_URL=fleet.url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout.split() == ["demo/bob", "models"], done.stderr
+
+
+def test_top_without_a_terminal_prints_once(fleet: DemoFleet):
+    """`cortex top` in a pipe prints the state and ends."""
+    done = fleet.cortex("top")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok  gateway ")
+
+
 def test_watch_shows_changes_and_survives_the_gateway(fleet: DemoFleet, tmp_path: Path):
     """`ps --watch -o json` writes a line at each change, says when the gateway is lost, and goes on when it is back."""
     neuron = json.loads(fleet.cortex("nodes", "ls", "--json").stdout)["items"][0]["endpoint"]

@@ -192,3 +192,56 @@ def test_a_closed_pipe_is_no_traceback():
     )
 
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_contexts(tmp_path: Path):
+    """Contexts are added, chosen, listed and forgotten; what they hold is read back as it was given."""
+    env = {"XDG_CONFIG_HOME": str(tmp_path)}
+    key = tmp_path / 'a "key"'
+    assert cortex("context", "ls", env=env).stdout == ""
+    cortex("context", "add", "prod", "http://prod:8000/", "--key-file", str(key), env=env)
+    cortex("context", "add", "the lab", "http://lab:8000", env=env)
+    assert cortex("context", "ls", env=env).stdout == (
+        "* prod  http://prod:8000\n  the lab  http://lab:8000\n"
+    )
+    assert cortex("context", "use", "the lab", env=env).returncode == 0
+    assert cortex("ps", env=env).stderr.startswith("error: the gateway at http://lab:8000")
+    assert cortex("context", "use", "prud", env=env).returncode == 3
+    assert "can't be read" in cortex("ps", "-g", "prod", env=env).stderr
+    cortex("context", "rm", "the lab", env=env)
+
+    assert cortex("context", "ls", env=env).stdout == "  prod  http://prod:8000\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str):
+    """There is a completion script for each of the three shells."""
+    done = cortex("completion", shell)
+
+    assert done.returncode == 0
+    assert "_CORTEX_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("topic", "words"),
+    [("exit-codes", "130"), ("environment", "CORTEX_API_KEY_FILE"), ("config", "--origin")],
+)
+def test_help_topics(topic: str, words: str):
+    """What no single command explains can be read."""
+    assert words in cortex("help", topic).stdout
+
+
+def test_help_of_a_command_loads_no_http_client():
+    """Completing and explaining a command does without httpx, which is most of a start."""
+    probe = (
+        "import sys\n"
+        "from cortex_cli.main import main\n"
+        "try: main(['models', 'load', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('httpx' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert done.stderr == "False\n"
