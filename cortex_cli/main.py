@@ -50,6 +50,12 @@ COMMANDS = {
     "nodes": Entry("nodes", "Fleet", "List hosts; keep work off them"),
     "gpus": Entry("gpus", "Fleet", "List devices and who uses their memory"),
     "plan": Entry("plan", "Fleet", "See what would be done, and why"),
+    "simulate": Entry(
+        "simulate", "Fleet", "Judge eviction policies by running them against a trace"
+    ),
+    "bench": Entry(
+        "bench", "Fleet", "Measure how fast a model answers: first token, gaps, throughput, load"
+    ),
     "context": Entry("context", "Running cortex", "Choose between gateways"),
     "keys": Entry("keys", "Running cortex", "Make, list and revoke API keys"),
     "usage": Entry(

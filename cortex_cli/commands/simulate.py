@@ -1,0 +1,123 @@
+"""`cortex simulate`: placement policies judged on a trace."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.listing import say, stdout_paint
+from cortex_cli.options import chosen, verb
+from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.render.table import Column
+from cortex_common.config.load import load
+from cortex_common.errors import BadRequest
+from cortex_common.units import show_duration
+
+if TYPE_CHECKING:
+    from cortex_server.simulate.judge import Row
+
+app = verb()
+
+
+class Policy(StrEnum):
+    """Policies that can be judged."""
+
+    LRU = "lru"
+    PRIORITY = "priority"
+    COST = "cost"
+    ORACLE = "oracle"
+
+
+def rows_kind(least: float) -> Kind[Row]:
+    """How policies are listed; `least` is the fewest cold-start seconds of any but the oracle."""
+    return Kind(
+        kind="SimulationList",
+        plain=asdict,
+        columns=(
+            Column("POLICY", lambda r: r.policy),
+            Column("COLD STARTS", lambda r: str(r.cold_starts), right=True),
+            Column("LOADS", lambda r: str(r.loads), right=True),
+            Column("COLD-START TIME", lambda r: show_duration(r.cold_start_s), right=True),
+            Column(
+                "× BEST", lambda r: f"{r.cold_start_s / least:.2f}" if least else "", right=True
+            ),
+            Column("WAIT P50", lambda r: show_duration(r.wait_p50_s), right=True),
+            Column("WAIT P99", lambda r: show_duration(r.wait_p99_s), right=True),
+            Column("EVICTIONS", lambda r: str(r.evictions), right=True),
+            Column("REFUSED", lambda r: str(r.refused), right=True),
+            Column("RAN", lambda r: show_duration(r.took_s), right=True, wide=True),
+        ),
+        name=lambda r: r.policy,
+        nothing="no policy was asked for",
+    )
+
+
+@app.command(
+    epilog="Examples: `cortex simulate`, `cortex simulate --requests 1000000 --hosts 4 -p lru -p cost`, "
+    "`cortex simulate --trace day.jsonl --fleet fleet.toml -o json`"
+)
+def simulate(
+    *,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines with time, model and tokens. Default: made-up traffic"),
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="TOML with [[hosts]] and [[models]]. Default: made up")
+    ] = None,
+    policy: Annotated[
+        list[Policy] | None,
+        typer.Option(
+            "--policy", "-p", help="Repeatable. Default: all; the oracle knows the future"
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Of made-up traffic")] = 20_000,
+    hours: Annotated[float, typer.Option(min=0.01, help="Of made-up traffic")] = 24.0,
+    zipf: Annotated[float, typer.Option(min=0.0, help="Exponent of popularity")] = 1.1,
+    burst: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share that comes in bursts")
+    ] = 0.3,
+    day: Annotated[float, typer.Option(min=0.0, max=1.0, help="Swing of day and night")] = 0.7,
+    hosts: Annotated[int, typer.Option(min=1, help="Of a made-up fleet")] = 2,
+    models: Annotated[int, typer.Option(min=1, help="Of a made-up fleet")] = 40,
+    seed: Annotated[int, typer.Option(help="Another one makes up another trace")] = 1,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+    no_headers: options.NoHeaders = False,
+) -> None:
+    """Judge eviction policies by running them against a trace."""
+    from cortex_server.core.policy import Policy as Settings
+    from cortex_server.simulate.fleet import SimulatedFleet, made_up
+    from cortex_server.simulate.judge import judge
+    from cortex_server.simulate.trace import Traffic, generate, read
+
+    if fleet is not None:
+        simulated = load(SimulatedFleet, fleet, {}).value
+    else:
+        simulated = made_up(hosts=hosts, models=models, seed=seed)
+    if trace is not None:
+        try:
+            with trace.open(encoding="utf-8") as lines:
+                played = list(read(lines, str(trace)))
+        except OSError as failed:
+            raise BadRequest(f"can't read {trace}: {failed.strerror}") from failed
+    else:
+        traffic = Traffic(requests, hours, zipf, burst, day, seed=seed)
+        played = generate(traffic, (m.id for m in simulated.models))
+    say(f"{len(played)} requests, {len(simulated.models)} models, {len(simulated.nodes())} hosts")
+    report = judge(simulated, played, [p.value for p in policy or Policy], Settings())
+    real = [r.cold_start_s for r in report.rows if r.policy != Policy.ORACLE]
+    kind = rows_kind(min(real, default=0.0))
+    form = chosen(output, as_json=json, quiet=False)
+    text = as_text(kind, report.rows, form, paint=stdout_paint(), headers=not no_headers)
+    sys.stdout.write(f"{text}\n")
+    say(
+        f"offline bound: {show_duration(report.bound_s)} of cold-start time; no policy can need less that "
+        "serves each request as it comes"
+    )
