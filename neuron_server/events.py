@@ -27,7 +27,11 @@ class StatusEvents(Response):
     """
 
     def __init__(
-        self, runtime: Runtime, url_of: Callable[[Instance], str], last_event_id: str | None
+        self,
+        runtime: Runtime,
+        url_of: Callable[[Instance], str],
+        last_event_id: str | None,
+        slow_s: float = _SLOW_S,
     ) -> None:
         super().__init__(
             media_type="text/event-stream",
@@ -36,6 +40,7 @@ class StatusEvents(Response):
         del self.headers["content-length"]
         self._runtime = runtime
         self._url_of = url_of
+        self._slow_s = slow_s
         self._noted = noted_before(last_event_id, runtime.journal.last)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
@@ -56,7 +61,7 @@ class StatusEvents(Response):
         async with aclosing(self._runtime.changes.follow(_SILENCE_S)) as changes:
             async for number in changes:
                 data = b":\n\n" if number is None else self._news(number)
-                async with asyncio.timeout(_SLOW_S):
+                async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

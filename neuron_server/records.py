@@ -57,7 +57,10 @@ class StateDir:
         self.path = path.absolute()
         self._records = self.path / "instances"
         self._loads = self.path / "loads.json"
-        self._records.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._records.mkdir(
+            mode=0o700, exist_ok=True
+        )  # specs may carry tokens in their environment
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.lockf(self._lock, os.F_TLOCK, 0)

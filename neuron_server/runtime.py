@@ -248,7 +248,9 @@ class Runtime:
 
     def discovery(self) -> Discovery:
         """GET /discovery."""
-        return self.host.discovery(self.registry.names, self._warnings)
+        return self.host.discovery(
+            self.registry.names, (*self._warnings, *views.lost(self.health(), self.host.devices))
+        )
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""

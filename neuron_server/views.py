@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex_common.config.neuron import NeuronConfig, headroom_mib
-from cortex_common.hardware import Device, DeviceKind, DeviceReading, Health
+from cortex_common.hardware import (
+    Device,
+    DeviceHealth,
+    DeviceKind,
+    DeviceReading,
+    Health,
+    HostWarning,
+)
 from cortex_common.models import InstanceState, ModelId, ModelInfo
 from neuron_server.core.instance import Instance
 from neuron_server.core.ledger import Books, Share, accounts
@@ -86,4 +93,16 @@ def model_info(
         engine_version=instance.engine_version,
         served_as=instance.served_as,
         started_at=instance.started_at,
+    )
+
+
+def lost(health: Health, devices: Sequence[Device]) -> tuple[HostWarning, ...]:
+    """A warning for each device that does not answer now."""
+    return tuple(
+        HostWarning(
+            code="gpu_lost",
+            message=f"GPU {device.index} ({device.name}) is lost: {reading.reason}; see dmesg for its XID error",
+        )
+        for device, reading in zip(devices, health.devices, strict=True)
+        if reading.health is DeviceHealth.LOST
     )

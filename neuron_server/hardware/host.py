@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
-from cortex_common.hardware import Device, Discovery, HostWarning
+from cortex_common.hardware import Device, DeviceHealth, Discovery, HostWarning
 from cortex_common.models import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
 from neuron_server.processes import read_table
@@ -47,6 +47,7 @@ class Host:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hardware")
         self._inventory = Inventory()
         self._looked_at = 0.0
+        self._amiss = False
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -96,10 +97,15 @@ class Host:
         )
 
     def _look(self) -> None:
+        """Find devices. Those known before keep their numbers, for instances stand on them; new ones come after."""
         inventories = [source.inventory() for source in self._sources]
-        devices = [device for inventory in inventories for device in inventory.devices]
+        found = {device.uuid: device for i in inventories for device in i.devices}
+        known = [found.pop(device.uuid, device) for device in self.devices]
         self._inventory = Inventory(
-            devices=tuple(d.model_copy(update={"index": i}) for i, d in enumerate(devices)),
+            devices=tuple(
+                device.model_copy(update={"index": index})
+                for index, device in enumerate([*known, *found.values()])
+            ),
             driver_version=next((i.driver_version for i in inventories if i.driver_version), None),
             cuda_version=next((i.cuda_version for i in inventories if i.cuda_version), None),
             warnings=tuple(warning for i in inventories for warning in i.warnings),
@@ -107,16 +113,24 @@ class Host:
         self._looked_at = self._clock.monotonic()
 
     def _read(self, heads: dict[InstanceId, int]) -> Reading:
-        blind = not self.devices and self._clock.monotonic() - self._looked_at > _LOOK_AGAIN_S
-        if blind:  # the driver may be loaded long after the neuron
-            self._look()
+        if self._amiss and self._clock.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+            self._look()  # the driver may be loaded long after the neuron, a reset card may be back
         table = read_table()
         trees = {instance: table.tree(head) for instance, head in heads.items()}
         by_uuid = {s.uuid: s for source in self._sources for s in source.sample(trees)}
-        samples = tuple(
-            by_uuid.get(d.uuid) or DeviceSample(d.uuid, d.vram_total_mb, 0) for d in self.devices
-        )
+        samples = tuple(by_uuid.get(d.uuid) or _vanished(d) for d in self.devices)
+        self._amiss = not samples or any(s.health is not DeviceHealth.OK for s in samples)
         return Reading(self._clock.unix(), samples, trees)
+
+
+def _vanished(device: Device) -> DeviceSample:
+    return DeviceSample(
+        device.uuid,
+        used_mb=device.vram_total_mb,
+        free_mb=0,
+        health=DeviceHealth.LOST,
+        reason="the driver does not list it any more",
+    )
 
 
 def _os_name() -> str:

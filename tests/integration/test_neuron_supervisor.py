@@ -293,6 +293,24 @@ async def test_on_stop_keep_leaves_engines_for_the_next_neuron(tmp_path: Path):
     assert rig.engines() == []
 
 
+async def test_a_load_under_way_is_adopted_too(tmp_path: Path):
+    """An engine that was still loading when its neuron died is waited for by the next one."""
+    rig = NeuronRig(tmp_path / "neuron").start()
+    try:
+        async with rig.client() as client:
+            await client.load(fake("slow", "--loading", "3"))
+            await until(client, lambda models: models[0].stage == "loading")
+        (engine,) = rig.engines()
+        rig.stop(signal.SIGKILL)
+        rig.start()
+        async with rig.client() as client:
+            assert (await client.models())[0].status is InstanceState.LOADING
+            await until(client, is_state(InstanceState.READY))
+        assert rig.engines() == [engine]
+    finally:
+        rig.close()
+
+
 async def test_one_state_directory_has_one_neuron(tmp_path: Path):
     """A second neuron on the same directory refuses to start and says why."""
     rig = NeuronRig(tmp_path / "neuron").start()

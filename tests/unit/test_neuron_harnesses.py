@@ -252,3 +252,23 @@ async def test_the_registry_is_built_from_the_configuration(program: Path):
             Registry([HarnessEntry(name="nothing")], client)
         with pytest.raises(ConfigError, match="needs the engine's url"):
             Registry([HarnessEntry(name="a", kind="attach")], client)
+
+
+async def test_an_engine_built_for_a_newer_cuda_is_a_warning(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the program links is compared with what the driver offers."""
+    ldd = tmp_path / "bin" / "ldd"
+    ldd.parent.mkdir()
+    ldd.write_text("#!/bin/sh\necho '  libcudart.so.13 => /usr/lib/libcudart.so.13 (0x0)'\n")
+    ldd.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ldd.parent), prepend=":")
+    registry = Registry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
+    try:
+        (warning,) = await registry.warnings("12.8")
+        assert warning.code == "engine_cuda_mismatch"
+        assert "built for CUDA 13, the driver offers 12.8" in warning.message
+        assert await registry.warnings("13.0") == ()
+        assert await registry.warnings(None) == ()
+    finally:
+        await registry.close()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from cortex_common.clock import SystemClock
+from cortex_common.clock import ManualClock, SystemClock
 from cortex_common.hardware import DeviceHealth
 from cortex_common.models import InstanceId
 from neuron_server.hardware.cpu import CpuSource
@@ -244,5 +244,46 @@ async def test_the_cpu_device_comes_last():
         reading = await host.read({})
         assert [s.uuid for s in reading.samples] == ["GPU-0", "GPU-1", "CPU-0"]
         assert host.discovery(()).cuda_version == "13.1"
+    finally:
+        await host.close()
+
+
+async def test_a_vanished_card_keeps_its_number_and_comes_back():
+    """A card that the driver no longer lists is lost, its neighbours keep their numbers, and it may return."""
+    clock = ManualClock()
+    library = FakeNvml(Card(0), Card(1))
+    host = Host((NvmlSource(library),), clock)
+    await host.open()
+    try:
+        first, second = library.cards
+        first.answers["UtilizationRates"] = failing(15)
+        assert [s.health for s in (await host.read({})).samples] == ["lost", "ok"]
+        library.cards = (second,)
+        clock.advance(61)
+        reading = await host.read({})
+        assert [d.uuid for d in host.devices] == ["GPU-0", "GPU-1"]
+        assert [s.health for s in reading.samples] == ["lost", "ok"]
+        assert reading.samples[0].reason == "the driver does not list it any more"
+        library.cards = (Card(0), second)
+        clock.advance(61)
+        assert [s.health for s in (await host.read({})).samples] == ["ok", "ok"]
+        assert [d.index for d in host.devices] == [0, 1]
+    finally:
+        await host.close()
+
+
+async def test_a_driver_that_is_loaded_later_is_found():
+    """A host without a driver is looked at again, so that the neuron need not be restarted."""
+    clock = ManualClock()
+    library = FakeNvml(Card(0), init=9)
+    host = Host((NvmlSource(library),), clock)
+    await host.open()
+    try:
+        assert host.discovery(()).warnings[0].code == "driver_not_loaded"
+        await host.read({})
+        library.init = None
+        clock.advance(61)
+        assert len((await host.read({})).samples) == 1
+        assert host.discovery(()).warnings == ()
     finally:
         await host.close()
