@@ -136,6 +136,7 @@ class Metrics(Collector):
         self._series: dict[tuple[str, str], Series] = {}
         self.snapshot = snapshot
         self.disconnects = 0
+        self.repairs: Counter[tuple[str, str, str]] = Counter()
 
     def series(self, model: str, node: str) -> Series:
         """The series of a model on a node."""
@@ -143,6 +144,11 @@ class Metrics(Collector):
         if found is None:
             found = self._series[model, node] = Series(model, node)
         return found
+
+    def repaired(self, repairs: Counter[str], model: str, harness: str) -> None:
+        """Count what had to be mended in an answer."""
+        for kind, count in repairs.items():
+            self.repairs[kind, model, harness] += count
 
     def totals(self, model: str) -> Totals:
         """The sums of a model over its nodes."""
@@ -166,6 +172,14 @@ class Metrics(Collector):
         )
         gone.add_metric([], self.disconnects)
         yield gone
+        repairs = CounterMetricFamily(
+            "cortex_stream_repairs",
+            "What was wrong in engines' answers and mended on the way",
+            labels=["kind", "model", "harness"],
+        )
+        for (kind, model, harness), count in list(self.repairs.items()):
+            repairs.add_metric([kind, model, harness], count)
+        yield repairs
         build = GaugeMetricFamily("cortex_build_info", "Always 1", labels=["version"])
         build.add_metric([__version__], 1)
         yield build

@@ -19,14 +19,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
-from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import (
     CortexError,
     PermissionRefused,
-    Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
 )
@@ -36,6 +33,7 @@ from cortex_server.auth.keys import Key
 from cortex_server.auth.turnstile import full
 from cortex_server.core.pick import pick
 from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
+from cortex_server.dataplane.coldstart import ColdStart
 from cortex_server.dataplane.dialogues import Dialogue
 from cortex_server.dataplane.headers import (
     NOT_TO_CLIENT,
@@ -45,8 +43,8 @@ from cortex_server.dataplane.headers import (
     priority,
     request_id,
 )
-from cortex_server.dataplane.journal import RequestLine
 from cortex_server.dataplane.routes import Asked, Route
+from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.upstream import Connection, Headers
 from cortex_server.fleet.state import Target
 from cortex_server.metrics import NOWHERE
@@ -101,33 +99,26 @@ class Exchange:
         "_answer",
         "_body",
         "_client",
-        "_cold",
+        "_coldstart",
+        "_connecting",
         "_connection",
         "_dialogue",
         "_failure",
-        "_first_byte",
         "_fresh",
         "_full",
-        "_keepalive",
-        "_last_byte",
         "_loop",
         "_opened",
         "_query",
-        "_queued",
         "_route",
-        "_route_reason",
         "_said_at",
-        "_status",
-        "_task",
         "_tried",
         "finished",
         "headers",
-        "ident",
         "key",
         "model",
         "plane",
-        "started",
         "target",
+        "trace",
     )
 
     def __init__(
@@ -139,34 +130,29 @@ class Exchange:
         query: bytes = b"",
     ) -> None:
         self.plane = plane
-        self._client = client
-        self._route = route
         self.headers = headers
-        self._loop = plane.loop
-        self.ident = request_id(headers)
-        self.started = self._loop.time()
         self.key: Key | None = None
         self.model = ModelId("")
         self.target: Target | None = None
         self.finished = False
+        self._client = client
+        self._route = route
         self._query = query
+        self._loop = plane.loop
+        now = self._loop.time()
+        self.trace = Trace(route, request_id(headers), started=now, last_byte=now)
         self._dialogue: Dialogue | None = None
         self._body = b""
-        self._answer: Answer | None = None
+        self._coldstart: ColdStart | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._keepalive: asyncio.TimerHandle | None = None
+        self._answer: Answer | None = None
         self._tried: set[InstanceId] = set()
         self._failure: CortexError | None = None
-        self._route_reason = b""
-        self._cold = False
-        self._opened = False
-        self._fresh = False
-        self._full = False
-        self._status = 0
-        self._queued = 0.0
-        self._first_byte: float | None = None
-        self._last_byte = self._said_at = self.started
+        self._fresh = False  # the connection was opened for this request
+        self._full = False  # the client does not keep up
+        self._opened = False  # the head of the answer is out
+        self._said_at = now
         plane.active.add(self)
         plane.retries.earn()
 
@@ -194,7 +180,7 @@ class Exchange:
         key = self.key
         assert key is not None
         try:
-            asked = Asked(self._route.path, self._query, self.headers, self.ident, body)
+            asked = Asked(self._route.path, self._query, self.headers, self.trace.ident, body)
             dialogue = self._dialogue = self._route.read(asked)
             name = dialogue.name
             model = fleet.known(name)
@@ -213,7 +199,7 @@ class Exchange:
     def admitted(self) -> None:
         """See `Guest`."""
         if not self.finished:
-            self._queued = self._loop.time() - self.started
+            self.trace.queued_s = self._loop.time() - self.trace.started
             self._next_target()
 
     def turned_away(self) -> None:
@@ -228,9 +214,9 @@ class Exchange:
         if self._opened and dialogue is not None:
             self._client.write(dialogue.event(error))
         else:
-            refusal = self._route.refusal(error, self.ident)
+            refusal = self._route.refusal(error, self.trace.ident)
             status, body = refusal if dialogue is None else dialogue.refusal(error)
-            headers = [*JSON_HEAD, *self._labels()]
+            headers = [*JSON_HEAD, *self.trace.labels(self.target)]
             if error.retry_after is not None:
                 headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
             if error.status == 401:
@@ -255,7 +241,7 @@ class Exchange:
     def client_drained(self) -> None:
         """The client keeps up again."""
         self._full = False
-        self._last_byte = self._loop.time()
+        self.trace.last_byte = self._loop.time()
         if self._connection is not None:
             self._connection.resume()
 
@@ -273,15 +259,15 @@ class Exchange:
         if alone is not None:
             self._answer_alone(alone)
         elif target is not None:
-            self._route_reason = self._reason(len(candidates))
+            self.trace.reason = self._reason(len(candidates))
             self._send_to(target)
         elif self._failure is not None:
             self.refuse(self._failure)
         else:
-            self._task = self._loop.create_task(self._wait_for_load())
+            self._load_first()
 
     def _answer_alone(self, body: bytes) -> None:
-        self._client.respond(200, [*JSON_HEAD, *self._labels()], len(body))
+        self._client.respond(200, [*JSON_HEAD, *self.trace.labels(self.target)], len(body))
         self._client.write(body)
         self._client.end()
         self._finish(None)
@@ -289,68 +275,39 @@ class Exchange:
     def _reason(self, candidates: int) -> bytes:
         if self._tried:
             return b"retry"
-        if self._cold:
+        if self.trace.cold:
             return b"loaded"
         return b"only" if candidates == 1 else b"least-busy"
 
-    async def _wait_for_load(self) -> None:
-        plane = self.plane
-        self._keep_alive_later()
-        try:
-            profile = plane.fleet.profile(self.model)
-            if profile is None:
-                raise plane.fleet.names.not_found(self.model)  # noqa: TRY301 - one way out
-            await self._obtain(profile)
-        except CortexError as failed:
-            self._task = None
-            self.refuse(failed)
-        except Exception:
-            log.exception("waiting_failed")
-            self._task = None
-            self.refuse(CortexError("the gateway failed; its log says how"))
-        else:
-            self._task = None
-            self._cold = True
-            self._stop_keep_alive()
-            self._queued = self._loop.time() - self.started
-            self._next_target()
-
-    async def _obtain(self, profile: ModelProfile) -> None:
-        """Wait for an instance that takes requests.
-
-        Raises:
-            Unavailable: the instances that there are fail, and are left alone for now.
-            CortexError: as `Loads.obtain`.
-        """
-        for _ in range(MOST_TRIES):
-            await self.plane.loads.obtain(
-                profile,
-                request_id=self.ident.decode(),
-                timeout_s=self.plane.settings.cold_start_timeout_s,
-            )
-            if self.plane.fleet.ready(self.model):
-                return
-        raise Unavailable(
-            f"the instances of {profile.id!r} keep failing and are left alone for now",
-            hints=["cortex ps shows how they fail"],
-            retry_after=5.0,
+    def _load_first(self) -> None:
+        self._coldstart = ColdStart(
+            self.plane,
+            self.model,
+            self.trace.ident.decode(),
+            comment=self._comment_load if self._may_keep_alive() else None,
+            ready=self._loaded,
+            failed=self._not_loaded,
         )
 
-    # -- while a model loads -----------------------------------------------------------------
+    def _loaded(self) -> None:
+        self._coldstart = None
+        self.trace.cold = True
+        self.trace.queued_s = self._loop.time() - self.trace.started
+        self._next_target()
+
+    def _not_loaded(self, error: CortexError) -> None:
+        self._coldstart = None
+        self.refuse(error)
+
+    def _comment_load(self, how_far: bytes) -> None:
+        self.trace.cold = True
+        self._keep_alive(how_far)
+
+    # -- keeping a silent stream alive -------------------------------------------------------
 
     def _may_keep_alive(self) -> bool:
         wanted = self._dialogue is not None and self._dialogue.stream
         return wanted and (b"x-cortex-keep-alive", b"off") not in self.headers
-
-    def _keep_alive_later(self) -> None:
-        seconds = self.plane.settings.cold_start_comment_after_s
-        if seconds > 0 and self._may_keep_alive():
-            self._keepalive = self._loop.call_later(seconds, self._keep_alive_loading)
-
-    def _keep_alive_loading(self) -> None:
-        self._cold = True
-        self._keep_alive(self._progress_comment())
-        self._keep_alive_later()
 
     def _keep_alive(self, comment: bytes) -> None:
         """Say something that clients skip, so that nobody on the way takes a long silence for a dead connection."""
@@ -358,19 +315,6 @@ class Exchange:
         self._open(200, STREAM_HEAD, None)
         self._client.write(self._dialogue.keep_alive(comment))
         self._client.flush()
-
-    def _progress_comment(self) -> bytes:
-        told = self.plane.loads.progress(self.model)
-        if told is None:
-            return b"waiting"
-        node = f" on {told.node}" if told.node else ""
-        eta = "" if told.eta_s is None else f", about {told.eta_s:.0f} s to go"
-        return f"{told.state}{node}{eta}".encode()
-
-    def _stop_keep_alive(self) -> None:
-        if self._keepalive is not None:
-            self._keepalive.cancel()
-            self._keepalive = None
 
     # -- asking an engine --------------------------------------------------------------------
 
@@ -393,31 +337,31 @@ class Exchange:
         if connection is not None:
             self._ask(connection, target)
         else:
-            self._task = self._loop.create_task(self._connect(target))
+            self._connecting = self._loop.create_task(self._connect(target))
 
     async def _connect(self, target: Target) -> None:
         pool = self.plane.pool
         try:
             connection = await pool.connect(pool.endpoint(target.url))
         except UpstreamFailed as failed:
-            self._task = None
+            self._connecting = None
             self._elsewhere(failed)
         except Exception:
             log.exception("connect_failed")
-            self._task = None
+            self._connecting = None
             self._elsewhere(UpstreamFailed("the gateway could not connect; its log says why"))
         else:
-            self._task = None
+            self._connecting = None
             self._fresh = True
             self._ask(connection, target)
 
     def _ask(self, connection: Connection, target: Target) -> None:
         self._connection = connection
-        self._last_byte = self._loop.time()
+        self.trace.last_byte = self._loop.time()
         endpoint = self.plane.pool.endpoint(target.url)
         assert self._dialogue is not None
         path = self._dialogue.path
-        head = engine_request(endpoint, path, self.headers, len(self._body), self.ident)
+        head = engine_request(endpoint, path, self.headers, len(self._body), self.trace.ident)
         connection.send(head, self._body, self)
         if self._full:
             connection.pause()
@@ -430,7 +374,7 @@ class Exchange:
             log,
             "instance_failed",
             logging.WARNING,
-            request=self.ident.decode(),
+            request=self.trace.ident.decode(),
             node=target.node,
             instance=target.id,
             reason=failure.message,
@@ -447,7 +391,7 @@ class Exchange:
 
     def upstream_head(self, status: int, headers: Headers) -> None:
         """See `Receiver`."""
-        self._status = status
+        self.trace.status = status
         assert self._dialogue is not None
         streamed = status < 400 and is_event_stream(headers)
         answer = self._answer = self._dialogue.answer(status, streamed=streamed)
@@ -462,14 +406,14 @@ class Exchange:
         """Send the head, once."""
         if not self._opened:
             self._opened = True
-            self._client.respond(status, [*headers, *self._labels()], length)
+            self._client.respond(status, [*headers, *self.trace.labels(self.target)], length)
 
     def upstream_data(self, data: bytes) -> None:
         """See `Receiver`."""
         now = self._loop.time()
-        self._last_byte = now
-        if self._first_byte is None:
-            self._first_byte = now
+        self.trace.last_byte = now
+        if self.trace.first_byte is None:
+            self.trace.first_byte = now
         assert self._answer is not None
         if owed := self._answer.feed(data):
             if not self._opened:
@@ -497,7 +441,7 @@ class Exchange:
         self._connection = None
         target = self.target
         assert target is not None
-        if self._status:
+        if self.trace.status:
             self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
         elif answered:
             self._elsewhere(UpstreamFailed(reason))
@@ -528,15 +472,20 @@ class Exchange:
             return
         settings = self.plane.settings
         pause = settings.prefill_comment_after_s
-        if pause and not self._status and now - self._said_at > pause and self._may_keep_alive():
+        if (
+            pause
+            and not self.trace.status
+            and now - self._said_at > pause
+            and self._may_keep_alive()
+        ):
             self._said_at = now
             self._keep_alive(b"computing the prompt")
-        limit = settings.idle_timeout_s if self._status else settings.first_byte_timeout_s
-        if now - self._last_byte > limit:
+        limit = settings.idle_timeout_s if self.trace.status else settings.first_byte_timeout_s
+        if now - self.trace.last_byte > limit:
             self._connection.abort()
             self._connection = None
             error = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
-            if self._status:
+            if self.trace.status:
                 self._break_off(error)
             else:
                 self.refuse(error)
@@ -546,10 +495,12 @@ class Exchange:
             return
         self.finished = True
         self.plane.active.discard(self)
-        self._stop_keep_alive()
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._coldstart is not None:
+            self._coldstart.cancel()
+            self._coldstart = None
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
@@ -560,76 +511,40 @@ class Exchange:
             series = target.series
         else:
             series = self.plane.metrics.series(self.model or NOWHERE, NOWHERE)
+        answer, trace = self._answer, self.trace
         now = self._loop.time()
-        total = now - self.started
-        first = None if self._first_byte is None else self._first_byte - self.started
-        answer = self._answer
         tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
-        series.finished(total, first, tokens_in, tokens_out, cold=self._cold, error=error)
-        if self.key is not None:
-            self.plane.gate.leave(
-                self.key, self.model, tokens_in, tokens_out, failed=error is not None
-            )
+        series.finished(
+            now - trace.started, trace.first_s, tokens_in, tokens_out, cold=trace.cold, error=error
+        )
+        if answer is not None and answer.repairs and target is not None:
+            self.plane.metrics.repaired(answer.repairs, target.model, target.harness)
+        key = self.key
+        if key is not None:
+            self.plane.gate.leave(key, self.model, tokens_in, tokens_out, failed=error is not None)
         if self.plane.journal.wanted:
-            self._record(total, first, tokens_in, tokens_out, error)
+            self.plane.journal.write(
+                trace.line(
+                    now,
+                    key=key.name if key else None,
+                    model=self.model,
+                    target=target,
+                    answer=answer,
+                    error=error,
+                )
+            )
 
     def _judge(self, target: Target, error: str | None) -> None:
         """What this request says of its instance: see `core.breaker`."""
         fleet = self.plane.fleet
         fleet.release(target)
         broken = error in (UpstreamFailed.code, UpstreamTimeout.code)
-        if broken or self._status in _ENGINE_FAULTS:
-            fleet.failed(target, error or f"engine_{self._status}")
-        elif self._status:
+        if broken or self.trace.status in _ENGINE_FAULTS:
+            fleet.failed(target, error or f"engine_{self.trace.status}")
+        elif self.trace.status:
             fleet.answered(target)
         else:
             fleet.untried(target)
-
-    def _record(
-        self,
-        total: float,
-        first: float | None,
-        tokens_in: int,
-        tokens_out: int,
-        error: str | None,
-    ) -> None:
-        target = self.target
-        generating = total - (first or 0.0)
-        self.plane.journal.write(
-            RequestLine(
-                ts=datetime.now(UTC),
-                request=self.ident.decode(),
-                route=self._route.path,
-                key=self.key.name if self.key else None,
-                model=self.model or None,
-                node=target.node if target else None,
-                instance=target.id if target else None,
-                outcome=error or "ok",
-                reason=self._route_reason.decode() or None,
-                cold_start=self._cold,
-                queue_ms=round(self._queued * 1000),
-                time_to_first_token_ms=None if first is None else round(first * 1000, 1),
-                total_latency_ms=round(total * 1000, 1),
-                prompt_tokens=tokens_in,
-                completion_tokens=tokens_out,
-                total_tokens=tokens_in + tokens_out,
-                tok_per_sec=round(tokens_out / generating, 1)
-                if tokens_out and generating
-                else None,
-            )
-        )
-
-    def _labels(self) -> Headers:
-        """The headers by which a client can tell what happened to its request."""
-        labels = [(name, self.ident) for name in self._route.ident_headers]
-        if self._cold:
-            labels.append((b"x-cortex-cold-start", b"true"))
-        if self._cold or self._queued:
-            labels.append((b"x-cortex-queue-ms", b"%d" % (self._queued * 1000)))
-        if self.target is not None:
-            labels += self.target.labels
-            labels.append((b"x-cortex-route", self._route_reason))
-        return labels
 
 
 def _not_for(key: Key, model: str) -> PermissionRefused:

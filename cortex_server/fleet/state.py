@@ -44,7 +44,9 @@ class Target:
         in_flight: requests of this gateway under way on it.
         last_used: Unix seconds at which its last request ended.
         series: the counters of its model on its node.
-        traits: how its engine must be spoken to.
+        harness: the kind of its engine.
+        traits: how that must be spoken to.
+        context: tokens that a request may use; None where unknown.
         labels: the response headers that name it.
         breaker: its record of failures.
     """
@@ -55,6 +57,8 @@ class Target:
     url: str
     slots: int
     series: Series
+    harness: str
+    context: int | None
     traits: EngineTraits
     labels: tuple[tuple[bytes, bytes], ...]
     last_used: float
@@ -354,6 +358,8 @@ class Fleet:
             url=url,
             slots=info.parallel or 1,
             series=self._metrics.series(info.id, node),
+            harness=info.harness,
+            context=info.context,
             traits=traits_of(info.harness),
             labels=(
                 (b"x-cortex-node", node.encode()),

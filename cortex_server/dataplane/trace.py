@@ -1,0 +1,90 @@
+"""What is remembered of a request for those who ask about it: the client, the journal, the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cortex_server.dataplane.answers import Answer
+from cortex_server.dataplane.journal import RequestLine
+from cortex_server.dataplane.routes import Route
+from cortex_server.dataplane.upstream import Headers
+from cortex_server.fleet.state import Target
+
+
+@dataclass(slots=True)
+class Trace:
+    """Facts and times of one request; times are the event loop's, in seconds.
+
+    Attributes:
+        ident: its id.
+        started: when its headers had come.
+        last_byte: when the engine last said something.
+        first_byte: when the engine first said something of the answer.
+        queued_s: how long it waited for its turn or for a load.
+        cold: it waited for a load.
+        reason: why it went to its instance.
+        status: HTTP status of the engine; 0 before its head has come.
+    """
+
+    route: Route
+    ident: bytes
+    started: float
+    last_byte: float
+    first_byte: float | None = None
+    queued_s: float = 0.0
+    cold: bool = False
+    reason: bytes = b""
+    status: int = 0
+
+    def labels(self, target: Target | None) -> Headers:
+        """The headers by which a client can tell what happened to its request."""
+        labels = [(name, self.ident) for name in self.route.ident_headers]
+        if self.cold:
+            labels.append((b"x-cortex-cold-start", b"true"))
+        if self.cold or self.queued_s:
+            labels.append((b"x-cortex-queue-ms", b"%d" % (self.queued_s * 1000)))
+        if target is not None:
+            labels += target.labels
+            labels.append((b"x-cortex-route", self.reason))
+        return labels
+
+    @property
+    def first_s(self) -> float | None:
+        """Seconds to the answer's first byte."""
+        return None if self.first_byte is None else self.first_byte - self.started
+
+    def line(
+        self,
+        now: float,
+        *,
+        key: str | None,
+        model: str,
+        target: Target | None,
+        answer: Answer | None,
+        error: str | None,
+    ) -> RequestLine:
+        """The request's line in the journal."""
+        total, first = now - self.started, self.first_s
+        tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
+        generating = total - (first or 0.0)
+        speed = round(tokens_out / generating, 1) if tokens_out and generating else None
+        return RequestLine(
+            ts=datetime.now(UTC),
+            request=self.ident.decode(),
+            route=self.route.path,
+            key=key,
+            model=model or None,
+            node=target.node if target else None,
+            instance=target.id if target else None,
+            outcome=error or "ok",
+            reason=self.reason.decode() or None,
+            cold_start=self.cold,
+            queue_ms=round(self.queued_s * 1000),
+            time_to_first_token_ms=None if first is None else round(first * 1000, 1),
+            total_latency_ms=round(total * 1000, 1),
+            prompt_tokens=tokens_in,
+            completion_tokens=tokens_out,
+            total_tokens=tokens_in + tokens_out,
+            tok_per_sec=speed,
+        )
