@@ -289,6 +289,32 @@ def test_top_without_a_terminal_prints_once(fleet: DemoFleet):
     assert done.stdout.startswith("ok  gateway ")
 
 
+def test_bench_measures_saves_and_compares(fleet: DemoFleet, tmp_path: Path):
+    """A run counts every request and token, is saved whole, and a later run is compared with it."""
+    saved = tmp_path / "run.json"
+    options = ("--requests", "4", "--concurrency", "1,2", "--output-tokens", "8", "--warmup", "0")
+    done = fleet.cortex("bench", "demo/ada", "--cold", "--save", str(saved), *options)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(saved.read_text())
+
+    assert run["cold_load_s"] > 0.1
+    assert [x["concurrency"] for x in run["levels"]] == [1, 2]
+    for level in run["levels"]:
+        assert (level["requests"], level["errors"]) == (4, {})
+        assert level["tokens_per_s"] * level["seconds"] == pytest.approx(32, rel=0.01)
+        assert level["first_token"]["p50"] <= level["total"]["p50"]
+    again = fleet.cortex("bench", "demo/ada", "--compare", str(saved), *options)
+    assert "ttft p50 ms" in again.stdout
+
+
+def test_bench_of_an_unknown_model_counts_errors(fleet: DemoFleet):
+    """Errors are counted by their code, and the exit code is 1."""
+    done = fleet.cortex("bench", "demo/nobody", "--requests", "2", "--concurrency", "1", "--json")
+
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["levels"][0]["errors"] == {"model_not_found": 2}
+
+
 def test_watch_shows_changes_and_survives_the_gateway(fleet: DemoFleet, tmp_path: Path):
     """`ps --watch -o json` writes a line at each change, says when the gateway is lost, and goes on when it is back."""
     neuron = json.loads(fleet.cortex("nodes", "ls", "--json").stdout)["items"][0]["endpoint"]

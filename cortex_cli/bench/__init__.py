@@ -1,0 +1,1 @@
+"""`cortex bench`: a gateway measured as its users feel it."""
