@@ -254,6 +254,18 @@ class ModelDetail(Wire):
     pins: tuple[PinView, ...] = ()
 
 
+class Reloaded(Wire):
+    """What a reload of the configuration changed.
+
+    Attributes:
+        changed: keys of [gateway] and other tables, as "gateway.max_body_mb", "keys", "models".
+        restart: those of them that take effect only when the gateway is started anew.
+    """
+
+    changed: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+
+
 class ModelAction(Wire):
     """What became of a model.
 

@@ -23,11 +23,13 @@ from cortex_common.operator import (
     PinView,
     PlanLoad,
     PlanView,
+    Reloaded,
     UnloadModel,
     UnpinModel,
 )
 
 _ACTION = TypeAdapter(ModelAction)
+_RELOADED = TypeAdapter(Reloaded)
 _KEY = TypeAdapter(KeyView)
 _KEYS = TypeAdapter(tuple[KeyView, ...])
 _CREATED = TypeAdapter(CreatedKey)
@@ -115,6 +117,14 @@ class OperatorClient(ControlClient):
         """What would be done to load a model, with every device's ledger. Changes nothing."""
         body = request.model_dump(mode="json", exclude_none=True)
         return await self.call(_PLAN, "POST", "/operator/v1/plan/load", body=body)
+
+    async def reload(self) -> Reloaded:
+        """Have the gateway read its configuration again.
+
+        Raises:
+            ConfigError: a file is wrong; the gateway runs on as before.
+        """
+        return await self.call(_RELOADED, "POST", "/operator/v1/config/reload", timeout=30.0)
 
     async def keys(self) -> tuple[KeyView, ...]:
         """All API keys, without their secrets."""

@@ -12,6 +12,9 @@ import typer
 from cortex_cli.config_files import read_catalogue, read_gateway, read_neuron
 from cortex_cli.options import noun
 from cortex_common import logs
+from cortex_common.config.catalogue import Catalogue
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.load import Loaded
 from cortex_common.errors import NotSupported
 
 app = noun("Run the gateway or a neuron")
@@ -59,7 +62,13 @@ def gateway(
         from cortex_server.app import serve
     except ModuleNotFoundError as missing:
         raise _not_installed(missing, "gateway") from missing
-    serve(settings, catalogue)
+
+
+    def read() -> tuple[Loaded[GatewayConfig], Loaded[Catalogue]]:
+        again = read_gateway(config, os.environ)
+        return again, read_catalogue(models, again, os.environ)
+
+    serve(settings, catalogue, read)
 
 
 @app.command("neuron", epilog="Example: `cortex serve neuron --config neuron.toml`")

@@ -31,7 +31,7 @@ def create_app(
     app = FastAPI(title="cortex", version=__version__, redoc_url=None)
     errors.install(app)
     app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
-    app.include_router(health_router(fleet))
+    app.include_router(health_router(fleet, lambda: plane().gate.stopping))
     app.include_router(models_router(fleet))
     for router in routers:
         app.include_router(router)

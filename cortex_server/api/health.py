@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, Response
 
 from cortex_common import __version__
@@ -25,8 +27,13 @@ class HealthAnswer(Wire):
     version: str = __version__
 
 
-def health_router(fleet: Fleet) -> APIRouter:
-    """Routes that need no key: load balancers and probes ask them."""
+def health_router(fleet: Fleet, stopping: Callable[[], bool]) -> APIRouter:
+    """Routes that need no key: load balancers and probes ask them.
+
+    Args:
+        fleet: whose nodes count.
+        stopping: whether new requests are sent away.
+    """
     router = APIRouter(tags=["health"])
 
     def look() -> HealthAnswer:
@@ -42,9 +49,9 @@ def health_router(fleet: Fleet) -> APIRouter:
 
     @router.get("/ready", responses={503: {"model": HealthAnswer}})
     async def ready(response: Response) -> HealthAnswer:
-        """200 when at least one node can be used, else 503."""
+        """200 when at least one node can be used and the gateway is not about to end, else 503."""
         answer = look()
-        if not answer.nodes_up:
+        if not answer.nodes_up or stopping():
             response.status_code = 503
         return answer
 

@@ -118,7 +118,7 @@ async def fleet_events(fleet: Fleet, show: Callable[[], FleetSnapshot]) -> Async
     changed = asyncio.Event()
     fleet.on_change(changed.set)
     try:
-        while True:
+        while not fleet.closed:
             changed.clear()
             snapshot = show()
             yield b"event: fleet\nid: %d\ndata: %b\n\n" % (

@@ -490,6 +490,13 @@ class Exchange:
             else:
                 self.refuse(error)
 
+    def cut_off(self, error: CortexError) -> None:
+        """End it now, with an error that says why."""
+        if self._status and not self.finished:
+            self._break_off(error)
+        else:
+            self.refuse(error)
+
     def _finish(self, error: str | None) -> None:
         if self.finished:
             return

@@ -8,6 +8,7 @@ from typing import Protocol
 from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
+from cortex_common.errors import Unavailable
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.auth.gate import Gate
 from cortex_server.auth.turnstile import Turnstile
@@ -95,6 +96,17 @@ class DataPlane:
         self.retries = RetryBudget()
         self.active: set[Exchange] = set()
         self.max_body = settings.max_body_mb * 1024 * 1024
+
+    def use(self, settings: GatewaySection, limits: LimitsSection) -> None:
+        """Work by other settings from now on."""
+        self.settings = settings
+        self.limits = self.turnstile.limits = limits
+        self.max_body = settings.max_body_mb * 1024 * 1024
+
+    def cut_off(self) -> None:
+        """End the requests that are still under way, each with an error that says so."""
+        for exchange in tuple(self.active):
+            exchange.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
 
     async def watch_silence(self) -> None:
         """Give up on engines that fell silent; runs until cancelled.

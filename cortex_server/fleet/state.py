@@ -105,6 +105,7 @@ class Fleet:
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
         self._listeners: list[Callable[[], None]] = []
         self._version = 0
+        self.closed = False
         self._profiles: dict[str, ModelProfile] = {}
         self.names = Names(())
         self.use_catalogue(catalogue)
@@ -193,6 +194,22 @@ class Fleet:
         """Replace the profiles."""
         self._profiles = {profile.id: profile for profile in catalogue.models}
         self.names = Names(catalogue.models)
+        self._changed()
+
+    def use_nodes(self, entries: tuple[NeuronEntry, ...]) -> None:
+        """Replace the nodes of the configuration; what is known of one at the same endpoint is kept."""
+        known = self._nodes
+        self._nodes = {entry.name: _Node(entry) for entry in entries}
+        for name, old in known.items():
+            new = self._nodes.get(name)
+            if new is not None and new.entry.endpoint == old.entry.endpoint:
+                old.entry = new.entry
+                self._nodes[name] = old
+        self._changed()
+
+    def close(self) -> None:
+        """Say that nothing more will change, so that whoever follows the fleet ends."""
+        self.closed = True
         self._changed()
 
     def discovered(self, node: str, discovery: Discovery) -> None:

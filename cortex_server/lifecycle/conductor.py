@@ -322,6 +322,14 @@ class Conductor:
         self._profiles = {p.id: p for p in catalogue.models}
         self._bell.set()
 
+    def use_config(self, config: GatewayConfig) -> None:
+        """Decide by other settings from now on."""
+        self._config = config
+        self._scheduler.policy = policy_of(config)
+        self.upkeep.idle_ttl_s = config.eviction.idle_ttl
+        self.upkeep.scale_out_after_s = config.placement.scale_out_after
+        self._bell.set()
+
     def preview(self, wish: Wish) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing."""
         world = self._world(self._fleet.snapshot, self._scheduler.overlay())

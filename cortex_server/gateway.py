@@ -1,0 +1,206 @@
+"""All parts of one gateway, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+
+from cortex_common.clock import SystemClock
+from cortex_common.config.catalogue import Catalogue
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.logs import event
+from cortex_common.tls import server_tls
+from cortex_server.api.app import create_app
+from cortex_server.api.config import config_router
+from cortex_server.api.keys import keys_router
+from cortex_server.api.metrics import metrics_app
+from cortex_server.api.operator import operator_router
+from cortex_server.auth.desk import Desk
+from cortex_server.auth.gate import Gate
+from cortex_server.auth.keys import Keyring
+from cortex_server.auth.records import Records
+from cortex_server.auth.usage import Usage
+from cortex_server.dataplane.diverted import DivertingProtocol, compatible
+from cortex_server.dataplane.plane import DataPlane
+from cortex_server.fleet.roster import Roster, accesses
+from cortex_server.fleet.state import Fleet
+from cortex_server.lifecycle.conductor import Conductor
+from cortex_server.lifecycle.renewal import Renewal
+from cortex_server.lifecycle.verbs import Verbs
+from cortex_server.metrics import Metrics
+from cortex_server.reload import Reloader
+from cortex_server.serving import Server, listening, server, url_of
+from cortex_server.store import Store, store_path
+
+log = logging.getLogger("cortex.gateway")
+
+_LAST_S = 2.0
+"""Seconds that connections get to close once requests under way have ended, or their time is over."""
+
+_DRAIN_LOOK_S = 0.02
+
+
+class Gateway:
+    """See the module.
+
+    Args:
+        config: its settings.
+        catalogue: the models that can be asked for.
+
+    Raises:
+        ConfigError: a certificate or a secret that the settings name can't be read.
+
+    Attributes:
+        reloader: reads the settings again; set by whoever knows their files.
+    """
+
+    def __init__(self, config: GatewayConfig, catalogue: Catalogue) -> None:
+        clock = SystemClock()
+        self.config = config
+        self.reloader: Reloader | None = None
+        self._accesses = accesses(config.neurons, os.environ)
+        self._tls = server_tls(config.tls)
+        self.metrics = Metrics()
+        self.fleet = Fleet(config.neurons, catalogue, clock, self.metrics)
+        self.metrics.snapshot = lambda: self.fleet.snapshot
+        self._roster = Roster(self.fleet)
+        self._store = Store(store_path(config.gateway.state_dir, os.environ))
+        self.conductor = Conductor(
+            fleet=self.fleet,
+            nodes=self._roster.clients,
+            catalogue=catalogue,
+            config=config,
+            clock=clock,
+            store=self._store,
+        )
+        self._renewal = Renewal(self.fleet, self.conductor, catalogue)
+        usage = Usage()
+        self.gate = Gate(Keyring(), insecure=config.gateway.insecure, usage=usage)
+        records = Records(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
+        self.desk = Desk(self.gate.keyring, usage, records, config.keys)
+        self.plane = DataPlane(
+            self.fleet,
+            self.conductor,
+            self.metrics,
+            config.gateway,
+            gate=self.gate,
+            limits=config.limits,
+        )
+        self._verbs = Verbs(self.fleet, self.conductor, clock)
+        self.app = create_app(
+            self.fleet,
+            lambda: self.plane,
+            routers=[
+                operator_router(self.fleet, self._verbs),
+                keys_router(self.desk),
+                config_router(lambda: self.reloader),
+            ],
+        )
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether it serves HTTPS."""
+        return self._tls is not None
+
+    def server(self) -> Server:
+        """A server for the API, with the inference routes diverted where uvicorn allows it."""
+        reason = compatible()
+        if reason is not None:
+            event(log, "diversion_off", logging.WARNING, reason=reason)
+        bound = type("GatewayProtocol", (DivertingProtocol,), {"plane": self.plane})
+        tls = None if self._tls is None else self._tls.context
+        http = "httptools" if reason is not None else bound
+        return server(self.app, http=http, tls=tls, last_s=_LAST_S)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Everything that works in the background: watchers, conductor, metrics."""
+        async with self._metrics_listener():
+            await self._use_nodes(self.config)
+            work = {
+                "conductor": self.conductor.run(),
+                "silence": self.plane.watch_silence(),
+                "usage": self.desk.run(),
+                "renewal": self._renewal.run(),
+            }
+            if self._tls is not None:
+                work["certificates"] = self._tls.watch()
+            tasks = [asyncio.create_task(w, name=name) for name, w in work.items()]
+            for task in tasks:
+                task.add_done_callback(_report)
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._verbs.close()
+                await self._roster.close()
+                self.plane.close()
+                self._store.close()
+                self.desk.close()
+
+    async def use(self, config: GatewayConfig, catalogue: Catalogue) -> None:
+        """Run by other settings from now on; requests under way go on as they began.
+
+        Raises:
+            ConfigError: a secret or a certificate can't be read; nothing has changed.
+        """
+        self._accesses = accesses(config.neurons, os.environ)
+        self.config = config
+        stale = self._renewal.use(catalogue)
+        if stale:
+            event(log, "instances_stale", count=stale)
+        self.fleet.use_catalogue(catalogue)
+        self.conductor.use_catalogue(catalogue)
+        self.conductor.use_config(config)
+        self.desk.configure(config.keys)
+        self.gate.insecure = config.gateway.insecure
+        self.plane.use(config.gateway, config.limits)
+        await self._use_nodes(config)
+
+    async def drain(self) -> None:
+        """Take no new requests and wait for those under way, for as long as the settings allow.
+
+        New ones are answered with 503 and Retry-After meanwhile, so that a load balancer can send them elsewhere.
+        """
+        self.gate.stopping = True
+        event(log, "gateway_draining", requests=len(self.plane.active))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.gateway.drain_timeout_s):
+                while self.plane.active:  # noqa: ASYNC110 - an event for it would cost every request
+                    await asyncio.sleep(_DRAIN_LOOK_S)
+        self.plane.cut_off()
+        self.fleet.close()
+
+    async def _use_nodes(self, config: GatewayConfig) -> None:
+        how = self._accesses
+        self.plane.pool.use_nodes({e.endpoint: how[e.name] for e in config.neurons})
+        await self._roster.use(config.neurons, how)
+
+    @contextlib.asynccontextmanager
+    async def _metrics_listener(self) -> AsyncIterator[None]:
+        address = self.config.gateway.metrics_listen
+        if address is None:
+            yield
+            return
+        app = metrics_app(self.metrics, lambda: self.gate)
+        tls = None if self._tls is None else self._tls.context
+        serving = server(app, http="httptools", tls=tls, last_s=1.0)
+        with listening(address, "metrics_listen") as sock:
+            event(log, "metrics_listening", url=f"{url_of(sock, tls=tls is not None)}/metrics")
+            task = asyncio.create_task(serving.serve(sockets=[sock]), name="metrics")
+            try:
+                yield
+            finally:
+                serving.stop()
+                await task
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A background task that ends by itself is a bug that must not stay silent."""
+    if not task.cancelled() and (failed := task.exception()) is not None:
+        log.error("task_died", exc_info=failed, extra={"facts": {"task": task.get_name()}})

@@ -1,0 +1,114 @@
+"""Reads the configuration again while the gateway runs: all of it, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from cortex_common.config.catalogue import Catalogue
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.load import Loaded
+from cortex_common.errors import ConfigError, CortexError
+from cortex_common.logs import event
+from cortex_common.operator import Reloaded
+
+log = logging.getLogger("cortex.reload")
+
+LOOK_EVERY_S = 1.0
+"""How often the files are looked at; a change is acted on once they have stood still for as long."""
+
+NEEDS_RESTART = frozenset(
+    {"gateway.listen", "gateway.metrics_listen", "gateway.state_dir", "gateway.models", "tls"}
+)
+"""What is read at start alone."""
+
+Files = tuple[Loaded[GatewayConfig], Loaded[Catalogue]]
+Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+class Reloader:
+    """See the module.
+
+    Args:
+        files: what the gateway runs by now.
+        read: reads them again. Raises: ConfigError.
+        use: makes the gateway run by new settings. Raises: ConfigError, and then has changed nothing.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        read: Callable[[], Files],
+        use: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
+    ) -> None:
+        self._files = files
+        self._read = read
+        self._use = use
+        self._lock = asyncio.Lock()
+        self._seen = self._stamp()
+
+    async def reload(self) -> Reloaded:
+        """Read the files and run by them.
+
+        Raises:
+            ConfigError: they are wrong; nothing has changed.
+        """
+        async with self._lock:
+            self._seen = self._stamp()
+            try:
+                files = await asyncio.to_thread(self._read)
+                await self._use(files[0].value, files[1].value)
+            except ConfigError as failed:
+                event(log, "reload_refused", logging.ERROR, reason=failed.message)
+                raise
+            changed = tuple(_differences(self._files, files))
+            self._files = files
+        restart = tuple(key for key in changed if key in NEEDS_RESTART)
+        event(log, "reloaded", changed=", ".join(changed) or "nothing", restart=", ".join(restart))
+        return Reloaded(changed=changed, restart=restart)
+
+    async def watch(self) -> None:
+        """Reload when a file has changed; runs until cancelled."""
+        before = self._seen
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            now = self._stamp()
+            # An editor may write in several steps: two looks alike are a file that is whole.
+            if now != self._seen and now == before:
+                await self.try_reload()
+            before = now
+
+    async def try_reload(self) -> None:
+        """`reload`, for callers whom nobody hears: the log has told what is wrong."""
+        try:
+            await self.reload()
+        except CortexError:
+            return
+        except Exception:
+            log.exception("reload_failed")
+
+    def _stamp(self) -> Stamp:
+        return tuple(_looked(loaded.path) for loaded in self._files)
+
+
+def _looked(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _differences(old: Files, new: Files) -> Iterator[str]:
+    """What differs: keys of [gateway], and the other tables as wholes."""
+    before, after = old[0].value, new[0].value
+    for key in type(before.gateway).model_fields:
+        if getattr(before.gateway, key) != getattr(after.gateway, key):
+            yield f"gateway.{key}"
+    for table in type(before).model_fields:
+        if table != "gateway" and getattr(before, table) != getattr(after, table):
+            yield table
+    if old[1].value != new[1].value:
+        yield "models"

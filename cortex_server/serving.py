@@ -1,0 +1,88 @@
+"""Sockets and servers: how the gateway listens."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from cortex_common.config.section import split_host_port
+from cortex_common.errors import ConfigError
+
+_KEEP_ALIVE_S = 75
+"""Seconds that an idle client connection is kept; above the 60 s of common load balancers, so that they close first."""
+
+_BACKLOG = 4096
+
+
+class Server(uvicorn.Server):
+    """uvicorn, stopped by us: its own signal handling would end the process before we have tidied up."""
+
+    def stop(self) -> None:
+        """Take no new connections, let requests under way end, then return from `serve`."""
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def server(app: Any, *, http: Any, tls: ssl.SSLContext | None, last_s: float) -> Server:
+    """A server that waits to be run.
+
+    Args:
+        app: the ASGI application.
+        http: uvicorn's name of a protocol, or a class of ours.
+        tls: how to speak TLS; None for plain HTTP.
+        last_s: seconds that requests may go on once it is stopped.
+    """
+    config = uvicorn.Config(
+        app,
+        http=http,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(last_s)),
+    )
+    config.load()
+    config.ssl = tls
+    return Server(config)
+
+
+def listening(address: str, setting: str) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        address: host:port; port 0 takes a free one.
+        setting: which one of [gateway] names the address, for the error.
+
+    Raises:
+        ConfigError: it can't be listened on.
+    """
+    host, port = split_host_port(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as failed:
+        raise ConfigError(
+            f"can't listen on {address}: {failed.strerror}",
+            hints=[
+                f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()}, chooses another"
+            ],
+        ) from failed
+
+
+def url_of(sock: socket.socket, *, tls: bool) -> str:
+    """Where a socket can be reached."""
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
