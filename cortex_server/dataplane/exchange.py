@@ -16,10 +16,9 @@ A state machine of plain calls, driven by the client's side (a face: `diverted` 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cortex_common.errors import (
     CortexError,
@@ -33,8 +32,10 @@ from cortex_server.auth.keys import Key
 from cortex_server.auth.turnstile import full
 from cortex_server.core.pick import pick
 from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
+from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.coldstart import ColdStart
 from cortex_server.dataplane.dialogues import Dialogue
+from cortex_server.dataplane.downstream import Downstream
 from cortex_server.dataplane.headers import (
     NOT_TO_CLIENT,
     content_length,
@@ -44,10 +45,10 @@ from cortex_server.dataplane.headers import (
     request_id,
 )
 from cortex_server.dataplane.routes import Asked, Route
+from cortex_server.dataplane.settlement import settle
 from cortex_server.dataplane.trace import Trace
-from cortex_server.dataplane.upstream import Connection, Headers
+from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.state import Target
-from cortex_server.metrics import NOWHERE
 
 if TYPE_CHECKING:
     from cortex_server.dataplane.plane import DataPlane
@@ -56,32 +57,6 @@ log = logging.getLogger("cortex.requests")
 
 MOST_TRIES = 3
 """Instances that one request is tried on before the client is told."""
-
-_ENGINE_FAULTS = frozenset({500, 502, 504})
-"""503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
-
-
-class Downstream(Protocol):
-    """The client's side of a request, as a face gives it.
-
-    None of these calls waits, and what they send may be held until `flush` or `end`, so that it leaves with one system
-    call.
-    """
-
-    def respond(self, status: int, headers: Headers, length: int | None) -> None:
-        """Send the head; `length` None means that the end shows by itself."""
-
-    def write(self, data: bytes) -> None:
-        """Send a piece of the body."""
-
-    def flush(self) -> None:
-        """Send what is held."""
-
-    def end(self) -> None:
-        """The answer is whole."""
-
-    def abort(self) -> None:
-        """Cut the connection, because the answer is not whole and can't say so."""
 
 
 class Exchange:
@@ -97,14 +72,11 @@ class Exchange:
 
     __slots__ = (
         "_answer",
-        "_body",
+        "_attempt",
         "_client",
         "_coldstart",
-        "_connecting",
-        "_connection",
         "_dialogue",
         "_failure",
-        "_fresh",
         "_full",
         "_loop",
         "_opened",
@@ -142,14 +114,11 @@ class Exchange:
         now = self._loop.time()
         self.trace = Trace(route, request_id(headers), started=now, last_byte=now)
         self._dialogue: Dialogue | None = None
-        self._body = b""
         self._coldstart: ColdStart | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._connection: Connection | None = None
+        self._attempt: Attempt | None = None
         self._answer: Answer | None = None
         self._tried: set[InstanceId] = set()
         self._failure: CortexError | None = None
-        self._fresh = False  # the connection was opened for this request
         self._full = False  # the client does not keep up
         self._opened = False  # the head of the answer is out
         self._said_at = now
@@ -235,15 +204,15 @@ class Exchange:
     def client_full(self) -> None:
         """The client does not keep up: stop reading from the engine."""
         self._full = True
-        if self._connection is not None:
-            self._connection.pause()
+        if self._attempt is not None:
+            self._attempt.pause()
 
     def client_drained(self) -> None:
         """The client keeps up again."""
         self._full = False
         self.trace.last_byte = self._loop.time()
-        if self._connection is not None:
-            self._connection.resume()
+        if self._attempt is not None:
+            self._attempt.resume()
 
     # -- finding an instance -----------------------------------------------------------------
 
@@ -319,52 +288,23 @@ class Exchange:
     # -- asking an engine --------------------------------------------------------------------
 
     def _send_to(self, target: Target) -> None:
-        fleet = self.plane.fleet
-        assert self._dialogue is not None
+        plane, trace, dialogue = self.plane, self.trace, self._dialogue
+        assert dialogue is not None
         try:
-            profile = fleet.profile(self.model)
-            self._body = self._dialogue.ask(self.model, profile, target.traits)
+            body = dialogue.ask(self.model, plane.fleet.profile(self.model), target.traits)
         except CortexError as failed:
             self.refuse(failed)
             return
         self.target = target
-        fleet.acquire(target)
-        self._reach(target)
-
-    def _reach(self, target: Target, *, anew: bool = False) -> None:
-        pool = self.plane.pool
-        connection = None if anew else pool.resting(pool.endpoint(target.url))
-        if connection is not None:
-            self._ask(connection, target)
-        else:
-            self._connecting = self._loop.create_task(self._connect(target))
-
-    async def _connect(self, target: Target) -> None:
-        pool = self.plane.pool
-        try:
-            connection = await pool.connect(pool.endpoint(target.url))
-        except UpstreamFailed as failed:
-            self._connecting = None
-            self._elsewhere(failed)
-        except Exception:
-            log.exception("connect_failed")
-            self._connecting = None
-            self._elsewhere(UpstreamFailed("the gateway could not connect; its log says why"))
-        else:
-            self._connecting = None
-            self._fresh = True
-            self._ask(connection, target)
-
-    def _ask(self, connection: Connection, target: Target) -> None:
-        self._connection = connection
-        self.trace.last_byte = self._loop.time()
-        endpoint = self.plane.pool.endpoint(target.url)
-        assert self._dialogue is not None
-        path = self._dialogue.path
-        head = engine_request(endpoint, path, self.headers, len(self._body), self.trace.ident)
-        connection.send(head, self._body, self)
+        plane.fleet.acquire(target)
+        endpoint = plane.pool.endpoint(target.url)
+        head = engine_request(endpoint, dialogue.path, self.headers, len(body), trace.ident)
+        trace.last_byte = self._loop.time()
+        attempt = Attempt(plane.pool, target, head, body, self, self._elsewhere)
+        self._attempt = attempt
         if self._full:
-            connection.pause()
+            attempt.pause()
+        attempt.start()
 
     def _elsewhere(self, failure: CortexError) -> None:
         """Nothing was answered yet, so another instance may answer instead."""
@@ -381,10 +321,9 @@ class Exchange:
         )
         self.plane.fleet.release(target)
         self.plane.fleet.failed(target, failure.message)
-        self.target = None
+        self.target = self._attempt = None
         self._tried.add(target.id)
         self._failure = failure
-        self._fresh = False
         self._next_target()
 
     # -- from the engine ---------------------------------------------------------------------
@@ -426,7 +365,7 @@ class Exchange:
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
-        self._connection = None
+        self._attempt = None
         answer = self._answer
         assert answer is not None
         owed = answer.end()
@@ -438,18 +377,12 @@ class Exchange:
 
     def upstream_lost(self, reason: str, *, answered: bool) -> None:
         """See `Receiver`."""
-        self._connection = None
-        target = self.target
-        assert target is not None
+        attempt = self._attempt
+        assert attempt is not None
         if self.trace.status:
             self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
-        elif answered:
-            self._elsewhere(UpstreamFailed(reason))
-        elif not self._fresh:
-            # It had closed the kept connection while the request was on its way: not the instance's fault.
-            self._reach(target, anew=True)
-        else:
-            self._elsewhere(UpstreamFailed(f"the engine on {target.node} closed the connection"))
+        elif not attempt.replace(answered=answered):
+            self._elsewhere(UpstreamFailed(f"the engine on {attempt.target.node}: {reason}"))
 
     def _break_off(self, error: CortexError) -> None:
         """Too late for another instance: say that the answer is not whole."""
@@ -468,7 +401,7 @@ class Exchange:
 
     def check_silence(self, now: float) -> None:
         """Called once a second: keep a waiting stream alive, give up an engine that is silent for too long."""
-        if self._connection is None or self._full:
+        if self._attempt is None or self._full:
             return
         settings = self.plane.settings
         pause = settings.prefill_comment_after_s
@@ -482,8 +415,8 @@ class Exchange:
             self._keep_alive(b"computing the prompt")
         limit = settings.idle_timeout_s if self.trace.status else settings.first_byte_timeout_s
         if now - self.trace.last_byte > limit:
-            self._connection.abort()
-            self._connection = None
+            self._attempt.abort()
+            self._attempt = None
             error = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
             if self.trace.status:
                 self._break_off(error)
@@ -505,53 +438,20 @@ class Exchange:
         if self._coldstart is not None:
             self._coldstart.cancel()
             self._coldstart = None
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        if self._connection is not None:
-            self._connection.abort()
-            self._connection = None
+        if self._attempt is not None:
+            self._attempt.abort()
+            self._attempt = None
         self.plane.turnstile.leave(self)
-        target = self.target
-        if target is not None:
-            self._judge(target, error)
-            series = target.series
-        else:
-            series = self.plane.metrics.series(self.model or NOWHERE, NOWHERE)
-        answer, trace = self._answer, self.trace
-        now = self._loop.time()
-        tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
-        series.finished(
-            now - trace.started, trace.first_s, tokens_in, tokens_out, cold=trace.cold, error=error
+        settle(
+            self.plane,
+            self.trace,
+            self._loop.time(),
+            key=self.key,
+            model=self.model,
+            target=self.target,
+            answer=self._answer,
+            error=error,
         )
-        if answer is not None and answer.repairs and target is not None:
-            self.plane.metrics.repaired(answer.repairs, target.model, target.harness)
-        key = self.key
-        if key is not None:
-            self.plane.gate.leave(key, self.model, tokens_in, tokens_out, failed=error is not None)
-        if self.plane.journal.wanted:
-            self.plane.journal.write(
-                trace.line(
-                    now,
-                    key=key.name if key else None,
-                    model=self.model,
-                    target=target,
-                    answer=answer,
-                    error=error,
-                )
-            )
-
-    def _judge(self, target: Target, error: str | None) -> None:
-        """What this request says of its instance: see `core.breaker`."""
-        fleet = self.plane.fleet
-        fleet.release(target)
-        broken = error in (UpstreamFailed.code, UpstreamTimeout.code)
-        if broken or self.trace.status in _ENGINE_FAULTS:
-            fleet.failed(target, error or f"engine_{self.trace.status}")
-        elif self.trace.status:
-            fleet.answered(target)
-        else:
-            fleet.untried(target)
 
 
 def _not_for(key: Key, model: str) -> PermissionRefused:

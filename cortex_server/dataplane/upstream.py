@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
             # Neither a length nor chunks were announced: the end of the connection is the end of the body.
             receiver.upstream_end()
         else:
-            reason = "the engine closed the connection" if exc is None else str(exc)
+            reason = "it closed the connection" if exc is None else str(exc)
             receiver.upstream_lost(reason, answered=self._seen)
 
     def data_received(self, data: bytes) -> None:

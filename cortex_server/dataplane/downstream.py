@@ -1,0 +1,30 @@
+"""The client's side of a request."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cortex_server.dataplane.upstream import Headers
+
+
+class Downstream(Protocol):
+    """The client's side of a request, as a face gives it.
+
+    None of these calls waits, and what they send may be held until `flush` or `end`, so that it leaves with one system
+    call.
+    """
+
+    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+        """Send the head; `length` None means that the end shows by itself."""
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    def flush(self) -> None:
+        """Send what is held."""
+
+    def end(self) -> None:
+        """The answer is whole."""
+
+    def abort(self) -> None:
+        """Cut the connection, because the answer is not whole and can't say so."""

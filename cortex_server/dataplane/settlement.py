@@ -1,0 +1,73 @@
+"""What a request leaves behind: counts, a verdict on its instance, a line in the journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cortex_common.errors import UpstreamFailed, UpstreamTimeout
+from cortex_common.models import ModelId
+from cortex_server.auth.keys import Key
+from cortex_server.dataplane.answers import Answer
+from cortex_server.dataplane.trace import Trace
+from cortex_server.fleet.state import Fleet, Target
+from cortex_server.metrics import NOWHERE
+
+if TYPE_CHECKING:
+    from cortex_server.dataplane.plane import DataPlane
+
+_ENGINE_FAULTS = frozenset({500, 502, 504})
+"""503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
+
+
+def settle(
+    plane: DataPlane,
+    trace: Trace,
+    now: float,
+    *,
+    key: Key | None,
+    model: ModelId,
+    target: Target | None,
+    answer: Answer | None,
+    error: str | None,
+) -> None:
+    """Close the books on a request. Called once for each, whatever became of it.
+
+    Args:
+        plane: what all requests share.
+        trace: of the request.
+        now: the event loop's time.
+        key: by which it came in; None when it was sent away before.
+        model: that was asked for; empty when none was found.
+        target: the instance that had it last.
+        answer: what was told to the client.
+        error: code of what went wrong.
+    """
+    if target is not None:
+        plane.fleet.release(target)
+        _judge(plane.fleet, target, trace.status, error)
+        series = target.series
+    else:
+        series = plane.metrics.series(model or NOWHERE, NOWHERE)
+    tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
+    total = now - trace.started
+    series.finished(total, trace.first_s, tokens_in, tokens_out, cold=trace.cold, error=error)
+    if answer is not None and answer.repairs and target is not None:
+        plane.metrics.repaired(answer.repairs, target.model, target.harness)
+    if key is not None:
+        plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
+    if plane.journal.wanted:
+        name = key.name if key else None
+        plane.journal.write(
+            trace.line(now, key=name, model=model, target=target, answer=answer, error=error)
+        )
+
+
+def _judge(fleet: Fleet, target: Target, status: int, error: str | None) -> None:
+    """What a request says of its instance: see `core.breaker`."""
+    broken = error in (UpstreamFailed.code, UpstreamTimeout.code)
+    if broken or status in _ENGINE_FAULTS:
+        fleet.failed(target, error or f"engine_{status}")
+    elif status:
+        fleet.answered(target)
+    else:
+        fleet.untried(target)
