@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
+from cortex_cli.client import connect, run
 from cortex_cli.config_files import (
     NAMES,
     SYSTEM_DIR,
@@ -28,6 +29,7 @@ from cortex_cli.output import Output, as_text
 from cortex_cli.render.settings import setting_kind, settings
 from cortex_cli.render.template import template
 from cortex_common.errors import ConfigError, NotFound
+from cortex_common.operator import Reloaded
 
 app = noun("Check and explain configuration files")
 
@@ -120,6 +122,20 @@ def schema(which: Which) -> None:
 def init(which: Which) -> None:
     """Print a file with every setting, explained and commented out."""
     sys.stdout.write(template(which))
+
+
+@app.command("reload", epilog="Example: `cortex config reload`")
+def reload(*, gateway: options.Gateway = None) -> None:
+    """Have a running gateway read its files again; a wrong one changes nothing."""
+
+    async def ask() -> Reloaded:
+        async with connect(gateway) as client:
+            return await client.reload()
+
+    done = run(ask())
+    sys.stdout.write(f"reloaded; changed: {', '.join(done.changed) or 'nothing'}\n")
+    if done.restart:
+        say(f"{', '.join(done.restart)}: in force once the gateway is started anew")
 
 
 @app.command("path")

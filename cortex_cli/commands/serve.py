@@ -63,7 +63,6 @@ def gateway(
     except ModuleNotFoundError as missing:
         raise _not_installed(missing, "gateway") from missing
 
-
     def read() -> tuple[Loaded[GatewayConfig], Loaded[Catalogue]]:
         again = read_gateway(config, os.environ)
         return again, read_catalogue(models, again, os.environ)

@@ -425,7 +425,7 @@ class Exchange:
 
     def cut_off(self, error: CortexError) -> None:
         """End it now, with an error that says why."""
-        if self._status and not self.finished:
+        if self.trace.status and not self.finished:
             self._break_off(error)
         else:
             self.refuse(error)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 
 from cortex_common.config.gateway import NeuronEntry
 from cortex_common.config.secret import read_secret
-from cortex_common.logs import event
 from cortex_common.neuron_client import NeuronClient
 from cortex_common.tls import client_context
 from cortex_server.dataplane.upstream import NodeAccess
@@ -75,8 +74,8 @@ class Roster:
         """Whether a node is still asked in the same way; its labels may have changed."""
         if entry is None or how[name].token != self._tokens[name]:
             return False
-        labels = {"labels": {}}
-        return self._entries[name].model_copy(update=labels) == entry.model_copy(update=labels)
+        before = self._entries[name]
+        return before == entry.model_copy(update={"labels": before.labels})
 
     def _add(self, entry: NeuronEntry, how: NodeAccess) -> None:
         client = NeuronClient(
