@@ -56,6 +56,14 @@ COMMANDS = {
     "bench": Entry(
         "bench", "Fleet", "Measure how fast a model answers: first token, gaps, throughput, load"
     ),
+    "events": Entry(
+        "events", "Daily use", "Follow loads, evictions, failures and nodes, until interrupted"
+    ),
+    "doctor": Entry(
+        "doctor",
+        "Running cortex",
+        "Check configuration, host, gateway and nodes, with a way out for each",
+    ),
     "context": Entry("context", "Running cortex", "Choose between gateways"),
     "keys": Entry("keys", "Running cortex", "Make, list and revoke API keys"),
     "usage": Entry(

@@ -15,9 +15,9 @@ from textual.timer import Timer
 from textual.widgets import DataTable, Footer, Input
 from textual.worker import Worker, WorkerState
 
+from cortex_cli.changes import changes
 from cortex_cli.tui.actions import Actions
 from cortex_cli.tui.bars import Ghost
-from cortex_cli.tui.changes import changes
 from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb, parse
 from cortex_cli.tui.history import History
 from cortex_cli.tui.keys import DISTURBING, KEYS, keys_text

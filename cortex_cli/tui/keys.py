@@ -54,12 +54,19 @@ DISTURBING = frozenset({"load", "unload", "pin", "evict", "cordon", "uncordon", 
 """Actions that a read-only screen refuses."""
 
 
+def key_rows() -> list[tuple[str, str]]:
+    """Each binding as (keys, what it does)."""
+    return [
+        (", ".join(_NAMES.get(k, k) for k in binding.key.split(",")), binding.description)
+        for binding in KEYS
+        if isinstance(binding, Binding)
+    ]
+
+
 def keys_text() -> Text:
     """All keys with what they do."""
     text = Text()
-    for binding in KEYS:
-        if isinstance(binding, Binding):
-            names = ", ".join(_NAMES.get(k, k) for k in binding.key.split(","))
-            text.append(f"{names:>10}  ", style="bold")
-            text.append(f"{binding.description}\n")
+    for names, told in key_rows():
+        text.append(f"{names:>10}  ", style="bold")
+        text.append(f"{told}\n")
     return text

@@ -11,9 +11,9 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import RichLog, Static
 
+from cortex_cli.changes import Change
 from cortex_cli.render.table import printable
 from cortex_cli.tui.bars import Ghost
-from cortex_cli.tui.changes import Change
 from cortex_cli.tui.history import History
 from cortex_cli.tui.screens.dialogs import facts_text
 from cortex_cli.tui.view import Choice, describe, rows, summary

@@ -315,6 +315,30 @@ def test_bench_of_an_unknown_model_counts_errors(fleet: DemoFleet):
     assert json.loads(done.stdout)["levels"][0]["errors"] == {"model_not_found": 2}
 
 
+def test_doctor_of_a_sound_fleet(fleet: DemoFleet):
+    """`cortex doctor` of the demo finds nothing broken and ends with 0; without a gateway it ends with 1."""
+    done = fleet.cortex("doctor", "--json")
+
+    assert done.returncode == 0, done.stdout
+    assert {"gateway", "versions", "models"} <= {str(f["check"]) for f in items(done)}
+    lost = fleet.cortex("doctor", "--gateway", "http://127.0.0.1:9")
+    assert lost.returncode == 1
+    assert "can't be reached" in lost.stdout
+
+
+def test_events_are_told_as_they_happen(fleet: DemoFleet):
+    """`cortex events` writes a line when a model becomes ready and when it has left."""
+    fleet.cortex("models", "unload", "demo/cleo")
+    with lines_of("events", "--about", "cleo", "-g", fleet.url) as (_, seen):
+        # A load is told only to those who listen already, so ask until the follower has begun.
+        fleet.cortex("models", "load", "demo/cleo")
+        fleet.cortex("models", "unload", "demo/cleo")
+        fleet.cortex("models", "load", "demo/cleo")
+        until(seen, "demo/cleo is ready on here/0")
+        fleet.cortex("models", "unload", "demo/cleo")
+        until(seen, "demo/cleo left here/0")
+
+
 def test_watch_shows_changes_and_survives_the_gateway(fleet: DemoFleet, tmp_path: Path):
     """`ps --watch -o json` writes a line at each change, says when the gateway is lost, and goes on when it is back."""
     neuron = json.loads(fleet.cortex("nodes", "ls", "--json").stdout)["items"][0]["endpoint"]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet
 
+from cortex_cli.changes import changes
 from cortex_cli.tui.bars import (
     PALETTE,
     Ghost,
@@ -20,7 +21,6 @@ from cortex_cli.tui.bars import (
     shares,
     spark,
 )
-from cortex_cli.tui.changes import changes
 from cortex_cli.tui.commands import Command, Verb, parse
 from cortex_cli.tui.history import SAMPLES, History
 from cortex_cli.tui.view import Choice, Sort, describe, passes, rows, show_rate, summary

@@ -1,0 +1,89 @@
+"""`cortex doctor`: what may be wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.client import connect, run, target
+from cortex_cli.config_files import File, read_any, system_file
+from cortex_cli.doctor import (
+    FINDINGS,
+    Finding,
+    Verdict,
+    counted,
+    error,
+    fleet_checks,
+    host_checks,
+    ok,
+    worst,
+)
+from cortex_cli.failure import describe
+from cortex_cli.listing import say, stdout_paint
+from cortex_cli.options import chosen, verb
+from cortex_cli.output import Output, as_text
+from cortex_cli.paint import Paint
+from cortex_common import __version__
+from cortex_common.errors import ConfigError, CortexError
+from cortex_common.fleet import FleetSnapshot
+
+app = verb()
+
+
+@app.command(
+    epilog="Ends with 1 when something is broken. Examples: `cortex doctor`, `cortex doctor --strict -o json`"
+)
+def doctor(
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors")] = False,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Check configuration, host, gateway and nodes, with a way out for each."""
+    findings = [*_config(), *host_checks(Path.home()), *_gateway(gateway)]
+    text = as_text(
+        FINDINGS, findings, chosen(output, as_json=json, quiet=False), paint=stdout_paint()
+    )
+    sys.stdout.write(f"{text}\n")
+    say(counted(findings))
+    verdict = worst(findings)
+    if verdict is Verdict.ERROR or (strict and verdict is Verdict.WARNING):
+        raise typer.Exit(1)
+
+
+def _config() -> list[Finding]:
+    found = []
+    for file in File:
+        path = system_file(file)
+        if path is None:
+            continue
+        try:
+            read_any(file, path, os.environ)
+        except ConfigError as failed:
+            first, *_ = failed.message.splitlines()
+            found.append(error(str(path), first, f"`cortex config check {path}` tells all"))
+        else:
+            found.append(ok(str(path), "valid"))
+    return found
+
+
+def _gateway(gateway: str | None) -> list[Finding]:
+    try:
+        where = target(gateway, os.environ)
+        fleet = run(_fleet(gateway))
+    except CortexError as failed:
+        said = describe(failed, Paint()).splitlines()
+        hint = said[-1].removeprefix("hint: ") if len(said) > 1 else ""
+        return [error("gateway", failed.message, hint)]
+    return [ok("gateway", where.url), *fleet_checks(fleet, __version__)]
+
+
+async def _fleet(gateway: str | None) -> FleetSnapshot:
+    async with connect(gateway) as client:
+        return await client.fleet()

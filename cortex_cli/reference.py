@@ -1,0 +1,78 @@
+"""The reference pages of the command and of the keys, written from the code that they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+import typer.main
+
+from cortex_cli.failure import EXIT_CODES
+from cortex_cli.main import COMMANDS, app
+
+_NOTE = "<!-- Written by `python -m cortex_cli.reference`; a test holds it to the code. -->"
+
+
+def commands_page() -> str:
+    """docs/reference/cli.md: every command's help as it is printed 80 columns wide."""
+    root = typer.main.get_command(app)
+    context = _context(root, "cortex", None)
+    parts = ["# The command `cortex`", _NOTE, _block(root, context)]
+    for name in COMMANDS:
+        parts += _pages(root.get_command(context, name), name, context)  # type: ignore[attr-defined]  # it is a group
+    codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
+    parts += ["## Exit codes", f"| code | meaning |\n|---:|---|\n{codes}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _pages(command: Any, name: str, parent: Any) -> Iterator[str]:
+    context = _context(command, name, parent)
+    depth = "#" * (2 if parent.parent is None else 3)
+    yield f"{depth} {context.command_path}"
+    yield _block(command, context)
+    for inner, member in getattr(command, "commands", {}).items():
+        yield from _pages(member, inner, context)
+
+
+def _context(command: Any, name: str, parent: Any) -> Any:
+    return typer.Context(
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=80,
+        help_option_names=["-h", "--help"],
+    )
+
+
+def _block(command: Any, context: Any) -> str:
+    return f"```text\n{command.get_help(context).rstrip()}\n```"
+
+
+def keys_page() -> str:
+    """docs/reference/keys.md: the keys of `cortex top`."""
+    from cortex_cli.tui.keys import key_rows
+
+    rows = "\n".join(f"| `{keys}` | {told} |" for keys, told in key_rows())
+    return f"# Keys of `cortex top`\n\n{_NOTE}\n\n| key | does |\n|---|---|\n{rows}\n"
+
+
+def main() -> None:
+    """Write the pages and the JSON schemas of the configuration files."""
+    from pathlib import Path
+
+    from cortex_cli.config_files import File, json_schema
+
+    here = Path(__file__).parents[1]
+    pages = here / "docs" / "reference"
+    pages.mkdir(parents=True, exist_ok=True)
+    (pages / "cli.md").write_text(commands_page(), encoding="utf-8")
+    (pages / "keys.md").write_text(keys_page(), encoding="utf-8")
+    for file in File:
+        (here / "config" / f"{file.value}.schema.json").write_text(
+            json_schema(file), encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sample_fleet import NOW, busy_fleet, empty_fleet
+
+from cortex_cli.doctor import Verdict, counted, fleet_checks, host_checks, worst
+from cortex_common.fleet import FleetSnapshot
+
+
+def told(fleet: FleetSnapshot, version: str = "0.1.0") -> dict[str, tuple[Verdict, str]]:
+    """The checks of a fleet by their names; the last of a name wins."""
+    return {f.check: (f.verdict, f.about) for f in fleet_checks(fleet, version)}
+
+
+def test_a_sound_fleet_has_only_ok():
+    """A fleet without trouble gets no warning."""
+    fleet = busy_fleet()
+    sound = replace(fleet, nodes=fleet.nodes[:1], models=fleet.models[:2])
+
+    assert worst(fleet_checks(sound, "0.1.0")) is Verdict.OK
+
+
+def test_each_trouble_is_found():
+    """An unreachable node, a lost card, a cordon and a failed model are found, each in its place."""
+    found = told(busy_fleet())
+
+    assert found["node attic"] == (Verdict.ERROR, "unreachable: connection refused")
+    assert found["device mule/2"] == (Verdict.ERROR, "fell off the bus")
+    assert found["node mule"] == (Verdict.WARNING, "is cordoned")
+    assert found["model microsoft/phi-4"][0] is Verdict.ERROR
+
+
+def test_every_trouble_has_a_way_out():
+    """No error is told without what to do about it."""
+    findings = fleet_checks(busy_fleet(), "0.1.0")
+
+    assert all(f.hint for f in findings if f.verdict is Verdict.ERROR)
+
+
+def test_versions_that_differ_are_named():
+    """A node with another version than the command's is a warning that names it."""
+    verdict, about = told(busy_fleet(), "0.2.0")["versions"]
+
+    assert verdict is Verdict.WARNING
+    assert "beast has 0.1.0" in about
+
+
+def test_a_silent_node_is_a_warning():
+    """A node that is up but has not been heard of for a minute is told."""
+    fleet = replace(busy_fleet(), at=NOW + 60)
+
+    assert any(f.about == "silent for 1m00s" for f in fleet_checks(fleet, "0.1.0"))
+
+
+def test_a_model_that_no_node_can_run_is_a_warning():
+    """A profile whose harness no node has is told before anybody asks for it."""
+    fleet = busy_fleet()
+    odd = replace(fleet.models[0], id="odd", harness="vllm")
+    found = told(replace(fleet, models=(odd,)))
+
+    assert found["model odd"] == (Verdict.WARNING, "no node has the harness vllm")
+
+
+def test_a_gateway_without_nodes_is_an_error():
+    """A gateway that knows nobody is broken, not healthy."""
+    assert told(empty_fleet())["nodes"][0] is Verdict.ERROR
+
+
+def test_the_host_is_checked(tmp_path: Path):
+    """Open files and disk are checked on the host itself."""
+    assert [f.check for f in host_checks(tmp_path)] == ["open files", "disk"]
+
+
+def test_findings_are_counted():
+    """The last line counts every finding once."""
+    findings = fleet_checks(busy_fleet(), "0.1.0")
+    numbers = [int(part.split()[0]) for part in counted(findings).split(", ")]
+
+    assert sum(numbers) == len(findings)
