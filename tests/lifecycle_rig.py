@@ -82,7 +82,7 @@ async def neuron(
         try:
             yield Neuron(url, runtime)
         finally:
-            runtime.end_streams()
+            runtime.changes.end()
 
 
 @dataclass(frozen=True, slots=True)

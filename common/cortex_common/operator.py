@@ -210,6 +210,93 @@ class PlanView(Wire):
     ledger: tuple[LedgerLine, ...] = ()
 
 
+class DefragWish(StrictWire):
+    """POST /operator/v1/plan/defrag: moves that make one large free block. Changes nothing.
+
+    Attributes:
+        model: make room for this model; the largest block that the budget can make when absent.
+        node: make the block there.
+        max_moves: at most so many instances move.
+        max_seconds: at most so many seconds of loading.
+        across: instances may move to other nodes.
+    """
+
+    model: str | None = None
+    node: str | None = None
+    max_moves: Annotated[int, Field(ge=1, le=8)] = 3
+    max_seconds: Annotated[float, Field(gt=0)] = 600.0
+    across: bool = False
+
+
+class ApplyDefrag(StrictWire):
+    """POST /operator/v1/defrag: carry out exactly the moves that were shown.
+
+    Attributes:
+        wish: that was planned for.
+        plan: id of the plan that was shown; refused when the fleet has changed since.
+    """
+
+    wish: DefragWish = DefragWish()
+    plan: str
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 300.0
+
+
+class MoveView(Wire):
+    """One instance that changes its device: a copy is loaded first, then the original drained and ended.
+
+    Attributes:
+        mb: MiB that it takes and frees.
+        load_s: seconds that its copy is expected to load; requests go on meanwhile.
+        in_flight: requests that end on the original.
+        interruption_s: seconds for which the model can't be asked; 0 as the copy comes first.
+    """
+
+    instance: str
+    model: str
+    node: str
+    device: int
+    to_node: str
+    to_device: int
+    mb: int
+    load_s: float
+    in_flight: int
+    interruption_s: float = 0.0
+
+
+class DeviceRoomView(Wire):
+    """A device before and after a defrag, in MiB available."""
+
+    node: str
+    device: int
+    total_mb: int
+    before_mb: int
+    after_mb: int
+
+
+class DefragView(Wire):
+    """Moves and what they gain.
+
+    Attributes:
+        plan: id of exactly these moves on exactly this state; empty when there is nothing to be done.
+        node, device: where the block comes to be.
+        before_mb: the largest free block before.
+        after_mb: the block afterwards.
+        why: what the plan does, or why there is none.
+        done: the moves have been made.
+    """
+
+    plan: str = ""
+    node: str | None = None
+    device: int | None = None
+    before_mb: int = 0
+    after_mb: int = 0
+    why: str
+    moves: tuple[MoveView, ...] = ()
+    devices: tuple[DeviceRoomView, ...] = ()
+    seconds: float | None = None
+    done: bool = False
+
+
 class MeasuredSize(Wire):
     """What loads of a model took on one node.
 

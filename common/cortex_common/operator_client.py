@@ -12,6 +12,9 @@ from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import ControlClient
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
@@ -38,6 +41,7 @@ _NODE = TypeAdapter(NodeAction)
 _PIN = TypeAdapter(PinView)
 _PINS = TypeAdapter(tuple[PinView, ...])
 _PLAN = TypeAdapter(PlanView)
+_DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
 
 
@@ -113,6 +117,22 @@ class OperatorClient(ControlClient):
             _NODE, "POST", "/operator/v1/nodes/drain", body=body, timeout=timeout
         )
 
+    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+        """Which moves would make a large free block. Changes nothing."""
+        body = wish.model_dump(mode="json", exclude_none=True)
+        return await self.call(_DEFRAG, "POST", "/operator/v1/plan/defrag", body=body)
+
+    async def defrag(self, request: ApplyDefrag) -> DefragView:
+        """Carry out exactly the moves that a plan showed.
+
+        Raises:
+            Conflict: the fleet has changed since.
+        """
+        body = request.model_dump(mode="json", exclude_none=True)
+        moves = request.wish.max_moves
+        timeout = request.wish.max_seconds * 3 + moves * request.drain_timeout_s + 300.0
+        return await self.call(_DEFRAG, "POST", "/operator/v1/defrag", body=body, timeout=timeout)
+
     async def plan_load(self, request: PlanLoad) -> PlanView:
         """What would be done to load a model, with every device's ledger. Changes nothing."""
         body = request.model_dump(mode="json", exclude_none=True)
@@ -139,7 +159,9 @@ class OperatorClient(ControlClient):
         """End a key."""
         return await self.call(_KEY, "DELETE", f"/operator/v1/keys/{quote(name, safe='')}")
 
-    async def usage(self, since: date | None = None, until: date | None = None) -> tuple[UsageRow, ...]:
+    async def usage(
+        self, since: date | None = None, until: date | None = None
+    ) -> tuple[UsageRow, ...]:
         """What keys used by day and model; the last 30 days unless told otherwise."""
         days = {"since": since, "until": until}
         params = {name: day.isoformat() for name, day in days.items() if day is not None}

@@ -10,6 +10,9 @@ from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
@@ -87,13 +90,26 @@ def operator_router(fleet: Fleet, verbs: Verbs) -> APIRouter:
         """What its profile guesses beside what its loads took."""
         return verbs.detail(name)
 
+    _add_plan_routes(router, verbs)
+    _add_node_routes(router, verbs)
+    return router
+
+
+def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
     @router.post("/plan/load", summary="What would be done to load a model")
     async def plan_load(wish: PlanLoad) -> PlanView:
         """The plan with every device's ledger; changes nothing."""
         return verbs.plan_load(wish)
 
-    _add_node_routes(router, verbs)
-    return router
+    @router.post("/plan/defrag", summary="Which moves would make a large free block")
+    async def plan_defrag(wish: DefragWish) -> DefragView:
+        """The moves with the room before and after; changes nothing."""
+        return verbs.mover.plan(wish)
+
+    @router.post("/defrag", summary="Make the moves of a plan")
+    async def defrag(wish: ApplyDefrag) -> DefragView:
+        """Refused when the fleet has changed since the plan was shown."""
+        return await verbs.mover.apply(wish)
 
 
 def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:

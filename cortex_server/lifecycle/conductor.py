@@ -332,8 +332,12 @@ class Conductor:
 
     def preview(self, wish: Wish) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing."""
-        world = self._world(self._fleet.snapshot, self._scheduler.overlay())
+        world = self.world()
         return plan(wish, world, self._scheduler.policy), world
+
+    def world(self) -> World:
+        """The fleet as placement sees it now."""
+        return self._world(self._fleet.snapshot, self._scheduler.overlay())
 
     @property
     def policy(self) -> Policy:

@@ -32,6 +32,7 @@ from cortex_server.core.waiting import Goal
 from cortex_server.core.world import Wish
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
+from cortex_server.lifecycle.moves import Mover
 from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.preview import plan_view
 from cortex_server.lifecycle.shown import with_pins
@@ -55,6 +56,7 @@ class Verbs:
         self._fleet = fleet
         self._conductor = conductor
         self._clock = clock
+        self.mover = Mover(fleet, conductor, clock, self.profile)
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
     def shown(self) -> FleetSnapshot:

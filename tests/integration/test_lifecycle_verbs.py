@@ -13,6 +13,8 @@ from cortex_common.errors import Conflict, NodeNotFound, NotFound
 from cortex_common.fleet import InstanceView, ModelState
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
@@ -173,3 +175,32 @@ async def test_what_loads_took_outlasts_the_gateway(
         again = await served.operator.model("ada")
         assert again.measured[0].load_s == detail.measured[0].load_s
         assert [p.model for p in again.pins] == ["ada"]
+
+
+async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
+    tmp_path: Path, weights: Path
+) -> None:
+    """A shown plan is carried out without an interruption; shown for another state, it is refused."""
+    models = (tiny(weights, "ada"), tiny(weights, "bob"))
+    room = 2 * MODEL_MB + 8
+    async with (
+        neuron(tmp_path / "one", room, ports=(18200, 18249)) as one,
+        neuron(tmp_path / "two", room, ports=(18250, 18299)) as two,
+        gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
+    ):
+        await served.operator.load(LoadModel(model="ada", node="one", wait=True))
+        await served.operator.load(LoadModel(model="bob", node="two", wait=True))
+        wish = DefragWish(across=True)
+        plan = await served.operator.plan_defrag(wish)
+        assert len(plan.moves) == 1
+        assert plan.after_mb >= plan.before_mb + MODEL_MB
+        with pytest.raises(Conflict):
+            await served.operator.defrag(ApplyDefrag(wish=wish, plan="0123456789ab"))
+        moved = plan.moves[0].model
+        moving = asyncio.create_task(served.operator.defrag(ApplyDefrag(wish=wish, plan=plan.plan)))
+        while not moving.done():
+            assert (await served.chat(moved)).status_code == 200
+        assert (await moving).done
+        await until(lambda: len({i.node for i in ready(served)}) == 1)
+        assert sorted(i.model for i in ready(served)) == ["ada", "bob"]
+        assert (await served.operator.plan_defrag(wish)).moves == ()

@@ -1,0 +1,158 @@
+"""Defragmentation as operators see it: a plan with an id, and the same plan carried out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+
+from cortex_common.clock import Clock
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import Conflict, NotSupported
+from cortex_common.logs import event
+from cortex_common.operator import ApplyDefrag, DefragView, DefragWish, DeviceRoomView, MoveView
+from cortex_server.core.defrag import Budget, Defrag, Move, defrag
+from cortex_server.core.fit import Where, shapes
+from cortex_server.core.waiting import Goal
+from cortex_server.core.world import World
+from cortex_server.fleet.state import Fleet
+from cortex_server.lifecycle.conductor import Conductor
+
+log = logging.getLogger("cortex.operator")
+
+
+class Mover:
+    """See the module.
+
+    Args:
+        fleet: the live state.
+        conductor: who loads and unloads.
+        clock: for how long it took.
+        profile_of: finds the profile behind a name.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        conductor: Conductor,
+        clock: Clock,
+        profile_of: Callable[[str], ModelProfile],
+    ) -> None:
+        self._fleet = fleet
+        self._conductor = conductor
+        self._clock = clock
+        self._profile_of = profile_of
+
+    def plan(self, wish: DefragWish) -> DefragView:
+        """Moves for a wish.
+
+        Raises:
+            ModelNotFound: the wish names a model without a profile.
+            NotSupported: the model stands on several devices.
+        """
+        return self._planned(wish)[1]
+
+    async def apply(self, request: ApplyDefrag) -> DefragView:
+        """Carry out exactly the moves that were shown: copy, shift, drain, unload, one after the other.
+
+        Raises:
+            Conflict: the same wish gives other moves now.
+            CortexError: a copy could not be loaded or an original not be drained; moves before it stay made.
+        """
+        found, view = self._planned(request.wish)
+        if found is None or view.plan != request.plan:
+            raise Conflict(
+                "the fleet has changed since that plan was made",
+                hints=("plan it again, and look at the moves",),
+                details={"plan": view.plan},
+            )
+        began = self._clock.monotonic()
+        for move in found.moves:
+            await self._make(move, request.drain_timeout_s)
+        seconds = self._clock.monotonic() - began
+        return view.model_copy(update={"done": True, "seconds": seconds})
+
+    async def _make(self, move: Move, drain_s: float) -> None:
+        event(log, "moving", model=move.model, instance=move.instance, to=move.to_node)
+        where = Where(move.to_node, (move.to_device,))
+        goal = Goal(move.model, where, another=True, may_evict=False)
+        profile = self._profile_of(move.model)
+        await self._conductor.want(profile, goal, timeout_s=max(60.0, move.seconds * 5))
+        views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
+        await self._conductor.unload(move.model, views, drain_s, whole=False)
+
+    def _planned(self, wish: DefragWish) -> tuple[Defrag | None, DefragView]:
+        world = self._conductor.world()
+        wanted = None
+        if wish.model is not None:
+            layout = shapes(self._profile_of(wish.model), world.sizes)[0]
+            if layout.devices > 1:
+                raise NotSupported(
+                    f"{wish.model} stands on {layout.devices} devices; blocks are made on one",
+                    hints=("cortex plan load shows what would be evicted for it",),
+                )
+            wanted = layout.size.device_mb
+        budget = Budget(wish.max_moves, wish.max_seconds, wish.across)
+        found = defrag(world.rooms, world.standings, budget, wanted_mb=wanted, only=wish.node)
+        return found, _view(found, world, wanted)
+
+
+def _view(found: Defrag | None, world: World, wanted_mb: int | None) -> DefragView:
+    if found is None:
+        size = f"a block of {wanted_mb} MiB" if wanted_mb else "a larger block"
+        return DefragView(why=f"no moves within the budget make {size}")
+    if not found.moves:
+        return DefragView(
+            node=found.node,
+            device=found.device,
+            before_mb=found.before_mb,
+            after_mb=found.after_mb,
+            why="there is such a block already",
+        )
+    gain: dict[tuple[str, int], int] = {}
+    for m in found.moves:
+        gain[m.node, m.device] = gain.get((m.node, m.device), 0) + m.mb
+        gain[m.to_node, m.to_device] = gain.get((m.to_node, m.to_device), 0) - m.mb
+    names = {node for node, _ in gain}
+    devices = tuple(
+        DeviceRoomView(
+            node=room.node.name,
+            device=d.index,
+            total_mb=d.total_mb,
+            before_mb=d.available_mb,
+            after_mb=d.available_mb + gain.get((room.node.name, d.index), 0),
+        )
+        for room in world.rooms
+        if room.node.name in names
+        for d in room.devices
+    )
+    return DefragView(
+        plan=_id(found),
+        node=found.node,
+        device=found.device,
+        before_mb=found.before_mb,
+        after_mb=found.after_mb,
+        why=f"{len(found.moves)} moved to make {found.after_mb} MiB on {found.node}/{found.device}",
+        moves=tuple(
+            MoveView(
+                instance=m.instance,
+                model=m.model,
+                node=m.node,
+                device=m.device,
+                to_node=m.to_node,
+                to_device=m.to_device,
+                mb=m.mb,
+                load_s=m.seconds,
+                in_flight=m.in_flight,
+            )
+            for m in found.moves
+        ),
+        devices=devices,
+    )
+
+
+def _id(found: Defrag) -> str:
+    """Names exactly these moves; requests that come and go do not change it."""
+    told = [found.node, found.device]
+    told += [(m.instance, m.to_node, m.to_device, m.mb) for m in found.moves]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
