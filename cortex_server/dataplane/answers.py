@@ -68,6 +68,11 @@ class Answer(ABC):
         return _NO_REPAIRS
 
     @property
+    def lingering(self) -> bool:
+        """The engine has said why it stopped, but not yet that this was all: usage may still come."""
+        return False
+
+    @property
     def tokens_in(self) -> int:
         """Prompt tokens."""
         return self.usage.prompt if self.usage else 0
@@ -313,6 +318,11 @@ class TranslatedStream(Answer):
     def usage(self) -> Usage | None:
         """See `Answer`."""
         return self._stream.usage
+
+    @property
+    def lingering(self) -> bool:
+        """See `Answer`."""
+        return self._stream.lingering
 
     @property
     def events(self) -> int:

@@ -51,11 +51,13 @@ class Dialogue(Protocol):
         name: the model, as the client calls it.
         stream: the client wants a stream.
         path: of the engine's route, after its prefix.
+        dropped: what the engine was not told, because there is no way to; for the journal.
     """
 
     name: str
     stream: bool
     path: str
+    dropped: tuple[str, ...]
 
     def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
         """The engine's body.
@@ -115,6 +117,7 @@ class OpenAi:
         ident: bytes,
         model_in: Callable[[bytes, str, str], bytes] = with_model,
     ) -> None:
+        self.dropped: tuple[str, ...] = ()
         self.path = path
         self.name = head.name
         self.stream = bool(head.stream)
@@ -222,6 +225,7 @@ class _Translating(ABC):
     def __init__(self, name: str, ident: bytes, *, stream: bool) -> None:
         self.name = name
         self.stream = stream
+        self.dropped: tuple[str, ...] = ()
         self._ident = ident
         self._translated: Translated | None = None
         self._open: ClientStream | None = None
@@ -246,6 +250,7 @@ class _Translating(ABC):
         """See `Dialogue`."""
         stream = self.stream or not traits.cancels_unstreamed
         translated = self._translated = self._translate(model, traits, stream=stream)
+        self.dropped = translated.dropped
         body = translated.body
         if profile is not None and profile.params is not None:
             estimate = tokens.estimate(body) if profile.params.clamp_max_tokens else 0
@@ -375,6 +380,7 @@ class CountTokens:
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = anthropic_request.read_request(body)
         self.name = self._request.model
+        self.dropped: tuple[str, ...] = ()
         self._body = body
         self._ident = ident
 

@@ -17,7 +17,6 @@ A state machine of plain calls, driven by the client's side (a face: `diverted` 
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING
 
 from cortex_common.errors import (
@@ -40,6 +39,7 @@ from cortex_server.dataplane.headers import (
     NOT_TO_CLIENT,
     content_length,
     engine_request,
+    error_headers,
     is_event_stream,
     priority,
     request_id,
@@ -57,6 +57,9 @@ log = logging.getLogger("cortex.requests")
 
 MOST_TRIES = 3
 """Instances that one request is tried on before the client is told."""
+
+LINGER_S = 2.0
+"""Seconds to wait for usage after a translated stream's finish reason; its client waits for the end meanwhile."""
 
 
 class Exchange:
@@ -185,11 +188,7 @@ class Exchange:
         else:
             refusal = self._route.refusal(error, self.trace.ident)
             status, body = refusal if dialogue is None else dialogue.refusal(error)
-            headers = [*JSON_HEAD, *self.trace.labels(self.target)]
-            if error.retry_after is not None:
-                headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
-            if error.status == 401:
-                headers.append((b"www-authenticate", b"Bearer"))
+            headers = [*JSON_HEAD, *error_headers(error), *self.trace.labels(self.target)]
             self._client.respond(status, headers, len(body))
             self._client.write(body)
         self._client.end()
@@ -296,6 +295,7 @@ class Exchange:
             self.refuse(failed)
             return
         self.target = target
+        trace.dropped = dialogue.dropped
         plane.fleet.acquire(target)
         endpoint = plane.pool.endpoint(target.url)
         head = engine_request(endpoint, dialogue.path, self.headers, len(body), trace.ident)
@@ -413,6 +413,11 @@ class Exchange:
         ):
             self._said_at = now
             self._keep_alive(b"computing the prompt")
+        if self._answer is not None and self._answer.lingering:
+            if now - self.trace.last_byte > LINGER_S:
+                self._attempt.abort()
+                self.upstream_end()
+            return
         limit = settings.idle_timeout_s if self.trace.status else settings.first_byte_timeout_s
         if now - self.trace.last_byte > limit:
             self._attempt.abort()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 
+from cortex_common.errors import CortexError
 from cortex_server.dataplane.upstream import Endpoint, Headers
 
 TO_ENGINE = frozenset(
@@ -30,6 +32,9 @@ NOT_TO_CLIENT = frozenset(
     )
 )
 """Hop-by-hop headers, and those that the gateway sets itself."""
+
+_FUTILE = frozenset({501, 507})
+"""What an engine lacks, and what fits nowhere, is the same the next time."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -63,6 +68,21 @@ def engine_request(
         lines.append(b"authorization: " + endpoint.authorization)
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+def error_headers(error: CortexError) -> Headers:
+    """What an error says beside its body: when a repeat makes sense, that none does, or that a key is missing.
+
+    `x-should-retry` is what the official SDKs heed; without it they repeat whatever is 500 or more.
+    """
+    headers = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+    if error.status in _FUTILE:
+        headers.append((b"x-should-retry", b"false"))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
 
 
 def content_length(headers: Headers) -> int | None:

@@ -44,6 +44,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     completion_tokens: int = 0
     total_tokens: int = 0
     tok_per_sec: float | None = None
+    dropped: tuple[str, ...] | None = None
 
 
 class Journal:

@@ -24,6 +24,7 @@ class Trace:
         queued_s: how long it waited for its turn or for a load.
         cold: it waited for a load.
         reason: why it went to its instance.
+        dropped: what of the request its engine was not told.
         status: HTTP status of the engine; 0 before its head has come.
     """
 
@@ -35,6 +36,7 @@ class Trace:
     queued_s: float = 0.0
     cold: bool = False
     reason: bytes = b""
+    dropped: tuple[str, ...] = ()
     status: int = 0
 
     def labels(self, target: Target | None) -> Headers:
@@ -87,4 +89,5 @@ class Trace:
             completion_tokens=tokens_out,
             total_tokens=tokens_in + tokens_out,
             tok_per_sec=speed,
+            dropped=self.dropped or None,
         )

@@ -36,6 +36,11 @@ class ClientStream(ABC):
         return self._over and self.error is None
 
     @property
+    def lingering(self) -> bool:
+        """The engine has said why it stopped, but not yet that this was all: usage may still come."""
+        return not self._over and self._reader.finish_reason is not None
+
+    @property
     def usage(self) -> Usage | None:
         """The engine's count, once it has come."""
         return self._reader.usage

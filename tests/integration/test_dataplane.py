@@ -610,3 +610,22 @@ async def test_a_clients_mistakes_never_count_against_an_instance(face):
         for _ in range(10):
             assert (await client.post(CHAT, json=BODY)).status_code == 400
         assert rig.fleet.snapshot.instances()[0].failing is None
+
+
+async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client_waiting(face):
+    """Two seconds after the finish reason the message ends, whatever else the engine may have had to say."""
+
+    async def dally(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a", LAST))
+        await call.gone()
+
+    body = {k: v for k, v in BODY.items() if k != "stream_options"} | {"max_tokens": 5}
+    async with (
+        scripted_engine(dally) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url, timeout=20) as client,
+    ):
+        answer = await client.post("/v1/messages", json=body)
+        assert answer.text.endswith('data: {"type":"message_stop"}\n\n')
+        async with asyncio.timeout(5):
+            await engine.idle()
