@@ -9,6 +9,7 @@ from starlette.routing import Route as AppRoute
 
 from cortex_common import __version__
 from cortex_server.api import errors
+from cortex_server.api.anthropic import hello_router
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
 from cortex_server.auth.guard import Guard
@@ -32,6 +33,7 @@ def create_app(
     errors.install(app)
     app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
     app.include_router(health_router(fleet, lambda: plane().gate.stopping))
+    app.include_router(hello_router())
     app.include_router(models_router(fleet))
     for router in routers:
         app.include_router(router)

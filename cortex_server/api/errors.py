@@ -1,9 +1,8 @@
-"""Errors of the FastAPI side in the one envelope."""
+"""Errors of the FastAPI side, each in the shape that its client reads."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
@@ -12,23 +11,29 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
+from cortex_server.api import anthropic
+from cortex_server.dataplane.headers import error_headers
 
 log = logging.getLogger("cortex.api")
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app, ours or the framework's, an envelope with the right status."""
+    """Make every error of the app, ours or the framework's, one of our answers with the right status."""
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
 
 
-def response(error: CortexError, status: int | None = None) -> Response:
-    """The answer that carries an error."""
-    headers = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
+def response(error: CortexError, request: Request, status: int | None = None) -> Response:
+    """The answer that carries an error.
+
+    Args:
+        error: what went wrong.
+        request: whose client reads it.
+        status: where it is not the error's own.
+    """
+    headers = {n.decode(): v.decode() for n, v in error_headers(error)}
+    if anthropic.speaks(request):
+        return anthropic.refusal(error, headers)
     return Response(
         envelope_bytes(error),
         status or error.status,
@@ -37,18 +42,18 @@ def response(error: CortexError, status: int | None = None) -> Response:
     )
 
 
-async def _cortex_error(_request: Request, error: Exception) -> Response:
+async def _cortex_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CortexError)
-    return response(error)
+    return response(error, request)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part != "body"]
     param = ".".join(where) or None
     what = first.get("ctx", {}).get("error", first["msg"])
-    return response(BadRequest(f"{param or 'body'}: {what}", param=param))
+    return response(BadRequest(f"{param or 'body'}: {what}", param=param), request)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -56,16 +61,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 404:
         found = NotFound(f"there is no {path} here", hints=["GET /openapi.json lists the routes"])
-        return response(found)
+        return response(found, request)
     if error.status_code == 405:
         refused = BadRequest(f"{path} does not take {request.method}")
-        return response(refused, 405)
-    return response(BadRequest(str(error.detail)), error.status_code)
+        return response(refused, request, 405)
+    return response(BadRequest(str(error.detail)), request, error.status_code)
 
 
-async def _unexpected(_request: Request, error: Exception) -> Response:
+async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request_failed", exc_info=error)
-    return response(CortexError("the gateway failed; its log says how"))
+    return response(CortexError("the gateway failed; its log says how"), request)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {

@@ -1,11 +1,15 @@
-"""GET /v1/models in OpenAI's shape, with what the fleet knows beside it."""
+"""GET /v1/models: in OpenAI's shape with what the fleet knows beside it, or in Anthropic's for its clients."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 
 from cortex_common.fleet import ModelState, ModelView
 from cortex_common.wire import Wire
+from cortex_server.api import anthropic
 from cortex_server.auth.guard import KEY
 from cortex_server.auth.keys import Key
 from cortex_server.fleet.state import Fleet
@@ -54,21 +58,37 @@ def models_router(fleet: Fleet) -> APIRouter:
             aliases=view.aliases,
         )
 
-    @router.get("/v1/models")
-    async def list_models(request: Request) -> ModelList:
-        """Each model that can be asked for, loaded or not; with a key, those that it may use."""
+    def allowed(request: Request, view: ModelView, *names: str) -> bool:
         key: Key = request.scope[KEY]
-        views = (v for v in fleet.snapshot.models if key.allows(v.id, *v.aliases))
+        return key.allows(view.id, *view.aliases, *names)
+
+    @router.get("/v1/models", response_model=ModelList)
+    async def list_models(
+        request: Request,
+        limit: Annotated[int | None, Query(ge=1)] = None,
+        after_id: str | None = None,
+        before_id: str | None = None,
+    ) -> ModelList | Response:
+        """Each model that can be asked for, loaded or not; with a key, those that it may use.
+
+        Whoever sends `anthropic-version` or `x-api-key` gets Anthropic's page, which the parameters cut; it carries
+        OpenAI's keys too.
+        """
+        views = [v for v in fleet.snapshot.models if allowed(request, v)]
+        if anthropic.reads(request):
+            served = [anthropic.served(v, v.id, created) for v in views]
+            return anthropic.page(served, limit=limit, after_id=after_id, before_id=before_id)
         return ModelList(data=tuple(map(entry, views)))
 
-    @router.get("/v1/models/{name:path}")
-    async def get_model(name: str, request: Request) -> ModelEntry:
+    @router.get("/v1/models/{name:path}", response_model=ModelEntry)
+    async def get_model(name: str, request: Request) -> ModelEntry | Response:
         """One model, by name or alias."""
         snapshot = fleet.snapshot
-        view = snapshot.model(name)
-        key: Key = request.scope[KEY]
-        if view is None or not key.allows(view.id, *view.aliases):
+        view = snapshot.model(fleet.known(name) or name)
+        if view is None or not allowed(request, view, name):
             raise fleet.names.not_found(name, (m.id for m in snapshot.models))
+        if anthropic.reads(request):
+            return anthropic.one(anthropic.served(view, name, created))
         return entry(view)
 
     return router

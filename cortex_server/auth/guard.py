@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from cortex_common.errors import CortexError
@@ -29,11 +30,14 @@ class Guard:
     Args:
         app: what is guarded.
         gate: returns the gate; called for each request, because the application is built before it.
-        refusal: the answer that carries an error.
+        refusal: the answer that carries an error, as the client of the request reads it.
     """
 
     def __init__(
-        self, app: App, gate: Callable[[], Gate], refusal: Callable[[CortexError], Response]
+        self,
+        app: App,
+        gate: Callable[[], Gate],
+        refusal: Callable[[CortexError, Request], Response],
     ) -> None:
         self._app = app
         self._gate = gate
@@ -53,6 +57,6 @@ class Guard:
                     headers, client[0] if client else None, rule_for(method, path).scopes
                 )
             except CortexError as refused:
-                await self._refusal(refused)(scope, receive, send)
+                await self._refusal(refused, Request(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -1,0 +1,134 @@
+"""What clients ask beside their conversations: model lists, signs of life, and errors in their own shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import anthropic
+import httpx
+import openai
+import pytest
+from rigs.engine import scripted_engine
+from rigs.plane import PlaneRig, running_plane
+
+from cortex_common.config.access import KeyEntry, Scope
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import DoesNotFit
+from cortex_server.auth.gate import Gate
+from cortex_server.auth.keys import Keyring, hash_of
+
+PROFILES = (
+    ModelProfile(id="org/big", harness="embedded", context=8192, aliases=("claude-*", "big")),
+    ModelProfile(id="org/small", harness="embedded"),
+)
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+def key(name: str, **terms: object) -> KeyEntry:
+    """A key whose secret is its name."""
+    fields = {"name": name, "hash": hash_of(name), "scopes": (Scope.INFER,)} | terms
+    return KeyEntry.model_validate(fields)
+
+
+@dataclass
+class Served:
+    """A data plane with keys, and a client without one."""
+
+    rig: PlaneRig
+    http: httpx.AsyncClient
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    """A plane with two models and the keys "all" and "few", which may use one of them."""
+    ring = Keyring()
+    ring.use((key("all"), key("few", models=("org/small",))), (), 0.0)
+    async with (
+        scripted_engine() as engine,
+        running_plane({"org/big": engine.url}, profiles=PROFILES, gate=Gate(ring)) as rig,
+        httpx.AsyncClient(base_url=rig.url) as http,
+    ):
+        yield Served(rig, http)
+
+
+async def test_anthropics_sdk_pages_through_the_models(served: Served) -> None:
+    """models.list follows the pages, with the context where it is known."""
+    async with anthropic.AsyncAnthropic(base_url=served.rig.url, api_key="all") as claude:
+        found = [model async for model in claude.models.list(limit=1)]
+    assert [(m.id, m.max_input_tokens) for m in found] == [("org/big", 8192), ("org/small", None)]
+
+
+async def test_a_model_is_told_under_the_name_that_was_asked(served: Served) -> None:
+    """models.retrieve finds a model by alias and by pattern, for either SDK."""
+    url = served.rig.url
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="all") as claude:
+        assert (await claude.models.retrieve("claude-x-9")).id == "claude-x-9"
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="all") as gpt:
+        assert (await gpt.models.retrieve("big")).id == "org/big"
+
+
+async def test_openais_sdk_lists_the_models(served: Served) -> None:
+    """Without Anthropic's headers the list has what the fleet knows beside OpenAI's fields."""
+    async with openai.AsyncOpenAI(base_url=f"{served.rig.url}/v1", api_key="all") as gpt:
+        found = {model.id: model async for model in gpt.models.list()}
+    assert found["org/big"].model_dump()["state"] == "ready"
+    assert found["org/small"].model_dump()["state"] == "unloaded"
+
+
+async def test_a_key_sees_only_its_models_in_either_shape(served: Served) -> None:
+    """What a key may not use is neither listed nor found."""
+    async with anthropic.AsyncAnthropic(base_url=served.rig.url, api_key="few") as claude:
+        assert [model.id async for model in claude.models.list()] == ["org/small"]
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            await claude.models.retrieve("org/big")
+    assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("HEAD", "/"), ("HEAD", "/api/hello"), ("GET", "/api/hello")]
+)
+async def test_a_sign_of_life_needs_no_key(served: Served, method: str, path: str) -> None:
+    """Claude Code's first question is answered before it shows who it is."""
+    answer = await served.http.request(method, path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/files"])
+async def test_routes_that_do_not_exist_are_not_found_in_anthropics_shape(
+    served: Served, path: str
+) -> None:
+    """Batches and files get a 404 that the SDK can name."""
+    answer = await served.http.post(path, json={}, headers=VERSION | {"x-api-key": "all"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+    assert answer.json()["request_id"] == answer.headers["request-id"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches"]
+)
+async def test_without_a_key_anthropics_client_is_told_in_its_shape(
+    served: Served, path: str
+) -> None:
+    """The guard's 401 reads like Anthropic's, whether the route exists or not."""
+    answer = await served.http.post(path, json={"model": "org/big"})
+    assert (answer.status_code, answer.json()["type"]) == (401, "error")
+    assert answer.json()["error"]["type"] == "authentication_error"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_openais_clients_keep_openais_errors(served: Served) -> None:
+    """The same mistakes without Anthropic's headers get the usual envelope."""
+    answer = await served.http.post("/v1/files", json={}, headers={"authorization": "Bearer all"})
+    assert (answer.status_code, answer.json()["error"]["src"]) == (404, "cortex")
+
+
+@pytest.mark.parametrize("route", ["/v1/messages", "/v1/chat/completions"])
+async def test_what_fits_nowhere_is_not_to_be_repeated(served: Served, route: str) -> None:
+    """A 507 says x-should-retry: false, or SDKs would ask for it again and again."""
+    loads = served.rig.loads
+    assert loads is not None
+    loads.outcome.set_exception(DoesNotFit("org/small needs 9 MiB"))
+    body = {"model": "org/small", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+    answer = await served.http.post(route, json=body, headers={"x-api-key": "all"})
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (507, "false")
