@@ -40,9 +40,7 @@ COMPLETE_VARIABLE = "_CORTEX_COMPLETE"
 """With it in the environment, the command completes words and does nothing else."""
 
 COMMANDS = {
-    "status": Entry(
-        "status", "Daily use", "Show the fleet on one screen: gateway, nodes, memory, trouble"
-    ),
+    "status": Entry("status", "Daily use", "Show the fleet on one screen"),
     "top": Entry("top", "Daily use", "Watch and operate the fleet on a full screen"),
     "ps": Entry("ps", "Daily use", "List what is loaded, and where"),
     "chat": Entry("chat", "Daily use", "Talk to a model"),
@@ -53,16 +51,12 @@ COMMANDS = {
     "simulate": Entry(
         "simulate", "Fleet", "Judge eviction policies by running them against a trace"
     ),
-    "bench": Entry(
-        "bench", "Fleet", "Measure how fast a model answers: first token, gaps, throughput, load"
-    ),
-    "events": Entry(
-        "events", "Daily use", "Follow loads, evictions, failures and nodes, until interrupted"
-    ),
+    "bench": Entry("bench", "Fleet", "Measure how fast a model answers"),
+    "events": Entry("events", "Daily use", "Follow what happens in the fleet"),
     "doctor": Entry(
         "doctor",
         "Running cortex",
-        "Check configuration, host, gateway and nodes, with a way out for each",
+        "Check host, configuration, gateway and nodes",
     ),
     "context": Entry("context", "Running cortex", "Choose between gateways"),
     "keys": Entry("keys", "Running cortex", "Make, list and revoke API keys"),
@@ -76,7 +70,7 @@ COMMANDS = {
         "version", "Running cortex", "Show versions of the command, the gateway and the nodes"
     ),
     "completion": Entry("completion", "More", "Print the completion script of a shell"),
-    "help": Entry("help", "More", "Read about exit codes, environment variables or configuration"),
+    "help": Entry("help", "More", "Read about exit codes, environment or configuration"),
 }
 
 

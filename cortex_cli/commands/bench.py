@@ -47,7 +47,7 @@ def bench(
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Measure how fast a model answers: first token, gaps, throughput, load."""
+    """Measure how fast a model answers."""
     ramp = _ramp(concurrency)
     earlier = read_run(before) if before else None
     where = target(gateway, os.environ)

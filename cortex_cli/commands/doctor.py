@@ -45,8 +45,8 @@ def doctor(
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Check configuration, host, gateway and nodes, with a way out for each."""
-    findings = [*_config(), *host_checks(Path.home()), *_gateway(gateway)]
+    """Check host, configuration, gateway and nodes."""
+    findings = [*_config(), *host_checks(_disk()), *_gateway(gateway)]
     text = as_text(
         FINDINGS, findings, chosen(output, as_json=json, quiet=False), paint=stdout_paint()
     )
@@ -55,6 +55,12 @@ def doctor(
     verdict = worst(findings)
     if verdict is Verdict.ERROR or (strict and verdict is Verdict.WARNING):
         raise typer.Exit(1)
+
+
+def _disk() -> Path:
+    """Where weights are usually kept; a daemon's user may have no home."""
+    home = Path.home()
+    return home if home.exists() else Path("/")
 
 
 def _config() -> list[Finding]:

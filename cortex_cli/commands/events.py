@@ -35,7 +35,7 @@ def events(
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Follow loads, evictions, failures and nodes, until interrupted."""
+    """Follow what happens in the fleet."""
     run(_follow(gateway, about, chosen(output, as_json=json, quiet=False)))
 
 

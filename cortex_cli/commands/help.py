@@ -50,7 +50,7 @@ CORTEX_NEURONS__0__NAME the name of the first [[neurons]].
 
 @app.command(epilog="Examples: `cortex help exit-codes`, `cortex help environment`")
 def help_topic(topic: Annotated[Topic, typer.Argument(help="What to read")]) -> None:
-    """Read about exit codes, environment variables or configuration."""
+    """Read about exit codes, environment or configuration."""
     match topic:
         case Topic.EXIT_CODES:
             text = "\n".join(f"{code:>4}  {meaning}" for code, meaning in EXIT_CODES.items())

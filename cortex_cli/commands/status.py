@@ -32,7 +32,7 @@ def status(
     json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
-    """Show the fleet on one screen: gateway, nodes, memory, trouble."""
+    """Show the fleet on one screen."""
     form = chosen(output, as_json=json, quiet=False)
     url = target(gateway, os.environ).url
     if watch:
