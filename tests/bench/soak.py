@@ -1,0 +1,112 @@
+"""A day's requests at speed: does anything stay behind?
+
+`python -m tests.bench.soak [REQUESTS]` sends them through the real gateway, whole and streamed, and breaks some off at
+random moments. At the end memory, file descriptors, open connections and counts should be where they were after the
+first tenth. It reports; whoever reads it judges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import psutil
+import uvloop
+
+from tests.bench.backend import END, WHOLE
+from tests.bench.candidates import cortex, free_port, process
+
+_CONNECTIONS = 32
+_CANCELS = 0.03
+
+
+def request(stream: bool) -> bytes:
+    """One HTTP request."""
+    body = (
+        b'{"model":"mock","stream":%b,"max_tokens":20,"messages":[{"role":"user","content":"hi"}],'
+    )
+    body += b'"stream_options":{"include_usage":true}}'
+    body %= b"true" if stream else b"false"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+REQUESTS = (request(stream=False), request(stream=True))
+LAST = (WHOLE[-20:], END[-14:] + b"\r\n0\r\n\r\n")
+
+
+async def client(port: int, todo: list[int], outcomes: Counter[str], seed: int) -> None:
+    """Send requests until there are none left, over one connection as long as it lasts."""
+    chance = random.Random(seed)
+    reader: asyncio.StreamReader | None = None
+    writer: asyncio.StreamWriter | None = None
+    while todo:
+        todo.pop()
+        if writer is None or reader is None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        kind = chance.random() < 0.5
+        writer.write(REQUESTS[kind])
+        if chance.random() < _CANCELS:
+            await asyncio.sleep(chance.random() * 0.004)
+            writer.transport.abort()
+            reader = writer = None
+            outcomes["broken off"] += 1
+            continue
+        try:
+            answer = await reader.readuntil(LAST[kind])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            outcomes["lost"] += 1
+            reader = writer = None
+            continue
+        outcomes["whole" if answer.startswith(b"HTTP/1.1 200") else "refused"] += 1
+    if writer is not None:
+        writer.close()
+
+
+def state(pid: int) -> str:
+    """What the gateway holds."""
+    gateway = psutil.Process(pid)
+    rss = gateway.memory_info().rss / 1024 / 1024
+    sockets = len(gateway.net_connections())
+    return f"{rss:7.1f} MiB resident, {gateway.num_fds():4} descriptors, {sockets:4} sockets"
+
+
+async def soak(port: int, pid: int, total: int) -> None:
+    """Send everything; print the gateway's state after each tenth."""
+    outcomes: Counter[str] = Counter()
+    print(f"{'start':>9}: {state(pid)}")
+    for tenth in range(10):
+        began = time.monotonic()
+        todo = [0] * (total // 10)
+        count = len(todo)
+        await asyncio.gather(
+            *(client(port, todo, outcomes, tenth * 1000 + n) for n in range(_CONNECTIONS))
+        )
+        rate = count / (time.monotonic() - began)
+        print(f"{(tenth + 1) * count:9}: {state(pid)}, {rate:6.0f} requests/s", flush=True)
+    async with httpx.AsyncClient() as http:
+        fleet = (await http.get(f"http://127.0.0.1:{port}/operator/v1/fleet")).json()
+    left = sum(i["in_flight"] for n in fleet["nodes"] for i in n["instances"])
+    print(f"{dict(outcomes)}; in flight at the end: {left}")
+
+
+def main(total: int) -> None:
+    """Start a backend and the gateway, and go."""
+    with tempfile.TemporaryDirectory() as folder:
+        work, backend = Path(folder), free_port()
+        argv = [sys.executable, "-m", "tests.bench.backend", str(backend)]
+        with (
+            process(argv, backend, work / "backend.log", "0"),
+            cortex(backend, work, "1") as gateway,
+        ):
+            uvloop.run(soak(gateway.port, gateway.pids[0], total))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200_000)
