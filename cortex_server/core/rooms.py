@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
 from cortex_common.hardware import DeviceHealth, DeviceKind
@@ -83,36 +84,60 @@ class DeviceRoom:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeRoom:
-    """A node with its room.
+    """A node with its room. What only an eviction needs to know is worked out when first asked for.
 
     Attributes:
         devices: by index.
-        by_available: the same, the least available memory first.
         instances: those that take memory, pins applied, leaving ones draining, gone ones left out.
+        models: of these instances.
         promised: loads that the node does not show yet.
-        most_mb: of each kind, the most that one device has available.
-        idle_reach: of each kind, what each device could have with all evictable idle instances gone, most first.
-        ready_reach: the same with busy ones gone too.
-        stairs: of each device, what its evictable idle instances free together with all that were used before
-            them, and when each was last used; both grow.
-        idle: models with an evictable idle instance.
-        moving: instances whose memory comes free, or evictable, by itself.
     """
 
     node: NodeView
     devices: tuple[DeviceRoom, ...]
-    by_available: tuple[DeviceRoom, ...]
     instances: tuple[InstanceView, ...]
     models: frozenset[ModelId]
     promised: tuple[Promise, ...]
-    most_mb: Mapping[DeviceKind, int]
-    idle_reach: Reach
-    ready_reach: Reach
-    stairs: Mapping[int, Stairs]
-    idle: frozenset[ModelId]
-    moving: frozenset[InstanceId]
+
+    @cached_property
+    def by_available(self) -> tuple[DeviceRoom, ...]:
+        """The devices, the least available memory first."""
+        return tuple(sorted(self.devices, key=lambda d: (d.available_mb, d.index)))
+
+    @cached_property
+    def most_mb(self) -> Mapping[DeviceKind, int]:
+        """Of each kind, the most that one device has available."""
+        return {kind: reach[0] for kind, reach in _reach(self.devices, ()).items()}
+
+    @cached_property
+    def idle_reach(self) -> Reach:
+        """What each device could have with all evictable idle instances gone."""
+        return _reach(self.devices, (i for i in self.instances if is_idle(i)))
+
+    @cached_property
+    def ready_reach(self) -> Reach:
+        """The same with busy ones gone too."""
+        ready = InstanceState.READY
+        return _reach(
+            self.devices, (i for i in self.instances if i.state is ready and not i.pinned)
+        )
+
+    @cached_property
+    def stairs(self) -> Mapping[int, Stairs]:
+        """Of each device, its evictable idle instances from the oldest on."""
+        return _stairs(i for i in self.instances if is_idle(i))
+
+    @cached_property
+    def idle(self) -> frozenset[ModelId]:
+        """Models with an evictable idle instance."""
+        return frozenset(i.model for i in self.instances if is_idle(i))
+
+    @cached_property
+    def moving(self) -> frozenset[InstanceId]:
+        """Instances whose memory comes free, or evictable, by itself."""
+        return frozenset(i.id for i in self.instances if _is_moving(i))
 
 
 class Rooms:
@@ -175,21 +200,12 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
         for i in node.instances
         if i.state in TAKING_MEMORY and i.id not in overlay.gone
     )
-    idle = [i for i in instances if is_idle(i)]
-    ready = [i for i in instances if i.state is InstanceState.READY and not i.pinned]
     return NodeRoom(
         node=node,
         devices=devices,
-        by_available=tuple(sorted(devices, key=lambda d: (d.available_mb, d.index))),
         instances=instances,
         models=frozenset(i.model for i in instances),
         promised=tuple(unseen),
-        most_mb={kind: reach[0] for kind, reach in _reach(devices, ()).items()},
-        idle_reach=_reach(devices, idle),
-        ready_reach=_reach(devices, ready),
-        stairs=_stairs(idle),
-        idle=frozenset(i.model for i in idle),
-        moving=frozenset(i.id for i in instances if _is_moving(i)),
     )
 
 

@@ -248,7 +248,7 @@ class Simulation:
             return World(self._rooms.of(snapshot, overlay), snapshot.at, standings=standings)
 
         self._scheduler.step(look, self._now)
-        if self._scheduler.waiting and self._tick_at is None:
+        if self._tick_at is None and self._somebody_has_no_load():
             self._tick_at = self._now + TICK_S
             self._later(TICK_S, self._tick)
 
@@ -256,6 +256,11 @@ class Simulation:
         self._tick_at = None
         if self._scheduler.waiting:
             self._step()
+
+    def _somebody_has_no_load(self) -> bool:
+        """Whether time alone may change something; a load under way announces its end."""
+        covered = {u.goal for u in self._scheduler.loads}
+        return any(q.goal not in covered for q in self._scheduler.waiting.queues())
 
     def _snapshot(self) -> FleetSnapshot:
         for name in self._stale:
