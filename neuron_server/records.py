@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -83,6 +83,12 @@ class StateDir:
     def log(self, instance: InstanceId) -> EngineLog:
         """Where an instance's output goes."""
         return EngineLog(self.path / "logs" / f"{instance}.log")
+
+    def remove_logs(self, *, keep: Collection[str]) -> None:
+        """Remove the logs of instances that are no more."""
+        for path in (self.path / "logs").glob("*.log"):
+            if path.stem not in keep:
+                EngineLog(path).remove()
 
     def save(self, record: EngineRecord) -> None:
         """Write or replace a record, all or nothing."""

@@ -46,15 +46,12 @@ from neuron_server.harness.registry import Registered, Registry
 from neuron_server.journal import Journal
 from neuron_server.life import EngineLife, Life, port_is_free
 from neuron_server.records import EngineRecord, PastLoad, StateDir
+from neuron_server.unloading import until_freed, until_idle
 
 log = logging.getLogger(__name__)
 
 READING_EVERY_S = 1.0
 _ATTACHED_EVERY = 5
-_IDLE_POLL_S = 0.1
-_FREED_POLL_S = 0.1
-_FREED_LIMIT_S = 15.0
-_NOISE_MB = 8
 
 
 @dataclass(slots=True)
@@ -111,8 +108,9 @@ class Runtime:
         await self.host.open()
         self._warnings = await self.registry.warnings(self.host.cuda_version)
         await self._books.read({})
-        orphans = await kill_orphans(self._state.owner, self._adopt())
-        if orphans:
+        adopted = self._adopt()
+        self._state.remove_logs(keep=adopted)
+        if orphans := await kill_orphans(self._state.owner, adopted):
             self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
         await self._find_attached()
         await self.measure()
@@ -157,20 +155,19 @@ class Runtime:
             DoesNotFit: the ledger refuses.
         """
         registered = self.registry.get(spec.harness)
-        if joined := self._join(spec):
-            return joined
+        if answer := self._join(spec):
+            return answer
         here = {device.kind for device in self.host.devices}
         needs = await needs_of(spec, registered.harness, here, self._state)
+        if answer := self._join(spec):
+            return answer
         try:
             promise = self._books.admit(needs, self._instances())
         except DoesNotFit:
             await self.measure()  # an engine may have ended since the last reading
-            if joined := self._join(spec):
-                return joined
+            if answer := self._join(spec):
+                return answer
             promise = self._books.admit(needs, self._instances())
-        else:
-            if joined := self._join(spec):
-                return joined
         return self._begin(spec, registered, promise)
 
     async def unload(self, request: UnloadRequest) -> UnloadAnswer:
@@ -389,44 +386,32 @@ class Runtime:
     async def _stop_now(self, held: _Held, drain_s: float) -> None:
         if held.instance.state is InstanceState.READY and drain_s > 0:
             self.change(advance(held.instance, InstanceState.DRAINING))
-            await self._until_idle(held, drain_s)
+            await until_idle(self._clock, drain_s, lambda: self._in_flight(held))
         self.change(advance(held.instance, InstanceState.STOPPING))
         self.journal.note("unloading", instance=held.instance.id, model=held.instance.spec.model_id)
-        devices = held.instance.devices if any(held.instance.measured_mb) else ()
         self._remember(held.instance)
         await held.life.end()
-        await self._until_freed(devices)
+        if any(held.instance.measured_mb):
+            await until_freed(self._clock, lambda: self._free_now(held.instance.devices))
+        else:
+            await self.measure()
         self._drop(held.instance.id)
         self.journal.note("unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
         self.changes.publish()
 
-    async def _until_idle(self, held: _Held, drain_s: float) -> None:
-        """Wait until the engine has nothing to do, twice in a row, where it tells."""
-        deadline = self._clock.monotonic() + drain_s
-        idle = 0
-        while self._clock.monotonic() < deadline and idle < 2:
-            busy = self.relayed.get(held.instance.id, 0)
-            own = await held.registered.harness.in_flight(held.life.url(held.instance.port))
-            idle = 0 if busy or own else idle + 1
-            if idle < 2:
-                await asyncio.sleep(_IDLE_POLL_S)
+    async def _in_flight(self, held: _Held) -> int | None:
+        """Requests that we relay to an engine, or that it has of others, where it tells."""
+        own = await held.registered.harness.in_flight(held.life.url(held.instance.port))
+        return max(own or 0, self.relayed.get(held.instance.id, 0))
 
-    async def _until_freed(self, devices: Sequence[int]) -> None:
-        """Drivers give memory back some time after the process is gone: wait until it no longer rises."""
+    async def _free_now(self, devices: Sequence[int]) -> list[int]:
         await self.measure()
-        deadline = self._clock.monotonic() + _FREED_LIMIT_S
-        last = self._books.free_mb(devices)
-        while devices and self._clock.monotonic() < deadline:
-            await asyncio.sleep(_FREED_POLL_S)
-            await self.measure()
-            free = self._books.free_mb(devices)
-            if all(now <= then + _NOISE_MB for now, then in zip(free, last, strict=True)):
-                return
-            last = free
+        return self._books.free_mb(devices)
 
     def _drop(self, instance: InstanceId) -> None:
         self._held.pop(instance, None)
         self._state.forget(instance)
+        self._state.log(instance).remove()
 
     def _save(self, held: _Held) -> None:
         if held.life.engine is None:
@@ -469,6 +454,5 @@ class Runtime:
                 for held in self._held.values():
                     self._state.log(held.instance.id).trim()
             except Exception:
-                log.exception(
-                    "reading_failed"
-                )  # the next one may succeed; without readings nothing is admitted
+                # The next one may succeed, and without readings nothing would be admitted any more.
+                log.exception("reading_failed")

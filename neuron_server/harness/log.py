@@ -28,7 +28,7 @@ class EngineLog:
 
     def open_for_engine(self) -> BinaryIO:
         """The file for an engine's stdout and stderr."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(
             self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def start(weights: Path, *options: str) -> Worker:
     argv = [sys.executable, "-m", "neuron_server.engines.embedded", "--model", str(weights)]
     process = subprocess.Popen(
         [*argv, "--name", NAME, "--port", str(port), *options],
+        env=os.environ | {"RAYON_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -77,6 +77,9 @@ async def test_a_caller_that_leaves_a_relayed_request_cancels_it(rig: NeuronRig)
                     http.post(url, json={"messages": [], "stream": stream})
                 )
                 await until(client, lambda models: models[0].in_flight == 1)
+                async with asyncio.timeout(5):
+                    while (await stats(http, ready.url or ""))["in_flight"] < 1:
+                        pass
                 asking.cancel()
                 await asyncio.gather(asking, return_exceptions=True)
                 async with asyncio.timeout(5):
