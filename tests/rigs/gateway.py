@@ -1,0 +1,133 @@
+"""A `cortex serve gateway` process whose files a test writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cortex_common.fleet import FleetSnapshot
+from cortex_common.operator_client import OperatorClient
+from rigs.fleet import free_port
+
+
+@dataclass
+class GatewayProcess:
+    """A gateway that runs.
+
+    Attributes:
+        folder: of its files.
+        port: of the API.
+        metrics_port: of the metrics.
+    """
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Base URL of the API."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What it logged so far."""
+        return (self.folder / "gateway.log").read_text()
+
+    def write(self, *tables: str, gateway: str = "", models: str = "") -> None:
+        """Write cortex.toml with these tables and further keys of [gateway], and models.toml."""
+        listen = (
+            f'listen = "127.0.0.1:{self.port}"\nmetrics_listen = "127.0.0.1:{self.metrics_port}"\n'
+        )
+        config = "\n".join([f"[gateway]\n{listen}{gateway}", *tables])
+        for name, text in (("models.toml", models), ("cortex.toml", config)):
+            new = self.folder / f"{name}.new"
+            new.write_text(text)
+            new.replace(self.folder / name)
+
+    def start(self, *arguments: str, **environ: str) -> None:
+        """Start the process."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+        config = str(self.folder / "cortex.toml")
+        with (self.folder / "gateway.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "cortex_cli", "serve", "gateway"),
+                    *("-c", config, "--log-format", "json", *arguments),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean | environ,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def ended(self, seconds: float = 30.0) -> int:
+        """Wait for its end; the exit code."""
+        assert self.process is not None
+        return await asyncio.to_thread(self.process.wait, seconds)
+
+    async def logged(self, event: str, times: int = 1, seconds: float = 20.0) -> dict[str, Any]:
+        """Wait until an event has been logged that often; the latest line."""
+        assert self.process is not None
+        async with asyncio.timeout(seconds):
+            while True:
+                lines = [line for line in self.log.splitlines() if f'"{event}"' in line]
+                if len(lines) >= times:
+                    found: dict[str, Any] = json.loads(lines[-1])
+                    return found
+                assert self.process.poll() is None, self.log
+                await asyncio.sleep(0.02)
+
+    def operator(self, token: str | None = None) -> OperatorClient:
+        """An operator's client."""
+        return OperatorClient(self.url, who="the gateway", token=token)
+
+    async def until(self, true: Callable[[FleetSnapshot], bool], seconds: float = 20.0) -> None:
+        """Wait until the fleet is so."""
+        async with self.operator() as client, asyncio.timeout(seconds):
+            while not true(await client.fleet()):
+                await asyncio.sleep(0.02)
+
+
+def neuron_table(name: str, url: str, **more: str) -> str:
+    """A [[neurons]] entry."""
+    keys = {"name": name, "endpoint": url} | more
+    return "[[neurons]]\n" + "".join(f'{k} = "{v}"\n' for k, v in keys.items())
+
+
+@contextlib.asynccontextmanager
+async def gateway_process(
+    folder: Path,
+    *tables: str,
+    arguments: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
+    gateway: str = "",
+    models: str = "",
+) -> AsyncIterator[GatewayProcess]:
+    """A gateway from its first listening on; killed afterwards if it still runs."""
+    made = GatewayProcess(folder)
+    made.write(*tables, gateway=gateway, models=models)
+    made.start(*arguments, **(environ or {}))
+    try:
+        await made.logged("gateway_listening")
+        yield made
+    finally:
+        assert made.process is not None
+        if made.process.poll() is None:
+            made.process.kill()
+        made.process.wait()

@@ -1,0 +1,95 @@
+"""A neuron that says what a test wants: its instances are engines of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from cortex_common.hardware import Discovery, Health
+from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+
+
+@dataclass
+class ScriptedNeuron:
+    """A listening neuron.
+
+    Attributes:
+        url: where it listens.
+        heads: of all requests so far.
+    """
+
+    engines: Mapping[str, str]
+    token: str | None = None
+    url: str = ""
+    heads: list[bytes] = field(default_factory=list)
+
+    def _status(self) -> NodeStatus:
+        return NodeStatus(
+            health=Health(uptime_secs=1),
+            models=tuple(
+                ModelInfo(
+                    id=ModelId(model),
+                    harness="scripted",
+                    status=InstanceState.READY,
+                    instance_id=InstanceId(f"{model}-0"),
+                    url=url,
+                    parallel=512,
+                )
+                for model, url in self.engines.items()
+            ),
+        )
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: answers about itself, then perhaps an event stream."""
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.heads.append(head)
+                wanted = f"authorization: Bearer {self.token}\r\n".lower().encode()
+                if self.token is not None and wanted not in head.lower():
+                    writer.write(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")
+                elif head.startswith(b"GET /events"):
+                    break
+                else:
+                    body = Discovery(hostname="n", os="Linux", kernel="").model_dump_json().encode()
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+                    )
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+            data = self._status().model_dump_json().encode()
+            while True:
+                writer.write(b"event: status\ndata: %b\n\n" % data)
+                await writer.drain()
+                await asyncio.sleep(0.5)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def scripted_neuron(
+    engines: Mapping[str, str], *, token: str | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ScriptedNeuron]:
+    """A neuron on a free loopback port; `engines` maps a model to the URL of its ready instance."""
+    neuron = ScriptedNeuron(engines, token)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(neuron.serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    scheme = "http" if tls is None else "https"
+    neuron.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield neuron
+    finally:
+        server.close()
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
