@@ -48,6 +48,7 @@ COMMANDS = {
     "nodes": Entry("nodes", "Fleet", "List hosts; keep work off them"),
     "gpus": Entry("gpus", "Fleet", "List devices and who uses their memory"),
     "plan": Entry("plan", "Fleet", "See what would be done, and why"),
+    "defrag": Entry("defrag", "Fleet", "Move instances until free memory is in one piece"),
     "simulate": Entry(
         "simulate", "Fleet", "Judge eviction policies by running them against a trace"
     ),

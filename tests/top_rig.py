@@ -12,10 +12,14 @@ from cortex_cli.watch import Lost
 from cortex_common.errors import CortexError
 from cortex_common.fleet import FleetSnapshot, ModelState
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
     ModelAction,
+    MoveView,
     NodeAction,
     PinModel,
     PinView,
@@ -110,6 +114,22 @@ class NotingOperator:
         """See `Operator.drain`."""
         self._note(request)
         return NodeAction(node=request.node, cordoned=True)
+
+    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+        """See `Operator.plan_defrag`."""
+        move = MoveView(
+            instance="gemma-1", model="google/gemma-3-12b", node="beast", device=0,
+            to_node="beast", to_device=1, mb=12_000, load_s=8.0, in_flight=0,
+        )  # fmt: skip
+        return DefragView(
+            plan="p1", node="beast", device=0, before_mb=105_800, after_mb=108_000,
+            why="one large block", moves=(move,),
+        )  # fmt: skip
+
+    async def defrag(self, request: ApplyDefrag) -> DefragView:
+        """See `Operator.defrag`."""
+        self._note(request)
+        return DefragView(why="done", done=True)
 
     def _model(self, request: object, model: str, state: ModelState) -> ModelAction:
         self._note(request)

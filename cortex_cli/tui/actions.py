@@ -9,6 +9,8 @@ from rich.text import Text
 from textual.app import App
 
 from cortex_cli.paint import Paint
+from cortex_cli.render.defrag import headline as headline_of_defrag
+from cortex_cli.render.defrag import move_line
 from cortex_cli.render.plan import cost, headline, plan_text
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.operator import Operator
@@ -16,6 +18,8 @@ from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_common.errors import CortexError
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
@@ -153,6 +157,29 @@ class Actions:
         if done := await self._try(self._operator.drain(DrainNode(node=node)), line):
             told = f"moved {len(done.moved)}, unloaded {len(done.unloaded)}, kept {len(done.kept)}"
             self.say(told, title=line)
+
+    async def defrag(self, model: str | None = None) -> None:
+        """Show the moves that would make a large free block, and make them after a yes."""
+        wish = DefragWish(model=model)
+        line = f"cortex defrag --for {model}" if model else "cortex defrag"
+        plan = await self._try(self._operator.plan_defrag(wish), line)
+        if plan is None:
+            return
+        if not plan.moves:
+            self.say(plan.why, title=line)
+            return
+        self._show_ghosts([Ghost(m.to_node, m.to_device, m.model, m.mb) for m in plan.moves])
+        try:
+            details = [headline_of_defrag(plan), *map(move_line, plan.moves)]
+            agreed = await self._ask("Defragment?", details)
+        finally:
+            self._show_ghosts(())
+        if agreed and (
+            done := await self._try(
+                self._operator.defrag(ApplyDefrag(wish=wish, plan=plan.plan)), line
+            )
+        ):
+            self.say(headline_of_defrag(done), title=line)
 
     async def _ask(self, question: str, details: Sequence[str]) -> bool:
         return await self._app.push_screen_wait(Confirm(question, details))

@@ -236,6 +236,11 @@ class Top(App[None]):
             else:
                 self._actions.say("it stands on no node; say :cordon NODE", severity="warning")
 
+    @work
+    async def action_defrag(self) -> None:
+        """Make free memory one piece, after its moves were shown."""
+        await self._actions.defrag()
+
     def action_describe(self) -> None:
         """Show all about the model under the cursor."""
         if (model := self._current()) and self._snapshot:
@@ -421,6 +426,8 @@ class Top(App[None]):
                 await self._actions.pin([name], snapshot)
             case Verb.CORDON:
                 await self._actions.cordon(name, snapshot)
+            case Verb.DEFRAG:
+                await self._actions.defrag(name or None)
             case _:
                 await self._actions.drain(name)
 

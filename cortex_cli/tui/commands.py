@@ -19,6 +19,7 @@ class Verb(StrEnum):
     PIN = "pin"
     CORDON = "cordon"
     DRAIN = "drain"
+    DEFRAG = "defrag"
     FILTER = "filter"
     SORT = "sort"
     MODEL = "model"
@@ -32,8 +33,9 @@ class Verb(StrEnum):
 
 
 _SHORT = {"q": Verb.QUIT, "l": Verb.LOAD, "u": Verb.UNLOAD, "m": Verb.MODEL, "devices": Verb.GPUS}
-CHANGES_FLEET = {Verb.LOAD, Verb.UNLOAD, Verb.EVICT, Verb.PIN, Verb.CORDON, Verb.DRAIN}
-_TAKES_NAME = CHANGES_FLEET | {Verb.MODEL, Verb.THEME, Verb.SORT}
+_ON_NAME = {Verb.LOAD, Verb.UNLOAD, Verb.EVICT, Verb.PIN, Verb.CORDON, Verb.DRAIN}
+CHANGES_FLEET = _ON_NAME | {Verb.DEFRAG}
+_TAKES_NAME = _ON_NAME | {Verb.MODEL, Verb.THEME, Verb.SORT}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ KEYS: list[BindingType] = [
     _key("p", "pin", "pin", shown=SHOWN),
     _key("e", "evict", "evict", shown=SHOWN),
     _key("c", "cordon", "cordon the node"),
+    _key("D", "defrag", "defrag", shown=SHOWN),
     _key("d,enter", "describe", "describe", shown=SHOWN),
     _key("slash", "filter", "filter", shown=SHOWN),
     _key("s", "sort", "sort", shown=SHOWN),
@@ -50,7 +51,7 @@ KEYS: list[BindingType] = [
     _key("q", "quit", "quit", shown=SHOWN),
 ]
 
-DISTURBING = frozenset({"load", "unload", "pin", "evict", "cordon", "uncordon", "drain"})
+DISTURBING = frozenset({"load", "unload", "pin", "evict", "cordon", "uncordon", "drain", "defrag"})
 """Actions that a read-only screen refuses."""
 
 

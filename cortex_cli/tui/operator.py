@@ -6,6 +6,9 @@ from typing import Protocol
 
 from cortex_cli.client import connect
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
@@ -57,6 +60,14 @@ class Operator(Protocol):
 
     async def drain(self, request: DrainNode) -> NodeAction:
         """Cordon a node and move or unload what it has."""
+        ...
+
+    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+        """Which moves would make a large free block."""
+        ...
+
+    async def defrag(self, request: ApplyDefrag) -> DefragView:
+        """Make exactly the moves that a plan showed."""
         ...
 
 
@@ -114,3 +125,13 @@ class GatewayOperator:
         """See `Operator.drain`."""
         async with connect(self._gateway) as client:
             return await client.drain(request)
+
+    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+        """See `Operator.plan_defrag`."""
+        async with connect(self._gateway) as client:
+            return await client.plan_defrag(wish)
+
+    async def defrag(self, request: ApplyDefrag) -> DefragView:
+        """See `Operator.defrag`."""
+        async with connect(self._gateway) as client:
+            return await client.defrag(request)

@@ -18,6 +18,8 @@ from cortex_cli.watch import Lost
 from cortex_common.errors import AuthenticationFailed, DoesNotFit
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
+    ApplyDefrag,
+    DefragWish,
     DrainNode,
     EvictModel,
     LedgerLine,
@@ -138,6 +140,21 @@ async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, str]):
         assert operator.calls == [call]
 
 
+async def test_defrag_shows_its_moves_first():
+    """`D` shows each move, also as a ghost, and makes exactly those after a yes."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("D")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        told = " ".join(str(s.content) for s in app.screen.query(Static))
+        assert "moves google/gemma-3-12b from beast/0 to beast/1" in told
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [ApplyDefrag(wish=DefragWish(), plan="p1")]
+
+
 @pytest.mark.parametrize(
     ("line", "call"),
     [
@@ -215,7 +232,7 @@ async def test_a_refusal_is_shown_with_its_hint():
         ]
 
 
-@pytest.mark.parametrize("key", ["l", "u", "e", "p", "c"])
+@pytest.mark.parametrize("key", ["l", "u", "e", "p", "c", "D"])
 async def test_read_only_refuses_keys(key: str):
     """With --read-only no key reaches the gateway or asks a question."""
     operator = NotingOperator()

@@ -1,0 +1,81 @@
+"""`cortex defrag`: move instances until free memory is in one piece."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.actions import confirm, seconds_of
+from cortex_cli.client import connect, run
+from cortex_cli.listing import stdout_paint
+from cortex_cli.options import chosen, verb
+from cortex_cli.output import Output, as_text
+from cortex_cli.render.defrag import DEFRAGS, defrag_text
+from cortex_common.operator import ApplyDefrag, DefragView, DefragWish
+
+app = verb()
+
+
+@app.command(
+    epilog="Examples: `cortex defrag --dry-run`, `cortex defrag --for qwen3-72b`, `cortex defrag --apply PLAN`"
+)
+def defrag(
+    *,
+    model: Annotated[
+        str | None, typer.Option("--for", metavar="MODEL", help="Make room for it")
+    ] = None,
+    node: options.OnNode = None,
+    max_moves: Annotated[int, typer.Option(min=1, max=8, help="At most so many moves")] = 3,
+    max_time: Annotated[str, typer.Option(help="At most so much loading, like 10m")] = "10m",
+    across: Annotated[bool, typer.Option("--across", help="Also to other nodes")] = False,
+    apply: Annotated[
+        str | None,
+        typer.Option(metavar="PLAN", help="Make exactly the moves that this plan showed"),
+    ] = None,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Move instances until free memory is in one piece.
+
+    The moves are shown first; only those are made.
+    """
+    wish = DefragWish(
+        model=model,
+        node=node,
+        max_moves=max_moves,
+        max_seconds=seconds_of(max_time, "--max-time"),
+        across=across,
+    )
+    form = chosen(output, as_json=json, quiet=False)
+    if apply is not None:
+        _write(run(_apply(gateway, wish, apply)), form)
+        return
+    plan = run(_plan(gateway, wish))
+    _write(plan, form)
+    if dry_run or not plan.moves:
+        return
+    confirm(f"make these {len(plan.moves)} moves?", yes=yes)
+    _write(run(_apply(gateway, wish, plan.plan)), form)
+
+
+def _write(found: DefragView, form: Output) -> None:
+    paint = stdout_paint()
+    table = form in {Output.TABLE, Output.WIDE}
+    text = defrag_text(found, paint) if table else as_text(DEFRAGS, [found], form, paint=paint)
+    sys.stdout.write(f"{text}\n")
+
+
+async def _plan(gateway: str | None, wish: DefragWish) -> DefragView:
+    async with connect(gateway) as client:
+        return await client.plan_defrag(wish)
+
+
+async def _apply(gateway: str | None, wish: DefragWish, plan: str) -> DefragView:
+    async with connect(gateway) as client:
+        return await client.defrag(ApplyDefrag(wish=wish, plan=plan))

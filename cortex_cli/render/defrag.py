@@ -1,0 +1,81 @@
+"""A defragmentation for people: the moves, what each costs, and the room before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cortex_cli.output import Kind
+from cortex_cli.paint import Paint, Tone
+from cortex_cli.render.table import Column, printable, table
+from cortex_common.operator import DefragView, DeviceRoomView, MoveView
+from cortex_common.units import show_duration, show_mib
+
+_BAR = 24
+
+_MOVES: Sequence[Column[MoveView]] = (
+    Column("MODEL", lambda m: m.model),
+    Column("FROM", lambda m: f"{m.node}/{m.device}"),
+    Column("TO", lambda m: f"{m.to_node}/{m.to_device}"),
+    Column("SIZE", lambda m: show_mib(m.mb), right=True),
+    Column("COPY LOADS IN", lambda m: show_duration(m.load_s), right=True),
+    Column("ACTIVE", lambda m: str(m.in_flight), right=True),
+    Column("INTERRUPTION", lambda m: show_duration(m.interruption_s), right=True),
+)
+
+DEFRAGS: Kind[DefragView] = Kind(
+    kind="DefragList",
+    plain=lambda d: d.model_dump(mode="json"),
+    columns=(
+        Column("PLAN", lambda d: d.plan),
+        Column("MOVES", lambda d: str(len(d.moves)), right=True),
+        Column("LARGEST BEFORE", lambda d: show_mib(d.before_mb), right=True),
+        Column("AFTER", lambda d: show_mib(d.after_mb), right=True),
+        Column("WHY", lambda d: d.why),
+    ),
+    name=lambda d: d.plan,
+    nothing="no plan",
+)
+
+
+def headline(defrag: DefragView) -> str:
+    """What it gains, in one line."""
+    if not defrag.moves:
+        return printable(defrag.why)
+    verb = "made" if defrag.done else "would make"
+    took = f" in {show_duration(defrag.seconds)}" if defrag.seconds is not None else ""
+    return printable(
+        f"{len(defrag.moves)} moves {verb} {show_mib(defrag.after_mb)} free on"
+        f" {defrag.node}/{defrag.device}{took}, where {show_mib(defrag.before_mb)} was the most: {defrag.why}"
+    )
+
+
+def move_line(move: MoveView) -> str:
+    """One move in words."""
+    return printable(
+        f"moves {move.model} from {move.node}/{move.device} to {move.to_node}/{move.to_device}:"
+        f" {show_mib(move.mb)}, a copy loads first (about {show_duration(move.load_s)})"
+    )
+
+
+def _room(device: DeviceRoomView, paint: Paint) -> str:
+    def bar(available: int) -> str:
+        free = round(_BAR * available / device.total_mb) if device.total_mb else 0
+        return "#" * (_BAR - free) + paint.good("." * free)
+
+    return (
+        f"{device.node}/{device.device}  [{bar(device.before_mb)}] {show_mib(device.before_mb):>6} free"
+        f"  ->  [{bar(device.after_mb)}] {show_mib(device.after_mb):>6} free"
+    )
+
+
+def defrag_text(defrag: DefragView, paint: Paint) -> str:
+    """All of it."""
+    lines = [paint.tone(headline(defrag), Tone.GOOD if defrag.moves else None)]
+    if defrag.moves:
+        lines += ["", table(_MOVES, defrag.moves, paint=paint)]
+    changed = [d for d in defrag.devices if d.before_mb != d.after_mb]
+    if changed:
+        lines += ["", *(_room(d, paint) for d in changed)]
+    if defrag.plan and not defrag.done:
+        lines += ["", f"plan {defrag.plan}"]
+    return "\n".join(lines)
