@@ -1,0 +1,53 @@
+"""HTTP clients of other languages stream through the gateway without a surprise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+
+import pytest
+from rigs.engine import STREAM, scripted_engine
+from rigs.plane import FACES, running_plane
+
+BODY = json.dumps(
+    {"model": "m", "messages": [], "stream": True, "stream_options": {"include_usage": True}}
+)
+
+NODE = """
+const [url, body] = process.argv.slice(1);
+for (let i = 0; i < 3; i++) {
+  const answer = await fetch(url, {method: "POST", body, headers: {"content-type": "application/json"}});
+  let text = "";
+  for await (const piece of answer.body) text += Buffer.from(piece).toString();
+  if (i === 2) process.stdout.write(text);
+}
+"""
+
+
+def command(client: str, url: str) -> list[str]:
+    """How a client is run; skips where it is not installed."""
+    program = {"curl": "curl", "curl-1.0": "curl", "node": "node"}[client]
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    if client == "node":
+        return ["node", "--input-type=module", "-e", NODE, url, BODY]
+    version = "--http1.0" if client == "curl-1.0" else "--http1.1"
+    return ["curl", "-sN", version, "-H", "content-type: application/json", "-d", BODY, url]
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("client", ["curl", "curl-1.0", "node"])
+async def test_a_client_of_another_language_gets_the_stream(client, face):
+    """Three requests in a row over the client's own connections; the bytes are the engine's."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        argv = command(client, f"{rig.url}/v1/chat/completions")
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await process.communicate()
+        assert (process.returncode, out) == (0, STREAM), err.decode()
+        await rig.settled()
