@@ -20,6 +20,7 @@ from neuron_server.core.instance import (
     Instance,
     advance,
     load_deadline_s,
+    load_progress,
     restart_delay_s,
 )
 from neuron_server.harness.log import EngineLog
@@ -275,10 +276,8 @@ class EngineLife:
 
     def _note_progress(self, probe: Probe, begun: float) -> None:
         instance = self._ledger.now(self.id)
-        progress = probe.progress
-        if progress is None and instance.expected_load_s:
-            past = self._clock.monotonic() - begun
-            progress = round(min(0.95, past / instance.expected_load_s), 2)
+        past = self._clock.monotonic() - begun
+        progress = probe.progress if probe.progress is not None else load_progress(instance, past)
         if (probe.stage, progress) != (instance.stage, instance.progress):
             changed = dataclasses.replace(instance, stage=probe.stage, progress=progress)
             self._ledger.change(changed)

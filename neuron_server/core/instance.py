@@ -133,3 +133,18 @@ def load_deadline_s(weights_mb: int | None, expected_s: float | None) -> float:
     """
     by_size = 120.0 + (weights_mb / 50.0 if weights_mb is not None else 3600.0)
     return max(by_size, 3.0 * (expected_s or 0.0))
+
+
+def load_progress(instance: Instance, past_s: float) -> float | None:
+    """How far a load is whose engine does not tell, 0 to 0.95.
+
+    By the time that the last such load took on this host; the first time by the memory that it has taken of what it
+    was promised. None when neither is known.
+    """
+    if instance.expected_load_s:
+        done = past_s / instance.expected_load_s
+    elif instance.measured_mb and instance.promised_mb:
+        done = sum(instance.measured_mb) / (instance.promised_mb * len(instance.devices))
+    else:
+        return None
+    return round(min(0.95, done), 2)

@@ -19,6 +19,7 @@ from neuron_server.core.instance import (
     Instance,
     advance,
     load_deadline_s,
+    load_progress,
     restart_delay_s,
     same_work,
 )
@@ -114,6 +115,23 @@ def test_the_deadline_of_a_load_grows_with_its_weights():
     assert large > 4000
     assert load_deadline_s(None, None) > 3600
     assert load_deadline_s(100, 1000.0) == 3000.0
+
+
+@given(
+    st.floats(0, 1e6), st.none() | st.floats(0.1, 1e5), st.lists(st.integers(0, 9000), max_size=1)
+)
+def test_progress_is_a_share_that_never_claims_the_end(past, expected, measured):
+    """Whatever is known, a load that is not ready is at most 95% done."""
+    loading = instance(expected_load_s=expected, measured_mb=tuple(measured))
+    progress = load_progress(loading, past)
+    assert (progress is None) == (expected is None and not measured)
+    assert progress is None or 0 <= progress <= 0.95
+
+
+def test_progress_follows_past_loads_before_memory():
+    """The time of the last load says more than the memory that was taken."""
+    assert load_progress(instance(expected_load_s=10.0, measured_mb=(90,)), 5.0) == 0.5
+    assert load_progress(instance(measured_mb=(25,)), 5.0) == 0.25
 
 
 @given(st.integers(1, 60000), st.integers(0, 30), st.data())
