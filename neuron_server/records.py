@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cortex_common.errors import Conflict
+from cortex_common.errors import ConfigError, Conflict
 from cortex_common.models import InstanceId, LoadSpec
 from cortex_common.wire import Wire
 from neuron_server.harness.log import EngineLog
@@ -50,6 +50,7 @@ class StateDir:
     """A neuron's directory; held by one neuron at a time.
 
     Raises:
+        ConfigError: it can't be made.
         Conflict: another neuron holds it.
     """
 

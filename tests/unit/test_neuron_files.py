@@ -116,6 +116,14 @@ def test_a_state_directory_has_one_owner(tmp_path: Path):
     subprocess.run(argv, check=True)
 
 
+def test_a_state_directory_that_cant_be_made_is_a_mistake_in_the_settings(tmp_path: Path):
+    """The error names the directory and the setting."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file/state") as refused:
+        StateDir(tmp_path / "file" / "state")
+    assert "state_dir" in refused.value.hints[0]
+
+
 def test_past_loads_are_known_by_what_they_depend_on(state: StateDir):
     """The same spec on the same kind of device is remembered; another context is another load."""
     state.remember_load(SPEC, "cuda", PastLoad(seconds=3.5, per_device_mb=700))
