@@ -58,10 +58,14 @@ class StateDir:
         self.path = path.absolute()
         self._records = self.path / "instances"
         self._loads = self.path / "loads.json"
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._records.mkdir(
-            mode=0o700, exist_ok=True
-        )  # specs may carry tokens in their environment
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._records.mkdir(mode=0o700, exist_ok=True)  # specs may carry tokens
+        except OSError as failed:
+            raise ConfigError(
+                f"can't use {self.path}: {failed.strerror or failed}",
+                hints=("set state_dir in [neuron], or CORTEX_NEURON__STATE_DIR",),
+            ) from failed
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.lockf(self._lock, os.F_TLOCK, 0)
