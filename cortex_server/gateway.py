@@ -24,6 +24,7 @@ from cortex_server.auth.keys import Keyring
 from cortex_server.auth.records import Records
 from cortex_server.auth.usage import Usage
 from cortex_server.dataplane.diverted import DivertingProtocol, compatible
+from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.fleet.roster import Roster, accesses
 from cortex_server.fleet.state import Fleet
@@ -189,7 +190,8 @@ class Gateway:
             return
         app = metrics_app(self.metrics, lambda: self.gate)
         tls = None if self._tls is None else self._tls.context
-        serving = server(app, http="httptools", tls=tls, last_s=1.0)
+        patient = type("MetricsProtocol", (PatientProtocol,), {"limits": self.config.limits})
+        serving = server(app, http=patient, tls=tls, last_s=1.0)
         with listening(address, "metrics_listen") as sock:
             event(log, "metrics_listening", url=f"{url_of(sock, tls=tls is not None)}/metrics")
             task = asyncio.create_task(serving.serve(sockets=[sock]), name="metrics")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -12,11 +13,14 @@ import uvicorn
 
 from cortex_common.config.section import split_host_port
 from cortex_common.errors import ConfigError
+from cortex_server.dataplane.patience import PatientProtocol
 
 _KEEP_ALIVE_S = 75
 """Seconds that an idle client connection is kept; above the 60 s of common load balancers, so that they close first."""
 
 _BACKLOG = 4096
+
+_LOOK_EVERY_S = 1.0
 
 
 class Server(uvicorn.Server):
@@ -25,6 +29,22 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """Take no new connections, let requests under way end, then return from `serve`."""
         self.should_exit = True
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until `stop`, and look after the patience of connections meanwhile."""
+        looking = asyncio.create_task(self._look())
+        try:
+            await super().serve(sockets)
+        finally:
+            looking.cancel()
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, PatientProtocol):
+                    connection.look(loop.time())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -19,9 +19,11 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.headers import content_length
+from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.routes import ROUTES, Route
 from cortex_server.dataplane.upstream import Headers
@@ -176,11 +178,16 @@ class Diverted:
         self._protocol.transport.abort()
 
 
-class DivertingProtocol(HttpToolsProtocol):
+class DivertingProtocol(PatientProtocol):
     """uvicorn's protocol with a branch for the inference routes; see the module."""
 
     plane: DataPlane
     """Set on a subclass for each gateway: uvicorn makes the protocols, so there is no other way in."""
+
+    @property
+    def limits(self) -> LimitsSection:  # type: ignore[override]  # they change while it runs
+        """How long and how much it takes."""
+        return self.plane.limits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -203,12 +210,14 @@ class DivertingProtocol(HttpToolsProtocol):
             self._receiving = None
             super().on_headers_complete()
             return
+        self.head_complete()
         self._diverted = self._receiving = Diverted(self, self.plane, route, self.headers, query)
         self.cycle = cast(RequestResponseCycle, self._diverted)
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         if self._receiving is not None:
+            self._since = self.loop.time()
             self._receiving.receive(body)
         else:
             super().on_body(body)
@@ -216,6 +225,7 @@ class DivertingProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self._receiving is not None:
+            self.request_complete()
             self._receiving.received()
         else:
             super().on_message_complete()
