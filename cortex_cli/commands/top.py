@@ -38,11 +38,21 @@ def top(
     ] = "cortex-dark",
     record: Annotated[Path | None, typer.Option(help="Write the session to this file")] = None,
     replay: Annotated[Path | None, typer.Option(help="Show a recorded session")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve it to browsers")] = False,
+    host: Annotated[str, typer.Option(help="With --web: address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --web: port to listen on")] = 8080,
     gateway: options.Gateway = None,
 ) -> None:
     """Watch and operate the fleet on a full screen."""
     where = str(replay) if replay else target(gateway, os.environ).url
-    if once or not (sys.stdout.isatty() and sys.stdin.isatty()):
+    if web:
+        arguments = ["--gateway", gateway] if gateway else []
+        arguments += ["--read-only"] if read_only else []
+        arguments += ["--interval", interval, "--theme", theme]
+        arguments += ["--replay", str(replay)] if replay else []
+        _serve(host, port, arguments, target(gateway, os.environ).key)
+        return
+    if once or not _is_screen():
         sys.stdout.write(f"{status(_one(gateway, replay), where, stdout_paint())}\n")
         return
     seconds = seconds_of(interval, "--interval")
@@ -70,6 +80,26 @@ def top(
         Top(source, GatewayOperator(gateway), look).run()
     if record:
         say(f"recorded in {record}; show it with `cortex top --replay {record}`")
+
+
+def _is_screen() -> bool:
+    """Whether there is a terminal, or the browser that textual-serve stands in for."""
+    return "TEXTUAL_DRIVER" in os.environ or (sys.stdout.isatty() and sys.stdin.isatty())
+
+
+def _serve(host: str, port: int, arguments: list[str], key: str | None) -> None:
+    try:
+        from cortex_cli.tui.web import serve
+    except ModuleNotFoundError as missing:
+        raise NotSupported(
+            f"the page is not installed here: {missing.name} is missing",
+            hints=("pip install textual-serve",),
+        ) from missing
+    say(
+        f"http://{host}:{port} until interrupted"
+        + ("" if key is None else "; the password is the operator key")
+    )
+    serve(host, port, arguments, key)
 
 
 def _one(gateway: str | None, replay: Path | None) -> FleetSnapshot:

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_fleet import busy_fleet
+
+aiohttp = pytest.importorskip("aiohttp", reason="textual-serve is not installed")
+pytest.importorskip("textual_serve", reason="textual-serve is not installed")
+
+from cortex_cli.tui.web import password  # noqa: E402 - only where textual-serve is
+from cortex_common.fleet import SNAPSHOT  # noqa: E402 - as above
+
+
+@given(st.text(), st.text())
+def test_the_password_is_read_from_the_header(user: str, secret: str):
+    """Whatever user a browser sends, the part after the first colon is the password."""
+    user = user.replace(":", "")
+    with suppress(UnicodeEncodeError):
+        header = "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()
+        assert password(header) == secret.encode()
+
+
+@pytest.mark.parametrize("header", ["", "Bearer abc", "Basic", "Basic !!!", "Basic YWJj"])
+def test_a_header_without_a_password_has_none(header: str):
+    """No header, another scheme, or no base64 is an empty password, not an error."""
+    assert password(header) == b""
+
+
+@contextmanager
+def page(tmp_path: Path, key: str | None) -> Iterator[str]:
+    """A recorded fleet served to browsers."""
+    recording = tmp_path / "session.jsonl"
+    recording.write_text(SNAPSHOT.dump_json(busy_fleet()).decode() + "\n")
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+    environ |= {"CORTEX_API_KEY": key} if key else {}
+    arguments = ["top", "--web", "--port", str(port), "--replay", str(recording)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cortex_cli", *arguments],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+
+
+async def get(url: str, secret: str | None = None) -> tuple[int, str]:
+    """GET, once the server listens; with a password, if there is one."""
+    basic = base64.b64encode(f"any:{secret}".encode()).decode()
+    headers = {"authorization": f"Basic {basic}"} if secret else {}
+    async with aiohttp.ClientSession() as http, asyncio.timeout(30):
+        while True:
+            try:
+                async with http.get(url, headers=headers) as answer:
+                    return answer.status, await answer.text()
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(0.05)
+
+
+async def test_the_page_draws_the_fleet(tmp_path: Path):
+    """The page loads, and its websocket carries the picture of the fleet."""
+    with page(tmp_path, None) as url:
+        status, text = await get(url)
+        assert status == 200
+        assert "cortex top" in text
+        drawn = b""
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(f"{url}/ws?width=120&height=36") as ws,
+            asyncio.timeout(30),
+        ):
+            async for message in ws:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    drawn += message.data
+                if b"Qwen/Qwen3-32B" in drawn:
+                    break
+            await ws.send_str(json.dumps(["stdin", "q"]))
+
+    assert b"Qwen/Qwen3-32B" in drawn
+
+
+async def test_the_page_asks_for_the_operator_key(tmp_path: Path):
+    """With a key, page and websocket are refused without it and served with it as password."""
+    with page(tmp_path, "the-operator-key") as url:
+        assert (await get(url))[0] == 401
+        assert (await get(f"{url}/ws"))[0] == 401
+        assert (await get(url, "wrong"))[0] == 401
+        assert (await get(url, "the-operator-key"))[0] == 200
+
+
+def test_without_a_key_the_page_stays_on_this_host():
+    """Serving other hosts needs a key: anybody there could unload models."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "cortex_cli", "top", "--web", "--host", "0.0.0.0"],
+        env=environ | {"HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "loopback only" in done.stderr
