@@ -53,25 +53,22 @@ class NodeBooks:
         """What an instance holds.
 
         A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
-        grows with use. A GPU's engine takes what it needs while it loads. An attached engine's memory is foreign
-        once it is taken.
+        grows with use. A GPU's engine takes what it needs while it loads, whether or not the driver can tell whose
+        memory it is (in some containers it can't, and an attached engine's is not ours): free memory lacks it then.
         """
         if instance.state not in OCCUPIED:
             return []
         shares = []
         for index in instance.devices:
             measured = self._reading.samples[index].by_instance.get(instance.id)
-            taken = instance.attached or (measured and self.kind_of(index) is not DeviceKind.CPU)
-            settled = bool(taken) and instance.state is not InstanceState.LOADING
+            takes_at_load = instance.attached or self.kind_of(index) is not DeviceKind.CPU
+            settled = takes_at_load and instance.state is not InstanceState.LOADING
             shares.append(Share(instance.id, index, instance.promised_mb, measured, settled))
         return shares
 
     def counted_mb(self, instance: Instance) -> tuple[int, ...]:
         """MiB that each of an instance's devices lacks because of it: what its end would give back."""
-        shares = self.shares(instance)
-        if instance.attached:
-            return tuple(share.promised_mb for share in shares)
-        return tuple(share.counted_mb for share in shares)
+        return tuple(share.counted_mb for share in self.shares(instance))
 
     def measured(self, instance: Instance) -> Instance:
         """The instance with the reading's numbers."""

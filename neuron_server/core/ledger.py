@@ -44,7 +44,7 @@ class Share:
     Attributes:
         promised_mb: admitted for it.
         measured_mb: used by its processes, in the same moment as the books; None when the device can't tell.
-        settled: it is loaded and measured, so that what it did not take is not kept for it any longer.
+        settled: it is loaded, so that what it did not take is not kept for it any longer.
     """
 
     instance: InstanceId
@@ -62,8 +62,10 @@ class Share:
 
     @property
     def counted_mb(self) -> int:
-        """What the device lacks because of this instance: taken, or still kept for it."""
-        return (self.measured_mb or 0) + self.reserved_mb
+        """What the device lacks because of this instance: taken, or kept for it; the promise where nobody can tell."""
+        if self.measured_mb is None:
+            return self.promised_mb
+        return self.measured_mb + self.reserved_mb
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,22 @@ def test_a_settled_instance_keeps_nothing_it_did_not_take():
     assert account.available_mb == 700
 
 
+def test_memory_that_nobody_can_attribute_is_not_counted_twice():
+    """Where the driver can't tell whose memory it is, a loaded engine's is just missing from what is free."""
+    loaded = share(300, None, settled=True)
+    (account,) = accounts([gpu(free=700)], [loaded])
+    assert account.available_mb == 700
+    assert loaded.counted_mb == 300
+
+
+def test_what_an_end_gives_back_is_what_was_taken_and_kept():
+    """An instance counts with its measured memory and the open rest of its promise."""
+    assert share(500, 300).counted_mb == 500
+    assert share(500, 700).counted_mb == 700
+    assert share(500, 300, settled=True).counted_mb == 300
+    assert share(500).counted_mb == 500
+
+
 def test_strangers_are_seen_and_their_memory_is_not_promised():
     """What others use is foreign and lowers what is available."""
     (account,) = accounts([gpu(free=400, headroom=100)], [share(200, 200)])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from engines.fake_nvml import MIB, Card, FakeNvml, failing
 
 from cortex_common.clock import ManualClock, SystemClock
 from cortex_common.hardware import DeviceHealth
@@ -14,92 +15,7 @@ from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
 
-MIB = 1024 * 1024
 MINE = InstanceId("mine")
-
-
-class FakeNvmlError(Exception):
-    def __init__(self, value: int) -> None:
-        super().__init__(f"NVML error {value}")
-        self.value = value
-
-
-class Card:
-    """One card's answers; an int in place of an answer is the error code that it fails with."""
-
-    def __init__(self, number: int, **answers) -> None:
-        self.uuid = f"GPU-{number}"
-        self.answers = {
-            "Name": f"Card {number}",
-            "MemoryInfo": SimpleNamespace(total=8000 * MIB, free=6000 * MIB, used=2000 * MIB),
-            "BAR1MemoryInfo": SimpleNamespace(),
-            "CudaComputeCapability": [9, 0],
-            "UtilizationRates": SimpleNamespace(gpu=42, memory=7),
-            "Temperature": 55,
-            "PowerUsage": 123456,
-            "PersistenceMode": 1,
-            "MigMode": 3,
-            "TotalEccErrors": 3,
-            "ComputeRunningProcesses": [],
-            "GraphicsRunningProcesses": [],
-        } | answers
-
-
-class FakeNvml:
-    NVMLError = FakeNvmlError
-    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
-    NVML_VOLATILE_ECC = 0
-
-    def __init__(self, *cards: Card, init: int | None = None) -> None:
-        self.cards = cards
-        self.init = init
-        self.inits = 0
-
-    def nvmlInit(self) -> None:  # noqa: N802 - the library's name
-        if self.init is not None:
-            raise FakeNvmlError(self.init)
-        self.inits += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802 - the library's name
-        self.inits -= 1
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802 - the library's name
-        return "580.126.09"
-
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802 - the library's name
-        return 13010
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802 - the library's name
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:  # noqa: N802 - the library's name
-        return self.cards[index]
-
-    def nvmlDeviceGetUUID(self, card: Card) -> str:  # noqa: N802 - the library's name
-        answer = card.answers.get("UUID", card.uuid)
-        if isinstance(answer, int):
-            raise FakeNvmlError(answer)
-        return answer
-
-    def __getattr__(self, name: str):
-        field = name.removeprefix("nvmlDeviceGet")
-
-        def ask(card: Card, *_: object) -> object:
-            answer = card.answers[field]
-            if isinstance(answer, Exception):
-                raise answer
-            if isinstance(answer, int) and field in {"MigMode", "TotalEccErrors", "MemoryInfo"}:
-                raise FakeNvmlError(answer)
-            if isinstance(answer, tuple) and answer[0] == "error":
-                raise FakeNvmlError(answer[1])
-            return answer
-
-        return ask
-
-
-def failing(code: int) -> tuple[str, int]:
-    """An answer that is this error."""
-    return ("error", code)
 
 
 def one(**answers) -> tuple[NvmlSource, FakeNvml]:

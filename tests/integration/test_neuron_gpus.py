@@ -1,0 +1,163 @@
+"""A neuron's runtime on GPUs that a fake NVML shows, with real engine processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from engines.fake_nvml import MIB, Card, FakeNvml
+from engines.neuron_rig import FAKE_ENGINE, fake
+
+from cortex_common.config.neuron import DeviceEntry, HarnessEntry, NeuronConfig, NeuronSection
+from cortex_common.errors import DoesNotFit
+from cortex_common.models import InstanceState, ModelInfo, UnloadRequest
+from neuron_server.app import create_runtime
+from neuron_server.hardware.nvml import NvmlSource
+from neuron_server.processes import environment
+from neuron_server.runtime import Runtime
+
+FIRST_PORT = 41000 + os.getpid() * 31 % 9000
+
+
+class Memory:
+    """A card's memory: what is used, and how it comes back after its user has ended."""
+
+    def __init__(self, total_mb: int, used_mb: int = 0) -> None:
+        self.total_mb = total_mb
+        self.used_mb = used_mb
+        self.leaving_mb = 0
+
+    def read(self) -> SimpleNamespace:
+        """Like a driver's: each reading finds a third of what is leaving gone."""
+        self.leaving_mb = self.leaving_mb * 2 // 3 if self.leaving_mb > 30 else 0
+        used = (self.used_mb + self.leaving_mb) * MIB
+        total = self.total_mb * MIB
+        return SimpleNamespace(total=total, used=used, free=total - used)
+
+
+class LiveCard(Card):
+    """A card whose memory the test moves."""
+
+    def __init__(self, number: int, memory: Memory) -> None:
+        super().__init__(number)
+        self.memory = memory
+        self.answers = Answers(self.answers, memory)
+
+
+class Answers(dict[str, object]):
+    """Answers with live memory."""
+
+    def __init__(self, answers: dict[str, object], memory: Memory) -> None:
+        super().__init__(answers)
+        self._memory = memory
+
+    def __getitem__(self, field: str) -> object:
+        return self._memory.read() if field == "MemoryInfo" else super().__getitem__(field)
+
+
+@pytest.fixture
+def cards() -> list[LiveCard]:
+    """One card half full of strangers, one free."""
+    return [LiveCard(0, Memory(8000, used_mb=5000)), LiveCard(1, Memory(8000))]
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path, cards: list[LiveCard]) -> AsyncIterator[Runtime]:
+    """A running runtime on those cards."""
+    command = (sys.executable, str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}")
+    entry = HarnessEntry(
+        name="fake", kind="command", command=command, port_range=(FIRST_PORT, FIRST_PORT + 99)
+    )
+    config = NeuronConfig(
+        neuron=NeuronSection(state_dir=tmp_path / "state"),
+        devices=(DeviceEntry(uuid="GPU-1", headroom="1000MiB"),),
+        harnesses=(entry,),
+    )
+    found = create_runtime(config, (NvmlSource(FakeNvml(*cards)),))
+    await found.open()
+    yield found
+    await found.close()
+
+
+async def ready(runtime: Runtime, model: str) -> ModelInfo:
+    """Wait until a model is ready."""
+    async with asyncio.timeout(20):
+        async for _ in runtime.changes.follow(1.0):
+            info = next(m for m in runtime.models(lambda _: "url") if m.id == model)
+            assert info.status is not InstanceState.FAILED, info.error
+            if info.status is InstanceState.READY:
+                return info
+    raise AssertionError
+
+
+def engine_pid(runtime: Runtime) -> int:
+    """The pid of the only engine."""
+    entries = [e.facts for _, e in runtime.journal.since(0) if e.event == "engine_started"]
+    return int(entries[-1]["pid"])
+
+
+async def test_an_engine_sees_its_own_gpu_only(runtime: Runtime):
+    """The card with room is chosen, and given to the engine by UUID in bus order."""
+    await runtime.load(fake("m", vram_mb=4000))
+    info = await ready(runtime, "m")
+    assert info.devices == (1,)
+    seen = environment(engine_pid(runtime))
+    assert b"CUDA_VISIBLE_DEVICES=GPU-1" in seen
+    assert b"CUDA_DEVICE_ORDER=PCI_BUS_ID" in seen
+
+
+async def test_what_is_measured_replaces_what_was_promised(runtime: Runtime, cards: list[LiveCard]):
+    """Once loaded, an engine counts with what NVML says about its processes; headroom and strangers stay out of it."""
+    await runtime.load(fake("m", "--loading", "1", vram_mb=6000))
+    before = runtime.health().devices
+    assert before[0].vram_foreign_mb == 5000
+    assert (before[1].vram_reserved_mb, before[1].vram_available_mb) == (6000, 1000)
+    async with asyncio.timeout(10):
+        async for _ in runtime.changes.follow(1.0):
+            if any(e.event == "engine_started" for _, e in runtime.journal.since(0)):
+                break
+    mine = SimpleNamespace(pid=engine_pid(runtime), usedGpuMemory=3500 * MIB)
+    cards[1].answers["ComputeRunningProcesses"] = [mine]
+    cards[1].memory.used_mb = 3500
+    info = await ready(runtime, "m")
+    assert (info.vram_used_mb, info.vram_by_device, info.vram_peak_mb) == (3500, (3500,), 3500)
+    after = runtime.health().devices[1]
+    assert (after.vram_reserved_mb, after.vram_foreign_mb) == (0, 0)
+    assert after.vram_available_mb == 8000 - 3500 - 1000
+    await runtime.load(fake("n", vram_mb=3000))
+    with pytest.raises(DoesNotFit):
+        await runtime.load(fake("o", vram_mb=3000))
+
+
+async def test_unload_returns_once_the_driver_gave_the_memory_back(
+    runtime: Runtime, cards: list[LiveCard]
+):
+    """Memory counts as free when it is measured free, however long after the process."""
+    await runtime.load(fake("m", "--loading", "0.3", vram_mb=6000))
+    await ready(runtime, "m")
+    mine = SimpleNamespace(pid=engine_pid(runtime), usedGpuMemory=6000 * MIB)
+    cards[1].answers["ComputeRunningProcesses"] = [mine]
+    cards[1].memory.used_mb = 6000
+    await runtime.measure()
+    assert runtime.health().devices[1].vram_available_mb == 1000
+    cards[1].answers["ComputeRunningProcesses"] = []
+    cards[1].memory.used_mb, cards[1].memory.leaving_mb = 0, 5900
+    await runtime.unload(UnloadRequest(model_id="m"))
+    assert cards[1].memory.leaving_mb == 0
+    assert runtime.health().devices[1].vram_available_mb == 7000
+
+
+async def test_two_devices_are_promised_together(runtime: Runtime, cards: list[LiveCard]):
+    """A model over two devices needs the room on each of them."""
+    with pytest.raises(DoesNotFit, match="each of 2 devices"):
+        await runtime.load(fake("wide", vram_mb=4000, tensor_parallel=2))
+    cards[0].memory.used_mb = 0
+    await runtime.load(fake("wide", vram_mb=4000, tensor_parallel=2))
+    info = await ready(runtime, "wide")
+    assert info.devices == (0, 1)
+    assert b"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1" in environment(engine_pid(runtime))
