@@ -47,7 +47,7 @@ def still_loading(model: str, load: Underway | None) -> ModelLoading:
         f"model {model!r} is not ready yet",
         hints=("repeat the request; the load goes on", "cortex ps shows how far it is"),
         retry_after=5.0,
-        details={"loading": {"state": state, "node": node, "eta_s": None}},
+        details={"model": model, "loading": {"state": state, "node": node, "eta_s": None}},
     )
 
 

@@ -75,6 +75,16 @@ class Upkeep:
         known = self._idle.get(instance)
         return 0.0 if known is None else now - known.since
 
+    def ends_in(
+        self, profile: ModelProfile, instances: Iterable[InstanceView], now: float
+    ) -> float | None:
+        """Seconds until the last of a model's instances goes, if nobody asks for it; None for never."""
+        ttl = self.idle_ttl_s if profile.ttl is None else profile.ttl
+        ready = [i for i in instances if i.state is InstanceState.READY]
+        if not ttl or not ready or profile.replicas.min or any(i.pinned for i in ready):
+            return None
+        return max(max(0.0, ttl - self.idle_for(i.id, now)) for i in ready)
+
     def _watch(self, of_model: Mapping[str, list[InstanceView]], now: float) -> None:
         seen: dict[InstanceId, _Idle] = {}
         for instances in of_model.values():

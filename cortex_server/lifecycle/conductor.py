@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import re
-import secrets
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
@@ -18,13 +16,13 @@ from dataclasses import replace
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.errors import CortexError, Unavailable
+from cortex_common.errors import CortexError, ModelLoading, Unavailable
 from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.plan import Plan, plan
-from cortex_server.core.policy import Policy, Prefer, Strategy
+from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
 from cortex_server.core.scheduler import Order, Scheduler
 from cortex_server.core.upkeep import Upkeep, preloads
@@ -35,7 +33,8 @@ from cortex_server.lifecycle.carrier import Carrier, Later
 from cortex_server.lifecycle.knowledge import Knowledge, StandingsNow
 from cortex_server.lifecycle.pins import Pin, PinBoard
 from cortex_server.lifecycle.progress import WaitProgress, progress_of
-from cortex_server.lifecycle.shown import with_pins
+from cortex_server.lifecycle.settings import new_instance_id, policy_of
+from cortex_server.lifecycle.shown import with_pins, with_reasons
 from cortex_server.store import Store
 
 log = logging.getLogger("cortex.lifecycle")
@@ -51,24 +50,6 @@ PURSUED_FOR_S = 3600.0
 
 PURSUIT_PAUSE_S = 30.0
 """After an instance that nobody waits for could not be loaded, the next try comes this much later."""
-
-
-def policy_of(config: GatewayConfig) -> Policy:
-    """The operator's choices as the cores take them."""
-    return Policy(
-        strategy=Strategy(config.eviction.strategy),
-        prefer=Prefer(config.placement.prefer),
-        min_residency_s=config.eviction.min_residency,
-        patience_s=config.placement.patience,
-        max_waiting=config.placement.max_waiting,
-        labels={n.name: n.labels for n in config.neurons},
-    )
-
-
-def new_instance_id(model: str) -> InstanceId:
-    """A readable name that no other gateway or run gives: the end of the model's name and 48 random bits."""
-    slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:40]
-    return InstanceId(f"{slug or 'model'}-{secrets.token_hex(6)}")
 
 
 class Conductor:
@@ -111,6 +92,7 @@ class Conductor:
         self._inbox: deque[Later] = deque()
         self._bell = asyncio.Event()
         self._gone: frozenset[InstanceId] = frozenset()
+        self._why: dict[InstanceId, str] = {}
         self._leaving: frozenset[InstanceId] = frozenset()
         self._considered: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -264,7 +246,10 @@ class Conductor:
             self._store.remember(learned)
         if self.pins.expire(self._clock.unix()):
             self._pins_changed()
-        self._gone &= {i.id for i in snapshot.instances()}
+        visible = {i.id for i in snapshot.instances()}
+        self._gone &= visible
+        loading = {u.order.instance for u in self._scheduler.loads}
+        self._why = {i: why for i, why in self._why.items() if i in visible or i in loading}
         shown = with_pins(snapshot, self.pins)
         chores = self.upkeep.due(shown, self._profiles.values(), now)
         for goal in chores.want:
@@ -330,6 +315,12 @@ class Conductor:
         self.upkeep.scale_out_after_s = config.placement.scale_out_after
         self._bell.set()
 
+    def shown(self) -> FleetSnapshot:
+        """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
+        snapshot = with_pins(self._fleet.snapshot, self.pins)
+        now = self._clock.monotonic()
+        return with_reasons(snapshot, self._why, self._profiles, self.upkeep, now)
+
     def preview(self, wish: Wish) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing."""
         world = self.world()
@@ -371,7 +362,16 @@ class Conductor:
         """See `Effects.refuse`."""
         answer = self._answers.pop(waiter, None)
         if answer is not None and not answer.done():
+            if isinstance(error, ModelLoading):
+                self._tell_eta(error)
             answer.set_exception(error)
+
+    def _tell_eta(self, error: ModelLoading) -> None:
+        """Say in a refusal for time when the model is expected, and to come back then."""
+        told = self.progress(str(error.details["model"]))
+        if told is not None and told.eta_s is not None:
+            error.details["loading"]["eta_s"] = round(told.eta_s, 1)
+            error.retry_after = min(60.0, max(1.0, told.eta_s))
 
     def make_room(self, order: Order) -> None:
         """See `Effects.make_room`."""
@@ -379,6 +379,7 @@ class Conductor:
 
     def start(self, order: Order) -> None:
         """See `Effects.start`."""
+        self._why[order.instance] = order.plan.why
         self._carrier.start(order)
 
     def abandon(self, order: Order) -> None:

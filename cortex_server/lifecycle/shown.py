@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.fleet import FleetSnapshot, InstanceView, ModelView
+from cortex_common.models import InstanceId
+from cortex_server.core.upkeep import Upkeep
 from cortex_server.lifecycle.pins import PinBoard
 
 
@@ -22,3 +26,42 @@ def with_pins(snapshot: FleetSnapshot, pins: PinBoard) -> FleetSnapshot:
         for node in snapshot.nodes
     )
     return replace(snapshot, nodes=nodes)
+
+
+def with_reasons(
+    snapshot: FleetSnapshot,
+    why: Mapping[InstanceId, str],
+    profiles: Mapping[str, ModelProfile],
+    upkeep: Upkeep,
+    now: float,
+) -> FleetSnapshot:
+    """The snapshot with why each instance is where it is, and when idle models go.
+
+    Args:
+        snapshot: with pins already.
+        why: the reasons of this gateway's loads.
+        profiles: by model id.
+        upkeep: who ends idle models.
+        now: monotonic seconds.
+    """
+    nodes = tuple(
+        replace(
+            node,
+            instances=tuple(
+                replace(i, reason=why[i.id]) if i.id in why else i for i in node.instances
+            ),
+        )
+        for node in snapshot.nodes
+    )
+    of_model: dict[str, list[InstanceView]] = {}
+    for i in snapshot.instances():
+        of_model.setdefault(i.model, []).append(i)
+
+    def ending(model: ModelView) -> ModelView:
+        profile = profiles.get(model.id)
+        if profile is None:
+            return model
+        left = upkeep.ends_in(profile, of_model.get(model.id, ()), now)
+        return model if left is None else replace(model, unload_at=snapshot.at + left)
+
+    return replace(snapshot, nodes=nodes, models=tuple(map(ending, snapshot.models)))

@@ -35,7 +35,6 @@ from cortex_server.lifecycle.conductor import Conductor
 from cortex_server.lifecycle.moves import Mover
 from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.preview import plan_view
-from cortex_server.lifecycle.shown import with_pins
 
 log = logging.getLogger("cortex.operator")
 
@@ -60,8 +59,8 @@ class Verbs:
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
     def shown(self) -> FleetSnapshot:
-        """The fleet as people see it, operators' pins included."""
-        return with_pins(self._fleet.snapshot, self._conductor.pins)
+        """See `Conductor.shown`."""
+        return self._conductor.shown()
 
     async def load(self, wish: LoadModel) -> ModelAction:
         """Have a model loaded.

@@ -179,3 +179,21 @@ async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelProf
         assert most <= 2 * MODEL_MB + 8
         for side in (one, two):
             assert all(i.in_flight == 0 for i in side.gateway.fleet.snapshot.instances())
+
+
+async def test_a_deadline_tells_how_far_the_load_is(
+    node: Neuron, models: tuple[ModelProfile, ...]
+) -> None:
+    """Who gives up waiting gets 503 with the state and node of the load, and when to come back."""
+    hasty = EAGER | {"gateway": {"metrics_listen": None, "cold_start_timeout_s": 0.05}}
+    async with gateway({"here": node.url}, models, **hasty) as served:
+        await until(lambda: served.gateway.fleet.snapshot.nodes[0].state == "up")
+        answer = await served.chat("ada")
+        assert answer.status_code == 503
+        error = answer.json()["error"]
+        assert error["code"] == "model_loading"
+        assert error["loading"]["node"] == "here"
+        assert error["loading"]["state"] in {"starting", "loading"}
+        assert int(answer.headers["retry-after"]) >= 1
+        await until(lambda: served.gateway.conductor.progress("ada") is None)
+        assert (await served.chat("ada")).status_code == 200

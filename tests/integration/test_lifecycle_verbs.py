@@ -141,6 +141,10 @@ async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) 
     models = (tiny(weights, "ada", preload=True, ttl="1s"),)
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
+        shown = await served.operator.fleet()
+        assert shown.instances()[0].reason == "the tightest room"
+        assert shown.models[0].unload_at is not None
+        assert shown.models[0].unload_at - shown.at <= 1.0
         await until(lambda: not served.gateway.fleet.snapshot.instances())
 
 
