@@ -125,7 +125,6 @@ class OpenAi:
         self._head = head
         self._ident = ident.decode()
         self._with_model = model_in
-        self._echo: str | None = None
         self._asked_usage = False
         self._asked_stream = False
 
@@ -133,7 +132,6 @@ class OpenAi:
         """See `Dialogue`."""
         body = self._body
         if model != self.name:
-            self._echo = self.name
             body = self._with_model(body, self.name, model)
         if self.path not in _GENERATING:
             return body
@@ -161,13 +159,13 @@ class OpenAi:
         if not streamed:
             return MendedWhole(self._mend)
         if self._asked_stream:
-            assembler = Assembler(answer_id=self._ident, model=self._echo)
+            assembler = Assembler(answer_id=self._ident, model=self.name)
             return Assembled(assembler, lambda body: self._mend(body)[0], openai_refusal)
         return PassedStream(self._repair())
 
     def _mend(self, body: bytes) -> tuple[bytes, Counter[str]]:
         mended, repairs = mend_answer(body, self._ident)
-        return Echo(self._echo)(mended), repairs
+        return Echo(self.name)(mended), repairs
 
     def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
         if status in _NO_ROUTE and self.path != CHAT:
@@ -185,7 +183,7 @@ class OpenAi:
             usage_wanted=self._head.wants_usage,
             usage_asked=self._asked_usage,
             prompt_tokens=lambda: tokens.estimate(body),
-            echo=Echo(self._echo),
+            echo=Echo(self.name),
         )
 
     def refusal(self, error: CortexError) -> tuple[int, bytes]:

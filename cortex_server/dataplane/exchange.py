@@ -41,6 +41,7 @@ from cortex_server.dataplane.headers import (
     engine_request,
     error_headers,
     is_event_stream,
+    on_repeats,
     priority,
     request_id,
 )
@@ -82,6 +83,7 @@ class Exchange:
         "_failure",
         "_full",
         "_loop",
+        "_on_repeats",
         "_opened",
         "_query",
         "_route",
@@ -122,6 +124,7 @@ class Exchange:
         self._answer: Answer | None = None
         self._tried: set[InstanceId] = set()
         self._failure: CortexError | None = None
+        self._on_repeats: Headers = []  # what an engine that refuses says
         self._full = False  # the client does not keep up
         self._opened = False  # the head of the answer is out
         self._said_at = now
@@ -333,6 +336,8 @@ class Exchange:
         self.trace.status = status
         assert self._dialogue is not None
         streamed = status < 400 and is_event_stream(headers)
+        if status >= 400:
+            self._on_repeats = on_repeats(0, headers)
         answer = self._answer = self._dialogue.answer(status, streamed=streamed)
         if self._opened:
             if not streamed:
@@ -369,7 +374,8 @@ class Exchange:
         answer = self._answer
         assert answer is not None
         owed = answer.end()
-        self._open(answer.status, JSON_HEAD, len(owed))
+        head = [*JSON_HEAD, *on_repeats(answer.status, self._on_repeats)]
+        self._open(answer.status, head, len(owed))
         if owed:
             self._client.write(owed)
         self._client.end()

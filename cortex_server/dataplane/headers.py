@@ -36,6 +36,8 @@ NOT_TO_CLIENT = frozenset(
 _FUTILE = frozenset({501, 507})
 """What an engine lacks, and what fits nowhere, is the same the next time."""
 
+_ON_REPEATS = frozenset((b"retry-after", b"retry-after-ms"))
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -75,14 +77,18 @@ def error_headers(error: CortexError) -> Headers:
 
     `x-should-retry` is what the official SDKs heed; without it they repeat whatever is 500 or more.
     """
-    headers = []
+    headers = on_repeats(error.status, [])
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
-    if error.status in _FUTILE:
-        headers.append((b"x-should-retry", b"false"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
+
+
+def on_repeats(status: int, headers: Headers) -> Headers:
+    """What an answer of this status says on repeating the request, beside what an engine's headers say."""
+    futile = [(b"x-should-retry", b"false")] if status in _FUTILE else []
+    return [*(h for h in headers if h[0] in _ON_REPEATS), *futile]
 
 
 def content_length(headers: Headers) -> int | None:

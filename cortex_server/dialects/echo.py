@@ -6,35 +6,32 @@ import re
 
 import msgspec
 
-_MODEL_FIELD = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_MODEL_FIELD = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')
 
 
 class Echo:
     """Puts the name that the client sent into the events and answers of an engine.
 
     Works on bytes: inside a JSON string a quote is always escaped, so `"model":"` stands nowhere but
-    where a key of that name has a text.
+    where a key of that name has a text. Where the engine's name is the client's, no byte is changed.
 
     Args:
         client_name: what to put there; None leaves everything as it is.
     """
 
-    __slots__ = ("_engine", "_wanted")
+    __slots__ = ("_engine", "_name", "_told")
 
     def __init__(self, client_name: str | None) -> None:
-        self._wanted = (
-            None if client_name is None else b'"model":' + msgspec.json.encode(client_name)
-        )
-        self._engine: bytes | None = None
+        self._name = None if client_name is None else msgspec.json.encode(client_name)
+        self._engine = self._told = b""
 
     def __call__(self, data: bytes) -> bytes:
         """The same bytes with the client's name. `data` must not be cut inside the field."""
-        wanted = self._wanted
-        if wanted is None:
+        if self._name is None:
             return data
-        if self._engine is None:
+        if not self._engine:
             match = _MODEL_FIELD.search(data)
             if match is None:
                 return data
-            self._engine = match[0]
-        return data if self._engine == wanted else data.replace(self._engine, wanted)
+            self._engine, self._told = match[0], match[1] + self._name
+        return data if self._engine == self._told else data.replace(self._engine, self._told)
