@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError, envelope_bytes
@@ -121,7 +121,8 @@ class PatientProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._refused = True
-        if self.cycle is not None and not self.cycle.response_complete:
+        current: RequestResponseCycle | None = self.cycle
+        if current is not None and not current.response_complete:
             self.transport.abort()
             return
         if self._head_bytes:

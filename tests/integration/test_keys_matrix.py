@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import httpx
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, PermissionDeniedError, RateLimitError
 from rigs.engine import Call, answer_stream, scripted_engine
 from rigs.plane import FACES, running_plane
+from rigs.whole import running_gateway
 
 from cortex_common.access import CreateKey
 from cortex_common.config.access import KeyEntry, LimitsSection, Scope
-from cortex_common.config.catalogue import Catalogue, ModelProfile
-from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import CortexError
 from cortex_common.operator_client import OperatorClient
 from cortex_server.app import Gateway
@@ -30,48 +26,6 @@ CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 ELSEWHERE = {"x-forwarded-for": "203.0.113.7"}
 """A client of another host, as a proxy on this one passes it on."""
-
-
-@dataclass
-class Served:
-    """A live gateway without nodes."""
-
-    gateway: Gateway
-    url: str
-    metrics_url: str
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-@contextlib.asynccontextmanager
-async def running_gateway(
-    *models: ModelProfile, keys: tuple[KeyEntry, ...] = (), **gateway: object
-) -> AsyncIterator[Served]:
-    """The whole gateway in this loop, as `cortex serve gateway` runs it."""
-    port = free_port()
-    config = GatewayConfig.model_validate(
-        {"gateway": {"metrics_listen": f"127.0.0.1:{port}"} | gateway, "keys": keys}
-    )
-    made = Gateway(config, Catalogue(models=models))
-    server = made.server()
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        async with made.running():
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            while not server.started:
-                await asyncio.sleep(0)
-            try:
-                yield Served(
-                    made,
-                    f"http://127.0.0.1:{sock.getsockname()[1]}",
-                    f"http://127.0.0.1:{port}",
-                )
-            finally:
-                server.stop()
-                await serving
 
 
 def key(name: str, *scopes: Scope, **terms: object) -> KeyEntry:

@@ -1,0 +1,78 @@
+"""The whole gateway in a test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from cortex_common.config.access import KeyEntry, LimitsSection
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.gateway import GatewayConfig
+from cortex_server.gateway import Gateway
+from cortex_server.serving import Server
+from rigs.fleet import free_port
+
+
+@dataclass
+class Served:
+    """A live gateway.
+
+    Attributes:
+        port: of the API.
+    """
+
+    gateway: Gateway
+    server: Server
+    port: int
+    metrics_url: str
+
+    @property
+    def url(self) -> str:
+        """Base URL of the API."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def settled(self) -> None:
+        """Wait until no request is under way."""
+        async with asyncio.timeout(10):
+            while self.gateway.plane.active:
+                await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(
+    *models: ModelProfile,
+    keys: tuple[KeyEntry, ...] = (),
+    neurons: Mapping[str, str] | None = None,
+    limits: LimitsSection | None = None,
+    **gateway: object,
+) -> AsyncIterator[Served]:
+    """The whole gateway in this loop, as `cortex serve gateway` runs it; `neurons` maps names to URLs."""
+    port = free_port()
+    config = GatewayConfig.model_validate(
+        {
+            "gateway": {"metrics_listen": f"127.0.0.1:{port}"} | gateway,
+            "keys": keys,
+            "limits": limits or LimitsSection(),
+            "neurons": [{"name": n, "endpoint": url} for n, url in (neurons or {}).items()],
+        }
+    )
+    made = Gateway(config, Catalogue(models=models))
+    server = made.server()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        async with made.running():
+            serving = asyncio.create_task(server.serve(sockets=[sock]))
+            while not server.started:
+                await asyncio.sleep(0)
+            try:
+                yield Served(
+                    made,
+                    server,
+                    sock.getsockname()[1],
+                    f"http://127.0.0.1:{port}",
+                )
+            finally:
+                server.stop()
+                await serving
