@@ -281,6 +281,15 @@ def test_bash_completes_models_of_the_fleet(fleet: DemoFleet):
     assert done.stdout.split() == ["demo/bob", "models"], done.stderr
 
 
+def test_defrag_with_nothing_to_gain(fleet: DemoFleet):
+    """On one device no move makes a larger block: `defrag` says so, asks nothing and ends with 0."""
+    done = fleet.cortex("defrag")
+
+    assert done.returncode == 0, done.stderr
+    assert "no moves" in done.stdout
+    assert fleet.cortex("defrag", "--apply", "stale-plan").returncode == 6
+
+
 def test_top_without_a_terminal_prints_once(fleet: DemoFleet):
     """`cortex top` in a pipe prints the state and ends."""
     done = fleet.cortex("top")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sample_fleet import NOW, busy_fleet, empty_fleet, large_fleet
@@ -38,6 +39,15 @@ FLEETS = {
     "overload": overloaded_fleet(),
     "64gpus": large_fleet(nodes=8, devices=8, models=60),
 }
+
+
+def test_the_documentation_shows_the_approved_picture():
+    """docs/images/top.svg is the approved overview of the sample fleet, not an older one."""
+    here = Path(__file__).parent
+    approved = here / "__snapshots__" / "test_top_pictures" / "test_overview[wide].svg"
+    shown = here.parents[1] / "docs" / "images" / "top.svg"
+
+    assert shown.read_bytes() == approved.read_bytes()
 
 
 @pytest.mark.parametrize("size", SIZES)
