@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from core_worlds import NOW, device, instance, node, profile
+
+from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
+from cortex_common.hardware import DeviceKind
+from cortex_common.models import ModelId
+from cortex_server.core.fit import SizeSource, size_key
+from cortex_server.lifecycle.knowledge import HALF_LIFE_S, Knowledge, Measurement
+from cortex_server.lifecycle.pins import Pin, PinBoard
+from cortex_server.store import Store
+
+A = profile("a", 500, quant="Q4", context=4096)
+KEY = size_key(A, DeviceKind.CUDA, 1)
+
+
+def took(mb: int, **more: object) -> Measurement:
+    """A load of A that took so many MiB."""
+    base = Measurement(key=KEY, build="1.0", node="n1", device_mb=mb, load_s=10.0, at=NOW)
+    return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
+
+
+def test_measurements_outlast_the_store(tmp_path: Path) -> None:
+    """The number of loads, the most and the last of each key, build and node are read back."""
+    path = tmp_path / "placement.sqlite"
+    store = Store(path)
+    store.remember([took(300), took(400, at=NOW + 1), took(350, at=NOW + 2, load_s=20.0)])
+    store.remember([took(700, node="n2", at=NOW + 3)])
+    store.close()
+    store = Store(path)
+    first, second = store.measurements()
+    store.close()
+    assert (first.key, first.n, first.device_mb, first.last_mb, first.load_s) == (
+        KEY,
+        3,
+        400,
+        350,
+        20,
+    )
+    assert (second.node, second.n, second.device_mb) == ("n2", 1, 700)
+
+
+def test_pins_outlast_the_store(tmp_path: Path) -> None:
+    """Pins are read back as they were, whether for one node or all, for a time or for good."""
+    pins = (Pin(ModelId("a"), None, None), Pin(ModelId("a"), "n1", NOW + 60))
+    store = Store(tmp_path / "placement.sqlite")
+    store.keep_pins([Pin(ModelId("b"), None, None)])
+    store.keep_pins(pins)
+    store.close()
+    store = Store(tmp_path / "placement.sqlite")
+    assert sorted(store.pins(), key=str) == sorted(pins, key=str)
+    store.close()
+
+
+def test_the_largest_load_of_a_build_is_what_is_planned_with() -> None:
+    """A smaller load does not shrink the size, another build begins anew, and seconds follow the latest loads."""
+    knowledge = Knowledge([took(400), took(300, load_s=20.0)])
+    assert knowledge.sizes[KEY].device_mb == 400
+    assert knowledge.load_seconds("a") == 15.0
+    assert Knowledge([took(400), took(300, build="2.0")]).sizes[KEY].device_mb == 300
+
+
+def test_a_refusal_teaches_what_is_needed() -> None:
+    """The node's number is used until a load is measured, and does not replace a larger measurement."""
+    knowledge = Knowledge()
+    knowledge.refused(A, DeviceKind.CUDA, 1, 800)
+    assert knowledge.sizes[KEY].source is SizeSource.NODE
+    measured = Knowledge([took(900)])
+    measured.refused(A, DeviceKind.CUDA, 1, 800)
+    assert measured.sizes[KEY].device_mb == 900
+
+
+def test_a_ready_instance_is_measured_once_and_again_when_it_has_grown() -> None:
+    """Looking again learns nothing new, until its memory has grown; that is no further load."""
+    knowledge = Knowledge()
+
+    def look(mb: int) -> list[Measurement]:
+        made = instance("a", mb=mb, load_seconds=12.0, engine_version="1.0")
+        snapshot = FleetSnapshot(1, NOW, (node("n1", (device(0),), (made,)),))
+        return knowledge.observe(snapshot, {"a": A}, 0.0)
+
+    assert [m.device_mb for m in look(300)] == [300]
+    assert look(300) == []
+    assert [m.n for m in look(330)] == [0]
+    (known,) = knowledge.measurements("a")
+    assert (known.n, known.device_mb, known.load_s) == (1, 330, 12.0)
+
+
+def test_rates_age() -> None:
+    """Requests count half after the half-life, so that yesterday's favourite gives way."""
+    knowledge = Knowledge()
+
+    def asked(total: int, now: float) -> None:
+        view = ModelView(id=ModelId("a"), state=ModelState.READY, requests=total)
+        knowledge.observe(FleetSnapshot(1, NOW, (), (view,)), {}, now)
+
+    asked(0, 0.0)
+    asked(100, 1.0)
+    before = knowledge.rate("a", 1.0)
+    assert before > 0
+    assert abs(knowledge.rate("a", 1.0 + HALF_LIFE_S) - before / 2) < 1e-9
+
+
+def test_pins_hold_until_their_time() -> None:
+    """A pin with an end is gone after it; unpinning a node leaves the other pins."""
+    board = PinBoard([Pin(ModelId("a"), "n1", NOW + 60)])
+    board.add(Pin(ModelId("a"), "n2", None))
+    assert board.pins(ModelId("a"), "n1")
+    assert not board.pins(ModelId("a"), "n3")
+    assert not board.expire(NOW + 59)
+    assert board.expire(NOW + 60)
+    assert not board.pins(ModelId("a"), "n1")
+    assert board.remove(ModelId("a"), "n2")
+    assert not board.remove(ModelId("a"), None)
+    assert board.held == frozenset()
