@@ -61,6 +61,8 @@ def gateway(
     try:
         from cortex_server.app import serve
     except ModuleNotFoundError as missing:
+        if not _is_extra(missing, "cortex_server"):
+            raise
         raise _not_installed(missing, "gateway") from missing
 
     def read() -> tuple[Loaded[GatewayConfig], Loaded[Catalogue]]:
@@ -87,6 +89,8 @@ def neuron(
     try:
         from neuron_server.app import serve
     except ModuleNotFoundError as missing:
+        if not _is_extra(missing, "neuron_server"):
+            raise
         raise _not_installed(missing, "neuron") from missing
     serve(settings)
 
@@ -99,6 +103,12 @@ def _set_up_logs(level: str, fmt: str) -> None:
         raise typer.BadParameter(f"{fmt!r} is not a format", param_hint="--log-format")
     by_default: logs.LogFormat = "console" if sys.stderr.isatty() else "json"
     logs.set_up(level, "json" if fmt == "json" else "console" if fmt else by_default)
+
+
+def _is_extra(missing: ModuleNotFoundError, package: str) -> bool:
+    """Whether what is missing was never installed; a module inside our own package is a defect."""
+    name = missing.name or ""
+    return name == package or not name.startswith(("cortex_", "neuron_server"))
 
 
 def _not_installed(missing: ModuleNotFoundError, extra: str) -> NotSupported:

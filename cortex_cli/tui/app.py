@@ -82,7 +82,7 @@ class Top(App[None]):
         self._lost: Lost | None = None
         self._choice = Choice()
         self._stale = True
-        self._interval = look.interval_s
+        self._interval = max(_FASTEST_S, look.interval_s)
         self._timer: Timer | None = None
         self._line_is_filter = True
         self._picture = Picture(ascii_only=look.ascii_only)

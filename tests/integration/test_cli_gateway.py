@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
 from demo_fleet import DemoFleet, demo_fleet, environment, free_port
+
+from cortex_cli.tui.source import GatewaySource, ReplaySource
+from cortex_common.fleet import FleetSnapshot
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +291,30 @@ def test_defrag_with_nothing_to_gain(fleet: DemoFleet):
     assert done.returncode == 0, done.stderr
     assert "no moves" in done.stdout
     assert fleet.cortex("defrag", "--apply", "stale-plan").returncode == 6
+
+
+async def test_a_session_is_recorded_and_replayed(fleet: DemoFleet, tmp_path: Path):
+    """What `top --record` writes is replayed in the same order, and `top --once` shows its end."""
+    path = tmp_path / "session.jsonl"
+    versions: list[int] = []
+    with path.open("w") as file:
+        async with aclosing(GatewaySource(fleet.url, file).follow()) as seen_all:
+            async for seen in seen_all:
+                assert isinstance(seen, FleetSnapshot)
+                versions.append(seen.version)
+                if len(versions) == 3:
+                    break
+    replayed: list[int] = []
+    async with aclosing(ReplaySource(path, speed=1000).follow()) as seen_all:
+        async for seen in seen_all:
+            assert isinstance(seen, FleetSnapshot)
+            replayed.append(seen.version)
+            if len(replayed) == 3:
+                break
+
+    assert replayed == versions
+    assert fleet.cortex("top", "--once", "--replay", str(path)).stdout.startswith("ok  gateway")
+    assert fleet.cortex("top", "--once", "--replay", __file__).returncode == 1
 
 
 def test_top_without_a_terminal_prints_once(fleet: DemoFleet):
