@@ -124,6 +124,7 @@ class Gateway:
             work = {
                 "conductor": self.conductor.run(),
                 "silence": self.plane.watch_silence(),
+                "lag": self.plane.watch_lag(),
                 "usage": self.desk.run(),
                 "renewal": self._renewal.run(),
             }

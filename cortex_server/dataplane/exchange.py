@@ -17,6 +17,7 @@ A state machine of plain calls, driven by the client's side (a face: `diverted` 
 from __future__ import annotations
 
 import logging
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cortex_common.errors import (
@@ -151,6 +152,7 @@ class Exchange:
 
     def start(self, body: bytes) -> None:
         """The request is whole: find out where it goes, and send it there."""
+        began = perf_counter()
         fleet = self.plane.fleet
         key = self.key
         assert key is not None
@@ -170,6 +172,7 @@ class Exchange:
             return
         if go:
             self._next_target()
+            self.plane.metrics.overhead.observe(perf_counter() - began)
 
     def admitted(self) -> None:
         """See `Guest`."""

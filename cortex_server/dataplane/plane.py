@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import Protocol
 
 from cortex_common.config.access import LimitsSection
@@ -18,6 +19,9 @@ from cortex_server.dataplane.journal import Journal
 from cortex_server.dataplane.upstream import Pool
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics import Metrics
+
+
+_LAG_EVERY_S = 0.25
 
 
 class Progress(Protocol):
@@ -91,6 +95,7 @@ class DataPlane:
         self.limits = limits or LimitsSection()
         self.loop = asyncio.get_running_loop()
         self.turnstile = Turnstile(self.loop, self.limits)
+        metrics.queue = lambda: (self.turnstile.inside, self.turnstile.waiting)
         self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
         self.journal = Journal(self.loop)
         self.retries = RetryBudget()
@@ -107,6 +112,13 @@ class DataPlane:
         """End the requests that are still under way, each with an error that says so."""
         for exchange in tuple(self.active):
             exchange.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
+
+    async def watch_lag(self) -> None:
+        """Measure how late the event loop is; runs until cancelled."""
+        while True:
+            asked = perf_counter()
+            await asyncio.sleep(_LAG_EVERY_S)
+            self.metrics.lag.observe(max(0.0, perf_counter() - asked - _LAG_EVERY_S))
 
     async def watch_silence(self) -> None:
         """Give up on engines that fell silent; runs until cancelled.

@@ -50,7 +50,17 @@ def settle(
         series = plane.metrics.series(model or NOWHERE, NOWHERE)
     tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
     total = now - trace.started
-    series.finished(total, trace.first_s, tokens_in, tokens_out, cold=trace.cold, error=error)
+    usage = answer.usage if answer else None
+    series.finished(
+        total,
+        trace.first_s,
+        tokens_in,
+        tokens_out,
+        cold=trace.cold,
+        error=error,
+        tokens_cached=usage.cached if usage else 0,
+        queued=trace.queued_s,
+    )
     if answer is not None and answer.repairs and target is not None:
         plane.metrics.repaired(answer.repairs, target.model, target.harness)
     if key is not None:

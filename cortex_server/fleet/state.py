@@ -98,7 +98,7 @@ class Fleet:
     ) -> None:
         self._nodes = {entry.name: _Node(entry) for entry in neurons}
         self._clock = clock
-        self._metrics = metrics
+        self.metrics = metrics
         self.started_at = clock.unix()
         self._targets: dict[InstanceId, Target] = {}
         self._ready: dict[str, list[Target]] = {}
@@ -222,6 +222,7 @@ class Fleet:
         record = self._nodes[node]
         if record.state is not NodeState.UP:
             event(log, "node_up", node=node, models=len(status.models))
+        self.metrics.tally.reported(node, record.status, status)
         record.status, record.state, record.reason = status, NodeState.UP, None
         record.seen_at = self._clock.unix()
         self._changed()
@@ -275,7 +276,7 @@ class Fleet:
     def snapshot(self) -> FleetSnapshot:
         """The fleet at this moment."""
         nodes = tuple(self._node_view(record) for record in self._nodes.values())
-        models = model_views(self._profiles.values(), nodes, self._waiting, self._metrics)
+        models = model_views(self._profiles.values(), nodes, self._waiting, self.metrics)
         return FleetSnapshot(
             version=self._version,
             at=self._clock.unix(),
@@ -374,7 +375,7 @@ class Fleet:
             node=node,
             url=url,
             slots=info.parallel or 1,
-            series=self._metrics.series(info.id, node),
+            series=self.metrics.series(info.id, node),
             harness=info.harness,
             context=info.context,
             traits=traits_of(info.harness),

@@ -93,7 +93,7 @@ class Carrier:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def remove(self, instances: Iterable[InstanceView], drain_s: float) -> None:
+    async def remove(self, instances: Iterable[InstanceView], drain_s: float, why: str) -> None:
         """Drain instances, then unload them.
 
         Raises:
@@ -103,7 +103,7 @@ class Carrier:
         views = tuple(instances)
         await self._drain(tuple(v.id for v in views), drain_s)
         done = await asyncio.gather(
-            *(self._unload(v, drain_s) for v in views), return_exceptions=True
+            *(self._unload(v, drain_s, why) for v in views), return_exceptions=True
         )
         for outcome in done:
             if isinstance(outcome, BaseException):
@@ -141,7 +141,7 @@ class Carrier:
             await self._drain(order.plan.evictions, drain_s)
             self._draining.pop(order.instance, None)
             for view in views:
-                await self._unload(view, drain_s)
+                await self._unload(view, drain_s, "room")
         except StillBusy as busy:
             self._reports.room_failed(order.instance, busy.instance)
         except CortexError as failed:
@@ -165,10 +165,12 @@ class Carrier:
             for instance in instances:
                 self._fleet.set_draining(instance, draining=False)
             if isinstance(stopped, TimeoutError):
+                self._fleet.metrics.tally.drains["busy"] += 1
                 raise StillBusy(waited_for, drain_s) from stopped
             raise
+        self._fleet.metrics.tally.drains["idle"] += 1
 
-    async def _unload(self, view: InstanceView, drain_s: float) -> None:
+    async def _unload(self, view: InstanceView, drain_s: float, why: str) -> None:
         request = UnloadRequest(model_id=view.model, instance_id=view.id, drain_seconds=drain_s)
         try:
             await self.client(view.node).unload(request)
@@ -176,7 +178,8 @@ class Carrier:
             if failed.status != 404:
                 self._fleet.set_draining(view.id, draining=False)
                 raise
-        event(log, "unloaded", node=view.node, model=view.model, instance=view.id)
+        self._fleet.metrics.tally.unloads[view.node, why] += 1
+        event(log, "unloaded", node=view.node, model=view.model, instance=view.id, why=why)
         self._reports.left(view.id)
 
     async def _start(self, order: Order) -> None:

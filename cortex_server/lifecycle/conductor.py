@@ -149,7 +149,13 @@ class Conductor:
         await considered
 
     async def unload(
-        self, model: str, instances: Iterable[InstanceView], drain_s: float, *, whole: bool
+        self,
+        model: str,
+        instances: Iterable[InstanceView],
+        drain_s: float,
+        *,
+        whole: bool,
+        why: str = "operator",
     ) -> None:
         """Drain and end instances of a model.
 
@@ -158,6 +164,7 @@ class Conductor:
             instances: which of them.
             drain_s: how long their requests may go on.
             whole: the model is not wanted any more, so whoever waits for it is told.
+            why: the reason in one word, for log and metrics; see `Tally.unloads`.
 
         Raises:
             StillBusy: requests went on for longer; nothing was ended.
@@ -168,7 +175,7 @@ class Conductor:
             self._post(lambda _now: self._scheduler.drop(model))
         self._leaving |= ids
         try:
-            await self._carrier.remove(views, drain_s)
+            await self._carrier.remove(views, drain_s, why)
         finally:
             self._leaving -= ids
             self._bell.set()
@@ -276,7 +283,7 @@ class Conductor:
 
     async def _unload_idle(self, view: InstanceView) -> None:
         try:
-            await self.unload(view.model, (view,), IDLE_DRAIN_S, whole=False)
+            await self.unload(view.model, (view,), IDLE_DRAIN_S, whole=False, why="idle")
         except CortexError as failed:
             event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=failed)
 

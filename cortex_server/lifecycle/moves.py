@@ -79,7 +79,7 @@ class Mover:
         profile = self._profile_of(move.model)
         await self._conductor.want(profile, goal, timeout_s=max(60.0, move.seconds * 5))
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
-        await self._conductor.unload(move.model, views, drain_s, whole=False)
+        await self._conductor.unload(move.model, views, drain_s, whole=False, why="defrag")
 
     def _planned(self, wish: DefragWish) -> tuple[Defrag | None, DefragView]:
         world = self._conductor.world()

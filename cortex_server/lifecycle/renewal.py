@@ -72,7 +72,7 @@ class Renewal:
         if idle is None or profile is None:
             return
         event(log, "renewing", model=idle.model, node=idle.node, instance=idle.id)
-        await self._conductor.unload(idle.model, (idle,), DRAIN_S, whole=False)
+        await self._conductor.unload(idle.model, (idle,), DRAIN_S, whole=False, why="profile")
         self._stale.discard(idle.id)
         await self._conductor.want(profile, Goal(profile.id), timeout_s=LOAD_S)
 
