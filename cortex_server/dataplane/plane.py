@@ -20,7 +20,6 @@ from cortex_server.dataplane.upstream import Pool
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics import Metrics
 
-
 _LAG_EVERY_S = 0.25
 
 
