@@ -37,11 +37,13 @@ class Breaker:
         standing: closed is the healthy state, as with electricity.
         failures: since the last success.
         reason: of the last failure.
+        off: failures are counted, and that is all.
     """
 
     standing: Standing = Standing.CLOSED
     failures: int = 0
     reason: str | None = None
+    off: bool = False
     _pause_s: float = FIRST_PAUSE_S
 
     def succeeded(self) -> bool:
@@ -56,6 +58,8 @@ class Breaker:
         """A request failed; the seconds to leave the instance alone when that opens the breaker."""
         self.failures += 1
         self.reason = reason
+        if self.off:
+            return None
         if self.standing is Standing.ON_TRIAL:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         elif self.standing is Standing.OPEN or self.failures < FAILURES:

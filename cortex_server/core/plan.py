@@ -172,15 +172,17 @@ def _made_place(
     wish: Wish, layouts: Sequence[Shape], rooms: Sequence[NodeRoom], world: World, policy: Policy
 ) -> Load | Wait | None:
     """The eviction that loses least; a wait where only young or busy instances could go, until patience ends."""
-    patient = wish.waited_s < policy.patience_s
-    for tier, what in enumerate(("idle", "lately loaded", "busy")):
+    late = policy.patience_s
+    last = late + policy.min_residency_s
+    tiers = (("idle", 0.0), ("lately loaded", late), ("busy", late), ("busy young", last))
+    for tier, (what, from_s) in enumerate(tiers):
         guard = Guard(world, policy, wish, tier)
         for shape in layouts:
             place = cheapest_place(shape, rooms, guard)
             if place is None:
                 continue
             victims = tuple(v.id for v in place.choice.victims)
-            if tier and patient:
+            if wish.waited_s < from_s:
                 return Wait(
                     victims, f"the room is held by {what} instances on {place.room.node.name}"
                 )

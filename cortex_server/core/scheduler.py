@@ -312,7 +312,8 @@ class Scheduler:
             case Join():
                 pass
             case _:
-                self._wake_by(queue.since + self.policy.patience_s, now)
+                for seconds in (0.0, self.policy.min_residency_s):
+                    self._wake_by(queue.since + self.policy.patience_s + seconds, now)
         return False
 
     def _begin(self, queue: Queue, load: Load, now: float) -> None:

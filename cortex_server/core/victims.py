@@ -12,8 +12,10 @@ from cortex_server.core.policy import Policy, Strategy
 from cortex_server.core.rooms import NodeRoom, frees, is_serving
 from cortex_server.core.world import Wish, World
 
-SETTLED, YOUNG, BUSY = range(3)
-"""Tiers of who may go: idle and settled instances; those that were loaded lately too; and busy ones too."""
+SETTLED, YOUNG, BUSY, ANY = range(4)
+"""Tiers of who may go: idle and settled instances; idle ones that were loaded lately too; busy settled ones too; and
+at last busy ones that were loaded lately. The last comes late, or models that are all busy would take turns faster
+than they load."""
 
 NEVER: Worth = (float("inf"),)
 
@@ -25,7 +27,7 @@ class Guard:
         world: what there is.
         policy: of the operator.
         wish: for whom.
-        tier: SETTLED, YOUNG or BUSY.
+        tier: SETTLED, YOUNG, BUSY or ANY.
     """
 
     def __init__(self, world: World, policy: Policy, wish: Wish, tier: int) -> None:
@@ -39,13 +41,13 @@ class Guard:
 
     def reaches(self, room: NodeRoom, shape: Shape) -> bool:
         """Whether the node could have the room at all with everybody gone who may go at this tier."""
-        reach = room.ready_reach if self._tier == BUSY else room.idle_reach
+        reach = room.ready_reach if self._tier >= BUSY else room.idle_reach
         found = reach.get(shape.kind, ())
         return len(found) >= shape.devices and found[shape.devices - 1] >= shape.size.device_mb
 
     def bound(self, room: NodeRoom, shape: Shape) -> Worth:
         """No set of victims on this node that makes the room is worth less."""
-        if self._tier == BUSY:
+        if self._tier >= BUSY:
             return ()
         if self.policy.strategy is Strategy.LRU:
             return (_latest_needed(room, shape),)
@@ -72,9 +74,10 @@ class Guard:
             return False
         if instance.model == self._model or instance.id in self.wish.spared:
             return False
-        if instance.in_flight:
-            return self._tier == BUSY
-        return self._tier != SETTLED or not self._is_young(instance)
+        if instance.in_flight and self._tier < BUSY:
+            return False
+        spared = self._tier == (BUSY if instance.in_flight else SETTLED)
+        return not spared or not self._is_young(instance)
 
     def _is_young(self, instance: InstanceView) -> bool:
         took = instance.load_seconds or 0.0

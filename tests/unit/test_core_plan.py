@@ -364,6 +364,15 @@ def test_a_busy_instance_is_drained_only_after_patience_ends() -> None:
     assert isinstance(plan(Wish(profile("f"), waited_s=5.0), fleet, LRU), Load)
 
 
+def test_a_busy_young_instance_is_drained_last_of_all() -> None:
+    """What was just loaded and is in use stays for its residency more than patience, so that models do not thrash."""
+    made = instance("a", mb=300, in_flight=3, started_at=NOW - 30, load_seconds=20.0)
+    fleet = full(made)
+    assert isinstance(plan(Wish(profile("f"), waited_s=5.0), fleet, LRU), Wait)
+    late = LRU.patience_s + LRU.min_residency_s
+    assert isinstance(plan(Wish(profile("f"), waited_s=late), fleet, LRU), Load)
+
+
 def test_an_idle_instance_elsewhere_goes_before_a_busy_one() -> None:
     """A node with an idle victim is chosen over one whose victim is busy, however long ago that was used."""
     fleet = world(
