@@ -1,0 +1,55 @@
+"""Instances whose profile changes are replaced when nobody uses them, by real engines."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lifecycle_rig import gateway, neuron, tiny, until
+
+from cortex_common.config.catalogue import Catalogue
+from cortex_common.fleet import InstanceView
+from cortex_common.models import InstanceState
+
+
+async def test_a_changed_profile_replaces_its_idle_instance_and_no_other(tmp_path):
+    """After the context of one model changes, its instance is loaded anew with it; the other model keeps its own."""
+    changed, kept = tiny(tmp_path, "changed"), tiny(tmp_path, "kept")
+    async with (
+        neuron(tmp_path, 2048) as node,
+        gateway({"n": node.url}, (changed, kept)) as served,
+    ):
+        await until(lambda: served.gateway.fleet.state("n") == "up")
+        for name in ("changed", "kept"):
+            assert (await served.chat(name)).status_code == 200
+
+        def ready(model: str) -> list[InstanceView]:
+            views = served.gateway.fleet.snapshot.instances()
+            return [v for v in views if v.model == model and v.state is InstanceState.READY]
+
+        await until(lambda: bool(ready("changed")) and bool(ready("kept")))
+        before = {name: ready(name)[0].id for name in ("changed", "kept")}
+        catalogue = Catalogue(
+            models=(changed.model_copy(update={"context": 128, "aliases": ("nick",)}), kept)
+        )
+        await served.gateway.use(served.gateway.config, catalogue)
+        await until(lambda: bool(ready("changed")) and ready("changed")[0].id != before["changed"])
+        assert ready("changed")[0].context == 128
+        assert [v.id for v in ready("kept")] == [before["kept"]]
+        assert (await served.chat("nick")).status_code == 200
+
+
+async def test_a_busy_instance_is_replaced_only_after_its_requests(tmp_path):
+    """A request under way ends on the old instance; then the new one takes over."""
+    model = tiny(tmp_path, "busy")
+    async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (model,)) as served:
+        await until(lambda: served.gateway.fleet.state("n") == "up")
+        assert (await served.chat("busy")).status_code == 200
+        old = served.gateway.fleet.snapshot.instances()[0].id
+        long = asyncio.create_task(served.chat("busy", max_tokens=300))
+        await until(lambda: any(v.in_flight for v in served.gateway.fleet.snapshot.instances()))
+        catalogue = Catalogue(models=(model.model_copy(update={"context": 512}),))
+        await served.gateway.use(served.gateway.config, catalogue)
+        answer = await long
+        assert answer.status_code == 200
+        assert answer.headers["x-cortex-instance"] == old
+        await until(lambda: all(v.id != old for v in served.gateway.fleet.snapshot.instances()))
