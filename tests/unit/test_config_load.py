@@ -151,7 +151,7 @@ def test_a_variable_of_no_service_is_an_error():
         ),
         (
             "[[neurons]]\nname='a'\nendpoint='http://a'\n[[neurons]]\nname='a'\nendpoint='http://b'\n",
-            "two neurons are called 'a'",
+            "are called 'a'",
             None,
         ),
         ("[[neurons]]\nname='a'\nendpoint='beast:9090'\n", "'beast:9090' is not a URL like", None),

@@ -170,8 +170,9 @@ def _explain(
         return f"{at}: unknown key {key}", hint
     if error["type"] == "missing":
         return f"{at}: {key} is required", None
-    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{at}: {key}: {error['msg'].removeprefix('Value error, ')}{shown}", None
+    shown = "" if isinstance(error["input"], dict | list) else f" (got {error['input']!r})"
+    named = f"{key}: " if key else ""
+    return f"{at}: {named}{error['msg'].removeprefix('Value error, ')}{shown}", None
 
 
 def _meant(name: str, names: list[str]) -> tuple[str, ...]:
