@@ -62,10 +62,10 @@ class Gateway:
         clock = SystemClock()
         self.config = config
         self.reloader: Reloader | None = None
-        self._accesses = accesses(config.neurons, os.environ)
+        self._accesses = accesses(config.nodes, os.environ)
         self._tls = server_tls(config.tls)
         self.metrics = Metrics()
-        self.fleet = Fleet(config.neurons, catalogue, clock, self.metrics)
+        self.fleet = Fleet(config.nodes, catalogue, clock, self.metrics)
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._roster = Roster(self.fleet)
         self._store = Store(store_path(config.gateway.state_dir, os.environ))
@@ -151,7 +151,7 @@ class Gateway:
         Raises:
             ConfigError: a secret or a certificate can't be read; nothing has changed.
         """
-        self._accesses = accesses(config.neurons, os.environ)
+        self._accesses = accesses(config.nodes, os.environ)
         self.config = config
         stale = self._renewal.use(catalogue)
         if stale:
@@ -180,8 +180,8 @@ class Gateway:
 
     async def _use_nodes(self, config: GatewayConfig) -> None:
         how = self._accesses
-        self.plane.pool.use_nodes({e.endpoint: how[e.name] for e in config.neurons})
-        await self._roster.use(config.neurons, how)
+        self.plane.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
+        await self._roster.use(config.nodes, how)
 
     @contextlib.asynccontextmanager
     async def _metrics_listener(self) -> AsyncIterator[None]:

@@ -312,14 +312,14 @@ class Pool:
         return found
 
     def use_nodes(self, nodes: Mapping[str, NodeAccess]) -> None:
-        """Tell how nodes want to be asked, by the base URL of their neurons, below which they relay to engines."""
+        """Tell how nodes want to be asked, by the base URL below which their engines are."""
         self._nodes = dict(nodes)
         self._endpoints.clear()
 
     def _parsed(self, url: str) -> Endpoint:
         plain = Endpoint.parse(url)
         for base, access in self._nodes.items():
-            if url.startswith(f"{base}/"):
+            if url == base or url.startswith(f"{base}/"):
                 return replace(
                     plain,
                     tls=(access.tls or plain.tls) if plain.tls else None,

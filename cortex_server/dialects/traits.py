@@ -49,8 +49,15 @@ MISTRALRS = EngineTraits(
 )
 EMBEDDED = EngineTraits(parallel_switch=False, efforts=MISTRALRS.efforts)
 GENERIC = EngineTraits()
+CORTEX = EngineTraits(takes_reasoning=True, counts_tokens=True)
+"""Another gateway, which words requests for its engines itself."""
 
-_BY_HARNESS = {"llamacpp": LLAMACPP, "mistralrs": MISTRALRS, "embedded": EMBEDDED}
+_BY_HARNESS = {
+    "llamacpp": LLAMACPP,
+    "mistralrs": MISTRALRS,
+    "embedded": EMBEDDED,
+    "cortex": CORTEX,
+}
 
 
 def traits_of(harness: str) -> EngineTraits:

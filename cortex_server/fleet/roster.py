@@ -1,4 +1,4 @@
-"""The nodes that the gateway follows: a client and a watcher each, which come and go with the configuration."""
+"""The nodes that the gateway follows: a watcher each, which come and go with the configuration."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 
-from cortex_common.config.gateway import NeuronEntry
+from cortex_common.config.gateway import NeuronEntry, NodeEntry, UpstreamEntry
 from cortex_common.config.secret import read_secret
 from cortex_common.neuron_client import NeuronClient
 from cortex_common.tls import client_context
 from cortex_server.dataplane.upstream import NodeAccess
 from cortex_server.fleet.state import Fleet
+from cortex_server.fleet.upstream import UpstreamWatcher
 from cortex_server.fleet.watcher import Watcher
 
 log = logging.getLogger("cortex.fleet")
@@ -20,21 +21,24 @@ Accesses = Mapping[str, NodeAccess]
 """How each node wants to be asked, by name."""
 
 
-def accesses(entries: Iterable[NeuronEntry], environ: Mapping[str, str]) -> Accesses:
+def accesses(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Accesses:
     """Read the secrets and certificates that the entries name.
 
     Raises:
         ConfigError: one can't be read.
     """
-    return {
-        entry.name: NodeAccess(
-            tls=client_context(entry.ca, entry.certificate, entry.certificate_key)
-            if entry.endpoint.startswith("https:")
-            else None,
-            token=read_secret(entry.token, entry.token_file, environ),
-        )
-        for entry in entries
-    }
+    return {entry.name: _access(entry, environ) for entry in entries}
+
+
+def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
+    tls = None
+    if isinstance(entry, UpstreamEntry):
+        if entry.endpoint.startswith("https:"):
+            tls = client_context(entry.ca)
+        return NodeAccess(tls, read_secret(entry.key, entry.key_file, environ))
+    if entry.endpoint.startswith("https:"):
+        tls = client_context(entry.ca, entry.certificate, entry.certificate_key)
+    return NodeAccess(tls, read_secret(entry.token, entry.token_file, environ))
 
 
 class Roster:
@@ -50,18 +54,18 @@ class Roster:
     def __init__(self, fleet: Fleet) -> None:
         self.clients: dict[str, NeuronClient] = {}
         self._fleet = fleet
-        self._entries: dict[str, NeuronEntry] = {}
+        self._entries: dict[str, NodeEntry] = {}
         self._tokens: dict[str, str | None] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
-    async def use(self, entries: Iterable[NeuronEntry], how: Accesses) -> None:
+    async def use(self, entries: Iterable[NodeEntry], how: Accesses) -> None:
         """Follow these nodes and no others; those that did not change are left alone."""
         wanted = {entry.name: entry for entry in entries}
         for name in [n for n in self._entries if not self._same(n, wanted.get(n), how)]:
             await self._drop(name)
         self._fleet.use_nodes(tuple(wanted.values()))
         for name, entry in wanted.items():
-            if name not in self.clients:
+            if name not in self._watchers:
                 self._add(entry, how[name])
         self._entries = wanted
 
@@ -70,29 +74,34 @@ class Roster:
         for name in tuple(self._entries):
             await self._drop(name)
 
-    def _same(self, name: str, entry: NeuronEntry | None, how: Accesses) -> bool:
+    def _same(self, name: str, entry: NodeEntry | None, how: Accesses) -> bool:
         """Whether a node is still asked in the same way; its labels may have changed."""
         if entry is None or how[name].token != self._tokens[name]:
             return False
         before = self._entries[name]
-        return before == entry.model_copy(update={"labels": before.labels})
+        if isinstance(entry, NeuronEntry) and isinstance(before, NeuronEntry):
+            entry = entry.model_copy(update={"labels": before.labels})
+        return before == entry
 
-    def _add(self, entry: NeuronEntry, how: NodeAccess) -> None:
-        client = NeuronClient(
-            entry.endpoint, who=f"node {entry.name}", token=how.token, tls=how.tls
-        )
-        self.clients[entry.name] = client
+    def _add(self, entry: NodeEntry, how: NodeAccess) -> None:
+        if isinstance(entry, UpstreamEntry):
+            watching = UpstreamWatcher(entry, how, self._fleet).run()
+        else:
+            client = NeuronClient(
+                entry.endpoint, who=f"node {entry.name}", token=how.token, tls=how.tls
+            )
+            self.clients[entry.name] = client
+            watching = Watcher(entry.name, client, self._fleet).run()
         self._tokens[entry.name] = how.token
-        task = asyncio.create_task(
-            Watcher(entry.name, client, self._fleet).run(), name=f"watch-{entry.name}"
-        )
+        task = asyncio.create_task(watching, name=f"watch-{entry.name}")
         task.add_done_callback(_report)
         self._watchers[entry.name] = task
 
     async def _drop(self, name: str) -> None:
         self._watchers[name].cancel()
         await asyncio.gather(self._watchers.pop(name), return_exceptions=True)
-        await self.clients.pop(name).close()
+        if (client := self.clients.pop(name, None)) is not None:
+            await client.close()
         del self._entries[name], self._tokens[name]
 
 

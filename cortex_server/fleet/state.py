@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from cortex_common import __version__
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
-from cortex_common.config.gateway import NeuronEntry
+from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.fleet import (
     DeviceView,
     FleetSnapshot,
@@ -44,6 +44,8 @@ class Target:
         in_flight: requests of this gateway under way on it.
         last_used: Unix seconds at which its last request ended.
         series: the counters of its model on its node.
+        served_as: the model's name as its engine knows it.
+        retries: a request that fails here before its first byte may go elsewhere.
         harness: the kind of its engine.
         traits: how that must be spoken to.
         context: tokens that a request may use; None where unknown.
@@ -62,6 +64,8 @@ class Target:
     traits: EngineTraits
     labels: tuple[tuple[bytes, bytes], ...]
     last_used: float
+    served_as: str
+    retries: bool = True
     draining: bool = False
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -70,7 +74,7 @@ class Target:
 
 @dataclass(slots=True)
 class _Node:
-    entry: NeuronEntry
+    entry: NodeEntry
     state: NodeState = NodeState.CONNECTING
     reason: str | None = None
     seen_at: float = 0.0
@@ -83,7 +87,7 @@ class Fleet:
     """Live state of all nodes, and the table of ready instances that requests are routed by.
 
     Args:
-        neurons: the nodes of the configuration.
+        nodes: of the configuration.
         catalogue: the models that can be asked for.
         clock: for timestamps.
         metrics: where the counters of each model on each node live.
@@ -91,12 +95,12 @@ class Fleet:
 
     def __init__(
         self,
-        neurons: tuple[NeuronEntry, ...],
+        nodes: tuple[NodeEntry, ...],
         catalogue: Catalogue,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        self._nodes = {entry.name: _Node(entry) for entry in neurons}
+        self._nodes = {entry.name: _Node(entry) for entry in nodes}
         self._clock = clock
         self.metrics = metrics
         self.started_at = clock.unix()
@@ -123,9 +127,13 @@ class Fleet:
     def known(self, name: str) -> ModelId | None:
         """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
         found = self.names.resolve(name)
-        if found is None and any(target.model == name for target in self._targets.values()):
+        if found is None and (name in self._ready or self._held(name)):
             return ModelId(name)
         return found
+
+    def _held(self, model: str) -> bool:
+        """Whether an instance of the model is there, be it one that takes no requests now."""
+        return any(target.model == model for target in self._targets.values())
 
     def acquire(self, target: Target) -> None:
         """Count a request that starts on an instance."""
@@ -196,13 +204,13 @@ class Fleet:
         self.names = Names(catalogue.models)
         self._changed()
 
-    def use_nodes(self, entries: tuple[NeuronEntry, ...]) -> None:
+    def use_nodes(self, entries: tuple[NodeEntry, ...]) -> None:
         """Replace the nodes of the configuration; what is known of one at the same endpoint is kept."""
         known = self._nodes
         self._nodes = {entry.name: _Node(entry) for entry in entries}
         for name, old in known.items():
             new = self._nodes.get(name)
-            if new is not None and new.entry.endpoint == old.entry.endpoint:
+            if new is not None and _same_place(new.entry, old.entry):
                 old.entry = new.entry
                 self._nodes[name] = old
         self._changed()
@@ -264,9 +272,14 @@ class Fleet:
         return self._version
 
     @property
-    def entries(self) -> Mapping[str, NeuronEntry]:
+    def entries(self) -> Mapping[str, NodeEntry]:
         """The configured nodes by name."""
         return {name: record.entry for name, record in self._nodes.items()}
+
+    def is_upstream(self, node: str) -> bool:
+        """Whether a node has no neuron, so that nothing is loaded or ended there."""
+        record = self._nodes.get(node)
+        return record is not None and isinstance(record.entry, UpstreamEntry)
 
     def state(self, node: str) -> NodeState:
         """Whether a node can be used."""
@@ -319,7 +332,9 @@ class Fleet:
     def _instance_view(self, record: _Node, info: ModelInfo) -> InstanceView:
         target = self._targets.get(info.instance_id)
         profile = self._profiles.get(info.id)
-        pinned = profile is not None and record.entry.name in profile.pinned_on
+        pinned = self.is_upstream(record.entry.name) or (
+            profile is not None and record.entry.name in profile.pinned_on
+        )
         view = instance_view(info, record.entry.name, pinned=pinned)
         if target is None:
             return view
@@ -359,7 +374,7 @@ class Fleet:
             assert info.url is not None
             target = self._targets.get(info.instance_id)
             if target is None or target.url != info.url:
-                target = self._new_target(record.entry.name, info, info.url)
+                target = self._new_target(record.entry, info, info.url)
             targets[info.instance_id] = target
             usable = record.state is NodeState.UP and not target.draining
             if usable and target.breaker.standing is not Standing.OPEN:
@@ -368,25 +383,36 @@ class Fleet:
             self._targets[gone].idle.set()
         self._targets, self._ready = targets, ready
 
-    def _new_target(self, node: str, info: ModelInfo, url: str) -> Target:
+    def _new_target(self, entry: NodeEntry, info: ModelInfo, url: str) -> Target:
+        upstream = entry if isinstance(entry, UpstreamEntry) else None
         target = Target(
             id=info.instance_id,
             model=info.id,
-            node=node,
+            node=entry.name,
             url=url,
             slots=info.parallel or 1,
-            series=self.metrics.series(info.id, node),
+            series=self.metrics.series(info.id, entry.name),
             harness=info.harness,
             context=info.context,
             traits=traits_of(info.harness),
             labels=(
-                (b"x-cortex-node", node.encode()),
+                (b"x-cortex-node", entry.name.encode()),
                 (b"x-cortex-instance", info.instance_id.encode()),
             ),
             last_used=self._clock.unix(),
+            served_as=info.served_as or info.id,
+            retries=upstream is None or upstream.retries,
+            breaker=Breaker(off=upstream is not None and not upstream.breaker),
         )
         target.idle.set()
         return target
+
+
+def _same_place(new: NodeEntry, old: NodeEntry) -> bool:
+    """Whether what an old entry's node said still holds; an upstream's instances depend on all of its entry."""
+    if isinstance(new, UpstreamEntry):
+        return new == old
+    return new.endpoint == old.endpoint and not isinstance(old, UpstreamEntry)
 
 
 _NOBODY: list[Target] = []

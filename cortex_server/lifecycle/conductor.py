@@ -16,7 +16,7 @@ from dataclasses import replace
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.errors import CortexError, ModelLoading, Unavailable
+from cortex_common.errors import Conflict, CortexError, ModelLoading, Unavailable
 from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
@@ -168,8 +168,12 @@ class Conductor:
 
         Raises:
             StillBusy: requests went on for longer; nothing was ended.
+            Conflict: all of them are at upstreams, where nothing is ended.
         """
-        views = tuple(instances)
+        named = tuple(instances)
+        views = tuple(v for v in named if not self._fleet.is_upstream(v.node))
+        if named and not views:
+            raise Conflict(f"{model!r} is served by {named[0].node}, where cortex ends nothing")
         ids = frozenset(v.id for v in views)
         if whole:
             self._post(lambda _now: self._scheduler.drop(model))

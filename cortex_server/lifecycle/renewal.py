@@ -51,7 +51,11 @@ class Renewal:
             for name, profile in self._profiles.items()
             if name in old and profile.spec() != old[name].spec()
         }
-        self._stale |= {i.id for i in self._fleet.snapshot.instances() if i.model in changed}
+        self._stale |= {
+            i.id
+            for i in self._fleet.snapshot.instances()
+            if i.model in changed and not self._fleet.is_upstream(i.node)
+        }
         return len(self._stale)
 
     async def run(self) -> None:

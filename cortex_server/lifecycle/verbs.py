@@ -316,14 +316,17 @@ class Verbs:
         return found
 
     def check_node(self, name: str) -> None:
-        """Refuse a node that is not in the configuration.
+        """Refuse a node that is not in the configuration, or has no neuron.
 
         Raises:
             NodeNotFound: with the names that are.
+            Conflict: it is an upstream.
         """
         if name not in self._fleet.entries:
             known = ", ".join(self._fleet.entries) or "none"
             raise NodeNotFound(f"there is no node {name!r}", hints=(f"nodes: {known}",))
+        if self._fleet.is_upstream(name):
+            raise Conflict(f"{name} is an upstream: cortex loads and unloads nothing there")
 
     def instances(self, model: ModelId) -> tuple[InstanceView, ...]:
         """The instances of a model that a node holds, failed ones included.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cortex_common.config.access import KeyEntry, LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelProfile
-from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_server.gateway import Gateway
 from cortex_server.serving import Server
 from rigs.fleet import free_port
@@ -46,6 +46,7 @@ async def running_gateway(
     *models: ModelProfile,
     keys: tuple[KeyEntry, ...] = (),
     neurons: Mapping[str, str] | None = None,
+    upstreams: tuple[UpstreamEntry, ...] = (),
     limits: LimitsSection | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
@@ -57,6 +58,7 @@ async def running_gateway(
             "keys": keys,
             "limits": limits or LimitsSection(),
             "neurons": [{"name": n, "endpoint": url} for n, url in (neurons or {}).items()],
+            "upstreams": upstreams,
         }
     )
     made = Gateway(config, Catalogue(models=models))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from cortex_common.config.access import KeyEntry, LimitsSection, TlsSection
 from cortex_common.config.catalogue import Duration
@@ -128,6 +129,63 @@ class NeuronEntry(Section):
     """PEM file of that certificate's key. Default: in `certificate`."""
 
 
+class UpstreamEntry(Section):
+    """[[upstreams]]: an OpenAI-compatible server that stands in the fleet as a node without a neuron.
+
+    Its models are listed, routed and balanced beside those of the nodes; nothing is ever loaded or evicted there.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """What operators call it."""
+
+    base_url: BaseUrl
+    """Its URL, with or without /v1 at the end."""
+
+    key: str | None = None
+    """Key that is sent to it, never the client's own; better in a file or a variable."""
+
+    key_file: Path | None = None
+    """File that holds the key; a bare name is looked up among systemd's credentials first."""
+
+    ca: Path | None = None
+    """PEM file of the authorities that its certificate may come from. Default: the system's."""
+
+    engine: Literal["openai", "llamacpp", "mistralrs", "cortex"] = "openai"
+    """What kind of server it is, which decides how chat requests are worded for it."""
+
+    models: tuple[str, ...] = ()
+    """Which of its models are offered; with `*` and `?` a pattern. Default: all that it lists. A server without
+    /v1/models needs their names here."""
+
+    prefix: str = ""
+    """Put before the names of its models, such as "cloud/". Without it a model of the same name elsewhere in the fleet
+    shares its requests with this server."""
+
+    context: Annotated[int, Field(ge=1)] | None = None
+    """Tokens a request may use, where the server does not tell."""
+
+    parallel: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Requests that each of its models computes side by side, as balancing weighs it."""
+
+    refresh: Duration = 15.0
+    """How often its models are listed, which is also how it is seen to be there."""
+
+    retries: bool = True
+    """Try another instance when a request fails here before its first byte."""
+
+    breaker: bool = True
+    """Leave a model of it alone for a while after several failures in a row."""
+
+    @property
+    def endpoint(self) -> str:
+        """Its URL without /v1."""
+        return self.base_url.removesuffix("/v1")
+
+
+NodeEntry = NeuronEntry | UpstreamEntry
+"""What stands in the fleet as a node."""
+
+
 class GatewayConfig(Section):
     """All of cortex.toml."""
 
@@ -138,6 +196,12 @@ class GatewayConfig(Section):
     tls: TlsSection = TlsSection()
     keys: tuple[KeyEntry, ...] = ()
     neurons: tuple[NeuronEntry, ...] = ()
+    upstreams: tuple[UpstreamEntry, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[NodeEntry, ...]:
+        """All that stands in the fleet as a node."""
+        return (*self.neurons, *self.upstreams)
 
     @field_validator("keys")
     @classmethod
@@ -151,7 +215,22 @@ class GatewayConfig(Section):
     @field_validator("neurons")
     @classmethod
     def _names_differ(cls, neurons: tuple[NeuronEntry, ...]) -> tuple[NeuronEntry, ...]:
-        twice = [name for name, n in Counter(n.name for n in neurons).items() if n > 1]
-        if twice:
-            raise ValueError(f"two neurons are called {twice[0]!r}")
+        if twice := _repeated(n.name for n in neurons):
+            raise ValueError(f"two neurons are called {twice!r}")
         return neurons
+
+    @field_validator("upstreams")
+    @classmethod
+    def _upstreams_differ(
+        cls, upstreams: tuple[UpstreamEntry, ...], info: ValidationInfo
+    ) -> tuple[UpstreamEntry, ...]:
+        nodes = (*info.data.get("neurons", ()), *upstreams)
+        if twice := _repeated(n.name for n in nodes):
+            raise ValueError(f"two nodes are called {twice!r}")
+        if twice := _repeated(u.endpoint for u in upstreams):
+            raise ValueError(f"two upstreams have the URL {twice!r}")
+        return upstreams
+
+
+def _repeated(values: Iterable[str]) -> str | None:
+    return next((value for value, n in Counter(values).items() if n > 1), None)

@@ -1,0 +1,295 @@
+"""Servers that somebody else runs, in a fleet beside nodes: the whole gateway over scripted providers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from clients_kit import HI, SAY, asked, claude, gpt
+from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, scripted_engine, whole
+from rigs.neuron import scripted_neuron
+from rigs.whole import Served, running_gateway
+
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
+from cortex_common.errors import Conflict
+from cortex_common.fleet import FleetSnapshot, NodeState
+from cortex_common.operator import DrainNode, LoadModel, UnloadModel
+from cortex_common.operator_client import OperatorClient
+from cortex_server.core.upkeep import Upkeep
+
+
+@dataclass
+class Provider:
+    """An OpenAI-compatible server: what it lists, whom it lets in, and whether its answers fail.
+
+    Attributes:
+        models: that it lists; None for no such route.
+        broken: it closes the connection of every request but listings.
+        asked: its requests but listings.
+    """
+
+    models: list[dict[str, object]] | None
+    key: bytes | None = None
+    broken: bool = False
+    asked: list[Call] = field(default_factory=list)
+    url: str = ""
+
+    async def script(self, call: Call) -> None:
+        """Answer one request."""
+        if self.key is not None and b"authorization: Bearer " + self.key + b"\r\n" not in call.head:
+            await call.send(whole(b'{"error":{"message":"who are you"}}', b"401 Unauthorized"))
+        elif call.head.startswith(b"GET /v1/models "):
+            body = json.dumps({"object": "list", "data": self.models}).encode()
+            status = b"404 Not Found" if self.models is None else b"200 OK"
+            await call.send(whole(body, status))
+        else:
+            self.asked.append(call)
+            if self.broken:
+                call.writer.close()
+            else:
+                await call.send(SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
+
+
+@contextlib.asynccontextmanager
+async def serving(provider: Provider) -> AsyncIterator[ScriptedEngine]:
+    """The provider on a free port."""
+    async with scripted_engine(provider.script) as engine:
+        provider.url = engine.url
+        yield engine
+
+
+def entry(provider: Provider, name: str = "cloud", **more: object) -> UpstreamEntry:
+    """Its entry in cortex.toml."""
+    fields = {"name": name, "base_url": f"{provider.url}/v1", "refresh": 0.05} | more
+    return UpstreamEntry.model_validate(fields)
+
+
+async def until(served: Served, true: Callable[[FleetSnapshot], bool]) -> FleetSnapshot:
+    """Wait until the gateway sees the fleet so."""
+    fleet, changed = served.gateway.fleet, asyncio.Event()
+    fleet.on_change(changed.set)
+    async with asyncio.timeout(10):
+        while not true(snapshot := fleet.snapshot):
+            changed.clear()
+            await changed.wait()
+    fleet.remove_listener(changed.set)
+    return snapshot
+
+
+def up(snapshot: FleetSnapshot) -> bool:
+    """Whether all nodes are up."""
+    return all(node.state is NodeState.UP for node in snapshot.nodes)
+
+
+async def test_its_models_are_listed_and_served_in_every_dialect_with_its_own_key(
+    tmp_path: Path,
+) -> None:
+    """Prefixed names go there by their own names, and the client's credential never does."""
+    secret = tmp_path / "cloud.key"
+    secret.write_text("sk-cloud\n")
+    listed = [{"id": "big", "max_model_len": 4096}, {"id": "embed-1"}, {"id": "line\r\nbreak"}]
+    provider = Provider(listed, key=b"sk-cloud")
+    async with serving(provider):
+        upstream = entry(provider, prefix="cloud/", models=("b*", "line*"), key_file=secret)
+        async with running_gateway(upstreams=(upstream,)) as served:
+            snapshot = await until(served, up)
+            assert [(m.id, m.context) for m in snapshot.models] == [("cloud/big", 4096)]
+            async with gpt(served.url, "sk-mine") as sdk:
+                stream = await sdk.chat.completions.create(
+                    model="cloud/big", messages=HI, stream=True
+                )
+                assert {piece.model async for piece in stream} == {"cloud/big"}
+            async with (
+                claude(served.url, "sk-mine") as sdk,
+                sdk.messages.stream(model="cloud/big", max_tokens=5, messages=HI) as talk,
+            ):
+                assert (await talk.get_final_message()).content[0].text == "hello"
+    assert [asked(call)["model"] for call in provider.asked] == ["big", "big"]
+    assert all(b"sk-mine" not in call.head for call in provider.asked)
+
+
+async def test_a_server_without_a_listing_offers_what_the_settings_name() -> None:
+    """Names without a pattern are taken at their word."""
+    provider = Provider(None)
+    async with serving(provider):
+        upstream = entry(provider, models=("only-this", "not-*"), context=2048)
+        async with running_gateway(upstreams=(upstream,)) as served:
+            snapshot = await until(served, up)
+    assert [(m.id, m.context) for m in snapshot.models] == [("only-this", 2048)]
+
+
+async def test_listings_are_followed() -> None:
+    """A model that appears is served, one that vanishes is not."""
+    provider = Provider([{"id": "old"}])
+    async with (
+        serving(provider),
+        running_gateway(upstreams=(entry(provider),)) as served,
+    ):
+        await until(served, up)
+        provider.models = [{"id": "new"}]
+        snapshot = await until(served, lambda s: s.model("new") is not None)
+        assert snapshot.model("old") is None
+
+
+async def test_a_dead_server_is_left_and_found_again() -> None:
+    """A refused key or a dead socket makes it unreachable, with the reason; its return is noticed."""
+    provider = Provider([{"id": "m"}], key=b"right")
+    async with (
+        serving(provider),
+        running_gateway(upstreams=(entry(provider, key="wrong"),)) as served,
+    ):
+        snapshot = await until(served, lambda s: s.nodes[0].state is NodeState.UNREACHABLE)
+        assert "who are you" in (snapshot.nodes[0].reason or "")
+        async with httpx.AsyncClient(base_url=served.url) as http:
+            assert (await http.get("/ready")).status_code == 503
+            provider.key = b"wrong"
+            await until(served, up)
+            assert (await http.get("/ready")).status_code == 200
+
+
+async def test_a_model_in_both_places_is_balanced() -> None:
+    """Requests at once are shared between a node and an upstream of the same model."""
+    provider = Provider([{"id": "m"}])
+    gate = asyncio.Event()
+    local: list[Call] = []
+
+    async def slow(call: Call) -> None:
+        local.append(call)
+        await gate.wait()
+        await call.send(SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
+
+    async with (
+        serving(provider),
+        scripted_engine(slow) as engine,
+        scripted_neuron({"m": engine.url}) as neuron,
+        running_gateway(
+            neurons={"n1": neuron.url}, upstreams=(entry(provider, parallel=512),)
+        ) as served,
+        gpt(served.url) as sdk,
+    ):
+        await until(served, lambda s: len(s.instances()) == 2)
+
+        async def ask() -> None:
+            stream = await sdk.chat.completions.create(model="m", messages=HI, stream=True)
+            assert [piece async for piece in stream]
+
+        tasks = [asyncio.create_task(ask()) for _ in range(8)]
+        async with asyncio.timeout(10):
+            while not (local and provider.asked):
+                await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*tasks)
+        await served.settled()
+        assert len(local) + len(provider.asked) == 8
+        assert [i.in_flight for i in served.gateway.fleet.snapshot.instances()] == [0, 0]
+
+
+@pytest.mark.parametrize("retries", [True, False])
+async def test_a_broken_server_is_retried_elsewhere_unless_that_is_off(retries: bool) -> None:
+    """With retries another server answers; without, the client is told at once."""
+    bad, good = Provider([{"id": "m"}], broken=True), Provider([{"id": "m"}])
+    async with (
+        serving(bad),
+        serving(good),
+        running_gateway(
+            upstreams=(entry(bad, "a", retries=retries), entry(good, "b")),
+        ) as served,
+        gpt(served.url) as sdk,
+    ):
+        await until(served, lambda s: len(s.instances()) == 2)
+
+        async def ask() -> bool:
+            try:
+                stream = await sdk.chat.completions.create(model="m", messages=HI, stream=True)
+            except openai.InternalServerError:
+                return False
+            return bool([piece async for piece in stream])
+
+        assert await ask() is retries
+        assert (len(bad.asked), len(good.asked)) == (1, int(retries))
+
+
+@pytest.mark.parametrize("breaker", [True, False])
+async def test_a_server_that_keeps_failing_is_left_alone_unless_that_is_off(breaker: bool) -> None:
+    """The breaker opens after three failures; switched off, every request tries the server."""
+    bad = Provider([{"id": "m"}], broken=True)
+    async with (
+        serving(bad),
+        running_gateway(upstreams=(entry(bad, breaker=breaker, retries=False),)) as served,
+        httpx.AsyncClient(base_url=served.url) as http,
+    ):
+        await until(served, up)
+        for _ in range(3):
+            body = {"model": "m", "messages": HI}
+            assert (await http.post("/v1/chat/completions", json=body)).status_code == 502
+        failing = served.gateway.fleet.snapshot.instances()[0].failing
+        assert (failing is not None) is breaker
+
+
+async def test_nothing_is_ever_loaded_or_ended_there() -> None:
+    """Every verb of an operator that would is refused, and an idle time does not end its instances."""
+    provider = Provider([{"id": "m"}])
+    async with (
+        serving(provider),
+        running_gateway(
+            ModelProfile(id="m", harness="embedded", ttl=0.01), upstreams=(entry(provider),)
+        ) as served,
+        OperatorClient(served.url, who="the gateway") as operator,
+    ):
+        snapshot = await until(served, lambda s: len(s.instances()) == 1)
+        assert snapshot.instances()[0].pinned
+        with pytest.raises(Conflict, match="ends nothing"):
+            await operator.unload(UnloadModel(model="m"))
+        with pytest.raises(Conflict, match="is an upstream"):
+            await operator.drain(DrainNode(node="cloud"))
+        with pytest.raises(Conflict, match="is an upstream"):
+            await operator.load(LoadModel(model="m", node="cloud"))
+        upkeep, now = Upkeep(0.01, 10.0), 100.0
+        profile = served.gateway.fleet.profile("m")
+        assert profile is not None
+        for later in (now, now + 3600):
+            assert upkeep.due(snapshot, [profile], later).unload == ()
+
+
+async def test_settings_that_are_read_again_move_an_upstream() -> None:
+    """An upstream that is added, changed or removed while the gateway runs is followed."""
+    first, second = Provider([{"id": "m"}]), Provider([{"id": "n"}])
+    async with (
+        serving(first),
+        serving(second),
+        running_gateway(upstreams=(entry(first),)) as served,
+    ):
+        await until(served, lambda s: s.model("m") is not None)
+        gateway = served.gateway
+
+        async def use(*upstreams: UpstreamEntry) -> None:
+            config = gateway.config.model_copy(update={"upstreams": upstreams})
+            await gateway.use(GatewayConfig.model_validate(config), Catalogue())
+
+        await use(entry(first), entry(second, "other"))
+        await until(served, lambda s: s.model("n") is not None)
+        await use(entry(second, "other", prefix="x/"))
+        snapshot = await until(served, lambda s: s.model("x/n") is not None)
+        assert [node.name for node in snapshot.nodes] == ["other"]
+        assert snapshot.model("n") is None
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "words"),
+    [
+        ([{"name": "a", "base_url": "http://x"}, {"name": "a", "base_url": "http://y"}], "called"),
+        ([{"name": "a", "base_url": "http://x/v1"}, {"name": "b", "base_url": "http://x"}], "URL"),
+    ],
+)
+def test_two_upstreams_are_not_to_be_mixed_up(upstreams: list[dict[str, str]], words: str) -> None:
+    """Names and URLs of upstreams differ, or the settings are refused."""
+    with pytest.raises(ValueError, match=words):
+        GatewayConfig.model_validate({"upstreams": upstreams})
