@@ -32,6 +32,9 @@ _LINGER_S = 10.0
 """Seconds to go on reading a body that was already refused: closing at once would reset the connection, and the
 client would never see why."""
 
+_READ_ANYWAY = 64 * 1024
+"""Bytes of a refused body up to which the connection is kept."""
+
 _USED = ("on_headers_complete", "on_body", "on_message_complete", "on_response_complete")
 
 
@@ -52,6 +55,7 @@ class Diverted:
     """One diverted request: the client's side of an `Exchange`, in the place of uvicorn's own cycle."""
 
     __slots__ = (
+        "_announced",
         "_body",
         "_chunked",
         "_held",
@@ -77,6 +81,7 @@ class Diverted:
         self._protocol = protocol
         self._body: list[bytes] = []
         self._size = 0
+        self._announced = content_length(headers)
         self._chunked = False
         self._held: list[bytes] = []
         self._lingering: asyncio.TimerHandle | None = None
@@ -89,9 +94,14 @@ class Diverted:
         self.exchange = Exchange(plane, self, route, headers, query)
         peer = protocol.client
         if self.exchange.admit(peer[0] if peer else None):
-            self._check_size(content_length(headers) or 0)
+            self._check_size(self._announced or 0)
 
     # -- the request -------------------------------------------------------------------------
+
+    @property
+    def _ends_soon(self) -> bool:
+        """Whether so little of the body is to come that reading it costs less than another connection."""
+        return self._announced is not None and self._announced <= _READ_ANYWAY
 
     def _check_size(self, size: int) -> None:
         limit = self.exchange.plane.max_body
@@ -112,7 +122,9 @@ class Diverted:
         self.complete = True
         if self._lingering is not None:
             self._lingering.cancel()
-            self._protocol.transport.close()
+            self._lingering = None
+            if not self.keep_alive:
+                self._protocol.transport.close()
         elif not self.exchange.finished:
             body = self._body
             self._body = []
@@ -129,7 +141,7 @@ class Diverted:
 
     def respond(self, status: int, headers: Headers, length: int | None) -> None:
         """See `Downstream`."""
-        if not self.complete:
+        if not self.complete and not self._ends_soon:
             self.keep_alive = False
         self._chunked = length is None
         lines = [STATUS_LINE[status]]
