@@ -296,7 +296,8 @@ class Exchange:
         plane, trace, dialogue = self.plane, self.trace, self._dialogue
         assert dialogue is not None
         try:
-            body = dialogue.ask(self.model, plane.fleet.profile(self.model), target.traits)
+            profile = plane.fleet.profile(self.model)
+            body = dialogue.ask(target.served_as, profile, target.traits)
         except CortexError as failed:
             self.refuse(failed)
             return
@@ -330,7 +331,10 @@ class Exchange:
         self.target = self._attempt = None
         self._tried.add(target.id)
         self._failure = failure
-        self._next_target()
+        if target.retries:
+            self._next_target()
+        else:
+            self.refuse(failure)
 
     # -- from the engine ---------------------------------------------------------------------
 
