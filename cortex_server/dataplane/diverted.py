@@ -206,6 +206,12 @@ class DivertingProtocol(PatientProtocol):
         self._diverted: Diverted | None = None
         self._receiving: Diverted | None = None
 
+    def on_message_begin(self) -> None:
+        """Called by the parser. The ASGI scope is only built where it will be used."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         path, _, query = self.url.partition(b"?")
@@ -220,11 +226,18 @@ class DivertingProtocol(PatientProtocol):
             or self.parser.should_upgrade()
         ):
             self._receiving = None
+            self._build_scope()
             super().on_headers_complete()
             return
         self.head_complete()
         self._diverted = self._receiving = Diverted(self, self.plane, route, self.headers, query)
         self.cycle = cast(RequestResponseCycle, self._diverted)
+
+    def _build_scope(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""

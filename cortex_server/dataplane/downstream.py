@@ -28,3 +28,28 @@ class Downstream(Protocol):
 
     def abort(self) -> None:
         """Cut the connection, because the answer is not whole and can't say so."""
+
+
+class _Nobody:
+    """The client of a request that is over.
+
+    Face and exchange let go of each other, so that no cycle is left to the garbage collector.
+    """
+
+    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+        """Goes nowhere."""
+
+    def write(self, data: bytes) -> None:
+        """Goes nowhere."""
+
+    def flush(self) -> None:
+        """Nothing is held."""
+
+    def end(self) -> None:
+        """It ended before."""
+
+    def abort(self) -> None:
+        """It ended before."""
+
+
+NOBODY: Downstream = _Nobody()

@@ -35,7 +35,7 @@ from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
 from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.coldstart import ColdStart
 from cortex_server.dataplane.dialogues import Dialogue
-from cortex_server.dataplane.downstream import Downstream
+from cortex_server.dataplane.downstream import NOBODY, Downstream
 from cortex_server.dataplane.headers import (
     NOT_TO_CLIENT,
     content_length,
@@ -470,6 +470,7 @@ class Exchange:
             answer=self._answer,
             error=error,
         )
+        self._client = NOBODY
 
 
 def _not_for(key: Key, model: str) -> PermissionRefused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 
 import httpx
@@ -25,6 +26,7 @@ from rigs.plane import FACES, running_plane
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
+from cortex_server.dataplane.exchange import Exchange
 
 CHAT = "/v1/chat/completions"
 BODY = {
@@ -629,3 +631,30 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
         assert answer.text.endswith('data: {"type":"message_stop"}\n\n')
         async with asyncio.timeout(5):
             await engine.idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(face, stream):
+    """Reference counts alone free a request, so that memory is flat and no collection delays a stream."""
+
+    async def answer(call: Call) -> None:
+        await (answer_stream(call) if stream else call.send(whole(b"{}")))
+
+    async with (
+        scripted_engine(answer) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(3):
+            await client.post(CHAT, json=BODY | {"stream": stream})
+        await rig.settled()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                await client.post(CHAT, json=BODY | {"stream": stream})
+            await rig.settled()
+            left = [o for o in gc.get_objects() if isinstance(o, Exchange)]
+        finally:
+            gc.enable()
+        assert len(left) <= 1  # the last of a connection is held until the next
