@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -299,3 +300,27 @@ async def test_usage_is_told_by_key_model_and_day():
             ("a", "m"): (2, 14, 6),
             ("b", "m"): (1, 7, 3),
         }
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_refused_client_keeps_its_connection(face):
+    """A client at its limit gets its 429s over one connection, whether its body comes with the head or after it."""
+    gate = ring_of(key("k", limits={"requests_per_minute": 1}))
+    gate.enter([(b"x-api-key", b"k")], None)
+    body = json.dumps(BODY).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
+    async with (
+        running_plane({}, face=face, gate=gate) as rig,
+        asyncio.timeout(10),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        for pieces in ((head.encode() + body,), (head.encode(), body[:9], body[9:])):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.02)  # so that each comes in a read of its own
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+        writer.close()
