@@ -149,11 +149,8 @@ def _model_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRo
         follow: bool = False,
     ) -> Response:
         """The engine's own output: its last lines, and with `follow` whatever comes."""
-        instances = runtime.instances_of(model_id)
-        found = [i for i in instances if instance_id in {None, i.id}]
-        if not found:
-            raise NotFound(f"{model_id} has no instance {instance_id!r} on this node")
-        output = runtime.log_of(found[0])
+        found = [held.instance for held in runtime.holdings.of_model(model_id, instance_id)]
+        output = runtime.log_of(max(found, key=lambda instance: instance.started_at))
         position = output.size()
         text = "".join(line + "\n" for line in output.tail(lines))
         if not follow:

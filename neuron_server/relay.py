@@ -60,7 +60,7 @@ class Relay:
         return router
 
     async def _pass_on(self, instance_id: str, path: str, request: Request) -> Response:
-        instance = self._runtime.instance(instance_id)
+        instance = self._runtime.holdings.called(instance_id)
         if instance.state not in _REACHABLE:
             raise Unavailable(f"instance {instance_id} is {instance.state}", retry_after=1.0)
         url = f"{self._runtime.engine_url(instance)}/{path}"

@@ -11,12 +11,11 @@ import itertools
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.errors import DoesNotFit, ModelNotFound, Unavailable, nearest
+from cortex_common.errors import DoesNotFit, Unavailable
 from cortex_common.hardware import Discovery, Health, HostWarning
 from cortex_common.harness import AttachedHarness, ProcessHarness
 from cortex_common.models import (
@@ -43,26 +42,16 @@ from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
 from neuron_server.harness.process import kill_orphans
 from neuron_server.harness.registry import Registered, Registry
+from neuron_server.holdings import Held, Holdings
 from neuron_server.journal import Journal
 from neuron_server.life import EngineLife, Life, port_is_free
-from neuron_server.records import EngineRecord, PastLoad, StateDir
+from neuron_server.records import PastLoad, StateDir
 from neuron_server.unloading import until_freed, until_idle
 
 log = logging.getLogger(__name__)
 
 READING_EVERY_S = 1.0
 _ATTACHED_EVERY = 5
-
-
-@dataclass(slots=True)
-class _Held:
-    """An instance with what runs it."""
-
-    instance: Instance
-    life: Life
-    registered: Registered
-    saved: EngineRecord | None = None
-    stopping: asyncio.Task[None] | None = None
 
 
 class Runtime:
@@ -75,6 +64,10 @@ class Runtime:
         state: where records and logs are kept.
         clock: for times and durations.
         engine_host: address that engines listen on.
+
+    Attributes:
+        holdings: the instances.
+        relayed: requests that are relayed to each instance now.
     """
 
     def __init__(
@@ -95,7 +88,7 @@ class Runtime:
         self._state = state
         self._clock = clock
         self._engine_host = engine_host
-        self._held: dict[InstanceId, _Held] = {}
+        self.holdings = Holdings()
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
         self._warnings: tuple[HostWarning, ...] = ()
@@ -122,9 +115,9 @@ class Runtime:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         keep = self.config.neuron.on_stop == "keep"
-        kept = [h for h in self._held.values() if keep or h.instance.attached]
+        kept = [h for h in self.holdings if keep or h.instance.attached]
         await asyncio.gather(*(held.life.let_go() for held in kept))
-        ended = [h for h in self._held.values() if h not in kept]
+        ended = [h for h in self.holdings if h not in kept]
         await asyncio.gather(*(self._stop(held, self.config.neuron.drain_s) for held in ended))
         await self.registry.close()
         await self.host.close()
@@ -139,7 +132,7 @@ class Runtime:
     async def _find_attached(self) -> None:
         """Show the models that are loaded in engines of others as instances."""
         for registered, harness in self.registry.attached():
-            held = [h for h in self._held.values() if h.registered is registered]
+            held = [h for h in self.holdings if h.registered is registered]
             known = [h.instance for h in held if h.instance.state is not InstanceState.FAILED]
             for instance in await loaded_by_others(harness, known, self._clock.unix()):
                 self._hold(instance, registered).life.begin()
@@ -162,12 +155,12 @@ class Runtime:
         if answer := self._join(spec):
             return answer
         try:
-            promise = self._books.admit(needs, self._instances())
+            promise = self._books.admit(needs, self.holdings.instances)
         except DoesNotFit:
             await self.measure()  # an engine may have ended since the last reading
             if answer := self._join(spec):
                 return answer
-            promise = self._books.admit(needs, self._instances())
+            promise = self._books.admit(needs, self.holdings.instances)
         return self._begin(spec, registered, promise)
 
     async def unload(self, request: UnloadRequest) -> UnloadAnswer:
@@ -176,14 +169,7 @@ class Runtime:
         Raises:
             ModelNotFound: nothing of that name is here.
         """
-        held = [
-            h
-            for h in self._held.values()
-            if h.instance.spec.model_id == request.model_id
-            and request.instance_id in {None, h.instance.id}
-        ]
-        if not held:
-            raise self._unknown(request.model_id, request.instance_id)
+        held = self.holdings.of_model(request.model_id, request.instance_id)
         await asyncio.gather(*(self._stop(h, request.drain_seconds) for h in held))
         return UnloadAnswer()
 
@@ -194,9 +180,7 @@ class Runtime:
             ModelNotFound: nothing of that name is here.
             Unavailable: it is here, but not ready.
         """
-        of_model = [h.instance for h in self._held.values() if h.instance.spec.model_id == model_id]
-        if not of_model:
-            raise self._unknown(model_id, None)
+        of_model = [held.instance for held in self.holdings.of_model(model_id)]
         ready = [i for i in of_model if i.state is InstanceState.READY]
         if not ready:
             states = ", ".join(sorted({str(i.state) for i in of_model}))
@@ -204,31 +188,9 @@ class Runtime:
         best = min(ready, key=lambda i: (self.relayed.get(i.id, 0), i.started_at))
         return EndpointAnswer(url=url_of(best), instance_id=best.id)
 
-    def instance(self, instance_id: str) -> Instance:
-        """An instance by its id.
-
-        Raises:
-            ModelNotFound: there is none.
-        """
-        held = self._held.get(InstanceId(instance_id))
-        if held is None:
-            raise ModelNotFound(f"this node has no instance {instance_id!r}")
-        return held.instance
-
-    def instances_of(self, model_id: str) -> tuple[Instance, ...]:
-        """All instances of a model, the newest first.
-
-        Raises:
-            ModelNotFound: nothing of that name is here.
-        """
-        found = [h.instance for h in self._held.values() if h.instance.spec.model_id == model_id]
-        if not found:
-            raise self._unknown(model_id, None)
-        return tuple(sorted(found, key=lambda i: -i.started_at))
-
     def engine_url(self, instance: Instance) -> str:
         """Base URL of an engine as this host reaches it."""
-        return self._held[instance.id].life.url(instance.port)
+        return self.holdings[instance.id].life.url(instance.port)
 
     def models(self, url_of: Callable[[Instance], str]) -> tuple[ModelInfo, ...]:
         """GET /models."""
@@ -240,7 +202,7 @@ class Runtime:
                 self.relayed.get(held.instance.id, 0),
                 self._clock.unix(),
             )
-            for held in self._held.values()
+            for held in self.holdings
         )
 
     def discovery(self) -> Discovery:
@@ -251,7 +213,7 @@ class Runtime:
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""
-        return self._books.health(self._clock.monotonic() - self._began, self._instances())
+        return self._books.health(self._clock.monotonic() - self._began, self.holdings.instances)
 
     def status(self, url_of: Callable[[Instance], str]) -> NodeStatus:
         """One message of GET /events."""
@@ -265,7 +227,7 @@ class Runtime:
 
     def now(self, instance: InstanceId) -> Instance:
         """See `life.Ledger.now`."""
-        return self._held[instance].instance
+        return self.holdings[instance].instance
 
     def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
         """See `life.Ledger.note`."""
@@ -273,7 +235,7 @@ class Runtime:
 
     def change(self, instance: Instance) -> None:
         """See `life.Ledger.change`."""
-        held = self._held[instance.id]
+        held = self.holdings[instance.id]
         before, held.instance = held.instance, instance
         if instance.state is InstanceState.FAILED:
             self._state.forget(instance.id)
@@ -285,17 +247,12 @@ class Runtime:
 
     def another_port(self, instance: InstanceId) -> int:
         """See `life.Ledger.another_port`."""
-        return self._port(self._held[instance].registered, f"{instance} {uuid.uuid4()}")
+        return self._port(self.holdings[instance].registered, f"{instance} {uuid.uuid4()}")
 
     async def measure(self) -> None:
         """See `life.Ledger.measure`."""
-        heads = {
-            held.instance.id: held.life.engine.pid
-            for held in self._held.values()
-            if held.life.engine is not None
-        }
-        await self._books.read(heads)
-        for held in self._held.values():
+        await self._books.read(self.holdings.heads)
+        for held in self.holdings:
             held.instance = self._books.measured(held.instance)
         self.changes.publish()
 
@@ -303,12 +260,7 @@ class Runtime:
 
     def _join(self, spec: LoadSpec) -> LoadAnswer | None:
         """The answer for a load that is under way or done; what failed before is cleared away for a new try."""
-        related = [
-            held.instance
-            for held in self._held.values()
-            if held.instance.spec.model_id == spec.model_id or held.instance.id == spec.instance_id
-        ]
-        for instance in related:
+        for instance in self.holdings.related(spec):
             if instance.state is InstanceState.FAILED:
                 self._drop(instance.id)
             elif answer := joined(spec, instance):
@@ -318,7 +270,7 @@ class Runtime:
     def _begin(self, spec: LoadSpec, registered: Registered, promise: Promise) -> LoadAnswer:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         if registered.harness.capabilities.exclusive_when_parallel and len(promise.devices) > 1:
-            refuse_second_parallel(spec.harness, self._instances())
+            refuse_second_parallel(spec.harness, self.holdings.instances)
         harness = registered.harness
         kind = self._books.kind_of(promise.devices[0]) if promise.devices else None
         past = self._state.past_load(spec, kind) if kind else None
@@ -347,10 +299,10 @@ class Runtime:
         self.changes.publish()
         return LoadAnswer(status="loading", instance_id=instance_id)
 
-    def _hold(self, instance: Instance, registered: Registered) -> _Held:
+    def _hold(self, instance: Instance, registered: Registered) -> Held:
         """Keep an instance; what its harness refuses is the caller's answer, and nothing is kept then."""
-        held = _Held(instance, self._life(instance, registered), registered)
-        self._held[instance.id] = held
+        held = Held(instance, self._life(instance, registered), registered)
+        self.holdings.add(held)
         return held
 
     def _life(self, instance: Instance, registered: Registered) -> Life:
@@ -377,13 +329,13 @@ class Runtime:
             weights_mb=harness.weights_mb(instance.spec) if new else None,
         )
 
-    async def _stop(self, held: _Held, drain_s: float) -> None:
+    async def _stop(self, held: Held, drain_s: float) -> None:
         """Stop once, however many ask."""
         if held.stopping is None:
             held.stopping = asyncio.create_task(self._stop_now(held, drain_s))
         await asyncio.shield(held.stopping)
 
-    async def _stop_now(self, held: _Held, drain_s: float) -> None:
+    async def _stop_now(self, held: Held, drain_s: float) -> None:
         if held.instance.state is InstanceState.READY and drain_s > 0:
             self.change(advance(held.instance, InstanceState.DRAINING))
             await until_idle(self._clock, drain_s, lambda: self._in_flight(held))
@@ -399,7 +351,7 @@ class Runtime:
         self.journal.note("unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
         self.changes.publish()
 
-    async def _in_flight(self, held: _Held) -> int | None:
+    async def _in_flight(self, held: Held) -> int | None:
         """Requests that we relay to an engine, or that it has of others, where it tells."""
         own = await held.registered.harness.in_flight(held.life.url(held.instance.port))
         return max(own or 0, self.relayed.get(held.instance.id, 0))
@@ -409,11 +361,11 @@ class Runtime:
         return self._books.free_mb(devices)
 
     def _drop(self, instance: InstanceId) -> None:
-        self._held.pop(instance, None)
+        self.holdings.drop(instance)
         self._state.forget(instance)
         self._state.log(instance).remove()
 
-    def _save(self, held: _Held) -> None:
+    def _save(self, held: Held) -> None:
         if held.life.engine is None:
             return
         record = record_of(held.instance, held.life.engine)
@@ -431,18 +383,8 @@ class Runtime:
 
     def _port(self, registered: Registered, seed: str) -> int:
         first, last = registered.entry.port_range
-        taken = {held.instance.port for held in self._held.values()}
         free = partial(port_is_free, self._engine_host)
-        return choose_port(first, last, taken=taken, is_free=free, seed=seed)
-
-    def _instances(self) -> list[Instance]:
-        return [held.instance for held in self._held.values()]
-
-    def _unknown(self, model_id: str, instance_id: str | None) -> ModelNotFound:
-        names = {h.instance.spec.model_id for h in self._held.values()}
-        what = f"no instance {instance_id!r} of {model_id!r}" if instance_id else f"no {model_id!r}"
-        hints = [f"did you mean {name!r}?" for name in nearest(model_id, names)]
-        return ModelNotFound(f"this node has {what} loaded", hints=hints, param="model_id")
+        return choose_port(first, last, taken=self.holdings.ports, is_free=free, seed=seed)
 
     async def _keep_reading(self) -> None:
         for count in itertools.count(1):
@@ -451,7 +393,7 @@ class Runtime:
                 await self.measure()
                 if count % _ATTACHED_EVERY == 0:
                     await self._find_attached()
-                for held in self._held.values():
+                for held in self.holdings:
                     self._state.log(held.instance.id).trim()
             except Exception:
                 # The next one may succeed, and without readings nothing would be admitted any more.
