@@ -12,6 +12,7 @@ from collections.abc import Callable
 import uvloop
 
 from cortex_common import systemd
+from cortex_common.config.access import Scope
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.load import Loaded
@@ -59,11 +60,20 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
             ending.follow_signals()
             _settle_memory()
             event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
+            _tell_who_may_ask(gateway)
             systemd.notify("READY=1", os.environ)
             await server.serve(sockets=[sock])
             for task in work:
                 task.cancel()
     event(log, "gateway_stopped")
+
+
+def _tell_who_may_ask(gateway: Gateway) -> None:
+    """What an operator who has just started it, and whose clients are refused, should know."""
+    if gateway.gate.insecure:
+        event(log, "insecure", logging.WARNING, hint="whoever can connect may ask; make keys")
+    elif Scope.INFER not in gateway.gate.keyring.guarded:
+        event(log, "own_host_only", hint="`cortex keys create NAME` makes keys for other hosts")
 
 
 class _Ending:

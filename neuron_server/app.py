@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import uvicorn
 from fastapi import FastAPI
 
-from cortex_common import logs
+from cortex_common import logs, systemd
 from cortex_common.clock import SystemClock
 from cortex_common.config.load import Loaded
 from cortex_common.config.neuron import NeuronConfig
@@ -61,6 +61,14 @@ async def _serve(config: NeuronConfig) -> None:
     config = with_secrets(config, os.environ)
     tls = server_tls(config.tls)
     host, port = split_host_port(config.neuron.listen)
+    if not is_loopback(host) and config.neuron.token is None and config.tls.client_ca is None:
+        logs.event(
+            log,
+            "neuron_unguarded",
+            logging.WARNING,
+            listen=config.neuron.listen,
+            hint="whoever reaches it can start programs here; set token_file in [neuron]",
+        )
     with _listen(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         url = f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}"
@@ -72,17 +80,17 @@ async def _serve(config: NeuronConfig) -> None:
             access_log=False,
             timeout_graceful_shutdown=_LAST_REQUESTS_S,
         )
-        server = _Server(settings, runtime)
-        if tls is None:
-            await server.serve(sockets=[listener])
-            return
-        settings.load()
-        settings.ssl = tls.context
-        watch = asyncio.create_task(tls.watch(), name="certificates")
+        beside = [systemd.keep_alive(os.environ)]
+        if tls is not None:
+            settings.load()
+            settings.ssl = tls.context
+            beside.append(tls.watch())
+        tasks = [asyncio.create_task(work) for work in beside]
         try:
-            await server.serve(sockets=[listener])
+            await _Server(settings, runtime).serve(sockets=[listener])
         finally:
-            watch.cancel()
+            for task in tasks:
+                task.cancel()
 
 
 def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
@@ -120,6 +128,7 @@ def create_app(config: NeuronConfig, runtime: Runtime, *, url: str = "") -> Fast
 
     def opened() -> None:
         logs.event(log, "neuron_listening", url=url, devices=len(runtime.host.devices))
+        systemd.notify("READY=1", os.environ)
 
     return _create_api(runtime, relay=Relay(runtime) if relayed else None, on_open=opened)
 
@@ -155,6 +164,7 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _asked_to_end(self) -> None:
+        systemd.notify("STOPPING=1", os.environ)
         self.force_exit = self.should_exit
         self.should_exit = True
         self._runtime.changes.end()
