@@ -1,7 +1,8 @@
 """An engine's HTTP errors for clients of OpenAI's dialect.
 
 What is in OpenAI's shape passes as it came, so that clients see their engine's own words and codes. The rest
-(mistral.rs answers a bare `{"message"}`, with 500 for an over-long prompt) is put into that shape.
+(mistral.rs answers a bare `{"message"}`, with 500 for an over-long prompt) is put into that shape. An over-long
+prompt gets OpenAI's code in any case: it is what clients match on, and each engine has another.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def engine_error_body(status: int, body: bytes) -> tuple[int, bytes]:
         status: the engine's, 400 or more.
         body: the engine's.
     """
-    if _is_shaped(body):
-        return status, body
     error = from_answer(status, body)
-    return (error.status if isinstance(error, PromptTooLong) else status), engine_error(error)
+    if isinstance(error, PromptTooLong):
+        return error.status, engine_error(error)
+    return status, (body if _is_shaped(body) else engine_error(error))
 
 
 def engine_error(error: CortexError) -> bytes:
