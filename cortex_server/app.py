@@ -16,6 +16,7 @@ from cortex_common.config.access import Scope
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.load import Loaded
+from cortex_common.errors import CortexError
 from cortex_common.logs import event
 from cortex_server.gateway import Gateway
 from cortex_server.reload import Files, Reloader
@@ -40,6 +41,7 @@ def serve(
 
     Raises:
         ConfigError: an address can't be listened on, or a file that the settings name can't be read.
+        CortexError: a part of it died.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve((config, catalogue), read))
@@ -58,6 +60,7 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
                 work.append(beside.create_task(gateway.reloader.watch()))
                 _on_hangup(gateway.reloader, beside)
             ending.follow_signals()
+            gateway.on_broken = server.stop
             _settle_memory()
             event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
             _tell_who_may_ask(gateway)
@@ -66,6 +69,8 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
             for task in work:
                 task.cancel()
     event(log, "gateway_stopped")
+    if gateway.broken is not None:
+        raise CortexError(f"the gateway's {gateway.broken} died; the log above says how")
 
 
 def _tell_who_may_ask(gateway: Gateway) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
@@ -56,12 +56,16 @@ class Gateway:
 
     Attributes:
         reloader: reads the settings again; set by whoever knows their files.
+        broken: which of its parts died, if any.
+        on_broken: called when one does.
     """
 
     def __init__(self, config: GatewayConfig, catalogue: Catalogue) -> None:
         clock = SystemClock()
         self.config = config
         self.reloader: Reloader | None = None
+        self.broken: str | None = None
+        self.on_broken: Callable[[], None] = lambda: None
         self._accesses = accesses(config.nodes, os.environ)
         self._tls = server_tls(config.tls)
         self.metrics = Metrics()
@@ -132,7 +136,7 @@ class Gateway:
                 work["certificates"] = self._tls.watch()
             tasks = [asyncio.create_task(w, name=name) for name, w in work.items()]
             for task in tasks:
-                task.add_done_callback(_report)
+                task.add_done_callback(self._look_after)
             try:
                 yield
             finally:
@@ -144,6 +148,14 @@ class Gateway:
                 self.plane.close()
                 self._store.close()
                 self.desk.close()
+
+    def _look_after(self, task: asyncio.Task[None]) -> None:
+        """Without one of its parts a gateway only looks alive: better that it ends, and is started anew."""
+        if not task.cancelled():
+            facts = {"task": task.get_name()}
+            log.critical("task_died", exc_info=task.exception(), extra={"facts": facts})
+            self.broken = task.get_name()
+            self.on_broken()
 
     async def use(self, config: GatewayConfig, catalogue: Catalogue) -> None:
         """Run by other settings from now on; requests under way go on as they began.
@@ -201,9 +213,3 @@ class Gateway:
             finally:
                 serving.stop()
                 await task
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A background task that ends by itself is a bug that must not stay silent."""
-    if not task.cancelled() and (failed := task.exception()) is not None:
-        log.error("task_died", exc_info=failed, extra={"facts": {"task": task.get_name()}})
