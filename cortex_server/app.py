@@ -18,11 +18,13 @@ from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.load import Loaded
 from cortex_common.errors import CortexError
 from cortex_common.logs import event
+from cortex_common.tls import server_tls
+from cortex_server.fleet.roster import accesses
 from cortex_server.gateway import Gateway
 from cortex_server.reload import Files, Reloader
 from cortex_server.serving import Server, listening, url_of
 
-__all__ = ["Gateway", "serve"]
+__all__ = ["Gateway", "check", "serve"]
 
 log = logging.getLogger("cortex.gateway")
 
@@ -45,6 +47,16 @@ def serve(
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve((config, catalogue), read))
+
+
+def check(config: GatewayConfig) -> None:
+    """Read what the settings name, as `serve` would.
+
+    Raises:
+        ConfigError: a certificate or a secret can't be read.
+    """
+    server_tls(config.tls)
+    accesses(config.neurons, os.environ)
 
 
 async def _serve(files: Files, read: Callable[[], Files] | None) -> None:

@@ -62,7 +62,10 @@ class _Console(logging.Formatter):
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=\n') else text
+    if not text.isprintable():
+        # What engines and clients wrote must not act on the terminal.
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=') else text
 
 
 def writes_json() -> bool:

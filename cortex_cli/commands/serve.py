@@ -54,16 +54,18 @@ def gateway(
         os.environ["CORTEX_GATEWAY__INSECURE"] = "true"
     settings = read_gateway(config, os.environ)
     catalogue = read_catalogue(models, settings, os.environ)
-    if check:
-        sys.stdout.write("ok\n")
-        return
-    _set_up_logs(log_level, log_format)
     try:
+        from cortex_server.app import check as check_files
         from cortex_server.app import serve
     except ModuleNotFoundError as missing:
         if not _is_extra(missing, "cortex_server"):
             raise
         raise _not_installed(missing, "gateway") from missing
+    if check:
+        check_files(settings.value)
+        sys.stdout.write("ok\n")
+        return
+    _set_up_logs(log_level, log_format)
 
     def read() -> tuple[Loaded[GatewayConfig], Loaded[Catalogue]]:
         again = read_gateway(config, os.environ)

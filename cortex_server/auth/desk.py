@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -121,7 +122,11 @@ class Desk:
     async def write_usage(self) -> None:
         """Write down what was counted since the last time."""
         if used := self._usage.taken():
-            await asyncio.to_thread(self._records.add_usage, _today(), used)
+            try:
+                await asyncio.to_thread(self._records.add_usage, _today(), used)
+            except sqlite3.Error:
+                self._usage.put_back(used)
+                raise
 
     def close(self) -> None:
         """Write down the rest and close the records."""

@@ -33,6 +33,15 @@ class Usage:
         if failed:
             row.errors += 1
 
+    def put_back(self, rows: Mapping[tuple[str, str], Used]) -> None:
+        """Add what was taken and could not be written down."""
+        for place, used in rows.items():
+            row = self._rows.setdefault(place, Used())
+            row.requests += used.requests
+            row.errors += used.errors
+            row.tokens_in += used.tokens_in
+            row.tokens_out += used.tokens_out
+
     def taken(self) -> Mapping[tuple[str, str], Used]:
         """What was counted, by key and model; counting begins anew."""
         rows, self._rows = self._rows, {}
