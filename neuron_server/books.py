@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit
-from cortex_common.hardware import DeviceHealth, DeviceKind, Health
+from cortex_common.hardware import Device, DeviceHealth, DeviceKind, Health
 from cortex_common.models import InstanceId, InstanceState
 from neuron_server import views
 from neuron_server.core.instance import OCCUPIED, Instance
@@ -26,11 +26,17 @@ class NodeBooks:
     def __init__(self, config: NeuronConfig, host: Host) -> None:
         self._config = config
         self._host = host
-        self._reading = Reading(0.0, (), {})
+        self._reading = Reading(0.0, (), (), {})
 
-    async def read(self, heads: Mapping[InstanceId, int]) -> None:
+    async def read(self, heads: Mapping[InstanceId, int]) -> Reading:
         """Measure now; `heads` is the pid of each instance's engine."""
         self._reading = await self._host.read(heads)
+        return self._reading
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices as they were when they were measured."""
+        return self._reading.devices
 
     def admit(self, needs: Sequence[Need], instances: Iterable[Instance]) -> Promise:
         """Promise memory on the preferred kind of device, or on the next.
@@ -85,7 +91,7 @@ class NodeBooks:
 
     def kind_of(self, index: int) -> DeviceKind:
         """The kind of a device."""
-        return self._host.devices[index].kind
+        return self.devices[index].kind
 
     def health(self, uptime_s: float, instances: Iterable[Instance]) -> Health:
         """GET /health."""
@@ -102,5 +108,5 @@ class NodeBooks:
                 headroom_mb=views.headroom_mb(self._config, device),
                 usable=sample.health is DeviceHealth.OK,
             )
-            for device, sample in zip(self._host.devices, self._reading.samples, strict=True)
+            for device, sample in zip(self.devices, self._reading.samples, strict=True)
         ]

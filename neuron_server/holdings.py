@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cortex_common.errors import ModelNotFound, nearest
-from cortex_common.models import InstanceId, LoadSpec
+from cortex_common.errors import ModelNotFound, Unavailable, nearest
+from cortex_common.models import InstanceId, InstanceState, LoadSpec
 from neuron_server.core.instance import Instance
 from neuron_server.harness.registry import Registered
 from neuron_server.life import Life
@@ -91,6 +91,20 @@ class Holdings:
         if not found:
             raise self._unknown(model_id, instance_id)
         return found
+
+    def ready(self, model_id: str) -> list[Instance]:
+        """The instances of a model that take requests; there is one at least.
+
+        Raises:
+            ModelNotFound: nothing of that name is here.
+            Unavailable: it is here, but not ready.
+        """
+        found = [held.instance for held in self.of_model(model_id)]
+        ready = [instance for instance in found if instance.state is InstanceState.READY]
+        if not ready:
+            states = ", ".join(sorted({str(instance.state) for instance in found}))
+            raise Unavailable(f"{model_id} is {states} on this node", retry_after=1.0)
+        return ready
 
     def related(self, spec: LoadSpec) -> list[Instance]:
         """The instances that a load may turn out to mean: of its model, or of its instance id."""

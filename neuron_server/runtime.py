@@ -15,7 +15,7 @@ from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.errors import DoesNotFit, Unavailable
+from cortex_common.errors import DoesNotFit
 from cortex_common.hardware import Discovery, Health, HostWarning
 from cortex_common.harness import AttachedHarness, ProcessHarness
 from cortex_common.models import (
@@ -38,6 +38,7 @@ from neuron_server.changes import Changes
 from neuron_server.core.instance import Instance, advance
 from neuron_server.core.ledger import Promise
 from neuron_server.core.ports import choose_port
+from neuron_server.faults import Faults
 from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
 from neuron_server.harness.process import kill_orphans
@@ -91,7 +92,8 @@ class Runtime:
         self.holdings = Holdings()
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
-        self._warnings: tuple[HostWarning, ...] = ()
+        self._faults = Faults(self.journal)
+        self._engine_warnings: tuple[HostWarning, ...] = ()
         self._reader: asyncio.Task[None] | None = None
 
     # -- opening and closing ---------------------------------------------------------------
@@ -99,7 +101,7 @@ class Runtime:
     async def open(self) -> None:
         """Find the devices, adopt the engines of the last neuron, begin to read."""
         await self.host.open()
-        self._warnings = await self.registry.warnings(self.host.cuda_version)
+        self._engine_warnings = await self.registry.warnings(self.host.cuda_version)
         await self._books.read({})
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
@@ -180,11 +182,7 @@ class Runtime:
             ModelNotFound: nothing of that name is here.
             Unavailable: it is here, but not ready.
         """
-        of_model = [held.instance for held in self.holdings.of_model(model_id)]
-        ready = [i for i in of_model if i.state is InstanceState.READY]
-        if not ready:
-            states = ", ".join(sorted({str(i.state) for i in of_model}))
-            raise Unavailable(f"{model_id} is {states} on this node", retry_after=1.0)
+        ready = self.holdings.ready(model_id)
         best = min(ready, key=lambda i: (self.relayed.get(i.id, 0), i.started_at))
         return EndpointAnswer(url=url_of(best), instance_id=best.id)
 
@@ -207,9 +205,9 @@ class Runtime:
 
     def discovery(self) -> Discovery:
         """GET /discovery."""
-        return self.host.discovery(
-            self.registry.names, (*self._warnings, *views.lost(self.health(), self.host.devices))
-        )
+        lost = views.lost(self.health(), self._books.devices)
+        warnings = (*self._engine_warnings, *lost, *self._faults.warnings())
+        return self.host.discovery(self.registry.names, warnings)
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""
@@ -217,7 +215,11 @@ class Runtime:
 
     def status(self, url_of: Callable[[Instance], str]) -> NodeStatus:
         """One message of GET /events."""
-        return NodeStatus(health=self.health(), models=self.models(url_of))
+        return NodeStatus(
+            health=self.health(),
+            models=self.models(url_of),
+            discovery=views.fingerprint(self.discovery()),
+        )
 
     def log_of(self, instance: Instance) -> EngineLog:
         """An instance's output."""
@@ -251,7 +253,8 @@ class Runtime:
 
     async def measure(self) -> None:
         """See `life.Ledger.measure`."""
-        await self._books.read(self.holdings.heads)
+        reading = await self._books.read(self.holdings.heads)
+        self._faults.enter(reading, self.holdings.instances)
         for held in self.holdings:
             held.instance = self._books.measured(held.instance)
         self.changes.publish()
@@ -375,10 +378,7 @@ class Runtime:
 
     def _remember(self, instance: Instance) -> None:
         if instance.load_seconds is not None and instance.devices and not instance.attached:
-            load = PastLoad(
-                seconds=instance.load_seconds,
-                per_device_mb=instance.peak_mb or None,
-            )
+            load = PastLoad(seconds=instance.load_seconds, per_device_mb=instance.peak_mb or None)
             self._state.remember_load(instance.spec, self._books.kind_of(instance.devices[0]), load)
 
     def _port(self, registered: Registered, seed: str) -> int:

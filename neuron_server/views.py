@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 from cortex_common.config.neuron import NeuronConfig, headroom_mib
@@ -10,6 +11,7 @@ from cortex_common.hardware import (
     DeviceHealth,
     DeviceKind,
     DeviceReading,
+    Discovery,
     Health,
     HostWarning,
 )
@@ -94,6 +96,11 @@ def model_info(
         served_as=instance.served_as,
         started_at=instance.started_at,
     )
+
+
+def fingerprint(discovery: Discovery) -> str:
+    """Differs whenever GET /discovery has something else to say."""
+    return f"{zlib.crc32(discovery.model_dump_json().encode()):08x}"
 
 
 def lost(health: Health, devices: Sequence[Device]) -> tuple[HostWarning, ...]:

@@ -159,7 +159,11 @@ class NodeStatus(Wire):
 
     Small enough (a few KiB for a full host) to be sent whole: a reader that missed one is right again
     with the next.
+
+    Attributes:
+        discovery: changes whenever GET /discovery has something new to say: a warning, a device.
     """
 
     health: Health
     models: tuple[ModelInfo, ...] = ()
+    discovery: str = ""

@@ -21,14 +21,16 @@ _LOOK_AGAIN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All devices at one moment, in the order of `Host.devices`.
+    """All devices at one moment.
 
     Attributes:
         at: Unix seconds.
+        samples: of each of `devices`, in their order.
         trees: the pids that were counted for each instance.
     """
 
     at: float
+    devices: tuple[Device, ...]
     samples: tuple[DeviceSample, ...]
     trees: Mapping[InstanceId, frozenset[int]]
 
@@ -118,9 +120,10 @@ class Host:
         table = read_table()
         trees = {instance: table.tree(head) for instance, head in heads.items()}
         by_uuid = {s.uuid: s for source in self._sources for s in source.sample(trees)}
-        samples = tuple(by_uuid.get(d.uuid) or _vanished(d) for d in self.devices)
+        devices = self.devices
+        samples = tuple(by_uuid.get(d.uuid) or _vanished(d) for d in devices)
         self._amiss = not samples or any(s.health is not DeviceHealth.OK for s in samples)
-        return Reading(self._clock.unix(), samples, trees)
+        return Reading(self._clock.unix(), devices, samples, trees)
 
 
 def _vanished(device: Device) -> DeviceSample:

@@ -18,6 +18,7 @@ from cortex_common.hardware import Device, DeviceHealth, DeviceKind, HostWarning
 from cortex_common.models import InstanceId
 from cortex_common.units import BYTES_PER_MIB
 from neuron_server.hardware.sample import DeviceSample, Inventory
+from neuron_server.hardware.xid import XidListener
 
 T = TypeVar("T")
 
@@ -61,6 +62,7 @@ class NvmlSource:
         self._nvml = library
         self._cards: tuple[_Card, ...] = ()
         self._ready = False
+        self._xids = XidListener(library)
 
     def inventory(self) -> Inventory:
         """Enumerate; with no driver there are no devices, and a warning where that looks like a mistake."""
@@ -92,6 +94,7 @@ class NvmlSource:
     def close(self) -> None:
         """Shut NVML down; handles are never used across it."""
         if self._ready:
+            self._xids.close()
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
         self._ready = False
@@ -119,6 +122,7 @@ class NvmlSource:
                 unified=unified,
             )
             warnings.extend(self._card_warnings(device, handle))
+            self._xids.listen(uuid, handle)
             yield _Card(handle, device)
 
     def _card_warnings(self, device: Device, handle: Any) -> Iterator[HostWarning]:
@@ -161,6 +165,7 @@ class NvmlSource:
 
     def _sample(self, card: _Card, trees: Mapping[InstanceId, frozenset[int]]) -> DeviceSample:
         nvml, handle, uuid = self._nvml, card.handle, card.device.uuid
+        xids = self._xids.news(uuid)
         try:
             used, free = self._memory(card)
             usage = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle, raising=True)
@@ -173,10 +178,11 @@ class NvmlSource:
                 temp_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, _TEMPERATURE_GPU),
                 power_w=None if power is None else power / 1000.0,
                 by_instance=self._by_instance(handle, trees),
+                xids=xids,
             )
         except Exception as failed:  # noqa: BLE001 - NVMLLibraryMismatchError is no NVMLError; one card must not hide the others
             lost = DeviceSample(uuid=uuid, used_mb=card.device.vram_total_mb, free_mb=0)
-            return replace(lost, health=DeviceHealth.LOST, reason=str(failed))
+            return replace(lost, health=DeviceHealth.LOST, reason=str(failed), xids=xids)
 
     def _memory(self, card: _Card) -> tuple[int, int]:
         if card.device.unified:

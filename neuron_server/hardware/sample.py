@@ -33,6 +33,7 @@ class DeviceSample:
     Attributes:
         by_instance: MiB used by each instance's processes; an instance is missing where the driver can't tell.
         reason: why the device is not healthy.
+        xids: errors that the driver reported since the sample before.
     """
 
     uuid: str
@@ -44,6 +45,7 @@ class DeviceSample:
     by_instance: Mapping[InstanceId, int] = field(default_factory=dict)
     health: DeviceHealth = DeviceHealth.OK
     reason: str | None = None
+    xids: tuple[int, ...] = ()
 
 
 class DeviceSource(Protocol):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import SimpleNamespace
 
 MIB = 1024 * 1024
+XID = 8
+"""The type of XID events."""
+TIMEOUT = 10
 
 
 class FakeNvmlError(Exception):
@@ -14,10 +18,14 @@ class FakeNvmlError(Exception):
 
 
 class Card:
-    """One card's answers; an int in place of an answer is the error code that it fails with."""
+    """One card's answers; an int in place of an answer is the error code that it fails with.
+
+    Its driver's events are in `events`: (type, data) each, or the error code that waiting for one fails with.
+    """
 
     def __init__(self, number: int, **answers) -> None:
         self.uuid = f"GPU-{number}"
+        self.events: deque[tuple[int, int] | int] = deque()
         self.answers = {
             "Name": f"Card {number}",
             "MemoryInfo": SimpleNamespace(total=8000 * MIB, free=6000 * MIB, used=2000 * MIB),
@@ -31,11 +39,20 @@ class Card:
             "TotalEccErrors": 3,
             "ComputeRunningProcesses": [],
             "GraphicsRunningProcesses": [],
+            "RegisterEvents": None,
         } | answers
+
+
+class EventSet:
+    """Events of the cards that were registered with it."""
+
+    def __init__(self) -> None:
+        self.cards: list[Card] = []
 
 
 class FakeNvml:
     NVMLError = FakeNvmlError
+    nvmlEventTypeXidCriticalError = XID  # noqa: N815 - the library's name
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
     NVML_VOLATILE_ECC = 0
 
@@ -43,6 +60,7 @@ class FakeNvml:
         self.cards = cards
         self.init = init
         self.inits = 0
+        self.event_sets = 0
 
     def nvmlInit(self) -> None:  # noqa: N802 - the library's name
         if self.init is not None:
@@ -57,6 +75,27 @@ class FakeNvml:
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802 - the library's name
         return 13010
+
+    def nvmlEventSetCreate(self) -> EventSet:  # noqa: N802 - the library's name
+        self.event_sets += 1
+        return EventSet()
+
+    def nvmlDeviceRegisterEvents(self, card: Card, types: int, events: EventSet) -> None:  # noqa: N802 - the library's name
+        assert types == XID
+        code = card.answers["RegisterEvents"]
+        if code is not None:
+            raise FakeNvmlError(code)
+        events.cards.append(card)
+
+    def nvmlEventSetWait_v2(self, events: EventSet, _timeout_ms: int) -> SimpleNamespace:  # noqa: N802 - the library's name
+        (card,) = events.cards
+        event = card.events.popleft() if card.events else TIMEOUT
+        if isinstance(event, int):
+            raise FakeNvmlError(event)
+        return SimpleNamespace(device=card, eventType=event[0], eventData=event[1])
+
+    def nvmlEventSetFree(self, _events: EventSet) -> None:  # noqa: N802 - the library's name
+        self.event_sets -= 1
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802 - the library's name
         return len(self.cards)

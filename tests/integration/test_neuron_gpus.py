@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engines.fake_nvml import MIB, Card, FakeNvml
+from engines.fake_nvml import MIB, XID, Card, FakeNvml, failing
 from engines.neuron_rig import FAKE_ENGINE, fake
 
 from cortex_common.config.neuron import DeviceEntry, HarnessEntry, NeuronConfig, NeuronSection
@@ -150,6 +150,37 @@ async def test_unload_returns_once_the_driver_gave_the_memory_back(
     await runtime.unload(UnloadRequest(model_id="m"))
     assert cards[1].memory.leaving_mb == 0
     assert runtime.health().devices[1].vram_available_mb == 7000
+
+
+async def test_an_xid_of_a_card_is_told_and_stays_a_warning(
+    runtime: Runtime, cards: list[LiveCard]
+):
+    """What the driver reports is in the journal with the instances there, and in the warnings of /discovery."""
+    await runtime.load(fake("m", vram_mb=4000, instance_id="i"))
+    await ready(runtime, "m")
+    before = runtime.status(lambda _: "").discovery
+    cards[1].events.extend([(XID, 48), (XID, 48), (XID, 31)])
+    await runtime.measure()
+    told = [e.facts for _, e in runtime.journal.since(0) if e.event == "xid_error"]
+    assert [(t["device"], t["xid"], t["instances"]) for t in told] == [
+        ("1", "48", "i"),
+        ("1", "48", "i"),
+        ("1", "31", "i"),
+    ]
+    await runtime.measure()
+    (warning,) = runtime.discovery().warnings  # 31 is the engine's own fault
+    assert warning.code == "xid_error"
+    assert "GPU 1 (Card 1): XID 48, 2 times" in warning.message
+    assert runtime.status(lambda _: "").discovery != before
+
+
+async def test_a_lost_card_and_its_xid_are_warnings(runtime: Runtime, cards: list[LiveCard]):
+    """A card that falls off the bus is told with its error, and nothing is promised on it."""
+    cards[1].events.append((XID, 79))
+    cards[1].answers["UtilizationRates"] = failing(15)
+    await runtime.measure()
+    assert [w.code for w in runtime.discovery().warnings] == ["gpu_lost", "xid_error"]
+    assert runtime.health().devices[1].vram_available_mb == 0
 
 
 async def test_two_devices_are_promised_together(runtime: Runtime, cards: list[LiveCard]):

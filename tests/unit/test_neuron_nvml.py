@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from engines.fake_nvml import MIB, Card, FakeNvml, failing
+from engines.fake_nvml import MIB, XID, Card, FakeNvml, failing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cortex_common.clock import ManualClock, SystemClock
 from cortex_common.hardware import DeviceHealth
 from cortex_common.models import InstanceId
+from neuron_server.core.xid import meaning
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
@@ -148,6 +151,55 @@ def test_nvml_is_shut_down_as_often_as_it_was_started():
     source.close()
     source.close()
     assert library.inits == 0
+
+
+def test_xid_errors_come_with_the_next_reading_of_their_card():
+    """Each card tells its own, in order and once; events of other types are no XIDs."""
+    library = FakeNvml(Card(0), Card(1))
+    source = NvmlSource(library)
+    source.inventory()
+    library.cards[1].events.extend([(XID, 31), (2, 7), (XID, 79)])
+    assert [sample.xids for sample in source.sample({})] == [(), (31, 79)]
+    assert [sample.xids for sample in source.sample({})] == [(), ()]
+
+
+def test_a_storm_of_xid_errors_delays_no_reading():
+    """However many are queued, one reading takes a bounded number, and none is lost."""
+    source, library = one()
+    library.cards[0].events.extend((XID, number) for number in range(1000))
+    told: list[int] = []
+    for most in (100, 1000):
+        while len(told) < most:
+            (sample,) = source.sample({})
+            assert 0 < len(sample.xids) <= 100
+            told += sample.xids
+    assert told == list(range(1000))
+
+
+def test_cards_without_events_are_read_as_ever():
+    """A card that can't register events lives, beside one that can, and no event set is left behind."""
+    library = FakeNvml(Card(0, RegisterEvents=3), Card(1))
+    source = NvmlSource(library)
+    assert source.inventory().warnings == ()
+    assert library.event_sets == 1
+    library.cards[1].events.append((XID, 48))
+    assert [(s.health, s.xids) for s in source.sample({})] == [("ok", ()), ("ok", (48,))]
+    source.close()
+    assert library.event_sets == 0
+
+
+def test_a_lost_card_still_tells_why():
+    """The XID that announces a card's end comes with the reading that finds it lost."""
+    source, library = one(UtilizationRates=failing(15))
+    library.cards[0].events.extend([(XID, 79), 15])
+    (sample,) = source.sample({})
+    assert (sample.health, sample.xids) == (DeviceHealth.LOST, (79,))
+
+
+@given(st.integers(0, 1000))
+def test_every_xid_has_words(xid):
+    """Known or not, an XID comes with what it means or where to look it up."""
+    assert meaning(xid)
 
 
 async def test_the_cpu_device_comes_last():
