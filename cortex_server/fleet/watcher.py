@@ -34,9 +34,12 @@ class Watcher:
         pause = FIRST_PAUSE_S
         while True:
             try:
-                self._fleet.discovered(self._node, await self._client.discovery())
+                known: str | None = None
                 async for status in self._client.status_events(silence_s=SILENCE_S):
                     pause = FIRST_PAUSE_S
+                    if status.discovery != known:
+                        self._fleet.discovered(self._node, await self._client.discovery())
+                        known = status.discovery
                     self._fleet.reported(self._node, status)
                 self._fleet.lost(self._node, "the neuron ended its event stream")
             except CortexError as failed:
