@@ -44,6 +44,7 @@ COMMANDS = {
     "top": Entry("top", "Daily use", "Watch and operate the fleet on a full screen"),
     "ps": Entry("ps", "Daily use", "List what is loaded, and where"),
     "chat": Entry("chat", "Daily use", "Talk to a model"),
+    "requests": Entry("requests", "Daily use", "List requests; end one"),
     "models": Entry("models", "Fleet", "List, load, unload and protect models"),
     "nodes": Entry("nodes", "Fleet", "List hosts; keep work off them"),
     "gpus": Entry("gpus", "Fleet", "List devices and who uses their memory"),

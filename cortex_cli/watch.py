@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from cortex_cli.client import connect
 from cortex_common.errors import AuthenticationFailed, CortexError, PermissionRefused
 from cortex_common.fleet import FleetSnapshot
 
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
+
+T = TypeVar("T")
+
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 _LONGEST_BACKOFF_S = 10.0
 _SHORTEST_FRAME_S = 0.25
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +61,47 @@ async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, No
 
 async def watch(gateway: str | None, draw: Callable[[FleetSnapshot], str]) -> None:
     """Draw until interrupted: in place on a terminal, else one drawing after another."""
-    in_place = sys.stdout.isatty()
     async for seen in follow(gateway):
         if isinstance(seen, Lost):
-            sys.stderr.write(f"lost: {seen.why}; trying again in {seen.retry_in_s:.1f}s\n")
+            _say_lost(seen)
             continue
-        sys.stdout.write(f"{CLEAR if in_place else ''}{draw(seen)}\n")
-        sys.stdout.flush()
-        if in_place:
+        _write(draw(seen))
+        if sys.stdout.isatty():
             # Changes can come faster than anybody reads; the newest is what counts.
             await asyncio.sleep(_SHORTEST_FRAME_S)
+
+
+async def poll(
+    gateway: str | None,
+    ask: Callable[[OperatorClient], Awaitable[T]],
+    draw: Callable[[T], str],
+) -> None:
+    """Ask and draw every second until interrupted, for what the gateway sends no events of.
+
+    Raises:
+        AuthenticationFailed, PermissionRefused: waiting would not help.
+    """
+    before = None
+    async with connect(gateway) as client:
+        while True:
+            try:
+                text = draw(await ask(client))
+            except (AuthenticationFailed, PermissionRefused):
+                raise
+            except CortexError as lost:
+                _say_lost(Lost(lost.message, _POLL_S))
+            else:
+                if text != before:
+                    _write(text)
+                before = text
+            await asyncio.sleep(_POLL_S)
+
+
+def _say_lost(lost: Lost) -> None:
+    sys.stderr.write(f"lost: {lost.why}; trying again in {lost.retry_in_s:.1f}s\n")
+
+
+def _write(text: str) -> None:
+    """In place on a terminal, else after what was written before."""
+    sys.stdout.write(f"{CLEAR if sys.stdout.isatty() else ''}{text}\n")
+    sys.stdout.flush()

@@ -18,6 +18,7 @@ from cortex_server.api.config import config_router
 from cortex_server.api.keys import keys_router
 from cortex_server.api.metrics import metrics_app
 from cortex_server.api.operator import operator_router
+from cortex_server.api.requests import requests_router
 from cortex_server.auth.desk import Desk
 from cortex_server.auth.gate import Gate
 from cortex_server.auth.keys import Keyring
@@ -100,6 +101,7 @@ class Gateway:
             lambda: self.plane,
             routers=[
                 operator_router(self.fleet, self._verbs),
+                requests_router(lambda: self.plane),
                 keys_router(self.desk),
                 config_router(lambda: self.reloader),
             ],

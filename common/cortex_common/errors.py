@@ -15,6 +15,7 @@ Split by what the caller can do about it::
     │   ├── ModelNotFound            404  model_not_found
     │   └── NodeNotFound             404  node_not_found
     ├── Conflict                     409  conflict            look at the state, then decide
+    ├── Cancelled                    400  cancelled           nothing: an operator ended the request
     ├── Busy                         429  busy                wait (`retry_after`), then repeat
     │   └── RateLimited              429  rate_limited        the same, or ask for a key with higher limits
     ├── NotSupported                 501  not_supported       use another model or engine
@@ -151,6 +152,16 @@ class Conflict(CortexError):
 
     code = "conflict"
     status = 409
+
+
+class Cancelled(CortexError):
+    """An operator ended the request.
+
+    A status that official SDKs do not repeat on their own, as they do 409 and 5xx.
+    """
+
+    code = "cancelled"
+    status = 400
 
 
 class Busy(CortexError):

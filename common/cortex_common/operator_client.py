@@ -30,6 +30,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.requests import RequestList, RequestView
 
 _ACTION = TypeAdapter(ModelAction)
 _RELOADED = TypeAdapter(Reloaded)
@@ -43,6 +44,8 @@ _PINS = TypeAdapter(tuple[PinView, ...])
 _PLAN = TypeAdapter(PlanView)
 _DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
+_REQUESTS = TypeAdapter(RequestList)
+_REQUEST = TypeAdapter(RequestView)
 
 
 class OperatorClient(ControlClient):
@@ -98,6 +101,20 @@ class OperatorClient(ControlClient):
     async def model(self, name: str) -> ModelDetail:
         """A model's estimate beside what was measured."""
         return await self.call(_DETAIL, "GET", f"/operator/v1/models/{quote(name)}")
+
+    async def requests(self) -> RequestList:
+        """The requests under way, and the last that ended."""
+        return await self.call(_REQUESTS, "GET", "/operator/v1/requests")
+
+    async def cancel(self, request: str) -> RequestView:
+        """End a request; a unique beginning of its id will do.
+
+        Raises:
+            NotFound: none is under way.
+            Conflict: several begin so.
+        """
+        path = f"/operator/v1/requests/{quote(request, safe='')}/cancel"
+        return await self.call(_REQUEST, "POST", path)
 
     async def cordon(self, node: str) -> NodeAction:
         """Place no new instances on a node."""

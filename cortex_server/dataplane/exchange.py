@@ -28,9 +28,9 @@ from cortex_common.errors import (
 )
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
+from cortex_common.requests import RequestState
 from cortex_server.auth.keys import Key
 from cortex_server.auth.turnstile import full
-from cortex_server.core.pick import pick
 from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
 from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.coldstart import ColdStart
@@ -132,6 +132,25 @@ class Exchange:
         plane.active.add(self)
         plane.retries.earn()
 
+    # -- for those who look on ---------------------------------------------------------------
+
+    @property
+    def state(self) -> RequestState:
+        """How far it is."""
+        if self.finished:
+            return RequestState.DONE
+        if self._coldstart is not None:
+            return RequestState.LOADING
+        if self.target is None:
+            return RequestState.QUEUE
+        return RequestState.PREFILL if self.trace.first_byte is None else RequestState.DECODE
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of the prompt, once told, and of the answer so far."""
+        answer = self._answer
+        return (answer.tokens_in, answer.tokens_out) if answer is not None else (0, 0)
+
     # -- from the client ---------------------------------------------------------------------
 
     def admit(self, peer: str | None) -> bool:
@@ -227,13 +246,19 @@ class Exchange:
             candidates = [c for c in candidates if c.id not in self._tried]
             if len(self._tried) >= MOST_TRIES or (candidates and not self.plane.retries.spend()):
                 candidates = []
-        target = pick(candidates)
-        assert self._dialogue is not None
-        alone = self._dialogue.alone(target.traits if target is not None else None)
+        dialogue, target, why = self._dialogue, None, b""
+        assert dialogue is not None
+        if candidates:
+            try:
+                target, why = self.plane.chooser.choose(candidates, self.headers, dialogue)
+            except CortexError as failed:
+                self.refuse(failed)
+                return
+        alone = dialogue.alone(target.traits if target is not None else None)
         if alone is not None:
             self._answer_alone(alone)
         elif target is not None:
-            self.trace.reason = self._reason(len(candidates))
+            self.trace.reason = self._reason(why)
             self._send_to(target)
         elif self._failure is not None:
             self.refuse(self._failure)
@@ -246,12 +271,10 @@ class Exchange:
         self._client.end()
         self._finish(None)
 
-    def _reason(self, candidates: int) -> bytes:
+    def _reason(self, why: bytes) -> bytes:
         if self._tried:
             return b"retry"
-        if self.trace.cold:
-            return b"loaded"
-        return b"only" if candidates == 1 else b"least-busy"
+        return b"loaded" if self.trace.cold else why
 
     def _load_first(self) -> None:
         self._coldstart = ColdStart(

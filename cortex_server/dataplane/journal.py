@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import deque
 from datetime import datetime
 from typing import BinaryIO
 
@@ -19,6 +20,9 @@ from cortex_common.logs import event, writes_json
 log = logging.getLogger("cortex.requests")
 
 _FLUSH_S = 0.1
+
+KEPT = 500
+"""Lines that are kept for operators to look at."""
 
 
 class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -53,6 +57,9 @@ class Journal:
     Args:
         loop: whose timer writes.
         out: where JSON lines go; stderr when absent.
+
+    Attributes:
+        recent: the last lines, whether they are written or not.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, out: BinaryIO | None = None) -> None:
@@ -61,10 +68,14 @@ class Journal:
         self._lines: list[RequestLine] = []
         self._timer: asyncio.TimerHandle | None = None
         self._encoder = msgspec.json.Encoder()
-        self.wanted = log.isEnabledFor(logging.INFO)
+        self._wanted = log.isEnabledFor(logging.INFO)
+        self.recent: deque[RequestLine] = deque(maxlen=KEPT)
 
     def write(self, line: RequestLine) -> None:
         """Add a line; it is on its way within a tenth of a second."""
+        self.recent.append(line)
+        if not self._wanted:
+            return
         self._lines.append(line)
         if self._timer is None:
             self._timer = self._loop.call_later(_FLUSH_S, self.flush)

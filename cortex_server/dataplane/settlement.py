@@ -61,15 +61,16 @@ def settle(
         tokens_cached=usage.cached if usage else 0,
         queued=trace.queued_s,
     )
+    if target is not None:
+        target.counts.add(tokens_in, tokens_out, failed=error is not None)
     if answer is not None and answer.repairs and target is not None:
         plane.metrics.repaired(answer.repairs, target.model, target.harness)
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
-    if plane.journal.wanted:
-        name = key.name if key else None
-        plane.journal.write(
-            trace.line(now, key=name, model=model, target=target, answer=answer, error=error)
-        )
+    name = key.name if key else None
+    plane.journal.write(
+        trace.line(now, key=name, model=model, target=target, answer=answer, error=error)
+    )
 
 
 def _judge(fleet: Fleet, target: Target, status: int, error: str | None) -> None:

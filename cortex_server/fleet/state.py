@@ -35,6 +35,23 @@ log = logging.getLogger("cortex.fleet")
 
 
 @dataclass(slots=True, eq=False)
+class Counts:
+    """What one instance did for this gateway since it was loaded."""
+
+    requests: int = 0
+    errors: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, tokens_in: int, tokens_out: int, *, failed: bool) -> None:
+        """Count a request that ended there."""
+        self.requests += 1
+        self.errors += failed
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+
+
+@dataclass(slots=True, eq=False)
 class Target:
     """One ready instance as the data plane uses it: where to send, and how busy it is.
 
@@ -51,6 +68,7 @@ class Target:
         context: tokens that a request may use; None where unknown.
         labels: the response headers that name it.
         breaker: its record of failures.
+        counts: what it did.
     """
 
     id: InstanceId
@@ -70,6 +88,7 @@ class Target:
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     breaker: Breaker = field(default_factory=Breaker)
+    counts: Counts = field(default_factory=Counts)
 
 
 @dataclass(slots=True)
@@ -345,6 +364,10 @@ class Fleet:
             state=state,
             in_flight=target.in_flight,
             last_used=target.last_used,
+            requests=target.counts.requests,
+            errors=target.counts.errors,
+            tokens_in=target.counts.tokens_in,
+            tokens_out=target.counts.tokens_out,
             failing=target.breaker.reason if failing else None,
         )
 

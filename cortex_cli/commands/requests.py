@@ -1,0 +1,85 @@
+"""`cortex requests`: who asks for what, how far it is, and ending it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.actions import each, seconds_of
+from cortex_cli.client import connect, run
+from cortex_cli.listing import say, stdout_paint
+from cortex_cli.options import chosen, noun
+from cortex_cli.output import Output, as_text
+from cortex_cli.render.requests import REQUESTS, chosen_requests
+from cortex_cli.watch import poll
+from cortex_common.requests import RequestList
+
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
+
+app = noun("List requests; end one")
+
+
+@app.command(
+    "ls",
+    epilog="Examples: `cortex requests ls -w`, `cortex requests ls --model qwen --slow 30s -o json`",
+)
+def ls(
+    *,
+    model: Annotated[str, typer.Option(help="Only of models with this word in their name")] = "",
+    slow: Annotated[
+        str | None, typer.Option("--slow", metavar="TIME", help="Only what took so long, like 10s")
+    ] = None,
+    active: Annotated[bool, typer.Option("--active", help="Only what is under way")] = False,
+    last: Annotated[int, typer.Option("--last", min=0, help="So many that ended")] = 30,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    no_headers: options.NoHeaders = False,
+    watch: options.Watch = False,
+) -> None:
+    """List requests under way, oldest first, then those that ended, newest first."""
+    form = chosen(output, as_json=json, quiet=quiet)
+    least_ms = seconds_of(slow, "--slow") * 1000 if slow else 0.0
+    paint = stdout_paint()
+
+    def draw(found: RequestList, form: Output) -> str:
+        kept = chosen_requests(found, model, least_ms)
+        under_way = [r for r in kept if r.active]
+        ended = [] if active else [r for r in kept if not r.active][:last]
+        return as_text(REQUESTS, under_way + ended, form, paint=paint, headers=not no_headers)
+
+    if watch:
+        live = Output.JSONL if form is Output.JSON else form
+        run(poll(gateway, lambda client: client.requests(), lambda found: draw(found, live)))
+        return
+    if text := draw(run(_requests(gateway)), form):
+        sys.stdout.write(f"{text}\n")
+    elif form in {Output.TABLE, Output.WIDE}:
+        say(REQUESTS.nothing)
+
+
+async def _requests(gateway: str | None) -> RequestList:
+    async with connect(gateway) as client:
+        return await client.requests()
+
+
+@app.command("cancel", epilog="Example: `cortex requests cancel req-7f3a`")
+def cancel(
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Ids, or unique beginnings of them")
+    ],
+    *,
+    gateway: options.Gateway = None,
+) -> None:
+    """End requests: their clients are told, their engines stop."""
+
+    async def one(client: OperatorClient, name: str) -> str:
+        done = await client.cancel(name)
+        return f"cancelled {done.id} of {done.key or 'nobody'} after {done.tokens_out} tokens"
+
+    run(each(gateway, ids, one))
