@@ -25,6 +25,7 @@ class Head(msgspec.Struct, frozen=True):
     model: str | msgspec.UnsetType | None = msgspec.UNSET
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_cache_key: msgspec.Raw = msgspec.Raw()
 
     @property
     def name(self) -> str:

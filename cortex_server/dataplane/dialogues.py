@@ -51,6 +51,7 @@ class Dialogue(Protocol):
         name: the model, as the client calls it.
         stream: the client wants a stream.
         path: of the engine's route, after its prefix.
+        session: what the body says of the conversation that it belongs to; empty where it does not.
         dropped: what the engine was not told, because there is no way to; for the journal.
     """
 
@@ -58,6 +59,15 @@ class Dialogue(Protocol):
     stream: bool
     path: str
     dropped: tuple[str, ...]
+    session: bytes
+
+    def prompt_tokens(self) -> int:
+        """An estimate.
+
+        Raises:
+            BadRequest: the request can't be understood.
+        """
+        ...
 
     def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
         """The engine's body.
@@ -121,12 +131,17 @@ class OpenAi:
         self.path = path
         self.name = head.name
         self.stream = bool(head.stream)
+        self.session = bytes(head.prompt_cache_key)
         self._body = body
         self._head = head
         self._ident = ident.decode()
         self._with_model = model_in
         self._asked_usage = False
         self._asked_stream = False
+
+    def prompt_tokens(self) -> int:
+        """See `Dialogue`; 0 where the body is no prompt."""
+        return tokens.estimate(self._body) if self.path in _GENERATING else 0
 
     def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
         """See `Dialogue`."""
@@ -220,9 +235,10 @@ class _Translating(ABC):
 
     path = CHAT
 
-    def __init__(self, name: str, ident: bytes, *, stream: bool) -> None:
+    def __init__(self, name: str, ident: bytes, *, stream: bool, session: str | None) -> None:
         self.name = name
         self.stream = stream
+        self.session = (session or "").encode()
         self.dropped: tuple[str, ...] = ()
         self._ident = ident
         self._translated: Translated | None = None
@@ -243,6 +259,10 @@ class _Translating(ABC):
     @abstractmethod
     def refusal(self, error: CortexError) -> tuple[int, bytes]:
         """See `Dialogue`."""
+
+    def prompt_tokens(self) -> int:
+        """See `Dialogue`."""
+        return tokens.estimate(self._translate(self.name, GENERIC, stream=self.stream).body)
 
     def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
         """See `Dialogue`."""
@@ -298,7 +318,12 @@ class Messages(_Translating):
 
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = anthropic_request.read_request(body)
-        super().__init__(self._request.model, ident, stream=bool(self._request.stream))
+        super().__init__(
+            self._request.model,
+            ident,
+            stream=bool(self._request.stream),
+            session=self._request.user,
+        )
 
     def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
         return anthropic_request.to_chat(self._request, model=model, traits=traits, stream=stream)
@@ -335,7 +360,12 @@ class Responses(_Translating):
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = responses_request.read_request(body)
         self._created = time.time()
-        super().__init__(self._request.model, ident, stream=bool(self._request.stream))
+        super().__init__(
+            self._request.model,
+            ident,
+            stream=bool(self._request.stream),
+            session=self._request.prompt_cache_key,
+        )
 
     def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
         return responses_request.to_chat(self._request, model=model, traits=traits, stream=stream)
@@ -374,6 +404,7 @@ class CountTokens:
 
     path = "/v1/messages/count_tokens"
     stream = False
+    session = b""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = anthropic_request.read_request(body)
@@ -381,6 +412,10 @@ class CountTokens:
         self.dropped: tuple[str, ...] = ()
         self._body = body
         self._ident = ident
+
+    def prompt_tokens(self) -> int:
+        """See `Dialogue`; any instance can count."""
+        return 0
 
     def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:  # noqa: ARG002
         """See `Dialogue`."""

@@ -14,6 +14,7 @@ from cortex_common.models import InstanceId, ModelId
 from cortex_server.auth.gate import Gate
 from cortex_server.auth.turnstile import Turnstile
 from cortex_server.core.breaker import RetryBudget
+from cortex_server.dataplane.choice import Chooser
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.journal import Journal
 from cortex_server.dataplane.upstream import Pool
@@ -73,6 +74,7 @@ class DataPlane:
 
     Attributes:
         retries: how many second tries are left.
+        chooser: which of several instances a request goes to.
         active: all requests between their first header and their last byte.
     """
 
@@ -98,6 +100,7 @@ class DataPlane:
         self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
         self.journal = Journal(self.loop)
         self.retries = RetryBudget()
+        self.chooser = Chooser()
         self.active: set[Exchange] = set()
         self.max_body = settings.max_body_mb * 1024 * 1024
 

@@ -1,0 +1,92 @@
+"""Which of several ready instances a request goes to: one where its prompt fits, and where its conversation was before.
+
+Most models have one instance, or several alike, and most requests name no session; then this costs a comparison or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cortex_common.errors import PromptTooLong
+from cortex_common.models import InstanceId
+from cortex_server.core.affinity import Affinity
+from cortex_server.core.pick import pick, pick_with_affinity
+from cortex_server.dataplane.dialogues import Dialogue
+from cortex_server.dataplane.upstream import Headers
+from cortex_server.fleet.state import Target
+
+MOST_SESSIONS = 20_000
+
+_SESSION_HEADERS = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")
+"""The explicit one first; the others are Claude Code's and Codex's."""
+
+_ROOM = 1.25
+"""Estimates of a prompt are rough: where there is a choice, this much more than the estimate must fit."""
+
+_FAR_BEYOND = 4.0
+"""A prompt of which not even a quarter may fit is refused unasked; closer ones the engine counts exactly."""
+
+
+class Chooser:
+    """Remembers the last instance of the latest sessions."""
+
+    def __init__(self) -> None:
+        self._seen = Affinity(MOST_SESSIONS)
+
+    def choose(
+        self, candidates: Sequence[Target], headers: Headers, dialogue: Dialogue
+    ) -> tuple[Target, bytes]:
+        """The instance, and why it is the one.
+
+        Args:
+            candidates: ready instances of one model, at least one.
+            headers: of the request, which may name its session.
+            dialogue: of the request.
+
+        Raises:
+            PromptTooLong: the prompt is far beyond what any of them can take.
+            BadRequest: the request can't be understood.
+        """
+        if len(candidates) == 1:
+            return candidates[0], b"only"
+        fitting = _fitting(candidates, dialogue)
+        reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
+        session = _session(headers) or dialogue.session
+        if not session:
+            return _least_busy(fitting), reason
+        names = (hash((candidates[0].model, session)),)
+        matches = self._seen.matches(names, [c.id for c in fitting])
+        target = pick_with_affinity(fitting, matches) if matches else _least_busy(fitting)
+        assert target is not None
+        self._seen.remember(names, InstanceId(target.id))
+        known = [fitting[at].id for at in matches]
+        return target, b"session" if target.id in known else reason
+
+
+def _least_busy(candidates: Sequence[Target]) -> Target:
+    target = pick(candidates)
+    assert target is not None
+    return target
+
+
+def _session(headers: Headers) -> bytes:
+    found = {name: value for name, value in headers if name in _SESSION_HEADERS}
+    return next((found[name] for name in _SESSION_HEADERS if name in found), b"")
+
+
+def _fitting(candidates: Sequence[Target], dialogue: Dialogue) -> Sequence[Target]:
+    """Those with enough context for the prompt, where they differ in it; else the largest."""
+    contexts = {c.context for c in candidates}
+    if len(contexts) == 1:
+        return candidates
+    prompt = dialogue.prompt_tokens()
+    fitting = [c for c in candidates if c.context is None or prompt * _ROOM <= c.context]
+    if fitting:
+        return fitting
+    most = max(c for c in contexts if c is not None)
+    if prompt > most * _FAR_BEYOND:
+        raise PromptTooLong(
+            f"the prompt has about {prompt} tokens, and no instance takes more than {most}",
+            details={"n_prompt_tokens": prompt, "n_ctx": most},
+        )
+    return [c for c in candidates if c.context == most]
