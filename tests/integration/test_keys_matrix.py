@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
+import anthropic
 import httpx
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI, AuthenticationError, PermissionDeniedError, RateLimitError
 from rigs.engine import Call, answer_stream, scripted_engine
 from rigs.plane import FACES, running_plane
@@ -200,6 +202,34 @@ async def test_the_official_sdk_sees_its_own_errors(face):
             await ask("good", "n")
         await rig.settled()
         assert gate.keyring.named("good").account.in_flight == 0
+
+
+async def test_anthropics_sdk_sees_its_own_errors():
+    """Over /v1/messages a bad key, a forbidden model and a limit are Anthropic's errors, each with its type."""
+    gate = ring_of(key("good", models=["m"], limits={"requests_per_minute": 2}))
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url, "n": engine.url}, gate=gate) as rig,
+    ):
+
+        async def ask(secret: str, model: str) -> str:
+            async with AsyncAnthropic(base_url=rig.url, api_key=secret, max_retries=0) as sdk:
+                answer = await sdk.messages.create(
+                    model=model, max_tokens=9, messages=BODY["messages"]
+                )
+            return answer.type
+
+        with pytest.raises(anthropic.AuthenticationError) as bad:
+            await ask("bad", "m")
+        assert bad.value.body["error"]["type"] == "authentication_error"
+        with pytest.raises(anthropic.PermissionDeniedError) as forbidden:
+            await ask("good", "n")
+        assert forbidden.value.body["error"]["type"] == "permission_error"
+        assert await ask("good", "m") == "message"
+        with pytest.raises(anthropic.RateLimitError) as limited:
+            await ask("good", "m")
+        assert limited.value.body["error"]["type"] == "rate_limit_error"
+        assert int(limited.value.response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("face", FACES)
