@@ -1,0 +1,58 @@
+"""A neuron served on the test's own event loop, so that a test can hold its devices and its engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from cortex_common.config.neuron import NeuronConfig
+from neuron_server.app import create_app, create_runtime
+from neuron_server.hardware.sample import DeviceSource
+from neuron_server.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class ServedNeuron:
+    """A neuron that listens.
+
+    Attributes:
+        runtime: its inside.
+        port: of its API, on loopback whatever its configuration says.
+    """
+
+    runtime: Runtime
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def served(
+    config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
+) -> AsyncIterator[ServedNeuron]:
+    """Serve a neuron until the block ends."""
+    runtime = create_runtime(config, sources)
+    settings = uvicorn.Config(
+        create_app(config, runtime), log_config=None, ws="none", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(settings)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            while not server.started:
+                assert not serving.done(), serving.exception()
+                await asyncio.sleep(0)
+            yield ServedNeuron(runtime, listener.getsockname()[1])
+        finally:
+            runtime.changes.end()
+            server.should_exit = True
+            await serving
