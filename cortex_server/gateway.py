@@ -36,6 +36,7 @@ from cortex_server.metrics import Metrics
 from cortex_server.reload import Reloader
 from cortex_server.serving import Server, listening, server, url_of
 from cortex_server.store import Store, store_path
+from cortex_server.trail import Trail
 
 log = logging.getLogger("cortex.gateway")
 
@@ -65,6 +66,7 @@ class Gateway:
         clock = SystemClock()
         self.config = config
         self.reloader: Reloader | None = None
+        self.trail = Trail(clock)
         self.broken: str | None = None
         self.on_broken: Callable[[], None] = lambda: None
         self._accesses = accesses(config.nodes, os.environ)
@@ -100,7 +102,7 @@ class Gateway:
             self.fleet,
             lambda: self.plane,
             routers=[
-                operator_router(self.fleet, self._verbs),
+                operator_router(self.fleet, self._verbs, self.trail),
                 requests_router(lambda: self.plane),
                 keys_router(self.desk),
                 config_router(lambda: self.reloader),
@@ -125,6 +127,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Everything that works in the background: watchers, conductor, metrics."""
+        self.trail.begin()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
             work = {
@@ -145,6 +148,7 @@ class Gateway:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                self.trail.end()
                 await self._verbs.close()
                 await self._roster.close()
                 self.plane.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,6 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout, from_envelope
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Bookmark:
+    """How far an event stream has been read, so that a new connection goes on there."""
+
+    last_id: str | None = None
 
 
 class ControlClient:
@@ -102,25 +111,50 @@ class ControlClient:
                 f"{self.who} answered {what} with something else: {failed.errors()[0]['msg']}"
             ) from failed
 
-    async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, bytes]]:
+    @asynccontextmanager
+    async def text(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[str]]:
+        """A body of text, piece by piece as it comes; it may never end.
+
+        Raises:
+            CortexError: the one that the other side reported, by its code.
+            UpstreamFailed: the other side can't be reached, or broke off.
+        """
+        timeout = httpx.Timeout(None, connect=5.0)
+        try:
+            async with self._http.stream("GET", path, params=params, timeout=timeout) as response:
+                if response.status_code >= 400:
+                    raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
+                yield response.aiter_text()
+        except httpx.HTTPError as failed:
+            reason = str(failed) or type(failed).__name__
+            raise UpstreamFailed(f"{self.who}: lost {path}: {reason}") from failed
+
+    async def events(
+        self, path: str, *, silence_s: float, bookmark: Bookmark | None = None
+    ) -> AsyncIterator[tuple[str, bytes]]:
         """Follow a server-sent event stream as (event name, data).
 
         Args:
             path: of the stream.
             silence_s: seconds without a byte, comments included, after which the stream counts as dead.
+            bookmark: where an earlier connection ended; kept up to date.
 
         Raises:
             UpstreamFailed: the stream can't be had, broke, or fell silent.
         """
         timeout = httpx.Timeout(silence_s, connect=5.0)
+        mark = bookmark or Bookmark()
+        headers = {"last-event-id": mark.last_id} if mark.last_id else {}
         try:
-            async with self._http.stream("GET", path, timeout=timeout) as response:
+            async with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:
                 if response.status_code >= 400:
                     raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
                 name, data = "message", bytearray()
                 async for line in response.aiter_lines():
                     if line.startswith("event:"):
                         name = line[6:].strip()
+                    elif line.startswith("id:"):
+                        mark.last_id = line[3:].strip()
                     elif line.startswith("data:"):
                         data += line[5:].lstrip().encode()
                     elif not line and data:

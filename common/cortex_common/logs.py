@@ -83,6 +83,8 @@ def set_up(level: str = "info", fmt: LogFormat = "console") -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if fmt == "json" else _Console())
+    # On the handler too: a logger that others listen to may have a level of its own.
+    handler.setLevel(level.upper())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

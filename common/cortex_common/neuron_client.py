@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from cortex_common.hardware import Discovery, Health
-from cortex_common.http import ControlClient
+from cortex_common.http import Bookmark, ControlClient
 from cortex_common.models import (
     EndpointAnswer,
+    LifecycleEntry,
     LoadAnswer,
     LoadSpec,
     ModelInfo,
@@ -26,6 +28,7 @@ _LOAD = TypeAdapter(LoadAnswer)
 _UNLOAD = TypeAdapter(UnloadAnswer)
 _ENDPOINT = TypeAdapter(EndpointAnswer)
 _STATUS = TypeAdapter(NodeStatus)
+_ENTRY = TypeAdapter(LifecycleEntry)
 
 
 class NeuronClient(ControlClient):
@@ -54,8 +57,12 @@ class NeuronClient(ControlClient):
         return await self.call(_LOAD, "POST", "/models/load", body=body, timeout=60.0)
 
     async def unload(self, request: UnloadRequest) -> UnloadAnswer:
-        """End instances; returns once their memory is measured free."""
-        body = request.model_dump(mode="json", exclude_none=True)
+        """End instances; returns once their memory is measured free.
+
+        Raises:
+            StillBusy: one has requests under way after `drain_seconds`, and `cut` is off.
+        """
+        body = request.model_dump(mode="json", exclude_defaults=True)
         return await self.call(
             _UNLOAD,
             "POST",
@@ -70,6 +77,25 @@ class NeuronClient(ControlClient):
 
     async def status_events(self, *, silence_s: float = 10.0) -> AsyncIterator[NodeStatus]:
         """The node's status now and after each change; see `ControlClient.events`."""
-        async for name, data in self.events("/events", silence_s=silence_s):
+        async for news in self.news(silence_s=silence_s):
+            if isinstance(news, NodeStatus):
+                yield news
+
+    async def news(
+        self, *, silence_s: float = 10.0, bookmark: Bookmark | None = None
+    ) -> AsyncIterator[NodeStatus | LifecycleEntry]:
+        """`status_events`, and what the node decided or saw happen; with a bookmark also what was missed."""
+        async for name, data in self.events("/events", silence_s=silence_s, bookmark=bookmark):
             if name == "status":
                 yield _STATUS.validate_json(data)
+            elif name == "lifecycle":
+                yield _ENTRY.validate_json(data)
+
+    @asynccontextmanager
+    async def log(
+        self, model_id: str, instance: str, *, lines: int, follow: bool
+    ) -> AsyncIterator[AsyncIterator[str]]:
+        """What an instance's engine wrote, piece by piece; see `ControlClient.text`."""
+        params = {"instance_id": instance, "lines": str(lines), "follow": str(follow).lower()}
+        async with self.text(f"/models/{quote(model_id)}/logs", params) as pieces:
+            yield pieces

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.http import ControlClient
+from cortex_common.http import Bookmark, ControlClient
 from cortex_common.operator import (
     ApplyDefrag,
     DefragView,
@@ -31,6 +31,7 @@ from cortex_common.operator import (
     UnpinModel,
 )
 from cortex_common.requests import RequestList, RequestView
+from cortex_common.trail import TrailEntry
 
 _ACTION = TypeAdapter(ModelAction)
 _RELOADED = TypeAdapter(Reloaded)
@@ -44,6 +45,8 @@ _PINS = TypeAdapter(tuple[PinView, ...])
 _PLAN = TypeAdapter(PlanView)
 _DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
+_ENTRY = TypeAdapter(TrailEntry)
+_TRAIL = TypeAdapter(tuple[TrailEntry, ...])
 _REQUESTS = TypeAdapter(RequestList)
 _REQUEST = TypeAdapter(RequestView)
 
@@ -60,6 +63,21 @@ class OperatorClient(ControlClient):
         async for name, data in self.events("/operator/v1/events", silence_s=silence_s):
             if name == "fleet":
                 yield SNAPSHOT.validate_json(data)
+
+    async def news(
+        self, bookmark: Bookmark, *, silence_s: float = 15.0
+    ) -> AsyncIterator[FleetSnapshot | TrailEntry]:
+        """`fleet_events` and what is decided meanwhile; with a used bookmark also what was missed."""
+        path = "/operator/v1/events"
+        async for name, data in self.events(path, silence_s=silence_s, bookmark=bookmark):
+            if name == "fleet":
+                yield SNAPSHOT.validate_json(data)
+            elif name == "lifecycle":
+                yield _ENTRY.validate_json(data)
+
+    async def trail(self) -> tuple[TrailEntry, ...]:
+        """What was decided lately, the oldest first."""
+        return await self.call(_TRAIL, "GET", "/operator/v1/trail")
 
     async def load(self, request: LoadModel) -> ModelAction:
         """Have a model loaded; returns once that is under way, or ready when `wait` is set."""

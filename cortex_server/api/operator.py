@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
@@ -27,8 +28,10 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.trail import TrailEntry
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.verbs import Verbs
+from cortex_server.trail import Trail
 
 LEAST_PAUSE_S = 0.25
 """Changes within it are sent as one snapshot: four a second are as many as anybody can look at."""
@@ -37,12 +40,13 @@ KEEP_ALIVE_S = 5.0
 """Without a change, a comment goes out this often, so that a reader can tell quiet from dead."""
 
 
-def operator_router(fleet: Fleet, verbs: Verbs) -> APIRouter:
+def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
     """The routes under /operator/v1.
 
     Args:
         fleet: what is shown.
         verbs: what can be done.
+        trail: what was done.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
@@ -52,13 +56,21 @@ def operator_router(fleet: Fleet, verbs: Verbs) -> APIRouter:
         return Response(SNAPSHOT.dump_json(verbs.shown()), media_type="application/json")
 
     @router.get("/events", summary="The fleet now and after each change")
-    async def get_events() -> StreamingResponse:
-        """Server-sent events `fleet`, each a whole snapshot; the id is its version."""
+    async def get_events(last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
+        """Server-sent events: `fleet`, each a whole snapshot, and `lifecycle`, what was decided, by whom and why.
+
+        With Last-Event-ID, the lifecycle entries that were missed come first.
+        """
         return StreamingResponse(
-            fleet_events(fleet, verbs.shown),
+            fleet_events(fleet, verbs.shown, trail, last_event_id),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
+
+    @router.get("/trail", summary="What was decided lately, by whom and why")
+    async def get_trail() -> tuple[TrailEntry, ...]:
+        """The last thousand lifecycle entries, the oldest first."""
+        return trail.since(0)
 
     @router.post("/models/load", summary="Load a model")
     async def load(wish: LoadModel) -> ModelAction:
@@ -129,23 +141,40 @@ def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:
         return await verbs.drain(wish)
 
 
-async def fleet_events(fleet: Fleet, show: Callable[[], FleetSnapshot]) -> AsyncIterator[bytes]:
-    """The event stream of one reader; `show` gives the snapshot to send."""
+async def fleet_events(
+    fleet: Fleet, show: Callable[[], FleetSnapshot], trail: Trail, last_event_id: str = ""
+) -> AsyncIterator[bytes]:
+    """The event stream of one reader.
+
+    Args:
+        fleet: whose changes are told.
+        show: gives the snapshot to send.
+        trail: whose entries are told.
+        last_event_id: of the last event that the reader had, "VERSION.ENTRY"; a new reader begins with what comes.
+    """
+    _, _, read = last_event_id.partition(".")
+    noted = int(read) if read.isdigit() else trail.last
     changed = asyncio.Event()
     fleet.on_change(changed.set)
+    trail.on_entry(changed.set)
     try:
         while not fleet.closed:
             changed.clear()
             snapshot = show()
-            yield b"event: fleet\nid: %d\ndata: %b\n\n" % (
-                snapshot.version,
-                SNAPSHOT.dump_json(snapshot),
-            )
+            for entry in trail.since(noted):
+                noted = entry.id
+                yield _event("lifecycle", snapshot.version, noted, entry.model_dump_json().encode())
+            yield _event("fleet", snapshot.version, noted, SNAPSHOT.dump_json(snapshot))
             await asyncio.sleep(LEAST_PAUSE_S)
             while not await _within(changed, KEEP_ALIVE_S):
                 yield b": nothing new\n\n"
     finally:
         fleet.remove_listener(changed.set)
+        trail.remove_listener(changed.set)
+
+
+def _event(name: str, version: int, noted: int, data: bytes) -> bytes:
+    return b"event: %b\nid: %d.%d\ndata: %b\n\n" % (name.encode(), version, noted, data)
 
 
 async def _within(happened: asyncio.Event, seconds: float) -> bool:

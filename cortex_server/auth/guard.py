@@ -12,6 +12,7 @@ from cortex_common.errors import CortexError
 from cortex_server.auth.gate import Gate
 from cortex_server.auth.rules import rule_for
 from cortex_server.dataplane.routes import ROUTES
+from cortex_server.trail import ACTOR
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -53,9 +54,11 @@ class Guard:
             client = scope.get("client")
             headers = [(name.lower(), value) for name, value in scope["headers"]]
             try:
-                scope[KEY] = self._gate().check(
+                key = self._gate().check(
                     headers, client[0] if client else None, rule_for(method, path).scopes
                 )
+                scope[KEY] = key
+                ACTOR.set(key.name)
             except CortexError as refused:
                 await self._refusal(refused, Request(scope))(scope, receive, send)
                 return

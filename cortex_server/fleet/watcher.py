@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 
 from cortex_common.errors import CortexError
+from cortex_common.http import Bookmark
+from cortex_common.models import LifecycleEntry
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.fleet.state import Fleet
+from cortex_server.trail import ACTOR
+
+log = logging.getLogger("cortex.nodes")
 
 SILENCE_S = 6.0
 """A neuron reads its devices once a second and says so; this long without a word means it is gone."""
@@ -32,18 +38,27 @@ class Watcher:
     async def run(self) -> None:
         """Watch until cancelled."""
         pause = FIRST_PAUSE_S
+        bookmark = Bookmark()
+        ACTOR.set(f"node {self._node}")
         while True:
             try:
                 known: str | None = None
-                async for status in self._client.status_events(silence_s=SILENCE_S):
+                async for news in self._client.news(silence_s=SILENCE_S, bookmark=bookmark):
                     pause = FIRST_PAUSE_S
-                    if status.discovery != known:
+                    if isinstance(news, LifecycleEntry):
+                        self._pass_on(news)
+                        continue
+                    if news.discovery != known:
                         self._fleet.discovered(self._node, await self._client.discovery())
-                        known = status.discovery
-                    self._fleet.reported(self._node, status)
+                        known = news.discovery
+                    self._fleet.reported(self._node, news)
                 self._fleet.lost(self._node, "the neuron ended its event stream")
             except CortexError as failed:
                 self._fleet.lost(self._node, failed.message)
             # Spread out, so that a fleet that lost its network does not come back as one burst.
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    def _pass_on(self, entry: LifecycleEntry) -> None:
+        """Log what a node decided or saw here too: one log tells the fleet's whole story."""
+        log.info(entry.event, extra={"facts": {"node": self._node, **entry.facts}})
