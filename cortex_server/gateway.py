@@ -16,6 +16,7 @@ from cortex_common.tls import server_tls
 from cortex_server.api.app import create_app
 from cortex_server.api.config import config_router
 from cortex_server.api.keys import keys_router
+from cortex_server.api.logs import logs_router
 from cortex_server.api.metrics import metrics_app
 from cortex_server.api.operator import operator_router
 from cortex_server.api.requests import requests_router
@@ -102,6 +103,7 @@ class Gateway:
             self.fleet,
             lambda: self.plane,
             routers=[
+                logs_router(self._verbs.shown, self._roster.clients),
                 operator_router(self.fleet, self._verbs, self.trail),
                 requests_router(lambda: self.plane),
                 keys_router(self.desk),

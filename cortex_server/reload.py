@@ -35,6 +35,9 @@ class Reloader:
         files: what the gateway runs by now.
         read: reads them again. Raises: ConfigError.
         use: makes the gateway run by new settings. Raises: ConfigError, and then has changed nothing.
+
+    Attributes:
+        files: what the gateway runs by now.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Reloader:
         read: Callable[[], Files],
         use: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
     ) -> None:
-        self._files = files
+        self.files = files
         self._read = read
         self._use = use
         self._lock = asyncio.Lock()
@@ -63,8 +66,8 @@ class Reloader:
             except ConfigError as failed:
                 event(log, "reload_refused", logging.ERROR, reason=failed.message)
                 raise
-            changed = tuple(_differences(self._files, files))
-            self._files = files
+            changed = tuple(_differences(self.files, files))
+            self.files = files
         restart = tuple(key for key in changed if key in NEEDS_RESTART)
         event(log, "reloaded", changed=", ".join(changed) or "nothing", restart=", ".join(restart))
         return Reloaded(changed=changed, restart=restart)
@@ -90,7 +93,7 @@ class Reloader:
             log.exception("reload_failed")
 
     def _stamp(self) -> Stamp:
-        return tuple(_looked(loaded.path) for loaded in self._files)
+        return tuple(_looked(loaded.path) for loaded in self.files)
 
 
 def _looked(path: Path | None) -> tuple[int, int, int] | None:

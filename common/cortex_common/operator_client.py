@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
+from cortex_common.config.settings import ConfigView
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import Bookmark, ControlClient
 from cortex_common.operator import (
@@ -45,6 +47,7 @@ _PINS = TypeAdapter(tuple[PinView, ...])
 _PLAN = TypeAdapter(PlanView)
 _DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
+_CONFIG = TypeAdapter(ConfigView)
 _ENTRY = TypeAdapter(TrailEntry)
 _TRAIL = TypeAdapter(tuple[TrailEntry, ...])
 _REQUESTS = TypeAdapter(RequestList)
@@ -74,6 +77,20 @@ class OperatorClient(ControlClient):
                 yield SNAPSHOT.validate_json(data)
             elif name == "lifecycle":
                 yield _ENTRY.validate_json(data)
+
+    async def config(self) -> ConfigView:
+        """What the gateway runs by, secrets hidden."""
+        return await self.call(_CONFIG, "GET", "/operator/v1/config")
+
+    @asynccontextmanager
+    async def log(
+        self, model: str, *, lines: int = 200, follow: bool = False, instance: str | None = None
+    ) -> AsyncIterator[AsyncIterator[str]]:
+        """What a model's engine wrote, piece by piece; see `ControlClient.text`."""
+        params = {"lines": str(lines), "follow": str(follow).lower()}
+        params |= {"instance": instance} if instance else {}
+        async with self.text(f"/operator/v1/models/{quote(model)}/logs", params) as pieces:
+            yield pieces
 
     async def trail(self) -> tuple[TrailEntry, ...]:
         """What was decided lately, the oldest first."""

@@ -26,9 +26,10 @@ from cortex_cli.config_files import (
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
-from cortex_cli.render.settings import setting_kind, settings
+from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
-from cortex_common.errors import ConfigError, NotFound
+from cortex_common.config.settings import Setting, settings
+from cortex_common.errors import BadRequest, ConfigError, NotFound
 from cortex_common.operator import Reloaded
 
 app = noun("Check and explain configuration files")
@@ -102,14 +103,28 @@ def show(
     origin: Annotated[
         bool, typer.Option("--origin", help="Also where each value came from")
     ] = False,
+    running: Annotated[
+        bool, typer.Option("--running", help="What a running gateway uses, not what files say")
+    ] = False,
+    gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Show the settings in force: file, environment and defaults."""
-    found = settings(read_any(which, file, os.environ))
+    """Show the settings in force: file, environment and defaults; secrets are hidden."""
+    found = (
+        run(_running(gateway, which)) if running else settings(read_any(which, file, os.environ))
+    )
     form = chosen(output, as_json=json, quiet=False)
     text = as_text(setting_kind(origin=origin), found, form, paint=stdout_paint())
     sys.stdout.write(f"{text}\n")
+
+
+async def _running(gateway: str | None, which: File) -> tuple[Setting, ...]:
+    if which is File.NEURON:
+        raise BadRequest("a gateway does not know the settings of its neurons")
+    async with connect(gateway) as client:
+        found = await client.config()
+    return found.gateway if which is File.GATEWAY else found.models
 
 
 @app.command("schema", epilog="Example: `cortex config schema models > models.schema.json`")

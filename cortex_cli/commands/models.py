@@ -173,6 +173,36 @@ def unload(
     run(each(gateway, models, one))
 
 
+@app.command(
+    "logs",
+    epilog="Examples: `cortex models logs qwen3-32b -f`, `cortex models logs phi --tail 1000`",
+)
+def logs(
+    model: options.Model,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes")] = False,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="So many of the last lines")] = 200,
+    instance: Annotated[
+        str | None, typer.Option(help="Of this instance; default: the one that started last")
+    ] = None,
+    gateway: options.Gateway = None,
+) -> None:
+    """Print what a model's engine wrote."""
+    run(_logs(gateway, model, instance, tail, follow=follow))
+
+
+async def _logs(
+    gateway: str | None, model: str, instance: str | None, tail: int, *, follow: bool
+) -> None:
+    async with (
+        connect(gateway) as client,
+        client.log(model, lines=tail, follow=follow, instance=instance) as pieces,
+    ):
+        async for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+
 @app.command("evict", epilog="Example: `cortex models evict qwen3-32b --node beast`")
 def evict(
     models: options.Models,

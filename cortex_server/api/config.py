@@ -1,4 +1,4 @@
-"""The operator API's route for reading the configuration again."""
+"""The operator API's routes for the configuration: what is in force, and reading it again."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
+from cortex_common.config.settings import ConfigView, settings
 from cortex_common.errors import NotSupported
 from cortex_common.operator import Reloaded
 from cortex_server.reload import Reloader
 
 
 def config_router(reloader: Callable[[], Reloader | None]) -> APIRouter:
-    """The route /operator/v1/config/reload.
+    """The routes under /operator/v1/config.
 
     Args:
         reloader: returns who reads the files; asked for at each request.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
-    @router.post("/config/reload", summary="Read the configuration again")
-    async def reload() -> Reloaded:
-        """All of it or nothing: a wrong file changes nothing, and the answer says what is wrong."""
+    def reader() -> Reloader:
         found = reloader()
         if found is None:
             raise NotSupported("this gateway was not started from files")
-        return await found.reload()
+        return found
+
+    @router.get("/config", summary="The settings in force")
+    async def get_config() -> ConfigView:
+        """Each value with the file and line, or the variable, that it came from; secrets are hidden."""
+        gateway, models = reader().files
+        return ConfigView(gateway=settings(gateway), models=settings(models))
+
+    @router.post("/config/reload", summary="Read the configuration again")
+    async def reload() -> Reloaded:
+        """All of it or nothing: a wrong file changes nothing, and the answer says what is wrong."""
+        return await reader().reload()
 
     return router

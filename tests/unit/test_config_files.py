@@ -16,10 +16,10 @@ from cortex_cli.config_files import (
     read_gateway,
     warnings,
 )
-from cortex_cli.render.settings import HIDDEN, is_secret, settings
 from cortex_cli.render.template import template
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.load import load
+from cortex_common.config.settings import HIDDEN, is_secret, settings
 from cortex_common.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "config"
@@ -153,13 +153,12 @@ def test_secrets_are_not_shown(tmp_path: Path):
 
 
 def test_files_of_secrets_are_shown():
-    """Where a secret lies is no secret."""
-    assert [is_secret(k) for k in ("a.token", "a.token_file", "API_KEY", "tokens_per_minute")] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    """Where a secret lies is no secret, nor is a counted token; an upstream's key is one."""
+    secret = ("a.token", "upstreams.0.key", "API_KEY", "models.0.env.WANDB_KEY")
+    plain = ("a.token_file", "tokens_per_minute", "tls.key", "neurons.0.certificate_key")
+
+    assert all(map(is_secret, secret))
+    assert not any(map(is_secret, plain))
 
 
 def test_what_is_hardly_meant_is_a_warning(tmp_path: Path):
