@@ -19,7 +19,8 @@ from cortex_cli.config_files import (
 from cortex_cli.render.template import template
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.load import load
-from cortex_common.config.settings import HIDDEN, is_secret, settings
+from cortex_common.config.secret import is_secret
+from cortex_common.config.settings import HIDDEN, settings
 from cortex_common.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "config"
@@ -150,6 +151,16 @@ def test_secrets_are_not_shown(tmp_path: Path):
 
     assert found["models.0.env.HF_TOKEN"] == HIDDEN
     assert found["models.0.env.HOME"] == "/x"
+
+
+def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path):
+    """The error names the key and keeps the value to itself."""
+    path = tmp_path / "cortex.toml"
+    path.write_text('[[keys]]\nname = "a"\nhash = "ctx_s3cret"\n')
+
+    with pytest.raises(ConfigError, match=r"keys\.0\.hash") as caught:
+        read_gateway(path, {})
+    assert "s3cret" not in caught.value.message
 
 
 def test_files_of_secrets_are_shown():

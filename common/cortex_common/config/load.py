@@ -18,12 +18,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cortex_common.config.locate import KeyPath, key_lines, line_of
+from cortex_common.config.secret import is_secret
 from cortex_common.config.section import Section
 from cortex_common.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
 
 ENV_PREFIX = "CORTEX_"
+
+_MAY_HOLD_SECRETS = (".hash", "token_file", "key_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,10 @@ def _explain(
         return f"{at}: unknown key {key}", hint
     if error["type"] == "missing":
         return f"{at}: {key} is required", None
-    shown = "" if isinstance(error["input"], dict | list) else f" (got {error['input']!r})"
+    # A secret may have been written where its hash or its file belongs.
+    hidden = is_secret(key) or key.endswith(_MAY_HOLD_SECRETS)
+    hidden = hidden or isinstance(error["input"], dict | list)
+    shown = "" if hidden else f" (got {error['input']!r})"
     named = f"{key}: " if key else ""
     return f"{at}: {named}{error['msg'].removeprefix('Value error, ')}{shown}", None
 

@@ -8,6 +8,19 @@ from pathlib import Path
 from cortex_common.errors import ConfigError
 
 
+_WORDS = ("token", "secret", "password", "api_key", "apikey")
+_PATHS = ("tls.key", "certificate_key")
+
+
+def is_secret(key: str) -> bool:
+    """Whether a dotted key names a secret; files that hold secrets are none."""
+    # Counted tokens ("tokens_per_minute") are no secret ones.
+    last = key.rsplit(".", 1)[-1].lower().replace("tokens", "")
+    if last.endswith(("_file", "_path")) or key.endswith(_PATHS):
+        return False
+    return last == "key" or last.endswith("_key") or any(word in last for word in _WORDS)
+
+
 def read_secret(value: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:
     """The secret that a setting and its `_file` sister mean; None without either.
 

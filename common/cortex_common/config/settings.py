@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cortex_common.config.load import Loaded
+from cortex_common.config.secret import is_secret
 from cortex_common.config.section import Section
 from cortex_common.wire import Wire
 
 T = TypeVar("T", bound=Section)
 
-_SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey")
-_PATHS = ("tls.key", "certificate_key")
 HIDDEN = "***"
 
 
@@ -41,15 +40,6 @@ def settings(loaded: Loaded[T]) -> tuple[Setting, ...]:
         )
         for key, value in _flat(plain)
     )
-
-
-def is_secret(key: str) -> bool:
-    """Whether a dotted key names a secret; files that hold secrets are none."""
-    # Counted tokens ("tokens_per_minute") are no secret ones.
-    last = key.rsplit(".", 1)[-1].lower().replace("tokens", "")
-    if last.endswith(("_file", "_path")) or key.endswith(_PATHS):
-        return False
-    return last == "key" or last.endswith("_key") or any(word in last for word in _SECRET_WORDS)
 
 
 def _origin(key: str, loaded: Loaded[T]) -> str:
