@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cortex_common.errors import ConfigError
 
-
 _WORDS = ("token", "secret", "password", "api_key", "apikey")
 _PATHS = ("tls.key", "certificate_key")
 
