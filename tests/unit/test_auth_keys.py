@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -370,24 +369,6 @@ def test_open_paths_open_nothing_beside_them(path):
 def test_the_page_on_scopes_is_the_table():
     """docs/reference/scopes.md holds what is enforced (write it anew when this fails)."""
     assert matrix() in DOCS.read_text(encoding="utf-8")
-
-
-def test_the_check_is_cheap():
-    """A key check costs microseconds: one hash, one look-up (bound generous, for machines under load)."""
-    guarded = gate(*(entry(f"k{n}", f"s{n}") for n in range(1000)))
-    headers = [
-        (b"host", b"x"),
-        (b"content-type", b"application/json"),
-        (b"content-length", b"100"),
-        *bearer("s500"),
-    ]
-    best = float("inf")
-    for _ in range(20):
-        began = time.perf_counter()
-        for _ in range(200):
-            guarded.leave(guarded.enter(headers, "10.0.0.1"), "m", 1, 1, failed=False)
-        best = min(best, (time.perf_counter() - began) / 200)
-    assert best < 20e-6, f"{best * 1e6:.1f} us"
 
 
 def test_problems_are_cortex_errors():
