@@ -20,14 +20,14 @@ class Held:
 
     Attributes:
         saved: its record on disk, where there is one.
-        stopping: ends it, once somebody asked for that.
+        stopping: ends it, once somebody asked for that; tells whether it did.
     """
 
     instance: Instance
     life: Life
     registered: Registered
     saved: EngineRecord | None = None
-    stopping: asyncio.Task[None] | None = None
+    stopping: asyncio.Task[bool] | None = None
 
 
 class Holdings:

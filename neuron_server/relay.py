@@ -76,7 +76,7 @@ class Relay:
             headers=headers,
             content=await request.body(),
         )
-        return _Relayed(self._http, upstream, self._runtime.relayed, instance.id)
+        return _Relayed(self._http, upstream, self._runtime.occupancy.relayed, instance.id)
 
 
 class _Relayed(Response):

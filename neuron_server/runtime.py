@@ -15,7 +15,7 @@ from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.errors import DoesNotFit
+from cortex_common.errors import DoesNotFit, StillBusy
 from cortex_common.hardware import Discovery, Health, HostWarning
 from cortex_common.harness import AttachedHarness, ProcessHarness
 from cortex_common.models import (
@@ -46,6 +46,7 @@ from neuron_server.harness.registry import Registered, Registry
 from neuron_server.holdings import Held, Holdings
 from neuron_server.journal import Journal
 from neuron_server.life import EngineLife, Life, port_is_free
+from neuron_server.occupancy import Occupancy
 from neuron_server.records import PastLoad, StateDir
 from neuron_server.unloading import until_freed, until_idle
 
@@ -68,7 +69,7 @@ class Runtime:
 
     Attributes:
         holdings: the instances.
-        relayed: requests that are relayed to each instance now.
+        occupancy: how busy they are.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Runtime:
         self.registry = registry
         self.changes = Changes()
         self.journal = Journal(clock, self.changes)
-        self.relayed: dict[InstanceId, int] = {}
+        self.occupancy = Occupancy()
         self._state = state
         self._clock = clock
         self._engine_host = engine_host
@@ -94,7 +95,7 @@ class Runtime:
         self._began = clock.monotonic()
         self._faults = Faults(self.journal)
         self._engine_warnings: tuple[HostWarning, ...] = ()
-        self._reader: asyncio.Task[None] | None = None
+        self._readers: tuple[asyncio.Task[None], ...] = ()
 
     # -- opening and closing ---------------------------------------------------------------
 
@@ -109,13 +110,18 @@ class Runtime:
             self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
         await self._find_attached()
         await self.measure()
-        self._reader = asyncio.create_task(self._keep_reading(), name="readings")
+        self._readers = (
+            asyncio.create_task(self._keep_reading(), name="readings"),
+            asyncio.create_task(
+                self.occupancy.watch(self.holdings, self.changes.publish), name="occupancy"
+            ),
+        )
 
     async def close(self) -> None:
         """Stop or keep the engines, as the configuration says."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
         keep = self.config.neuron.on_stop == "keep"
         kept = [h for h in self.holdings if keep or h.instance.attached]
         await asyncio.gather(*(held.life.let_go() for held in kept))
@@ -170,9 +176,11 @@ class Runtime:
 
         Raises:
             ModelNotFound: nothing of that name is here.
+            StillBusy: one is in use for longer, and may not be cut.
         """
         held = self.holdings.of_model(request.model_id, request.instance_id)
-        await asyncio.gather(*(self._stop(h, request.drain_seconds) for h in held))
+        drain_s, cut = request.drain_seconds, request.cut
+        await asyncio.gather(*(self._stop(h, drain_s, cut=cut) for h in held))
         return UnloadAnswer()
 
     def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointAnswer:
@@ -183,7 +191,7 @@ class Runtime:
             Unavailable: it is here, but not ready.
         """
         ready = self.holdings.ready(model_id)
-        best = min(ready, key=lambda i: (self.relayed.get(i.id, 0), i.started_at))
+        best = min(ready, key=lambda i: (self.occupancy.of(i.id), i.started_at))
         return EndpointAnswer(url=url_of(best), instance_id=best.id)
 
     def engine_url(self, instance: Instance) -> str:
@@ -197,7 +205,7 @@ class Runtime:
                 held.instance,
                 url_of(held.instance),
                 self._books.counted_mb(held.instance),
-                self.relayed.get(held.instance.id, 0),
+                self.occupancy.of(held.instance.id),
                 self._clock.unix(),
             )
             for held in self.holdings
@@ -332,16 +340,23 @@ class Runtime:
             weights_mb=harness.weights_mb(instance.spec) if new else None,
         )
 
-    async def _stop(self, held: Held, drain_s: float) -> None:
+    async def _stop(self, held: Held, drain_s: float, *, cut: bool = True) -> None:
         """Stop once, however many ask."""
         if held.stopping is None:
-            held.stopping = asyncio.create_task(self._stop_now(held, drain_s))
-        await asyncio.shield(held.stopping)
+            held.stopping = asyncio.create_task(self._stop_now(held, drain_s, cut=cut))
+        if not await asyncio.shield(held.stopping):
+            raise StillBusy.after(held.instance.id, drain_s)
 
-    async def _stop_now(self, held: Held, drain_s: float) -> None:
-        if held.instance.state is InstanceState.READY and drain_s > 0:
+    async def _stop_now(self, held: Held, drain_s: float, *, cut: bool) -> bool:
+        """Whether it was stopped: one that is in use and may not be cut takes requests again."""
+        serving = held.instance.state is InstanceState.READY
+        if serving and (drain_s > 0 or not cut):
             self.change(advance(held.instance, InstanceState.DRAINING))
-            await until_idle(self._clock, drain_s, lambda: self._in_flight(held))
+            idle = await until_idle(self._clock, drain_s, lambda: self.occupancy.ask(held))
+            if not idle and not cut and held.instance.state is InstanceState.DRAINING:
+                held.stopping = None
+                self.change(advance(held.instance, InstanceState.READY))
+                return False
         self.change(advance(held.instance, InstanceState.STOPPING))
         self.journal.note("unloading", instance=held.instance.id, model=held.instance.spec.model_id)
         self._remember(held.instance)
@@ -353,11 +368,7 @@ class Runtime:
         self._drop(held.instance.id)
         self.journal.note("unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
         self.changes.publish()
-
-    async def _in_flight(self, held: Held) -> int | None:
-        """Requests that we relay to an engine, or that it has of others, where it tells."""
-        own = await held.registered.harness.in_flight(held.life.url(held.instance.port))
-        return max(own or 0, self.relayed.get(held.instance.id, 0))
+        return True
 
     async def _free_now(self, devices: Sequence[int]) -> list[int]:
         await self.measure()

@@ -16,17 +16,19 @@ _NOISE_MB = 8
 
 async def until_idle(
     clock: Clock, within_s: float, in_flight: Callable[[], Awaitable[int | None]]
-) -> None:
-    """Wait until an engine has nothing to do, or the time is over.
+) -> bool:
+    """Wait until an engine has nothing to do, or the time is over; says whether it is idle.
 
     Two looks in a row must agree: a request may be on its way in. An engine that can't tell is not waited for.
     """
     deadline = clock.monotonic() + within_s
     idle = 0
-    while clock.monotonic() < deadline:
+    while True:
         idle = 0 if await in_flight() else idle + 1
         if idle == _IDLE_LOOKS:
-            return
+            return True
+        if not idle and clock.monotonic() >= deadline:
+            return False
         await asyncio.sleep(_IDLE_POLL_S)
 
 

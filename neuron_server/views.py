@@ -58,7 +58,7 @@ def health(
 
 
 def model_info(
-    instance: Instance, url: str, counted_mb: tuple[int, ...], relayed: int, now: float
+    instance: Instance, url: str, counted_mb: tuple[int, ...], in_flight: int, now: float
 ) -> ModelInfo:
     """One entry of GET /models.
 
@@ -66,7 +66,7 @@ def model_info(
         instance: what it is about.
         url: where its requests go.
         counted_mb: MiB that each of its devices lacks because of it.
-        relayed: requests that the node relays to it.
+        in_flight: requests on it, as far as the node knows.
         now: Unix seconds, for the time that is left of a load.
     """
     loading = instance.state is InstanceState.LOADING
@@ -90,7 +90,7 @@ def model_info(
         stage=instance.stage,
         eta_s=eta,
         load_seconds=instance.load_seconds,
-        in_flight=relayed,
+        in_flight=in_flight,
         error=instance.error,
         engine_version=instance.engine_version,
         served_as=instance.served_as,

@@ -15,6 +15,7 @@ Split by what the caller can do about it::
     │   ├── ModelNotFound            404  model_not_found
     │   └── NodeNotFound             404  node_not_found
     ├── Conflict                     409  conflict            look at the state, then decide
+    │   └── StillBusy                409  still_busy          allow its requests longer, or cancel them
     ├── Cancelled                    400  cancelled           nothing: an operator ended the request
     ├── Busy                         429  busy                wait (`retry_after`), then repeat
     │   └── RateLimited              429  rate_limited        the same, or ask for a key with higher limits
@@ -152,6 +153,22 @@ class Conflict(CortexError):
 
     code = "conflict"
     status = 409
+
+
+class StillBusy(Conflict):
+    """An instance had requests under way for longer than it may take to drain; details name it as `instance`."""
+
+    code = "still_busy"
+
+    @classmethod
+    def after(cls, instance: str, seconds: float) -> StillBusy:
+        """The error for an instance that was given so many seconds."""
+        return cls(
+            f"instance {instance} still answers requests after {seconds:.0f} s",
+            hints=("allow it longer, or cancel its requests",),
+            retry_after=5.0,
+            details={"instance": instance},
+        )
 
 
 class Cancelled(CortexError):

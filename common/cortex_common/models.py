@@ -75,11 +75,13 @@ class UnloadRequest(StrictWire):
 
     Attributes:
         drain_seconds: how long requests in flight may go on before the engine is stopped.
+        cut: what still goes on then is cut; else the unload is refused, and the instance takes requests again.
     """
 
     model_id: str
     instance_id: str | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 0.0
+    cut: bool = True
 
 
 class UnloadAnswer(Wire):
@@ -112,7 +114,8 @@ class ModelInfo(Wire):
         progress: share of the load that is done, 0 to 1, when the engine tells.
         eta_s: seconds until ready, from past loads on this host.
         load_seconds: what its load took.
-        in_flight: requests that the node itself relays to it now.
+        in_flight: requests on it, whoever sent them: those that the node relays, or what the engine told lately,
+            where that is more.
         error: why it failed, with the engine's last words.
         started_at: Unix seconds at which its load began.
     """

@@ -20,7 +20,9 @@ _NEXT: dict[InstanceState, frozenset[InstanceState]] = {
             InstanceState.FAILED,
         }
     ),
-    InstanceState.DRAINING: frozenset({InstanceState.STOPPING, InstanceState.FAILED}),
+    InstanceState.DRAINING: frozenset(
+        {InstanceState.STOPPING, InstanceState.FAILED, InstanceState.READY}
+    ),
     InstanceState.STOPPING: frozenset({InstanceState.STOPPED}),
     InstanceState.STOPPED: frozenset(),
     InstanceState.FAILED: frozenset({InstanceState.STOPPING}),

@@ -1,0 +1,70 @@
+"""An instance that somebody else uses: seen as busy, spared while others are idle, and never cut by an eviction."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from engines.neuron_rig import NeuronRig, fake, load, running, until
+
+from cortex_common.errors import StillBusy
+from cortex_common.models import InstanceState, UnloadRequest
+
+TOKEN = "only-for-this-test"
+AUTH = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
+    """A neuron that relays, so that it counts what the fake engine does not tell."""
+    directory = tmp_path_factory.mktemp("neuron")
+    yield from running(NeuronRig(directory, neuron=f'token = "{TOKEN}"', listen="0.0.0.0:0"))
+
+
+async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
+    """With `cut` off a busy instance stays, takes requests again and ends its stream whole; later it goes."""
+    async with (
+        rig.client(TOKEN) as client,
+        httpx.AsyncClient(headers=AUTH, timeout=30.0) as http,
+    ):
+        ready = await load(client, fake("slow", "--interval", "0.1", "--tokens", "15"))
+        assert ready.url is not None
+        body = {"messages": [], "stream": True, "stream_options": {"include_usage": True}}
+        url = f"{ready.url}/v1/chat/completions"
+        async with http.stream("POST", url, json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            busy = await until(client, lambda models: models[0].in_flight == 1)
+            assert busy[0].status is InstanceState.READY
+            request = UnloadRequest(model_id="slow", drain_seconds=0.2, cut=False)
+            with pytest.raises(StillBusy) as refused:
+                await client.unload(request)
+            assert refused.value.details["instance"] == ready.instance_id
+            assert (await client.models())[0].status is InstanceState.READY
+            data = [line[6:] async for line in lines if line.startswith("data: ")]
+        assert data[-1] == "[DONE]"
+        assert json.loads(data[-2])["usage"]["completion_tokens"] == 15
+        await client.unload(UnloadRequest(model_id="slow", drain_seconds=5.0, cut=False))
+        assert await client.models() == ()
+
+
+async def test_whoever_may_cut_ends_what_others_spare(rig: NeuronRig) -> None:
+    """An operator's unload, which may cut, comes through after its time although one that may not was refused."""
+    async with (
+        rig.client(TOKEN) as client,
+        httpx.AsyncClient(headers=AUTH, timeout=30.0) as http,
+    ):
+        ready = await load(client, fake("held", "--interval", "0.5", "--tokens", "200"))
+        url = f"{ready.url}/v1/chat/completions"
+        async with http.stream("POST", url, json={"messages": [], "stream": True}) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            with pytest.raises(StillBusy):
+                await client.unload(UnloadRequest(model_id="held", cut=False))
+            async with asyncio.timeout(10):
+                await client.unload(UnloadRequest(model_id="held", drain_seconds=0.2))
+        assert await client.models() == ()
