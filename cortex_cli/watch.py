@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cortex_cli.client import connect
 from cortex_common.errors import AuthenticationFailed, CortexError, PermissionRefused
 from cortex_common.fleet import FleetSnapshot
+from cortex_common.trail import TrailEntry
 
 if TYPE_CHECKING:
     from cortex_common.operator_client import OperatorClient
 
 T = TypeVar("T")
+
+FROM_THE_FIRST = "0.0"
+"""An event id before all others."""
 
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 _LONGEST_BACKOFF_S = 10.0
@@ -36,19 +41,29 @@ class Lost:
     retry_in_s: float
 
 
-async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, None]:
-    """Every change of the fleet; after each loss of the gateway, attempts with growing pauses.
+async def news(
+    gateway: str | None, *, again: bool = False
+) -> AsyncGenerator[FleetSnapshot | TrailEntry | Lost, None]:
+    """Every change of the fleet and entry of the trail; after each loss of the gateway, attempts with growing pauses.
+
+    Args:
+        gateway: URL or context.
+        again: begin with the entries that the gateway still has, not with the next one.
 
     Raises:
         AuthenticationFailed, PermissionRefused: waiting would not help.
     """
+    # httpx comes with it, which `--help` does without.
+    from cortex_common.http import Bookmark
+
+    bookmark = Bookmark(FROM_THE_FIRST if again else None)
     pause = 0.5
     while True:
         try:
             async with connect(gateway) as client:
-                async for snapshot in client.fleet_events():
+                async for seen in client.news(bookmark):
                     pause = 0.5
-                    yield snapshot
+                    yield seen
             why = "the gateway ended the stream"
         except (AuthenticationFailed, PermissionRefused):
             raise
@@ -59,11 +74,19 @@ async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, No
         pause = min(_LONGEST_BACKOFF_S, pause * 2)
 
 
+async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, None]:
+    """`news` without the trail."""
+    async with aclosing(news(gateway)) as told:
+        async for seen in told:
+            if not isinstance(seen, TrailEntry):
+                yield seen
+
+
 async def watch(gateway: str | None, draw: Callable[[FleetSnapshot], str]) -> None:
     """Draw until interrupted: in place on a terminal, else one drawing after another."""
     async for seen in follow(gateway):
         if isinstance(seen, Lost):
-            _say_lost(seen)
+            say_lost(seen)
             continue
         _write(draw(seen))
         if sys.stdout.isatty():
@@ -89,7 +112,7 @@ async def poll(
             except (AuthenticationFailed, PermissionRefused):
                 raise
             except CortexError as lost:
-                _say_lost(Lost(lost.message, _POLL_S))
+                say_lost(Lost(lost.message, _POLL_S))
             else:
                 if text != before:
                     _write(text)
@@ -97,7 +120,8 @@ async def poll(
             await asyncio.sleep(_POLL_S)
 
 
-def _say_lost(lost: Lost) -> None:
+def say_lost(lost: Lost) -> None:
+    """Tell the person that the gateway is away."""
     sys.stderr.write(f"lost: {lost.why}; trying again in {lost.retry_in_s:.1f}s\n")
 
 

@@ -1,62 +1,89 @@
-"""`cortex events`: what happens in the fleet, as it happens."""
+"""`cortex events`: what was decided about the fleet, by whom and why."""
 
 from __future__ import annotations
 
-import json as json_text
 import sys
-from dataclasses import asdict
-from datetime import datetime
+import time
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Annotated
 
 import typer
 
 from cortex_cli import options
-from cortex_cli.changes import Change, changes
-from cortex_cli.client import run
+from cortex_cli.actions import seconds_of
+from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output
-from cortex_cli.paint import Paint
-from cortex_cli.render.fleet import state_tone
-from cortex_cli.render.table import printable
-from cortex_cli.watch import Lost, follow
-from cortex_common.fleet import FleetSnapshot
+from cortex_cli.output import Output, as_text
+from cortex_cli.render.trail import TRAIL, entry_line
+from cortex_cli.watch import Lost, news, say_lost
+from cortex_common.trail import TrailEntry
 
 app = verb()
 
 
 @app.command(
-    epilog="Examples: `cortex events`, `cortex events -o jsonl | jq .text`, `cortex events --about qwen`"
+    epilog="Examples: `cortex events -w`, `cortex events --since 1h --type evict -o jsonl`"
 )
 def events(
     *,
-    about: Annotated[str, typer.Option(help="Only what has this word in its subject")] = "",
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only of the last time, like 10m or 2h")
+    ] = None,
+    type_: Annotated[
+        str, typer.Option("--type", metavar="WORD", help="Only with this word in the event's name")
+    ] = "",
+    about: Annotated[
+        str, typer.Option(help="Only with these words in model, node, actor or reason")
+    ] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on with what comes, until interrupted")
+    ] = False,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
+    no_headers: options.NoHeaders = False,
 ) -> None:
-    """Follow what happens in the fleet."""
-    run(_follow(gateway, about, chosen(output, as_json=json, quiet=False)))
+    """Show what happened in the fleet, by whose wish and why."""
+    first = time.time() - seconds_of(since, "--since") if since else None
+    form = chosen(output, as_json=json, quiet=False)
+
+    def wanted(entry: TrailEntry) -> bool:
+        return type_ in entry.event and entry.holds(about) and entry.at >= (first or 0.0)
+
+    if watch:
+        run(_follow(gateway, wanted, form, again=first is not None))
+        return
+    found = [entry for entry in run(_trail(gateway)) if wanted(entry)]
+    if text := as_text(TRAIL, found, form, paint=stdout_paint(), headers=not no_headers):
+        sys.stdout.write(f"{text}\n")
+    elif form in {Output.TABLE, Output.WIDE}:
+        say(TRAIL.nothing)
 
 
-async def _follow(gateway: str | None, about: str, form: Output) -> None:
+async def _trail(gateway: str | None) -> tuple[TrailEntry, ...]:
+    async with connect(gateway) as client:
+        return await client.trail()
+
+
+async def _follow(
+    gateway: str | None, wanted: Callable[[TrailEntry], bool], form: Output, *, again: bool
+) -> None:
+    """Write entries as they come; `again`: those before, too."""
     paint = stdout_paint()
-    before: FleetSnapshot | None = None
-    async for seen in follow(gateway):
-        if isinstance(seen, Lost):
-            say(f"lost: {seen.why}; trying again in {seen.retry_in_s:.1f}s")
-            continue
-        for change in changes(before, seen):
-            if about in change.subject:
-                sys.stdout.write(f"{_line(change, form, paint)}\n")
-        sys.stdout.flush()
-        before = seen
-
-
-def _line(change: Change, form: Output, paint: Paint) -> str:
-    if form in {Output.TABLE, Output.WIDE}:
-        at = datetime.fromtimestamp(change.at).astimezone().isoformat(timespec="seconds")
-        return f"{paint.dim(at)}  {paint.tone(printable(change.text), state_tone(change.state))}"
-    if form is Output.NAME:
-        return change.subject
-    return json_text.dumps(asdict(change), ensure_ascii=False)
+    # A document that never ends can't be read by anybody; one object a line can.
+    live = Output.JSONL if form in {Output.JSON, Output.YAML} else form
+    async with aclosing(news(gateway, again=again)) as told:
+        async for seen in told:
+            if isinstance(seen, Lost):
+                say_lost(seen)
+            elif isinstance(seen, TrailEntry) and wanted(seen):
+                tabular = live in {Output.TABLE, Output.WIDE}
+                text = (
+                    entry_line(seen, paint)
+                    if tabular
+                    else as_text(TRAIL, [seen], live, paint=paint)
+                )
+                sys.stdout.write(f"{text}\n")
+                sys.stdout.flush()
