@@ -1,6 +1,6 @@
 """The plain face: the inference routes as an ASGI application, for whatever is not diverted.
 
-Used for HTTP/1.0, Expect: 100-continue, pipelined requests, and under any ASGI server. The decisions are those of
+Used for Expect: 100-continue, pipelined requests, and under any ASGI server. The decisions are those of
 `Exchange`; only reading and writing differ from `diverted`.
 """
 

@@ -2,8 +2,8 @@
 
 uvicorn parses the request as always. When the headers of an inference request are complete, we do not start an ASGI
 task but an `Exchange`, and write to the transport ourselves: no task, no queue, no event per piece. Measured
-against plain ASGI this halves a request's cost. What is not diverted (HTTP/1.0, Expect: 100-continue, a pipelined
-request, any other path) takes uvicorn's own way, where `asgi` is the face for the same routes.
+against plain ASGI this halves a request's cost. What is not diverted (Expect: 100-continue, a pipelined request, any
+other path) takes uvicorn's own way, where `asgi` is the face for the same routes.
 
 Works with uvicorn 0.32 to 0.54; `compatible` says at start whether what we lean on is there.
 """
@@ -143,16 +143,20 @@ class Diverted:
         """See `Downstream`."""
         if not self.complete and not self._ends_soon:
             self.keep_alive = False
-        self._chunked = length is None
+        self._chunked = length is None and self._protocol.parser.get_http_version() != "1.0"
         lines = [STATUS_LINE[status]]
         for name, value in self._protocol.server_state.default_headers:
             lines += (name, b": ", value, b"\r\n")
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
-        if length is None:
+        if length is not None:
+            lines.append(b"content-length: %d\r\n" % length)
+        elif self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
-            lines.append(b"content-length: %d\r\n" % length)
+            self.keep_alive = (
+                False  # to HTTP/1.0 only the end of the connection can tell the end of the body
+            )
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
@@ -222,7 +226,6 @@ class DivertingProtocol(PatientProtocol):
             or (current is not None and not current.response_complete)
             or self.expect_100_continue
             or self.parser.get_method() != b"POST"
-            or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
         ):
             self._receiving = None

@@ -1,0 +1,127 @@
+"""Bodies of every size and cutting reach the engine as they were, and answers the client."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+import httpx
+import pytest
+from rigs.engine import STREAM, Call, chunked, scripted_engine, whole
+from rigs.plane import FACES, running_plane
+
+
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    """Each test runs through the diverted and through the plain ASGI face."""
+    return str(request.param)
+
+
+def body_of(size: int) -> bytes:
+    """A JSON body of at least that size."""
+    return json.dumps({"model": "m", "messages": [], "pad": "é" * (size // 2)}).encode()
+
+
+async def digest(call: Call) -> None:
+    """Answers with the hash of what came."""
+    await call.send(whole(hashlib.sha256(call.body).hexdigest().encode()))
+
+
+@pytest.mark.parametrize("size", [0, 1000, 70_000, 5 << 20])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_body_of_any_size_reaches_the_engine_unchanged(face, size, framing):
+    """With a length or in chunks, a few bytes or megabytes."""
+    body = body_of(size)
+    async with (
+        scripted_engine(digest) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+        if framing == "length":
+            writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        else:
+            pieces = [body[at : at + 65_521] for at in range(0, len(body), 65_521)]
+            writer.write(head + b"transfer-encoding: chunked\r\n\r\n")
+            writer.write(chunked(*pieces) + b"0\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(64) == hashlib.sha256(body).hexdigest().encode()
+        writer.close()
+        await rig.settled()
+
+
+async def test_a_body_that_comes_byte_by_byte_is_the_same_body(face):
+    """A slow writer costs nothing but time."""
+    body = body_of(40)
+    async with (
+        scripted_engine(digest) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+            len(body),
+            body,
+        )
+        for at in range(len(request)):
+            writer.write(request[at : at + 1])
+            await writer.drain()
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(64) == hashlib.sha256(body).hexdigest().encode()
+        writer.close()
+        await rig.settled()
+
+
+@pytest.mark.parametrize("piece", [1, 7, 4096, 1 << 20])
+async def test_an_answer_is_the_same_however_the_engine_cuts_it(face, piece):
+    """From single bytes to a mebibyte a write."""
+    answer = json.dumps({"object": "list", "data": ["é" * min(piece * 40, 1 << 20)]}).encode()
+
+    async def pieces(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for at in range(0, len(answer), piece):
+            await call.send(chunked(answer[at : at + piece]))
+        await call.send(b"0\r\n\r\n")
+
+    async with (
+        scripted_engine(pieces) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        async with httpx.AsyncClient(base_url=rig.url) as client:
+            got = await client.post("/v1/embeddings", json={"model": "m", "input": "x"})
+        assert got.content == answer
+        await rig.settled()
+
+
+async def test_an_http_1_0_client_gets_no_chunks():
+    """The end of the connection ends its answer, streamed or not, since it knows no chunks."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        body = b'{"model":"m","messages":[],"stream":true,"stream_options":{"include_usage":true}}'
+        head = b"POST /v1/chat/completions HTTP/1.0\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        answer = await reader.read()
+        assert b"transfer-encoding" not in answer
+        assert answer.partition(b"\r\n\r\n")[2] == STREAM
+        writer.close()
+        await rig.settled()
+
+
+async def test_a_client_that_closes_in_its_body_leaves_nothing_behind(face):
+    """Half a request is no request: no engine hears of it, and nothing stays under way."""
+    async with (
+        scripted_engine(digest) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        await writer.drain()
+        async with asyncio.timeout(5):
+            while not rig.plane.active:
+                await asyncio.sleep(0)
+        writer.close()
+        await rig.settled()
+        assert engine.calls == []
