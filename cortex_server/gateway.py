@@ -34,6 +34,7 @@ from cortex_server.lifecycle.conductor import Conductor
 from cortex_server.lifecycle.renewal import Renewal
 from cortex_server.lifecycle.verbs import Verbs
 from cortex_server.metrics import Metrics
+from cortex_server.otel import spans
 from cortex_server.reload import Reloader
 from cortex_server.serving import Server, listening, server, url_of
 from cortex_server.store import Store, store_path
@@ -90,6 +91,7 @@ class Gateway:
         self.gate = Gate(Keyring(), insecure=config.gateway.insecure, usage=usage)
         records = Records(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
         self.desk = Desk(self.gate.keyring, usage, records, config.keys)
+        self._spans = spans(os.environ)
         self.plane = DataPlane(
             self.fleet,
             self.conductor,
@@ -97,6 +99,7 @@ class Gateway:
             config.gateway,
             gate=self.gate,
             limits=config.limits,
+            spans=self._spans,
         )
         self._verbs = Verbs(self.fleet, self.conductor, clock)
         self.app = create_app(
@@ -156,6 +159,8 @@ class Gateway:
                 self.plane.close()
                 self._store.close()
                 self.desk.close()
+                if self._spans is not None:
+                    await asyncio.to_thread(self._spans.close)
 
     def _look_after(self, task: asyncio.Task[None]) -> None:
         """Without one of its parts a gateway only looks alive: better that it ends, and is started anew."""

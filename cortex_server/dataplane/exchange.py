@@ -49,6 +49,7 @@ from cortex_server.dataplane.headers import (
 from cortex_server.dataplane.routes import Asked, Route
 from cortex_server.dataplane.settlement import settle
 from cortex_server.dataplane.trace import Trace
+from cortex_server.dataplane.traceparent import begin
 from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.state import Target
 
@@ -119,6 +120,8 @@ class Exchange:
         self._loop = plane.loop
         now = self._loop.time()
         self.trace = Trace(route, request_id(headers), started=now, last_byte=now)
+        if plane.spans is not None:
+            self.trace.span = begin(headers)
         self._dialogue: Dialogue | None = None
         self._coldstart: ColdStart | None = None
         self._attempt: Attempt | None = None
@@ -328,8 +331,10 @@ class Exchange:
         trace.dropped = dialogue.dropped
         plane.fleet.acquire(target)
         endpoint = plane.pool.endpoint(target.url)
-        head = engine_request(endpoint, dialogue.path, self.headers, len(body), trace.ident)
         trace.last_byte = self._loop.time()
+        head = engine_request(
+            endpoint, dialogue.path, self.headers, len(body), trace.ident, trace.asked()
+        )
         attempt = Attempt(plane.pool, target, head, body, self, self._elsewhere)
         self._attempt = attempt
         if self._full:

@@ -58,14 +58,22 @@ def priority(headers: Headers) -> int:
 
 
 def engine_request(
-    endpoint: Endpoint, path: str, headers: Headers, length: int, ident: bytes
+    endpoint: Endpoint,
+    path: str,
+    headers: Headers,
+    length: int,
+    ident: bytes,
+    traceparent: bytes | None = None,
 ) -> bytes:
-    """The head of the request that an engine gets."""
+    """The head of the request that an engine gets; `traceparent` stands in the place of the client's."""
     lines = [
         b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b"
         % (endpoint.prefix, path.encode(), endpoint.authority, length, ident)
     ]
     lines += [b"%b: %b" % (name, value) for name, value in headers if name in TO_ENGINE]
+    if traceparent is not None:
+        lines = [line for line in lines if not line.startswith(b"traceparent:")]
+        lines.append(b"traceparent: " + traceparent)
     if endpoint.authorization is not None:
         lines.append(b"authorization: " + endpoint.authorization)
     lines.append(b"\r\n")

@@ -20,6 +20,7 @@ from cortex_server.dataplane.journal import Journal
 from cortex_server.dataplane.upstream import Pool
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics import Metrics
+from cortex_server.otel import Spans
 
 _LAG_EVERY_S = 0.25
 
@@ -71,6 +72,7 @@ class DataPlane:
         settings: limits and timeouts.
         gate: who may ask; by default whoever is on this host.
         limits: how much at once.
+        spans: who is told of requests as parts of distributed traces.
 
     Attributes:
         retries: how many second tries are left.
@@ -87,6 +89,7 @@ class DataPlane:
         *,
         gate: Gate | None = None,
         limits: LimitsSection | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.fleet = fleet
         self.loads = loads
@@ -94,6 +97,7 @@ class DataPlane:
         self.settings = settings
         self.gate = gate or Gate()
         self.limits = limits or LimitsSection()
+        self.spans = spans
         self.loop = asyncio.get_running_loop()
         self.turnstile = Turnstile(self.loop, self.limits)
         metrics.queue = lambda: (self.turnstile.inside, self.turnstile.waiting)

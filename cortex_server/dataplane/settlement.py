@@ -68,9 +68,10 @@ def settle(
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
     name = key.name if key else None
-    plane.journal.write(
-        trace.line(now, key=name, model=model, target=target, answer=answer, error=error)
-    )
+    line = trace.line(now, key=name, model=model, target=target, answer=answer, error=error)
+    plane.journal.write(line)
+    if plane.spans is not None and trace.span is not None:
+        plane.spans.ended(trace.span, line, trace.started, now)
 
 
 def _judge(fleet: Fleet, target: Target, status: int, error: str | None) -> None:

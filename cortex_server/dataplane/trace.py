@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from cortex_server.dataplane.answers import Answer
 from cortex_server.dataplane.journal import RequestLine
 from cortex_server.dataplane.routes import Route
+from cortex_server.dataplane.traceparent import Span
 from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.state import Target
 
@@ -26,6 +27,7 @@ class Trace:
         reason: why it went to its instance.
         dropped: what of the request its engine was not told.
         status: HTTP status of the engine; 0 before its head has come.
+        span: its place in a distributed trace; None where nobody follows it.
     """
 
     route: Route
@@ -38,6 +40,7 @@ class Trace:
     reason: bytes = b""
     dropped: tuple[str, ...] = ()
     status: int = 0
+    span: Span | None = None
 
     def labels(self, target: Target | None) -> Headers:
         """The headers by which a client can tell what happened to its request."""
@@ -50,6 +53,13 @@ class Trace:
             labels += target.labels
             labels.append((b"x-cortex-route", self.reason))
         return labels
+
+    def asked(self) -> bytes | None:
+        """The engine is being asked: the traceparent that it gets, where anybody follows the trace."""
+        if self.span is None:
+            return None
+        self.span.asked_at = self.last_byte
+        return self.span.traceparent
 
     @property
     def first_s(self) -> float | None:
