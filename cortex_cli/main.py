@@ -58,8 +58,9 @@ COMMANDS = {
     "doctor": Entry(
         "doctor",
         "Running cortex",
-        "Check host, configuration, gateway and nodes",
+        "Find what is wrong with the fleet, or for a kind of client",
     ),
+    "env": Entry("env", "Running cortex", "Print the settings that point a client at the gateway"),
     "context": Entry("context", "Running cortex", "Choose between gateways"),
     "keys": Entry("keys", "Running cortex", "Make, list and revoke API keys"),
     "usage": Entry(

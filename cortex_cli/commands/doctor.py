@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli import options
+from cortex_cli import complete, options
 from cortex_cli.client import connect, run, target
 from cortex_cli.config_files import File, read_any, system_file
 from cortex_cli.doctor import (
@@ -28,6 +28,7 @@ from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text
 from cortex_cli.paint import Paint
+from cortex_cli.probes.kinds import Client
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, CortexError
 from cortex_common.fleet import FleetSnapshot
@@ -36,17 +37,32 @@ app = verb()
 
 
 @app.command(
-    epilog="Ends with 1 when something is broken. Examples: `cortex doctor`, `cortex doctor --strict -o json`"
+    epilog="Ends with 1 when something is broken. Examples: `cortex doctor`, `cortex doctor --strict -o json`, "
+    "`cortex doctor --client claude-code --model qwen3`"
 )
 def doctor(
     *,
+    client: Annotated[
+        Client | None,
+        typer.Option(help="Ask a model for all that this client needs, instead"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Which one; default: one that is ready", autocompletion=complete.models),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors")] = False,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Check host, configuration, gateway and nodes."""
-    findings = [*_config(), *host_checks(_disk()), *_gateway(gateway)]
+    """Find what is wrong with the fleet, or for a kind of client.
+
+    Checks host, configuration, gateway and nodes; with --client, asks a model for all that such a client needs.
+    """
+    if client is None:
+        findings = [*_config(), *host_checks(_disk()), *_gateway(gateway)]
+    else:
+        findings = _client(gateway, client, model)
     text = as_text(
         FINDINGS, findings, chosen(output, as_json=json, quiet=False), paint=stdout_paint()
     )
@@ -88,6 +104,12 @@ def _gateway(gateway: str | None) -> list[Finding]:
         hint = said[-1].removeprefix("hint: ") if len(said) > 1 else ""
         return [error("gateway", failed.message, hint)]
     return [ok("gateway", where.url), *fleet_checks(fleet, __version__)]
+
+
+def _client(gateway: str | None, client: Client, model: str | None) -> list[Finding]:
+    from cortex_cli.probes.session import probe
+
+    return run(probe(target(gateway, os.environ), client, model))
 
 
 async def _fleet(gateway: str | None) -> FleetSnapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import ScriptedEngine, scripted_engine
 from rigs.plane import PlaneRig, running_plane
 
+from cortex_cli.client import Target
+from cortex_cli.settings import claude_code
 from cortex_common.config.catalogue import ModelProfile
 
 BINARY = obtain(CLAUDE_CODE)
@@ -25,18 +28,12 @@ pytestmark = [
 PROFILE = ModelProfile(id="org/local", harness="scripted", aliases=("claude-*",))
 
 
-async def turn(rig: PlaneRig, home: Path, *arguments: str) -> Ended:
+async def turn(rig: PlaneRig, home: Path, prompt: str, model: str = "org/local") -> Ended:
     """One `claude -p`, as `cortex env claude-code` sets it up."""
     assert isinstance(BINARY, Path)
-    environ = {
-        "ANTHROPIC_BASE_URL": rig.url,
-        "ANTHROPIC_AUTH_TOKEN": "k",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "ENABLE_TOOL_SEARCH": "false",
-    }
-    return await run(
-        BINARY, "-p", *arguments, "--output-format", "json", home=home, environ=environ
-    )
+    lines = claude_code(Target(rig.url, "k"), model, 65536).splitlines()
+    environ = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+    return await run(BINARY, "-p", prompt, "--output-format", "json", home=home, environ=environ)
 
 
 async def nothing_left(rig: PlaneRig) -> None:
@@ -56,7 +53,7 @@ async def test_a_text_turn(tmp_path: Path) -> None:
         scripted_engine(say(SAY)) as engine,
         running_plane({"org/local": engine.url}, profiles=[PROFILE]) as rig,
     ):
-        ended = await turn(rig, tmp_path, "say hello", "--model", "claude-local")
+        ended = await turn(rig, tmp_path, "say hello", "claude-local")
         await nothing_left(rig)
         sent = asked(engine.calls[0])
     assert ended.code == 0, ended.err
@@ -82,7 +79,7 @@ async def test_a_tool_turn(tmp_path: Path) -> None:
         scripted_engine(in_turn(say(calls), say(SAY))) as engine,
         running_plane({"org/local": engine.url}, profiles=[PROFILE]) as rig,
     ):
-        ended = await turn(rig, tmp_path, "read both", "--model", "org/local")
+        ended = await turn(rig, tmp_path, "read both")
         await nothing_left(rig)
         found = {m["tool_call_id"]: m["content"] for m in results(engine)}
     assert ended.code == 0, ended.err
@@ -100,7 +97,7 @@ async def test_an_error_turn(tmp_path: Path) -> None:
         scripted_engine(answer({"error": overflow}, b"400 Bad Request")) as engine,
         running_plane({"org/local": engine.url}, profiles=[PROFILE]) as rig,
     ):
-        ended = await turn(rig, tmp_path, "say hello", "--model", "org/local")
+        ended = await turn(rig, tmp_path, "say hello")
         await nothing_left(rig)
         assert len(engine.calls) == 1
     assert ended.code == 1

@@ -13,6 +13,9 @@ from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import scripted_engine
 from rigs.plane import PlaneRig, running_plane
 
+from cortex_cli.client import Target
+from cortex_cli.settings import codex
+
 BINARY = obtain(CODEX)
 pytestmark = [
     pytest.mark.npm,
@@ -26,11 +29,8 @@ async def turn(rig: PlaneRig, home: Path, prompt: str) -> Ended:
     assert isinstance(BINARY, Path)
     folder = home / ".codex"
     folder.mkdir()
-    (folder / "config.toml").write_text(
-        'model = "org/local"\nmodel_provider = "cortex"\n'
-        '[model_providers.cortex]\nname = "cortex"\n'
-        f'base_url = "{rig.url}/v1"\nenv_key = "CORTEX_API_KEY"\nwire_api = "responses"\n'
-    )
+    settings = codex(Target(rig.url, "k"), "org/local", 8192, "cortex")
+    (folder / "config.toml").write_text(settings)
     flags = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
     environ = {"CODEX_HOME": str(folder), "CORTEX_API_KEY": "k"}
     return await run(BINARY, "exec", *flags, prompt, home=home, environ=environ)
