@@ -40,10 +40,10 @@ class Span:
 def begin(headers: Headers) -> Span:
     """The span of a request: in its caller's trace, or in a new one."""
     # Ids must differ, not be unguessable.
-    own, engine = random.getrandbits(64) | 1, random.getrandbits(64) | 1  # noqa: S311
+    own, engine = random.getrandbits(64) | 1, random.getrandbits(64) | 1
     for name, value in headers:
         if name == b"traceparent" and (found := _TRACEPARENT.fullmatch(value)):
             trace, parent = int(found[1], 16), int(found[2], 16)
             if trace and parent:
                 return Span(trace, parent, own, engine, bool(int(found[3], 16) & 1))
-    return Span(random.getrandbits(128) | 1, 0, own, engine, True)  # noqa: S311
+    return Span(random.getrandbits(128) | 1, 0, own, engine, True)
