@@ -44,7 +44,7 @@ class Collector:
 
 
 async def test_a_request_is_two_spans_in_its_callers_trace(tmp_path):
-    """The engine's span hangs under the gateway's, and that under the caller's; an unsampled trace is only passed on."""
+    """The engine's span hangs under the gateway's, and that under the caller's; an unsampled one is only passed on."""
     collector = Collector()
     server = await asyncio.start_server(collector.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
