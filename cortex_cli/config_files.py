@@ -116,16 +116,16 @@ def kind_of(path: Path) -> File:
 
 def warnings(gateway: GatewayConfig, catalogue: Catalogue) -> list[str]:
     """What is allowed but hardly meant."""
-    nodes = {n.name for n in gateway.neurons}
+    nodes = {n.name for n in gateway.nodes}
     found = [
         f"model {m.id}: pinned_on names {name!r}, which is no neuron here"
         for m in catalogue.models
         for name in m.pinned_on
         if nodes and name not in nodes
     ]
-    if not gateway.neurons:
+    if not gateway.nodes:
         found.append("no [[neurons]]: the gateway has nobody to send requests to")
-    if not catalogue.models:
+    if not catalogue.models and not gateway.upstreams:
         found.append("no [[models]]: clients have no model to ask for")
     return found
 

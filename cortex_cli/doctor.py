@@ -147,7 +147,7 @@ def _node(node: NodeView, now: float) -> list[Finding]:
         if device.health is DeviceHealth.LOST:
             hint = "look into the kernel's log for Xid; the host may need a restart"
             found.append(error(f"device {node.name}/{device.index}", device.reason or "lost", hint))
-    if not node.devices:
+    if not node.devices and not node.upstream:
         hint = "is the driver loaded? [cpu] offer = true offers its RAM"
         found.append(warning(name, "offers no device", hint))
     if node.cordoned:
@@ -164,6 +164,8 @@ def _models(fleet: FleetSnapshot) -> list[Finding]:
         for m in failed
     ]
     served = {h for n in fleet.nodes for h in n.harnesses}
+    if served:
+        served |= {i.harness for i in fleet.instances()}
     found += [
         warning(f"model {m.id}", f"no node has the harness {m.harness}", "name it in a neuron.toml")
         for m in fleet.models

@@ -92,9 +92,10 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A host that runs a neuron.
+    """A host that runs a neuron, or a server of somebody else.
 
     Attributes:
+        upstream: it has no neuron: nothing is loaded or ended there.
         reason: why it is not up.
         seen_at: Unix seconds of the last message from it.
         cordoned: no new instances are placed on it.
@@ -116,6 +117,7 @@ class NodeView:
     instances: tuple[InstanceView, ...] = ()
     warnings: tuple[str, ...] = ()
     cordoned: bool = False
+    upstream: bool = False
 
 
 class ModelState(StrEnum):

@@ -326,6 +326,7 @@ class Fleet:
             reason=record.reason,
             seen_at=record.seen_at,
             cordoned=record.cordoned,
+            upstream=isinstance(record.entry, UpstreamEntry),
         )
         found = record.discovery
         if found is not None:
