@@ -52,7 +52,7 @@ class InstanceView:
     """One loaded copy of a model.
 
     Attributes:
-        in_flight: requests that this gateway has under way on it.
+        in_flight: requests under way on it: this gateway's, and those of others that its node tells of.
         last_used: Unix seconds at which its last request ended (its load, before the first).
         pinned: never evicted, by the profile or by an operator.
         reason: why the scheduler put it there.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_server.dataplane.upstream import Connection, Pool, Receiver
-from cortex_server.fleet.state import Target
+from cortex_server.fleet.targets import Target
 
 log = logging.getLogger("cortex.requests")
 

@@ -13,7 +13,7 @@ from cortex_server.core.affinity import Affinity
 from cortex_server.core.pick import pick, pick_with_affinity
 from cortex_server.dataplane.dialogues import Dialogue
 from cortex_server.dataplane.upstream import Headers
-from cortex_server.fleet.state import Target
+from cortex_server.fleet.targets import Target
 
 MOST_SESSIONS = 20_000
 

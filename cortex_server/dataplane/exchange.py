@@ -51,7 +51,7 @@ from cortex_server.dataplane.settlement import settle
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.traceparent import begin
 from cortex_server.dataplane.upstream import Headers
-from cortex_server.fleet.state import Target
+from cortex_server.fleet.targets import Target
 
 if TYPE_CHECKING:
     from cortex_server.dataplane.plane import DataPlane

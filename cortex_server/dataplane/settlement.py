@@ -9,7 +9,8 @@ from cortex_common.models import ModelId
 from cortex_server.auth.keys import Key
 from cortex_server.dataplane.answers import Answer
 from cortex_server.dataplane.trace import Trace
-from cortex_server.fleet.state import Fleet, Target
+from cortex_server.fleet.state import Fleet
+from cortex_server.fleet.targets import Target
 from cortex_server.metrics import NOWHERE
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from cortex_server.dataplane.journal import RequestLine
 from cortex_server.dataplane.routes import Route
 from cortex_server.dataplane.traceparent import Span
 from cortex_server.dataplane.upstream import Headers
-from cortex_server.fleet.state import Target
+from cortex_server.fleet.targets import Target
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
@@ -25,70 +25,13 @@ from cortex_common.fleet import (
 from cortex_common.hardware import Discovery
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
-from cortex_server.core.breaker import Breaker, Standing
+from cortex_server.core.breaker import Standing
 from cortex_server.core.names import Names
-from cortex_server.dialects.traits import EngineTraits, traits_of
+from cortex_server.fleet.targets import Target, Targets
 from cortex_server.fleet.views import device_views, instance_view, model_views
-from cortex_server.metrics import Metrics, Series
+from cortex_server.metrics import Metrics
 
 log = logging.getLogger("cortex.fleet")
-
-
-@dataclass(slots=True, eq=False)
-class Counts:
-    """What one instance did for this gateway since it was loaded."""
-
-    requests: int = 0
-    errors: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-
-    def add(self, tokens_in: int, tokens_out: int, *, failed: bool) -> None:
-        """Count a request that ended there."""
-        self.requests += 1
-        self.errors += failed
-        self.tokens_in += tokens_in
-        self.tokens_out += tokens_out
-
-
-@dataclass(slots=True, eq=False)
-class Target:
-    """One ready instance as the data plane uses it: where to send, and how busy it is.
-
-    Attributes:
-        url: base URL, so that url + "/v1/chat/completions" is the route.
-        slots: requests that the engine computes side by side.
-        in_flight: requests of this gateway under way on it.
-        last_used: Unix seconds at which its last request ended.
-        series: the counters of its model on its node.
-        served_as: the model's name as its engine knows it.
-        retries: a request that fails here before its first byte may go elsewhere.
-        harness: the kind of its engine.
-        traits: how that must be spoken to.
-        context: tokens that a request may use; None where unknown.
-        labels: the response headers that name it.
-        breaker: its record of failures.
-        counts: what it did.
-    """
-
-    id: InstanceId
-    model: ModelId
-    node: str
-    url: str
-    slots: int
-    series: Series
-    harness: str
-    context: int | None
-    traits: EngineTraits
-    labels: tuple[tuple[bytes, bytes], ...]
-    last_used: float
-    served_as: str
-    retries: bool = True
-    draining: bool = False
-    in_flight: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    breaker: Breaker = field(default_factory=Breaker)
-    counts: Counts = field(default_factory=Counts)
 
 
 @dataclass(slots=True)
@@ -123,8 +66,9 @@ class Fleet:
         self._clock = clock
         self.metrics = metrics
         self.started_at = clock.unix()
-        self._targets: dict[InstanceId, Target] = {}
-        self._ready: dict[str, list[Target]] = {}
+        self._targets = Targets(clock, metrics)
+        self._targets.use_nodes(self._nodes)
+        self._views: dict[str, NodeView] = {}
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
         self._listeners: list[Callable[[], None]] = []
         self._version = 0
@@ -137,7 +81,7 @@ class Fleet:
 
     def ready(self, model: str) -> list[Target]:
         """Instances of the model that take requests now; not to be changed by the caller."""
-        return self._ready.get(model, _NOBODY)
+        return self._targets.ready(model)
 
     def profile(self, model: str) -> ModelProfile | None:
         """The profile of a model id."""
@@ -146,27 +90,24 @@ class Fleet:
     def known(self, name: str) -> ModelId | None:
         """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
         found = self.names.resolve(name)
-        if found is None and (name in self._ready or self._held(name)):
+        if found is None and self._targets.holds(name):
             return ModelId(name)
         return found
-
-    def _held(self, model: str) -> bool:
-        """Whether an instance of the model is there, be it one that takes no requests now."""
-        return any(target.model == model for target in self._targets.values())
 
     def acquire(self, target: Target) -> None:
         """Count a request that starts on an instance."""
         target.in_flight += 1
+        target.others.most = max(target.others.most, target.in_flight)
         target.idle.clear()
+        self._views.pop(target.node, None)
         if target.breaker.standing is Standing.ON_TRIAL:
-            self._ready[target.model].remove(
-                target
-            )  # one request is the trial, the others go elsewhere
+            self._targets.spare(target)  # one request is the trial, the others go elsewhere
 
     def release(self, target: Target) -> None:
         """Count its end; whoever drains the instance wakes with the last one."""
         target.in_flight -= 1
         target.last_used = self._clock.unix()
+        self._views.pop(target.node, None)
         if not target.in_flight:
             target.idle.set()
 
@@ -174,7 +115,7 @@ class Fleet:
         """The instance did its work; this ends a trial."""
         if target.breaker.succeeded():
             event(log, "instance_recovered", node=target.node, instance=target.id)
-            self._changed()
+            self._changed(target.node)
 
     def failed(self, target: Target, reason: str) -> None:
         """The instance did not; after a few failures in a row it is left alone for a while."""
@@ -191,16 +132,16 @@ class Fleet:
             reason=reason,
         )
         asyncio.get_running_loop().call_later(pause, self._try_again, target)
-        self._changed()
+        self._changed(target.node)
 
     def untried(self, target: Target) -> None:
         """A trial ended without a verdict, because its client left: the next request is the trial."""
         if target.breaker.standing is Standing.ON_TRIAL:
-            self._changed()
+            self._changed(target.node)
 
     def _try_again(self, target: Target) -> None:
         target.breaker.try_again()
-        self._changed()
+        self._changed(target.node)
 
     # -- draining ----------------------------------------------------------------------------
 
@@ -208,7 +149,7 @@ class Fleet:
         """Keep new requests away from an instance, or let them come again."""
         if (target := self._targets.get(instance)) is not None and target.draining != draining:
             target.draining = draining
-            self._changed()
+            self._changed(target.node)
 
     async def when_idle(self, instance: InstanceId) -> None:
         """Wait until this gateway has no request under way on the instance."""
@@ -221,7 +162,8 @@ class Fleet:
         """Replace the profiles."""
         self._profiles = {profile.id: profile for profile in catalogue.models}
         self.names = Names(catalogue.models)
-        self._changed()
+        self._views.clear()
+        self._announce()
 
     def use_nodes(self, entries: tuple[NodeEntry, ...]) -> None:
         """Replace the nodes of the configuration; what is known of one at the same endpoint is kept."""
@@ -232,17 +174,20 @@ class Fleet:
             if new is not None and _same_place(new.entry, old.entry):
                 old.entry = new.entry
                 self._nodes[name] = old
-        self._changed()
+        self._targets.use_nodes(self._nodes)
+        for record in self._nodes.values():
+            self._take(record)
+        self._announce()
 
     def close(self) -> None:
         """Say that nothing more will change, so that whoever follows the fleet ends."""
         self.closed = True
-        self._changed()
+        self._announce()
 
     def discovered(self, node: str, discovery: Discovery) -> None:
         """A node told what it is."""
         self._nodes[node].discovery = discovery
-        self._changed()
+        self._changed(node)
 
     def reported(self, node: str, status: NodeStatus) -> None:
         """A node told how it is: it is up, and these are its instances."""
@@ -252,7 +197,8 @@ class Fleet:
         self.metrics.tally.reported(node, record.status, status)
         record.status, record.state, record.reason = status, NodeState.UP, None
         record.seen_at = self._clock.unix()
-        self._changed()
+        self._targets.told(status.models)
+        self._changed(node)
 
     def lost(self, node: str, reason: str) -> None:
         """A node can't be reached; its instances are not routed to until it is back."""
@@ -260,12 +206,12 @@ class Fleet:
         if record.state is not NodeState.UNREACHABLE:
             event(log, "node_unreachable", logging.WARNING, node=node, reason=reason)
         record.state, record.reason = NodeState.UNREACHABLE, reason
-        self._changed()
+        self._changed(node)
 
     def set_cordoned(self, node: str, cordoned: bool) -> None:
         """Place no new instances on a node, or place them again."""
         self._nodes[node].cordoned = cordoned
-        self._changed()
+        self._changed(node)
 
     def count_waiting(self, waiting: Callable[[ModelId], int]) -> None:
         """Tell where the number of requests that wait for a model is known."""
@@ -281,7 +227,7 @@ class Fleet:
 
     def touch(self) -> None:
         """Say that something which a snapshot shows has changed outside."""
-        self._changed()
+        self._announce()
 
     # -- what is read ------------------------------------------------------------------------
 
@@ -307,16 +253,30 @@ class Fleet:
     @property
     def snapshot(self) -> FleetSnapshot:
         """The fleet at this moment."""
-        nodes = tuple(self._node_view(record) for record in self._nodes.values())
-        models = model_views(self._profiles.values(), nodes, self._waiting, self.metrics)
+        bare = self.bare
+        models = model_views(self._profiles.values(), bare.nodes, self._waiting, self.metrics)
+        return replace(bare, models=models)
+
+    @property
+    def bare(self) -> FleetSnapshot:
+        """The same without its models: what placement looks at, for a fraction of the work.
+
+        The view of a node is made anew only once something on it has changed, so whoever remembers what follows
+        from a view may go by its identity.
+        """
         return FleetSnapshot(
             version=self._version,
             at=self._clock.unix(),
-            nodes=nodes,
-            models=models,
+            nodes=tuple(map(self._view, self._nodes.values())),
             gateway_version=__version__,
             started_at=self.started_at,
         )
+
+    def _view(self, record: _Node) -> NodeView:
+        name = record.entry.name
+        if (view := self._views.get(name)) is None:
+            view = self._views[name] = self._node_view(record)
+        return view
 
     def _node_view(self, record: _Node) -> NodeView:
         view = NodeView(
@@ -363,7 +323,7 @@ class Fleet:
         return replace(
             view,
             state=state,
-            in_flight=target.in_flight,
+            in_flight=target.in_flight + target.others.now,
             last_used=target.last_used,
             requests=target.counts.requests,
             errors=target.counts.errors,
@@ -374,62 +334,20 @@ class Fleet:
 
     # -- keeping the table -------------------------------------------------------------------
 
-    def _changed(self) -> None:
+    def _changed(self, node: str) -> None:
+        if (record := self._nodes.get(node)) is not None:
+            self._take(record)
+        self._announce()
+
+    def _take(self, record: _Node) -> None:
+        self._views.pop(record.entry.name, None)
+        infos = record.status.models if record.status is not None else ()
+        self._targets.keep(record.entry, infos, up=record.state is NodeState.UP)
+
+    def _announce(self) -> None:
         self._version += 1
-        self._keep_targets()
         for listener in self._listeners:
             listener()
-
-    def _ready_infos(self) -> Iterator[tuple[_Node, ModelInfo]]:
-        for record in self._nodes.values():
-            for info in record.status.models if record.status is not None else ():
-                if info.status is InstanceState.READY and info.url is not None:
-                    yield record, info
-
-    def _keep_targets(self) -> None:
-        """Bring the routing table in line with what nodes said.
-
-        Targets of a node that can't be reached are kept, so that the requests that still run on them are
-        counted when it is back, but nothing new is sent there.
-        """
-        targets: dict[InstanceId, Target] = {}
-        ready: dict[str, list[Target]] = {}
-        for record, info in self._ready_infos():
-            assert info.url is not None
-            target = self._targets.get(info.instance_id)
-            if target is None or target.url != info.url:
-                target = self._new_target(record.entry, info, info.url)
-            targets[info.instance_id] = target
-            usable = record.state is NodeState.UP and not target.draining
-            if usable and target.breaker.standing is not Standing.OPEN:
-                ready.setdefault(info.id, []).append(target)
-        for gone in self._targets.keys() - targets.keys():
-            self._targets[gone].idle.set()
-        self._targets, self._ready = targets, ready
-
-    def _new_target(self, entry: NodeEntry, info: ModelInfo, url: str) -> Target:
-        upstream = entry if isinstance(entry, UpstreamEntry) else None
-        target = Target(
-            id=info.instance_id,
-            model=info.id,
-            node=entry.name,
-            url=url,
-            slots=info.parallel or 1,
-            series=self.metrics.series(info.id, entry.name),
-            harness=info.harness,
-            context=info.context,
-            traits=traits_of(info.harness),
-            labels=(
-                (b"x-cortex-node", entry.name.encode()),
-                (b"x-cortex-instance", info.instance_id.encode()),
-            ),
-            last_used=self._clock.unix(),
-            served_as=info.served_as or info.id,
-            retries=upstream is None or upstream.retries,
-            breaker=Breaker(off=upstream is not None and not upstream.breaker),
-        )
-        target.idle.set()
-        return target
 
 
 def _same_place(new: NodeEntry, old: NodeEntry) -> bool:
@@ -437,6 +355,3 @@ def _same_place(new: NodeEntry, old: NodeEntry) -> bool:
     if isinstance(new, UpstreamEntry):
         return new == old
     return new.endpoint == old.endpoint and not isinstance(old, UpstreamEntry)
-
-
-_NOBODY: list[Target] = []
