@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import uvicorn
 from cortex_common.config.section import split_host_port
 from cortex_common.errors import ConfigError
 from cortex_server.dataplane.patience import PatientProtocol
+
+log = logging.getLogger("cortex.gateway")
 
 _KEEP_ALIVE_S = 75
 """Seconds that an idle client connection is kept; above the 60 s of common load balancers, so that they close first."""
@@ -44,7 +47,10 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LOOK_EVERY_S)
             for connection in tuple(self.server_state.connections):
                 if isinstance(connection, PatientProtocol):
-                    connection.look(loop.time())
+                    try:
+                        connection.look(loop.time())
+                    except Exception:
+                        log.exception("look_failed")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
