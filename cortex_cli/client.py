@@ -40,6 +40,9 @@ class ClientConfig(Section):
     contexts: dict[str, ContextEntry] = {}  # noqa: RUF012 - pydantic copies defaults
     """The gateways by name."""
 
+    keys: dict[str, str] = {}  # noqa: RUF012 - as above
+    """Keys of `cortex top` by what they do, as {logs = "ctrl+l"}; docs/reference/keys.md has the names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -13,6 +13,17 @@ from cortex_cli.main import COMMANDS, app
 
 _NOTE = "<!-- Written by `python -m cortex_cli.reference`; a test holds it to the code. -->"
 
+_REMAP = """Other keys go into `~/.config/cortex/config.toml`, by these names:
+
+```toml
+[keys]
+logs = "ctrl+l"
+defrag = "f9"
+```
+
+In the log of an engine: `s` follows or stands still, `w` wraps, `/` filters, `m` draws a line, `0` and `1` go to the
+end and the beginning, `c` copies, `esc` closes."""
+
 
 def commands_page() -> str:
     """docs/reference/cli.md: every command's help as it is printed 80 columns wide."""
@@ -53,8 +64,8 @@ def keys_page() -> str:
     """docs/reference/keys.md: the keys of `cortex top`."""
     from cortex_cli.tui.keys import key_rows
 
-    rows = "\n".join(f"| `{keys}` | {told} |" for keys, told in key_rows())
-    return f"# Keys of `cortex top`\n\n{_NOTE}\n\n| key | does |\n|---|---|\n{rows}\n"
+    rows = "\n".join(f"| `{keys}` | {told} | `{name}` |" for keys, told, name in key_rows())
+    return f"# Keys of `cortex top`\n\n{_NOTE}\n\n| key | does | name |\n|---|---|---|\n{rows}\n\n{_REMAP}\n"
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from cortex_common.fleet import (
 )
 from cortex_common.hardware import DeviceHealth, DeviceKind
 from cortex_common.models import InstanceId, InstanceState, ModelId
+from cortex_common.requests import RequestList, RequestState, RequestView
+from cortex_common.trail import TrailEntry
 
 NOW = 1_700_000_000.0
 QWEN, LLAMA, GEMMA, PHI = (
@@ -110,6 +112,46 @@ def busy_fleet() -> FleetSnapshot:
         ),
         gateway_version="0.1.0",
         started_at=NOW - 90_000,
+    )  # fmt: skip
+
+
+def sample_requests() -> RequestList:
+    """A request in each state, and some that ended well and not."""
+
+    def request(number: int, state: RequestState, model: ModelId, **more: object) -> RequestView:
+        return RequestView.model_validate(
+            {"id": f"req-{number:04}", "route": "/v1/chat/completions", "state": state, "model": model,
+             "key": "ci" if number % 2 else "ada", "started": NOW - number} | more
+        )  # fmt: skip
+
+    beast = {"node": "beast", "instance": "qwen-1"}
+    return RequestList(
+        at=NOW,
+        active=(
+            request(42, RequestState.DECODE, QWEN, **beast, ttft_ms=120, total_ms=42_000,
+                    tokens_in=900, tokens_out=1880),
+            request(12, RequestState.LOADING, LLAMA, queue_ms=12_000, total_ms=12_000, cold_start=True),
+            request(3, RequestState.PREFILL, QWEN, **beast, queue_ms=40, total_ms=3000),
+            request(1, RequestState.QUEUE, QWEN, queue_ms=1000, total_ms=1000),
+        ),
+        recent=(
+            request(60, RequestState.DONE, QWEN, **beast, outcome="ok", ttft_ms=84, total_ms=5084,
+                    tokens_in=70, tokens_out=200),
+            request(61, RequestState.DONE, GEMMA, outcome="upstream_failed", total_ms=900),
+        ),
+    )  # fmt: skip
+
+
+def sample_trail() -> tuple[TrailEntry, ...]:
+    """A load that an operator asked for, and what came of it."""
+    return (
+        TrailEntry(id=1, at=NOW - 40, actor="ada", event="load_asked", facts={"model": LLAMA}),
+        TrailEntry(id=2, at=NOW - 40, actor="cortex", event="evicting", level="warn",
+                   facts={"node": "mule", "victims": "phi-1", "model": LLAMA}),
+        TrailEntry(id=3, at=NOW - 30, actor="node mule", event="instance_ready",
+                   facts={"node": "mule", "model": LLAMA, "seconds": "31.2"}),
+        TrailEntry(id=4, at=NOW - 9, actor="node mule", event="engine_crashed", level="error",
+                   facts={"node": "mule", "instance": "phi-1", "kind": "out of memory"}),
     )  # fmt: skip
 
 

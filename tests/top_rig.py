@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
+from sample_fleet import sample_requests
 from textual.pilot import Pilot
 
 from cortex_cli.tui.app import Look, Top
-from cortex_cli.watch import Lost
+from cortex_cli.tui.source import Seen
 from cortex_common.errors import CortexError
-from cortex_common.fleet import FleetSnapshot, ModelState
+from cortex_common.fleet import ModelState
 from cortex_common.operator import (
     ApplyDefrag,
     DefragView,
@@ -28,6 +29,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.requests import RequestList, RequestView
 
 
 class FedSource:
@@ -37,16 +39,16 @@ class FedSource:
         first: at once.
     """
 
-    def __init__(self, *first: FleetSnapshot | Lost | CortexError) -> None:
-        self._queue: asyncio.Queue[FleetSnapshot | Lost | CortexError] = asyncio.Queue()
+    def __init__(self, *first: Seen | CortexError) -> None:
+        self._queue: asyncio.Queue[Seen | CortexError] = asyncio.Queue()
         for seen in first:
             self._queue.put_nowait(seen)
 
-    def feed(self, seen: FleetSnapshot | Lost) -> None:
+    def feed(self, seen: Seen) -> None:
         """Tell this next."""
         self._queue.put_nowait(seen)
 
-    async def follow(self) -> AsyncGenerator[FleetSnapshot | Lost, None]:
+    async def follow(self) -> AsyncGenerator[Seen, None]:
         """See `Source.follow`."""
         while True:
             seen = await self._queue.get()
@@ -61,6 +63,7 @@ class NotingOperator:
     Attributes:
         calls: in their order; plans are not among them, as they change nothing.
         asked: plans that were asked for.
+        logs: models whose log was read.
         fails: raised by the next calls.
         plan: what a plan says, but for the model.
     """
@@ -68,6 +71,7 @@ class NotingOperator:
     def __init__(self, fails: CortexError | None = None, plan: PlanView | None = None) -> None:
         self.calls: list[object] = []
         self.asked: list[PlanLoad] = []
+        self.logs: list[str] = []
         self.fails = fails
         self.plan = plan or PlanView(
             model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
@@ -131,6 +135,24 @@ class NotingOperator:
         self._note(request)
         return DefragView(why="done", done=True)
 
+    async def requests(self) -> RequestList:
+        """See `Operator.requests`."""
+        return sample_requests()
+
+    async def cancel(self, request: str) -> RequestView:
+        """See `Operator.cancel`."""
+        self._note(("cancel", request))
+        return sample_requests().active[0]
+
+    async def log(self, model: str) -> AsyncGenerator[str]:
+        """See `Operator.log`: a few lines, one of them in two pieces, then silence."""
+        self.logs.append(model)
+        if self.fails is not None:
+            raise self.fails
+        yield "\x1b[32m INFO\x1b[0m loading weights\n WARN slow"
+        yield " disk\n ERROR no such file\n"
+        await asyncio.Event().wait()
+
     def _model(self, request: object, model: str, state: ModelState) -> ModelAction:
         self._note(request)
         return ModelAction(model=model, state=state)
@@ -142,7 +164,7 @@ class NotingOperator:
 
 
 def top(
-    *first: FleetSnapshot | Lost | CortexError,
+    *first: Seen | CortexError,
     operator: NotingOperator | None = None,
     read_only: bool = False,
     ascii_only: bool = False,

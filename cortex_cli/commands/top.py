@@ -12,7 +12,7 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.actions import seconds_of
-from cortex_cli.client import connect, run, target
+from cortex_cli.client import client_config, connect, run, target
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import verb
 from cortex_cli.render.status import status
@@ -63,6 +63,7 @@ def top(
             f"the terminal UI is not installed here: {missing.name} is missing",
             hints=("pip install 'cortex-gpu[tui]'",),
         ) from missing
+    from cortex_cli.tui.keys import remapped
     from cortex_cli.tui.operator import GatewayOperator
     from cortex_cli.tui.source import GatewaySource, ReplaySource, Source
 
@@ -73,6 +74,7 @@ def top(
         ascii_only=ascii_only,
         theme=theme,
         live=replay is None,
+        keys=remapped(client_config(os.environ).keys),
     )
     with ExitStack() as stack:
         file = stack.enter_context(record.open("w", encoding="utf-8")) if record else None
@@ -107,7 +109,7 @@ def _one(gateway: str | None, replay: Path | None) -> FleetSnapshot:
         return run(_fleet(gateway))
     from cortex_cli.tui.source import read_recording
 
-    return read_recording(replay)[-1]
+    return [seen for seen in read_recording(replay) if isinstance(seen, FleetSnapshot)][-1]
 
 
 async def _fleet(gateway: str | None) -> FleetSnapshot:

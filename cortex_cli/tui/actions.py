@@ -158,6 +158,15 @@ class Actions:
             told = f"moved {len(done.moved)}, unloaded {len(done.unloaded)}, kept {len(done.kept)}"
             self.say(told, title=line)
 
+    async def cancel(self, request: str) -> None:
+        """End a request, after a question."""
+        line = f"cortex requests cancel {request}"
+        details = ["Its client is told, its engine stops.", line]
+        if not await self._ask(f"Cancel {request}?", details):
+            return
+        if done := await self._try(self._operator.cancel(request), line):
+            self.say(f"{done.id} of {done.key or 'nobody'} is cancelled", title=line)
+
     async def defrag(self, model: str | None = None) -> None:
         """Show the moves that would make a large free block, and make them after a yes."""
         wish = DefragWish(model=model)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import ClassVar
 
@@ -15,21 +15,24 @@ from textual.timer import Timer
 from textual.widgets import DataTable, Footer, Input
 from textual.worker import Worker, WorkerState
 
-from cortex_cli.changes import changes
 from cortex_cli.tui.actions import Actions
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb, parse
 from cortex_cli.tui.history import History
 from cortex_cli.tui.keys import DISTURBING, KEYS, keys_text
 from cortex_cli.tui.operator import Operator
+from cortex_cli.tui.palette import FleetCommands
 from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
 from cortex_cli.tui.screens.dialogs import Page, facts_text
+from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
 from cortex_cli.tui.view import Choice, Sort, describe, passes
+from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.watch import Lost
 from cortex_common.errors import BadRequest
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
+from cortex_common.trail import TrailEntry
 
 _SLOWEST_S, _FASTEST_S = 10.0, 0.25
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
@@ -44,6 +47,7 @@ class Look:
         where: what the header calls the source.
         interval_s: seconds between two drawings.
         live: whether the source is a gateway, and not a recording.
+        keys: that the person wants instead of ours, by what they do; see `keys.remapped`.
     """
 
     where: str
@@ -52,6 +56,7 @@ class Look:
     ascii_only: bool = False
     theme: str = DARK.name
     live: bool = True
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 class Top(App[None]):
@@ -66,6 +71,7 @@ class Top(App[None]):
     CSS_PATH: ClassVar[str | PurePath | list[str | PurePath] | None] = "cortex.tcss"
     TITLE: str | None = "cortex"
     ENABLE_COMMAND_PALETTE = True
+    COMMANDS = App.COMMANDS | {FleetCommands}
     BINDINGS = KEYS
     HORIZONTAL_BREAKPOINTS = _WIDTHS
     VERTICAL_BREAKPOINTS = _HEIGHTS
@@ -74,6 +80,7 @@ class Top(App[None]):
         super().__init__()
         self._source = source
         self._look = look
+        self._operator = operator
         self._actions = Actions(self, operator, self._show_ghosts)
         self._ghosts: Sequence[Ghost] = ()
         self._history = History()
@@ -85,7 +92,9 @@ class Top(App[None]):
         self._interval = max(_FASTEST_S, look.interval_s)
         self._timer: Timer | None = None
         self._line_is_filter = True
-        self._picture = Picture(ascii_only=look.ascii_only)
+        self._view = "overview"
+        requests = RequestTable(operator.requests if look.live else None)
+        self._picture = Picture(ascii_only=look.ascii_only, requests=requests)
         self._line = Input(id="line", compact=True)
 
     # -- life --------------------------------------------------------------------------------
@@ -101,6 +110,7 @@ class Top(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = self._look.theme
+        self.set_keymap(self._look.keys)
         self._picture.table.focus()
         self._timer = self.set_interval(self._interval, self._draw)
         self._follow()
@@ -112,6 +122,9 @@ class Top(App[None]):
                 first = self._latest is None
                 if isinstance(seen, Lost):
                     self._lost = seen
+                elif isinstance(seen, TrailEntry):
+                    self._picture.note(seen)
+                    continue
                 else:
                     self._take(seen)
                 if first or isinstance(seen, Lost):
@@ -119,8 +132,6 @@ class Top(App[None]):
 
     def _take(self, snapshot: FleetSnapshot) -> None:
         was_lost, self._lost = self._lost is not None, None
-        for change in changes(self._latest, snapshot):
-            self._picture.note(change)
         self._history = self._history.after(snapshot)
         self._latest = snapshot
         self._stale = True
@@ -136,12 +147,13 @@ class Top(App[None]):
     # -- drawing -----------------------------------------------------------------------------
 
     @property
-    def _snapshot(self) -> FleetSnapshot | None:
+    def snapshot(self) -> FleetSnapshot | None:
+        """The fleet on the screen."""
         return self._held or self._latest
 
     def _shown(self) -> Shown:
         return Shown(
-            snapshot=self._snapshot,
+            snapshot=self.snapshot,
             history=self._history,
             choice=self._choice,
             ghosts=self._ghosts,
@@ -185,7 +197,7 @@ class Top(App[None]):
     # -- what the person points at -----------------------------------------------------------
 
     def _current(self) -> ModelView | None:
-        name, snapshot = self._picture.table.current, self._snapshot
+        name, snapshot = self._picture.table.current, self.snapshot
         return snapshot.model(name) if name and snapshot else None
 
     def _meant(self) -> list[str]:
@@ -211,28 +223,28 @@ class Top(App[None]):
     @work
     async def action_unload(self) -> None:
         """Unload what is meant."""
-        if self._snapshot is not None and (models := self._meant()):
-            await self._actions.unload(models, self._snapshot)
+        if self.snapshot is not None and (models := self._meant()):
+            await self._actions.unload(models, self.snapshot)
 
     @work
     async def action_evict(self) -> None:
         """End one instance of what is meant."""
-        if self._snapshot is not None and (models := self._meant()):
-            await self._actions.evict(models, self._snapshot)
+        if self.snapshot is not None and (models := self._meant()):
+            await self._actions.evict(models, self.snapshot)
 
     @work
     async def action_pin(self) -> None:
         """Pin or unpin what is meant."""
-        if self._snapshot is not None:
-            await self._actions.pin(self._meant(), self._snapshot)
+        if self.snapshot is not None:
+            await self._actions.pin(self._meant(), self.snapshot)
 
     @work
     async def action_cordon(self) -> None:
         """Cordon the node that the model under the cursor stands on, or end that."""
-        if (model := self._current()) and self._snapshot is not None:
-            nodes = [i.node for i in self._snapshot.instances() if i.model == model.id]
+        if (model := self._current()) and self.snapshot is not None:
+            nodes = [i.node for i in self.snapshot.instances() if i.model == model.id]
             if nodes:
-                await self._actions.cordon(nodes[0], self._snapshot)
+                await self._actions.cordon(nodes[0], self.snapshot)
             else:
                 self._actions.say("it stands on no node; say :cordon NODE", severity="warning")
 
@@ -242,19 +254,43 @@ class Top(App[None]):
         await self._actions.defrag()
 
     def action_describe(self) -> None:
-        """Show all about the model under the cursor."""
-        if (model := self._current()) and self._snapshot:
-            facts = describe(model, self._snapshot, self._history)
+        """Show all about the model or the request under the cursor."""
+        if self._view == "requests":
+            if request := self._picture.requests.request:
+                self.push_screen(Page(request.id, facts_text(describe_request(request))))
+        elif (model := self._current()) and self.snapshot:
+            facts = describe(model, self.snapshot, self._history)
             self.push_screen(Page(model.id, facts_text(facts)))
 
     @on(DataTable.RowSelected)
     def _row_selected(self) -> None:
         self.action_describe()
 
+    @work
+    async def action_cancel(self) -> None:
+        """End the request under the cursor."""
+        request = self._picture.requests.request
+        if request is not None and request.active and self._view == "requests":
+            await self._actions.cancel(request.id)
+
+    def action_logs(self) -> None:
+        """Show what the engine of the model under the cursor writes."""
+        request = self._picture.requests.request if self._view == "requests" else None
+        model = self._current()
+        name = request.model if request is not None else model.id if model is not None else None
+        if name is not None:
+            self._show_log(name)
+
+    def _show_log(self, model: str) -> None:
+        if self._look.live:
+            self.push_screen(LogScreen(model, self._operator.log(model)))
+        else:
+            self._actions.say("a recording holds no logs", severity="warning")
+
     def action_json(self) -> None:
         """Show the model under the cursor as JSON."""
-        if (model := self._current()) and self._snapshot:
-            alone = replace(self._snapshot, models=(model,), nodes=())
+        if (model := self._current()) and self.snapshot:
+            alone = replace(self.snapshot, models=(model,), nodes=())
             text = SNAPSHOT.dump_json(alone, indent=2).decode()
             self.push_screen(Page(model.id, Text(text)))
 
@@ -305,20 +341,25 @@ class Top(App[None]):
 
     def action_zoom(self) -> None:
         """The models table alone, or everything again."""
-        self.action_view(
-            "overview" if self._picture.table.screen.has_class("view-models") else "models"
-        )
+        self.action_view("overview" if self._view == "models" else "models")
 
     def action_view(self, name: str) -> None:
-        """Switch between overview, models, devices and events."""
-        for view in ("models", "gpus", "events"):
+        """Switch between overview, models, devices, requests and events."""
+        self._view = name
+        for view in ("models", "gpus", "requests", "events"):
             self._picture.table.screen.set_class(view == name, f"view-{view}")
+        self._table.focus()
         self.call_after_refresh(self._draw, anyway=True)
+        self.call_after_refresh(self._picture.requests.look)
+
+    @property
+    def _table(self) -> DataTable[Text]:
+        """The one that the cursor is in."""
+        return self._picture.requests if self._view == "requests" else self._picture.table
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        table = self._picture.table
-        table.move_cursor(row=table.cursor_row + lines)
+        self._table.move_cursor(row=self._table.cursor_row + lines)
 
     def action_leave(self) -> None:
         """Close the line, else clear the filter, else the marks, else return to the overview."""
@@ -361,7 +402,7 @@ class Top(App[None]):
     def _close_line(self) -> None:
         line = self._line
         line.remove_class("shown")
-        self._picture.table.focus()
+        self._table.focus()
 
     @on(Input.Changed, "#line")
     def _typed(self, event: Input.Changed) -> None:
@@ -378,9 +419,10 @@ class Top(App[None]):
         except BadRequest as failed:
             self._actions.say("\n".join((failed.message, *failed.hints)), severity="error")
         else:
-            self._obey(command)
+            self.obey(command)
 
-    def _obey(self, command: Command) -> None:
+    def obey(self, command: Command) -> None:
+        """Carry a command of the line or the palette out."""
         if command.verb in CHANGES_FLEET:
             self._change_fleet(command)
             return
@@ -391,6 +433,10 @@ class Top(App[None]):
                 self._choose(replace(self._choice, sort=Sort(command.argument)))
             case Verb.MODEL:
                 self._go_to(command.argument)
+            case Verb.NODE:
+                self._choose(replace(self._choice, words=command.argument))
+            case Verb.LOGS:
+                self._show_log(command.argument)
             case Verb.THEME:
                 self._wear(command.argument)
             case Verb.HELP:
@@ -411,7 +457,7 @@ class Top(App[None]):
 
     @work
     async def _change_fleet(self, command: Command) -> None:
-        snapshot, name = self._snapshot, command.argument
+        snapshot, name = self.snapshot, command.argument
         if self.check_action(command.verb, ()) is not True or snapshot is None:
             self._actions.say("this screen is read-only, or the gateway is lost", severity="error")
             return
@@ -428,11 +474,13 @@ class Top(App[None]):
                 await self._actions.cordon(name, snapshot)
             case Verb.DEFRAG:
                 await self._actions.defrag(name or None)
+            case Verb.CANCEL:
+                await self._actions.cancel(name)
             case _:
                 await self._actions.drain(name)
 
     def _go_to(self, words: str) -> None:
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         found = (
             next((m.id for m in snapshot.models if passes(m, words)), None) if snapshot else None
         )

@@ -20,22 +20,34 @@ class Verb(StrEnum):
     CORDON = "cordon"
     DRAIN = "drain"
     DEFRAG = "defrag"
+    CANCEL = "cancel"
+    LOGS = "logs"
     FILTER = "filter"
     SORT = "sort"
     MODEL = "model"
+    NODE = "node"
     THEME = "theme"
     OVERVIEW = "overview"
     MODELS = "models"
     GPUS = "gpus"
+    REQUESTS = "requests"
     EVENTS = "events"
     HELP = "help"
     QUIT = "quit"
 
 
 _SHORT = {"q": Verb.QUIT, "l": Verb.LOAD, "u": Verb.UNLOAD, "m": Verb.MODEL, "devices": Verb.GPUS}
-_ON_NAME = {Verb.LOAD, Verb.UNLOAD, Verb.EVICT, Verb.PIN, Verb.CORDON, Verb.DRAIN}
+_ON_NAME = {
+    Verb.LOAD,
+    Verb.UNLOAD,
+    Verb.EVICT,
+    Verb.PIN,
+    Verb.CORDON,
+    Verb.DRAIN,
+    Verb.CANCEL,
+}
 CHANGES_FLEET = _ON_NAME | {Verb.DEFRAG}
-_TAKES_NAME = _ON_NAME | {Verb.MODEL, Verb.THEME, Verb.SORT}
+_TAKES_NAME = _ON_NAME | {Verb.MODEL, Verb.NODE, Verb.LOGS, Verb.THEME, Verb.SORT}
 
 
 @dataclass(frozen=True, slots=True)

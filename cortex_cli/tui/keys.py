@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.text import Text
 from textual.binding import Binding, BindingType
+
+from cortex_common.errors import ConfigError, nearest
 
 _NAMES = {
     "slash": "/",
@@ -28,6 +32,8 @@ KEYS: list[BindingType] = [
     _key("e", "evict", "evict", shown=SHOWN),
     _key("c", "cordon", "cordon the node"),
     _key("D", "defrag", "defrag", shown=SHOWN),
+    _key("X", "cancel", "cancel the request"),
+    _key("L", "logs", "logs", shown=SHOWN),
     _key("d,enter", "describe", "describe", shown=SHOWN),
     _key("slash", "filter", "filter", shown=SHOWN),
     _key("s", "sort", "sort", shown=SHOWN),
@@ -45,20 +51,45 @@ KEYS: list[BindingType] = [
     Binding("1", "view('overview')", "overview", show=False, id="view-overview"),
     Binding("2", "view('models')", "models", show=False, id="view-models"),
     Binding("3", "view('gpus')", "devices", show=False, id="view-gpus"),
-    Binding("4", "view('events')", "events", show=False, id="view-events"),
+    Binding("4", "view('requests')", "requests", show=False, id="view-requests"),
+    Binding("5", "view('events')", "events", show=False, id="view-events"),
     Binding("j,down", "move(1)", "down", show=False, id="down"),
     Binding("k,up", "move(-1)", "up", show=False, id="up"),
     _key("q", "quit", "quit", shown=SHOWN),
 ]
 
-DISTURBING = frozenset({"load", "unload", "pin", "evict", "cordon", "uncordon", "drain", "defrag"})
+DISTURBING = frozenset(
+    {"load", "unload", "pin", "evict", "cordon", "uncordon", "drain", "defrag", "cancel"}
+)
 """Actions that a read-only screen refuses."""
 
 
-def key_rows() -> list[tuple[str, str]]:
-    """Each binding as (keys, what it does)."""
+def remapped(wanted: Mapping[str, str]) -> Mapping[str, str]:
+    """The keys that an operator wants, by what they do.
+
+    Args:
+        wanted: such as {"load": "ctrl+l"}; names as in docs/reference/keys.md.
+
+    Raises:
+        ConfigError: nothing goes by such a name.
+    """
+    known = {b.id for b in KEYS if isinstance(b, Binding) and b.id}
+    for name in wanted:
+        if name not in known:
+            close = nearest(name, known)
+            hint = f"did you mean {close[0]!r}?" if close else f"names: {', '.join(sorted(known))}"
+            raise ConfigError(f"[keys] {name}: no key of `cortex top` goes by that", hints=(hint,))
+    return wanted
+
+
+def key_rows() -> list[tuple[str, str, str]]:
+    """Each binding as (keys, what it does, its name for [keys] of the client's configuration)."""
     return [
-        (", ".join(_NAMES.get(k, k) for k in binding.key.split(",")), binding.description)
+        (
+            ", ".join(_NAMES.get(k, k) for k in binding.key.split(",")),
+            binding.description,
+            binding.id or "",
+        )
         for binding in KEYS
         if isinstance(binding, Binding)
     ]
@@ -67,7 +98,7 @@ def key_rows() -> list[tuple[str, str]]:
 def keys_text() -> Text:
     """All keys with what they do."""
     text = Text()
-    for names, told in key_rows():
+    for names, told, _ in key_rows():
         text.append(f"{names:>10}  ", style="bold")
         text.append(f"{told}\n")
     return text

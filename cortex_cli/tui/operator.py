@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from cortex_cli.client import connect
@@ -21,6 +22,9 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.requests import RequestList, RequestView
+
+_LOG_LINES = 1000
 
 
 class Operator(Protocol):
@@ -68,6 +72,18 @@ class Operator(Protocol):
 
     async def defrag(self, request: ApplyDefrag) -> DefragView:
         """Make exactly the moves that a plan showed."""
+        ...
+
+    async def requests(self) -> RequestList:
+        """The requests under way, and the last that ended."""
+        ...
+
+    async def cancel(self, request: str) -> RequestView:
+        """End a request."""
+        ...
+
+    def log(self, model: str) -> AsyncGenerator[str]:
+        """What a model's engine wrote, and what it writes from now on."""
         ...
 
 
@@ -135,3 +151,22 @@ class GatewayOperator:
         """See `Operator.defrag`."""
         async with connect(self._gateway) as client:
             return await client.defrag(request)
+
+    async def requests(self) -> RequestList:
+        """See `Operator.requests`."""
+        async with connect(self._gateway) as client:
+            return await client.requests()
+
+    async def cancel(self, request: str) -> RequestView:
+        """See `Operator.cancel`."""
+        async with connect(self._gateway) as client:
+            return await client.cancel(request)
+
+    async def log(self, model: str) -> AsyncGenerator[str]:
+        """See `Operator.log`."""
+        async with (
+            connect(self._gateway) as client,
+            client.log(model, lines=_LOG_LINES, follow=True) as pieces,
+        ):
+            async for piece in pieces:
+                yield piece

@@ -11,21 +11,24 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import RichLog, Static
 
-from cortex_cli.changes import Change
+from cortex_cli.paint import Tone
 from cortex_cli.render.table import printable
+from cortex_cli.render.trail import entry_tone, facts_line
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.history import History
 from cortex_cli.tui.screens.dialogs import facts_text
 from cortex_cli.tui.view import Choice, describe, rows, summary
 from cortex_cli.tui.widgets.devices import DevicePanel
 from cortex_cli.tui.widgets.models import ModelTable
+from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
 from cortex_common.fleet import FleetSnapshot
+from cortex_common.trail import TrailEntry
 
 SHORT_SCREEN = 24
 _LOG_LINES = 2000
-_TONES = {"ready": "success", "up": "success", "failed": "error", "unreachable": "error"}
+_TONES = {Tone.GOOD: "success", Tone.WARN: "warning", Tone.BAD: "error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,18 @@ class Shown:
 
 
 class Picture(Vertical):
-    """Summary, banner, devices, models, events and the details of the model under the cursor.
+    """Summary, banner, devices, models, requests, events and the details of the model under the cursor.
 
     Args:
         ascii_only: draw with ASCII alone.
+        requests: the table of requests.
     """
 
-    def __init__(self, *, ascii_only: bool) -> None:
+    def __init__(self, *, ascii_only: bool, requests: RequestTable) -> None:
         super().__init__(id="picture")
         # Held, and not looked up: a picture may fall due while another screen lies on top.
         self.table = ModelTable()
+        self.requests = requests
         self._summary = SummaryLine(id="summary")
         self._banner = Static(id="banner", markup=False)
         self._device_box = VerticalScroll(id="device-box", can_focus=False)
@@ -76,6 +81,7 @@ class Picture(Vertical):
                 with self._device_box:
                     yield self._devices
                 yield self.table
+                yield self.requests
                 yield self._events
             with self._side:
                 yield self._detail
@@ -97,6 +103,7 @@ class Picture(Vertical):
             self.table.show(rows(snapshot, shown.history, shown.choice))
             title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
             self.table.border_title = Text(title).markup
+            self.requests.narrow(shown.choice.words)
             self.draw_detail(shown)
 
     def draw_banner(self, shown: Shown) -> None:
@@ -121,12 +128,15 @@ class Picture(Vertical):
         self._side.border_title = Text(model.id).markup
         self._detail.update(facts_text(describe(model, shown.snapshot, shown.history)))
 
-    def note(self, change: Change) -> None:
+    def note(self, entry: TrailEntry) -> None:
         """Add a line to the events."""
-        at = datetime.fromtimestamp(change.at).astimezone().strftime("%H:%M:%S")
+        at = datetime.fromtimestamp(entry.at).astimezone().strftime("%H:%M:%S")
+        found = entry_tone(entry)
+        tone = self.app.theme_variables[_TONES[found]] if found is not None else ""
         line = Text(f"{at} ", style="dim")
-        tone = self.app.theme_variables.get(_TONES.get(change.state, ""), "")
-        line.append(printable(change.text), style=tone)
+        line.append(f"{printable(entry.event):<16} ", style=tone)
+        line.append(f"{printable(entry.actor):<11} ", style="bold")
+        line.append(facts_line(entry))
         self._events.write(line)
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from pydantic import ValidationError
 
-from cortex_cli.watch import Lost, follow
+from cortex_cli.watch import Lost, news
 from cortex_common.errors import ConfigError
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
+from cortex_common.trail import TrailEntry
+
+Seen = FleetSnapshot | TrailEntry | Lost
 
 
 class Source(Protocol):
     """An endless account of the fleet."""
 
-    def follow(self) -> AsyncGenerator[FleetSnapshot | Lost, None]:
-        """Each change, and each loss of the one who tells."""
+    def follow(self) -> AsyncGenerator[Seen, None]:
+        """Each change, each entry of the trail, and each loss of the one who tells."""
         ...
 
 
@@ -28,20 +32,21 @@ class GatewaySource:
 
     Args:
         gateway: URL or context; see `client.target`.
-        record: also write every snapshot there, one JSON object a line.
+        record: also write every snapshot and entry there, one JSON object a line.
     """
 
     def __init__(self, gateway: str | None, record: TextIO | None = None) -> None:
         self._gateway = gateway
         self._record = record
 
-    async def follow(self) -> AsyncGenerator[FleetSnapshot | Lost, None]:
+    async def follow(self) -> AsyncGenerator[Seen, None]:
         """See `Source.follow`."""
-        async for seen in follow(self._gateway):
-            if self._record is not None and isinstance(seen, FleetSnapshot):
-                self._record.write(SNAPSHOT.dump_json(seen).decode() + "\n")
-                self._record.flush()
-            yield seen
+        async with aclosing(news(self._gateway, again=True)) as told:
+            async for seen in told:
+                if self._record is not None and not isinstance(seen, Lost):
+                    self._record.write(_line(seen) + "\n")
+                    self._record.flush()
+                yield seen
 
 
 class ReplaySource:
@@ -53,33 +58,46 @@ class ReplaySource:
     """
 
     def __init__(self, path: Path, speed: float = 1.0) -> None:
-        self._snapshots = read_recording(path)
+        self._seen = read_recording(path)
         self._speed = speed
 
-    async def follow(self) -> AsyncGenerator[FleetSnapshot | Lost, None]:
+    async def follow(self) -> AsyncGenerator[Seen, None]:
         """See `Source.follow`."""
-        before: FleetSnapshot | None = None
-        for snapshot in self._snapshots:
-            if before is not None:
-                await asyncio.sleep(max(0.0, snapshot.at - before.at) / self._speed)
-            yield snapshot
-            before = snapshot
+        before: float | None = None
+        for seen in self._seen:
+            if isinstance(seen, FleetSnapshot):
+                if before is not None:
+                    await asyncio.sleep(max(0.0, seen.at - before) / self._speed)
+                before = seen.at
+            yield seen
         await asyncio.Event().wait()
 
 
-def read_recording(path: Path) -> list[FleetSnapshot]:
-    """The snapshots of a recorded session.
+def _line(seen: FleetSnapshot | TrailEntry) -> str:
+    if isinstance(seen, TrailEntry):
+        return seen.model_dump_json()
+    return SNAPSHOT.dump_json(seen).decode()
+
+
+def _read_line(line: str) -> FleetSnapshot | TrailEntry:
+    found = json.loads(line)
+    is_entry = isinstance(found, dict) and "event" in found
+    return TrailEntry.model_validate(found) if is_entry else SNAPSHOT.validate_python(found)
+
+
+def read_recording(path: Path) -> list[FleetSnapshot | TrailEntry]:
+    """What was seen in a recorded session; at least one snapshot.
 
     Raises:
         ConfigError: the file can't be read or holds something else.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        found = [SNAPSHOT.validate_python(json.loads(line)) for line in lines if line.strip()]
+        found = [_read_line(line) for line in lines if line.strip()]
     except OSError as failed:
         raise ConfigError(f"{path}: {failed.strerror or failed}") from failed
     except (ValueError, ValidationError) as failed:
         raise ConfigError(f"{path} is no recording of `cortex top --record`") from failed
-    if not found:
+    if not any(isinstance(seen, FleetSnapshot) for seen in found):
         raise ConfigError(f"{path} holds no snapshot")
     return found

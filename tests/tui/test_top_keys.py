@@ -5,17 +5,20 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet
+from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet, sample_trail
+from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input, RichLog, Static
 from top_rig import FedSource, NotingOperator, top, until
 
 from cortex_cli.tui.app import Look, Top
 from cortex_cli.tui.screens.dialogs import Confirm, Page
+from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.widgets.models import ModelTable
+from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
-from cortex_common.errors import AuthenticationFailed, DoesNotFit
+from cortex_common.errors import AuthenticationFailed, DoesNotFit, NotFound
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
     ApplyDefrag,
@@ -301,7 +304,7 @@ async def test_the_cursor_stays_on_its_model():
 
 
 async def test_new_snapshots_change_the_table():
-    """A load that ends is seen in the table and told in the events."""
+    """A load that ends is seen in the table, an entry of the trail in the events."""
     before = busy_fleet()
     beast, mule, attic = before.nodes
     ready = replace(mule.instances[0], state=InstanceState.READY)
@@ -312,11 +315,140 @@ async def test_new_snapshots_change_the_table():
     source = FedSource(before)
     app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
     async with running(app) as pilot:
-        await pilot.press("4")
+        await pilot.press("5")
         source.feed(after)
+        source.feed(sample_trail()[2])
         await until(pilot, lambda: bool(app.query_one(RichLog).lines))
+        told = app.query_one(RichLog).lines[0].text
+        await until(pilot, lambda: app.snapshot == after)
+        await pilot.press("1", "r")
 
-        assert "meta/Llama-70B is ready on mule/0-1" in str(app.query_one(RichLog).lines[0].text)
+        assert "instance_ready   node mule   node=mule model=meta/Llama-70B" in told
+        assert str(app.query_one(ModelTable).get_row_at(1)[2]) == "ready"
+
+
+async def requests_of(pilot: Pilot[None], app: Top) -> RequestTable:
+    """The requests table, once it is filled."""
+    await pilot.press("4")
+    table = app.query_one(RequestTable)
+    await until(pilot, lambda: table.row_count == 6)
+    return table
+
+
+async def test_a_request_is_cancelled_after_a_yes():
+    """In the requests view `X` asks, and ends the request under the cursor; `X` on one that has ended does nothing."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await requests_of(pilot, app)
+        await pilot.press("down", "X")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        assert operator.calls == []
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+        await pilot.press("down", "down", "down", "X")
+        await pilot.pause()
+
+        assert operator.calls == [("cancel", "req-0012")]
+        assert not isinstance(app.screen, Confirm)
+
+
+async def test_a_read_only_screen_cancels_nothing():
+    """With --read-only `X` is refused."""
+    app = top(busy_fleet(), read_only=True)
+    async with running(app) as pilot:
+        await requests_of(pilot, app)
+        await pilot.press("X")
+        await pilot.pause()
+
+        assert not isinstance(app.screen, Confirm)
+
+
+async def test_requests_are_filtered_and_described():
+    """`/` narrows the requests too, and enter shows all about one."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        table = await requests_of(pilot, app)
+        await pilot.press("slash", *"gemma", "enter")
+        await until(pilot, lambda: table.row_count == 1)
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Page))
+
+        assert "upstream_failed" in str(app.screen.query_one(Static).content)
+
+
+async def test_a_recording_holds_no_requests():
+    """Over a recording the requests view says why it is empty, and asks nobody."""
+    app = Top(FedSource(busy_fleet()), NotingOperator(), Look("file", live=False))
+    async with running(app) as pilot:
+        await pilot.press("4")
+        await pilot.pause()
+        table = app.query_one(RequestTable)
+
+        assert (table.row_count, "recording" in str(table.border_title)) == (0, True)
+
+
+async def test_logs_are_read_filtered_and_closed():
+    """`L` follows the engine's log without its colours, `/` narrows it, escape closes the filter, then the log."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("L")
+        await until(pilot, lambda: isinstance(app.screen, LogScreen))
+        log = app.screen.query_one("#log", RichLog)
+        await until(pilot, lambda: len(log.lines) == 3)
+        assert [line.text.strip() for line in log.lines] == [
+            *("INFO loading weights", "WARN slow disk", "ERROR no such file"),
+        ]
+        await pilot.press("slash", *"disk", "enter")
+        await until(pilot, lambda: len(log.lines) == 1)
+        await pilot.press("s", "m", "w")
+        await pilot.press("slash", "escape")
+        await until(pilot, lambda: len(log.lines) == 4)
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, LogScreen))
+
+        assert operator.logs == [PHI]
+
+
+async def test_a_log_that_is_not_there_says_why():
+    """A model without an instance has no log; the frame tells the gateway's reason."""
+    app = top(busy_fleet(), operator=NotingOperator(NotFound("model 'x' has no instance")))
+    async with running(app) as pilot:
+        await pilot.press("L")
+        await until(pilot, lambda: isinstance(app.screen, LogScreen))
+        frame = app.screen.query_one(".log")
+
+        await until(pilot, lambda: "has no instance" in str(frame.border_title))
+
+
+async def test_the_palette_knows_the_fleet():
+    """A model is found in the palette by a part of its name, and the choice does what its key does."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("ctrl+p", *"load gem")
+        await until(pilot, lambda: bool(app.screen.query("CommandList")))
+        options = app.screen.query_one(CommandList)
+        await until(
+            pilot, lambda: options.option_count > 0 and GEMMA in str(options.options[0].prompt)
+        )
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+
+        assert [ask.model for ask in operator.asked] == [GEMMA]
+
+
+async def test_keys_can_be_changed():
+    """A key of the client's configuration takes the place of ours."""
+    look = Look("gw", interval_s=0.25, keys={"freeze": "f9"})
+    app = Top(FedSource(busy_fleet()), NotingOperator(), look)
+    async with running(app) as pilot:
+        await pilot.press("f")
+        assert "FROZEN" not in text_of(app, "#summary")
+        await pilot.press("f9")
+
+        assert "FROZEN" in text_of(app, "#summary")
 
 
 async def test_models_can_come_and_go():
@@ -401,7 +533,9 @@ async def test_help_tells_every_key():
         assert all(b.description in told for b in app.BINDINGS)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("key", "view"), [("2", "models"), ("3", "gpus"), ("4", "events")])
+@pytest.mark.parametrize(
+    ("key", "view"), [("2", "models"), ("3", "gpus"), ("4", "requests"), ("5", "events")]
+)
 async def test_views(key: str, view: str):
     """Numbers switch the view, and 1 returns to the overview."""
     app = top(busy_fleet())

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet
+from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet, sample_requests
 
-from cortex_cli.changes import changes
 from cortex_cli.tui.bars import (
     PALETTE,
     Ghost,
@@ -23,10 +22,13 @@ from cortex_cli.tui.bars import (
 )
 from cortex_cli.tui.commands import Command, Verb, parse
 from cortex_cli.tui.history import SAMPLES, History
+from cortex_cli.tui.keys import remapped
+from cortex_cli.tui.palette import offers
+from cortex_cli.tui.screens.logs import plain
 from cortex_cli.tui.view import Choice, Sort, describe, passes, rows, show_rate, summary
-from cortex_common.errors import BadRequest
-from cortex_common.fleet import FleetSnapshot, ModelState, NodeState
-from cortex_common.models import InstanceState
+from cortex_cli.tui.widgets.requests import request_rows
+from cortex_common.errors import BadRequest, ConfigError
+from cortex_common.fleet import FleetSnapshot, ModelState
 
 parts = st.builds(Share, st.sampled_from(Part), st.floats(0, 1e6), st.text(max_size=12))
 
@@ -265,36 +267,51 @@ def test_rates_are_short(value: float, text: str):
     assert show_rate(value) == text
 
 
-def test_changes_between_snapshots():
-    """A model that becomes ready, one that leaves and a node that is lost are told, in that fleet's time."""
-    before = busy_fleet()
-    beast, mule, attic = before.nodes
-    llama = replace(mule.instances[0], state=InstanceState.READY, load_seconds=33.0)
-    after = replace(
-        before,
-        at=NOW + 5,
-        nodes=(
-            replace(beast, instances=beast.instances[:1]),
-            replace(mule, instances=(llama,)),
-            replace(attic, state=NodeState.UP, reason=None),
-        ),
-    )
+def test_the_filter_of_requests_looks_at_all_that_names_them():
+    """Every word of the filter must be in id, state, model, key or node."""
+    found = sample_requests()
 
-    assert [c.text for c in changes(before, after)] == [
-        "node attic is up",
-        "meta/Llama-70B is ready on mule/0-1 after 33s, 39.1G",
-        "google/gemma-3-12b left beast/0",
+    assert [r.id for r in request_rows(found, "")] == [
+        *("req-0042", "req-0012", "req-0003", "req-0001", "req-0060", "req-0061"),
     ]
+    assert [r.id for r in request_rows(found, "qwen ADA")] == ["req-0042", "req-0060"]
+    assert [r.state for r in request_rows(found, "upstream")] == ["upstream_failed"]
 
 
-def test_the_first_snapshot_is_no_change():
-    """What is there when one begins to watch did not just happen."""
-    assert changes(None, busy_fleet()) == []
+def test_a_request_row_tells_times_and_speed():
+    """The speed is that of the answer alone, without the time to its first token."""
+    done = next(r for r in request_rows(sample_requests(), "0060"))
+
+    assert (done.ttft, done.total, done.tokens, done.speed) == ("84ms", "5084ms", "70>200", "40.0")
 
 
-def test_the_same_snapshot_is_no_change():
-    """Nothing is told when nothing happened."""
-    assert changes(busy_fleet(), busy_fleet()) == []
+def test_keys_can_be_chosen_by_name():
+    """A key for a name that is none is an error which tells the nearest."""
+    assert remapped({"logs": "f9"}) == {"logs": "f9"}
+    with pytest.raises(ConfigError) as failed:
+        remapped({"log": "f9"})
+    assert "'logs'" in failed.value.hints[0]
+
+
+def test_the_palette_offers_models_and_nodes():
+    """Without a fleet the palette has the views; with one, each model and node by name."""
+    assert {c.verb for c, *_ in offers(None)} == {
+        *(Verb.OVERVIEW, Verb.MODELS, Verb.GPUS, Verb.REQUESTS, Verb.EVENTS),
+    }
+    found = [(title, c) for c, title, _ in offers(busy_fleet())]
+    assert (f"Load {PHI}…", Command(Verb.LOAD, PHI)) in found
+    assert ("Go to node attic", Command(Verb.NODE, "attic")) in found
+
+
+@given(st.text(max_size=40))
+def test_lines_of_a_log_move_no_cursor(line: str):
+    """Whatever an engine writes, what is drawn holds no control character."""
+    assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 for c in plain(line))
+
+
+def test_colours_of_a_log_leave_no_trace():
+    """An engine's escapes vanish, its text stays."""
+    assert plain("\x1b[2m12:00\x1b[0m \x1b[32m INFO\x1b[0m ready") == "12:00  INFO ready"
 
 
 @pytest.mark.parametrize(

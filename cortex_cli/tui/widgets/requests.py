@@ -1,0 +1,164 @@
+"""The requests table. It asks for itself, and only while somebody looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from rich.text import Text
+from textual import work
+
+from cortex_cli.render.requests import milliseconds, speed, started, state_text
+from cortex_cli.render.table import printable
+from cortex_cli.tui.widgets.table import Column, SlotTable
+from cortex_common.errors import CortexError
+from cortex_common.requests import RequestList, RequestView
+
+COLUMNS = (
+    Column("short", "ID", 14, 0, most=30),
+    Column("state", "STATE", 9, 0, most=16),
+    Column("model", "MODEL", 18, 0, most=44),
+    Column("key", "KEY", 8, 2, most=14),
+    Column("node", "NODE", 8, 5, most=12),
+    Column("started", "STARTED", 8, 6),
+    Column("queue", "QUEUE", 7, 4, right=True),
+    Column("ttft", "TTFT", 7, 3, right=True),
+    Column("total", "TOTAL", 7, 1, right=True),
+    Column("tokens", "IN>OUT", 11, 2, right=True),
+    Column("speed", "TOK/S", 6, 7, right=True),
+)
+_UNDER_WAY = {"queue": "warning", "loading": "warning", "prefill": "warning", "decode": "success"}
+EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRow:
+    """A line of the table."""
+
+    id: str
+    short: str
+    state: str
+    model: str
+    key: str
+    node: str
+    started: str
+    queue: str
+    ttft: str
+    total: str
+    tokens: str
+    speed: str
+
+
+def request_rows(found: RequestList, words: str) -> list[RequestRow]:
+    """Those under way, then those that ended, that hold every word of the filter."""
+    rows = [_row(r) for r in (*found.active, *found.recent)]
+    wanted = words.lower().split()
+    return [
+        r
+        for r in rows
+        if all(w in f"{r.id} {r.state} {r.model} {r.key} {r.node}".lower() for w in wanted)
+    ]
+
+
+def _row(request: RequestView) -> RequestRow:
+    return RequestRow(
+        id=request.id,
+        short=printable(request.id),
+        state=printable(state_text(request)),
+        model=printable(request.model or "–"),
+        key=printable(request.key or "–"),
+        node=printable(request.node or "–"),
+        started=started(request),
+        queue=milliseconds(request.queue_ms),
+        ttft=milliseconds(request.ttft_ms),
+        total=milliseconds(request.total_ms),
+        tokens=f"{request.tokens_in}>{request.tokens_out}",
+        speed=speed(request),
+    )
+
+
+def describe_request(request: RequestView) -> list[tuple[str, str]]:
+    """All about one request as (name, value), empty values left out."""
+    facts = [
+        ("state", state_text(request)),
+        ("key", request.key or ""),
+        ("model", request.model or ""),
+        ("route", request.route),
+        ("node", request.node or ""),
+        ("instance", request.instance or ""),
+        ("why there", request.reason or ""),
+        ("started", started(request)),
+        ("cold start", "yes" if request.cold_start else ""),
+        ("waited", milliseconds(request.queue_ms)),
+        ("first token", milliseconds(request.ttft_ms)),
+        ("in total", milliseconds(request.total_ms)),
+        ("tokens", f"{request.tokens_in} in, {request.tokens_out} out, {speed(request)}/s"),
+    ]
+    return [(name, printable(value)) for name, value in facts if value]
+
+
+class RequestTable(SlotTable[RequestRow]):
+    """Requests under way and the last that ended.
+
+    Args:
+        ask: for the requests; None where nobody can be asked, as in a recording.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[RequestList]] | None) -> None:
+        super().__init__("requests", COLUMNS)
+        self._ask = ask
+        self._found = RequestList(at=0.0)
+        self._words = ""
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.border_title = "requests"
+        if self._ask is None:
+            self.border_title = "requests: a recording holds none"
+        else:
+            self.set_interval(EVERY_S, self.look)
+
+    def look(self) -> None:
+        """Ask now, if anybody looks."""
+        if self.display and self.is_on_screen:
+            self._look()
+
+    def narrow(self, words: str) -> None:
+        """Show only rows that hold these words."""
+        if words != self._words:
+            self._words = words
+            self._draw()
+
+    @property
+    def request(self) -> RequestView | None:
+        """The one under the cursor."""
+        name = self.current
+        both = (*self._found.active, *self._found.recent)
+        return next((r for r in both if r.id == name), None)
+
+    @work(exclusive=True, group="requests", exit_on_error=False)
+    async def _look(self) -> None:
+        if self._ask is None:
+            return
+        try:
+            self._found = await self._ask()
+        except CortexError as failed:
+            self.border_title = Text(f"requests: {printable(failed.message)}").markup
+        else:
+            self._draw()
+
+    def _draw(self) -> None:
+        self.show(request_rows(self._found, self._words))
+        active, ended = len(self._found.active), len(self._found.recent)
+        words = f" /{self._words}" if self._words else ""
+        title = f"requests: {active} under way, {ended} ended{words}"
+        if self._ask is not None:
+            self.border_title = Text(title).markup
+
+    def tone(self, column: str, value: str) -> str:
+        """See `SlotTable.tone`."""
+        if column != "state":
+            return ""
+        if value == "ok":
+            return "dim"
+        return self.app.theme_variables[_UNDER_WAY.get(value, "error")]
