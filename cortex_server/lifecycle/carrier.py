@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Protocol
 
-from cortex_common.errors import Conflict, CortexError, DoesNotFit, NodeNotFound, UpstreamFailed
+from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, StillBusy, UpstreamFailed
 from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, UnloadRequest
@@ -16,18 +16,6 @@ from cortex_server.core.scheduler import Order
 from cortex_server.fleet.state import Fleet
 
 log = logging.getLogger("cortex.lifecycle")
-
-
-class StillBusy(Conflict):
-    """An instance had requests under way for longer than it may take to drain."""
-
-    def __init__(self, instance: InstanceId, seconds: float) -> None:
-        super().__init__(
-            f"instance {instance} still answers requests after {seconds:.0f} s",
-            hints=("allow it longer, or cancel its requests",),
-            retry_after=5.0,
-        )
-        self.instance = instance
 
 
 class Reports(Protocol):
@@ -93,17 +81,25 @@ class Carrier:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def remove(self, instances: Iterable[InstanceView], drain_s: float, why: str) -> None:
+    async def remove(
+        self, instances: Iterable[InstanceView], drain_s: float, why: str, *, cut: bool
+    ) -> None:
         """Drain instances, then unload them.
 
+        Args:
+            instances: which.
+            drain_s: how long their requests may go on.
+            why: the reason in one word.
+            cut: end what others than this gateway still have on them then.
+
         Raises:
-            StillBusy: one had requests for longer than `drain_s`; none was unloaded then.
+            StillBusy: one had requests for longer than `drain_s`; if they were this gateway's, none was unloaded.
             CortexError: the node's, when it could not unload.
         """
         views = tuple(instances)
         await self._drain(tuple(v.id for v in views), drain_s)
         done = await asyncio.gather(
-            *(self._unload(v, drain_s, why) for v in views), return_exceptions=True
+            *(self._unload(v, drain_s, why, cut=cut) for v in views), return_exceptions=True
         )
         for outcome in done:
             if isinstance(outcome, BaseException):
@@ -136,21 +132,29 @@ class Carrier:
             log, "evicting", logging.WARNING, node=node, victims=order.plan.evictions, model=model
         )
         going = set(order.plan.evictions)
-        views = [i for i in self._fleet.snapshot.instances() if i.id in going]
+        left = [i for i in self._fleet.bare.instances() if i.id in going]
+        stuck = order.plan.evictions[0]
         try:
             await self._drain(order.plan.evictions, drain_s)
             self._draining.pop(order.instance, None)
-            for view in views:
-                await self._unload(view, drain_s, "room")
+            while left:
+                stuck = left[0].id
+                await self._unload(left[0], drain_s, "room", cut=False)
+                left.pop(0)
         except StillBusy as busy:
-            self._reports.room_failed(order.instance, busy.instance)
+            self._reports.room_failed(order.instance, InstanceId(busy.details["instance"]))
         except CortexError as failed:
             event(log, "evict_failed", logging.WARNING, node=node, reason=failed.message)
-            self._reports.room_failed(order.instance, order.plan.evictions[0])
+            self._reports.room_failed(order.instance, stuck)
+        except Exception:  # whatever it is, the load must not wait for ever
+            log.exception("evict_failed")
+            self._reports.room_failed(order.instance, stuck)
         else:
             self._reports.room_made(order.instance)
         finally:
             self._draining.pop(order.instance, None)
+            for view in left:
+                self._fleet.set_draining(view.id, draining=False)
 
     async def _drain(self, instances: tuple[InstanceId, ...], drain_s: float) -> None:
         """Return once no request of this gateway is on any of them; new ones are kept away meanwhile."""
@@ -166,16 +170,18 @@ class Carrier:
                 self._fleet.set_draining(instance, draining=False)
             if isinstance(stopped, TimeoutError):
                 self._fleet.metrics.tally.drains["busy"] += 1
-                raise StillBusy(waited_for, drain_s) from stopped
+                raise StillBusy.after(waited_for, drain_s) from stopped
             raise
         self._fleet.metrics.tally.drains["idle"] += 1
 
-    async def _unload(self, view: InstanceView, drain_s: float, why: str) -> None:
-        request = UnloadRequest(model_id=view.model, instance_id=view.id, drain_seconds=drain_s)
+    async def _unload(self, view: InstanceView, drain_s: float, why: str, *, cut: bool) -> None:
+        request = UnloadRequest(
+            model_id=view.model, instance_id=view.id, drain_seconds=drain_s, cut=cut
+        )
         try:
             await self.client(view.node).unload(request)
-        except CortexError as failed:
-            if failed.status != 404:
+        except Exception as failed:
+            if not isinstance(failed, CortexError) or failed.status != 404:
                 self._fleet.set_draining(view.id, draining=False)
                 raise
         self._fleet.metrics.tally.unloads[view.node, why] += 1
@@ -205,6 +211,9 @@ class Carrier:
             self._reports.refused(order, None)
         except CortexError as failed:
             self._reports.failed(order.instance, failed.message)
+        except Exception:  # whatever it is, those who wait must hear of it
+            log.exception("load_failed")
+            self._reports.failed(order.instance, "the gateway failed; its log says how")
         else:
             self._reports.admitted(order.instance, answer.instance_id)
 

@@ -162,7 +162,7 @@ class Conductor:
         Args:
             model: its id.
             instances: which of them.
-            drain_s: how long their requests may go on.
+            drain_s: how long their requests may go on. An operator's unload then cuts those of other gateways.
             whole: the model is not wanted any more, so whoever waits for it is told.
             why: the reason in one word, for log and metrics; see `Tally.unloads`.
 
@@ -179,7 +179,7 @@ class Conductor:
             self._post(lambda _now: self._scheduler.drop(model))
         self._leaving |= ids
         try:
-            await self._carrier.remove(views, drain_s, why)
+            await self._carrier.remove(views, drain_s, why, cut=why == "operator")
         finally:
             self._leaving -= ids
             self._bell.set()
@@ -189,7 +189,7 @@ class Conductor:
         return progress_of(
             model,
             self._scheduler,
-            self._fleet.snapshot,
+            self._fleet.bare,
             self.knowledge.load_seconds(model),
             self._clock.monotonic(),
         )
@@ -246,7 +246,7 @@ class Conductor:
     def _step(self, now: float) -> None:
         if not self._scheduler.waiting and not self._scheduler.loads:
             return
-        snapshot = self._fleet.snapshot
+        snapshot = self._fleet.bare
         self._scheduler.step(lambda overlay: self._world(snapshot, overlay), now)
 
     def _keep_up(self, now: float) -> None:
@@ -339,7 +339,7 @@ class Conductor:
 
     def world(self) -> World:
         """The fleet as placement sees it now."""
-        return self._world(self._fleet.snapshot, self._scheduler.overlay())
+        return self._world(self._fleet.bare, self._scheduler.overlay())
 
     @property
     def policy(self) -> Policy:
