@@ -69,8 +69,20 @@ class Dialogue(Protocol):
         """
         ...
 
-    def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
+    def ask(
+        self,
+        model: str,
+        profile: ModelProfile | None,
+        traits: EngineTraits,
+        context: int | None = None,
+    ) -> bytes:
         """The engine's body.
+
+        Args:
+            model: as the engine calls it.
+            profile: what is to be changed in requests.
+            traits: of the engine.
+            context: tokens that the instance takes; None where only the profile may know.
 
         Raises:
             BadRequest: the request asks for what can't be carried over to this engine.
@@ -143,20 +155,20 @@ class OpenAi:
         """See `Dialogue`; 0 where the body is no prompt."""
         return tokens.estimate(self._body) if self.path in _GENERATING else 0
 
-    def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
+    def ask(
+        self,
+        model: str,
+        profile: ModelProfile | None,
+        traits: EngineTraits,
+        context: int | None = None,
+    ) -> bytes:
         """See `Dialogue`."""
         body = self._body
         if model != self.name:
             body = self._with_model(body, self.name, model)
         if self.path not in _GENERATING:
             return body
-        if profile is not None and profile.params is not None:
-            body = apply_rules(
-                body,
-                _rules(profile),
-                context=profile.context,
-                prompt_tokens=tokens.estimate(body) if profile.params.clamp_max_tokens else 0,
-            )
+        body = _ruled(body, profile, context)
         if self.stream and not self._head.stream_options:
             self._asked_usage = True
             body = with_usage(body)
@@ -222,12 +234,16 @@ _NO_ROUTE = frozenset({404, 405, 501})
 _GENERATING = frozenset({CHAT, "/v1/completions"})
 
 
-def _rules(profile: ModelProfile) -> ParamRules:
-    params = profile.params
-    assert params is not None
-    return ParamRules(
+def _ruled(body: bytes, profile: ModelProfile | None, context: int | None) -> bytes:
+    """The body as the model's profile wants it."""
+    params = None if profile is None else profile.params
+    if profile is None or params is None:
+        return body
+    rules = ParamRules(
         params.defaults, params.overrides, frozenset(params.strip), params.clamp_max_tokens
     )
+    estimate = tokens.estimate(body) if params.clamp_max_tokens else 0
+    return apply_rules(body, rules, context=context or profile.context, prompt_tokens=estimate)
 
 
 class _Translating(ABC):
@@ -264,18 +280,18 @@ class _Translating(ABC):
         """See `Dialogue`."""
         return tokens.estimate(self._translate(self.name, GENERIC, stream=self.stream).body)
 
-    def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:
+    def ask(
+        self,
+        model: str,
+        profile: ModelProfile | None,
+        traits: EngineTraits,
+        context: int | None = None,
+    ) -> bytes:
         """See `Dialogue`."""
         stream = self.stream or not traits.cancels_unstreamed
         translated = self._translated = self._translate(model, traits, stream=stream)
         self.dropped = translated.dropped
-        body = translated.body
-        if profile is not None and profile.params is not None:
-            estimate = tokens.estimate(body) if profile.params.clamp_max_tokens else 0
-            body = apply_rules(
-                body, _rules(profile), context=profile.context, prompt_tokens=estimate
-            )
-        return body
+        return _ruled(translated.body, profile, context)
 
     def answer(self, status: int, *, streamed: bool) -> Answer:
         """See `Dialogue`."""
@@ -417,7 +433,13 @@ class CountTokens:
         """See `Dialogue`; any instance can count."""
         return 0
 
-    def ask(self, model: str, profile: ModelProfile | None, traits: EngineTraits) -> bytes:  # noqa: ARG002
+    def ask(
+        self,
+        model: str,
+        profile: ModelProfile | None,  # noqa: ARG002
+        traits: EngineTraits,  # noqa: ARG002
+        context: int | None = None,  # noqa: ARG002
+    ) -> bytes:
         """See `Dialogue`."""
         return with_model(self._body, self.name, model) if model != self.name else self._body
 

@@ -323,7 +323,7 @@ class Exchange:
         assert dialogue is not None
         try:
             profile = plane.fleet.profile(self.model)
-            body = dialogue.ask(target.served_as, profile, target.traits)
+            body = dialogue.ask(target.served_as, profile, target.traits, target.context)
         except CortexError as failed:
             self.refuse(failed)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from clients_kit import HI, SCHEMA, claude, gpt
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, running
+from rigs.fleet import free_port
 from rigs.whole import Served, running_gateway
 
 from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.gateway import UpstreamEntry
 from neuron_server.engines.tiny import write_tiny_gguf
 
 LLAMA = find()
@@ -45,6 +48,38 @@ def neuron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
         table = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{LLAMA}"\n{ports}'
         rig.config.write_text(rig.config.read_text() + table)
     yield from running(rig)
+
+
+@pytest.mark.llama
+@pytest.mark.skipif(LLAMA is None, reason="no llama-server: run make engines")
+async def test_a_llama_server_that_somebody_runs_is_used_as_it_stands(weights: Path) -> None:
+    """Given its URL alone, the gateway lists its model, words requests for it, and counts with it."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(str(LLAMA), "-m", str(weights), "--port", str(port), "-t", "1", "-c", str(CONTEXT)),
+        *("--alias", "theirs"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    upstream = UpstreamEntry(
+        name="old", base_url=f"http://127.0.0.1:{port}/v1", engine="llamacpp", refresh=0.2
+    )
+    try:
+        async with running_gateway(upstreams=(upstream,)) as served, claude(served.url) as sdk:
+            async with asyncio.timeout(30):
+                while not served.gateway.fleet.ready("theirs"):
+                    assert process.returncode is None
+                    await asyncio.sleep(0.05)
+            message = await sdk.messages.create(model="theirs", max_tokens=8, messages=HI)
+            counted = await sdk.messages.count_tokens(model="theirs", messages=HI)
+            assert message.usage.output_tokens == 8
+            cached = message.usage.cache_read_input_tokens or 0
+            assert counted.input_tokens == message.usage.input_tokens + cached
+            await served.settled()
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 @pytest.fixture(params=ENGINES)

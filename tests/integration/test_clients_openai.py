@@ -13,7 +13,7 @@ import pytest
 from clients_kit import HI, SAY, SCHEMA, TALK, answer, asked, completion, gpt, say, silent
 from dialects_kit import call, chunk, responses_told, usage, usage_chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine, whole
-from rigs.plane import PlaneRig, running_plane
+from rigs.plane import PlaneRig, ready, running_plane
 
 from cortex_common.config.catalogue import ModelProfile, ParamsSection
 from cortex_common.config.gateway import GatewaySection
@@ -25,6 +25,9 @@ OUT_OF_MEMORY = (
     BROKEN
     + b'data: {"error":{"code":500,"message":"CUDA out of memory","type":"server_error"}}\n\n'
 )
+
+
+COUNTED = "cortex_stream_repairs_total"
 
 
 async def idle(rig: PlaneRig) -> None:
@@ -71,6 +74,7 @@ async def test_calls_of_a_careless_engine_arrive_whole_and_the_repairs_are_count
             final = await stream.get_final_completion()
         await idle(rig)
         counted = Counter(rig.metrics.repairs)
+        told = [s.labels for f in rig.metrics.collect() for s in f.samples if s.name == COUNTED]
     calls = final.choices[0].message.tool_calls
     assert [(c.id, json.loads(c.function.arguments)["city"]) for c in calls] == [
         ("a", "Paris"),
@@ -78,6 +82,7 @@ async def test_calls_of_a_careless_engine_arrive_whole_and_the_repairs_are_count
     ]
     assert final.choices[0].finish_reason == "tool_calls"
     assert final.usage.total_tokens == 16
+    assert {labels["kind"] for labels in told} == kinds
     assert {
         kind for kind, model, harness in counted if (model, harness) == ("m", "scripted")
     } == kinds
@@ -365,3 +370,25 @@ async def test_what_the_client_says_beats_a_default(ruled: tuple[PlaneRig, list[
     sent = asked(calls[0])
     assert b'"model":"claude-x"' in answered.content
     assert (sent["temperature"], sent["top_k"], sent["max_tokens"]) == (0, 20, 7)
+
+
+async def test_the_clamp_knows_the_instances_context() -> None:
+    """What the instance takes counts where it is known, the profile's context elsewhere."""
+    profile = ModelProfile(
+        id="m", harness="x", context=5000, params=ParamsSection(clamp_max_tokens=True)
+    )
+    async with (
+        scripted_engine(say(SAY)) as engine,
+        running_plane({"m": engine.url}, profiles=[profile]) as rig,
+        gpt(rig.url) as sdk,
+    ):
+        for context in (None, 1000):
+            rig.report("n1")
+            rig.report("n1", ready("m-0", "m", engine.url).model_copy(update={"context": context}))
+            stream = await sdk.chat.completions.create(
+                model="m", messages=HI, stream=True, max_tokens=32000
+            )
+            assert [piece async for piece in stream]
+        clamped = [asked(call)["max_tokens"] for call in engine.calls]
+    assert 4900 < clamped[0] < 5000
+    assert 900 < clamped[1] < 1000
