@@ -72,15 +72,15 @@ class Answer(ABC):
         """The engine has said why it stopped, but not yet that this was all: usage may still come."""
         return False
 
-    @property
-    def tokens_in(self) -> int:
-        """Prompt tokens."""
-        return self.usage.prompt if self.usage else 0
+    def counted(self) -> tuple[int, int, int]:
+        """Prompt tokens, completion tokens, and those of the prompt that came from the engine's cache.
 
-    @property
-    def tokens_out(self) -> int:
-        """Completion tokens; where the engine told none, one for each piece of the stream."""
-        return self.usage.completion if self.usage else self.events
+        Where the engine has told none, a completion token is counted for each piece of the stream.
+        """
+        usage = self.usage
+        if usage is None:
+            return 0, self.events, 0
+        return usage.prompt, usage.completion, usage.cached
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:

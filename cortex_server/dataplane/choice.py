@@ -51,6 +51,7 @@ class Chooser:
             return candidates[0], b"only"
         fitting = _fitting(candidates, dialogue)
         reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
+        fitting = _at_home(fitting)
         session = _session(headers) or dialogue.session
         if not session:
             return _least_busy(fitting), reason
@@ -67,6 +68,14 @@ def _least_busy(candidates: Sequence[Target]) -> Target:
     target = pick(candidates)
     assert target is not None
     return target
+
+
+def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:
+    """Those that are no overflow while one of them has a free slot, else all."""
+    if not any(c.overflow for c in candidates):
+        return candidates
+    home = [c for c in candidates if not c.overflow]
+    return home if any(c.in_flight < c.slots for c in home) else candidates
 
 
 def _session(headers: Headers) -> bytes:

@@ -186,7 +186,7 @@ class Diverted:
             self._lingering = self._protocol.loop.call_later(_LINGER_S, transport.close)
         elif not self.keep_alive:
             transport.close()
-        self._protocol.on_response_complete()
+        self._protocol.rest()
 
     def abort(self) -> None:
         """See `Downstream`."""

@@ -152,7 +152,7 @@ class Exchange:
     def tokens(self) -> tuple[int, int]:
         """Of the prompt, once told, and of the answer so far."""
         answer = self._answer
-        return (answer.tokens_in, answer.tokens_out) if answer is not None else (0, 0)
+        return answer.counted()[:2] if answer is not None else (0, 0)
 
     # -- from the client ---------------------------------------------------------------------
 

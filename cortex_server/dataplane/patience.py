@@ -39,6 +39,7 @@ class PatientProtocol(HttpToolsProtocol):
     """Set on a subclass: uvicorn makes the protocols, so there is no other way in."""
 
     _since: float | None = None
+    _idle_since: float | None = None
     _in_head = True
     _head_bytes = 0
     _refused = False
@@ -52,6 +53,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
+        self._idle_since = None
         if self._since is None:
             self._since = self.loop.time()
         if self._in_head:
@@ -100,8 +102,22 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._since = None
 
+    def rest(self) -> None:
+        """Its answer is whole: the connection waits for the next request.
+
+        What uvicorn does then, but for the timer that it makes for each request: `look` comes by anyway.
+        """
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+
     def look(self, now: float) -> None:
-        """Called once a second: give a client up that takes too long."""
+        """Called once a second: give a client up that takes too long, or that has had no request for long."""
+        if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+            self.transport.close()
         if self._since is None or self.transport.is_closing():
             return
         waited = now - self._since

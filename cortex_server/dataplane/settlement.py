@@ -49,17 +49,15 @@ def settle(
         series = target.series
     else:
         series = plane.metrics.series(model or NOWHERE, NOWHERE)
-    tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
-    total = now - trace.started
-    usage = answer.usage if answer else None
+    tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
     series.finished(
-        total,
+        now - trace.started,
         trace.first_s,
         tokens_in,
         tokens_out,
         cold=trace.cold,
         error=error,
-        tokens_cached=usage.cached if usage else 0,
+        tokens_cached=cached,
         queued=trace.queued_s,
     )
     if target is not None:
@@ -69,7 +67,15 @@ def settle(
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
     name = key.name if key else None
-    line = trace.line(now, key=name, model=model, target=target, answer=answer, error=error)
+    line = trace.line(
+        now,
+        key=name,
+        model=model,
+        target=target,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        error=error,
+    )
     plane.journal.write(line)
     if plane.spans is not None and trace.span is not None:
         plane.spans.ended(trace.span, line, trace.started, now)

@@ -19,10 +19,11 @@ class Echo:
         client_name: what to put there; None leaves everything as it is.
     """
 
-    __slots__ = ("_engine", "_name", "_told")
+    __slots__ = ("_engine", "_name", "_same", "_told")
 
     def __init__(self, client_name: str | None) -> None:
         self._name = None if client_name is None else msgspec.json.encode(client_name)
+        self._same = b"" if self._name is None else b'"model":' + self._name
         self._engine = self._told = b""
 
     def __call__(self, data: bytes) -> bytes:
@@ -30,6 +31,9 @@ class Echo:
         if self._name is None:
             return data
         if not self._engine:
+            if self._same in data:  # the usual case, told without a regular expression
+                self._engine = self._told = self._same
+                return data
             match = _MODEL_FIELD.search(data)
             if match is None:
                 return data

@@ -70,6 +70,7 @@ class Target:
         series: the counters of its model on its node.
         served_as: the model's name as its engine knows it.
         retries: a request that fails here before its first byte may go elsewhere.
+        overflow: it is asked only while the others are full.
         harness: the kind of its engine.
         traits: how that must be spoken to.
         context: tokens that a request may use; None where unknown.
@@ -92,6 +93,7 @@ class Target:
     last_used: float
     served_as: str
     retries: bool = True
+    overflow: bool = False
     draining: bool = False
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -126,6 +128,8 @@ class Targets:
 
     def holds(self, model: str) -> bool:
         """Whether an instance of the model is there, be it one that takes no requests now."""
+        if self._ready.get(model):
+            return True
         return any(target.model == model for target in self._by_id.values())
 
     def spare(self, target: Target) -> None:
@@ -204,6 +208,7 @@ class Targets:
             last_used=self._clock.unix(),
             served_as=info.served_as or info.id,
             retries=upstream is None or upstream.retries,
+            overflow=upstream is not None and upstream.overflow,
             breaker=Breaker(off=upstream is not None and not upstream.breaker),
         )
         target.idle.set()
