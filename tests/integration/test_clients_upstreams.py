@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from clients_kit import HI, SAY, asked, claude, gpt
+from clients_kit import HI, SAY, asked, claude, gpt, say
 from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, scripted_engine, whole
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
@@ -190,6 +190,38 @@ async def test_a_model_in_both_places_is_balanced() -> None:
         await served.settled()
         assert len(local) + len(provider.asked) == 8
         assert [i.in_flight for i in served.gateway.fleet.snapshot.instances()] == [0, 0]
+
+
+async def test_overflow_is_asked_only_while_the_own_instances_are_full() -> None:
+    """The first requests stay at home, the next goes out, and with a free slot all stay at home again."""
+    provider = Provider([{"id": "m"}])
+    async with (
+        serving(provider),
+        scripted_engine(say(SAY)) as engine,
+        scripted_neuron({"m": engine.url}) as neuron,
+        running_gateway(
+            neurons={"n1": neuron.url}, upstreams=(entry(provider, overflow=True),)
+        ) as served,
+        httpx.AsyncClient(base_url=served.url) as http,
+    ):
+        await until(served, lambda s: len(s.instances()) == 2)
+        fleet = served.gateway.fleet
+        (home,) = [t for t in fleet.ready("m") if not t.overflow]
+
+        async def asked_at() -> str:
+            body = {"model": "m", "messages": HI, "stream": True}
+            answered = await http.post("/v1/chat/completions", json=body)
+            return answered.headers["x-cortex-node"]
+
+        for _ in range(home.slots - 1):
+            fleet.acquire(home)
+        assert await asked_at() == "n1"
+        fleet.acquire(home)
+        assert await asked_at() == "cloud"
+        fleet.release(home)
+        assert await asked_at() == "n1"
+        for _ in range(home.slots - 1):
+            fleet.release(home)
 
 
 @pytest.mark.parametrize("retries", [True, False])

@@ -170,6 +170,9 @@ class UpstreamEntry(Section):
     refresh: Duration = 15.0
     """How often its models are listed, which is also how it is seen to be there."""
 
+    overflow: bool = False
+    """Ask it only while all slots of a model's other instances are taken, or there are none."""
+
     retries: bool = True
     """Try another instance when a request fails here before its first byte."""
 
