@@ -32,7 +32,7 @@ format: $(READY) ## Format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Measure the data plane and the planner (tests/bench)
+bench: $(READY) ## Measure the data plane against other gateways (more in tests/bench)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 engines: $(READY) ## Build a real llama-server outside the checkout, for the tests marked llama
