@@ -188,13 +188,16 @@ class Exchange:
             if key.terms.models and not key.allows(model, name):
                 raise _not_for(key, name)
             self.model = model
-            go = self.plane.turnstile.enter(self, key, priority(self.headers))
+            go = self.plane.turnstile.enter(self, key, self._priority(key))
         except CortexError as failed:
             self.refuse(failed)
             return
         if go:
             self._next_target()
             self.plane.metrics.overhead.observe(perf_counter() - began)
+
+    def _priority(self, key: Key) -> int:
+        return priority(self.headers) if key.terms.max_priority else 0
 
     def admitted(self) -> None:
         """See `Guest`."""
