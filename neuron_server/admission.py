@@ -23,7 +23,7 @@ async def needs_of(
     Args:
         spec: the load.
         harness: its engine.
-        here: kinds of device that the node has.
+        here: kinds of the devices that may be chosen: the named ones, or all of the node.
         state: what past loads took.
     """
     count = max(spec.tensor_parallel, len(spec.devices))

@@ -13,6 +13,7 @@ from neuron_server import views
 from neuron_server.core.instance import OCCUPIED, Instance
 from neuron_server.core.ledger import Books, Need, Promise, Share, admit
 from neuron_server.hardware.host import Host, Reading
+from neuron_server.hardware.sample import DeviceSample
 
 
 class NodeBooks:
@@ -107,6 +108,14 @@ class NodeBooks:
                 free_mb=sample.free_mb,
                 headroom_mb=views.headroom_mb(self._config, device),
                 usable=sample.health is DeviceHealth.OK,
+                pool_free_mb=_pool_free_mb(device, sample),
             )
             for device, sample in zip(self.devices, self._reading.samples, strict=True)
         ]
+
+
+def _pool_free_mb(device: Device, sample: DeviceSample) -> int | None:
+    """A lost device of the pool still has its instances there, but says nothing about what is free."""
+    if not device.unified:
+        return None
+    return device.vram_total_mb if sample.pool_free_mb is None else sample.pool_free_mb

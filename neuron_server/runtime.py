@@ -158,7 +158,7 @@ class Runtime:
         registered = self.registry.get(spec.harness)
         if answer := self._join(spec):
             return answer
-        here = {device.kind for device in self.host.devices}
+        here = {d.kind for d in self.host.devices if not spec.devices or d.index in spec.devices}
         needs = await needs_of(spec, registered.harness, here, self._state)
         if answer := self._join(spec):
             return answer

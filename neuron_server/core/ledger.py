@@ -5,6 +5,9 @@ taken; a promise counts only as far as its engine has not taken it yet::
 
     available = free - headroom - sum over claims of max(0, promised - measured)
 
+Devices that share the host's memory (a unified GPU and the cpu device) are accounts of one pool: a promise on any of
+them counts on all, and what one of them is to keep free, all keep free.
+
 Hence two loads that start together can't be promised the same memory, an engine that took more than promised is
 seen at once, and the memory of an ended engine comes back when the device says so and not before.
 """
@@ -27,6 +30,7 @@ class Books:
         free_mb: nobody uses it now.
         headroom_mb: the operator wants it kept free.
         usable: the device can be given work.
+        pool_free_mb: what is free of the host's memory, for a device that shares it; None for one with its own.
     """
 
     index: int
@@ -35,6 +39,7 @@ class Books:
     free_mb: int
     headroom_mb: int
     usable: bool = True
+    pool_free_mb: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +110,26 @@ class Promise:
 
 def accounts(books: Iterable[Books], shares: Sequence[Share]) -> tuple[Account, ...]:
     """Enter all shares into the books."""
+    books = tuple(books)
+    pool = [device for device in books if device.pool_free_mb is not None]
+    pooled = {device.index for device in pool}
+    pool_mb = (
+        min((device.pool_free_mb or 0 for device in pool), default=0)
+        - max((device.headroom_mb for device in pool), default=0)
+        - sum(share.reserved_mb for share in shares if share.device in pooled)
+    )
     return tuple(
-        _account(device, [s for s in shares if s.device == device.index]) for device in books
+        _account(device, [s for s in shares if s.device == device.index], pool_mb)
+        for device in books
     )
 
 
-def _account(device: Books, shares: Sequence[Share]) -> Account:
+def _account(device: Books, shares: Sequence[Share], pool_mb: int) -> Account:
     reserved = sum(share.reserved_mb for share in shares)
     ours = sum(share.measured_mb or 0 for share in shares)
     available = device.free_mb - device.headroom_mb - reserved
+    if device.pool_free_mb is not None:
+        available = min(available, pool_mb)
     return Account(
         books=device,
         reserved_mb=reserved,
@@ -134,7 +150,7 @@ def admit(need: Need, books: Sequence[Books], shares: Sequence[Share]) -> Promis
     all_accounts = accounts(books, shares)
     candidates = _candidates(need, all_accounts)
     if need.per_device_mb is None:
-        chosen = sorted(candidates, key=lambda a: -a.available_mb)[: need.count]
+        chosen = _apart(sorted(candidates, key=lambda a: -a.available_mb))[: need.count]
         least = min((a.available_mb for a in chosen), default=0)
         if len(chosen) == need.count and least > 0:
             return Promise(tuple(sorted(a.books.index for a in chosen)), least)
@@ -145,11 +161,21 @@ def admit(need: Need, books: Sequence[Books], shares: Sequence[Share]) -> Promis
             for account in candidates
             if account.books.kind == kind and account.available_mb >= need.per_device_mb
         ]
+        fitting = _apart(sorted(fitting, key=lambda a: (a.available_mb, a.books.index)))
         if len(fitting) >= need.count:
-            fitting.sort(key=lambda a: (a.available_mb, a.books.index))
             chosen_indices = sorted(a.books.index for a in fitting[: need.count])
             return Promise(tuple(chosen_indices), need.per_device_mb)
     raise _refusal(need, all_accounts)
+
+
+def _apart(candidates: Iterable[Account]) -> list[Account]:
+    """At most one device of the pool: what two of them have is there once only."""
+    found: list[Account] = []
+    for account in candidates:
+        pooled = account.books.pool_free_mb is not None
+        if not pooled or all(other.books.pool_free_mb is None for other in found):
+            found.append(account)
+    return found
 
 
 def _candidates(need: Need, all_accounts: Sequence[Account]) -> list[Account]:

@@ -56,6 +56,7 @@ class CpuSource:
             free_mb=free,
             utilization_pct=round(psutil.cpu_percent(None)),
             by_instance=ours,
+            pool_free_mb=available,
         )
         return (sample,)
 

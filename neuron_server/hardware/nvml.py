@@ -178,6 +178,7 @@ class NvmlSource:
                 temp_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, _TEMPERATURE_GPU),
                 power_w=None if power is None else power / 1000.0,
                 by_instance=self._by_instance(handle, trees),
+                pool_free_mb=free // BYTES_PER_MIB if card.device.unified else None,
                 xids=xids,
             )
         except Exception as failed:  # noqa: BLE001 - NVMLLibraryMismatchError is no NVMLError; one card must not hide the others

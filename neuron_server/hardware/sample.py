@@ -33,6 +33,7 @@ class DeviceSample:
     Attributes:
         by_instance: MiB used by each instance's processes; an instance is missing where the driver can't tell.
         reason: why the device is not healthy.
+        pool_free_mb: MiB that the host has left, for a device that shares its memory.
         xids: errors that the driver reported since the sample before.
     """
 
@@ -45,6 +46,7 @@ class DeviceSample:
     by_instance: Mapping[InstanceId, int] = field(default_factory=dict)
     health: DeviceHealth = DeviceHealth.OK
     reason: str | None = None
+    pool_free_mb: int | None = None
     xids: tuple[int, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -17,7 +18,9 @@ from cortex_common.config.neuron import DeviceEntry, HarnessEntry, NeuronConfig,
 from cortex_common.errors import DoesNotFit
 from cortex_common.models import InstanceState, ModelInfo, UnloadRequest
 from neuron_server.app import create_runtime
+from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.nvml import NvmlSource
+from neuron_server.hardware.sample import DeviceSource
 from neuron_server.processes import environment
 from neuron_server.runtime import Runtime
 
@@ -69,19 +72,28 @@ def cards() -> list[LiveCard]:
 @pytest.fixture
 async def runtime(tmp_path: Path, cards: list[LiveCard]) -> AsyncIterator[Runtime]:
     """A running runtime on those cards."""
+    async with opened(tmp_path, NvmlSource(FakeNvml(*cards))) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def opened(directory: Path, *sources: DeviceSource) -> AsyncIterator[Runtime]:
+    """A runtime on some devices."""
     command = (sys.executable, str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}")
     entry = HarnessEntry(
         name="fake", kind="command", command=command, port_range=(FIRST_PORT, FIRST_PORT + 99)
     )
     config = NeuronConfig(
-        neuron=NeuronSection(state_dir=tmp_path / "state"),
+        neuron=NeuronSection(state_dir=directory / "state"),
         devices=(DeviceEntry(uuid="GPU-1", headroom="1000MiB"),),
         harnesses=(entry,),
     )
-    found = create_runtime(config, (NvmlSource(FakeNvml(*cards)),))
+    found = create_runtime(config, sources)
     await found.open()
-    yield found
-    await found.close()
+    try:
+        yield found
+    finally:
+        await found.close()
 
 
 async def ready(runtime: Runtime, model: str) -> ModelInfo:
@@ -192,3 +204,19 @@ async def test_two_devices_are_promised_together(runtime: Runtime, cards: list[L
     info = await ready(runtime, "wide")
     assert info.devices == (0, 1)
     assert b"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1" in environment(engine_pid(runtime))
+
+
+async def test_a_unified_gpu_and_the_cpu_device_promise_the_hosts_memory_once(tmp_path: Path):
+    """What a load is promised on the GPU is missing from the cpu device too."""
+    card = NvmlSource(FakeNvml(Card(0, MemoryInfo=3)))
+    async with opened(tmp_path, card, CpuSource(None)) as runtime:
+        gpu, cpu = runtime.health().devices
+        half = min(gpu.vram_available_mb, cpu.vram_available_mb) // 2
+        await runtime.load(fake("m", "--hang-at-load", vram_mb=half, devices=(0,)))
+        after = runtime.health().devices[1]
+        assert after.vram_reserved_mb == 0
+        assert after.vram_available_mb < cpu.vram_available_mb - half // 2
+        with pytest.raises(DoesNotFit):
+            await runtime.load(fake("n", vram_mb=cpu.vram_available_mb, devices=(1,)))
+        await runtime.load(fake("n", vram_mb=1, devices=(1,)))
+        assert (await ready(runtime, "n")).devices == (1,)

@@ -102,6 +102,60 @@ def test_the_fullest_device_that_fits_is_taken(world, size):
     assert available[taken] == min(mb for mb in available.values() if mb >= size)
 
 
+@given(
+    st.integers(0, 4000),
+    st.integers(1, 4000),
+    st.tuples(st.integers(0, 600), st.integers(0, 600)),
+    st.lists(
+        st.tuples(
+            st.sampled_from([(CUDA,), (CPU,), (CUDA, CPU), (CPU, CUDA)]),
+            st.none() | sizes,
+            st.integers(1, 2),
+            st.booleans(),
+        ),
+        max_size=15,
+    ),
+)
+def test_the_hosts_memory_is_promised_once(host_free, budget, headrooms, asked):
+    """On a host whose GPU shares its RAM with the cpu device, all that was promised can be taken at once."""
+    free, shares = host_free, []
+    for kinds, size, count, takes in asked:
+        on_cpu = sum(s.measured_mb or 0 for s in shares if s.device == 1)
+        cpu_free = max(0, min(budget - on_cpu, free))
+        books = [
+            gpu(0, free, 8000, headrooms[0], pool_free_mb=free),
+            gpu(1, cpu_free, budget, headrooms[1], kind=CPU, pool_free_mb=free),
+        ]
+        try:
+            promise = admit(need(size, count, kinds=kinds), books, shares)
+        except DoesNotFit:
+            continue
+        (device,) = promise.devices
+        taken = promise.per_device_mb if takes else None
+        free -= taken or 0
+        shares.append(share(promise.per_device_mb, taken, device=device))
+    promised = sum(s.promised_mb for s in shares)
+    assert promised <= host_free
+    if promised:
+        assert promised + max(headrooms) <= host_free
+    assert sum(s.promised_mb for s in shares if s.device == 1) <= budget
+
+
+def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
+    """What is promised on the unified GPU is missing from what the cpu device offers, and the other way round."""
+    books = [
+        gpu(0, 1000, 1000, 100, pool_free_mb=1000),
+        gpu(1, 600, 600, 50, kind=CPU, pool_free_mb=1000),
+        gpu(2, 1000),
+    ]
+    loads = [share(300, device=0), share(200, device=1)]
+    assert [a.available_mb for a in accounts(books, loads)] == [400, 350, 1000]
+    with pytest.raises(DoesNotFit):
+        admit(need(500, kinds=(CUDA,), devices=(0,)), books, loads)
+    with pytest.raises(DoesNotFit, match="each of 2 devices"):
+        admit(need(1, 2, kinds=(CUDA,)), [books[0], gpu(3, pool_free_mb=1000)], [])
+
+
 def test_a_promise_counts_only_as_far_as_it_is_not_taken():
     """While an engine grows into its promise, what it took is measured and the rest is reserved."""
     (account,) = accounts([gpu(free=700)], [share(500, 300)])
