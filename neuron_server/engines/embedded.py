@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from cortex_common import logs
 from cortex_common.errors import (
@@ -36,45 +38,53 @@ DEFAULT_PARALLEL = 32
 _CLIENT_GONE = 499
 
 
-def create_app(engine: MistralEngine, name: str) -> FastAPI:
-    """The worker's routes."""
-    app = FastAPI(title=f"{name} (embedded)", docs_url=None, redoc_url=None, openapi_url=None)
+def create_app(engine: MistralEngine, name: str) -> Starlette:
+    """The worker's routes. Starlette alone: a cold start waits for every import."""
     started = int(time.time())
 
-    @app.exception_handler(CortexError)
-    async def _known(_: Request, error: CortexError) -> JSONResponse:
-        return JSONResponse(envelope(error), status_code=error.status)
+    async def health(_: Request) -> JSONResponse:
+        return JSONResponse(
+            {
+                "status": "ok",
+                "running": engine.running,
+                "waiting": engine.waiting,
+                "parallel": engine.parallel,
+                "context": engine.context,
+                "version": engine.version,
+            }
+        )
 
-    @app.exception_handler(HTTPException)
-    async def _other(request: Request, error: HTTPException) -> JSONResponse:
-        known = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
-        return JSONResponse(envelope(known), status_code=error.status_code)
-
-    @app.get("/health")
-    async def health() -> dict[str, str | int | None]:
-        return {
-            "status": "ok",
-            "running": engine.running,
-            "waiting": engine.waiting,
-            "parallel": engine.parallel,
-            "context": engine.context,
-            "version": engine.version,
-        }
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, object]:
+    async def models(_: Request) -> JSONResponse:
         entry = {"id": name, "object": "model", "created": started, "owned_by": "cortex"}
-        return {"object": "list", "data": [entry | {"context_length": engine.context}]}
+        listed = [entry | {"context_length": engine.context}]
+        return JSONResponse({"object": "list", "data": listed})
 
-    @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await _answer("chat", request, engine, name)
 
-    @app.post("/v1/completions")
     async def text(request: Request) -> Response:
         return await _answer("text", request, engine, name)
 
-    return app
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", text, methods=["POST"]),
+        ],
+        exception_handlers={CortexError: _known, HTTPException: _unknown},
+    )
+
+
+async def _known(_: Request, error: Exception) -> Response:
+    assert isinstance(error, CortexError)
+    return JSONResponse(envelope(error), status_code=error.status)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
+    return JSONResponse(envelope(known), status_code=error.status_code)
 
 
 async def _answer(kind: Kind, request: Request, engine: MistralEngine, name: str) -> Response:

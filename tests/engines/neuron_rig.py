@@ -7,29 +7,18 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
+from engines.neuron_process import NeuronProcess
 
 from cortex_common.models import InstanceState, LoadSpec, ModelInfo
 from cortex_common.neuron_client import NeuronClient
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
-
-_SERVE = """
-import os, sys
-from pathlib import Path
-from cortex_common import logs
-from cortex_common.config.load import load
-from cortex_common.config.neuron import NeuronConfig
-from neuron_server.app import serve
-logs.set_up()
-serve(load(NeuronConfig, Path(sys.argv[1]), os.environ))
-"""
 
 
 class NeuronRig:
@@ -72,25 +61,21 @@ stop_timeout_s = 1.0
 """,
             encoding="utf-8",
         )
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: NeuronProcess | None = None
         self.url = ""
 
     def start(self) -> NeuronRig:
         """Start the process and wait until it listens."""
         position = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(self.config)],
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-            )
+        self.log.touch()
+        self.process = NeuronProcess(self.config, self.log)
         text = ""
 
         def listening() -> bool:
             nonlocal text
             text = self.log.read_bytes()[position:].decode()
             assert self.process is not None
-            assert self.process.poll() is None, text
+            assert self.process.running, text
             return "neuron_listening" in text
 
         wait_for(listening, 20.0, lambda: text)
@@ -102,8 +87,8 @@ stop_timeout_s = 1.0
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the process and return its status."""
         assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(30)
+        process, self.process = self.process, None
+        return process.stop(number)
 
     def client(self, token: str | None = None) -> NeuronClient:
         """A client of it."""
@@ -118,7 +103,7 @@ stop_timeout_s = 1.0
 
     def close(self) -> None:
         """End everything, the hard way where needed."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self.process.running:
             self.stop()
         for process in self.engines():
             with contextlib.suppress(psutil.NoSuchProcess):
