@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import trustme
 from clients_kit import HI, SAY, asked, claude, gpt, say
 from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, scripted_engine, whole
 from rigs.neuron import scripted_neuron
@@ -153,6 +155,29 @@ async def test_a_dead_server_is_left_and_found_again() -> None:
             provider.key = b"wrong"
             await until(served, up)
             assert (await http.get("/ready")).status_code == 200
+
+
+async def test_a_server_is_trusted_by_the_authority_that_is_named(tmp_path: Path) -> None:
+    """Over HTTPS its certificate must be of that authority, for listings and for requests."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    provider = Provider([{"id": "m"}])
+    async with scripted_engine(provider.script, tls=tls) as engine:
+        provider.url = engine.url
+        trusted, stranger = entry(provider, ca=tmp_path / "ca.pem"), entry(provider)
+        async with (
+            running_gateway(upstreams=(trusted,)) as served,
+            httpx.AsyncClient(base_url=served.url) as http,
+        ):
+            await until(served, up)
+            body = {"model": "m", "messages": HI, "stream": True}
+            answered = await http.post("/v1/chat/completions", json=body)
+            assert (answered.status_code, b"hello" in answered.content) == (200, True)
+        async with running_gateway(upstreams=(stranger,)) as served:
+            snapshot = await until(served, lambda s: s.nodes[0].state is NodeState.UNREACHABLE)
+            assert "certificate verify failed" in (snapshot.nodes[0].reason or "")
 
 
 async def test_a_model_in_both_places_is_balanced() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -110,7 +111,9 @@ class ScriptedEngine:
 
 
 @contextlib.asynccontextmanager
-async def scripted_engine(script: Script = answer_stream) -> AsyncIterator[ScriptedEngine]:
+async def scripted_engine(
+    script: Script = answer_stream, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ScriptedEngine]:
     """An engine on a free loopback port."""
     engine = ScriptedEngine(script=script)
     tasks: set[asyncio.Task[None]] = set()
@@ -120,8 +123,9 @@ async def scripted_engine(script: Script = answer_stream) -> AsyncIterator[Scrip
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27)
-    engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27, ssl=tls)
+    scheme = "http" if tls is None else "https"
+    engine.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield engine
     finally:
