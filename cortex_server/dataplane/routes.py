@@ -8,15 +8,9 @@ from urllib.parse import parse_qs
 
 from cortex_common.errors import CortexError
 from cortex_server.dataplane.body import read_form, read_head, with_form_model
-from cortex_server.dataplane.dialogues import (
-    CountTokens,
-    Dialogue,
-    Messages,
-    OpenAi,
-    Responses,
-    anthropic_refusal,
-    openai_refusal,
-)
+from cortex_server.dataplane.dialogues import Dialogue, anthropic_refusal, openai_refusal
+from cortex_server.dataplane.passing import OpenAi
+from cortex_server.dataplane.translating import CountTokens, Messages, Responses
 from cortex_server.dataplane.upstream import Headers
 
 

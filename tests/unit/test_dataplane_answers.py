@@ -13,7 +13,8 @@ from rigs.engine import CHUNK, DONE, LAST, STREAM
 from cortex_common.errors import UpstreamFailed
 from cortex_server.dataplane.answers import Answer, Late, MendedWhole, PassedWhole
 from cortex_server.dataplane.body import read_head
-from cortex_server.dataplane.dialogues import CountTokens, Messages, OpenAi, Responses
+from cortex_server.dataplane.passing import OpenAi
+from cortex_server.dataplane.translating import CountTokens, Messages, Responses
 from cortex_server.dialects.traits import GENERIC, LLAMACPP, MISTRALRS
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
