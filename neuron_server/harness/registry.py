@@ -1,6 +1,7 @@
 """Which harnesses this node has: name to adapter, from neuron.toml.
 
-Adding a kind of engine is one module that follows `cortex_common.harness.Harness` and one line in `_KINDS`.
+Adding a kind of engine is one module that follows `cortex_common.harness.Harness` and one line in
+`KINDS`: see docs/guides/add-a-harness.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from cortex_common.config.neuron import HarnessEntry, HarnessKind
+from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import BadRequest, ConfigError, nearest
 from cortex_common.hardware import HostWarning
 from cortex_common.harness import AttachedHarness, Harness
@@ -21,7 +22,9 @@ from neuron_server.harness.llamacpp import LlamaCppHarness
 from neuron_server.harness.mistralrs import MistralrsHarness
 from neuron_server.harness.program import linked_cuda
 
-_KINDS: Mapping[HarnessKind, Callable[[HarnessEntry, httpx.AsyncClient], Harness]] = {
+Builder = Callable[[HarnessEntry, httpx.AsyncClient], Harness]
+
+KINDS: Mapping[str, Builder] = {
     "embedded": EmbeddedHarness,
     "llamacpp": LlamaCppHarness,
     "mistralrs": MistralrsHarness,
@@ -41,13 +44,23 @@ class Registered:
 class Registry:
     """The harnesses of a node by name.
 
+    Args:
+        entries: of neuron.toml.
+        http: for probes; closed with the registry.
+        kinds: what makes the harness of each kind.
+
     Raises:
         ConfigError: an entry's kind is not known.
     """
 
-    def __init__(self, entries: Sequence[HarnessEntry], http: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        entries: Sequence[HarnessEntry],
+        http: httpx.AsyncClient,
+        kinds: Mapping[str, Builder] = KINDS,
+    ) -> None:
         self._http = http
-        self._by_name = {entry.name: _build(entry, http) for entry in entries}
+        self._by_name = {entry.name: _build(entry, http, kinds) for entry in entries}
 
     async def warnings(self, driver_cuda: str | None) -> tuple[HostWarning, ...]:
         """Look at all engines' programs; what an operator should mend about them.
@@ -102,12 +115,13 @@ class Registry:
         return self._by_name[name]
 
 
-def _build(entry: HarnessEntry, http: httpx.AsyncClient) -> Registered:
+def _build(
+    entry: HarnessEntry, http: httpx.AsyncClient, kinds: Mapping[str, Builder]
+) -> Registered:
     kind = entry.kind or entry.name
-    for known, build in _KINDS.items():
-        if kind == known:
-            return Registered(build(entry, http), entry)
-    raise ConfigError(
-        f"harness {entry.name!r}: there is no kind {kind!r}",
-        hints=(f"set kind to one of {', '.join(_KINDS)}",),
-    )
+    if kind not in kinds:
+        raise ConfigError(
+            f"harness {entry.name!r}: there is no kind {kind!r}",
+            hints=(f"set kind to one of {', '.join(kinds)}",),
+        )
+    return Registered(kinds[kind](entry, http), entry)

@@ -1,0 +1,69 @@
+"""The pages about engines say what the code does."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tomllib
+from pathlib import Path
+
+from cortex_common.clock import SystemClock
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.harness import ProcessHarness
+from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
+from neuron_server.hardware.cpu import CpuSource
+from neuron_server.hardware.host import Host
+from neuron_server.harness.http import engine_client
+from neuron_server.harness.registry import KINDS, Builder, Registry
+from neuron_server.records import StateDir
+from neuron_server.runtime import Runtime
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a page in some language."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+async def ready(runtime: Runtime) -> None:
+    """Wait until the only instance is ready."""
+    async with asyncio.timeout(20):
+        async for _ in runtime.changes.follow(1.0):
+            (instance,) = runtime.holdings.instances
+            assert instance.state is not InstanceState.FAILED, instance.error
+            if instance.state is InstanceState.READY:
+                return
+
+
+async def test_whoever_follows_the_guide_has_a_harness_that_works(tmp_path: Path):
+    """Module, entry and configuration of the page, put where it says, load an engine and unload it."""
+    module, entry = blocks("guides/add-a-harness.md", "python")
+    names: dict[str, Builder] = {}
+    exec(compile(module, "toy.py", "exec"), names)
+    kinds = dict(KINDS) | eval(f"{{{entry.strip()}}}", names)
+    (settings,) = blocks("guides/add-a-harness.md", "toml")
+    config = NeuronConfig.model_validate(
+        tomllib.loads(settings) | {"neuron": {"state_dir": str(tmp_path / "state")}}
+    )
+    registry = Registry(config.harnesses, engine_client(), kinds)
+    assert isinstance(registry.get("toy").harness, ProcessHarness)
+    clock = SystemClock()
+    host = Host((CpuSource(config.cpu.memory_mb),), clock)
+    state = StateDir(config.neuron.state_dir)
+    runtime = Runtime(config, host, registry, state, clock, "127.0.0.1")
+    await runtime.open()
+    try:
+        await runtime.load(LoadSpec(model_id="files", harness="toy"))
+        await ready(runtime)
+        await runtime.unload(UnloadRequest(model_id="files"))
+        assert runtime.holdings.instances == []
+    finally:
+        await runtime.close()
+
+
+def test_every_kind_of_harness_has_its_row():
+    """No kind is missing from the table of engines, and none is there that is not."""
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "reference/engines.md").read_text(), re.MULTILINE)
+    assert rows == list(KINDS)
