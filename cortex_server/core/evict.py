@@ -7,7 +7,7 @@ Under `cost` worths are seconds of cold start expected per second, and sets are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,15 +87,15 @@ def worth(strategy: Strategy, instance: InstanceView, standing: Standing) -> Wor
             return (standing.reload_s * max(standing.rate, LEAST_RATE),)
 
 
-def least_worth(strategy: Strategy, standing: Standing) -> Worth:
-    """No instance of a model that stands so is worth less."""
+def least_worth(strategy: Strategy, standing: Standing) -> float:
+    """No instance of a model that stands so has a worth that begins with less."""
     match strategy:
         case Strategy.LRU:
-            return (float("-inf"),)
+            return float("-inf")
         case Strategy.PRIORITY:
-            return (float(standing.priority),)
+            return float(standing.priority)
         case Strategy.COST:
-            return (standing.reload_s * max(standing.rate, LEAST_RATE),)
+            return standing.reload_s * max(standing.rate, LEAST_RATE)
 
 
 def cheapest(
@@ -113,8 +113,7 @@ def cheapest(
     """
     lack = {device: mb for device, mb in missing.items() if mb > 0}
     useful = [v for v in candidates if any(v.frees.get(device, 0) > 0 for device in lack)]
-    # Of equals, the one that frees more counts as worth less, so that fewer go.
-    useful.sort(key=lambda v: (v.worth, -sum(v.frees.values()), v.id))
+    useful.sort(key=_least_first)
     if not _enough(useful, lack):
         return None
     if strategy is not Strategy.COST:
@@ -122,6 +121,19 @@ def cheapest(
         return Choice(tuple(found), tuple(x for v in reversed(found) for x in v.worth))
     found = _least_sum(useful, lack) if len(useful) <= EXACT_UP_TO else _by_density(useful, lack)
     return Choice(tuple(found), (_sum(found),))
+
+
+def together(strategy: Strategy, choices: Iterable[Choice]) -> Choice:
+    """Choices for devices that share no victim, as one: what is least on each is least on all of them."""
+    found = sorted((v for c in choices for v in c.victims), key=_least_first)
+    if strategy is Strategy.COST:
+        return Choice(tuple(found), (_sum(found),))
+    return Choice(tuple(found), tuple(x for v in reversed(found) for x in v.worth))
+
+
+def _least_first(victim: Victim) -> tuple[Worth, int, str]:
+    """Of equals, the one that frees more counts as worth less, so that fewer go."""
+    return victim.worth, -sum(victim.frees.values()), victim.id
 
 
 def _enough(victims: Sequence[Victim], lack: Mapping[int, int]) -> bool:

@@ -122,8 +122,6 @@ def node_refusal(
     labels: Mapping[str, str] | None = None,
 ) -> str | None:
     """Why no device of this node is considered at all, for people; None when they are."""
-    have = labels or {}
-    lacking = next((f"{k}={v}" for k, v in profile.labels.items() if have.get(k) != v), None)
     reason: str | None = None
     if where.node is not None and node.name != where.node:
         reason = f"not {where.node}"
@@ -135,8 +133,10 @@ def node_refusal(
         reason = "the node is cordoned"
     elif profile.harness not in node.harnesses:
         reason = f"the node has no harness {profile.harness!r}"
-    elif lacking is not None:
-        reason = f"the node has no label {lacking}"
+    elif profile.labels:
+        have = labels or {}
+        lacking = [f"{k}={v}" for k, v in profile.labels.items() if have.get(k) != v]
+        reason = f"the node has no label {lacking[0]}" if lacking else None
     return reason
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from cortex_server.core.evict import Choice, Victim, cheapest
+from cortex_server.core.evict import Choice, Victim, cheapest, together
 from cortex_server.core.fit import Shape, suitable
+from cortex_server.core.policy import Strategy
 from cortex_server.core.rooms import DeviceRoom, NodeRoom
 from cortex_server.core.victims import Guard
 
@@ -54,29 +55,45 @@ def _cheaper_on(room: NodeRoom, shape: Shape, guard: Guard, best: Place | None) 
         for index in victim.frees:
             on.setdefault(index, []).append(victim)
     strategy, need = guard.policy.strategy, shape.size.device_mb
+    summed = shape.devices > 1 and strategy is Strategy.COST
+    if best is not None and summed and _least_sum(room, shape, on) > best.choice.worth[0]:
+        return None
     found: Place | None = None
-    for chosen in _sets(room, shape, on, guard):
-        missing = {d.index: need - d.available_mb for d in chosen}
+    for chosen, known in _sets(room, shape, on, guard):
         there = on.get(chosen[0].index, []) if len(chosen) == 1 else victims
         if best is not None and there and there[0].worth > best.choice.worth:
             continue
-        choice = cheapest(strategy, there, missing)
+        missing = {d.index: need - d.available_mb for d in chosen}
+        choice = known or cheapest(strategy, there, missing)
         if choice is not None and (best is None or choice.worth < best.choice.worth):
             best = found = Place(room, chosen, shape, choice)
     return found
 
 
+def _least_sum(room: NodeRoom, shape: Shape, on: Mapping[int, Sequence[Victim]]) -> float:
+    """No victims on this node are worth less in sum: every device that lacks room needs one, or a share of one."""
+    floors: list[float] = []
+    for device in room.devices:
+        if device.kind is not shape.kind:
+            continue
+        if device.available_mb >= shape.size.device_mb:
+            floors.append(0.0)
+        elif there := on.get(device.index):
+            floors.append(min(v.worth[0] / len(v.frees) for v in there))
+    return sum(sorted(floors)[: shape.devices])
+
+
 def _sets(
     room: NodeRoom, shape: Shape, on: Mapping[int, Sequence[Victim]], guard: Guard
-) -> Iterator[tuple[DeviceRoom, ...]]:
-    """Sets of devices worth comparing: all single ones, or the best of each type.
+) -> Iterator[tuple[tuple[DeviceRoom, ...], Choice | None]]:
+    """Sets of devices worth comparing, with what is lost where that is known: all single ones, or the best by type.
 
     Where every victim stands on one device, the cheapest devices together are the cheapest set.
     """
     profile = guard.wish.profile
     devices = suitable(profile, room, shape, guard.wish.where)
     if shape.devices == 1:
-        yield from ((d,) for d in devices)
+        yield from (((d,), None) for d in devices)
         return
     groups: dict[str, list[tuple[Choice, DeviceRoom]]] = {}
     need = shape.size.device_mb
@@ -88,6 +105,14 @@ def _sets(
     shared = any(len(v.frees) > 1 for there in on.values() for v in there)
     for group in groups.values():
         group.sort(key=lambda found: (found[0].worth, found[1].index))
-        most = shape.devices + (FURTHER_DEVICES if shared else 0)
-        cheap = sorted((d for _, d in group[:most]), key=lambda d: d.index)
-        yield from combinations(cheap, shape.devices)
+        if shared:
+            cheap = [d for _, d in group[: shape.devices + FURTHER_DEVICES]]
+            yield from ((s, None) for s in combinations(_ordered(cheap), shape.devices))
+        elif len(group) >= shape.devices:
+            best = group[: shape.devices]
+            choice = together(guard.policy.strategy, (c for c, _ in best))
+            yield _ordered(d for _, d in best), choice
+
+
+def _ordered(devices: Iterable[DeviceRoom]) -> tuple[DeviceRoom, ...]:
+    return tuple(sorted(devices, key=lambda d: d.index))

@@ -32,8 +32,6 @@ from cortex_server.core.world import Wish, World
 MOST_REASONS = 64
 """Reasons that an impossible plan carries."""
 
-_NO_LABELS: dict[str, str] = {}
-
 
 @dataclass(frozen=True, slots=True)
 class Serve:
@@ -101,7 +99,7 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
     model = ModelId(wish.profile.id)
     if not wish.another and (found := present(model, wish.where, world)) is not None:
         return found
-    rooms = [r for r in world.rooms if not _refused(wish, r, policy)]
+    rooms = _able(wish, world.rooms, policy)
     layouts = shapes(wish.profile, world.sizes)
     for shape in layouts:
         if (free := _free_place(wish, shape, rooms, world, policy)) is not None:
@@ -115,11 +113,15 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
     return Impossible(tuple(islice(reasons, MOST_REASONS)), no_node=not asked)
 
 
-def _refused(wish: Wish, room: NodeRoom, policy: Policy) -> bool:
-    if room.node.name in wish.avoid:
-        return True
-    labels = policy.labels.get(room.node.name, _NO_LABELS)
-    return node_refusal(wish.profile, room.node, wish.where, labels) is not None
+def _able(wish: Wish, rooms: Iterable[NodeRoom], policy: Policy) -> list[NodeRoom]:
+    """Those whose devices are to be looked at."""
+    profile, where, avoid, labels = wish.profile, wish.where, wish.avoid, policy.labels
+    return [
+        room
+        for room in rooms
+        if (name := room.node.name) not in avoid
+        and node_refusal(profile, room.node, where, labels.get(name)) is None
+    ]
 
 
 def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from cortex_common.fleet import InstanceView
+from cortex_common.hardware import DeviceKind
 from cortex_common.models import InstanceState, ModelId
 from cortex_server.core.evict import UNKNOWN, Standing, Victim, Worth, least_worth, worth
 from cortex_server.core.fit import Shape
@@ -17,7 +18,7 @@ SETTLED, YOUNG, BUSY, ANY = range(4)
 at last busy ones that were loaded lately. The last comes late, or models that are all busy would take turns faster
 than they load."""
 
-NEVER: Worth = (float("inf"),)
+NEVER = float("inf")
 
 
 class Guard:
@@ -50,8 +51,8 @@ class Guard:
         if self._tier >= BUSY:
             return ()
         if self.policy.strategy is Strategy.LRU:
-            return (_latest_needed(room, shape),)
-        return min(map(self._least.__getitem__, room.idle), default=NEVER)
+            return (_latest_needed(room, shape.kind, shape.devices, shape.size.device_mb),)
+        return (min(map(self._least.__getitem__, room.idle), default=NEVER),)
 
     def candidates(self, room: NodeRoom) -> list[Victim]:
         """Instances of the node that may go, the least worth first; not more of a model than it can spare."""
@@ -101,7 +102,7 @@ class Guard:
         return self._ready[model]
 
 
-class _Least(dict[ModelId, Worth]):
+class _Least(dict[ModelId, float]):
     """The least that an instance of each model can be worth, worked out when first asked for."""
 
     def __init__(self, world: World, policy: Policy) -> None:
@@ -109,26 +110,33 @@ class _Least(dict[ModelId, Worth]):
         self._world = world
         self._policy = policy
 
-    def __missing__(self, model: ModelId) -> Worth:
+    def __missing__(self, model: ModelId) -> float:
         standing = self._world.standings.get(model, UNKNOWN)
         found = least_worth(self._policy.strategy, standing)
         self[model] = found
         return found
 
 
-def _latest_needed(room: NodeRoom, shape: Shape) -> float:
+def _latest_needed(room: NodeRoom, kind: DeviceKind, count: int, need_mb: int) -> float:
     """When the last idle instance was used that has to go, at best, oldest first on each device."""
+    asked = (kind, count, need_mb)
+    if (known := room.latest.get(asked)) is None:
+        known = room.latest[asked] = _find_latest(room, kind, count, need_mb)
+    return known
+
+
+def _find_latest(room: NodeRoom, kind: DeviceKind, count: int, need_mb: int) -> float:
     found: list[float] = []
     for device in room.devices:
-        if device.kind is not shape.kind:
+        if device.kind is not kind:
             continue
-        lack = shape.size.device_mb - device.available_mb
+        lack = need_mb - device.available_mb
         freed, used = room.stairs.get(device.index, ((), ()))
         if lack <= 0:
             found.append(float("-inf"))
         elif (at := bisect_left(freed, lack)) < len(freed):
             found.append(used[at])
-    if len(found) < shape.devices:
+    if len(found) < count:
         return float("inf")
     found.sort()
-    return found[shape.devices - 1]
+    return found[count - 1]
