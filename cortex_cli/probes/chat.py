@@ -28,7 +28,7 @@ def body(model: str, wish: Wish) -> dict[str, Any]:
         asked["stream_options"] = {"include_usage": True}
     if wish.tools:
         function = {"name": TOOL, "description": ABOUT, "parameters": SCHEMA}
-        asked |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+        asked["tools"] = [{"type": "function", "function": function}]
     if wish.thinking:
         asked["reasoning_effort"] = "high"
     return asked

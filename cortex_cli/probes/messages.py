@@ -26,7 +26,6 @@ def body(model: str, wish: Wish) -> dict[str, Any]:
     }
     if wish.tools:
         asked["tools"] = [{"name": TOOL, "description": ABOUT, "input_schema": SCHEMA}]
-        asked["tool_choice"] = {"type": "any"}
     if wish.thinking:
         asked |= {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
     return asked

@@ -23,6 +23,8 @@ _CONTEXT = 4096
 _MOST_CONTEXT = 262_144
 """A prompt beyond a larger one than this would take minutes only to send."""
 
+_FEWEST_WORDS = 16
+
 _OVERFLOW = re.compile(r"prompt is too long: \d+ tokens > \d+ maximum")
 
 
@@ -135,7 +137,8 @@ class Prober:
         return ok(check, f"{told.tokens_out} tokens, ended with {told.stop!r}")
 
     async def _tool(self, check: str) -> Finding:
-        told = await self._stream(Wish("What is the weather in Paris?", tools=True, max_tokens=512))
+        prompt = "What is the weather in Paris? Use the tool."
+        told = await self._stream(Wish(prompt, tools=True, max_tokens=512))
         if told.calls and "city" in told.calls[0]:
             return ok(check, f"called with {dict(told.calls[0])}")
         problem = "called without the argument it needs" if told.calls else "the tool is not called"
@@ -143,10 +146,12 @@ class Prober:
         return serious(check, problem, "choose a model that is made for tools")
 
     async def _parallel(self, check: str) -> Finding:
-        prompt = "What is the weather in Paris and in Rome? Ask for both at once."
+        prompt = "What is the weather in Paris and in Rome? Use the tool for both at once."
         told = await self._stream(Wish(prompt, tools=True, max_tokens=512))
         if len(told.calls) > 1:
             return ok(check, f"{len(told.calls)} calls in one answer")
+        if not told.calls:
+            return warning(check, "the tool is not called")
         return warning(check, "one call at a time", "works, with more turns")
 
     async def _thinking(self, check: str) -> Finding:
@@ -197,8 +202,7 @@ class Prober:
         return error(check, f"not told in the words that clients know: {said}")
 
     async def _long(self, check: str) -> Finding:
-        words = min(self._model.context or _CONTEXT, 32_768) // 2
-        await self._stream(Wish("word " * words, max_tokens=16))
+        told = await self._read(min(self._model.context or _CONTEXT, 32_768) // 2)
         silence = self._asker.longest_silence_s
         if silence > IDLE_LIMIT_S:
             return error(
@@ -206,7 +210,16 @@ class Prober:
                 f"silent for {silence:.0f} s; clients give up after {IDLE_LIMIT_S:.0f} s",
                 "set [gateway] prefill_comment_after_s",
             )
-        return ok(check, f"about {words} tokens, never silent for longer than {silence:.1f} s")
+        return ok(check, f"{told.tokens_in} tokens, never silent for longer than {silence:.1f} s")
+
+    async def _read(self, words: int) -> Told:
+        """Have a prompt of so many words computed, or of fewer: some tokenizers make several tokens of one."""
+        try:
+            return await self._stream(Wish("word " * words, max_tokens=16))
+        except Refused:
+            if words < _FEWEST_WORDS:
+                raise
+            return await self._read(words // 4)
 
     async def _disconnect(self, check: str) -> Finding:
         body = self._dialect.body(

@@ -31,7 +31,7 @@ def body(model: str, wish: Wish) -> dict[str, Any]:
     }
     if wish.tools:
         tool = {"type": "function", "name": TOOL, "description": ABOUT, "parameters": SCHEMA}
-        asked |= {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": True}
+        asked |= {"tools": [tool], "tool_choice": "auto", "parallel_tool_calls": True}
     if wish.thinking:
         asked["reasoning"] = {"effort": "high", "summary": "auto"}
     return asked

@@ -28,7 +28,7 @@ class Wish:
 
     Attributes:
         prompt: of the user.
-        tools: offer the weather tool, and have it called.
+        tools: offer the weather tool; whether it is called is up to the model, as it is with real clients.
         image: send the red square along.
         thinking: ask for reasoning.
         stream: ask for a stream.
