@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 
 import httpx
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from cortex_common import logs
@@ -28,8 +30,11 @@ _HOP_BY_HOP = {
     "upgrade",
 }
 _HOP_BY_HOP_RAW = {name.encode() for name in _HOP_BY_HOP}
-_OURS = {"authorization", "host", "content-length", "x-conversation-id"}
+_OURS = {"authorization", "expect", "host", "x-conversation-id"}
 """Not for the engine: the token is the neuron's, and llama-server keeps generating for a conversation id."""
+_BODY_FOLLOWS = {"content-length", "transfer-encoding"}
+_KEPT_S = 2.0
+"""Seconds that an idle connection is kept: less than any engine does, so that none is closed under a request."""
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
 
 
@@ -40,7 +45,9 @@ class Relay:
         self._runtime = runtime
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=5.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEPT_S
+            ),
             trust_env=False,
         )
 
@@ -64,19 +71,42 @@ class Relay:
         if instance.state not in _REACHABLE:
             raise Unavailable(f"instance {instance_id} is {instance.state}", retry_after=1.0)
         url = f"{self._runtime.engine_url(instance)}/{path}"
+        has_body = not _BODY_FOLLOWS.isdisjoint(request.headers.keys())
         headers = [
             (name, value)
             for name, value in request.headers.items()
             if name not in _HOP_BY_HOP | _OURS
         ]
+        uploaded = asyncio.Event()
         upstream = self._http.build_request(
             request.method,
             url,
             params=request.query_params,
             headers=headers,
-            content=await request.body(),
+            content=_body(request.receive, uploaded) if has_body else None,
         )
-        return _Relayed(self._http, upstream, self._runtime.occupancy.relayed, instance.id)
+        if not has_body:
+            uploaded.set()
+        return _Relayed(
+            self._http, upstream, uploaded, self._runtime.occupancy.relayed, instance.id
+        )
+
+
+async def _body(receive: Receive, uploaded: asyncio.Event) -> AsyncIterator[bytes]:
+    """The request's body as it comes; `uploaded` is set at its end.
+
+    Raises:
+        ClientDisconnect: the caller left before.
+    """
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        if chunk := message.get("body", b""):
+            yield chunk
+    uploaded.set()
 
 
 class _Relayed(Response):
@@ -86,12 +116,14 @@ class _Relayed(Response):
         self,
         http: httpx.AsyncClient,
         upstream: httpx.Request,
+        uploaded: asyncio.Event,
         in_flight: dict[InstanceId, int],
         instance: InstanceId,
     ) -> None:
         super().__init__()
         self._http = http
         self._upstream = upstream
+        self._uploaded = uploaded
         self._in_flight = in_flight
         self._instance = instance
 
@@ -103,7 +135,7 @@ class _Relayed(Response):
         """
         self._in_flight[self._instance] = self._in_flight.get(self._instance, 0) + 1
         passing = asyncio.create_task(self._pass_through(send))
-        leaving = asyncio.create_task(until_gone(receive))
+        leaving = asyncio.create_task(self._until_gone(receive))
         try:
             await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if passing.done():
@@ -114,9 +146,16 @@ class _Relayed(Response):
             leaving.cancel()
             await asyncio.gather(passing, leaving, return_exceptions=True)
 
+    async def _until_gone(self, receive: Receive) -> None:
+        """While the body is on its way, whoever reads it sees the caller leave."""
+        await self._uploaded.wait()
+        await until_gone(receive)
+
     async def _pass_through(self, send: Send) -> None:
         try:
             response = await self._http.send(self._upstream, stream=True)
+        except ClientDisconnect:
+            return
         except httpx.HTTPError as failed:
             raise UpstreamFailed(f"the engine broke off: {failed!r}") from failed
         try:
