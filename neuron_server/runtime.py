@@ -17,7 +17,7 @@ from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit, StillBusy
 from cortex_common.hardware import Discovery, Health, HostWarning
-from cortex_common.harness import AttachedHarness, ProcessHarness
+from cortex_common.harness import AttachedHarness
 from cortex_common.models import (
     EndpointAnswer,
     InstanceId,
@@ -32,7 +32,7 @@ from cortex_common.models import (
 from neuron_server import views
 from neuron_server.admission import joined, needs_of, refuse_second_parallel
 from neuron_server.adoption import left_running, record_of
-from neuron_server.attached_life import AttachedLife, loaded_by_others
+from neuron_server.attached_life import loaded_by_others
 from neuron_server.books import NodeBooks
 from neuron_server.changes import Changes
 from neuron_server.core.instance import Instance, advance
@@ -45,7 +45,8 @@ from neuron_server.harness.process import kill_orphans
 from neuron_server.harness.registry import Registered, Registry
 from neuron_server.holdings import Held, Holdings
 from neuron_server.journal import Journal
-from neuron_server.life import EngineLife, Life, port_is_free
+from neuron_server.life import port_is_free
+from neuron_server.lives import life_of
 from neuron_server.occupancy import Occupancy
 from neuron_server.records import PastLoad, StateDir
 from neuron_server.unloading import until_freed, until_idle
@@ -312,33 +313,18 @@ class Runtime:
 
     def _hold(self, instance: Instance, registered: Registered) -> Held:
         """Keep an instance; what its harness refuses is the caller's answer, and nothing is kept then."""
-        held = Held(instance, self._life(instance, registered), registered)
-        self.holdings.add(held)
-        return held
-
-    def _life(self, instance: Instance, registered: Registered) -> Life:
-        harness = registered.harness
-        if isinstance(harness, AttachedHarness):
-            return AttachedLife(instance.id, harness, self, self._clock)
-        assert isinstance(harness, ProcessHarness), "there are two sorts of harness"
-        devices = [d for d in self.host.devices if d.index in instance.devices]
-        promised = instance.spec.model_copy(update={"vram_mb": instance.promised_mb})
-        launch = partial(harness.launch, promised, devices, self._engine_host)
-        new = instance.stage is None
-        if new:
-            launch(instance.port)
-        return EngineLife(
-            instance.id,
-            harness=harness,
-            entry=registered.entry,
-            launch=launch,
-            host=self._engine_host,
-            engine_log=self._state.log(instance.id),
-            owner=self._state.owner,
+        life = life_of(
+            instance,
+            registered,
+            self.host.devices,
+            engine_host=self._engine_host,
+            state=self._state,
             ledger=self,
             clock=self._clock,
-            weights_mb=harness.weights_mb(instance.spec) if new else None,
         )
+        held = Held(instance, life, registered)
+        self.holdings.add(held)
+        return held
 
     async def _stop(self, held: Held, drain_s: float, *, cut: bool = True) -> None:
         """Stop once, however many ask."""

@@ -1,0 +1,64 @@
+"""Which life an instance leads: with an engine of its own, or inside one that someone else runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from cortex_common.clock import Clock
+from cortex_common.hardware import Device
+from cortex_common.harness import AttachedHarness, ProcessHarness
+from neuron_server.attached_life import AttachedLife
+from neuron_server.core.instance import Instance
+from neuron_server.harness.registry import Registered
+from neuron_server.life import EngineLife, Ledger, Life
+from neuron_server.records import StateDir
+
+
+def life_of(
+    instance: Instance,
+    registered: Registered,
+    devices: Iterable[Device],
+    *,
+    engine_host: str,
+    state: StateDir,
+    ledger: Ledger,
+    clock: Clock,
+) -> Life:
+    """The life of an instance, not begun yet.
+
+    Args:
+        instance: whose; one that is adopted has a stage already.
+        registered: its harness.
+        devices: of the node.
+        engine_host: address that engines listen on.
+        state: where logs are kept.
+        ledger: the runtime.
+        clock: for durations and times.
+
+    Raises:
+        BadRequest: see `ProcessHarness.launch`.
+        NotSupported: the same.
+    """
+    harness = registered.harness
+    if isinstance(harness, AttachedHarness):
+        return AttachedLife(instance.id, harness, ledger, clock)
+    assert isinstance(harness, ProcessHarness), "there are two sorts of harness"
+    own = [device for device in devices if device.index in instance.devices]
+    promised = instance.spec.model_copy(update={"vram_mb": instance.promised_mb})
+    launch = partial(harness.launch, promised, own, engine_host)
+    new = instance.stage is None
+    if new:
+        launch(instance.port)  # what the harness refuses is refused now
+    return EngineLife(
+        instance.id,
+        harness=harness,
+        entry=registered.entry,
+        launch=launch,
+        host=engine_host,
+        engine_log=state.log(instance.id),
+        owner=state.owner,
+        ledger=ledger,
+        clock=clock,
+        weights_mb=harness.weights_mb(instance.spec) if new else None,
+    )
