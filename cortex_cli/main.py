@@ -45,6 +45,7 @@ COMMANDS = {
     "ps": Entry("ps", "Daily use", "List what is loaded, and where"),
     "chat": Entry("chat", "Daily use", "Talk to a model"),
     "requests": Entry("requests", "Daily use", "List requests; end one"),
+    "why": Entry("why", "Daily use", "Say why a request went where it went"),
     "models": Entry("models", "Fleet", "List, load, unload and protect models"),
     "nodes": Entry("nodes", "Fleet", "List hosts; keep work off them"),
     "gpus": Entry("gpus", "Fleet", "List devices and who uses their memory"),

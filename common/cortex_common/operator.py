@@ -210,6 +210,25 @@ class PlanView(Wire):
     ledger: tuple[LedgerLine, ...] = ()
 
 
+class DecisionView(Wire):
+    """GET /operator/v1/decisions/{request}: what a request waited for, and what became of that.
+
+    Attributes:
+        at: Unix seconds at which the wait ended.
+        waited_s: how long it was.
+        instance: that became ready for it; None when it waited in vain.
+        why: why the instance was loaded where it was, or why there was none.
+        evicted: instances that went for it.
+    """
+
+    at: float
+    model: str
+    waited_s: float
+    instance: str | None = None
+    why: str
+    evicted: tuple[str, ...] = ()
+
+
 class DefragWish(StrictWire):
     """POST /operator/v1/plan/defrag: moves that make one large free block. Changes nothing.
 

@@ -15,6 +15,7 @@ from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import Bookmark, ControlClient
 from cortex_common.operator import (
     ApplyDefrag,
+    DecisionView,
     DefragView,
     DefragWish,
     DrainNode,
@@ -45,6 +46,7 @@ _NODE = TypeAdapter(NodeAction)
 _PIN = TypeAdapter(PinView)
 _PINS = TypeAdapter(tuple[PinView, ...])
 _PLAN = TypeAdapter(PlanView)
+_DECISIONS = TypeAdapter(tuple[DecisionView, ...])
 _DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
 _CONFIG = TypeAdapter(ConfigView)
@@ -189,6 +191,10 @@ class OperatorClient(ControlClient):
         """What would be done to load a model, with every device's ledger. Changes nothing."""
         body = request.model_dump(mode="json", exclude_none=True)
         return await self.call(_PLAN, "POST", "/operator/v1/plan/load", body=body)
+
+    async def decisions(self, request: str) -> tuple[DecisionView, ...]:
+        """What a request waited for; nothing when it had not to, or that was long ago."""
+        return await self.call(_DECISIONS, "GET", f"/operator/v1/decisions/{quote(request)}")
 
     async def reload(self) -> Reloaded:
         """Have the gateway read its configuration again.

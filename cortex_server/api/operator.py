@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.operator import (
     ApplyDefrag,
+    DecisionView,
     DefragView,
     DefragWish,
     DrainNode,
@@ -112,6 +113,11 @@ def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
     async def plan_load(wish: PlanLoad) -> PlanView:
         """The plan with every device's ledger; changes nothing."""
         return verbs.plan_load(wish)
+
+    @router.get("/decisions/{request:path}", summary="What a request waited for")
+    async def decisions(request: str) -> tuple[DecisionView, ...]:
+        """By its x-request-id; empty when it waited for no load, or that was long ago."""
+        return verbs.decisions(request)
 
     @router.post("/plan/defrag", summary="Which moves would make a large free block")
     async def plan_defrag(wish: DefragWish) -> DefragView:

@@ -21,7 +21,8 @@ from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.neuron_client import NeuronClient
-from cortex_server.core.plan import Plan, plan
+from cortex_common.operator import DecisionView
+from cortex_server.core.plan import Load, Plan, plan
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
 from cortex_server.core.scheduler import Order, Scheduler
@@ -30,6 +31,7 @@ from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.carrier import Carrier, Later
+from cortex_server.lifecycle.decisions import Decisions
 from cortex_server.lifecycle.knowledge import Knowledge, StandingsNow
 from cortex_server.lifecycle.pins import Pin, PinBoard
 from cortex_server.lifecycle.progress import WaitProgress, progress_of
@@ -92,7 +94,8 @@ class Conductor:
         self._inbox: deque[Later] = deque()
         self._bell = asyncio.Event()
         self._gone: frozenset[InstanceId] = frozenset()
-        self._why: dict[InstanceId, str] = {}
+        self._made: dict[InstanceId, Load] = {}
+        self.decisions = Decisions()
         self._leaving: frozenset[InstanceId] = frozenset()
         self._considered: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,7 +113,7 @@ class Conductor:
 
         Args:
             profile: of the model.
-            request_id: for the log.
+            request_id: by which `decisions` remembers what it waited for.
             timeout_s: how long to wait.
 
         Raises:
@@ -121,7 +124,33 @@ class Conductor:
             Busy: too many wait for it already.
         """
         event(log, "cold_start", logging.DEBUG, model=profile.id, request=request_id)
-        return await self.want(profile, Goal(profile.id), timeout_s=timeout_s)
+        began = self._clock.monotonic()
+        try:
+            instance = await self.want(profile, Goal(profile.id), timeout_s=timeout_s)
+        except CortexError as failed:
+            self._decided(request_id, profile, began, None, failed.message)
+            raise
+        self._decided(request_id, profile, began, instance, "another request had it loaded already")
+        return instance
+
+    def _decided(
+        self,
+        request: str,
+        profile: ModelProfile,
+        began: float,
+        instance: InstanceId | None,
+        otherwise: str,
+    ) -> None:
+        load = self._made.get(instance) if instance is not None else None
+        decision = DecisionView(
+            at=self._clock.unix(),
+            model=profile.id,
+            waited_s=round(self._clock.monotonic() - began, 3),
+            instance=instance,
+            why=load.why if load is not None else otherwise,
+            evicted=load.evictions if load is not None else (),
+        )
+        self.decisions.keep(request, decision)
 
     async def want(self, profile: ModelProfile, goal: Goal, *, timeout_s: float) -> InstanceId:
         """`obtain` for any goal, such as an instance on a certain node."""
@@ -260,7 +289,7 @@ class Conductor:
         visible = {i.id for i in snapshot.instances()}
         self._gone &= visible
         loading = {u.order.instance for u in self._scheduler.loads}
-        self._why = {i: why for i, why in self._why.items() if i in visible or i in loading}
+        self._made = {i: load for i, load in self._made.items() if i in visible or i in loading}
         shown = with_pins(snapshot, self.pins)
         chores = self.upkeep.due(shown, self._profiles.values(), now)
         for goal in chores.want:
@@ -330,7 +359,8 @@ class Conductor:
         """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
         snapshot = with_pins(self._fleet.snapshot, self.pins)
         now = self._clock.monotonic()
-        return with_reasons(snapshot, self._why, self._profiles, self.upkeep, now)
+        why = {i: load.why for i, load in self._made.items()}
+        return with_reasons(snapshot, why, self._profiles, self.upkeep, now)
 
     def preview(self, wish: Wish) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing."""
@@ -390,7 +420,7 @@ class Conductor:
 
     def start(self, order: Order) -> None:
         """See `Effects.start`."""
-        self._why[order.instance] = order.plan.why
+        self._made[order.instance] = order.plan
         self._carrier.start(order)
 
     def abandon(self, order: Order) -> None:

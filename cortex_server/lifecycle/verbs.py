@@ -12,6 +12,7 @@ from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_common.operator import (
+    DecisionView,
     DrainNode,
     EvictModel,
     LoadModel,
@@ -193,6 +194,10 @@ class Verbs:
         )
         found, world = self._conductor.preview(wanted)
         return plan_view(wanted, found, world, self._conductor.policy)
+
+    def decisions(self, request: str) -> tuple[DecisionView, ...]:
+        """See `Decisions.of`."""
+        return self._conductor.decisions.of(request)
 
     def detail(self, name: str) -> ModelDetail:
         """A model's estimate beside what was measured.

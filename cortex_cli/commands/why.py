@@ -1,0 +1,54 @@
+"""`cortex why`: why a request went where it went, and what it waited for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cortex_cli import options
+from cortex_cli.client import connect, run
+from cortex_cli.options import verb
+from cortex_cli.render.why import why_document, why_text
+from cortex_common.errors import Conflict, NotFound
+from cortex_common.operator import DecisionView
+from cortex_common.requests import RequestList, RequestView
+
+app = verb()
+
+
+@app.command(epilog="The id is in the answer's header x-request-id. Example: `cortex why req-7f3a`")
+def why(
+    ident: Annotated[str, typer.Argument(metavar="ID", help="Id, or a unique beginning of it")],
+    *,
+    gateway: options.Gateway = None,
+    json: options.Json = False,
+) -> None:
+    """Say why a request went where it went."""
+    request, decisions = run(_found(gateway, ident))
+    draw = why_document if json else why_text
+    sys.stdout.write(f"{draw(request, decisions)}\n")
+
+
+async def _found(gateway: str | None, ident: str) -> tuple[RequestView, tuple[DecisionView, ...]]:
+    async with connect(gateway) as client:
+        request = one_of(await client.requests(), ident)
+        return request, await client.decisions(request.id)
+
+
+def one_of(known: RequestList, ident: str) -> RequestView:
+    """The request of that id or beginning; the latest where a client gave it to several.
+
+    Raises:
+        NotFound: none is known.
+        Conflict: the beginning fits several.
+    """
+    fits = [r for r in (*known.active, *known.recent) if r.id.startswith(ident)]
+    exact = [r for r in fits if r.id == ident]
+    if not fits:
+        hints = ("`cortex requests ls` lists those that are remembered",)
+        raise NotFound(f"no request {ident!r} is remembered", hints=hints)
+    if not exact and len({r.id for r in fits}) > 1:
+        raise Conflict(f"{len(fits)} requests begin with {ident!r}", hints=("say more of the id",))
+    return max(exact or fits, key=lambda r: r.started)
