@@ -23,7 +23,7 @@ def milliseconds(value: float | None) -> str:
     """A time as "84ms" or "12.3s"; "–" where there is none."""
     if value is None:
         return "–"
-    return f"{value:.0f}ms" if value < 10_000 else f"{value / 1000:.1f}s"
+    return f"{value:.0f}ms" if value < 1000 else f"{value / 1000:.1f}s"
 
 
 def speed(request: RequestView) -> str:

@@ -68,7 +68,7 @@ class Picture(Vertical):
         self._banner = Static(id="banner", markup=False)
         self._device_box = VerticalScroll(id="device-box", can_focus=False)
         self._devices = DevicePanel(ascii_only=ascii_only)
-        self._events = RichLog(id="events", max_lines=_LOG_LINES, wrap=True)
+        self._events = RichLog(id="events", max_lines=_LOG_LINES)
         self._side = VerticalScroll(id="side", can_focus=False)
         self._detail = Static(id="detail", markup=False)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_fleet import busy_fleet, empty_fleet, large_fleet
+from sample_fleet import busy_fleet, empty_fleet, large_fleet, sample_trail
 from textual.pilot import Pilot
 from top_rig import top
 
@@ -39,13 +39,23 @@ FLEETS = {
 }
 
 
-def test_the_documentation_shows_the_approved_picture():
-    """docs/images/top.svg is the approved overview of the sample fleet, not an older one."""
+@pytest.mark.parametrize(
+    ("shown", "approved"),
+    [
+        ("top", "test_overview[wide]"),
+        ("requests", "test_dialogs[requests-keys6]"),
+        ("plan", "test_dialogs[plan-keys1]"),
+    ],
+)
+def test_the_documentation_shows_approved_pictures(shown: str, approved: str):
+    """Pictures in docs/images are those that the tests hold the screen to, not older ones."""
     here = Path(__file__).parent
-    approved = here / "__snapshots__" / "test_top_pictures" / "test_overview[wide].svg"
-    shown = here.parents[1] / "docs" / "images" / "top.svg"
+    image = here.parents[1] / "docs" / "images" / f"{shown}.svg"
 
-    assert shown.read_bytes() == approved.read_bytes()
+    assert (
+        image.read_bytes()
+        == (here / "__snapshots__" / "test_top_pictures" / f"{approved}.svg").read_bytes()
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -81,6 +91,9 @@ def test_disconnected(snap_compare, size: str):
         ("describe", ["down", "down", "d"]),
         ("filter", ["slash", *"gem"]),
         ("gpus", ["3"]),
+        ("requests", ["4"]),
+        ("events", ["5"]),
+        ("logs", ["down", "L"]),
         ("marked", ["space", "space"]),
     ],
 )
@@ -89,9 +102,14 @@ def test_dialogs(snap_compare, name: str, keys: list[str]):
 
     async def press(pilot: Pilot[None]) -> None:
         await pilot.press(*keys)
+        # What is asked for is drawn once its worker is done.
+        asking = [w for w in pilot.app.workers if w.group == "requests"]
+        for worker in asking:
+            await worker.wait()
         await pilot.pause()
 
-    assert snap_compare(top(busy_fleet()), terminal_size=(120, 36), run_before=press)
+    app = top(busy_fleet(), *sample_trail())
+    assert snap_compare(app, terminal_size=(120, 36), run_before=press)
 
 
 def test_light(snap_compare):

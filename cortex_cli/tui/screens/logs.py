@@ -21,7 +21,8 @@ from cortex_common.errors import CortexError
 
 _KEPT = 5000
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_TONES = ((" ERROR", "error"), (" WARN", "warning"))
+_MARK = re.compile(r"\b(ERROR|WARN)")
+_TONES = {"ERROR": "error", "WARN": "warning"}
 
 
 def plain(line: str) -> str:
@@ -92,8 +93,9 @@ class LogScreen(ModalScreen[None]):
             self._write(line)
 
     def _write(self, line: str) -> None:
-        tone = next((t for mark, t in _TONES if mark in line), "")
-        self._log.write(Text(line, style=self.app.theme_variables.get(tone, "")))
+        found = _MARK.search(line)
+        tone = self.app.theme_variables[_TONES[found[1]]] if found else ""
+        self._log.write(Text(line, style=tone))
 
     def _write_again(self) -> None:
         self._log.clear()

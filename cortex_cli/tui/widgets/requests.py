@@ -15,15 +15,15 @@ from cortex_common.errors import CortexError
 from cortex_common.requests import RequestList, RequestView
 
 COLUMNS = (
-    Column("short", "ID", 14, 0, most=30),
-    Column("state", "STATE", 9, 0, most=16),
+    Column("short", "ID", 12, 0, most=28),
+    Column("state", "STATE", 15, 0, most=19),
     Column("model", "MODEL", 18, 0, most=44),
     Column("key", "KEY", 8, 2, most=14),
     Column("node", "NODE", 8, 5, most=12),
     Column("started", "STARTED", 8, 6),
-    Column("queue", "QUEUE", 7, 4, right=True),
-    Column("ttft", "TTFT", 7, 3, right=True),
-    Column("total", "TOTAL", 7, 1, right=True),
+    Column("queue", "QUEUE", 6, 4, right=True),
+    Column("ttft", "TTFT", 6, 3, right=True),
+    Column("total", "TOTAL", 6, 1, right=True),
     Column("tokens", "IN>OUT", 11, 2, right=True),
     Column("speed", "TOK/S", 6, 7, right=True),
 )
