@@ -55,7 +55,9 @@ COMMANDS = {
         "simulate", "Fleet", "Judge eviction policies by running them against a trace"
     ),
     "bench": Entry("bench", "Fleet", "Measure how fast a model answers"),
-    "events": Entry("events", "Daily use", "Follow what happens in the fleet"),
+    "events": Entry(
+        "events", "Daily use", "Show what happened in the fleet, by whose wish and why"
+    ),
     "doctor": Entry(
         "doctor",
         "Running cortex",
