@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,7 +13,7 @@ from cortex_cli import options
 from cortex_cli.listing import list_fleet
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
-from cortex_cli.render.fleet import DEVICES, DeviceRow, device_rows
+from cortex_cli.render.fleet import DEVICES, ROOMS, DeviceRow, device_rows, room_rows
 from cortex_common.fleet import FleetSnapshot
 
 app = noun("List devices and who uses their memory")
@@ -27,6 +29,10 @@ class Order(StrEnum):
 @app.command("ls", epilog="Examples: `cortex gpus ls --sort free`, `cortex gpus ls -o wide`")
 def ls(
     *,
+    fragmentation: Annotated[
+        bool,
+        typer.Option("--fragmentation", help="How free memory lies over each node's devices"),
+    ] = False,
     sort: Annotated[Order, typer.Option(help="Order of the list")] = Order.NAME,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,
@@ -43,9 +49,12 @@ def ls(
             rows.sort(key=lambda r: -r.device.vram_available_mb)
         return rows
 
-    list_fleet(
-        DEVICES,
-        select,
+    show: Callable[..., None] = (
+        partial(list_fleet, ROOMS, room_rows)
+        if fragmentation
+        else partial(list_fleet, DEVICES, select)
+    )
+    show(
         gateway=gateway,
         output=chosen(output, as_json=json, quiet=quiet),
         headers=not no_headers,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cortex_cli import complete, options
 from cortex_cli.actions import confirm, each, seconds_of
-from cortex_cli.client import run
-from cortex_cli.listing import list_fleet
+from cortex_cli.client import connect, run
+from cortex_cli.listing import list_fleet, stdout_paint
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output
+from cortex_cli.output import Output, as_text
 from cortex_cli.render.fleet import NODES
+from cortex_cli.render.node import node_text
+from cortex_common.errors import NodeNotFound, nearest
+from cortex_common.fleet import FleetSnapshot
 from cortex_common.operator import DrainNode
 
 if TYPE_CHECKING:
@@ -45,6 +49,35 @@ def ls(
         headers=not no_headers,
         watching=watch,
     )
+
+
+@app.command("describe", epilog="Example: `cortex nodes describe beast`")
+def describe(
+    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete.nodes)],
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
+    """Show all about one node: host, versions, devices, what it holds and why."""
+    snapshot = run(_fleet(gateway))
+    found = snapshot.node(node)
+    if found is None:
+        close = nearest(node, [n.name for n in snapshot.nodes])
+        hint = f"did you mean {close[0]!r}?" if close else "`cortex nodes ls` lists them"
+        raise NodeNotFound(f"there is no node {node!r}", hints=(hint,))
+    form = chosen(output, as_json=json, quiet=False)
+    paint = stdout_paint()
+    people = form in {Output.TABLE, Output.WIDE}
+    text = (
+        node_text(found, snapshot, paint) if people else as_text(NODES, [found], form, paint=paint)
+    )
+    sys.stdout.write(f"{text}\n")
+
+
+async def _fleet(gateway: str | None) -> FleetSnapshot:
+    async with connect(gateway) as client:
+        return await client.fleet()
 
 
 @app.command("cordon", epilog="Example: `cortex nodes cordon beast`")

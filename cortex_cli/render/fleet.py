@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
@@ -243,6 +243,51 @@ def device_rows(snapshot: FleetSnapshot) -> list[DeviceRow]:
         for node in snapshot.nodes
         for device in node.devices
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRow:
+    """How the room that is left on a node lies over its devices, in MiB.
+
+    Attributes:
+        available: on all its devices together.
+        largest: on the one that has the most: what a model on one device can get.
+    """
+
+    node: str
+    available: int
+    largest: int
+    devices: tuple[int, ...]
+
+    @property
+    def fragmented(self) -> float:
+        """The share of what is available that no single device can give, 0 to 1."""
+        return 1 - self.largest / self.available if self.available else 0.0
+
+
+def room_rows(snapshot: FleetSnapshot) -> list[RoomRow]:
+    """The nodes that have devices, the most fragmented first."""
+    rows = []
+    for node in snapshot.nodes:
+        rooms = tuple(d.vram_available_mb for d in node.devices)
+        if rooms:
+            rows.append(RoomRow(node.name, sum(rooms), max(rooms), rooms))
+    return sorted(rows, key=lambda r: (-r.fragmented, r.node))
+
+
+ROOMS: Kind[RoomRow] = Kind(
+    kind="RoomList",
+    plain=lambda r: asdict(r) | {"fragmented": round(r.fragmented, 4)},
+    columns=(
+        Column("NODE", lambda r: r.node),
+        Column("AVAILABLE", lambda r: show_mib(r.available), right=True),
+        Column("LARGEST", lambda r: show_mib(r.largest), right=True),
+        Column("FRAGMENTED", lambda r: f"{100 * r.fragmented:.0f}%", right=True),
+        Column("BY DEVICE", lambda r: " ".join(map(show_mib, r.devices))),
+    ),
+    name=lambda r: r.node,
+    nothing="no node offers a device",
+)
 
 
 def _unit(value: float | None, unit: str) -> str:

@@ -17,11 +17,14 @@ from cortex_cli.render.fleet import (
     INSTANCES,
     MODELS,
     NODES,
+    RoomRow,
     device_list,
     device_rows,
     instance_rows,
+    room_rows,
     troubles,
 )
+from cortex_cli.render.node import node_text
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, printable, table
 from cortex_cli.render.yaml import to_yaml
@@ -156,3 +159,25 @@ def test_kinds_list_any_item():
     kind = Kind("WordList", str, (Column("WORD", str),), str, "no words")
 
     assert as_text(kind, ["a", "b"], Output.TABLE, paint=PLAIN) == "WORD\na\nb"
+
+
+def test_a_node_is_described_whole():
+    """Facts, devices and instances of that node are told, and nothing of others."""
+    fleet = busy_fleet()
+    text = node_text(fleet.nodes[1], fleet, Paint())
+
+    assert "cordoned    yes" in text
+    assert "warning     the mistral.rs build wants a newer driver" in text
+    assert "mule/2" in text
+    assert "llama-1" in text
+    assert "beast" not in text
+
+
+def test_fragmentation_is_what_no_single_device_can_give():
+    """A node whose room lies on several devices is fragmented by all but the largest; a full one is not."""
+    rows = {r.node: r for r in room_rows(busy_fleet())}
+    beast = rows["beast"]
+
+    assert beast.available == sum(beast.devices)
+    assert beast.fragmented == pytest.approx(1 - max(beast.devices) / sum(beast.devices))
+    assert RoomRow("full", 0, 0, (0, 0)).fragmented == 0.0
