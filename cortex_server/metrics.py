@@ -130,6 +130,7 @@ class Metrics(Collector):
 
     def __init__(self, snapshot: Callable[[], FleetSnapshot] | None = None) -> None:
         self._series: dict[tuple[str, str], Series] = {}
+        self._of_model: dict[str, list[Series]] = {}
         self.snapshot = snapshot
         self.disconnects = 0
         self.repairs: Counter[tuple[str, str, str]] = Counter()
@@ -143,6 +144,7 @@ class Metrics(Collector):
         found = self._series.get((model, node))
         if found is None:
             found = self._series[model, node] = Series(model, node)
+            self._of_model.setdefault(model, []).append(found)
         return found
 
     def repaired(self, repairs: Counter[str], model: str, harness: str) -> None:
@@ -152,7 +154,7 @@ class Metrics(Collector):
 
     def totals(self, model: str) -> Totals:
         """The sums of a model over its nodes."""
-        mine = [s for s in list(self._series.values()) if s.model == model]
+        mine = tuple(self._of_model.get(model, ()))
         ttfts = sorted(t for s in mine for t in list(s.recent_ttft))
         return Totals(
             requests=sum(s.requests for s in mine),
