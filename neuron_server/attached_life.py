@@ -15,7 +15,8 @@ from neuron_server.core.instance import Instance, advance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.life import Ledger
 
-_WATCH_EVERY_S = 2.0
+MOST_WATCH_S = 2.0
+"""Seconds between looks at a model that somebody else may unload, at most."""
 
 
 class AttachedLife:
@@ -26,17 +27,24 @@ class AttachedLife:
         harness: the engine.
         ledger: the runtime.
         clock: for durations and times.
+        watch_s: seconds between looks at the engine.
     """
 
     engine: EngineProcess | None = None
 
     def __init__(
-        self, instance: InstanceId, harness: AttachedHarness, ledger: Ledger, clock: Clock
+        self,
+        instance: InstanceId,
+        harness: AttachedHarness,
+        ledger: Ledger,
+        clock: Clock,
+        watch_s: float = MOST_WATCH_S,
     ) -> None:
         self.id = instance
         self._harness = harness
         self._ledger = ledger
         self._clock = clock
+        self._watch_s = watch_s
         self._task: asyncio.Task[None] | None = None
 
     def url(self, port: int) -> str:  # noqa: ARG002 - other engines' URLs depend on it
@@ -92,7 +100,7 @@ class AttachedLife:
 
     async def _still_loaded(self) -> bool:
         """Look again after a while; False once somebody else unloaded the model or the engine is gone."""
-        await asyncio.sleep(_WATCH_EVERY_S)
+        await asyncio.sleep(self._watch_s)
         models = await self._harness.loaded()
         instance = self._ledger.now(self.id)
         if instance.state is not InstanceState.READY:

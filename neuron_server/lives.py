@@ -8,7 +8,7 @@ from functools import partial
 from cortex_common.clock import Clock
 from cortex_common.hardware import Device
 from cortex_common.harness import AttachedHarness, ProcessHarness
-from neuron_server.attached_life import AttachedLife
+from neuron_server.attached_life import MOST_WATCH_S, AttachedLife
 from neuron_server.core.instance import Instance
 from neuron_server.harness.registry import Registered
 from neuron_server.life import EngineLife, Ledger, Life
@@ -42,7 +42,8 @@ def life_of(
     """
     harness = registered.harness
     if isinstance(harness, AttachedHarness):
-        return AttachedLife(instance.id, harness, ledger, clock)
+        watch_s = min(registered.entry.health_every_s, MOST_WATCH_S)
+        return AttachedLife(instance.id, harness, ledger, clock, watch_s)
     assert isinstance(harness, ProcessHarness), "there are two sorts of harness"
     own = [device for device in devices if device.index in instance.devices]
     promised = instance.spec.model_copy(update={"vram_mb": instance.promised_mb})

@@ -313,7 +313,7 @@ async def test_the_engine_survives_a_killed_neuron_and_is_adopted(small: NeuronR
     """Kill -9 of the neuron cuts no stream; the next neuron takes the engine over and can unload it."""
     async with small.client() as client:
         ready = await load(client, tiny(weights, "tiny/kept", instance_id="kept"))
-    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3800, "stream": True}
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2500, "stream": True}
     async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
         async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
             lines = stream.aiter_lines()

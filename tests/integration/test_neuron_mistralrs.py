@@ -59,7 +59,8 @@ class Attached:
         self.url = f"http://127.0.0.1:{self.port}"
         self.systemctl = bin_dir / "systemctl"
         self.rig = NeuronRig(directory / "neuron")
-        section = f'[[harnesses]]\nname = "shared"\nkind = "attach"\nurl = "{self.url}"\nload_timeout_s = 3.0\n'
+        section = f'[[harnesses]]\nname = "shared"\nkind = "attach"\nurl = "{self.url}"\n'
+        section += "load_timeout_s = 1.5\nhealth_every_s = 0.3\n"
         section += 'unit = "mistralrs.service"\n' if unit else ""
         self.rig.config.write_text(self.rig.config.read_text() + section)
         os.environ["PATH"], self.path = f"{bin_dir}:{os.environ['PATH']}", os.environ["PATH"]

@@ -150,7 +150,8 @@ class HarnessEntry(Section):
     """Seconds that an engine may take to end before it is killed."""
 
     health_every_s: Annotated[float, Field(gt=0)] = 15.0
-    """Seconds between looks at a ready engine; one that does not answer three times in a row is restarted."""
+    """Seconds between looks at a ready engine; one that does not answer three times in a row is restarted.
+    An attached engine is looked at every two seconds or more often."""
 
     env: dict[str, str] = Field(default_factory=dict)
     """Environment for all its engines."""
