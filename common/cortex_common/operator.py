@@ -165,6 +165,33 @@ class PlannedEviction(Wire):
     idle_s: float
 
 
+class PlannedMove(Wire):
+    """What would become of one instance when its node is emptied.
+
+    Attributes:
+        to_node: where a copy would be loaded first; None when it would only be ended.
+        mb: MiB that it frees here.
+        in_flight: requests that would be waited for.
+        load_s: seconds that its copy is expected to load.
+    """
+
+    instance: str
+    model: str
+    to_node: str | None = None
+    to_devices: tuple[int, ...] = ()
+    mb: int
+    in_flight: int
+    load_s: float | None = None
+    why: str
+
+
+class DrainPlan(Wire):
+    """POST /operator/v1/plan/drain: what emptying a node would do."""
+
+    node: str
+    moves: tuple[PlannedMove, ...] = ()
+
+
 class LedgerLine(Wire):
     """One device, or a node whose devices are not considered, in a plan.
 

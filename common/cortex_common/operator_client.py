@@ -19,6 +19,7 @@ from cortex_common.operator import (
     DefragView,
     DefragWish,
     DrainNode,
+    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
@@ -28,6 +29,7 @@ from cortex_common.operator import (
     PinModel,
     PinView,
     PlanLoad,
+    PlannedEviction,
     PlanView,
     Reloaded,
     UnloadModel,
@@ -46,6 +48,8 @@ _NODE = TypeAdapter(NodeAction)
 _PIN = TypeAdapter(PinView)
 _PINS = TypeAdapter(tuple[PinView, ...])
 _PLAN = TypeAdapter(PlanView)
+_EVICTION = TypeAdapter(PlannedEviction)
+_DRAIN = TypeAdapter(DrainPlan)
 _DECISIONS = TypeAdapter(tuple[DecisionView, ...])
 _DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
@@ -191,6 +195,16 @@ class OperatorClient(ControlClient):
         """What would be done to load a model, with every device's ledger. Changes nothing."""
         body = request.model_dump(mode="json", exclude_none=True)
         return await self.call(_PLAN, "POST", "/operator/v1/plan/load", body=body)
+
+    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
+        """Which instance an eviction would end. Changes nothing."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        return await self.call(_EVICTION, "POST", "/operator/v1/plan/evict", body=body)
+
+    async def plan_drain(self, node: str) -> DrainPlan:
+        """What emptying a node would do. Changes nothing."""
+        body = NodeWish(node=node).model_dump()
+        return await self.call(_DRAIN, "POST", "/operator/v1/plan/drain", body=body)
 
     async def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """What a request waited for; nothing when it had not to, or that was long ago."""

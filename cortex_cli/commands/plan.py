@@ -13,8 +13,8 @@ from cortex_cli.client import connect, run
 from cortex_cli.listing import stdout_paint
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
-from cortex_cli.render.plan import PLANS, plan_text
-from cortex_common.operator import PlanLoad, PlanView
+from cortex_cli.render.plan import PLANS, cost, drain_text, plan_text
+from cortex_common.operator import DrainPlan, EvictModel, PlanLoad, PlannedEviction, PlanView
 
 app = noun("See what would be done, and why")
 
@@ -51,6 +51,43 @@ def load(
     sys.stdout.write(f"{text}\n")
     if found.action == "impossible":
         raise typer.Exit(_REFUSED)
+
+
+@app.command("evict", epilog="Example: `cortex plan evict qwen3-32b --node beast`")
+def evict(
+    model: options.Model,
+    *,
+    node: options.OnNode = None,
+    gateway: options.Gateway = None,
+    json: options.Json = False,
+) -> None:
+    """Show which instance of a model would go, what that frees and whom it disturbs."""
+
+    async def found() -> PlannedEviction:
+        async with connect(gateway) as client:
+            return await client.plan_evict(EvictModel(model=model, node=node))
+
+    eviction = run(found())
+    text = eviction.model_dump_json(indent=2) if json else cost(eviction)
+    sys.stdout.write(f"{text}\n")
+
+
+@app.command("drain", epilog="Example: `cortex plan drain beast`")
+def drain(
+    node: Annotated[str, typer.Argument(help="Name of the node")],
+    *,
+    gateway: options.Gateway = None,
+    json: options.Json = False,
+) -> None:
+    """Show where each model of a node would go if the node were emptied."""
+
+    async def found() -> DrainPlan:
+        async with connect(gateway) as client:
+            return await client.plan_drain(node)
+
+    plan = run(found())
+    text = plan.model_dump_json(indent=2) if json else drain_text(plan)
+    sys.stdout.write(f"{text}\n")
 
 
 async def _plan(gateway: str | None, ask: PlanLoad) -> PlanView:

@@ -8,7 +8,13 @@ from cortex_cli.output import Kind
 from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.fleet import device_list
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.operator import LedgerLine, PlannedEviction, PlanView
+from cortex_common.operator import (
+    DrainPlan,
+    LedgerLine,
+    PlannedEviction,
+    PlannedMove,
+    PlanView,
+)
 from cortex_common.units import show_duration, show_mib
 
 _HEADLINES = {
@@ -74,6 +80,23 @@ def cost(eviction: PlannedEviction) -> str:
         f"evicts {eviction.model} from {eviction.node}: frees {show_mib(eviction.frees_mb)},"
         f" idle {show_duration(eviction.idle_s)}{busy}"
     )
+
+
+def drain_text(plan: DrainPlan) -> str:
+    """What would become of each instance of a node."""
+    if not plan.moves:
+        return printable(f"{plan.node} is empty")
+    return "\n".join(map(_fate, plan.moves))
+
+
+def _fate(move: PlannedMove) -> str:
+    busy = f", after {move.in_flight} requests under way" if move.in_flight else ""
+    if move.to_node is None:
+        return printable(f"unloads {move.model} ({show_mib(move.mb)}){busy}: {move.why}")
+    devices = device_list(move.to_devices)
+    where = f"{move.to_node}/{devices}" if devices else move.to_node
+    took = f" in about {show_duration(move.load_s)}" if move.load_s is not None else ""
+    return printable(f"moves {move.model} ({show_mib(move.mb)}) to {where}{took}{busy}: {move.why}")
 
 
 def plan_text(plan: PlanView, paint: Paint) -> str:

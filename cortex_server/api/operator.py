@@ -16,6 +16,7 @@ from cortex_common.operator import (
     DefragView,
     DefragWish,
     DrainNode,
+    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
@@ -25,6 +26,7 @@ from cortex_common.operator import (
     PinModel,
     PinView,
     PlanLoad,
+    PlannedEviction,
     PlanView,
     UnloadModel,
     UnpinModel,
@@ -113,6 +115,16 @@ def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
     async def plan_load(wish: PlanLoad) -> PlanView:
         """The plan with every device's ledger; changes nothing."""
         return verbs.plan_load(wish)
+
+    @router.post("/plan/evict", summary="Which instance an eviction would end")
+    async def plan_evict(wish: EvictModel) -> PlannedEviction:
+        """What it frees, and whom it disturbs; changes nothing."""
+        return verbs.plan_evict(wish)
+
+    @router.post("/plan/drain", summary="What emptying a node would do")
+    async def plan_drain(wish: NodeWish) -> DrainPlan:
+        """Where each of its models would go; changes nothing."""
+        return verbs.plan_drain(wish)
 
     @router.get("/decisions/{request:path}", summary="What a request waited for")
     async def decisions(request: str) -> tuple[DecisionView, ...]:

@@ -24,7 +24,7 @@ from cortex_common.neuron_client import NeuronClient
 from cortex_common.operator import DecisionView
 from cortex_server.core.plan import Load, Plan, plan
 from cortex_server.core.policy import Policy
-from cortex_server.core.rooms import Overlay, Rooms
+from cortex_server.core.rooms import Overlay, Promise, Rooms
 from cortex_server.core.scheduler import Order, Scheduler
 from cortex_server.core.upkeep import Upkeep, preloads
 from cortex_server.core.waiting import Ask, Goal
@@ -362,9 +362,16 @@ class Conductor:
         why = {i: load.why for i, load in self._made.items()}
         return with_reasons(snapshot, why, self._profiles, self.upkeep, now)
 
-    def preview(self, wish: Wish) -> tuple[Plan, World]:
-        """What would be done for a wish now, and the world that this was decided on. Changes nothing."""
-        world = self.world()
+    def preview(self, wish: Wish, promised: tuple[Promise, ...] = ()) -> tuple[Plan, World]:
+        """What would be done for a wish now, and the world that this was decided on. Changes nothing.
+
+        Args:
+            wish: for what.
+            promised: as if these loads had been decided before.
+        """
+        overlay = self._scheduler.overlay()
+        overlay = replace(overlay, promises=(*overlay.promises, *promised))
+        world = self._world(self._fleet.bare, overlay)
         return plan(wish, world, self._scheduler.policy), world
 
     def world(self) -> World:

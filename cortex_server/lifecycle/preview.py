@@ -44,10 +44,11 @@ def plan_view(wish: Wish, found: Plan, world: World, policy: Policy) -> PlanView
 
 def _evictions(found: Load, world: World) -> tuple[PlannedEviction, ...]:
     views = {i.id: i for room in world.rooms for i in room.instances}
-    return tuple(_eviction(views[i], world.now) for i in found.evictions)
+    return tuple(eviction(views[i], world.now) for i in found.evictions)
 
 
-def _eviction(view: InstanceView, now: float) -> PlannedEviction:
+def eviction(view: InstanceView, now: float) -> PlannedEviction:
+    """What ending an instance would free and disturb; `now` is Unix seconds."""
     return PlannedEviction(
         instance=view.id,
         model=view.model,

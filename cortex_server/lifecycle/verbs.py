@@ -14,15 +14,18 @@ from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_common.operator import (
     DecisionView,
     DrainNode,
+    DrainPlan,
     EvictModel,
     LoadModel,
     MeasuredSize,
     ModelAction,
     ModelDetail,
     NodeAction,
+    NodeWish,
     PinModel,
     PinView,
     PlanLoad,
+    PlannedEviction,
     PlanView,
     UnloadModel,
     UnpinModel,
@@ -33,14 +36,12 @@ from cortex_server.core.waiting import Goal
 from cortex_server.core.world import Wish
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
+from cortex_server.lifecycle.emptying import Emptying
 from cortex_server.lifecycle.moves import Mover
 from cortex_server.lifecycle.pins import Pin
-from cortex_server.lifecycle.preview import plan_view
+from cortex_server.lifecycle.preview import eviction, plan_view
 
 log = logging.getLogger("cortex.operator")
-
-MOVE_S = 1800.0
-"""How long a copy may take to load before its original is drained."""
 
 
 class Verbs:
@@ -56,6 +57,7 @@ class Verbs:
         self._fleet = fleet
         self._conductor = conductor
         self._clock = clock
+        self._emptying = Emptying(fleet, conductor)
         self.mover = Mover(fleet, conductor, clock, self.profile)
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
@@ -119,8 +121,33 @@ class Verbs:
             NotFound: there is no such instance.
             Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
         """
-        model = self.model(wish.model)
         began = self._clock.monotonic()
+        view = self._victim(wish)
+        model = view.model
+        event(log, "evict_asked", model=model, node=view.node, instance=view.id)
+        await self._conductor.unload(model, (view,), wish.drain_timeout_s, whole=False)
+        left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
+        return ModelAction(
+            model=model,
+            state=ModelState.READY
+            if any(i.state is InstanceState.READY for i in left)
+            else ModelState.UNLOADED,
+            nodes=(view.node,),
+            seconds=self._clock.monotonic() - began,
+            vram_mb=view.vram_used_mb,
+        )
+
+    def plan_evict(self, wish: EvictModel) -> PlannedEviction:
+        """Which instance would go, and whom that disturbs. Changes nothing.
+
+        Raises:
+            NotFound: there is no such instance.
+            Conflict: it is pinned.
+        """
+        return eviction(self._victim(wish), self._clock.unix())
+
+    def _victim(self, wish: EvictModel) -> InstanceView:
+        model = self.model(wish.model)
         views = [
             i
             for i in self.shown().instances()
@@ -134,18 +161,7 @@ class Verbs:
         view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
         if view.pinned:
             raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {model}",))
-        event(log, "evict_asked", model=model, node=view.node, instance=view.id)
-        await self._conductor.unload(model, (view,), wish.drain_timeout_s, whole=False)
-        left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
-        return ModelAction(
-            model=model,
-            state=ModelState.READY
-            if any(i.state is InstanceState.READY for i in left)
-            else ModelState.UNLOADED,
-            nodes=(view.node,),
-            seconds=self._clock.monotonic() - began,
-            vram_mb=view.vram_used_mb,
-        )
+        return view
 
     def pin(self, wish: PinModel) -> PinView:
         """Protect a model from eviction, for a time or for good.
@@ -258,36 +274,17 @@ class Verbs:
             NodeNotFound: there is no such node.
         """
         self.cordon(wish.node, cordoned=True)
-        node = self._fleet.snapshot.node(wish.node)
-        views = [i for i in node.instances if i.state in TAKING_MEMORY] if node else []
-        outcome: dict[str, list[str]] = {"moved": [], "unloaded": [], "kept": []}
-        for view in views:
-            outcome[await self._move_away(view, wish.timeout_s)].append(view.model)
-        return NodeAction(
-            node=wish.node,
-            cordoned=True,
-            moved=tuple(outcome["moved"]),
-            unloaded=tuple(outcome["unloaded"]),
-            kept=tuple(outcome["kept"]),
-        )
+        became = await self._emptying.empty(wish.node, wish.timeout_s)
+        return NodeAction.model_validate({"node": wish.node, "cordoned": True} | became)
 
-    async def _move_away(self, view: InstanceView, drain_s: float) -> str:
-        """Load a copy elsewhere where there is room, then drain and end the instance; says which it was."""
-        became = "unloaded"
-        profile = self._fleet.profile(view.model)
-        if profile is not None and view.state is InstanceState.READY:
-            goal = Goal(profile.id, another=True, may_evict=False)
-            try:
-                await self._conductor.want(profile, goal, timeout_s=MOVE_S)
-                became = "moved"
-            except CortexError as failed:
-                event(log, "no_copy", model=view.model, reason=failed.message)
-        try:
-            await self._conductor.unload(view.model, (view,), drain_s, whole=False)
-        except CortexError as failed:
-            event(log, "not_drained", logging.WARNING, model=view.model, reason=failed.message)
-            became = "kept"
-        return became
+    def plan_drain(self, wish: NodeWish) -> DrainPlan:
+        """What draining a node would do. Changes nothing.
+
+        Raises:
+            NodeNotFound: there is no such node.
+        """
+        self.check_node(wish.node)
+        return self._emptying.plan(wish.node)
 
     async def close(self) -> None:
         """Stop pursuing loads that nobody waits for."""

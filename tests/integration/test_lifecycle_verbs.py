@@ -136,6 +136,26 @@ async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Pat
         assert [i.node for i in ready(served)] == ["one"]
 
 
+async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path) -> None:
+    """With room elsewhere for one of two models, the plan moves one and ends the other, and the drain does so."""
+    models = tuple(tiny(weights, name) for name in ("ada", "bob"))
+    async with (
+        neuron(tmp_path / "a", 2 * MODEL_MB + 8) as a,
+        neuron(tmp_path / "b", MODEL_MB + 8) as b,
+        gateway({"a": a.url, "b": b.url}, models, **EAGER) as served,
+    ):
+        for name in ("ada", "bob"):
+            await served.operator.load(LoadModel(model=name, node="a", wait=True))
+        plan = await served.operator.plan_drain("a")
+        assert sorted(str(m.to_node) for m in plan.moves) == ["None", "b"]
+        victim = await served.operator.plan_evict(EvictModel(model="ada"))
+        assert victim.instance in {m.instance for m in plan.moves}
+        assert len(ready(served)) == 2
+        done = await served.operator.drain(DrainNode(node="a"))
+        assert done.moved == tuple(m.model for m in plan.moves if m.to_node == "b")
+        assert done.unloaded == tuple(m.model for m in plan.moves if m.to_node is None)
+
+
 async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) -> None:
     """A preloaded model is there without being asked for, and leaves after its time to live."""
     models = (tiny(weights, "ada", preload=True, ttl="1s"),)
