@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from cortex_cli.main import main
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -34,6 +37,27 @@ def cortex(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProce
         timeout=90,
         check=False,
     )
+
+
+def cortex_here(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end in this process: the same code, without an interpreter's start for each."""
+    out, err = io.StringIO(), io.StringIO()
+    environ, own_stdin = dict(os.environ), sys.stdin
+    code: object = 0
+    try:
+        os.environ.clear()
+        os.environ.update(environment(**env))
+        sys.stdin = io.StringIO(stdin)
+        with redirect_stdout(out), redirect_stderr(err):
+            main(args)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.stdin = own_stdin
+        os.environ.clear()
+        os.environ.update(environ)
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def free_port() -> int:
@@ -57,7 +81,7 @@ class DemoFleet:
         talk: what it said on stderr so far.
     """
 
-    process: subprocess.Popen[str]
+    demo: subprocess.Popen[str]
     lines: dict[str, str]
     talk: list[str]
 
@@ -74,13 +98,17 @@ class DemoFleet:
         return Path(self.lines["running"].rsplit("logs ", 1)[1])
 
     def cortex(self, *args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        """Run one command against its gateway."""
-        return cortex(*args, stdin=stdin, CORTEX_GATEWAY_URL=self.url, **env)
+        """Run one command against its gateway, in this process."""
+        return cortex_here(*args, stdin=stdin, CORTEX_GATEWAY_URL=self.url, **env)
+
+    def process(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run one command against its gateway as a process of its own."""
+        return cortex(*args, CORTEX_GATEWAY_URL=self.url)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it and return its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(60)
+        self.demo.send_signal(number)
+        return self.demo.wait(60)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def until(found: queue.Queue[str], words: str, seconds: float = 30.0) -> str:
 
 def test_status_of_a_healthy_fleet(fleet: DemoFleet):
     """`cortex status` of a fleet without trouble says ok and ends with 0."""
-    done = fleet.cortex("status")
+    done = fleet.process("status")
 
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith(f"ok  gateway {fleet.url}")
@@ -145,7 +145,7 @@ def test_partial_success_ends_with_8(fleet: DemoFleet):
 
 def test_chat_writes_the_answer_to_stdout_and_the_rest_to_stderr(fleet: DemoFleet):
     """In a pipe, `cortex chat` gives the answer alone on stdout; tokens and times go to stderr."""
-    done = fleet.cortex("chat", "demo/ada", "hello", "--max-tokens", "12")
+    done = fleet.process("chat", "demo/ada", "hello", "--max-tokens", "12")
 
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 1
@@ -313,13 +313,13 @@ async def test_a_session_is_recorded_and_replayed(fleet: DemoFleet, tmp_path: Pa
                 break
 
     assert replayed == versions
-    assert fleet.cortex("top", "--once", "--replay", str(path)).stdout.startswith("ok  gateway")
-    assert fleet.cortex("top", "--once", "--replay", __file__).returncode == 1
+    assert fleet.process("top", "--once", "--replay", str(path)).stdout.startswith("ok  gateway")
+    assert fleet.process("top", "--once", "--replay", __file__).returncode == 1
 
 
 def test_top_without_a_terminal_prints_once(fleet: DemoFleet):
     """`cortex top` in a pipe prints the state and ends."""
-    done = fleet.cortex("top")
+    done = fleet.process("top")
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ok  gateway ")

@@ -47,7 +47,10 @@ def test_once_proves_the_chain():
         assert process.stdout
         answer = process.stdout.readline()
         born = offspring(psutil.Process(process.pid))
-        output, talk = process.communicate(timeout=90)
+        # Not communicate(): it knows nothing of what readline() has read ahead.
+        assert process.stderr
+        output, talk = process.stdout.read(), process.stderr.read()
+        process.wait(90)
 
     assert process.returncode == 0, talk
     assert len(answer.split()) > 3
@@ -91,7 +94,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals):
     """Ctrl-C, SIGTERM and a closed terminal each end every daemon and engine, and remove the files."""
     with demo_fleet("--port", str(free_port())) as running:
         directory = running.directory
-        born = offspring(psutil.Process(running.process.pid))
+        born = offspring(psutil.Process(running.demo.pid))
         engines = [p for p in born if "neuron_server" in " ".join(p.cmdline())]
 
         assert running.stop(number) == 0
@@ -103,11 +106,11 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals):
 def test_an_engine_whose_neuron_was_killed_is_ended_too():
     """When the neuron is killed the demo ends with 1, says so, keeps the logs, and still ends the engines."""
     with demo_fleet("--port", str(free_port())) as running:
-        born = offspring(psutil.Process(running.process.pid))
+        born = offspring(psutil.Process(running.demo.pid))
         neuron = next(p for p in born if "neuron.toml" in " ".join(p.cmdline()))
         neuron.kill()
 
-        assert running.process.wait(60) == 1
+        assert running.demo.wait(60) == 1
         psutil.wait_procs(born, timeout=10)
         assert not [p for p in born if p.is_running()]
         directory = running.directory
