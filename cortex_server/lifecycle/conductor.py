@@ -35,6 +35,7 @@ from cortex_server.lifecycle.decisions import Decisions
 from cortex_server.lifecycle.knowledge import Knowledge, StandingsNow
 from cortex_server.lifecycle.pins import Pin, PinBoard
 from cortex_server.lifecycle.progress import WaitProgress, progress_of
+from cortex_server.lifecycle.pursuits import Pursuits
 from cortex_server.lifecycle.settings import new_instance_id, policy_of
 from cortex_server.lifecycle.shown import with_pins, with_reasons
 from cortex_server.store import Store
@@ -49,9 +50,6 @@ IDLE_DRAIN_S = 5.0
 
 PURSUED_FOR_S = 3600.0
 """How long room is waited for on behalf of nobody."""
-
-PURSUIT_PAUSE_S = 30.0
-"""After an instance that nobody waits for could not be loaded, the next try comes this much later."""
 
 
 class Conductor:
@@ -80,8 +78,9 @@ class Conductor:
         self.knowledge = Knowledge(store.measurements() if store else ())
         self.pins = PinBoard(store.pins() if store else ())
         self.upkeep = Upkeep(config.eviction.idle_ttl, config.placement.scale_out_after)
-        self._pursued: dict[Goal, asyncio.Task[InstanceId]] = {}
-        self._not_before: dict[Goal, float] = {}
+        self._pursuits = Pursuits(
+            lambda profile, goal: self.want(profile, goal, timeout_s=PURSUED_FOR_S), clock
+        )
         self._fleet = fleet
         self._clock = clock
         self._config = config
@@ -229,9 +228,9 @@ class Conductor:
         """Decide until cancelled; then everybody who still waits is told."""
         self._fleet.on_change(self._bell.set)
         self._fleet.count_waiting(self.waiting)
-        upkeep_at = now = self._clock.monotonic()
+        upkeep_at = self._clock.monotonic()
         for goal in preloads(self._profiles.values()):
-            self._pursue(self._profiles[goal.model], goal, now)
+            self._pursuits.begin(self._profiles[goal.model], goal)
         try:
             while True:
                 await self._next_event(upkeep_at)
@@ -251,9 +250,10 @@ class Conductor:
             self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
             self._say_considered()
             await self._carrier.close()
-            for task in (*self._tasks, *self._pursued.values()):
+            await self._pursuits.close()
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, *self._pursued.values(), return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _say_considered(self) -> None:
         while self._considered:
@@ -293,26 +293,11 @@ class Conductor:
         shown = with_pins(snapshot, self.pins)
         chores = self.upkeep.due(shown, self._profiles.values(), now)
         for goal in chores.want:
-            self._pursue(self._profiles[goal.model], goal, now)
+            self._pursuits.begin(self._profiles[goal.model], goal)
         for view in chores.unload:
             if view.id not in self._leaving:
                 event(log, "idle_unload", model=view.model, node=view.node, instance=view.id)
                 self._spawn(self._unload_idle(view))
-
-    def _pursue(self, profile: ModelProfile, goal: Goal, now: float) -> None:
-        """Have an instance loaded that nobody waits for, unless that is under way or has just failed."""
-        if goal in self._pursued or now < self._not_before.get(goal, 0.0):
-            return
-        event(log, "instance_wanted", model=goal.model, another=goal.another)
-        task = asyncio.create_task(self.want(profile, goal, timeout_s=PURSUED_FOR_S))
-        self._pursued[goal] = task
-        task.add_done_callback(lambda done: self._pursuit_ended(goal, done))
-
-    def _pursuit_ended(self, goal: Goal, done: asyncio.Task[InstanceId]) -> None:
-        del self._pursued[goal]
-        if not done.cancelled() and (failed := done.exception()) is not None:
-            self._not_before[goal] = self._clock.monotonic() + PURSUIT_PAUSE_S
-            event(log, "want_failed", logging.WARNING, model=goal.model, reason=failed)
 
     async def _unload_idle(self, view: InstanceView) -> None:
         try:

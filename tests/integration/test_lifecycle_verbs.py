@@ -140,8 +140,8 @@ async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path
     """With room elsewhere for one of two models, the plan moves one and ends the other, and the drain does so."""
     models = tuple(tiny(weights, name) for name in ("ada", "bob"))
     async with (
-        neuron(tmp_path / "a", 2 * MODEL_MB + 8) as a,
-        neuron(tmp_path / "b", MODEL_MB + 8) as b,
+        neuron(tmp_path / "a", 2 * MODEL_MB + 8, ports=(18300, 18349)) as a,
+        neuron(tmp_path / "b", MODEL_MB + 8, ports=(18350, 18399)) as b,
         gateway({"a": a.url, "b": b.url}, models, **EAGER) as served,
     ):
         for name in ("ada", "bob"):
