@@ -21,11 +21,13 @@ class LoadModel(StrictWire):
         timeout_s: how long to wait.
         pin: protect it from eviction, on `node` or wherever it goes.
         another: load a further instance, whatever is ready.
+        ttl_s: seconds without a request after which it is unloaded, instead of its profile's; 0 never.
     """
 
     model: str
     node: str | None = None
     devices: tuple[int, ...] = ()
+    ttl_s: Annotated[float, Field(ge=0)] | None = None
     wait: bool = False
     pin: bool = False
     another: bool = False

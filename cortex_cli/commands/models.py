@@ -107,6 +107,9 @@ def load(
     another: Annotated[
         bool, typer.Option("--another", help="A further instance, whatever is ready")
     ] = False,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", help="Unload it when idle for so long, like 2h; 0s never")
+    ] = None,
     dry_run: options.DryRun = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready")] = True,
     timeout: Annotated[str, typer.Option(help="How long to wait, like 90s or 5m")] = "30m",
@@ -114,6 +117,7 @@ def load(
 ) -> None:
     """Load models and wait until they answer."""
     limit = seconds_of(timeout, "--timeout")
+    idle = seconds_of(ttl, "--ttl") if ttl else None
     where, devices = device_indices(node, gpu or [])
 
     async def one(client: OperatorClient, name: str) -> str:
@@ -128,6 +132,7 @@ def load(
             timeout_s=limit,
             pin=pin,
             another=another,
+            ttl_s=idle,
         )
         return await _loaded(client, wish)
 

@@ -40,10 +40,12 @@ class Upkeep:
     Attributes:
         idle_ttl_s: for models whose profile does not say; 0 never.
         scale_out_after_s: for how long all slots must be taken before a further instance is wanted.
+        ttls: by model, what an operator said when it was loaded; stands until it is said anew.
     """
 
     idle_ttl_s: float
     scale_out_after_s: float
+    ttls: dict[str, float] = field(default_factory=dict)
     _idle: dict[InstanceId, _Idle] = field(default_factory=dict)
     _full: dict[str, float] = field(default_factory=dict)
 
@@ -79,11 +81,15 @@ class Upkeep:
         self, profile: ModelProfile, instances: Iterable[InstanceView], now: float
     ) -> float | None:
         """Seconds until the last of a model's instances goes, if nobody asks for it; None for never."""
-        ttl = self.idle_ttl_s if profile.ttl is None else profile.ttl
+        ttl = self._ttl_s(profile)
         ready = [i for i in instances if i.state is InstanceState.READY]
         if not ttl or not ready or profile.replicas.min or any(i.pinned for i in ready):
             return None
         return max(max(0.0, ttl - self.idle_for(i.id, now)) for i in ready)
+
+    def _ttl_s(self, profile: ModelProfile) -> float:
+        said = self.ttls.get(profile.id, profile.ttl)
+        return self.idle_ttl_s if said is None else said
 
     def _watch(self, of_model: Mapping[str, list[InstanceView]], now: float) -> None:
         seen: dict[InstanceId, _Idle] = {}
@@ -100,7 +106,7 @@ class Upkeep:
     def _idle_too_long(
         self, profile: ModelProfile, instances: list[InstanceView], now: float
     ) -> list[InstanceView]:
-        ttl = self.idle_ttl_s if profile.ttl is None else profile.ttl
+        ttl = self._ttl_s(profile)
         if not ttl:
             return []
         ready = [i for i in instances if i.state is InstanceState.READY]

@@ -77,6 +77,8 @@ class Verbs:
             self.check_node(wish.node)
         began = self._clock.monotonic()
         goal = Goal(profile.id, Where(wish.node, wish.devices), another=wish.another)
+        if wish.ttl_s is not None:
+            self._conductor.upkeep.ttls[profile.id] = wish.ttl_s
         if wish.pin:
             self._conductor.pin(Pin(ModelId(profile.id), wish.node, None))
         event(log, "load_asked", model=profile.id, node=wish.node)

@@ -156,6 +156,12 @@ async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path
         assert done.unloaded == tuple(m.model for m in plan.moves if m.to_node is None)
 
 
+async def test_a_load_may_say_how_long_the_model_stays(served: Served) -> None:
+    """A model that was loaded with a time to live goes once it was idle for so long, though its profile says never."""
+    await served.operator.load(LoadModel(model="ada", wait=True, ttl_s=0.5))
+    await until(lambda: ready(served) == [])
+
+
 async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) -> None:
     """A preloaded model is there without being asked for, and leaves after its time to live."""
     models = (tiny(weights, "ada", preload=True, ttl="1s"),)

@@ -34,6 +34,17 @@ def test_an_idle_instance_goes_after_its_time() -> None:
     assert upkeep.due(fleet(a), wanted(), 60.0).unload == (a,)
 
 
+def test_what_an_operator_said_wins_over_the_profile() -> None:
+    """A time to live said at the load stands instead of the profile's, be it shorter, longer or 0 for never."""
+    a = instance("a")
+    for said, at_30, at_90 in ((20.0, (a,), (a,)), (80.0, (), (a,)), (0.0, (), ())):
+        upkeep = keeper()
+        upkeep.ttls["a"] = said
+        upkeep.due(fleet(a), wanted(ttl="25s"), 0.0)
+        assert upkeep.due(fleet(a), wanted(ttl="25s"), 30.0).unload == at_30
+        assert upkeep.due(fleet(a), wanted(ttl="25s"), 90.0).unload == at_90
+
+
 def test_use_begins_the_time_anew() -> None:
     """A request, running or just ended, puts the end off."""
     upkeep, a = keeper(), instance("a")
