@@ -14,6 +14,7 @@ from cortex_common.errors import DoesNotFit, ModelNotFound, NotFound
 from cortex_common.fleet import ModelState
 from cortex_common.models import InstanceState
 from cortex_common.operator import LoadModel, UnloadModel
+from cortex_server.fleet.state import Fleet
 
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
 
