@@ -26,7 +26,7 @@ check: $(READY) ## Lint, types and the architecture's contracts
 	$(BIN)/lint-imports
 
 test: $(READY) ## All tests that CI runs
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 format: $(READY) ## Format and mend what can be mended
 	$(BIN)/ruff format .
