@@ -33,7 +33,9 @@ def build() -> Path:
         return found
     home = engines_dir() / "llama-cpp"
     venv.create(home, with_pip=True)
-    subprocess.run([home / "bin" / "pip", "install", "--quiet", PACKAGE], check=True)
+    # Left to itself it starts a compiler for each source file at once.
+    few = {"LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1), **os.environ}
+    subprocess.run([home / "bin" / "pip", "install", "--quiet", PACKAGE], check=True, env=few)
     built = find()
     if built is None:
         sys.exit(f"{PACKAGE} was installed in {home}, but holds no llama-server")
