@@ -23,10 +23,13 @@ from cortex_common.errors import (
 )
 from cortex_common.hardware import Discovery, Health
 from cortex_common.models import (
+    AttachedEngine,
     EndpointAnswer,
     LoadAnswer,
     LoadSpec,
     ModelInfo,
+    RestartAnswer,
+    RestartRequest,
     UnloadAnswer,
     UnloadRequest,
 )
@@ -93,6 +96,16 @@ def _node_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRou
     async def health() -> Health:
         """The latest reading of its devices."""
         return runtime.health()
+
+    @router.get("/harnesses")
+    async def harnesses() -> tuple[AttachedEngine, ...]:
+        """The engines that someone else runs."""
+        return runtime.attached.shown()
+
+    @router.post("/harnesses/{name}/restart")
+    async def restart(name: str, request: RestartRequest | None = None) -> RestartAnswer:
+        """Restart such an engine; answers once it lists its models again."""
+        return await runtime.attached.restart(name, request or RestartRequest())
 
     @router.get("/version")
     async def version() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cortex_common.clock import Clock
 from cortex_common.errors import CortexError
@@ -14,6 +14,8 @@ from cortex_common.models import InstanceId, InstanceState, LoadSpec
 from neuron_server.core.instance import Instance, advance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.life import Ledger
+
+log = logging.getLogger(__name__)
 
 MOST_WATCH_S = 2.0
 """Seconds between looks at a model that somebody else may unload, at most."""
@@ -80,6 +82,9 @@ class AttachedLife:
                 pass
         except CortexError as failed:
             self._fail(failed.message)
+        except Exception as failed:
+            log.exception("instance_life_broke", extra={"facts": {"instance": self.id}})
+            self._fail(f"internal error: {failed!r}")
 
     async def _become_ready(self, instance: Instance) -> None:
         begun = self._clock.monotonic()
@@ -118,16 +123,22 @@ class AttachedLife:
         self._ledger.change(advance(instance, InstanceState.FAILED, error=why))
 
 
-async def loaded_by_others(
-    harness: AttachedHarness, known: Iterable[Instance], now: float
+def loaded_by_others(
+    harness: str, models: Mapping[str, bool], known: Iterable[Instance], now: float
 ) -> list[Instance]:
-    """Models that are loaded in an engine of someone else's and are no instances yet."""
+    """Models that are loaded in an engine of someone else's and are no instances yet.
+
+    Args:
+        harness: that drives the engine.
+        models: see `AttachedHarness.loaded`.
+        known: the instances in it that are no failures.
+        now: Unix seconds.
+    """
     names = {instance.spec.source or instance.spec.model_id for instance in known}
-    models = await harness.loaded() or {}
     return [
         Instance(
-            id=InstanceId(f"{harness.name}-{zlib.crc32(name.encode()):08x}"),
-            spec=LoadSpec(model_id=name, harness=harness.name),
+            id=InstanceId(f"{harness}-{zlib.crc32(name.encode()):08x}"),
+            spec=LoadSpec(model_id=name, harness=harness),
             devices=(),
             promised_mb=0,
             port=0,

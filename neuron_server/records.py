@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from cortex_common.errors import ConfigError, Conflict
+from cortex_common.harness import EngineAge
 from cortex_common.models import InstanceId, LoadSpec
 from cortex_common.wire import Wire
 from neuron_server.harness.log import EngineLog
+
+_AGES = TypeAdapter(dict[str, EngineAge])
 
 
 class EngineRecord(Wire):
@@ -58,6 +61,7 @@ class StateDir:
         self.path = path.absolute()
         self._records = self.path / "instances"
         self._loads = self.path / "loads.json"
+        self._ages = self.path / "attached.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._records.mkdir(mode=0o700, exist_ok=True)  # specs may carry tokens
@@ -122,6 +126,17 @@ class StateDir:
         """Keep what a load took, for estimates to come."""
         loads = self._read_loads() | {_load_key(spec, kind): load.model_dump()}
         self._replace(self._loads, json.dumps(loads, indent=1))
+
+    def ages(self) -> dict[str, EngineAge]:
+        """How old the attached engines were, by harness."""
+        try:
+            return _AGES.validate_json(self._ages.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return {}
+
+    def save_ages(self, ages: Mapping[str, EngineAge]) -> None:
+        """Keep them for the next neuron."""
+        self._replace(self._ages, _AGES.dump_json(dict(ages)).decode())
 
     def _read_loads(self) -> dict[str, object]:
         try:

@@ -32,7 +32,7 @@ from cortex_common.models import (
 from neuron_server import views
 from neuron_server.admission import joined, needs_of, refuse_second_parallel
 from neuron_server.adoption import left_running, record_of
-from neuron_server.attached_life import loaded_by_others
+from neuron_server.attached import AttachedEngines
 from neuron_server.books import NodeBooks
 from neuron_server.changes import Changes
 from neuron_server.core.instance import Instance, advance
@@ -71,6 +71,7 @@ class Runtime:
     Attributes:
         holdings: the instances.
         occupancy: how busy they are.
+        attached: the engines that someone else runs.
     """
 
     def __init__(
@@ -92,6 +93,9 @@ class Runtime:
         self._clock = clock
         self._engine_host = engine_host
         self.holdings = Holdings()
+        self.attached = AttachedEngines(
+            registry, self.holdings, self, state, clock, hold=self._hold
+        )
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
         self._faults = Faults(self.journal)
@@ -109,7 +113,7 @@ class Runtime:
         self._state.remove_logs(keep=adopted)
         if orphans := await kill_orphans(self._state.owner, adopted):
             self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
-        await self._find_attached()
+        await self.attached.look()
         await self.measure()
         self._readers = (
             asyncio.create_task(self._keep_reading(), name="readings"),
@@ -137,14 +141,6 @@ class Runtime:
         for instance, engine in found:
             self._hold(instance, self.registry.get(instance.spec.harness)).life.begin(engine)
         return frozenset(str(instance.id) for instance, _ in found)
-
-    async def _find_attached(self) -> None:
-        """Show the models that are loaded in engines of others as instances."""
-        for registered, harness in self.registry.attached():
-            held = [h for h in self.holdings if h.registered is registered]
-            known = [h.instance for h in held if h.instance.state is not InstanceState.FAILED]
-            for instance in await loaded_by_others(harness, known, self._clock.unix()):
-                self._hold(instance, registered).life.begin()
 
     # -- what callers ask ------------------------------------------------------------------
 
@@ -227,6 +223,7 @@ class Runtime:
         return NodeStatus(
             health=self.health(),
             models=self.models(url_of),
+            attached=self.attached.shown(),
             discovery=views.fingerprint(self.discovery()),
         )
 
@@ -389,7 +386,7 @@ class Runtime:
             try:
                 await self.measure()
                 if count % _ATTACHED_EVERY == 0:
-                    await self._find_attached()
+                    await self.attached.look()
                 for held in self.holdings:
                     self._state.log(held.instance.id).trim()
             except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from cortex_common.hardware import Device, DeviceKind
@@ -69,6 +69,27 @@ class Probe:
     version: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineAge:
+    """How long an attached engine has been at it.
+
+    Attributes:
+        started: Unix seconds at which it started; None where it does not tell.
+        cycles: loads and unloads since then.
+    """
+
+    started: int | None = None
+    cycles: int = 0
+
+    def grown(self) -> EngineAge:
+        """After one more load or unload."""
+        return replace(self, cycles=self.cycles + 1)
+
+    def seen(self, started: int | None) -> EngineAge:
+        """The age of the engine that answers now: one that was started since begins anew."""
+        return self if started in {None, self.started} else EngineAge(started)
+
+
 class Harness(Protocol):
     """One kind of engine. Stateless: the runtime owns the instances.
 
@@ -131,9 +152,28 @@ class ProcessHarness(Harness, Protocol):
 
 @runtime_checkable
 class AttachedHarness(Harness, Protocol):
-    """An engine that someone else runs, driven through its own management calls."""
+    """An engine that someone else runs, driven through its own management calls.
+
+    Attributes:
+        age: kept by the harness, over the node's own restarts by the runtime.
+    """
 
     url: str
+    age: EngineAge
+
+    @property
+    def restartable(self) -> bool:
+        """Whether it is known what to restart."""
+        ...
+
+    async def restart(self) -> Mapping[str, bool]:
+        """Restart the engine; returns what `loaded` tells then. Loads and unloads that come meanwhile wait.
+
+        Raises:
+            LoadFailed: it could not be restarted, or did not come back.
+            NotSupported: the host has no service manager.
+        """
+        ...
 
     async def loaded(self) -> Mapping[str, bool] | None:
         """The engine's models and whether each is loaded; None when it can't be reached."""

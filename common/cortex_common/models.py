@@ -157,6 +157,52 @@ class LifecycleEntry(Wire):
     facts: dict[str, str] = Field(default_factory=dict)
 
 
+class AttachedEngine(Wire):
+    """One entry of GET /harnesses: an engine that someone else runs, driven through its own load and unload.
+
+    Attributes:
+        harness: its name on the node.
+        reachable: it answered when it was last looked at.
+        restartable: the node knows its systemd unit; permission shows with the first restart.
+        restarting: a restart is under way.
+        cycles: loads and unloads by this node since the engine started. Its memory gets scattered with each.
+    """
+
+    harness: str
+    url: str
+    reachable: bool
+    restartable: bool
+    restarting: bool = False
+    cycles: int = 0
+
+
+class RestartRequest(StrictWire):
+    """POST /harnesses/{name}/restart: restarts an attached engine, which drops whatever it is computing.
+
+    Attributes:
+        min_cycles: an engine with fewer cycles is left alone, so that a repeat, or a second gateway with the same
+            idea, changes nothing.
+        cut: requests that the engine has under way are cut; else it is not restarted while there are some.
+    """
+
+    min_cycles: Annotated[int, Field(ge=0)] = 0
+    cut: bool = True
+
+
+class RestartAnswer(Wire):
+    """POST /harnesses/{name}/restart: "restarted", or "kept" where it had fewer cycles than `min_cycles`.
+
+    Attributes:
+        models: what the engine has loaded now, by its own names. After a restart these are all that it was configured
+            with, also those that had been unloaded.
+        seconds: until it listed its models again; 0 for one that was kept.
+    """
+
+    status: Literal["restarted", "kept"]
+    models: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
 class NodeStatus(Wire):
     """One message of GET /events: the whole of what changes on a node.
 
@@ -164,9 +210,11 @@ class NodeStatus(Wire):
     with the next.
 
     Attributes:
+        attached: the engines of GET /harnesses.
         discovery: changes whenever GET /discovery has something new to say: a warning, a device.
     """
 
     health: Health
     models: tuple[ModelInfo, ...] = ()
+    attached: tuple[AttachedEngine, ...] = ()
     discovery: str = ""

@@ -11,12 +11,15 @@ from pydantic import TypeAdapter
 from cortex_common.hardware import Discovery, Health
 from cortex_common.http import Bookmark, ControlClient
 from cortex_common.models import (
+    AttachedEngine,
     EndpointAnswer,
     LifecycleEntry,
     LoadAnswer,
     LoadSpec,
     ModelInfo,
     NodeStatus,
+    RestartAnswer,
+    RestartRequest,
     UnloadAnswer,
     UnloadRequest,
 )
@@ -27,6 +30,8 @@ _MODELS = TypeAdapter(tuple[ModelInfo, ...])
 _LOAD = TypeAdapter(LoadAnswer)
 _UNLOAD = TypeAdapter(UnloadAnswer)
 _ENDPOINT = TypeAdapter(EndpointAnswer)
+_ATTACHED = TypeAdapter(tuple[AttachedEngine, ...])
+_RESTART = TypeAdapter(RestartAnswer)
 _STATUS = TypeAdapter(NodeStatus)
 _ENTRY = TypeAdapter(LifecycleEntry)
 
@@ -74,6 +79,33 @@ class NeuronClient(ControlClient):
     async def endpoint(self, model_id: str) -> EndpointAnswer:
         """Where the model's inference requests go."""
         return await self.call(_ENDPOINT, "GET", f"/models/{quote(model_id)}/endpoint")
+
+    async def attached(self) -> tuple[AttachedEngine, ...]:
+        """Its engines that someone else runs."""
+        return await self.call(_ATTACHED, "GET", "/harnesses")
+
+    async def restart(
+        self,
+        harness: str,
+        request: RestartRequest,
+        *,
+        timeout_s: float = 1920.0,
+    ) -> RestartAnswer:
+        """Restart an attached engine; returns once it lists its models again. A repeat joins the one under way.
+
+        Raises:
+            NotFound: the node has no such harness.
+            NotSupported: it is not attached, or the node knows no unit to restart.
+            Conflict: a load or unload is under way in it; StillBusy: it is computing, and `cut` is off.
+            LoadFailed: systemd refused, or the engine did not come back.
+        """
+        return await self.call(
+            _RESTART,
+            "POST",
+            f"/harnesses/{quote(harness, safe='')}/restart",
+            body=request.model_dump(mode="json", exclude_defaults=True),
+            timeout=timeout_s,
+        )
 
     async def status_events(self, *, silence_s: float = 10.0) -> AsyncIterator[NodeStatus]:
         """The node's status now and after each change; see `ControlClient.events`."""

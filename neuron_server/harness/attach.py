@@ -23,11 +23,11 @@ from cortex_common.errors import (
     nearest,
 )
 from cortex_common.hardware import DeviceKind
-from cortex_common.harness import Probe
+from cortex_common.harness import EngineAge, Probe
 from cortex_common.models import LoadSpec
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.http import get, get_json
-from neuron_server.harness.mistralrs import CAPABILITIES, models_of, version_of
+from neuron_server.harness.mistralrs import CAPABILITIES, models_of, started_of, version_of
 
 _POLL_S = 0.25
 _RELOAD_LIMIT_S = 1800.0
@@ -48,15 +48,22 @@ class AttachHarness:
         self.name = entry.name
         self.capabilities = CAPABILITIES
         self.url = entry.url
+        self.age = EngineAge()
         self._unit = entry.unit
         self._limit_s = entry.load_timeout_s or _RELOAD_LIMIT_S
         self._http = http
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._restarting = asyncio.Lock()
 
     @property
     def program(self) -> str | None:
         """Someone else's."""
         return None
+
+    @property
+    def restartable(self) -> bool:
+        """Whether its unit is configured."""
+        return self._unit is not None
 
     async def prepare(self) -> None:
         """Nothing to look at."""
@@ -83,19 +90,27 @@ class AttachHarness:
     async def loaded(self) -> Mapping[str, bool] | None:
         """See `AttachedHarness.loaded`."""
         listed = await get_json(self._http, self.url + "/v1/models")
-        return None if listed is None else models_of(listed)
+        if listed is None:
+            return None
+        self.age = self.age.seen(started_of(listed))
+        return models_of(listed)
+
+    async def restart(self) -> Mapping[str, bool]:
+        """See `AttachedHarness.restart`."""
+        await self._restart("a restart was asked for")
+        return await self.loaded() or {}
 
     async def load(self, spec: LoadSpec) -> Probe:
         """See `AttachedHarness.load`; a model stuck in "reloading" is cured by a restart where a unit is known."""
         name = spec.source or spec.model_id
+        await self._restarted()
         async with self._locks[name]:
             if await self.loaded() is None:
                 await self._systemctl("start", f"the engine at {self.url} does not answer")
                 await self._until_reachable()
             status = await self._settled(name)
             if status == "reloading":
-                await self._systemctl("restart", f"{name} is stuck in reloading")
-                await self._until_reachable()
+                await self._restart(f"{name} is stuck in reloading")
                 status = await self._settled(name)
             if status == "unloaded":
                 await self._reload(name)
@@ -114,6 +129,7 @@ class AttachHarness:
     async def unload(self, spec: LoadSpec) -> None:
         """See `AttachedHarness.unload`."""
         name = spec.source or spec.model_id
+        await self._restarted()
         async with self._locks[name]:
             if await self._status(name) != "loaded":
                 return
@@ -122,12 +138,25 @@ class AttachHarness:
                 raise UpstreamFailed(
                     f"the engine did not unload {name}: {answer.get('error') or answer.get('status')}"
                 )
+            self.age = self.age.grown()
+
+    async def _restart(self, why: str) -> None:
+        async with self._restarting:
+            await self._systemctl("restart", why)
+            await self._until_reachable()
+            self.age = EngineAge(self.age.started)
+
+    async def _restarted(self) -> None:
+        """Wait for the end of a restart that is under way."""
+        async with self._restarting:
+            pass
 
     async def _reload(self, name: str) -> None:
         answer = await self._manage("reload", name, limit_s=self._limit_s)
         if answer.get("status") != "loaded":
             why = answer.get("error") or answer.get("status")
             raise LoadFailed(f"the engine could not load {name}: {why}")
+        self.age = self.age.grown()
 
     async def _settled(self, name: str) -> str:
         """The model's status once it is no longer reloading, or "reloading" when that takes too long."""
@@ -178,8 +207,15 @@ class AttachHarness:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        async with asyncio.timeout(_SYSTEMCTL_LIMIT_S):
-            _, said = await child.communicate()
+        try:
+            async with asyncio.timeout(_SYSTEMCTL_LIMIT_S):
+                _, said = await child.communicate()
+        except TimeoutError:
+            child.kill()
+            raise LoadFailed(
+                f"systemctl {verb} {self._unit} was not done after {_SYSTEMCTL_LIMIT_S:.0f} s",
+                hints=(f"see systemctl status {self._unit}",),
+            ) from None
         if child.returncode != 0:
             text = said.decode("utf-8", "replace").strip()
             raise LoadFailed(

@@ -144,6 +144,13 @@ def models_of(listed: dict[str, object] | None) -> dict[str, bool]:
     return found
 
 
+def started_of(listed: dict[str, object]) -> int | None:
+    """Unix seconds at which the engine of GET /v1/models started: it gives that to all its models as `created`."""
+    data = listed.get("data")
+    created = [entry.get("created") for entry in data] if isinstance(data, list) else []
+    return next((at for at in created if isinstance(at, int)), None)
+
+
 async def version_of(http: httpx.AsyncClient, url: str) -> str | None:
     """What the engine calls itself."""
     info = await get_json(http, url + "/v1/system/info")

@@ -63,6 +63,7 @@ class Server:
         self.load_s = load_s
         self.streams: dict[str, set[asyncio.Task]] = {model: set() for model in models}
         self.running = 0
+        self.created = int(time.time())
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -101,7 +102,7 @@ class Server:
         return await respond(writer, 404, {"message": "not found"})
 
     def listing(self) -> list[dict]:
-        common = {"object": "model", "created": 1, "owned_by": "local"}
+        common = {"object": "model", "created": self.created, "owned_by": "local"}
         entries = [{"id": "default", "root": "default"} | common]
         for status in ("reloading", "loaded", "unloaded"):
             entries += [

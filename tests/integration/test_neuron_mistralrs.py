@@ -16,8 +16,8 @@ import httpx
 import pytest
 from engines.neuron_rig import FAKE_ENGINE, NeuronRig, load, running, until, wait_for
 
-from cortex_common.errors import Unavailable
-from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
+from cortex_common.errors import Conflict, LoadFailed, NotFound, NotSupported, Unavailable
+from cortex_common.models import InstanceState, LoadSpec, RestartRequest, UnloadRequest
 from neuron_server.engines.tiny import write_tiny_gguf
 
 STAND_IN = FAKE_ENGINE.with_name("fake_mistralrs.py")
@@ -188,6 +188,45 @@ async def test_a_model_stuck_in_reloading_is_cured_by_a_restart(attached: Attach
         assert await statuses(attached.url) == {"org/a": "loaded", "org/b": "loaded"}
 
 
+async def test_an_attached_engine_is_restarted_once_however_many_ask(attached: Attached):
+    """All its models come back, its cycles begin anew, and who asks by cycles changes nothing a second time."""
+    async with attached.rig.client() as client:
+        await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
+        await client.unload(UnloadRequest(model_id="org/a"))
+        await client.load(shared("org/a"))
+        with pytest.raises(Conflict, match="is loading"):
+            await client.restart("shared", RestartRequest())
+        await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
+        await client.unload(UnloadRequest(model_id="org/b"))
+        assert [(e.harness, e.cycles) for e in await client.attached()] == [("shared", 3)]
+        wanted = RestartRequest(min_cycles=3, cut=False)
+        answers = await asyncio.gather(*(client.restart("shared", wanted) for _ in range(3)))
+        assert {(a.status, a.models) for a in answers} == {("restarted", ("org/a", "org/b"))}
+        assert attached.calls.read_text().count(" restart ") == 1
+        await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
+        assert (await client.restart("shared", wanted)).status == "kept"
+        assert attached.calls.read_text().count(" restart ") == 1
+
+
+async def test_a_failed_restart_says_why_and_its_models_serve_on(attached: Attached):
+    """What systemd says is passed on, what never went away serves on, and the next neuron knows its cycles."""
+    async with attached.rig.client() as client:
+        await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
+        await client.unload(UnloadRequest(model_id="org/a"))
+        script(attached.systemctl, "echo Interactive authentication required. >&2; exit 1")
+        with pytest.raises(LoadFailed, match=r"Interactive authentication required\."):
+            await client.restart("shared", RestartRequest(min_cycles=1))
+        await until(client, lambda ms: len(ms) == 1 and all(m.url for m in ms))
+    await asyncio.to_thread(attached.rig.stop)
+    await asyncio.to_thread(attached.rig.start)
+    async with attached.rig.client() as client:
+        assert [(e.cycles, e.reachable) for e in await client.attached()] == [(1, True)]
+        with pytest.raises(NotSupported, match="nothing to restart"):
+            await client.restart("fake", RestartRequest())
+        with pytest.raises(NotFound, match="no harness 'share'"):
+            await client.restart("share", RestartRequest())
+
+
 async def test_an_unknown_model_of_an_attached_engine_is_explained(attached: Attached):
     """A model that the engine was not started with can't be loaded, and the error says what to do."""
     async with attached.rig.client() as client:
@@ -205,6 +244,8 @@ async def test_a_refused_reload_and_a_dead_engine_without_unit_say_so(tmp_path: 
         found.rig.start()
         async with found.rig.client() as client:
             await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
+            with pytest.raises(NotSupported, match="nobody told this node"):
+                await client.restart("shared", RestartRequest())
             await client.unload(UnloadRequest(model_id="org/b"))
             await client.load(shared("org/b"))
             models = await until(client, lambda ms: any(m.error for m in ms))
