@@ -33,9 +33,13 @@ def build() -> Path:
         return found
     home = engines_dir() / "llama-cpp"
     venv.create(home, with_pip=True)
-    # Left to itself it starts a compiler for each source file at once.
-    few = {"LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1), **os.environ}
-    subprocess.run([home / "bin" / "pip", "install", "--quiet", PACKAGE], check=True, env=few)
+    # Left to itself it starts a compiler for each source file at once, and builds llama.cpp's own tests too.
+    frugal = {
+        "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1),
+        "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
+        **os.environ,
+    }
+    subprocess.run([home / "bin" / "pip", "install", "--quiet", PACKAGE], check=True, env=frugal)
     built = find()
     if built is None:
         sys.exit(f"{PACKAGE} was installed in {home}, but holds no llama-server")
