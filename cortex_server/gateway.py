@@ -28,6 +28,7 @@ from cortex_server.auth.usage import Usage
 from cortex_server.dataplane.diverted import DivertingProtocol, compatible
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
+from cortex_server.dataplane.register import Here, Register
 from cortex_server.fleet.roster import Roster, accesses
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
@@ -44,8 +45,6 @@ log = logging.getLogger("cortex.gateway")
 
 _LAST_S = 2.0
 """Seconds that connections get to close once requests under way have ended, or their time is over."""
-
-_DRAIN_LOOK_S = 0.02
 
 
 class Gateway:
@@ -101,6 +100,7 @@ class Gateway:
             limits=config.limits,
             spans=self._spans,
         )
+        self.register: Register = Here(self.plane)
         self._verbs = Verbs(self.fleet, self.conductor, clock)
         self.app = create_app(
             self.fleet,
@@ -108,7 +108,7 @@ class Gateway:
             routers=[
                 logs_router(self._verbs.shown, self._roster.clients),
                 operator_router(self.fleet, self._verbs, self.trail),
-                requests_router(lambda: self.plane),
+                requests_router(self.register),
                 keys_router(self.desk),
                 config_router(lambda: self.reloader),
             ],
@@ -195,12 +195,11 @@ class Gateway:
         New ones are answered with 503 and Retry-After meanwhile, so that a load balancer can send them elsewhere.
         """
         self.gate.stopping = True
-        event(log, "gateway_draining", requests=len(self.plane.active))
+        event(log, "gateway_draining", requests=self.register.count)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.gateway.drain_timeout_s):
-                while self.plane.active:  # noqa: ASYNC110 - an event for it would cost every request
-                    await asyncio.sleep(_DRAIN_LOOK_S)
-        self.plane.cut_off()
+                await self.register.over()
+        self.register.cut_off()
         self.fleet.close()
 
     async def _use_nodes(self, config: GatewayConfig) -> None:

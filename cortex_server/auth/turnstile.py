@@ -27,6 +27,38 @@ class Guest(Protocol):
         ...
 
 
+class Doors(Protocol):
+    """Whoever lets a bounded number of requests in.
+
+    Attributes:
+        limits: may be replaced at any time.
+    """
+
+    limits: LimitsSection
+
+    @property
+    def inside(self) -> int:
+        """Requests that are worked on."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        ...
+
+    def enter(self, guest: Guest, key: Key, priority: int) -> bool:
+        """Whether the guest may go on at once; if not, it is called when its turn has come.
+
+        Raises:
+            Busy: the queue is full.
+        """
+        ...
+
+    def leave(self, guest: Guest) -> None:
+        """The guest is done, or waits no longer."""
+        ...
+
+
 class Turnstile:
     """Lets a bounded number in and keeps a bounded queue, shared fairly between keys.
 
@@ -63,14 +95,14 @@ class Turnstile:
         return len(self._waiting)
 
     def enter(self, guest: Guest, key: Key, priority: int) -> bool:
-        """Whether the guest may go on at once; if not, it is called when its turn has come.
-
-        Raises:
-            Busy: the queue is full.
-        """
+        """See `Doors`."""
         if len(self._inside) < self.limits.max_in_flight and not self._waiting:
             self._inside.add(guest)
             return True
+        self._queue_up(guest, key, priority)
+        return False
+
+    def _queue_up(self, guest: Guest, key: Key, priority: int) -> None:
         if len(self._waiting) >= self.limits.max_queued:
             raise full()
         at = max(self._now, self._last.get(key.name, 0.0)) + 1 / key.terms.weight
@@ -83,10 +115,9 @@ class Turnstile:
         if len(self._queue) > 2 * len(self._waiting) + 64:
             self._queue = [entry for entry in self._queue if entry[3] in self._waiting]
             heapq.heapify(self._queue)
-        return False
 
     def leave(self, guest: Guest) -> None:
-        """The guest is done, or waits no longer."""
+        """See `Doors`."""
         if (timer := self._waiting.pop(guest, None)) is not None:
             timer.cancel()
         else:
@@ -95,7 +126,7 @@ class Turnstile:
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and len(self._inside) < self.limits.max_in_flight:
+        while self._waiting and self._has_place():
             _, at, _, guest = heapq.heappop(self._queue)
             timer = self._waiting.pop(guest, None)
             if timer is None:
@@ -108,6 +139,9 @@ class Turnstile:
         if not self._waiting:
             self._queue.clear()
             self._last.clear()
+
+    def _has_place(self) -> bool:
+        return len(self._inside) < self.limits.max_in_flight
 
     def _turn_away(self, guest: Guest) -> None:
         self._waiting.pop(guest, None)

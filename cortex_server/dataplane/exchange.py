@@ -47,7 +47,6 @@ from cortex_server.dataplane.headers import (
     request_id,
 )
 from cortex_server.dataplane.routes import Asked, Route
-from cortex_server.dataplane.settlement import settle
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.traceparent import begin
 from cortex_server.dataplane.upstream import Headers
@@ -491,7 +490,7 @@ class Exchange:
             self._attempt.abort()
             self._attempt = None
         self.plane.turnstile.leave(self)
-        settle(
+        self.plane.settle(
             self.plane,
             self.trace,
             self._loop.time(),

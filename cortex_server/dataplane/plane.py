@@ -12,13 +12,14 @@ from cortex_common.config.gateway import GatewaySection
 from cortex_common.errors import Unavailable
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.auth.gate import Gate
-from cortex_server.auth.turnstile import Turnstile
+from cortex_server.auth.turnstile import Doors, Turnstile
 from cortex_server.core.breaker import RetryBudget
 from cortex_server.dataplane.choice import Chooser
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.journal import Journal
+from cortex_server.dataplane.routing import Routing
+from cortex_server.dataplane.settlement import Settle, settle
 from cortex_server.dataplane.upstream import Pool
-from cortex_server.fleet.state import Fleet
 from cortex_server.metrics import Metrics
 from cortex_server.otel import Spans
 
@@ -73,6 +74,8 @@ class DataPlane:
         gate: who may ask; by default whoever is on this host.
         limits: how much at once.
         spans: who is told of requests as parts of distributed traces.
+        turnstile: who lets requests in; by default one of this plane's own.
+        settled: closes the books on each request.
 
     Attributes:
         retries: how many second tries are left.
@@ -82,7 +85,7 @@ class DataPlane:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: Routing,
         loads: Loads,
         metrics: Metrics,
         settings: GatewaySection,
@@ -90,6 +93,8 @@ class DataPlane:
         gate: Gate | None = None,
         limits: LimitsSection | None = None,
         spans: Spans | None = None,
+        turnstile: Doors | None = None,
+        settled: Settle = settle,
     ) -> None:
         self.fleet = fleet
         self.loads = loads
@@ -99,7 +104,8 @@ class DataPlane:
         self.limits = limits or LimitsSection()
         self.spans = spans
         self.loop = asyncio.get_running_loop()
-        self.turnstile = Turnstile(self.loop, self.limits)
+        self.turnstile: Doors = turnstile or Turnstile(self.loop, self.limits)
+        self.settle = settled
         metrics.queue = lambda: (self.turnstile.inside, self.turnstile.waiting)
         self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
         self.journal = Journal(self.loop)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.models import ModelId
 from cortex_server.auth.keys import Key
 from cortex_server.dataplane.answers import Answer
+from cortex_server.dataplane.routing import Routing
 from cortex_server.dataplane.trace import Trace
-from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.targets import Target
 from cortex_server.metrics import NOWHERE
 
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
 
 _ENGINE_FAULTS = frozenset({500, 502, 504})
 """503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
+
+
+class Settle(Protocol):
+    """Closes the books on a request: `settle`, or what a worker process does instead."""
+
+    def __call__(
+        self,
+        plane: DataPlane,
+        trace: Trace,
+        now: float,
+        *,
+        key: Key | None,
+        model: ModelId,
+        target: Target | None,
+        answer: Answer | None,
+        error: str | None,
+    ) -> None:
+        """See `settle`."""
+        ...
 
 
 def settle(
@@ -45,7 +64,7 @@ def settle(
     """
     if target is not None:
         plane.fleet.release(target)
-        _judge(plane.fleet, target, trace.status, error)
+        judge(plane.fleet, target, trace.status, error)
         series = target.series
     else:
         series = plane.metrics.series(model or NOWHERE, NOWHERE)
@@ -81,7 +100,7 @@ def settle(
         plane.spans.ended(trace.span, line, trace.started, now)
 
 
-def _judge(fleet: Fleet, target: Target, status: int, error: str | None) -> None:
+def judge(fleet: Routing, target: Target, status: int, error: str | None) -> None:
     """What a request says of its instance: see `core.breaker`."""
     broken = error in (UpstreamFailed.code, UpstreamTimeout.code)
     if broken or status in _ENGINE_FAULTS:
