@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 
-.PHONY: help demo test check format bench engines clean
+.PHONY: help demo test check format bench engines docs docs-serve reference clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("cortex needs Python 3.11 or later, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -38,5 +38,18 @@ bench: $(READY) ## Measure the data plane against other gateways (more in tests/
 engines: $(READY) ## Build a real llama-server outside the checkout, for the tests marked llama
 	$(BIN)/python tests/engines/build_llama.py
 
+.venv/.docs: pyproject.toml $(READY)
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+docs: .venv/.docs ## Build the documentation's site into build/site; a broken link fails
+	$(BIN)/mkdocs build --strict --clean
+
+docs-serve: .venv/.docs ## Serve the documentation on http://127.0.0.1:8001 while you write
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+reference: $(READY) ## Write the generated pages of docs/reference and the schemas in config anew
+	cd docs && ../$(BIN)/python -m generator
+
 clean: ## Remove what make made here
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build/site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,7 +11,7 @@ import typer.main
 from cortex_cli.failure import EXIT_CODES
 from cortex_cli.main import COMMANDS, app
 
-_NOTE = "<!-- Written by `python -m cortex_cli.reference`; a test holds it to the code. -->"
+_NOTE = "<!-- Written by `make reference`; a test holds it to the code. -->"
 
 _REMAP = """Other keys go into `~/.config/cortex/config.toml`, by these names:
 
@@ -66,24 +66,3 @@ def keys_page() -> str:
 
     rows = "\n".join(f"| `{keys}` | {told} | `{name}` |" for keys, told, name in key_rows())
     return f"# Keys of `cortex top`\n\n{_NOTE}\n\n| key | does | name |\n|---|---|---|\n{rows}\n\n{_REMAP}\n"
-
-
-def main() -> None:
-    """Write the pages and the JSON schemas of the configuration files."""
-    from pathlib import Path
-
-    from cortex_cli.config_files import File, json_schema
-
-    here = Path(__file__).parents[1]
-    pages = here / "docs" / "reference"
-    pages.mkdir(parents=True, exist_ok=True)
-    (pages / "cli.md").write_text(commands_page(), encoding="utf-8")
-    (pages / "keys.md").write_text(keys_page(), encoding="utf-8")
-    for file in File:
-        (here / "config" / f"{file.value}.schema.json").write_text(
-            json_schema(file), encoding="utf-8"
-        )
-
-
-if __name__ == "__main__":
-    main()

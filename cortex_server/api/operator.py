@@ -53,7 +53,7 @@ def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
-    @router.get("/fleet", summary="The fleet now")
+    @router.get("/fleet", summary="The fleet now", responses={200: {"model": FleetSnapshot}})
     async def get_fleet() -> Response:
         """Every node, device, instance and model, as one snapshot."""
         return Response(SNAPSHOT.dump_json(verbs.shown()), media_type="application/json")

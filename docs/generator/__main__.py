@@ -1,0 +1,12 @@
+"""Run in docs/ by `make reference`: writes every generated page and the schemas of the configuration files anew."""
+
+from __future__ import annotations
+
+from cortex_cli.config_files import File, json_schema
+from generator.pages import PAGES, REFERENCE
+
+for name, page in PAGES.items():
+    (REFERENCE / name).write_text(page(), encoding="utf-8")
+for file in File:
+    schema = REFERENCE.parents[1] / "config" / f"{file.value}.schema.json"
+    schema.write_text(json_schema(file), encoding="utf-8")
