@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from cortex_common.fleet import InstanceView
@@ -18,6 +19,9 @@ from cortex_server.core.policy import Strategy
 EXACT_UP_TO = 12
 """Candidates up to which `cost` searches all sets. Beyond, it adds the candidate that frees most for its worth
 until there is room, then drops what turned out not to be needed: on one device within twice the least."""
+
+FEW = 4
+"""Candidates up to which all sets are gone through sooner than a good one is found to begin with."""
 
 Worth = tuple[float, ...]
 """What is lost with a victim or a set of them; smaller goes first. Comparable within one strategy."""
@@ -116,6 +120,8 @@ def cheapest(
     useful.sort(key=_least_first)
     if not _enough(useful, lack):
         return None
+    if len(useful) == 1:
+        return Choice(tuple(useful), useful[0].worth)
     if strategy is not Strategy.COST:
         found = _without_needless(useful, lack)
         return Choice(tuple(found), tuple(x for v in reversed(found) for x in v.worth))
@@ -160,8 +166,8 @@ def _without_needless(victims: list[Victim], lack: Mapping[int, int]) -> list[Vi
 
 def _least_sum(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
     """The sufficient set with the least sum, by branch and bound."""
-    best = _by_density(victims, lack)
-    best_sum = _sum(best)
+    best = _by_density(victims, lack) if len(victims) > FEW else victims
+    best_sum = _sum(best) if len(victims) > FEW else inf
 
     def search(at: int, chosen: list[Victim], so_far: float, left: Mapping[int, int]) -> None:
         nonlocal best, best_sum
@@ -183,7 +189,7 @@ def _least_sum(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
         search(at + 1, chosen, so_far, left)
 
     search(0, [], 0.0, lack)
-    return best
+    return _without_needless(best, lack)
 
 
 def _by_density(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:

@@ -33,15 +33,13 @@ class Place:
 
 def cheapest_place(shape: Shape, rooms: Iterable[NodeRoom], guard: Guard) -> Place | None:
     """The least loss over the nodes; they are tried by a lower bound of it, so that few are searched."""
-    able = [r for r in rooms if guard.reaches(r, shape)]
-    bounds = sorted((guard.bound(r, shape), at) for at, r in enumerate(able))
     best: Place | None = None
     searched = 0
-    for bound, at in bounds:
+    for bound, room in guard.by_bound(guard.within_reach(rooms, shape), shape):
         if searched == MOST_NODES or (best is not None and bound > best.choice.worth):
             break
         searched += 1
-        best = _cheaper_on(able[at], shape, guard, best) or best
+        best = _cheaper_on(room, shape, guard, best) or best
         if best is None:
             searched = 0  # nodes that turn out to have nobody who may go do not count
     return best

@@ -6,9 +6,11 @@ a load with no eviction; the eviction that loses least; waiting for room that bu
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import neg
 
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
@@ -116,11 +118,14 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
 def _able(wish: Wish, rooms: Iterable[NodeRoom], policy: Policy) -> list[NodeRoom]:
     """Those whose devices are to be looked at."""
     profile, where, avoid, labels = wish.profile, wish.where, wish.avoid, policy.labels
+    harness = profile.harness
+    found = [r for r in rooms if harness in r.open_to]
+    if avoid:
+        found = [r for r in found if r.node.name not in avoid]
+    if where.node is None and not profile.nodes and not profile.labels:
+        return found
     return [
-        room
-        for room in rooms
-        if (name := room.node.name) not in avoid
-        and node_refusal(profile, room.node, where, labels.get(name)) is None
+        r for r in found if node_refusal(profile, r.node, where, labels.get(r.node.name)) is None
     ]
 
 
@@ -139,7 +144,7 @@ def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
                     ready.append(i.id)
                 elif i.state is InstanceState.LOADING and room.node.state is NodeState.UP:
                     loading = loading or Join(room.node.name, i.id)
-        if any(p.model == model for p in room.promised):
+        if room.promised and any(p.model == model for p in room.promised):
             loading = loading or Join(room.node.name, None)
     return Serve(tuple(ready)) if ready else loading
 
@@ -148,13 +153,18 @@ def _free_place(
     wish: Wish, shape: Shape, rooms: Iterable[NodeRoom], world: World, policy: Policy
 ) -> Load | None:
     """Where the shape has room as things are: weights on disk first, then as the policy prefers."""
-    need = shape.size.device_mb
+    need, count, kind = shape.size.device_mb, shape.devices, shape.kind
     stored = world.stored.get(ModelId(wish.profile.id), frozenset())
     spread = policy.prefer is Prefer.SPREAD or not need
     best: tuple[bool, int, NodeRoom, tuple[DeviceRoom, ...]] | None = None
     for room in rooms:
-        if room.most_mb.get(shape.kind, -1) < need:
+        free = room.free.get(kind, ())
+        if len(free) < count or free[count - 1] < need:
             continue
+        if best is not None:
+            at_best = -sum(free[:count]) if spread else _tightest(free, count, need)
+            if (room.node.name not in stored, at_best) >= best[:2]:
+                continue
         found = with_room(wish.profile, room, shape, wish.where, policy.prefer)
         if found is None:
             continue
@@ -168,6 +178,12 @@ def _free_place(
     taste = "the most room" if spread else "the tightest room"
     why = taste if fresh else f"its weights are on that disk; {taste} there"
     return Load(room.node.name, tuple(sorted(d.index for d in found)), shape, (), why)
+
+
+def _tightest(free: Sequence[int], count: int, need: int) -> int:
+    """MiB of the tightest so many devices that have room, of some with the most free first."""
+    enough = bisect_right(free, -need, key=neg)
+    return sum(free[enough - count : enough])
 
 
 def _made_place(

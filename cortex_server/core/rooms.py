@@ -107,9 +107,16 @@ class NodeRoom:
         return tuple(sorted(self.devices, key=lambda d: (d.available_mb, d.index)))
 
     @cached_property
-    def most_mb(self) -> Mapping[DeviceKind, int]:
-        """Of each kind, the most that one device has available."""
-        return {kind: reach[0] for kind, reach in _reach(self.devices, ()).items()}
+    def open_to(self) -> frozenset[str]:
+        """Harnesses that an instance could be loaded with; none while the node is cordoned or does not answer."""
+        node = self.node
+        usable = node.state is NodeState.UP and not node.cordoned
+        return frozenset(node.harnesses) if usable else frozenset()
+
+    @cached_property
+    def free(self) -> Reach:
+        """What each device has available as things are."""
+        return _reach(self.devices, ())
 
     @cached_property
     def idle_reach(self) -> Reach:

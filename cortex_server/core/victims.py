@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop
+from operator import itemgetter
 
 from cortex_common.fleet import InstanceView
 from cortex_common.hardware import DeviceKind
@@ -38,21 +41,75 @@ class Guard:
         self._model = ModelId(wish.profile.id)
         self._tier = tier
         self._ready: dict[ModelId, int] = {}
-        self._least = _Least(world, policy)
 
-    def reaches(self, room: NodeRoom, shape: Shape) -> bool:
-        """Whether the node could have the room at all with everybody gone who may go at this tier."""
-        reach = room.ready_reach if self._tier >= BUSY else room.idle_reach
-        found = reach.get(shape.kind, ())
-        return len(found) >= shape.devices and found[shape.devices - 1] >= shape.size.device_mb
+    def within_reach(self, rooms: Iterable[NodeRoom], shape: Shape) -> list[NodeRoom]:
+        """Nodes that could have the room at all with everybody gone who may go at this tier."""
+        kind, last, need = shape.kind, shape.devices - 1, shape.size.device_mb
+        busy = self._tier >= BUSY
+        found: list[NodeRoom] = []
+        for room in rooms:
+            reach = (room.ready_reach if busy else room.idle_reach).get(kind, ())
+            if len(reach) > last and reach[last] >= need:
+                found.append(room)
+        return found
 
-    def bound(self, room: NodeRoom, shape: Shape) -> Worth:
-        """No set of victims on this node that makes the room is worth less."""
+    def by_bound(self, rooms: Sequence[NodeRoom], shape: Shape) -> Iterator[tuple[Worth, NodeRoom]]:
+        """Each node after a worth that no set of victims there falls short of, the least first.
+
+        Most are never asked for, so what can be left undone until then is.
+        """
         if self._tier >= BUSY:
-            return ()
-        if self.policy.strategy is Strategy.LRU:
-            return (_latest_needed(room, shape.kind, shape.devices, shape.size.device_mb),)
-        return (min(map(self._least.__getitem__, room.idle), default=NEVER),)
+            for room in rooms:
+                yield (), room
+        elif self.policy.strategy is Strategy.LRU:
+            yield from self._by_last_use(rooms, shape)
+        else:
+            yield from self._by_least_model(rooms)
+
+    def _by_last_use(
+        self, rooms: Sequence[NodeRoom], shape: Shape
+    ) -> Iterator[tuple[Worth, NodeRoom]]:
+        asked = (shape.kind, shape.devices, shape.size.device_mb)
+        bounds = [
+            (_find_latest(room, *asked) if (known := room.latest.get(asked)) is None else known, at)
+            for at, room in enumerate(rooms)
+        ]
+        heapify(bounds)
+        while bounds:
+            bound, at = heappop(bounds)
+            yield (bound,), rooms[at]
+
+    def _by_least_model(self, rooms: Sequence[NodeRoom]) -> Iterator[tuple[Worth, NodeRoom]]:
+        """By the least that the idle models of a node can be worth.
+
+        Models are gone through from the least on, some of one worth and then twice as many each time, and the nodes
+        found that have them.
+        """
+        least = {
+            m: self._least_worth(m) for m in frozenset[ModelId]().union(*(r.idle for r in rooms))
+        }
+        levels: dict[float, list[ModelId]] = {}
+        for model, what in least.items():
+            levels.setdefault(what, []).append(model)
+        ranked = sorted(levels)
+        left, begin, count = rooms, 0, 1
+        while left and begin < len(ranked):
+            some = frozenset(m for what in ranked[begin : begin + count] for m in levels[what])
+            having = [r for r in left if not some.isdisjoint(r.idle)]
+            if len(having) == len(left):
+                left = ()
+            elif having:
+                left = [r for r in left if some.isdisjoint(r.idle)]
+            if count == 1:
+                found = [(ranked[begin], r) for r in having]
+            else:
+                found = [(min(map(least.__getitem__, some & r.idle)), r) for r in having]
+                found.sort(key=itemgetter(0))
+            for what, room in found:
+                yield (what,), room
+            begin, count = begin + count, 2 * count
+        for room in left:
+            yield (NEVER,), room
 
     def candidates(self, room: NodeRoom) -> list[Victim]:
         """Instances of the node that may go, the least worth first; not more of a model than it can spare."""
@@ -88,6 +145,9 @@ class Guard:
     def _standing(self, model: ModelId) -> Standing:
         return self._world.standings.get(model, UNKNOWN)
 
+    def _least_worth(self, model: ModelId) -> float:
+        return least_worth(self.policy.strategy, self._standing(model))
+
     def _worth(self, instance: InstanceView) -> Worth:
         return worth(self.policy.strategy, instance, self._standing(instance.model))
 
@@ -102,30 +162,8 @@ class Guard:
         return self._ready[model]
 
 
-class _Least(dict[ModelId, float]):
-    """The least that an instance of each model can be worth, worked out when first asked for."""
-
-    def __init__(self, world: World, policy: Policy) -> None:
-        super().__init__()
-        self._world = world
-        self._policy = policy
-
-    def __missing__(self, model: ModelId) -> float:
-        standing = self._world.standings.get(model, UNKNOWN)
-        found = least_worth(self._policy.strategy, standing)
-        self[model] = found
-        return found
-
-
-def _latest_needed(room: NodeRoom, kind: DeviceKind, count: int, need_mb: int) -> float:
-    """When the last idle instance was used that has to go, at best, oldest first on each device."""
-    asked = (kind, count, need_mb)
-    if (known := room.latest.get(asked)) is None:
-        known = room.latest[asked] = _find_latest(room, kind, count, need_mb)
-    return known
-
-
 def _find_latest(room: NodeRoom, kind: DeviceKind, count: int, need_mb: int) -> float:
+    """When the last idle instance was used that has to go, at best, oldest first on each device; remembered."""
     found: list[float] = []
     for device in room.devices:
         if device.kind is not kind:
@@ -136,7 +174,7 @@ def _find_latest(room: NodeRoom, kind: DeviceKind, count: int, need_mb: int) -> 
             found.append(float("-inf"))
         elif (at := bisect_left(freed, lack)) < len(freed):
             found.append(used[at])
-    if len(found) < count:
-        return float("inf")
     found.sort()
-    return found[count - 1]
+    latest = found[count - 1] if len(found) >= count else NEVER
+    room.latest[kind, count, need_mb] = latest
+    return latest

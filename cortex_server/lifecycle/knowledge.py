@@ -203,7 +203,7 @@ def _measure(
 
 
 class StandingsNow:
-    """How models stand at one moment; worked out when asked for.
+    """How models stand at one moment; each is worked out once, when first asked for.
 
     Args:
         knowledge: of what they did.
@@ -217,8 +217,14 @@ class StandingsNow:
         self._knowledge = knowledge
         self._profiles = profiles
         self._now = now
+        self._known: dict[ModelId, Standing] = {}
 
     def get(self, model: ModelId, default: Standing, /) -> Standing:
         """See `Standings.get`."""
-        profile = self._profiles.get(model)
-        return default if profile is None else self._knowledge.standing(profile, self._now)
+        known = self._known.get(model)
+        if known is None:
+            profile = self._profiles.get(model)
+            if profile is None:
+                return default
+            known = self._known[model] = self._knowledge.standing(profile, self._now)
+        return known

@@ -15,14 +15,23 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
+from cortex_common.fleet import (
+    DeviceView,
+    FleetSnapshot,
+    InstanceView,
+    ModelState,
+    ModelView,
+    NodeState,
+    NodeView,
+)
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.evict import Standing
+from cortex_server.core.fit import size_key
 from cortex_server.core.plan import plan
 from cortex_server.core.policy import Policy, Prefer, Strategy
 from cortex_server.core.rooms import Rooms
 from cortex_server.core.world import Wish, World
+from cortex_server.lifecycle.knowledge import Knowledge, Measurement, StandingsNow
 
 NOW = 1_700_000_000.0
 TOTAL_MB = 140_000
@@ -77,6 +86,27 @@ def full_node(name: str, devices: int, models: int, rng: random.Random) -> NodeV
     )
 
 
+def known(models: int, rng: random.Random) -> StandingsNow:
+    """How the models stand, as a gateway has it from their loads and requests; few are favourites."""
+    profiles = {
+        name: ModelProfile.model_validate({"id": name, "harness": "vllm"})
+        for name in (f"model-{m}" for m in range(models))
+    }
+    loads = (
+        Measurement(
+            size_key(profile, DeviceKind.CUDA, 1), "", "n", SMALLEST_MB, rng.uniform(5, 90), NOW
+        )
+        for profile in profiles.values()
+    )
+    knowledge = Knowledge(loads)
+    counted = tuple(
+        ModelView(ModelId(name), ModelState.READY, requests=int(1000 * rng.random() ** 4))
+        for name in profiles
+    )
+    knowledge.observe(FleetSnapshot(1, NOW, (), counted), {}, 0.0)
+    return StandingsNow(knowledge, profiles, 60.0)
+
+
 def milliseconds(work: Callable[[], object], times: int = 30) -> str:
     """Median and worst of some runs."""
     taken = []
@@ -93,10 +123,7 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
     made = tuple(full_node(f"n{i:04}", devices, models, rng) for i in range(nodes))
     snapshot = FleetSnapshot(1, NOW, made)
     rooms = Rooms()
-    standings = {
-        ModelId(f"model-{m}"): Standing(reload_s=rng.uniform(5, 90), rate=rng.random() ** 4)
-        for m in range(models)
-    }
+    standings = known(models, rng)
     world = World(rooms=rooms.of(snapshot), now=NOW, standings=standings)
     instances = len(snapshot.instances())
     print(f"{nodes} nodes x {devices} devices, {models} models, {instances} instances, all full\n")
