@@ -25,6 +25,8 @@ check: $(READY) ## Lint, types and the architecture's contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Without bytecode on disk each of the tests' many processes would compile cortex anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## All tests that CI runs
 	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
