@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from rigs import forked
 
 from cortex_cli.main import main
 
@@ -27,16 +28,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def cortex(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "cortex_cli", *args],
-        env=environment(**env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    """Run one command to its end as a process of its own."""
+    return forked.run(args, stdin=stdin, environ=environment(**env))
 
 
 def cortex_here(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
-from engines.neuron_process import NeuronProcess
+from rigs.forked import Forked
 
 from cortex_common.models import InstanceState, LoadSpec, ModelInfo
 from cortex_common.neuron_client import NeuronClient
@@ -61,21 +61,22 @@ stop_timeout_s = 1.0
 """,
             encoding="utf-8",
         )
-        self.process: NeuronProcess | None = None
+        self.process: Forked | None = None
         self.url = ""
 
     def start(self) -> NeuronRig:
         """Start the process and wait until it listens."""
         position = self.log.stat().st_size if self.log.exists() else 0
         self.log.touch()
-        self.process = NeuronProcess(self.config, self.log)
+        argv = ["serve", "neuron", "--config", str(self.config), "--log-format", "console"]
+        self.process = Forked(argv, self.log, environ=os.environ)
         text = ""
 
         def listening() -> bool:
             nonlocal text
             text = self.log.read_bytes()[position:].decode()
             assert self.process is not None
-            assert self.process.running, text
+            assert self.process.poll() is None, text
             return "neuron_listening" in text
 
         wait_for(listening, 20.0, lambda: text)
@@ -88,7 +89,8 @@ stop_timeout_s = 1.0
         """End the process and return its status."""
         assert self.process is not None
         process, self.process = self.process, None
-        return process.stop(number)
+        process.send_signal(number)
+        return process.wait(30)
 
     def client(self, token: str | None = None) -> NeuronClient:
         """A client of it."""
@@ -103,7 +105,7 @@ stop_timeout_s = 1.0
 
     def close(self) -> None:
         """End everything, the hard way where needed."""
-        if self.process is not None and self.process.running:
+        if self.process is not None and self.process.poll() is None:
             self.stop()
         for process in self.engines():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from cortex_common.fleet import FleetSnapshot
 from cortex_common.neuron_client import NeuronClient
 from cortex_common.operator_client import OperatorClient
 from neuron_server.engines.tiny import write_tiny_gguf
+from rigs.forked import Forked
 
 MODELS = ("tiny/ada", "tiny/bob", "tiny/cleo")
 MODEL_MB = 256
@@ -62,20 +61,11 @@ class Service:
     argv: list[str]
     url: str
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: Forked | None = None
 
     def start(self) -> None:
         """Start it, again perhaps."""
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
-        with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cortex_cli", *self.argv],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env=environ,
-                start_new_session=True,
-            )
+        self.process = Forked(self.argv, self.log)
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
         """Send a signal and wait; returns the exit code."""

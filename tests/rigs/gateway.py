@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.operator_client import OperatorClient
 from rigs.fleet import free_port
+from rigs.forked import Forked, environment
 
 
 @dataclass
@@ -32,7 +30,7 @@ class GatewayProcess:
     folder: Path
     port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: Forked | None = None
 
     @property
     def url(self) -> str:
@@ -57,19 +55,12 @@ class GatewayProcess:
 
     def start(self, *arguments: str, **environ: str) -> None:
         """Start the process."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
         config = str(self.folder / "cortex.toml")
-        with (self.folder / "gateway.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "cortex_cli", "serve", "gateway"),
-                    *("-c", config, "--log-format", "json", *arguments),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=clean | environ,
-            )
+        self.process = Forked(
+            ["serve", "gateway", "-c", config, "--log-format", "json", *arguments],
+            self.folder / "gateway.log",
+            environ=environment(**environ),
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -1,0 +1,130 @@
+"""Processes of `cortex` that need not import everything anew: each is forked off a server that has done so."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "__main__",
+        "cortex_cli.main",
+        "cortex_cli.commands.serve",
+        "cortex_server.app",
+        "neuron_server.app",
+        # uvicorn imports these only when it serves.
+        "uvicorn.lifespan.on",
+        "uvicorn.protocols.http.httptools_impl",
+        "uvloop",
+    ]
+)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without what would change a setting."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")} | more
+
+
+class Forked:
+    """`cortex ARGV` as a process of its own, with as much of Popen as tests need.
+
+    Args:
+        argv: arguments after `cortex`.
+        out: file that its stdout is appended to.
+        err: the same of stderr; `out` by default.
+        stdin: file that it reads; nothing by default.
+        environ: its environment.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        out: Path,
+        err: Path | None = None,
+        *,
+        stdin: Path = Path(os.devnull),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._argv = argv
+        environ = dict(environment() if environ is None else environ)
+        files = (stdin, out, err or out)
+        for path in files[1:]:
+            path.touch()  # a test may look into it at once
+        self._process: ForkServerProcess = _FORKS.Process(
+            target=_run, args=(tuple(argv), files, environ), daemon=True
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Wait for its end; the exit code.
+
+        Raises:
+            TimeoutExpired: it did not end in time.
+        """
+        self._process.join(seconds)
+        code = self._process.exitcode
+        if code is None:
+            assert seconds is not None
+            raise subprocess.TimeoutExpired(self._argv, seconds)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def run(
+    argv: Sequence[str], *, stdin: str = "", environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `cortex ARGV` to its end, which must come within 90 s."""
+    with TemporaryDirectory(prefix="cortex-test-") as folder:
+        given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+        given.write_text(stdin, encoding="utf-8")
+        process = Forked(argv, out, err, stdin=given, environ=environ)
+        try:
+            code = process.wait(90)
+        finally:
+            process.kill()
+        told = (path.read_text(encoding="utf-8") for path in (out, err))
+        return subprocess.CompletedProcess(argv, code, *told)
+
+
+def _run(argv: Sequence[str], files: Sequence[Path], environ: Mapping[str, str]) -> None:
+    """What the process runs: like `python -m cortex_cli ARGV` from the imports on."""
+    os.setsid()
+    for number, path in enumerate(files):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY)
+        os.dup2(fd, number)
+        os.close(fd)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's whole life
+        for number, mode in enumerate("rww")
+    )
+    os.environ.clear()
+    os.environ.update(environ)
+    from cortex_cli.main import main
+
+    main(argv)
