@@ -8,21 +8,18 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from demo_fleet import cortex_here, environment
 
 from cortex_cli.main import COMMANDS, Root, app
 
 ROOT = Path(__file__).parents[2]
 
 
-def cortex(
-    *args: str, env: dict[str, str] | None = None, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would, far from any gateway."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+def cortex(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command from a new interpreter, as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "cortex_cli", *args],
-        env=clean | {"HOME": "/nonexistent", "NO_COLOR": "1"} | (env or {}),
-        input=stdin,
+        env=environment(**env),
         capture_output=True,
         text=True,
         timeout=60,
@@ -74,7 +71,7 @@ def test_the_listing_says_what_each_command_says(name: str):
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_has_help(name: str):
     """`-h` works everywhere, ends with 0 and writes to stdout."""
-    done = cortex(name, "-h")
+    done = cortex_here(name, "-h")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: cortex {name}")
@@ -90,7 +87,7 @@ def test_no_arguments_is_a_usage_error_that_helps():
 
 def test_a_mistyped_command_suggests_the_nearest():
     """`cortex modles` names what was probably meant and ends with 2."""
-    done = cortex("modles")
+    done = cortex_here("modles")
 
     assert done.returncode == 2
     assert "did you mean `cortex models`" in done.stderr
@@ -107,7 +104,7 @@ def test_an_unreachable_gateway_ends_with_5():
 
 def test_version_without_a_gateway():
     """`cortex version --client` needs no gateway."""
-    done = cortex("version", "--client", "-o", "json")
+    done = cortex_here("version", "--client", "-o", "json")
 
     assert json.loads(done.stdout)["items"][0]["part"] == "command"
 
@@ -115,7 +112,7 @@ def test_version_without_a_gateway():
 def test_checking_good_files():
     """`config check` of the example files ends with 0 and says so on stdout."""
     files = sorted(str(p) for p in (ROOT / "config").glob("*.toml"))
-    done = cortex("config", "check", *files)
+    done = cortex_here("config", "check", *files)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{name}: ok" for name in files]
@@ -125,7 +122,7 @@ def test_checking_a_wrong_file(tmp_path: Path):
     """`config check` names file, line and key, suggests what was meant, and ends with 1."""
     path = tmp_path / "cortex.toml"
     path.write_text('[gateway]\nlisen = "127.0.0.1:1"\n')
-    done = cortex("config", "check", str(path))
+    done = cortex_here("config", "check", str(path))
 
     assert done.returncode == 1
     assert f"error: {path}:2: unknown key gateway.lisen" in done.stderr
@@ -137,17 +134,17 @@ def test_warnings_fail_only_when_strict(tmp_path: Path):
     path = tmp_path / "cortex.toml"
     path.write_text("[gateway]\n")
 
-    assert cortex("config", "check", str(path)).returncode == 0
-    assert cortex("config", "check", str(path), "--strict").returncode == 1
+    assert cortex_here("config", "check", str(path)).returncode == 0
+    assert cortex_here("config", "check", str(path), "--strict").returncode == 1
 
 
 def test_show_tells_origins(tmp_path: Path):
     """`config show --origin` tells file and line, variable or default for each value."""
     path = tmp_path / "cortex.toml"
     path.write_text("[gateway]\nmax_body_mb = 5\n")
-    done = cortex(
+    done = cortex_here(
         *("config", "show", "gateway", "--file", str(path), "--origin", "-o", "json"),
-        env={"CORTEX_GATEWAY__LISTEN": "127.0.0.1:1"},
+        CORTEX_GATEWAY__LISTEN="127.0.0.1:1",
     )
     found = {s["key"]: s["origin"] for s in json.loads(done.stdout)["items"]}
 
@@ -159,14 +156,14 @@ def test_show_tells_origins(tmp_path: Path):
 @pytest.mark.parametrize("service", ["gateway", "neuron"])
 def test_serve_can_check_only(service: str):
     """`serve --check` validates the settings and ends without listening."""
-    assert cortex("serve", service, "--check").stdout == "ok\n"
+    assert cortex_here("serve", service, "--check").stdout == "ok\n"
 
 
 def test_serve_refuses_wrong_settings(tmp_path: Path):
     """A daemon with a wrong setting ends at once with the reason, not with a traceback."""
     path = tmp_path / "neuron.toml"
     path.write_text("[neuron]\nlisten = 5\n")
-    done = cortex("serve", "neuron", "--config", str(path))
+    done = cortex_here("serve", "neuron", "--config", str(path))
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {path}:2: neuron.listen")
@@ -174,7 +171,7 @@ def test_serve_refuses_wrong_settings(tmp_path: Path):
 
 def test_chat_without_a_prompt_or_a_person():
     """`cortex chat` with nothing to ask and nobody to converse with is a usage error, not a hang."""
-    done = cortex("chat", "some-model")
+    done = cortex_here("chat", "some-model")
 
     assert done.returncode == 2
     assert "nothing to ask" in done.stderr
@@ -198,25 +195,25 @@ def test_contexts(tmp_path: Path):
     """Contexts are added, chosen, listed and forgotten; what they hold is read back as it was given."""
     env = {"XDG_CONFIG_HOME": str(tmp_path)}
     key = tmp_path / 'a "key"'
-    assert cortex("context", "ls", env=env).stdout == ""
-    cortex("context", "add", "prod", "http://prod:8000/", "--key-file", str(key), env=env)
-    cortex("context", "add", "the lab", "http://lab:8000", env=env)
-    assert cortex("context", "ls", env=env).stdout == (
+    assert cortex_here("context", "ls", **env).stdout == ""
+    cortex_here("context", "add", "prod", "http://prod:8000/", "--key-file", str(key), **env)
+    cortex_here("context", "add", "the lab", "http://lab:8000", **env)
+    assert cortex_here("context", "ls", **env).stdout == (
         "* prod  http://prod:8000\n  the lab  http://lab:8000\n"
     )
-    assert cortex("context", "use", "the lab", env=env).returncode == 0
-    assert cortex("ps", env=env).stderr.startswith("error: the gateway at http://lab:8000")
-    assert cortex("context", "use", "prud", env=env).returncode == 3
-    assert "can't be read" in cortex("ps", "-g", "prod", env=env).stderr
-    cortex("context", "rm", "the lab", env=env)
+    assert cortex_here("context", "use", "the lab", **env).returncode == 0
+    assert cortex_here("ps", **env).stderr.startswith("error: the gateway at http://lab:8000")
+    assert cortex_here("context", "use", "prud", **env).returncode == 3
+    assert "can't be read" in cortex_here("ps", "-g", "prod", **env).stderr
+    cortex_here("context", "rm", "the lab", **env)
 
-    assert cortex("context", "ls", env=env).stdout == "  prod  http://prod:8000\n"
+    assert cortex_here("context", "ls", **env).stdout == "  prod  http://prod:8000\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str):
     """There is a completion script for each of the three shells."""
-    done = cortex("completion", shell)
+    done = cortex_here("completion", shell)
 
     assert done.returncode == 0
     assert "_CORTEX_COMPLETE" in done.stdout
@@ -228,7 +225,7 @@ def test_completion_scripts(shell: str):
 )
 def test_help_topics(topic: str, words: str):
     """What no single command explains can be read."""
-    assert words in cortex("help", topic).stdout
+    assert words in cortex_here("help", topic).stdout
 
 
 def test_help_of_a_command_loads_no_http_client():
