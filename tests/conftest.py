@@ -13,4 +13,5 @@ def pytest_collection() -> None:
 def pytest_collection_finish() -> None:
     """Modules and tests stay to the end, so they need not be looked at again and again."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     gc.enable()
