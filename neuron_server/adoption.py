@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from neuron_server.core.instance import Instance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.harness.registry import Registry
+from neuron_server.harness.supervisor import Supervisor
 from neuron_server.journal import Journal
 from neuron_server.processes import boot_id
 from neuron_server.records import EngineRecord, StateDir
 
 
 def left_running(
-    state: StateDir, registry: Registry, devices: int, journal: Journal
+    state: StateDir, registry: Registry, supervisor: Supervisor, devices: int, journal: Journal
 ) -> Iterator[tuple[Instance, EngineProcess]]:
     """Each recorded engine that still lives, as an instance to be probed; the other records are removed.
 
@@ -22,6 +23,7 @@ def left_running(
     Args:
         state: the records.
         registry: an engine whose harness is not configured any more is not taken over.
+        supervisor: takes them over.
         devices: how many the node has now.
         journal: told what became of each.
     """
@@ -30,7 +32,7 @@ def left_running(
         usable = record.spec.harness in registry.names and max(record.devices, default=0) < devices
         engine = None
         if record.boot == boot and usable:
-            engine = EngineProcess.adopt(record.pid, record.started_ticks, record.instance_id)
+            engine = supervisor.adopt(record.pid, record.started_ticks, record.instance_id)
         if engine is None:
             state.forget(record.instance_id)
             journal.note("engine_was_gone", instance=record.instance_id)

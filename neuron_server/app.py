@@ -23,6 +23,7 @@ from cortex_common.config.section import split_host_port
 from cortex_common.errors import ConfigError
 from cortex_common.tls import server_tls
 from neuron_server.api import create_app as _create_api
+from neuron_server.cgroups import find as find_cgroups
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource, load_library
@@ -118,7 +119,8 @@ def create_runtime(
         engine_host = config.neuron.engine_host or _LOOPBACK
     registry = Registry(config.harnesses, engine_client())
     state = StateDir(config.neuron.state_dir)
-    return Runtime(config, Host(sources, clock), registry, state, clock, engine_host)
+    cgroups = find_cgroups(config.neuron.cgroup)
+    return Runtime(config, Host(sources, clock), registry, state, clock, engine_host, cgroups)
 
 
 def create_app(config: NeuronConfig, runtime: Runtime, *, url: str = "") -> FastAPI:

@@ -14,6 +14,7 @@ from neuron_server.core.instance import OCCUPIED, Instance
 from neuron_server.core.ledger import Books, Need, Promise, Share, admit
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.hardware.sample import DeviceSample
+from neuron_server.processes import TreeOf
 
 
 class NodeBooks:
@@ -29,9 +30,9 @@ class NodeBooks:
         self._host = host
         self._reading = Reading(0.0, (), (), {})
 
-    async def read(self, heads: Mapping[InstanceId, int]) -> Reading:
-        """Measure now; `heads` is the pid of each instance's engine."""
-        self._reading = await self._host.read(heads)
+    async def read(self, trees: Mapping[InstanceId, TreeOf]) -> Reading:
+        """Measure now; `trees` finds the processes of each instance's engine."""
+        self._reading = await self._host.read(trees)
         return self._reading
 
     @property

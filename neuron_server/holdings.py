@@ -11,6 +11,7 @@ from cortex_common.models import InstanceId, InstanceState, LoadSpec
 from neuron_server.core.instance import Instance
 from neuron_server.harness.registry import Registered
 from neuron_server.life import Life
+from neuron_server.processes import TreeOf
 from neuron_server.records import EngineRecord
 
 
@@ -56,10 +57,10 @@ class Holdings:
         return [held.instance for held in self]
 
     @property
-    def heads(self) -> dict[InstanceId, int]:
-        """The pid of each engine that is ours and runs."""
+    def trees(self) -> dict[InstanceId, TreeOf]:
+        """What finds the processes of each engine that is ours and runs."""
         engines = ((held.instance.id, held.life.engine) for held in self)
-        return {instance: engine.pid for instance, engine in engines if engine is not None}
+        return {instance: engine.pids for instance, engine in engines if engine is not None}
 
     @property
     def ports(self) -> frozenset[int]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,7 +23,8 @@ from neuron_server.core.instance import (
     restart_delay_s,
 )
 from neuron_server.harness.log import EngineLog
-from neuron_server.harness.process import OWNER_MARK, EngineProcess
+from neuron_server.harness.process import EngineProcess
+from neuron_server.harness.supervisor import Supervisor
 from neuron_server.processes import listening_pids, read_table
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class EngineLife:
         launch: makes the command line for a port.
         host: address that the engine listens on.
         engine_log: where its output goes.
-        owner: mark of the state directory.
+        supervisor: starts its engine.
         ledger: the runtime.
         clock: for durations and times.
         weights_mb: MiB that a load reads, for its deadline.
@@ -111,7 +111,7 @@ class EngineLife:
         launch: Callable[[int], Launch],
         host: str,
         engine_log: EngineLog,
-        owner: str,
+        supervisor: Supervisor,
         ledger: Ledger,
         clock: Clock,
         weights_mb: int | None,
@@ -123,7 +123,7 @@ class EngineLife:
         self._launch = launch
         self._host = host
         self._log = engine_log
-        self._owner = owner
+        self._supervisor = supervisor
         self._ledger = ledger
         self._clock = clock
         self._weights_mb = weights_mb
@@ -224,7 +224,7 @@ class EngineLife:
         instance = self._ledger.now(self.id)
         launch = self._launch(instance.port)
         with self._log.open_for_engine() as output:
-            self.engine = EngineProcess.spawn(launch, output, {OWNER_MARK: self._owner}, self.id)
+            self.engine = self._supervisor.start(launch, output, self.id)
         self._ledger.note(
             "engine_started",
             instance=self.id,
@@ -267,8 +267,7 @@ class EngineLife:
         if not probe.ready:
             return probe
         assert self.engine is not None
-        tree = read_table().tree(self.engine.pid)
-        if not listening_pids(instance.port, tree):
+        if not listening_pids(instance.port, self.engine.pids(read_table())):
             raise _PortTaken(
                 f"port {instance.port} is answered by a process that is not the engine"
             )
@@ -353,15 +352,3 @@ class _Patience:
                 f"the load made no progress for {self._stuck_s:.0f} s",
                 hints=("set load_timeout_s of the harness in neuron.toml",),
             )
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether an engine could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError:
-            return False
-    return True

@@ -11,6 +11,7 @@ from cortex_common.harness import AttachedHarness, ProcessHarness
 from neuron_server.attached_life import MOST_WATCH_S, AttachedLife
 from neuron_server.core.instance import Instance
 from neuron_server.harness.registry import Registered
+from neuron_server.harness.supervisor import Supervisor
 from neuron_server.life import EngineLife, Ledger, Life
 from neuron_server.records import StateDir
 
@@ -22,6 +23,7 @@ def life_of(
     *,
     engine_host: str,
     state: StateDir,
+    supervisor: Supervisor,
     ledger: Ledger,
     clock: Clock,
 ) -> Life:
@@ -33,6 +35,7 @@ def life_of(
         devices: of the node.
         engine_host: address that engines listen on.
         state: where logs are kept.
+        supervisor: starts engines.
         ledger: the runtime.
         clock: for durations and times.
 
@@ -58,7 +61,7 @@ def life_of(
         launch=launch,
         host=engine_host,
         engine_log=state.log(instance.id),
-        owner=state.owner,
+        supervisor=supervisor,
         ledger=ledger,
         clock=clock,
         weights_mb=harness.weights_mb(instance.spec) if new else None,

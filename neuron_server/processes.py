@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,10 @@ class ProcessTable:
         """Whether the process that had this pid then still lives."""
         process = self.by_pid.get(pid)
         return process is not None and process.started_ticks == started_ticks and not process.zombie
+
+
+TreeOf = Callable[[ProcessTable], frozenset[int]]
+"""Finds the processes of one engine in a table."""
 
 
 def read_table() -> ProcessTable:

@@ -11,7 +11,6 @@ import itertools
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
@@ -34,18 +33,18 @@ from neuron_server.admission import joined, needs_of, refuse_second_parallel
 from neuron_server.adoption import left_running, record_of
 from neuron_server.attached import AttachedEngines
 from neuron_server.books import NodeBooks
+from neuron_server.cgroups import Cgroups
 from neuron_server.changes import Changes
 from neuron_server.core.instance import Instance, advance
 from neuron_server.core.ledger import Promise
-from neuron_server.core.ports import choose_port
 from neuron_server.faults import Faults
+from neuron_server.free_port import free_port
 from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
-from neuron_server.harness.process import kill_orphans
 from neuron_server.harness.registry import Registered, Registry
+from neuron_server.harness.supervisor import Supervisor
 from neuron_server.holdings import Held, Holdings
 from neuron_server.journal import Journal
-from neuron_server.life import port_is_free
 from neuron_server.lives import life_of
 from neuron_server.occupancy import Occupancy
 from neuron_server.records import PastLoad, StateDir
@@ -67,6 +66,7 @@ class Runtime:
         state: where records and logs are kept.
         clock: for times and durations.
         engine_host: address that engines listen on.
+        cgroups: where engines get one each, where the neuron may make some.
 
     Attributes:
         holdings: the instances.
@@ -82,6 +82,7 @@ class Runtime:
         state: StateDir,
         clock: Clock,
         engine_host: str,
+        cgroups: Cgroups | None = None,
     ) -> None:
         self.config = config
         self.host = host
@@ -90,6 +91,7 @@ class Runtime:
         self.journal = Journal(clock, self.changes)
         self.occupancy = Occupancy()
         self._state = state
+        self._supervisor = Supervisor(state.owner, cgroups)
         self._clock = clock
         self._engine_host = engine_host
         self.holdings = Holdings()
@@ -109,9 +111,11 @@ class Runtime:
         await self.host.open()
         self._engine_warnings = await self.registry.warnings(self.host.cuda_version)
         await self._books.read({})
+        cgroups = self._supervisor.cgroups
+        self.journal.note("engines_fenced", by=cgroups.root if cgroups else "process groups")
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
-        if orphans := await kill_orphans(self._state.owner, adopted):
+        if orphans := await self._supervisor.kill_orphans(adopted):
             self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
         await self.attached.look()
         await self.measure()
@@ -137,7 +141,10 @@ class Runtime:
         self._state.close()
 
     def _adopt(self) -> frozenset[str]:
-        found = list(left_running(self._state, self.registry, len(self.host.devices), self.journal))
+        devices = len(self.host.devices)
+        found = list(
+            left_running(self._state, self.registry, self._supervisor, devices, self.journal)
+        )
         for instance, engine in found:
             self._hold(instance, self.registry.get(instance.spec.harness)).life.begin(engine)
         return frozenset(str(instance.id) for instance, _ in found)
@@ -259,7 +266,7 @@ class Runtime:
 
     async def measure(self) -> None:
         """See `life.Ledger.measure`."""
-        reading = await self._books.read(self.holdings.heads)
+        reading = await self._books.read(self.holdings.trees)
         self._faults.enter(reading, self.holdings.instances)
         for held in self.holdings:
             held.instance = self._books.measured(held.instance)
@@ -316,6 +323,7 @@ class Runtime:
             self.host.devices,
             engine_host=self._engine_host,
             state=self._state,
+            supervisor=self._supervisor,
             ledger=self,
             clock=self._clock,
         )
@@ -376,9 +384,8 @@ class Runtime:
             self._state.remember_load(instance.spec, self._books.kind_of(instance.devices[0]), load)
 
     def _port(self, registered: Registered, seed: str) -> int:
-        first, last = registered.entry.port_range
-        free = partial(port_is_free, self._engine_host)
-        return choose_port(first, last, taken=self.holdings.ports, is_free=free, seed=seed)
+        ports = registered.entry.port_range
+        return free_port(ports, self._engine_host, self.holdings.ports, seed)
 
     async def _keep_reading(self) -> None:
         for count in itertools.count(1):

@@ -14,7 +14,7 @@ from cortex_common.clock import Clock
 from cortex_common.hardware import Device, DeviceHealth, Discovery, HostWarning
 from cortex_common.models import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
-from neuron_server.processes import read_table
+from neuron_server.processes import TreeOf, read_table
 
 _LOOK_AGAIN_S = 60.0
 
@@ -67,14 +67,14 @@ class Host:
             await loop.run_in_executor(self._thread, source.close)
         self._thread.shutdown()
 
-    async def read(self, heads: Mapping[InstanceId, int]) -> Reading:
+    async def read(self, trees: Mapping[InstanceId, TreeOf]) -> Reading:
         """Read all devices now.
 
         Args:
-            heads: the pid that each instance's process tree starts from.
+            trees: finds each instance's processes.
         """
         return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._read, dict(heads)
+            self._thread, self._read, dict(trees)
         )
 
     @property
@@ -114,11 +114,11 @@ class Host:
         )
         self._looked_at = self._clock.monotonic()
 
-    def _read(self, heads: dict[InstanceId, int]) -> Reading:
+    def _read(self, finders: dict[InstanceId, TreeOf]) -> Reading:
         if self._amiss and self._clock.monotonic() - self._looked_at > _LOOK_AGAIN_S:
             self._look()  # the driver may be loaded long after the neuron, a reset card may be back
         table = read_table()
-        trees = {instance: table.tree(head) for instance, head in heads.items()}
+        trees = {instance: find(table) for instance, find in finders.items()}
         by_uuid = {s.uuid: s for source in self._sources for s in source.sample(trees)}
         devices = self.devices
         samples = tuple(by_uuid.get(d.uuid) or _vanished(d) for d in devices)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from cortex_common.harness import Launch
-from neuron_server.harness.process import engine_environment
+from neuron_server.harness.supervisor import engine_environment
 
 _PATIENCE_S = 30.0
 _CUDA_RUNTIME = re.compile(r"lib(?:cudart|cublas)\.so\.(\d+)")
@@ -40,6 +40,11 @@ async def run_program(program: str, *arguments: str) -> str | None:
                 child.kill()
             await child.wait()
     return output.decode("utf-8", "replace") if child.returncode == 0 else None
+
+
+def has_flag(help_text: str, flag: str) -> bool:
+    """Whether a program's --help names a flag."""
+    return re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", help_text) is not None
 
 
 async def linked_cuda(program: str) -> int | None:

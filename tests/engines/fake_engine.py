@@ -67,6 +67,11 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="the same in a session of its own, its parent dead",
     )
+    add(
+        "--hidden-child",
+        action="store_true",
+        help="the same with an empty environment",
+    )
     add("--die-after", type=float, metavar="S", help="crash (exit 1) S seconds after being ready")
     add(
         "--die-once",
@@ -313,8 +318,10 @@ def load(options: argparse.Namespace) -> list[bytearray]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.child:
         subprocess.Popen([sys.executable, "-c", CHILD])
-    if options.daemon_child:
-        script = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {CHILD!r}], start_new_session=True)"
+    if options.daemon_child or options.hidden_child:
+        env = {} if options.hidden_child else dict(os.environ)
+        script = f"import subprocess; subprocess.Popen([{sys.executable!r}, '-c', {CHILD!r}], "
+        script += f"start_new_session=True, env={env!r})"
         subprocess.run([sys.executable, "-c", script], check=True)
     if options.exit_at_load is not None:
         sys.exit(options.exit_at_load)

@@ -19,8 +19,8 @@ from neuron_server.harness.devices import device_environment
 from neuron_server.harness.http import engine_client
 from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit
 from neuron_server.harness.mistralrs import MistralrsHarness, models_of
-from neuron_server.harness.process import engine_environment
 from neuron_server.harness.registry import Registry
+from neuron_server.harness.supervisor import engine_environment
 from neuron_server.harness.weights import gguf_file, size_mb
 
 GPUS = [

@@ -55,6 +55,10 @@ class NeuronSection(Section):
     drain_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds that requests in flight may go on when the neuron stops its engines."""
 
+    cgroup: Path | None = None
+    """Directory of a cgroup (v2) of this neuron's own, below which each engine gets one, so that nothing of it can
+    escape its end. Default: the one that systemd delegates to the neuron's unit; without one, process groups."""
+
     token: str | None = None
     """Bearer token that callers must send; better in a file or a variable. Default: none is asked for."""
 

@@ -1,0 +1,103 @@
+"""Engines in cgroups of their own, on a host that lets the tests make some."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engines.neuron_rig import NeuronRig, fake, load, until, wait_for
+
+from cortex_common.models import InstanceState, UnloadRequest
+from neuron_server.cgroups import own_cgroup
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup of the test's own, with nothing in it."""
+    own = own_cgroup()
+    path = (own or Path("/proc")) / f"cortex-test-{uuid.uuid4().hex[:8]}"
+    try:
+        path.mkdir()
+    except OSError:
+        pytest.skip("no cgroup of version 2 can be made here")
+    if not (path / "cgroup.kill").exists():
+        pytest.skip("this kernel has no cgroup.kill")
+    yield path
+    (path / "cgroup.kill").write_text("1")
+    wait_for(lambda: "populated 0" in (path / "cgroup.events").read_text(), 5)
+    for found in sorted(path.rglob("*"), reverse=True):
+        if found.is_dir():
+            found.rmdir()
+    path.rmdir()
+
+
+def pids(cgroup: Path) -> set[int]:
+    """The processes of a cgroup; none when it is gone."""
+    procs = cgroup / "cgroup.procs"
+    return set(map(int, procs.read_text().split())) if procs.exists() else set()
+
+
+async def test_no_process_of_an_engine_escapes_its_cgroup(cgroup: Path, tmp_path: Path):
+    """A child without parent, session, group or mark ends with its engine: adopted and unloaded, or an orphan."""
+    rig = NeuronRig(tmp_path / "neuron", neuron=f'cgroup = "{cgroup}"').start()
+    try:
+        async with rig.client() as client:
+            for name in ("kept", "lost"):
+                await load(client, fake(name, "--hidden-child", "--ignore-term", instance_id=name))
+            kept, lost = (pids(cgroup / "engines" / name) for name in ("kept", "lost"))
+            assert [len(kept), len(lost)] == [2, 2]
+            assert len(rig.engines()) == 2, "the children carry no mark"
+            await client.load(fake("gone", "--hidden-child", "--hang-at-load", instance_id="gone"))
+            wait_for(lambda: len(pids(cgroup / "engines" / "gone")) == 2, 10)
+            await client.unload(UnloadRequest(model_id="gone"))
+            assert not (cgroup / "engines" / "gone").exists()
+            rig.stop(signal.SIGKILL)
+        assert f"engines_fenced by={cgroup}" in rig.log.read_text()
+        (rig.directory / "state" / "instances" / "lost.json").unlink()
+        rig.start()
+        async with rig.client() as client:
+            await until(client, lambda ms: [m.status for m in ms] == [InstanceState.READY])
+            assert pids(cgroup / "engines" / "kept") == kept
+            assert not any(alive(pid) for pid in lost)
+            await client.unload(UnloadRequest(model_id="kept"))
+        assert not any(alive(pid) for pid in kept)
+        assert list((cgroup / "engines").glob("*/")) == []
+    finally:
+        rig.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+@pytest.mark.parametrize("leaf", ["", "neuron"])
+def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: Path, leaf: str):
+    """Whether systemd starts it in the unit's cgroup, as before 254, or in DelegateSubgroup=neuron."""
+    try:
+        os.setxattr(cgroup, "user.delegate", b"1")
+    except OSError:
+        pytest.skip("cgroups have no extended attributes here")
+    start = cgroup / leaf
+    start.mkdir(exist_ok=True)
+    code = "import neuron_server.cgroups as c; print(c.find(None).root, c.own_cgroup())"
+    launch = f"echo $$ > {start}/cgroup.procs && exec {sys.executable} -c '{code}'"
+    said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
+    assert said.stdout.split() == [str(cgroup), str(cgroup / "neuron")]
+    assert (cgroup / "engines").is_dir()
+
+
+def test_a_cgroup_that_was_not_delegated_is_left_alone(cgroup: Path):
+    """Being able to write there is no permission: root can write everywhere."""
+    code = "import neuron_server.cgroups as c; print(c.find(None))"
+    launch = f"echo $$ > {cgroup}/cgroup.procs && exec {sys.executable} -c '{code}'"
+    said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "None"
+    assert [found for found in cgroup.iterdir() if found.is_dir()] == []
