@@ -21,7 +21,7 @@ from cortex_common.harness import EngineCapabilities, Launch, Probe
 from cortex_common.models import LoadSpec
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
-from neuron_server.harness.program import run_program
+from neuron_server.harness.program import has_flag, run_program
 from neuron_server.harness.weights import gguf_file, local_path, size_mb
 
 _CUDA_CONTEXT_MB = 600
@@ -130,8 +130,7 @@ class LlamaCppHarness:
 
     def _where_known(self, flag: str, *values: str) -> list[str]:
         """The flag, when this build has it."""
-        known = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", self._help or "")
-        return [flag, *values] if known else []
+        return [flag, *values] if has_flag(self._help or "", flag) else []
 
     async def _fit_params(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
         if self._binary is None:

@@ -1,9 +1,10 @@
 """mistral.rs: one `mistralrs serve` per instance.
 
-Facts (0.9): models can't be added at run time, hence a process each; the socket opens only after the load; there is
-no name to serve a model under, so a local path is asked for as "default"; workers of tensor parallelism outlive their
-head and share one socket name a host, so a host runs one such engine at a time and the whole group is killed; by
-default it takes 90% of the card for its KV cache; --pa-memory-mb gives it a size instead and fails fast.
+Facts (0.8, 0.9): models can't be added at run time, hence a process each; the socket opens only after the load; there
+is no name to serve a model under, so a local path is asked for as "default"; workers of tensor parallelism outlive
+their head and share one socket name a host, so a host runs one such engine at a time and the whole group is killed; by
+default it takes 90% of the card for its KV cache; --pa-memory-mb gives it a size instead and fails fast. 0.8 has its
+page on request, where 0.9 has --no-ui; knows no --quant, and wants to be told that a file is GGUF. So --help is asked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cortex_common.models import LoadSpec
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
+from neuron_server.harness.program import has_flag, run_program
 from neuron_server.harness.weights import gguf_file, local_path, size_mb
 
 CAPABILITIES = EngineCapabilities(
@@ -45,6 +47,7 @@ _RUNNING = (
     "mistralrs_sequences_waiting",
     "mistralrs_requests_pending_admission",
 )
+_FLAGS_0_9 = frozenset({"--no-ui", "--quant"})
 _CUDA_CONTEXT_MB = 800
 _LEAST_KV_MB = 256
 
@@ -58,6 +61,7 @@ class MistralrsHarness:
         self._env = entry.env
         self._http = http
         self._binary = str(entry.binary) if entry.binary else shutil.which("mistralrs")
+        self._help: str | None = None
 
     @property
     def program(self) -> str | None:
@@ -65,7 +69,9 @@ class MistralrsHarness:
         return self._binary
 
     async def prepare(self) -> None:
-        """Nothing to look at: the flags used here are those of every 0.9."""
+        """Read the flags that this build has."""
+        if self._help is None and self._binary is not None:
+            self._help = await run_program(self._binary, "serve", "--help")
 
     def served_as(self, spec: LoadSpec) -> str | None:
         """Its id is what -m was given; "default" is always the one model of the process."""
@@ -91,8 +97,9 @@ class MistralrsHarness:
                 f"there is no mistralrs at {self._binary or 'PATH'} on this node",
                 hints=("set binary of the harness in neuron.toml",),
             )
-        argv = [self._binary, "serve", "--host", host, "-p", str(port), "--no-ui"]
-        argv += ["-m", _model_argument(spec), *_format(spec)]
+        argv = [self._binary, "serve", "--host", host, "-p", str(port)]
+        argv += ["--no-ui"] if self._has("--no-ui") else []
+        argv += ["-m", _model_argument(spec), *self._format(spec)]
         if spec.parallel is not None:
             argv += ["--max-seqs", str(spec.parallel)]
         if gpu_count(devices):
@@ -118,6 +125,20 @@ class MistralrsHarness:
         if response is None or response.status_code != 200:
             return None
         return sum_series(response.text, _RUNNING)
+
+    def _has(self, flag: str) -> bool:
+        """Whether this build has a flag; one that could not be asked is taken for 0.9."""
+        return flag in _FLAGS_0_9 if self._help is None else has_flag(self._help, flag)
+
+    def _format(self, spec: LoadSpec) -> list[str]:
+        if _is_gguf(spec):
+            told = ["--format", "gguf"] if self._has("--format") else []
+            return [*told, "-f", gguf_file(spec).name]
+        if spec.file is not None:
+            return ["-f", spec.file]
+        if spec.quant is None:
+            return []
+        return ["--quant" if self._has("--quant") else "--isq", _level(spec.quant)]
 
     def _kv_cache(self, spec: LoadSpec) -> list[str]:
         weights = self.weights_mb(spec)
@@ -170,16 +191,8 @@ def _is_gguf(spec: LoadSpec) -> bool:
     return path is not None and (path.suffix == ".gguf" or any(path.glob("*.gguf")))
 
 
-def _format(spec: LoadSpec) -> list[str]:
-    if _is_gguf(spec):
-        return ["-f", gguf_file(spec).name]
-    if spec.file is not None:
-        return ["-f", spec.file]
-    return ["--quant", _level(spec.quant)] if spec.quant else []
-
-
 def _level(quant: str) -> str:
-    """The number of bits in a name such as "Q4_K_M"; `--quant` takes a level, not a GGUF type."""
+    """The number of bits in a name such as "Q4_K_M"; both flags take a level, not a GGUF type."""
     if found := re.search(r"\d", quant):
         return found[0]
     raise BadRequest(f"mistral.rs has no quantisation {quant!r}", param="quant")

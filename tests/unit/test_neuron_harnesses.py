@@ -181,6 +181,23 @@ def test_mistralrs_gets_a_size_for_its_cache(http: httpx.AsyncClient, program: P
     assert harness.served_as(remote) is None
 
 
+async def test_mistralrs_is_asked_for_its_flags(
+    http: httpx.AsyncClient, tmp_path: Path, weights: Path
+):
+    """0.8 has no page to switch off, quantises with --isq only, and wants GGUF files announced."""
+    program = tmp_path / "mistralrs"
+    program.write_text(
+        "#!/bin/sh\necho '      --isq <ISQ>  --format <FORMAT>  --ui  --no-kv-cache'\n"
+    )
+    program.chmod(0o755)
+    harness = MistralrsHarness(HarnessEntry(name="r", binary=program), http)
+    await harness.prepare()
+    local = harness.launch(LoadSpec(model_id="m", harness="r", source=str(weights)), CPU, "h", 1)
+    assert local.argv[-5:] == ("--format", "gguf", "-f", "model.gguf", "--cpu")
+    remote = harness.launch(LoadSpec(model_id="org/m", harness="r", quant="Q8_0"), CPU, "h", 1)
+    assert " ".join(remote.argv[1:]) == "serve --host h -p 1 -m org/m --isq 8 --cpu"
+
+
 def test_listings_of_mistralrs_are_cleaned():
     """The synthetic default and adapters are dropped; an id listed twice is not loaded."""
     listed = {
