@@ -15,6 +15,7 @@ from neuron_server.core.instance import Instance, advance
 from neuron_server.harness.registry import Registered, Registry
 from neuron_server.holdings import Held, Holdings
 from neuron_server.life import Ledger
+from neuron_server.occupancy import Occupancy
 from neuron_server.records import StateDir
 
 _UNSETTLED = {InstanceState.LOADING, InstanceState.DRAINING, InstanceState.STOPPING}
@@ -26,6 +27,7 @@ class AttachedEngines:
     Args:
         registry: the harnesses.
         holdings: the instances.
+        occupancy: how busy they are.
         ledger: the runtime.
         state: keeps the ages over restarts of the neuron.
         clock: for times and durations.
@@ -36,6 +38,7 @@ class AttachedEngines:
         self,
         registry: Registry,
         holdings: Holdings,
+        occupancy: Occupancy,
         ledger: Ledger,
         state: StateDir,
         clock: Clock,
@@ -43,6 +46,7 @@ class AttachedEngines:
     ) -> None:
         self._registry = registry
         self._holdings = holdings
+        self._occupancy = occupancy
         self._ledger = ledger
         self._state = state
         self._clock = clock
@@ -93,7 +97,7 @@ class AttachedEngines:
         if name not in self._restarts:
             if harness.age.cycles < request.min_cycles:
                 return RestartAnswer(status="kept", models=_names(await harness.loaded() or {}))
-            if not request.cut and await harness.in_flight(harness.url):
+            if not request.cut and await self._in_use(registered, harness):
                 raise StillBusy(f"the engine at {harness.url} is computing")
         if name not in self._restarts:
             self._refuse_unsettled(registered)
@@ -122,6 +126,12 @@ class AttachedEngines:
                 ),
             )
         return registered, harness
+
+    async def _in_use(self, registered: Registered, harness: AttachedHarness) -> bool:
+        """Not every engine tells, so what this node relays to it counts too."""
+        held = [h.instance.id for h in self._holdings if h.registered is registered]
+        relayed = any(self._occupancy.of(instance) for instance in held)
+        return relayed or bool(await harness.in_flight(harness.url))
 
     def _refuse_unsettled(self, registered: Registered) -> None:
         for held in self._holdings:

@@ -96,7 +96,7 @@ class Runtime:
         self._engine_host = engine_host
         self.holdings = Holdings()
         self.attached = AttachedEngines(
-            registry, self.holdings, self, state, clock, hold=self._hold
+            registry, self.holdings, self.occupancy, self, state, clock, hold=self._hold
         )
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()

@@ -56,15 +56,15 @@ class EngineLog:
             return 0
 
     async def follow(self, position: int) -> AsyncGenerator[bytes]:
-        """What is written after a position in the file, as it comes; ends only when it is closed."""
-        while True:
+        """What is written after a position in the file, as it comes; ends once the file was there and is removed."""
+        seen = False
+        while (here := self.path.exists()) or not seen:
+            seen = seen or here
             size = self.size()
             if size < position:  # it was trimmed
                 position = 0
             if size > position:
-                with self.path.open("rb") as file:
-                    file.seek(position)
-                    chunk = file.read(_TAIL_BYTES)
+                chunk = self._read(self.path, position, _TAIL_BYTES)
                 position += len(chunk)
                 yield chunk
             else:
@@ -75,11 +75,19 @@ class EngineLog:
         self.path.unlink(missing_ok=True)
         self._old.unlink(missing_ok=True)
 
+    @classmethod
+    def _end(cls, path: Path, most: int) -> bytes:
+        try:
+            start = max(0, path.stat().st_size - most)
+        except FileNotFoundError:
+            return b""
+        return cls._read(path, start, most)
+
     @staticmethod
-    def _end(path: Path, most: int) -> bytes:
+    def _read(path: Path, start: int, most: int) -> bytes:
         try:
             with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - most))
+                file.seek(start)
                 return file.read(most)
         except FileNotFoundError:
             return b""

@@ -75,7 +75,7 @@ def test_a_log_stays_within_its_bounds_while_its_engine_writes(tmp_path: Path):
 
 
 async def test_a_followed_log_goes_on_over_a_cut(tmp_path: Path):
-    """Who follows gets what is written, also after the file was cut in between."""
+    """Who follows gets what is written, also after the file was cut in between, until the instance is gone."""
     log = EngineLog(tmp_path / "logs" / "i.log", limit_bytes=10)
     with log.open_for_engine() as output:
         output.write(b"before the follower\n")
@@ -85,7 +85,9 @@ async def test_a_followed_log_goes_on_over_a_cut(tmp_path: Path):
         assert await anext(follower) == b"after\n"
         output.write(b"more\n")
         assert await anext(follower) == b"more\n"
-        await follower.aclose()
+        log.remove()
+        with pytest.raises(StopAsyncIteration):
+            await anext(follower)
 
 
 def test_records_survive_and_broken_ones_are_removed(state: StateDir):
