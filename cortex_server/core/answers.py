@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cortex_common.errors import (
     Busy,
     CortexError,
@@ -13,9 +11,7 @@ from cortex_common.errors import (
     NoHealthyNode,
 )
 from cortex_server.core.explain import Refusal
-
-if TYPE_CHECKING:
-    from cortex_server.core.scheduler import Underway
+from cortex_server.core.loads import Underway
 
 SHOWN = 16
 """Refusals that an error carries; `cortex plan load MODEL` shows all."""

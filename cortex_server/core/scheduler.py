@@ -17,25 +17,20 @@ A A B B C C; models take turns by their longest waiter, so nobody starves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Protocol
+from dataclasses import replace
 
-from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, CortexError
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core import answers
+from cortex_server.core.loads import Effects, Order, Stage, Underway
 from cortex_server.core.plan import Impossible, Join, Load, Serve, plan, present
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Pins, Promise
+from cortex_server.core.troubles import Troubles
 from cortex_server.core.waiting import Ask, Goal, Queue, WaitingRoom
 from cortex_server.core.world import Wish, World
 
-REFUSAL_PAUSE_S = 0.25
-"""How long a node that refused or lost a load is left alone with that model; doubles with each time in a row."""
-
-MOST_REFUSAL_PAUSE_S = 8.0
 APPEARS_WITHIN_S = 20.0
 """A node that admitted a load shows it with its next event; one that has not by then has lost it."""
 
@@ -44,73 +39,6 @@ UNREACHABLE_FOR_S = 15.0
 
 MOST_LOSSES = 4
 """Loads of a model lost in a row before its waiters are told instead of trying once more."""
-
-
-class Stage(StrEnum):
-    """How far a load is."""
-
-    MAKING_ROOM = "making_room"
-    STARTING = "starting"
-    LOADING = "loading"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A load that is to be carried out."""
-
-    instance: InstanceId
-    profile: ModelProfile
-    plan: Load
-
-
-@dataclass(slots=True)
-class Underway:
-    """A load and how far it is; times are monotonic seconds.
-
-    Attributes:
-        unreachable_since: since when its node does not answer.
-        seen: the node has shown it.
-    """
-
-    order: Order
-    goal: Goal
-    stage: Stage
-    since: float
-    seen: bool = False
-    unreachable_since: float | None = None
-
-
-class Effects(Protocol):
-    """What the scheduler wants done. Called on the conductor's task; must return at once."""
-
-    def grant(self, waiter: int, instance: InstanceId) -> None:
-        """Tell a waiter that this instance is ready."""
-        ...
-
-    def refuse(self, waiter: int, error: CortexError) -> None:
-        """Tell a waiter that it waits in vain."""
-        ...
-
-    def make_room(self, order: Order) -> None:
-        """Drain and unload the evictions of a load; answered by `room_made` or `room_failed`."""
-        ...
-
-    def start(self, order: Order) -> None:
-        """Ask the node; answered by `admitted`, `refused` or `failed`."""
-        ...
-
-    def abandon(self, order: Order) -> None:
-        """Stop making room, as nobody wants the load any more."""
-        ...
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """What went wrong with a model lately."""
-
-    times: int
-    until: float
-    reason: str = ""
 
 
 class Scheduler:
@@ -130,10 +58,7 @@ class Scheduler:
         self._new_id = new_id
         self._waiting = WaitingRoom()
         self._loads: dict[InstanceId, Underway] = {}
-        self._failed: dict[str, _Trouble] = {}
-        self._refused: dict[tuple[str, str], _Trouble] = {}
-        self._lost: dict[str, int] = {}
-        self._spared: dict[InstanceId, float] = {}
+        self._troubles = Troubles()
         self._wake: float | None = None
 
     # -- what is going on --------------------------------------------------------------------
@@ -182,8 +107,7 @@ class Scheduler:
         """Somebody wants a model; answered by exactly one grant or refusal, unless cancelled."""
         model = ask.goal.model
         most = ask.profile.max_waiting or self.policy.max_waiting
-        trouble = self._failed.get(model)
-        if trouble is not None and now < trouble.until:
+        if (trouble := self._troubles.failed_lately(model, now)) is not None:
             error = answers.load_failed(model, trouble.reason, trouble.until - now)
             self._effects.refuse(ask.id, error)
         elif self._waiting.count(model) >= most:
@@ -211,7 +135,7 @@ class Scheduler:
     def room_failed(self, instance: InstanceId, stuck: InstanceId, now: float) -> None:
         """A victim did not drain or go; it is spared for a while and the load planned anew."""
         self._loads.pop(instance, None)
-        self._spared[stuck] = now + 12 * max(self.policy.patience_s, 1.0)
+        self._troubles.would_not_go(stuck, now + 12 * max(self.policy.patience_s, 1.0))
 
     def admitted(self, instance: InstanceId, actual: InstanceId, now: float) -> None:
         """The node has taken the load on; `actual` differs where it had begun the same work for another gateway."""
@@ -223,18 +147,17 @@ class Scheduler:
     def refused(self, instance: InstanceId, now: float) -> None:
         """The node has no room for it after all, or can't be reached; planned anew."""
         if (load := self._loads.pop(instance, None)) is not None:
-            self._leave_alone(load.goal.model, load.order.plan.node, now)
+            self._troubles.refused(load.goal.model, load.order.plan.node, now)
 
     def failed(self, instance: InstanceId, reason: str, now: float) -> None:
         """The engine could not load it; everybody who waits for it is told why."""
         load = self._loads.pop(instance, None)
         if load is None:
             return
-        model = load.goal.model
-        known = self._failed.get(model)
-        times = known.times + 1 if known else 1
-        pause = min(self.policy.backoff_s * 2 ** (times - 1), self.policy.max_backoff_s)
-        self._failed[model] = _Trouble(times, now + pause, reason)
+        model, policy = load.goal.model, self.policy
+        pause = self._troubles.failed(
+            model, reason, now, first_s=policy.backoff_s, most_s=policy.max_backoff_s
+        )
         error = answers.load_failed(model, reason, pause)
         for queue in self._waiting.of(model):
             self._refuse_all(queue.goal, error)
@@ -249,7 +172,7 @@ class Scheduler:
                 if load.stage is Stage.MAKING_ROOM:
                     self._effects.abandon(load.order)
                 del self._loads[instance]
-        self._failed.pop(model, None)
+        self._troubles.forgive(model)
 
     def close(self, error: CortexError) -> None:
         """Answer everybody; nothing more is started."""
@@ -266,7 +189,9 @@ class Scheduler:
             now: monotonic seconds.
         """
         self._wake = None
-        self._forget_old_trouble(now)
+        self._troubles.forget_old(now, self.policy.max_backoff_s)
+        for until in self._troubles.spared.values():
+            self._wake_by(until, now)
         for ask in self._waiting.overdue(now):
             self._effects.refuse(ask.id, answers.still_loading(ask.goal.model, self.load_of(ask)))
             if ask.goal not in self._waiting:
@@ -298,7 +223,7 @@ class Scheduler:
             waited_s=now - queue.since,
             another=goal.another,
             may_evict=goal.may_evict,
-            spared=frozenset(self._spared),
+            spared=frozenset(self._troubles.spared),
             avoid=avoid,
         )
         match plan(wish, world, self.policy):
@@ -347,9 +272,7 @@ class Scheduler:
         if view.state is InstanceState.READY:
             del self._loads[view.id]
             model = load.goal.model
-            self._failed.pop(model, None)
-            self._lost.pop(model, None)
-            self._refused = {k: t for k, t in self._refused.items() if k[0] != model}
+            self._troubles.over(model)
             self._grant_all(load.goal, view.id)
         elif view.state is InstanceState.FAILED:
             self.failed(view.id, view.error or "the engine ended while loading", now)
@@ -374,31 +297,17 @@ class Scheduler:
 
     def _lose(self, instance: InstanceId, load: Underway, now: float) -> None:
         model, node = load.goal.model, load.order.plan.node
-        self._lost[model] = self._lost.get(model, 0) + 1
-        if self._lost[model] >= MOST_LOSSES:
+        if self._troubles.lost(model) >= MOST_LOSSES:
             self.failed(instance, f"node {node} lost the load", now)
             return
         del self._loads[instance]
-        self._leave_alone(model, node, now)
-
-    def _leave_alone(self, model: str, node: str, now: float) -> None:
-        known = self._refused.get((model, node))
-        times = known.times + 1 if known else 1
-        pause = min(REFUSAL_PAUSE_S * 2 ** (times - 1), MOST_REFUSAL_PAUSE_S)
-        self._refused[model, node] = _Trouble(times, now + pause)
+        self._troubles.refused(model, node, now)
 
     def _avoided(self, model: str, now: float) -> frozenset[str]:
-        found = {n: t.until for (m, n), t in self._refused.items() if m == model and now < t.until}
+        found = self._troubles.avoided(model, now)
         for until in found.values():
             self._wake_by(until, now)
         return frozenset(found)
-
-    def _forget_old_trouble(self, now: float) -> None:
-        self._spared = {i: until for i, until in self._spared.items() if now < until}
-        for until in self._spared.values():
-            self._wake_by(until, now)
-        longest = self.policy.max_backoff_s
-        self._failed = {m: t for m, t in self._failed.items() if now < t.until + longest}
 
     def _wake_by(self, at: float, now: float) -> None:
         if at > now and (self._wake is None or at < self._wake):

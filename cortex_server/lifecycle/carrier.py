@@ -12,7 +12,7 @@ from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, UnloadRequest
 from cortex_common.neuron_client import NeuronClient
-from cortex_server.core.scheduler import Order
+from cortex_server.core.loads import Order
 from cortex_server.fleet.state import Fleet
 
 log = logging.getLogger("cortex.lifecycle")

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from cortex_common.clock import Clock
@@ -21,21 +21,22 @@ from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.neuron_client import NeuronClient
-from cortex_common.operator import DecisionView
-from cortex_server.core.plan import Load, Plan, plan
+from cortex_server.core.loads import Order
+from cortex_server.core.plan import Plan, plan
 from cortex_server.core.policy import Policy
-from cortex_server.core.rooms import Overlay, Promise, Rooms
-from cortex_server.core.scheduler import Order, Scheduler
-from cortex_server.core.upkeep import Upkeep, preloads
+from cortex_server.core.rooms import Promise
+from cortex_server.core.scheduler import Scheduler
+from cortex_server.core.upkeep import Upkeep
 from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.carrier import Carrier, Later
 from cortex_server.lifecycle.decisions import Decisions
-from cortex_server.lifecycle.knowledge import Knowledge, StandingsNow
+from cortex_server.lifecycle.housekeeping import Housekeeping
+from cortex_server.lifecycle.knowledge import Knowledge
+from cortex_server.lifecycle.outlook import Outlook
 from cortex_server.lifecycle.pins import Pin, PinBoard
 from cortex_server.lifecycle.progress import WaitProgress, progress_of
-from cortex_server.lifecycle.pursuits import Pursuits
 from cortex_server.lifecycle.settings import new_instance_id, policy_of
 from cortex_server.lifecycle.shown import with_pins, with_reasons
 from cortex_server.store import Store
@@ -44,9 +45,6 @@ log = logging.getLogger("cortex.lifecycle")
 
 UPKEEP_S = 1.0
 """How often what depends on time alone is looked at."""
-
-IDLE_DRAIN_S = 5.0
-"""An idle instance that gets a request just as it is to be unloaded stays, if that takes longer than this."""
 
 PURSUED_FOR_S = 3600.0
 """How long room is waited for on behalf of nobody."""
@@ -78,26 +76,27 @@ class Conductor:
         self.knowledge = Knowledge(store.measurements() if store else ())
         self.pins = PinBoard(store.pins() if store else ())
         self.upkeep = Upkeep(config.eviction.idle_ttl, config.placement.scale_out_after)
-        self._pursuits = Pursuits(
-            lambda profile, goal: self.want(profile, goal, timeout_s=PURSUED_FOR_S), clock
-        )
         self._fleet = fleet
         self._clock = clock
         self._config = config
         self._profiles = {p.id: p for p in catalogue.models}
         self._carrier = Carrier(fleet, nodes, self)
         self._scheduler = Scheduler(self, policy_of(config), new_instance_id)
-        self._rooms = Rooms()
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[InstanceId]] = {}
         self._inbox: deque[Later] = deque()
         self._bell = asyncio.Event()
-        self._gone: frozenset[InstanceId] = frozenset()
-        self._made: dict[InstanceId, Load] = {}
+        self._outlook = Outlook(self.knowledge, self.pins, clock)
+        self._outlook.use_profiles(self._profiles)
         self.decisions = Decisions()
-        self._leaving: frozenset[InstanceId] = frozenset()
+        self._housekeeping = Housekeeping(
+            self.upkeep,
+            lambda profile, goal: self.want(profile, goal, timeout_s=PURSUED_FOR_S),
+            self.unload,
+            self._outlook.is_leaving,
+            clock,
+        )
         self._considered: list[asyncio.Future[None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
     # -- what the data plane calls -----------------------------------------------------------
@@ -127,12 +126,12 @@ class Conductor:
         try:
             instance = await self.want(profile, Goal(profile.id), timeout_s=timeout_s)
         except CortexError as failed:
-            self._decided(request_id, profile, began, None, failed.message)
+            self._waited(request_id, profile, began, None, failed.message)
             raise
-        self._decided(request_id, profile, began, instance, "another request had it loaded already")
+        self._waited(request_id, profile, began, instance, "another request had it loaded already")
         return instance
 
-    def _decided(
+    def _waited(
         self,
         request: str,
         profile: ModelProfile,
@@ -140,16 +139,14 @@ class Conductor:
         instance: InstanceId | None,
         otherwise: str,
     ) -> None:
-        load = self._made.get(instance) if instance is not None else None
-        decision = DecisionView(
+        self.decisions.waited(
+            request,
             at=self._clock.unix(),
             model=profile.id,
-            waited_s=round(self._clock.monotonic() - began, 3),
+            seconds=self._clock.monotonic() - began,
             instance=instance,
-            why=load.why if load is not None else otherwise,
-            evicted=load.evictions if load is not None else (),
+            otherwise=otherwise,
         )
-        self.decisions.keep(request, decision)
 
     async def want(self, profile: ModelProfile, goal: Goal, *, timeout_s: float) -> InstanceId:
         """`obtain` for any goal, such as an instance on a certain node."""
@@ -202,14 +199,12 @@ class Conductor:
         views = tuple(v for v in named if not self._fleet.is_upstream(v.node))
         if named and not views:
             raise Conflict(f"{model!r} is served by {named[0].node}, where cortex ends nothing")
-        ids = frozenset(v.id for v in views)
         if whole:
             self._post(lambda _now: self._scheduler.drop(model))
-        self._leaving |= ids
         try:
-            await self._carrier.remove(views, drain_s, why, cut=why == "operator")
+            with self._outlook.leaving(v.id for v in views):
+                await self._carrier.remove(views, drain_s, why, cut=why == "operator")
         finally:
-            self._leaving -= ids
             self._bell.set()
 
     def progress(self, model: str) -> WaitProgress | None:
@@ -229,8 +224,7 @@ class Conductor:
         self._fleet.on_change(self._bell.set)
         self._fleet.count_waiting(self.waiting)
         upkeep_at = self._clock.monotonic()
-        for goal in preloads(self._profiles.values()):
-            self._pursuits.begin(self._profiles[goal.model], goal)
+        self._housekeeping.begin(self._profiles)
         try:
             while True:
                 await self._next_event(upkeep_at)
@@ -250,10 +244,7 @@ class Conductor:
             self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
             self._say_considered()
             await self._carrier.close()
-            await self._pursuits.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._housekeeping.close()
 
     def _say_considered(self) -> None:
         while self._considered:
@@ -276,7 +267,7 @@ class Conductor:
         if not self._scheduler.waiting and not self._scheduler.loads:
             return
         snapshot = self._fleet.bare
-        self._scheduler.step(lambda overlay: self._world(snapshot, overlay), now)
+        self._scheduler.step(lambda overlay: self._outlook.world(snapshot, overlay), now)
 
     def _keep_up(self, now: float) -> None:
         """What is due with time alone."""
@@ -286,50 +277,20 @@ class Conductor:
             self._store.remember(learned)
         if self.pins.expire(self._clock.unix()):
             self._pins_changed()
-        visible = {i.id for i in snapshot.instances()}
-        self._gone &= visible
-        loading = {u.order.instance for u in self._scheduler.loads}
-        self._made = {i: load for i, load in self._made.items() if i in visible or i in loading}
-        shown = with_pins(snapshot, self.pins)
-        chores = self.upkeep.due(shown, self._profiles.values(), now)
-        for goal in chores.want:
-            self._pursuits.begin(self._profiles[goal.model], goal)
-        for view in chores.unload:
-            if view.id not in self._leaving:
-                event(log, "idle_unload", model=view.model, node=view.node, instance=view.id)
-                self._spawn(self._unload_idle(view))
-
-    async def _unload_idle(self, view: InstanceView) -> None:
-        try:
-            await self.unload(view.model, (view,), IDLE_DRAIN_S, whole=False, why="idle")
-        except CortexError as failed:
-            event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=failed)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        visible = frozenset(i.id for i in snapshot.instances())
+        self._outlook.refresh(visible)
+        self.decisions.forget_loads(visible.union(u.order.instance for u in self._scheduler.loads))
+        self._housekeeping.do(with_pins(snapshot, self.pins), self._profiles, now)
 
     def _pins_changed(self) -> None:
         if self._store is not None:
             self._store.keep_pins(self.pins.all())
         self._fleet.touch()
 
-    def _world(self, snapshot: FleetSnapshot, overlay: Overlay) -> World:
-        overlay = replace(
-            overlay, leaving=overlay.leaving | self._leaving, gone=self._gone, pins=self.pins.held
-        )
-        return World(
-            rooms=self._rooms.of(snapshot, overlay),
-            now=snapshot.at,
-            sizes=self.knowledge.sizes,
-            standings=StandingsNow(self.knowledge, self._profiles, self._clock.monotonic()),
-            stored=self.knowledge.stored,
-        )
-
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
         self._profiles = {p.id: p for p in catalogue.models}
+        self._outlook.use_profiles(self._profiles)
         self._bell.set()
 
     def use_config(self, config: GatewayConfig) -> None:
@@ -344,8 +305,7 @@ class Conductor:
         """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
         snapshot = with_pins(self._fleet.snapshot, self.pins)
         now = self._clock.monotonic()
-        why = {i: load.why for i, load in self._made.items()}
-        return with_reasons(snapshot, why, self._profiles, self.upkeep, now)
+        return with_reasons(snapshot, self.decisions.why, self._profiles, self.upkeep, now)
 
     def preview(self, wish: Wish, promised: tuple[Promise, ...] = ()) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing.
@@ -356,12 +316,12 @@ class Conductor:
         """
         overlay = self._scheduler.overlay()
         overlay = replace(overlay, promises=(*overlay.promises, *promised))
-        world = self._world(self._fleet.bare, overlay)
+        world = self._outlook.world(self._fleet.bare, overlay)
         return plan(wish, world, self._scheduler.policy), world
 
     def world(self) -> World:
         """The fleet as placement sees it now."""
-        return self._world(self._fleet.bare, self._scheduler.overlay())
+        return self._outlook.world(self._fleet.bare, self._scheduler.overlay())
 
     @property
     def policy(self) -> Policy:
@@ -412,7 +372,7 @@ class Conductor:
 
     def start(self, order: Order) -> None:
         """See `Effects.start`."""
-        self._made[order.instance] = order.plan
+        self.decisions.begun(order)
         self._carrier.start(order)
 
     def abandon(self, order: Order) -> None:
@@ -431,7 +391,7 @@ class Conductor:
 
     def left(self, instance: InstanceId) -> None:
         """See `Reports.left`."""
-        self._gone |= {instance}
+        self._outlook.left(instance)
         self._bell.set()
 
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:

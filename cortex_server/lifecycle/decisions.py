@@ -1,27 +1,75 @@
-"""What requests waited for, kept for whoever asks why one went where it went."""
+"""What was decided, kept for whoever asks why an instance is where it is, or why a request went where it went."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection, Mapping
 
+from cortex_common.models import InstanceId
 from cortex_common.operator import DecisionView
+from cortex_server.core.loads import Order
+from cortex_server.core.plan import Load
 
 KEPT = 2000
 """Requests that are remembered, the latest; one that waited for nothing takes no place."""
 
 
 class Decisions:
-    """Waits by request id. A request may wait more than once, as what it got may be gone before it comes to it."""
+    """Loads by instance, and waits by request id.
+
+    A request may wait more than once, as what it got may be gone before it comes to it.
+    """
 
     def __init__(self) -> None:
-        self._by_request: OrderedDict[str, tuple[DecisionView, ...]] = OrderedDict()
+        self._loads: dict[InstanceId, Load] = {}
+        self._waits: OrderedDict[str, tuple[DecisionView, ...]] = OrderedDict()
 
-    def keep(self, request: str, decision: DecisionView) -> None:
-        """Remember how a wait ended."""
-        self._by_request[request] = (*self._by_request.pop(request, ()), decision)
-        if len(self._by_request) > KEPT:
-            self._by_request.popitem(last=False)
+    def begun(self, order: Order) -> None:
+        """A load was begun."""
+        self._loads[order.instance] = order.plan
+
+    def forget_loads(self, but: Collection[InstanceId]) -> None:
+        """Forget the loads of all other instances."""
+        self._loads = {i: load for i, load in self._loads.items() if i in but}
+
+    @property
+    def why(self) -> Mapping[InstanceId, str]:
+        """Why this gateway's instances are where they are."""
+        return {i: load.why for i, load in self._loads.items()}
+
+    def waited(
+        self,
+        request: str,
+        *,
+        at: float,
+        model: str,
+        seconds: float,
+        instance: InstanceId | None,
+        otherwise: str,
+    ) -> None:
+        """Remember how a wait ended.
+
+        Args:
+            request: the id of who waited.
+            at: Unix seconds.
+            model: that was waited for.
+            seconds: for how long.
+            instance: that it got; None when it waited in vain.
+            otherwise: what there is to say where no load of this gateway explains it.
+        """
+        load = self._loads.get(instance) if instance is not None else None
+        decision = DecisionView(
+            at=at,
+            model=model,
+            waited_s=round(seconds, 3),
+            instance=instance,
+            why=load.why if load is not None else otherwise,
+            evicted=load.evictions if load is not None else (),
+        )
+        self._waits[request] = (*self._waits.pop(request, ()), decision)
+        if len(self._waits) > KEPT:
+            self._waits.popitem(last=False)
 
     def of(self, request: str) -> tuple[DecisionView, ...]:
         """The waits of a request, the first first; none when it had none, or is forgotten."""
-        return self._by_request.get(request, ())
+        return self._waits.get(request, ())

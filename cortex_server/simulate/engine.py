@@ -11,9 +11,10 @@ from cortex_common.errors import CortexError
 from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core.evict import Standings
+from cortex_server.core.loads import Order
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
-from cortex_server.core.scheduler import Order, Scheduler
+from cortex_server.core.scheduler import Scheduler
 from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import World
 from cortex_server.simulate.fleet import Model, SimulatedFleet

@@ -14,9 +14,10 @@ from cortex_common.errors import Busy, CortexError, DoesNotFit, LoadFailed, Mode
 from cortex_common.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState
 from cortex_server.core.evict import Standing
+from cortex_server.core.loads import Order
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
-from cortex_server.core.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Order, Scheduler
+from cortex_server.core.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
 from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import World
 

@@ -17,8 +17,8 @@ from cortex_common.hardware import DeviceKind, Health
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.fit import Shape, Size, SizeSource
+from cortex_server.core.loads import Order
 from cortex_server.core.plan import Load
-from cortex_server.core.scheduler import Order
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.carrier import Carrier
 from cortex_server.metrics import Metrics

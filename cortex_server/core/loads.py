@@ -1,0 +1,71 @@
+"""Loads under way: what is to be carried out, how far it is, and who carries it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import CortexError
+from cortex_common.models import InstanceId
+from cortex_server.core.plan import Load
+from cortex_server.core.waiting import Goal
+
+
+class Stage(StrEnum):
+    """How far a load is."""
+
+    MAKING_ROOM = "making_room"
+    STARTING = "starting"
+    LOADING = "loading"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A load that is to be carried out."""
+
+    instance: InstanceId
+    profile: ModelProfile
+    plan: Load
+
+
+@dataclass(slots=True)
+class Underway:
+    """A load and how far it is; times are monotonic seconds.
+
+    Attributes:
+        unreachable_since: since when its node does not answer.
+        seen: the node has shown it.
+    """
+
+    order: Order
+    goal: Goal
+    stage: Stage
+    since: float
+    seen: bool = False
+    unreachable_since: float | None = None
+
+
+class Effects(Protocol):
+    """What the scheduler wants done. Called on the conductor's task; must return at once."""
+
+    def grant(self, waiter: int, instance: InstanceId) -> None:
+        """Tell a waiter that this instance is ready."""
+        ...
+
+    def refuse(self, waiter: int, error: CortexError) -> None:
+        """Tell a waiter that it waits in vain."""
+        ...
+
+    def make_room(self, order: Order) -> None:
+        """Drain and unload the evictions of a load; answered by `room_made` or `room_failed`."""
+        ...
+
+    def start(self, order: Order) -> None:
+        """Ask the node; answered by `admitted`, `refused` or `failed`."""
+        ...
+
+    def abandon(self, order: Order) -> None:
+        """Stop making room, as nobody wants the load any more."""
+        ...

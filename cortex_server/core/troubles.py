@@ -1,0 +1,92 @@
+"""What went wrong lately, so that the same is not tried again at once.
+
+Loads that failed, nodes that refused or lost one, instances that would not go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cortex_common.models import InstanceId
+
+REFUSAL_PAUSE_S = 0.25
+"""How long a node that refused or lost a load is left alone with that model; doubles with each time in a row."""
+
+MOST_REFUSAL_PAUSE_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What happened several times in a row, and until when it is left at that; monotonic seconds."""
+
+    times: int
+    until: float
+    reason: str = ""
+
+
+class Troubles:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, Trouble] = {}
+        self._refused: dict[tuple[str, str], Trouble] = {}
+        self._lost: dict[str, int] = {}
+        self._spared: dict[InstanceId, float] = {}
+
+    @property
+    def spared(self) -> Mapping[InstanceId, float]:
+        """Instances that would not drain or go, and until when they are left alone."""
+        return self._spared
+
+    def failed_lately(self, model: str, now: float) -> Trouble | None:
+        """Why a model is not loaded again yet."""
+        found = self._failed.get(model)
+        return found if found is not None and now < found.until else None
+
+    def avoided(self, model: str, now: float) -> dict[str, float]:
+        """Nodes that are left alone with a model, and until when."""
+        return {n: t.until for (m, n), t in self._refused.items() if m == model and now < t.until}
+
+    def failed(
+        self, model: str, reason: str, now: float, *, first_s: float, most_s: float
+    ) -> float:
+        """An engine could not load it; returns the seconds until the next try, which double each time."""
+        times = _times(self._failed.get(model))
+        pause = min(first_s * 2.0 ** (times - 1), most_s)
+        self._failed[model] = Trouble(times, now + pause, reason)
+        return pause
+
+    def refused(self, model: str, node: str, now: float) -> None:
+        """A node had no room for it after all, or lost it."""
+        times = _times(self._refused.get((model, node)))
+        pause = min(REFUSAL_PAUSE_S * 2.0 ** (times - 1), MOST_REFUSAL_PAUSE_S)
+        self._refused[model, node] = Trouble(times, now + pause)
+
+    def lost(self, model: str) -> int:
+        """A load of it was lost; returns how many in a row."""
+        self._lost[model] = self._lost.get(model, 0) + 1
+        return self._lost[model]
+
+    def would_not_go(self, instance: InstanceId, until: float) -> None:
+        """An instance is no victim before then."""
+        self._spared[instance] = until
+
+    def over(self, model: str) -> None:
+        """The model is ready."""
+        self._failed.pop(model, None)
+        self._lost.pop(model, None)
+        self._refused = {k: t for k, t in self._refused.items() if k[0] != model}
+
+    def forgive(self, model: str) -> None:
+        """An operator has dealt with it: the next load is tried at once."""
+        self._failed.pop(model, None)
+
+    def forget_old(self, now: float, failures_s: float) -> None:
+        """Spare nobody any more whose time is over; failures count as in a row for so long after their pause."""
+        self._spared = {i: until for i, until in self._spared.items() if now < until}
+        self._failed = {m: t for m, t in self._failed.items() if now < t.until + failures_s}
+
+
+def _times(known: Trouble | None) -> int:
+    return known.times + 1 if known else 1
