@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Callable
 
 import uvloop
 
@@ -19,10 +20,10 @@ from cortex_common.config.load import Loaded
 from cortex_common.errors import CortexError
 from cortex_common.logs import event
 from cortex_common.tls import server_tls
-from cortex_server.fleet.roster import accesses
+from cortex_server.fleet.access import accesses
 from cortex_server.gateway import Gateway
 from cortex_server.reload import Files, Reloader
-from cortex_server.serving import Server, listening, url_of
+from cortex_server.serving import Server, holding, listening, settle_memory, url_of
 
 __all__ = ["Gateway", "check", "serve"]
 
@@ -61,11 +62,16 @@ def check(config: GatewayConfig) -> None:
 
 async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
     gateway = Gateway(files[0].value, files[1].value)
-    sock = systemd.inherited_socket(os.environ)
-    with sock or listening(gateway.config.gateway.listen, "listen") as sock:
+    inherited = systemd.inherited_socket(os.environ)
+    listen = listening if gateway.crew is None else holding
+    with inherited or listen(gateway.config.gateway.listen, "listen") as sock:
         server = gateway.server()
         ending = _Ending(gateway, server)
-        async with gateway.running(), asyncio.TaskGroup() as beside:
+        async with (
+            gateway.running(),
+            _served(gateway, sock, inherited=inherited is not None) as served,
+            asyncio.TaskGroup() as beside,
+        ):
             work = [beside.create_task(systemd.keep_alive(os.environ))]
             if read is not None:
                 gateway.reloader = Reloader(files, read, gateway.use)
@@ -73,16 +79,28 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
                 _on_hangup(gateway.reloader, beside)
             ending.follow_signals()
             gateway.on_broken = server.stop
-            _settle_memory()
+            settle_memory()
             event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
             _tell_who_may_ask(gateway)
             systemd.notify("READY=1", os.environ)
-            await server.serve(sockets=[sock])
+            await server.serve(sockets=[served])
             for task in work:
                 task.cancel()
     event(log, "gateway_stopped")
     if gateway.broken is not None:
         raise CortexError(f"the gateway's {gateway.broken} died; the log above says how")
+
+
+@contextlib.asynccontextmanager
+async def _served(
+    gateway: Gateway, sock: socket.socket, *, inherited: bool
+) -> AsyncIterator[socket.socket]:
+    """What this process serves: the address itself, or what its workers pass on."""
+    if gateway.crew is None:
+        yield sock
+    else:
+        async with gateway.crew.running(sock, inherited=inherited) as backstage:
+            yield backstage
 
 
 def _tell_who_may_ask(gateway: Gateway) -> None:
@@ -126,10 +144,3 @@ def _on_hangup(reloader: Reloader, beside: asyncio.TaskGroup) -> None:
     loop.add_signal_handler(
         signal.SIGHUP, lambda: beside.create_task(reloader.try_reload(), name="reload")
     )
-
-
-def _settle_memory() -> None:
-    """What is there at start stays: the collector need not look at it again, nor run every 700 objects."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)

@@ -29,7 +29,8 @@ from cortex_server.dataplane.diverted import DivertingProtocol, compatible
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.register import Here, Register
-from cortex_server.fleet.roster import Roster, accesses
+from cortex_server.fleet.access import accesses
+from cortex_server.fleet.roster import Roster
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
 from cortex_server.lifecycle.renewal import Renewal
@@ -37,14 +38,13 @@ from cortex_server.lifecycle.verbs import Verbs
 from cortex_server.metrics import Metrics
 from cortex_server.otel import spans
 from cortex_server.reload import Reloader
-from cortex_server.serving import Server, listening, server, url_of
+from cortex_server.serving import LAST_S, Server, listening, server, url_of
 from cortex_server.store import Store, store_path
 from cortex_server.trail import Trail
+from cortex_server.workers.crew import Crew
+from cortex_server.workers.relay import Backstage
 
 log = logging.getLogger("cortex.gateway")
-
-_LAST_S = 2.0
-"""Seconds that connections get to close once requests under way have ended, or their time is over."""
 
 
 class Gateway:
@@ -59,6 +59,8 @@ class Gateway:
 
     Attributes:
         reloader: reads the settings again; set by whoever knows their files.
+        crew: its worker processes; None where it is one process.
+        register: of the requests under way.
         broken: which of its parts died, if any.
         on_broken: called when one does.
     """
@@ -100,7 +102,19 @@ class Gateway:
             limits=config.limits,
             spans=self._spans,
         )
-        self.register: Register = Here(self.plane)
+        self.crew: Crew | None = None
+        if config.gateway.workers > 1:
+            self.crew = Crew(
+                fleet=self.fleet,
+                conductor=self.conductor,
+                metrics=self.metrics,
+                gate=self.gate,
+                journal=self.plane.journal,
+                config=config,
+                catalogue=catalogue,
+            )
+            self.desk.in_flight, self.desk.changed = self.crew.in_flight, self.crew.agreed
+        self.register: Register = self.crew or Here(self.plane)
         self._verbs = Verbs(self.fleet, self.conductor, clock)
         self.app = create_app(
             self.fleet,
@@ -120,14 +134,19 @@ class Gateway:
         return self._tls is not None
 
     def server(self) -> Server:
-        """A server for the API, with the inference routes diverted where uvicorn allows it."""
+        """A server for the API, with the inference routes diverted where uvicorn allows it.
+
+        With workers they serve those, and this one what they pass on.
+        """
+        if self.crew is not None:
+            return server(Backstage(self.app), http="httptools", tls=None, last_s=LAST_S)
         reason = compatible()
         if reason is not None:
             event(log, "diversion_off", logging.WARNING, reason=reason)
         bound = type("GatewayProtocol", (DivertingProtocol,), {"plane": self.plane})
         tls = None if self._tls is None else self._tls.context
         http = "httptools" if reason is not None else bound
-        return server(self.app, http=http, tls=tls, last_s=_LAST_S)
+        return server(self.app, http=http, tls=tls, last_s=LAST_S)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -188,6 +207,8 @@ class Gateway:
         self.gate.insecure = config.gateway.insecure
         self.plane.use(config.gateway, config.limits)
         await self._use_nodes(config)
+        if self.crew is not None:
+            await self.crew.use(config, catalogue)
 
     async def drain(self) -> None:
         """Take no new requests and wait for those under way, for as long as the settings allow.

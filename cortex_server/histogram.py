@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 
 class Histogram:
@@ -23,6 +24,17 @@ class Histogram:
         """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def taken(self) -> tuple[tuple[int, ...], float]:
+        """What was counted, and the sum of it; counting begins anew."""
+        taken = tuple(self.counts), self.total
+        self.counts, self.total = [0] * len(self.counts), 0.0
+        return taken
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count what another histogram of the same bounds had counted."""
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.total += total
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulated counts with the bound of each bucket as text, "+Inf" last."""

@@ -20,7 +20,14 @@ LOOK_EVERY_S = 1.0
 """How often the files are looked at; a change is acted on once they have stood still for as long."""
 
 NEEDS_RESTART = frozenset(
-    {"gateway.listen", "gateway.metrics_listen", "gateway.state_dir", "gateway.models", "tls"}
+    {
+        "gateway.listen",
+        "gateway.metrics_listen",
+        "gateway.state_dir",
+        "gateway.models",
+        "gateway.workers",
+        "tls",
+    }
 )
 """What is read at start alone."""
 

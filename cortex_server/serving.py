@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import ssl
@@ -24,6 +25,9 @@ _KEEP_ALIVE_S = 75
 _BACKLOG = 4096
 
 _LOOK_EVERY_S = 1.0
+
+LAST_S = 2.0
+"""Seconds that connections get to close once requests under way have ended, or their time is over."""
 
 
 class Server(uvicorn.Server):
@@ -72,6 +76,7 @@ def server(app: Any, *, http: Any, tls: ssl.SSLContext | None, last_s: float) ->
         http=http,
         log_config=None,
         access_log=False,
+        interface="asgi3",
         lifespan="off",
         ws="none",
         proxy_headers=False,
@@ -105,6 +110,47 @@ def listening(address: str, setting: str) -> socket.socket:
                 f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()}, chooses another"
             ],
         ) from failed
+
+
+def holding(address: str, setting: str) -> socket.socket:
+    """A socket that keeps an address for the processes that listen there together, and listens not.
+
+    Raises:
+        ConfigError: it can't be listened on.
+    """
+    # Without SO_REUSEPORT first: with it, a second gateway would quietly take half of the connections.
+    with listening(address, setting) as alone:
+        host, port = alone.getsockname()[:2]
+    return _shared(host, port)
+
+
+def joined(host: str, port: int) -> socket.socket:
+    """A listening socket beside those of other processes: the kernel spreads connections over them.
+
+    Raises:
+        OSError: it can't be listened on.
+    """
+    sock = _shared(host, port)
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _shared(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family is socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((host, port))
+    return sock
+
+
+def settle_memory() -> None:
+    """What is there at start stays: the collector need not look at it again, nor run every 700 objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def url_of(sock: socket.socket, *, tls: bool) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 
 from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
@@ -31,6 +31,10 @@ class Desk:
         usage: what is written down now and then.
         records: where made keys and usage are kept.
         configured: the keys of cortex.toml.
+
+    Attributes:
+        in_flight: how many requests of a key are under way.
+        changed: called when a key was made or revoked; returns once everybody who checks keys knows of it.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class Desk:
         self._usage = usage
         self._records = records
         self._configured = tuple(configured)
+        self.in_flight: Callable[[str], int] = self._in_flight
+        self.changed: Callable[[], Awaitable[None]] | None = None
         self._made = {key.name: key for key in records.made_keys()}
         self._apply()
 
@@ -50,7 +56,7 @@ class Desk:
 
     def keys(self) -> tuple[KeyView, ...]:
         """All keys, by name."""
-        return tuple(map(_view, self._ring.keys))
+        return tuple(map(self._view, self._ring.keys))
 
     async def create(self, wish: CreateKey) -> CreatedKey:
         """Make a key.
@@ -75,9 +81,10 @@ class Desk:
             raise
         self._apply()
         event(log, "key_created", key=made.name, scopes=",".join(terms.scopes))
+        await self._tell()
         key = self._ring.named(made.name)
         assert key is not None
-        return CreatedKey(secret=secret, key=_view(key))
+        return CreatedKey(secret=secret, key=self._view(key))
 
     async def revoke(self, name: str) -> KeyView:
         """End a key at once; requests that it has under way go on.
@@ -101,9 +108,10 @@ class Desk:
         assert key is not None
         del self._made[name]
         self._apply()
+        await self._tell()
         await asyncio.to_thread(self._records.remove_key, name)
         event(log, "key_revoked", key=name)
-        return _view(key)
+        return self._view(key)
 
     async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
         """What keys used from one day to another, both included, up to now."""
@@ -134,21 +142,28 @@ class Desk:
             self._records.add_usage(_today(), used)
         self._records.close()
 
+    async def _tell(self) -> None:
+        if self.changed is not None:
+            await self.changed()
+
+    def _in_flight(self, name: str) -> int:
+        key = self._ring.named(name)
+        return 0 if key is None else key.account.in_flight
+
+    def _view(self, key: Key) -> KeyView:
+        terms = key.terms.model_dump(include=set(KeyTerms.model_fields))
+        return KeyView(
+            **terms,
+            name=key.name,
+            origin="config" if key.configured else "made",
+            created=None if key.configured else key.created,
+            expired=key.expires <= time.time(),
+            in_flight=self.in_flight(key.name),
+        )
+
     def _apply(self) -> None:
         self._ring.use(self._configured, self._made.values(), time.monotonic())
 
 
 def _today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
-
-
-def _view(key: Key) -> KeyView:
-    terms = key.terms.model_dump(include=set(KeyTerms.model_fields))
-    return KeyView(
-        **terms,
-        name=key.name,
-        origin="config" if key.configured else "made",
-        created=None if key.configured else key.created,
-        expired=key.expires <= time.time(),
-        in_flight=key.account.in_flight,
-    )

@@ -85,7 +85,7 @@ class Gate:
             Unavailable: the gateway is stopping.
         """
         if self.stopping:
-            raise Unavailable("the gateway is stopping", retry_after=STOPPING_RETRY_S)
+            raise stopping()
         key = self.check(headers, peer, INFER)
         account = key.account
         if (
@@ -143,16 +143,28 @@ def _problem(key: Key | None, scopes: frozenset[Scope]) -> CortexError | None:
 def _within_limits(key: Key, account: Account, now: float) -> None:
     most = account.limits.max_in_flight
     if most is not None and account.in_flight >= most:
-        raise _limited(key, f"{most} requests under way", 1.0)
+        raise limited(key, f"{most} requests under way", 1.0)
     if account.tokens is not None and (wait := account.tokens.wait(1.0, now)):
-        raise _limited(key, f"{account.tokens.per_minute} tokens a minute", wait)
+        raise limited(key, f"{account.tokens.per_minute} tokens a minute", wait)
     if account.requests is not None:
         if wait := account.requests.wait(1.0, now):
-            raise _limited(key, f"{account.requests.per_minute} requests a minute", wait)
+            raise limited(key, f"{account.requests.per_minute} requests a minute", wait)
         account.requests.take(1.0)
 
 
-def _limited(key: Key, what: str, wait: float) -> RateLimited:
+def stopping() -> Unavailable:
+    """The error for a request that comes when the gateway is about to end."""
+    return Unavailable("the gateway is stopping", retry_after=STOPPING_RETRY_S)
+
+
+def limited(key: Key, what: str, wait: float) -> RateLimited:
+    """The error for a request over a limit.
+
+    Args:
+        key: whose limit.
+        what: the limit, in words.
+        wait: seconds until a repeat makes sense.
+    """
     return RateLimited(
         f"key {key.name!r} is at its limit of {what}",
         hints=["`cortex keys ls` shows the limits of each key"],

@@ -9,14 +9,20 @@ class Bucket:
     Args:
         per_minute: how much a minute gives.
         now: monotonic seconds.
+        level: how much is there; by default all of it.
     """
 
     __slots__ = ("_at", "_level", "per_minute")
 
-    def __init__(self, per_minute: int, now: float) -> None:
+    def __init__(self, per_minute: int, now: float, level: float | None = None) -> None:
         self.per_minute = per_minute
-        self._level = float(per_minute)
+        self._level = float(per_minute) if level is None else level
         self._at = now
+
+    @property
+    def state(self) -> tuple[float, float]:
+        """How much was there, and when, in monotonic seconds."""
+        return self._level, self._at
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` is there; 0 when it is there now."""

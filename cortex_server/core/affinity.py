@@ -18,7 +18,7 @@ MOST_BLOCKS = 64
 
 
 def block_names(prompt: bytes) -> tuple[int, ...]:
-    """The name of each whole block of a prompt; stable within a process only."""
+    """The name of each whole block of a prompt; the same in processes with one hash seed."""
     names: list[int] = []
     name = 0
     for start in range(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from cortex_server.dataplane.diverted import body_too_large
 from cortex_server.dataplane.exchange import Exchange
@@ -27,11 +27,23 @@ _HIGH, _LOW = 64 * 1024, 16 * 1024
 """Bytes waiting for the client above which the engine is not read, and below which it is again."""
 
 
-class _Client:
+class Paced(Protocol):
+    """Whoever sends to a client, and is told when it does not keep up."""
+
+    def client_full(self) -> None:
+        """The client does not keep up."""
+        ...
+
+    def client_drained(self) -> None:
+        """It keeps up again."""
+        ...
+
+
+class Client:
     """The client's side of an `Exchange`: what is owed waits in a queue until the server takes it."""
 
     def __init__(self) -> None:
-        self.exchange: Exchange | None = None
+        self.exchange: Paced | None = None
         self.over = False
         self._messages: deque[Message] = deque()
         self._waiting = 0
@@ -85,6 +97,12 @@ class _Client:
             self._some.clear()
             await self._some.wait()
 
+    async def watch(self, receive: Receive) -> None:
+        """Notice when the client leaves."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.abort()
+
 
 class AsgiRoute:
     """One inference route as an ASGI application.
@@ -100,15 +118,15 @@ class AsgiRoute:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        client = _Client()
+        client = Client()
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        exchange = client.exchange = Exchange(
+        client.exchange = exchange = Exchange(
             self._plane(), client, self._route, headers, scope["query_string"]
         )
         peer = scope.get("client")
         try:
             if not exchange.admit(peer[0] if peer else None) or await self._read(receive, exchange):
-                watch = asyncio.create_task(self._watch(receive, client))
+                watch = asyncio.create_task(client.watch(receive))
                 try:
                     await client.deliver(send)
                 finally:
@@ -134,9 +152,3 @@ class AsgiRoute:
             size = sum(map(len, pieces))
         exchange.refuse(body_too_large(limit))
         return True
-
-    async def _watch(self, receive: Receive, client: _Client) -> None:
-        """Notice when the client leaves."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        client.abort()

@@ -28,10 +28,14 @@ _FAR_BEYOND = 4.0
 
 
 class Chooser:
-    """Remembers the last instance of the latest sessions."""
+    """Remembers the last instance of the latest sessions.
 
-    def __init__(self) -> None:
-        self._seen = Affinity(MOST_SESSIONS)
+    Args:
+        seen: where they are remembered.
+    """
+
+    def __init__(self, seen: Affinity | None = None) -> None:
+        self._seen = seen or Affinity(MOST_SESSIONS)
 
     def choose(
         self, candidates: Sequence[Target], headers: Headers, dialogue: Dialogue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common import __version__
@@ -71,6 +71,7 @@ class Fleet:
         self._views: dict[str, NodeView] = {}
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
         self._listeners: list[Callable[[], None]] = []
+        self._routers: Callable[[], Awaitable[None]] | None = None
         self._version = 0
         self.closed = False
         self._profiles: dict[str, ModelProfile] = {}
@@ -143,6 +144,28 @@ class Fleet:
         target.breaker.try_again()
         self._changed(target.node)
 
+    # -- requests of worker processes --------------------------------------------------------
+
+    @property
+    def targets(self) -> Iterable[tuple[Target, bool]]:
+        """Every instance that is routed to, and whether it takes requests now."""
+        return self._targets.all()
+
+    def routed_by(self, agreed: Callable[[], Awaitable[None]]) -> None:
+        """Others route by this table; `agreed` returns once all of them know of every change so far."""
+        self._routers = agreed
+
+    def counted(self, target: Target, change: int, most: int) -> None:
+        """Others tell that so many more requests are on an instance, and that there were up to `most`."""
+        target.in_flight += change
+        target.others.most = max(target.others.most, most)
+        target.last_used = self._clock.unix()
+        self._views.pop(target.node, None)
+        if target.in_flight:
+            target.idle.clear()
+        else:
+            target.idle.set()
+
     # -- draining ----------------------------------------------------------------------------
 
     def set_draining(self, instance: InstanceId, draining: bool) -> None:
@@ -153,6 +176,8 @@ class Fleet:
 
     async def when_idle(self, instance: InstanceId) -> None:
         """Wait until this gateway has no request under way on the instance."""
+        if self._routers is not None:
+            await self._routers()
         if (target := self._targets.get(instance)) is not None:
             await target.idle.wait()
 

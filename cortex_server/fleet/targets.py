@@ -126,6 +126,11 @@ class Targets:
         """The target of an instance that is ready, or was when its node was last heard."""
         return self._by_id.get(instance)
 
+    def all(self) -> Iterable[tuple[Target, bool]]:
+        """Every target, and whether it takes requests now."""
+        ready = {target for targets in self._ready.values() for target in targets}
+        return ((target, target in ready) for target in self._by_id.values())
+
     def holds(self, model: str) -> bool:
         """Whether an instance of the model is there, be it one that takes no requests now."""
         if self._ready.get(model):

@@ -115,7 +115,7 @@ async def gateway_process(
     made.write(*tables, gateway=gateway, models=models)
     made.start(*arguments, **(environ or {}))
     try:
-        await made.logged("gateway_listening")
+        await made.logged("gateway_listening", seconds=60)
         yield made
     finally:
         assert made.process is not None

@@ -1,0 +1,153 @@
+"""The control process's books: what workers report, entered where one process would have counted it itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from cortex_server.auth.usage import Usage
+from cortex_server.core.breaker import Standing
+from cortex_server.dataplane.journal import Journal
+from cortex_server.fleet.state import Fleet
+from cortex_server.fleet.targets import Target
+from cortex_server.metrics import NOWHERE, Metrics
+from cortex_server.workers.wire import Ended, Pulse, Spec
+
+
+class Books:
+    """See the module.
+
+    Args:
+        fleet: whose targets requests are on.
+        metrics: where requests are counted.
+        usage: where what keys used is counted.
+        journal: where each request leaves its line.
+    """
+
+    def __init__(self, fleet: Fleet, metrics: Metrics, usage: Usage, journal: Journal) -> None:
+        self._fleet = fleet
+        self._metrics = metrics
+        self._usage = usage
+        self._journal = journal
+        self._numbers: dict[Target, int] = {}
+        self._targets: dict[int, Target] = {}
+        self._last = 0
+        self._flights: dict[int, dict[int, int]] = {}
+
+    # -- the routing table ---------------------------------------------------------------------
+
+    def table(self) -> dict[str, tuple[Spec, ...]]:
+        """The rows of each model, as workers route by them."""
+        rows: dict[str, list[Spec]] = {}
+        here = dict(self._fleet.targets)
+        for gone in [t for t in self._numbers if t not in here and not t.in_flight]:
+            del self._targets[self._numbers.pop(gone)]
+        order = {node: at for at, node in enumerate(self._fleet.entries)}
+        for target in sorted(here, key=lambda t: order.get(t.node, 0)):
+            rows.setdefault(target.model, []).append(self._spec(target, usable=here[target]))
+        return {model: tuple(specs) for model, specs in rows.items()}
+
+    def _spec(self, target: Target, *, usable: bool) -> Spec:
+        number = self._numbers.get(target)
+        if number is None:
+            self._last += 1
+            number = self._numbers[target] = self._last
+            self._targets[number] = target
+        breaker = target.breaker
+        return Spec(
+            number=number,
+            id=target.id,
+            model=target.model,
+            node=target.node,
+            url=target.url,
+            slots=target.slots,
+            harness=target.harness,
+            context=target.context,
+            served_as=target.served_as,
+            retries=target.retries,
+            overflow=target.overflow,
+            usable=usable,
+            trial=breaker.standing is Standing.ON_TRIAL,
+            suspect=breaker.failures > 0 or breaker.standing is not Standing.CLOSED,
+        )
+
+    def target(self, number: int) -> Target | None:
+        """The target of that number, while anybody may speak of it."""
+        return self._targets.get(number)
+
+    # -- requests under way --------------------------------------------------------------------
+
+    def flights(self, worker: int, told: Iterable[tuple[int, int, int]]) -> None:
+        """A worker told of its requests: by target, those that it has, and the most that it had."""
+        mine = self._flights.setdefault(worker, {})
+        for number, now, most in told:
+            target = self._targets.get(number)
+            if target is None:
+                continue
+            before = mine.pop(number, 0)
+            if now:
+                mine[number] = now
+            self._fleet.counted(target, now - before, target.in_flight - before + most)
+
+    def lost(self, worker: int) -> set[int]:
+        """A worker is gone, and its requests with it; the targets that had them."""
+        had = self._flights.pop(worker, {})
+        for number, count in had.items():
+            if (target := self._targets.get(number)) is not None:
+                self._fleet.counted(target, -count, 0)
+        return set(had)
+
+    def elsewhere(self, worker: int, numbers: Iterable[int]) -> dict[int, int]:
+        """What all workers but this one have on targets."""
+        mine = self._flights.get(worker, {})
+        return {
+            n: target.in_flight - mine.get(n, 0)
+            for n in numbers
+            if (target := self._targets.get(n)) is not None
+        }
+
+    # -- requests that ended -------------------------------------------------------------------
+
+    def ended(self, told: Ended) -> None:
+        """Enter a request; see `settlement.settle`, which does this where there are no workers."""
+        line = told.line
+        error = None if line.outcome == "ok" else line.outcome
+        self._metrics.series(line.model or NOWHERE, line.node or NOWHERE).finished(
+            told.seconds,
+            told.first,
+            line.prompt_tokens,
+            line.completion_tokens,
+            cold=line.cold_start,
+            error=error,
+            tokens_cached=told.cached,
+            queued=told.queued,
+        )
+        if error == "client_disconnected":
+            self._metrics.disconnects += 1
+        target = None if told.target is None else self._targets.get(told.target)
+        if target is not None:
+            target.counts.add(line.prompt_tokens, line.completion_tokens, failed=error is not None)
+        if told.repairs:
+            self._metrics.repaired(Counter(told.repairs), line.model or NOWHERE, told.harness)
+        if line.key is not None and line.model is not None:
+            self._usage.count(
+                line.key,
+                line.model,
+                line.prompt_tokens,
+                line.completion_tokens,
+                failed=error is not None,
+            )
+        self._journal.write(line)
+
+    def pulse(self, told: Pulse) -> None:
+        """Enter what a worker's loop and way to the engines took."""
+        self._metrics.overhead.add(told.overhead.counts, told.overhead.total)
+        self._metrics.lag.add(told.lag.counts, told.lag.total)
+
+
+def changes(
+    before: Mapping[str, tuple[Spec, ...]], now: Mapping[str, tuple[Spec, ...]]
+) -> dict[str, tuple[Spec, ...]]:
+    """The models whose rows differ, with their rows now."""
+    models = before.keys() | now.keys()
+    return {m: now.get(m, ()) for m in models if before.get(m) != now.get(m)}

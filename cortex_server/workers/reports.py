@@ -1,0 +1,150 @@
+"""What a worker tells of its requests: collected on the hot path, sent a hundred times a second at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cortex_common.models import InstanceId, ModelId
+from cortex_server.auth.keys import Key
+from cortex_server.core.affinity import Affinity
+from cortex_server.dataplane.answers import Answer
+from cortex_server.dataplane.choice import MOST_SESSIONS
+from cortex_server.dataplane.plane import DataPlane
+from cortex_server.dataplane.settlement import judge
+from cortex_server.dataplane.trace import Trace
+from cortex_server.fleet.targets import Target
+from cortex_server.histogram import Histogram
+from cortex_server.workers.table import SharedTarget, Table
+from cortex_server.workers.wire import Channel, Counts, Ended, Pulse, Report, ToWorker
+
+REPORT_S = 0.01
+"""By how much what others know of this worker's requests is late."""
+
+PULSE_S = 1.0
+
+
+class Homes(Affinity):
+    """Where sessions went, of all workers: what is new here is told, what is new elsewhere is heard.
+
+    The names are hashes, so the workers of one gateway are started with one hash seed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(MOST_SESSIONS)
+        self.new: dict[int, str] = {}
+
+    def remember(self, names: Sequence[int], instance: InstanceId) -> None:
+        """See `Affinity`."""
+        for name in names:
+            if self._seen.get(name) != instance:
+                self.new[name] = instance
+        super().remember(names, instance)
+
+    def heard(self, homes: dict[int, str]) -> None:
+        """Other workers' sessions went there."""
+        for name, instance in homes.items():
+            super().remember((name,), InstanceId(instance))
+
+
+class Reporter:
+    """See the module.
+
+    Args:
+        channel: to the control process.
+        table: whose targets' requests are told.
+        loop: whose timer sends.
+
+    Attributes:
+        homes: of the sessions.
+        plane: whose requests these are; set once there is one.
+    """
+
+    def __init__(
+        self, channel: Channel[ToWorker], table: Table, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.homes = Homes()
+        self.plane: DataPlane | None = None
+        self._channel = channel
+        self._table = table
+        self._loop = loop
+        self._ended: list[Ended] = []
+        self._timer: asyncio.TimerHandle | None = None
+        table.on_touch = self.soon
+
+    def settle(
+        self,
+        plane: DataPlane,
+        trace: Trace,
+        now: float,
+        *,
+        key: Key | None,
+        model: ModelId,
+        target: Target | None,
+        answer: Answer | None,
+        error: str | None,
+    ) -> None:
+        """See `settlement.settle`: limits and verdicts here, the books in the control process."""
+        if target is not None:
+            plane.fleet.release(target)
+            judge(plane.fleet, target, trace.status, error)
+        tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
+        if key is not None:
+            plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
+        line = trace.line(
+            now,
+            key=key.name if key else None,
+            model=model,
+            target=target,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            error=error,
+        )
+        ended = Ended(
+            line=line,
+            target=target.number if isinstance(target, SharedTarget) else None,
+            seconds=now - trace.started,
+            first=trace.first_s,
+            queued=trace.queued_s,
+            cached=cached,
+            harness=target.harness if target is not None else "",
+            repairs=dict(answer.repairs) if answer is not None and answer.repairs else {},
+        )
+        self._ended.append(ended)
+        self.soon()
+        plane.journal.recent.append(line)
+        if plane.spans is not None and trace.span is not None:
+            plane.spans.ended(trace.span, line, trace.started, now)
+
+    def soon(self) -> None:
+        """There is something to tell."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(REPORT_S, self.send)
+
+    def send(self) -> None:
+        """Tell it now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        plane, touched = self.plane, self._table.touched
+        flights = tuple((t.number, t.mine, t.most) for t in touched)
+        for target in touched:
+            target.most = target.mine
+        active = len(plane.active) if plane is not None else 0
+        self._channel.send(Report(flights, tuple(self._ended), self.homes.new, active))
+        touched.clear()
+        self._ended.clear()
+        self.homes.new = {}
+
+    async def pulse(self) -> None:
+        """Say that it lives, and how the loop does, until cancelled."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            assert self.plane is not None
+            metrics = self.plane.metrics
+            self._channel.send(Pulse(_taken(metrics.overhead), _taken(metrics.lag)))
+
+
+def _taken(histogram: Histogram) -> Counts:
+    counts, total = histogram.taken()
+    return Counts(counts, total)

@@ -1,0 +1,171 @@
+"""A worker's picture of the fleet: the routing table, as the control process tells it.
+
+Whether an instance takes requests is decided there, from the verdicts of all workers. What a worker does by itself is
+to count its own requests, and to send an instance on trial one request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.models import InstanceId, ModelId
+from cortex_server.core.names import Names
+from cortex_server.dialects.traits import traits_of
+from cortex_server.fleet.targets import Target
+from cortex_server.metrics import Metrics
+from cortex_server.workers.wire import Channel, Spec, ToWorker, Verdict
+
+_NOBODY: list[Target] = []
+
+
+@dataclass(slots=True, eq=False)
+class SharedTarget(Target):
+    """A target that other workers send requests to as well: `in_flight` counts all of them.
+
+    Attributes:
+        number: by which the control process knows it.
+        mine: requests of this worker on it.
+        most: the most of them since the last report.
+        trial: one request is to try it.
+        suspect: the control process wants to hear of its next success.
+    """
+
+    number: int = 0
+    mine: int = 0
+    most: int = 0
+    trial: bool = False
+    suspect: bool = False
+
+
+class Table:
+    """See the module; this is the data plane's `Routing`.
+
+    Args:
+        channel: to the control process.
+        metrics: of this worker.
+
+    Attributes:
+        touched: targets whose requests have changed since the last report.
+        on_touch: called when one is.
+    """
+
+    def __init__(self, channel: Channel[ToWorker], metrics: Metrics) -> None:
+        self.names = Names(())
+        self.touched: set[SharedTarget] = set()
+        self.on_touch: Callable[[], None] = lambda: None
+        self._channel = channel
+        self._metrics = metrics
+        self._profiles: dict[str, ModelProfile] = {}
+        self._targets: dict[int, SharedTarget] = {}
+        self._of_model: dict[str, list[SharedTarget]] = {}
+        self._ready: dict[str, list[Target]] = {}
+
+    # -- what the control process tells --------------------------------------------------------
+
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Replace the profiles."""
+        self._profiles = {profile.id: profile for profile in catalogue.models}
+        self.names = Names(catalogue.models)
+
+    def use(self, models: Mapping[str, Iterable[Spec]]) -> None:
+        """Replace the rows of these models."""
+        for model, specs in models.items():
+            before = self._of_model.pop(model, [])
+            now = [self._target(spec) for spec in specs]
+            for gone in set(before) - set(now):
+                del self._targets[gone.number]
+            if now:
+                self._of_model[model] = now
+            self._ready[model] = [t for t in now if not t.draining]
+            if not self._ready[model]:
+                del self._ready[model]
+
+    def use_busy(self, busy: Mapping[int, int]) -> None:
+        """Learn what the other workers have on targets."""
+        for number, others in busy.items():
+            if (target := self._targets.get(number)) is not None:
+                target.in_flight = target.mine + others
+
+    def _target(self, spec: Spec) -> SharedTarget:
+        target = self._targets.get(spec.number)
+        if target is None:
+            target = self._targets[spec.number] = SharedTarget(
+                id=InstanceId(spec.id),
+                model=ModelId(spec.model),
+                node=spec.node,
+                url=spec.url,
+                slots=spec.slots,
+                series=self._metrics.series(spec.model, spec.node),
+                harness=spec.harness,
+                context=spec.context,
+                traits=traits_of(spec.harness),
+                labels=(
+                    (b"x-cortex-node", spec.node.encode()),
+                    (b"x-cortex-instance", spec.id.encode()),
+                ),
+                last_used=0.0,
+                served_as=spec.served_as,
+                retries=spec.retries,
+                overflow=spec.overflow,
+                number=spec.number,
+            )
+        target.draining, target.trial, target.suspect = not spec.usable, spec.trial, spec.suspect
+        return target
+
+    # -- `Routing` -----------------------------------------------------------------------------
+
+    def ready(self, model: str) -> list[Target]:
+        """See `Routing`."""
+        return self._ready.get(model, _NOBODY)
+
+    def profile(self, model: str) -> ModelProfile | None:
+        """See `Routing`."""
+        return self._profiles.get(model)
+
+    def known(self, name: str) -> ModelId | None:
+        """See `Routing`."""
+        found = self.names.resolve(name)
+        if found is None and name in self._of_model:
+            return ModelId(name)
+        return found
+
+    def acquire(self, target: Target) -> None:
+        """See `Routing`."""
+        assert isinstance(target, SharedTarget)
+        target.in_flight += 1
+        target.mine += 1
+        target.most = max(target.most, target.mine)
+        self.touched.add(target)
+        self.on_touch()
+        if target.trial:
+            self._ready[target.model] = [t for t in self.ready(target.model) if t is not target]
+
+    def release(self, target: Target) -> None:
+        """See `Routing`."""
+        assert isinstance(target, SharedTarget)
+        target.in_flight -= 1
+        target.mine -= 1
+        self.touched.add(target)
+        self.on_touch()
+
+    def answered(self, target: Target) -> None:
+        """See `Routing`."""
+        assert isinstance(target, SharedTarget)
+        if target.suspect:
+            target.suspect = False
+            self._channel.send(Verdict(target.number, None))
+
+    def failed(self, target: Target, reason: str) -> None:
+        """See `Routing`."""
+        assert isinstance(target, SharedTarget)
+        target.suspect = True
+        self._channel.send(Verdict(target.number, reason))
+
+    def untried(self, target: Target) -> None:
+        """See `Routing`."""
+        assert isinstance(target, SharedTarget)
+        ready = self._ready.setdefault(target.model, [])
+        if target.trial and not target.draining and target not in ready:
+            ready.append(target)
