@@ -29,7 +29,7 @@ def speaks(request: Request) -> bool:
 
 def refusal(error: CortexError, headers: Mapping[str, str]) -> Response:
     """The answer that carries an error."""
-    ident = request_id([]).decode()
+    ident = request_id({}).decode()
     status, body = error_body(error, ident)
     return Response(body, status, headers={**headers, "request-id": ident}, media_type=_JSON)
 

@@ -9,6 +9,8 @@ from functools import lru_cache
 _PASSED_ON = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 """Headers of a proxy: what it passes on comes from this host's proxy, not from this host."""
 
+_TELLING = _PASSED_ON | {b"host", b"origin"}
+
 _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa")
 """Ends of names that nobody outside can own."""
 
@@ -26,6 +28,8 @@ def is_own(peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
     if not is_loopback(peer):
         return False
     for name, value in headers:
+        if name not in _TELLING:
+            continue
         if name in _PASSED_ON:
             return False
         if name == b"host" and not _is_private(value):

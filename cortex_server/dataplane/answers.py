@@ -80,7 +80,7 @@ class Answer(ABC):
         usage = self.usage
         if usage is None:
             return 0, self.events, 0
-        return usage.prompt, usage.completion, usage.cached
+        return usage.counted
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:

@@ -140,7 +140,7 @@ class AsgiRoute:
         """Read the body and start; false when the client left meanwhile."""
         limit = exchange.plane.max_body
         pieces: list[bytes] = []
-        size = content_length(exchange.headers) or 0
+        size = content_length(exchange.named) or 0
         while size <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 
 from cortex_common.errors import CortexError, UpstreamFailed
-from cortex_server.dataplane.upstream import Connection, Pool, Receiver
+from cortex_server.dataplane.pool import Endpoint, Pool
+from cortex_server.dataplane.upstream import Connection, Receiver
 from cortex_server.fleet.targets import Target
 
 log = logging.getLogger("cortex.requests")
@@ -19,6 +20,7 @@ class Attempt:
     Args:
         pool: of connections.
         target: the instance.
+        endpoint: where it listens.
         head: of the HTTP request.
         body: of the HTTP request.
         receiver: hears what the engine answers.
@@ -29,6 +31,7 @@ class Attempt:
         "_body",
         "_connecting",
         "_connection",
+        "_endpoint",
         "_failed",
         "_fresh",
         "_head",
@@ -42,6 +45,7 @@ class Attempt:
         self,
         pool: Pool,
         target: Target,
+        endpoint: Endpoint,
         head: bytes,
         body: bytes,
         receiver: Receiver,
@@ -49,6 +53,7 @@ class Attempt:
     ) -> None:
         self.target = target
         self._pool = pool
+        self._endpoint = endpoint
         self._head = head
         self._body = body
         self._receiver = receiver
@@ -60,7 +65,7 @@ class Attempt:
 
     def start(self) -> None:
         """Send over a kept connection, or open one first."""
-        connection = self._pool.resting(self._pool.endpoint(self.target.url))
+        connection = self._pool.resting(self._endpoint)
         if connection is not None:
             self._send(connection)
         else:
@@ -105,7 +110,7 @@ class Attempt:
 
     async def _connect(self) -> None:
         try:
-            connection = await self._pool.connect(self._pool.endpoint(self.target.url))
+            connection = await self._pool.connect(self._endpoint)
         except UpstreamFailed as failed:
             self._connecting = None
             self._failed(failed)

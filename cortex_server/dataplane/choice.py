@@ -5,14 +5,13 @@ Most models have one instance, or several alike, and most requests name no sessi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cortex_common.errors import PromptTooLong
-from cortex_common.models import InstanceId
+from cortex_common.models import InstanceId, ModelId
 from cortex_server.core.affinity import Affinity
 from cortex_server.core.pick import pick, pick_with_affinity
 from cortex_server.dataplane.dialogues import Dialogue
-from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.targets import Target
 
 MOST_SESSIONS = 20_000
@@ -28,23 +27,24 @@ _FAR_BEYOND = 4.0
 
 
 class Chooser:
-    """Remembers the last instance of the latest sessions.
+    """Remembers the last instance of the latest sessions, and which models have nothing but like instances.
 
     Args:
-        seen: where they are remembered.
+        seen: where the sessions are remembered.
     """
 
     def __init__(self, seen: Affinity | None = None) -> None:
         self._seen = seen or Affinity(MOST_SESSIONS)
+        self._compared: dict[ModelId, tuple[Sequence[Target], bool]] = {}
 
     def choose(
-        self, candidates: Sequence[Target], headers: Headers, dialogue: Dialogue
+        self, candidates: Sequence[Target], named: Mapping[bytes, bytes], dialogue: Dialogue
     ) -> tuple[Target, bytes]:
         """The instance, and why it is the one.
 
         Args:
             candidates: ready instances of one model, at least one.
-            headers: of the request, which may name its session.
+            named: the request's headers by name; one of them may name its session.
             dialogue: of the request.
 
         Raises:
@@ -53,10 +53,12 @@ class Chooser:
         """
         if len(candidates) == 1:
             return candidates[0], b"only"
+        session = _session(named) or dialogue.session
+        if not session and self._alike(candidates):
+            return _least_busy(candidates), b"least-busy"
         fitting = _fitting(candidates, dialogue)
         reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
         fitting = _at_home(fitting)
-        session = _session(headers) or dialogue.session
         if not session:
             return _least_busy(fitting), reason
         names = (hash((candidates[0].model, session)),)
@@ -66,6 +68,17 @@ class Chooser:
         self._seen.remember(names, InstanceId(target.id))
         known = [fitting[at].id for at in matches]
         return target, b"session" if target.id in known else reason
+
+    def _alike(self, candidates: Sequence[Target]) -> bool:
+        """Whether they differ in nothing but their load; compared once, since the list changes rarely."""
+        model = candidates[0].model
+        known = self._compared.get(model)
+        if known is not None and known[0] is candidates:
+            return known[1]
+        contexts = {c.context for c in candidates}
+        alike = len(contexts) == 1 and not any(c.overflow for c in candidates)
+        self._compared[model] = candidates, alike
+        return alike
 
 
 def _least_busy(candidates: Sequence[Target]) -> Target:
@@ -82,9 +95,11 @@ def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:
     return home if any(c.in_flight < c.slots for c in home) else candidates
 
 
-def _session(headers: Headers) -> bytes:
-    found = {name: value for name, value in headers if name in _SESSION_HEADERS}
-    return next((found[name] for name in _SESSION_HEADERS if name in found), b"")
+def _session(named: Mapping[bytes, bytes]) -> bytes:
+    for name in _SESSION_HEADERS:
+        if name in named:
+            return named[name]
+    return b""
 
 
 def _fitting(candidates: Sequence[Target], dialogue: Dialogue) -> Sequence[Target]:

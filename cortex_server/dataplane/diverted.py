@@ -51,6 +51,9 @@ class _NoEvent:
         pass
 
 
+_NO_EVENT = _NoEvent()
+
+
 class Diverted:
     """One diverted request: the client's side of an `Exchange`, in the place of uvicorn's own cycle."""
 
@@ -81,7 +84,6 @@ class Diverted:
         self._protocol = protocol
         self._body: list[bytes] = []
         self._size = 0
-        self._announced = content_length(headers)
         self._chunked = False
         self._held: list[bytes] = []
         self._lingering: asyncio.TimerHandle | None = None
@@ -89,9 +91,10 @@ class Diverted:
         # What uvicorn reads or sets on its own cycles.
         self.response_complete = False
         self.disconnected = False
-        self.message_event = _NoEvent()
+        self.message_event = _NO_EVENT
         self.keep_alive = protocol.parser.should_keep_alive()
         self.exchange = Exchange(plane, self, route, headers, query)
+        self._announced = content_length(self.exchange.named)
         peer = protocol.client
         if self.exchange.admit(peer[0] if peer else None):
             self._check_size(self._announced or 0)

@@ -94,6 +94,7 @@ class Exchange:
         "headers",
         "key",
         "model",
+        "named",
         "plane",
         "target",
         "trace",
@@ -109,6 +110,7 @@ class Exchange:
     ) -> None:
         self.plane = plane
         self.headers = headers
+        self.named = dict(headers)
         self.key: Key | None = None
         self.model = ModelId("")
         self.target: Target | None = None
@@ -118,7 +120,7 @@ class Exchange:
         self._query = query
         self._loop = plane.loop
         now = self._loop.time()
-        self.trace = Trace(route, request_id(headers), started=now, last_byte=now)
+        self.trace = Trace(route, request_id(self.named), started=now, last_byte=now)
         if plane.spans is not None:
             self.trace.span = begin(headers)
         self._dialogue: Dialogue | None = None
@@ -178,7 +180,7 @@ class Exchange:
         key = self.key
         assert key is not None
         try:
-            asked = Asked(self._route.path, self._query, self.headers, self.trace.ident, body)
+            asked = Asked(self._route.path, self._query, self.named, self.trace.ident, body)
             dialogue = self._dialogue = self._route.read(asked)
             name = dialogue.name
             model = fleet.known(name)
@@ -196,7 +198,7 @@ class Exchange:
             self.plane.metrics.overhead.observe(perf_counter() - began)
 
     def _priority(self, key: Key) -> int:
-        return priority(self.headers) if key.terms.max_priority else 0
+        return priority(self.named) if key.terms.max_priority else 0
 
     def admitted(self) -> None:
         """See `Guest`."""
@@ -255,7 +257,7 @@ class Exchange:
         assert dialogue is not None
         if candidates:
             try:
-                target, why = self.plane.chooser.choose(candidates, self.headers, dialogue)
+                target, why = self.plane.chooser.choose(candidates, self.named, dialogue)
             except CortexError as failed:
                 self.refuse(failed)
                 return
@@ -309,7 +311,7 @@ class Exchange:
 
     def _may_keep_alive(self) -> bool:
         wanted = self._dialogue is not None and self._dialogue.stream
-        return wanted and (b"x-cortex-keep-alive", b"off") not in self.headers
+        return wanted and self.named.get(b"x-cortex-keep-alive") != b"off"
 
     def _keep_alive(self, comment: bytes) -> None:
         """Say something that clients skip, so that nobody on the way takes a long silence for a dead connection."""
@@ -337,7 +339,7 @@ class Exchange:
         head = engine_request(
             endpoint, dialogue.path, self.headers, len(body), trace.ident, trace.asked()
         )
-        attempt = Attempt(plane.pool, target, head, body, self, self._elsewhere)
+        attempt = Attempt(plane.pool, target, endpoint, head, body, self, self._elsewhere)
         self._attempt = attempt
         if self._full:
             attempt.pause()
@@ -381,7 +383,7 @@ class Exchange:
                 self._answer = Late(status, self._dialogue.event)
         elif answer.prompt:
             kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
-            self._open(status, kept, None if streamed else content_length(headers))
+            self._open(status, kept, None if streamed else content_length(dict(headers)))
 
     def _open(self, status: int, headers: Headers, length: int | None) -> None:
         """Send the head, once."""

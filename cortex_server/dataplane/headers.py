@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Mapping
 
 from cortex_common.errors import CortexError
-from cortex_server.dataplane.upstream import Endpoint, Headers
+from cortex_server.dataplane.pool import Endpoint
+from cortex_server.dataplane.upstream import Headers
 
 TO_ENGINE = frozenset(
     (b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"),
@@ -38,23 +40,23 @@ _FUTILE = frozenset({501, 507})
 
 _ON_REPEATS = frozenset((b"retry-after", b"retry-after-ms"))
 
+_WITHOUT_TRACE = TO_ENGINE - {b"traceparent"}
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-def request_id(headers: Headers) -> bytes:
+def request_id(named: Mapping[bytes, bytes]) -> bytes:
     """The client's x-request-id if it is a plain token, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value
+    asked = named.get(b"x-request-id")
+    if asked is not None and _REQUEST_ID.fullmatch(asked):
+        return asked
     return b"req-%024x" % random.getrandbits(96)
 
 
-def priority(headers: Headers) -> int:
+def priority(named: Mapping[bytes, bytes]) -> int:
     """The priority that the client asks for; 0 unless it says otherwise."""
-    for name, value in headers:
-        if name == b"x-cortex-priority" and len(value) < 4 and value.isdigit():
-            return int(value)
-    return 0
+    asked = named.get(b"x-cortex-priority", b"")
+    return int(asked) if len(asked) < 4 and asked.isdigit() else 0
 
 
 def engine_request(
@@ -66,18 +68,20 @@ def engine_request(
     traceparent: bytes | None = None,
 ) -> bytes:
     """The head of the request that an engine gets; `traceparent` stands in the place of the client's."""
-    lines = [
-        b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b"
+    head = [
+        b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
         % (endpoint.prefix, path.encode(), endpoint.authority, length, ident)
     ]
-    lines += [b"%b: %b" % (name, value) for name, value in headers if name in TO_ENGINE]
+    passed = TO_ENGINE if traceparent is None else _WITHOUT_TRACE
+    for name, value in headers:
+        if name in passed:
+            head += (name, b": ", value, b"\r\n")
     if traceparent is not None:
-        lines = [line for line in lines if not line.startswith(b"traceparent:")]
-        lines.append(b"traceparent: " + traceparent)
+        head += (b"traceparent: ", traceparent, b"\r\n")
     if endpoint.authorization is not None:
-        lines.append(b"authorization: " + endpoint.authorization)
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        head += (b"authorization: ", endpoint.authorization, b"\r\n")
+    head.append(b"\r\n")
+    return b"".join(head)
 
 
 def error_headers(error: CortexError) -> Headers:
@@ -99,17 +103,15 @@ def on_repeats(status: int, headers: Headers) -> Headers:
     return [*(h for h in headers if h[0] in _ON_REPEATS), *futile]
 
 
-def content_length(headers: Headers) -> int | None:
+def content_length(named: Mapping[bytes, bytes]) -> int | None:
     """The announced length of a body."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return None
+    told = named.get(b"content-length", b"")
+    return int(told) if told.isdigit() else None
 
 
 def is_event_stream(headers: Headers) -> bool:
     """Whether an answer is a server-sent event stream."""
-    return any(
-        name == b"content-type" and value.lower().startswith(b"text/event-stream")
-        for name, value in headers
-    )
+    for name, value in headers:
+        if name == b"content-type":
+            return value.lower().startswith(b"text/event-stream")
+    return False

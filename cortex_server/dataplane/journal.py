@@ -29,9 +29,9 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     """What is told of a request; None is left out. The names are those of the requirements."""
 
     ts: datetime
-    level: str = msgspec.field(default_factory=lambda: "info")
-    event: str = msgspec.field(default_factory=lambda: "request_finished")
-    logger: str = msgspec.field(default_factory=lambda: "cortex.requests")
+    level: str
+    event: str
+    logger: str
     request: str
     route: str
     key: str | None = None

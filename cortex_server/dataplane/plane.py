@@ -17,9 +17,9 @@ from cortex_server.core.breaker import RetryBudget
 from cortex_server.dataplane.choice import Chooser
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.journal import Journal
+from cortex_server.dataplane.pool import Pool
 from cortex_server.dataplane.routing import Routing
 from cortex_server.dataplane.settlement import Settle, settle
-from cortex_server.dataplane.upstream import Pool
 from cortex_server.metrics import Metrics
 from cortex_server.otel import Spans
 

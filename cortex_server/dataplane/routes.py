@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
+
+import msgspec
 
 from cortex_common.errors import CortexError
 from cortex_server.dataplane.body import read_form, read_head, with_form_model
 from cortex_server.dataplane.dialogues import Dialogue, anthropic_refusal, openai_refusal
 from cortex_server.dataplane.passing import OpenAi
 from cortex_server.dataplane.translating import CountTokens, Messages, Responses
-from cortex_server.dataplane.upstream import Headers
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A whole request.
 
     Attributes:
         path: without the query.
         query: what stands behind the question mark.
-        headers: names in lower case.
+        named: its headers by name, in lower case.
         ident: its id.
     """
 
     path: str
     query: bytes
-    headers: Headers
+    named: Mapping[bytes, bytes]
     ident: bytes
     body: bytes
 
@@ -59,10 +59,9 @@ class Route:
 
 
 def _openai(asked: Asked) -> Dialogue:
-    for name, value in asked.headers:
-        if name == b"content-type" and value.lower().startswith(b"multipart/"):
-            head = read_form(asked.body, asked.model_in_query)
-            return OpenAi(asked.path, asked.body, head, asked.ident, with_form_model)
+    if asked.named.get(b"content-type", b"").lower().startswith(b"multipart/"):
+        head = read_form(asked.body, asked.model_in_query)
+        return OpenAi(asked.path, asked.body, head, asked.ident, with_form_model)
     head = read_head(asked.body, asked.model_in_query)
     return OpenAi(asked.path, asked.body, head, asked.ident)
 

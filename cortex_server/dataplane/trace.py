@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import msgspec
 
 from cortex_server.dataplane.journal import RequestLine
 from cortex_server.dataplane.routes import Route
@@ -12,8 +13,7 @@ from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.targets import Target
 
 
-@dataclass(slots=True)
-class Trace:
+class Trace(msgspec.Struct):
     """Facts and times of one request; times are the event loop's, in seconds.
 
     Attributes:
@@ -82,6 +82,9 @@ class Trace:
         speed = _tenths(tokens_out / generating) if tokens_out and generating else None
         return RequestLine(
             ts=datetime.now(UTC),
+            level="info",
+            event="request_finished",
+            logger="cortex.requests",
             request=self.ident.decode(),
             route=self.route.path,
             key=key,

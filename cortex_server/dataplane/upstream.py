@@ -1,21 +1,18 @@
-"""Connections from the gateway to engines: one asyncio.Protocol, kept alive in a pool per engine.
+"""One connection from the gateway to an engine: an asyncio.Protocol that rests in its pool between requests.
 
-Nothing here awaits anything but a connect. An answer comes to its `Receiver` as plain calls; what one read of the
+Nothing here awaits anything. An answer comes to its `Receiver` as plain calls; what one read of the
 socket brought is handed on as one piece.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from cortex_common.errors import UpstreamFailed, UpstreamTimeout
+if TYPE_CHECKING:
+    from cortex_server.dataplane.pool import Endpoint, Pool
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -46,65 +43,13 @@ class Receiver(Protocol):
         """The connection broke; `answered` when at least one byte of the answer had come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where an engine listens.
-
-    Attributes:
-        prefix: path before /v1, without a slash at its end.
-        authority: for the Host header.
-        tls: how to speak TLS there; None for plain HTTP.
-        uds: path of a Unix socket, instead of host and port.
-        authorization: value of that header, where the node asks for a token.
-    """
-
-    host: str
-    port: int
-    prefix: bytes
-    authority: bytes
-    tls: ssl.SSLContext | None = None
-    uds: str | None = None
-    authorization: bytes | None = None
-
-    @classmethod
-    def parse(cls, url: str) -> Endpoint:
-        """From http://host:port/prefix, https://..., or http+unix://%2Frun%2Fengine.sock/prefix.
-
-        Raises:
-            ValueError: anything else.
-        """
-        parts = urlsplit(url)
-        prefix = parts.path.rstrip("/").encode()
-        if parts.scheme == "http+unix" and parts.netloc:
-            path = parts.netloc.replace("%2F", "/").replace("%2f", "/")
-            return cls("", 0, prefix, b"localhost", uds=path)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not a URL that requests can be sent to")
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        port = parts.port or (443 if tls else 80)
-        return cls(parts.hostname, port, prefix, parts.netloc.encode(), tls)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeAccess:
-    """How one node wants to be asked.
-
-    Attributes:
-        tls: with which authorities and certificate; None for the system's.
-        token: that it asks for.
-    """
-
-    tls: ssl.SSLContext | None = None
-    token: str | None = None
-
-    @property
-    def authorization(self) -> bytes | None:
-        """The value of that header."""
-        return None if self.token is None else f"Bearer {self.token}".encode()
-
-
 class Connection(asyncio.Protocol):
-    """One connection; serves one request at a time, then rests in its pool."""
+    """One connection; serves one request at a time, then rests in its pool.
+
+    Args:
+        pool: where it rests.
+        endpoint: where it leads.
+    """
 
     __slots__ = (
         "_complete",
@@ -121,10 +66,12 @@ class Connection(asyncio.Protocol):
         "_status",
         "_told",
         "_transport",
+        "endpoint",
         "rested_at",
     )
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
@@ -271,7 +218,6 @@ class Connection(asyncio.Protocol):
         if self._excess or not self._lasting:
             self.close()
         else:
-            self._reset()
             self._pool.rest(self)
         if receiver is not None:
             receiver.upstream_end()
@@ -281,121 +227,3 @@ class Connection(asyncio.Protocol):
         self.abort()
         if receiver is not None:
             receiver.upstream_lost(reason, answered=True)
-
-
-class Pool:
-    """Connections to engines by URL.
-
-    Args:
-        connect_timeout_s: seconds to wait for a connection.
-        idle_s: seconds that an unused connection is kept.
-
-    Attributes:
-        live: open connections, in use or resting.
-    """
-
-    def __init__(self, *, connect_timeout_s: float, idle_s: float = 30.0) -> None:
-        self._connect_timeout_s = connect_timeout_s
-        self._idle_s = idle_s
-        self._endpoints: dict[str, Endpoint] = {}
-        self._nodes: dict[str, NodeAccess] = {}
-        self._resting: dict[Endpoint, list[Connection]] = {}
-        self._home: dict[Connection, Endpoint] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
-        self.live = 0
-
-    def endpoint(self, url: str) -> Endpoint:
-        """The parsed form of an engine's URL."""
-        found = self._endpoints.get(url)
-        if found is None:
-            found = self._endpoints[url] = self._parsed(url)
-        return found
-
-    def use_nodes(self, nodes: Mapping[str, NodeAccess]) -> None:
-        """Tell how nodes want to be asked, by the base URL below which their engines are."""
-        self._nodes = dict(nodes)
-        self._endpoints.clear()
-
-    def _parsed(self, url: str) -> Endpoint:
-        plain = Endpoint.parse(url)
-        for base, access in self._nodes.items():
-            if url == base or url.startswith(f"{base}/"):
-                return replace(
-                    plain,
-                    tls=(access.tls or plain.tls) if plain.tls else None,
-                    authorization=access.authorization,
-                )
-        return plain
-
-    def resting(self, endpoint: Endpoint) -> Connection | None:
-        """An open, unused connection; the one used last, since it is the least likely to be closed."""
-        waiting = self._resting.get(endpoint)
-        return waiting.pop() if waiting else None
-
-    async def connect(self, endpoint: Endpoint) -> Connection:
-        """Open a connection.
-
-        Raises:
-            UpstreamFailed: refused, or no such host.
-            UpstreamTimeout: no answer in time.
-        """
-        loop = asyncio.get_running_loop()
-        where = endpoint.uds or f"{endpoint.host}:{endpoint.port}"
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                if endpoint.uds is not None:
-                    _, connection = await loop.create_unix_connection(
-                        lambda: Connection(self), endpoint.uds
-                    )
-                else:
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(self), endpoint.host, endpoint.port, ssl=endpoint.tls
-                    )
-        except TimeoutError as failed:
-            raise UpstreamTimeout(
-                f"the engine at {where} did not accept a connection in {self._connect_timeout_s:g} s"
-            ) from failed
-        except OSError as failed:
-            raise UpstreamFailed(f"the engine at {where} can't be reached: {failed}") from failed
-        self._home[connection] = endpoint
-        return connection
-
-    def rest(self, connection: Connection) -> None:
-        """Keep a connection for the next request."""
-        loop = asyncio.get_running_loop()
-        connection.rested_at = loop.time()
-        self._resting.setdefault(self._home[connection], []).append(connection)
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(self._idle_s, self._sweep)
-
-    def forget(self, connection: Connection) -> None:
-        """A connection is closed."""
-        endpoint = self._home.pop(connection, None)
-        if endpoint is not None:
-            waiting = self._resting.get(endpoint)
-            if waiting is not None and connection in waiting:
-                waiting.remove(connection)
-            if not waiting:
-                self._resting.pop(endpoint, None)
-
-    def close(self) -> None:
-        """Close all resting connections."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        for waiting in list(self._resting.values()):
-            for connection in list(waiting):
-                connection.close()
-
-    def _sweep(self) -> None:
-        """Close what nobody used for a while."""
-        loop = asyncio.get_running_loop()
-        self._sweeper = None
-        oldest = loop.time() - self._idle_s
-        for waiting in list(self._resting.values()):
-            for connection in list(waiting):
-                if connection.rested_at <= oldest:
-                    waiting.remove(connection)
-                    connection.close()
-        if any(self._resting.values()):
-            self._sweeper = loop.call_later(self._idle_s, self._sweep)

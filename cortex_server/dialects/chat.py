@@ -171,6 +171,13 @@ class Usage(Struct):
         return min((details.cached_tokens or 0) if details else 0, self.prompt)
 
     @property
+    def counted(self) -> tuple[int, int, int]:
+        """`prompt`, `completion` and `cached` at once: each request asks for them."""
+        prompt, details = self.prompt_tokens or 0, self.prompt_tokens_details
+        cached = min(details.cached_tokens or 0, prompt) if details is not None else 0
+        return prompt, self.completion_tokens or 0, cached
+
+    @property
     def reasoning(self) -> int:
         """Tokens of the answer that were reasoning, where the engine tells."""
         details = self.completion_tokens_details

@@ -16,6 +16,8 @@ from cortex_server.dialects.chat import Usage
 
 Json = dict[str, Any]
 
+_NO_REPAIRS: Counter[str] = Counter()
+
 _strings = msgspec.json.Decoder(str)
 
 
@@ -143,16 +145,16 @@ def mend_answer(body: bytes, answer_id: str) -> tuple[bytes, Counter[str]]:
         body: the engine's JSON; what has no calls is returned as it came, undecoded.
         answer_id: unique among answers.
     """
-    repairs: Counter[str] = Counter()
     if b'"tool_calls"' not in body:
-        return body, repairs
+        return body, _NO_REPAIRS
+    repairs: Counter[str] = Counter()
     try:
         answer = msgspec.json.decode(body, type=Json)
         ids = CallIds((), answer_id, "call")
         for choice in answer.get("choices") or ():
             _mend_message(choice, ids, repairs)
     except (ValueError, RecursionError, TypeError, AttributeError):
-        return body, Counter()  # no chat completion: not ours to mend
+        return body, _NO_REPAIRS  # no chat completion: not ours to mend
     return (msgspec.json.encode(answer) if repairs else body), repairs
 
 

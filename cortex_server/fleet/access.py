@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.config.secret import read_secret
 from cortex_common.tls import client_context
-from cortex_server.dataplane.upstream import NodeAccess
+from cortex_server.dataplane.pool import NodeAccess
 
 Accesses = Mapping[str, NodeAccess]
 """How each node wants to be asked, by name."""

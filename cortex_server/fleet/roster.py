@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from cortex_common.config.gateway import NeuronEntry, NodeEntry, UpstreamEntry
 from cortex_common.neuron_client import NeuronClient
-from cortex_server.dataplane.upstream import NodeAccess
+from cortex_server.dataplane.pool import NodeAccess
 from cortex_server.fleet.access import Accesses
 from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.upstream import UpstreamWatcher

@@ -99,7 +99,6 @@ class Fleet:
         """Count a request that starts on an instance."""
         target.in_flight += 1
         target.others.most = max(target.others.most, target.in_flight)
-        target.idle.clear()
         self._views.pop(target.node, None)
         if target.breaker.standing is Standing.ON_TRIAL:
             self._targets.spare(target)  # one request is the trial, the others go elsewhere
@@ -110,7 +109,7 @@ class Fleet:
         target.last_used = self._clock.unix()
         self._views.pop(target.node, None)
         if not target.in_flight:
-            target.idle.set()
+            target.wake()
 
     def answered(self, target: Target) -> None:
         """The instance did its work; this ends a trial."""
@@ -161,10 +160,8 @@ class Fleet:
         target.others.most = max(target.others.most, most)
         target.last_used = self._clock.unix()
         self._views.pop(target.node, None)
-        if target.in_flight:
-            target.idle.clear()
-        else:
-            target.idle.set()
+        if not target.in_flight:
+            target.wake()
 
     # -- draining ----------------------------------------------------------------------------
 
@@ -179,7 +176,7 @@ class Fleet:
         if self._routers is not None:
             await self._routers()
         if (target := self._targets.get(instance)) is not None:
-            await target.idle.wait()
+            await target.when_idle()
 
     # -- what is reported --------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class Target:
         breaker: its record of failures.
         others: requests of others on it.
         counts: what it did.
+        idle: set with the end of its last request; there only while somebody waits for that.
     """
 
     id: InstanceId
@@ -96,10 +97,22 @@ class Target:
     overflow: bool = False
     draining: bool = False
     in_flight: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event | None = None
     breaker: Breaker = field(default_factory=Breaker)
     others: Others = field(default_factory=Others)
     counts: Counts = field(default_factory=Counts)
+
+    async def when_idle(self) -> None:
+        """Wait until it has no request under way, or is gone."""
+        if self.in_flight:
+            self.idle = self.idle or asyncio.Event()
+            await self.idle.wait()
+
+    def wake(self) -> None:
+        """Whoever waits for its last request need not wait any longer."""
+        if self.idle is not None:
+            self.idle.set()
+            self.idle = None
 
 
 class Targets:
@@ -170,7 +183,7 @@ class Targets:
         self._by_id.update(here)
         for gone in before.keys() - here.keys():
             del self._by_id[gone]
-            before[gone].idle.set()
+            before[gone].wake()
         for model in {t.model for t in before.values()} | {t.model for t in here.values()}:
             self._keep_ready(model, node, here, up=up)
 
@@ -180,7 +193,7 @@ class Targets:
         for node in self._on.keys() - self._order.keys():
             for gone, target in self._on.pop(node).items():
                 del self._by_id[gone]
-                target.idle.set()
+                target.wake()
                 self.spare(target)
 
     def _keep_ready(
@@ -196,7 +209,7 @@ class Targets:
 
     def _new(self, entry: NodeEntry, info: ModelInfo, url: str) -> Target:
         upstream = entry if isinstance(entry, UpstreamEntry) else None
-        target = Target(
+        return Target(
             id=info.instance_id,
             model=info.id,
             node=entry.name,
@@ -216,8 +229,6 @@ class Targets:
             overflow=upstream is not None and upstream.overflow,
             breaker=Breaker(off=upstream is not None and not upstream.breaker),
         )
-        target.idle.set()
-        return target
 
 
 def _usable(target: Target) -> bool:

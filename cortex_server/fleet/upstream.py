@@ -17,7 +17,7 @@ from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.hardware import Discovery, Health
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.core.names import is_pattern
-from cortex_server.dataplane.upstream import NodeAccess
+from cortex_server.dataplane.pool import NodeAccess
 from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.watcher import FIRST_PAUSE_S
 

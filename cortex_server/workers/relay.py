@@ -16,7 +16,8 @@ from cortex_common.errors import CortexError, Unavailable, envelope_bytes
 from cortex_server.dataplane.asgi import Client, Receive, Send
 from cortex_server.dataplane.diverted import body_too_large
 from cortex_server.dataplane.headers import content_length, error_headers
-from cortex_server.dataplane.upstream import Connection, Endpoint, Headers, Pool
+from cortex_server.dataplane.pool import Endpoint, Pool
+from cortex_server.dataplane.upstream import Connection, Headers
 
 CLIENT = b"x-cortex-client"
 """Scheme, address and port of the client, from a worker to the control process alone."""
@@ -113,7 +114,7 @@ class _Passage:
         """See `Receiver`."""
         self._opened = True
         kept = [h for h in headers if h[0] not in _HOP_BY_HOP and h[0] != b"date"]
-        self._client.respond(status, kept, content_length(headers))
+        self._client.respond(status, kept, content_length(dict(headers)))
         if self._head_only:
             # The parser would wait for the body that is announced, and that HEAD never has.
             self.abort()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_server.dataplane.upstream import Connection, Endpoint, Headers, Pool
+from cortex_server.dataplane.pool import Endpoint, Pool
+from cortex_server.dataplane.upstream import Connection, Headers
 
 
 class Wire(asyncio.Transport):
@@ -73,9 +74,8 @@ class Heard:
 def opened() -> tuple[Pool, Connection, Wire, Heard]:
     """A connection that has just sent a request."""
     pool, wire, heard = Pool(connect_timeout_s=1), Wire(), Heard()
-    connection = Connection(pool)
+    connection = Connection(pool, pool.endpoint("http://127.0.0.1:1"))
     connection.connection_made(wire)
-    pool._home[connection] = Endpoint.parse("http://127.0.0.1:1")
     connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", heard)
     return pool, connection, wire, heard
 
@@ -176,7 +176,7 @@ async def test_bytes_that_nobody_asked_for_close_a_resting_connection():
     pool, connection, wire, heard = opened()
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
     assert heard.ended
-    assert pool.resting(Endpoint.parse("http://127.0.0.1:1")) is connection
+    assert pool.resting(pool.endpoint("http://127.0.0.1:1")) is connection
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
     assert wire.closed
     pool.close()
