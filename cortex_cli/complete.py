@@ -25,6 +25,15 @@ def nodes(incomplete: str) -> list[str]:
     return [n["name"] for n in _part("nodes") if n["name"].startswith(incomplete)]
 
 
+def loggers(incomplete: str) -> list[str]:
+    """Whatever has a log: the gateway, nodes and models."""
+    return (
+        [n for n in ("gateway",) if n.startswith(incomplete)]
+        + nodes(incomplete)
+        + models(incomplete)
+    )
+
+
 def contexts(incomplete: str) -> list[str]:
     """Names of contexts that begin so."""
     from cortex_cli.client import client_config

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
+from cortex_common.daemon_log import KeptLog
 from cortex_common.logs import event
 from cortex_common.tls import server_tls
 from cortex_server.api.app import create_app
@@ -29,6 +30,7 @@ from cortex_server.dataplane.diverted import DivertingProtocol, compatible
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.register import Here, Register
+from cortex_server.diary import Diary
 from cortex_server.fleet.access import accesses
 from cortex_server.fleet.roster import Roster
 from cortex_server.fleet.state import Fleet
@@ -70,6 +72,8 @@ class Gateway:
         self.config = config
         self.reloader: Reloader | None = None
         self.trail = Trail(clock)
+        # Lines of requests would push everything else out, and `cortex requests` shows them.
+        self._kept_log = KeptLog(besides=("cortex.requests",))
         self.broken: str | None = None
         self.on_broken: Callable[[], None] = lambda: None
         self._accesses = accesses(config.nodes, os.environ)
@@ -115,12 +119,23 @@ class Gateway:
             )
             self.desk.in_flight, self.desk.changed = self.crew.in_flight, self.crew.agreed
         self.register: Register = self.crew or Here(self.plane)
+        story = store_path(config.gateway.state_dir, os.environ, "story.sqlite")
+        self._diary = (
+            None
+            if story is None
+            else Diary(story, self.trail, self.plane.journal, self.conductor.decisions)
+        )
         self._verbs = Verbs(self.fleet, self.conductor, clock)
         self.app = create_app(
             self.fleet,
             lambda: self.plane,
             routers=[
-                logs_router(self._verbs.shown, self._roster.clients),
+                logs_router(
+                    self._verbs.shown,
+                    self._roster.clients,
+                    self._kept_log,
+                    lambda: self.fleet.closed,
+                ),
                 operator_router(self.fleet, self._verbs, self.trail),
                 requests_router(self.register),
                 keys_router(self.desk),
@@ -151,6 +166,9 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Everything that works in the background: watchers, conductor, metrics."""
+        self._kept_log.begin()
+        if self._diary is not None:
+            self._diary.recall()
         self.trail.begin()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
@@ -161,6 +179,8 @@ class Gateway:
                 "usage": self.desk.run(),
                 "renewal": self._renewal.run(),
             }
+            if self._diary is not None:
+                work["diary"] = self._diary.run()
             if self._tls is not None:
                 work["certificates"] = self._tls.watch()
             tasks = [asyncio.create_task(w, name=name) for name, w in work.items()]
@@ -176,10 +196,13 @@ class Gateway:
                 await self._verbs.close()
                 await self._roster.close()
                 self.plane.close()
+                if self._diary is not None:
+                    self._diary.close()
                 self._store.close()
                 self.desk.close()
                 if self._spans is not None:
                     await asyncio.to_thread(self._spans.close)
+                self._kept_log.end()
 
     def _look_after(self, task: asyncio.Task[None]) -> None:
         """Without one of its parts a gateway only looks alive: better that it ends, and is started anew."""

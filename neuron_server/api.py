@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from cortex_common import __version__
+from cortex_common.daemon_log import MEDIA_TYPE, MOST_LINES, KeptLog
 from cortex_common.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -41,8 +42,6 @@ from neuron_server.runtime import Runtime
 
 UrlOf = Callable[[Instance], str]
 
-_MOST_LINES = 10_000
-
 
 def create_app(
     runtime: Runtime, *, relay: Relay | None, on_open: Callable[[], None] = lambda: None
@@ -54,9 +53,11 @@ def create_app(
         relay: passes requests on to engines; None where callers reach engines themselves.
         on_open: called once the runtime is open.
     """
+    kept = KeptLog()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        kept.begin()
         await runtime.open()
         on_open()
         try:
@@ -65,6 +66,7 @@ def create_app(
             await runtime.close()
             if relay is not None:
                 await relay.close()
+            kept.end()
 
     app = FastAPI(title="cortex neuron", version=__version__, lifespan=lifespan)
     _answer_errors(app)
@@ -79,6 +81,7 @@ def create_app(
 
     app.include_router(_node_routes(runtime, url_of), dependencies=guard)
     app.include_router(_model_routes(runtime, url_of), dependencies=guard)
+    app.include_router(_log_routes(runtime, kept), dependencies=guard)
     if relay is not None:
         app.include_router(relay.routes(), dependencies=guard)
     return app
@@ -154,11 +157,28 @@ def _model_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRo
         """Where the model's inference requests go."""
         return runtime.endpoint(model_id, url_of(request))
 
+    return router
+
+
+def _log_routes(runtime: Runtime, kept: KeptLog) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/logs", response_class=Response)
+    async def own_log(
+        lines: Annotated[int, Query(ge=0, le=MOST_LINES)] = 200,
+        follow: bool = False,
+    ) -> Response:
+        """What this neuron logged, one JSON object a line: its last lines, and with `follow` whatever comes."""
+        if not follow:
+            return Response(kept.tail(lines), media_type=MEDIA_TYPE)
+        lasting = kept.follow(lines, lambda: runtime.changes.ended)
+        return StreamingResponse(lasting, media_type=MEDIA_TYPE)
+
     @router.get("/models/{model_id:path}/logs")
     async def engine_log(
         model_id: str,
         instance_id: str | None = None,
-        lines: Annotated[int, Query(ge=0, le=_MOST_LINES)] = 200,
+        lines: Annotated[int, Query(ge=0, le=MOST_LINES)] = 200,
         follow: bool = False,
     ) -> Response:
         """The engine's own output: its last lines, and with `follow` whatever comes."""

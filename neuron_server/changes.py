@@ -7,11 +7,15 @@ from collections.abc import AsyncGenerator
 
 
 class Changes:
-    """A counter that can be waited for. Nothing is queued: a slow reader sees the latest number only."""
+    """A counter that can be waited for. Nothing is queued: a slow reader sees the latest number only.
+
+    Attributes:
+        ended: readers are let go.
+    """
 
     def __init__(self) -> None:
         self._number = 0
-        self._ended = False
+        self.ended = False
         self._next = asyncio.Event()
 
     def publish(self) -> None:
@@ -22,13 +26,13 @@ class Changes:
 
     def end(self) -> None:
         """Let all readers go."""
-        self._ended = True
+        self.ended = True
         self.publish()
 
     async def follow(self, silence_s: float) -> AsyncGenerator[int | None]:
         """The number now, and after each change; None when nothing changed for a while."""
         seen = -1
-        while not self._ended:
+        while not self.ended:
             if seen != self._number:
                 seen = self._number
                 yield seen

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from sample_fleet import sample_requests
 from textual.pilot import Pilot
 
-from cortex_cli.tui.app import Look, Top
+from cortex_cli.tui.app import Top
+from cortex_cli.tui.look import Look
 from cortex_cli.tui.source import Seen
 from cortex_common.errors import CortexError
 from cortex_common.fleet import ModelState

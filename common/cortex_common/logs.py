@@ -29,7 +29,13 @@ def event(log: logging.Logger, name: str, level: int = logging.INFO, **keys: obj
         log.log(level, name, extra={"facts": facts}, stacklevel=2)
 
 
-def _plain(value: object) -> object:
+def level_of(record: logging.LogRecord) -> str:
+    """The level as the log names it: debug, info, warn or error."""
+    return _LEVELS.get(record.levelno, record.levelname.lower())
+
+
+def plain(value: object) -> str | int | float | bool:
+    """A fact as the log tells it."""
     if isinstance(value, float):
         return round(value, 4)
     return value if isinstance(value, str | int | bool) else str(value)
@@ -39,11 +45,11 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": _LEVELS.get(record.levelno, record.levelname.lower()),
+            "level": level_of(record),
             "event": record.getMessage(),
             "logger": record.name,
         }
-        line |= {k: _plain(v) for k, v in getattr(record, "facts", {}).items()}
+        line |= {k: plain(v) for k, v in getattr(record, "facts", {}).items()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -52,11 +58,10 @@ class _Json(logging.Formatter):
 class _Console(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        level = _LEVELS.get(record.levelno, record.levelname.lower())
         facts = "".join(
-            f" {k}={_quoted(_plain(v))}" for k, v in getattr(record, "facts", {}).items()
+            f" {k}={_quoted(plain(v))}" for k, v in getattr(record, "facts", {}).items()
         )
-        text = f"{at} {level:<5} {record.getMessage()}{facts}"
+        text = f"{at} {level_of(record):<5} {record.getMessage()}{facts}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -70,8 +75,8 @@ def _quoted(value: object) -> str:
 
 def writes_json() -> bool:
     """Whether this process logs JSON lines to stderr, so that a fast writer may add lines of its own there."""
-    handlers = logging.getLogger().handlers
-    return len(handlers) == 1 and isinstance(handlers[0].formatter, _Json)
+    out = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
+    return len(out) == 1 and isinstance(out[0].formatter, _Json)
 
 
 def set_up(level: str = "info", fmt: LogFormat = "console") -> None:

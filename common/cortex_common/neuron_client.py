@@ -131,3 +131,10 @@ class NeuronClient(ControlClient):
         params = {"instance_id": instance, "lines": str(lines), "follow": str(follow).lower()}
         async with self.text(f"/models/{quote(model_id)}/logs", params) as pieces:
             yield pieces
+
+    @asynccontextmanager
+    async def own_log(self, *, lines: int, follow: bool) -> AsyncIterator[AsyncIterator[str]]:
+        """What the neuron itself logged, as `daemon_log.LogLine`s; see `ControlClient.text`."""
+        params = {"lines": str(lines), "follow": str(follow).lower()}
+        async with self.text("/logs", params) as pieces:
+            yield pieces

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.config.settings import ConfigView
+from cortex_common.daemon_log import LogLine, log_lines
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import Bookmark, ControlClient
 from cortex_common.operator import (
@@ -97,6 +98,20 @@ class OperatorClient(ControlClient):
         params |= {"instance": instance} if instance else {}
         async with self.text(f"/operator/v1/models/{quote(model)}/logs", params) as pieces:
             yield pieces
+
+    @asynccontextmanager
+    async def daemon_log(
+        self, node: str | None = None, *, lines: int = 200, follow: bool = False
+    ) -> AsyncIterator[AsyncIterator[LogLine]]:
+        """What the gateway, or the neuron of a node, logged; see `ControlClient.text`.
+
+        Raises:
+            UpstreamFailed: it answered with something else.
+        """
+        path = "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{quote(node)}/logs"
+        params = {"lines": str(lines), "follow": str(follow).lower()}
+        async with self.text(path, params) as pieces:
+            yield log_lines(pieces)
 
     async def trail(self) -> tuple[TrailEntry, ...]:
         """What was decided lately, the oldest first."""

@@ -57,7 +57,8 @@ def top(
         return
     seconds = seconds_of(interval, "--interval")
     try:
-        from cortex_cli.tui.app import Look, Top
+        from cortex_cli.tui.app import Top
+        from cortex_cli.tui.look import Look
     except ModuleNotFoundError as missing:
         raise NotSupported(
             f"the terminal UI is not installed here: {missing.name} is missing",

@@ -13,6 +13,7 @@ from cortex_cli.render.defrag import headline as headline_of_defrag
 from cortex_cli.render.defrag import move_line
 from cortex_cli.render.plan import cost, headline, plan_text
 from cortex_cli.tui.bars import Ghost
+from cortex_cli.tui.commands import Command, Verb
 from cortex_cli.tui.operator import Operator
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_common.errors import CortexError
@@ -189,6 +190,27 @@ class Actions:
             )
         ):
             self.say(headline_of_defrag(done), title=line)
+
+    async def obey(self, command: Command, fleet: FleetSnapshot) -> None:
+        """Do what a command that changes the fleet says."""
+        name = command.argument
+        match command.verb:
+            case Verb.LOAD:
+                await self.load([name], command.node, command.devices)
+            case Verb.UNLOAD:
+                await self.unload([name], fleet)
+            case Verb.EVICT:
+                await self.evict([name], fleet)
+            case Verb.PIN:
+                await self.pin([name], fleet)
+            case Verb.CORDON:
+                await self.cordon(name, fleet)
+            case Verb.DEFRAG:
+                await self.defrag(name or None)
+            case Verb.CANCEL:
+                await self.cancel(name)
+            case _:
+                await self.drain(name)
 
     async def _ask(self, question: str, details: Sequence[str]) -> bool:
         return await self._app.push_screen_wait(Confirm(question, details))

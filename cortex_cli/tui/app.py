@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import ClassVar
 
@@ -12,14 +12,16 @@ from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.timer import Timer
-from textual.widgets import DataTable, Footer, Input
+from textual.widgets import DataTable, Footer
 from textual.worker import Worker, WorkerState
 
+from cortex_cli.logs import GATEWAY
 from cortex_cli.tui.actions import Actions
 from cortex_cli.tui.bars import Ghost
-from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb, parse
-from cortex_cli.tui.history import History
+from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb
 from cortex_cli.tui.keys import DISTURBING, KEYS, keys_text
+from cortex_cli.tui.known import Known
+from cortex_cli.tui.look import Look
 from cortex_cli.tui.operator import Operator
 from cortex_cli.tui.palette import FleetCommands
 from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
@@ -28,35 +30,15 @@ from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
 from cortex_cli.tui.view import Choice, Sort, describe, passes
+from cortex_cli.tui.widgets.line import Line
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.watch import Lost
-from cortex_common.errors import BadRequest
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
 from cortex_common.trail import TrailEntry
 
 _SLOWEST_S, _FASTEST_S = 10.0, 0.25
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
 _HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (SHORT_SCREEN, "-tall")]
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How the screen is wanted.
-
-    Attributes:
-        where: what the header calls the source.
-        interval_s: seconds between two drawings.
-        live: whether the source is a gateway, and not a recording.
-        keys: that the person wants instead of ours, by what they do; see `keys.remapped`.
-    """
-
-    where: str
-    interval_s: float = 1.0
-    read_only: bool = False
-    ascii_only: bool = False
-    theme: str = DARK.name
-    live: bool = True
-    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 class Top(App[None]):
@@ -83,19 +65,15 @@ class Top(App[None]):
         self._operator = operator
         self._actions = Actions(self, operator, self._show_ghosts)
         self._ghosts: Sequence[Ghost] = ()
-        self._history = History()
-        self._latest: FleetSnapshot | None = None
-        self._held: FleetSnapshot | None = None
-        self._lost: Lost | None = None
+        self._known = Known()
         self._choice = Choice()
         self._stale = True
         self._interval = max(_FASTEST_S, look.interval_s)
         self._timer: Timer | None = None
-        self._line_is_filter = True
         self._view = "overview"
         requests = RequestTable(operator.requests if look.live else None)
         self._picture = Picture(ascii_only=look.ascii_only, requests=requests)
-        self._line = Input(id="line", compact=True)
+        self._line = Line()
 
     # -- life --------------------------------------------------------------------------------
 
@@ -119,29 +97,20 @@ class Top(App[None]):
     async def _follow(self) -> None:
         async with aclosing(self._source.follow()) as seen_all:
             async for seen in seen_all:
-                first = self._latest is None
-                if isinstance(seen, Lost):
-                    self._lost = seen
-                elif isinstance(seen, TrailEntry):
+                if isinstance(seen, TrailEntry):
                     self._picture.note(seen)
-                    continue
-                else:
-                    self._take(seen)
-                if first or isinstance(seen, Lost):
+                elif isinstance(seen, Lost):
+                    self._known.lost = seen
                     self._draw()
-
-    def _take(self, snapshot: FleetSnapshot) -> None:
-        was_lost, self._lost = self._lost is not None, None
-        self._history = self._history.after(snapshot)
-        self._latest = snapshot
-        self._stale = True
-        if was_lost:
-            self._draw()
+                else:
+                    self._stale = True
+                    if self._known.take(seen):
+                        self._draw()
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """A follower that failed for good, for want of a key say, is a state of the screen."""
         if event.worker.group == "follow" and event.state is WorkerState.ERROR:
-            self._lost = Lost(str(event.worker.error), 0.0)
+            self._known.lost = Lost(str(event.worker.error), 0.0)
             self._draw()
 
     # -- drawing -----------------------------------------------------------------------------
@@ -149,17 +118,17 @@ class Top(App[None]):
     @property
     def snapshot(self) -> FleetSnapshot | None:
         """The fleet on the screen."""
-        return self._held or self._latest
+        return self._known.snapshot
 
     def _shown(self) -> Shown:
         return Shown(
             snapshot=self.snapshot,
-            history=self._history,
+            history=self._known.history,
             choice=self._choice,
             ghosts=self._ghosts,
-            lost=self._lost,
+            lost=self._known.lost,
             where=self._look.where,
-            mode=self._mode(),
+            mode=self._known.mode(live=self._look.live, read_only=self._look.read_only),
         )
 
     def _draw(self, *, anyway: bool = False) -> None:
@@ -174,17 +143,6 @@ class Top(App[None]):
     def _show_ghosts(self, ghosts: Sequence[Ghost]) -> None:
         self._ghosts = ghosts
         self._draw(anyway=True)
-
-    def _mode(self) -> str:
-        if self._lost is not None:
-            return "LOST"
-        if self._held is not None:
-            return "FROZEN"
-        marks = (
-            "live" if self._look.live else "replay",
-            "read-only" if self._look.read_only else "",
-        )
-        return " ".join(m for m in marks if m)
 
     @on(DataTable.RowHighlighted)
     def _cursor_moved(self) -> None:
@@ -209,7 +167,7 @@ class Top(App[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - textual's signature
         """Grey what a read-only screen or a lost gateway can't do."""
-        if action in DISTURBING and (self._look.read_only or self._lost is not None):
+        if action in DISTURBING and (self._look.read_only or self._known.lost is not None):
             return None
         return True
 
@@ -259,7 +217,7 @@ class Top(App[None]):
             if request := self._picture.requests.request:
                 self.push_screen(Page(request.id, facts_text(describe_request(request))))
         elif (model := self._current()) and self.snapshot:
-            facts = describe(model, self.snapshot, self._history)
+            facts = describe(model, self.snapshot, self._known.history)
             self.push_screen(Page(model.id, facts_text(facts)))
 
     @on(DataTable.RowSelected)
@@ -274,16 +232,20 @@ class Top(App[None]):
             await self._actions.cancel(request.id)
 
     def action_logs(self) -> None:
-        """Show what the engine of the model under the cursor writes."""
-        request = self._picture.requests.request if self._view == "requests" else None
-        model = self._current()
-        name = request.model if request is not None else model.id if model is not None else None
+        """Show what the engine of the model under the cursor writes; beside the events, what the gateway logs."""
+        name: str | None = GATEWAY
+        if self._view == "requests":
+            request = self._picture.requests.request
+            name = request.model if request is not None else None
+        elif self._view != "events":
+            model = self._current()
+            name = model.id if model is not None else None
         if name is not None:
             self._show_log(name)
 
-    def _show_log(self, model: str) -> None:
+    def _show_log(self, name: str) -> None:
         if self._look.live:
-            self.push_screen(LogScreen(model, self._operator.log(model)))
+            self.push_screen(LogScreen(name, self._operator.log(name)))
         else:
             self._actions.say("a recording holds no logs", severity="warning")
 
@@ -317,7 +279,7 @@ class Top(App[None]):
 
     def action_freeze(self) -> None:
         """Hold the picture, or let it go on."""
-        self._held = None if self._held else self._latest
+        self._known.freeze()
         self._draw(anyway=True)
 
     def action_redraw(self) -> None:
@@ -363,9 +325,8 @@ class Top(App[None]):
 
     def action_leave(self) -> None:
         """Close the line, else clear the filter, else the marks, else return to the overview."""
-        line = self._line
-        if line.has_class("shown"):
-            self._close_line()
+        if self._line.is_open:
+            self._line.close()
         elif self._choice.words:
             self._choose(replace(self._choice, words=""))
         elif self._choice.marked:
@@ -381,45 +342,27 @@ class Top(App[None]):
 
     def action_filter(self) -> None:
         """Type words that models must hold; those with ! they must not."""
-        self._open_line("filter: words, !not", self._choice.words, is_filter=True)
+        self._line.open_filter(self._choice.words)
 
     def action_command(self) -> None:
         """Type a command."""
-        self._open_line(
-            "load MODEL [--node N | --gpu N/I], unload, filter, sort, theme ...",
-            "",
-            is_filter=False,
-        )
+        self._line.open_command()
 
-    def _open_line(self, placeholder: str, value: str, *, is_filter: bool) -> None:
-        line = self._line
-        self._line_is_filter = is_filter
-        line.placeholder = placeholder
-        line.value = value
-        line.add_class("shown")
-        line.focus()
+    @on(Line.Filtered)
+    def _filtered(self, event: Line.Filtered) -> None:
+        self._choose(replace(self._choice, words=event.words))
 
-    def _close_line(self) -> None:
-        line = self._line
-        line.remove_class("shown")
+    @on(Line.Closed)
+    def _line_closed(self) -> None:
         self._table.focus()
 
-    @on(Input.Changed, "#line")
-    def _typed(self, event: Input.Changed) -> None:
-        if self._line_is_filter and event.input.has_class("shown"):
-            self._choose(replace(self._choice, words=event.value))
+    @on(Line.Misunderstood)
+    def _misunderstood(self, event: Line.Misunderstood) -> None:
+        self._actions.say("\n".join((event.error.message, *event.error.hints)), severity="error")
 
-    @on(Input.Submitted, "#line")
-    def _entered(self, event: Input.Submitted) -> None:
-        self._close_line()
-        if self._line_is_filter:
-            return
-        try:
-            command = parse(event.value)
-        except BadRequest as failed:
-            self._actions.say("\n".join((failed.message, *failed.hints)), severity="error")
-        else:
-            self.obey(command)
+    @on(Line.Commanded)
+    def _commanded(self, event: Line.Commanded) -> None:
+        self.obey(event.command)
 
     def obey(self, command: Command) -> None:
         """Carry a command of the line or the palette out."""
@@ -457,27 +400,11 @@ class Top(App[None]):
 
     @work
     async def _change_fleet(self, command: Command) -> None:
-        snapshot, name = self.snapshot, command.argument
+        snapshot = self.snapshot
         if self.check_action(command.verb, ()) is not True or snapshot is None:
             self._actions.say("this screen is read-only, or the gateway is lost", severity="error")
             return
-        match command.verb:
-            case Verb.LOAD:
-                await self._actions.load([name], command.node, command.devices)
-            case Verb.UNLOAD:
-                await self._actions.unload([name], snapshot)
-            case Verb.EVICT:
-                await self._actions.evict([name], snapshot)
-            case Verb.PIN:
-                await self._actions.pin([name], snapshot)
-            case Verb.CORDON:
-                await self._actions.cordon(name, snapshot)
-            case Verb.DEFRAG:
-                await self._actions.defrag(name or None)
-            case Verb.CANCEL:
-                await self._actions.cancel(name)
-            case _:
-                await self._actions.drain(name)
+        await self._actions.obey(command, snapshot)
 
     def _go_to(self, words: str) -> None:
         snapshot = self.snapshot

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Protocol
 
 from cortex_cli.client import connect
+from cortex_cli.logs import log_text
 from cortex_common.operator import (
     ApplyDefrag,
     DefragView,
@@ -82,8 +84,8 @@ class Operator(Protocol):
         """End a request."""
         ...
 
-    def log(self, model: str) -> AsyncGenerator[str]:
-        """What a model's engine wrote, and what it writes from now on."""
+    def log(self, name: str) -> AsyncGenerator[str]:
+        """What the gateway, a node or a model's engine wrote, and what it writes from now on; see `log_of`."""
         ...
 
 
@@ -162,11 +164,11 @@ class GatewayOperator:
         async with connect(self._gateway) as client:
             return await client.cancel(request)
 
-    async def log(self, model: str) -> AsyncGenerator[str]:
+    async def log(self, name: str) -> AsyncGenerator[str]:
         """See `Operator.log`."""
         async with (
             connect(self._gateway) as client,
-            client.log(model, lines=_LOG_LINES, follow=True) as pieces,
+            aclosing(log_text(client, name, lines=_LOG_LINES)) as pieces,
         ):
             async for piece in pieces:
                 yield piece

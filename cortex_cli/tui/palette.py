@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
+from cortex_cli.logs import GATEWAY
 from cortex_cli.tui.commands import Command, Verb
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _ON_NODES = (
     (Verb.NODE, "Go to node {}", "Show its models alone"),
     (Verb.CORDON, "Cordon {}…", "Place nothing new on it"),
     (Verb.DRAIN, "Drain {}…", "Move or unload what it holds"),
+    (Verb.LOGS, "Logs of node {}", "What its neuron logs"),
 )
 _VIEWS = (Verb.OVERVIEW, Verb.MODELS, Verb.GPUS, Verb.REQUESTS, Verb.EVENTS)
 
@@ -32,6 +34,7 @@ def offers(snapshot: FleetSnapshot | None) -> Iterator[tuple[Command, str, str]]
     """Each command with its name and what it does."""
     for verb in _VIEWS:
         yield Command(verb), f"View {verb}", "Switch to it"
+    yield Command(Verb.LOGS, GATEWAY), "Logs of the gateway", "What it logs"
     if snapshot is None:
         return
     for verb, title, told in _ON_NODES:

@@ -1,28 +1,56 @@
-"""The operator API's route for what an engine writes: relayed from the node that runs it."""
+"""The operator API's routes for logs: the gateway's own, and those of nodes and engines, relayed by their node."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
-from cortex_common.errors import NotFound, NotSupported
+from cortex_common.daemon_log import MEDIA_TYPE, MOST_LINES, KeptLog
+from cortex_common.errors import NodeNotFound, NotFound, NotSupported
 from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.neuron_client import NeuronClient
 
-_MOST_LINES = 100_000
+_MOST_ENGINE_LINES = 100_000
+_FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+Lines = Annotated[int, Query(ge=0, le=MOST_LINES)]
 
 
-def logs_router(show: Callable[[], FleetSnapshot], nodes: Mapping[str, NeuronClient]) -> APIRouter:
-    """The route /operator/v1/models/{name}/logs; to be added before those that take any path of a model.
+def logs_router(
+    show: Callable[[], FleetSnapshot],
+    nodes: Mapping[str, NeuronClient],
+    own: KeptLog,
+    over: Callable[[], bool],
+) -> APIRouter:
+    """The routes below /operator/v1; to be added before those that take any path of a model.
 
     Args:
         show: the fleet now.
         nodes: client of each node's neuron.
+        own: what the gateway logged.
+        over: whether the gateway lets its readers go.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
+
+    @router.get("/logs", summary="What the gateway logged", response_class=Response)
+    async def get_own(lines: Lines = 200, follow: bool = False) -> Response:
+        """Its last lines, one JSON object a line, and with `follow` whatever comes. Requests are told elsewhere."""
+        if not follow:
+            return Response(own.tail(lines), media_type=MEDIA_TYPE, headers=_FRESH)
+        return StreamingResponse(own.follow(lines, over), media_type=MEDIA_TYPE, headers=_FRESH)
+
+    @router.get("/nodes/{name}/logs", summary="What a node logged", response_class=Response)
+    async def get_node(name: str, lines: Lines = 200, follow: bool = False) -> Response:
+        """The same of the neuron on a node."""
+        if show().node(name) is None:
+            known = ", ".join(n.name for n in show().nodes)
+            raise NodeNotFound(f"there is no node {name!r}", hints=(f"nodes: {known}",))
+        reading = _client(nodes, name).own_log(lines=lines, follow=follow)
+        return await _relayed(reading, MEDIA_TYPE, {"x-cortex-node": name})
 
     @router.get(
         "/models/{name:path}/logs",
@@ -32,36 +60,38 @@ def logs_router(show: Callable[[], FleetSnapshot], nodes: Mapping[str, NeuronCli
     async def get_log(
         name: str,
         instance: str | None = None,
-        lines: Annotated[int, Query(ge=0, le=_MOST_LINES)] = 200,
+        lines: Annotated[int, Query(ge=0, le=_MOST_ENGINE_LINES)] = 200,
         follow: bool = False,
     ) -> StreamingResponse:
         """Its last lines, and with `follow` whatever comes. Of several instances the one that started last."""
         view = _instance(show(), name, instance)
-        client = nodes.get(view.node)
-        if client is None:
-            raise NotSupported(f"{view.node} is an upstream: it shows no logs")
-        pieces = _relay(client, view, lines, follow=follow)
-        # Up to the head of the node's answer: what is wrong is an error, not the first line of a log.
-        await anext(pieces)
-        return StreamingResponse(
-            pieces,
-            media_type="text/plain; charset=utf-8",
-            headers={
-                "cache-control": "no-store",
-                "x-accel-buffering": "no",
-                "x-cortex-node": view.node,
-                "x-cortex-instance": view.id,
-            },
-        )
+        reading = _client(nodes, view.node).log(view.model, view.id, lines=lines, follow=follow)
+        told = {"x-cortex-node": view.node, "x-cortex-instance": view.id}
+        return await _relayed(reading, "text/plain; charset=utf-8", told)
 
     return router
 
 
-async def _relay(
-    client: NeuronClient, view: InstanceView, lines: int, *, follow: bool
+def _client(nodes: Mapping[str, NeuronClient], name: str) -> NeuronClient:
+    if (client := nodes.get(name)) is None:
+        raise NotSupported(f"{name} is an upstream: it shows no logs")
+    return client
+
+
+async def _relayed(
+    reading: AbstractAsyncContextManager[AsyncIterator[str]], media_type: str, told: dict[str, str]
+) -> StreamingResponse:
+    pieces = _pieces(reading)
+    # Up to the head of the node's answer: what is wrong is an error, not the first line of a log.
+    await anext(pieces)
+    return StreamingResponse(pieces, media_type=media_type, headers=_FRESH | told)
+
+
+async def _pieces(
+    reading: AbstractAsyncContextManager[AsyncIterator[str]],
 ) -> AsyncIterator[str]:
     """Nothing once the node has answered, then the log; closing it closes the node's side too."""
-    async with client.log(view.model, view.id, lines=lines, follow=follow) as pieces:
+    async with reading as pieces:
         yield ""
         async for piece in pieces:
             yield piece

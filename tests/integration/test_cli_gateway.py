@@ -385,6 +385,25 @@ def test_an_engines_log_comes_through_the_gateway(fleet: DemoFleet):
     assert fleet.cortex("models", "logs", "demo/nobody").returncode == 3
 
 
+def test_the_logs_of_the_daemons_come_through_the_gateway(fleet: DemoFleet):
+    """`logs` shows what gateway and node logged, `-f` what comes; NODE/MODEL is the engine."""
+    node = json.loads(fleet.cortex("nodes", "ls", "--json").stdout)["items"][0]["name"]
+    assert "gateway_listening" in fleet.cortex("logs", "gateway").stdout
+    shown = items(fleet.cortex("logs", node, "-o", "json", "--level", "info"))
+    assert {"neuron_listening"} <= {line["event"] for line in shown}
+    with lines_of("logs", node, "-f", "--tail", "0", "-g", fleet.url) as (_, seen):
+        with lines_of("logs", "gateway", "-f", "--tail", "0", "-g", fleet.url) as (_, told):
+            fleet.cortex("models", "load", "demo/bob")
+            until(told, "load_asked")
+        until(seen, "instance_ready")
+    fleet.cortex("models", "unload", "demo/bob")
+    fleet.cortex("models", "load", "demo/ada")
+    assert "mistral.rs version" in fleet.cortex("logs", f"{node}/demo/ada").stdout
+    assert fleet.cortex("logs", "demo/ada", "--level", "warn").returncode == 2
+    done = fleet.cortex("logs", "gatway")
+    assert (done.returncode, "'gateway'" in done.stderr) == (3, True)
+
+
 def test_the_running_settings_are_shown(fleet: DemoFleet):
     """`config show --running` tells what the gateway uses, each value with its origin."""
     found = {s["key"]: s for s in items(fleet.cortex("config", "show", "--running", "--json"))}

@@ -124,10 +124,12 @@ async def test_neither_secrets_nor_prompts_are_told(tmp_path):
                 await http.post(CHAT, content=f'{{"model": {prompt}', headers=broken)
         answer = await http.get("/operator/v1/keys", headers={"x-api-key": secrets[1]})
         metrics = await http.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics")
+        kept = await http.get("/operator/v1/logs?lines=9999", headers={"x-api-key": secrets[1]})
+        assert '"gateway_listening"' in kept.text
         usage = await operator.usage()
         assert {row.key for row in usage} == {"c"}
         await asyncio.sleep(0.3)  # the journal writes ten times a second
-        told = [answer.text, metrics.text, gateway.log]
+        told = [answer.text, metrics.text, gateway.log, kept.text]
     told += [p.read_bytes().decode("latin-1") for p in (tmp_path / "state").iterdir()]
     assert len(told) >= 4
     for text in told:

@@ -11,7 +11,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input, RichLog, Static
 from top_rig import FedSource, NotingOperator, top, until
 
-from cortex_cli.tui.app import Look, Top
+from cortex_cli.tui.app import Top
+from cortex_cli.tui.look import Look
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.widgets.models import ModelTable
@@ -411,6 +412,19 @@ async def test_logs_are_read_filtered_and_closed():
         assert operator.logs == [PHI]
 
 
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [(("5", "L"), "gateway"), (("colon", *"logs beast", "enter"), "beast")],
+)
+async def test_daemons_have_logs_too(keys: tuple[str, ...], name: str):
+    """`L` beside the events follows the gateway's log, `:logs NODE` a node's."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press(*keys)
+        await until(pilot, lambda: operator.logs == [name])
+
+
 async def test_a_log_that_is_not_there_says_why():
     """A model without an instance has no log; the frame tells the gateway's reason."""
     app = top(busy_fleet(), operator=NotingOperator(NotFound("model 'x' has no instance")))
@@ -499,7 +513,7 @@ async def test_freeze_holds_the_picture():
     async with running(app) as pilot:
         await pilot.press("f")
         source.feed(empty_fleet())
-        await until(pilot, lambda: app._latest == empty_fleet())
+        await until(pilot, lambda: app._known.latest == empty_fleet())
         await pilot.press("r")
         assert len(shown(app)) == 4
         await pilot.press("f")

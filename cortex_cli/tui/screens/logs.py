@@ -1,4 +1,4 @@
-"""What an engine writes, as it writes it."""
+"""What an engine or a daemon writes, as it writes it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def plain(line: str) -> str:
 
 
 class LogScreen(ModalScreen[None]):
-    """The log of a model's engine.
+    """One log.
 
     Args:
-        model: whose.
+        name: whose.
         pieces: of its log, as they come.
     """
 
@@ -51,9 +51,9 @@ class LogScreen(ModalScreen[None]):
         Binding("k,up", "scroll(-1)", "up", show=False),
     ]
 
-    def __init__(self, model: str, pieces: AsyncGenerator[str]) -> None:
+    def __init__(self, name: str, pieces: AsyncGenerator[str]) -> None:
         super().__init__()
-        self._model = model
+        self._whose = name
         self._pieces = pieces
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._words = ""
@@ -109,7 +109,7 @@ class LogScreen(ModalScreen[None]):
         words = f" /{self._words}" if self._words else ""
         still = "" if self._log.auto_scroll else " standing still"
         state = f" ({self._state})" if self._state else ""
-        frame.border_title = Text(f"log of {self._model}{words}{still}{state}").markup
+        frame.border_title = Text(f"log of {self._whose}{words}{still}{state}").markup
         frame.border_subtitle = (
             "s follow  w wrap  / filter  m mark  0 end  1 begin  c copy  esc closes"
         )

@@ -1,0 +1,28 @@
+"""How the screen of `cortex top` is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cortex_cli.tui.theme import DARK
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How the screen is wanted.
+
+    Attributes:
+        where: what the header calls the source.
+        interval_s: seconds between two drawings.
+        live: whether the source is a gateway, and not a recording.
+        keys: that the person wants instead of ours, by what they do; see `keys.remapped`.
+    """
+
+    where: str
+    interval_s: float = 1.0
+    read_only: bool = False
+    ascii_only: bool = False
+    theme: str = DARK.name
+    live: bool = True
+    keys: Mapping[str, str] = field(default_factory=dict)
