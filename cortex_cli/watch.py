@@ -42,13 +42,14 @@ class Lost:
 
 
 async def news(
-    gateway: str | None, *, again: bool = False
+    gateway: str | None, *, again: bool = False, pause_s: float = 0.25
 ) -> AsyncGenerator[FleetSnapshot | TrailEntry | Lost, None]:
     """Every change of the fleet and entry of the trail; after each loss of the gateway, attempts with growing pauses.
 
     Args:
         gateway: URL or context.
         again: begin with the entries that the gateway still has, not with the next one.
+        pause_s: changes within so many seconds come as one; 0.25 to 10.
 
     Raises:
         AuthenticationFailed, PermissionRefused: waiting would not help.
@@ -61,7 +62,7 @@ async def news(
     while True:
         try:
             async with connect(gateway) as client:
-                async for seen in client.news(bookmark):
+                async for seen in client.news(bookmark, pause_s=pause_s):
                     pause = 0.5
                     yield seen
             why = "the gateway ended the stream"

@@ -75,10 +75,17 @@ class OperatorClient(ControlClient):
                 yield SNAPSHOT.validate_json(data)
 
     async def news(
-        self, bookmark: Bookmark, *, silence_s: float = 15.0
+        self, bookmark: Bookmark, *, pause_s: float = 0.25, silence_s: float = 15.0
     ) -> AsyncIterator[FleetSnapshot | TrailEntry]:
-        """`fleet_events` and what is decided meanwhile; with a used bookmark also what was missed."""
-        path = "/operator/v1/events"
+        """`fleet_events` and what is decided meanwhile; with a used bookmark also what was missed.
+
+        Args:
+            bookmark: what was read.
+            pause_s: changes within so many seconds come as one; 0.25 to 10.
+            silence_s: see `ControlClient.events`; on top of the pause.
+        """
+        path = f"/operator/v1/events?pause={pause_s:g}"
+        silence_s += pause_s
         async for name, data in self.events(path, silence_s=silence_s, bookmark=bookmark):
             if name == "fleet":
                 yield SNAPSHOT.validate_json(data)

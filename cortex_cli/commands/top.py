@@ -79,7 +79,9 @@ def top(
     )
     with ExitStack() as stack:
         file = stack.enter_context(record.open("w", encoding="utf-8")) if record else None
-        source: Source = ReplaySource(replay) if replay else GatewaySource(gateway, file)
+        source: Source = (
+            ReplaySource(replay) if replay else GatewaySource(gateway, file, look.pause_s)
+        )
         Top(source, GatewayOperator(gateway), look).run()
     if record:
         say(f"recorded in {record}; show it with `cortex top --replay {record}`")

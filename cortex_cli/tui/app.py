@@ -19,9 +19,9 @@ from cortex_cli.logs import GATEWAY
 from cortex_cli.tui.actions import Actions
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb
-from cortex_cli.tui.keys import DISTURBING, KEYS, keys_text
+from cortex_cli.tui.keys import DISTURBING, KEYS, VIEWS_WITHOUT, keys_text
 from cortex_cli.tui.known import Known
-from cortex_cli.tui.look import Look
+from cortex_cli.tui.look import FASTEST_S, SLOWEST_S, Look
 from cortex_cli.tui.operator import Operator
 from cortex_cli.tui.palette import FleetCommands
 from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
@@ -36,7 +36,6 @@ from cortex_cli.watch import Lost
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
 from cortex_common.trail import TrailEntry
 
-_SLOWEST_S, _FASTEST_S = 10.0, 0.25
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
 _HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (SHORT_SCREEN, "-tall")]
 
@@ -68,7 +67,7 @@ class Top(App[None]):
         self._known = Known()
         self._choice = Choice()
         self._stale = True
-        self._interval = max(_FASTEST_S, look.interval_s)
+        self._interval = look.pause_s
         self._timer: Timer | None = None
         self._view = "overview"
         requests = RequestTable(operator.requests if look.live else None)
@@ -166,10 +165,14 @@ class Top(App[None]):
         return [model.id] if model else []
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - textual's signature
-        """Grey what a read-only screen or a lost gateway can't do."""
-        if action in DISTURBING and (self._look.read_only or self._known.lost is not None):
-            return None
-        return True
+        """Grey what a read-only screen or a lost gateway can't do; hide what has nothing to act on in this view."""
+        if self._view in VIEWS_WITHOUT.get(action, ()):
+            return False
+        return None if action in DISTURBING and not self._may_disturb else True
+
+    @property
+    def _may_disturb(self) -> bool:
+        return not self._look.read_only and self._known.lost is None
 
     # -- keys --------------------------------------------------------------------------------
 
@@ -295,7 +298,7 @@ class Top(App[None]):
         self._pace(self._interval * 2)
 
     def _pace(self, interval: float) -> None:
-        self._interval = min(_SLOWEST_S, max(_FASTEST_S, interval))
+        self._interval = min(SLOWEST_S, max(FASTEST_S, interval))
         if self._timer is not None:
             self._timer.stop()
         self._timer = self.set_interval(self._interval, self._draw)
@@ -311,6 +314,7 @@ class Top(App[None]):
         for view in ("models", "gpus", "requests", "events"):
             self._picture.table.screen.set_class(view == name, f"view-{view}")
         self._table.focus()
+        self.refresh_bindings()
         self.call_after_refresh(self._draw, anyway=True)
         self.call_after_refresh(self._picture.requests.look)
 
@@ -401,7 +405,7 @@ class Top(App[None]):
     @work
     async def _change_fleet(self, command: Command) -> None:
         snapshot = self.snapshot
-        if self.check_action(command.verb, ()) is not True or snapshot is None:
+        if not self._may_disturb or snapshot is None:
             self._actions.say("this screen is read-only, or the gateway is lost", severity="error")
             return
         await self._actions.obey(command, snapshot)

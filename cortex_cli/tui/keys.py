@@ -26,13 +26,15 @@ def _key(keys: str, action: str, told: str, *, shown: bool = HIDDEN) -> Binding:
 
 
 KEYS: list[BindingType] = [
+    # First, so that the narrowest screen shows it: whoever sees it finds all others.
+    _key("question_mark", "keys", "keys", shown=SHOWN),
     _key("l", "load", "load", shown=SHOWN),
     _key("u", "unload", "unload", shown=SHOWN),
     _key("p", "pin", "pin", shown=SHOWN),
     _key("e", "evict", "evict", shown=SHOWN),
     _key("c", "cordon", "cordon the node"),
     _key("D", "defrag", "defrag", shown=SHOWN),
-    _key("X", "cancel", "cancel the request"),
+    _key("X", "cancel", "cancel the request", shown=SHOWN),
     _key("L", "logs", "logs", shown=SHOWN),
     _key("d,enter", "describe", "describe", shown=SHOWN),
     _key("slash", "filter", "filter", shown=SHOWN),
@@ -46,7 +48,6 @@ KEYS: list[BindingType] = [
     _key("minus", "slower", "draw less often"),
     _key("z", "zoom", "models alone"),
     _key("colon", "command", "command line", shown=SHOWN),
-    _key("question_mark", "keys", "keys", shown=SHOWN),
     _key("escape", "leave", "back"),
     Binding("1", "view('overview')", "overview", show=False, id="view-overview"),
     Binding("2", "view('models')", "models", show=False, id="view-models"),
@@ -62,6 +63,16 @@ DISTURBING = frozenset(
     {"load", "unload", "pin", "evict", "cordon", "uncordon", "drain", "defrag", "cancel"}
 )
 """Actions that a read-only screen refuses."""
+
+_NO_MODELS = frozenset({"gpus", "requests", "events"})
+VIEWS_WITHOUT = {
+    **dict.fromkeys(("load", "unload", "pin", "evict", "cordon", "mark", "json"), _NO_MODELS),
+    **dict.fromkeys(("sort", "reverse"), _NO_MODELS),
+    "describe": frozenset({"gpus", "events"}),
+    "logs": frozenset({"gpus"}),
+    "cancel": frozenset({"overview", "models", "gpus", "events"}),
+}
+"""Actions on something under the cursor, and the views that show no such thing: nobody acts on what can't be seen."""
 
 
 def remapped(wanted: Mapping[str, str]) -> Mapping[str, str]:

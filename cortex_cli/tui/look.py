@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from cortex_cli.tui.theme import DARK
 
+SLOWEST_S, FASTEST_S = 10.0, 0.25
+"""Bounds of the seconds between two drawings."""
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -26,3 +29,8 @@ class Look:
     theme: str = DARK.name
     live: bool = True
     keys: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pause_s(self) -> float:
+        """How often the fleet need be told: as often as it is drawn."""
+        return min(SLOWEST_S, max(FASTEST_S, self.interval_s))

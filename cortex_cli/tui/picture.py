@@ -99,10 +99,13 @@ class Picture(Vertical):
             return
         with self.app.batch_update():
             short = self.app.size.height < SHORT_SCREEN
-            self._devices.show(snapshot, shown.history, shown.ghosts, compact=short)
-            self.table.show(rows(snapshot, shown.history, shown.choice))
-            title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
-            self.table.border_title = Text(title).markup
+            # What a view hides is drawn when it is shown again.
+            if self._device_box.display:
+                self._devices.show(snapshot, shown.history, shown.ghosts, compact=short)
+            if self.table.display:
+                self.table.show(rows(snapshot, shown.history, shown.choice))
+                title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
+                self.table.border_title = Text(title).markup
             self.requests.narrow(shown.choice.words)
             self.draw_detail(shown)
 

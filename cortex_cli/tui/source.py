@@ -33,15 +33,19 @@ class GatewaySource:
     Args:
         gateway: URL or context; see `client.target`.
         record: also write every snapshot and entry there, one JSON object a line.
+        pause_s: as often as anybody looks; see `watch.news`.
     """
 
-    def __init__(self, gateway: str | None, record: TextIO | None = None) -> None:
+    def __init__(
+        self, gateway: str | None, record: TextIO | None = None, pause_s: float = 0.25
+    ) -> None:
         self._gateway = gateway
+        self._pause_s = pause_s
         self._record = record
 
     async def follow(self) -> AsyncGenerator[Seen, None]:
         """See `Source.follow`."""
-        async with aclosing(news(self._gateway, again=True)) as told:
+        async with aclosing(news(self._gateway, again=True, pause_s=self._pause_s)) as told:
             async for seen in told:
                 if self._record is not None and not isinstance(seen, Lost):
                     self._record.write(_line(seen) + "\n")

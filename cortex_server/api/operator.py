@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
@@ -39,6 +39,8 @@ from cortex_server.trail import Trail
 LEAST_PAUSE_S = 0.25
 """Changes within it are sent as one snapshot: four a second are as many as anybody can look at."""
 
+MOST_PAUSE_S = 10.0
+
 KEEP_ALIVE_S = 5.0
 """Without a change, a comment goes out this often, so that a reader can tell quiet from dead."""
 
@@ -59,13 +61,17 @@ def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
         return Response(SNAPSHOT.dump_json(verbs.shown()), media_type="application/json")
 
     @router.get("/events", summary="The fleet now and after each change")
-    async def get_events(last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
+    async def get_events(
+        last_event_id: Annotated[str, Header()] = "",
+        pause: Annotated[float, Query(ge=LEAST_PAUSE_S, le=MOST_PAUSE_S)] = LEAST_PAUSE_S,
+    ) -> StreamingResponse:
         """Server-sent events: `fleet`, each a whole snapshot, and `lifecycle`, what was decided, by whom and why.
 
-        With Last-Event-ID, the lifecycle entries that were missed come first.
+        With Last-Event-ID, the lifecycle entries that were missed come first. Changes within `pause` seconds
+        come as one.
         """
         return StreamingResponse(
-            fleet_events(fleet, verbs.shown, trail, last_event_id),
+            fleet_events(fleet, verbs.shown, trail, last_event_id, pause),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -160,7 +166,11 @@ def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:
 
 
 async def fleet_events(
-    fleet: Fleet, show: Callable[[], FleetSnapshot], trail: Trail, last_event_id: str = ""
+    fleet: Fleet,
+    show: Callable[[], FleetSnapshot],
+    trail: Trail,
+    last_event_id: str = "",
+    pause_s: float = LEAST_PAUSE_S,
 ) -> AsyncIterator[bytes]:
     """The event stream of one reader.
 
@@ -169,6 +179,7 @@ async def fleet_events(
         show: gives the snapshot to send.
         trail: whose entries are told.
         last_event_id: of the last event that the reader had, "VERSION.ENTRY"; a new reader begins with what comes.
+        pause_s: changes within so many seconds are one event.
     """
     _, _, read = last_event_id.partition(".")
     noted = int(read) if read.isdigit() else trail.last
@@ -183,7 +194,7 @@ async def fleet_events(
                 noted = entry.id
                 yield _event("lifecycle", snapshot.version, noted, entry.model_dump_json().encode())
             yield _event("fleet", snapshot.version, noted, SNAPSHOT.dump_json(snapshot))
-            await asyncio.sleep(LEAST_PAUSE_S)
+            await asyncio.sleep(pause_s)
             while not await _within(changed, KEEP_ALIVE_S):
                 yield b": nothing new\n\n"
     finally:

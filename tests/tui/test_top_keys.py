@@ -354,6 +354,19 @@ async def test_a_request_is_cancelled_after_a_yes():
         assert not isinstance(app.screen, Confirm)
 
 
+@pytest.mark.parametrize("view", ["3", "4", "5"])
+async def test_no_key_acts_on_a_model_that_is_not_shown(view: str):
+    """Where the models are not shown, their keys ask nothing, and the footer does not offer them."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press(view, "u", "e")
+        await pilot.pause()
+
+        assert not isinstance(app.screen, Confirm)
+        offered = {b.binding.action for b in app.screen.active_bindings.values()}
+        assert ("cancel" in offered, "unload" in offered) == (view == "4", False)
+
+
 async def test_a_read_only_screen_cancels_nothing():
     """With --read-only `X` is refused."""
     app = top(busy_fleet(), read_only=True)

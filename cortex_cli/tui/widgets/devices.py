@@ -60,8 +60,10 @@ class DevicePanel(Static):
                 ]
         drawn = Text("\n").join(lines) if lines else Text("no nodes", style="dim")
         if drawn != self._drawn or drawn.spans != self._drawn.spans:
+            grown = drawn.plain.count("\n") != self._drawn.plain.count("\n")
             self._drawn = drawn
-            self.update(drawn)
+            # A new layout costs more than the picture.
+            self.update(drawn, layout=grown)
 
     def _node_line(self, node: NodeView, width: int) -> Text:
         colors = self.app.theme_variables

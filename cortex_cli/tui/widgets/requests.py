@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from rich.text import Text
 from textual import work
@@ -30,6 +31,9 @@ COLUMNS = (
 _UNDER_WAY = {"queue": "warning", "loading": "warning", "prefill": "warning", "decode": "success"}
 EVERY_S = 1.0
 
+MOST_ENDED = 100
+"""Rows of requests that ended. The newest is the first, so each that ends moves all of them, and each row costs."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestRow:
@@ -50,14 +54,16 @@ class RequestRow:
 
 
 def request_rows(found: RequestList, words: str) -> list[RequestRow]:
-    """Those under way, then those that ended, that hold every word of the filter."""
-    rows = [_row(r) for r in (*found.active, *found.recent)]
+    """Those under way, then the last that ended, that hold every word of the filter."""
     wanted = words.lower().split()
-    return [
-        r
-        for r in rows
-        if all(w in f"{r.id} {r.state} {r.model} {r.key} {r.node}".lower() for w in wanted)
-    ]
+
+    def holds(request: RequestView) -> bool:
+        told = (request.id, state_text(request), request.model, request.key, request.node)
+        text = " ".join(part for part in told if part).lower()
+        return all(word in text for word in wanted)
+
+    ended = islice(filter(holds, found.recent), MOST_ENDED)
+    return [_row(r) for r in (*filter(holds, found.active), *ended)]
 
 
 def _row(request: RequestView) -> RequestRow:

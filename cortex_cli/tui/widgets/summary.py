@@ -43,4 +43,4 @@ class SummaryLine(Static):
             room -= len(fact) + 2
         line.append(" " * max(0, room))
         line.append(tail, style="bold" if mode == "live" else f"bold {theme['warning']}")
-        self.update(line)
+        self.update(line, layout=False)
