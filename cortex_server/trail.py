@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
 from cortex_common.clock import Clock
@@ -75,6 +75,12 @@ class Trail(logging.Handler):
     def since(self, number: int) -> tuple[TrailEntry, ...]:
         """The entries after a number that are still kept, the oldest first."""
         return tuple(entry for entry in self._entries if entry.id > number)
+
+    def recall(self, entries: Iterable[TrailEntry]) -> None:
+        """Begin with what was kept elsewhere, the oldest first."""
+        self._entries.extend(entries)
+        if self._entries:
+            self.last = max(self.last, self._entries[-1].id)
 
     def on_entry(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each entry; it must not block."""

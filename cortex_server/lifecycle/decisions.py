@@ -23,6 +23,7 @@ class Decisions:
     def __init__(self) -> None:
         self._loads: dict[InstanceId, Load] = {}
         self._waits: OrderedDict[str, tuple[DecisionView, ...]] = OrderedDict()
+        self._fresh: dict[str, None] = {}
 
     def begun(self, order: Order) -> None:
         """A load was begun."""
@@ -66,10 +67,29 @@ class Decisions:
             why=load.why if load is not None else otherwise,
             evicted=load.evictions if load is not None else (),
         )
+        self.keep(request, decision)
+
+    def keep(self, request: str, decision: DecisionView) -> None:
+        """Remember how a wait ended."""
         self._waits[request] = (*self._waits.pop(request, ()), decision)
+        self._fresh[request] = None
         if len(self._waits) > KEPT:
-            self._waits.popitem(last=False)
+            self._fresh.pop(self._waits.popitem(last=False)[0], None)
 
     def of(self, request: str) -> tuple[DecisionView, ...]:
         """The waits of a request, the first first; none when it had none, or is forgotten."""
         return self._waits.get(request, ())
+
+    def recall(self, waits: Mapping[str, tuple[DecisionView, ...]]) -> None:
+        """Begin with what was kept elsewhere, the oldest first."""
+        self._waits.update(waits)
+
+    def fresh(self) -> Mapping[str, tuple[DecisionView, ...]]:
+        """What nobody has `kept` elsewhere yet."""
+        return {request: self._waits[request] for request in self._fresh}
+
+    def kept(self, waits: Mapping[str, tuple[DecisionView, ...]]) -> None:
+        """These were; a wait that came meanwhile stays fresh."""
+        for request, known in waits.items():
+            if self._waits.get(request) == known:
+                self._fresh.pop(request, None)

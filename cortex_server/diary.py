@@ -1,0 +1,152 @@
+"""What happened, written down now and then, so that it can be told after a restart: see `Diary`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from pydantic import TypeAdapter
+
+from cortex_common.operator import DecisionView
+from cortex_common.trail import TrailEntry
+from cortex_server import trail as trails
+from cortex_server.dataplane import journal as journals
+from cortex_server.dataplane.journal import Journal, RequestLine
+from cortex_server.lifecycle import decisions as waits
+from cortex_server.lifecycle.decisions import Decisions
+from cortex_server.trail import Trail
+
+log = logging.getLogger("cortex.store")
+
+WRITE_EVERY_S = 2.0
+"""What a crash of the gateway may lose."""
+
+_SCHEMA = """
+create table if not exists trail (id integer primary key, entry text not null);
+create table if not exists requests (id integer primary key, line text not null);
+create table if not exists waits (request text primary key, decisions text not null);
+"""
+
+_PRUNE = (
+    ("trail", trails.KEPT),
+    ("requests", journals.KEPT),
+    ("waits", waits.KEPT),
+)
+
+_DECISIONS = TypeAdapter(tuple[DecisionView, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What is new since the last time that something was written; the first line's number is `first`."""
+
+    entries: Sequence[TrailEntry]
+    first: int
+    lines: Sequence[RequestLine]
+    waits: Mapping[str, tuple[DecisionView, ...]]
+
+
+class Diary:
+    """A SQLite file with as much of the trail, of ended requests and of what they waited for as the gateway remembers.
+
+    Those who remember know nothing of it. Every few seconds it looks at what is new there and writes that in a thread,
+    so that neither a request nor a decision waits for a disk; of more requests than are remembered the last are kept.
+
+    Args:
+        path: the file.
+        trail, journal, decisions: who remember.
+    """
+
+    def __init__(self, path: Path, trail: Trail, journal: Journal, decisions: Decisions) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False)
+        self._db.execute("pragma journal_mode = wal")
+        self._db.executescript(_SCHEMA)
+        self._trail = trail
+        self._journal = journal
+        self._decisions = decisions
+        self._noted = 0
+        self._line: RequestLine | None = None
+        self._lines = 0
+
+    def recall(self) -> None:
+        """Remind them of what was written down before."""
+        entries = self._column("select entry from trail order by id")
+        self._trail.recall([TrailEntry.model_validate_json(text) for text in entries])
+        self._noted = self._trail.last
+        lines = self._column("select line from requests order by id")
+        self._journal.recent.extend(msgspec.json.decode(x, type=RequestLine) for x in lines)
+        self._line = self._journal.recent[-1] if self._journal.recent else None
+        self._lines = self._db.execute("select max(id) from requests").fetchone()[0] or 0
+        rows = self._db.execute("select request, decisions from waits order by rowid")
+        self._decisions.recall({name: _DECISIONS.validate_json(text) for name, text in rows})
+
+    async def run(self) -> None:
+        """Write every few seconds; runs until cancelled."""
+        failing = False
+        while True:
+            await asyncio.sleep(WRITE_EVERY_S)
+            try:
+                await self.write()
+                failing = False
+            except sqlite3.Error:
+                if not failing:
+                    log.exception("diary_not_written")
+                failing = True
+
+    async def write(self) -> None:
+        """Write what is new.
+
+        Raises:
+            sqlite3.Error: the disk is full, say; the next time tries again.
+        """
+        page = self._page()
+        await asyncio.to_thread(self._write, page)
+        self._written(page)
+
+    def close(self) -> None:
+        """Write the rest and close the file."""
+        # Perhaps once more what a thread is just writing: everything has its number, so that changes nothing.
+        self._write(self._page())
+        self._db.close()
+
+    def _page(self) -> _Page:
+        lines = []
+        for line in reversed(self._journal.recent):
+            if line is self._line:
+                break
+            lines.append(line)
+        entries = self._trail.since(self._noted)
+        return _Page(entries, self._lines + 1, lines[::-1], self._decisions.fresh())
+
+    def _written(self, page: _Page) -> None:
+        if page.entries:
+            self._noted = page.entries[-1].id
+        if page.lines:
+            self._line = page.lines[-1]
+            self._lines += len(page.lines)
+        self._decisions.kept(page.waits)
+
+    def _write(self, page: _Page) -> None:
+        if not (page.entries or page.lines or page.waits):
+            return
+        encode = msgspec.json.Encoder().encode
+        entries = [(e.id, e.model_dump_json(exclude_defaults=True)) for e in page.entries]
+        lines = [(n, encode(line).decode()) for n, line in enumerate(page.lines, page.first)]
+        decisions = [(name, _DECISIONS.dump_json(d).decode()) for name, d in page.waits.items()]
+        with self._lock, self._db:
+            self._db.executemany("insert or replace into trail values (?, ?)", entries)
+            self._db.executemany("insert or replace into requests values (?, ?)", lines)
+            self._db.executemany("insert or replace into waits values (?, ?)", decisions)
+            for table, kept in _PRUNE:
+                oldest = f"select rowid from {table} order by rowid desc limit 1 offset {kept}"  # noqa: S608 - our names
+                self._db.execute(f"delete from {table} where rowid <= ({oldest})")  # noqa: S608 - as above
+
+    def _column(self, query: str) -> list[str]:
+        return [row[0] for row in self._db.execute(query)]

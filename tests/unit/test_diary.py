@@ -1,0 +1,97 @@
+"""What the gateway remembers of what happened outlasts it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cortex_common.clock import SystemClock
+from cortex_common.logs import event
+from cortex_common.operator import DecisionView
+from cortex_server.dataplane.journal import KEPT, Journal, RequestLine
+from cortex_server.diary import Diary
+from cortex_server.lifecycle.decisions import Decisions
+from cortex_server.trail import KEPT as TRAIL_KEPT
+from cortex_server.trail import Trail
+
+WAITED = DecisionView(at=1.0, model="m", waited_s=2.0, instance="m-1", why="most room")
+log = logging.getLogger("cortex.lifecycle")
+
+
+class Memory:
+    """Everything that a gateway remembers, with the diary that goes with it."""
+
+    def __init__(self, path: Path) -> None:
+        self.trail = Trail(SystemClock())
+        self.journal = Journal(asyncio.get_running_loop())
+        self.decisions = Decisions()
+        self.diary = Diary(path, self.trail, self.journal, self.decisions)
+        self.diary.recall()
+
+    def happens(self, number: int) -> None:
+        """An event, a request, and its wait."""
+        self.trail.begin()
+        event(log, "evicting", number=number)
+        self.trail.end()
+        line = RequestLine(
+            ts=datetime.now(UTC),
+            request=f"r{number}",
+            route="/v1",
+            outcome="ok",
+            total_latency_ms=1.0,
+        )
+        self.journal.recent.append(line)
+        self.decisions.keep(f"r{number}", WAITED)
+
+
+async def test_events_requests_and_waits_outlast_the_gateway(tmp_path: Path):
+    """A second gateway tells them in their order, numbers its own events after them, and goes on writing."""
+    first = Memory(tmp_path / "story")
+    for number in range(3):
+        first.happens(number)
+    first.diary.close()
+    second = Memory(tmp_path / "story")
+    second.happens(3)
+    second.decisions.keep("r0", WAITED)
+    second.diary.close()
+    third = Memory(tmp_path / "story")
+    entries = third.trail.since(0)
+    assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
+    assert [e.id for e in entries] == sorted({e.id for e in entries})
+    assert [line.request for line in third.journal.recent] == ["r0", "r1", "r2", "r3"]
+    assert [len(third.decisions.of(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
+    third.diary.close()
+
+
+async def test_the_file_has_a_bound(tmp_path: Path):
+    """However many requests there were, no more are kept than the gateway remembers."""
+    memory = Memory(tmp_path / "story")
+    for _ in range(3):
+        for number in range(KEPT):
+            memory.happens(number)
+        await memory.diary.write()
+    memory.diary.close()
+    with sqlite3.connect(tmp_path / "story") as db:
+        counts = [
+            db.execute(f"select count(*) from {table}").fetchone()[0]
+            for table in ("trail", "requests", "waits")
+        ]
+    assert counts == [TRAIL_KEPT, KEPT, KEPT]
+
+
+async def test_what_is_written_while_it_runs_is_written_once(tmp_path: Path):
+    """A crash loses only what came after the last writing, and a second writing adds nothing."""
+    memory = Memory(tmp_path / "story")
+    memory.happens(1)
+    await memory.diary.write()
+    with sqlite3.connect(tmp_path / "story") as db:
+        assert db.execute("select count(*) from requests").fetchall() == [(1,)]
+    memory.happens(2)
+    await memory.diary.write()
+    await memory.diary.write()
+    memory.diary.close()
+    with sqlite3.connect(tmp_path / "story") as db:
+        assert db.execute("select count(*) from requests").fetchall() == [(2,)]
