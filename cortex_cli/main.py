@@ -58,9 +58,7 @@ COMMANDS = {
     "events": Entry(
         "events", "Daily use", "Show what happened in the fleet, by whose wish and why"
     ),
-    "logs": Entry(
-        "logs", "Daily use", "Show what the gateway or a node logged, or what an engine wrote"
-    ),
+    "logs": Entry("logs", "Daily use", "Show what the gateway, a node or an engine wrote"),
     "doctor": Entry(
         "doctor",
         "Running cortex",

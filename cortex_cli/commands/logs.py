@@ -52,7 +52,7 @@ def logs(
     json: options.Json = False,
     no_headers: options.NoHeaders = False,
 ) -> None:
-    """Show what the gateway or a node logged, or what an engine wrote."""
+    """Show what the gateway, a node or an engine wrote."""
     if level not in LEVELS:
         raise typer.BadParameter(f"say one of {', '.join(LEVELS)}", param_hint="--level")
     first = time.time() - seconds_of(since, "--since") if since else 0.0

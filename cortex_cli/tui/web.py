@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -10,10 +11,13 @@ import sys
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from textual_serve.app_service import AppService
 from textual_serve.server import Server
 
 from cortex_common.errors import ConfigError
 
+_HEARTBEAT_S = 15.0
+_AGAIN_S = 1.0
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -32,11 +36,46 @@ class GuardedServer(Server):
         super().__init__(command, host=host, port=port, title="cortex top")
         self._key = key
 
+    async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
+        """Run an app for one visitor, and end it when the visitor leaves."""
+        websocket = web.WebSocketResponse(heartbeat=_HEARTBEAT_S)
+        await websocket.prepare(request)
+
+        async def hang_up() -> None:
+            await websocket.close()
+
+        service = AppService(
+            self.command,
+            write_bytes=websocket.send_bytes,
+            write_str=websocket.send_str,
+            close=hang_up,
+            download_manager=self.download_manager,
+        )
+        await service.start(_cells(request, "width", 80), _cells(request, "height", 24))
+        try:
+            await self._process_messages(websocket, service)
+        finally:
+            await _end(service)
+        return websocket
+
     async def _make_app(self) -> web.Application:
         app = await super()._make_app()
         if self._key is not None:
             app.middlewares.append(guard(self._key))
         return app
+
+
+def _cells(request: web.Request, side: str, otherwise: int) -> int:
+    text = request.query.get(side, "")
+    return int(text) if text.isdecimal() else otherwise
+
+
+async def _end(service: AppService) -> None:
+    """End a visitor's app; while it starts it does not hear that it should, and would go on for ever."""
+    stopping = asyncio.create_task(service.stop())
+    while not (await asyncio.wait({stopping}, timeout=_AGAIN_S))[0]:
+        await service.send_meta({"type": "quit"})
+    await stopping
 
 
 def guard(key: str) -> Middleware:

@@ -391,12 +391,13 @@ def test_the_logs_of_the_daemons_come_through_the_gateway(fleet: DemoFleet):
     assert "gateway_listening" in fleet.cortex("logs", "gateway").stdout
     shown = items(fleet.cortex("logs", node, "-o", "json", "--level", "info"))
     assert {"neuron_listening"} <= {line["event"] for line in shown}
-    with lines_of("logs", node, "-f", "--tail", "0", "-g", fleet.url) as (_, seen):
-        with lines_of("logs", "gateway", "-f", "--tail", "0", "-g", fleet.url) as (_, told):
-            fleet.cortex("models", "load", "demo/bob")
-            until(told, "load_asked")
-        until(seen, "instance_ready")
-    fleet.cortex("models", "unload", "demo/bob")
+    with lines_of("logs", "gateway", "-f", "-g", fleet.url) as (_, seen):
+        until(seen, "gateway_listening")
+        fleet.cortex("keys", "create", "witness", "--scope", "metrics")
+        until(seen, "key=witness")
+    fleet.cortex("keys", "revoke", "witness")
+    with lines_of("logs", node, "-f", "-g", fleet.url) as (_, seen):
+        until(seen, "neuron_listening")
     fleet.cortex("models", "load", "demo/ada")
     assert "mistral.rs version" in fleet.cortex("logs", f"{node}/demo/ada").stdout
     assert fleet.cortex("logs", "demo/ada", "--level", "warn").returncode == 2

@@ -4,14 +4,17 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,8 @@ from sample_fleet import busy_fleet
 
 aiohttp = pytest.importorskip("aiohttp", reason="textual-serve is not installed")
 pytest.importorskip("textual_serve", reason="textual-serve is not installed")
+
+from chromium import browser  # noqa: E402 - as below
 
 from cortex_cli.tui.web import password  # noqa: E402 - only where textual-serve is
 from cortex_common.fleet import SNAPSHOT  # noqa: E402 - as above
@@ -39,8 +44,16 @@ def test_a_header_without_a_password_has_none(header: str):
     assert password(header) == b""
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page that is served, and the process that does."""
+
+    url: str
+    process: psutil.Popen
+
+
 @contextmanager
-def page(tmp_path: Path, key: str | None) -> Iterator[str]:
+def page(tmp_path: Path, key: str | None) -> Iterator[Page]:
     """A recorded fleet served to browsers."""
     recording = tmp_path / "session.jsonl"
     recording.write_text(SNAPSHOT.dump_json(busy_fleet()).decode() + "\n")
@@ -50,7 +63,7 @@ def page(tmp_path: Path, key: str | None) -> Iterator[str]:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
     environ |= {"CORTEX_API_KEY": key} if key else {}
     arguments = ["top", "--web", "--port", str(port), "--replay", str(recording)]
-    with subprocess.Popen(
+    with psutil.Popen(
         [sys.executable, "-m", "cortex_cli", *arguments],
         env=environ,
         stdout=subprocess.DEVNULL,
@@ -58,7 +71,7 @@ def page(tmp_path: Path, key: str | None) -> Iterator[str]:
         text=True,
     ) as process:
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield Page(f"http://127.0.0.1:{port}", process)
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
@@ -79,7 +92,8 @@ async def get(url: str, secret: str | None = None) -> tuple[int, str]:
 
 async def test_the_page_draws_the_fleet(tmp_path: Path):
     """The page loads, and its websocket carries the picture of the fleet."""
-    with page(tmp_path, None) as url:
+    with page(tmp_path, None) as served:
+        url = served.url
         status, text = await get(url)
         assert status == 200
         assert "cortex top" in text
@@ -101,11 +115,43 @@ async def test_the_page_draws_the_fleet(tmp_path: Path):
 
 async def test_the_page_asks_for_the_operator_key(tmp_path: Path):
     """With a key, page and websocket are refused without it and served with it as password."""
-    with page(tmp_path, "the-operator-key") as url:
+    with page(tmp_path, "the-operator-key") as served:
+        url = served.url
         assert (await get(url))[0] == 401
         assert (await get(f"{url}/ws"))[0] == 401
         assert (await get(url, "wrong"))[0] == 401
         assert (await get(url, "the-operator-key"))[0] == 200
+
+
+async def test_a_visitor_who_leaves_leaves_nothing_behind(tmp_path: Path):
+    """Whether the app has drawn or was just starting: it ends with the visit."""
+    with page(tmp_path, None) as served:
+        await get(served.url)
+        async with aiohttp.ClientSession() as http:
+            async with http.ws_connect(f"{served.url}/ws?width=80&height=24"):
+                async with asyncio.timeout(30):
+                    while not served.process.children(recursive=True):
+                        await asyncio.sleep(0.02)
+            async with asyncio.timeout(60):
+                while served.process.children(recursive=True):
+                    await asyncio.sleep(0.1)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+async def test_a_browser_shows_the_fleet_behind_the_key(tmp_path: Path):
+    """A real browser that knows the key gets from the splash to a picture of the fleet."""
+    with page(tmp_path, "the-operator-key") as served:
+        await get(served.url)
+        where = served.url.replace("//", "//any:the-operator-key@")
+        async with browser(tmp_path) as tab:
+            await tab.ask("Network.enable")
+            await tab.ask("Page.navigate", url=where)
+            await tab.until_received(b"Qwen/Qwen3-32B")
+            await tab.until_true("document.body.classList.contains('-first-byte')")
+            picture = await tab.picture()
+        (tmp_path / "page.png").write_bytes(picture)
+
+    assert len(picture) > 30_000, "the splash alone is half of that"
 
 
 def test_without_a_key_the_page_stays_on_this_host():

@@ -31,6 +31,7 @@ class DevicePanel(Static):
         super().__init__(id="devices")
         self._ascii = ascii_only
         self._drawn = Text()
+        self._shape = (0, 0)
         self._colors: dict[str, int] = {}
 
     def show(
@@ -60,10 +61,11 @@ class DevicePanel(Static):
                 ]
         drawn = Text("\n").join(lines) if lines else Text("no nodes", style="dim")
         if drawn != self._drawn or drawn.spans != self._drawn.spans:
-            grown = drawn.plain.count("\n") != self._drawn.plain.count("\n")
             self._drawn = drawn
             # A new layout costs more than the picture.
-            self.update(drawn, layout=grown)
+            shape = (len(lines), max(map(len, lines), default=0))
+            self.update(drawn, layout=shape != self._shape)
+            self._shape = shape
 
     def _node_line(self, node: NodeView, width: int) -> Text:
         colors = self.app.theme_variables

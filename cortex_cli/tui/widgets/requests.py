@@ -31,8 +31,8 @@ COLUMNS = (
 _UNDER_WAY = {"queue": "warning", "loading": "warning", "prefill": "warning", "decode": "success"}
 EVERY_S = 1.0
 
-MOST_ENDED = 100
-"""Rows of requests that ended. The newest is the first, so each that ends moves all of them, and each row costs."""
+ROWS = 100
+"""At least; all under way are shown. The newest that ended stands first of those, so each that ends moves them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,10 @@ def request_rows(found: RequestList, words: str) -> list[RequestRow]:
         text = " ".join(part for part in told if part).lower()
         return all(word in text for word in wanted)
 
-    ended = islice(filter(holds, found.recent), MOST_ENDED)
-    return [_row(r) for r in (*filter(holds, found.active), *ended)]
+    active = list(filter(holds, found.active))
+    # As many lines as before, whatever comes and goes, need no new layout.
+    ended = islice(filter(holds, found.recent), max(0, ROWS - len(active)))
+    return [_row(r) for r in (*active, *ended)]
 
 
 def _row(request: RequestView) -> RequestRow:
