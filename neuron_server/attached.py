@@ -69,6 +69,13 @@ class AttachedEngines:
                 self._hold(instance, registered).life.begin()
         self._save()
 
+    async def close(self) -> None:
+        """Wait for no restart any longer; the service manager carries it out all the same."""
+        tasks = tuple(self._restarts.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def shown(self) -> tuple[AttachedEngine, ...]:
         """GET /harnesses."""
         return tuple(

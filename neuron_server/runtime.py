@@ -111,8 +111,7 @@ class Runtime:
         await self.host.open()
         self._engine_warnings = await self.registry.warnings(self.host.cuda_version)
         await self._books.read({})
-        cgroups = self._supervisor.cgroups
-        self.journal.note("engines_fenced", by=cgroups.root if cgroups else "process groups")
+        self.journal.note("engines_fenced", by=self._supervisor.fence)
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
         if orphans := await self._supervisor.kill_orphans(adopted):
@@ -131,6 +130,7 @@ class Runtime:
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
+        await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
         kept = [h for h in self.holdings if keep or h.instance.attached]
         await asyncio.gather(*(held.life.let_go() for held in kept))

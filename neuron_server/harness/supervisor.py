@@ -78,10 +78,14 @@ class Supervisor:
     Args:
         owner: marks the engines of the neuron's state directory.
         cgroups: where engines get one each; None leaves them with their process group.
+
+    Attributes:
+        fence: what holds an engine's processes together, for people.
     """
 
     def __init__(self, owner: str, cgroups: Cgroups | None = None) -> None:
-        self.cgroups = cgroups
+        self.fence = "process groups" if cgroups is None else str(cgroups.root)
+        self._cgroups = cgroups
         self._owner = owner
 
     def start(self, launch: Launch, log: BinaryIO, instance: str) -> EngineProcess:
@@ -160,10 +164,10 @@ class Supervisor:
         return tuple(sorted(orphans))
 
     def _cgroup(self, instance: str) -> EngineCgroup | None:
-        return None if self.cgroups is None else self.cgroups.of(instance)
+        return None if self._cgroups is None else self._cgroups.of(instance)
 
     def _left(self) -> tuple[tuple[str, EngineCgroup], ...]:
-        return () if self.cgroups is None else tuple(self.cgroups.left())
+        return () if self._cgroups is None else tuple(self._cgroups.left())
 
 
 def _enter(
