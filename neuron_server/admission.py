@@ -26,6 +26,7 @@ async def needs_of(
         here: kinds of the devices that may be chosen: the named ones, or all of the node.
         state: what past loads took.
     """
+    await harness.prepare()  # the engine may have been installed or upgraded since
     count = max(spec.tensor_parallel, len(spec.devices))
     if isinstance(harness, AttachedHarness) and spec.vram_mb is None:
         count = len(spec.devices)

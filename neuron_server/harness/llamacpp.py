@@ -8,20 +8,18 @@ change it, which the supervisor's allow-list keeps away. Flags come and go betwe
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
 from cortex_common.config.neuron import HarnessEntry
-from cortex_common.errors import NotSupported
 from cortex_common.hardware import Device, DeviceKind
 from cortex_common.harness import EngineCapabilities, Launch, Probe
 from cortex_common.models import LoadSpec
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
-from neuron_server.harness.program import has_flag, run_program
+from neuron_server.harness.program import Program, run_program
 from neuron_server.harness.weights import gguf_file, local_path, size_mb
 
 _CUDA_CONTEXT_MB = 600
@@ -50,18 +48,16 @@ class LlamaCppHarness:
         )
         self._env = entry.env
         self._http = http
-        self._binary = str(entry.binary) if entry.binary else shutil.which("llama-server")
-        self._help: str | None = None
+        self._program = Program("llama-server", entry.binary, "--help")
 
     @property
     def program(self) -> str | None:
         """Path of llama-server, where there is one."""
-        return self._binary
+        return self._program.path
 
     async def prepare(self) -> None:
         """Read the flags that this build has."""
-        if self._help is None and self._binary is not None:
-            self._help = (await run_program(self._binary, "--help")) or ""
+        await self._program.look()
 
     def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
         """Under its own name."""
@@ -83,25 +79,13 @@ class LlamaCppHarness:
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """See `Harness.launch`."""
-        if self._binary is None or not Path(self._binary).is_file():
-            raise NotSupported(
-                f"there is no llama-server at {self._binary or 'PATH'} on this node",
-                hints=("set binary of the harness in neuron.toml",),
-            )
-        argv = [self._binary, *_source(spec), "--alias", spec.model_id]
-        argv += [
-            "--host",
-            host,
-            "--port",
-            str(port),
-            *_size(spec),
-            *_placement(devices),
-            "--metrics",
-        ]
-        argv += self._where_known("-fit", "off")
-        argv += self._where_known("--no-ui") or self._where_known("--no-webui")
+        where_known = self._program.where_known
+        argv = [self._program.required(), *_source(spec), "--alias", spec.model_id]
+        argv += ["--host", host, "--port", str(port), *_size(spec), *_placement(devices)]
+        argv += ["--metrics", *where_known("-fit", "off")]
+        argv += where_known("--no-ui") or where_known("--no-webui")
         if not gpu_count(devices):
-            argv += self._where_known("-dev", "none")
+            argv += where_known("-dev", "none")
         environment = device_environment(devices) | self._env | spec.env
         return Launch(argv=(*argv, *spec.args), env=environment)
 
@@ -128,14 +112,10 @@ class LlamaCppHarness:
             return None
         return sum(bool(slot.get("is_processing")) for slot in response.json())
 
-    def _where_known(self, flag: str, *values: str) -> list[str]:
-        """The flag, when this build has it."""
-        return [flag, *values] if has_flag(self._help or "", flag) else []
-
     async def _fit_params(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        if self._binary is None:
+        if self._program.path is None:
             return None
-        program = Path(self._binary).with_name("llama-fit-params")
+        program = Path(self._program.path).with_name("llama-fit-params")
         if not program.is_file():
             return None
         layers = _ALL_LAYERS if kind is DeviceKind.CUDA else "0"

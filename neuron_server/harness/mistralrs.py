@@ -10,21 +10,19 @@ page on request, where 0.9 has --no-ui; knows no --quant, and wants to be told t
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import httpx
 
 from cortex_common.config.neuron import HarnessEntry
-from cortex_common.errors import BadRequest, NotSupported
+from cortex_common.errors import BadRequest
 from cortex_common.hardware import Device, DeviceKind
 from cortex_common.harness import EngineCapabilities, Launch, Probe
 from cortex_common.models import LoadSpec
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
-from neuron_server.harness.program import has_flag, run_program
+from neuron_server.harness.program import Program
 from neuron_server.harness.weights import gguf_file, local_path, size_mb
 
 CAPABILITIES = EngineCapabilities(
@@ -47,7 +45,6 @@ _RUNNING = (
     "mistralrs_sequences_waiting",
     "mistralrs_requests_pending_admission",
 )
-_FLAGS_0_9 = frozenset({"--no-ui", "--quant"})
 _CUDA_CONTEXT_MB = 800
 _LEAST_KV_MB = 256
 
@@ -60,18 +57,18 @@ class MistralrsHarness:
         self.capabilities = CAPABILITIES
         self._env = entry.env
         self._http = http
-        self._binary = str(entry.binary) if entry.binary else shutil.which("mistralrs")
-        self._help: str | None = None
+        self._program = Program(
+            "mistralrs", entry.binary, "serve", "--help", assumed=frozenset({"--no-ui", "--quant"})
+        )
 
     @property
     def program(self) -> str | None:
         """Path of mistralrs, where there is one."""
-        return self._binary
+        return self._program.path
 
     async def prepare(self) -> None:
         """Read the flags that this build has."""
-        if self._help is None and self._binary is not None:
-            self._help = await run_program(self._binary, "serve", "--help")
+        await self._program.look()
 
     def served_as(self, spec: LoadSpec) -> str | None:
         """Its id is what -m was given; "default" is always the one model of the process."""
@@ -92,13 +89,8 @@ class MistralrsHarness:
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """See `ProcessHarness.launch`."""
-        if self._binary is None or not Path(self._binary).is_file():
-            raise NotSupported(
-                f"there is no mistralrs at {self._binary or 'PATH'} on this node",
-                hints=("set binary of the harness in neuron.toml",),
-            )
-        argv = [self._binary, "serve", "--host", host, "-p", str(port)]
-        argv += ["--no-ui"] if self._has("--no-ui") else []
+        argv = [self._program.required(), "serve", "--host", host, "-p", str(port)]
+        argv += self._program.where_known("--no-ui")
         argv += ["-m", _model_argument(spec), *self._format(spec)]
         if spec.parallel is not None:
             argv += ["--max-seqs", str(spec.parallel)]
@@ -126,19 +118,16 @@ class MistralrsHarness:
             return None
         return sum_series(response.text, _RUNNING)
 
-    def _has(self, flag: str) -> bool:
-        """Whether this build has a flag; one that could not be asked is taken for 0.9."""
-        return flag in _FLAGS_0_9 if self._help is None else has_flag(self._help, flag)
-
     def _format(self, spec: LoadSpec) -> list[str]:
         if _is_gguf(spec):
-            told = ["--format", "gguf"] if self._has("--format") else []
+            told = self._program.where_known("--format", "gguf")
             return [*told, "-f", gguf_file(spec).name]
         if spec.file is not None:
             return ["-f", spec.file]
         if spec.quant is None:
             return []
-        return ["--quant" if self._has("--quant") else "--isq", _level(spec.quant)]
+        level = _level(spec.quant)
+        return self._program.where_known("--quant", level) or ["--isq", level]
 
     def _kv_cache(self, spec: LoadSpec) -> list[str]:
         weights = self.weights_mb(spec)

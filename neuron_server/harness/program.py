@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
+from cortex_common.errors import NotSupported
 from cortex_common.harness import Launch
 from neuron_server.harness.supervisor import engine_environment
 
@@ -42,9 +44,70 @@ async def run_program(program: str, *arguments: str) -> str | None:
     return output.decode("utf-8", "replace") if child.returncode == 0 else None
 
 
-def has_flag(help_text: str, flag: str) -> bool:
-    """Whether a program's --help names a flag."""
-    return re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", help_text) is not None
+class Program:
+    """An engine's program: where it is, and which flags this build of it has.
+
+    Args:
+        name: on PATH, where no path is configured.
+        configured: the operator's path.
+        asked: the arguments that make it print its flags.
+        assumed: the flags that count as known while it could not be asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        configured: Path | None,
+        *asked: str,
+        assumed: frozenset[str] = frozenset(),
+    ) -> None:
+        self._name = name
+        self._configured = configured
+        self._asked = asked
+        self._assumed = assumed
+        self._help: str | None = None
+        self._looked_at: tuple[str, int] | None = None
+
+    @property
+    def path(self) -> str | None:
+        """Where it is, or where the operator says that it is."""
+        return str(self._configured) if self._configured else shutil.which(self._name)
+
+    def required(self) -> str:
+        """Its path.
+
+        Raises:
+            NotSupported: it is not there.
+        """
+        path = self.path
+        if path is None or not Path(path).is_file():
+            raise NotSupported(
+                f"there is no {self._name} at {path or 'PATH'} on this node",
+                hints=("set binary of the harness in neuron.toml",),
+            )
+        return path
+
+    async def look(self) -> None:
+        """Ask it for its flags, unless it is the one that was asked before."""
+        build = self._build()
+        if build != self._looked_at:
+            self._help = None if build is None else await run_program(build[0], *self._asked)
+            self._looked_at = build
+
+    def _build(self) -> tuple[str, int] | None:
+        """What changes with an upgrade; None where there is no program."""
+        path = self.path
+        try:
+            return None if path is None else (path, Path(path).stat().st_mtime_ns)
+        except OSError:
+            return None
+
+    def where_known(self, flag: str, *values: str) -> list[str]:
+        """The flag with its values, when this build has it."""
+        if self._help is None:
+            return [flag, *values] if flag in self._assumed else []
+        known = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", self._help)
+        return [flag, *values] if known else []
 
 
 async def linked_cuda(program: str) -> int | None:

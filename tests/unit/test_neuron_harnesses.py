@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -184,7 +185,7 @@ def test_mistralrs_gets_a_size_for_its_cache(http: httpx.AsyncClient, program: P
 async def test_mistralrs_is_asked_for_its_flags(
     http: httpx.AsyncClient, tmp_path: Path, weights: Path
 ):
-    """0.8 has no page to switch off, quantises with --isq only, and wants GGUF files announced."""
+    """0.8 has no page to switch off, quantises with --isq only, and wants GGUF announced; upgrades are noticed."""
     program = tmp_path / "mistralrs"
     program.write_text(
         "#!/bin/sh\necho '      --isq <ISQ>  --format <FORMAT>  --ui  --no-kv-cache'\n"
@@ -196,6 +197,11 @@ async def test_mistralrs_is_asked_for_its_flags(
     assert local.argv[-5:] == ("--format", "gguf", "-f", "model.gguf", "--cpu")
     remote = harness.launch(LoadSpec(model_id="org/m", harness="r", quant="Q8_0"), CPU, "h", 1)
     assert " ".join(remote.argv[1:]) == "serve --host h -p 1 -m org/m --isq 8 --cpu"
+    program.write_text("#!/bin/sh\necho '  --no-ui  --quant <LEVEL>  --isq <ISQ>'\n")
+    os.utime(program, ns=(1, 1))
+    await harness.prepare()
+    upgraded = harness.launch(LoadSpec(model_id="org/m", harness="r", quant="Q8_0"), CPU, "h", 1)
+    assert " ".join(upgraded.argv[5:]) == "1 --no-ui -m org/m --quant 8 --cpu"
 
 
 def test_listings_of_mistralrs_are_cleaned():
