@@ -47,8 +47,8 @@ class EngineCgroup:
     def pids(self) -> frozenset[int]:
         """Its processes, zombies left out; none once it is gone."""
         found: set[int] = set()
-        for directory in (self._path, *_below(self._path)):
-            with contextlib.suppress(FileNotFoundError, OSError):
+        for directory in _directories(self._path):
+            with contextlib.suppress(OSError):
                 found.update(map(int, (directory / "cgroup.procs").read_bytes().split()))
         return frozenset(found)
 
@@ -63,7 +63,7 @@ class EngineCgroup:
 
     def remove(self) -> None:
         """Remove it and what the engine made below it; one that is not empty stays."""
-        for directory in (*sorted(_below(self._path), reverse=True), self._path):
+        for directory in reversed(_directories(self._path)):
             with contextlib.suppress(OSError):
                 directory.rmdir()
 
@@ -158,7 +158,6 @@ def _is_delegated(path: Path) -> bool:
     return False
 
 
-def _below(path: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return [found for found in path.rglob("*") if found.is_dir()]
-    return []
+def _directories(path: Path) -> list[Path]:
+    """A cgroup and all below it, each before what is below it; empty when it is gone."""
+    return [Path(found) for found, _, _ in os.walk(path)]
