@@ -212,6 +212,14 @@ def of_tally(tally: Tally) -> Iterator[Metric]:
     for outcome, count in tally.drains.items():
         drains.add_metric([outcome], count)
     yield drains
+    restarts = CounterMetricFamily(
+        "cortex_defrag_restarts",
+        "Restarts of attached engines that were asked for",
+        labels=["node", "harness", "outcome"],
+    )
+    for told, count in tally.restarts.items():
+        restarts.add_metric(list(told), count)
+    yield restarts
 
 
 def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
@@ -227,6 +235,15 @@ def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
             if (value := read(device)) is not None:
                 gauge.add_metric([node_name, str(device.index)], value)
         yield gauge
+    cycles = GaugeMetricFamily(
+        "cortex_attached_engine_cycles",
+        "Loads and unloads in an attached engine since it started",
+        labels=["node", "harness"],
+    )
+    for node in fleet.nodes:
+        for engine in node.engines:
+            cycles.add_metric([node.name, engine.harness], engine.cycles)
+    yield cycles
     yield from _of_instances(fleet)
 
 

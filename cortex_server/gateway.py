@@ -36,6 +36,7 @@ from cortex_server.fleet.roster import Roster
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
 from cortex_server.lifecycle.renewal import Renewal
+from cortex_server.lifecycle.restarts import Restarts
 from cortex_server.lifecycle.verbs import Verbs
 from cortex_server.metrics import Metrics
 from cortex_server.otel import spans
@@ -125,7 +126,8 @@ class Gateway:
             if story is None
             else Diary(story, self.trail, self.plane.journal, self.conductor.decisions)
         )
-        self._verbs = Verbs(self.fleet, self.conductor, clock)
+        self._restarts = Restarts(self.fleet, self.conductor, clock)
+        self._verbs = Verbs(self.fleet, self.conductor, self._restarts, clock)
         self.app = create_app(
             self.fleet,
             lambda: self.plane,
@@ -178,6 +180,7 @@ class Gateway:
                 "lag": self.plane.watch_lag(),
                 "usage": self.desk.run(),
                 "renewal": self._renewal.run(),
+                "restarts": self._restarts.run(),
             }
             if self._diary is not None:
                 work["diary"] = self._diary.run()

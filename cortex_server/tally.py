@@ -19,6 +19,8 @@ class Tally:
         load_seconds: of the loads that became ready, by model and node.
         unloads: by node and reason: "room" for evictions that make room, "idle", "operator", "defrag", "drain",
             "profile".
+        restarts: of engines of somebody else, by node, harness and outcome: "restarted", "kept" when another
+            gateway had it done, "busy" when requests did not end in time, "failed".
         drains: by outcome: "idle" when the requests ended in time, "busy" when they did not.
     """
 
@@ -27,6 +29,7 @@ class Tally:
         self.load_seconds: dict[tuple[str, str], Histogram] = {}
         self.unloads: Counter[tuple[str, str]] = Counter()
         self.drains: Counter[str] = Counter()
+        self.restarts: Counter[tuple[str, str, str]] = Counter()
 
     def reported(self, node: str, before: NodeStatus | None, now: NodeStatus) -> None:
         """Count the loads that ended between two reports of a node."""

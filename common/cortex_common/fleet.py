@@ -91,6 +91,17 @@ class InstanceView:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineView:
+    """An engine that somebody else runs and a node drives. See `models.AttachedEngine`."""
+
+    harness: str
+    reachable: bool = True
+    restartable: bool = False
+    restarting: bool = False
+    cycles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A host that runs a neuron, or a server of somebody else.
 
@@ -99,6 +110,7 @@ class NodeView:
         reason: why it is not up.
         seen_at: Unix seconds of the last message from it.
         cordoned: no new instances are placed on it.
+        engines: of somebody else, that it drives.
     """
 
     name: str
@@ -115,6 +127,7 @@ class NodeView:
     harnesses: tuple[str, ...] = ()
     devices: tuple[DeviceView, ...] = ()
     instances: tuple[InstanceView, ...] = ()
+    engines: tuple[EngineView, ...] = ()
     warnings: tuple[str, ...] = ()
     cordoned: bool = False
     upstream: bool = False

@@ -259,13 +259,15 @@ class DecisionView(Wire):
 
 
 class DefragWish(StrictWire):
-    """POST /operator/v1/plan/defrag: moves that make one large free block. Changes nothing.
+    """POST /operator/v1/plan/defrag: moves that make one large free block, and restarts of attached engines.
+
+    Changes nothing.
 
     Attributes:
-        model: make room for this model; the largest block that the budget can make when absent.
+        model: make room for this model, and restart nothing; the largest block that the budget can make when absent.
         node: make the block there.
         max_moves: at most so many instances move.
-        max_seconds: at most so many seconds of loading.
+        max_seconds: at most so many seconds of loading, moves and restarts together.
         across: instances may move to other nodes.
     """
 
@@ -321,16 +323,39 @@ class DeviceRoomView(Wire):
     after_mb: int
 
 
-class DefragView(Wire):
-    """Moves and what they gain.
+class RestartView(Wire):
+    """An engine of somebody else whose memory its loads and unloads have scattered.
 
     Attributes:
-        plan: id of exactly these moves on exactly this state; empty when there is nothing to be done.
+        cycles: how many there were since it started.
+        models: what is in it, and is loaded again afterwards.
+        in_flight: requests that are waited for first.
+        interruption_s: seconds that its models are expected to be away; requests for them wait.
+        chosen: it is part of the plan.
+        why: the reason for that.
+    """
+
+    node: str
+    harness: str
+    cycles: int
+    models: tuple[str, ...] = ()
+    in_flight: int = 0
+    interruption_s: float = 0.0
+    chosen: bool = False
+    why: str = ""
+
+
+class DefragView(Wire):
+    """Moves and what they gain, and engines to be restarted after them.
+
+    Attributes:
+        plan: id of exactly these moves and restarts on exactly this state; empty when there is nothing to be done.
         node, device: where the block comes to be.
         before_mb: the largest free block before.
         after_mb: the block afterwards.
         why: what the plan does, or why there is none.
-        done: the moves have been made.
+        restarts: attached engines with more loads and unloads than `[eviction] defrag_after_cycles`.
+        done: the moves and restarts have been made.
     """
 
     plan: str = ""
@@ -340,6 +365,7 @@ class DefragView(Wire):
     after_mb: int = 0
     why: str
     moves: tuple[MoveView, ...] = ()
+    restarts: tuple[RestartView, ...] = ()
     devices: tuple[DeviceRoomView, ...] = ()
     seconds: float | None = None
     done: bool = False

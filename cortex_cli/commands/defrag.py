@@ -24,13 +24,11 @@ app = verb()
 )
 def defrag(
     *,
-    model: Annotated[
-        str | None, typer.Option("--for", metavar="MODEL", help="Make room for it")
-    ] = None,
+    model: options.RoomFor = None,
     node: options.OnNode = None,
     max_moves: Annotated[int, typer.Option(min=1, max=8, help="At most so many moves")] = 3,
     max_time: Annotated[str, typer.Option(help="At most so much loading, like 10m")] = "10m",
-    across: Annotated[bool, typer.Option("--across", help="Also to other nodes")] = False,
+    across: options.Across = False,
     apply: Annotated[
         str | None,
         typer.Option(metavar="PLAN", help="Make exactly the moves that this plan showed"),
@@ -43,7 +41,7 @@ def defrag(
 ) -> None:
     """Move instances until free memory is in one piece.
 
-    The moves are shown first; only those are made.
+    The moves are shown first, with the restarts of attached engines that are due; only those are made.
     """
     wish = DefragWish(
         model=model,
@@ -58,10 +56,18 @@ def defrag(
         return
     plan = run(_plan(gateway, wish))
     _write(plan, form)
-    if dry_run or not plan.moves:
+    if dry_run or not plan.plan:
         return
-    confirm(f"make these {len(plan.moves)} moves?", yes=yes)
+    confirm(question(plan), yes=yes)
     _write(run(_apply(gateway, wish, plan.plan)), form)
+
+
+def question(plan: DefragView) -> str:
+    """What is asked before it is done."""
+    restarts = sum(r.chosen for r in plan.restarts)
+    parts = [f"make these {len(plan.moves)} moves"] if plan.moves else []
+    parts += [f"restart {restarts} attached engine{'s' * (restarts != 1)}"] if restarts else []
+    return f"{' and '.join(parts)}?"
 
 
 def _write(found: DefragView, form: Output) -> None:

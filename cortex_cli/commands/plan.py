@@ -13,8 +13,17 @@ from cortex_cli.client import connect, run
 from cortex_cli.listing import stdout_paint
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
+from cortex_cli.render.defrag import defrag_text
 from cortex_cli.render.plan import PLANS, cost, drain_text, plan_text
-from cortex_common.operator import DrainPlan, EvictModel, PlanLoad, PlannedEviction, PlanView
+from cortex_common.operator import (
+    DefragView,
+    DefragWish,
+    DrainPlan,
+    EvictModel,
+    PlanLoad,
+    PlannedEviction,
+    PlanView,
+)
 
 app = noun("See what would be done, and why")
 
@@ -87,6 +96,28 @@ def drain(
 
     plan = run(found())
     text = plan.model_dump_json(indent=2) if json else drain_text(plan)
+    sys.stdout.write(f"{text}\n")
+
+
+@app.command(
+    "defrag", epilog="The same as `cortex defrag --dry-run`. Example: `cortex plan defrag`"
+)
+def defrag(
+    *,
+    model: options.RoomFor = None,
+    node: options.OnNode = None,
+    across: options.Across = False,
+    gateway: options.Gateway = None,
+    json: options.Json = False,
+) -> None:
+    """Show the moves that make one large free block, and the attached engines that are due for a restart."""
+
+    async def found() -> DefragView:
+        async with connect(gateway) as client:
+            return await client.plan_defrag(DefragWish(model=model, node=node, across=across))
+
+    plan = run(found())
+    text = plan.model_dump_json(indent=2) if json else defrag_text(plan, stdout_paint())
     sys.stdout.write(f"{text}\n")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cortex_cli.output import Kind
 from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.operator import DefragView, DeviceRoomView, MoveView
+from cortex_common.operator import DefragView, DeviceRoomView, MoveView, RestartView
 from cortex_common.units import show_duration, show_mib
 
 _BAR = 24
@@ -57,6 +57,17 @@ def move_line(move: MoveView) -> str:
     )
 
 
+def restart_line(restart: RestartView) -> str:
+    """One restart in words."""
+    models = ", ".join(restart.models) or "nothing in it"
+    if not restart.chosen:
+        return printable(f"{restart.node}/{restart.harness} is not restarted: {restart.why}")
+    return printable(
+        f"restarts {restart.harness} on {restart.node} and loads {models} again"
+        f" (about {show_duration(restart.interruption_s)}, requests wait): {restart.why}"
+    )
+
+
 def _room(device: DeviceRoomView, paint: Paint) -> str:
     def bar(available: int) -> str:
         free = round(_BAR * available / device.total_mb) if device.total_mb else 0
@@ -76,6 +87,8 @@ def defrag_text(defrag: DefragView, paint: Paint) -> str:
     changed = [d for d in defrag.devices if d.before_mb != d.after_mb]
     if changed:
         lines += ["", *(_room(d, paint) for d in changed)]
+    if defrag.restarts:
+        lines += ["", *(restart_line(r) for r in defrag.restarts)]
     if defrag.plan and not defrag.done:
         lines += ["", f"plan {defrag.plan}"]
     return "\n".join(lines)

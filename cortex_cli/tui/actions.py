@@ -10,7 +10,7 @@ from textual.app import App
 
 from cortex_cli.paint import Paint
 from cortex_cli.render.defrag import headline as headline_of_defrag
-from cortex_cli.render.defrag import move_line
+from cortex_cli.render.defrag import move_line, restart_line
 from cortex_cli.render.plan import cost, headline, plan_text
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.commands import Command, Verb
@@ -175,12 +175,13 @@ class Actions:
         plan = await self._try(self._operator.plan_defrag(wish), line)
         if plan is None:
             return
-        if not plan.moves:
+        if not plan.plan:
             self.say(plan.why, title=line)
             return
         self._show_ghosts([Ghost(m.to_node, m.to_device, m.model, m.mb) for m in plan.moves])
         try:
             details = [headline_of_defrag(plan), *map(move_line, plan.moves)]
+            details += map(restart_line, plan.restarts)
             agreed = await self._ask("Defragment?", details)
         finally:
             self._show_ghosts(())

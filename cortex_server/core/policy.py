@@ -36,6 +36,7 @@ class Policy:
         max_waiting: requests that may wait for one model.
         backoff_s: pause after a model's first failed load; doubles with each further one.
         max_backoff_s: longest such pause.
+        restart_after_cycles: loads and unloads in an engine of somebody else after which it is restarted; 0 never.
         labels: labels of the nodes, by node name.
     """
 
@@ -46,4 +47,5 @@ class Policy:
     max_waiting: int = 1000
     backoff_s: float = 2.0
     max_backoff_s: float = 300.0
+    restart_after_cycles: int = 50
     labels: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -199,23 +199,29 @@ class Scheduler:
         world = look(self.overlay())
         self._follow_loads(world, now)
         world = look(self.overlay())
+        loading = {u.goal for u in self._loads.values()}
         for queue in self._waiting.queues():
-            if self._serve(queue, world, now):
+            if queue.goal in loading:
+                self._serve_early(queue.goal, world)
+            elif self._serve(queue, world, now):
                 world = look(self.overlay())
 
     def load_of(self, ask: Ask) -> Underway | None:
         """The load that a waiter waits for, if there is one."""
         return next((u for u in self._loads.values() if u.goal == ask.goal), None)
 
+    def _serve_early(self, goal: Goal, world: World) -> None:
+        """Answer those whose load is under way if another instance is ready already.
+
+        Else that load decides: when it is lost, it is planned anew, and not twice while a node is silent.
+        """
+        found = None if goal.another else present(ModelId(goal.model), goal.where, world)
+        if isinstance(found, Serve):
+            self._grant_all(goal, found.instances[0])
+
     def _serve(self, queue: Queue, world: World, now: float) -> bool:
         """Do what can be done for a queue; whether something was decided that others must see."""
         goal = queue.goal
-        if self._has_load(goal):
-            # Its own load decides: when that is lost, it is planned anew, and not twice while a node is silent.
-            found = None if goal.another else present(ModelId(goal.model), goal.where, world)
-            if isinstance(found, Serve):
-                self._grant_all(goal, found.instances[0])
-            return False
         avoid = self._avoided(goal.model, now)
         wish = Wish(
             queue.profile,
@@ -312,9 +318,6 @@ class Scheduler:
     def _wake_by(self, at: float, now: float) -> None:
         if at > now and (self._wake is None or at < self._wake):
             self._wake = at
-
-    def _has_load(self, goal: Goal) -> bool:
-        return any(u.goal == goal for u in self._loads.values())
 
     def _abandon(self, goal: Goal) -> None:
         for instance, load in list(self._loads.items()):

@@ -28,7 +28,7 @@ from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, 
 from cortex_server.core.breaker import Standing
 from cortex_server.core.names import Names
 from cortex_server.fleet.targets import Target, Targets
-from cortex_server.fleet.views import device_views, instance_view, model_views
+from cortex_server.fleet.views import device_views, engine_view, instance_view, model_views
 from cortex_server.metrics import Metrics
 
 log = logging.getLogger("cortex.fleet")
@@ -329,7 +329,8 @@ class Fleet:
         if found is not None:
             devices = device_views(found, record.status.health)
         instances = tuple(self._instance_view(record, info) for info in record.status.models)
-        return replace(view, devices=devices, instances=instances)
+        engines = tuple(map(engine_view, record.status.attached))
+        return replace(view, devices=devices, instances=instances, engines=engines)
 
     def _instance_view(self, record: _Node, info: ModelInfo) -> InstanceView:
         target = self._targets.get(info.instance_id)

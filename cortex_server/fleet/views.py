@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import DeviceView, InstanceView, ModelState, ModelView, NodeState, NodeView
+from cortex_common.fleet import (
+    DeviceView,
+    EngineView,
+    InstanceView,
+    ModelState,
+    ModelView,
+    NodeState,
+    NodeView,
+)
 from cortex_common.hardware import Discovery, Health
-from cortex_common.models import InstanceState, ModelId, ModelInfo
+from cortex_common.models import AttachedEngine, InstanceState, ModelId, ModelInfo
 from cortex_server.metrics import Metrics
 
 _BEST_FIRST = (
@@ -25,6 +33,17 @@ def device_views(discovery: Discovery, health: Health) -> tuple[DeviceView, ...]
     return tuple(
         DeviceView(**(device.model_dump() | readings.get(device.index, {})))
         for device in discovery.devices
+    )
+
+
+def engine_view(engine: AttachedEngine) -> EngineView:
+    """An engine of somebody else as its node tells it."""
+    return EngineView(
+        harness=engine.harness,
+        reachable=engine.reachable,
+        restartable=engine.restartable,
+        restarting=engine.restarting,
+        cycles=engine.cycles,
     )
 
 

@@ -10,9 +10,10 @@ from typing import Protocol
 from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, StillBusy, UpstreamFailed
 from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
-from cortex_common.models import InstanceId, UnloadRequest
+from cortex_common.models import InstanceId, RestartAnswer, RestartRequest, UnloadRequest
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.loads import Order
+from cortex_server.core.restarts import Restart
 from cortex_server.fleet.state import Fleet
 
 log = logging.getLogger("cortex.lifecycle")
@@ -104,6 +105,26 @@ class Carrier:
         for outcome in done:
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    async def restart(self, restart: Restart, drain_s: float) -> RestartAnswer:
+        """Drain what is in an engine of somebody else, and have it restarted.
+
+        Args:
+            restart: which engine.
+            drain_s: how long requests in it may go on.
+
+        Raises:
+            StillBusy: they went on for longer, or others than this gateway have some; the engine runs on.
+            CortexError: the node's, when it could not restart it.
+        """
+        inside = tuple(i.id for i in restart.instances)
+        await self._drain(inside, drain_s)
+        request = RestartRequest(min_cycles=restart.cycles, cut=False)
+        try:
+            return await self.client(restart.node).restart(restart.harness, request)
+        finally:
+            for instance in inside:
+                self._fleet.set_draining(instance, draining=False)
 
     def client(self, node: str) -> NeuronClient:
         """The client of a node's neuron.

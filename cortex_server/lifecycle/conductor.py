@@ -19,11 +19,12 @@ from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import Conflict, CortexError, ModelLoading, Unavailable
 from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.logs import event
-from cortex_common.models import InstanceId, ModelId
+from cortex_common.models import InstanceId, ModelId, RestartAnswer
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.loads import Order
 from cortex_server.core.plan import Plan, plan
 from cortex_server.core.policy import Policy
+from cortex_server.core.restarts import Restart
 from cortex_server.core.rooms import Promise
 from cortex_server.core.scheduler import Scheduler
 from cortex_server.core.upkeep import Upkeep
@@ -207,6 +208,17 @@ class Conductor:
         finally:
             self._bell.set()
 
+    async def restart(self, restart: Restart, drain_s: float) -> RestartAnswer:
+        """Drain what is in an engine of somebody else, and have it restarted; see `Carrier.restart`.
+
+        Who asks for a model of it meanwhile waits until that is back, and has none loaded elsewhere.
+        """
+        try:
+            with self._outlook.returning(restart.instances):
+                return await self._carrier.restart(restart, drain_s)
+        finally:
+            self._bell.set()
+
     def progress(self, model: str) -> WaitProgress | None:
         """How far a model is that somebody waits for or that is being loaded; None when neither."""
         return progress_of(
@@ -328,6 +340,11 @@ class Conductor:
         """The operator's choices."""
         return self._scheduler.policy
 
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long an instance that has to go may go on with its requests."""
+        return self._config.eviction.drain_timeout
+
     def pin(self, pin: Pin) -> None:
         """Protect a model from eviction."""
         self.pins.add(pin)
@@ -368,7 +385,7 @@ class Conductor:
 
     def make_room(self, order: Order) -> None:
         """See `Effects.make_room`."""
-        self._carrier.make_room(order, self._config.eviction.drain_timeout)
+        self._carrier.make_room(order, self.drain_timeout_s)
 
     def start(self, order: Order) -> None:
         """See `Effects.start`."""

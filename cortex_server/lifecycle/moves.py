@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, NotSupported
 from cortex_common.logs import event
-from cortex_common.operator import ApplyDefrag, DefragView, DefragWish, DeviceRoomView, MoveView
+from cortex_common.operator import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
+    DeviceRoomView,
+    MoveView,
+    RestartView,
+)
 from cortex_server.core.defrag import Budget, Defrag, Move, defrag
 from cortex_server.core.fit import Where, shapes
+from cortex_server.core.restarts import Restart, affordable
 from cortex_server.core.waiting import Goal
 from cortex_server.core.world import World
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
+from cortex_server.lifecycle.restarts import Restarts
 
 log = logging.getLogger("cortex.operator")
 
@@ -27,6 +37,7 @@ class Mover:
     Args:
         fleet: the live state.
         conductor: who loads and unloads.
+        restarts: who restarts engines of somebody else.
         clock: for how long it took.
         profile_of: finds the profile behind a name.
     """
@@ -35,40 +46,46 @@ class Mover:
         self,
         fleet: Fleet,
         conductor: Conductor,
+        restarts: Restarts,
         clock: Clock,
         profile_of: Callable[[str], ModelProfile],
     ) -> None:
         self._fleet = fleet
         self._conductor = conductor
+        self._restarts = restarts
         self._clock = clock
         self._profile_of = profile_of
 
     def plan(self, wish: DefragWish) -> DefragView:
-        """Moves for a wish.
+        """Moves and restarts for a wish.
 
         Raises:
             ModelNotFound: the wish names a model without a profile.
             NotSupported: the model stands on several devices.
         """
-        return self._planned(wish)[1]
+        return self._planned(wish).view
 
     async def apply(self, request: ApplyDefrag) -> DefragView:
-        """Carry out exactly the moves that were shown: copy, shift, drain, unload, one after the other.
+        """Carry out exactly what was shown, one after the other: copy, shift, drain, unload; and the restarts last.
 
         Raises:
-            Conflict: the same wish gives other moves now.
-            CortexError: a copy could not be loaded or an original not be drained; moves before it stay made.
+            Conflict: the same wish gives another plan now.
+            CortexError: a copy could not be loaded, an original not be drained or an engine not be restarted; what came
+                before stays done.
         """
-        found, view = self._planned(request.wish)
-        if found is None or view.plan != request.plan:
+        planned = self._planned(request.wish)
+        view = planned.view
+        if not view.plan or view.plan != request.plan:
             raise Conflict(
                 "the fleet has changed since that plan was made",
-                hints=("plan it again, and look at the moves",),
+                hints=("plan it again, and look at what it shows",),
                 details={"plan": view.plan},
             )
         began = self._clock.monotonic()
-        for move in found.moves:
+        for move in planned.moves:
             await self._make(move, request.drain_timeout_s)
+        for restart in planned.restarts:
+            await self._restarts.make(restart, request.drain_timeout_s)
         seconds = self._clock.monotonic() - began
         return view.model_copy(update={"done": True, "seconds": seconds})
 
@@ -81,7 +98,7 @@ class Mover:
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
         await self._conductor.unload(move.model, views, drain_s, whole=False, why="defrag")
 
-    def _planned(self, wish: DefragWish) -> tuple[Defrag | None, DefragView]:
+    def _planned(self, wish: DefragWish) -> _Planned:
         world = self._conductor.world()
         wanted = None
         if wish.model is not None:
@@ -94,7 +111,43 @@ class Mover:
             wanted = layout.size.device_mb
         budget = Budget(wish.max_moves, wish.max_seconds, wish.across)
         found = defrag(world.rooms, world.standings, budget, wanted_mb=wanted, only=wish.node)
-        return found, _view(found, world, wanted)
+        moves = found.moves if found is not None else ()
+        due = [
+            r for r in self._restarts.due() if wish.model is None and wish.node in {None, r.node}
+        ]
+        restarts = affordable(due, wish.max_seconds - sum(m.seconds for m in moves))
+        view = _view(found, world, wanted).model_copy(
+            update={
+                "plan": _id(found, restarts) if moves or restarts else "",
+                "restarts": tuple(_restart_view(r, chosen=r in restarts) for r in due),
+            }
+        )
+        return _Planned(moves, restarts, view)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What would be done, and the same for people."""
+
+    moves: tuple[Move, ...]
+    restarts: tuple[Restart, ...]
+    view: DefragView
+
+
+def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
+    why = restart.hindrance or "its models load for longer than there is time for"
+    if chosen:
+        why = f"{restart.cycles} loads and unloads have scattered its memory"
+    return RestartView(
+        node=restart.node,
+        harness=restart.harness,
+        cycles=restart.cycles,
+        models=tuple(i.model for i in restart.instances),
+        in_flight=restart.in_flight,
+        interruption_s=restart.seconds,
+        chosen=chosen,
+        why=why,
+    )
 
 
 def _view(found: Defrag | None, world: World, wanted_mb: int | None) -> DefragView:
@@ -127,7 +180,6 @@ def _view(found: Defrag | None, world: World, wanted_mb: int | None) -> DefragVi
         for d in room.devices
     )
     return DefragView(
-        plan=_id(found),
         node=found.node,
         device=found.device,
         before_mb=found.before_mb,
@@ -151,8 +203,11 @@ def _view(found: Defrag | None, world: World, wanted_mb: int | None) -> DefragVi
     )
 
 
-def _id(found: Defrag) -> str:
-    """Names exactly these moves; requests that come and go do not change it."""
-    told = [found.node, found.device]
-    told += [(m.instance, m.to_node, m.to_device, m.mb) for m in found.moves]
+def _id(found: Defrag | None, restarts: Sequence[Restart]) -> str:
+    """Names exactly these moves and restarts; requests that come and go do not change it."""
+    told: list[object] = []
+    if found is not None and found.moves:
+        told += [found.node, found.device]
+        told += [(m.instance, m.to_node, m.to_device, m.mb) for m in found.moves]
+    told += [(r.node, r.harness, r.cycles, *(i.id for i in r.instances)) for r in restarts]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:12]

@@ -40,6 +40,7 @@ from cortex_server.lifecycle.emptying import Emptying
 from cortex_server.lifecycle.moves import Mover
 from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.preview import eviction, plan_view
+from cortex_server.lifecycle.restarts import Restarts
 
 log = logging.getLogger("cortex.operator")
 
@@ -50,15 +51,18 @@ class Verbs:
     Args:
         fleet: the live state.
         conductor: who decides.
+        restarts: who restarts engines of somebody else.
         clock: for how long things took.
     """
 
-    def __init__(self, fleet: Fleet, conductor: Conductor, clock: Clock) -> None:
+    def __init__(
+        self, fleet: Fleet, conductor: Conductor, restarts: Restarts, clock: Clock
+    ) -> None:
         self._fleet = fleet
         self._conductor = conductor
         self._clock = clock
         self._emptying = Emptying(fleet, conductor)
-        self.mover = Mover(fleet, conductor, clock, self.profile)
+        self.mover = Mover(fleet, conductor, restarts, clock, self.profile)
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
     def shown(self) -> FleetSnapshot:

@@ -85,7 +85,8 @@ class EvictionSection(Section):
     them it stays, and other room is looked for."""
 
     defrag_after_cycles: Annotated[int, Field(ge=0)] = 50
-    """Loads and unloads on a node after which an attached engine is restarted; 0 never."""
+    """Loads and unloads in an attached engine after which it is drained and restarted, and loaded with what was in it:
+    unasked once nobody has used it for a minute, or at twice as many; 0 never. Its neuron must know its unit."""
 
 
 class PlacementSection(Section):

@@ -1,0 +1,64 @@
+"""An engine that somebody else runs, with a unit behind it, and a neuron attached to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from engines.neuron_rig import FAKE_ENGINE, NeuronRig, wait_for
+
+STAND_IN = FAKE_ENGINE.with_name("fake_mistralrs.py")
+
+
+def script(path: Path, text: str) -> Path:
+    """An executable shell script."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+class Attached:
+    """A running stand-in with two models, a "unit" that restarts it, and a neuron attached to it."""
+
+    def __init__(self, directory: Path, *, refuse: str = "", unit: bool = True) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.pid_file = directory / "engine.pid"
+        start = f"{sys.executable} {STAND_IN} attach --models org/a,org/b --refuse={refuse} --host 127.0.0.1"
+        start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}"
+        bin_dir = directory / "bin"
+        bin_dir.mkdir()
+        self.calls = directory / "systemctl.calls"
+        restart = f"[ -f {self.pid_file} ] && kill -9 $(cat {self.pid_file}) 2>/dev/null\n{start} >/dev/null 2>&1 &"
+        script(bin_dir / "systemctl", f'echo "$@" >> {self.calls}\n{restart}')
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.systemctl = bin_dir / "systemctl"
+        self.rig = NeuronRig(directory / "neuron")
+        section = f'[[harnesses]]\nname = "shared"\nkind = "attach"\nurl = "{self.url}"\n'
+        section += "load_timeout_s = 4.0\nhealth_every_s = 0.3\n"
+        section += 'unit = "mistralrs.service"\n' if unit else ""
+        self.rig.config.write_text(self.rig.config.read_text() + section)
+        os.environ["PATH"], self.path = f"{bin_dir}:{os.environ['PATH']}", os.environ["PATH"]
+
+    def start_engine(self) -> None:
+        """What an operator does before the neuron comes."""
+        subprocess.run([self.systemctl, "start", "it"], check=True)
+        wait_for(self.answers, 10)
+
+    def answers(self) -> bool:
+        """Whether the engine listens."""
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def close(self) -> None:
+        """End the neuron, then the engine."""
+        self.rig.close()
+        os.environ["PATH"] = self.path
+        if self.pid_file.exists():
+            os.kill(int(self.pid_file.read_text()), signal.SIGKILL)
+            wait_for(lambda: not self.answers(), 5)

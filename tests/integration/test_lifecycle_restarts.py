@@ -1,0 +1,101 @@
+"""A gateway that restarts an attached engine, against a real neuron and the stand-in for mistral.rs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from engines.attached_rig import Attached
+from lifecycle_rig import Served, gateway, until
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.models import InstanceState
+from cortex_common.operator import (
+    ApplyDefrag,
+    DefragWish,
+    LoadModel,
+    PinModel,
+    UnloadModel,
+)
+
+AFTER = 3
+
+
+@pytest.fixture
+def attached(tmp_path: Path) -> Iterator[Attached]:
+    """The engine, with org/a and org/b loaded, and its neuron."""
+    found = Attached(tmp_path)
+    try:
+        found.start_engine()
+        found.rig.start()
+        yield found
+    finally:
+        found.close()
+
+
+def profile(model: str) -> ModelProfile:
+    """Of a model of that engine."""
+    return ModelProfile.model_validate({"id": model, "harness": "shared", "vram_mb": 100})
+
+
+def ready(served: Served) -> set[str]:
+    """Models with a ready instance."""
+    views = served.gateway.fleet.snapshot.instances()
+    return {i.model for i in views if i.state is InstanceState.READY}
+
+
+def restarts(served: Served) -> int:
+    """How many restarts the gateway has had done."""
+    return served.gateway.metrics.tally.restarts["beast", "shared", "restarted"]
+
+
+def whole(answer: httpx.Response) -> bool:
+    """Whether a stream came to its proper end."""
+    return answer.content.rstrip().endswith(b"data: [DONE]") and b'"error"' not in answer.content
+
+
+async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: Attached) -> None:
+    """The plan says so first; no stream is cut, who asks meanwhile waits, and at twice the cycles nobody has to ask."""
+    models = (profile("org/a"), profile("org/b"))
+    sections = {"eviction": {"defrag_after_cycles": AFTER}}
+    async with gateway({"beast": attached.rig.url}, models, **sections) as served:
+        await until(lambda: ready(served) == {"org/a", "org/b"})
+        operator = served.operator
+        assert (await operator.plan_defrag(DefragWish())).restarts == ()
+        await operator.pin(PinModel(model="org/a"))
+        await operator.unload(UnloadModel(model="org/b"))
+        await operator.load(LoadModel(model="org/b", wait=True))
+        await operator.unload(UnloadModel(model="org/b"))
+
+        def cycles() -> int:
+            return served.gateway.fleet.snapshot.nodes[0].engines[0].cycles
+
+        await until(lambda: cycles() == AFTER and ready(served) == {"org/a"})
+        plan = await operator.plan_defrag(DefragWish())
+        assert [(r.harness, r.models, r.chosen) for r in plan.restarts] == [
+            ("shared", ("org/a",), True)
+        ]
+        assert (await operator.plan_defrag(DefragWish(node="beast", max_seconds=0.01))).plan == ""
+
+        long = asyncio.create_task(served.chat("org/a", stream=True, max_tokens=100))
+        await until(lambda: any(i.in_flight for i in served.gateway.fleet.snapshot.instances()))
+        doing = asyncio.create_task(operator.defrag(ApplyDefrag(plan=plan.plan)))
+        await until(lambda: not served.gateway.fleet.ready("org/a"))
+        during = asyncio.create_task(served.chat("org/a", stream=True))
+        assert whole(await long)
+        assert (await doing).done
+        assert whole(await during)
+        assert during.result().headers["x-cortex-cold-start"] == "true"
+        assert attached.calls.read_text().count(" restart ") == restarts(served) == 1
+        assert ready(served) == {"org/a"}
+        await until(lambda: cycles() == 1)
+
+        await operator.load(LoadModel(model="org/b", wait=True))
+        config = served.gateway.config
+        eager = config.eviction.model_copy(update={"defrag_after_cycles": 1})
+        served.gateway.conductor.use_config(config.model_copy(update={"eviction": eager}))
+        await until(lambda: restarts(served) == 2)
+        assert ready(served) == {"org/a", "org/b"}
