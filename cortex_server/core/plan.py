@@ -34,6 +34,10 @@ from cortex_server.core.world import Wish, World
 MOST_REASONS = 64
 """Reasons that an impossible plan carries."""
 
+LOST_FOR_S = 15.0
+"""A node that answered so lately is expected back: a neuron that is upgraded, or a network that stumbles, is away for
+seconds, and whoever waits is not turned away for that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Serve:
@@ -217,11 +221,11 @@ def _made_place(
 def _room_to_come(
     wish: Wish, layouts: Sequence[Shape], rooms: Iterable[NodeRoom], world: World
 ) -> Wait | None:
-    """Room that comes without anybody being evicted now: loads that end, drains, nodes not heard of yet."""
+    """Room that comes without anybody being evicted now: loads that end, drains, nodes that are about to answer."""
     for room in world.rooms:
         named = wish.where.node is None or room.node.name == wish.where.node
-        if room.node.state is NodeState.CONNECTING and named:
-            return Wait((), f"node {room.node.name} has not answered yet")
+        if named and (why := _about_to_answer(room, wish.profile.harness, world.now)) is not None:
+            return Wait((), why)
     for room in rooms:
         if not room.moving and not room.promised and not wish.spared:
             continue
@@ -234,6 +238,17 @@ def _room_to_come(
             sets = device_sets(able, shape.devices, mixed=wish.profile.mixed_devices)
             if (holders or room.promised) and next(sets, None) is not None:
                 return Wait(holders, f"room on {room.node.name} is in use or on its way")
+    return None
+
+
+def _about_to_answer(room: NodeRoom, harness: str, now: float) -> str | None:
+    """Why a node that does not answer now may do so any moment; None when it does, or is not expected to."""
+    node = room.node
+    if node.state is NodeState.CONNECTING:
+        return f"node {node.name} has not answered yet"
+    lately = 0 <= now - node.seen_at < LOST_FOR_S
+    if node.state is NodeState.UNREACHABLE and lately and harness in node.harnesses:
+        return f"node {node.name} answered until a moment ago"
     return None
 
 

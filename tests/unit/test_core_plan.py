@@ -320,6 +320,18 @@ def test_a_fleet_that_does_not_answer_is_another_error() -> None:
     assert found.refusals[0].reason == "connection refused"
 
 
+@pytest.mark.parametrize(
+    ("more", "waits"),
+    [({"seen_at": NOW - 5}, True), ({"seen_at": NOW - 60}, False), ({"seen_at": NOW + 60}, False)],
+)
+def test_a_node_that_was_just_lost_is_expected_back(more: dict[str, float], waits: bool) -> None:
+    """A neuron that restarts turns nobody away who waits; one that stays away, or has no such harness, does."""
+    lost = node("n1", (device(0),), state=NodeState.UNREACHABLE, **more)
+    assert isinstance(plan(Wish(profile("a")), world(lost), LRU), Wait) is waits
+    other = replace(lost, harnesses=("other",))
+    assert isinstance(plan(Wish(profile("a")), world(other), LRU), Impossible)
+
+
 def test_a_node_not_heard_of_yet_is_waited_for() -> None:
     """While a gateway starts, a model is not called impossible before all nodes were tried."""
     new = node("n1", (), state=NodeState.CONNECTING)
