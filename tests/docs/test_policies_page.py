@@ -1,0 +1,62 @@
+"""The included fleets and traces, and what the page on policies says that they say."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from cortex_common.config.load import load
+from cortex_common.units import show_duration
+from cortex_server.core.policy import Policy
+from cortex_server.simulate.fleet import SimulatedFleet
+from cortex_server.simulate.judge import bound, judge
+from cortex_server.simulate.trace import Request, Traffic, generate, read
+
+ROOT = Path(__file__).parents[2]
+INCLUDED = ROOT / "config" / "simulate"
+MADE_BY = {
+    "workstation": Traffic(2000, zipf=1.3, burst=0.4, day=0.9),
+    "team": Traffic(3000, zipf=1.0, burst=0.5, day=0.8),
+    "cluster": Traffic(6000, zipf=1.0, burst=0.4, day=0.7),
+}
+
+
+@cache
+def included(name: str) -> tuple[SimulatedFleet, list[Request]]:
+    """A fleet and its trace."""
+    lines = (INCLUDED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return load(SimulatedFleet, INCLUDED / f"{name}.toml", {}).value, list(read(lines, name))
+
+
+def row(name: str) -> list[str]:
+    """What the page says about a trace."""
+    page = (ROOT / "docs" / "concepts" / "policies.md").read_text(encoding="utf-8")
+    line = next(x for x in page.splitlines() if x.startswith(f"| `{name}` |"))
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+@pytest.mark.parametrize("name", MADE_BY)
+def test_an_included_trace_is_what_the_generator_makes(name: str):
+    """The files parse, nobody has touched them up, and the page gives their bound."""
+    fleet, trace = included(name)
+    made = generate(MADE_BY[name], [m.id for m in fleet.models])
+    assert [(round(r.at, 3), r.model, r.tokens) for r in made] == [
+        (r.at, r.model, r.tokens) for r in trace
+    ]
+    assert row(name)[4] == show_duration(bound(fleet, trace))
+
+
+def test_cost_beats_lru_on_an_included_trace_by_what_the_page_says():
+    """The smallest trace is played; the others would take longer than they are worth here."""
+    report = judge(*included("workstation"), ["lru", "cost"], Policy())
+    lru, cost = (r.cold_start_s for r in report.rows)
+    said = row("workstation")
+    assert (said[0], said[2]) == (show_duration(lru), show_duration(cost))
+    assert said[5:] == [
+        f"{1 - cost / lru:.0%}",
+        f"{lru / report.bound_s:.1f}",
+        f"{cost / report.bound_s:.1f}",
+    ]
+    assert all(r.refused == 0 for r in report.rows)
