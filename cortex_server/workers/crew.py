@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from cortex_common.config.access import KeyTerms
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import CortexError
@@ -118,10 +119,7 @@ class Crew:
     def _keys(self) -> tuple[KeySpec, ...]:
         keys = self._gate.keyring.keys
         rows = self._rows.of(key.name for key in keys)
-        return tuple(
-            KeySpec(key.name, key.hash, key.terms.model_dump_json().encode(), rows[key.name])
-            for key in keys
-        )
+        return tuple(KeySpec(k.name, k.hash, _terms(k.terms), rows[k.name]) for k in keys)
 
     # -- what they do --------------------------------------------------------------------------
 
@@ -273,6 +271,11 @@ class _Soon:
     def _run(self) -> None:
         self._timer = None
         self._call()
+
+
+def _terms(terms: KeyTerms) -> bytes:
+    """Without what an entry of cortex.toml has beside its terms."""
+    return terms.model_dump_json(include=set(KeyTerms.model_fields)).encode()
 
 
 def _settings(config: GatewayConfig, catalogue: Catalogue) -> Settings:

@@ -136,7 +136,7 @@ def _engines_below(folder: Path) -> Iterator[psutil.Process]:
                 yield process
 
 
-def _write_files(folder: Path, gateways: int, room_mb: int | None) -> FleetRig:
+def _write_files(folder: Path, gateways: int, room_mb: int | None, gateway: str) -> FleetRig:
     for path in tiny_models().values():
         shutil.copy(path, folder)
     neuron_port = free_port()
@@ -167,7 +167,7 @@ def _write_files(folder: Path, gateways: int, room_mb: int | None) -> FleetRig:
         config = folder / f"cortex-{number}.toml"
         config.write_text(
             f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{free_port()}"\n'
-            f"[eviction]\nmin_residency = 0\n"
+            f"{gateway}[eviction]\nmin_residency = 0\n"
             f'[[neurons]]\nname = "beast"\nendpoint = "{rig.neuron.url}"\n'
         )
         argv = ["serve", "gateway", "--config", str(config)]
@@ -179,7 +179,7 @@ def _write_files(folder: Path, gateways: int, room_mb: int | None) -> FleetRig:
 
 @contextlib.asynccontextmanager
 async def running_fleet(
-    folder: Path, *, gateways: int = 1, room_mb: int | None = None
+    folder: Path, *, gateways: int = 1, room_mb: int | None = None, gateway: str = ""
 ) -> AsyncIterator[FleetRig]:
     """Start a neuron and gateways, wait until they know each other; end them all, and every engine, afterwards.
 
@@ -187,8 +187,9 @@ async def running_fleet(
         folder: for their files.
         gateways: how many, all on the same neuron.
         room_mb: MiB that the cpu device offers; None for what the host has.
+        gateway: further keys of [gateway].
     """
-    rig = _write_files(folder, gateways, room_mb)
+    rig = _write_files(folder, gateways, room_mb, gateway)
     services = [rig.neuron, *rig.gateways]
     try:
         for service in services:
