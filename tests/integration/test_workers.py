@@ -100,10 +100,12 @@ async def house(folder, *tables: str, **more: str) -> AsyncIterator[House]:
     more["gateway"] = WORKERS + more.get("gateway", "")
     async with (
         scripted_engine(gate) as engine,
+        contextlib.AsyncExitStack() as at_the_end,
         scripted_neuron({"m": engine.url}) as neuron,
         gateway_process(folder, neuron_table("n", neuron.url), *tables, **more) as gateway,
         gateway.operator() as operator,
     ):
+        at_the_end.push_async_callback(engine.idle)
         await gateway.until(lambda s: bool(s.instances()), SECONDS)
         yield House(gateway, engine, gate, operator)
 
