@@ -26,7 +26,7 @@ from cortex_server.auth.gate import Gate
 from cortex_server.auth.keys import Keyring
 from cortex_server.auth.records import Records
 from cortex_server.auth.usage import Usage
-from cortex_server.dataplane.diverted import DivertingProtocol, compatible
+from cortex_server.dataplane.diverted import protocol_for
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.register import Here, Register
@@ -157,13 +157,8 @@ class Gateway:
         """
         if self.crew is not None:
             return server(Backstage(self.app), http="httptools", tls=None, last_s=LAST_S)
-        reason = compatible()
-        if reason is not None:
-            event(log, "diversion_off", logging.WARNING, reason=reason)
-        bound = type("GatewayProtocol", (DivertingProtocol,), {"plane": self.plane})
         tls = None if self._tls is None else self._tls.context
-        http = "httptools" if reason is not None else bound
-        return server(self.app, http=http, tls=tls, last_s=LAST_S)
+        return server(self.app, http=protocol_for(self.plane), tls=tls, last_s=LAST_S)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

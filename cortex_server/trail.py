@@ -17,7 +17,8 @@ from cortex_common.trail import TrailEntry
 KEPT = 1000
 
 LOGS = tuple(
-    f"cortex.{part}" for part in ("fleet", "keys", "lifecycle", "nodes", "operator", "reload")
+    f"cortex.{part}"
+    for part in ("fleet", "keys", "lifecycle", "nodes", "operator", "reload", "workers")
 )
 """The loggers whose events make the trail."""
 

@@ -11,6 +11,7 @@ Works with uvicorn 0.32 to 0.54; `compatible` says at start whether what we lean
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import (
@@ -21,12 +22,15 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError
+from cortex_common.logs import event
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.headers import content_length
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.routes import ROUTES, Route
 from cortex_server.dataplane.upstream import Headers
+
+log = logging.getLogger("cortex.gateway")
 
 _LINGER_S = 10.0
 """Seconds to go on reading a body that was already refused: closing at once would reset the connection, and the
@@ -296,3 +300,12 @@ def body_too_large(limit: int) -> CortexError:
         hints=["[gateway] max_body_mb in cortex.toml sets the limit"],
         details={"limit_bytes": limit},
     )
+
+
+def protocol_for(plane: DataPlane) -> type[DivertingProtocol] | str:
+    """What uvicorn is to speak HTTP with: the fast face of a data plane, or its own where that is not possible."""
+    reason = compatible()
+    if reason is not None:
+        event(log, "diversion_off", logging.WARNING, reason=reason)
+        return "httptools"
+    return type("GatewayProtocol", (DivertingProtocol,), {"plane": plane})

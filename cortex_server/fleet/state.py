@@ -158,7 +158,8 @@ class Fleet:
         """Others tell that so many more requests are on an instance, and that there were up to `most`."""
         target.in_flight += change
         target.others.most = max(target.others.most, most)
-        target.last_used = self._clock.unix()
+        if change <= 0:
+            target.last_used = self._clock.unix()
         self._views.pop(target.node, None)
         if not target.in_flight:
             target.wake()

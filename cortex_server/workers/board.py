@@ -99,10 +99,7 @@ class Board:
 
     def wipe(self, column: int) -> None:
         """Forget what a worker had counted."""
-        for row in range(ROWS):
-            at = row * self._columns + column
-            if self._cells[at]:
-                self._cells[at] = 0
+        self._cells[column :: self._columns] = memoryview(bytes(ROWS * _CELL)).cast("q")
 
     def clear(self, row: int) -> None:
         """Make a row ready for another use."""

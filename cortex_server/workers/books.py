@@ -75,6 +75,11 @@ class Books:
         """The target of that number, while anybody may speak of it."""
         return self._targets.get(number)
 
+    @property
+    def numbers(self) -> set[int]:
+        """Of all targets."""
+        return set(self._targets)
+
     # -- requests under way --------------------------------------------------------------------
 
     def flights(self, worker: int, told: Iterable[tuple[int, int, int]]) -> None:

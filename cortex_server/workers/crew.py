@@ -247,6 +247,7 @@ class Crew:
         self._links[link.column] = link
         link.channel.send(start)
         link.tell(self._whole)
+        link.tell_elsewhere(self._books.numbers, {})
         event(log, "worker_started", worker=link.column)
 
     def _died(self, link: Link) -> None:

@@ -46,6 +46,9 @@ log = logging.getLogger("cortex.workers")
 
 TELL_PROGRESS_S = 1.0
 
+ANSWER_S = 5.0
+"""A worker that has not answered by then hangs, and will be replaced."""
+
 
 @dataclass(frozen=True, slots=True)
 class Whole:
@@ -152,14 +155,17 @@ class Link:
         """The requests under way; or the end of one of them.
 
         Raises:
-            CortexError: the worker's; `Unavailable` when it is gone.
+            CortexError: the worker's; `Unavailable` when it is gone, or does not answer.
         """
         number = next(self._numbers)
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._answers[number] = answer
         self.channel.send(Question(number, cancel))
         try:
-            told = await answer
+            async with asyncio.timeout(ANSWER_S):
+                told = await answer
+        except TimeoutError as late:
+            raise Unavailable(f"worker {self.column} does not answer", retry_after=5.0) from late
         finally:
             self._answers.pop(number, None)
         if told.failure is not None:

@@ -21,7 +21,7 @@ from cortex_common.tls import ServerTls, server_tls
 from cortex_server.auth.keys import MadeKey
 from cortex_server.dataplane.asgi import AsgiRoute, Receive, Send
 from cortex_server.dataplane.choice import Chooser
-from cortex_server.dataplane.diverted import DivertingProtocol, compatible
+from cortex_server.dataplane.diverted import protocol_for
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.register import Here
 from cortex_server.dataplane.routes import ROUTES
@@ -204,10 +204,8 @@ class _Desk:
 
     def server(self, tls: ServerTls | None) -> Server:
         """Serves inference here, and relays the rest."""
-        bound = type("WorkerProtocol", (DivertingProtocol,), {"plane": self.plane})
-        http = "httptools" if compatible() is not None else bound
         context = None if tls is None else tls.context
-        return server(self._app, http=http, tls=context, last_s=LAST_S)
+        return server(self._app, http=protocol_for(self.plane), tls=context, last_s=LAST_S)
 
     async def _app(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None

@@ -23,10 +23,9 @@ class Rows:
 
     def of(self, names: Iterable[str]) -> dict[str, int]:
         """The row of each key."""
-        wanted = list(names)
-        for name in wanted:
-            if name not in self._rows:
-                self._rows[name] = self._next(set(wanted))
+        wanted = frozenset(names)
+        for name in wanted - self._rows.keys():
+            self._rows[name] = self._next(wanted)
         return {name: self._rows[name] for name in wanted}
 
     def in_flight(self, name: str) -> int:
@@ -34,7 +33,7 @@ class Rows:
         row = self._rows.get(name)
         return 0 if row is None else self._board.sum(row)
 
-    def _next(self, wanted: set[str]) -> int:
+    def _next(self, wanted: frozenset[str]) -> int:
         if not self._free:
             idle = [n for n in self._rows if n not in wanted and not self.in_flight(n)]
             for name in [n for n in idle if self._rows[n] != ROWS - 1]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex_common.config.access import KeyLimits, KeyTerms, LimitsSection
@@ -116,6 +116,7 @@ class Doors:
             self.queue.look()
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 1), st.booleans()), max_size=60), st.integers(1, 5))
 def test_a_row_never_stands_above_its_limit(steps, most):
     """Whatever two workers take and give back, the sum is what they hold, and never more than the limit."""
@@ -323,6 +324,7 @@ class Pipe(asyncio.Transport):
         return False
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 40))
 def test_messages_come_whole_however_the_stream_is_cut(size):
     """All kinds of content survive the wire, in their order."""
