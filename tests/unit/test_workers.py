@@ -329,7 +329,14 @@ class Pipe(asyncio.Transport):
 def test_messages_come_whole_however_the_stream_is_cut(size):
     """All kinds of content survive the wire, in their order."""
     line = RequestLine(
-        ts=datetime.now(UTC), request="r", route="/v1", outcome="ok", total_latency_ms=1.5
+        ts=datetime.now(UTC),
+        level="info",
+        event="request_finished",
+        logger="cortex.requests",
+        request="r",
+        route="/v1",
+        outcome="ok",
+        total_latency_ms=1.5,
     )
     ended = Ended(line, 3, 0.5, None, 0.0, 0, "h", {"tail": 2})
     sent: list[ToControl] = [
