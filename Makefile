@@ -45,10 +45,10 @@ engines: $(READY) ## Build a real llama-server outside the checkout, for the tes
 	@touch $@
 
 docs: .venv/.docs ## Build the documentation's site into build/site; a broken link fails
-	$(BIN)/mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 docs-serve: .venv/.docs ## Serve the documentation on http://127.0.0.1:8001 while you write
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 reference: $(READY) ## Write the generated pages of docs/reference and the schemas in config anew
 	cd docs && ../$(BIN)/python -m generator
