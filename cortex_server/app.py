@@ -29,6 +29,9 @@ __all__ = ["Gateway", "check", "serve"]
 
 log = logging.getLogger("cortex.gateway")
 
+_CLOSING_S = 15.0
+"""Seconds that everything after the drain may take."""
+
 
 def serve(
     config: Loaded[GatewayConfig],
@@ -128,6 +131,9 @@ class _Ending:
     def _asked(self) -> None:
         if self._task is None:
             systemd.notify("STOPPING=1", os.environ)
+            # However long a drain may take, the unit's TimeoutStopSec must not end it.
+            allowed_s = self._gateway.config.gateway.drain_timeout_s + _CLOSING_S
+            systemd.notify(f"EXTEND_TIMEOUT_USEC={allowed_s * 1e6:.0f}", os.environ)
             self._task = asyncio.create_task(self._end(), name="drain")
         else:
             self._task.cancel()

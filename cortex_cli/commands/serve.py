@@ -114,7 +114,8 @@ def _is_extra(missing: ModuleNotFoundError, package: str) -> bool:
 
 
 def _not_installed(missing: ModuleNotFoundError, extra: str) -> NotSupported:
+    package = "neuron" if extra == "neuron" else "cortex"
     return NotSupported(
         f"the {extra} is not installed here: {missing.name} is missing",
-        hints=(f"pip install 'cortex-gpu[{extra}]'",),
+        hints=(f"pip install 'cortex-gpu[{extra}]', or on Fedora: dnf install {package}",),
     )

@@ -60,7 +60,9 @@ class EmbeddedHarness:
         if importlib.util.find_spec("mistralrs") is None:
             raise NotSupported(
                 "the embedded engine is not installed on this node",
-                hints=("pip install 'cortex-gpu[engine]'",),
+                hints=(
+                    "pip install 'cortex-gpu[engine]', or on Fedora: dnf install neuron-engine-embedded",
+                ),
             )
         argv = [sys.executable, "-m", "neuron_server.engines.embedded"]
         argv += ["--model", str(gguf_file(spec)), "--name", spec.model_id]

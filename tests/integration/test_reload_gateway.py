@@ -244,7 +244,7 @@ async def test_an_open_event_stream_does_not_hold_the_end(tmp_path):
 
 
 async def test_systemd_hears_of_start_watchdog_and_end(tmp_path):
-    """READY=1 once it listens, WATCHDOG=1 again and again, STOPPING=1 at the end."""
+    """READY=1 once it listens, WATCHDOG=1 again and again, STOPPING=1 at the end and how long the drain may take."""
     loop = asyncio.get_running_loop()
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -262,6 +262,7 @@ async def test_systemd_hears_of_start_watchdog_and_end(tmp_path):
             await until(b"WATCHDOG=1", 3)
             gateway.signal(signal.SIGTERM)
             await until(b"STOPPING=1")
+            await until(b"EXTEND_TIMEOUT_USEC=75000000")
             assert await gateway.ended() == 0
 
 

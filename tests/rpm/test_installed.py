@@ -1,0 +1,130 @@
+"""The unpacked packages at work: the shipped programs, settings and units."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cortex_common import __version__
+from neuron_server.engines.tiny import write_tiny_gguf
+from rpm_kit import Installed
+
+UNITS = {"cortex.service": 20, "neuron.service": 40}
+"""Units, and the highest exposure that `systemd-analyze security` may find, in tenths."""
+
+_ASK = """
+import sys, httpx
+with httpx.stream("POST", "http://127.0.0.1:8000/v1/chat/completions", timeout=90, json={
+    "model": "tiny", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}],
+}) as answer:
+    sys.stdout.writelines(line + "\\n" for line in answer.iter_lines())
+"""
+_GET = "import sys, httpx; print(httpx.get(sys.argv[1]).raise_for_status().text)"
+
+
+@pytest.fixture(scope="module")
+def host(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """A host with all packages."""
+    installed = Installed(root, tmp_path_factory.mktemp("var-lib"))
+    try:
+        yield installed
+    finally:
+        installed.close()
+
+
+def test_the_command_runs(host: Installed):
+    """As /usr/bin/cortex, out of its environment alone."""
+    assert __version__ in host.run("/usr/bin/cortex", "version").stdout
+
+
+def test_the_command_completes_words(host: Installed):
+    """The shipped script asks the shipped command."""
+    script = "source /usr/share/bash-completion/completions/cortex; complete -p cortex"
+
+    assert "cortex" in host.run("bash", "-c", script).stdout
+    words = host.run("env", "_CORTEX_COMPLETE=complete_bash", "COMP_WORDS=cortex mod", "COMP_CWORD=1", "cortex")
+    assert words.stdout.split() == ["models"]
+
+
+def test_the_shipped_settings_are_right(host: Installed):
+    """What an installation starts with passes its own check, and keeps engines over a restart."""
+    checked = host.run("cortex", "config", "check").stdout.splitlines()
+    neuron = json.loads(host.run("cortex", "config", "show", "neuron", "--json").stdout)
+
+    assert [line for line in checked if line.endswith(": ok")] == [
+        "/etc/cortex/cortex.toml: ok",
+        "/etc/cortex/models.toml: ok",
+        "/etc/cortex/neuron.toml: ok",
+    ]
+    assert {s["key"]: s["value"] for s in neuron["items"]}["neuron.on_stop"] == "keep"
+
+
+def test_the_manual_can_be_read(host: Installed):
+    """man finds the pages and has no complaint."""
+    page = host.run("man", "--warnings", "cortex-models")
+
+    assert "cortex models load" in page.stdout
+    assert page.stderr == ""
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_are_right_and_hardened(unit: str, host: Installed):
+    """systemd knows every word of them, and finds little exposed."""
+    verified = host.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{unit}")
+    complaints = [line for line in verified.stderr.splitlines() if unit in line]
+    newer = r"Unknown key name '(RestartSteps|RestartMaxDelaySec|DelegateSubgroup)' in section"
+
+    assert [line for line in complaints if not re.search(newer, line)] == []
+    host.run(
+        "systemd-analyze", "security", "--offline=true", f"--threshold={UNITS[unit]}",
+        f"/usr/lib/systemd/system/{unit}",
+    )
+
+
+def test_a_fleet_of_packages_serves_and_is_upgraded(host: Installed, tmp_path: Path):
+    """Both units' programs, the shipped settings and the embedded engine stream an answer; a neuron that is stopped
+    as its unit stops it leaves the engine to the next one, as an upgrade does."""
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    models = tmp_path / "models.toml"
+    models.write_text(
+        f'[[models]]\nid = "tiny"\nharness = "embedded"\nsource = "{weights}"\nvram_mb = 300\n'
+    )
+    offers = {
+        "CORTEX_CPU__OFFER": "true",
+        "CORTEX_CPU__MEMORY_MB": "600",
+        "CORTEX_HARNESSES__0__NAME": "embedded",
+    }
+    knows = {
+        "CORTEX_NEURONS__0__NAME": "here",
+        "CORTEX_NEURONS__0__ENDPOINT": "http://127.0.0.1:9090",
+        "CORTEX_GATEWAY__MODELS": str(models),
+    }
+    with host.service("cortex.service", **knows) as gateway:
+        with host.service("neuron.service", **offers):
+            discovery = json.loads(host.python(_GET, "http://127.0.0.1:9090/discovery"))
+            answer = host.python(_ASK)
+            before = engine_pid(host)
+        with host.service("neuron.service", **offers) as neuron:
+            again = host.python(_ASK)
+            after = engine_pid(host)
+            neuron.wait_for("WATCHDOG=1")
+        host.run("kill", str(after))
+        gateway.wait_for("WATCHDOG=1")
+        assert gateway.stop() == 0
+
+    assert [device["kind"] for device in discovery["devices"]] == ["cpu"]
+    assert answer.count("data: {") > 3
+    assert "data: [DONE]" in answer
+    assert "data: [DONE]" in again
+    assert before == after
+
+
+def engine_pid(host: Installed) -> int:
+    """The process of the one engine."""
+    found = host.run("pgrep", "-f", "neuron_server.engines.embedded --model .*tiny.gguf").stdout
+    (pid,) = found.split()
+    return int(pid)

@@ -1,0 +1,137 @@
+"""The packages as on a host that has them: unpacked, and laid over this host's /usr and /etc in namespaces of their own.
+
+Programs, units and paths are the shipped ones; ports are free, since the network is nobody else's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ENTER = r"""
+set -e
+mount -t overlay packages -o lowerdir={root}/usr:/usr /usr
+mount -t overlay packages -o lowerdir={root}/etc:/etc /etc
+mount --bind {state} /var/lib
+ip link set lo up
+echo ready
+exec sleep infinity
+"""
+
+
+class Installed:
+    """A host with the packages.
+
+    Args:
+        root: where they are unpacked.
+        state: becomes its /var/lib.
+    """
+
+    def __init__(self, root: Path, state: Path) -> None:
+        self.root = root
+        unshare = ["unshare", "--mount", "--net"]
+        if os.geteuid() != 0:
+            unshare.append("--map-root-user")
+        self._holder = subprocess.Popen(
+            [*unshare, "sh", "-c", _ENTER.format(root=root, state=state)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n", "namespaces can't be made here"
+
+    def _inside(self, *argv: str) -> list[str]:
+        enter = ["nsenter", "--target", str(self._holder.pid), "--mount", "--net"]
+        if os.geteuid() != 0:
+            enter += ["--user", "--preserve-credentials"]
+        return [*enter, *argv]
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command there."""
+        done = subprocess.run(
+            self._inside(*argv),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+        )
+        assert not check or done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def python(self, script: str, *arguments: str) -> str:
+        """Run a script of the tests' own interpreter there, a client's for example."""
+        return self.run(sys.executable, "-c", script, *arguments).stdout
+
+    @contextmanager
+    def service(self, unit: str, **environ: str) -> Iterator[Service]:
+        """Start a unit's ExecStart as systemd would, wait until it says that it is ready, and stop it at the end."""
+        service = Service(self, unit, environ)
+        try:
+            service.wait_for("READY=1")
+            yield service
+        finally:
+            service.stop()
+
+    def close(self) -> None:
+        """Leave nothing running."""
+        self._holder.kill()
+        self._holder.wait()
+
+    def spawn(
+        self, command: str, environ: dict[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        """Start a command line of a unit there."""
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                self._inside(*shlex.split(command)), env=environ, stdout=output, stderr=output
+            )
+
+
+class Service:
+    """The main process of a unit, and what it tells the service manager."""
+
+    def __init__(self, host: Installed, unit: str, environ: dict[str, str]) -> None:
+        text = (host.root / "usr/lib/systemd/system" / unit).read_text(encoding="utf-8")
+        (command,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
+        self.log = host.root.parent / f"{unit}.log"
+        address = host.root.parent / f"{unit}.notify"
+        address.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(address))
+        self._socket.settimeout(60)
+        name = unit.removesuffix(".service")
+        self._process = host.spawn(
+            command,
+            {
+                "PATH": "/usr/sbin:/usr/bin",
+                "LANG": "C.UTF-8",
+                "NOTIFY_SOCKET": str(address),
+                "WATCHDOG_USEC": "1000000",
+                "STATE_DIRECTORY": f"/var/lib/cortex/{'gateway' if name == 'cortex' else name}",
+                **environ,
+            },
+            self.log,
+        )
+
+    def wait_for(self, state: str) -> None:
+        """Wait until it says so."""
+        try:
+            while state not in self._socket.recv(4096).decode().splitlines():
+                pass
+        except TimeoutError:
+            raise AssertionError(f"no {state}: {self.log.read_text(encoding='utf-8')}") from None
+
+    def stop(self) -> int:
+        """End the main process and nothing else, which is what KillMode=process and mixed do first."""
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(60)
+        self._socket.close()
+        return status
