@@ -39,7 +39,7 @@ def create(where: Path) -> None:
 def install(where: Path, wheels: Path, *what: str) -> None:
     """Install wheels without looking anywhere else."""
     (pip,) = wheels.glob("pip-*.whl")
-    command: list[str | Path] = [where / "bin" / "python3", "-I", pip / "pip", "--isolated"]
+    command: list[str | Path] = [where / "bin" / "python3", "-I", "-B", pip / "pip", "--isolated"]
     command += ["install", "--quiet", "--no-index", "--find-links", wheels, "--no-deps"]
     command += ["--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
     subprocess.run([*command, *what], check=True)
@@ -51,8 +51,11 @@ def settle(where: Path, build_root: Path, before: set[Path]) -> None:
         if not script.name.startswith("python"):
             script.unlink()
     for module in sorted(set(where.rglob("*.py")) - before):
+        # None of them is a program here, whatever its first line says.
+        module.chmod(0o644)
         compileall.compile_file(
             module,
+            force=True,
             quiet=1,
             # Files of a package change only with it, so that nothing needs to be compared at start.
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,

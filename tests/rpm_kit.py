@@ -6,12 +6,14 @@ Programs, units and paths are the shipped ones; ports are free, since the networ
 from __future__ import annotations
 
 import os
+import queue
 import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +85,7 @@ class Installed:
     def close(self) -> None:
         """Leave nothing running."""
         self._holder.kill()
-        self._holder.wait()
+        self._holder.communicate()
 
     def spawn(
         self, command: str, environ: dict[str, str], log: Path
@@ -106,7 +108,10 @@ class Service:
         address.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(address))
-        self._socket.settimeout(60)
+        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        # Read all the time, as systemd does: who tells waits when ten messages are unread.
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
         name = unit.removesuffix(".service")
         self._process = host.spawn(
             command,
@@ -124,14 +129,21 @@ class Service:
     def wait_for(self, state: str) -> None:
         """Wait until it says so."""
         try:
-            while state not in self._socket.recv(4096).decode().splitlines():
+            while self._heard.get(timeout=60) != state:
                 pass
-        except TimeoutError:
+        except queue.Empty:
             raise AssertionError(f"no {state}: {self.log.read_text(encoding='utf-8')}") from None
 
     def stop(self) -> int:
         """End the main process and nothing else, which is what KillMode=process and mixed do first."""
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(60)
+        self._socket.shutdown(socket.SHUT_RD)
+        self._reader.join()
         self._socket.close()
         return status
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(4096):
+            for state in message.decode().splitlines():
+                self._heard.put(state)

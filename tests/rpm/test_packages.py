@@ -25,10 +25,10 @@ FILES = {
         "/usr/share/bash-completion/completions/cortex",
         "/usr/share/fish/vendor_completions.d/cortex.fish",
         "/usr/share/zsh/site-functions/_cortex",
-        "/usr/share/man/man1/cortex.1.gz",
-        *(f"/usr/share/man/man1/cortex-{name}.1.gz" for name in COMMANDS),
-        "/usr/share/man/man5/cortex.toml.5.gz",
-        "/usr/share/man/man5/models.toml.5.gz",
+        "/usr/share/man/man1/cortex.1",
+        *(f"/usr/share/man/man1/cortex-{name}.1" for name in COMMANDS),
+        "/usr/share/man/man5/cortex.toml.5",
+        "/usr/share/man/man5/models.toml.5",
     },
     "neuron": {
         "/etc/cortex",
@@ -38,8 +38,8 @@ FILES = {
         "/usr/lib/sysusers.d/neuron.conf",
         "/usr/libexec/cortex",
         "/usr/libexec/cortex/neuron",
-        "/usr/share/man/man5/neuron.toml.5.gz",
-        "/usr/share/man/man8/neuron.8.gz",
+        "/usr/share/man/man5/neuron.toml.5",
+        "/usr/share/man/man8/neuron.8",
     },
     "neuron-engine-embedded": set(),
 }
@@ -55,11 +55,11 @@ def query(package: Path, what: str) -> list[str]:
 @pytest.mark.parametrize("name", FILES)
 def test_files_lie_where_they_belong(name: str, packages: dict[str, Path]):
     """Outside the private environments there is what is listed here, and nothing in the system's Python."""
-    paths = set(query(packages[name], "%{FILENAMES}"))
+    paths = {path.removesuffix(".gz") for path in query(packages[name], "%{FILENAMES}")}
     documents = {path for path in paths if path.startswith(("/usr/share/doc/", "/usr/share/lic"))}
 
     assert {p for p in paths - documents if not PRIVATE.match(p)} == FILES[name]
-    assert f"/usr/share/licenses/{name}/LICENSE" in documents
+    assert any(re.fullmatch(rf"/usr/share/licenses/{name}[^/]*/LICENSE", p) for p in documents)
 
 
 def test_settings_are_the_operators_and_the_services(packages: dict[str, Path]):
