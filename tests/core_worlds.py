@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, product
 
 from hypothesis import strategies as st
 
@@ -93,82 +94,105 @@ def world(
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
 
 
-STATES = st.sampled_from(
+# Strategies are made once and draw several facts at a time: making and drawing them is most of such a test's time.
+_STATES = (
     [InstanceState.READY] * 5
     + [InstanceState.LOADING, InstanceState.DRAINING, InstanceState.STOPPING, InstanceState.FAILED]
+)  # fmt: skip
+_COUNTS = st.integers(1, 4)
+_TOTALS = st.sampled_from([200, 400, 800])
+_INSTANCES = st.integers(0, 6)
+_CHOICES = {
+    count: st.sampled_from([(i,) for i in range(count)] + list(combinations(range(count), 2)))
+    for count in range(1, 5)
+}
+_KINDS = st.sampled_from(
+    list(product(["H200", "L40"], [DeviceKind.CUDA] * 3 + [DeviceKind.CPU]))
+)  # fmt: skip
+_CONDITIONS = st.sampled_from(
+    list(product([NodeState.UP] * 4 + [NodeState.UNREACHABLE], [False] * 5 + [True]))
 )
+_TRAITS = st.sampled_from(
+    list(
+        product(
+            "abcde",
+            _STATES,
+            [False] * 5 + [True],  # pinned
+            [0, 0, 0, 1],  # in flight
+            [5000, 5, 0.5],  # seconds since its start
+            [0.1, 20.0],  # seconds its load took
+        )
+    )
+)
+_AGES = st.integers(0, 1000)
+_STANDINGS = st.lists(
+    st.sampled_from(
+        [
+            Standing(priority=priority, reload_s=reload_s, rate=rate, keep=keep)
+            for priority, reload_s, rate, keep in product(
+                [0, 1, 2], [1.0, 30.0], [0.0, 0.01, 1.0], [0, 0, 0, 1]
+            )
+        ]
+    ),
+    min_size=5,
+    max_size=5,
+)
+_STORED = st.sampled_from([frozenset(s) for s in ((), ("n0",), ("n1",), ("n0", "n1"))])
+_FLEETS = st.integers(0, 4)
+_PROMISED = st.integers(0, 3)
 
 
 @st.composite
 def nodes(draw: st.DrawFn, name: str) -> NodeView:
     """A node of up to 4 devices with instances that fit on them."""
-    count = draw(st.integers(1, 4))
-    totals = [draw(st.sampled_from([200, 400, 800])) for _ in range(count)]
+    count = draw(_COUNTS)
+    totals = [draw(_TOTALS) for _ in range(count)]
     free = list(totals)
     placed: list[InstanceView] = []
-    for at in range(draw(st.integers(0, 6))):
-        chosen = tuple(
-            sorted(draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=min(2, count))))
-        )
+    for at in range(draw(_INSTANCES)):
+        chosen = draw(_CHOICES[count])
         most = min(free[d] for d in chosen)
         if most < 10:
             continue
         mb = draw(st.integers(10, most))
         for d in chosen:
             free[d] -= mb
-        state = draw(STATES)
+        model, state, pinned, in_flight, started, load_s = draw(_TRAITS)
         placed.append(
             instance(
-                draw(st.sampled_from("abcde")),
+                model,
                 name,
                 chosen,
                 mb,
                 id=InstanceId(f"{name}-{at}"),
                 state=state,
-                pinned=draw(st.integers(0, 5)) == 0,
-                in_flight=draw(st.sampled_from([0, 0, 0, 1]))
-                if state is InstanceState.READY
-                else 0,
-                last_used=NOW - draw(st.integers(0, 1000)),
-                started_at=NOW - draw(st.sampled_from([0.5, 5, 5000])),
-                load_seconds=draw(st.sampled_from([0.1, 20.0])),
+                pinned=pinned,
+                in_flight=in_flight if state is InstanceState.READY else 0,
+                last_used=NOW - draw(_AGES),
+                started_at=NOW - started,
+                load_seconds=load_s,
             )
         )
-    cards = tuple(
-        device(
-            i,
-            total,
-            name=draw(st.sampled_from(["H200", "L40"])),
-            kind=draw(st.sampled_from([DeviceKind.CUDA] * 3 + [DeviceKind.CPU])),
-        )
-        for i, total in enumerate(totals)
-    )
-    return node(
-        name,
-        cards,
-        tuple(placed),
-        state=draw(st.sampled_from([NodeState.UP] * 4 + [NodeState.UNREACHABLE])),
-        cordoned=draw(st.integers(0, 5)) == 0,
-    )
+    cards = []
+    for i, total in enumerate(totals):
+        card, kind = draw(_KINDS)
+        cards.append(device(i, total, name=card, kind=kind))
+    state, cordoned = draw(_CONDITIONS)
+    return node(name, tuple(cards), tuple(placed), state=state, cordoned=cordoned)
+
+
+_NODES = [nodes(f"n{i}") for i in range(4)]
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     """A fleet of up to 4 nodes."""
-    drawn = [draw(nodes(f"n{i}")) for i in range(draw(st.integers(0, 4)))]
-    standings = {
-        ModelId(m): Standing(
-            priority=draw(st.integers(0, 2)),
-            reload_s=draw(st.sampled_from([1.0, 30.0])),
-            rate=draw(st.sampled_from([0.0, 0.01, 1.0])),
-            keep=draw(st.sampled_from([0, 0, 0, 1])),
-        )
-        for m in "abcde"
-    }
-    stored = {ModelId("f"): frozenset(draw(st.sets(st.sampled_from(["n0", "n1"]))))}
+    drawn = [draw(_NODES[i]) for i in range(draw(_FLEETS))]
+    standings = dict(zip(map(ModelId, "abcde"), draw(_STANDINGS), strict=True))
+    stored = {ModelId("f"): draw(_STORED)}
     promises: list[Promise] = []
     for n in drawn:
-        if draw(st.integers(0, 3)) == 0:
+        if draw(_PROMISED) == 0:
             room = n.devices[0].vram_available_mb
             mb = draw(st.integers(0, room))
             promises.append(Promise(InstanceId(f"{n.name}-z"), ModelId("z"), n.name, (0,), mb))
@@ -176,16 +200,22 @@ def worlds(draw: st.DrawFn) -> World:
     return world(*drawn, overlay=overlay, standings=standings, stored=stored)
 
 
+_VRAM = st.one_of(st.none(), st.integers(10, 1600))
+_WANTED = st.sampled_from(
+    list(product([1, 1, 1, 2], [None, 4], [False, True], [None, None, "cuda", "cpu"], [0, 0, 300]))
+)
+
+
 @st.composite
 def profiles(draw: st.DrawFn) -> ModelProfile:
     """A model that none of the drawn fleets has loaded."""
-    least = draw(st.sampled_from([1, 1, 1, 2]))
+    least, most, mixed, kind, card_mb = draw(_WANTED)
     return profile(
         "f",
-        draw(st.one_of(st.none(), st.integers(10, 1600))),
+        draw(_VRAM),
         min_devices=least,
-        max_devices=draw(st.sampled_from([None, 4])),
-        mixed_devices=draw(st.booleans()),
-        device_kind=draw(st.sampled_from([None, None, "cuda", "cpu"])),
-        min_device_vram_mb=draw(st.sampled_from([0, 0, 300])),
+        max_devices=most,
+        mixed_devices=mixed,
+        device_kind=kind,
+        min_device_vram_mb=card_mb,
     )
