@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import gguf
 import mistralrs as mistralrs_wheel
 
 from cortex_common.errors import BadRequest, CortexError, UpstreamFailed
+from neuron_server.engines.gguf_head import chat_template
 from neuron_server.engines.openai_wire import RAW, Job, Piece, ToolCall, Usage
 
 mistralrs: Any = mistralrs_wheel
@@ -40,12 +40,7 @@ def load_runner(file: Path, parallel: int) -> Any:
     Raises:
         ValueError: the engine can't load it; the message is the engine's.
     """
-    fields = gguf.GGUFReader(file).fields
-    template = (
-        fields["tokenizer.chat_template"].contents()
-        if "tokenizer.chat_template" in fields
-        else None
-    )
+    template = chat_template(file)
     with tempfile.TemporaryDirectory(prefix="cortex-") as scratch:
         explicit = Path(scratch) / "chat.jinja"
         explicit.write_text(passthrough_template(template or ""), encoding="utf-8")
