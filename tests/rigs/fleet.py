@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import random
 import shutil
@@ -34,6 +35,7 @@ MODEL_MB = 256
 def tiny_models() -> dict[str, Path]:
     """Three tiny models, written once a test run."""
     folder = Path(mkdtemp(prefix="cortex-test-models-"))
+    atexit.register(shutil.rmtree, folder)
     return {
         name: write_tiny_gguf(folder / f"{name.replace('/', '-')}.gguf", seed=seed, name=name)
         for seed, name in enumerate(MODELS, start=1)
