@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from pydantic import TypeAdapter
@@ -21,6 +23,8 @@ from cortex_server.dataplane.journal import Journal, RequestLine
 from cortex_server.lifecycle import decisions as waits
 from cortex_server.lifecycle.decisions import Decisions
 from cortex_server.trail import Trail
+
+T = TypeVar("T")
 
 log = logging.getLogger("cortex.store")
 
@@ -77,15 +81,16 @@ class Diary:
 
     def recall(self) -> None:
         """Remind them of what was written down before."""
-        entries = self._column("select entry from trail order by id")
-        self._trail.recall([TrailEntry.model_validate_json(text) for text in entries])
+        entries = self._db.execute("select null, entry from trail order by id")
+        self._trail.recall(e for _, e in _understood(entries, TrailEntry.model_validate_json))
         self._noted = self._trail.last
-        lines = self._column("select line from requests order by id")
-        self._journal.recent.extend(msgspec.json.decode(x, type=RequestLine) for x in lines)
+        lines = self._db.execute("select null, line from requests order by id")
+        read_line = msgspec.json.Decoder(RequestLine).decode
+        self._journal.recent.extend(line for _, line in _understood(lines, read_line))
         self._line = self._journal.recent[-1] if self._journal.recent else None
         self._lines = self._db.execute("select max(id) from requests").fetchone()[0] or 0
-        rows = self._db.execute("select request, decisions from waits order by rowid")
-        self._decisions.recall({name: _DECISIONS.validate_json(text) for name, text in rows})
+        waits = self._db.execute("select request, decisions from waits order by rowid")
+        self._decisions.recall(dict(_understood(waits, _DECISIONS.validate_json)))
 
     async def run(self) -> None:
         """Write every few seconds; runs until cancelled."""
@@ -148,5 +153,11 @@ class Diary:
                 oldest = f"select rowid from {table} order by rowid desc limit 1 offset {kept}"  # noqa: S608 - our names
                 self._db.execute(f"delete from {table} where rowid <= ({oldest})")  # noqa: S608 - as above
 
-    def _column(self, query: str) -> list[str]:
-        return [row[0] for row in self._db.execute(query)]
+
+def _understood(
+    rows: Iterable[tuple[Any, str]], read: Callable[[str], T]
+) -> Iterator[tuple[Any, T]]:
+    """The rows with their texts read; what another version of cortex wrote in another way is passed over."""
+    for name, text in rows:
+        with contextlib.suppress(ValueError):
+            yield name, read(text)

@@ -38,6 +38,9 @@ class Memory:
         self.trail.end()
         line = RequestLine(
             ts=datetime.now(UTC),
+            level="info",
+            event="request_finished",
+            logger="cortex.requests",
             request=f"r{number}",
             route="/v1",
             outcome="ok",
@@ -95,3 +98,18 @@ async def test_what_is_written_while_it_runs_is_written_once(tmp_path: Path):
     memory.diary.close()
     with sqlite3.connect(tmp_path / "story") as db:
         assert db.execute("select count(*) from requests").fetchall() == [(2,)]
+
+
+async def test_what_another_version_wrote_is_passed_over(tmp_path: Path):
+    """Rows that can't be understood keep no gateway from starting; the others are there."""
+    memory = Memory(tmp_path / "story")
+    memory.happens(1)
+    memory.diary.close()
+    with sqlite3.connect(tmp_path / "story") as db:
+        db.execute("insert into requests (line) values ('{}')")
+        db.execute("insert into trail values (7, '{')")
+        db.execute("insert into waits values ('x', '[{}]')")
+    second = Memory(tmp_path / "story")
+    assert [line.request for line in second.journal.recent] == ["r1"]
+    assert len(second.trail.since(0)) == len(second.decisions.of("r1")) == 1
+    second.diary.close()
