@@ -1,0 +1,227 @@
+"""A fleet under traffic that a real Prometheus scrapes, for the picture of the dashboard.
+
+`PYTHONPATH=tests python -m tests.bench.dashboard_fleet [MINUTES]` writes docs/images/dashboard.svg, or fails when a
+panel has no data. It needs Debian's package prometheus. One node has tiny models on the real embedded engine; the
+other's cards are a stand-in for NVML and its engines are scripted, as there is no GPU where tests run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import uvicorn
+from engines.fake_nvml import MIB, Card, FakeNvml
+from engines.neuron_rig import NeuronRig
+from rigs.fleet import free_port
+from rigs.gateway import GatewayProcess, gateway_process, neuron_table
+
+from cortex_cli.demo.files import ROOM_MB, TINY_MODEL_MB, write_models
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.fleet import NodeState
+from neuron_server.app import create_app, create_runtime
+from neuron_server.hardware.nvml import NvmlSource
+from tests.bench.dashboard import panels, picture
+
+ROOT = Path(__file__).parents[2]
+PICTURE = ROOT / "docs" / "images" / "dashboard.svg"
+ENGINE = ROOT / "tests" / "engines" / "fake_engine.py"
+SCRIPTED = {
+    "scripted/large": ["--interval", "0.02", "--tokens", "60", "--first-byte", "0.15"],
+    "scripted/rude": ["--no-done"],
+    "scripted/broken": ["--status", "500"],
+}
+TINY = ("demo/ada", "demo/bob", "demo/cleo")
+
+
+@contextlib.asynccontextmanager
+async def cards_node(folder: Path) -> AsyncIterator[tuple[str, list[Card]]]:
+    """A neuron with two cards that are none; its URL."""
+    cards = [Card(0), Card(1)]
+    config = NeuronConfig.model_validate(
+        {
+            "neuron": {"state_dir": folder / "cards"},
+            "harnesses": [
+                {
+                    "name": "scripted",
+                    "kind": "command",
+                    "command": [
+                        *(sys.executable, str(ENGINE), "--host", "{host}"),
+                        *("--port", "{port}", "--model", "{model}"),
+                    ],
+                    "port_range": (31000, 31099),
+                }
+            ],
+        }
+    )
+    runtime = create_runtime(config, (NvmlSource(FakeNvml(*cards)),))
+    app = create_app(config, runtime)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}", cards
+        finally:
+            runtime.changes.end()
+            server.should_exit = True
+            await serving
+
+
+async def warm(cards: list[Card]) -> None:
+    """Let the cards' numbers move."""
+    for second in itertools.count():
+        for number, card in enumerate(cards):
+            busy = 0.5 + 0.4 * math.sin(second / 20 + number)
+            used = int((2000 + 500 * busy) * MIB)
+            card.answers |= {
+                "UtilizationRates": SimpleNamespace(gpu=int(busy * 100), memory=7),
+                "Temperature": int(45 + 30 * busy),
+                "PowerUsage": int(90_000 + 250_000 * busy),
+                "MemoryInfo": SimpleNamespace(total=8000 * MIB, free=8000 * MIB - used, used=used),
+            }
+        await asyncio.sleep(1)
+
+
+async def ask(http: httpx.AsyncClient, model: str, *, leave: bool = False) -> None:
+    """One streamed answer, or its beginning."""
+    body = {
+        "model": model,
+        "stream": True,
+        "max_tokens": random.randint(10, 60),
+        "messages": [{"role": "user", "content": "word " * random.randint(5, 60)}],
+    }
+    with contextlib.suppress(httpx.HTTPError):
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for _ in answer.aiter_bytes():
+                if leave:
+                    return
+
+
+async def visitors(url: str) -> None:
+    """People who ask, some of whom leave; now and then for something wrong."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http, asyncio.TaskGroup() as group:
+
+        async def one(number: int) -> None:
+            for turn in itertools.count(number):
+                minute = int(time.monotonic() // 40)
+                tiny = TINY[(minute + turn % 2) % 3]
+                model = (tiny, "scripted/large", "scripted/rude", tiny)[turn % 4]
+                if turn % 37 == 0:
+                    model = random.choice(("scripted/broken", "nobody/has-this"))
+                await ask(http, model, leave=turn % 23 == 0)
+                await asyncio.sleep(random.expovariate(1.5))
+
+        for number in range(6):
+            group.create_task(one(number))
+
+
+async def operate(gateway: GatewayProcess) -> None:
+    """An operator who unloads what is busy."""
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as http:
+        while True:
+            await asyncio.sleep(45)
+            await http.post("/operator/v1/models/unload", json={"model": "scripted/large"})
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
+    """A Prometheus with the repository's rules that scrapes these."""
+    rules = ROOT / "config" / "prometheus" / "cortex-alerts.yml"
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 5s}\n"
+        f"rule_files: [{rules}]\n"
+        f"scrape_configs: [{{job_name: cortex, static_configs: [{{targets: {targets}}}]}}]\n"
+    )
+    port = free_port()
+    with subprocess.Popen(
+        [
+            *("prometheus", f"--config.file={folder}/prometheus.yml"),
+            *(f"--storage.tsdb.path={folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "prometheus.log").open("w"),
+    ) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def models_toml(folder: Path) -> str:
+    """The catalogue."""
+    tables = [
+        f'[[models]]\nid = "{m.id}"\nharness = "embedded"\nsource = "{m.path.parent}"\n'
+        f'file = "{m.path.name}"\nvram_mb = {TINY_MODEL_MB}\n'
+        for m in write_models(folder)
+    ]
+    tables += [
+        f'[[models]]\nid = "{name}"\nharness = "scripted"\nvram_mb = 900\nargs = {args}\n'
+        for name, args in SCRIPTED.items()
+    ]
+    return "\n".join(tables)
+
+
+async def main(minutes: float) -> int:
+    """Run it all; the number of panels without data."""
+    folder = Path(tempfile.mkdtemp(prefix="cortex-dashboard-"))
+    rig = NeuronRig(folder / "here", memory_mb=ROOM_MB)
+    try:
+        rig.start()
+        async with (
+            cards_node(folder) as (cards_url, cards),
+            gateway_process(
+                folder,
+                neuron_table("here", rig.url),
+                neuron_table("cards", cards_url),
+                "[eviction]\nmin_residency = 5\n",
+                "[limits]\nmax_in_flight = 4\n",
+                models=models_toml(folder),
+            ) as gateway,
+        ):
+            await gateway.until(lambda fleet: all(n.state is NodeState.UP for n in fleet.nodes))
+            scraped = [f"127.0.0.1:{gateway.metrics_port}", *_hosts(rig.url, cards_url)]
+            with prometheus(folder, scraped) as url:
+                work = [
+                    asyncio.create_task(w)
+                    for w in (warm(cards), visitors(gateway.url), operate(gateway))
+                ]
+                start = time.time()
+                done, _ = await asyncio.wait(
+                    work, timeout=minutes * 60, return_when=asyncio.FIRST_COMPLETED
+                )
+                assert not done, [task.exception() for task in done]
+                end = time.time()
+                drawn = panels(url, start, end)
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
+    finally:
+        rig.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    PICTURE.write_text(picture(drawn, start, end))
+    for panel in drawn:
+        if panel.empty:
+            print(f"no data: {panel.title}")
+    print(f"{len(drawn)} panels over {end - start:.0f} s in {PICTURE.relative_to(ROOT)}")
+    return sum(panel.empty for panel in drawn)
+
+
+def _hosts(*urls: str) -> list[str]:
+    return [url.removeprefix("http://") for url in urls]
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else 5.0)))
