@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cortex_common.config.catalogue import ModelProfile
@@ -46,16 +47,12 @@ def refusals(
 def _of_devices(
     profile: ModelProfile, where: Where, layouts: Sequence[Shape], room: NodeRoom
 ) -> list[Refusal]:
-    reclaimable: dict[int, int] = {}
-    for instance in room.instances:
-        if not instance.pinned:
-            for index, mb in frees(instance).items():
-                reclaimable[index] = reclaimable.get(index, 0) + mb
+    reclaimable, pinned = _held(room)
     if not room.devices:
         return [Refusal(room.node.name, None, "the node has no device")]
     found: list[Refusal] = []
     for device in room.devices:
-        may_free = reclaimable.get(device.index, 0)
+        may_free = reclaimable[device.index]
         reason = device_refusal(profile, device, where)
         needs = [s for s in layouts if s.kind is device.kind]
         if reason is not None or not needs:
@@ -68,6 +65,8 @@ def _of_devices(
             text = f"needs {need} MiB ({least.size.source}), {have} available"
             if may_free:
                 text += f", {may_free} held by instances that could go"
+            if held := pinned.get(device.index):
+                text += f"; pinned there: {', '.join(sorted(held))}"
             found.append(Refusal(room.node.name, device.index, text, need - have, may_free))
         else:
             text = "has room, another has less to spare"
@@ -75,3 +74,16 @@ def _of_devices(
                 text = f"has room; {least.devices} such devices are needed together"
             found.append(Refusal(room.node.name, device.index, text, None, may_free))
     return found
+
+
+def _held(room: NodeRoom) -> tuple[Counter[int], Mapping[int, set[str]]]:
+    """By device: the MiB that instances hold that could go, and the models that may not."""
+    reclaimable: Counter[int] = Counter()
+    pinned: defaultdict[int, set[str]] = defaultdict(set)
+    for instance in room.instances:
+        for index, mb in frees(instance).items():
+            if instance.pinned:
+                pinned[index].add(instance.model)
+            else:
+                reclaimable[index] += mb
+    return reclaimable, pinned

@@ -17,8 +17,10 @@ def plan_view(wish: Wish, found: Plan, world: World, policy: Policy) -> PlanView
     ledger = _ledger(wish, found, world, policy)
     match found:
         case Serve(instances):
+            why = f"ready as {', '.join(instances)}"
+            nodes = [r.node.name for r in world.rooms if {i.id for i in r.instances} & {*instances}]
             return PlanView(
-                model=model, action="serve", why=f"ready as {', '.join(instances)}", ledger=ledger
+                model=model, action="serve", node=", ".join(nodes) or None, why=why, ledger=ledger
             )
         case Join(node, _):
             why = f"it is being loaded on {node}"

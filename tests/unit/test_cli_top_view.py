@@ -294,9 +294,9 @@ def test_keys_can_be_chosen_by_name():
 
 
 def test_the_palette_offers_models_and_nodes():
-    """Without a fleet the palette has the views; with one, each model and node by name."""
+    """Without a fleet the palette has the views and the gateway's log; with one, each model and node by name."""
     assert {c.verb for c, *_ in offers(None)} == {
-        *(Verb.OVERVIEW, Verb.MODELS, Verb.GPUS, Verb.REQUESTS, Verb.EVENTS),
+        *(Verb.OVERVIEW, Verb.MODELS, Verb.GPUS, Verb.REQUESTS, Verb.EVENTS, Verb.LOGS),
     }
     found = [(title, c) for c, title, _ in offers(busy_fleet())]
     assert (f"Load {PHI}…", Command(Verb.LOAD, PHI)) in found

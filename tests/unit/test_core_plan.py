@@ -402,6 +402,7 @@ def test_a_pinned_fleet_is_impossible_at_once() -> None:
     found = plan(Wish(profile("f"), waited_s=0.0), fleet, LRU)
     assert isinstance(found, Impossible)
     assert found.refusals[0].missing_mb == 100
+    assert found.refusals[0].reason.endswith("; pinned there: a")
 
 
 def test_an_operators_pin_holds_like_a_configured_one() -> None:

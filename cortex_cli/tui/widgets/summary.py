@@ -20,15 +20,17 @@ class SummaryLine(Static):
             mode: "live", "frozen", "lost" or "replay".
         """
         healthy = not summary.troubles
+        # In the order in which they stand, each with its rank: those of a low rank are the last to go.
         facts = [
-            f"nodes {summary.nodes}",
-            f"models {summary.models}",
-            f"VRAM {summary.memory}",
-            f"{summary.requests} req/s",
-            f"{summary.tokens} tok/s",
-            f"queue {summary.queue}",
-            f"err {summary.errors}",
-            f"gpus {summary.devices}",
+            (where, 7),
+            (f"nodes {summary.nodes}", 0),
+            (f"models {summary.models}", 4),
+            (f"VRAM {summary.memory}", 1),
+            (f"{summary.requests} req/s", 3),
+            (f"{summary.tokens} tok/s", 6),
+            (f"queue {summary.queue}", 2),
+            (f"err {summary.errors}", 5),
+            (f"gpus {summary.devices}", 8),
         ]
         theme = self.app.theme_variables
         line = Text()
@@ -36,11 +38,13 @@ class SummaryLine(Static):
         line.append("ok " if healthy else "! ", style=theme["success" if healthy else "warning"])
         tail = f" {mode} "
         room = self.size.width - len(line) - len(tail) - 1
-        for fact in [where, *facts]:
-            if room < len(fact) + 2:
-                break
-            line.append(f" {fact} ")
-            room -= len(fact) + 2
+        kept = set()
+        for fact, _ in sorted(facts, key=lambda f: f[1]):
+            if room >= len(fact) + 2:
+                kept.add(fact)
+                room -= len(fact) + 2
+        for fact, _ in facts:
+            line.append(f" {fact} " if fact in kept else "")
         line.append(" " * max(0, room))
         line.append(tail, style="bold" if mode == "live" else f"bold {theme['warning']}")
         self.update(line, layout=False)

@@ -44,12 +44,15 @@ _GAP = 2
 
 
 def layout(width: int, columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The columns that fit, in their order; what is left goes to those that may grow, from the left."""
+    """The columns that fit, in their order; what is left goes to those that may grow, from the left.
+
+    A narrow column may stay where a wide one of a lower rank has to go.
+    """
     left = width
     chosen: list[Column] = []
     for column in sorted(columns, key=lambda c: c.rank):
         if column.rank and left < column.width + _GAP:
-            break
+            continue
         left -= column.width + _GAP
         chosen.append(column)
     kept = []
