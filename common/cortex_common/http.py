@@ -118,6 +118,13 @@ class ControlClient:
                 f"{self.who} answered {what} with something else: {failed.errors()[0]['msg']}"
             ) from failed
 
+    def _broken(self, failed: httpx.HTTPError) -> UpstreamFailed:
+        """Why a stream can't be had, or ended before its end."""
+        reason = str(failed) or type(failed).__name__
+        if isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout):
+            return UpstreamFailed(f"{self.who} at {self.base_url} can't be reached: {reason}")
+        return UpstreamFailed(f"{self.who} at {self.base_url} broke off: {reason}")
+
     @asynccontextmanager
     async def text(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[str]]:
         """A body of text, piece by piece as it comes; it may never end.
@@ -133,8 +140,7 @@ class ControlClient:
                     raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
                 yield response.aiter_text()
         except httpx.HTTPError as failed:
-            reason = str(failed) or type(failed).__name__
-            raise UpstreamFailed(f"{self.who}: lost {path}: {reason}") from failed
+            raise self._broken(failed) from failed
 
     async def events(
         self, path: str, *, silence_s: float, bookmark: Bookmark | None = None
@@ -168,5 +174,4 @@ class ControlClient:
                         yield name, bytes(data)
                         name, data = "message", bytearray()
         except httpx.HTTPError as failed:
-            reason = str(failed) or type(failed).__name__
-            raise UpstreamFailed(f"{self.who}: lost {path}: {reason}") from failed
+            raise self._broken(failed) from failed

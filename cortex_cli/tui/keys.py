@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
+from cortex_cli.tui.commands import Verb
 from cortex_common.errors import ConfigError, nearest
 
 _NAMES = {
@@ -107,9 +108,11 @@ def key_rows() -> list[tuple[str, str, str]]:
 
 
 def keys_text() -> Text:
-    """All keys with what they do."""
+    """All keys with what they do, and the words of the command line."""
     text = Text()
     for names, told, _ in key_rows():
         text.append(f"{names:>10}  ", style="bold")
         text.append(f"{told}\n")
+    text.append("\nafter `:`  ", style="bold")
+    text.append(", ".join(Verb))
     return text

@@ -117,7 +117,7 @@ class Picture(Vertical):
         if lost is not None:
             again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
             old = "" if shown.snapshot is None else "; below is what was last seen"
-            self._banner.update(printable(f"lost the gateway: {lost.why}{again}{old}"))
+            self._banner.update(printable(f"lost: {lost.why}{again}{old}"))
         if shown.snapshot is not None:
             facts = summary(shown.snapshot, shown.history)
             self._summary.show(facts, shown.where, shown.mode)
