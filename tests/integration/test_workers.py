@@ -30,6 +30,7 @@ CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 ANSWER = CHUNK % b"half" + LAST + DONE
 WORKERS = "workers = 2\n"
+MODEL = '[[models]]\nid = "m"\nharness = "scripted"\n'
 SECONDS = 60.0
 
 
@@ -116,7 +117,7 @@ def shared(tmp_path_factory):
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         folder = tmp_path_factory.mktemp("workers")
-        made = runner.run(stack.enter_async_context(house(folder)))
+        made = runner.run(stack.enter_async_context(house(folder, models=MODEL)))
         yield lambda story: runner.run(story(made))
         runner.run(stack.aclose())
 
@@ -321,8 +322,7 @@ async def test_settings_queue_and_end_hold_for_both_workers(tmp_path):
     async with house(tmp_path, models='[[models]]\nid = "other"\nharness = "scripted"\n') as it:
         config = (tmp_path / "cortex.toml").read_text()
         tables = (config[config.index("[[neurons]]") :], "[limits]\nmax_in_flight = 4\n", key)
-        model = '[[models]]\nid = "m"\nharness = "scripted"\naliases = ["nick"]\n'
-        it.gateway.write(*tables, gateway=WORKERS, models=model)
+        it.gateway.write(*tables, gateway=WORKERS, models=MODEL + 'aliases = ["nick"]\n')
         await it.operator.reload()
         assert (await it.ask()).status_code == 401
         it.gate.open.clear()
