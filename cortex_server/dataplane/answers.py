@@ -1,7 +1,7 @@
 """What happens to the bytes of an answer between the engine and the client.
 
-An `Answer` is told each piece, and hands out what the client is owed for it. Those that pass bytes on only watch;
-those that translate or assemble hold back until there is something to say.
+An `Answer` is told each piece, and hands out what the client is owed for it. Those here pass bytes on, mended where
+they must be; those of `retold` say them in other words.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import msgspec
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 from cortex_server.dataplane.upstream import Headers
-from cortex_server.dialects.assemble import Assembler
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.client_stream import ClientStream
 from cortex_server.dialects.engine_errors import from_answer
 from cortex_server.dialects.openai_errors import engine_error
 from cortex_server.dialects.repair import StreamRepair
@@ -48,9 +46,8 @@ class Answer(ABC):
     prompt: ClassVar[bool] = False
     head: ClassVar[Headers] = STREAM_HEAD
 
-    def __init__(self) -> None:
-        self.status = 200
-        self.error: str | None = None
+    status = 200
+    error: str | None = None
 
     @property
     def usage(self) -> Usage | None:
@@ -65,7 +62,7 @@ class Answer(ABC):
     @property
     def repairs(self) -> Counter[str]:
         """What was mended, by kind."""
-        return _NO_REPAIRS
+        return NO_REPAIRS
 
     @property
     def lingering(self) -> bool:
@@ -95,7 +92,7 @@ class Answer(ABC):
         """The engine broke off: how the client is told; None when only a cut connection can tell."""
 
 
-_NO_REPAIRS: Counter[str] = Counter()
+NO_REPAIRS: Counter[str] = Counter()
 
 
 class PassedStream(Answer):
@@ -105,7 +102,6 @@ class PassedStream(Answer):
     """
 
     def __init__(self, repair: StreamRepair) -> None:
-        super().__init__()
         self._repair = repair
 
     @property
@@ -153,7 +149,6 @@ class PassedWhole(Answer):
     prompt = True
 
     def __init__(self) -> None:
-        super().__init__()
         self._kept: list[bytes] = []
         self._size = 0
         self._usage: Usage | None = None
@@ -192,12 +187,11 @@ class MendedWhole(Answer):
     head = JSON_HEAD
 
     def __init__(self, mend: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
-        super().__init__()
         self._mend = mend
         self._held: list[bytes] | None = []
         self._size = 0
         self._usage: Usage | None = None
-        self._repairs = _NO_REPAIRS
+        self._repairs = NO_REPAIRS
 
     @property
     def usage(self) -> Usage | None:
@@ -237,128 +231,6 @@ class MendedWhole(Answer):
         return envelope_bytes(error)
 
 
-class Told(Answer):
-    """A whole answer that is collected, and told to the client in one piece, in other words perhaps.
-
-    Args:
-        tell: makes the client's body of the engine's. Raises: CortexError, which is told instead.
-        refusal: says an error in the client's dialect.
-    """
-
-    def __init__(self, tell: Callable[[bytes], bytes], refusal: Refusal) -> None:
-        super().__init__()
-        self._tell = tell
-        self._refusal = refusal
-        self._pieces: list[bytes] = []
-        self._usage: Usage | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """See `Answer`."""
-        return self._usage
-
-    def feed(self, data: bytes) -> bytes:
-        """Keeps the piece."""
-        self._pieces.append(data)
-        return b""
-
-    def end(self) -> bytes:
-        """See `Answer`."""
-        return self._told(b"".join(self._pieces))
-
-    def broken(self, error: CortexError) -> bytes:
-        """Nothing was told yet, so the error is a plain one."""
-        return self._refused(error)
-
-    def _told(self, body: bytes) -> bytes:
-        self._usage = read_usage(body)
-        try:
-            return self._tell(body)
-        except CortexError as failed:
-            return self._refused(failed)
-
-    def _refused(self, error: CortexError) -> bytes:
-        self.error = error.code
-        self.status, body = self._refusal(error)
-        return body
-
-
-class Assembled(Told):
-    """A stream of an engine that was asked for one only so that it can be cancelled, put together again."""
-
-    def __init__(
-        self, assembler: Assembler, tell: Callable[[bytes], bytes], refusal: Refusal
-    ) -> None:
-        super().__init__(tell, refusal)
-        self._assembler = assembler
-
-    def feed(self, data: bytes) -> bytes:
-        """See `Answer`."""
-        self._assembler.feed(data)
-        return b""
-
-    def end(self) -> bytes:
-        """See `Answer`."""
-        try:
-            return self._told(self._assembler.end())
-        except CortexError as failed:
-            return self._refused(failed)
-
-
-class TranslatedStream(Answer):
-    """A stream in another dialect. Until its first event is out, an error is still a plain one."""
-
-    def __init__(self, stream: ClientStream, refusal: Refusal) -> None:
-        super().__init__()
-        self._stream = stream
-        self._refusal = refusal
-        self._events = 0
-
-    @property
-    def usage(self) -> Usage | None:
-        """See `Answer`."""
-        return self._stream.usage
-
-    @property
-    def lingering(self) -> bool:
-        """See `Answer`."""
-        return self._stream.lingering
-
-    @property
-    def events(self) -> int:
-        """See `Answer`."""
-        return self._events
-
-    @property
-    def repairs(self) -> Counter[str]:
-        """See `Answer`."""
-        return Counter(malformed=self._stream.malformed) if self._stream.malformed else _NO_REPAIRS
-
-    def feed(self, data: bytes) -> bytes:
-        """See `Answer`."""
-        self._events += data.count(b"\n\n")
-        owed = self._stream.feed(data)
-        return owed if self._stream.started else b""
-
-    def end(self) -> bytes:
-        """See `Answer`."""
-        return self._over(self._stream.end())
-
-    def broken(self, error: CortexError) -> bytes:
-        """See `Answer`."""
-        return self._over(self._stream.fail(error))
-
-    def _over(self, owed: bytes) -> bytes:
-        error = self._stream.error
-        if error is None:
-            return owed
-        self.error = error.code
-        if self._stream.started:
-            return owed
-        self.status, body = self._refusal(error)
-        return body
-
-
 class Refused(Answer):
     """An engine's answer of status 400 or more, in the client's dialect.
 
@@ -371,7 +243,6 @@ class Refused(Answer):
     def __init__(
         self, status: int, tell: Callable[[int, bytes], tuple[int, bytes]], refusal: Refusal
     ) -> None:
-        super().__init__()
         self.status = status
         self.error = f"engine_{status}"
         self._tell = tell
@@ -404,7 +275,6 @@ class Late(Answer):
     """
 
     def __init__(self, status: int, event: Callable[[CortexError], bytes]) -> None:
-        super().__init__()
         self.error = f"engine_{status}"
         self._status = status
         self._event = event

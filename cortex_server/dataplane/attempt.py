@@ -54,14 +54,14 @@ class Attempt:
         self.target = target
         self._pool = pool
         self._endpoint = endpoint
-        self._head = head
-        self._body = body
-        self._receiver = receiver
-        self._failed = failed
         self._connecting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._fresh = False
         self._paused = False
+        self._head = head
+        self._body = body
+        self._receiver = receiver
+        self._failed = failed
 
     def start(self) -> None:
         """Send over a kept connection, or open one first."""

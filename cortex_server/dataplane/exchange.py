@@ -20,32 +20,18 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from cortex_common.errors import (
-    CortexError,
-    PermissionRefused,
-    UpstreamFailed,
-    UpstreamTimeout,
-)
+from cortex_common.errors import CortexError, PermissionRefused
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.requests import RequestState
 from cortex_server.auth.keys import Key
 from cortex_server.auth.turnstile import full
-from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
+from cortex_server.dataplane.answers import JSON_HEAD
 from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.coldstart import ColdStart
-from cortex_server.dataplane.dialogues import Dialogue
 from cortex_server.dataplane.downstream import NOBODY, Downstream
-from cortex_server.dataplane.headers import (
-    NOT_TO_CLIENT,
-    content_length,
-    engine_request,
-    error_headers,
-    is_event_stream,
-    on_repeats,
-    priority,
-    request_id,
-)
+from cortex_server.dataplane.headers import engine_request, error_headers, priority, request_id
+from cortex_server.dataplane.reply import Reply
 from cortex_server.dataplane.routes import Asked, Route
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.traceparent import begin
@@ -57,14 +43,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cortex.requests")
 
+_NO_MODEL = ModelId("")
+
 MOST_TRIES = 3
 """Instances that one request is tried on before the client is told."""
 
-LINGER_S = 2.0
-"""Seconds to wait for usage after a translated stream's finish reason; its client waits for the end meanwhile."""
 
-
-class Exchange:
+class Exchange(Reply):
     """One request.
 
     Args:
@@ -76,28 +61,14 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answer",
-        "_attempt",
-        "_client",
         "_coldstart",
-        "_dialogue",
         "_failure",
-        "_full",
-        "_loop",
-        "_on_repeats",
-        "_opened",
         "_query",
         "_route",
-        "_said_at",
         "_tried",
-        "finished",
         "headers",
         "key",
         "model",
-        "named",
-        "plane",
-        "target",
-        "trace",
     )
 
     def __init__(
@@ -108,31 +79,19 @@ class Exchange:
         headers: Headers,
         query: bytes = b"",
     ) -> None:
-        self.plane = plane
+        named = dict(headers)
+        now = plane.loop.time()
+        super().__init__(plane, client, Trace(route, request_id(named), now, now), named)
         self.headers = headers
-        self.named = dict(headers)
         self.key: Key | None = None
-        self.model = ModelId("")
-        self.target: Target | None = None
-        self.finished = False
-        self._client = client
+        self.model = _NO_MODEL
+        self._coldstart: ColdStart | None = None
+        self._failure: CortexError | None = None
+        self._tried: frozenset[InstanceId] = frozenset()
         self._route = route
         self._query = query
-        self._loop = plane.loop
-        now = self._loop.time()
-        self.trace = Trace(route, request_id(self.named), started=now, last_byte=now)
         if plane.spans is not None:
             self.trace.span = begin(headers)
-        self._dialogue: Dialogue | None = None
-        self._coldstart: ColdStart | None = None
-        self._attempt: Attempt | None = None
-        self._answer: Answer | None = None
-        self._tried: set[InstanceId] = set()
-        self._failure: CortexError | None = None
-        self._on_repeats: Headers = []  # what an engine that refuses says
-        self._full = False  # the client does not keep up
-        self._opened = False  # the head of the answer is out
-        self._said_at = now
         plane.active.add(self)
         plane.retries.earn()
 
@@ -166,7 +125,7 @@ class Exchange:
         plane = self.plane
         try:
             self.key = plane.gate.enter(self.headers, peer)
-            if len(plane.active) > plane.limits.max_in_flight + plane.limits.max_queued:
+            if len(plane.active) > plane.most:
                 raise full()
         except CortexError as failed:
             self.refuse(failed)
@@ -211,7 +170,7 @@ class Exchange:
         self.refuse(full())
 
     def refuse(self, error: CortexError) -> None:
-        """Answer with an error of our own."""
+        """See `Reply`."""
         if self.finished:
             return
         dialogue = self._dialogue
@@ -231,19 +190,6 @@ class Exchange:
         if not self.finished:
             self.plane.metrics.disconnects += 1
             self._finish("client_disconnected")
-
-    def client_full(self) -> None:
-        """The client does not keep up: stop reading from the engine."""
-        self._full = True
-        if self._attempt is not None:
-            self._attempt.pause()
-
-    def client_drained(self) -> None:
-        """The client keeps up again."""
-        self._full = False
-        self.trace.last_byte = self._loop.time()
-        if self._attempt is not None:
-            self._attempt.resume()
 
     # -- finding an instance -----------------------------------------------------------------
 
@@ -307,19 +253,6 @@ class Exchange:
         self.trace.cold = True
         self._keep_alive(how_far)
 
-    # -- keeping a silent stream alive -------------------------------------------------------
-
-    def _may_keep_alive(self) -> bool:
-        wanted = self._dialogue is not None and self._dialogue.stream
-        return wanted and self.named.get(b"x-cortex-keep-alive") != b"off"
-
-    def _keep_alive(self, comment: bytes) -> None:
-        """Say something that clients skip, so that nobody on the way takes a long silence for a dead connection."""
-        assert self._dialogue is not None
-        self._open(200, STREAM_HEAD, None)
-        self._client.write(self._dialogue.keep_alive(comment))
-        self._client.flush()
-
     # -- asking an engine --------------------------------------------------------------------
 
     def _send_to(self, target: Target) -> None:
@@ -346,7 +279,7 @@ class Exchange:
         attempt.start()
 
     def _elsewhere(self, failure: CortexError) -> None:
-        """Nothing was answered yet, so another instance may answer instead."""
+        """See `Reply`."""
         target = self.target
         assert target is not None
         event(
@@ -361,126 +294,17 @@ class Exchange:
         self.plane.fleet.release(target)
         self.plane.fleet.failed(target, failure.message)
         self.target = self._attempt = None
-        self._tried.add(target.id)
+        self._tried |= {target.id}
         self._failure = failure
         if target.retries:
             self._next_target()
         else:
             self.refuse(failure)
 
-    # -- from the engine ---------------------------------------------------------------------
-
-    def upstream_head(self, status: int, headers: Headers) -> None:
-        """See `Receiver`."""
-        self.trace.status = status
-        assert self._dialogue is not None
-        streamed = status < 400 and is_event_stream(headers)
-        if status >= 400:
-            self._on_repeats = on_repeats(0, headers)
-        answer = self._answer = self._dialogue.answer(status, streamed=streamed)
-        if self._opened:
-            if not streamed:
-                self._answer = Late(status, self._dialogue.event)
-        elif answer.prompt:
-            kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
-            self._open(status, kept, None if streamed else content_length(dict(headers)))
-
-    def _open(self, status: int, headers: Headers, length: int | None) -> None:
-        """Send the head, once."""
-        if not self._opened:
-            self._opened = True
-            self._client.respond(status, [*headers, *self.trace.labels(self.target)], length)
-
-    def upstream_data(self, data: bytes) -> None:
-        """See `Receiver`."""
-        now = self._loop.time()
-        self.trace.last_byte = now
-        if self.trace.first_byte is None:
-            self.trace.first_byte = now
-        assert self._answer is not None
-        if owed := self._answer.feed(data):
-            if not self._opened:
-                self._open(200, self._answer.head, None)
-            self._client.write(owed)
-
-    def upstream_read(self) -> None:
-        """See `Receiver`."""
-        self._client.flush()
-
-    def upstream_end(self) -> None:
-        """See `Receiver`."""
-        self._attempt = None
-        answer = self._answer
-        assert answer is not None
-        owed = answer.end()
-        head = [*JSON_HEAD, *on_repeats(answer.status, self._on_repeats)]
-        self._open(answer.status, head, len(owed))
-        if owed:
-            self._client.write(owed)
-        self._client.end()
-        self._finish(answer.error)
-
-    def upstream_lost(self, reason: str, *, answered: bool) -> None:
-        """See `Receiver`."""
-        attempt = self._attempt
-        assert attempt is not None
-        if self.trace.status:
-            self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
-        elif not attempt.replace(answered=answered):
-            self._elsewhere(UpstreamFailed(f"the engine on {attempt.target.node}: {reason}"))
-
-    def _break_off(self, error: CortexError) -> None:
-        """Too late for another instance: say that the answer is not whole."""
-        answer = self._answer
-        assert answer is not None
-        told = answer.broken(error)
-        if told is None:
-            self._client.abort()
-        else:
-            self._open(answer.status, JSON_HEAD, len(told))
-            self._client.write(told)
-            self._client.end()
-        self._finish(error.code)
-
     # -- the end -----------------------------------------------------------------------------
 
-    def check_silence(self, now: float) -> None:
-        """Called once a second: keep a waiting stream alive, give up an engine that is silent for too long."""
-        if self._attempt is None or self._full:
-            return
-        settings = self.plane.settings
-        pause = settings.prefill_comment_after_s
-        if (
-            pause
-            and not self.trace.status
-            and now - self._said_at > pause
-            and self._may_keep_alive()
-        ):
-            self._said_at = now
-            self._keep_alive(b"computing the prompt")
-        if self._answer is not None and self._answer.lingering:
-            if now - self.trace.last_byte > LINGER_S:
-                self._attempt.abort()
-                self.upstream_end()
-            return
-        limit = settings.idle_timeout_s if self.trace.status else settings.first_byte_timeout_s
-        if now - self.trace.last_byte > limit:
-            self._attempt.abort()
-            self._attempt = None
-            error = UpstreamTimeout(f"the engine has been silent for {limit:g} s")
-            if self.trace.status:
-                self._break_off(error)
-            else:
-                self.refuse(error)
-
-    def cut_off(self, error: CortexError) -> None:
-        """End it now, with an error that says why."""
-        if self.trace.status and not self.finished:
-            self._break_off(error)
-        else:
-            self.refuse(error)
-
     def _finish(self, error: str | None) -> None:
+        """See `Reply`."""
         if self.finished:
             return
         self.finished = True

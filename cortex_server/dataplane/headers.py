@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cortex_common.errors import CortexError
 from cortex_server.dataplane.pool import Endpoint
@@ -97,7 +97,7 @@ def error_headers(error: CortexError) -> Headers:
     return headers
 
 
-def on_repeats(status: int, headers: Headers) -> Headers:
+def on_repeats(status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """What an answer of this status says on repeating the request, beside what an engine's headers say."""
     futile = [(b"x-should-retry", b"false")] if status in _FUTILE else []
     return [*(h for h in headers if h[0] in _ON_REPEATS), *futile]

@@ -9,7 +9,6 @@ from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
 from cortex_server.dataplane.answers import (
     Answer,
-    Assembled,
     MendedWhole,
     PassedStream,
     PassedWhole,
@@ -17,6 +16,7 @@ from cortex_server.dataplane.answers import (
 )
 from cortex_server.dataplane.body import Head, as_stream, with_model, with_usage
 from cortex_server.dataplane.dialogues import CHAT, openai_refusal, ruled
+from cortex_server.dataplane.retold import Assembled
 from cortex_server.dialects import tokens
 from cortex_server.dialects.assemble import Assembler
 from cortex_server.dialects.echo import Echo

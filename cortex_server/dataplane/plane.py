@@ -80,6 +80,7 @@ class DataPlane:
     Attributes:
         retries: how many second tries are left.
         chooser: which of several instances a request goes to.
+        most: requests that may be here at once, worked on or waiting for their turn.
         active: all requests between their first header and their last byte.
     """
 
@@ -101,7 +102,8 @@ class DataPlane:
         self.metrics = metrics
         self.settings = settings
         self.gate = gate or Gate()
-        self.limits = limits or LimitsSection()
+        self.limits = limits = limits or LimitsSection()
+        self.most = limits.max_in_flight + limits.max_queued
         self.spans = spans
         self.loop = asyncio.get_running_loop()
         self.turnstile: Doors = turnstile or Turnstile(self.loop, self.limits)
@@ -118,6 +120,7 @@ class DataPlane:
         """Work by other settings from now on."""
         self.settings = settings
         self.limits = self.turnstile.limits = limits
+        self.most = limits.max_in_flight + limits.max_queued
         self.max_body = settings.max_body_mb * 1024 * 1024
 
     def cut_off(self) -> None:

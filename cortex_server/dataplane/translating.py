@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import CortexError
-from cortex_server.dataplane.answers import Answer, Assembled, Refused, Told, TranslatedStream
+from cortex_server.dataplane.answers import Answer, Refused
 from cortex_server.dataplane.body import with_model
 from cortex_server.dataplane.dialogues import CHAT, anthropic_refusal, openai_refusal, ruled
+from cortex_server.dataplane.retold import Assembled, Told, TranslatedStream
 from cortex_server.dialects import anthropic_request, responses_request, tokens
 from cortex_server.dialects.anthropic_answer import to_message
 from cortex_server.dialects.anthropic_errors import error_body

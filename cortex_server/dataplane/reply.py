@@ -1,0 +1,223 @@
+"""The way back: from the first byte of an engine to the last one that its client gets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout
+from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
+from cortex_server.dataplane.attempt import Attempt
+from cortex_server.dataplane.dialogues import Dialogue
+from cortex_server.dataplane.downstream import Downstream
+from cortex_server.dataplane.headers import (
+    NOT_TO_CLIENT,
+    content_length,
+    is_event_stream,
+    on_repeats,
+)
+from cortex_server.dataplane.trace import Trace
+from cortex_server.dataplane.upstream import Headers
+from cortex_server.fleet.targets import Target
+
+if TYPE_CHECKING:
+    from cortex_server.dataplane.plane import DataPlane
+
+LINGER_S = 2.0
+"""Seconds to wait for usage after a translated stream's finish reason; its client waits for the end meanwhile."""
+
+
+class Reply(ABC):
+    """The half of an `Exchange` that hears the engine and tells the client.
+
+    Attributes:
+        plane: what all requests share.
+        trace: what is remembered of the request.
+        named: its headers by name.
+        target: the instance that has it.
+        finished: it is over.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_attempt",
+        "_client",
+        "_dialogue",
+        "_full",
+        "_loop",
+        "_on_repeats",
+        "_opened",
+        "_said_at",
+        "finished",
+        "named",
+        "plane",
+        "target",
+        "trace",
+    )
+
+    def __init__(
+        self, plane: DataPlane, client: Downstream, trace: Trace, named: dict[bytes, bytes]
+    ) -> None:
+        self.target: Target | None = None
+        self.finished = False
+        self._dialogue: Dialogue | None = None
+        self._attempt: Attempt | None = None
+        self._answer: Answer | None = None
+        self._on_repeats: Sequence[tuple[bytes, bytes]] = ()  # what an engine that refuses says
+        self._full = False  # the client does not keep up
+        self._opened = False  # the head of the answer is out
+        self.plane = plane
+        self.trace = trace
+        self.named = named
+        self._client = client
+        self._loop = plane.loop
+        self._said_at = trace.started
+
+    @abstractmethod
+    def refuse(self, error: CortexError) -> None:
+        """Answer with an error of our own."""
+
+    @abstractmethod
+    def _elsewhere(self, failure: CortexError) -> None:
+        """Nothing was answered yet, so another instance may answer instead."""
+
+    @abstractmethod
+    def _finish(self, error: str | None) -> None:
+        """It is over, with this code of an error."""
+
+    # -- from the client ---------------------------------------------------------------------
+
+    def client_full(self) -> None:
+        """The client does not keep up: stop reading from the engine."""
+        self._full = True
+        if self._attempt is not None:
+            self._attempt.pause()
+
+    def client_drained(self) -> None:
+        """The client keeps up again."""
+        self._full = False
+        self.trace.last_byte = self._loop.time()
+        if self._attempt is not None:
+            self._attempt.resume()
+
+    # -- from the engine ---------------------------------------------------------------------
+
+    def upstream_head(self, status: int, headers: Headers) -> None:
+        """See `Receiver`."""
+        self.trace.status = status
+        assert self._dialogue is not None
+        streamed = status < 400 and is_event_stream(headers)
+        if status >= 400:
+            self._on_repeats = on_repeats(0, headers)
+        answer = self._answer = self._dialogue.answer(status, streamed=streamed)
+        if self._opened:
+            if not streamed:
+                self._answer = Late(status, self._dialogue.event)
+        elif answer.prompt:
+            kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
+            self._open(status, kept, None if streamed else content_length(dict(headers)))
+
+    def _open(self, status: int, headers: Headers, length: int | None) -> None:
+        """Send the head, once."""
+        if not self._opened:
+            self._opened = True
+            self._client.respond(status, headers + self.trace.labels(self.target), length)
+
+    def upstream_data(self, data: bytes) -> None:
+        """See `Receiver`."""
+        trace = self.trace
+        trace.last_byte = now = self._loop.time()
+        if trace.first_byte is None:
+            trace.first_byte = now
+        assert self._answer is not None
+        if owed := self._answer.feed(data):
+            if not self._opened:
+                self._open(200, self._answer.head, None)
+            self._client.write(owed)
+
+    def upstream_read(self) -> None:
+        """See `Receiver`."""
+        self._client.flush()
+
+    def upstream_end(self) -> None:
+        """See `Receiver`."""
+        self._attempt = None
+        answer = self._answer
+        assert answer is not None
+        owed = answer.end()
+        if not self._opened:
+            status = answer.status
+            head = JSON_HEAD if status < 400 else JSON_HEAD + on_repeats(status, self._on_repeats)
+            self._open(status, head, len(owed))
+        if owed:
+            self._client.write(owed)
+        self._client.end()
+        self._finish(answer.error)
+
+    def upstream_lost(self, reason: str, *, answered: bool) -> None:
+        """See `Receiver`."""
+        attempt = self._attempt
+        assert attempt is not None
+        if self.trace.status:
+            self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
+        elif not attempt.replace(answered=answered):
+            self._elsewhere(UpstreamFailed(f"the engine on {attempt.target.node}: {reason}"))
+
+    def _break_off(self, error: CortexError) -> None:
+        """Too late for another instance: say that the answer is not whole."""
+        answer = self._answer
+        assert answer is not None
+        told = answer.broken(error)
+        if told is None:
+            self._client.abort()
+        else:
+            self._open(answer.status, JSON_HEAD, len(told))
+            self._client.write(told)
+            self._client.end()
+        self._finish(error.code)
+
+    # -- while nothing is said ---------------------------------------------------------------
+
+    def check_silence(self, now: float) -> None:
+        """Called once a second: keep a waiting stream alive, give up an engine that is silent for too long."""
+        if self._attempt is None or self._full:
+            return
+        settings = self.plane.settings
+        pause = settings.prefill_comment_after_s
+        if (
+            pause
+            and not self.trace.status
+            and now - self._said_at > pause
+            and self._may_keep_alive()
+        ):
+            self._said_at = now
+            self._keep_alive(b"computing the prompt")
+        if self._answer is not None and self._answer.lingering:
+            if now - self.trace.last_byte > LINGER_S:
+                self._attempt.abort()
+                self.upstream_end()
+            return
+        limit = settings.idle_timeout_s if self.trace.status else settings.first_byte_timeout_s
+        if now - self.trace.last_byte > limit:
+            self._attempt.abort()
+            self._attempt = None
+            self.cut_off(UpstreamTimeout(f"the engine has been silent for {limit:g} s"))
+
+    def cut_off(self, error: CortexError) -> None:
+        """End it now, with an error that says why."""
+        if self.trace.status and not self.finished:
+            self._break_off(error)
+        else:
+            self.refuse(error)
+
+    def _may_keep_alive(self) -> bool:
+        wanted = self._dialogue is not None and self._dialogue.stream
+        return wanted and self.named.get(b"x-cortex-keep-alive") != b"off"
+
+    def _keep_alive(self, comment: bytes) -> None:
+        """Say something that clients skip, so that nobody on the way takes a long silence for a dead connection."""
+        assert self._dialogue is not None
+        self._open(200, STREAM_HEAD, None)
+        self._client.write(self._dialogue.keep_alive(comment))
+        self._client.flush()
