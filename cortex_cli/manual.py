@@ -135,9 +135,7 @@ def _file_page(file: File, summary: str) -> str:
 
 
 def _context(command: Any, name: str, parent: Any) -> Any:
-    return typer.Context(
-        command, info_name=name, parent=parent, help_option_names=["-h", "--help"]
-    )
+    return typer.Context(command, info_name=name, parent=parent, help_option_names=["-h", "--help"])
 
 
 def _summary(command: Any) -> str:

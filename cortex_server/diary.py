@@ -19,7 +19,7 @@ from cortex_common.operator import DecisionView
 from cortex_common.trail import TrailEntry
 from cortex_server import trail as trails
 from cortex_server.dataplane import journal as journals
-from cortex_server.dataplane.journal import Journal, RequestLine
+from cortex_server.dataplane.journal import Entry, Journal, RequestLine
 from cortex_server.lifecycle import decisions as waits
 from cortex_server.lifecycle.decisions import Decisions
 from cortex_server.trail import Trail
@@ -52,7 +52,7 @@ class _Page:
 
     entries: Sequence[TrailEntry]
     first: int
-    lines: Sequence[RequestLine]
+    requests: Sequence[Entry]
     waits: Mapping[str, tuple[DecisionView, ...]]
 
 
@@ -76,7 +76,7 @@ class Diary:
         self._journal = journal
         self._decisions = decisions
         self._noted = 0
-        self._line: RequestLine | None = None
+        self._written_to: Entry | None = None
         self._lines = 0
 
     def recall(self) -> None:
@@ -86,8 +86,9 @@ class Diary:
         self._noted = self._trail.last
         lines = self._db.execute("select null, line from requests order by id")
         read_line = msgspec.json.Decoder(RequestLine).decode
-        self._journal.recent.extend(line for _, line in _understood(lines, read_line))
-        self._line = self._journal.recent[-1] if self._journal.recent else None
+        kept = self._journal.entries
+        kept.extend(line for _, line in _understood(lines, read_line))
+        self._written_to = kept[-1] if kept else None
         self._lines = self._db.execute("select max(id) from requests").fetchone()[0] or 0
         waits = self._db.execute("select request, decisions from waits order by rowid")
         self._decisions.recall(dict(_understood(waits, _DECISIONS.validate_json)))
@@ -122,28 +123,29 @@ class Diary:
         self._db.close()
 
     def _page(self) -> _Page:
-        lines = []
-        for line in reversed(self._journal.recent):
-            if line is self._line:
+        over: list[Entry] = []
+        for entry in reversed(self._journal.entries):
+            if entry is self._written_to:
                 break
-            lines.append(line)
+            over.append(entry)
         entries = self._trail.since(self._noted)
-        return _Page(entries, self._lines + 1, lines[::-1], self._decisions.fresh())
+        return _Page(entries, self._lines + 1, over[::-1], self._decisions.fresh())
 
     def _written(self, page: _Page) -> None:
         if page.entries:
             self._noted = page.entries[-1].id
-        if page.lines:
-            self._line = page.lines[-1]
-            self._lines += len(page.lines)
+        if page.requests:
+            self._written_to = page.requests[-1]
+            self._lines += len(page.requests)
         self._decisions.kept(page.waits)
 
     def _write(self, page: _Page) -> None:
-        if not (page.entries or page.lines or page.waits):
+        if not (page.entries or page.requests or page.waits):
             return
         encode = msgspec.json.Encoder().encode
         entries = [(e.id, e.model_dump_json(exclude_defaults=True)) for e in page.entries]
-        lines = [(n, encode(line).decode()) for n, line in enumerate(page.lines, page.first)]
+        over = enumerate(page.requests, page.first)
+        lines = [(n, encode(entry.line()).decode()) for n, entry in over]
         decisions = [(name, _DECISIONS.dump_json(d).decode()) for name, d in page.waits.items()]
         with self._lock, self._db:
             self._db.executemany("insert or replace into trail values (?, ?)", entries)

@@ -20,9 +20,7 @@ from pathlib import Path
 
 def create(where: Path) -> None:
     """An empty environment whose files say nothing about where they were made."""
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", "--symlinks", where], check=True
-    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", where], check=True)
     for leftover in ("include", "bin"):
         shutil.rmtree(where / leftover)
     (where / "lib64").unlink(missing_ok=True)

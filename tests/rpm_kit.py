@@ -87,9 +87,7 @@ class Installed:
         self._holder.kill()
         self._holder.communicate()
 
-    def spawn(
-        self, command: str, environ: dict[str, str], log: Path
-    ) -> subprocess.Popen[bytes]:
+    def spawn(self, command: str, environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command line of a unit there."""
         with log.open("ab") as output:
             return subprocess.Popen(

@@ -1,7 +1,7 @@
 """One line a request: the outcome, the timings, and why it went where it went.
 
 The standard library's logging takes some 60 microseconds for such a line, as much as all the rest of a request. Here a
-request leaves a struct behind; ten times a second what has come together is encoded and written in one piece.
+request leaves its facts behind; ten times a second what has come together is put into words, and written in one piece.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import sys
 from collections import deque
 from datetime import datetime
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, Self
 
 import msgspec
 
@@ -50,6 +50,18 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     tok_per_sec: float | None = None
     dropped: tuple[str, ...] | None = None
 
+    def line(self) -> Self:
+        """See `Entry`: nothing is left to be found."""
+        return self
+
+
+class Entry(Protocol):
+    """A request that is over; its words may not have been found yet."""
+
+    def line(self) -> RequestLine:
+        """What is told of it."""
+        ...
+
 
 class Journal:
     """Collects request lines and writes them in batches.
@@ -59,31 +71,37 @@ class Journal:
         out: where JSON lines go; stderr when absent.
 
     Attributes:
-        recent: the last lines, whether they are written or not.
+        entries: the last ones, the newest at the end, whether they are written or not.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, out: BinaryIO | None = None) -> None:
         self._loop = loop
         self._out = out or sys.stderr.buffer
-        self._lines: list[RequestLine] = []
+        self._waiting: list[Entry] = []
         self._timer: asyncio.TimerHandle | None = None
         self._encoder = msgspec.json.Encoder()
         self._wanted = log.isEnabledFor(logging.INFO)
-        self.recent: deque[RequestLine] = deque(maxlen=KEPT)
+        self.entries: deque[Entry] = deque(maxlen=KEPT)
 
-    def write(self, line: RequestLine) -> None:
-        """Add a line; it is on its way within a tenth of a second."""
-        self.recent.append(line)
+    @property
+    def recent(self) -> list[RequestLine]:
+        """The lines of `entries`."""
+        return [entry.line() for entry in self.entries]
+
+    def write(self, entry: Entry) -> None:
+        """Add a request's line; it is on its way within a tenth of a second."""
+        self.entries.append(entry)
         if not self._wanted:
             return
-        self._lines.append(line)
+        self._waiting.append(entry)
         if self._timer is None:
             self._timer = self._loop.call_later(_FLUSH_S, self.flush)
 
     def flush(self) -> None:
         """Write what has come together."""
         self._timer = None
-        lines, self._lines = self._lines, []
+        lines = [entry.line() for entry in self._waiting]
+        self._waiting = []
         if not writes_json():
             for line in lines:
                 keys = {k: v for k, v in msgspec.structs.asdict(line).items() if k not in _ENVELOPE}

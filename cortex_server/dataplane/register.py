@@ -92,7 +92,7 @@ class Here:
         )
         event(log, "request_cancelled", request=wanted.decode(), model=found.model)
         found.cut_off(Cancelled("an operator ended this request"))
-        return ended(self._plane.journal.recent[-1])
+        return ended(self._plane.journal.entries[-1].line())
 
     async def over(self) -> None:
         """See `Register`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
@@ -9,7 +10,7 @@ from cortex_common.models import ModelId
 from cortex_server.auth.keys import Key
 from cortex_server.dataplane.answers import Answer
 from cortex_server.dataplane.routing import Routing
-from cortex_server.dataplane.trace import Trace
+from cortex_server.dataplane.trace import Ended, Trace
 from cortex_server.fleet.targets import Target
 from cortex_server.metrics import NOWHERE
 
@@ -86,18 +87,10 @@ def settle(
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
     name = key.name if key else None
-    line = trace.line(
-        now,
-        key=name,
-        model=model,
-        target=target,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        error=error,
-    )
-    plane.journal.write(line)
+    over = Ended(trace, now, time.time(), name, model, target, tokens_in, tokens_out, error)
+    plane.journal.write(over)
     if plane.spans is not None and trace.span is not None:
-        plane.spans.ended(trace.span, line, trace.started, now)
+        plane.spans.ended(trace.span, over.line(), trace.started, now)
 
 
 def judge(fleet: Routing, target: Target, status: int, error: str | None) -> None:

@@ -65,43 +65,56 @@ class Trace(msgspec.Struct):
         """Seconds to the answer's first byte."""
         return None if self.first_byte is None else self.first_byte - self.started
 
-    def line(
-        self,
-        now: float,
-        *,
-        key: str | None,
-        model: str,
-        target: Target | None,
-        tokens_in: int,
-        tokens_out: int,
-        error: str | None,
-    ) -> RequestLine:
+
+class Ended(msgspec.Struct, frozen=True):
+    """A request that is over. Its line in the journal is made when it is written or asked for, not in its time.
+
+    Attributes:
+        ended: when, by the event loop's time.
+        at: the same as Unix seconds.
+        key: the name of the key that it came with.
+        target: the instance that had it last.
+        error: code of what went wrong.
+    """
+
+    trace: Trace
+    ended: float
+    at: float
+    key: str | None
+    model: str
+    target: Target | None
+    tokens_in: int
+    tokens_out: int
+    error: str | None
+
+    def line(self) -> RequestLine:
         """The request's line in the journal."""
-        total, first = now - self.started, self.first_s
+        trace, target = self.trace, self.target
+        total, first = self.ended - trace.started, trace.first_s
         generating = total - (first or 0.0)
-        speed = _tenths(tokens_out / generating) if tokens_out and generating else None
+        speed = _tenths(self.tokens_out / generating) if self.tokens_out and generating else None
         return RequestLine(
-            ts=datetime.now(UTC),
+            ts=datetime.fromtimestamp(self.at, UTC),
             level="info",
             event="request_finished",
             logger="cortex.requests",
-            request=self.ident.decode(),
-            route=self.route.path,
-            key=key,
-            model=model or None,
+            request=trace.ident.decode(),
+            route=trace.route.path,
+            key=self.key,
+            model=self.model or None,
             node=target.node if target else None,
             instance=target.id if target else None,
-            outcome=error or "ok",
-            reason=self.reason.decode() or None,
-            cold_start=self.cold,
-            queue_ms=int(self.queued_s * 1000),
+            outcome=self.error or "ok",
+            reason=trace.reason.decode() or None,
+            cold_start=trace.cold,
+            queue_ms=int(trace.queued_s * 1000),
             time_to_first_token_ms=None if first is None else _tenths(first * 1000),
             total_latency_ms=_tenths(total * 1000),
-            prompt_tokens=tokens_in,
-            completion_tokens=tokens_out,
-            total_tokens=tokens_in + tokens_out,
+            prompt_tokens=self.tokens_in,
+            completion_tokens=self.tokens_out,
+            total_tokens=self.tokens_in + self.tokens_out,
             tok_per_sec=speed,
-            dropped=self.dropped or None,
+            dropped=trace.dropped or None,
         )
 
 

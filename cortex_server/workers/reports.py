@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.auth.keys import Key
 from cortex_server.core.affinity import Affinity
+from cortex_server.dataplane import trace as traces
 from cortex_server.dataplane.answers import Answer
 from cortex_server.dataplane.choice import MOST_SESSIONS
 from cortex_server.dataplane.plane import DataPlane
@@ -91,15 +93,11 @@ class Reporter:
         tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
         if key is not None:
             plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
-        line = trace.line(
-            now,
-            key=key.name if key else None,
-            model=model,
-            target=target,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            error=error,
+        name = key.name if key else None
+        over = traces.Ended(
+            trace, now, time.time(), name, model, target, tokens_in, tokens_out, error
         )
+        line = over.line()
         ended = Ended(
             line=line,
             target=target.number if isinstance(target, SharedTarget) else None,
@@ -112,7 +110,7 @@ class Reporter:
         )
         self._ended.append(ended)
         self.soon()
-        plane.journal.recent.append(line)
+        plane.journal.entries.append(line)
         if plane.spans is not None and trace.span is not None:
             plane.spans.ended(trace.span, line, trace.started, now)
 

@@ -46,7 +46,9 @@ def test_the_command_completes_words(host: Installed):
     script = "source /usr/share/bash-completion/completions/cortex; complete -p cortex"
 
     assert "cortex" in host.run("bash", "-c", script).stdout
-    words = host.run("env", "_CORTEX_COMPLETE=complete_bash", "COMP_WORDS=cortex mod", "COMP_CWORD=1", "cortex")
+    words = host.run(
+        "env", "_CORTEX_COMPLETE=complete_bash", "COMP_WORDS=cortex mod", "COMP_CWORD=1", "cortex"
+    )
     assert words.stdout.split() == ["models"]
 
 
@@ -80,7 +82,10 @@ def test_units_are_right_and_hardened(unit: str, host: Installed):
 
     assert [line for line in complaints if not re.search(newer, line)] == []
     host.run(
-        "systemd-analyze", "security", "--offline=true", f"--threshold={UNITS[unit]}",
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        f"--threshold={UNITS[unit]}",
         f"/usr/lib/systemd/system/{unit}",
     )
 

@@ -83,7 +83,9 @@ def test_settings_are_the_operators_and_the_services(packages: dict[str, Path]):
 def test_each_environment_has_what_its_daemon_needs(root: Path):
     """No terminal UI on GPU hosts, and the engine only with its package."""
     lib = root / "usr/lib64"
-    (cortex,), (neuron,) = (lib.glob(f"{name}/lib/*/site-packages") for name in ("cortex", "neuron"))
+    (cortex,), (neuron,) = (
+        lib.glob(f"{name}/lib/*/site-packages") for name in ("cortex", "neuron")
+    )
 
     assert (cortex / "textual").is_dir()
     assert not (neuron / "textual").exists()

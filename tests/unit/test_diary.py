@@ -46,7 +46,7 @@ class Memory:
             outcome="ok",
             total_latency_ms=1.0,
         )
-        self.journal.recent.append(line)
+        self.journal.entries.append(line)
         self.decisions.keep(f"r{number}", WAITED)
 
 
