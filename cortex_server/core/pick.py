@@ -33,13 +33,10 @@ def pick(candidates: Sequence[C]) -> C | None:
     Args:
         candidates: ready instances, none of them draining or on a cordoned node's way out.
     """
-    best: C | None = None
-    least = 0.0
-    for candidate in candidates:
-        load = candidate.in_flight / candidate.slots
-        if best is None or load < least:
-            best, least = candidate, load
-    return best
+    if not candidates:
+        return None
+    loads = [candidate.in_flight / candidate.slots for candidate in candidates]
+    return candidates[loads.index(min(loads))]
 
 
 def pick_with_affinity(

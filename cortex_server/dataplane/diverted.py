@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import lru_cache
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import (
@@ -66,6 +67,7 @@ class Diverted:
         "_body",
         "_chunked",
         "_held",
+        "_limit",
         "_lingering",
         "_protocol",
         "_size",
@@ -87,9 +89,9 @@ class Diverted:
     ) -> None:
         self._protocol = protocol
         self._body: list[bytes] = []
+        self._held: list[bytes] = []
         self._size = 0
         self._chunked = False
-        self._held: list[bytes] = []
         self._lingering: asyncio.TimerHandle | None = None
         self.complete = False
         # What uvicorn reads or sets on its own cycles.
@@ -100,8 +102,9 @@ class Diverted:
         self.exchange = Exchange(plane, self, route, headers, query)
         self._announced = content_length(self.exchange.named)
         peer = protocol.client
-        if self.exchange.admit(peer[0] if peer else None):
-            self._check_size(self._announced or 0)
+        self._limit = plane.max_body
+        if self.exchange.admit(peer[0] if peer else None) and (self._announced or 0) > self._limit:
+            self._too_large()
 
     # -- the request -------------------------------------------------------------------------
 
@@ -110,11 +113,9 @@ class Diverted:
         """Whether so little of the body is to come that reading it costs less than another connection."""
         return self._announced is not None and self._announced <= _READ_ANYWAY
 
-    def _check_size(self, size: int) -> None:
-        limit = self.exchange.plane.max_body
-        if size > limit and not self.exchange.finished:
-            self._body.clear()
-            self.exchange.refuse(body_too_large(limit))
+    def _too_large(self) -> None:
+        self._body.clear()
+        self.exchange.refuse(body_too_large(self._limit))
 
     def receive(self, data: bytes) -> None:
         """A piece of the request's body."""
@@ -122,7 +123,8 @@ class Diverted:
             return
         self._size += len(data)
         self._body.append(data)
-        self._check_size(self._size)
+        if self._size > self._limit:
+            self._too_large()
 
     def received(self) -> None:
         """The request is whole."""
@@ -172,15 +174,16 @@ class Diverted:
     def write(self, data: bytes) -> None:
         """See `Downstream`."""
         if self._chunked:
-            self._held += (b"%x\r\n" % len(data), data, b"\r\n")
+            self._held += (_size_line(len(data)), data, b"\r\n")
         else:
             self._held.append(data)
 
     def flush(self) -> None:
         """See `Downstream`."""
-        if self._held:
-            self._protocol.transport.write(b"".join(self._held))
+        held = self._held
+        if held:
             self._held = []
+            self._protocol.transport.write(b"".join(held))
 
     def end(self) -> None:
         """See `Downstream`."""
@@ -291,6 +294,12 @@ class DivertingProtocol(PatientProtocol):
         super().resume_writing()
         if self._diverted is not None:
             self._diverted.exchange.client_drained()
+
+
+@lru_cache(maxsize=1024)
+def _size_line(size: int) -> bytes:
+    """The line before a chunk; the events of a stream are of few different sizes."""
+    return b"%x\r\n" % size
 
 
 def body_too_large(limit: int) -> CortexError:

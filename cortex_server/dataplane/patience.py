@@ -59,7 +59,11 @@ class PatientProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > self.limits.max_header_kb * 1024:
+        if (
+            self._in_head
+            and self._head_bytes
+            and self._head_bytes > self.limits.max_header_kb * 1024
+        ):
             self._refuse(self._too_large())
 
     def on_headers_complete(self) -> None:

@@ -34,7 +34,7 @@ class Asked(msgspec.Struct, frozen=True):
     @property
     def model_in_query(self) -> str | None:
         """The model named in the query, if any."""
-        if b"model=" not in self.query:
+        if self.query.find(b"model=") < 0:
             return None
         return parse_qs(self.query.decode("latin-1")).get("model", [None])[0]
 

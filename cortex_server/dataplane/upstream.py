@@ -164,8 +164,8 @@ class Connection(asyncio.Protocol):
         if self._head and not self._told and self._receiver is not None:
             self._told = True
             self._receiver.upstream_head(self._status, self._headers)
-        if self._pieces and self._receiver is not None:
-            pieces = self._pieces
+        pieces = self._pieces
+        if pieces and self._receiver is not None:
             self._pieces = []
             self._receiver.upstream_data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete:

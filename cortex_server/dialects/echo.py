@@ -31,7 +31,7 @@ class Echo:
         if self._name is None:
             return data
         if not self._engine:
-            if self._same in data:  # the usual case, told without a regular expression
+            if data.find(self._same) >= 0:  # the usual case, told without a regular expression
                 self._engine = self._told = self._same
                 return data
             match = _MODEL_FIELD.search(data)

@@ -10,28 +10,27 @@ _REST = re.compile(rb"(?<=\")[\x80-\xbf]{1,3}")
 
 
 class HalfCharacters:
-    """Puts the halves together again, in the later of the two events."""
+    """Puts the halves together again, in the later of the two events.
 
-    __slots__ = ("_half",)
+    Attributes:
+        waiting: a first half that waits for its second; empty when there is none.
+    """
+
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._half = b""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a first half waits for its second."""
-        return bool(self._half)
+        self.waiting = b""
 
     def mend(self, data: bytes) -> bytes:
         """An event's JSON in whole characters; a half whose other half never comes is lost."""
-        half, self._half = self._half, b""
+        half, self.waiting = self.waiting, b""
         if not half and is_text(data):
             return data
         if half:
             data = _REST.sub(lambda rest: half + rest[0], data, count=1)
         cut = _CUT.search(data)
         if cut is not None:
-            self._half = cut[1]
+            self.waiting = cut[1]
             data = data[: cut.start()] + data[cut.end() :]
         return data if is_text(data) else data.decode("utf-8", "replace").encode()
 

@@ -96,7 +96,7 @@ class StreamRepair:
 
     def feed(self, data: bytes) -> bytes:
         """What the engine's next bytes, cut anywhere, come to; an unfinished event waits."""
-        if self.over:
+        if self.complete or self.error is not None:
             return b""
         if not self._tail and (passed := self._like_before(data)) is not None:
             self.events += 1
@@ -149,7 +149,7 @@ class StreamRepair:
     def _whole_events(self, data: bytes) -> bytes:
         """The tail and these bytes up to the last end of an event; the rest is the new tail."""
         tail = self._tail
-        self._returns = self._returns or b"\r" in data
+        self._returns = self._returns or data.find(b"\r") >= 0
         if self._returns:
             tail += data
             ends = [match.end() for match in _BLOCK_END.finditer(tail)]
@@ -180,7 +180,7 @@ class StreamRepair:
         if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")):
             return 0
         events = data.count(b"}\n\ndata: {") + 1
-        if data.count(b"\n") != 2 * events or b'"error"' in data:
+        if data.count(b"\n") != 2 * events or data.find(b'"error"') >= 0:
             return 0
         if not (_all_null(data, b'"finish_reason"') and _all_null(data, b'"usage"')):
             return 0
@@ -294,7 +294,7 @@ def _is_usage_chunk(chunk: dict[str, Any]) -> bool:
 
 def _all_null(data: bytes, key: bytes) -> bool:
     """Whether a key stands there only with null; any spelling that is not known counts as not."""
-    if key not in data:
+    if data.find(key) < 0:
         return True
     return data.count(key) == data.count(key + b":null") + data.count(key + b": null")
 

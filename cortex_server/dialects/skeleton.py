@@ -29,7 +29,17 @@ class Skeleton:
         starts: finds the quote that begins the text.
     """
 
-    __slots__ = ("_changes", "_echo", "_foot", "_head", "_starts", "_told_foot", "_told_head")
+    __slots__ = (
+        "_around",
+        "_changes",
+        "_echo",
+        "_foot",
+        "_head",
+        "_start",
+        "_starts",
+        "_told_foot",
+        "_told_head",
+    )
 
     def __init__(self, echo: Echo, starts: re.Pattern[bytes]) -> None:
         self._echo = echo
@@ -37,6 +47,7 @@ class Skeleton:
         self._head = self._told_head = b""
         self._foot = self._told_foot = b""
         self._changes = False
+        self._start = self._around = 0
 
     def learn(self, event: bytes) -> None:
         """Take a clean event, a single one with its blank line, as the example."""
@@ -46,6 +57,7 @@ class Skeleton:
         inside = _INSIDE.match(event, start.end())
         assert inside is not None  # the pattern matches nothing, too
         self._head, self._foot = event[: start.end()], event[inside.end() :]
+        self._start, self._around = len(self._head), len(self._head) + len(self._foot)
         self._told_head, self._told_foot = self._echo(self._head), self._echo(self._foot)
         self._changes = (self._head, self._foot) != (self._told_head, self._told_foot)
 
@@ -55,15 +67,16 @@ class Skeleton:
 
     def inside(self, data: bytes) -> bytes | None:
         """The JSON text, without its quotes, of one event like the example; None if it is not like it."""
-        head, foot = self._head, self._foot
-        if not (head and data.startswith(head) and data.endswith(foot)):
+        head, start, size = self._head, self._start, len(data) - self._around
+        if not (head and size >= 0 and data.startswith(head) and data.endswith(self._foot)):
             return None
-        inside = data[len(head) : len(data) - len(foot)]
-        if (b'"' in inside or b"\\" in inside) and _INSIDE.fullmatch(inside) is None:
+        inside = data[start : start + size]
+        # `find`, because `in` first takes the bytes for a number, which costs twice the search.
+        if (inside.find(b'"') >= 0 or inside.find(b"\\") >= 0) and _INSIDE.fullmatch(
+            inside
+        ) is None:
             return None
-        if len(inside) + len(head) + len(foot) != len(data) or not is_text(inside):
-            return None
-        return inside
+        return inside if inside.isascii() or is_text(inside) else None
 
     def told(self, data: bytes, inside: bytes) -> bytes:
         """The event with the client's name for the model."""
