@@ -98,9 +98,16 @@ class StreamRepair:
         """What the engine's next bytes, cut anywhere, come to; an unfinished event waits."""
         if self.complete or self.error is not None:
             return b""
-        if not self._tail and (passed := self._like_before(data)) is not None:
-            self.events += 1
-            return passed
+        if not self._tail and not self._halves.waiting:
+            # One event that differs from a clean one in nothing but its text.
+            text = self._text.inside(data)
+            if text is not None:
+                self.events += 1
+                return self._text.told(data, text) if self._text.changes else data
+            text = self._arguments.inside(data)
+            if text is not None and self._mender.continued(text):
+                self.events += 1
+                return self._arguments.told(data, text)
         whole = self._whole_events(data)
         if not whole:
             return b""
@@ -133,18 +140,6 @@ class StreamRepair:
             return b""
         self.error = error
         return write_data(envelope_bytes(error))
-
-    def _like_before(self, data: bytes) -> bytes | None:
-        """What to hand out for one event that differs from a clean one in nothing but its text."""
-        if self._halves.waiting:
-            return None
-        inside = self._text.inside(data)
-        if inside is not None:
-            return self._text.told(data, inside)
-        inside = self._arguments.inside(data)
-        if inside is None or not self._mender.continued(inside):
-            return None
-        return self._arguments.told(data, inside)
 
     def _whole_events(self, data: bytes) -> bytes:
         """The tail and these bytes up to the last end of an event; the rest is the new tail."""

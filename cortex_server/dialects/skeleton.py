@@ -27,11 +27,13 @@ class Skeleton:
     Args:
         echo: how the client's name for the model is put into what passes.
         starts: finds the quote that begins the text.
+
+    Attributes:
+        changes: the client calls the model by another name than the engine.
     """
 
     __slots__ = (
         "_around",
-        "_changes",
         "_echo",
         "_foot",
         "_head",
@@ -39,6 +41,7 @@ class Skeleton:
         "_starts",
         "_told_foot",
         "_told_head",
+        "changes",
     )
 
     def __init__(self, echo: Echo, starts: re.Pattern[bytes]) -> None:
@@ -46,7 +49,7 @@ class Skeleton:
         self._starts = starts
         self._head = self._told_head = b""
         self._foot = self._told_foot = b""
-        self._changes = False
+        self.changes = False
         self._start = self._around = 0
 
     def learn(self, event: bytes) -> None:
@@ -59,7 +62,7 @@ class Skeleton:
         self._head, self._foot = event[: start.end()], event[inside.end() :]
         self._start, self._around = len(self._head), len(self._head) + len(self._foot)
         self._told_head, self._told_foot = self._echo(self._head), self._echo(self._foot)
-        self._changes = (self._head, self._foot) != (self._told_head, self._told_foot)
+        self.changes = (self._head, self._foot) != (self._told_head, self._told_foot)
 
     def forget(self) -> None:
         """The example holds no longer."""
@@ -80,4 +83,4 @@ class Skeleton:
 
     def told(self, data: bytes, inside: bytes) -> bytes:
         """The event with the client's name for the model."""
-        return self._told_head + inside + self._told_foot if self._changes else data
+        return self._told_head + inside + self._told_foot if self.changes else data

@@ -562,7 +562,9 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
     async with (
         scripted_engine() as engine,
         running_plane({"a": engine.url, "b": engine.url, "c": engine.url}, face=face) as rig,
-        httpx.AsyncClient(base_url=rig.url, limits=httpx.Limits(max_connections=200)) as client,
+        httpx.AsyncClient(
+            base_url=rig.url, limits=httpx.Limits(max_connections=200), timeout=60
+        ) as client,
     ):
         answers = await asyncio.gather(
             *(client.post(CHAT, json=BODY | {"model": "abc"[n % 3]}) for n in range(200))
