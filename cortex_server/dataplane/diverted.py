@@ -281,7 +281,9 @@ class DivertingProtocol(PatientProtocol):
         super().connection_lost(exc)
         if self._diverted is not None:
             self._diverted.gone()
-            self._diverted = None
+        # The request knows its connection: let go of it, so that no cycle is left to the garbage collector.
+        self._diverted = self._receiving = None
+        self.cycle = None  # type: ignore[assignment]  # as uvicorn begins
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""

@@ -136,6 +136,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._pool.live -= 1
         self._pool.forget(self)
+        del self._parser  # it knows this connection: no cycle is left to the garbage collector
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return

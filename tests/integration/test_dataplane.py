@@ -27,6 +27,8 @@ from rigs.plane import FACES, running_plane
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
 from cortex_server.dataplane.exchange import Exchange
+from cortex_server.dataplane.patience import PatientProtocol
+from cortex_server.dataplane.upstream import Connection
 
 CHAT = "/v1/chat/completions"
 BODY = {
@@ -660,3 +662,21 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
         finally:
             gc.enable()
         assert len(left) <= 1  # the last of a connection is held until the next
+
+
+async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collector(face):
+    """Neither the client's nor the engine's: else memory grows with each of them until a collection comes by."""
+    async with scripted_engine() as engine, running_plane({"m": engine.url}, face=face) as rig:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                async with httpx.AsyncClient(base_url=rig.url) as client:
+                    await client.post(CHAT, json=BODY)
+            await rig.settled()
+            rig.plane.pool.close()
+            async with asyncio.timeout(30):
+                while any(isinstance(o, Connection | PatientProtocol) for o in gc.get_objects()):
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
