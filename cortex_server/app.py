@@ -83,7 +83,13 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
             ending.follow_signals()
             gateway.on_broken = server.stop
             settle_memory()
-            event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
+            workers = None if gateway.crew is None else gateway.config.gateway.workers
+            event(
+                log,
+                "gateway_listening",
+                url=url_of(sock, tls=gateway.speaks_tls),
+                workers=workers,
+            )
             _tell_who_may_ask(gateway)
             systemd.notify("READY=1", os.environ)
             await server.serve(sockets=[served])

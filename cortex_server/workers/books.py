@@ -31,6 +31,7 @@ class Books:
         self._journal = journal
         self._numbers: dict[Target, int] = {}
         self._targets: dict[int, Target] = {}
+        self._choices: frozenset[str] = frozenset()
         self._last = 0
         self._flights: dict[int, dict[int, int]] = {}
 
@@ -45,6 +46,7 @@ class Books:
         order = {node: at for at, node in enumerate(self._fleet.entries)}
         for target in sorted(here, key=lambda t: order.get(t.node, 0)):
             rows.setdefault(target.model, []).append(self._spec(target, usable=here[target]))
+        self._choices = frozenset(model for model, specs in rows.items() if len(specs) > 1)
         return {model: tuple(specs) for model, specs in rows.items()}
 
     def _spec(self, target: Target, *, usable: bool) -> Spec:
@@ -75,10 +77,10 @@ class Books:
         """The target of that number, while anybody may speak of it."""
         return self._targets.get(number)
 
-    @property
-    def numbers(self) -> set[int]:
-        """Of all targets."""
-        return set(self._targets)
+    def with_others(self, numbers: Iterable[int] | None = None) -> set[int]:
+        """Those of the targets that are not the only ones of their model."""
+        found = self._targets.keys() if numbers is None else numbers
+        return {n for n in found if n in self._targets and self._targets[n].model in self._choices}
 
     # -- requests under way --------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from cortex_common.config.access import KeyTerms
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import CortexError
-from cortex_common.logs import event, writes_json
 from cortex_common.requests import RequestList, RequestView
 from cortex_server.auth.gate import Gate
 from cortex_server.dataplane.journal import Journal
@@ -128,9 +127,11 @@ class Crew:
         return self._rows.in_flight(key)
 
     def _touched(self, numbers: set[int], homes: dict[int, str]) -> None:
-        self._numbers |= numbers
+        # How busy the only instance of a model is changes no choice.
+        self._numbers |= self._books.with_others(numbers)
         self._homes |= homes
-        self._tell_soon()
+        if self._numbers or self._homes:
+            self._tell_soon()
 
     def _tell_elsewhere(self) -> None:
         numbers, self._numbers = self._numbers, set()
@@ -237,7 +238,6 @@ class Crew:
             backstage=path,
             workers=self._count,
             level=logging.getLogger().level,
-            json=writes_json(),
         )
 
     def _hire(self, column: int) -> Link:
@@ -247,8 +247,7 @@ class Crew:
         self._links[link.column] = link
         link.channel.send(start)
         link.tell(self._whole)
-        link.tell_elsewhere(self._books.numbers, {})
-        event(log, "worker_started", worker=link.column)
+        link.tell_elsewhere(self._books.with_others(), {})
 
     def _died(self, link: Link) -> None:
         if self._links.get(link.column) is link:

@@ -15,6 +15,7 @@ from cortex_server.auth.keys import Keyring
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
 from cortex_server.workers.books import Books, changes
+from cortex_server.workers.logged import log_again
 from cortex_server.workers.queue import Queued, SharedQueue
 from cortex_server.workers.wire import (
     Answer,
@@ -27,6 +28,7 @@ from cortex_server.workers.wire import (
     HowFar,
     KeySpec,
     Listening,
+    Logged,
     Obtain,
     PlaceFree,
     Pulse,
@@ -123,6 +125,7 @@ class Link:
             Answer: self._answered,
             Listening: lambda _: self.listening.set(),
             Drained: lambda _: self.drained.set(),
+            Logged: lambda told: log_again(told, column),
         }
 
     # -- to the worker -------------------------------------------------------------------------

@@ -105,6 +105,7 @@ class Lives:
                 stdin=asyncio.subprocess.DEVNULL,
                 env=self._environ,
             )
+        event(log, "worker_started", worker=column, pid=self._processes[column].pid)
         self._hired(link)
 
     async def _keep(self, column: int) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import uvloop
 
-from cortex_common import logs
 from cortex_common.config.access import KeyTerms, LimitsSection
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
@@ -32,6 +31,7 @@ from cortex_server.serving import LAST_S, Server, joined, server, settle_memory
 from cortex_server.workers.board import Board
 from cortex_server.workers.limits import SharedDoors, SharedGate
 from cortex_server.workers.loads import RemoteLoads
+from cortex_server.workers.logged import set_up
 from cortex_server.workers.relay import Relay
 from cortex_server.workers.reports import Reporter
 from cortex_server.workers.table import Table
@@ -136,9 +136,7 @@ class _Worker:
     def _heard(self, message: ToWorker) -> None:
         if isinstance(message, Start):
             self._start = message
-            logs.set_up(
-                logging.getLevelName(message.level).lower(), "json" if message.json else "console"
-            )
+            set_up(message.level, self.channel.send)
         elif isinstance(message, End):
             self._end()
         elif self._desk is not None:

@@ -1,4 +1,4 @@
-"""What a worker tells of its requests: collected on the hot path, sent a hundred times a second at most."""
+"""What a worker tells of its requests: collected on the hot path, sent fifty times a second at most."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cortex_server.histogram import Histogram
 from cortex_server.workers.table import SharedTarget, Table
 from cortex_server.workers.wire import Channel, Counts, Ended, Pulse, Report, ToWorker
 
-REPORT_S = 0.01
+REPORT_S = 0.02
 """By how much what others know of this worker's requests is late."""
 
 PULSE_S = 1.0

@@ -37,7 +37,6 @@ class Start(_Message, frozen=True):
         backstage: path of the Unix socket on which the control process serves everything but inference.
         workers: how many there are.
         level: of the log, as logging numbers it.
-        json: whether the log is JSON lines.
     """
 
     host: str
@@ -46,7 +45,6 @@ class Start(_Message, frozen=True):
     backstage: str
     workers: int
     level: int
-    json: bool
 
 
 class Spec(msgspec.Struct, array_like=True, frozen=True):
@@ -309,6 +307,19 @@ class Answer(_Message, frozen=True):
     failure: Failure | None = None
 
 
+class Logged(_Message, frozen=True):
+    """A line of its log.
+
+    Attributes:
+        level: as logging numbers it.
+    """
+
+    logger: str
+    level: int
+    event: str
+    facts: dict[str, str | float | bool]
+
+
 class Drained(_Message, frozen=True):
     """No request is left."""
 
@@ -326,6 +337,7 @@ ToControl = (
     | PlaceFree
     | Answer
     | Drained
+    | Logged
 )
 
 In = TypeVar("In")
@@ -348,11 +360,13 @@ class Channel(asyncio.Protocol, Generic[In]):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
 
-    def send(self, message: _Message) -> None:
-        """Say something; to nobody once the other end is gone."""
-        if self._transport is not None and not self._transport.is_closing():
-            body = self._encoder.encode(message)
-            self._transport.write(len(body).to_bytes(_PREFIX, "big") + body)
+    def send(self, message: _Message) -> bool:
+        """Say something; false when there is nobody to hear it."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        body = self._encoder.encode(message)
+        self._transport.write(len(body).to_bytes(_PREFIX, "big") + body)
+        return True
 
     def close(self) -> None:
         """Hang up, once all is said."""

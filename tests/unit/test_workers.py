@@ -11,17 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cortex_common.clock import SystemClock
 from cortex_common.config.access import KeyLimits, KeyTerms, LimitsSection
 from cortex_common.config.catalogue import Catalogue
-from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.gateway import GatewayConfig, NeuronEntry
 from cortex_common.errors import DoesNotFit, RateLimited
-from cortex_common.models import InstanceId
+from cortex_common.hardware import Health
+from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.auth.keys import Key, MadeKey, hash_of
-from cortex_server.dataplane.journal import RequestLine
+from cortex_server.auth.usage import Usage
+from cortex_server.dataplane.journal import Journal, RequestLine
+from cortex_server.fleet.state import Fleet
 from cortex_server.metrics import Metrics
 from cortex_server.workers.backoff import LONGEST_S, STEADY_S, Backoff
 from cortex_server.workers.board import INSIDE, ROWS, Board
-from cortex_server.workers.books import changes
+from cortex_server.workers.books import Books, changes
 from cortex_server.workers.limits import SharedDoors, SharedGate
 from cortex_server.workers.queue import Queued, SharedQueue
 from cortex_server.workers.reports import Homes
@@ -287,6 +291,43 @@ def test_a_worker_sends_one_request_to_an_instance_on_trial_and_tells_how_it_wen
     table.answered(target)
     table.failed(target, "broken")
     assert line.said == [Verdict(1, None), Verdict(1, "broken")]
+
+
+async def test_books_sum_what_workers_have_and_a_drain_waits_for_all_of_them():
+    """An instance is idle once every worker knows that it drains and the last request of any has ended or is lost."""
+    metrics = Metrics()
+    node = NeuronEntry(name="n", endpoint="http://127.0.0.1:1")
+    fleet = Fleet((node,), Catalogue(), SystemClock(), metrics)
+    agreed = asyncio.Event()
+    fleet.routed_by(agreed.wait)
+    instances = tuple(
+        ModelInfo(
+            id=ModelId("m"),
+            harness="scripted",
+            status=InstanceState.READY,
+            instance_id=InstanceId(name),
+            url="http://127.0.0.1:2",
+        )
+        for name in ("m-0", "m-1")
+    )
+    fleet.reported("n", NodeStatus(health=Health(uptime_secs=1), models=instances))
+    books = Books(fleet, metrics, Usage(), Journal(asyncio.get_running_loop()))
+    number = books.table()["m"][0].number
+    books.flights(0, [(number, 2, 2)])
+    books.flights(1, [(number, 1, 4)])
+    assert [i.in_flight for i in fleet.snapshot.instances()] == [3, 0]
+    assert books.elsewhere(0, [number]) == {number: 1}
+    assert number in books.with_others()
+    fleet.set_draining(InstanceId("m-0"), draining=True)
+    assert [row.usable for row in books.table()["m"]] == [False, True]
+    waiting = asyncio.create_task(fleet.when_idle(InstanceId("m-0")))
+    books.flights(1, [(number, 0, 1)])
+    assert books.lost(0) == {number}
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    agreed.set()
+    await waiting
+    assert [i.in_flight for i in fleet.snapshot.instances()] == [0, 0]
 
 
 def test_only_models_that_differ_are_told():
