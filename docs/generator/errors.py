@@ -21,8 +21,14 @@ _ABOUT = """An error of cortex has a stable `code` to match on, an HTTP status, 
 do. `src` is `"cortex"`: an engine's own errors are passed on without it.
 
 ```json
-{"error": {"message": "model 'qwen' does not exist", "type": "not_found_error", "param": "model",
-           "code": "model_not_found", "src": "cortex", "hints": ["did you mean 'qwen3'?"]}}
+{"error": {
+  "message": "model 'qwen' does not exist",
+  "type": "not_found_error",
+  "param": "model",
+  "code": "model_not_found",
+  "src": "cortex",
+  "hints": ["did you mean 'qwen3'?"]
+}}
 ```
 
 On Anthropic's routes the same stands in the shape that its SDK reads. Answers with 429 and 503 carry `Retry-After`, in

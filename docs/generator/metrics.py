@@ -39,12 +39,12 @@ The gateway's metrics have all of it but the headroom."""
 def metrics_page() -> str:
     """docs/reference/metrics.md."""
     gateway = Metrics(lambda: FleetSnapshot(version=0, at=0.0)).collect()
-    rows = [(_name(f), f.type, _labels(f), sentence(f.documentation)) for f in gateway]
+    rows = [(_name(f), sentence(f.documentation), f.type, _labels(f)) for f in gateway]
     of_node = [
-        (f.name, f.type, ", ".join(f"`{n}`" for n in f.samples[0].labels), f.documentation)
+        (f.name, f.documentation, f.type, ", ".join(f"`{n}`" for n in f.samples[0].labels))
         for f in _of_neuron()
     ]
-    header = ("name", "type", "labels", "what it is")
+    header = ("name", "what it is", "type", "labels")
     labels = table(("label", "values"), ((f"`{k}`", v) for k, v in LABELS.items()))
     return page(
         "Metrics",
