@@ -167,7 +167,16 @@ def test_every_metric_exists() -> None:
 
 
 def test_troubleshooting_knows_every_error_that_an_operator_may_meet() -> None:
-    """Each code of the tree stands on the page, and no other does."""
+    """Each code of the tree that calls for more than a look at the request stands on the page."""
     page = PAGES["docs/troubleshooting.md"]
     for code in set(BY_CODE) - {"invalid_request", "not_found", "node_not_found", "conflict"}:
         assert f"`{code}`" in page, code
+
+
+def test_troubleshooting_knows_every_warning_of_a_host() -> None:
+    """Each warning that a neuron can have about its host stands on the page."""
+    page = PAGES["docs/troubleshooting.md"]
+    sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "neuron_server").rglob("*.py"))
+    codes = set(re.findall(r"HostWarning\(\s*code=\"(\w+)\"", sources))
+    assert codes
+    assert {code for code in codes if f"`{code}`" not in page} == set()
