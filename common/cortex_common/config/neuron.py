@@ -128,9 +128,9 @@ class HarnessEntry(Section):
     """Kind "command": start from the settings that this engine needs."""
 
     command: tuple[str, ...] = ()
-    """Kind "command": program and arguments; {model}, {source}, {port}, {host}, {devices}, {device_count},
-    {context}, {parallel}, {vram_mb} are replaced, and an argument that needs an unset value is left out
-    together with the flag before it."""
+    """Kind "command": program and arguments; {model}, {source}, {file}, {quant}, {port}, {host}, {devices},
+    {device_count}, {context}, {parallel}, {vram_mb} are replaced, and an argument that needs an unset value is left
+    out together with the flag before it."""
 
     health_path: str | None = None
     """Kind "command": path that answers 200 once the engine is ready. Default: "/health"."""
