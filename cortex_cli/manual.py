@@ -152,7 +152,7 @@ def _options(command: Any, context: Any, heading: str) -> Iterator[str]:
     # What --help does is said once, in cortex(1).
     told = [p for p in command.get_params(context) if p.name != "help" or context.parent is None]
     records = [param.get_help_record(context) for param in told]
-    known = {left: right for left, right in filter(None, records)}
+    known = dict(filter(None, records))
     if known:
         yield heading
         yield _listed(known)

@@ -1,4 +1,4 @@
-"""The packages as on a host that has them: unpacked, and laid over this host's /usr and /etc in namespaces of their own.
+"""The packages as on a host that has them: unpacked, and laid over this host's /usr and /etc in own namespaces.
 
 Programs, units and paths are the shipped ones; ports are free, since the network is nobody else's.
 """
@@ -60,6 +60,7 @@ class Installed:
         """Run a command there."""
         done = subprocess.run(
             self._inside(*argv),
+            check=False,
             capture_output=True,
             text=True,
             timeout=100,

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rpm_kit import Installed
 
 from cortex_common import __version__
 from neuron_server.engines.tiny import write_tiny_gguf
-from rpm_kit import Installed
 
 UNITS = {"cortex.service": 20, "neuron.service": 40}
 """Units, and the highest exposure that `systemd-analyze security` may find, in tenths."""
@@ -66,7 +66,7 @@ def test_the_shipped_settings_are_right(host: Installed):
 
 
 def test_the_manual_can_be_read(host: Installed):
-    """man finds the pages and has no complaint."""
+    """The pages are found, and man has no complaint."""
     page = host.run("man", "--warnings", "cortex-models")
 
     assert "cortex models load" in page.stdout
@@ -75,7 +75,7 @@ def test_the_manual_can_be_read(host: Installed):
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_units_are_right_and_hardened(unit: str, host: Installed):
-    """systemd knows every word of them, and finds little exposed."""
+    """Every word of them is known to systemd, which finds little exposed."""
     verified = host.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{unit}")
     complaints = [line for line in verified.stderr.splitlines() if unit in line]
     newer = r"Unknown key '(RestartSteps|RestartMaxDelaySec|DelegateSubgroup)' in section"
@@ -91,8 +91,7 @@ def test_units_are_right_and_hardened(unit: str, host: Installed):
 
 
 def test_a_fleet_of_packages_serves_and_is_upgraded(host: Installed, tmp_path: Path):
-    """Both units' programs, the shipped settings and the embedded engine stream an answer; a neuron that is stopped
-    as its unit stops it leaves the engine to the next one, as an upgrade does."""
+    """What is shipped streams an answer, and a stopped neuron leaves its engine to the next one, as an upgrade does."""
     weights = write_tiny_gguf(tmp_path / "tiny.gguf")
     models = tmp_path / "models.toml"
     models.write_text(
