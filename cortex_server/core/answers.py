@@ -35,15 +35,18 @@ def queue_full(model: str, most: int) -> Busy:
     )
 
 
-def still_loading(model: str, load: Underway | None) -> ModelLoading:
-    """The deadline came first."""
+def still_loading(model: str, load: Underway | None, position: int) -> ModelLoading:
+    """The deadline came first; `position` is the place in the queue, 1 when nobody waits longer for another model."""
     state = load.stage.value if load else "waiting_for_room"
     node = load.order.plan.node if load else None
     return ModelLoading(
         f"model {model!r} is not ready yet",
         hints=("repeat the request; the load goes on", "cortex ps shows how far it is"),
         retry_after=5.0,
-        details={"model": model, "loading": {"state": state, "node": node, "eta_s": None}},
+        details={
+            "model": model,
+            "loading": {"state": state, "node": node, "position": position, "eta_s": None},
+        },
     )
 
 

@@ -193,7 +193,8 @@ class Scheduler:
         for until in self._troubles.spared.values():
             self._wake_by(until, now)
         for ask in self._waiting.overdue(now):
-            self._effects.refuse(ask.id, answers.still_loading(ask.goal.model, self.load_of(ask)))
+            load, place = self.load_of(ask), self._waiting.place_of(ask)
+            self._effects.refuse(ask.id, answers.still_loading(ask.goal.model, load, place))
             if ask.goal not in self._waiting:
                 self._abandon(ask.goal)
         world = look(self.overlay())

@@ -129,6 +129,10 @@ class WaitingRoom:
         """The queues of one model."""
         return [q for g, q in self._queues.items() if g.model == model]
 
+    def place_of(self, ask: Ask) -> int:
+        """How many goals wait longer than somebody who has just been taken out, plus one."""
+        return 1 + sum(q.since < ask.since for q in self._queues.values() if q.goal != ask.goal)
+
     def position(self, model: str) -> int:
         """How many goals wait longer than the model's, plus one; 0 when nobody waits for it."""
         for at, queue in enumerate(self.queues(), start=1):

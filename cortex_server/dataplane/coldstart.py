@@ -115,5 +115,6 @@ class ColdStart:
         if told is None:
             return b"waiting"
         node = f" on {told.node}" if told.node else ""
+        place = f", position {told.position} in the queue" if told.position > 1 else ""
         eta = "" if told.eta_s is None else f", about {told.eta_s:.0f} s to go"
-        return f"{told.state}{node}{eta}".encode()
+        return f"{told.state}{node}{place}{eta}".encode()

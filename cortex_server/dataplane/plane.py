@@ -40,6 +40,11 @@ class Progress(Protocol):
         ...
 
     @property
+    def position(self) -> int:
+        """1 when nobody waits longer for another model."""
+        ...
+
+    @property
     def eta_s(self) -> float | None:
         """Seconds until ready, from past loads."""
         ...

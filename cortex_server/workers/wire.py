@@ -164,6 +164,7 @@ class HowFar(_Message, frozen=True):
     model: str
     state: str
     node: str | None
+    position: int
     eta_s: float | None
 
 

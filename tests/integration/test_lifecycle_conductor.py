@@ -199,6 +199,7 @@ async def test_a_deadline_tells_how_far_the_load_is(
         assert error["code"] == "model_loading"
         assert error["loading"]["node"] == "here"
         assert error["loading"]["state"] in {"starting", "loading"}
+        assert error["loading"]["position"] == 1
         assert int(answer.headers["retry-after"]) >= 1
         await until(lambda: served.gateway.conductor.progress("ada") is None)
         assert (await served.chat("ada")).status_code == 200

@@ -405,6 +405,18 @@ def test_a_deadline_is_kept_and_says_where_the_load_is() -> None:
     assert not bench.scheduler.loads
 
 
+def test_a_deadline_tells_the_place_in_the_queue() -> None:
+    """Who gives up while another model's requests have waited longer is second."""
+    bench = Bench()
+    bench.ask("a")
+    bench.pass_time(1.0)
+    late = bench.ask("b", timeout_s=2.0)
+    bench.pass_time(2.0)
+    error = bench.answers[late]
+    assert isinstance(error, ModelLoading)
+    assert error.details["loading"]["position"] == 2
+
+
 def test_a_refusal_is_planned_anew_elsewhere() -> None:
     """When another gateway's load took the room, the next try goes to another node, and the waiter notices nothing."""
     bench = Bench()
