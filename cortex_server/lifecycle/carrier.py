@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Protocol
 
 from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, StillBusy, UpstreamFailed
@@ -237,7 +237,3 @@ class Carrier:
             self._reports.failed(order.instance, "the gateway failed; its log says how")
         else:
             self._reports.admitted(order.instance, answer.instance_id)
-
-
-Later = Callable[[float], None]
-"""An event for the conductor's task, called there with the monotonic time."""

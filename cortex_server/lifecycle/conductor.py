@@ -31,10 +31,11 @@ from cortex_server.core.upkeep import Upkeep
 from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.carrier import Carrier, Later
+from cortex_server.lifecycle.carrier import Carrier
 from cortex_server.lifecycle.decisions import Decisions
 from cortex_server.lifecycle.housekeeping import Housekeeping
 from cortex_server.lifecycle.knowledge import Knowledge
+from cortex_server.lifecycle.outcomes import Later, Outcomes
 from cortex_server.lifecycle.outlook import Outlook
 from cortex_server.lifecycle.pins import Pin, PinBoard
 from cortex_server.lifecycle.progress import WaitProgress, progress_of
@@ -81,7 +82,6 @@ class Conductor:
         self._clock = clock
         self._config = config
         self._profiles = {p.id: p for p in catalogue.models}
-        self._carrier = Carrier(fleet, nodes, self)
         self._scheduler = Scheduler(self, policy_of(config), new_instance_id)
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[InstanceId]] = {}
@@ -89,6 +89,8 @@ class Conductor:
         self._bell = asyncio.Event()
         self._outlook = Outlook(self.knowledge, self.pins, clock)
         self._outlook.use_profiles(self._profiles)
+        outcomes = Outcomes(self._scheduler, self._outlook, self.knowledge, self._post)
+        self._carrier = Carrier(fleet, nodes, outcomes)
         self.decisions = Decisions()
         self._housekeeping = Housekeeping(
             self.upkeep,
@@ -395,33 +397,3 @@ class Conductor:
     def abandon(self, order: Order) -> None:
         """See `Effects.abandon`."""
         self._carrier.abandon(order)
-
-    # -- reports of the carrier --------------------------------------------------------------
-
-    def room_made(self, instance: InstanceId) -> None:
-        """See `Reports.room_made`."""
-        self._post(lambda now: self._scheduler.room_made(instance, now))
-
-    def room_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
-        """See `Reports.room_failed`."""
-        self._post(lambda now: self._scheduler.room_failed(instance, stuck, now))
-
-    def left(self, instance: InstanceId) -> None:
-        """See `Reports.left`."""
-        self._outlook.left(instance)
-        self._bell.set()
-
-    def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
-        """See `Reports.admitted`."""
-        self._post(lambda now: self._scheduler.admitted(instance, actual, now))
-
-    def refused(self, order: Order, needed_mb: int | None) -> None:
-        """See `Reports.refused`."""
-        if needed_mb is not None:
-            shape = order.plan.shape
-            self.knowledge.refused(order.profile, shape.kind, shape.devices, needed_mb)
-        self._post(lambda now: self._scheduler.refused(order.instance, now))
-
-    def failed(self, instance: InstanceId, reason: str) -> None:
-        """See `Reports.failed`."""
-        self._post(lambda now: self._scheduler.failed(instance, reason, now))
