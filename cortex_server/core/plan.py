@@ -34,7 +34,7 @@ from cortex_server.core.world import Wish, World
 MOST_REASONS = 64
 """Reasons that an impossible plan carries."""
 
-LOST_FOR_S = 15.0
+LOST_FOR_S = 30.0
 """A node that answered so lately is expected back: a neuron that is upgraded, or a network that stumbles, is away for
 seconds, and whoever waits is not turned away for that."""
 
