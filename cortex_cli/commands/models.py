@@ -17,7 +17,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
 from cortex_cli.render.fleet import MODELS
 from cortex_cli.render.model import model_document, model_text
-from cortex_cli.render.plan import plan_text
+from cortex_cli.render.plan import cost, plan_text
 from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.operator import (
     EvictModel,
@@ -214,13 +214,17 @@ def evict(
     *,
     node: options.OnNode = None,
     drain_timeout: options.DrainTimeout = "60s",
+    dry_run: options.DryRun = False,
     gateway: options.Gateway = None,
 ) -> None:
     """End one instance of a model; it may come back when it is asked for."""
     limit = seconds_of(drain_timeout, "--drain-timeout")
 
     async def one(client: OperatorClient, name: str) -> str:
-        action = await client.evict(EvictModel(model=name, node=node, drain_timeout_s=limit))
+        wish = EvictModel(model=name, node=node, drain_timeout_s=limit)
+        if dry_run:
+            return cost(await client.plan_evict(wish))
+        action = await client.evict(wish)
         where = f" from {', '.join(action.nodes)}" if action.nodes else ""
         return f"evicted {action.model}{where}; it is {action.state.value}"
 

@@ -15,6 +15,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.fleet import NODES
 from cortex_cli.render.node import node_text
+from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound, nearest
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.operator import DrainNode
@@ -109,14 +110,18 @@ def drain(
     timeout: Annotated[
         str, typer.Option(help="How long requests under way may go on, like 10m")
     ] = "5m",
+    dry_run: options.DryRun = False,
     yes: options.Yes = False,
     gateway: options.Gateway = None,
 ) -> None:
     """Cordon nodes, and move or unload what they hold."""
     limit = seconds_of(timeout, "--timeout")
-    confirm(f"move or unload everything on {', '.join(nodes)}?", yes=yes)
+    if not dry_run:
+        confirm(f"move or unload everything on {', '.join(nodes)}?", yes=yes)
 
     async def one(client: OperatorClient, name: str) -> str:
+        if dry_run:
+            return drain_text(await client.plan_drain(name))
         done = await client.drain(DrainNode(node=name, timeout_s=limit))
         parts = [
             f"{what} {', '.join(models)}"

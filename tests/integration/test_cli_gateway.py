@@ -215,8 +215,10 @@ def test_what_does_not_fit_is_explained(fleet: DemoFleet):
 
 
 def test_evict_ends_one_instance(fleet: DemoFleet):
-    """`models evict` ends an instance, says from where, and the model can be asked for again."""
+    """`models evict` shows first what it would do, ends an instance, and the model can be asked for again."""
     fleet.cortex("models", "load", "demo/ada")
+    seen = fleet.cortex("models", "evict", "demo/ada", "--dry-run")
+    assert seen.stdout.startswith("evicts demo/ada from here"), seen.stderr
     done = fleet.cortex("models", "evict", "demo/ada")
 
     assert done.stdout == "evicted demo/ada from here; it is unloaded\n", done.stderr
@@ -239,6 +241,8 @@ def test_draining_needs_a_yes(fleet: DemoFleet):
     """`nodes drain` without a person and without --yes ends with 2; with it the node is emptied."""
     fleet.cortex("models", "load", "demo/ada")
     assert fleet.cortex("nodes", "drain", "here").returncode == 2
+    seen = fleet.cortex("nodes", "drain", "here", "--dry-run")
+    assert (seen.returncode, "unloads demo/ada" in seen.stdout) == (0, True), seen.stderr
     done = fleet.cortex("nodes", "drain", "here", "--yes")
     try:
         assert done.returncode == 0, done.stderr
