@@ -142,7 +142,8 @@ class Targets:
     def all(self) -> Iterable[tuple[Target, bool]]:
         """Every target, and whether it takes requests now."""
         ready = {target for targets in self._ready.values() for target in targets}
-        return ((target, target in ready) for target in self._by_id.values())
+        here = (target for targets in self._on.values() for target in targets.values())
+        return ((target, target in ready) for target in here)
 
     def holds(self, model: str) -> bool:
         """Whether an instance of the model is there, be it one that takes no requests now."""
