@@ -109,6 +109,9 @@ async def house(folder, *tables: str, **more: str) -> AsyncIterator[House]:
         at_the_end.push_async_callback(engine.idle)
         await gateway.until(lambda s: bool(s.instances()), SECONDS)
         yield House(gateway, engine, gate, operator)
+        # In order, so that no connection of a worker outlives its test.
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended(SECONDS) == 0
 
 
 @pytest.fixture(scope="module")
