@@ -49,8 +49,8 @@ format: $(READY) ## Format and mend what can be mended
 bench: $(READY) ## Measure the data plane against other gateways (more in tests/bench)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-engines: $(READY) ## Build a real llama-server outside the checkout, for the tests marked llama
-	$(BIN)/python tests/engines/build_llama.py
+engines: $(READY) ## Build a real llama-server outside the checkout, for the tests marked llama; ARGS=mistralrs the other
+	PYTHONPATH=tests $(BIN)/python -m engines.build_$(or $(ARGS),llama)
 
 .venv/.docs: pyproject.toml $(READY)
 	$(BIN)/python -m pip install --quiet --group docs

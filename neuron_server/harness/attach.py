@@ -1,7 +1,8 @@
 """A mistral.rs server that someone else runs: its own unload and reload, behind the guards that they need.
 
-Facts (0.9): management calls answer 200 whatever happened, the JSON status tells; a reload of a model that is not
-exactly "unloaded" marks it as "reloading" for ever, which only a restart cures; unload drops requests in flight.
+Facts (0.8, 0.9): management calls answer 200 whatever happened, the JSON status tells; a reload of a model that is not
+exactly "unloaded" marks it as "reloading" for ever, which only a restart cures; unload drops requests in flight. A 0.8
+with several models answers an unload with "no_loader_config" and has lost the model: only a restart brings it back.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class AttachHarness:
         self._http = http
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._restarting = asyncio.Lock()
+        self._lost: set[str] = set()
 
     @property
     def program(self) -> str | None:
@@ -112,6 +114,9 @@ class AttachHarness:
             if status == "reloading":
                 await self._restart(f"{name} is stuck in reloading")
                 status = await self._settled(name)
+            elif status == "not_found" and name in self._lost:
+                await self._bring_back(name)
+                status = await self._settled(name)
             if status == "unloaded":
                 await self._reload(name)
             elif status != "loaded":
@@ -134,17 +139,29 @@ class AttachHarness:
             if await self._status(name) != "loaded":
                 return
             answer = await self._manage("unload", name)
-            if answer.get("status") != "unloaded":
+            if answer.get("status") == "no_loader_config":
+                self._lost.add(name)
+            elif answer.get("status") != "unloaded":
                 raise UpstreamFailed(
                     f"the engine did not unload {name}: {answer.get('error') or answer.get('status')}"
                 )
             self.age = self.age.grown()
+
+    async def _bring_back(self, name: str) -> None:
+        """Restart for a lost model, where that harms nobody."""
+        if True in (await self.loaded() or {}).values():
+            raise LoadFailed(
+                f"the engine lost {name} when it unloaded it, and only a restart brings it back",
+                hints=(f"POST /harnesses/{self.name}/restart, once its other models are idle",),
+            )
+        await self._restart(f"{name} was lost when it was unloaded")
 
     async def _restart(self, why: str) -> None:
         async with self._restarting:
             await self._systemctl("restart", why)
             await self._until_reachable()
             self.age = EngineAge(self.age.started)
+            self._lost.clear()
 
     async def _restarted(self) -> None:
         """Wait for the end of a restart that is under way."""

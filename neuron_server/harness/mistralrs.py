@@ -98,7 +98,8 @@ class MistralrsHarness:
             argv += self._kv_cache(spec)
         else:
             argv.append("--cpu")
-        environment = device_environment(devices) | {"RUST_LOG": "info"} | self._env | spec.env
+        plain = {"RUST_LOG": "info", "NO_COLOR": "1"}
+        environment = device_environment(devices) | plain | self._env | spec.env
         return Launch(argv=(*argv, *spec.args), env=environment)
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - the protocol's
@@ -109,7 +110,10 @@ class MistralrsHarness:
         listed = await get_json(self._http, url + "/v1/models")
         if True not in models_of(listed).values():
             return Probe(ready=False, stage="loading")
-        return Probe(ready=True, version=await version_of(self._http, url))
+        version = await version_of(self._http, url)
+        if version is None and self._program.version is not None:  # 0.8 does not tell
+            version = f"mistral.rs {self._program.version}"
+        return Probe(ready=True, version=version)
 
     async def in_flight(self, url: str) -> int | None:
         """From its metrics, whose series appear with the first request."""

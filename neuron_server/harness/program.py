@@ -52,6 +52,9 @@ class Program:
         configured: the operator's path.
         asked: the arguments that make it print its flags.
         assumed: the flags that count as known while it could not be asked.
+
+    Attributes:
+        version: what it says on stdout when asked for it.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Program:
         self._configured = configured
         self._asked = asked
         self._assumed = assumed
+        self.version: str | None = None
         self._help: str | None = None
         self._looked_at: tuple[str, int] | None = None
 
@@ -88,10 +92,13 @@ class Program:
         return path
 
     async def look(self) -> None:
-        """Ask it for its flags, unless it is the one that was asked before."""
+        """Ask it for its flags and version, unless it is the one that was asked before."""
         build = self._build()
         if build != self._looked_at:
             self._help = None if build is None else await run_program(build[0], *self._asked)
+            told = None if build is None else await run_program(build[0], "--version")
+            found = re.search(r"\d+\.\d+\.\d+\S*", told or "")
+            self.version = found[0] if found else None
             self._looked_at = build
 
     def _build(self) -> tuple[str, int] | None:

@@ -25,12 +25,15 @@ def script(path: Path, text: str) -> Path:
 class Attached:
     """A running stand-in with two models, a "unit" that restarts it, and a neuron attached to it."""
 
-    def __init__(self, directory: Path, *, refuse: str = "", unit: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, refuse: str = "", loses: bool = False, unit: bool = True
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.pid_file = directory / "engine.pid"
+        flaw = " --loses" if loses else ""
         start = f"{sys.executable} {STAND_IN} attach --models org/a,org/b --refuse={refuse} --host 127.0.0.1"
-        start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}"
+        start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}{flaw}"
         bin_dir = directory / "bin"
         bin_dir.mkdir()
         self.calls = directory / "systemctl.calls"

@@ -6,6 +6,7 @@ from-config start does. What it gets wrong is what the real one gets wrong:
 - the socket opens only after the load (`--load-s`); a model that can't be loaded ends the process;
 - management calls answer 200 whatever happened; the JSON status tells;
 - a reload of a model that is not unloaded answers not_found and leaves its id "reloading" for ever, listed twice;
+- with `--loses`, unload answers no_loader_config and the model is gone, as in 0.8 with several models;
 - unload cuts the streams of that model without [DONE];
 - usage comes in the finish chunk only, stream_options is ignored; a non-streaming request is never cancelled;
 - errors are {"message": ...}, an unknown model is a 500; "default" is always accepted and always listed;
@@ -44,6 +45,9 @@ def parse() -> argparse.Namespace:
     attach = commands.add_parser("attach")
     attach.add_argument("--models", required=True)
     attach.add_argument("--refuse", default="", help="models whose reload fails")
+    attach.add_argument(
+        "--loses", action="store_true", help="unload as 0.8 does with several models"
+    )
     attach.add_argument("--pid-file", type=Path)
     for command in (serve, attach):
         command.add_argument("-p", dest="port", type=int, required=True)
@@ -55,7 +59,10 @@ def parse() -> argparse.Namespace:
 class Server:
     """The engine: its models' states and the streams under way."""
 
-    def __init__(self, models: list[str], refuse: set[str], load_s: float) -> None:
+    def __init__(
+        self, models: list[str], refuse: set[str], load_s: float, *, loses: bool = False
+    ) -> None:
+        self.loses = loses
         self.loaded = set(models)
         self.unloaded: set[str] = set()
         self.reloading: set[str] = set()
@@ -120,9 +127,11 @@ class Server:
     async def unload(self, name: str) -> dict:
         if name in self.loaded:
             self.loaded.discard(name)
-            self.unloaded.add(name)
             for stream in self.streams[name]:
                 stream.cancel()
+            if self.loses:
+                return {"status": "no_loader_config"}
+            self.unloaded.add(name)
         return {"status": "unloaded" if name in self.unloaded else "not_found"}
 
     async def reload(self, name: str) -> dict:
@@ -195,7 +204,7 @@ def load(options: argparse.Namespace) -> Server:
         models, refuse = options.models.split(","), set(options.refuse.split(","))
         if options.pid_file:
             options.pid_file.write_text(str(os.getpid()))
-    return Server(models, refuse, options.load_s)
+    return Server(models, refuse, options.load_s, loses=getattr(options, "loses", False))
 
 
 async def main(options: argparse.Namespace, engine: Server) -> None:

@@ -135,6 +135,25 @@ async def test_a_model_stuck_in_reloading_is_cured_by_a_restart(attached: Attach
         assert await statuses(attached.url) == {"org/a": "loaded", "org/b": "loaded"}
 
 
+async def test_a_model_that_its_engine_lost_comes_back_with_a_restart(tmp_path: Path):
+    """0.8 can't reload what it unloaded beside others: that is said while others are loaded, and cured when not."""
+    found = Attached(tmp_path, loses=True)
+    try:
+        found.start_engine()
+        found.rig.start()
+        async with found.rig.client() as client:
+            await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
+            await client.unload(UnloadRequest(model_id="org/a"))
+            await client.load(shared("org/a"))
+            models = await until(client, lambda ms: any(m.error for m in ms))
+            assert "only a restart brings it back" in next(m.error or "" for m in models if m.error)
+            await client.unload(UnloadRequest(model_id="org/b"))
+            await load(client, shared("org/a"))
+            assert await statuses(found.url) == {"org/a": "loaded", "org/b": "loaded"}
+    finally:
+        found.close()
+
+
 async def test_an_attached_engine_is_restarted_once_however_many_ask(attached: Attached):
     """All its models come back, its cycles begin anew, and who asks by cycles changes nothing a second time."""
     async with attached.rig.client() as client:
