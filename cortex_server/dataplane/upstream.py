@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_lasting",
         "_parser",
+        "_paused",
         "_pieces",
         "_pool",
         "_receiver",
@@ -76,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._pieces: list[bytes] = []
+        self._paused = False
         self.rested_at = 0.0
         self._reset()
         self._parser = httptools.HttpResponseParser(self)
@@ -117,10 +119,12 @@ class Connection(asyncio.Protocol):
     def pause(self) -> None:
         """Read no more for now: the client does not keep up."""
         if self._transport is not None and self._receiver is not None:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read again."""
+        self._paused = False
         if self._transport is not None:
             self._transport.resume_reading()
 
@@ -219,6 +223,9 @@ class Connection(asyncio.Protocol):
         if self._excess or not self._lasting:
             self.close()
         else:
+            if self._paused:
+                # By the last piece: whoever comes next would wait for an answer that nobody reads.
+                self.resume()
             self._pool.rest(self)
         if receiver is not None:
             receiver.upstream_end()

@@ -20,6 +20,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closed = False
+        self.reading = True
 
     def write(self, data: bytes) -> None:
         """Part of asyncio.Transport."""
@@ -33,9 +34,11 @@ class Wire(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Part of asyncio.Transport."""
+        self.reading = False
 
     def resume_reading(self) -> None:
         """Part of asyncio.Transport."""
+        self.reading = True
 
 
 class Heard:
@@ -207,3 +210,13 @@ def test_what_is_no_url_is_refused(url):
 def test_a_unix_socket_is_an_endpoint_too():
     """The path is written in the place of the host, slashes escaped."""
     assert Endpoint.parse("http+unix://%2Frun%2Fengine.sock/x").uds == "/run/engine.sock"
+
+
+async def test_a_connection_paused_by_its_last_piece_reads_the_next_answer():
+    """A client that falls behind with the end of its answer keeps nobody else's answer unread."""
+    pool, connection, transport, heard = opened()
+    heard.upstream_data = lambda _: connection.pause()  # type: ignore[method-assign]
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
+    assert heard.ended == 1
+    assert pool.resting(connection.endpoint) is connection
+    assert transport.reading
