@@ -15,6 +15,10 @@ LONG = {
     "test_reload_gateway.py",
     "test_lifecycle_storm.py",
     "test_lifecycle_verbs.py",
+    "test_lifecycle_conductor.py",
+    "test_neuron_mistralrs.py",
+    "test_neuron_mistralrs_real.py",
+    "test_dataplane.py",
 }
 """Files that begin first: one of them at the end would keep one process busy and the others idle."""
 
