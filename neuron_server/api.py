@@ -191,7 +191,7 @@ def _log_routes(runtime: Runtime, kept: KeptLog) -> APIRouter:
 
         async def on() -> AsyncIterator[bytes]:
             yield text.encode()
-            async for chunk in output.follow(position):
+            async for chunk in output.follow(position, lambda: runtime.changes.ended):
                 yield chunk
 
         return StreamingResponse(on(), media_type="text/plain; charset=utf-8")

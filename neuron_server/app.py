@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -37,7 +38,6 @@ from neuron_server.runtime import Runtime
 log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
-_LAST_REQUESTS_S = 5
 
 
 def is_loopback(host: str) -> bool:
@@ -79,7 +79,7 @@ async def _serve(config: NeuronConfig) -> None:
             app,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=_LAST_REQUESTS_S,
+            timeout_graceful_shutdown=math.ceil(config.neuron.relay_drain_s),
         )
         beside = [systemd.keep_alive(os.environ)]
         if tls is not None:
@@ -167,6 +167,9 @@ class _Server(uvicorn.Server):
 
     def _asked_to_end(self) -> None:
         systemd.notify("STOPPING=1", os.environ)
+        if relayed := sum(self._runtime.occupancy.relayed.values()):
+            most = 0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
+            logs.event(log, "neuron_drains", relayed=relayed, at_most_s=most)
         self.force_exit = self.should_exit
         self.should_exit = True
         self._runtime.changes.end()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,10 +55,10 @@ class EngineLog:
         except FileNotFoundError:
             return 0
 
-    async def follow(self, position: int) -> AsyncGenerator[bytes]:
-        """What is written after a position in the file, as it comes; ends once the file was there and is removed."""
+    async def follow(self, position: int, over: Callable[[], bool]) -> AsyncGenerator[bytes]:
+        """What is written after a position in the file, as it comes, until it is over or the file is removed."""
         seen = False
-        while (here := self.path.exists()) or not seen:
+        while ((here := self.path.exists()) or not seen) and not over():
             seen = seen or here
             size = self.size()
             if size < position:  # it was trimmed

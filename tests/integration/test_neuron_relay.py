@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from engines.neuron_rig import NeuronRig, fake, load, running, until
+from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
 
 from cortex_common.errors import AuthenticationFailed
 from cortex_common.models import UnloadRequest
@@ -98,6 +99,50 @@ async def test_an_engine_that_dies_mid_stream_breaks_the_relayed_stream(rig: Neu
             with pytest.raises(httpx.RemoteProtocolError):
                 await http.post(url, json={"messages": [], "stream": True})
         await client.unload(UnloadRequest(model_id="dies"))
+
+
+@contextlib.asynccontextmanager
+async def stopping(
+    directory: Path, interval: str, tokens: int, setting: str = ""
+) -> AsyncIterator[tuple[NeuronRig, list[str], asyncio.Task[int]]]:
+    """A neuron that is told to stop with one stream through its relay, whose lines are collected; its engine stays."""
+    rig = NeuronRig(directory, neuron=f'on_stop = "keep"\n{setting}', listen="0.0.0.0:0")
+    try:
+        async with rig.start().client() as client, httpx.AsyncClient(timeout=20) as http:
+            spec = fake("far", "--interval", interval, "--tokens", str(tokens))
+            ready = await load(client, spec)
+            url = f"{ready.url}/v1/chat/completions"
+            following = asyncio.create_task(http.get(f"{rig.url}/models/far/logs?follow=true"))
+            async with http.stream("POST", url, json={"messages": [], "stream": True}) as answer:
+                lines = answer.aiter_lines()
+                seen = [await anext(lines)]
+                ended = asyncio.create_task(asyncio.to_thread(rig.stop))
+                yield rig, seen, ended
+                with contextlib.suppress(httpx.RemoteProtocolError):
+                    seen.extend([line async for line in lines])
+            assert await ended == 0
+            assert (await following).status_code == 200
+    finally:
+        rig.close()
+
+
+async def test_a_neuron_that_stops_lets_relayed_streams_end(tmp_path: Path):
+    """SIGTERM mid-stream: no new request is taken, the stream ends whole, readers of logs are let go."""
+    async with stopping(tmp_path, "0.05", 30) as (rig, seen, ended):
+        await asyncio.to_thread(wait_for, lambda: "neuron_drains" in rig.log.read_text(), 10)
+        async with httpx.AsyncClient() as http:
+            with pytest.raises(httpx.ConnectError):
+                await http.get(f"{rig.url}/models")
+        assert not ended.done()
+    assert "data: [DONE]" in seen
+    assert "relayed=1" in rig.log.read_text()
+
+
+async def test_a_relayed_stream_holds_up_a_stop_no_longer_than_the_setting_says(tmp_path: Path):
+    """After `relay_drain_s` an endless stream is cut, and the neuron ends."""
+    async with stopping(tmp_path, "0.1", 100_000, "relay_drain_s = 1") as (_, seen, _ended):
+        pass
+    assert "data: [DONE]" not in seen
 
 
 async def test_direct_access_shows_the_engines_own_address(tmp_path: Path):

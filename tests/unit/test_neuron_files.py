@@ -79,7 +79,7 @@ async def test_a_followed_log_goes_on_over_a_cut(tmp_path: Path):
     log = EngineLog(tmp_path / "logs" / "i.log", limit_bytes=10)
     with log.open_for_engine() as output:
         output.write(b"before the follower\n")
-        follower = log.follow(log.size())
+        follower = log.follow(log.size(), lambda: False)
         log.trim()
         output.write(b"after\n")
         assert await anext(follower) == b"after\n"

@@ -55,6 +55,10 @@ class NeuronSection(Section):
     drain_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds that requests in flight may go on when the neuron stops its engines."""
 
+    relay_drain_s: Annotated[float, Field(ge=0)] = 150.0
+    """Seconds that requests which pass through this neuron may go on when it is told to stop; a second signal cuts
+    them. Meanwhile it takes no new ones. With systemd, keep it below TimeoutStopSec=."""
+
     cgroup: Path | None = None
     """Directory of a cgroup (v2) of this neuron's own, below which each engine gets one, so that nothing of it can
     escape its end. Default: the one that systemd delegates to the neuron's unit; without one, process groups."""
