@@ -105,7 +105,7 @@ class NodeBooks:
             Books(
                 index=device.index,
                 kind=device.kind,
-                total_mb=device.vram_total_mb,
+                used_mb=sample.used_mb,
                 free_mb=sample.free_mb,
                 headroom_mb=views.headroom_mb(self._config, device),
                 usable=sample.health is DeviceHealth.OK,

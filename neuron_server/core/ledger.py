@@ -27,6 +27,7 @@ class Books:
     """One device as measured at one moment.
 
     Attributes:
+        used_mb: somebody uses it now; what the driver keeps for itself is neither used nor free.
         free_mb: nobody uses it now.
         headroom_mb: the operator wants it kept free.
         usable: the device can be given work.
@@ -35,7 +36,7 @@ class Books:
 
     index: int
     kind: DeviceKind
-    total_mb: int
+    used_mb: int
     free_mb: int
     headroom_mb: int
     usable: bool = True
@@ -133,7 +134,7 @@ def _account(device: Books, shares: Sequence[Share], pool_mb: int) -> Account:
     return Account(
         books=device,
         reserved_mb=reserved,
-        foreign_mb=max(0, device.total_mb - device.free_mb - ours),
+        foreign_mb=max(0, device.used_mb - ours),
         available_mb=max(0, available) if device.usable else 0,
     )
 

@@ -1,8 +1,9 @@
 """NVIDIA GPUs through NVML. A missing driver, a lost card, a field that is not supported are states, never crashes.
 
 Facts: NVML counts cards in PCI bus order whatever CUDA_VISIBLE_DEVICES says; `used` of the plain memory call
-includes what the driver reserves; a process's memory is None where the platform can't tell (WSL, some containers);
-cards with unified memory (GB10) answer NotSupported for memory, so the host's numbers stand in.
+includes what the driver keeps for itself (616 MiB of an H200), that of its second version does not; a process's
+memory is None where the platform can't tell (WSL, some containers); cards with unified memory (GB10) answer
+NotSupported for memory, so the host's numbers stand in.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class NvmlSource:
 
     def _total(self, handle: Any) -> tuple[int, bool]:
         """Bytes of the card, and whether they are the host's."""
-        memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle)
+        memory = self._ask(self._memory_info, handle)
         host = int(psutil.virtual_memory().total)
         if memory is None or memory.total == 0:
             return host, True
@@ -172,13 +173,13 @@ class NvmlSource:
             power = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
             return DeviceSample(
                 uuid=uuid,
-                used_mb=used // BYTES_PER_MIB,
-                free_mb=free // BYTES_PER_MIB,
+                used_mb=_mib(used),
+                free_mb=_mib(free),
                 utilization_pct=None if usage is None else int(usage.gpu),
                 temp_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, _TEMPERATURE_GPU),
                 power_w=None if power is None else power / 1000.0,
                 by_instance=self._by_instance(handle, trees),
-                pool_free_mb=free // BYTES_PER_MIB if card.device.unified else None,
+                pool_free_mb=_mib(free) if card.device.unified else None,
                 xids=xids,
             )
         except Exception as failed:  # noqa: BLE001 - NVMLLibraryMismatchError is no NVMLError; one card must not hide the others
@@ -189,8 +190,17 @@ class NvmlSource:
         if card.device.unified:
             memory = psutil.virtual_memory()
             return memory.total - memory.available, memory.available
-        memory = self._nvml.nvmlDeviceGetMemoryInfo(card.handle)
+        memory = self._memory_info(card.handle)
         return int(memory.used), int(memory.free)
+
+    def _memory_info(self, handle: Any) -> Any:
+        """Like nvidia-smi without what the driver keeps for itself, where the driver can tell it apart (since 510)."""
+        try:
+            return self._nvml.nvmlDeviceGetMemoryInfo(handle, self._nvml.nvmlMemory_v2)
+        except self._nvml.NVMLError as failed:
+            if getattr(failed, "value", None) != _FUNCTION_NOT_FOUND:
+                raise
+            return self._nvml.nvmlDeviceGetMemoryInfo(handle)
 
     def _by_instance(
         self, handle: Any, trees: Mapping[InstanceId, frozenset[int]]
@@ -207,7 +217,7 @@ class NvmlSource:
             mine = [used[pid] for pid in pids if pid in used]
             known = [size for size in mine if size is not None]
             if len(known) == len(mine) and known:
-                found[instance] = sum(known) // BYTES_PER_MIB
+                found[instance] = _mib(sum(known))
         return found
 
     def _ask(self, call: Callable[..., T], *args: Any, raising: bool = False) -> T | None:
@@ -233,6 +243,11 @@ def load_library() -> Any:
     except ImportError:
         return None
     return pynvml
+
+
+def _mib(size: int) -> int:
+    """The nearest MiB, as nvidia-smi prints them."""
+    return (size + BYTES_PER_MIB // 2) // BYTES_PER_MIB
 
 
 def _text(value: Any) -> str:

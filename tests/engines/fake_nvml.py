@@ -55,6 +55,7 @@ class FakeNvml:
     nvmlEventTypeXidCriticalError = XID  # noqa: N815 - the library's name
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
     NVML_VOLATILE_ECC = 0
+    nvmlMemory_v2 = 0x02000028  # noqa: N815 - the library's name
 
     def __init__(self, *cards: Card, init: int | None = None) -> None:
         self.cards = cards
@@ -109,6 +110,14 @@ class FakeNvml:
             raise FakeNvmlError(answer)
         return answer
 
+    def nvmlDeviceGetMemoryInfo(self, card: Card, version: int | None = None) -> object:  # noqa: N802 - the library's name
+        answer = card.answers["MemoryInfo"]
+        if version is not None:
+            answer = card.answers.get("MemoryInfo_v2", answer)
+        if isinstance(answer, int):
+            raise FakeNvmlError(answer)
+        return answer
+
     def __getattr__(self, name: str):
         field = name.removeprefix("nvmlDeviceGet")
 
@@ -116,7 +125,7 @@ class FakeNvml:
             answer = card.answers[field]
             if isinstance(answer, Exception):
                 raise answer
-            if isinstance(answer, int) and field in {"MigMode", "TotalEccErrors", "MemoryInfo"}:
+            if isinstance(answer, int) and field in {"MigMode", "TotalEccErrors"}:
                 raise FakeNvmlError(answer)
             if isinstance(answer, tuple) and answer[0] == "error":
                 raise FakeNvmlError(answer[1])

@@ -16,7 +16,7 @@ CUDA, CPU = DeviceKind.CUDA, DeviceKind.CPU
 
 def gpu(index: int = 0, free: int = 1000, total: int = 1000, headroom: int = 0, **more) -> Books:
     """A device."""
-    return Books(index, more.pop("kind", CUDA), total, free, headroom, **more)
+    return Books(index, more.pop("kind", CUDA), total - free, free, headroom, **more)
 
 
 def need(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> Need:

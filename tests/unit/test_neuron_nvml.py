@@ -49,6 +49,20 @@ def test_a_reading_has_memory_load_temperature_and_power():
     assert sample.health is DeviceHealth.OK
 
 
+def test_what_the_driver_keeps_for_itself_is_not_used():
+    """As in nvidia-smi, rounded like there; a driver before 510 can't tell it apart."""
+    with_it = SimpleNamespace(
+        total=8000 * MIB, free=5399 * MIB + MIB // 2, used=2600 * MIB + MIB // 2
+    )
+    without = SimpleNamespace(**vars(with_it) | {"used": 2000 * MIB})
+    source, _ = one(MemoryInfo=with_it, MemoryInfo_v2=without)
+    (sample,) = source.sample({})
+    assert (sample.used_mb, sample.free_mb) == (2000, 5400)
+    source, _ = one(MemoryInfo=with_it, MemoryInfo_v2=13)
+    (sample,) = source.sample({})
+    assert (sample.used_mb, sample.free_mb) == (2601, 5400)
+
+
 @pytest.mark.parametrize("code", [12, 9, 18, 999])
 def test_no_driver_is_a_state(code):
     """A missing library, an unloaded module and a mismatch give no devices, and a warning unless there is no driver."""
