@@ -101,7 +101,7 @@ class Runtime:
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
         self._faults = Faults(self.journal)
-        self._engine_warnings: tuple[HostWarning, ...] = ()
+        self._mismatches: tuple[HostWarning, ...] = ()
         self._readers: tuple[asyncio.Task[None], ...] = ()
 
     # -- opening and closing ---------------------------------------------------------------
@@ -109,7 +109,7 @@ class Runtime:
     async def open(self) -> None:
         """Find the devices, adopt the engines of the last neuron, begin to read."""
         await self.host.open()
-        self._engine_warnings = await self.registry.warnings(self.host.cuda_version)
+        self._mismatches = await self.registry.mismatches(self.host.cuda_version)
         await self._books.read({})
         self.journal.note("engines_fenced", by=self._supervisor.fence)
         adopted = self._adopt()
@@ -218,7 +218,12 @@ class Runtime:
     def discovery(self) -> Discovery:
         """GET /discovery."""
         lost = views.lost(self.health(), self._books.devices)
-        warnings = (*self._engine_warnings, *lost, *self._faults.warnings())
+        warnings = (
+            *self.registry.missing(),
+            *self._mismatches,
+            *lost,
+            *self._faults.warnings(),
+        )
         return self.host.discovery(self.registry.names, warnings)
 
     def health(self) -> Health:

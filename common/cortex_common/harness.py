@@ -105,6 +105,11 @@ class Harness(Protocol):
         """Path of the engine's program; None where it is missing, or is no program of its own."""
         ...
 
+    @property
+    def missing(self) -> str | None:
+        """What of the engine is not on this host, and what to do about it, for people; None where nothing is."""
+        ...
+
     async def prepare(self) -> None:
         """Look at the engine's program, so that `launch` need not; cheap when done before."""
         ...

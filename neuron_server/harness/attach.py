@@ -63,6 +63,11 @@ class AttachHarness:
         return None
 
     @property
+    def missing(self) -> str | None:
+        """Nothing of it need be here."""
+        return None
+
+    @property
     def restartable(self) -> bool:
         """Whether its unit is configured."""
         return self._unit is not None

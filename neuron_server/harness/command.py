@@ -161,6 +161,16 @@ class CommandHarness:
         """The first word of the command, where it is found."""
         return shutil.which(str(self._binary or self._template[0]))
 
+    @property
+    def missing(self) -> str | None:
+        """The first word of the command."""
+        wanted = self._binary or self._template[0]
+        return (
+            None
+            if self.program
+            else f"there is no program {wanted}: set command of the harness in neuron.toml"
+        )
+
     async def prepare(self) -> None:
         """Nothing to look at."""
 

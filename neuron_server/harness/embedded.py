@@ -14,6 +14,7 @@ from cortex_common.hardware import Device, DeviceKind
 from cortex_common.harness import EngineCapabilities, Launch, Probe
 from cortex_common.models import LoadSpec
 from neuron_server.harness.http import get_json
+from neuron_server.harness.program import absence
 from neuron_server.harness.weights import gguf_file, size_mb
 
 _INTERPRETER_MB = 220
@@ -40,6 +41,11 @@ class EmbeddedHarness:
         """The wheel is no program of its own."""
         return None
 
+    @property
+    def missing(self) -> str | None:
+        """The wheel."""
+        return absence(_require_wheel)
+
     async def prepare(self) -> None:
         """Nothing to look at."""
 
@@ -57,13 +63,7 @@ class EmbeddedHarness:
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:  # noqa: ARG002 - the protocol's
         """See `Harness.launch`."""
-        if importlib.util.find_spec("mistralrs") is None:
-            raise NotSupported(
-                "the embedded engine is not installed on this node",
-                hints=(
-                    "pip install 'cortex-gpu[engine]', or on Fedora: dnf install neuron-engine-embedded",
-                ),
-            )
+        _require_wheel()
         argv = [sys.executable, "-m", "neuron_server.engines.embedded"]
         argv += ["--model", str(gguf_file(spec)), "--name", spec.model_id]
         argv += ["--host", host, "--port", str(port)]
@@ -92,3 +92,13 @@ class EmbeddedHarness:
         """The worker counts them itself."""
         health = await get_json(self._http, url + "/health")
         return None if health is None else int(health["running"]) + int(health["waiting"])
+
+
+def _require_wheel() -> None:
+    if importlib.util.find_spec("mistralrs") is None:
+        raise NotSupported(
+            "the embedded engine is not installed on this node",
+            hints=(
+                "pip install 'cortex-gpu[engine]', or on Fedora: dnf install neuron-engine-embedded",
+            ),
+        )

@@ -55,6 +55,11 @@ class LlamaCppHarness:
         """Path of llama-server, where there is one."""
         return self._program.path
 
+    @property
+    def missing(self) -> str | None:
+        """See `Harness.missing`."""
+        return self._program.missing
+
     async def prepare(self) -> None:
         """Read the flags that this build has."""
         await self._program.look()

@@ -66,6 +66,11 @@ class MistralrsHarness:
         """Path of mistralrs, where there is one."""
         return self._program.path
 
+    @property
+    def missing(self) -> str | None:
+        """See `Harness.missing`."""
+        return self._program.missing
+
     async def prepare(self) -> None:
         """Read the flags that this build has."""
         await self._program.look()

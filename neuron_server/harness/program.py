@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from cortex_common.errors import NotSupported
@@ -44,6 +45,15 @@ async def run_program(program: str, *arguments: str) -> str | None:
     return output.decode("utf-8", "replace") if child.returncode == 0 else None
 
 
+def absence(check: Callable[[], object]) -> str | None:
+    """What a check finds missing of an engine, with its hints; None where it finds nothing."""
+    try:
+        check()
+    except NotSupported as absent:
+        return ": ".join((str(absent), *absent.hints))
+    return None
+
+
 class Program:
     """An engine's program: where it is, and which flags this build of it has.
 
@@ -76,6 +86,11 @@ class Program:
     def path(self) -> str | None:
         """Where it is, or where the operator says that it is."""
         return str(self._configured) if self._configured else shutil.which(self._name)
+
+    @property
+    def missing(self) -> str | None:
+        """That it is not there, and what to do; None where it is."""
+        return absence(self.required)
 
     def required(self) -> str:
         """Its path.

@@ -62,8 +62,16 @@ class Registry:
         self._http = http
         self._by_name = {entry.name: _build(entry, http, kinds) for entry in entries}
 
-    async def warnings(self, driver_cuda: str | None) -> tuple[HostWarning, ...]:
-        """Look at all engines' programs; what an operator should mend about them.
+    def missing(self) -> tuple[HostWarning, ...]:
+        """Engines that neuron.toml names and this host does not have now."""
+        return tuple(
+            HostWarning(code="engine_missing", message=f"{name}: {missing}")
+            for name, registered in self._by_name.items()
+            if (missing := registered.harness.missing)
+        )
+
+    async def mismatches(self, driver_cuda: str | None) -> tuple[HostWarning, ...]:
+        """Look at all engines' programs; those that this host's driver can't run.
 
         Args:
             driver_cuda: the highest CUDA version that the driver offers.

@@ -288,10 +288,33 @@ async def test_an_engine_built_for_a_newer_cuda_is_a_warning(
     monkeypatch.setenv("PATH", str(ldd.parent), prepend=":")
     registry = Registry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
     try:
-        (warning,) = await registry.warnings("12.8")
+        (warning,) = await registry.mismatches("12.8")
         assert warning.code == "engine_cuda_mismatch"
         assert "built for CUDA 13, the driver offers 12.8" in warning.message
-        assert await registry.warnings("13.0") == ()
-        assert await registry.warnings(None) == ()
+        assert await registry.mismatches("13.0") == ()
+        assert await registry.mismatches(None) == ()
+    finally:
+        await registry.close()
+
+
+async def test_an_engine_that_is_not_there_is_a_warning_until_it_is(tmp_path: Path):
+    """Its warning says what is missing and what to do, and goes when the program comes."""
+    program = tmp_path / "llama-server"
+    entries = [
+        HarnessEntry(name="llamacpp", binary=program),
+        HarnessEntry(name="vllm", kind="command", command=("no-such-engine", "{port}")),
+        HarnessEntry(name="theirs", kind="attach", url="http://127.0.0.1:1"),
+    ]
+    registry = Registry(entries, engine_client())
+    try:
+        llama, vllm = registry.missing()
+        assert {llama.code, vllm.code} == {"engine_missing"}
+        assert llama.message == (
+            f"llamacpp: there is no llama-server at {program} on this node: "
+            "set binary of the harness in neuron.toml"
+        )
+        assert "no-such-engine" in vllm.message
+        program.touch()
+        assert registry.missing() == (vllm,)
     finally:
         await registry.close()
