@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tests.bench.candidates import CANDIDATES
-from tests.bench.dataplane import SCENARIOS, run
+from tests.bench.dataplane import SCENARIOS, Cpus, run
 from tests.bench.report import table
 
 
@@ -19,12 +19,23 @@ def main() -> None:
     parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="comma-separated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of each run")
+    parser.add_argument(
+        "--cpus",
+        default="0 0 1",
+        help="of backend, client and gateway, each as taskset -c takes them",
+    )
     parser.add_argument("--json", type=Path, help="keep every figure")
     parser.add_argument(
         "--write", action="store_true", help="put the table into docs/performance.md"
     )
     args = parser.parse_args()
-    report = run(args.candidates.split(","), args.scenarios.split(","), args.rounds, args.seconds)
+    report = run(
+        args.candidates.split(","),
+        args.scenarios.split(","),
+        args.rounds,
+        args.seconds,
+        Cpus(*args.cpus.split()),
+    )
     if args.json:
         args.json.write_text(json.dumps(report))
     text = table(report)

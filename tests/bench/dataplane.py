@@ -1,8 +1,8 @@
 """The data plane against other gateways: CPU per request and per streamed event, latency, and every byte checked.
 
-The instruments are two C programs (a mock backend and a load client), so that neither is the bottleneck. Backend
-and client share one core, the gateway has another; candidates run in turn for several rounds, and medians are
-reported. CPU time is the figure to trust on a shared machine; rates move with it.
+The instruments are two C programs (a mock backend and a load client), so that neither is the bottleneck. Where there
+are two cores, backend and client share one, and the gateway has the other; candidates run in turn for several
+rounds, and medians are reported. CPU time is the figure to trust on a shared machine; rates move with it.
 """
 
 from __future__ import annotations
@@ -50,11 +50,20 @@ def instruments() -> Instruments | None:
     return Instruments(CACHE / "mock", CACHE / "loadgen")
 
 
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """Which processors each part is pinned to, as `taskset -c` takes them."""
+
+    backend: str
+    client: str
+    gateway: str
+
+
 def measure(
-    tools: Instruments, running: Running, mock_pid: int, scenario: str, seconds: int
+    tools: Instruments, running: Running, mock_pid: int, scenario: str, seconds: int, cpus: Cpus
 ) -> dict[str, Any]:
     """One run of one scenario: the load client's JSON."""
-    argv = ["taskset", "-c", "0", str(tools.loadgen), "-p", str(running.port), "-m", "mock"]
+    argv = ["taskset", "-c", cpus.client, str(tools.loadgen), "-p", str(running.port), "-m", "mock"]
     argv += [*SCENARIOS[scenario], "-d", str(seconds), "-w", "500", "-M", str(mock_pid)]
     if running.pids:
         argv += ["-K", ",".join(map(str, running.pids))]
@@ -66,7 +75,9 @@ def measure(
     return dict(json.loads(done.stdout))
 
 
-def run(names: list[str], scenarios: list[str], rounds: int, seconds: int) -> dict[str, Any]:
+def run(
+    names: list[str], scenarios: list[str], rounds: int, seconds: int, cpus: Cpus
+) -> dict[str, Any]:
     """Interleaved rounds over all candidates that are there.
 
     Raises:
@@ -81,19 +92,19 @@ def run(names: list[str], scenarios: list[str], rounds: int, seconds: int) -> di
         work = Path(folder)
         backend = free_port()
         mock_argv = [str(tools.mock), "-p", str(backend)]
-        with process(mock_argv, backend, work / "mock.log", "0") as mock:
+        with process(mock_argv, backend, work / "mock.log", cpus.backend) as mock:
             for _ in range(rounds):
                 for candidate in _there(names, versions):
-                    with candidate.start(backend, work, "1") as running:
+                    with candidate.start(backend, work, cpus.gateway) as running:
                         for scenario in scenarios:
                             if candidate.scenarios and scenario not in candidate.scenarios:
                                 continue
-                            got = measure(tools, running, mock.pid, scenario, seconds)
+                            got = measure(tools, running, mock.pid, scenario, seconds, cpus)
                             results.setdefault(candidate.name, {}).setdefault(scenario, []).append(
                                 got
                             )
                             print(line(candidate.name, scenario, got), flush=True)
-    return {"results": results, "versions": versions, "machine": machine()}
+    return {"results": results, "versions": versions, "machine": machine(cpus)}
 
 
 def _there(names: list[str], versions: dict[str, str]) -> list[Candidate]:
@@ -105,10 +116,11 @@ def _there(names: list[str], versions: dict[str, str]) -> list[Candidate]:
     return found
 
 
-def machine() -> str:
+def machine(cpus: Cpus) -> str:
     """What it was measured on."""
     system = f"{platform.system()} {platform.machine()}"
-    return f"{os.cpu_count()} shared cores, {system}, Python {platform.python_version()}"
+    pinned = f"backend on {cpus.backend}, client on {cpus.client}, gateway on {cpus.gateway}"
+    return f"{os.cpu_count()} cores ({pinned}), {system}, Python {platform.python_version()}"
 
 
 def line(name: str, scenario: str, got: dict[str, Any]) -> str:
