@@ -42,6 +42,8 @@ _ARGUMENTS = re.compile(
     r"|the following arguments are required|error: argument|invalid value .* for '|no such option",
     re.IGNORECASE,
 )
+_STACK_FRAME = re.compile(r"\[0x[0-9a-f]+\]$|^\s*(\* )?(frame )?#\d+:? +\S")
+"""As glibc, gdb and lldb print them; what they would push out of sight is the error before them."""
 _MOST_LINES = 12
 _FATAL_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
@@ -54,7 +56,8 @@ def classify(status: int | None, last_lines: Sequence[str]) -> Exit:
             no child of this process).
         last_lines: the end of its log.
     """
-    tail = [line.rstrip() for line in last_lines if line.strip()][-_MOST_LINES:]
+    words = [line.rstrip() for line in last_lines if line.strip()]
+    tail = [line for line in words if not _STACK_FRAME.search(line)][-_MOST_LINES:]
     text = "\n".join(tail)
     kind, what = _kind(status, text)
     return Exit(kind, f"{what}; its last words:\n{text}" if tail else f"{what} without a word")

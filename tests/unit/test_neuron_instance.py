@@ -174,3 +174,18 @@ def test_ends_are_told_apart(status, lines, kind):
     assert end.kind is kind
     for line in lines:
         assert line in end.message
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "/opt/libllama.so.0(_ZN13llama_context6decodeERK15llama_batch_ext+0x706)[0x7fa1c9005f70]",
+        "#7  0x00007f72f69fe6ec in llama_context::decode () from /opt/libllama.so.0",
+        "    frame #3: 0x00007f72f69fe6ec libllama.so`llama_context::decode + 12",
+    ],
+)
+def test_a_stack_trace_does_not_hide_the_error_before_it(frame: str):
+    """llama-server tells a CUDA error first, then where it was, over dozens of lines."""
+    end = classify(-6, ["CUDA error: out of memory", "  current device: 0", *[frame] * 30])
+    assert end.kind is ExitKind.OUT_OF_MEMORY
+    assert end.message.endswith("CUDA error: out of memory\n  current device: 0")
