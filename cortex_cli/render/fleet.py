@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from cortex_cli.output import Kind
 from cortex_cli.paint import Tone
-from cortex_cli.render.table import Column
+from cortex_cli.render.table import Column, brief
 from cortex_common.fleet import (
     DeviceView,
     FleetSnapshot,
@@ -107,7 +107,7 @@ def _until(row: InstanceRow) -> str:
     if instance.state is InstanceState.LOADING:
         return progress_text(instance)
     if instance.error:
-        return instance.error
+        return brief(instance.error)
     if instance.pinned:
         return "pinned"
     if instance.in_flight:
@@ -166,7 +166,7 @@ MODELS: Kind[ModelView] = Kind(
         Column("PINNED ON", lambda m: ", ".join(m.pinned_on), wide=True),
         Column("TTFT P50", lambda m: _ms(m.ttft_p50_ms), wide=True, right=True),
         Column("TTFT P95", lambda m: _ms(m.ttft_p95_ms), wide=True, right=True),
-        Column("NOTE", lambda m: m.error or "", tone=lambda _m: Tone.BAD),
+        Column("NOTE", lambda m: brief(m.error or ""), tone=lambda _m: Tone.BAD),
     ),
     name=lambda m: m.id,
     nothing="the catalogue is empty; describe a model in models.toml",
@@ -339,7 +339,7 @@ def troubles(snapshot: FleetSnapshot) -> list[str]:
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
     found += [
-        f"model {m.id} failed: {m.error or 'no reason given'}"
+        f"model {m.id} failed: {brief(m.error or 'no reason given')}"
         for m in snapshot.models
         if m.state is ModelState.FAILED
     ]

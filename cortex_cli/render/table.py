@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(" ", text).strip()
 
 
+def brief(text: str) -> str:
+    """The first line of an error, for a place where an engine's last words would be too much."""
+    return printable(text.partition("\n")[0].removesuffix(":"))
+
+
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
     """One column of a table.

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
-from cortex_cli.render.table import printable
+from cortex_cli.render.table import brief, printable
 from cortex_cli.tui.history import History, Rate
 from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
 from cortex_common.models import InstanceState
@@ -191,7 +191,7 @@ def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned
     if loading := [i for i in instances if i.state is InstanceState.LOADING]:
         return progress_text(loading[0]) or "loading"
     if model.state is ModelState.FAILED:
-        return printable(model.error or "no reason given")
+        return brief(model.error or "no reason given")
     if pinned:
         return "pinned"
     if model.unload_at is not None and model.state is ModelState.READY:

@@ -60,7 +60,7 @@ def classify(status: int | None, last_lines: Sequence[str]) -> Exit:
     tail = [line for line in words if not _STACK_FRAME.search(line)][-_MOST_LINES:]
     text = "\n".join(tail)
     kind, what = _kind(status, text)
-    return Exit(kind, f"{what}; its last words:\n{text}" if tail else f"{what} without a word")
+    return Exit(kind, f"{what}:\n{text}" if tail else f"{what} without a word")
 
 
 def _kind(status: int | None, text: str) -> tuple[ExitKind, str]:

@@ -26,7 +26,7 @@ from cortex_cli.render.fleet import (
 )
 from cortex_cli.render.node import node_text
 from cortex_cli.render.status import status
-from cortex_cli.render.table import Column, printable, table
+from cortex_cli.render.table import Column, brief, printable, table
 from cortex_cli.render.yaml import to_yaml
 
 PLAIN = Paint()
@@ -135,6 +135,15 @@ def test_each_row_is_one_aligned_line(rows: list[tuple[str, str]]):
 def test_no_control_character_reaches_the_terminal(text: str):
     """Names from other hosts cannot move the cursor or break a line."""
     assert all(ord(c) >= 32 and not 127 <= ord(c) < 160 for c in printable(text))
+
+
+def test_in_a_table_an_error_is_its_first_line():
+    """An engine's last words stand where there is room: in `models describe` and its log."""
+    assert (
+        brief("the engine crashed (SIGABRT):\nCUDA error: no room")
+        == "the engine crashed (SIGABRT)"
+    )
+    assert brief("") == ""
 
 
 @given(json_values)
