@@ -6,7 +6,9 @@ import asyncio
 import json
 import shutil
 
+import aiohttp
 import pytest
+from clients import build_go
 from rigs.engine import STREAM, scripted_engine
 from rigs.plane import FACES, running_plane
 
@@ -27,6 +29,11 @@ for (let i = 0; i < 3; i++) {
 
 def command(client: str, url: str) -> list[str]:
     """How a client is run; skips where it is not installed."""
+    if client == "go":
+        built = build_go.obtain()
+        if isinstance(built, str):
+            pytest.skip(built)
+        return [str(built), url, BODY]
     program = {"curl": "curl", "curl-1.0": "curl", "node": "node"}[client]
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
@@ -37,7 +44,7 @@ def command(client: str, url: str) -> list[str]:
 
 
 @pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("client", ["curl", "curl-1.0", "node"])
+@pytest.mark.parametrize("client", ["curl", "curl-1.0", "node", "go"])
 async def test_a_client_of_another_language_gets_the_stream(client, face):
     """Three requests in a row over the client's own connections; the bytes are the engine's."""
     async with (
@@ -50,4 +57,19 @@ async def test_a_client_of_another_language_gets_the_stream(client, face):
         )
         out, err = await process.communicate()
         assert (process.returncode, out) == (0, STREAM), err.decode()
+        await rig.settled()
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_aiohttp_gets_the_stream(face):
+    """Three requests in a row over its own connections; the bytes are the engine's."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        aiohttp.ClientSession(headers={"content-type": "application/json"}) as session,
+    ):
+        for _ in range(3):
+            async with session.post(f"{rig.url}/v1/chat/completions", data=BODY) as answer:
+                assert answer.status == 200
+                assert await answer.read() == STREAM
         await rig.settled()
