@@ -15,6 +15,7 @@ class ExitKind(StrEnum):
     BAD_ARGUMENTS = "bad_arguments"
     OUT_OF_MEMORY = "out_of_memory"
     PORT_TAKEN = "port_taken"
+    WRONG_BUILD = "wrong_build"
     CRASH = "crash"
     KILLED = "killed"
     ENDED = "ended"
@@ -42,6 +43,18 @@ _ARGUMENTS = re.compile(
     r"|the following arguments are required|error: argument|invalid value .* for '|no such option",
     re.IGNORECASE,
 )
+_WRONG_BUILD = re.compile(
+    r"no kernel image is available|driver version is insufficient|unsupported toolchain"
+    r"|CUDA_ERROR_(NO_BINARY_FOR_GPU|UNSUPPORTED_PTX_VERSION|SYSTEM_DRIVER_MISMATCH)",
+    re.IGNORECASE,
+)
+_TOLD = (
+    (_PORT_TAKEN, ExitKind.PORT_TAKEN, "had its port taken by another process"),
+    (_ARGUMENTS, ExitKind.BAD_ARGUMENTS, "did not accept its arguments"),
+    (_WRONG_BUILD, ExitKind.WRONG_BUILD, "is built for other cards or drivers"),
+    (_MEMORY, ExitKind.OUT_OF_MEMORY, "ran out of memory"),
+)
+"""What its words tell, the surest first."""
 _STACK_FRAME = re.compile(r"\[0x[0-9a-f]+\]$|^\s*(\* )?(frame )?#\d+:? +\S")
 """As glibc, gdb and lldb print them; what they would push out of sight is the error before them."""
 _MOST_LINES = 12
@@ -67,12 +80,9 @@ def _kind(status: int | None, text: str) -> tuple[ExitKind, str]:
     how = _how(status)
     if status == 0:
         return ExitKind.ENDED, f"the engine ended by itself ({how})"
-    if _PORT_TAKEN.search(text):
-        return ExitKind.PORT_TAKEN, f"another process had the engine's port ({how})"
-    if status == 2 or _ARGUMENTS.search(text):
-        return ExitKind.BAD_ARGUMENTS, f"the engine did not accept its arguments ({how})"
-    if _MEMORY.search(text):
-        return ExitKind.OUT_OF_MEMORY, f"the engine ran out of memory ({how})"
+    for pattern, kind, what in _TOLD:
+        if pattern.search(text) or (status == 2 and kind is ExitKind.BAD_ARGUMENTS):
+            return kind, f"the engine {what} ({how})"
     if status is not None and status < 0 and -status not in _FATAL_SIGNALS:
         return ExitKind.KILLED, f"the engine was killed from outside ({how})"
     return ExitKind.CRASH, f"the engine crashed ({how})"

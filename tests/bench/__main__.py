@@ -16,7 +16,9 @@ def main() -> None:
     every = [c.name for c in CANDIDATES]
     parser = argparse.ArgumentParser(prog="make bench ARGS=...")
     parser.add_argument("--candidates", default=",".join(every), help="comma-separated")
-    parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="comma-separated")
+    parser.add_argument(
+        "--scenarios", default="ns32,ns256,s50,s500,sat", help=f"of {','.join(SCENARIOS)}"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of each run")
     parser.add_argument(

@@ -159,6 +159,12 @@ def test_ports_come_from_the_range_and_are_free(first, size, data):
         (1, ["error: invalid argument: --nope"], ExitKind.BAD_ARGUMENTS),
         (2, ["error: unexpected argument '--nope' found"], ExitKind.BAD_ARGUMENTS),
         (1, ["[Errno 98] Address already in use"], ExitKind.PORT_TAKEN),
+        (
+            -6,
+            ["CUDA error: no kernel image is available for execution on the device"],
+            ExitKind.WRONG_BUILD,
+        ),
+        (1, ["CUDA driver version is insufficient for CUDA runtime version"], ExitKind.WRONG_BUILD),
         (-9, [], ExitKind.KILLED),
         (-15, ["bye"], ExitKind.KILLED),
         (-11, [], ExitKind.CRASH),
