@@ -18,10 +18,12 @@ from cortex_cli.config_files import (
 )
 from cortex_cli.render.template import template
 from cortex_common.config.catalogue import Catalogue
+from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.load import load
 from cortex_common.config.secret import is_secret
 from cortex_common.config.settings import HIDDEN, settings
 from cortex_common.errors import ConfigError
+from cortex_common.units import parse_duration
 
 EXAMPLES = Path(__file__).parents[2] / "config"
 
@@ -38,6 +40,22 @@ def test_schemas_are_up_to_date(file: File):
     kept = (EXAMPLES / f"{file.value}.schema.json").read_text(encoding="utf-8")
 
     assert kept == json_schema(file)
+
+
+@pytest.mark.parametrize("text", ["90", "1.5s", "10m", "1h30m", "2 H", "", "m", "5 parsecs"])
+def test_editors_take_the_durations_that_the_gateway_takes(text: str):
+    """The schema of a duration is a number or a text, and of texts just those that are read."""
+    field = GatewayConfig.model_json_schema()["$defs"]["EvictionSection"]["properties"]["idle_ttl"]
+    number, written = field["anyOf"]
+    try:
+        parse_duration(text)
+    except ValueError:
+        is_read = False
+    else:
+        is_read = True
+
+    assert number == {"type": "number", "minimum": 0}
+    assert bool(re.search(written["pattern"], text)) == is_read
 
 
 @pytest.mark.parametrize("file", list(File))

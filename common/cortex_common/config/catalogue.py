@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from cortex_common.config.section import Section
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import LoadSpec
-from cortex_common.units import parse_duration
+from cortex_common.units import DURATION_PATTERN, parse_duration
 
 
 def _seconds(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+_WRITTEN: dict[str, Any] = {
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]
+}
+
+Duration = Annotated[
+    float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_WRITTEN, mode="validation")
+]
 """Seconds, written as a number or as a text like "90s", "10m" or "1h30m"."""
 
 
