@@ -6,16 +6,21 @@ Without systemd each of these does nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Mapping
 
+log = logging.getLogger("cortex.systemd")
+
 _FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
+_UNREAD_S = 0.5
+"""How long to wait for a service manager that reads late; the daemon stands still meanwhile."""
 
 
 def notify(state: str, environ: Mapping[str, str]) -> None:
-    """Tell the service manager how it stands.
+    """Tell the service manager how it stands. One that does not listen is no reason to fail.
 
     Args:
         state: such as "READY=1" or "STOPPING=1"; several on lines of their own.
@@ -25,9 +30,13 @@ def notify(state: str, environ: Mapping[str, str]) -> None:
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        # A leading @ stands for the abstract namespace.
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(state.encode())
+        sock.settimeout(_UNREAD_S)
+        try:
+            # A leading @ stands for the abstract namespace.
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.sendall(state.encode())
+        except OSError as error:
+            log.warning("%s could not be told to the service manager: %s", state, error)
 
 
 def watchdog_s(environ: Mapping[str, str]) -> float | None:
