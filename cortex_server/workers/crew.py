@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
+import os
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from cortex_common.config.access import KeyTerms
 from cortex_common.config.catalogue import Catalogue
@@ -204,30 +203,23 @@ class Crew:
         Raises:
             CortexError: one of them ended before it listened.
         """
-        folder = Path(tempfile.mkdtemp(prefix="cortex-"))
-        path = str(folder / "control.sock")
-        start = self._start(sock, path, inherited=inherited)
-        listener = (sock.fileno(),) if inherited else ()
-        lives = self._lives = Lives(
-            self._count,
-            (self._board.descriptor, *listener),
-            hire=self._hire,
-            hired=lambda link: self._hired(link, start),
-            died=self._died,
-        )
-        try:
-            with socket.socket(socket.AF_UNIX) as backstage:
-                backstage.bind(path)
-                backstage.listen(_BACKLOG)
-                try:
-                    await lives.begin()
-                    yield backstage
-                finally:
-                    self.cut_off()
-                    await lives.end()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._board.close()
+        with _backstage() as (backstage, reached):
+            start = self._start(sock, f"/proc/self/fd/{reached}", inherited=inherited)
+            listener = (sock.fileno(),) if inherited else ()
+            lives = self._lives = Lives(
+                self._count,
+                (self._board.descriptor, reached, *listener),
+                hire=self._hire,
+                hired=lambda link: self._hired(link, start),
+                died=self._died,
+            )
+            try:
+                await lives.begin()
+                yield backstage
+            finally:
+                self.cut_off()
+                await lives.end()
+                self._board.close()
 
     def _start(self, sock: socket.socket, path: str, *, inherited: bool) -> Start:
         host, port = sock.getsockname()[:2]
@@ -254,6 +246,23 @@ class Crew:
             del self._links[link.column]
         self._board.wipe(link.column)
         self._queue.look()
+
+
+@contextlib.contextmanager
+def _backstage() -> Iterator[tuple[socket.socket, int]]:
+    """A listening Unix socket, and a descriptor by which processes that inherit it reach it under /proc/self/fd.
+
+    It has no name, so that nothing is left behind even where the gateway is killed.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        with tempfile.TemporaryDirectory(prefix="cortex-") as folder:
+            sock.bind(f"{folder}/control.sock")
+            reached = os.open(f"{folder}/control.sock", os.O_PATH)
+        sock.listen(_BACKLOG)
+        try:
+            yield sock, reached
+        finally:
+            os.close(reached)
 
 
 class _Soon:

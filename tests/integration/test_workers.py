@@ -390,3 +390,22 @@ async def test_a_gateway_does_not_share_a_port_that_is_taken(tmp_path):
         made.start()
         assert await made.ended(SECONDS) != 0
         assert "listen in cortex.toml" in made.log
+
+
+async def test_a_gateway_with_workers_that_is_killed_leaves_nothing_behind(tmp_path):
+    """No file of it lies about while it runs, so none does after it was killed, and its workers end with it."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    async with gateway_process(
+        tmp_path, gateway=WORKERS, environ={"TMPDIR": str(temporary)}
+    ) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=SECONDS) as http:
+            assert (await http.get("/health")).status_code == 200
+        assert gateway.process is not None
+        workers = psutil.Process(gateway.process.pid).children()
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+        _, left = await asyncio.to_thread(psutil.wait_procs, workers, SECONDS)
+
+    assert left == []
+    assert list(temporary.iterdir()) == []
