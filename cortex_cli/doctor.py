@@ -87,7 +87,8 @@ def host_checks(weights: Path) -> list[Finding]:
     Args:
         weights: directory whose disk holds model weights.
     """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A gateway takes as many as it may.
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = shutil.disk_usage(weights).free
     return [
         ok("open files", f"{files} allowed")
@@ -95,7 +96,7 @@ def host_checks(weights: Path) -> list[Finding]:
         else warning(
             "open files",
             f"only {files} allowed; each stream of a gateway takes two",
-            "raise LimitNOFILE in the unit, or ulimit -n",
+            "raise LimitNOFILE in the unit, or ulimit -Hn",
         ),
         ok("disk", f"{show_mib(free / 1024**2)} free on {weights}")
         if free >= _LEAST_DISK_BYTES

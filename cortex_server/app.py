@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -49,8 +50,15 @@ def serve(
         ConfigError: an address can't be listened on, or a file that the settings name can't be read.
         CortexError: a part of it died.
     """
+    _open_more_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve((config, catalogue), read))
+
+
+def _open_more_files() -> None:
+    """As many as the host allows: shells and units start with 1024, for the sake of programs that use select(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def check(config: GatewayConfig) -> None:

@@ -85,6 +85,9 @@ def _config() -> list[Finding]:
         path = system_file(file)
         if path is None:
             continue
+        if not os.access(path, os.R_OK):
+            found.append(ok(str(path), "left out: only root and its service may read it"))
+            continue
         try:
             read_any(file, path, os.environ)
         except ConfigError as failed:
