@@ -148,7 +148,8 @@ def reload(*, gateway: options.Gateway = None) -> None:
             return await client.reload()
 
     done = run(ask())
-    sys.stdout.write(f"reloaded; changed: {', '.join(done.changed) or 'nothing'}\n")
+    nothing = "nothing since the gateway last read them, which it does when they change"
+    sys.stdout.write(f"reloaded; changed: {', '.join(done.changed) or nothing}\n")
     if done.restart:
         say(f"{', '.join(done.restart)}: in force once the gateway is started anew")
 
