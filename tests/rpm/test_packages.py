@@ -35,6 +35,7 @@ FILES = {
         "/etc/cortex/neuron.toml",
         "/usr/lib/firewalld/services/neuron.xml",
         "/usr/lib/systemd/system/neuron.service",
+        "/usr/lib/sysusers.d/neuron-groups.conf",
         "/usr/lib/sysusers.d/neuron.conf",
         "/usr/libexec/cortex",
         "/usr/libexec/cortex/neuron",
