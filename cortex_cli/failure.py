@@ -79,6 +79,10 @@ def describe(error: Exception, paint: Paint) -> str:
 
 def _fallback(error: CortexError) -> tuple[str, ...]:
     if error.details.get("unreachable"):
+        if "CERTIFICATE_VERIFY_FAILED" in error.message:
+            return ("SSL_CERT_FILE names the file of the authority that its certificate is from",)
+        if "Server disconnected without sending" in error.message:
+            return ("does it speak TLS? then its URL begins with https://",)
         return (
             "is the gateway running? name it with --gateway or CORTEX_GATEWAY_URL, or try `cortex demo`",
         )

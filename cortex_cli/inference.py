@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from cortex_cli.client import Target
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
+from cortex_common.http import tls_for
 from cortex_common.wire import Wire
 
 
@@ -84,6 +85,7 @@ class Inference:
             # A cold start or a long prompt is silent for minutes; the gateway has the deadlines.
             timeout=httpx.Timeout(None, connect=5.0),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            verify=tls_for(where.url),
             trust_env=False,
         )
 

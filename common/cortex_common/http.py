@@ -18,6 +18,11 @@ from cortex_common.errors import UpstreamFailed, UpstreamTimeout, from_envelope
 T = TypeVar("T")
 
 
+def tls_for(url: str) -> ssl.SSLContext | bool:
+    """What httpx takes as `verify` for a server: the well-known authorities, or those that SSL_CERT_FILE names."""
+    return _system_tls() if url.startswith("https:") else False
+
+
 @cache
 def _system_tls() -> ssl.SSLContext:
     """As httpx makes it for each client; once is enough, as reading all authorities takes 20 ms."""
@@ -58,7 +63,7 @@ class ControlClient:
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(10.0, connect=5.0),
             transport=transport,
-            verify=tls or (_system_tls() if base_url.startswith("https:") else False),
+            verify=tls or tls_for(base_url),
             trust_env=False,
         )
 

@@ -13,6 +13,7 @@ import httpx
 from cortex_cli.client import Target
 from cortex_cli.probes.wish import Broken, Event
 from cortex_common.errors import UpstreamFailed
+from cortex_common.http import tls_for
 
 
 class Refused(Broken):
@@ -50,6 +51,7 @@ class Asker:
             headers=headers | credential,
             # A cold start or a long prompt is silent for minutes; the gateway has the deadlines.
             timeout=httpx.Timeout(None, connect=5.0),
+            verify=tls_for(where.url),
             trust_env=False,
         )
 

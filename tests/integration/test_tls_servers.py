@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
+import sys
 from pathlib import Path
 
 import httpx
@@ -187,3 +189,39 @@ async def test_requests_reach_the_engine_of_a_guarded_node(tmp_path):
         assert "s3cret" not in (tmp_path / "neuron.log").read_text() + gateway.log
     finally:
         await asyncio.to_thread(neuron.end)
+
+
+async def test_the_command_trusts_the_authority_that_it_is_given(tmp_path):
+    """With SSL_CERT_FILE its commands and its requests for answers speak HTTPS; without, the hint names it."""
+    ca = trustme.CA()
+    pem = certificate(ca, tmp_path / "cert.pem")
+    trusted = {"SSL_CERT_FILE": str(authority(ca, tmp_path / "ca.pem"))}
+    async with (
+        scripted_engine() as engine,
+        scripted_neuron({"m": engine.url}) as neuron,
+        gateway_process(
+            tmp_path, neuron_table("n", neuron.url), f'[tls]\ncertificate = "{pem}"\n'
+        ) as gateway,
+    ):
+        url = f"https://127.0.0.1:{gateway.port}"
+
+        async def cortex(*arguments: str, environ: dict[str, str]) -> tuple[int | None, str, str]:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "cortex_cli", *arguments),
+                env={"PATH": os.environ["PATH"], "CORTEX_GATEWAY_URL": url} | environ,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, err = await process.communicate()
+            return process.returncode, out.decode(), err.decode()
+
+        async with asyncio.timeout(60):
+            while "ready" not in (await cortex("models", "ls", environ=trusted))[1]:
+                pass
+        answer = await cortex("chat", "m", "hello", environ=trusted)
+        refused = await cortex("status", environ={})
+        plain = await cortex("status", environ={"CORTEX_GATEWAY_URL": gateway.url})
+
+    assert answer[0] == 0, answer
+    assert (refused[0], "SSL_CERT_FILE" in refused[2]) == (5, True)
+    assert (plain[0], "https://" in plain[2]) == (5, True)
