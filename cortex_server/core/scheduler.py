@@ -107,6 +107,8 @@ class Scheduler:
         """Somebody wants a model; answered by exactly one grant or refusal, unless cancelled."""
         model = ask.goal.model
         most = ask.profile.max_waiting or self.policy.max_waiting
+        if ask.insists:
+            self._troubles.forgive(model)
         if (trouble := self._troubles.failed_lately(model, now)) is not None:
             error = answers.load_failed(model, trouble.reason, trouble.until - now)
             self._effects.refuse(ask.id, error)

@@ -35,6 +35,7 @@ class Ask:
         id: unique among all who ever asked.
         since: when it asked.
         deadline: when it gives up.
+        insists: an operator, for whom a load that failed lately is tried again at once.
     """
 
     id: int
@@ -42,6 +43,7 @@ class Ask:
     goal: Goal
     since: float
     deadline: float
+    insists: bool = False
 
 
 @dataclass(slots=True)

@@ -151,12 +151,14 @@ class Conductor:
             otherwise=otherwise,
         )
 
-    async def want(self, profile: ModelProfile, goal: Goal, *, timeout_s: float) -> InstanceId:
-        """`obtain` for any goal, such as an instance on a certain node."""
+    async def want(
+        self, profile: ModelProfile, goal: Goal, *, timeout_s: float, insists: bool = False
+    ) -> InstanceId:
+        """`obtain` for any goal, such as an instance on a certain node; see `Ask.insists`."""
         if self._ended:
             raise Unavailable("the gateway is stopping", retry_after=5.0)
         now = self._clock.monotonic()
-        ask = Ask(next(self._ids), profile, goal, now, now + timeout_s)
+        ask = Ask(next(self._ids), profile, goal, now, now + timeout_s, insists)
         answer: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
         self._answers[ask.id] = answer
         self._post(lambda at: self._scheduler.ask(ask, at))

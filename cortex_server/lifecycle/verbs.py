@@ -86,7 +86,9 @@ class Verbs:
         if wish.pin:
             self._conductor.pin(Pin(ModelId(profile.id), wish.node, None))
         event(log, "load_asked", model=profile.id, node=wish.node)
-        task = asyncio.create_task(self._conductor.want(profile, goal, timeout_s=wish.timeout_s))
+        task = asyncio.create_task(
+            self._conductor.want(profile, goal, timeout_s=wish.timeout_s, insists=True)
+        )
         self._pursued.add(task)
         task.add_done_callback(self._pursuit_ended)
         if wish.wait:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -82,6 +83,21 @@ async def test_weights_that_are_not_there_fail_with_the_reason(served: Served) -
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "load_failed"
     assert "missing.gguf" in answer.json()["error"]["message"]
+
+
+async def test_an_operator_need_not_wait_until_a_failed_load_is_tried_again(
+    served: Served, models: tuple[ModelProfile, ...]
+) -> None:
+    """Requests for what has just failed are refused without a load; an operator who has mended it gets one."""
+    weights = models[0].source or ""
+    shutil.move(weights, f"{weights}.elsewhere")
+    try:
+        assert (await served.chat("ada")).status_code == 503
+    finally:
+        shutil.move(f"{weights}.elsewhere", weights)
+    assert (await served.chat("ada")).status_code == 503
+    done = await served.operator.load(LoadModel(model="ada", wait=True, timeout_s=30))
+    assert done.state is ModelState.READY
 
 
 async def test_an_operator_loads_and_unloads(served: Served) -> None:
