@@ -102,7 +102,7 @@ def listening(address: str, setting: str) -> socket.socket:
     host, port = split_host_port(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as failed:
         raise ConfigError(
             f"can't listen on {address}: {failed.strerror}",
@@ -110,6 +110,9 @@ def listening(address: str, setting: str) -> socket.socket:
                 f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()}, chooses another"
             ],
         ) from failed
+    # uvloop does so for each connection; asyncio does not for those of a socket that it did not make.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def holding(address: str, setting: str) -> socket.socket:

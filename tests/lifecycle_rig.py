@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.operator_client import OperatorClient
 from cortex_server.app import Gateway
+from cortex_server.serving import listening
 from neuron_server.app import create_app, create_runtime
 from neuron_server.engines.tiny import write_tiny_gguf
 from neuron_server.runtime import Runtime
@@ -34,7 +34,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def _serving(server: uvicorn.Server) -> AsyncIterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with listening("127.0.0.1:0", "listen") as sock:
         task = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             await until(lambda: server.started or task.done())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import uvicorn
 
 from cortex_common.config.neuron import NeuronConfig
-from neuron_server.app import create_app, create_runtime
+from neuron_server.app import create_app, create_runtime, listening
 from neuron_server.hardware.sample import DeviceSource
 from neuron_server.runtime import Runtime
 
@@ -45,7 +44,7 @@ async def served(
     )
     server = uvicorn.Server(settings)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening("127.0.0.1", 0) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             while not server.started:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from cortex_common.config.access import KeyEntry, LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_server.gateway import Gateway
-from cortex_server.serving import Server
+from cortex_server.serving import Server, listening
 from rigs.fleet import free_port
 
 
@@ -63,7 +62,7 @@ async def running_gateway(
     )
     made = Gateway(config, Catalogue(models=models))
     server = made.server()
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with listening("127.0.0.1:0", "listen") as sock:
         async with made.running():
             serving = asyncio.create_task(server.serve(sockets=[sock]))
             while not server.started:
