@@ -1,13 +1,14 @@
 """What `cortex top` costs on a large, busy fleet: `PYTHONPATH=tests python -m tests.bench.bench_top [MINUTES]`.
 
 A stand-in for a gateway tells a new snapshot as often as it is asked to, as a real one does. `cortex top` is the
-real process on a terminal of 200x50, and looks at each of its five views in turn.
+real process on a terminal of 200x50, and looks at each of its five views in turn, a minute each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import os
 import pty
 import socket
@@ -23,27 +24,61 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from sample_fleet import NOW, large_fleet, sample_requests
+from sample_fleet import NOW, large_fleet
 from top_rig import FedSource, NotingOperator
 
 from cortex_cli.tui.app import Top
 from cortex_cli.tui.look import Look
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
+from cortex_common.requests import RequestList, RequestState, RequestView
 from cortex_common.trail import TrailEntry
 
 MODELS, NODES, DEVICES = 500, 8, 8
+VIEWS = ("overview", "models", "gpus", "requests", "events")
 _SETTLE_S = 20.0
 
 
 def at_step(before: FleetSnapshot, step: int) -> FleetSnapshot:
-    """The fleet after so many quarters of a second: a hundred models are busy."""
+    """The fleet after so many quarters of a second: a hundred models and all devices are busy."""
     models = tuple(
         replace(m, requests=i * step % 997, tokens_out=i * step * 30, in_flight=(i + step) % 5)
         if i < 100
         else m
         for i, m in enumerate(before.models)
     )
-    return replace(before, version=step, at=NOW + step / 4, models=models)
+    nodes = tuple(
+        replace(
+            node,
+            seen_at=NOW + step / 4,
+            devices=tuple(
+                replace(d, utilization_pct=(17 * i + 13 * step) % 101, temp_c=50 + (i + step) % 9)
+                for i, d in enumerate(node.devices)
+            ),
+        )
+        for node in before.nodes
+    )
+    return replace(before, version=step, at=NOW + step / 4, nodes=nodes, models=models)
+
+
+def requests_at(step: int) -> RequestList:
+    """Fifty requests under way, and the five hundred that ended last: ten more at each step."""
+
+    def request(number: int, state: RequestState, **more: object) -> RequestView:
+        return RequestView.model_validate(
+            {
+                "id": f"req-{number:08}", "route": "/v1/chat/completions", "state": state,
+                "model": f"team-{number % 7}/model-{number % 100:03}", "key": f"key-{number % 5}",
+                "started": NOW + number / 10, "node": f"node{number % NODES}", "ttft_ms": 84.0,
+                "total_ms": 40.0 * (number % 200), "tokens_in": 700,
+            } | more
+        )  # fmt: skip
+
+    first = 10 * step
+    active = (request(first + n, RequestState.DECODE, tokens_out=7 * step - n) for n in range(50))
+    ended = (
+        request(first - n, RequestState.DONE, tokens_out=300, outcome="ok") for n in range(1, 501)
+    )
+    return RequestList(at=NOW + step / 4, active=tuple(active), recent=tuple(ended))
 
 
 async def drawing() -> float:
@@ -81,9 +116,11 @@ def stand_in() -> FastAPI:
     async def events(pause: float) -> StreamingResponse:
         return StreamingResponse(told(pause), media_type="text/event-stream")
 
+    asked = itertools.count(100)
+
     @app.get("/operator/v1/requests")
-    async def requests() -> object:
-        return sample_requests()
+    async def requests() -> RequestList:
+        return requests_at(next(asked))
 
     return app
 
@@ -111,23 +148,37 @@ async def lasting(minutes: float) -> None:
         process, terminal = on_a_terminal(f"http://127.0.0.1:{sock.getsockname()[1]}")
         loop = asyncio.get_running_loop()
         drawn = bytearray()
-        loop.add_reader(terminal, lambda: drawn.extend(os.read(terminal, 65536)))
+
+        def read() -> None:
+            try:
+                drawn.extend(os.read(terminal, 65536))
+            except OSError:  # it ended
+                loop.remove_reader(terminal)
+
+        loop.add_reader(terminal, read)
         await asyncio.sleep(_SETTLE_S)
         assert b"team-0/model" in drawn, bytes(drawn[-2000:])
-        began, spent = time.monotonic(), sum(process.cpu_times()[:2])
+
+        def seconds() -> float:
+            return sum(process.cpu_times()[:2])
+
+        first = before = seconds()
+        began = since = time.monotonic()
         for minute in range(1, round(minutes) + 1):
+            view = VIEWS[minute % 5]
             os.write(terminal, b"12345"[minute % 5 : minute % 5 + 1])
+            drawn.clear()
             await asyncio.sleep(60)
-            percent = 100 * (sum(process.cpu_times()[:2]) - spent) / (time.monotonic() - began)
-            mib = process.memory_info().rss / 2**20
+            now, spent = time.monotonic(), seconds()
             print(
-                f"minute {minute}: {percent:.1f} % of a core so far, {mib:.1f} MiB, "
-                f"{len(drawn) / 1024:.0f} KiB drawn",
+                f"minute {minute:2} {view:8} {100 * (spent - before) / (now - since):5.1f} % of a core, "
+                f"{100 * (spent - first) / (now - began):5.1f} % so far, "
+                f"{process.memory_info().rss / 2**20:.1f} MiB, {len(drawn) / 1024:.0f} KiB drawn",
                 flush=True,
             )
-            drawn.clear()
+            before, since = spent, now
         os.write(terminal, b"q")
-        loop.remove_reader(terminal)
+        # It is read from until its end: who can't write can't end.
         await asyncio.to_thread(process.wait, 10)
         server.force_exit = server.should_exit = True
         await serving
