@@ -12,7 +12,7 @@ from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.timer import Timer
-from textual.widgets import DataTable, Footer
+from textual.widgets import Footer
 from textual.worker import Worker, WorkerState
 
 from cortex_cli.logs import GATEWAY
@@ -31,7 +31,9 @@ from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
 from cortex_cli.tui.view import Choice, Sort, describe, passes
 from cortex_cli.tui.widgets.line import Line
+from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
+from cortex_cli.tui.widgets.table import Table
 from cortex_cli.watch import Lost
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
 from cortex_common.trail import TrailEntry
@@ -143,7 +145,7 @@ class Top(App[None]):
         self._ghosts = ghosts
         self._draw(anyway=True)
 
-    @on(DataTable.RowHighlighted)
+    @on(Table.Highlighted)
     def _cursor_moved(self) -> None:
         self._picture.draw_detail(self._shown())
 
@@ -223,7 +225,7 @@ class Top(App[None]):
             facts = describe(model, self.snapshot, self._known.history)
             self.push_screen(Page(model.id, facts_text(facts)))
 
-    @on(DataTable.RowSelected)
+    @on(Table.Chosen)
     def _row_selected(self) -> None:
         self.action_describe()
 
@@ -267,7 +269,7 @@ class Top(App[None]):
         """Mark the model under the cursor for the next action, or unmark it."""
         if model := self._current():
             self._choose(replace(self._choice, marked=self._choice.marked ^ {model.id}))
-            self._picture.table.action_cursor_down()
+            self._picture.table.action_move(1)
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -319,13 +321,13 @@ class Top(App[None]):
         self.call_after_refresh(self._picture.requests.look)
 
     @property
-    def _table(self) -> DataTable[Text]:
+    def _table(self) -> ModelTable | RequestTable:
         """The one that the cursor is in."""
         return self._picture.requests if self._view == "requests" else self._picture.table
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        self._table.move_cursor(row=self._table.cursor_row + lines)
+        self._table.action_move(lines)
 
     def action_leave(self) -> None:
         """Close the line, else clear the filter, else the marks, else return to the overview."""

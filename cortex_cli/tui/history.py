@@ -69,12 +69,14 @@ class History:
     Attributes:
         gateway: when the gateway of these samples started; another one counts from zero.
         samples: of the counters, the oldest first.
+        rates: of each model over the window; none before there are two samples.
         utilization: percent of each device, by "node/index".
         memory: share in use of each device, 0 to 1, by "node/index".
     """
 
     gateway: float = 0.0
     samples: tuple[Sample, ...] = ()
+    rates: Mapping[str, Rate] = field(default_factory=dict)
     utilization: Mapping[str, Series] = field(default_factory=dict)
     memory: Mapping[str, Series] = field(default_factory=dict)
 
@@ -95,23 +97,24 @@ class History:
                 used = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else None
                 utilization[key] = _pushed(self.utilization.get(key, ()), device.utilization_pct)
                 memory[key] = _pushed(self.memory.get(key, ()), used)
-        return History(snapshot.started_at, (*samples, taken)[-RATE_WINDOW:], utilization, memory)
+        samples = (*samples, taken)[-RATE_WINDOW:]
+        return History(snapshot.started_at, samples, _rates(samples), utilization, memory)
 
-    def rates(self) -> dict[str, Rate]:
-        """The rate of each model over the window; nothing before there are two samples."""
-        if len(self.samples) < 2:
-            return {}
-        first, last = self.samples[0], self.samples[-1]
-        seconds = last.at - first.at
-        found = {}
-        for model, now in last.totals.items():
-            then = first.totals.get(model, Totals())
-            found[model] = Rate(
-                max(0, now.requests - then.requests) / seconds,
-                max(0, now.errors - then.errors) / seconds,
-                max(0, now.tokens_out - then.tokens_out) / seconds,
-            )
-        return found
+
+def _rates(samples: tuple[Sample, ...]) -> dict[str, Rate]:
+    if len(samples) < 2:
+        return {}
+    first, last = samples[0], samples[-1]
+    seconds = last.at - first.at
+    found = {}
+    for model, now in last.totals.items():
+        then = first.totals.get(model, Totals())
+        found[model] = Rate(
+            max(0, now.requests - then.requests) / seconds,
+            max(0, now.errors - then.errors) / seconds,
+            max(0, now.tokens_out - then.tokens_out) / seconds,
+        )
+    return found
 
 
 def _pushed(series: Series, value: float | None) -> Series:

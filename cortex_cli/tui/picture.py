@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,7 @@ from cortex_common.trail import TrailEntry
 
 SHORT_SCREEN = 24
 _LOG_LINES = 2000
+_WORD = re.compile(r"\S")
 _TONES = {Tone.GOOD: "success", Tone.WARN: "warning", Tone.BAD: "error"}
 
 
@@ -66,11 +68,11 @@ class Picture(Vertical):
         self.requests = requests
         self._summary = SummaryLine(id="summary")
         self._banner = Static(id="banner", markup=False)
-        self._device_box = VerticalScroll(id="device-box", can_focus=False)
-        self._devices = DevicePanel(ascii_only=ascii_only)
+        self.devices = DevicePanel(ascii_only=ascii_only)
         self._events = RichLog(id="events", max_lines=_LOG_LINES)
         self._side = VerticalScroll(id="side", can_focus=False)
         self._detail = Static(id="detail", markup=False)
+        self._detail_shape = ""
 
     def compose(self) -> ComposeResult:
         """See the class."""
@@ -78,8 +80,7 @@ class Picture(Vertical):
         yield self._banner
         with Horizontal(id="body"):
             with Vertical(id="left"):
-                with self._device_box:
-                    yield self._devices
+                yield self.devices
                 yield self.table
                 yield self.requests
                 yield self._events
@@ -88,7 +89,7 @@ class Picture(Vertical):
 
     def on_mount(self) -> None:
         """Name the frames."""
-        self._device_box.border_title = "devices"
+        self.devices.border_title = "devices"
         self._events.border_title = "events"
 
     def draw(self, shown: Shown) -> None:
@@ -100,8 +101,8 @@ class Picture(Vertical):
         with self.app.batch_update():
             short = self.app.size.height < SHORT_SCREEN
             # What a view hides is drawn when it is shown again.
-            if self._device_box.display:
-                self._devices.show(snapshot, shown.history, shown.ghosts, compact=short)
+            if self.devices.display:
+                self.devices.show(snapshot, shown.history, shown.ghosts, compact=short)
             if self.table.display:
                 self.table.show(rows(snapshot, shown.history, shown.choice))
                 title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
@@ -129,7 +130,11 @@ class Picture(Vertical):
         if model is None or shown.snapshot is None or not self._side.display:
             return
         self._side.border_title = Text(model.id).markup
-        self._detail.update(facts_text(describe(model, shown.snapshot, shown.history)))
+        facts = facts_text(describe(model, shown.snapshot, shown.history))
+        # Where it wraps, and with that its height, depends on nothing but where the words end.
+        shape = _WORD.sub("x", facts.plain)
+        self._detail.update(facts, layout=shape != self._detail_shape)
+        self._detail_shape = shape
 
     def note(self, entry: TrailEntry) -> None:
         """Add a line to the events."""

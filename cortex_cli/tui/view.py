@@ -10,6 +10,7 @@ from typing import Any
 from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
 from cortex_cli.render.table import brief, printable
 from cortex_cli.tui.history import History, Rate
+from cortex_cli.tui.rows import Rows
 from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
 from cortex_common.models import InstanceState
 from cortex_common.units import show_duration, show_mib
@@ -100,7 +101,7 @@ def summary(snapshot: FleetSnapshot, history: History) -> Summary:
     """The fleet in one line."""
     memory = [node_memory(n) for n in snapshot.nodes]
     used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
-    rate = sum(history.rates().values(), Rate())
+    rate = sum(history.rates.values(), Rate())
     return Summary(
         nodes=f"{sum(n.state is NodeState.UP for n in snapshot.nodes)}/{len(snapshot.nodes)}",
         devices=sum(len(n.devices) for n in snapshot.nodes),
@@ -124,23 +125,28 @@ def show_rate(value: float) -> str:
     return f"{value:.0f}" if value < 1000 else f"{value / 1000:.1f}k"
 
 
-def rows(snapshot: FleetSnapshot, history: History, choice: Choice) -> list[ModelRow]:
+def rows(snapshot: FleetSnapshot, history: History, choice: Choice) -> Rows[ModelRow]:
     """The models that the filter lets through, in the chosen order."""
     by_model: dict[str, list[InstanceView]] = {}
     for instance in snapshot.instances():
         by_model.setdefault(instance.model, []).append(instance)
-    rates = history.rates()
+    rates = history.rates
     wanted = [m for m in snapshot.models if passes(m, choice.words)]
     wanted.sort(key=lambda m: m.id)
     wanted.sort(key=_key(choice.sort, rates), reverse=choice.reverse)
-    return [
-        _row(m, by_model.get(m.id, []), rates.get(m.id), snapshot.at, marked=m.id in choice.marked)
-        for m in wanted
-    ]
+
+    def made(index: int) -> ModelRow:
+        m = wanted[index]
+        held = by_model.get(m.id, [])
+        return _row(m, held, rates.get(m.id), snapshot.at, marked=m.id in choice.marked)
+
+    return Rows([m.id for m in wanted], made)
 
 
 def passes(model: ModelView, words: str) -> bool:
     """Whether a model holds every word of the filter in its name, aliases, state, harness or nodes."""
+    if not words:
+        return True
     text = " ".join((model.id, *model.aliases, model.state, model.harness, *model.nodes)).lower()
     return all(
         (word[1:] not in text) if word.startswith("!") and len(word) > 1 else (word in text)
@@ -204,7 +210,7 @@ def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned
 
 def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> list[tuple[str, str]]:
     """All about one model as (name, value), empty values left out."""
-    rate = history.rates().get(model.id, Rate())
+    rate = history.rates.get(model.id, Rate())
     ttft = (
         ""
         if model.ttft_p50_ms is None

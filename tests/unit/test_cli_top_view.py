@@ -131,12 +131,12 @@ def test_rates_come_from_two_snapshots():
     one = busy_fleet()
     history = History().after(one).after(later(one, 5, requests=10, tokens_out=100))
 
-    assert (history.rates()[QWEN].requests, history.rates()[QWEN].tokens) == (2.0, 20.0)
+    assert (history.rates[QWEN].requests, history.rates[QWEN].tokens) == (2.0, 20.0)
 
 
 def test_one_snapshot_has_no_rates():
     """Before a second snapshot there is nothing to say about rates."""
-    assert History().after(busy_fleet()).rates() == {}
+    assert History().after(busy_fleet()).rates == {}
 
 
 def test_a_restarted_gateway_gives_no_negative_rate():
@@ -144,7 +144,7 @@ def test_a_restarted_gateway_gives_no_negative_rate():
     one = busy_fleet()
     two = replace(later(one, 5, requests=-1000), started_at=one.started_at + 100)
 
-    assert History().after(one).after(two).rates() == {}
+    assert History().after(one).after(two).rates == {}
 
 
 def test_a_history_does_not_grow():

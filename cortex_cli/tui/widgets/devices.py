@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-from textual.widgets import Static
-
 from cortex_cli.tui.bars import Ghost, Part, Segment, segment_text, segments, shares, spark
 from cortex_cli.tui.bars import colors as assign_colors
 from cortex_cli.tui.history import History
 from cortex_cli.tui.theme import model_color
+from cortex_cli.tui.widgets.lines import Lines, Piece, Pieces, joined
+from cortex_cli.tui.widgets.table import fitted
 from cortex_common.fleet import DeviceView, FleetSnapshot, NodeState, NodeView
 from cortex_common.hardware import DeviceHealth
 from cortex_common.units import show_mib
@@ -20,18 +19,21 @@ _HISTORY = 12
 _WARN, _CRITICAL = 0.85, 0.95
 
 
-class DevicePanel(Static):
+class DevicePanel(Lines):
     """All devices of the fleet.
 
     Args:
         ascii_only: draw with ASCII alone.
     """
 
+    FOCUS_ON_CLICK = False
+
     def __init__(self, *, ascii_only: bool) -> None:
-        super().__init__(id="devices")
+        super().__init__("devices")
         self._ascii = ascii_only
-        self._drawn = Text()
-        self._shape = (0, 0)
+        self._lines: list[tuple[NodeView, DeviceView | None]] = []
+        self._ghosts: Sequence[Ghost] = ()
+        self._history = History()
         self._colors: dict[str, int] = {}
 
     def show(
@@ -45,77 +47,70 @@ class DevicePanel(Static):
             ghosts: memory that a planned action would take.
             compact: one line a node, for short terminals.
         """
-        width = max(20, self.size.width or self.app.size.width - 2)
         held = [i.model for i in snapshot.instances()] + [g.model for g in ghosts]
         self._colors = assign_colors(held, self._colors)
-        lines: list[Text] = []
+        self._history, self._ghosts = history, ghosts
+        self._lines = []
         for node in snapshot.nodes:
             if compact or node.state is not NodeState.UP or not node.devices:
-                lines.append(self._node_line(node, width))
+                self._lines.append((node, None))
             else:
-                lines += [
-                    self._device_line(
-                        node, d, history, [g for g in ghosts if _on(g, node, d)], width
-                    )
-                    for d in node.devices
-                ]
-        drawn = Text("\n").join(lines) if lines else Text("no nodes", style="dim")
-        if drawn != self._drawn or drawn.spans != self._drawn.spans:
-            self._drawn = drawn
-            # A new layout costs more than the picture.
-            shape = (len(lines), max(map(len, lines), default=0))
-            self.update(drawn, layout=shape != self._shape)
-            self._shape = shape
+                self._lines += [(node, device) for device in node.devices]
+        self.redraw(max(1, len(self._lines)))
 
-    def _node_line(self, node: NodeView, width: int) -> Text:
-        colors = self.app.theme_variables
-        line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{node.name} ", style="bold")
+    def pieces(self, index: int) -> Pieces:
+        """See `Lines.pieces`."""
+        if not self._lines:
+            return (("no nodes", "dim"),)
+        node, device = self._lines[index]
+        width = max(20, self.scrollable_content_region.width or self.app.size.width - 2)
+        line = self._node(node, width) if device is None else self._device(node, device, width)
+        return joined(line)
+
+    def _node(self, node: NodeView, width: int) -> list[Piece]:
+        name = f"{node.name} "
         if node.state is not NodeState.UP:
-            line.append(f"{node.state} {node.reason or ''}", style=colors["error"])
-            return line
+            why = f"{node.state} {node.reason or ''}"
+            room = max(1, width - len(name))
+            return [(name, "bold"), (fitted(why, room), self.app.theme_variables["error"])]
         used = sum(d.vram_used_mb for d in node.devices)
         total = sum(d.vram_total_mb for d in node.devices)
         text = f" {show_mib(used)}/{show_mib(total)} {len(node.devices)} devices"
         share = used / total if total else 0.0
-        room = max(4, width - len(line) - len(text) - 2)
+        room = max(4, width - len(name) - len(text) - 2)
         filled = round(room * min(1.0, share))
         fill, empty = ("#", ".") if self._ascii else ("█", "░")
-        line.append("[" + fill * filled + empty * (room - filled) + "]", style=self._heat(share))
-        line.append(text)
-        return line
+        bar = f"[{fill * filled}{empty * (room - filled)}]"
+        return [(name, "bold"), (bar, self._heat(share)), (text, "")]
 
-    def _device_line(
-        self, node: NodeView, device: DeviceView, history: History, ghosts: list[Ghost], width: int
-    ) -> Text:
-        colors = self.app.theme_variables
+    def _device(self, node: NodeView, device: DeviceView, width: int) -> list[Piece]:
         key = f"{node.name}/{device.index}"
-        cordoned = "c" if node.cordoned else " "
-        line = Text(f"{key:<9.9} {cordoned} ", no_wrap=True, overflow="crop")
+        name = f"{key:<9.9} {'c' if node.cordoned else ' '} "
         if device.health is DeviceHealth.LOST:
-            line.append(f"lost: {device.reason or 'no reason given'}", style=colors["error"])
-            return line
+            why = f"lost: {device.reason or 'no reason given'}"
+            return [(name, ""), (why, self.app.theme_variables["error"])]
         share = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else 0.0
         numbers = f" {show_mib(device.vram_used_mb):>6}/{show_mib(device.vram_total_mb):<6}"
-        tail = self._tail(key, device, history) if width >= _NARROW else Text()
-        room = max(6, width - len(line) - len(numbers) - len(tail) - 2)
-        line.append("[" if self._ascii else "▐", style="dim")
-        for segment in segments(shares(device, node.instances, ghosts), room):
-            text = segment_text(segment, ascii_only=self._ascii)
-            line.append(text, style=self._style(segment))
-        line.append("]" if self._ascii else "▌", style="dim")
-        line.append(numbers, style=self._heat(share))
-        line.append_text(tail)
-        return line
+        tail = self._tail(key, device) if width >= _NARROW else []
+        room = max(6, width - len(name) - len(numbers) - sum(len(t) for t, _ in tail) - 2)
+        left, right = ("[", "]") if self._ascii else ("▐", "▌")
+        ghosts = [g for g in self._ghosts if (g.node, g.device) == (node.name, device.index)]
+        bar = [
+            (segment_text(segment, ascii_only=self._ascii), self._style(segment))
+            for segment in segments(shares(device, node.instances, ghosts), room)
+        ]
+        return [
+            *((name, ""), (left, "dim"), *bar, (right, "dim"), (numbers, self._heat(share))),
+            *tail,
+        ]
 
-    def _tail(self, key: str, device: DeviceView, history: History) -> Text:
-        busy = history.utilization.get(key, ())
+    def _tail(self, key: str, device: DeviceView) -> list[Piece]:
+        busy = self._history.utilization.get(key, ())
         curve = spark(busy, 0.0, 100.0, _HISTORY, ascii_only=self._ascii)
         now = "  –" if device.utilization_pct is None else f"{device.utilization_pct:3d}%"
         warm = "" if device.temp_c is None else f" {device.temp_c}°C"
-        tail = Text(f" {curve} ", style=self.app.theme_variables["secondary"])
-        tail.append(f"{now}{warm:<6}")
-        return tail
+        color = self.app.theme_variables["secondary"]
+        return [(f" {curve} {now}{warm:<6}", color)]
 
     def _heat(self, share: float) -> str:
         colors = self.app.theme_variables
@@ -134,7 +129,3 @@ class DevicePanel(Static):
                 return ""
             case _:
                 return "dim"
-
-
-def _on(ghost: Ghost, node: NodeView, device: DeviceView) -> bool:
-    return (ghost.node, ghost.device) == (node.name, device.index)

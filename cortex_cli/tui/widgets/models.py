@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_cli.tui.view import ModelRow
-from cortex_cli.tui.widgets.table import Column, SlotTable
+from cortex_cli.tui.widgets.table import Column, Table
 
 COLUMNS = (
     Column("badge", "", 2, 0),
@@ -26,14 +26,14 @@ _STATES = {
 }
 
 
-class ModelTable(SlotTable[ModelRow]):
+class ModelTable(Table[ModelRow]):
     """The catalogue, a line a model."""
 
     def __init__(self) -> None:
         super().__init__("models", COLUMNS)
 
     def tone(self, column: str, value: str) -> str:
-        """See `SlotTable.tone`."""
+        """See `Table.tone`."""
         if column == "state" and value in _STATES:
             return self.app.theme_variables[_STATES[value]]
         return f"bold {self.app.theme_variables['accent']}" if column == "badge" else ""

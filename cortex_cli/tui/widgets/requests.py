@@ -11,7 +11,8 @@ from textual import work
 
 from cortex_cli.render.requests import milliseconds, speed, started, state_text
 from cortex_cli.render.table import printable
-from cortex_cli.tui.widgets.table import Column, SlotTable
+from cortex_cli.tui.rows import Rows
+from cortex_cli.tui.widgets.table import Column, Table
 from cortex_common.errors import CortexError
 from cortex_common.requests import RequestList, RequestView
 
@@ -53,7 +54,7 @@ class RequestRow:
     speed: str
 
 
-def request_rows(found: RequestList, words: str) -> list[RequestRow]:
+def request_rows(found: RequestList, words: str) -> Rows[RequestRow]:
     """Those under way, then the last that ended, that hold every word of the filter."""
     wanted = words.lower().split()
 
@@ -65,7 +66,8 @@ def request_rows(found: RequestList, words: str) -> list[RequestRow]:
     active = list(filter(holds, found.active))
     # As many lines as before, whatever comes and goes, need no new layout.
     ended = islice(filter(holds, found.recent), max(0, ROWS - len(active)))
-    return [_row(r) for r in (*active, *ended)]
+    shown = (*active, *ended)
+    return Rows([r.id for r in shown], lambda index: _row(shown[index]))
 
 
 def _row(request: RequestView) -> RequestRow:
@@ -105,7 +107,7 @@ def describe_request(request: RequestView) -> list[tuple[str, str]]:
     return [(name, printable(value)) for name, value in facts if value]
 
 
-class RequestTable(SlotTable[RequestRow]):
+class RequestTable(Table[RequestRow]):
     """Requests under way and the last that ended.
 
     Args:
@@ -164,7 +166,7 @@ class RequestTable(SlotTable[RequestRow]):
             self.border_title = Text(title).markup
 
     def tone(self, column: str, value: str) -> str:
-        """See `SlotTable.tone`."""
+        """See `Table.tone`."""
         if column != "state":
             return ""
         if value == "ok":

@@ -1,25 +1,21 @@
-"""A table of slots that are filled anew, so that a change costs the cells that changed."""
+"""A table of rows whose cursor stays with its row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
-from rich.text import Text
-from textual.widgets import DataTable
+from rich.cells import cell_len, set_cell_size
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.reactive import reactive
 
+from cortex_cli.tui.rows import Rows
+from cortex_cli.tui.widgets.lines import Lines, Pieces, joined
 
-class Keyed(Protocol):
-    """A row, whose other fields are the columns."""
-
-    @property
-    def id(self) -> str:
-        """Names it over all changes."""
-        ...
-
-
-Row = TypeVar("Row", bound=Keyed)
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,82 +59,211 @@ def layout(width: int, columns: Sequence[Column]) -> tuple[Column, ...]:
     return tuple(kept)
 
 
-class SlotTable(DataTable[Text], Generic[Row]):
-    """Rows in their order; the cursor stays with its row.
+def fitted(text: str, width: int, *, right: bool = False) -> str:
+    """Text in exactly so many cells, at least one."""
+    taken = cell_len(text)
+    if taken > width:
+        return set_cell_size(text, width - 1) + "…"
+    gap = " " * (width - taken)
+    return gap + text if right else text + gap
+
+
+class Table(Lines, Generic[Row], can_focus=True):
+    """Rows in their order below the titles of their columns.
 
     Args:
         name: its id.
         columns: all that there may be.
     """
 
+    HEADS = 1
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        *("table--header", "table--odd", "table--even", "table--cursor")
+    }
+    DEFAULT_CSS = """
+    Table {
+        background: $surface;
+        color: $foreground;
+        &:focus {
+            background-tint: $foreground 5%;
+            & > .table--cursor {
+                background: $block-cursor-background;
+                color: $block-cursor-foreground;
+                text-style: $block-cursor-text-style;
+            }
+            & > .table--header { background-tint: $foreground 5%; }
+        }
+        & > .table--header { text-style: bold; background: $panel; color: $foreground; }
+        &:ansi > .table--header { background: ansi_bright_blue; color: ansi_default; }
+        & > .table--even { background: $surface-lighten-1 50%; }
+        &:dark > .table--even { background: $surface-darken-1 40%; }
+        & > .table--cursor {
+            background: $block-cursor-blurred-background;
+            color: $block-cursor-blurred-foreground;
+            text-style: $block-cursor-blurred-text-style;
+        }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "move(-1)", "up", show=False),
+        Binding("down", "move(1)", "down", show=False),
+        Binding("pageup", "turn(-1)", "page up", show=False),
+        Binding("pagedown", "turn(1)", "page down", show=False),
+        Binding("home", "first", "first", show=False),
+        Binding("end", "last", "last", show=False),
+        Binding("enter", "choose", "choose", show=False),
+    ]
+
+    cursor_row: reactive[int] = reactive(0, repaint=False)
+
+    class Highlighted(Message):
+        """The cursor moved to another line."""
+
+    class Chosen(Message):
+        """The row under the cursor was asked for, by enter or a second click."""
+
+    class HeadClicked(Message):
+        """The title of a column was clicked.
+
+        Attributes:
+            key: of the column.
+        """
+
+        def __init__(self, key: str) -> None:
+            super().__init__()
+            self.key = key
+
     def __init__(self, name: str, columns: Sequence[Column]) -> None:
-        super().__init__(id=name, cursor_type="row", zebra_stripes=True, cell_padding=1)
+        super().__init__(name)
         self._all = columns
-        self._items: list[Row] = []
-        self._drawn: list[tuple[str, ...]] = []
+        self._rows: Rows[Row] = Rows()
         self._layout: tuple[Column, ...] = ()
-        self._theme_name = ""
+        self._looks: tuple[object, ...] = ()
+
+    # -- what it shows -----------------------------------------------------------------------
+
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
 
     @property
     def current(self) -> str | None:
         """The id of the row under the cursor."""
-        row = self.cursor_row
-        return self._items[row].id if 0 <= row < len(self._items) else None
+        return self._rows.ids[self.cursor_row] if self._rows else None
 
     def tone(self, column: str, value: str) -> str:  # noqa: ARG002 - for those who inherit
         """The style of a cell."""
         return ""
 
-    def show(self, rows: Sequence[Row]) -> None:
+    def show(self, rows: Rows[Row]) -> None:
         """Draw rows in their order."""
         held = self.current
         self._lay_out()
-        self._items = list(rows)
-        for position, row in enumerate(rows):
-            self._fill(position, row)
-        while len(self._drawn) > len(rows):
-            self._drawn.pop()
-            self.remove_row(str(len(self._drawn)))
+        self._rows = rows
+        self.redraw(len(rows))
+        self.cursor_row = self.cursor_row  # it may be beyond the last
         if held is not None:
             self.go_to(held)
 
     def go_to(self, name: str) -> None:
         """Put the cursor on a row, if it is in the table."""
-        for position, row in enumerate(self._items):
-            if row.id == name and position != self.cursor_row:
-                self.move_cursor(row=position, animate=False)
+        if name != self.current and name in self._rows.ids:
+            self.cursor_row = self._rows.ids.index(name)
 
     def _lay_out(self) -> None:
         """Choose columns for the width there is."""
-        room = (self.size.width or self.app.size.width) - self.scrollbar_size_vertical
-        wanted = layout(room, self._all)
-        theme = self.app.theme
-        if (wanted, theme) == (self._layout, self._theme_name):
-            return
-        self._layout, self._theme_name = wanted, theme
-        held = self.cursor_row
-        self.clear(columns=True)
-        for column in wanted:
-            title = column.title.rjust(column.width) if column.right else column.title
-            self.add_column(title, width=column.width, key=column.key)
-        self._drawn = []
-        for position, row in enumerate(self._items):
-            self._fill(position, row)
-        self.move_cursor(row=held, animate=False)
+        room = self.scrollable_content_region.width or self.app.size.width
+        looks = (room, self.app.theme)
+        if looks != self._looks:
+            self._looks = looks
+            self._layout = layout(room, self._all)
+            self.redraw_all()
 
-    def _fill(self, position: int, row: Row) -> None:
-        values = tuple(str(getattr(row, c.key)) for c in self._layout)
-        key = str(position)
-        if position >= len(self._drawn):
-            self.add_row(*map(self._cell, self._layout, values), key=key)
-            self._drawn.append(values)
-            return
-        before = self._drawn[position]
-        for column, old, new in zip(self._layout, before, values, strict=True):
-            if old != new:
-                self.update_cell(key, column.key, self._cell(column, new))
-        self._drawn[position] = values
+    def pieces(self, index: int) -> Pieces:
+        """See `Lines.pieces`."""
+        if index < 0:
+            titles = (fitted(c.title, c.width, right=c.right) for c in self._layout)
+            return (("".join(f" {title} " for title in titles), ""),)
+        row = self._rows[index]
+        cells = []
+        for column in self._layout:
+            value = str(getattr(row, column.key))
+            text = f" {fitted(value, column.width, right=column.right)} "
+            # The cursor has a colour of its own, on which those of the cells can't be read.
+            cells.append((text, "" if index == self.cursor_row else self.tone(column.key, value)))
+        return joined(cells)
 
-    def _cell(self, column: Column, value: str) -> Text:
-        text = value.rjust(column.width) if column.right else value
-        return Text(text, style=self.tone(column.key, value), no_wrap=True, overflow="ellipsis")
+    def ground(self, index: int) -> str:
+        """See `Lines.ground`."""
+        if index < 0:
+            return "table--header"
+        if index == self.cursor_row:
+            return "table--cursor"
+        return "table--odd" if index % 2 else "table--even"
+
+    # -- the cursor --------------------------------------------------------------------------
+
+    def validate_cursor_row(self, row: int) -> int:
+        """The cursor is on a row, where there are any."""
+        return max(0, min(row, len(self._rows) - 1))
+
+    def watch_cursor_row(self, before: int, after: int) -> None:
+        """Draw both lines, and have the cursor seen."""
+        self.redraw_line(before)
+        self.redraw_line(after)
+        self._follow()
+        self.post_message(self.Highlighted())
+
+    def on_resize(self) -> None:
+        """Keep the cursor on the screen."""
+        self._follow()
+
+    def _follow(self) -> None:
+        first, page = round(self.scroll_y), self.page
+        if self.cursor_row < first:
+            self.scroll_to(y=self.cursor_row, animate=False)
+        elif page and self.cursor_row >= first + page:
+            self.scroll_to(y=self.cursor_row - page + 1, animate=False)
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor."""
+        self.cursor_row += lines
+
+    def action_turn(self, pages: int) -> None:
+        """Move the cursor by pages."""
+        self.cursor_row += pages * max(1, self.page - 1)
+
+    def action_first(self) -> None:
+        """Move the cursor to the first row."""
+        self.cursor_row = 0
+
+    def action_last(self) -> None:
+        """Move the cursor to the last row."""
+        self.cursor_row = len(self._rows) - 1
+
+    def action_choose(self) -> None:
+        """Ask for the row under the cursor."""
+        if self._rows:
+            self.post_message(self.Chosen())
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor on a row, choose the one that has it, or name a column."""
+        at = event.get_content_offset(self)
+        if at is None:
+            return
+        row = at.y - self.HEADS + round(self.scroll_y)
+        if at.y < self.HEADS:
+            self._click_head(at.x)
+        elif row == self.cursor_row:
+            self.action_choose()
+        elif row < len(self._rows):
+            self.cursor_row = row
+
+    def _click_head(self, x: int) -> None:
+        left = 0
+        for column in self._layout:
+            left += column.width + _GAP
+            if x < left:
+                self.post_message(self.HeadClicked(column.key))
+                return
