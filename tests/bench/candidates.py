@@ -178,7 +178,8 @@ def litellm(backend: int, work: Path, cpus: str) -> Iterator[Running]:
     )
     program = _tool("litellm", "litellm") or "litellm"
     argv = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    with process(argv, port, work / "litellm.log", cpus) as run:
+    keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    with process(argv, port, work / "litellm.log", cpus, keyless) as run:
         time.sleep(5.0)  # it listens before it can serve
         yield Running(port, (run.pid,), strict=False)
 
