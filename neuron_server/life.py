@@ -257,7 +257,7 @@ class EngineLife:
             ended.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({ended})
-        end = classify(self.engine.status, self._log.tail(_LAST_LINES))
+        end = self._why(self.engine)
         failure = _PortTaken if end.kind is ExitKind.PORT_TAKEN else LoadFailed
         raise failure(end.message, details={"exit": str(end.kind)})
 
@@ -308,10 +308,14 @@ class EngineLife:
         every, silent = self._entry.health_every_s, 0
         while silent < _SILENT_LOOKS:
             with contextlib.suppress(TimeoutError):
-                status = await asyncio.wait_for(engine.wait(), every)
-                return classify(status, self._log.tail(_LAST_LINES))
+                await asyncio.wait_for(engine.wait(), every)
+                return self._why(engine)
             silent = 0 if await self._answers(min(every, _LOOK_LIMIT_S)) else silent + 1
         return Exit(ExitKind.HUNG, f"the engine did not answer {_SILENT_LOOKS} times in a row")
+
+    def _why(self, engine: EngineProcess) -> Exit:
+        """Why an engine ended."""
+        return classify(engine.status, self._log.tail(_LAST_LINES), engine.oom_kills)
 
     async def _answers(self, within_s: float) -> bool:
         instance = self._ledger.now(self.id)

@@ -30,6 +30,12 @@ class Process:
     zombie: bool
 
 
+def oom_kills() -> int:
+    """Processes that the kernel has ended for want of memory since boot (Linux 4.13; 0 before)."""
+    lines = (_PROC / "vmstat").read_text(encoding="ascii").splitlines()
+    return next((int(line[9:]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessTable:
     """All processes at one moment."""

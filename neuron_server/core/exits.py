@@ -61,28 +61,32 @@ _MOST_LINES = 12
 _FATAL_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 
-def classify(status: int | None, last_lines: Sequence[str]) -> Exit:
+def classify(status: int | None, last_lines: Sequence[str], oom_kills: int = 0) -> Exit:
     """Say why an engine ended.
 
     Args:
         status: as subprocess reports it: negative for a signal; None where it is not known (an adopted engine is
             no child of this process).
         last_lines: the end of its log.
+        oom_kills: processes of its host that the kernel ended for want of memory while it ran.
     """
     words = [line.rstrip() for line in last_lines if line.strip()]
     tail = [line for line in words if not _STACK_FRAME.search(line)][-_MOST_LINES:]
     text = "\n".join(tail)
-    kind, what = _kind(status, text)
+    kind, what = _kind(status, text, oom_kills)
     return Exit(kind, f"{what}:\n{text}" if tail else f"{what} without a word")
 
 
-def _kind(status: int | None, text: str) -> tuple[ExitKind, str]:
+def _kind(status: int | None, text: str, oom_kills: int) -> tuple[ExitKind, str]:
     how = _how(status)
     if status == 0:
         return ExitKind.ENDED, f"the engine ended by itself ({how})"
     for pattern, kind, what in _TOLD:
         if pattern.search(text) or (status == 2 and kind is ExitKind.BAD_ARGUMENTS):
             return kind, f"the engine {what} ({how})"
+    if oom_kills and status in {None, -signal.SIGKILL}:
+        what = "was killed while the kernel ended processes for want of memory on the host"
+        return ExitKind.OUT_OF_MEMORY, f"the engine {what} ({how})"
     if status is not None and status < 0 and -status not in _FATAL_SIGNALS:
         return ExitKind.KILLED, f"the engine was killed from outside ({how})"
     return ExitKind.CRASH, f"the engine crashed ({how})"

@@ -14,7 +14,7 @@ import signal
 import subprocess
 
 from neuron_server.cgroups import EngineCgroup
-from neuron_server.processes import ProcessTable, marked, read_process, read_table
+from neuron_server.processes import ProcessTable, marked, oom_kills, read_process, read_table
 
 SWEEP_EVERY_S = 0.05
 SWEEP_LIMIT_S = 5.0
@@ -32,6 +32,7 @@ class EngineProcess:
         pid: of its head, which is also its process group and session.
         started_ticks: see `processes.Process`.
         status: how it ended, as subprocess tells it; None while it runs, and for an adopted one.
+        oom_kills: processes of this host that the kernel ended for want of memory meanwhile.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class EngineProcess:
         self.pid = pid
         self.started_ticks = started_ticks
         self.status: int | None = None
+        self.oom_kills = 0
+        self._oom_kills_before = oom_kills()
         self._mark = mark
         self._child = child
         self._cgroup = cgroup
@@ -102,6 +105,7 @@ class EngineProcess:
         self._unwatch()
         if self._child is not None:
             self.status = self._child.wait()
+        self.oom_kills = oom_kills() - self._oom_kills_before
         self._ended.set()
 
     def _signal_group(self, number: signal.Signals) -> None:

@@ -182,6 +182,14 @@ def test_ends_are_told_apart(status, lines, kind):
         assert line in end.message
 
 
+def test_a_victim_of_the_kernels_is_told_from_one_of_an_operators():
+    """SIGKILL looks the same from both; what the kernel counted meanwhile does not."""
+    assert classify(-9, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
+    assert classify(None, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
+    assert classify(-11, [], oom_kills=1).kind is ExitKind.CRASH
+    assert classify(-9, [], oom_kills=0).kind is ExitKind.KILLED
+
+
 @pytest.mark.parametrize(
     "frame",
     [
