@@ -31,7 +31,7 @@ from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
 from cortex_cli.tui.view import Choice, Sort, describe, passes
 from cortex_cli.tui.widgets.line import Line
-from cortex_cli.tui.widgets.models import ModelTable
+from cortex_cli.tui.widgets.lines import Lines
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
 from cortex_cli.watch import Lost
@@ -99,10 +99,10 @@ class Top(App[None]):
         async with aclosing(self._source.follow()) as seen_all:
             async for seen in seen_all:
                 if isinstance(seen, TrailEntry):
-                    self._picture.note(seen)
+                    self._picture.events.note(seen)
+                    self._stale = True
                 elif isinstance(seen, Lost):
-                    self._known.lost = seen
-                    self._draw()
+                    self._lose(seen)
                 else:
                     self._stale = True
                     if self._known.take(seen):
@@ -111,8 +111,7 @@ class Top(App[None]):
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """A follower that failed for good, for want of a key say, is a state of the screen."""
         if event.worker.group == "follow" and event.state is WorkerState.ERROR:
-            self._known.lost = Lost(str(event.worker.error), 0.0)
-            self._draw()
+            self._lose(Lost(str(event.worker.error), 0.0))
 
     # -- drawing -----------------------------------------------------------------------------
 
@@ -133,13 +132,13 @@ class Top(App[None]):
         )
 
     def _draw(self, *, anyway: bool = False) -> None:
-        if not self._picture.is_attached:
-            return
-        if self._stale or anyway:
+        if self._picture.is_attached and (self._stale or anyway):
             self._stale = False
             self._picture.draw(self._shown())
-        else:
-            self._picture.draw_banner(self._shown())
+
+    def _lose(self, lost: Lost) -> None:
+        self._known.lost = lost
+        self._picture.draw_banner(self._shown())
 
     def _show_ghosts(self, ghosts: Sequence[Ghost]) -> None:
         self._ghosts = ghosts
@@ -315,19 +314,27 @@ class Top(App[None]):
         self._view = name
         for view in ("models", "gpus", "requests", "events"):
             self._picture.table.screen.set_class(view == name, f"view-{view}")
-        self._table.focus()
+        self._lines.focus()
         self.refresh_bindings()
         self.call_after_refresh(self._draw, anyway=True)
         self.call_after_refresh(self._picture.requests.look)
 
     @property
-    def _table(self) -> ModelTable | RequestTable:
-        """The one that the cursor is in."""
-        return self._picture.requests if self._view == "requests" else self._picture.table
+    def _lines(self) -> Lines:
+        """Those that keys move in."""
+        match self._view:
+            case "gpus":
+                return self._picture.devices
+            case "requests":
+                return self._picture.requests
+            case "events":
+                return self._picture.events
+            case _:
+                return self._picture.table
 
     def action_move(self, lines: int) -> None:
-        """Move the cursor."""
-        self._table.action_move(lines)
+        """Move the cursor, or scroll where there is none."""
+        self._lines.action_move(lines)
 
     def action_leave(self) -> None:
         """Close the line, else clear the filter, else the marks, else return to the overview."""
@@ -360,7 +367,7 @@ class Top(App[None]):
 
     @on(Line.Closed)
     def _line_closed(self) -> None:
-        self._table.focus()
+        self._lines.focus()
 
     @on(Line.Misunderstood)
     def _misunderstood(self, event: Line.Misunderstood) -> None:

@@ -5,32 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import RichLog, Static
+from textual.widgets import Static
 
-from cortex_cli.paint import Tone
 from cortex_cli.render.table import printable
-from cortex_cli.render.trail import entry_tone, facts_line
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.history import History
 from cortex_cli.tui.screens.dialogs import facts_text
 from cortex_cli.tui.view import Choice, describe, rows, summary
 from cortex_cli.tui.widgets.devices import DevicePanel
+from cortex_cli.tui.widgets.events import EventLines
 from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
 from cortex_common.fleet import FleetSnapshot
-from cortex_common.trail import TrailEntry
 
 SHORT_SCREEN = 24
-_LOG_LINES = 2000
 _WORD = re.compile(r"\S")
-_TONES = {Tone.GOOD: "success", Tone.WARN: "warning", Tone.BAD: "error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class Picture(Vertical):
         self._summary = SummaryLine(id="summary")
         self._banner = Static(id="banner", markup=False)
         self.devices = DevicePanel(ascii_only=ascii_only)
-        self._events = RichLog(id="events", max_lines=_LOG_LINES)
+        self.events = EventLines()
         self._side = VerticalScroll(id="side", can_focus=False)
         self._detail = Static(id="detail", markup=False)
         self._detail_shape = ""
@@ -83,14 +78,14 @@ class Picture(Vertical):
                 yield self.devices
                 yield self.table
                 yield self.requests
-                yield self._events
+                yield self.events
             with self._side:
                 yield self._detail
 
     def on_mount(self) -> None:
         """Name the frames."""
         self.devices.border_title = "devices"
-        self._events.border_title = "events"
+        self.events.border_title = "events"
 
     def draw(self, shown: Shown) -> None:
         """Draw all of it."""
@@ -107,6 +102,8 @@ class Picture(Vertical):
                 self.table.show(rows(snapshot, shown.history, shown.choice))
                 title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
                 self.table.border_title = Text(title).markup
+            if self.events.display:
+                self.events.show()
             self.requests.narrow(shown.choice.words)
             self.draw_detail(shown)
 
@@ -135,17 +132,6 @@ class Picture(Vertical):
         shape = _WORD.sub("x", facts.plain)
         self._detail.update(facts, layout=shape != self._detail_shape)
         self._detail_shape = shape
-
-    def note(self, entry: TrailEntry) -> None:
-        """Add a line to the events."""
-        at = datetime.fromtimestamp(entry.at).astimezone().strftime("%H:%M:%S")
-        found = entry_tone(entry)
-        tone = self.app.theme_variables[_TONES[found]] if found is not None else ""
-        line = Text(f"{at} ", style="dim")
-        line.append(f"{printable(entry.event):<16} ", style=tone)
-        line.append(f"{printable(entry.actor):<11} ", style="bold")
-        line.append(facts_line(entry))
-        self._events.write(line)
 
 
 def _table_title(choice: Choice, shown: int, total: int) -> str:

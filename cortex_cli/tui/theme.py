@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from textual.app import App
 from textual.theme import Theme
 
 from cortex_cli.tui.bars import PALETTE
@@ -41,7 +44,13 @@ LIGHT = Theme(
 )
 
 
-def model_color(index: int, variables: dict[str, str]) -> str:
+def ink(app: App[Any], name: str) -> str:
+    """A colour of the theme that is on, such as "error", in Rich's words."""
+    # The terminal's own colours, which some themes use, have no prefix there.
+    return app.theme_variables[name].removeprefix("ansi_")
+
+
+def model_ink(app: App[Any], index: int) -> str:
     """A colour of the palette, from the theme that is on."""
     # Themes that are not ours have no colours for models.
-    return variables.get(f"model-{index}") or _DARK[index]
+    return app.theme_variables.get(f"model-{index}") or _DARK[index]

@@ -3,9 +3,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from unittest.mock import call, patch
 
 import pytest
-from sample_fleet import GEMMA, LLAMA, NOW, PHI, QWEN, busy_fleet, empty_fleet, sample_trail
+from sample_fleet import (
+    GEMMA,
+    LLAMA,
+    NOW,
+    PHI,
+    QWEN,
+    busy_fleet,
+    empty_fleet,
+    large_fleet,
+    sample_trail,
+)
 from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input, RichLog, Static
@@ -21,6 +32,7 @@ from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
 from cortex_common.errors import AuthenticationFailed, DoesNotFit, NotFound
+from cortex_common.fleet import FleetSnapshot
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
     ApplyDefrag,
@@ -34,6 +46,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.trail import TrailEntry
 
 WIDE = (140, 40)
 
@@ -308,6 +321,100 @@ async def test_the_cursor_stays_on_its_model():
         assert shown(app).index(LLAMA) == table.cursor_row
 
 
+def many() -> FleetSnapshot:
+    """A fleet of which no screen shows all devices and models."""
+    return large_fleet(nodes=8, devices=8, models=100)
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        (["end"], 99),
+        (["end", "home"], 0),
+        (["j", "down", "k"], 1),
+        (["pagedown", "pagedown", "pageup"], 9),
+    ],
+)
+async def test_the_cursor_moves_and_is_seen(keys: list[str], row: int):
+    """Lines, pages and both ends; the row under the cursor is on the screen."""
+    app = top(many())
+    async with running(app, (140, 32)) as pilot:
+        table = app.query_one(ModelTable)
+        page = table.page
+        await pilot.press(*keys)
+
+        assert table.cursor_row == (row if row != 9 else page - 1)
+        assert str(table.current) in shown(app)
+
+
+async def test_only_lines_that_changed_are_drawn():
+    """A snapshot in which one model of those on the screen changed has one row of the table drawn anew."""
+    before = many()
+    app = top(before)
+    async with running(app):
+        table = app.query_one(ModelTable)
+        first, *rest = before.models
+        app._known.take(replace(before, models=(replace(first, in_flight=77), *rest)))
+        with patch.object(table, "refresh_line") as drawn_anew:
+            app._draw(anyway=True)
+
+        assert drawn_anew.call_args_list == [call(1)]
+
+
+async def test_clicks_move_the_cursor_and_describe():
+    """A click puts the cursor on a row, a second one describes it, and one below all rows does nothing."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        table = app.query_one(ModelTable)
+        await pilot.click(table, offset=(12, 4))
+        assert table.current == QWEN
+        await pilot.click(table, offset=(12, 12))
+        assert table.current == QWEN
+        assert not isinstance(app.screen, Page)
+        await pilot.click(table, offset=(12, 4))
+
+        await until(pilot, lambda: isinstance(app.screen, Page))
+
+
+@pytest.mark.parametrize(("view", "name"), [("3", "devices"), ("5", "events")])
+async def test_what_has_no_cursor_scrolls(view: str, name: str):
+    """In the views of devices and events the keys that move a cursor elsewhere scroll."""
+    app = top(many(), *sample_trail() * 20)
+    async with running(app, (100, 30)) as pilot:
+        await pilot.press(view, "home")
+        lines = app.query_one(f"#{name}", Lines)
+        await until(pilot, lambda: lines.scroll_y == 0)
+        first = drawn(lines)[0]
+        await pilot.press("j", "j")
+        await until(pilot, lambda: lines.scroll_y == 2)
+
+        assert drawn(lines)[0] != first
+
+
+async def test_events_are_followed_until_somebody_scrolls_up():
+    """The newest entry is at the bottom of the screen; after a scroll up, entries that come leave it where it is."""
+    source = FedSource(busy_fleet(), *sample_trail() * 20)
+    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    async with running(app, (100, 30)) as pilot:
+        events = app._picture.events
+        last, unseen = entry("last_of_all"), entry("unseen")
+        await pilot.press("5")
+        source.feed(last)
+        await until(pilot, lambda: "last_of_all" in drawn(events)[-1])
+        await pilot.press("k")
+        await until(pilot, lambda: events.scroll_y < events.max_scroll_y)
+        at = events.scroll_y
+        source.feed(unseen)
+        await until(pilot, lambda: events._count == 82)
+
+        assert events.scroll_y == at
+
+
+def entry(name: str) -> TrailEntry:
+    """An entry of that name."""
+    return sample_trail()[0].model_copy(update={"event": name})
+
+
 async def test_new_snapshots_change_the_table():
     """A load that ends is seen in the table, an entry of the trail in the events."""
     before = busy_fleet()
@@ -323,8 +430,8 @@ async def test_new_snapshots_change_the_table():
         await pilot.press("5")
         source.feed(after)
         source.feed(sample_trail()[2])
-        await until(pilot, lambda: bool(app.query_one(RichLog).lines))
-        told = app.query_one(RichLog).lines[0].text
+        await until(pilot, lambda: bool(drawn(app._picture.events)[0]))
+        told = drawn(app._picture.events)[0]
         await until(pilot, lambda: app.snapshot == after)
         await pilot.press("1", "r")
 
@@ -620,6 +727,18 @@ async def test_ascii_draws_ascii():
     app = top(busy_fleet(), ascii_only=True)
     async with running(app):
         assert "".join(drawn(app._picture.devices)).replace("°", "").isascii()
+
+
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light", "dracula"])
+async def test_any_theme_can_be_worn(theme: str):
+    """Themes that are not ours have no colours for models, and some know the terminal's own colours alone."""
+    app = top(busy_fleet(), *sample_trail(), theme=theme)
+    async with running(app) as pilot:
+        for view in "12345":
+            await pilot.press(view)
+            await pilot.pause()
+
+        assert app.is_running
 
 
 async def test_q_ends():

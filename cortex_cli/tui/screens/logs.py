@@ -17,6 +17,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, RichLog
 
 from cortex_cli.render.table import printable
+from cortex_cli.tui.theme import ink
 from cortex_common.errors import CortexError
 
 _KEPT = 5000
@@ -94,7 +95,7 @@ class LogScreen(ModalScreen[None]):
 
     def _write(self, line: str) -> None:
         found = _MARK.search(line)
-        tone = self.app.theme_variables[_TONES[found[1]]] if found else ""
+        tone = ink(self.app, _TONES[found[1]]) if found else ""
         self._log.write(Text(line, style=tone))
 
     def _write_again(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cortex_cli.tui.bars import Ghost, Part, Segment, segment_text, segments, shares, spark
 from cortex_cli.tui.bars import colors as assign_colors
 from cortex_cli.tui.history import History
-from cortex_cli.tui.theme import model_color
+from cortex_cli.tui.theme import ink, model_ink
 from cortex_cli.tui.widgets.lines import Lines, Piece, Pieces, joined
 from cortex_cli.tui.widgets.table import fitted
 from cortex_common.fleet import DeviceView, FleetSnapshot, NodeState, NodeView
@@ -72,7 +72,7 @@ class DevicePanel(Lines):
         if node.state is not NodeState.UP:
             why = f"{node.state} {node.reason or ''}"
             room = max(1, width - len(name))
-            return [(name, "bold"), (fitted(why, room), self.app.theme_variables["error"])]
+            return [(name, "bold"), (fitted(why, room), ink(self.app, "error"))]
         used = sum(d.vram_used_mb for d in node.devices)
         total = sum(d.vram_total_mb for d in node.devices)
         text = f" {show_mib(used)}/{show_mib(total)} {len(node.devices)} devices"
@@ -88,7 +88,7 @@ class DevicePanel(Lines):
         name = f"{key:<9.9} {'c' if node.cordoned else ' '} "
         if device.health is DeviceHealth.LOST:
             why = f"lost: {device.reason or 'no reason given'}"
-            return [(name, ""), (why, self.app.theme_variables["error"])]
+            return [(name, ""), (why, ink(self.app, "error"))]
         share = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else 0.0
         numbers = f" {show_mib(device.vram_used_mb):>6}/{show_mib(device.vram_total_mb):<6}"
         tail = self._tail(key, device) if width >= _NARROW else []
@@ -109,22 +109,19 @@ class DevicePanel(Lines):
         curve = spark(busy, 0.0, 100.0, _HISTORY, ascii_only=self._ascii)
         now = "  –" if device.utilization_pct is None else f"{device.utilization_pct:3d}%"
         warm = "" if device.temp_c is None else f" {device.temp_c}°C"
-        color = self.app.theme_variables["secondary"]
-        return [(f" {curve} {now}{warm:<6}", color)]
+        return [(f" {curve} {now}{warm:<6}", ink(self.app, "secondary"))]
 
     def _heat(self, share: float) -> str:
-        colors = self.app.theme_variables
         if share >= _CRITICAL:
-            return colors["error"]
-        return colors["warning"] if share >= _WARN else ""
+            return ink(self.app, "error")
+        return ink(self.app, "warning") if share >= _WARN else ""
 
     def _style(self, segment: Segment) -> str:
-        colors = self.app.theme_variables
         match segment.part:
             case Part.MODEL | Part.LOADING:
-                return model_color(self._colors.get(segment.label, 0), colors)
+                return model_ink(self.app, self._colors.get(segment.label, 0))
             case Part.GHOST:
-                return f"bold {colors['warning']}"
+                return f"bold {ink(self.app, 'warning')}"
             case Part.FREE:
                 return ""
             case _:

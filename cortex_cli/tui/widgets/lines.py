@@ -55,6 +55,10 @@ class Lines(ScrollView):
         """How many lines can be seen at once."""
         return max(0, self.scrollable_content_region.height - self.HEADS)
 
+    def action_move(self, lines: int) -> None:
+        """Scroll."""
+        self.scroll_relative(y=lines, animate=False)
+
     def redraw(self, count: int) -> None:
         """Draw those lines on the screen that are not as they were.
 
@@ -99,8 +103,7 @@ class Lines(ScrollView):
 
 @lru_cache(256)
 def _style(words: str) -> Style:
-    """Rich's style; it knows the terminal's own colours, which Textual's themes may use, without their prefix."""
-    return Style.parse(words.replace("ansi_", ""))
+    return Style.parse(words)
 
 
 def joined(pieces: Sequence[Piece]) -> Pieces:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cortex_cli.tui.theme import ink
 from cortex_cli.tui.view import ModelRow
 from cortex_cli.tui.widgets.table import Column, Table
 
@@ -35,5 +36,5 @@ class ModelTable(Table[ModelRow]):
     def tone(self, column: str, value: str) -> str:
         """See `Table.tone`."""
         if column == "state" and value in _STATES:
-            return self.app.theme_variables[_STATES[value]]
-        return f"bold {self.app.theme_variables['accent']}" if column == "badge" else ""
+            return ink(self.app, _STATES[value])
+        return f"bold {ink(self.app, 'accent')}" if column == "badge" else ""

@@ -12,6 +12,7 @@ from textual import work
 from cortex_cli.render.requests import milliseconds, speed, started, state_text
 from cortex_cli.render.table import printable
 from cortex_cli.tui.rows import Rows
+from cortex_cli.tui.theme import ink
 from cortex_cli.tui.widgets.table import Column, Table
 from cortex_common.errors import CortexError
 from cortex_common.requests import RequestList, RequestView
@@ -171,4 +172,4 @@ class RequestTable(Table[RequestRow]):
             return ""
         if value == "ok":
             return "dim"
-        return self.app.theme_variables[_UNDER_WAY.get(value, "error")]
+        return ink(self.app, _UNDER_WAY.get(value, "error"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual.widgets import Static
 
+from cortex_cli.tui.theme import ink
 from cortex_cli.tui.view import Summary
 
 
@@ -32,10 +33,11 @@ class SummaryLine(Static):
             (f"err {summary.errors}", 5),
             (f"gpus {summary.devices}", 8),
         ]
-        theme = self.app.theme_variables
         line = Text()
-        line.append(" cortex ", style=f"bold {theme['primary']}")
-        line.append("ok " if healthy else "! ", style=theme["success" if healthy else "warning"])
+        line.append(" cortex ", style=f"bold {ink(self.app, 'primary')}")
+        line.append(
+            "ok " if healthy else "! ", style=ink(self.app, "success" if healthy else "warning")
+        )
         tail = f" {mode} "
         room = self.size.width - len(line) - len(tail) - 1
         kept = set()
@@ -46,5 +48,5 @@ class SummaryLine(Static):
         for fact, _ in facts:
             line.append(f" {fact} " if fact in kept else "")
         line.append(" " * max(0, room))
-        line.append(tail, style="bold" if mode == "live" else f"bold {theme['warning']}")
+        line.append(tail, style="bold" if mode == "live" else f"bold {ink(self.app, 'warning')}")
         self.update(line, layout=False)
