@@ -136,7 +136,7 @@ class NotingOperator:
         self._note(request)
         return DefragView(why="done", done=True)
 
-    async def requests(self) -> RequestList:
+    async def requests(self, last: int | None) -> RequestList:
         """See `Operator.requests`."""
         return sample_requests()
 

@@ -165,9 +165,10 @@ class OperatorClient(ControlClient):
         """A model's estimate beside what was measured."""
         return await self.call(_DETAIL, "GET", f"/operator/v1/models/{quote(name)}")
 
-    async def requests(self) -> RequestList:
-        """The requests under way, and the last that ended."""
-        return await self.call(_REQUESTS, "GET", "/operator/v1/requests")
+    async def requests(self, last: int | None = None) -> RequestList:
+        """The requests under way, and those that ended last: at most so many, or all that are kept."""
+        params = {} if last is None else {"last": str(last)}
+        return await self.call(_REQUESTS, "GET", "/operator/v1/requests", params=params)
 
     async def cancel(self, request: str) -> RequestView:
         """End a request; a unique beginning of its id will do.

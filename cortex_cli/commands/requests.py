@@ -47,6 +47,9 @@ def ls(
     least_ms = seconds_of(slow, "--slow") * 1000 if slow else 0.0
     paint = stdout_paint()
 
+    # All are of use to those who look for some of them.
+    most = None if model or least_ms else 0 if active else last
+
     def draw(found: RequestList, form: Output) -> str:
         kept = chosen_requests(found, model, least_ms)
         under_way = [r for r in kept if r.active]
@@ -55,17 +58,17 @@ def ls(
 
     if watch:
         live = Output.JSONL if form is Output.JSON else form
-        run(poll(gateway, lambda client: client.requests(), lambda found: draw(found, live)))
+        run(poll(gateway, lambda client: client.requests(most), lambda found: draw(found, live)))
         return
-    if text := draw(run(_requests(gateway)), form):
+    if text := draw(run(_requests(gateway, most)), form):
         sys.stdout.write(f"{text}\n")
     elif form in {Output.TABLE, Output.WIDE}:
         say(REQUESTS.nothing)
 
 
-async def _requests(gateway: str | None) -> RequestList:
+async def _requests(gateway: str | None, most: int | None) -> RequestList:
     async with connect(gateway) as client:
-        return await client.requests()
+        return await client.requests(most)
 
 
 @app.command("cancel", epilog="Example: `cortex requests cancel req-7f3a`")

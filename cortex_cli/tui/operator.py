@@ -76,8 +76,8 @@ class Operator(Protocol):
         """Make exactly the moves that a plan showed."""
         ...
 
-    async def requests(self) -> RequestList:
-        """The requests under way, and the last that ended."""
+    async def requests(self, last: int | None) -> RequestList:
+        """The requests under way, and those that ended last: at most so many, or all that are kept."""
         ...
 
     async def cancel(self, request: str) -> RequestView:
@@ -154,10 +154,10 @@ class GatewayOperator:
         async with connect(self._gateway) as client:
             return await client.defrag(request)
 
-    async def requests(self) -> RequestList:
+    async def requests(self, last: int | None) -> RequestList:
         """See `Operator.requests`."""
         async with connect(self._gateway) as client:
-            return await client.requests()
+            return await client.requests(last)
 
     async def cancel(self, request: str) -> RequestView:
         """See `Operator.cancel`."""

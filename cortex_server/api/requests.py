@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from cortex_common.requests import RequestList, RequestView
+from cortex_server.dataplane.journal import KEPT
 from cortex_server.dataplane.register import Register
 
 
@@ -17,9 +20,11 @@ def requests_router(register: Register) -> APIRouter:
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
     @router.get("/requests", summary="Requests under way and the last that ended")
-    async def list_requests() -> RequestList:
+    async def list_requests(
+        last: Annotated[int, Query(ge=0, description="At most so many that ended")] = KEPT,
+    ) -> RequestList:
         """Who asked for what, how far it is, and how long each part took; no text of anybody's."""
-        return await register.listed()
+        return await register.listed(last)
 
     @router.post("/requests/{ident:path}/cancel", summary="End a request")
     async def cancel(ident: str) -> RequestView:

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections import deque
 from datetime import datetime
+from itertools import islice
 from typing import BinaryIO, Protocol, Self
 
 import msgspec
@@ -83,10 +84,9 @@ class Journal:
         self._wanted = log.isEnabledFor(logging.INFO)
         self.entries: deque[Entry] = deque(maxlen=KEPT)
 
-    @property
-    def recent(self) -> list[RequestLine]:
-        """The lines of `entries`."""
-        return [entry.line() for entry in self.entries]
+    def last(self, count: int = KEPT) -> list[RequestLine]:
+        """The lines of so many of the last entries, the newest first."""
+        return [entry.line() for entry in islice(reversed(self.entries), count)]
 
     def write(self, entry: Entry) -> None:
         """Add a request's line; it is on its way within a tenth of a second."""

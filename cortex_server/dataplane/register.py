@@ -28,8 +28,8 @@ class Register(Protocol):
         """Requests under way."""
         ...
 
-    async def listed(self) -> RequestList:
-        """Those under way and the last that ended."""
+    async def listed(self, last: int) -> RequestList:
+        """Those under way and so many of the last that ended."""
         ...
 
     async def cancel(self, ident: str) -> RequestView:
@@ -65,19 +65,19 @@ class Here:
         """See `Register`."""
         return len(self._plane.active)
 
-    def now(self) -> RequestList:
+    def now(self, last: int = 0) -> RequestList:
         """`listed`, without waiting."""
         now, unix = self._plane.loop.time(), time.time()
         active = sorted(self._plane.active, key=lambda e: e.trace.started)
         return RequestList(
             at=unix,
             active=tuple(_under_way(e, now, unix) for e in active),
-            recent=tuple(ended(line) for line in reversed(self._plane.journal.recent)),
+            recent=tuple(map(ended, self._plane.journal.last(last))),
         )
 
-    async def listed(self) -> RequestList:
+    async def listed(self, last: int) -> RequestList:
         """See `Register`."""
-        return self.now()
+        return self.now(last)
 
     async def cancel(self, ident: str) -> RequestView:
         """See `Register`."""

@@ -145,13 +145,13 @@ class Crew:
         """See `Register`; as the workers last said."""
         return sum(link.active for link in self._links.values())
 
-    async def listed(self) -> RequestList:
+    async def listed(self, last: int) -> RequestList:
         """See `Register`."""
         active = [view for _, view in await self._active()]
         return RequestList(
             at=time.time(),
             active=tuple(sorted(active, key=lambda r: r.started)),
-            recent=tuple(ended(line) for line in reversed(self._journal.recent)),
+            recent=tuple(map(ended, self._journal.last(last))),
         )
 
     async def cancel(self, ident: str) -> RequestView:

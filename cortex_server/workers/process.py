@@ -270,7 +270,7 @@ class _Desk:
     def _answer(self, question: Question) -> Answer:
         try:
             if question.cancel is None:
-                found = self._here.now().model_copy(update={"recent": ()})
+                found = self._here.now()
                 return Answer(question.number, found.model_dump_json().encode())
             ended = self._here.cancelled(question.cancel)
             return Answer(question.number, ended.model_dump_json().encode())

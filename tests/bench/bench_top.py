@@ -60,8 +60,8 @@ def at_step(before: FleetSnapshot, step: int) -> FleetSnapshot:
     return replace(before, version=step, at=NOW + step / 4, nodes=nodes, models=models)
 
 
-def requests_at(step: int) -> RequestList:
-    """Fifty requests under way, and the five hundred that ended last: ten more at each step."""
+def requests_at(step: int, last: int) -> RequestList:
+    """Fifty requests under way, and so many that ended last: ten more at each step."""
 
     def request(number: int, state: RequestState, **more: object) -> RequestView:
         return RequestView.model_validate(
@@ -76,7 +76,8 @@ def requests_at(step: int) -> RequestList:
     first = 10 * step
     active = (request(first + n, RequestState.DECODE, tokens_out=7 * step - n) for n in range(50))
     ended = (
-        request(first - n, RequestState.DONE, tokens_out=300, outcome="ok") for n in range(1, 501)
+        request(first - n, RequestState.DONE, tokens_out=300, outcome="ok")
+        for n in range(1, last + 1)
     )
     return RequestList(at=NOW + step / 4, active=tuple(active), recent=tuple(ended))
 
@@ -119,8 +120,8 @@ def stand_in() -> FastAPI:
     asked = itertools.count(100)
 
     @app.get("/operator/v1/requests")
-    async def requests() -> RequestList:
-        return requests_at(next(asked))
+    async def requests(last: int = 500) -> RequestList:
+        return requests_at(next(asked), last)
 
     return app
 

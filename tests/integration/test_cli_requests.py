@@ -136,6 +136,22 @@ async def test_a_request_is_listed_on_its_way_and_after(held: Held):
     assert abs(done.started - now.started) < 0.05
 
 
+async def test_as_many_are_listed_as_are_asked_for(held: Held):
+    """`last` bounds those that ended, the newest first."""
+    held.go.set()
+    for ident in ("req-one", "req-two", "req-three"):
+        async with held.asking(ident) as task:
+            await task
+    async with held.operator() as client:
+        found = [await client.requests(last) for last in (0, 2, None)]
+
+    assert [[r.id for r in f.recent] for f in found] == [
+        [],
+        ["req-three", "req-two"],
+        ["req-three", "req-two", "req-one"],
+    ]
+
+
 async def test_no_text_is_listed(held: Held):
     """Neither prompt nor answer is in the listing, whatever the state of the request."""
     async with held.asking("req-one") as task:

@@ -64,7 +64,7 @@ async def test_events_requests_and_waits_outlast_the_gateway(tmp_path: Path):
     entries = third.trail.since(0)
     assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
     assert [e.id for e in entries] == sorted({e.id for e in entries})
-    assert [line.request for line in third.journal.recent] == ["r0", "r1", "r2", "r3"]
+    assert [line.request for line in third.journal.last()] == ["r3", "r2", "r1", "r0"]
     assert [len(third.decisions.of(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
     third.diary.close()
 
@@ -110,6 +110,6 @@ async def test_what_another_version_wrote_is_passed_over(tmp_path: Path):
         db.execute("insert into trail values (7, '{')")
         db.execute("insert into waits values ('x', '[{}]')")
     second = Memory(tmp_path / "story")
-    assert [line.request for line in second.journal.recent] == ["r1"]
+    assert [line.request for line in second.journal.last()] == ["r1"]
     assert len(second.trail.since(0)) == len(second.decisions.of("r1")) == 1
     second.diary.close()

@@ -112,10 +112,10 @@ class RequestTable(Table[RequestRow]):
     """Requests under way and the last that ended.
 
     Args:
-        ask: for the requests; None where nobody can be asked, as in a recording.
+        ask: for the requests, and so many of those that ended; None where nobody can be asked, as in a recording.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[RequestList]] | None) -> None:
+    def __init__(self, ask: Callable[[int | None], Awaitable[RequestList]] | None) -> None:
         super().__init__("requests", COLUMNS)
         self._ask = ask
         self._found = RequestList(at=0.0)
@@ -139,6 +139,7 @@ class RequestTable(Table[RequestRow]):
         if words != self._words:
             self._words = words
             self._draw()
+            self.look()
 
     @property
     def request(self) -> RequestView | None:
@@ -152,7 +153,8 @@ class RequestTable(Table[RequestRow]):
         if self._ask is None:
             return
         try:
-            self._found = await self._ask()
+            # More than are shown are of use to a filter alone.
+            self._found = await self._ask(None if self._words else ROWS)
         except CortexError as failed:
             self.border_title = Text(f"requests: {printable(failed.message)}").markup
         else:
@@ -162,7 +164,7 @@ class RequestTable(Table[RequestRow]):
         self.show(request_rows(self._found, self._words))
         active, ended = len(self._found.active), len(self._found.recent)
         words = f" /{self._words}" if self._words else ""
-        title = f"requests: {active} under way, {ended} ended{words}"
+        title = f"requests: {active} under way, the last {ended} that ended{words}"
         if self._ask is not None:
             self.border_title = Text(title).markup
 
