@@ -12,16 +12,17 @@ from cortex_common.errors import (
 )
 from cortex_server.core.explain import Refusal
 from cortex_server.core.loads import Underway
+from cortex_server.core.troubles import Trouble
 
 SHOWN = 16
 """Refusals that an error carries; `cortex plan load MODEL` shows all."""
 
 
-def load_failed(model: str, reason: str, retry_after: float) -> LoadFailed:
-    """The engine could not load it."""
+def load_failed(model: str, trouble: Trouble, retry_after: float) -> LoadFailed:
+    """It could not be loaded; only an engine that was started has a log to look at."""
     return LoadFailed(
-        f"model {model!r} could not be loaded: {reason}",
-        hints=(f"cortex models logs {model}",),
+        f"model {model!r} could not be loaded: {trouble.reason}",
+        hints=(f"cortex models logs {model}",) if trouble.started else (),
         retry_after=retry_after,
     )
 

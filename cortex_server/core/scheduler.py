@@ -110,7 +110,7 @@ class Scheduler:
         if ask.insists:
             self._troubles.forgive(model)
         if (trouble := self._troubles.failed_lately(model, now)) is not None:
-            error = answers.load_failed(model, trouble.reason, trouble.until - now)
+            error = answers.load_failed(model, trouble, trouble.until - now)
             self._effects.refuse(ask.id, error)
         elif self._waiting.count(model) >= most:
             self._effects.refuse(ask.id, answers.queue_full(model, most))
@@ -152,15 +152,23 @@ class Scheduler:
             self._troubles.refused(load.goal.model, load.order.plan.node, now)
 
     def failed(self, instance: InstanceId, reason: str, now: float) -> None:
-        """The engine could not load it; everybody who waits for it is told why."""
+        """The node could not begin with it; everybody who waits for it is told why."""
+        self._fail(instance, reason, now, started=False)
+
+    def _fail(self, instance: InstanceId, reason: str, now: float, *, started: bool) -> None:
         load = self._loads.pop(instance, None)
         if load is None:
             return
         model, policy = load.goal.model, self.policy
-        pause = self._troubles.failed(
-            model, reason, now, first_s=policy.backoff_s, most_s=policy.max_backoff_s
+        trouble = self._troubles.failed(
+            model,
+            reason,
+            now,
+            first_s=policy.backoff_s,
+            most_s=policy.max_backoff_s,
+            started=started,
         )
-        error = answers.load_failed(model, reason, pause)
+        error = answers.load_failed(model, trouble, trouble.until - now)
         for queue in self._waiting.of(model):
             self._refuse_all(queue.goal, error)
 
@@ -284,7 +292,8 @@ class Scheduler:
             self._troubles.over(model)
             self._grant_all(load.goal, view.id)
         elif view.state is InstanceState.FAILED:
-            self.failed(view.id, view.error or "the engine ended while loading", now)
+            reason = view.error or "the engine ended while loading"
+            self._fail(view.id, reason, now, started=True)
         elif view.state is InstanceState.STOPPED:
             self._lose(view.id, load, now)
 

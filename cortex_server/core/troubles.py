@@ -18,11 +18,16 @@ MOST_REFUSAL_PAUSE_S = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What happened several times in a row, and until when it is left at that; monotonic seconds."""
+    """What happened several times in a row, and until when it is left at that; monotonic seconds.
+
+    Attributes:
+        started: an engine was; it may have said more than the reason.
+    """
 
     times: int
     until: float
     reason: str = ""
+    started: bool = False
 
 
 class Troubles:
@@ -49,13 +54,13 @@ class Troubles:
         return {n: t.until for (m, n), t in self._refused.items() if m == model and now < t.until}
 
     def failed(
-        self, model: str, reason: str, now: float, *, first_s: float, most_s: float
-    ) -> float:
-        """An engine could not load it; returns the seconds until the next try, which double each time."""
+        self, model: str, reason: str, now: float, *, first_s: float, most_s: float, started: bool
+    ) -> Trouble:
+        """It could not be loaded, by an engine that was started or for want of one; the pause doubles each time."""
         times = _times(self._failed.get(model))
         pause = min(first_s * 2.0 ** (times - 1), most_s)
-        self._failed[model] = Trouble(times, now + pause, reason)
-        return pause
+        self._failed[model] = found = Trouble(times, now + pause, reason, started)
+        return found
 
     def refused(self, model: str, node: str, now: float) -> None:
         """A node had no room for it after all, or lost it."""

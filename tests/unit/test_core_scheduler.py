@@ -372,6 +372,7 @@ def test_a_failed_load_tells_everybody_why_and_backs_off() -> None:
             error = bench.answers[waiter]
             assert isinstance(error, LoadFailed)
             assert "no such file" in error.message
+            assert error.hints == ("cortex models logs a",)
         pauses.append(error.retry_after)
         assert isinstance(bench.answers[bench.ask("a")], LoadFailed)
         assert not bench.starting
