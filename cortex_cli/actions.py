@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cortex_cli.client import connect
-from cortex_cli.failure import PartialSuccess, describe
+from cortex_cli.failure import PartialSuccess, describe, exit_code
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.render.fleet import place, progress_text
 from cortex_common.errors import CortexError, NotFound
@@ -58,8 +58,15 @@ def matches(model: ModelView, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (model.id, *model.aliases))
 
 
-def names_meant(fleet: FleetSnapshot, patterns: Sequence[str]) -> list[str]:
+def names_meant(
+    fleet: FleetSnapshot, patterns: Sequence[str], *, loaded: bool = False
+) -> list[str]:
     """The names that are meant; a pattern stands for all models that it matches, "-" for the lines of stdin.
+
+    Args:
+        fleet: whose models patterns are matched with.
+        patterns: names among them.
+        loaded: patterns stand for models with an instance alone.
 
     Raises:
         NotFound: a pattern matches no model. A plain name is left to the gateway to judge.
@@ -69,10 +76,10 @@ def names_meant(fleet: FleetSnapshot, patterns: Sequence[str]) -> list[str]:
         if pattern == "-":
             found += [line.strip() for line in sys.stdin if line.strip()]
         elif any(c in pattern for c in "*?["):
-            hits = [m.id for m in fleet.models if matches(m, pattern)]
+            hits = [m for m in fleet.models if matches(m, pattern)]
             if not hits:
                 raise NotFound(f"no model matches {pattern!r}")
-            found += hits
+            found += [m.id for m in hits if m.instances or not loaded]
         else:
             found.append(pattern)
     return list(dict.fromkeys(found))
@@ -82,17 +89,28 @@ async def each(
     gateway: str | None,
     patterns: Sequence[str],
     one: Callable[[OperatorClient, str], Awaitable[str]],
+    *,
+    loaded: bool = False,
 ) -> None:
     """Do something to each model that is meant, and print its line.
 
+    Args:
+        gateway: URL or context.
+        patterns: see `names_meant`.
+        one: does it, and says so.
+        loaded: see `names_meant`.
+
     Raises:
         CortexError: the only one failed.
+        Exit: all of several failed; each failure has been told.
         PartialSuccess: some of several failed; each failure has been told.
     """
     async with connect(gateway) as client:
         patterned = any(c in p for p in patterns for c in "*?[")
         fleet = await client.fleet() if patterned else FleetSnapshot(0, 0.0)
-        names = names_meant(fleet, patterns)
+        names = names_meant(fleet, patterns, loaded=loaded)
+        if not names:
+            say("nothing that matches is loaded" if loaded else "nothing to do")
         failures: list[CortexError] = []
         for name in names:
             try:
@@ -106,7 +124,7 @@ async def each(
                 sys.stdout.write(f"{line}\n")
                 sys.stdout.flush()
     if failures and len(failures) == len(names):
-        raise failures[0]
+        raise typer.Exit(exit_code(failures[0]))
     if failures:
         raise PartialSuccess(f"{len(failures)} of {len(names)} failed")
 

@@ -175,7 +175,7 @@ def unload(
         action = await client.unload(UnloadModel(model=name, drain_timeout_s=limit))
         return f"unloaded {action.model} in {show_duration(time.monotonic() - began)}"
 
-    run(each(gateway, models, one))
+    run(each(gateway, models, one, loaded=True))
 
 
 @app.command(
@@ -228,7 +228,7 @@ def evict(
         where = f" from {', '.join(action.nodes)}" if action.nodes else ""
         return f"evicted {action.model}{where}; it is {action.state.value}"
 
-    run(each(gateway, models, one))
+    run(each(gateway, models, one, loaded=True))
 
 
 @app.command(

@@ -143,6 +143,25 @@ def test_partial_success_ends_with_8(fleet: DemoFleet):
     assert "1 of 2 failed" in done.stderr
 
 
+def test_several_failures_are_told_once_each(fleet: DemoFleet):
+    """When all of several fail, each is told once, and the exit code is that of the first."""
+    done = fleet.cortex("models", "load", "demo/nobody", "demo/nothing")
+
+    assert done.returncode == 3
+    assert (done.stderr.count("demo/nobody"), done.stderr.count("demo/nothing")) == (1, 1)
+
+
+def test_a_pattern_unloads_what_is_loaded(fleet: DemoFleet):
+    """`unload '*'` means the loaded models alone; where there are none it says so once, and that is no failure."""
+    fleet.cortex("models", "load", "demo/bob", "--wait")
+    first = fleet.cortex("models", "unload", "demo/*")
+    again = fleet.cortex("models", "unload", "demo/*")
+
+    assert (first.returncode, "unloaded demo/bob" in first.stdout) == (0, True), first.stderr
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr == "nothing that matches is loaded\n"
+
+
 def test_chat_writes_the_answer_to_stdout_and_the_rest_to_stderr(fleet: DemoFleet):
     """In a pipe, `cortex chat` gives the answer alone on stdout; tokens and times go to stderr."""
     done = fleet.process("chat", "demo/ada", "hello", "--max-tokens", "12")
