@@ -85,7 +85,7 @@ rpm: rpm-tools dist ## Build the packages for this host: cortex, neuron, neuron-
 .PHONY: rpm-tools
 rpm-tools:
 	@command -v rpmbuild >/dev/null || { echo 'make rpm needs rpmbuild: apt-get install --no-install-recommends rpm' \
-	  '(on Fedora: dnf install rpm-build python3-devel systemd-rpm-macros)' >&2; exit 1; }
+	  '(on Fedora: dnf install rpm-build python3-devel systemd-rpm-macros firewalld-filesystem)' >&2; exit 1; }
 	@/usr/bin/python3 -c 'import sys; sys.exit("the packages need Python 3.11 or later as /usr/bin/python3" if sys.version_info < (3, 11) else 0)'
 
 test-rpm: rpm ## Lint the packages, unpack them, and run what is in them
