@@ -38,6 +38,7 @@ _FIELDS = frozenset(
         "context",
         "parallel",
         "vram_mb",
+        "vram_share",
     ]
 )
 
@@ -82,6 +83,8 @@ _PRESETS: Mapping[str, Preset] = {
             "{parallel}",
             "--quantization",
             "{quant}",
+            "--gpu-memory-utilization",
+            "{vram_share}",
         ),
         routes=(*_OPENAI, "/v1/embeddings", "/v1/messages", "/v1/responses"),
         version_path="/version",
@@ -293,4 +296,13 @@ def _values(
         "context": text(spec.context),
         "parallel": text(spec.parallel),
         "vram_mb": text(spec.vram_mb),
+        "vram_share": _share(spec, devices),
     }
+
+
+def _share(spec: LoadSpec, devices: Sequence[Device]) -> str | None:
+    """What `vram_mb` is of the smallest device, rounded down: "0.895"; None where it is not set."""
+    smallest = min((d.vram_total_mb for d in devices if d.kind is DeviceKind.CUDA), default=0)
+    if spec.vram_mb is None or not smallest:
+        return None
+    return f"{spec.vram_mb * 1000 // smallest / 1000:.3f}"

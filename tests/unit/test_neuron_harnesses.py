@@ -130,6 +130,21 @@ def test_presets_know_their_engines(http: httpx.AsyncClient):
     assert sglang.capabilities.stop_signal is signal.SIGQUIT
 
 
+def test_vllm_keeps_to_the_memory_that_it_was_promised(http: httpx.AsyncClient):
+    """It counts in shares of the whole card, the smallest where there are several; unset, it is left alone."""
+    vllm = CommandHarness(HarnessEntry(name="vllm", preset="vllm"), http)
+    cards = [replace_total(GPUS[0], 24576), replace_total(GPUS[1], 81920)]
+    spec = LoadSpec(model_id="org/m", harness="vllm", vram_mb=22000)
+    argv = list(vllm.launch(spec, cards, "127.0.0.1", 8101).argv)
+    assert argv[argv.index("--gpu-memory-utilization") + 1] == "0.895"
+    assert "--gpu-memory-utilization" not in vllm.launch(SPEC, cards, "127.0.0.1", 8101).argv
+
+
+def replace_total(device: Device, total_mb: int) -> Device:
+    """The device with another size."""
+    return device.model_copy(update={"vram_total_mb": total_mb})
+
+
 def test_series_are_summed_over_labels():
     """Counts of requests are the sum over all labels of the named series."""
     text = '# HELP a b\na{x="1"} 2\na{x="2"} 1.0\nab 7\nc 4\n'

@@ -133,8 +133,8 @@ class HarnessEntry(Section):
 
     command: tuple[str, ...] = ()
     """Kind "command": program and arguments; {model}, {source}, {file}, {quant}, {port}, {host}, {devices},
-    {device_count}, {context}, {parallel}, {vram_mb} are replaced, and an argument that needs an unset value is left
-    out together with the flag before it."""
+    {device_count}, {context}, {parallel}, {vram_mb}, {vram_share} (what `vram_mb` is of the card, like 0.895) are
+    replaced, and an argument that needs an unset value is left out together with the flag before it."""
 
     health_path: str | None = None
     """Kind "command": path that answers 200 once the engine is ready. Default: "/health"."""
