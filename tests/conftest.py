@@ -1,10 +1,14 @@
-"""What holds for every test: the order of files, and what the collector of garbage need not look at."""
+"""What holds for every test: the order of files, how long properties are tried, what the collector need not look at."""
 
 from __future__ import annotations
 
 import gc
 
 import pytest
+from hypothesis import settings
+
+# For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
+settings.register_profile("thorough", max_examples=2000)
 
 LONG = {
     "test_fleet.py",

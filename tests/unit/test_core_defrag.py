@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from core_worlds import NOW, device, instance, node, world, worlds
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.fleet import InstanceView
@@ -37,7 +37,6 @@ def carried_out(found: Defrag, before: World) -> dict[tuple[str, int], int]:
 
 
 @given(worlds(), budgets, st.one_of(st.none(), st.integers(1, 800)))
-@settings(max_examples=300)
 def test_a_defrag_keeps_its_promises(before: World, budget: Budget, wanted: int | None) -> None:
     """Every copy has room when it is loaded, the block comes out as told, the budget holds, nobody pinned moves."""
     found = defrag(before.rooms, before.standings, budget, wanted_mb=wanted)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from core_worlds import NOW, device, instance, node, profile, profiles, world, worlds
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.config.catalogue import ModelProfile
@@ -55,7 +55,6 @@ def after(found: Load, wish: Wish, before: World) -> World:
 
 
 @given(wishes, worlds(), policies)
-@settings(max_examples=300)
 def test_a_load_never_takes_more_than_there_is(wish: Wish, before: World, policy: Policy) -> None:
     """On each device of a planned load, what is available and what its evictions free covers its share."""
     found = plan(wish, before, policy)
@@ -73,7 +72,6 @@ def test_a_load_never_takes_more_than_there_is(wish: Wish, before: World, policy
 
 
 @given(wishes, worlds(), policies)
-@settings(max_examples=300)
 def test_victims_are_only_those_who_may_go(wish: Wish, before: World, policy: Policy) -> None:
     """Nobody pinned, loading or kept by replicas.min goes, nor anybody busy before patience has ended."""
     found = plan(wish, before, policy)
@@ -114,7 +112,6 @@ def test_a_decided_plan_leaves_nothing_to_do(wish: Wish, before: World, policy: 
 
 
 @given(wishes, profiles(), worlds(), policies)
-@settings(max_examples=300)
 def test_two_decided_plans_do_not_count_on_the_same_memory(
     wish: Wish, other: ModelProfile, before: World, policy: Policy
 ) -> None:
@@ -150,7 +147,6 @@ def test_nobody_goes_while_there_is_room(wish: Wish, before: World, policy: Poli
 
 
 @given(profiles(), worlds(), policies)
-@settings(max_examples=300)
 def test_impossible_means_that_waiting_would_not_help(
     wanted: ModelProfile, before: World, policy: Policy
 ) -> None:
