@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,16 @@ from cortex_cli.demo.files import Ports, free_ports, write_files
 
 
 @pytest.fixture(scope="module")
-def fleet():
-    """One demo for the tests that only look at it."""
-    with demo_fleet("--port", str(free_port())) as running:
+def taken_port() -> Iterator[int]:
+    """A port that somebody else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def fleet(taken_port: int) -> Iterator[DemoFleet]:
+    """One demo for the tests that only look at it, asked for a port that is taken."""
+    with demo_fleet("--port", str(taken_port)) as running:
         yield running
 
 
@@ -119,16 +127,11 @@ def test_an_engine_whose_neuron_was_killed_is_ended_too():
     assert "the neuron ended by itself" in "".join(running.talk)
 
 
-def test_a_taken_port_is_replaced_and_told():
+def test_a_taken_port_is_replaced_and_told(fleet: DemoFleet, taken_port: int):
     """When the gateway's port is taken the demo takes a free one and says so."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with demo_fleet("--port", str(port)) as running:
-            assert running.url != f"http://127.0.0.1:{port}"
-            assert running.cortex("status", "-o", "name").stdout == "ok\n"
-    assert f"port {port} is taken; the gateway takes" in "".join(running.talk)
+    assert fleet.url != f"http://127.0.0.1:{taken_port}"
+    assert fleet.cortex("status", "-o", "name").stdout == "ok\n"
+    assert f"port {taken_port} is taken; the gateway takes" in "".join(fleet.talk)
 
 
 def test_a_model_file_of_ones_own(fleet: DemoFleet, tmp_path: Path):
