@@ -40,7 +40,7 @@ check: $(READY) ## Lint, types and the architecture's contracts
 # Without bytecode on disk each of the tests' many processes would compile cortex anew.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## All tests that CI runs
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(READY) ## Format and mend what can be mended
 	$(BIN)/ruff format .
