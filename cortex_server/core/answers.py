@@ -63,17 +63,18 @@ def impossible(model: str, refusals: tuple[Refusal, ...], *, no_node: bool) -> C
         }
         for r in refusals[:SHOWN]
     ]
-    if no_node:
-        return NoHealthyNode(
-            f"no node that could serve model {model!r} answers",
-            hints=("cortex nodes ls", "systemctl status neuron on the nodes"),
-            retry_after=5.0,
-            details={"refusals": shown},
-        )
     why = "; ".join(
         f"{r.node}{'' if r.device is None else f'/{r.device}'}: {r.reason}" for r in refusals[:3]
     )
     more = f" (and {len(refusals) - 3} more)" if len(refusals) > 3 else ""
+    if no_node:
+        named = f": {why}{more}" if refusals else ""
+        return NoHealthyNode(
+            f"no node that could serve model {model!r} answers{named}",
+            hints=("cortex nodes ls", "systemctl status neuron on the nodes"),
+            retry_after=5.0,
+            details={"refusals": shown},
+        )
     return DoesNotFit(
         f"model {model!r} fits on no device: {why}{more}",
         hints=(f"cortex plan load {model}",),

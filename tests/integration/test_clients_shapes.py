@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import anthropic
 import httpx
@@ -11,6 +12,7 @@ import openai
 import pytest
 from rigs.engine import scripted_engine
 from rigs.plane import PlaneRig, running_plane
+from rigs.whole import running_gateway
 
 from cortex_common.config.access import KeyEntry, Scope
 from cortex_common.config.catalogue import ModelProfile
@@ -23,6 +25,9 @@ PROFILES = (
     ModelProfile(id="org/small", harness="embedded"),
 )
 VERSION = {"anthropic-version": "2023-06-01"}
+HI = [{"role": "user", "content": "hi"}]
+DEAD = "http://127.0.0.1:1"
+"""Nobody listens there."""
 
 
 def key(name: str, **terms: object) -> KeyEntry:
@@ -132,3 +137,31 @@ async def test_what_fits_nowhere_is_not_to_be_repeated(served: Served, route: st
     body = {"model": "org/small", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
     answer = await served.http.post(route, json=body, headers={"x-api-key": "all"})
     assert (answer.status_code, answer.headers["x-should-retry"]) == (507, "false")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "more"),
+    [
+        ("/v1/chat/completions", 503, {"messages": HI}),
+        ("/v1/responses", 503, {"input": "hi"}),
+        ("/v1/messages", 529, {"messages": HI, "max_tokens": 9}),
+    ],
+)
+async def test_a_dead_node_is_named_in_the_shape_of_who_asks(
+    path: str, status: int, more: dict[str, Any]
+) -> None:
+    """When the only node that could serve a model is dead, the answer says so at once: which one, and why."""
+    async with (
+        running_gateway(PROFILES[1], neurons={"beast": DEAD}) as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as http,
+    ):
+        answer = await http.post(path, json={"model": "org/small"} | more)
+    error = answer.json()["error"]
+
+    assert answer.status_code == status
+    assert answer.headers["retry-after"] == "5"
+    assert "no node that could serve model 'org/small' answers: beast: " in error["message"]
+    assert "All connection attempts failed" in error["message"]
+    if path != "/v1/messages":  # Anthropic's shape has no place for a code of ours
+        assert error["code"] == "no_healthy_node"
+        assert [r["node"] for r in error["refusals"]] == ["beast"]
