@@ -162,15 +162,15 @@ async def test_a_model_on_the_card_is_measured_and_its_memory_comes_back(
         assert ready.status is InstanceState.READY, ready.error
         data = await ask(ready, 20, asyncio.Event())
         assert data[-1] == "[DONE]"
-        [ready] = await client.models()
         taken = int(smi("memory.used")[0]) - before.vram_used_mb
-        print(f"promised {promised} MiB, measured {ready.vram_used_mb}, nvidia-smi {taken}")
-        assert ready.devices == (0,)
-        assert abs((ready.vram_used_mb or 0) - taken) <= NOISE_MB
         assert 1024 + 200 < taken <= promised * 1.1
         assert promised <= taken * 1.5
+        # It takes a little more with its first answer, so an older reading does not do.
         now = await reading(client, before.vram_used_mb + taken)
         assert abs(now.vram_foreign_mb - before.vram_foreign_mb) <= NOISE_MB
+        [ready] = await client.models()
+        assert ready.devices == (0,)
+        assert abs((ready.vram_used_mb or 0) - taken) <= NOISE_MB
         await client.unload(UnloadRequest(model_id="m"))
         after = await reading(client, before.vram_used_mb)
         assert after.vram_reserved_mb == 0
@@ -192,7 +192,7 @@ async def test_of_twenty_loads_at_once_as_many_are_admitted_as_fit(rig: NeuronRi
         assert len(answers) - len(refused) == 4
         left = (await client.health()).devices[0]
         assert left.vram_available_mb == pytest.approx(
-            before.vram_available_mb - 4 * each, abs=NOISE_MB
+            before.vram_available_mb - 4 * each, abs=4 * NOISE_MB
         )
         await until(client, lambda ms: len(ms) == 4 and all(m.status == "ready" for m in ms), 60)
         for model in await client.models():
