@@ -67,6 +67,10 @@ class Client:
     def flush(self) -> None:
         """See `Downstream`: nothing is held here."""
 
+    def pass_on(self, data: bytes, framed: bytes) -> None:  # noqa: ARG002 - the protocol's
+        """See `Downstream`: the server makes its own frames."""
+        self.write(data)
+
     def end(self) -> None:
         """See `Downstream`."""
         self._put({"type": "http.response.body", "body": b"", "more_body": False})

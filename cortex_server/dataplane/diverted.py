@@ -185,6 +185,14 @@ class Diverted:
             self._held = []
             self._protocol.transport.write(b"".join(held))
 
+    def pass_on(self, data: bytes, framed: bytes) -> None:
+        """See `Downstream`."""
+        if self._chunked and not self._held:
+            self._protocol.transport.write(framed)
+        else:
+            self.write(data)
+            self.flush()
+
     def end(self) -> None:
         """See `Downstream`."""
         if self._chunked:

@@ -23,6 +23,9 @@ class Downstream(Protocol):
     def flush(self) -> None:
         """Send what is held."""
 
+    def pass_on(self, data: bytes, framed: bytes) -> None:
+        """`write` and `flush` of a piece that an engine sent as one chunk, framed for HTTP/1.1."""
+
     def end(self) -> None:
         """The answer is whole."""
 
@@ -44,6 +47,9 @@ class _Nobody:
 
     def flush(self) -> None:
         """Nothing is held."""
+
+    def pass_on(self, data: bytes, framed: bytes) -> None:
+        """Goes nowhere."""
 
     def end(self) -> None:
         """It ended before."""

@@ -140,6 +140,19 @@ class Reply(ABC):
         """See `Receiver`."""
         self._client.flush()
 
+    def upstream_chunk(self, data: bytes, framed: bytes) -> None:
+        """See `Receiver`."""
+        self.trace.last_byte = self._loop.time()
+        assert self._answer is not None
+        owed = self._answer.feed(data)
+        if owed is data and self._opened:
+            self._client.pass_on(data, framed)
+        elif owed:
+            if not self._opened:
+                self._open(200, self._answer.head, None)
+            self._client.write(owed)
+            self._client.flush()
+
     def upstream_end(self) -> None:
         """See `Receiver`."""
         self._attempt = None

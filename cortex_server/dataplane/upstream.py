@@ -19,6 +19,11 @@ Headers = list[tuple[bytes, bytes]]
 _JOIN_BELOW = 64 * 1024
 """Up to this size head and body go out as one piece: copying them costs less than a second system call."""
 
+_SIZES = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
+"""What the line before a chunk may say for the chunk to be taken without the parser."""
+_LONGEST = 5
+"""Bytes up to the end of such a line."""
+
 
 class Receiver(Protocol):
     """Whoever asked. Calls come in this order: head, data any number of times, then end or lost.
@@ -36,6 +41,12 @@ class Receiver(Protocol):
     def upstream_read(self) -> None:
         """Nothing more has come for now."""
 
+    def upstream_chunk(self, data: bytes, framed: bytes) -> None:
+        """`upstream_data` and `upstream_read` for a read that was one whole chunk, after the first.
+
+        `framed` is the same as it came: with its size before it and an end of line behind.
+        """
+
     def upstream_end(self) -> None:
         """The answer is whole, and the connection already back in its pool."""
 
@@ -52,6 +63,8 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_between",
+        "_chunk_over",
         "_complete",
         "_excess",
         "_framed",
@@ -92,6 +105,8 @@ class Connection(asyncio.Protocol):
         self._seen = False
         self._status = 0
         self._told = False
+        self._chunk_over = False
+        self._between = False
 
     # -- the asking side ---------------------------------------------------------------------
 
@@ -153,15 +168,26 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Part of asyncio.Protocol."""
-        if self._receiver is None:  # nobody asked: whatever this is, it must not become an answer
+        receiver = self._receiver
+        if receiver is None:  # nobody asked: whatever this is, it must not become an answer
             self.abort()
             return
+        if self._between:
+            # An engine writes an event as one chunk. One that is read alone, and begins where the parser expects the
+            # next, need not pass through the parser, which then still expects the next.
+            line = data.find(b"\r\n", 0, _LONGEST)
+            size = _SIZES.get(data[:line]) if line > 0 else None
+            if size is not None and len(data) == line + 2 + size + 2 and data.endswith(b"\r\n"):
+                receiver.upstream_chunk(data[line + 2 : -2], data)
+                return
         self._seen = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as failed:
             self._garbage(f"the engine's answer is not HTTP: {failed}")
             return
+        # Of the next chunk's line nothing may have been read: after its end the chunk counts as begun.
+        self._between = self._chunk_over and data.endswith(b"\r\n")
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -208,8 +234,17 @@ class Connection(asyncio.Protocol):
         if not self._excess:
             self._pieces.append(body)
 
+    def on_chunk_header(self) -> None:
+        """Called by the parser."""
+        self._chunk_over = False
+
+    def on_chunk_complete(self) -> None:
+        """Called by the parser."""
+        self._chunk_over = True
+
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        self._chunk_over = False
         if self._head and not self._complete:
             self._complete = True
             self._lasting = (

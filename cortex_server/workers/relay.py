@@ -127,6 +127,10 @@ class _Passage:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
+    def upstream_chunk(self, data: bytes, framed: bytes) -> None:  # noqa: ARG002 - the protocol's
+        """See `Receiver`."""
+        self._client.write(data)
+
     def upstream_end(self) -> None:
         """See `Receiver`."""
         self._connection = None
