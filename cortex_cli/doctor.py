@@ -153,7 +153,7 @@ def _node(node: NodeView, now: float) -> list[Finding]:
         found.append(warning(name, "offers no device", hint))
     if node.cordoned:
         found.append(warning(name, "is cordoned", f"`cortex nodes uncordon {node.name}`"))
-    return found or [ok(name, f"{len(node.devices)} devices, {len(node.instances)} instances")]
+    return found or [ok(name, f"devices: {len(node.devices)}, instances: {len(node.instances)}")]
 
 
 def _models(fleet: FleetSnapshot) -> list[Finding]:

@@ -180,6 +180,8 @@ def _free_place(
         return None
     fresh, _, room, found = best
     taste = "the most room" if spread else "the tightest room"
+    if not need:
+        taste += ", as its size is not known before its first load"
     why = taste if fresh else f"its weights are on that disk; {taste} there"
     return Load(room.node.name, tuple(sorted(d.index for d in found)), shape, (), why)
 
