@@ -40,7 +40,13 @@ def list_fleet(
     if watching:
         # A document that never ends can't be read by anybody; one object a line can.
         live = Output.JSONL if output is Output.JSON else output
-        run(watch(gateway, lambda s: as_text(kind, select(s), live, paint=paint, headers=headers)))
+        run(
+            watch(
+                gateway,
+                lambda s: as_text(kind, select(s), live, paint=paint, headers=headers),
+                kind.nothing,
+            )
+        )
         return
     items = select(run(_fleet(gateway)))
     text = as_text(kind, items, output, paint=paint, headers=headers)

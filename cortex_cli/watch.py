@@ -83,13 +83,26 @@ async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, No
                 yield seen
 
 
-async def watch(gateway: str | None, draw: Callable[[FleetSnapshot], str]) -> None:
-    """Draw until interrupted: in place on a terminal, else one drawing after another."""
+async def watch(
+    gateway: str | None, draw: Callable[[FleetSnapshot], str], nothing: str = ""
+) -> None:
+    """Draw until interrupted: in place on a terminal, else one drawing after another.
+
+    Args:
+        gateway: URL or context.
+        draw: makes the text.
+        nothing: what a terminal shows in place of an empty one.
+    """
+    shown = None
     async for seen in follow(gateway):
         if isinstance(seen, Lost):
+            if shown is not None and sys.stdout.isatty():
+                # What was told before is of no use; what was last seen may be.
+                _write(shown, nothing)
             say_lost(seen)
             continue
-        _write(draw(seen))
+        shown = draw(seen)
+        _write(shown, nothing)
         if sys.stdout.isatty():
             # Changes can come faster than anybody reads; the newest is what counts.
             await asyncio.sleep(_SHORTEST_FRAME_S)
@@ -99,25 +112,29 @@ async def poll(
     gateway: str | None,
     ask: Callable[[OperatorClient], Awaitable[T]],
     draw: Callable[[T], str],
+    nothing: str = "",
 ) -> None:
-    """Ask and draw every second until interrupted, for what the gateway sends no events of.
+    """Ask and draw every second until interrupted, for what the gateway sends no events of; see `watch`.
 
     Raises:
         AuthenticationFailed, PermissionRefused: waiting would not help.
     """
-    before = None
+    shown, lost = None, False
     async with connect(gateway) as client:
         while True:
             try:
                 text = draw(await ask(client))
             except (AuthenticationFailed, PermissionRefused):
                 raise
-            except CortexError as lost:
-                say_lost(Lost(lost.message, _POLL_S))
+            except CortexError as failed:
+                lost = True
+                if shown is not None and sys.stdout.isatty():
+                    _write(shown, nothing)
+                say_lost(Lost(failed.message, _POLL_S))
             else:
-                if text != before:
-                    _write(text)
-                before = text
+                if lost or text != shown:
+                    _write(text, nothing)
+                shown, lost = text, False
             await asyncio.sleep(_POLL_S)
 
 
@@ -126,7 +143,10 @@ def say_lost(lost: Lost) -> None:
     sys.stderr.write(f"lost: {lost.why}; trying again in {lost.retry_in_s:.1f}s\n")
 
 
-def _write(text: str) -> None:
+def _write(text: str, nothing: str) -> None:
     """In place on a terminal, else after what was written before."""
-    sys.stdout.write(f"{CLEAR if sys.stdout.isatty() else ''}{text}\n")
+    if sys.stdout.isatty():
+        sys.stdout.write(f"{CLEAR}{text or nothing}\n")
+    elif text:
+        sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

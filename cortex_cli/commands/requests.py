@@ -58,7 +58,14 @@ def ls(
 
     if watch:
         live = Output.JSONL if form is Output.JSON else form
-        run(poll(gateway, lambda client: client.requests(most), lambda found: draw(found, live)))
+        run(
+            poll(
+                gateway,
+                lambda client: client.requests(most),
+                lambda found: draw(found, live),
+                REQUESTS.nothing,
+            )
+        )
         return
     if text := draw(run(_requests(gateway, most)), form):
         sys.stdout.write(f"{text}\n")

@@ -1,0 +1,146 @@
+"""Commands that go on, on a real terminal, while their gateway dies and comes back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from demo_fleet import environment, free_port
+
+from cortex_cli.watch import CLEAR
+
+
+class Terminal:
+    """What a command wrote to its terminal so far.
+
+    Args:
+        descriptor: our end of it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._written = bytearray()
+        self._passed = 0
+        self._more = threading.Condition()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def until(self, words: str, seconds: float = 30.0) -> str:
+        """What came since the last call up to these words, once they are written."""
+        wanted = words.encode()
+        with self._more:
+            came = self._more.wait_for(
+                lambda: wanted in self._written[self._passed :], timeout=seconds
+            )
+            rest = bytes(self._written[self._passed :])
+            assert came, f"{words!r} is not in {rest[-2000:]!r}"
+            end = rest.index(wanted) + len(wanted)
+            self._passed += end
+        return rest[:end].decode(errors="replace")
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._descriptor, keys.encode())
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self._descriptor, 65536)
+            except OSError:  # the command has ended
+                return
+            with self._more:
+                self._written += piece
+                self._more.notify_all()
+
+
+@contextmanager
+def on_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+    """A command with a terminal of 120x30 of its own."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    command = [sys.executable, "-m", "cortex_cli", *args]
+    env = environment(TERM="xterm-256color")
+    with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        terminal = Terminal(ours)
+        try:
+            yield process, terminal
+        finally:
+            process.kill()
+    terminal.reader.join()
+    os.close(ours)
+
+
+class Gateway:
+    """A gateway without nodes that can be killed and started again.
+
+    Args:
+        directory: for its settings.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._config = directory / "cortex.toml"
+        self._config.write_text(
+            f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:0"\n'
+        )
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """It serves until the block ends; then it is killed."""
+        command = [
+            *(sys.executable, "-m", "cortex_cli", "serve", "gateway", "--log-format", "console"),
+            *("--config", str(self._config)),
+        ]
+        with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
+            assert process.stderr
+            try:
+                assert any(b"gateway_listening" in line for line in process.stderr)
+                yield
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Gateway:
+    """See `Gateway`."""
+    return Gateway(tmp_path)
+
+
+def test_ps_on_a_terminal_outlives_its_gateway(gateway: Gateway):
+    """`ps --watch` tells of the loss once, below what was seen last, and draws anew when the gateway is back."""
+    with on_terminal("ps", "--watch", "-g", gateway.url) as (process, terminal):
+        with gateway.serving():
+            terminal.until("nothing is loaded")
+        terminal.until("lost: ")
+        again = terminal.until("lost: ")
+        assert CLEAR in again, "the second loss takes the place of the first"
+        assert "nothing is loaded" in again
+        with gateway.serving():
+            assert CLEAR in terminal.until("nothing is loaded\r\n")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+
+
+def test_top_outlives_its_gateway(gateway: Gateway):
+    """`cortex top` says LOST and why while the gateway is away, then live again; keys work on."""
+    with on_terminal("top", "-g", gateway.url) as (process, terminal):
+        with gateway.serving():
+            terminal.until(" live ")
+        assert "lost: " in terminal.until("trying again in") + terminal.until(" LOST ")
+        with gateway.serving():
+            terminal.until(" live ")
+            terminal.press("q")
+            assert process.wait(20) == 0
