@@ -16,7 +16,7 @@ A A B B C C; models take turns by their longest waiter, so nobody starves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cortex_common.errors import Conflict, CortexError
@@ -27,7 +27,7 @@ from cortex_server.core.loads import Effects, Order, Stage, Underway
 from cortex_server.core.plan import Impossible, Join, Load, Serve, plan, present
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Pins, Promise
-from cortex_server.core.troubles import Troubles
+from cortex_server.core.troubles import Trouble, Troubles
 from cortex_server.core.waiting import Ask, Goal, Queue, WaitingRoom
 from cortex_server.core.world import Wish, World
 
@@ -100,6 +100,11 @@ class Scheduler:
         """When `step` has something to do though nothing happens; monotonic seconds."""
         times = [t for t in (self._wake, self._waiting.next_deadline()) if t is not None]
         return min(times, default=None)
+
+    @property
+    def failures(self) -> Mapping[str, Trouble]:
+        """Models whose last load failed, not long ago."""
+        return self._troubles.failures
 
     # -- events ------------------------------------------------------------------------------
 

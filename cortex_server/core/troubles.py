@@ -44,6 +44,11 @@ class Troubles:
         """Instances that would not drain or go, and until when they are left alone."""
         return self._spared
 
+    @property
+    def failures(self) -> Mapping[str, Trouble]:
+        """Models whose last load failed, not long ago."""
+        return self._failed
+
     def failed_lately(self, model: str, now: float) -> Trouble | None:
         """Why a model is not loaded again yet."""
         found = self._failed.get(model)

@@ -320,8 +320,8 @@ class Conductor:
     def shown(self) -> FleetSnapshot:
         """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
         snapshot = with_pins(self._fleet.snapshot, self.pins)
-        now = self._clock.monotonic()
-        return with_reasons(snapshot, self.decisions.why, self._profiles, self.upkeep, now)
+        why, failures, now = self.decisions.why, self._scheduler.failures, self._clock.monotonic()
+        return with_reasons(snapshot, why, self._profiles, self.upkeep, failures, now)
 
     def preview(self, wish: Wish, promised: tuple[Promise, ...] = ()) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing.

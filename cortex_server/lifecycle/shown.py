@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import FleetSnapshot, InstanceView, ModelView
+from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState, ModelView
 from cortex_common.models import InstanceId
+from cortex_server.core.troubles import Trouble
 from cortex_server.core.upkeep import Upkeep
 from cortex_server.lifecycle.pins import PinBoard
 
@@ -33,15 +34,17 @@ def with_reasons(
     why: Mapping[InstanceId, str],
     profiles: Mapping[str, ModelProfile],
     upkeep: Upkeep,
+    failures: Mapping[str, Trouble],
     now: float,
 ) -> FleetSnapshot:
-    """The snapshot with why each instance is where it is, and when idle models go.
+    """The snapshot with why each instance is where it is, why models could not be loaded, and when idle ones go.
 
     Args:
         snapshot: with pins already.
         why: the reasons of this gateway's loads.
         profiles: by model id.
         upkeep: who ends idle models.
+        failures: of the last load of a model; where no engine was started, no instance tells of it.
         now: monotonic seconds.
     """
     nodes = tuple(
@@ -57,11 +60,13 @@ def with_reasons(
     for i in snapshot.instances():
         of_model.setdefault(i.model, []).append(i)
 
-    def ending(model: ModelView) -> ModelView:
+    def told(model: ModelView) -> ModelView:
+        if model.state is ModelState.UNLOADED and model.id in failures:
+            return replace(model, state=ModelState.FAILED, error=failures[model.id].reason)
         profile = profiles.get(model.id)
         if profile is None:
             return model
         left = upkeep.ends_in(profile, of_model.get(model.id, ()), now)
         return model if left is None else replace(model, unload_at=snapshot.at + left)
 
-    return replace(snapshot, nodes=nodes, models=tuple(map(ending, snapshot.models)))
+    return replace(snapshot, nodes=nodes, models=tuple(map(told, snapshot.models)))

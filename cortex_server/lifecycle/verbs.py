@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
@@ -90,7 +91,7 @@ class Verbs:
             self._conductor.want(profile, goal, timeout_s=wish.timeout_s, insists=True)
         )
         self._pursued.add(task)
-        task.add_done_callback(self._pursuit_ended)
+        task.add_done_callback(partial(self._pursuit_ended, profile.id))
         if wish.wait:
             instance = await task
             return self._ready(profile, instance, self._clock.monotonic() - began)
@@ -362,7 +363,7 @@ class Verbs:
             vram_mb=max((v.vram_used_mb for v in views), default=None),
         )
 
-    def _pursuit_ended(self, task: asyncio.Task[InstanceId]) -> None:
+    def _pursuit_ended(self, model: str, task: asyncio.Task[InstanceId]) -> None:
         self._pursued.discard(task)
         if not task.cancelled() and isinstance(failed := task.exception(), CortexError):
-            event(log, "load_failed", logging.WARNING, reason=failed.message)
+            event(log, "load_failed", logging.WARNING, model=model, reason=failed.message)

@@ -84,6 +84,9 @@ async def test_weights_that_are_not_there_fail_with_the_reason(served: Served) -
     assert answer.json()["error"]["code"] == "load_failed"
     assert "missing.gguf" in answer.json()["error"]["message"]
     assert "logs" not in str(answer.json()), "no engine was started that could have written one"
+    shown = (await served.operator.fleet()).model("broken")
+    assert shown is not None
+    assert (shown.state, "missing.gguf" in str(shown.error)) == ("failed", True)
 
 
 async def test_an_operator_need_not_wait_until_a_failed_load_is_tried_again(
