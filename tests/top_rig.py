@@ -18,6 +18,7 @@ from cortex_common.operator import (
     DefragView,
     DefragWish,
     DrainNode,
+    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
@@ -26,6 +27,8 @@ from cortex_common.operator import (
     PinModel,
     PinView,
     PlanLoad,
+    PlannedEviction,
+    PlannedMove,
     PlanView,
     UnloadModel,
     UnpinModel,
@@ -66,6 +69,7 @@ class NotingOperator:
         asked: plans that were asked for.
         logs: models whose log was read.
         fails: raised by the next calls.
+        refuses: raised by plans of evictions.
         plan: what a plan says, but for the model.
     """
 
@@ -74,6 +78,7 @@ class NotingOperator:
         self.asked: list[PlanLoad] = []
         self.logs: list[str] = []
         self.fails = fails
+        self.refuses: CortexError | None = None
         self.plan = plan or PlanView(
             model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
         )
@@ -82,6 +87,22 @@ class NotingOperator:
         """See `Operator.plan_load`."""
         self.asked.append(request)
         return self.plan.model_copy(update={"model": request.model})
+
+    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
+        """See `Operator.plan_evict`."""
+        if self.refuses is not None:
+            raise self.refuses
+        return PlannedEviction(
+            instance="qwen-1", model=request.model, node="beast", frees_mb=69_800, in_flight=3, idle_s=1.0
+        )  # fmt: skip
+
+    async def plan_drain(self, node: str) -> DrainPlan:
+        """See `Operator.plan_drain`."""
+        move = PlannedMove(
+            instance="gemma-1", model="google/gemma-3-12b", mb=12_000, in_flight=0, load_s=8.0,
+            to_node="mule", to_devices=(1,), why="the tightest room",
+        )  # fmt: skip
+        return DrainPlan(node=node, moves=(move,))
 
     async def load(self, request: LoadModel) -> ModelAction:
         """See `Operator.load`."""

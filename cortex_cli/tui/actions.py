@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, TypeVar
 
@@ -11,13 +12,13 @@ from textual.app import App
 from cortex_cli.paint import Paint
 from cortex_cli.render.defrag import headline as headline_of_defrag
 from cortex_cli.render.defrag import move_line, restart_line
-from cortex_cli.render.plan import cost, headline, plan_text
+from cortex_cli.render.plan import cost, drain_text, headline, plan_text
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.commands import Command, Verb
 from cortex_cli.tui.operator import Operator
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_common.errors import CortexError
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.fleet import FleetSnapshot, ModelView
 from cortex_common.operator import (
     ApplyDefrag,
     DefragWish,
@@ -30,7 +31,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.units import show_mib
+from cortex_common.units import show_duration, show_mib
 
 T = TypeVar("T")
 
@@ -81,21 +82,33 @@ class Actions:
         feasible = [p for p in plans if p.action in _FEASIBLE]
         if not feasible or not await self._agreed(feasible):
             return
-        where = "".join(f" --gpu {node}/{d}" for d in devices) or (
-            f" --node {node}" if node else ""
+        await asyncio.gather(
+            *(
+                self._load(LoadModel(model=p.model, node=node, devices=devices, wait=True))
+                for p in feasible
+            )
         )
-        for plan in feasible:
-            wish = LoadModel(model=plan.model, node=node, devices=devices)
-            line = f"cortex models load {plan.model}{where}"
-            if done := await self._try(self._operator.load(wish), line):
-                self.say(f"{done.model} is {done.state.value}", title=line)
+
+    async def _load(self, wish: LoadModel) -> None:
+        """Load a model and tell what came of it; that it begins is seen in the table."""
+        where = "".join(f" --gpu {wish.node}/{d}" for d in wish.devices) or (
+            f" --node {wish.node}" if wish.node else ""
+        )
+        line = f"cortex models load {wish.model}{where}"
+        if done := await self._try(self._operator.load(wish), line):
+            place = f" on {', '.join(done.nodes)}" if done.nodes else ""
+            took = f" after {show_duration(done.seconds)}" if done.seconds else ""
+            self.say(f"{done.model} is {done.state.value}{place}{took}", title=line)
 
     async def _agreed(self, plans: Sequence[PlanView]) -> bool:
         details = []
         for plan in plans:
-            needs = f", {show_mib(plan.device_mb)} on each device" if plan.device_mb else ""
+            each = " on each device" if len(plan.devices) > 1 else ""
+            needs = f", {show_mib(plan.device_mb)}{each}" if plan.device_mb else ""
             details.append(headline(plan) + needs)
             details += [f"  {cost(e)}" for e in plan.evictions]
+        if len(plans) > 1:
+            details.append("Each is planned as if alone; together they may go elsewhere.")
         self._show_ghosts(ghosts(plans))
         try:
             names = ", ".join(p.model for p in plans)
@@ -105,19 +118,31 @@ class Actions:
 
     async def unload(self, models: Sequence[str], fleet: FleetSnapshot) -> None:
         """Unload models, after a question that tells what that disturbs."""
-        if not await self._ask(f"Unload {', '.join(models)}?", _disturbed(models, fleet)):
+        meant = [m for name in models if (m := fleet.model(name))]
+        if meant and not any(m.instances or m.waiting for m in meant):
+            self.say(f"{', '.join(m.id for m in meant)}: not loaded", severity="warning")
+            return
+        again = "All instances end; whoever asks for the model has it loaded again."
+        if not await self._ask(f"Unload {', '.join(models)}?", [*_disturbed(meant, fleet), again]):
             return
         for model in models:
             line = f"cortex models unload {model}"
             if done := await self._try(self._operator.unload(UnloadModel(model=model)), line):
                 self.say(f"{done.model} is {done.state.value}", title=line)
 
-    async def evict(self, models: Sequence[str], fleet: FleetSnapshot) -> None:
-        """End one instance of each model, after a question."""
-        question = f"Evict one instance of {', '.join(models)}?"
-        if not await self._ask(question, _disturbed(models, fleet)):
-            return
+    async def evict(self, models: Sequence[str]) -> None:
+        """End one instance of each model, after a question; what can't be evicted is told at once."""
+        plans: dict[str, str] = {}
         for model in models:
+            line = f"cortex models evict {model}"
+            plan = await self._try(self._operator.plan_evict(EvictModel(model=model)), line)
+            if plan is not None:
+                plans[model] = cost(plan)
+        question = f"Evict one instance of {', '.join(plans)}?"
+        details = [*plans.values(), "The gateway may load it again, here or elsewhere."]
+        if not plans or not await self._ask(question, details):
+            return
+        for model in plans:
             line = f"cortex models evict {model}"
             if done := await self._try(self._operator.evict(EvictModel(model=model)), line):
                 self.say(f"{done.model} is {done.state.value}", title=line)
@@ -152,7 +177,10 @@ class Actions:
     async def drain(self, node: str) -> None:
         """Empty a node, after a question."""
         line = f"cortex nodes drain {node}"
-        details = ["No new instances; what it holds is moved, or unloaded where there is no room."]
+        plan = await self._try(self._operator.plan_drain(node), line)
+        if plan is None:
+            return
+        details = [drain_text(plan), "It is cordoned: nothing new is placed there."]
         if not await self._ask(f"Drain {node}?", details):
             return
         if done := await self._try(self._operator.drain(DrainNode(node=node)), line):
@@ -201,7 +229,7 @@ class Actions:
             case Verb.UNLOAD:
                 await self.unload([name], fleet)
             case Verb.EVICT:
-                await self.evict([name], fleet)
+                await self.evict([name])
             case Verb.PIN:
                 await self.pin([name], fleet)
             case Verb.CORDON:
@@ -236,6 +264,13 @@ class Actions:
         self._app.notify(text, title=title, severity=severity, timeout=_TOAST_S, markup=False)
 
 
-def _disturbed(models: Sequence[str], fleet: FleetSnapshot) -> list[str]:
-    active = sum(m.in_flight for m in fleet.models if m.id in models)
-    return [f"{active} requests are under way; they are waited for."] if active else []
+def _disturbed(models: Sequence[ModelView], fleet: FleetSnapshot) -> list[str]:
+    """The memory that the end of these models gives back, and who is waited for."""
+    meant = {m.id for m in models}
+    freed = [
+        f"frees {show_mib(i.vram_used_mb)} on {i.node}: {i.model}"
+        for i in fleet.instances()
+        if i.model in meant and i.vram_used_mb
+    ]
+    active = sum(m.in_flight for m in models)
+    return [*freed, f"{active} requests are under way; they are waited for."] if active else freed

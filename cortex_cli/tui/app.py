@@ -23,19 +23,18 @@ from cortex_cli.tui.keys import DISTURBING, KEYS, VIEWS_WITHOUT, keys_text
 from cortex_cli.tui.known import Known
 from cortex_cli.tui.look import FASTEST_S, SLOWEST_S, Look
 from cortex_cli.tui.operator import Operator
-from cortex_cli.tui.palette import FleetCommands
+from cortex_cli.tui.palette import FleetCommands, Palette
 from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
-from cortex_cli.tui.screens.dialogs import Page, facts_text
+from cortex_cli.tui.screens.dialogs import Page, page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
-from cortex_cli.tui.view import Choice, Sort, describe, passes
+from cortex_cli.tui.view import Choice, Sort, as_json, describe, found
 from cortex_cli.tui.widgets.line import Line
-from cortex_cli.tui.widgets.lines import Lines
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
 from cortex_cli.watch import Lost
-from cortex_common.fleet import SNAPSHOT, FleetSnapshot, ModelView
+from cortex_common.fleet import FleetSnapshot, ModelView
 from cortex_common.trail import TrailEntry
 
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
@@ -71,7 +70,6 @@ class Top(App[None]):
         self._stale = True
         self._interval = look.pause_s
         self._timer: Timer | None = None
-        self._view = "overview"
         requests = RequestTable(operator.requests if look.live else None)
         self._picture = Picture(ascii_only=look.ascii_only, requests=requests)
         self._line = Line()
@@ -152,6 +150,11 @@ class Top(App[None]):
         """Lay out anew once the widgets know their sizes."""
         self.call_after_refresh(self._draw, anyway=True)
 
+    def action_command_palette(self) -> None:
+        """Offer what there is to do with the fleet."""
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
+
     # -- what the person points at -----------------------------------------------------------
 
     def _current(self) -> ModelView | None:
@@ -167,7 +170,7 @@ class Top(App[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - textual's signature
         """Grey what a read-only screen or a lost gateway can't do; hide what has nothing to act on in this view."""
-        if self._view in VIEWS_WITHOUT.get(action, ()):
+        if self._picture.view in VIEWS_WITHOUT.get(action, ()):
             return False
         return None if action in DISTURBING and not self._may_disturb else True
 
@@ -192,7 +195,7 @@ class Top(App[None]):
     async def action_evict(self) -> None:
         """End one instance of what is meant."""
         if self.snapshot is not None and (models := self._meant()):
-            await self._actions.evict(models, self.snapshot)
+            await self._actions.evict(models)
 
     @work
     async def action_pin(self) -> None:
@@ -217,12 +220,12 @@ class Top(App[None]):
 
     def action_describe(self) -> None:
         """Show all about the model or the request under the cursor."""
-        if self._view == "requests":
+        if self._picture.view == "requests":
             if request := self._picture.requests.request:
-                self.push_screen(Page(request.id, facts_text(describe_request(request))))
+                self.push_screen(page(request.id, describe_request(request)))
         elif (model := self._current()) and self.snapshot:
             facts = describe(model, self.snapshot, self._known.history)
-            self.push_screen(Page(model.id, facts_text(facts)))
+            self.push_screen(page(model.id, facts))
 
     @on(Table.Chosen)
     def _row_selected(self) -> None:
@@ -232,16 +235,20 @@ class Top(App[None]):
     async def action_cancel(self) -> None:
         """End the request under the cursor."""
         request = self._picture.requests.request
-        if request is not None and request.active and self._view == "requests":
+        if request is None or self._picture.view != "requests":
+            return
+        if request.active:
             await self._actions.cancel(request.id)
+        else:
+            self._actions.say("that request has ended", severity="warning")
 
     def action_logs(self) -> None:
         """Show what the engine of the model under the cursor writes; beside the events, what the gateway logs."""
         name: str | None = GATEWAY
-        if self._view == "requests":
+        if self._picture.view == "requests":
             request = self._picture.requests.request
             name = request.model if request is not None else None
-        elif self._view != "events":
+        elif self._picture.view != "events":
             model = self._current()
             name = model.id if model is not None else None
         if name is not None:
@@ -256,9 +263,7 @@ class Top(App[None]):
     def action_json(self) -> None:
         """Show the model under the cursor as JSON."""
         if (model := self._current()) and self.snapshot:
-            alone = replace(self.snapshot, models=(model,), nodes=())
-            text = SNAPSHOT.dump_json(alone, indent=2).decode()
-            self.push_screen(Page(model.id, Text(text)))
+            self.push_screen(Page(model.id, Text(as_json(model))))
 
     def action_keys(self) -> None:
         """Show what each key does."""
@@ -272,10 +277,7 @@ class Top(App[None]):
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        orders = list(Sort)
-        self._choose(
-            replace(self._choice, sort=orders[(orders.index(self._choice.sort) + 1) % len(orders)])
-        )
+        self._choose(replace(self._choice, sort=self._choice.sort.next))
 
     def action_reverse(self) -> None:
         """Turn the order round."""
@@ -307,34 +309,18 @@ class Top(App[None]):
 
     def action_zoom(self) -> None:
         """The models table alone, or everything again."""
-        self.action_view("overview" if self._view == "models" else "models")
+        self.action_view("overview" if self._picture.view == "models" else "models")
 
     def action_view(self, name: str) -> None:
         """Switch between overview, models, devices, requests and events."""
-        self._view = name
-        for view in ("models", "gpus", "requests", "events"):
-            self._picture.table.screen.set_class(view == name, f"view-{view}")
-        self._lines.focus()
+        self._picture.switch(name)
         self.refresh_bindings()
         self.call_after_refresh(self._draw, anyway=True)
         self.call_after_refresh(self._picture.requests.look)
 
-    @property
-    def _lines(self) -> Lines:
-        """Those that keys move in."""
-        match self._view:
-            case "gpus":
-                return self._picture.devices
-            case "requests":
-                return self._picture.requests
-            case "events":
-                return self._picture.events
-            case _:
-                return self._picture.table
-
     def action_move(self, lines: int) -> None:
         """Move the cursor, or scroll where there is none."""
-        self._lines.action_move(lines)
+        self._picture.lines.action_move(lines)
 
     def action_leave(self) -> None:
         """Close the line, else clear the filter, else the marks, else return to the overview."""
@@ -367,7 +353,7 @@ class Top(App[None]):
 
     @on(Line.Closed)
     def _line_closed(self) -> None:
-        self._lines.focus()
+        self._picture.lines.focus()
 
     @on(Line.Misunderstood)
     def _misunderstood(self, event: Line.Misunderstood) -> None:
@@ -420,12 +406,8 @@ class Top(App[None]):
         await self._actions.obey(command, snapshot)
 
     def _go_to(self, words: str) -> None:
-        snapshot = self.snapshot
-        found = (
-            next((m.id for m in snapshot.models if passes(m, words)), None) if snapshot else None
-        )
-        if found is None:
+        if (model := found(self.snapshot, words)) is None:
             self._actions.say(f"no model matches {words!r}", severity="error")
         else:
             self._choose(replace(self._choice, words=""))
-            self._picture.table.go_to(found)
+            self._picture.table.go_to(model.id)

@@ -48,7 +48,7 @@ KEYS: list[BindingType] = [
     _key("plus", "faster", "draw more often"),
     _key("minus", "slower", "draw less often"),
     _key("z", "zoom", "models alone"),
-    _key("colon", "command", "command line", shown=SHOWN),
+    _key("colon", "command", "command", shown=SHOWN),
     _key("escape", "leave", "back"),
     Binding("1", "view('overview')", "overview", show=False, id="view-overview"),
     Binding("2", "view('models')", "models", show=False, id="view-models"),

@@ -13,6 +13,7 @@ from cortex_common.operator import (
     DefragView,
     DefragWish,
     DrainNode,
+    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
@@ -20,6 +21,7 @@ from cortex_common.operator import (
     PinModel,
     PinView,
     PlanLoad,
+    PlannedEviction,
     PlanView,
     UnloadModel,
     UnpinModel,
@@ -34,6 +36,14 @@ class Operator(Protocol):
 
     async def plan_load(self, request: PlanLoad) -> PlanView:
         """What would be done to load a model."""
+        ...
+
+    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
+        """Which instance an eviction would end."""
+        ...
+
+    async def plan_drain(self, node: str) -> DrainPlan:
+        """What emptying a node would do."""
         ...
 
     async def load(self, request: LoadModel) -> ModelAction:
@@ -103,6 +113,16 @@ class GatewayOperator:
         """See `Operator.plan_load`."""
         async with connect(self._gateway) as client:
             return await client.plan_load(request)
+
+    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
+        """See `Operator.plan_evict`."""
+        async with connect(self._gateway) as client:
+            return await client.plan_evict(request)
+
+    async def plan_drain(self, node: str) -> DrainPlan:
+        """See `Operator.plan_drain`."""
+        async with connect(self._gateway) as client:
+            return await client.plan_drain(node)
 
     async def load(self, request: LoadModel) -> ModelAction:
         """See `Operator.load`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
 
 from cortex_cli.logs import GATEWAY
 from cortex_cli.tui.commands import Command, Verb
@@ -78,3 +78,11 @@ class FleetCommands(Provider):
                 yield Hit(
                     score, matcher.highlight(title), partial(self._top.obey, command), help=told
                 )
+
+
+class Palette(CommandPalette):
+    """Textual's, which on a slow host may still be told of hits when it is closed already, and then ends the app."""
+
+    def _watch__list_visible(self) -> None:
+        if self.query(CommandList):
+            super()._watch__list_visible()

@@ -18,6 +18,7 @@ from cortex_cli.tui.screens.dialogs import facts_text
 from cortex_cli.tui.view import Choice, describe, rows, summary
 from cortex_cli.tui.widgets.devices import DevicePanel
 from cortex_cli.tui.widgets.events import EventLines
+from cortex_cli.tui.widgets.lines import Lines
 from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
@@ -25,6 +26,8 @@ from cortex_cli.watch import Lost
 from cortex_common.fleet import FleetSnapshot
 
 SHORT_SCREEN = 24
+OVERVIEW = "overview"
+VIEWS = (OVERVIEW, "models", "gpus", "requests", "events")
 _WORD = re.compile(r"\S")
 
 
@@ -54,11 +57,15 @@ class Picture(Vertical):
     Args:
         ascii_only: draw with ASCII alone.
         requests: the table of requests.
+
+    Attributes:
+        view: which of `VIEWS` is shown.
     """
 
     def __init__(self, *, ascii_only: bool, requests: RequestTable) -> None:
         super().__init__(id="picture")
         # Held, and not looked up: a picture may fall due while another screen lies on top.
+        self.view = OVERVIEW
         self.table = ModelTable()
         self.requests = requests
         self._summary = SummaryLine(id="summary")
@@ -86,6 +93,23 @@ class Picture(Vertical):
         """Name the frames."""
         self.devices.border_title = "devices"
         self.events.border_title = "events"
+
+    def switch(self, view: str) -> None:
+        """Show one of `VIEWS`, and have the keys work in it."""
+        self.view = view
+        for name in VIEWS:
+            self.screen.set_class(name == view != OVERVIEW, f"view-{name}")
+        self.lines.focus()
+
+    @property
+    def lines(self) -> Lines:
+        """Those that keys move in."""
+        moving: dict[str, Lines] = {
+            "gpus": self.devices,
+            "requests": self.requests,
+            "events": self.events,
+        }
+        return moving.get(self.view, self.table)
 
     def draw(self, shown: Shown) -> None:
         """Draw all of it."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
 from cortex_cli.render.table import brief, printable
 from cortex_cli.tui.history import History, Rate
@@ -26,6 +28,12 @@ class Sort(StrEnum):
     TOKENS = "tok/s"
     TTFT = "ttft"
     QUEUE = "queue"
+
+    @property
+    def next(self) -> Sort:
+        """The one after it, round and round."""
+        orders = list(Sort)
+        return orders[(orders.index(self) + 1) % len(orders)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class Summary:
     troubles: tuple[str, ...]
 
 
+_MODEL = TypeAdapter(ModelView)
 _STATE_ORDER = (
     ModelState.FAILED,
     ModelState.LOADING,
@@ -154,6 +163,12 @@ def passes(model: ModelView, words: str) -> bool:
     )
 
 
+def found(snapshot: FleetSnapshot | None, words: str) -> ModelView | None:
+    """The first model that words mean."""
+    models = snapshot.models if snapshot is not None else ()
+    return next((m for m in models if passes(m, words)), None)
+
+
 def _key(sort: Sort, rates: Mapping[str, Rate]) -> Callable[[ModelView], Any]:
     """What leads: names and states forward, numbers from the greatest."""
     keys: dict[Sort, Callable[[ModelView], Any]] = {
@@ -206,6 +221,11 @@ def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned
         return ""
     last = max(i.last_used for i in instances)
     return f"idle {show_duration(max(0.0, at - last))}" if last else ""
+
+
+def as_json(model: ModelView) -> str:
+    """A model as the operator API tells it."""
+    return _MODEL.dump_json(model, indent=2).decode()
 
 
 def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> list[tuple[str, str]]:

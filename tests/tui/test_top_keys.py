@@ -15,6 +15,7 @@ from sample_fleet import (
     busy_fleet,
     empty_fleet,
     large_fleet,
+    sample_requests,
     sample_trail,
 )
 from textual.command import CommandList
@@ -24,6 +25,7 @@ from top_rig import FedSource, NotingOperator, top, until
 
 from cortex_cli.tui.app import Top
 from cortex_cli.tui.look import Look
+from cortex_cli.tui.palette import Palette
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.widgets.lines import Lines
@@ -31,7 +33,7 @@ from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
-from cortex_common.errors import AuthenticationFailed, DoesNotFit, NotFound
+from cortex_common.errors import AuthenticationFailed, Conflict, DoesNotFit, NotFound
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
@@ -46,6 +48,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.requests import RequestList
 from cortex_common.trail import TrailEntry
 
 WIDE = (140, 40)
@@ -93,13 +96,13 @@ async def test_load_shows_its_plan_first():
         await pilot.press("l")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
         told = " ".join(str(s.content) for s in app.screen.query(Static))
-        assert f"{PHI} would be loaded on beast/1: most room, 8.8G on each device" in told
+        assert f"{PHI} would be loaded on beast/1: most room, 8.8G" in told
         assert drawn(app._picture.devices) != before
         assert operator.calls == []
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [LoadModel(model=PHI)]
+        assert operator.calls == [LoadModel(model=PHI, wait=True)]
         assert drawn(app._picture.devices) == before
         await until(pilot, lambda: bool(app._notifications))
         assert [n.title for n in app._notifications] == [f"cortex models load {PHI}"]
@@ -131,10 +134,51 @@ async def test_evict_asks_the_person_first():
     async with running(app) as pilot:
         await pilot.press("down", "down", "e")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
+        told = " ".join(str(s.content) for s in app.screen.query(Static))
+        assert f"evicts {QWEN} from beast: frees 68.2G, idle 1.0s, after 3 requests" in told
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [EvictModel(model=QWEN)]
+
+
+async def test_what_cannot_be_evicted_is_told_at_once():
+    """A pinned model is refused before anybody is asked."""
+    operator = NotingOperator()
+    operator.refuses = Conflict("qwen-1 is pinned", hints=("cortex models unpin",))
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("down", "down", "e")
+        await until(pilot, lambda: bool(app._notifications))
+
+        assert not isinstance(app.screen, Confirm)
+        assert "is pinned" in next(iter(app._notifications)).message
+
+
+async def test_unloading_tells_what_it_frees():
+    """The question names the memory that comes free, and whom that disturbs; what is not loaded is not asked about."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("u")
+        await until(pilot, lambda: bool(app._notifications))
+        assert f"{PHI}: not loaded" in next(iter(app._notifications)).message
+        await pilot.press("down", "down", "u")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        told = " ".join(str(s.content) for s in app.screen.query(Static))
+
+        assert f"frees 68.2G on beast: {QWEN}" in told
+        assert "3 requests are under way" in told
+
+
+async def test_draining_shows_its_moves_first():
+    """The question tells where each model of the node would go."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("colon", *"drain beast", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        told = " ".join(str(s.content) for s in app.screen.query(Static))
+
+        assert f"moves {GEMMA} (11.7G) to mule/1 in about 8.0s" in told
 
 
 async def test_pin_goes_to_and_fro():
@@ -221,6 +265,7 @@ async def test_a_question_can_be_declined():
     operator = NotingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
+        await pilot.press("down", "down")
         for key in ("n", "escape", "enter"):
             await pilot.press("u")
             await until(pilot, lambda: isinstance(app.screen, Confirm))
@@ -290,7 +335,7 @@ async def test_the_command_line_loads_where_it_is_told():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [LoadModel(model="qwen3", node="beast", devices=(1,))]
+        assert operator.calls == [LoadModel(model="qwen3", node="beast", devices=(1,), wait=True)]
 
 
 async def test_the_filter_narrows_as_it_is_typed():
@@ -459,10 +504,28 @@ async def test_a_request_is_cancelled_after_a_yes():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
         await pilot.press("down", "down", "down", "X")
-        await pilot.pause()
+        await until(pilot, lambda: any("has ended" in str(n.message) for n in app._notifications))
 
         assert operator.calls == [("cancel", "req-0012")]
         assert not isinstance(app.screen, Confirm)
+
+
+async def test_a_cursor_on_top_of_the_requests_stays_there():
+    """Whoever looks at the top goes on seeing what is under way; whoever chose a row goes with it."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        table = await requests_of(pilot, app)
+        one, two, *rest = sample_requests().active
+        swapped = RequestList(at=NOW, active=(two, one, *rest))
+        assert table.current == one.id
+        table._found = swapped
+        table._draw()
+        assert table.current == two.id
+        await pilot.press("down")
+        table._found = sample_requests()
+        table._draw()
+
+        assert table.current == one.id
 
 
 @pytest.mark.parametrize("view", ["3", "4", "5"])
@@ -575,6 +638,21 @@ async def test_the_palette_knows_the_fleet():
         await until(pilot, lambda: isinstance(app.screen, Confirm))
 
         assert [ask.model for ask in operator.asked] == [GEMMA]
+
+
+async def test_a_closed_palette_does_not_mind_late_hits():
+    """Hits that come when the palette is closed already end nothing."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, Palette))
+        palette = app.screen
+        assert isinstance(palette, Palette)
+        await pilot.press("escape")
+        await until(pilot, lambda: not palette.query(CommandList))
+        palette._list_visible = not palette._list_visible
+
+        assert app.is_running
 
 
 async def test_keys_can_be_changed():

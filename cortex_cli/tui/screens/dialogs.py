@@ -85,6 +85,11 @@ class Page(ModalScreen[None]):
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
 
+def page(title: str, facts: Sequence[tuple[str, str]]) -> Page:
+    """Names and values to read."""
+    return Page(title, facts_text(facts))
+
+
 def facts_text(facts: Sequence[tuple[str, str]]) -> Text:
     """Names and values as two columns."""
     width = max((len(name) for name, _ in facts), default=0)

@@ -10,13 +10,13 @@ COLUMNS = (
     Column("badge", "", 2, 0),
     Column("name", "NAME", 18, 0, most=44),
     Column("state", "STATE", 9, 0),
-    Column("place", "NODE/DEVICE", 12, 2),
+    Column("place", "NODE/DEVICE", 11, 2),
     Column("vram", "VRAM", 6, 3, right=True),
     Column("requests", "REQ/S", 5, 5, right=True),
     Column("tokens", "TOK/S", 5, 6, right=True),
     Column("ttft", "TTFT", 6, 7, right=True),
     Column("queue", "Q", 5, 1, right=True),
-    Column("until", "UNTIL", 16, 4, most=1000),
+    Column("until", "UNTIL", 11, 4, most=1000),
 )
 _STATES = {
     "ready": "success",

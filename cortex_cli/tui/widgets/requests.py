@@ -115,6 +115,8 @@ class RequestTable(Table[RequestRow]):
         ask: for the requests, and so many of those that ended; None where nobody can be asked, as in a recording.
     """
 
+    RESTS_ON_TOP = True
+
     def __init__(self, ask: Callable[[int | None], Awaitable[RequestList]] | None) -> None:
         super().__init__("requests", COLUMNS)
         self._ask = ask

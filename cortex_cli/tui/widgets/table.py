@@ -114,6 +114,9 @@ class Table(Lines, Generic[Row], can_focus=True):
         Binding("enter", "choose", "choose", show=False),
     ]
 
+    RESTS_ON_TOP: ClassVar[bool] = False
+    """A cursor on the first row stays there, whatever comes to stand in it, instead of going with its row."""
+
     cursor_row: reactive[int] = reactive(0, repaint=False)
 
     class Highlighted(Message):
@@ -121,17 +124,6 @@ class Table(Lines, Generic[Row], can_focus=True):
 
     class Chosen(Message):
         """The row under the cursor was asked for, by enter or a second click."""
-
-    class HeadClicked(Message):
-        """The title of a column was clicked.
-
-        Attributes:
-            key: of the column.
-        """
-
-        def __init__(self, key: str) -> None:
-            super().__init__()
-            self.key = key
 
     def __init__(self, name: str, columns: Sequence[Column]) -> None:
         super().__init__(name)
@@ -163,7 +155,7 @@ class Table(Lines, Generic[Row], can_focus=True):
         self._rows = rows
         self.redraw(len(rows))
         self.cursor_row = self.cursor_row  # it may be beyond the last
-        if held is not None:
+        if held is not None and not (self.RESTS_ON_TOP and self.cursor_row == 0):
             self.go_to(held)
 
     def go_to(self, name: str) -> None:
@@ -248,22 +240,12 @@ class Table(Lines, Generic[Row], can_focus=True):
             self.post_message(self.Chosen())
 
     def on_click(self, event: events.Click) -> None:
-        """Put the cursor on a row, choose the one that has it, or name a column."""
+        """Put the cursor on a row, or choose the one that has it."""
         at = event.get_content_offset(self)
-        if at is None:
+        if at is None or at.y < self.HEADS:
             return
         row = at.y - self.HEADS + round(self.scroll_y)
-        if at.y < self.HEADS:
-            self._click_head(at.x)
-        elif row == self.cursor_row:
+        if row == self.cursor_row:
             self.action_choose()
         elif row < len(self._rows):
             self.cursor_row = row
-
-    def _click_head(self, x: int) -> None:
-        left = 0
-        for column in self._layout:
-            left += column.width + _GAP
-            if x < left:
-                self.post_message(self.HeadClicked(column.key))
-                return
