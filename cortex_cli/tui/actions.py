@@ -36,6 +36,8 @@ from cortex_common.units import show_duration, show_mib
 T = TypeVar("T")
 
 _TOAST_S = 6.0
+_CORDONED = "Nothing new is placed on it; what it has goes on serving."
+_OPEN = "New instances may be placed on it."
 _FEASIBLE = {"load", "join", "wait"}
 
 
@@ -147,11 +149,14 @@ class Actions:
             if done := await self._try(self._operator.evict(EvictModel(model=model)), line):
                 self.say(f"{done.model} is {done.state.value}", title=line)
 
-    async def pin(self, models: Sequence[str], fleet: FleetSnapshot) -> None:
-        """Pin models, or unpin those that are; nothing is disturbed, so nobody is asked."""
+    async def pin(
+        self, models: Sequence[str], fleet: FleetSnapshot, *, wanted: bool | None = None
+    ) -> None:
+        """Pin models or unpin them, by default the other way round; nothing is disturbed, so nobody is asked."""
         pinned = {i.model for i in fleet.instances() if i.pinned}
         for model in models:
-            if model in pinned:
+            unpins = (model in pinned) if wanted is None else not wanted
+            if unpins:
                 line = f"cortex models unpin {model}"
                 left = await self._try(self._operator.unpin(UnpinModel(model=model)), line)
                 if left is not None:
@@ -162,14 +167,17 @@ class Actions:
                 if done := await self._try(self._operator.pin(PinModel(model=model)), line):
                     self.say(f"{done.model} is pinned", title=line)
 
-    async def cordon(self, node: str, fleet: FleetSnapshot) -> None:
-        """Keep new work off a node, or let it on again."""
+    async def cordon(self, node: str, fleet: FleetSnapshot, *, wanted: bool | None = None) -> None:
+        """Keep new work off a node or let it on again, by default the other way round."""
         view = fleet.node(node)
-        if view is not None and view.cordoned:
-            line, call = f"cortex nodes uncordon {node}", self._operator.uncordon
+        if wanted is None:
+            wanted = view is None or not view.cordoned
+        if wanted:
+            verb, call, what = "cordon", self._operator.cordon, _CORDONED
         else:
-            line, call = f"cortex nodes cordon {node}", self._operator.cordon
-        if not await self._ask(f"{line.removeprefix('cortex nodes ').capitalize()}?", [line]):
+            verb, call, what = "uncordon", self._operator.uncordon, _OPEN
+        line = f"cortex nodes {verb} {node}"
+        if not await self._ask(f"{verb.capitalize()} {node}?", [what]):
             return
         if done := await self._try(call(node), line):
             self.say(f"{done.node} is {'cordoned' if done.cordoned else 'open'}", title=line)
@@ -230,10 +238,10 @@ class Actions:
                 await self.unload([name], fleet)
             case Verb.EVICT:
                 await self.evict([name])
-            case Verb.PIN:
-                await self.pin([name], fleet)
-            case Verb.CORDON:
-                await self.cordon(name, fleet)
+            case Verb.PIN | Verb.UNPIN:
+                await self.pin([name], fleet, wanted=command.verb is Verb.PIN)
+            case Verb.CORDON | Verb.UNCORDON:
+                await self.cordon(name, fleet, wanted=command.verb is Verb.CORDON)
             case Verb.DEFRAG:
                 await self.defrag(name or None)
             case Verb.CANCEL:

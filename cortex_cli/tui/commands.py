@@ -17,7 +17,9 @@ class Verb(StrEnum):
     UNLOAD = "unload"
     EVICT = "evict"
     PIN = "pin"
+    UNPIN = "unpin"
     CORDON = "cordon"
+    UNCORDON = "uncordon"
     DRAIN = "drain"
     DEFRAG = "defrag"
     CANCEL = "cancel"
@@ -42,7 +44,9 @@ _ON_NAME = {
     Verb.UNLOAD,
     Verb.EVICT,
     Verb.PIN,
+    Verb.UNPIN,
     Verb.CORDON,
+    Verb.UNCORDON,
     Verb.DRAIN,
     Verb.CANCEL,
 }

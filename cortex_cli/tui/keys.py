@@ -65,6 +65,17 @@ DISTURBING = frozenset(
 )
 """Actions that a read-only screen refuses."""
 
+SIGNS = (
+    ("*", "pinned: never evicted, never unloaded for being idle"),
+    ("+", "marked: the next action falls on all that are"),
+    ("c", "its node is cordoned: nothing new is placed there"),
+    ("2+3", "under Q: two requests under way and three that wait"),
+    ("█ ▓", "a model's memory, and what a load under way will have; with --ascii # +"),
+    ("▒ ░", "memory of others, and what is promised; with --ascii x ."),
+    ("▞", "what a plan would take; with --ascii /"),
+)
+"""What stands on the screen for what."""
+
 _NO_MODELS = frozenset({"gpus", "requests", "events"})
 VIEWS_WITHOUT = {
     **dict.fromkeys(("load", "unload", "pin", "evict", "cordon", "mark", "json"), _NO_MODELS),
@@ -114,5 +125,8 @@ def keys_text() -> Text:
         text.append(f"{names:>10}  ", style="bold")
         text.append(f"{told}\n")
     text.append("\nafter `:`  ", style="bold")
-    text.append(", ".join(Verb))
+    text.append(f"{', '.join(Verb)}\n\n")
+    for sign, told in SIGNS:
+        text.append(f"{sign:>10}  ", style="bold")
+        text.append(f"{told}\n")
     return text

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 _ON_MODELS = (
     (Verb.LOAD, "Load {}…", "Show its plan, then load it"),
     (Verb.UNLOAD, "Unload {}…", "After a question"),
-    (Verb.PIN, "Pin or unpin {}", "Protect it from eviction"),
+    (Verb.PIN, "Pin {}", "Protect it from eviction"),
+    (Verb.UNPIN, "Unpin {}", "End that"),
     (Verb.LOGS, "Logs of {}", "What its engine writes"),
     (Verb.MODEL, "Go to {}", "Put the cursor on it"),
 )
 _ON_NODES = (
     (Verb.NODE, "Go to node {}", "Show its models alone"),
     (Verb.CORDON, "Cordon {}…", "Place nothing new on it"),
+    (Verb.UNCORDON, "Uncordon {}…", "Use it again"),
     (Verb.DRAIN, "Drain {}…", "Move or unload what it holds"),
     (Verb.LOGS, "Logs of node {}", "What its neuron logs"),
 )

@@ -194,6 +194,20 @@ async def test_pin_goes_to_and_fro():
         assert operator.calls == [PinModel(model=LLAMA), UnpinModel(model=QWEN)]
 
 
+async def test_commands_pin_and_unpin_whatever_is():
+    """`:pin` and `:unpin` say what is wanted; only the key goes to and fro."""
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        for number, line in enumerate((f"pin {QWEN}", f"unpin {GEMMA}"), 1):
+            await pilot.press("colon")
+            app.query_one("#line", Input).value = line
+            await pilot.press("enter")
+            await until(pilot, lambda n=number: len(operator.calls) == n)
+
+        assert operator.calls == [PinModel(model=QWEN), UnpinModel(model=GEMMA)]
+
+
 @pytest.mark.parametrize(("downs", "call"), [(1, ("uncordon", "mule")), (2, ("cordon", "beast"))])
 async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, str]):
     """`c` cordons the node of the model under the cursor, or ends that, after a yes."""
@@ -231,7 +245,8 @@ async def test_commands_ask_as_keys_do():
         for line, call in {
             "drain beast": DrainNode(node="beast"),
             "evict qwen3": EvictModel(model="qwen3"),
-            "cordon beast": ("cordon", "beast"),
+            "cordon mule": ("cordon", "mule"),
+            "uncordon beast": ("uncordon", "beast"),
             "unload qwen3": UnloadModel(model="qwen3"),
         }.items():
             operator.calls.clear()
