@@ -401,7 +401,8 @@ class Top(App[None]):
     async def _change_fleet(self, command: Command) -> None:
         snapshot = self.snapshot
         if not self._may_disturb or snapshot is None:
-            self._actions.say("this screen is read-only, or the gateway is lost", severity="error")
+            why = "this screen is read-only" if self._look.read_only else "the gateway is lost"
+            self._actions.say(why, severity="error")
             return
         await self._actions.obey(command, snapshot)
 

@@ -6,6 +6,9 @@ from cortex_cli.tui.history import History
 from cortex_cli.watch import Lost
 from cortex_common.fleet import FleetSnapshot
 
+LOST = "LOST"
+"""The mode of a screen without its gateway."""
+
 
 class Known:
     """Changed by what the source tells and by the key that freezes.
@@ -42,7 +45,7 @@ class Known:
     def mode(self, *, live: bool, read_only: bool) -> str:
         """The words in the corner: how the picture comes about, and what the screen may do."""
         if self.lost is not None:
-            return "LOST"
+            return LOST
         if self._held is not None:
             return "FROZEN"
         return f"{'live' if live else 'replay'}{' read-only' if read_only else ''}"

@@ -706,6 +706,7 @@ async def test_a_lost_gateway_is_a_state():
         banner = app.query_one("#banner", Static)
         await until(pilot, lambda: banner.has_class("shown"))
         assert "connection refused; trying again in 4s" in text_of(app, "#banner")
+        assert text_of(app, "#summary").startswith(" cortex ? ")
         assert len(shown(app)) == 4
         await pilot.press("l")
         await pilot.pause()

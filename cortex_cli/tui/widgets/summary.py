@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual.widgets import Static
 
+from cortex_cli.tui.known import LOST
 from cortex_cli.tui.theme import ink
 from cortex_cli.tui.view import Summary
 
@@ -18,9 +19,8 @@ class SummaryLine(Static):
         Args:
             summary: what there is to say.
             where: the gateway or the recording.
-            mode: "live", "frozen", "lost" or "replay".
+            mode: see `Known.mode`.
         """
-        healthy = not summary.troubles
         # In the order in which they stand, each with its rank: those of a low rank are the last to go.
         facts = [
             (where, 7),
@@ -35,9 +35,9 @@ class SummaryLine(Static):
         ]
         line = Text()
         line.append(" cortex ", style=f"bold {ink(self.app, 'primary')}")
-        line.append(
-            "ok " if healthy else "! ", style=ink(self.app, "success" if healthy else "warning")
-        )
+        # What was last seen may have been healthy; nobody knows how it is now.
+        sign = "?" if mode == LOST else "!" if summary.troubles else "ok"
+        line.append(f"{sign} ", style=ink(self.app, "success" if sign == "ok" else "warning"))
         tail = f" {mode} "
         room = self.size.width - len(line) - len(tail) - 1
         kept = set()
