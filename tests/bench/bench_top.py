@@ -143,7 +143,7 @@ def on_a_terminal(url: str) -> tuple[psutil.Process, int]:
 
 async def lasting(minutes: float) -> None:
     """Tell percent of a core and resident memory, minute by minute."""
-    server = uvicorn.Server(uvicorn.Config(stand_in(), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(stand_in(), log_config=None, lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         process, terminal = on_a_terminal(f"http://127.0.0.1:{sock.getsockname()[1]}")
