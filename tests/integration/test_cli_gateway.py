@@ -58,7 +58,10 @@ def lines_of(*args: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], qu
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-                process.wait(20)
+                try:
+                    process.wait(20)
+                finally:
+                    process.kill()  # or the test would hang where it should fail
             reader.join()
 
 
