@@ -16,7 +16,7 @@ RPMBUILD = rpmbuild $(RPM_MACROS) --define '_topdir $(RPM_BUILD)' --define '_sou
 	--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' \
 	--define '_buildhost localhost'
 
-.PHONY: help demo test check format bench engines docs docs-serve reference dist lock srpm rpm test-rpm clean
+.PHONY: help demo test check format bench engines docs docs-serve reference dist lock srpm rpm test-rpm rehearse clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -90,6 +90,9 @@ rpm-tools:
 
 test-rpm: rpm ## Lint the packages, unpack them, and run what is in them
 	CORTEX_PACKAGES=1 $(BIN)/pytest tests/rpm $(ARGS)
+
+rehearse: ## Install, run and upgrade the packages on a host that boots here; needs root and debootstrap, `make srpm` first
+	tests/rpm/rehearse.sh
 
 clean: ## Remove what make made here
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
