@@ -70,6 +70,7 @@ class NotingOperator:
         logs: models whose log was read.
         fails: raised by the next calls.
         refuses: raised by plans of evictions.
+        apart: no node can be defragmented by itself.
         plan: what a plan says, but for the model.
     """
 
@@ -79,6 +80,7 @@ class NotingOperator:
         self.logs: list[str] = []
         self.fails = fails
         self.refuses: CortexError | None = None
+        self.apart = False
         self.plan = plan or PlanView(
             model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
         )
@@ -143,6 +145,8 @@ class NotingOperator:
 
     async def plan_defrag(self, wish: DefragWish) -> DefragView:
         """See `Operator.plan_defrag`."""
+        if self.apart and not wish.across:
+            return DefragView(why="no moves")
         move = MoveView(
             instance="gemma-1", model="google/gemma-3-12b", node="beast", device=0,
             to_node="beast", to_device=1, mb=12_000, load_s=8.0, in_flight=0,

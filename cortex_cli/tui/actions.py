@@ -206,9 +206,13 @@ class Actions:
 
     async def defrag(self, model: str | None = None) -> None:
         """Show the moves that would make a large free block, and make them after a yes."""
-        wish = DefragWish(model=model)
         line = f"cortex defrag --for {model}" if model else "cortex defrag"
+        wish = DefragWish(model=model)
         plan = await self._try(self._operator.plan_defrag(wish), line)
+        if plan is not None and not plan.plan:
+            # Where a node alone has no way, moves to others may be one.
+            wish, line = DefragWish(model=model, across=True), f"{line} --across"
+            plan = await self._try(self._operator.plan_defrag(wish), line)
         if plan is None:
             return
         if not plan.plan:

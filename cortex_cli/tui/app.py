@@ -12,7 +12,6 @@ from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.timer import Timer
-from textual.widgets import Footer
 from textual.worker import Worker, WorkerState
 
 from cortex_cli.logs import GATEWAY
@@ -30,6 +29,7 @@ from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import DARK, LIGHT
 from cortex_cli.tui.view import Choice, Sort, as_json, describe, found
+from cortex_cli.tui.widgets.footer import KeyLine
 from cortex_cli.tui.widgets.line import Line
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
@@ -80,7 +80,7 @@ class Top(App[None]):
         """The main screen."""
         yield self._picture
         yield self._line
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Start to follow and to draw."""

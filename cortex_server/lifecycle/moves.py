@@ -116,7 +116,7 @@ class Mover:
             r for r in self._restarts.due() if wish.model is None and wish.node in {None, r.node}
         ]
         restarts = affordable(due, wish.max_seconds - sum(m.seconds for m in moves))
-        view = _view(found, world, wanted).model_copy(
+        view = _view(found, world, wanted, across=wish.across).model_copy(
             update={
                 "plan": _id(found, restarts) if moves or restarts else "",
                 "restarts": tuple(_restart_view(r, chosen=r in restarts) for r in due),
@@ -150,10 +150,11 @@ def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
     )
 
 
-def _view(found: Defrag | None, world: World, wanted_mb: int | None) -> DefragView:
+def _view(found: Defrag | None, world: World, wanted_mb: int | None, *, across: bool) -> DefragView:
     if found is None:
         size = f"a block of {wanted_mb} MiB" if wanted_mb else "a larger block"
-        return DefragView(why=f"no moves within the budget make {size}")
+        where = "" if across else " on one node; --across looks at all together"
+        return DefragView(why=f"no moves within the budget make {size}{where}")
     if not found.moves:
         return DefragView(
             node=found.node,

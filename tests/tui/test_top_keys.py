@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from sample_fleet import (
 from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input, RichLog, Static
+from textual.widgets._footer import FooterKey
 from top_rig import FedSource, NotingOperator, top, until
 
 from cortex_cli.tui.app import Top
@@ -235,6 +237,20 @@ async def test_defrag_shows_its_moves_first():
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [ApplyDefrag(wish=DefragWish(), plan="p1")]
+
+
+async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
+    """Without moves within a node, `D` shows those between nodes, and makes them after a yes."""
+    operator = NotingOperator()
+    operator.apart = True
+    app = top(busy_fleet(), operator=operator)
+    async with running(app) as pilot:
+        await pilot.press("D")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await until(pilot, lambda: bool(operator.calls))
+
+        assert operator.calls == [ApplyDefrag(wish=DefragWish(across=True), plan="p1")]
 
 
 async def test_commands_ask_as_keys_do():
@@ -774,6 +790,19 @@ async def test_views():
             await pilot.press("1")
 
             assert not app.screen.has_class(f"view-{view}")
+
+
+async def test_keys_of_another_view_are_forgotten():
+    """What the footer showed in other views is not kept."""
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        for view in "12345" * 3:
+            await pilot.press(view)
+            await pilot.pause()
+        gc.collect()
+        kept = [key for key in gc.get_objects() if isinstance(key, FooterKey) and key.app is app]
+
+        assert len(kept) == len(app.query(FooterKey))
 
 
 async def test_the_pace_has_bounds():
