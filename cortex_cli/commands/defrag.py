@@ -65,7 +65,8 @@ def defrag(
 def question(plan: DefragView) -> str:
     """What is asked before it is done."""
     restarts = sum(r.chosen for r in plan.restarts)
-    parts = [f"make these {len(plan.moves)} moves"] if plan.moves else []
+    moves = len(plan.moves)
+    parts = [f"make {f'these {moves} moves' if moves != 1 else 'this move'}"] if moves else []
     parts += [f"restart {restarts} attached engine{'s' * (restarts != 1)}"] if restarts else []
     return f"{' and '.join(parts)}?"
 

@@ -43,9 +43,10 @@ def headline(defrag: DefragView) -> str:
         return printable(defrag.why)
     verb = "made" if defrag.done else "would make"
     took = f" in {show_duration(defrag.seconds)}" if defrag.seconds is not None else ""
+    many = "s" * (len(defrag.moves) != 1)
     return printable(
-        f"{len(defrag.moves)} moves {verb} {show_mib(defrag.after_mb)} free on"
-        f" {defrag.node}/{defrag.device}{took}, where {show_mib(defrag.before_mb)} was the most: {defrag.why}"
+        f"{len(defrag.moves)} move{many} {verb} {show_mib(defrag.after_mb)} free on"
+        f" {defrag.node}/{defrag.device}{took}, where {show_mib(defrag.before_mb)} was the most"
     )
 
 

@@ -79,7 +79,7 @@ def test_a_defrag_shows_the_room_before_and_after():
     )  # fmt: skip
     lines = defrag_text(view, PLAIN).splitlines()
 
-    assert lines[0] == "1 moves would make 38.1G free on a/0, where 29.3G was the most: one block"
+    assert lines[0] == "1 move would make 38.1G free on a/0, where 29.3G was the most"
     assert (
         "a/0  [#########...............]  29.3G free  ->  [####....................]  38.1G free"
         in lines
