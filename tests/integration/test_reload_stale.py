@@ -45,7 +45,7 @@ async def test_a_busy_instance_is_replaced_only_after_its_requests(tmp_path):
         await until(lambda: served.gateway.fleet.state("n") == "up")
         assert (await served.chat("busy")).status_code == 200
         old = served.gateway.fleet.snapshot.instances()[0].id
-        long = asyncio.create_task(served.chat("busy", max_tokens=300))
+        long = asyncio.create_task(served.chat("busy", max_tokens=2000))
         await until(lambda: any(v.in_flight for v in served.gateway.fleet.snapshot.instances()))
         catalogue = Catalogue(models=(model.model_copy(update={"context": 512}),))
         await served.gateway.use(served.gateway.config, catalogue)
