@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import pytest
 from hypothesis import settings
+
+# A shell starts what runs in its background with SIGINT ignored, and so would be every command that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
 settings.register_profile("thorough", max_examples=2000)
