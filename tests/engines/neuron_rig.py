@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import psutil
 from rigs.forked import Forked
 
@@ -162,6 +163,26 @@ async def load(client: NeuronClient, spec: LoadSpec, seconds: float = 30.0) -> M
     mine = next(m for m in models if m.instance_id == answer.instance_id)
     assert mine.status is InstanceState.READY, mine.error
     return mine
+
+
+async def lines_of(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[str]:
+    """All data lines of a long stream; `first` is set when it has begun."""
+    body = {
+        "model": model.id,
+        "messages": [{"role": "user", "content": "go"}],
+        "max_tokens": tokens,
+        "stream": True,
+    }
+    found: list[str] = []
+    async with (
+        httpx.AsyncClient(base_url=model.url or "", timeout=60) as http,
+        http.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                found.append(line[6:])
+                first.set()
+    return found
 
 
 def fake(model: str, *args: str, vram_mb: int = 100, **more: object) -> LoadSpec:

@@ -14,14 +14,13 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from engines.build_llama import find
-from engines.neuron_rig import NeuronRig, load, running, until
+from engines.neuron_rig import NeuronRig, lines_of, load, running, until
 
 from cortex_common.errors import DoesNotFit
 from cortex_common.hardware import DeviceReading
-from cortex_common.models import InstanceState, LoadSpec, ModelInfo, UnloadRequest
+from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
 from cortex_common.neuron_client import NeuronClient
 from neuron_server.engines.tiny import write_tiny_gguf
 
@@ -94,21 +93,6 @@ async def stranger(size_mb: int) -> AsyncIterator[None]:
         await process.wait()
 
 
-async def ask(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[str]:
-    """The data of a stream; `first` is set when it has begun."""
-    body = {"messages": [{"role": "user", "content": "go"}], "max_tokens": tokens, "stream": True}
-    found = []
-    async with (
-        httpx.AsyncClient(base_url=model.url or "", timeout=60) as http,
-        http.stream("POST", "/v1/chat/completions", json=body) as answer,
-    ):
-        async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                found.append(line[6:])
-                first.set()
-    return found
-
-
 async def test_discovery_names_the_card_as_the_driver_does(rig: NeuronRig):
     """UUID, name, memory, driver and compute capability are nvidia-smi's."""
     async with rig.client() as client:
@@ -160,7 +144,7 @@ async def test_a_model_on_the_card_is_measured_and_its_memory_comes_back(
         promised = (await client.health()).devices[0].vram_reserved_mb
         [ready] = await until(client, lambda ms: bool(ms) and ms[0].status in {"ready", "failed"})
         assert ready.status is InstanceState.READY, ready.error
-        data = await ask(ready, 20, asyncio.Event())
+        data = await lines_of(ready, 20, asyncio.Event())
         assert data[-1] == "[DONE]"
         taken = int(smi("memory.used")[0]) - before.vram_used_mb
         assert 1024 + 200 < taken <= promised * 1.1
@@ -220,7 +204,7 @@ async def test_a_stream_on_the_card_outlives_its_neuron(rig: NeuronRig, weights:
     async with rig.client() as client:
         ready = await load(client, spec(weights, "m"))
     first = asyncio.Event()
-    streaming = asyncio.create_task(ask(ready, 4000, first))
+    streaming = asyncio.create_task(lines_of(ready, 4000, first))
     await asyncio.wait_for(first.wait(), 20)
     assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
     assert not streaming.done()

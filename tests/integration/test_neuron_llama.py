@@ -8,13 +8,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from engines.build_llama import find
-from engines.neuron_rig import NeuronRig, load, running, until
+from engines.neuron_rig import NeuronRig, lines_of, load, running, until
 
 from cortex_common.errors import BadRequest
-from cortex_common.models import InstanceState, LoadSpec, ModelInfo, UnloadRequest
+from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
 from neuron_server.engines.tiny import write_tiny_gguf
 
 BINARY = find()
@@ -49,26 +48,6 @@ def llama(weights: Path, model: str, **more: object) -> LoadSpec:
     )  # spinning threads of several engines would stall one another on two cores
     spec = {"model_id": model, "harness": "llamacpp", "source": str(weights), "args": one_thread}
     return LoadSpec.model_validate(spec | more)
-
-
-async def lines_of(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[str]:
-    """All data lines of a long stream; `first` is set when it has begun."""
-    body = {
-        "model": model.id,
-        "messages": [{"role": "user", "content": "go"}],
-        "max_tokens": tokens,
-        "stream": True,
-    }
-    found: list[str] = []
-    async with (
-        httpx.AsyncClient(base_url=model.url or "", timeout=60) as http,
-        http.stream("POST", "/v1/chat/completions", json=body) as answer,
-    ):
-        async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                found.append(line[6:])
-                first.set()
-    return found
 
 
 async def test_llama_server_is_started_asked_and_measured(rig: NeuronRig, weights: Path):
