@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from cortex_common.config.section import split_host_port
-from cortex_common.errors import ConfigError
+from cortex_common.listening import listen
 from cortex_server.dataplane.patience import PatientProtocol
 
 log = logging.getLogger("cortex.gateway")
@@ -99,20 +99,9 @@ def listening(address: str, setting: str) -> socket.socket:
     Raises:
         ConfigError: it can't be listened on.
     """
-    host, port = split_host_port(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as failed:
-        raise ConfigError(
-            f"can't listen on {address}: {failed.strerror}",
-            hints=[
-                f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()}, chooses another"
-            ],
-        ) from failed
-    # uvloop does so for each connection; asyncio does not for those of a socket that it did not make.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    variable = f"CORTEX_GATEWAY__{setting.upper()}"
+    hint = f"[gateway] {setting} in cortex.toml, or {variable}, chooses another"
+    return listen(*split_host_port(address), hint)
 
 
 def holding(address: str, setting: str) -> socket.socket:

@@ -21,7 +21,7 @@ from cortex_common.config.load import Loaded
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.config.secret import read_secret
 from cortex_common.config.section import split_host_port
-from cortex_common.errors import ConfigError
+from cortex_common.listening import listen
 from cortex_common.tls import server_tls
 from neuron_server.api import create_app as _create_api
 from neuron_server.cgroups import find as find_cgroups
@@ -141,18 +141,7 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: it can't be listened on.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        sock = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as failed:
-        raise ConfigError(
-            f"can't listen on {host}:{port}: {failed.strerror or failed}",
-            hints=("set listen in [neuron], or CORTEX_NEURON__LISTEN",),
-        ) from failed
-    # asyncio does so only for connections of a socket that it made itself. Without it, a body or a token that
-    # follows the answer's head waits 40 ms for the acknowledgement of the head.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    return listen(host, port, "set listen in [neuron], or CORTEX_NEURON__LISTEN")
 
 
 class _Server(uvicorn.Server):

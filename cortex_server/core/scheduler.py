@@ -103,7 +103,7 @@ class Scheduler:
 
     @property
     def failures(self) -> Mapping[str, Trouble]:
-        """Models whose last load failed, not long ago."""
+        """Models whose last load failed, however long ago."""
         return self._troubles.failures
 
     # -- events ------------------------------------------------------------------------------

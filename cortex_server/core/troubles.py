@@ -46,7 +46,7 @@ class Troubles:
 
     @property
     def failures(self) -> Mapping[str, Trouble]:
-        """Models whose last load failed, not long ago."""
+        """Models whose last load failed, however long ago."""
         return self._failed
 
     def failed_lately(self, model: str, now: float) -> Trouble | None:
