@@ -99,9 +99,8 @@ def listening(address: str, setting: str) -> socket.socket:
     Raises:
         ConfigError: it can't be listened on.
     """
-    variable = f"CORTEX_GATEWAY__{setting.upper()}"
-    hint = f"[gateway] {setting} in cortex.toml, or {variable}, chooses another"
-    return listen(*split_host_port(address), hint)
+    chosen_by = f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()},"
+    return listen(*split_host_port(address), chosen_by)
 
 
 def holding(address: str, setting: str) -> socket.socket:

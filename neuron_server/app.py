@@ -141,7 +141,7 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: it can't be listened on.
     """
-    return listen(host, port, "set listen in [neuron], or CORTEX_NEURON__LISTEN")
+    return listen(host, port, "[neuron] listen in neuron.toml, or CORTEX_NEURON__LISTEN,")
 
 
 class _Server(uvicorn.Server):
