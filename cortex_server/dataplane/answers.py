@@ -79,6 +79,11 @@ class Answer(ABC):
             return 0, self.events, 0
         return usage.counted
 
+    @property
+    def repair(self) -> StreamRepair | None:
+        """What a stream passes through whose clean events are the client's as they come."""
+        return None
+
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
         """What the client gets for a piece from the engine."""
@@ -103,6 +108,11 @@ class PassedStream(Answer):
 
     def __init__(self, repair: StreamRepair) -> None:
         self._repair = repair
+
+    @property
+    def repair(self) -> StreamRepair:
+        """See `Answer`."""
+        return self._repair
 
     @property
     def usage(self) -> Usage | None:

@@ -67,9 +67,8 @@ class Client:
     def flush(self) -> None:
         """See `Downstream`: nothing is held here."""
 
-    def pass_on(self, data: bytes, framed: bytes) -> None:  # noqa: ARG002 - the protocol's
+    def outlet(self) -> None:
         """See `Downstream`: the server makes its own frames."""
-        self.write(data)
 
     def end(self) -> None:
         """See `Downstream`."""

@@ -185,13 +185,9 @@ class Diverted:
             self._held = []
             self._protocol.transport.write(b"".join(held))
 
-    def pass_on(self, data: bytes, framed: bytes) -> None:
+    def outlet(self) -> asyncio.Transport | None:
         """See `Downstream`."""
-        if self._chunked and not self._held:
-            self._protocol.transport.write(framed)
-        else:
-            self.write(data)
-            self.flush()
+        return self._protocol.transport if self._chunked and not self._held else None
 
     def end(self) -> None:
         """See `Downstream`."""

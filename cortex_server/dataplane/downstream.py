@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from cortex_server.dataplane.upstream import Headers
@@ -23,8 +24,8 @@ class Downstream(Protocol):
     def flush(self) -> None:
         """Send what is held."""
 
-    def pass_on(self, data: bytes, framed: bytes) -> None:
-        """`write` and `flush` of a piece that an engine sent as one chunk, framed for HTTP/1.1."""
+    def outlet(self) -> asyncio.Transport | None:
+        """What takes HTTP/1.1's chunks of the body as they are; None where nothing does."""
 
     def end(self) -> None:
         """The answer is whole."""
@@ -48,8 +49,8 @@ class _Nobody:
     def flush(self) -> None:
         """Nothing is held."""
 
-    def pass_on(self, data: bytes, framed: bytes) -> None:
-        """Goes nowhere."""
+    def outlet(self) -> None:
+        """There is none."""
 
     def end(self) -> None:
         """It ended before."""

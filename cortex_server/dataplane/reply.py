@@ -17,6 +17,7 @@ from cortex_server.dataplane.headers import (
     is_event_stream,
     on_repeats,
 )
+from cortex_server.dataplane.lane import Lane
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.targets import Target
@@ -44,6 +45,7 @@ class Reply(ABC):
         "_attempt",
         "_client",
         "_dialogue",
+        "_events",
         "_full",
         "_loop",
         "_on_repeats",
@@ -73,6 +75,7 @@ class Reply(ABC):
         self._client = client
         self._loop = plane.loop
         self._said_at = trace.started
+        self._events = 0  # of the answer, when it was last looked at
 
     @abstractmethod
     def refuse(self, error: CortexError) -> None:
@@ -140,18 +143,14 @@ class Reply(ABC):
         """See `Receiver`."""
         self._client.flush()
 
-    def upstream_chunk(self, data: bytes, framed: bytes) -> None:
+    def upstream_lane(self) -> Lane | None:
         """See `Receiver`."""
-        self.trace.last_byte = self._loop.time()
-        assert self._answer is not None
-        owed = self._answer.feed(data)
-        if owed is data and self._opened:
-            self._client.pass_on(data, framed)
-        elif owed:
-            if not self._opened:
-                self._open(200, self._answer.head, None)
-            self._client.write(owed)
-            self._client.flush()
+        repair = self._answer.repair if self._answer is not None and self._opened else None
+        around = repair.around if repair is not None else None
+        outlet = self._client.outlet() if around is not None else None
+        if repair is None or around is None or outlet is None:
+            return None
+        return Lane(around, repair, outlet)
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
@@ -196,6 +195,9 @@ class Reply(ABC):
         """Called once a second: keep a waiting stream alive, give up an engine that is silent for too long."""
         if self._attempt is None or self._full:
             return
+        if self._answer is not None and self._answer.events != self._events:
+            self._events = self._answer.events  # a lane keeps no time
+            self.trace.last_byte = now
         settings = self.plane.settings
         pause = settings.prefill_comment_after_s
         if (

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 import httptools
 
 if TYPE_CHECKING:
+    from cortex_server.dataplane.lane import Lane
     from cortex_server.dataplane.pool import Endpoint, Pool
 
 Headers = list[tuple[bytes, bytes]]
 
 _JOIN_BELOW = 64 * 1024
 """Up to this size head and body go out as one piece: copying them costs less than a second system call."""
-
-_SIZES = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
-"""What the line before a chunk may say for the chunk to be taken without the parser."""
-_LONGEST = 5
-"""Bytes up to the end of such a line."""
 
 
 class Receiver(Protocol):
@@ -41,11 +37,8 @@ class Receiver(Protocol):
     def upstream_read(self) -> None:
         """Nothing more has come for now."""
 
-    def upstream_chunk(self, data: bytes, framed: bytes) -> None:
-        """`upstream_data` and `upstream_read` for a read that was one whole chunk, after the first.
-
-        `framed` is the same as it came: with its size before it and an end of line behind.
-        """
+    def upstream_lane(self) -> Lane | None:
+        """What may take whole chunks from now on, so that the calls above come only for those that it does not take."""
 
     def upstream_end(self) -> None:
         """The answer is whole, and the connection already back in its pool."""
@@ -63,13 +56,13 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_between",
         "_chunk_over",
         "_complete",
         "_excess",
         "_framed",
         "_head",
         "_headers",
+        "_lane",
         "_lasting",
         "_parser",
         "_paused",
@@ -106,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._told = False
         self._chunk_over = False
-        self._between = False
+        self._lane: Lane | None = None
 
     # -- the asking side ---------------------------------------------------------------------
 
@@ -122,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; the receiver hears nothing more. This is how an engine learns to stop."""
-        self._receiver = None
+        self._receiver = self._lane = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -152,7 +145,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of asyncio.Protocol."""
-        self._transport = None
+        self._transport = self._lane = None
         self._pool.live -= 1
         self._pool.forget(self)
         del self._parser  # it knows this connection: no cycle is left to the garbage collector
@@ -172,23 +165,20 @@ class Connection(asyncio.Protocol):
         if receiver is None:  # nobody asked: whatever this is, it must not become an answer
             self.abort()
             return
-        if self._between:
-            # An engine writes an event as one chunk. One that is read alone, and begins where the parser expects the
-            # next, need not pass through the parser, which then still expects the next.
-            line = data.find(b"\r\n", 0, _LONGEST)
-            size = _SIZES.get(data[:line]) if line > 0 else None
-            if size is not None and len(data) == line + 2 + size + 2 and data.endswith(b"\r\n"):
-                receiver.upstream_chunk(data[line + 2 : -2], data)
-                return
+        # A whole chunk where the parser expects one need not pass through it: it then still expects the next.
+        if self._lane is not None and self._lane.passes(data):
+            return
+        self._lane = None
         self._seen = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as failed:
             self._garbage(f"the engine's answer is not HTTP: {failed}")
             return
-        # Of the next chunk's line nothing may have been read: after its end the chunk counts as begun.
-        self._between = self._chunk_over and data.endswith(b"\r\n")
         self._hand_on()
+        # Of the next chunk's line nothing may have been read: after its end the chunk counts as begun.
+        if self._chunk_over and self._receiver is receiver and data.endswith(b"\r\n"):
+            self._lane = receiver.upstream_lane()
 
     def _hand_on(self) -> None:
         """Tell the receiver what one read brought; it may abort this connection at any of the calls."""

@@ -81,6 +81,16 @@ class StreamRepair:
         return self._mender.usage
 
     @property
+    def around(self) -> tuple[bytes, bytes] | None:
+        """What stands around the text of events that need not come by here, only be counted.
+
+        Such an event is `data` of which nothing but that text differs. None while there is none, or something waits.
+        """
+        if self.over or self._tail or self._halves.waiting:
+            return None
+        return self._text.around
+
+    @property
     def finish_reasons(self) -> tuple[str, ...]:
         """Why the choices ended, by index."""
         return tuple(reason for _, reason in sorted(self._mender.finished.items()))

@@ -64,6 +64,11 @@ class Skeleton:
         self._told_head, self._told_foot = self._echo(self._head), self._echo(self._foot)
         self.changes = (self._head, self._foot) != (self._told_head, self._told_foot)
 
+    @property
+    def around(self) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text of an event that passes unchanged; None where none does."""
+        return (self._head, self._foot) if self._head and not self.changes else None
+
     def forget(self) -> None:
         """The example holds no longer."""
         self._head = b""
@@ -74,13 +79,16 @@ class Skeleton:
         if not (head and size >= 0 and data.startswith(head) and data.endswith(self._foot)):
             return None
         inside = data[start : start + size]
-        # `find`, because `in` first takes the bytes for a number, which costs twice the search.
-        if (inside.find(b'"') >= 0 or inside.find(b"\\") >= 0) and _INSIDE.fullmatch(
-            inside
-        ) is None:
-            return None
-        return inside if inside.isascii() or is_text(inside) else None
+        return inside if is_one_text(inside) else None
 
     def told(self, data: bytes, inside: bytes) -> bytes:
         """The event with the client's name for the model."""
         return self._told_head + inside + self._told_foot if self.changes else data
+
+
+def is_one_text(inside: bytes) -> bool:
+    """Whether what stands between two quotes is one JSON text, in whole characters."""
+    # `find`, because `in` first takes the bytes for a number, which costs twice the search.
+    if (inside.find(b'"') >= 0 or inside.find(b"\\") >= 0) and _INSIDE.fullmatch(inside) is None:
+        return False
+    return inside.isascii() or is_text(inside)

@@ -127,9 +127,8 @@ class _Passage:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
-    def upstream_chunk(self, data: bytes, framed: bytes) -> None:  # noqa: ARG002 - the protocol's
-        """See `Receiver`."""
-        self._client.write(data)
+    def upstream_lane(self) -> None:
+        """See `Receiver`: what passes here is little."""
 
     def upstream_end(self) -> None:
         """See `Receiver`."""

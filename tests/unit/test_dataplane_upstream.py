@@ -49,7 +49,6 @@ class Heard:
         self.headers: Headers = []
         self.body = b""
         self.ended = 0
-        self.chunks = 0
         self.lost: tuple[str, bool] | None = None
 
     def upstream_head(self, status: int, headers: Headers) -> None:
@@ -66,11 +65,8 @@ class Heard:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
-    def upstream_chunk(self, data: bytes, framed: bytes) -> None:
+    def upstream_lane(self) -> None:
         """See `Receiver`."""
-        assert framed.lower() == b"%x\r\n%b\r\n" % (len(data), data)
-        self.chunks += 1
-        self.upstream_data(data)
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
@@ -160,18 +156,6 @@ def test_chunks_that_are_read_one_by_one_or_not_give_the_body(chunks):
         places += [len(wire)] if alone else [len(wire) - cut]
     heard, _ = asyncio.run(heard_after(wire + b"0\r\n\r\n", "chunked", places))
     assert (heard.body, heard.ended) == (b"".join(data for data, _, _ in chunks), 1)
-
-
-async def test_whole_chunks_after_the_first_are_handed_on_with_their_frames():
-    """Nothing is left for the parser, which still knows the end."""
-    pool, connection, _, heard = opened()
-    connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
-    for size in (b"1", b"A", b"a"):
-        connection.data_received(size + b"\r\n" + b"b" * int(size, 16) + b"\r\n")
-    assert (heard.chunks, heard.body, heard.ended) == (3, b"a" + b"b" * 21, 0)
-    connection.data_received(b"+1\r\nc\r\n")  # no size: int() would take it
-    assert heard.lost is not None
-    pool.close()
 
 
 async def lost_after(wire: bytes, length: int) -> Heard:
