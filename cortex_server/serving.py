@@ -33,28 +33,31 @@ LAST_S = 2.0
 class Server(uvicorn.Server):
     """uvicorn, stopped by us: its own signal handling would end the process before we have tidied up."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stop = asyncio.Event()
+
     def stop(self) -> None:
         """Take no new connections, let requests under way end, then return from `serve`."""
         self.should_exit = True
+        self._stop.set()
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until `stop`, and look after the patience of connections meanwhile."""
-        looking = asyncio.create_task(self._look())
-        try:
-            await super().serve(sockets)
-        finally:
-            looking.cancel()
+    async def main_loop(self) -> None:
+        """Look once a second, and stop at once; uvicorn's own wakes ten times a second to see whether it is to stop."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _LOOK_EVERY_S)
+            self._look()
 
-    async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            for connection in tuple(self.server_state.connections):
-                if isinstance(connection, PatientProtocol):
-                    try:
-                        connection.look(loop.time())
-                    except Exception:
-                        log.exception("look_failed")
+    def _look(self) -> None:
+        """Look after the patience of connections."""
+        now = asyncio.get_running_loop().time()
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, PatientProtocol):
+                try:
+                    connection.look(now)
+                except Exception:
+                    log.exception("look_failed")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
