@@ -18,7 +18,9 @@ Json = dict[str, Any]
 
 _NO_REPAIRS: Counter[str] = Counter()
 
+# Each made once, as making one costs more than what it decodes.
 _strings = msgspec.json.Decoder(str)
+_decode_answer = msgspec.json.Decoder(Json).decode
 
 
 class ChunkMender:
@@ -151,7 +153,7 @@ def mend_answer(body: bytes, answer_id: str) -> tuple[bytes, Counter[str]]:
         return body, _NO_REPAIRS
     repairs: Counter[str] = Counter()
     try:
-        answer = msgspec.json.decode(body, type=Json)
+        answer = _decode_answer(body)
         ids = CallIds((), answer_id, "call")
         for choice in answer.get("choices") or ():
             _mend_message(choice, ids, repairs)

@@ -7,6 +7,7 @@ what is malformed) are decoded, and only what is wrong is written anew.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from cortex_server.dialects.sse import COMMENT, DONE, SseEvent, parse_block, wri
 _BLOCK_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _BOM = b"\xef\xbb\xbf"
 _KEEP = Echo(None)
+
+# One for all, as making one costs more than what it decodes.
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class StreamRepair:
@@ -195,16 +199,20 @@ class StreamRepair:
 
     def _each(self, data: bytes) -> bytes:
         """Whole events, looked at one by one."""
+        if not self._returns:
+            blocks = [block + b"\n\n" for block in data.split(b"\n\n")[:-1]]
+        else:
+            ends = [0, *(match.end() for match in _BLOCK_END.finditer(data))]
+            blocks = [data[start:end] for start, end in itertools.pairwise(ends)]
         out: list[bytes] = []
-        start = 0
-        for match in _BLOCK_END.finditer(data):
-            if not self.over:
-                out.append(self._block(data[start : match.end()]))
-            start = match.end()
+        for block in blocks:
+            if self.over:
+                break
+            out.append(self._block(block))
         return b"".join(out)
 
     def _block(self, raw: bytes) -> bytes:
-        lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if self._returns else raw
         event = parse_block(lines.removeprefix(_BOM).strip(b"\n"))
         if event is None or event.name not in {"", "message", "error"}:
             return raw  # comments, and what engines weave in under names of their own
@@ -218,7 +226,7 @@ class StreamRepair:
         data = self._halves.mend(event.data)
         whole = data == event.data
         try:
-            chunk = msgspec.json.decode(data, type=dict[str, Any])
+            chunk = _decode(data)
         except (ValueError, RecursionError):
             self.repairs["malformed"] += 1
             return b""
@@ -288,7 +296,7 @@ class StreamRepair:
     def _extra(self, **fields: Any) -> bytes:
         """A chunk of our own, with the head of the engine's first."""
         event = parse_block(self._sample.partition(b"\n\n")[0])
-        head = msgspec.json.decode(event.data, type=dict[str, Any]) if event else {}
+        head = _decode(event.data) if event else {}
         kept = {k: head[k] for k in ("id", "object", "created", "model") if k in head}
         return self._echo(write_data(msgspec.json.encode(kept | fields)))
 
