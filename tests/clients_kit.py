@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import anthropic
-import openai
 from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, whole
+from rigs.late import anthropic, openai
 
 TALK = wire(
     chunk({"role": "assistant", "content": ""}),

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import anthropic
-import openai
 import pytest
 from clients_kit import HI, SCHEMA, claude, gpt
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, running
 from rigs.fleet import free_port
+from rigs.late import anthropic, openai
 from rigs.whole import Served, running_gateway
 
 from cortex_common.config.catalogue import ModelProfile

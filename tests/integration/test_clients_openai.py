@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import httpx
-import openai
 import pytest
 from clients_kit import HI, SAY, SCHEMA, TALK, answer, asked, completion, gpt, say, silent
 from dialects_kit import call, chunk, responses_told, usage, usage_chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine, whole
+from rigs.late import openai
 from rigs.plane import PlaneRig, ready, running_plane
 
 from cortex_common.config.catalogue import ModelProfile, ParamsSection

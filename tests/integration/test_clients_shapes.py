@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import anthropic
 import httpx
-import openai
 import pytest
 from rigs.engine import scripted_engine
+from rigs.late import anthropic, openai
 from rigs.plane import PlaneRig, running_plane
 from rigs.whole import running_gateway
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
-import trustme
 from clients_kit import HI, SAY, asked, claude, gpt, say
 from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, scripted_engine, whole
+from rigs.late import openai, trustme
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 

@@ -8,7 +8,6 @@ import json
 
 import httpx
 import pytest
-from openai import APIError, AsyncOpenAI
 from rigs.engine import (
     CHUNK,
     DONE,
@@ -22,6 +21,7 @@ from rigs.engine import (
     scripted_engine,
     whole,
 )
+from rigs.late import openai
 from rigs.plane import FACES, running_plane
 
 from cortex_common.config.catalogue import ModelProfile
@@ -329,13 +329,13 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
     async with (
         scripted_engine(stop) as engine,
         running_plane({"m": engine.url}, face=face) as rig,
-        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
+        openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         stream = await sdk.chat.completions.create(
             model="m", messages=[{"role": "user", "content": "x"}], stream=True
         )
         assert (await anext(stream)).choices[0].delta.content == "a"
-        with pytest.raises(APIError, match="stream ended early"):
+        with pytest.raises(openai.APIError, match="stream ended early"):
             await anext(stream)
 
 

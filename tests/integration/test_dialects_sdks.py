@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import anthropic
-import openai
 import pytest
 from dialects_kit import call, chunk, usage_chunk, wire
+from rigs.late import anthropic, openai
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_server.dialects import anthropic_request, responses_request

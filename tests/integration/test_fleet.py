@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 import pytest_asyncio
-from openai import APIStatusError, AsyncOpenAI, NotFoundError
 from rigs.fleet import MODELS, FleetRig, running_fleet
+from rigs.late import openai
 
 from cortex_common.errors import ModelNotFound, NotFound
 from cortex_common.fleet import FleetSnapshot
@@ -30,9 +30,11 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def sdk(fleet: FleetRig) -> AsyncIterator[AsyncOpenAI]:
+async def sdk(fleet: FleetRig) -> AsyncIterator[openai.AsyncOpenAI]:
     """OpenAI's own client, given nothing but the base URL."""
-    async with AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{fleet.url}/v1", api_key="none", max_retries=0
+    ) as client:
         yield client
 
 
@@ -122,7 +124,7 @@ async def test_a_second_gateway_uses_what_the_first_has_loaded(fleet, sdk):
     await sdk.chat.completions.create(model=CLEO, messages=ASK, max_tokens=1)
     await fleet.until(lambda s: s.model(CLEO).state == "ready", number=1)
     url = f"{fleet.gateways[1].url}/v1"
-    async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as other:
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as other:
         raw = await other.chat.completions.with_raw_response.create(
             model=CLEO, messages=ASK, max_tokens=1
         )
@@ -145,7 +147,7 @@ async def test_load_and_unload_by_an_operator(fleet):
 
 async def test_an_unknown_model_is_a_404_with_a_hint(fleet, sdk):
     """The SDK raises its own NotFoundError, whose body names the nearest model."""
-    with pytest.raises(NotFoundError) as caught:
+    with pytest.raises(openai.NotFoundError) as caught:
         await sdk.chat.completions.create(model="tiny/adda", messages=ASK)
     assert caught.value.body["code"] == "model_not_found"
     assert ADA in caught.value.body["nearest"]
@@ -153,7 +155,7 @@ async def test_an_unknown_model_is_a_404_with_a_hint(fleet, sdk):
 
 async def test_a_route_that_the_engine_lacks_is_told(fleet, sdk):
     """Embeddings of a model whose engine computes none fail with an error, not with a hang."""
-    with pytest.raises(APIStatusError) as caught:
+    with pytest.raises(openai.APIStatusError) as caught:
         await sdk.embeddings.create(model=ADA, input="x")
     assert caught.value.status_code in {404, 501}
 
@@ -205,9 +207,9 @@ async def test_what_does_not_fit_at_all_is_refused_at_once(tmp_path):
     """A model larger than the only device is refused with the numbers, and no load is tried."""
     async with (
         running_fleet(tmp_path, room_mb=100) as rig,
-        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
+        openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
-        with pytest.raises(APIStatusError) as caught:
+        with pytest.raises(openai.APIStatusError) as caught:
             await sdk.chat.completions.create(model=ADA, messages=ASK)
         assert caught.value.status_code == 507
         assert caught.value.body["code"] == "does_not_fit"
@@ -219,7 +221,7 @@ async def test_a_third_model_evicts_the_least_recently_used(tmp_path):
     """On a device that holds two of three, asking for all in turn gives answers and evictions, and no error."""
     async with (
         running_fleet(tmp_path, room_mb=2 * 256 + 8) as rig,
-        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
+        openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         cold = []
         for model in (ADA, BOB, CLEO, ADA):
@@ -273,7 +275,7 @@ async def test_a_stopped_gateway_lets_streams_end(tmp_path):
     """SIGTERM of the gateway in mid-stream: the stream ends whole, then the gateway ends with 0."""
     async with (
         running_fleet(tmp_path) as rig,
-        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
+        openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
         rig.operator() as operator,
     ):
         await operator.load(LoadModel(model=ADA, wait=True))

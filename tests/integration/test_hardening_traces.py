@@ -6,7 +6,6 @@ import asyncio
 import gzip
 
 import httpx
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rigs.engine import scripted_engine
 from rigs.gateway import gateway_process, neuron_table
 from rigs.neuron import scripted_neuron
@@ -26,6 +25,8 @@ class Collector:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take one export after the other."""
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as wire
+
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -33,7 +34,7 @@ class Collector:
                 body = await reader.readexactly(length)
                 body = gzip.decompress(body) if b"content-encoding: gzip" in head else body
                 self.raw += body
-                told = ExportTraceServiceRequest.FromString(body)
+                told = wire.ExportTraceServiceRequest.FromString(body)
                 for resource in told.resource_spans:
                     for scope in resource.scope_spans:
                         self.spans += scope.spans

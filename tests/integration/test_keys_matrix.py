@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
-import anthropic
 import httpx
 import pytest
-from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI, AuthenticationError, PermissionDeniedError, RateLimitError
 from rigs.engine import Call, answer_stream, scripted_engine
+from rigs.late import anthropic, openai
 from rigs.plane import FACES, running_plane
 from rigs.whole import running_gateway
 
@@ -185,20 +183,20 @@ async def test_the_official_sdk_sees_its_own_errors(face):
 
         async def ask(secret: str, model: str) -> None:
             base = f"{rig.url}/v1"
-            async with AsyncOpenAI(base_url=base, api_key=secret, max_retries=0) as sdk:
+            async with openai.AsyncOpenAI(base_url=base, api_key=secret, max_retries=0) as sdk:
                 stream = await sdk.chat.completions.create(
                     model=model, messages=BODY["messages"], stream=True
                 )
                 assert [chunk async for chunk in stream]
 
-        with pytest.raises(AuthenticationError):
+        with pytest.raises(openai.AuthenticationError):
             await ask("bad", "m")
         await ask("good", "m")
-        with pytest.raises(RateLimitError) as caught:
+        with pytest.raises(openai.RateLimitError) as caught:
             await ask("good", "m")
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
         gate.keyring.use([key("good", models=["m"])], (), 0.0)
-        with pytest.raises(PermissionDeniedError):
+        with pytest.raises(openai.PermissionDeniedError):
             await ask("good", "n")
         await rig.settled()
         assert gate.keyring.named("good").account.in_flight == 0
@@ -213,7 +211,9 @@ async def test_anthropics_sdk_sees_its_own_errors():
     ):
 
         async def ask(secret: str, model: str) -> str:
-            async with AsyncAnthropic(base_url=rig.url, api_key=secret, max_retries=0) as sdk:
+            async with anthropic.AsyncAnthropic(
+                base_url=rig.url, api_key=secret, max_retries=0
+            ) as sdk:
                 answer = await sdk.messages.create(
                     model=model, max_tokens=9, messages=BODY["messages"]
                 )

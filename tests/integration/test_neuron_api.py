@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until
+from rigs.late import openai
 
 from cortex_common.errors import BadRequest, Conflict, DoesNotFit, ModelNotFound, UpstreamFailed
 from cortex_common.hardware import DeviceKind

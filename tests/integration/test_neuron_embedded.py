@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 from engines.neuron_rig import wait_for
+from rigs.late import openai
 
 from neuron_server.engines.tiny import write_tiny_gguf
 

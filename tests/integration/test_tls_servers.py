@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import trustme
 from rigs.engine import scripted_engine
 from rigs.fleet import Service, free_port, tiny_models
 from rigs.gateway import gateway_process, neuron_table
+from rigs.late import trustme
 from rigs.neuron import scripted_neuron
 
 from cortex_common.config.access import TlsSection

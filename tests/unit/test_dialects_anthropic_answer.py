@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import Message, ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
+from rigs.late import anthropic
 
 from cortex_common.errors import (
     AuthenticationFailed,
@@ -51,7 +51,7 @@ def _message(message: dict[str, Any], finish: str | None = "stop", **more: Any) 
         only_first_call=only_first,
     )
     found: dict[str, Any] = json.loads(body)
-    Message.model_validate(found)  # every key that the SDK requires is there
+    anthropic.types.Message.model_validate(found)  # every key that the SDK requires is there
     return found
 
 
@@ -352,7 +352,7 @@ _MODELS = [Served(f"m{n}", created=1_700_000_000, context=8192 if n else None) f
 def test_a_model_satisfies_both_sdks() -> None:
     """One entry has the keys of Anthropic's ModelInfo and of OpenAI's Model."""
     found = json.loads(entry_body(_MODELS[1]))
-    info = ModelInfo.model_validate(found)
+    info = anthropic.types.ModelInfo.model_validate(found)
     assert (info.id, info.type, info.max_input_tokens) == ("m1", "model", 8192)
     assert found["created_at"] == "2023-11-14T22:13:20Z"
     assert (found["object"], found["created"]) == ("model", 1_700_000_000)

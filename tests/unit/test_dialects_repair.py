@@ -10,7 +10,7 @@ import pytest
 from dialects_kit import call, chunk, events, run, spoiled, usage, usage_chunk, wire
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.chat import ChatCompletion
+from rigs.late import openai
 
 from cortex_common.errors import (
     CortexError,
@@ -467,7 +467,7 @@ def test_a_stream_is_assembled_to_a_whole_answer() -> None:
         chunk(finish="stop", usage=usage(), timings={"cache_n": 1}),
     )
     found = _assembled(data, model="alias")
-    ChatCompletion.model_validate(found)
+    openai.types.chat.ChatCompletion.model_validate(found)
     assert found == {
         "id": "chatcmpl-1",
         "object": "chat.completion",

@@ -10,7 +10,7 @@ import pytest
 from dialects_kit import spoiled
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import Response
+from rigs.late import openai
 
 from cortex_common.errors import (
     BadRequest,
@@ -360,7 +360,9 @@ def _answer(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[
     found: dict[str, Any] = json.loads(
         to_response(body, response_id="resp_1", model="gpt-x", created=7.5, **more)
     )
-    Response.model_validate(found)  # every key that the SDK requires is there
+    openai.types.responses.Response.model_validate(
+        found
+    )  # every key that the SDK requires is there
     return found
 
 
