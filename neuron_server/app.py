@@ -117,7 +117,7 @@ def create_runtime(
     engine_host = _LOOPBACK
     if config.neuron.engine_access == "direct":
         engine_host = config.neuron.engine_host or _LOOPBACK
-    registry = Registry(config.harnesses, engine_client())
+    registry = Registry(config.harnesses, engine_client(config.harnesses))
     state = StateDir(config.neuron.state_dir)
     cgroups = find_cgroups(config.neuron.cgroup)
     return Runtime(config, Host(sources, clock), registry, state, clock, engine_host, cgroups)

@@ -15,6 +15,7 @@ from cortex_common import logs
 from cortex_common.errors import Unavailable, UpstreamFailed
 from cortex_common.models import InstanceId, InstanceState
 from neuron_server.events import until_gone
+from neuron_server.harness.http import engine_tls
 from neuron_server.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Relay:
                 max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEPT_S
             ),
             trust_env=False,
+            verify=engine_tls(runtime.config.harnesses),
         )
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from cortex_common.errors import LoadFailed, UpstreamTimeout
+from cortex_common.http import tls_for
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_S = 15.0
@@ -73,7 +74,7 @@ async def healthy(child: Child, url: str, timeout_s: float) -> float:
         UpstreamTimeout: it did not get there in time.
     """
     began = time.monotonic()
-    async with httpx.AsyncClient(trust_env=False, timeout=2.0) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=2.0, verify=tls_for(url)) as http:
         while time.monotonic() - began < timeout_s:
             if child.process.returncode is not None:
                 raise LoadFailed(

@@ -15,6 +15,7 @@ import msgspec
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.hardware import Discovery, Health
+from cortex_common.http import tls_for
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.core.names import is_pattern
 from cortex_server.dataplane.pool import NodeAccess
@@ -123,7 +124,7 @@ class UpstreamWatcher:
             base_url=entry.endpoint,
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=TIMEOUT_S,
-            verify=True if self._access.tls is None else self._access.tls,
+            verify=self._access.tls or tls_for(entry.endpoint),
             trust_env=False,
         ) as http:
             fleet.discovered(entry.name, Discovery(hostname=http.base_url.host, os="", kernel=""))
