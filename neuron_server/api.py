@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -68,9 +68,9 @@ def create_app(
                 await relay.close()
             kept.end()
 
-    app = FastAPI(title="cortex neuron", version=__version__, lifespan=lifespan)
-    _answer_errors(app)
     guard = [Depends(_token_check(runtime.config.neuron.token))]
+    app = FastAPI(title="cortex neuron", version=__version__, lifespan=lifespan, dependencies=guard)
+    _answer_errors(app)
 
     def url_of(request: Request) -> UrlOf:
         """Where an instance's requests go, seen from the caller."""
@@ -79,43 +79,42 @@ def create_app(
         base = str(request.base_url).rstrip("/")
         return lambda instance: f"{base}/engines/{instance.id}"
 
-    app.include_router(_node_routes(runtime, url_of), dependencies=guard)
-    app.include_router(_model_routes(runtime, url_of), dependencies=guard)
-    app.include_router(_log_routes(runtime, kept), dependencies=guard)
+    # On the application itself: a router that is included has each of its routes built twice.
+    _add_node_routes(app, runtime, url_of)
+    _add_model_routes(app, runtime, url_of)
+    _add_log_routes(app, runtime, kept)
     if relay is not None:
-        app.include_router(relay.routes(), dependencies=guard)
+        relay.add_route(app)
     return app
 
 
-def _node_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/discovery")
+def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> None:
+    @app.get("/discovery")
     async def discovery() -> Discovery:
         """What this host is."""
         return runtime.discovery()
 
-    @router.get("/health")
+    @app.get("/health")
     async def health() -> Health:
         """The latest reading of its devices."""
         return runtime.health()
 
-    @router.get("/harnesses")
+    @app.get("/harnesses")
     async def harnesses() -> tuple[AttachedEngine, ...]:
         """The engines that someone else runs."""
         return runtime.attached.shown()
 
-    @router.post("/harnesses/{name}/restart")
+    @app.post("/harnesses/{name}/restart")
     async def restart(name: str, request: RestartRequest | None = None) -> RestartAnswer:
         """Restart such an engine; answers once it lists its models again."""
         return await runtime.attached.restart(name, request or RestartRequest())
 
-    @router.get("/version")
+    @app.get("/version")
     async def version() -> dict[str, str]:
         """The neuron's version."""
         return {"version": __version__}
 
-    @router.get("/events", response_class=Response)
+    @app.get("/events", response_class=Response)
     async def events(request: Request) -> Response:
         """Server-sent events: the whole `status` at once, after each change and once a second.
 
@@ -123,47 +122,39 @@ def _node_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRou
         """
         return StatusEvents(runtime, url_of(request), request.headers.get("last-event-id"))
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """The same in Prometheus's text format."""
         text = exposition(runtime.status(url_of(request)))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return router
 
-
-def _model_routes(runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/models")
+def _add_model_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request], UrlOf]) -> None:
+    @app.get("/models")
     async def models(request: Request) -> tuple[ModelInfo, ...]:
         """All instances."""
         return runtime.models(url_of(request))
 
-    @router.post("/models/load")
+    @app.post("/models/load")
     async def load(spec: LoadSpec, response: Response) -> LoadAnswer:
         """Admit and start an instance: 202 while it loads, 200 when it is ready already."""
         answer = await runtime.load(spec)
         response.status_code = 200 if answer.status == "loaded" else 202
         return answer
 
-    @router.post("/models/unload")
+    @app.post("/models/unload")
     async def unload(request: UnloadRequest) -> UnloadAnswer:
         """Drain and end instances."""
         return await runtime.unload(request)
 
-    @router.get("/models/{model_id:path}/endpoint")
+    @app.get("/models/{model_id:path}/endpoint")
     async def endpoint(model_id: str, request: Request) -> EndpointAnswer:
         """Where the model's inference requests go."""
         return runtime.endpoint(model_id, url_of(request))
 
-    return router
 
-
-def _log_routes(runtime: Runtime, kept: KeptLog) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/logs", response_class=Response)
+def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
+    @app.get("/logs", response_class=Response)
     async def own_log(
         lines: Annotated[int, Query(ge=0, le=MOST_LINES)] = 200,
         follow: bool = False,
@@ -174,7 +165,7 @@ def _log_routes(runtime: Runtime, kept: KeptLog) -> APIRouter:
         lasting = kept.follow(lines, lambda: runtime.changes.ended)
         return StreamingResponse(lasting, media_type=MEDIA_TYPE)
 
-    @router.get("/models/{model_id:path}/logs")
+    @app.get("/models/{model_id:path}/logs")
     async def engine_log(
         model_id: str,
         instance_id: str | None = None,
@@ -195,8 +186,6 @@ def _log_routes(runtime: Runtime, kept: KeptLog) -> APIRouter:
                 yield chunk
 
         return StreamingResponse(on(), media_type="text/plain; charset=utf-8")
-
-    return router
 
 
 def _token_check(token: str | None) -> Callable[[Request], None]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 
 import httpx
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -57,16 +57,14 @@ class Relay:
         """Close all connections to engines."""
         await self._http.aclose()
 
-    def routes(self) -> APIRouter:
+    def add_route(self, app: FastAPI) -> None:
         """The one route, for all methods."""
-        router = APIRouter()
-        router.add_api_route(
+        app.add_api_route(
             "/engines/{instance_id}/{path:path}",
             self._pass_on,
             methods=["GET", "POST", "DELETE"],
             include_in_schema=False,
         )
-        return router
 
     async def _pass_on(self, instance_id: str, path: str, request: Request) -> Response:
         instance = self._runtime.holdings.called(instance_id)

@@ -32,11 +32,14 @@ def create_app(
     app = FastAPI(title="cortex", version=__version__, redoc_url=None)
     errors.install(app)
     app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
-    app.include_router(health_router(fleet, lambda: plane().gate.stopping))
-    app.include_router(hello_router())
-    app.include_router(models_router(fleet))
-    for router in routers:
-        app.include_router(router)
+    ours = (
+        health_router(fleet, lambda: plane().gate.stopping),
+        hello_router(),
+        models_router(fleet),
+    )
+    for router in (*ours, *routers):
+        # As they are: `include_router` would build each route anew for the first request that passes it.
+        app.router.routes.extend(router.routes)
     for route in ROUTES.values():
         app.router.routes.append(AppRoute(route.path, AsgiRoute(plane, route), methods=["POST"]))
     return app
