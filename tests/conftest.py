@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 # A shell starts what runs in its background with SIGINT ignored, and so would be every command that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each client of HTTP, also one that never sees TLS, reads the authorities that it would trust: 40 ms for those of the
+# web, and nobody here talks to the web.
+os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("nobody.pem")))
 
 # For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
 settings.register_profile("thorough", max_examples=2000)

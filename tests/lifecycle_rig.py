@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import uvicorn
@@ -127,10 +129,17 @@ async def gateway(
         yield Served(url, made, http, operator)
 
 
+@cache
+def _weights(name: str) -> bytes:
+    """A model's file, made once a run."""
+    with TemporaryDirectory(prefix="cortex-test-") as folder:
+        return write_tiny_gguf(Path(folder) / "tiny.gguf", seed=sum(name.encode())).read_bytes()
+
+
 def tiny(directory: Path, name: str, **more: object) -> ModelProfile:
     """Writes a tiny model and gives its profile."""
     path = directory / f"{name}.gguf"
-    write_tiny_gguf(path, seed=sum(name.encode()))
+    path.write_bytes(_weights(name))
     return ModelProfile.model_validate(
         {"id": name, "harness": "embedded", "source": str(path), "vram_mb": MODEL_MB} | more
     )
