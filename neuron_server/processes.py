@@ -81,7 +81,9 @@ def read_table() -> ProcessTable:
 def read_process(pid: int) -> Process | None:
     """One process, or None when there is none of that pid."""
     try:
-        stat = (_PROC / str(pid) / "stat").read_bytes()
+        # No Path: a thousand of them at each reading of the devices are a waste.
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123
+            stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()
