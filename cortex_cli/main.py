@@ -151,6 +151,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `cortex` and end the process with its exit code."""
     # What imports make is no garbage, and looking at it every 700 objects is a tenth of a start.
     gc.set_threshold(20_000, 20, 50)
+    # Where click and rich are installed httpx brings its own command line along, for another tenth.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: it is not to be had
     if "--debug" in (sys.argv[1:] if args is None else args):
         # Before anything is parsed: an import may be what fails.
         os.environ["CORTEX_DEBUG"] = "1"
