@@ -6,9 +6,11 @@ import gc
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # A shell starts what runs in its background with SIGINT ignored, and so would be every command that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,21 +22,48 @@ os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("nobody.pem"
 # For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
 settings.register_profile("thorough", max_examples=2000)
 
-LONG = {
-    "test_fleet.py",
-    "test_demo.py",
+ANTHROPIC = {
+    "test_clients_anthropic.py",
+    "test_clients_engines.py",
+    "test_clients_shapes.py",
+    "test_dialects_anthropic_answer.py",
+    "test_dialects_sdks.py",
+    "test_keys_matrix.py",
+}
+"""Files that import Anthropic's SDK. One process runs them all: it is 3200 modules, and 4 s of processor time."""
+
+LONG = ANTHROPIC | {
     "test_cli_gateway.py",
-    "test_top_keys.py",
-    "test_neuron_supervisor.py",
-    "test_reload_gateway.py",
+    "test_dataplane.py",
+    "test_demo.py",
+    "test_fleet.py",
+    "test_hardening_edges.py",
+    "test_lifecycle_conductor.py",
+    "test_lifecycle_gateways.py",
     "test_lifecycle_storm.py",
     "test_lifecycle_verbs.py",
-    "test_lifecycle_conductor.py",
+    "test_neuron_api.py",
     "test_neuron_mistralrs.py",
     "test_neuron_mistralrs_real.py",
-    "test_dataplane.py",
+    "test_neuron_supervisor.py",
+    "test_reload_gateway.py",
+    "test_top_keys.py",
+    "test_top_pictures.py",
+    "test_workers.py",
 }
 """Files that begin first: one of them at the end would keep one process busy and the others idle."""
+
+
+class _ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "anthropic" if Path(file).name in ANTHROPIC else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """With `--dist loadfile` some files go together."""
+    return _ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
