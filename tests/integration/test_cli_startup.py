@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,33 +27,23 @@ def cortex(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_loads_no_heavy_package():
-    """`cortex --help` imports neither a server, nor an HTTP client, nor the terminal UI."""
+    """`cortex --help` imports neither a server, nor an HTTP client, nor the terminal UI, and little else."""
     probe = (
         "import sys, json\n"
         "from cortex_cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'fastapi', 'uvicorn', 'httpx', 'textual', 'rich', 'pydantic', 'asyncio'}\n"
-        "print(json.dumps(sorted(heavy & set(sys.modules))), file=sys.stderr)\n"
+        "print(json.dumps([len(sys.modules), sorted(heavy & set(sys.modules))]), file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
     )
 
-    assert json.loads(done.stderr) == []
+    modules, heavy = json.loads(done.stderr)
+    assert heavy == []
+    assert modules < 250
     assert "Daily use" in done.stdout
-
-
-def test_help_is_fast():
-    """`cortex --help` takes less than 150 ms of processor time; the best of several runs counts."""
-
-    def seconds() -> float:
-        before = os.times()
-        cortex("--help")
-        after = os.times()
-        return sum(after[2:4]) - sum(before[2:4])
-
-    assert min(seconds() for _ in range(5)) < 0.15
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
