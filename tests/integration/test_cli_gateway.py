@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from demo_fleet import DemoFleet, demo_fleet, environment, free_port
+from rigs.forked import Forked
 
 from cortex_cli.tui.source import GatewaySource, ReplaySource
 from cortex_common.fleet import FleetSnapshot
@@ -34,22 +37,18 @@ def items(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
 
 
 @contextmanager
-def lines_of(*args: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], queue.Queue[str]]]:
+def lines_of(*args: str, **env: str) -> Iterator[tuple[Forked, queue.Queue[str]]]:
     """A command that goes on, and the lines of its stdout and stderr as they come."""
     found: queue.Queue[str] = queue.Queue()
-    with subprocess.Popen(
-        [sys.executable, "-m", "cortex_cli", *args],
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    with TemporaryDirectory(prefix="cortex-test-") as folder:
+        pipe = Path(folder) / "lines"
+        os.mkfifo(pipe)
+        process = Forked(args, pipe, environ=environment(**env))
 
         def read() -> None:
-            assert process.stdout
-            for line in process.stdout:
-                found.put(line.rstrip("\n"))
+            with pipe.open(encoding="utf-8") as lines:
+                for line in lines:
+                    found.put(line.rstrip("\n"))
 
         reader = threading.Thread(target=read)
         reader.start()

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from demo_fleet import environment, free_port
+from engines.neuron_rig import wait_for
+from rigs.forked import Forked
 
 from cortex_cli.watch import CLEAR
 
@@ -100,17 +102,16 @@ class Gateway:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """It serves until the block ends; then it is killed."""
-        command = [
-            *(sys.executable, "-m", "cortex_cli", "serve", "gateway", "--log-format", "console"),
-            *("--config", str(self._config)),
-        ]
-        with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
-            assert process.stderr
-            try:
-                assert any(b"gateway_listening" in line for line in process.stderr)
-                yield
-            finally:
-                process.kill()
+        log = self._config.with_suffix(".log")
+        log.write_text("")
+        argv = ["serve", "gateway", "--log-format", "console", "--config", str(self._config)]
+        process = Forked(argv, log, environ=environment())
+        try:
+            wait_for(lambda: "gateway_listening" in log.read_text(), 30.0, log.read_text)
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shlex
-import sys
 import tomllib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from clients_kit import SAY, answer, asked, say
 from dialects_kit import call, chunk, usage_chunk, wire
+from rigs import forked
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
@@ -84,16 +84,9 @@ async def serving(script: Script) -> AsyncIterator[Served]:
 async def cortex(served: Served, *arguments: str, **environ: str) -> tuple[int, str, str]:
     """Run the command as a person would."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cortex_cli", *arguments, "--gateway", served.url),
-        env=clean | environ,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    argv = (*arguments, "--gateway", served.url)
+    done = await asyncio.to_thread(forked.run, argv, environ=clean | environ)
+    return done.returncode, done.stdout, done.stderr
 
 
 async def doctor(served: Served, client: str) -> tuple[int, dict[str, dict[str, Any]]]:

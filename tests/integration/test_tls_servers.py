@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import ssl
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from rigs import forked
 from rigs.engine import scripted_engine
 from rigs.fleet import Service, free_port, tiny_models
 from rigs.gateway import gateway_process, neuron_table
@@ -205,15 +205,10 @@ async def test_the_command_trusts_the_authority_that_it_is_given(tmp_path):
     ):
         url = f"https://127.0.0.1:{gateway.port}"
 
-        async def cortex(*arguments: str, environ: dict[str, str]) -> tuple[int | None, str, str]:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cortex_cli", *arguments),
-                env={"PATH": os.environ["PATH"], "CORTEX_GATEWAY_URL": url} | environ,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            out, err = await process.communicate()
-            return process.returncode, out.decode(), err.decode()
+        async def cortex(*arguments: str, environ: dict[str, str]) -> tuple[int, str, str]:
+            clean = {"PATH": os.environ["PATH"], "CORTEX_GATEWAY_URL": url}
+            done = await asyncio.to_thread(forked.run, arguments, environ=clean | environ)
+            return done.returncode, done.stdout, done.stderr
 
         async with asyncio.timeout(60):
             while "ready" not in (await cortex("models", "ls", environ=trusted))[1]:

@@ -17,7 +17,9 @@ _FORKS.set_forkserver_preload(
     [
         "__main__",
         "cortex_cli.main",
+        "cortex_cli.client",
         "cortex_cli.commands.serve",
+        "cortex_common.operator_client",
         "cortex_server.app",
         "neuron_server.app",
         # uvicorn imports these only when it serves.
@@ -38,7 +40,7 @@ class Forked:
 
     Args:
         argv: arguments after `cortex`.
-        out: file that its stdout is appended to.
+        out: file that its stdout is appended to, or a named pipe.
         err: the same of stderr; `out` by default.
         stdin: file that it reads; nothing by default.
         environ: its environment.
@@ -120,8 +122,8 @@ def _run(argv: Sequence[str], files: Sequence[Path], environ: Mapping[str, str])
         os.dup2(fd, number)
         os.close(fd)
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's whole life
-        for number, mode in enumerate("rww")
+        open(number, mode, buffering, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's whole life
+        for number, (mode, buffering) in enumerate((("r", -1), ("w", -1), ("w", 1)))
     )
     os.environ.clear()
     os.environ.update(environ)
