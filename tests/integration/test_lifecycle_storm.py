@@ -14,10 +14,10 @@ from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
 from cortex_common.fleet import InstanceView
 
-REQUESTS = int(os.environ.get("CORTEX_STORM_REQUESTS", "300"))
+REQUESTS = int(os.environ.get("CORTEX_STORM_REQUESTS", "200"))
 """The issue asks for 10,000; that takes minutes, so it is for who changes the scheduler."""
 
-CLIENTS = 150
+CLIENTS = 100
 ROOM_MB = 2 * MODEL_MB + 8
 
 
