@@ -110,9 +110,10 @@ async def _run(
         models, room = _models(wish, directory)
         config = files.write_files(directory, ports, models, room)
         neuron, gateway = f"http://127.0.0.1:{ports.neuron}", f"http://127.0.0.1:{ports.api}"
-        await _daemon("neuron", neuron, ["--config", str(config.neuron)], directory, started)
         options = ["--config", str(config.gateway), "--models", str(config.models)]
-        await _daemon("gateway", gateway, options, directory, started)
+        started.append(await _start("neuron", ["--config", str(config.neuron)], directory))
+        started.append(await _start("gateway", options, directory))
+        await asyncio.gather(_up(started[0], neuron), _up(started[1], gateway))
     await _load(gateway, models[0])
     await _ask(gateway, models[0])
     sys.stdout.write(f"\n{summary(ports, models, directory)}\n")
@@ -156,15 +157,15 @@ def _models(wish: Wish, directory: Path) -> tuple[list[DemoModel], int | None]:
     return models, files.ROOM_MB
 
 
-async def _daemon(
-    name: str, url: str, options: list[str], directory: Path, started: list[Child]
-) -> None:
-    say(f"starting the {name} on {url}")
+async def _start(name: str, options: list[str], directory: Path) -> Child:
+    say(f"starting the {name}")
     arguments = ["serve", name, *options, "--log-format", "console"]
-    child = await children.start(name, arguments, directory / f"{name}.log")
-    started.append(child)
+    return await children.start(name, arguments, directory / f"{name}.log")
+
+
+async def _up(child: Child, url: str) -> None:
     took = await children.healthy(child, url, _HEALTHY_S)
-    say(f"the {name} is up after {show_duration(took)}")
+    say(f"the {child.name} is up on {url} after {show_duration(took)}")
 
 
 async def _load(gateway: str, model: DemoModel) -> None:
