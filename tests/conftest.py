@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from rigs.late import Late
 from xdist.scheduler import LoadFileScheduling
 
 # A shell starts what runs in its background with SIGINT ignored, and so would be every command that a test interrupts.
@@ -69,6 +70,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files before all others."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Import what the test's module imports late: within its event loop, seconds of silence would break connections."""
+    module = item.getparent(pytest.Module)
+    for value in vars(module.obj).values() if module else ():
+        if isinstance(value, Late):
+            value.load()
 
 
 def pytest_collection() -> None:
