@@ -128,10 +128,15 @@ def demo_fleet(*options: str) -> Iterator[DemoFleet]:
                 if word == "operate":
                     break
             assert "operate" in lines, "".join(talk)
-            yield DemoFleet(process, lines, talk)
+            fleet = DemoFleet(process, lines, talk)
+            yield fleet
         finally:
-            born = offspring(psutil.Process(process.pid)) if process.poll() is None else []
+            asked = process.poll() is None
+            born = offspring(psutil.Process(process.pid)) if asked else []
             process.terminate()
             process.wait(60)
             reader.join()
+        if asked:
+            assert process.returncode == 0, "".join(talk)
             assert not [p for p in born if p.is_running()]
+            assert not fleet.directory.exists()
