@@ -89,16 +89,16 @@ async def test_completions_stream_and_answer_whole(fleet, sdk):
 async def test_the_bytes_are_the_engines_own(fleet):
     """Asked with the same seed at temperature 0, the engine itself and the gateway stream the same text."""
     body = {"model": ADA, "messages": ASK, "max_tokens": 12, "temperature": 0, "stream": True}
-    snapshot = await fleet.until(lambda s: s.model(ADA).state == "ready")
-    engine = next(i.url for i in snapshot.instances() if i.model == ADA)
 
     def text(raw: bytes) -> str:
         events = [json.loads(e[6:]) for e in raw.decode().split("\n\n") if e[6:7] == "{"]
         return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
 
     async with httpx.AsyncClient(timeout=60) as client:
-        direct = await client.post(f"{engine}/v1/chat/completions", json=body)
         through = await client.post(f"{fleet.url}/v1/chat/completions", json=body)
+        snapshot = await fleet.until(lambda s: s.model(ADA).state == "ready")
+        engine = next(i.url for i in snapshot.instances() if i.model == ADA)
+        direct = await client.post(f"{engine}/v1/chat/completions", json=body)
     assert text(direct.content) == text(through.content) != ""
 
 
