@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,14 +21,16 @@ from sample_fleet import (
 from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input, RichLog, Static
-from textual.widgets._footer import FooterKey
 from top_rig import FedSource, NotingOperator, top, until
 
 from cortex_cli.tui.app import Top
+from cortex_cli.tui.keys import key_rows
 from cortex_cli.tui.look import Look
 from cortex_cli.tui.palette import Palette
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_cli.tui.screens.logs import LogScreen
+from cortex_cli.tui.widgets.footer import KeyLine
+from cortex_cli.tui.widgets.line import Line
 from cortex_cli.tui.widgets.lines import Lines
 from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
@@ -80,6 +81,11 @@ def shown(app: Top) -> list[str]:
 def text_of(app: Top, selector: str) -> str:
     """What a static widget says."""
     return str(app.query_one(selector, Static).content)
+
+
+def offered(app: Top) -> str:
+    """What the line at the bottom says."""
+    return str(app.query_one(KeyLine).render())
 
 
 async def test_the_table_lists_the_catalogue():
@@ -568,8 +574,7 @@ async def test_no_key_acts_on_a_model_that_is_not_shown(view: str):
         await pilot.pause()
 
         assert not isinstance(app.screen, Confirm)
-        offered = {b.binding.action for b in app.screen.active_bindings.values()}
-        assert ("cancel" in offered, "unload" in offered) == (view == "4", False)
+        assert ("cancel" in offered(app), "unload" in offered(app)) == (view == "4", False)
 
 
 async def test_a_read_only_screen_cancels_nothing():
@@ -792,17 +797,24 @@ async def test_views():
             assert not app.screen.has_class(f"view-{view}")
 
 
-async def test_keys_of_another_view_are_forgotten():
-    """What the footer showed in other views is not kept."""
+@pytest.mark.parametrize("width", [140, 60, 30])
+async def test_the_keys_that_fit_are_told_whole(width: int):
+    """The line at the bottom ends with a whole word, and begins with the key that tells all others."""
+    app = top(busy_fleet())
+    async with running(app, (width, 15)):
+        told = offered(app).strip().split("  ")
+
+    assert told[0] == "? keys"
+    assert {words.split(" ", 1)[1] for words in told} <= {does for _, does, _ in key_rows()}
+
+
+async def test_a_click_on_a_key_is_as_good_as_the_key():
+    """The keys at the bottom can be clicked."""
     app = top(busy_fleet())
     async with running(app) as pilot:
-        for view in "12345" * 3:
-            await pilot.press(view)
-            await pilot.pause()
-        gc.collect()
-        kept = [key for key in gc.get_objects() if isinstance(key, FooterKey) and key.app is app]
+        await pilot.click(KeyLine, offset=(offered(app).index("filter"), 0))
 
-        assert len(kept) == len(app.query(FooterKey))
+        assert app.query_one(Line).is_open
 
 
 async def test_the_pace_has_bounds():
