@@ -27,13 +27,14 @@ from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
 from cortex_cli.tui.screens.dialogs import Page, page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
-from cortex_cli.tui.theme import DARK, LIGHT
+from cortex_cli.tui.theme import wear
 from cortex_cli.tui.view import Choice, Sort, as_json, describe, found
 from cortex_cli.tui.widgets.footer import KeyLine
 from cortex_cli.tui.widgets.line import Line
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
 from cortex_cli.watch import Lost
+from cortex_common.errors import BadRequest
 from cortex_common.fleet import FleetSnapshot, ModelView
 from cortex_common.trail import TrailEntry
 
@@ -48,6 +49,9 @@ class Top(App[None]):
         source: of snapshots.
         operator: who carries out what keys ask for.
         look: how it is wanted.
+
+    Raises:
+        BadRequest: there is no such theme.
     """
 
     CSS_PATH: ClassVar[str | PurePath | list[str | PurePath] | None] = "cortex.tcss"
@@ -60,6 +64,8 @@ class Top(App[None]):
 
     def __init__(self, source: Source, operator: Operator, look: Look) -> None:
         super().__init__()
+        # Not later: one that is put on over another has all style sheets read again.
+        wear(self, look.theme)
         self._source = source
         self._look = look
         self._operator = operator
@@ -84,9 +90,6 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         """Start to follow and to draw."""
-        for theme in (DARK, LIGHT):
-            self.register_theme(theme)
-        self.theme = self._look.theme
         self.set_keymap(self._look.keys)
         self._picture.table.focus()
         self._timer = self.set_interval(self._interval, self._draw)
@@ -357,7 +360,10 @@ class Top(App[None]):
 
     @on(Line.Misunderstood)
     def _misunderstood(self, event: Line.Misunderstood) -> None:
-        self._actions.say("\n".join((event.error.message, *event.error.hints)), severity="error")
+        self._refuse(event.error)
+
+    def _refuse(self, why: BadRequest) -> None:
+        self._actions.say("\n".join((why.message, *why.hints)), severity="error")
 
     @on(Line.Commanded)
     def _commanded(self, event: Line.Commanded) -> None:
@@ -389,13 +395,12 @@ class Top(App[None]):
                 self.action_view(command.verb)
 
     def _wear(self, theme: str) -> None:
-        if theme in self.available_themes:
-            self.theme = theme
-            self._draw(anyway=True)
+        try:
+            wear(self, theme)
+        except BadRequest as failed:
+            self._refuse(failed)
         else:
-            self._actions.say(
-                f"themes: {', '.join(sorted(self.available_themes))}", severity="error"
-            )
+            self._draw(anyway=True)
 
     @work
     async def _change_fleet(self, command: Command) -> None:

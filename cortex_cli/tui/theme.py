@@ -1,4 +1,4 @@
-"""The two themes of `cortex top`, and the colours of models in them."""
+"""The themes of `cortex top`, two of them ours, and the colours of models in them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from textual.app import App
 from textual.theme import Theme
 
 from cortex_cli.tui.bars import PALETTE
+from cortex_common.errors import BadRequest, nearest
 
 _DARK = ("#7aa2f7", "#9ece6a", "#e0af68", "#bb9af7", "#7dcfff", "#f7768e", "#73daca", "#ff9e64")
 _LIGHT = ("#2e5fbf", "#3f7a1c", "#8a5a00", "#7a3fb5", "#0b7285", "#b4233c", "#0b7a63", "#b34d00")
@@ -42,6 +43,22 @@ LIGHT = Theme(
     dark=False,
     variables={f"model-{i}": _LIGHT[i] for i in range(PALETTE)},
 )
+
+
+def wear(app: App[Any], name: str) -> None:
+    """Put a theme on, one of ours or of Textual's.
+
+    Raises:
+        BadRequest: nothing goes by such a name.
+    """
+    for theme in (DARK, LIGHT):
+        app.register_theme(theme)
+    known = app.available_themes
+    if name not in known:
+        close = nearest(name, known)
+        hint = f"did you mean {close[0]!r}?" if close else f"themes: {', '.join(sorted(known))}"
+        raise BadRequest(f"there is no theme {name!r}", hints=(hint,))
+    app.theme = name
 
 
 def ink(app: App[Any], name: str) -> str:

@@ -24,6 +24,7 @@ from textual.widgets import Input, RichLog, Static
 from top_rig import FedSource, NotingOperator, top, until
 
 from cortex_cli.tui.app import Top
+from cortex_cli.tui.commands import Command, Verb
 from cortex_cli.tui.keys import key_rows
 from cortex_cli.tui.look import Look
 from cortex_cli.tui.palette import Palette
@@ -36,7 +37,7 @@ from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
-from cortex_common.errors import AuthenticationFailed, Conflict, DoesNotFit, NotFound
+from cortex_common.errors import AuthenticationFailed, BadRequest, Conflict, DoesNotFit, NotFound
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
@@ -864,16 +865,30 @@ async def test_ascii_draws_ascii():
         assert "".join(drawn(app._picture.devices)).replace("°", "").isascii()
 
 
-@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light", "dracula"])
-async def test_any_theme_can_be_worn(theme: str):
+async def test_any_theme_can_be_worn():
     """Themes that are not ours have no colours for models, and some know the terminal's own colours alone."""
-    app = top(busy_fleet(), *sample_trail(), theme=theme)
+    app = top(busy_fleet(), *sample_trail(), theme="ansi-dark")
     async with running(app) as pilot:
-        for view in "12345":
-            await pilot.press(view)
-            await pilot.pause()
+        for theme in ("ansi-dark", "ansi-light", "dracula"):
+            app.obey(Command(Verb.THEME, theme))
+            for view in "12345":
+                await pilot.press(view)
+                await pilot.pause()
 
-        assert app.is_running
+            assert app.theme == theme
+
+
+async def test_a_theme_that_there_is_not_is_told():
+    """At the start it ends the command, later it is a toast."""
+    with pytest.raises(BadRequest, match="no theme 'cortex-drak'") as told:
+        top(busy_fleet(), theme="cortex-drak")
+    app = top(busy_fleet())
+    async with running(app) as pilot:
+        app.obey(Command(Verb.THEME, "cortex-drak"))
+        await until(pilot, lambda: bool(app._notifications))
+
+        assert told.value.hints == ("did you mean 'cortex-dark'?",)
+        assert app.theme == "cortex-dark"
 
 
 async def test_q_ends():
