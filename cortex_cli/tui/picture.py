@@ -134,8 +134,11 @@ class Picture(Vertical):
     def draw_banner(self, shown: Shown) -> None:
         """Draw the line on top and, when the gateway is lost, the banner below it."""
         lost = shown.lost
-        self._banner.set_class(lost is not None, "shown")
-        self.set_class(lost is not None, "lost")
+        if self.has_class("lost") != (lost is not None):
+            self._banner.set_class(lost is not None, "shown")
+            self.set_class(lost is not None, "lost")
+            # What can't be done without a gateway is greyed.
+            self.screen.refresh_bindings()
         if lost is not None:
             again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
             old = "" if shown.snapshot is None else "; below is what was last seen"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from unittest.mock import call, patch
 
 import pytest
+from rich.style import Style
 from sample_fleet import (
     GEMMA,
     LLAMA,
@@ -87,6 +88,20 @@ def text_of(app: Top, selector: str) -> str:
 def offered(app: Top) -> str:
     """What the line at the bottom says."""
     return str(app.query_one(KeyLine).render())
+
+
+def greyed(app: Top) -> set[str]:
+    """What the line at the bottom says cannot be done now."""
+    line = app.query_one(KeyLine).render()
+    return {
+        line.plain[span.start : span.end].split()[-1]
+        for span in line.spans
+        if isinstance(span.style, Style) and span.style.dim
+    }
+
+
+REFUSED = {"load", "unload", "pin", "evict", "defrag"}
+"""What is greyed without a gateway, or on a screen that is read-only, in the view of the models."""
 
 
 async def test_the_table_lists_the_catalogue():
@@ -342,6 +357,7 @@ async def test_read_only_refuses_keys():
     operator = NotingOperator()
     app = top(busy_fleet(), operator=operator, read_only=True)
     async with running(app) as pilot:
+        assert greyed(app) == REFUSED
         for key in ("l", "u", "e", "p", "c", "D"):
             await pilot.press(key)
             await pilot.pause()
@@ -719,22 +735,25 @@ async def test_models_can_come_and_go():
 
 
 async def test_a_lost_gateway_is_a_state():
-    """Losing the gateway shows a banner over the last picture; keys wait; its return clears all."""
+    """Losing the gateway shows a banner over the last picture; keys wait, greyed; its return clears all."""
     operator = NotingOperator()
     source = FedSource(busy_fleet())
     app = Top(source, operator, Look("gw", interval_s=0.25))
     async with running(app) as pilot:
+        assert greyed(app) == set()
         source.feed(Lost("connection refused", 4.0))
         banner = app.query_one("#banner", Static)
         await until(pilot, lambda: banner.has_class("shown"))
         assert "connection refused; trying again in 4s" in text_of(app, "#banner")
         assert text_of(app, "#summary").startswith(" cortex ? ")
         assert len(shown(app)) == 4
+        await until(pilot, lambda: greyed(app) == REFUSED)
         await pilot.press("l")
         await pilot.pause()
         assert operator.asked == []
         source.feed(busy_fleet())
         await until(pilot, lambda: not banner.has_class("shown"))
+        await until(pilot, lambda: not greyed(app))
 
         assert "live" in text_of(app, "#summary")
 
