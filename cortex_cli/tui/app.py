@@ -318,7 +318,7 @@ class Top(App[None]):
         """Switch between overview, models, devices, requests and events."""
         self._picture.switch(name)
         self.refresh_bindings()
-        self.call_after_refresh(self._draw, anyway=True)
+        self._draw(anyway=True)
         self.call_after_refresh(self._picture.requests.look)
 
     def action_move(self, lines: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from cortex_cli.render.table import printable
@@ -16,6 +15,7 @@ from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.history import History
 from cortex_cli.tui.screens.dialogs import facts_text
 from cortex_cli.tui.view import Choice, describe, rows, summary
+from cortex_cli.tui.widgets.detail import DetailPanel
 from cortex_cli.tui.widgets.devices import DevicePanel
 from cortex_cli.tui.widgets.events import EventLines
 from cortex_cli.tui.widgets.lines import Lines
@@ -28,7 +28,6 @@ from cortex_common.fleet import FleetSnapshot
 SHORT_SCREEN = 24
 OVERVIEW = "overview"
 VIEWS = (OVERVIEW, "models", "gpus", "requests", "events")
-_WORD = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +71,7 @@ class Picture(Vertical):
         self._banner = Static(id="banner", markup=False)
         self.devices = DevicePanel(ascii_only=ascii_only)
         self.events = EventLines()
-        self._side = VerticalScroll(id="side", can_focus=False)
-        self._detail = Static(id="detail", markup=False)
-        self._detail_shape = ""
+        self._detail = DetailPanel()
 
     def compose(self) -> ComposeResult:
         """See the class."""
@@ -86,8 +83,7 @@ class Picture(Vertical):
                 yield self.table
                 yield self.requests
                 yield self.events
-            with self._side:
-                yield self._detail
+            yield self._detail
 
     def on_mount(self) -> None:
         """Name the frames."""
@@ -119,14 +115,15 @@ class Picture(Vertical):
             return
         with self.app.batch_update():
             short = self.app.size.height < SHORT_SCREEN
-            # What a view hides is drawn when it is shown again.
-            if self.devices.display:
+            # What a view hides is drawn when it is shown again; whether it shows already is not asked, as that is
+            # known only after the next layout.
+            if self.view in {OVERVIEW, "gpus"}:
                 self.devices.show(snapshot, shown.history, shown.ghosts, compact=short)
-            if self.table.display:
+            if self.view in {OVERVIEW, "models"}:
                 self.table.show(rows(snapshot, shown.history, shown.choice))
                 title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
                 self.table.border_title = Text(title).markup
-            if self.events.display:
+            if self.view == "events":
                 self.events.show()
             self.requests.narrow(shown.choice.words)
             self.draw_detail(shown)
@@ -151,14 +148,9 @@ class Picture(Vertical):
         """Draw what is known of the model under the cursor."""
         name = self.table.current
         model = shown.snapshot.model(name) if name and shown.snapshot else None
-        if model is None or shown.snapshot is None or not self._side.display:
-            return
-        self._side.border_title = Text(model.id).markup
-        facts = facts_text(describe(model, shown.snapshot, shown.history))
-        # Where it wraps, and with that its height, depends on nothing but where the words end.
-        shape = _WORD.sub("x", facts.plain)
-        self._detail.update(facts, layout=shape != self._detail_shape)
-        self._detail_shape = shape
+        if model is not None and shown.snapshot is not None and self.view == OVERVIEW:
+            facts = describe(model, shown.snapshot, shown.history)
+            self._detail.show(model.id, facts_text(facts))
 
 
 def _table_title(choice: Choice, shown: int, total: int) -> str:

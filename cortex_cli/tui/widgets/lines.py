@@ -59,6 +59,10 @@ class Lines(ScrollView):
         """Scroll."""
         self.scroll_relative(y=lines, animate=False)
 
+    def on_resize(self) -> None:
+        """Make all lines anew: they may be made for the room that there is."""
+        self.redraw_all()
+
     def redraw(self, count: int) -> None:
         """Draw those lines on the screen that are not as they were.
 
