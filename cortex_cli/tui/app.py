@@ -319,7 +319,8 @@ class Top(App[None]):
         self._picture.switch(name)
         self.refresh_bindings()
         self._draw(anyway=True)
-        self.call_after_refresh(self._picture.requests.look)
+        if name == "requests":
+            self._picture.requests.ask()
 
     def action_move(self, lines: int) -> None:
         """Move the cursor, or scroll where there is none."""

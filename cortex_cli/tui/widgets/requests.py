@@ -129,19 +129,19 @@ class RequestTable(Table[RequestRow]):
         if self._ask is None:
             self.border_title = "requests: a recording holds none"
         else:
-            self.set_interval(EVERY_S, self.look)
+            self.set_interval(EVERY_S, self._look)
 
-    def look(self) -> None:
-        """Ask now, if anybody looks."""
+    def _look(self) -> None:
+        """Ask, if anybody looks."""
         if self.display and self.is_on_screen:
-            self._look()
+            self.ask()
 
     def narrow(self, words: str) -> None:
         """Show only rows that hold these words."""
         if words != self._words:
             self._words = words
             self._draw()
-            self.look()
+            self._look()
 
     @property
     def request(self) -> RequestView | None:
@@ -151,7 +151,8 @@ class RequestTable(Table[RequestRow]):
         return next((r for r in both if r.id == name), None)
 
     @work(exclusive=True, group="requests", exit_on_error=False)
-    async def _look(self) -> None:
+    async def ask(self) -> None:
+        """Ask, and show the answer."""
         if self._ask is None:
             return
         try:
