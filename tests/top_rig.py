@@ -72,6 +72,7 @@ class NotingOperator:
         refuses: raised by plans of evictions.
         apart: no node can be defragmented by itself.
         plan: what a plan says, but for the model.
+        found: the requests.
     """
 
     def __init__(self, fails: CortexError | None = None, plan: PlanView | None = None) -> None:
@@ -81,6 +82,7 @@ class NotingOperator:
         self.fails = fails
         self.refuses: CortexError | None = None
         self.apart = False
+        self.found = sample_requests()
         self.plan = plan or PlanView(
             model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
         )
@@ -163,7 +165,7 @@ class NotingOperator:
 
     async def requests(self, last: int | None) -> RequestList:
         """See `Operator.requests`."""
-        return sample_requests()
+        return self.found
 
     async def cancel(self, request: str) -> RequestView:
         """See `Operator.cancel`."""

@@ -16,7 +16,6 @@ from sample_fleet import (
     busy_fleet,
     empty_fleet,
     large_fleet,
-    sample_requests,
     sample_trail,
 )
 from textual.command import CommandList
@@ -566,18 +565,21 @@ async def test_a_request_is_cancelled_after_a_yes():
 
 async def test_a_cursor_on_top_of_the_requests_stays_there():
     """Whoever looks at the top goes on seeing what is under way; whoever chose a row goes with it."""
-    app = top(busy_fleet())
+    operator = NotingOperator()
+    app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         table = await requests_of(pilot, app)
-        one, two, *rest = sample_requests().active
-        swapped = RequestList(at=NOW, active=(two, one, *rest))
+        before = operator.found
+        one, two, *rest = before.active
         assert table.current == one.id
-        table._found = swapped
-        table._draw()
-        assert table.current == two.id
+        operator.found = RequestList(at=NOW, active=(two, one, *rest))
+        table.ask()
+        await until(pilot, lambda: table.current == two.id)
         await pilot.press("down")
-        table._found = sample_requests()
-        table._draw()
+        assert table.current == one.id
+        operator.found = before
+        table.ask()
+        await until(pilot, lambda: table.cursor_row == 0)
 
         assert table.current == one.id
 

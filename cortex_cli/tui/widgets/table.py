@@ -208,7 +208,8 @@ class Table(Lines, Generic[Row], can_focus=True):
         self.post_message(self.Highlighted())
 
     def on_resize(self) -> None:
-        """Keep the cursor on the screen."""
+        """Choose columns for the new width, and keep the cursor on the screen."""
+        self._lay_out()
         self._follow()
 
     def _follow(self) -> None:
