@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from neuron_server.core.instance import Instance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.harness.registry import Registry
-from neuron_server.harness.supervisor import Supervisor
+from neuron_server.harness.supervisor import Head, Supervisor
 from neuron_server.journal import Journal
 from neuron_server.processes import boot_id
 from neuron_server.records import EngineRecord, StateDir
@@ -39,6 +39,16 @@ def left_running(
             continue
         journal.note("engine_adopted", instance=record.instance_id, pid=record.pid)
         yield _instance(record, registry), engine
+
+
+def heads(state: StateDir) -> dict[str, Head]:
+    """The heads of the engines that the neuron before started in this boot, by instance; many may have ended."""
+    boot = boot_id()
+    return {
+        record.instance_id: Head(record.pid, record.started_ticks)
+        for record in state.records()
+        if record.boot == boot
+    }
 
 
 def record_of(instance: Instance, engine: EngineProcess) -> EngineRecord:

@@ -59,6 +59,15 @@ class ProcessTable:
                 todo.extend(children.get(pid, ()))
         return frozenset(pid for pid in found if not self.by_pid[pid].zombie)
 
+    def left_of(self, head: int, started_ticks: int) -> frozenset[int]:
+        """What lives of the tree that a head led, itself ended or not; nothing once its pid is somebody else's.
+
+        The kernel gives a pid to nobody while a process group of that number has members.
+        """
+        now = self.by_pid.get(head)
+        mine = now is None or now.started_ticks == started_ticks
+        return self.tree(head) if mine else frozenset()
+
     def rss_mb(self, pids: frozenset[int]) -> int:
         """Resident MiB of some processes together."""
         return sum(self.by_pid[p].rss_bytes for p in pids if p in self.by_pid) // (1024 * 1024)

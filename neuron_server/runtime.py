@@ -30,7 +30,7 @@ from cortex_common.models import (
 )
 from neuron_server import views
 from neuron_server.admission import joined, needs_of, refuse_second_parallel
-from neuron_server.adoption import left_running, record_of
+from neuron_server.adoption import heads, left_running, record_of
 from neuron_server.attached import AttachedEngines
 from neuron_server.books import NodeBooks
 from neuron_server.cgroups import Cgroups
@@ -112,9 +112,11 @@ class Runtime:
         self._mismatches = await self.registry.mismatches(self.host.cuda_version)
         await self._books.read({})
         self.journal.note("engines_fenced", by=self._supervisor.fence)
+        left = heads(self._state)
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
-        if orphans := await self._supervisor.kill_orphans(adopted):
+        gone = [head for instance, head in left.items() if instance not in adopted]
+        if orphans := await self._supervisor.kill_orphans(adopted, gone):
             self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
         await self.attached.look()
         await self.measure()

@@ -11,7 +11,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from cortex_common.errors import LoadFailed
@@ -70,6 +71,14 @@ def engine_environment(
         name: value for name, value in host.items() if name in _ALLOWED or name.startswith("LC_")
     }
     return allowed | dict(launch.env) | dict(marks)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An engine's first process, which leads its group; see `processes.Process`."""
+
+    pid: int
+    started_ticks: int
 
 
 class Supervisor:
@@ -136,11 +145,17 @@ class Supervisor:
         except ProcessLookupError:
             return None
 
-    async def kill_orphans(self, spared: frozenset[str]) -> tuple[int, ...]:
-        """Kill engines that a neuron of this state directory started and that no record knows.
+    async def kill_orphans(
+        self, spared: frozenset[str], gone: Collection[Head] = ()
+    ) -> tuple[int, ...]:
+        """Kill engines that a neuron of this state directory started and that were not adopted.
+
+        Marks alone don't find them all: vLLM's and SGLang's workers write their title over their environment, and
+        live on without their head.
 
         Args:
             spared: instances that were adopted.
+            gone: the heads of those that were not.
 
         Returns:
             The pids that were killed.
@@ -148,6 +163,10 @@ class Supervisor:
         table = read_table()
         spared_marks = frozenset().union(*(marked(table, _mark(i)) for i in spared))
         orphans = marked(table, f"{_OWNER_MARK}={self._owner}") - spared_marks - {os.getpid()}
+        orphans = orphans.union(
+            *(table.tree(pid) for pid in orphans),
+            *(table.left_of(head.pid, head.started_ticks) for head in gone),
+        )
         cgroups = [cgroup for instance, cgroup in self._left() if instance not in spared]
         orphans = orphans.union(*(cgroup.pids() for cgroup in cgroups))
         for cgroup in cgroups:

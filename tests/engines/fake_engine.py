@@ -72,6 +72,11 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="the same with an empty environment",
     )
+    add(
+        "--bare-child",
+        action="store_true",
+        help="start a child without an environment, as vLLM's workers seem to be",
+    )
     add("--die-after", type=float, metavar="S", help="crash (exit 1) S seconds after being ready")
     add(
         "--die-once",
@@ -308,6 +313,19 @@ async def respond(
     return not close
 
 
+def start_children(options: argparse.Namespace) -> None:
+    """The processes that are to be left behind."""
+    if options.child:
+        subprocess.Popen([sys.executable, "-c", CHILD])
+    if options.bare_child:
+        subprocess.Popen([sys.executable, "-c", CHILD], env={})
+    if options.daemon_child or options.hidden_child:
+        env = {} if options.hidden_child else dict(os.environ)
+        script = f"import subprocess; subprocess.Popen([{sys.executable!r}, '-c', {CHILD!r}], "
+        script += f"start_new_session=True, env={env!r})"
+        subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def load(options: argparse.Namespace) -> list[bytearray]:
     """Everything that happens before the socket opens; returns the memory it holds."""
     for text in options.say:
@@ -316,13 +334,7 @@ def load(options: argparse.Namespace) -> list[bytearray]:
         print(f"{number:<99}", file=sys.stderr, flush=number % 1000 == 999)
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if options.child:
-        subprocess.Popen([sys.executable, "-c", CHILD])
-    if options.daemon_child or options.hidden_child:
-        env = {} if options.hidden_child else dict(os.environ)
-        script = f"import subprocess; subprocess.Popen([{sys.executable!r}, '-c', {CHILD!r}], "
-        script += f"start_new_session=True, env={env!r})"
-        subprocess.run([sys.executable, "-c", script], check=True)
+    start_children(options)
     if options.exit_at_load is not None:
         sys.exit(options.exit_at_load)
     if options.oom_at_load:
