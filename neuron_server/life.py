@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 _PROBE_EVERY_S = (0.05, 0.5)
 """Seconds between probes: at first, and at most."""
 _PORT_TRIES = 3
-_LAST_LINES = 200
+_LAST_LINES = 500
+"""vLLM prints an error and its stack once for each process that it passes through, the cause first."""
 _SILENT_LOOKS = 3
 _LOOK_LIMIT_S = 5.0
 

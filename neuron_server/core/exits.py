@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,7 +35,9 @@ _PORT_TAKEN = re.compile(
 )
 _MEMORY = re.compile(
     r"out of memory|out_of_memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|failed to allocate"
-    r"|unable to allocate|MemoryError|std::bad_alloc|cannot allocate memory",
+    r"|unable to allocate|MemoryError|std::bad_alloc|cannot allocate memory"
+    r"|less than desired GPU memory utilization|No available memory for the cache blocks"
+    r"|larger than the available KV cache|Not enough memory\. Please try to increase --mem-fraction-static",
     re.IGNORECASE,
 )
 _ARGUMENTS = re.compile(
@@ -48,7 +50,7 @@ _WRONG_BUILD = re.compile(
     r"|CUDA_ERROR_(NO_BINARY_FOR_GPU|UNSUPPORTED_PTX_VERSION|SYSTEM_DRIVER_MISMATCH)",
     re.IGNORECASE,
 )
-_TOLD = (
+_SURE = (
     (_PORT_TAKEN, ExitKind.PORT_TAKEN, "had its port taken by another process"),
     (_ARGUMENTS, ExitKind.BAD_ARGUMENTS, "did not accept its arguments"),
     (_WRONG_BUILD, ExitKind.WRONG_BUILD, "is built for other cards or drivers"),
@@ -57,6 +59,8 @@ _TOLD = (
 """What its words tell, the surest first."""
 _STACK_FRAME = re.compile(r"\[0x[0-9a-f]+\]$|^\s*(\* )?(frame )?#\d+:? +\S")
 """As glibc, gdb and lldb print them; what they would push out of sight is the error before them."""
+_PYTHON_FRAME = re.compile(r'^(.*?)  File ".+", line \d+')
+"""Its source lines follow, indented; what a log puts before each line stands before them, too."""
 _MOST_LINES = 12
 _FATAL_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
@@ -70,18 +74,34 @@ def classify(status: int | None, last_lines: Sequence[str], oom_kills: int = 0) 
         last_lines: the end of its log.
         oom_kills: processes of its host that the kernel ended for want of memory while it ran.
     """
-    words = [line.rstrip() for line in last_lines if line.strip()]
-    tail = [line for line in words if not _STACK_FRAME.search(line)][-_MOST_LINES:]
+    tail = list(_told(last_lines))[-_MOST_LINES:]
     text = "\n".join(tail)
     kind, what = _kind(status, text, oom_kills)
     return Exit(kind, f"{what}:\n{text}" if tail else f"{what} without a word")
+
+
+def _told(lines: Sequence[str]) -> Iterator[str]:
+    """What is no part of a stack, once: an error that passes through several processes is printed by each of them."""
+    source: str | None = None
+    seen: set[str] = set()
+    for line in map(str.rstrip, lines):
+        if frame := _PYTHON_FRAME.match(line):
+            source = f"{frame[1]}    "
+            continue
+        if source is not None and line.startswith(source):
+            continue
+        source = None
+        stack = _STACK_FRAME.search(line) or line.endswith("Traceback (most recent call last):")
+        if line and not stack and line not in seen:
+            seen.add(line)
+            yield line
 
 
 def _kind(status: int | None, text: str, oom_kills: int) -> tuple[ExitKind, str]:
     how = _how(status)
     if status == 0:
         return ExitKind.ENDED, f"the engine ended by itself ({how})"
-    for pattern, kind, what in _TOLD:
+    for pattern, kind, what in _SURE:
         if pattern.search(text) or (status == 2 and kind is ExitKind.BAD_ARGUMENTS):
             return kind, f"the engine {what} ({how})"
     if oom_kills and status in {None, -signal.SIGKILL}:

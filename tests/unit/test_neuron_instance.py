@@ -170,6 +170,11 @@ def test_ports_come_from_the_range_and_are_free(first, size, data):
         (-11, [], ExitKind.CRASH),
         (-6, ["GGML_ASSERT(x) failed"], ExitKind.CRASH),
         (1, ["exiting due to model loading error"], ExitKind.CRASH),
+        (
+            1,
+            ["ValueError: No available memory for the cache blocks. Try increasing"],
+            ExitKind.OUT_OF_MEMORY,
+        ),
         (None, ["whatever"], ExitKind.CRASH),
         (0, ["CUDA out of memory, once"], ExitKind.ENDED),
     ],
@@ -188,6 +193,45 @@ def test_a_victim_of_the_kernels_is_told_from_one_of_an_operators():
     assert classify(None, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
     assert classify(-11, [], oom_kills=1).kind is ExitKind.CRASH
     assert classify(-9, [], oom_kills=0).kind is ExitKind.KILLED
+
+
+VLLM_ENDS = (
+    """
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] Traceback (most recent call last):
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510]   File "/opt/vllm/core.py", line 315, in _initialize_kv_caches
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510]     memory = self.executor.determine_available_memory()
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510]              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.
+Process EngineCore:
+Traceback (most recent call last):
+  File "/opt/vllm/core.py", line 1, in run
+    raise error
+torch.OutOfMemoryError: CUDA out of memory.
+Traceback (most recent call last):
+  File "/opt/vllm/bin/vllm", line 10, in <module>
+    sys.exit(main())
+             ^^^^^^
+  File "uvloop/loop.pyx", line 1515, in uvloop.loop.Loop.run_until_complete
+"""
+    + '  File "/opt/vllm/serve.py", line 156, in cmd\n    run()\n' * 40
+    + """
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+)
+
+
+def test_the_stacks_of_pythons_processes_do_not_hide_what_happened():
+    """An error of vLLM's passes through its processes, and each prints its stack; the cause is told once."""
+    end = classify(1, VLLM_ENDS.splitlines())
+    assert end.kind is ExitKind.OUT_OF_MEMORY
+    assert end.message.splitlines()[1:] == [
+        "(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] EngineCore failed to start.",
+        "(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.",
+        "Process EngineCore:",
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
 
 
 @pytest.mark.parametrize(
