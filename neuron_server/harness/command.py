@@ -1,12 +1,14 @@
 """Any OpenAI-compatible server from a command template, with presets for the common ones.
 
-Facts about the presets: vLLM opens its socket once the engine is up and answers /health with 503 when it died;
-SGLang's /health runs a generation, so /ready is asked instead; ComfyUI has an API of its own and answers
-/system_stats as soon as it listens.
+Facts about the presets: vLLM opens its socket once the engine is up, answers /health with 503 when it died, and would
+log each of our looks at its metrics, one a second. SGLang's /health runs a generation, so /ready is asked instead.
+ComfyUI has an API of its own, answers /system_stats as soon as it listens, and hears SIGINT only between two nodes of a
+graph; it is a directory with a main.py, wherever that is, so its command has no default.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import string
@@ -51,6 +53,8 @@ class Preset:
         command: see `HarnessEntry.command`.
         version_path: answers {"version": ...}, where there is such a path.
         running_metric: name of the /metrics series that counts requests under way.
+        queue_path: answers {"exec_info": {"queue_remaining": ...}}, where there is such a path.
+        example: a command for people, where there is no default.
     """
 
     command: tuple[str, ...] = ()
@@ -60,6 +64,8 @@ class Preset:
     env: tuple[tuple[str, str], ...] = ()
     version_path: str | None = None
     running_metric: tuple[str, ...] = ()
+    queue_path: str | None = None
+    example: tuple[str, ...] = ()
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
 
 
@@ -85,8 +91,15 @@ _PRESETS: Mapping[str, Preset] = {
             "{quant}",
             "--gpu-memory-utilization",
             "{vram_share}",
+            "--disable-uvicorn-access-log",
         ),
-        routes=(*_OPENAI, "/v1/embeddings", "/v1/messages", "/v1/responses"),
+        routes=(
+            *_OPENAI,
+            "/v1/embeddings",
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/responses",
+        ),
         version_path="/version",
         running_metric=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         kinds=(DeviceKind.CUDA,),
@@ -120,9 +133,9 @@ _PRESETS: Mapping[str, Preset] = {
         kinds=(DeviceKind.CUDA,),
     ),
     "comfyui": Preset(
-        command=(
-            "python3",
-            "main.py",
+        example=(
+            "/opt/comfyui/.venv/bin/python",
+            "/opt/comfyui/main.py",
             "--listen",
             "{host}",
             "--port",
@@ -131,6 +144,7 @@ _PRESETS: Mapping[str, Preset] = {
         ),
         health_path="/system_stats",
         stop_signal="INT",
+        queue_path="/prompt",
         routes=("/prompt", "/queue", "/history", "/view", "/ws", "/object_info"),
     ),
 }
@@ -147,7 +161,7 @@ class CommandHarness:
         preset = _PRESETS[entry.preset] if entry.preset else Preset()
         self.name = entry.name
         self._template = entry.command or preset.command
-        _check(entry.name, self._template)
+        _check(entry.name, self._template, preset.example)
         self._preset = preset
         self._binary = entry.binary
         self._health_path = entry.health_path or preset.health_path
@@ -212,7 +226,10 @@ class CommandHarness:
         )
 
     async def in_flight(self, url: str) -> int | None:
-        """From the engine's metrics, where they are known."""
+        """From the engine's metrics or queue, where they are known."""
+        if self._preset.queue_path is not None:
+            queue = await get_json(self._http, url + self._preset.queue_path)
+            return None if queue is None else queue.get("exec_info", {}).get("queue_remaining")
         if not self._preset.running_metric:
             return None
         response = await get(self._http, url + "/metrics")
@@ -263,7 +280,12 @@ def _fields(part: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(part) if name is not None]
 
 
-def _check(name: str, template: Sequence[str]) -> None:
+def _check(name: str, template: Sequence[str], example: Sequence[str]) -> None:
+    if not template and example:
+        raise ConfigError(
+            f"harness {name!r}: this preset needs a command",
+            hints=(f"command = {json.dumps(example)}",),
+        )
     if not template:
         raise ConfigError(
             f"harness {name!r}: kind 'command' needs a command or a preset",

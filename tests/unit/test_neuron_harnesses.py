@@ -106,6 +106,9 @@ def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
     """An empty command or an unknown field is a mistake in neuron.toml, not in the first load."""
     with pytest.raises(ConfigError, match="needs a command or a preset"):
         CommandHarness(HarnessEntry(name="x"), http)
+    with pytest.raises(ConfigError, match="this preset needs a command") as refused:
+        CommandHarness(HarnessEntry(name="x", preset="comfyui"), http)
+    assert "main.py" in refused.value.hints[0]
     with pytest.raises(ConfigError, match="unknown fields: modell"):
         CommandHarness(HarnessEntry(name="x", command=("run", "{modell}")), http)
 
@@ -121,7 +124,8 @@ def test_presets_know_their_engines(http: httpx.AsyncClient):
     assert "--quantization" not in argv
     assert argv[-1] == "--enforce-eager"
     assert vllm.capabilities.kinds == (DeviceKind.CUDA,)
-    comfy = CommandHarness(HarnessEntry(name="comfy", preset="comfyui"), http)
+    started = ("/opt/comfyui/main.py", "--port", "{port}")
+    comfy = CommandHarness(HarnessEntry(name="comfy", preset="comfyui", command=started), http)
     assert comfy.capabilities.stop_signal is signal.SIGINT
     assert "/prompt" in comfy.capabilities.routes
     own = HarnessEntry(name="sgl", preset="sglang", stop_signal="QUIT", binary=Path("/opt/py"))

@@ -129,7 +129,7 @@ class HarnessEntry(Section):
     """First and last loopback port for its engines."""
 
     preset: Literal["vllm", "sglang", "comfyui"] | None = None
-    """Kind "command": start from the settings that this engine needs."""
+    """Kind "command": start from the settings that this engine needs. "comfyui" needs `command`, too."""
 
     command: tuple[str, ...] = ()
     """Kind "command": program and arguments; {model}, {source}, {file}, {quant}, {port}, {host}, {devices},
