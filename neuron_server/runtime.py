@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit, StillBusy
-from cortex_common.hardware import Discovery, Health, HostWarning
+from cortex_common.hardware import Discovery, Health
 from cortex_common.harness import AttachedHarness
 from cortex_common.models import (
     EndpointAnswer,
@@ -38,6 +38,7 @@ from neuron_server.changes import Changes
 from neuron_server.core.instance import Instance, advance
 from neuron_server.core.ledger import Promise
 from neuron_server.faults import Faults
+from neuron_server.fitness import Fitness
 from neuron_server.free_port import free_port
 from neuron_server.hardware.host import Host
 from neuron_server.harness.log import EngineLog
@@ -101,7 +102,7 @@ class Runtime:
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
         self._faults = Faults(self.journal)
-        self._mismatches: tuple[HostWarning, ...] = ()
+        self._fitness = Fitness(registry, host)
         self._readers: tuple[asyncio.Task[None], ...] = ()
 
     # -- opening and closing ---------------------------------------------------------------
@@ -109,7 +110,7 @@ class Runtime:
     async def open(self) -> None:
         """Find the devices, adopt the engines of the last neuron, begin to read."""
         await self.host.open()
-        self._mismatches = await self.registry.mismatches(self.host.cuda_version)
+        await self.registry.prepare()
         await self._books.read({})
         self.journal.note("engines_fenced", by=self._supervisor.fence)
         left = heads(self._state)
@@ -125,6 +126,7 @@ class Runtime:
             asyncio.create_task(
                 self.occupancy.watch(self.holdings, self.changes.publish), name="occupancy"
             ),
+            asyncio.create_task(self._fitness.watch(self.changes.publish), name="fitness"),
         )
 
     async def close(self) -> None:
@@ -222,7 +224,7 @@ class Runtime:
         lost = views.lost(self.health(), self._books.devices)
         warnings = (
             *self.registry.missing(),
-            *self._mismatches,
+            *self._fitness.warnings,
             *lost,
             *self._faults.warnings(),
         )

@@ -114,6 +114,13 @@ class Harness(Protocol):
         """Look at the engine's program, so that `launch` need not; cheap when done before."""
         ...
 
+    async def without_gpu(self) -> str | None:
+        """Why the engine's program would compute on the processor of a host with GPUs, and what to do about it.
+
+        None where it would not, or where that can't be known. Starts the program, so it is not asked often.
+        """
+        ...
+
     def served_as(self, spec: LoadSpec) -> str | None:
         """The name that the engine wants in requests, where it is not the model's."""
         ...

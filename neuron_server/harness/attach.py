@@ -75,6 +75,10 @@ class AttachHarness:
     async def prepare(self) -> None:
         """Nothing to look at."""
 
+    async def without_gpu(self) -> str | None:
+        """It is whatever somebody else made of it."""
+        return None
+
     def served_as(self, spec: LoadSpec) -> str | None:
         """The engine's name for the model, given as `source`."""
         return spec.source if spec.source not in {None, spec.model_id} else None

@@ -191,6 +191,10 @@ class CommandHarness:
     async def prepare(self) -> None:
         """Nothing to look at."""
 
+    async def without_gpu(self) -> str | None:
+        """Not known of such engines."""
+        return None
+
     def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
         """Under its own name."""
         return None

@@ -49,6 +49,10 @@ class EmbeddedHarness:
     async def prepare(self) -> None:
         """Nothing to look at."""
 
+    async def without_gpu(self) -> str | None:
+        """It is for the processor."""
+        return None
+
     def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
         """Under its own name."""
         return None

@@ -26,6 +26,8 @@ _CUDA_CONTEXT_MB = 600
 """What a process takes on a GPU before any weights, with a margin."""
 _PROCESS_MB = 80
 _ALL_LAYERS = "999"
+_ON_THE_PROCESSOR = ("BLAS", "CPU", "ZenDNN")
+"""Devices of llama.cpp that are no GPU."""
 
 
 class LlamaCppHarness:
@@ -63,6 +65,17 @@ class LlamaCppHarness:
     async def prepare(self) -> None:
         """Read the flags that this build has."""
         await self._program.look()
+
+    async def without_gpu(self) -> str | None:
+        """Its own list of devices, which asks the driver: with -ngl alone it would go on without a word."""
+        path = self._program.path
+        listed = await run_program(path, "--list-devices", env=self._env) if path else None
+        if listed is None or not lists_no_gpu(listed):
+            return None
+        return (
+            f"{path} --list-devices shows no GPU, so models are loaded on the processor: "
+            "install a build with CUDA (-DGGML_CUDA=ON)"
+        )
 
     def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
         """Under its own name."""
@@ -138,6 +151,13 @@ def parse_fit(printed: str, kind: DeviceKind) -> int | None:
     on_host = kind is DeviceKind.CPU
     sums = [sum(map(int, row[1:])) for row in rows if (row[0] == "Host") == on_host]
     return max(sums, default=None)
+
+
+def lists_no_gpu(printed: str) -> bool:
+    """Whether `llama-server --list-devices` shows none: "(none)", or libraries that compute on the processor."""
+    _, found, devices = printed.partition("Available devices:")
+    names = re.findall(r"^\s+(\w+): ", devices, re.MULTILINE)
+    return bool(found) and all(name.startswith(_ON_THE_PROCESSOR) for name in names)
 
 
 def _source(spec: LoadSpec) -> list[str]:

@@ -22,7 +22,7 @@ from cortex_common.models import LoadSpec
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
-from neuron_server.harness.program import Program
+from neuron_server.harness.program import Program, links_no_cuda
 from neuron_server.harness.weights import gguf_file, local_path, size_mb
 
 CAPABILITIES = EngineCapabilities(
@@ -74,6 +74,16 @@ class MistralrsHarness:
     async def prepare(self) -> None:
         """Read the flags that this build has."""
         await self._program.look()
+
+    async def without_gpu(self) -> str | None:
+        """From what it links: its `doctor` asks the network, too."""
+        path = self._program.path
+        if path is None or not await links_no_cuda(path):
+            return None
+        return (
+            f"{path} links no CUDA, so models are loaded on the processor: "
+            "install a build with the feature cuda"
+        )
 
     def served_as(self, spec: LoadSpec) -> str | None:
         """Its id is what -m was given; "default" is always the one model of the process."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cortex_common.errors import NotSupported
@@ -16,11 +16,14 @@ from neuron_server.harness.supervisor import engine_environment
 
 _PATIENCE_S = 30.0
 _CUDA_RUNTIME = re.compile(r"lib(?:cudart|cublas)\.so\.(\d+)")
+_CUDA = re.compile(r"lib(?:cuda|cudart|cublas)\.so\.")
 
 
-async def run_program(program: str, *arguments: str) -> str | None:
+async def run_program(
+    program: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> str | None:
     """What a program prints on stdout; None when it can't be run, fails, or takes too long."""
-    environment = engine_environment(os.environ, Launch(argv=(program,)), {})
+    environment = engine_environment(os.environ, Launch(argv=(program,), env=env or {}), {})
     try:
         child = await asyncio.create_subprocess_exec(
             program,
@@ -117,12 +120,7 @@ class Program:
             self._looked_at = build
 
     def _build(self) -> tuple[str, int] | None:
-        """What changes with an upgrade; None where there is no program."""
-        path = self.path
-        try:
-            return None if path is None else (path, Path(path).stat().st_mtime_ns)
-        except OSError:
-            return None
+        return None if self.path is None else build_of(self.path)
 
     def where_known(self, flag: str, *values: str) -> list[str]:
         """The flag with its values, when this build has it."""
@@ -130,6 +128,20 @@ class Program:
             return [flag, *values] if flag in self._assumed else []
         known = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", self._help)
         return [flag, *values] if known else []
+
+
+def build_of(program: str) -> tuple[str, int] | None:
+    """What of a program changes with an upgrade; None where it is not there."""
+    try:
+        return program, Path(program).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+async def links_no_cuda(program: str) -> bool:
+    """Whether a program is known to link nothing of CUDA; one that `ldd` can't read might."""
+    printed = await run_program("ldd", program)
+    return printed is not None and not _CUDA.search(printed)
 
 
 async def linked_cuda(program: str) -> int | None:

@@ -20,7 +20,6 @@ from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 from neuron_server.harness.llamacpp import LlamaCppHarness
 from neuron_server.harness.mistralrs import MistralrsHarness
-from neuron_server.harness.program import linked_cuda
 
 Builder = Callable[[HarnessEntry, httpx.AsyncClient], Harness]
 
@@ -70,26 +69,10 @@ class Registry:
             if (missing := registered.harness.missing)
         )
 
-    async def mismatches(self, driver_cuda: str | None) -> tuple[HostWarning, ...]:
-        """Look at all engines' programs; those that this host's driver can't run.
-
-        Args:
-            driver_cuda: the highest CUDA version that the driver offers.
-        """
-        found: list[HostWarning] = []
-        for name, registered in self._by_name.items():
+    async def prepare(self) -> None:
+        """Look at all engines' programs, so that launches need not."""
+        for registered in self._by_name.values():
             await registered.harness.prepare()
-            program = registered.harness.program
-            built_for = await linked_cuda(program) if program and driver_cuda else None
-            if built_for and driver_cuda and built_for > int(driver_cuda.split(".")[0]):
-                found.append(
-                    HostWarning(
-                        code="engine_cuda_mismatch",
-                        message=f"{name}: {program} is built for CUDA {built_for}, the driver offers {driver_cuda}: "
-                        "install a matching build or a newer driver",
-                    )
-                )
-        return tuple(found)
 
     async def close(self) -> None:
         """Close the client that probes share."""

@@ -296,26 +296,6 @@ async def test_the_registry_is_built_from_the_configuration(program: Path):
             Registry([HarnessEntry(name="a", kind="attach")], client)
 
 
-async def test_an_engine_built_for_a_newer_cuda_is_a_warning(
-    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """What the program links is compared with what the driver offers."""
-    ldd = tmp_path / "bin" / "ldd"
-    ldd.parent.mkdir()
-    ldd.write_text("#!/bin/sh\necho '  libcudart.so.13 => /usr/lib/libcudart.so.13 (0x0)'\n")
-    ldd.chmod(0o755)
-    monkeypatch.setenv("PATH", str(ldd.parent), prepend=":")
-    registry = Registry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
-    try:
-        (warning,) = await registry.mismatches("12.8")
-        assert warning.code == "engine_cuda_mismatch"
-        assert "built for CUDA 13, the driver offers 12.8" in warning.message
-        assert await registry.mismatches("13.0") == ()
-        assert await registry.mismatches(None) == ()
-    finally:
-        await registry.close()
-
-
 async def test_an_engine_that_is_not_there_is_a_warning_until_it_is(tmp_path: Path):
     """Its warning says what is missing and what to do, and goes when the program comes."""
     program = tmp_path / "llama-server"
