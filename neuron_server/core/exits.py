@@ -36,7 +36,7 @@ _PORT_TAKEN = re.compile(
 _MEMORY = re.compile(
     r"out of memory|out_of_memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|failed to allocate"
     r"|unable to allocate|MemoryError|std::bad_alloc|cannot allocate memory"
-    r"|less than desired GPU memory utilization|No available memory for the cache blocks"
+    r"|less than desired [CG]PU memory utilization|No available memory for the cache blocks"
     r"|larger than the available KV cache|Not enough memory\. Please try to increase --mem-fraction-static",
     re.IGNORECASE,
 )
