@@ -157,6 +157,18 @@ def test_a_tree_is_closed_under_children(edges):
             assert process.pid in tree
 
 
+def test_what_an_ended_head_left_is_its_group_and_never_a_strangers():
+    """Its group is there without it; once its pid is somebody else's, nothing of that one is taken for its own."""
+
+    def process(pid: int, started: int) -> Process:
+        return Process(pid, 1, 7, started, 0, zombie=False)
+
+    worker, stranger = process(8, 90), process(7, 500)
+    assert ProcessTable({8: worker}).left_of(7, 80) == {8}
+    assert ProcessTable({7: process(7, 80), 8: worker}).left_of(7, 80) == {7, 8}
+    assert ProcessTable({7: stranger}).left_of(7, 80) == frozenset()
+
+
 def test_processes_are_found_by_mark_tree_and_port(tmp_path: Path):
     """A child is found by its environment, its parent and the port it listens on; a zombie is not."""
     ready = tmp_path / "port"
