@@ -1,9 +1,10 @@
 """Any OpenAI-compatible server from a command template, with presets for the common ones.
 
 Facts about the presets: vLLM opens its socket once the engine is up, answers /health with 503 when it died, and would
-log each of our looks at its metrics, one a second. SGLang's /health runs a generation, so /ready is asked instead.
-ComfyUI has an API of its own, answers /system_stats as soon as it listens, and hears SIGINT only between two nodes of a
-graph; it is a directory with a main.py, wherever that is, so its command has no default.
+log each of our looks at its metrics, one a second; told to end, it waits for its connections for ever, its EngineCore
+gone, so an unload that could not drain ends with a kill. SGLang's /health runs a generation, so /ready is asked
+instead. ComfyUI has an API of its own, answers /system_stats as soon as it listens, and hears SIGINT only between two
+nodes of a graph; it is a directory with a main.py, wherever that is, so its command has no default.
 """
 
 from __future__ import annotations
