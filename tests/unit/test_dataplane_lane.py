@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 
 import httptools
 from hypothesis import given
 from hypothesis import strategies as st
+from rigs.late import trustme
 
 from cortex_server.dataplane.lane import Lane
 from cortex_server.dataplane.pool import Pool
@@ -222,3 +224,26 @@ async def test_a_client_that_is_gone_is_no_error():
         for _ in range(3):
             connection.data_received(chunk)
         assert passing.repair.events == 4
+
+
+async def test_an_encrypted_client_gets_no_plain_byte():
+    """What it is sent goes through its transport, which encrypts."""
+    ca = trustme.CA()
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    ca.issue_cert("localhost").configure_cert(ours)
+    ca.configure_trust(theirs)
+    near, far = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    (client, _), (reader, writer) = await asyncio.gather(
+        loop.connect_accepted_socket(asyncio.Protocol, near, ssl=ours),
+        asyncio.open_connection(sock=far, ssl=theirs, server_hostname="localhost"),
+    )
+    event = EVENT % b"a"
+    chunk = b"%x\r\n%b\r\n" % (len(event), event)
+    head, _, foot = event.partition(b'a"}')
+    lane = Lane((head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client)
+    for _ in range(3):
+        assert lane.passes(chunk)
+        assert await reader.readexactly(len(chunk)) == chunk
+    writer.close()
+    client.abort()
