@@ -445,6 +445,35 @@ async def test_a_silent_engine_is_given_up(face):
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
 
 
+async def test_a_stream_may_last_as_long_as_its_events_come(face):
+    """The limit on silence counts from the last event; a stream that then falls silent ends with an error."""
+
+    async def slowly(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        for word in (b"a", b"b", b"c"):
+            await call.send(chunked(CHUNK % word))
+            await steps.get()
+        await call.gone()
+
+    steps: asyncio.Queue[None] = asyncio.Queue()
+    settings = GatewaySection(idle_timeout_s=100)
+    async with (
+        scripted_engine(slowly) as engine,
+        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces, began = answer.aiter_raw(), asyncio.get_running_loop().time()
+        exchange = rig.plane.active.pop()  # nobody but this test looks at it
+        for number, word in enumerate((b"a", b"b", b"c")):
+            assert await anext(pieces) == CHUNK % word
+            exchange.check_silence(began + 60 * number)
+            assert not exchange.finished
+            steps.put_nowait(None)
+        exchange.check_silence(began + 300)
+        assert b"silent for 100 s" in await anext(pieces)
+
+
 async def test_a_slow_reader_holds_the_engine_back(face):
     """A client that does not read makes the engine wait; then it gets every byte."""
     total = 64 << 20
