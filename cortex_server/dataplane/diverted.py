@@ -26,6 +26,7 @@ from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_common.logs import event
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.headers import content_length
+from cortex_server.dataplane.outlet import Outlet
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.routes import ROUTES, Route
@@ -185,9 +186,9 @@ class Diverted:
             self._held = []
             self._protocol.transport.write(b"".join(held))
 
-    def outlet(self) -> asyncio.Transport | None:
+    def outlet(self) -> Outlet | None:
         """See `Downstream`."""
-        return self._protocol.transport if self._chunked and not self._held else None
+        return Outlet(self._protocol.transport) if self._chunked and not self._held else None
 
     def end(self) -> None:
         """See `Downstream`."""

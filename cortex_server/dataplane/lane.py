@@ -4,17 +4,13 @@ Most of what a gateway passes on are chunks of one event each, alike but for the
 chunk, and its client's socket can be written to directly, those that follow take this way: around the parser, the
 answer, the framing and the event loop's transport. Every call counts here: between two events of one stream others have
 the processor's caches, so that it costs three to six times what it costs in a loop.
-
-To write to a descriptor that a transport owns is safe here: asyncio and uvloop tell a protocol that its connection is
-lost before they close the descriptor, and with that the request has ended, and its lane with it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 
+from cortex_server.dataplane.outlet import Outlet
 from cortex_server.dialects.repair import StreamRepair
 from cortex_server.dialects.skeleton import is_one_text
 
@@ -32,36 +28,30 @@ class Lane:
     Args:
         around: what stands before and after the text of its event.
         repair: counts the events.
-        transport: the client's.
+        outlet: to the client.
     """
 
     __slots__ = (
         "_beginnings",
-        "_behind",
-        "_encrypted",
-        "_fd",
         "_foot",
         "_foot_size",
         "_head",
+        "_outlet",
         "_repair",
-        "_transport",
     )
 
     def __init__(
         self,
         around: tuple[bytes, bytes],
         repair: StreamRepair,
-        transport: asyncio.Transport,
+        outlet: Outlet,
     ) -> None:
         self._head, foot = around
         self._foot = foot + b"\r\n"
         self._foot_size = len(foot)
         self._beginnings: dict[int, bytes] = {}
         self._repair = repair
-        self._transport = transport
-        self._fd: int = transport.get_extra_info("socket").fileno()
-        self._encrypted = transport.get_extra_info("sslcontext") is not None
-        self._behind = True  # the transport may have something to send, which goes first
+        self._outlet = outlet
 
     def passes(self, data: bytes) -> bool:
         """Whether what an engine's connection has read is one or more such chunks, which are then on their way."""
@@ -77,26 +67,13 @@ class Lane:
             if not plain and not self._is_event(piece, begin):
                 return False
         self._repair.events += len(pieces)
-        if self._behind and self._still_behind():
-            self._transport.write(data)
-            return True
-        try:
-            sent = os.write(self._fd, data)
-        except OSError:  # full or broken: the transport finds out which, and knows what to do
-            sent = 0
-        if sent != len(data):
-            self._behind = True
-            self._transport.write(data[sent:])
+        self._outlet.write(data)
         return True
 
     def _is_event(self, piece: bytes, begin: bytes) -> bool:
         """Whether a text that is not plain, with quotes or in another script, is one text nevertheless."""
         start = len(begin) + 1
         return piece.startswith(begin) and piece[start - 1] == _QUOTE and is_one_text(piece[start:])
-
-    def _still_behind(self) -> bool:
-        self._behind = self._encrypted or self._transport.get_write_buffer_size() > 0
-        return self._behind
 
     def _beginning(self, piece: bytes) -> bytes | None:
         """What chunks of this one's length begin with, up to the quote before the text; None if it is no chunk."""
