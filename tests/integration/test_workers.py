@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import httpx
@@ -70,7 +70,7 @@ class House:
         ) as http:
             return await http.post(CHAT, json=BODY | more, headers=headers)
 
-    async def in_flight(self, count: int) -> None:
+    async def in_flight(self, wanted: int | Callable[[], int]) -> None:
         """Wait until all that count requests agree on how many there are."""
         async with asyncio.timeout(SECONDS):
             while True:
@@ -78,7 +78,7 @@ class House:
                 seen = {sum(i.in_flight for i in snapshot.instances())}
                 seen.add(len((await self.operator.requests()).active))
                 seen.add(int((await self.metrics())["cortex_requests_admitted", ()]))
-                if seen == {count}:
+                if seen == {wanted if isinstance(wanted, int) else wanted()}:
                     return
                 await asyncio.sleep(0.02)
 
@@ -304,9 +304,10 @@ def test_a_killed_worker_takes_only_its_own_connections_along(shared):
         told = await it.gateway.logged("worker_died", seconds=SECONDS)
         assert (told["pid"], told["how"], told["replaced_in_s"]) == (victim, "SIGKILL", 0.0)
         await it.gateway.logged("worker_started", times=3, seconds=SECONDS)
+        # Clients hear of it one by one.
+        await it.in_flight(lambda: sum(not t.done() for t in asked))
         lost = [t for t in asked if t.done()]
         assert all(isinstance(t.exception(), httpx.TransportError) for t in lost)
-        await it.in_flight(24 - len(lost))
         it.gate.open.set()
         answers = await asyncio.gather(*(t for t in asked if t not in lost))
         assert {a.content for a in answers} == {ANSWER}
