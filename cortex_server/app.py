@@ -19,9 +19,11 @@ from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.load import Loaded
 from cortex_common.errors import CortexError
+from cortex_common.fleet import NodeState
 from cortex_common.logs import event
 from cortex_common.tls import server_tls
 from cortex_server.fleet.access import accesses
+from cortex_server.fleet.state import Fleet
 from cortex_server.gateway import Gateway
 from cortex_server.reload import Files, Reloader
 from cortex_server.serving import Server, holding, listening, settle_memory, url_of
@@ -99,6 +101,7 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
                 workers=workers,
             )
             _tell_who_may_ask(gateway)
+            _keep_status_told(gateway.fleet)
             systemd.notify("READY=1", os.environ)
             await server.serve(sockets=[served])
             for task in work:
@@ -126,6 +129,22 @@ def _tell_who_may_ask(gateway: Gateway) -> None:
         event(log, "insecure", logging.WARNING, hint="whoever can connect may ask; make keys")
     elif Scope.INFER not in gateway.gate.keyring.guarded:
         event(log, "own_host_only", hint="`cortex keys create NAME` makes keys for other hosts")
+
+
+def _keep_status_told(fleet: Fleet) -> None:
+    """Have `systemctl status` show how many nodes answer."""
+    told = ""
+
+    def tell() -> None:
+        nonlocal told
+        states = [fleet.state(name) for name in fleet.entries]
+        status = f"STATUS={states.count(NodeState.UP)} of {len(states)} nodes answer"
+        if status != told:
+            told = status
+            systemd.notify(status, os.environ)
+
+    fleet.on_change(tell)
+    tell()
 
 
 class _Ending:

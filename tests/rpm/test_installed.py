@@ -22,6 +22,7 @@ with httpx.stream("POST", "http://127.0.0.1:8000/v1/chat/completions", timeout=9
     "model": "tiny", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}],
 }) as answer:
     sys.stdout.writelines(line + "\\n" for line in answer.iter_lines())
+    sys.exit(answer.status_code != 200)
 """
 _GET = "import sys, httpx; print(httpx.get(sys.argv[1]).raise_for_status().text)"
 
@@ -109,6 +110,7 @@ def test_a_fleet_of_packages_serves_and_is_upgraded(host: Installed, tmp_path: P
     }
     with host.service("cortex.service", **knows) as gateway:
         with host.service("neuron.service", **offers):
+            gateway.wait_for("STATUS=1 of 1 nodes answer")
             discovery = json.loads(host.python(_GET, "http://127.0.0.1:9090/discovery"))
             answer = host.python(_ASK)
             before = engine_pid(host)
