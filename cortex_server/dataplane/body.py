@@ -11,6 +11,7 @@ import re
 import msgspec
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
+from cortex_common.misfits import what_and_where
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -82,8 +83,7 @@ def missing_model() -> MissingModel:
 
 
 def _wrong_type(message: str) -> BadRequest:
-    what, _, where = message.partition(" - at `$.")
-    field = where.removesuffix("`").replace("`", "")
+    what, field = what_and_where(message)
     if field.split(".")[0] in Head.__struct_fields__:
         return BadRequest(f"`{field}`: {what}", param=field)
     return MalformedBody(f"the body must be a JSON object: {message}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
+from cortex_common.misfits import what_and_where
 from cortex_server.dialects.halves import is_text
 
 T = TypeVar("T")
-
-_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
 class _Typed(Struct):
@@ -65,10 +63,7 @@ def type_of(data: Raw, where: str) -> str | None:
 
 
 def _named(error: msgspec.ValidationError, where: str) -> BadRequest:
-    match = _PLACE.match(str(error))
-    assert match is not None  # the pattern takes any text
-    what = match["what"].replace("`", "")
-    inner = re.sub(r"\[(\d+)\]", r".\1", match["path"] or "").replace("[...]", ".*").lstrip(".")
+    what, inner = what_and_where(str(error))
     path = ".".join(part for part in (where, inner) if part)
     if not path and what == "Object missing required field model":
         return MissingModel("The body names no model", param="model")

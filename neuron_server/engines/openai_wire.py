@@ -7,26 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
+from msgspec import Meta, Struct
 
 from cortex_common.errors import BadRequest, JsonValue, MalformedBody
+from cortex_common.misfits import what_and_where
 
 Kind = Literal["chat", "text"]
 
 
-class _Lenient(BaseModel):
-    """Clients send more than any engine knows; what is not understood is not an error."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class StreamOptions(_Lenient):
+class StreamOptions(Struct, frozen=True):
     """`stream_options` of a request."""
 
     include_usage: bool = False
 
 
-class Grammar(_Lenient):
+class Grammar(Struct, frozen=True):
     """Constrains the answer; the field of that name in mistral.rs's own server.
 
     Attributes:
@@ -38,42 +34,47 @@ class Grammar(_Lenient):
     value: str | dict[str, Any]
 
 
-class _Sampling(_Lenient):
+class _Sampling(Struct, frozen=True, kw_only=True):
     model: str = "default"
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     stop: str | tuple[str, ...] | None = None
     logit_bias: dict[int, float] | None = None
     ignore_eos: bool = False
     grammar: Grammar | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
 
 
-class ChatRequest(_Sampling):
+class ChatRequest(_Sampling, frozen=True, kw_only=True):
     """POST /v1/chat/completions, as far as the engine goes."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
 
-class TextRequest(_Sampling):
+class TextRequest(_Sampling, frozen=True, kw_only=True):
     """POST /v1/completions, as far as the engine goes."""
 
     prompt: str | list[str]
     echo: bool = False
     suffix: str | None = None
     best_of: int | None = None
+
+
+# Not strict: a whole number may come as 5.0 or "5". Clients also send more than any engine knows, which is no error.
+_chats = msgspec.json.Decoder(ChatRequest, strict=False)
+_texts = msgspec.json.Decoder(TextRequest, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +150,17 @@ def parse_job(kind: Kind, body: bytes) -> Job:
     """
     try:
         return _chat(body) if kind == "chat" else _text(body)
-    except ValidationError as failed:
-        first = failed.errors()[0]
-        if first["type"].startswith("json_"):
-            raise MalformedBody(f"the body is not JSON: {first['msg']}") from failed
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise BadRequest(f"{param or 'body'}: {first['msg']}", param=param) from failed
+    except msgspec.ValidationError as failed:
+        what, where = what_and_where(str(failed))
+        missing = what.partition("missing required field ")[2]
+        param = ".".join(part for part in (where, missing) if part)
+        raise BadRequest(f"{param or 'body'}: {what}", param=param or None) from failed
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
+        raise MalformedBody(f"the body is not JSON: {failed}") from failed
 
 
 def _chat(body: bytes) -> Job:
-    request = ChatRequest.model_validate_json(body)
+    request = _chats.decode(body)
     grammar = _grammar(request.grammar) or _response_format(request.response_format)
     return Job(
         kind="chat",
@@ -172,7 +174,7 @@ def _chat(body: bytes) -> Job:
 
 
 def _text(body: bytes) -> Job:
-    request = TextRequest.model_validate_json(body)
+    request = _texts.decode(body)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if len(prompts) != 1:
         raise BadRequest("this engine takes one prompt a request", param="prompt")

@@ -88,6 +88,18 @@ def test_what_the_engine_cant_do_is_refused_by_name(body, param):
     assert refused.value.param == param
 
 
+def test_a_missing_field_is_named():
+    """Whoever forgets the messages is told so."""
+    with pytest.raises(BadRequest) as refused:
+        parse_job("chat", b"{}")
+    assert refused.value.param == "messages"
+
+
+def test_whole_numbers_may_come_in_other_spellings():
+    """Some clients write every number with a point, and some as text; what else they send is not looked at."""
+    assert chat(max_tokens=5.0, top_k="7", seed=1, user="me").max_tokens == 5
+
+
 @given(st.binary(max_size=40))
 def test_no_body_crashes_the_parser(body):
     """Any bytes are a request or a 400."""
