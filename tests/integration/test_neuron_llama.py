@@ -97,12 +97,11 @@ async def test_three_streams_survive_a_killed_neuron(rig: NeuronRig, weights: Pa
             await load(client, llama(weights, "two", context=4096, parallel=1)),
             await load(client, LoadSpec(model_id="three", harness="embedded", source=str(weights))),
         ]
-    begun = [asyncio.Event() for _ in ready]
-    streams = [
-        asyncio.create_task(lines_of(model, 1200 if model.harness == "embedded" else 3000, first))
-        for model, first in zip(ready, begun, strict=True)
-    ]
-    await asyncio.gather(*(asyncio.wait_for(first.wait(), 20) for first in begun))
+    streams: list[asyncio.Task[list[str]]] = []
+    for model, tokens in zip(ready, (1500, 1500, 3500), strict=True):  # the third is the fastest
+        begun = asyncio.Event()
+        streams.append(asyncio.create_task(lines_of(model, tokens, begun)))
+        await asyncio.wait_for(begun.wait(), 20)
     assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
     assert not any(stream.done() for stream in streams)
     await asyncio.to_thread(rig.start)

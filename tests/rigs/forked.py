@@ -22,7 +22,12 @@ _FORKS.set_forkserver_preload(
         "cortex_common.operator_client",
         "cortex_server.app",
         "neuron_server.app",
-        # uvicorn imports these only when it serves.
+        "cortex_cli.listing",
+        "cortex_cli.render.fleet",
+        # httpx imports these only when it asks, uvicorn those only when it serves.
+        "anyio._backends._asyncio",
+        "anyio.streams.tls",
+        "httpcore",
         "uvicorn.lifespan.on",
         "uvicorn.protocols.http.httptools_impl",
         "uvloop",
