@@ -211,6 +211,7 @@ class Runtime:
         return tuple(
             views.model_info(
                 held.instance,
+                self.registry.engine_of(held.instance.spec.harness),
                 url_of(held.instance),
                 self._books.counted_mb(held.instance),
                 self.occupancy.of(held.instance.id),

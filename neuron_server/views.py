@@ -58,12 +58,18 @@ def health(
 
 
 def model_info(
-    instance: Instance, url: str, counted_mb: tuple[int, ...], in_flight: int, now: float
+    instance: Instance,
+    engine: str,
+    url: str,
+    counted_mb: tuple[int, ...],
+    in_flight: int,
+    now: float,
 ) -> ModelInfo:
     """One entry of GET /models.
 
     Args:
         instance: what it is about.
+        engine: the kind of its engine.
         url: where its requests go.
         counted_mb: MiB that each of its devices lacks because of it.
         in_flight: requests on it, as far as the node knows.
@@ -76,6 +82,7 @@ def model_info(
     return ModelInfo(
         id=ModelId(instance.spec.model_id),
         harness=instance.spec.harness,
+        engine=engine,
         status=instance.state,
         devices=instance.devices,
         vram_used_mb=sum(counted_mb),

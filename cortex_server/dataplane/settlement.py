@@ -83,7 +83,7 @@ def settle(
     if target is not None:
         target.counts.add(tokens_in, tokens_out, failed=error is not None)
     if answer is not None and answer.repairs and target is not None:
-        plane.metrics.repaired(answer.repairs, target.model, target.harness)
+        plane.metrics.repaired(answer.repairs, target.model, target.engine)
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
     name = key.name if key else None

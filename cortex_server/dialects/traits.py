@@ -1,7 +1,8 @@
 """What the OpenAI routes of the engines understand beyond, and short of, OpenAI's own.
 
-Read in their sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`. The
-embedded engine is mistral.rs without its server: efforts, but no switch.
+Read in their sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`, vLLM
+0.32 and SGLang 0.5.23 `entrypoints`, whose words are OpenAI's. The embedded engine is mistral.rs without its server:
+efforts, but no switch.
 """
 
 from __future__ import annotations
@@ -48,18 +49,21 @@ MISTRALRS = EngineTraits(
     efforts={"max": "xhigh", "minimal": "low", "none": "off"},
 )
 EMBEDDED = EngineTraits(parallel_switch=False, efforts=MISTRALRS.efforts)
+VLLM = SGLANG = EngineTraits(takes_reasoning=True, counts_tokens=True)
 GENERIC = EngineTraits()
 CORTEX = EngineTraits(takes_reasoning=True, counts_tokens=True)
 """Another gateway, which words requests for its engines itself."""
 
-_BY_HARNESS = {
+_BY_ENGINE = {
     "llamacpp": LLAMACPP,
     "mistralrs": MISTRALRS,
     "embedded": EMBEDDED,
+    "vllm": VLLM,
+    "sglang": SGLANG,
     "cortex": CORTEX,
 }
 
 
-def traits_of(harness: str) -> EngineTraits:
-    """The traits of a harness by its name; an unknown one is taken at OpenAI's word."""
-    return _BY_HARNESS.get(harness, GENERIC)
+def traits_of(engine: str) -> EngineTraits:
+    """The traits of a kind of engine; an unknown one is taken at OpenAI's word."""
+    return _BY_ENGINE.get(engine, GENERIC)

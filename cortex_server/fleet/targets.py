@@ -71,7 +71,7 @@ class Target:
         served_as: the model's name as its engine knows it.
         retries: a request that fails here before its first byte may go elsewhere.
         overflow: it is asked only while the others are full.
-        harness: the kind of its engine.
+        engine: its kind.
         traits: how that must be spoken to.
         context: tokens that a request may use; None where unknown.
         labels: the response headers that name it.
@@ -87,7 +87,7 @@ class Target:
     url: str
     slots: int
     series: Series
-    harness: str
+    engine: str
     context: int | None
     traits: EngineTraits
     labels: tuple[tuple[bytes, bytes], ...]
@@ -210,6 +210,7 @@ class Targets:
 
     def _new(self, entry: NodeEntry, info: ModelInfo, url: str) -> Target:
         upstream = entry if isinstance(entry, UpstreamEntry) else None
+        engine = info.engine or info.harness  # an older neuron tells only the harness
         return Target(
             id=info.instance_id,
             model=info.id,
@@ -217,9 +218,9 @@ class Targets:
             url=url,
             slots=info.parallel or 1,
             series=self._metrics.series(info.id, entry.name),
-            harness=info.harness,
+            engine=engine,
             context=info.context,
-            traits=traits_of(info.harness),
+            traits=traits_of(engine),
             labels=(
                 (b"x-cortex-node", entry.name.encode()),
                 (b"x-cortex-instance", info.instance_id.encode()),

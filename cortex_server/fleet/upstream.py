@@ -85,6 +85,7 @@ def _instance(entry: UpstreamEntry, model: Listed) -> ModelInfo:
     return ModelInfo(
         id=ModelId(entry.prefix + model.id),
         harness=entry.engine,
+        engine=entry.engine,
         status=InstanceState.READY,
         instance_id=_instance_id(entry.name, model.id),
         url=entry.endpoint,

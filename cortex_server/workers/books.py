@@ -63,7 +63,7 @@ class Books:
             node=target.node,
             url=target.url,
             slots=target.slots,
-            harness=target.harness,
+            engine=target.engine,
             context=target.context,
             served_as=target.served_as,
             retries=target.retries,
@@ -135,7 +135,7 @@ class Books:
         if target is not None:
             target.counts.add(line.prompt_tokens, line.completion_tokens, failed=error is not None)
         if told.repairs:
-            self._metrics.repaired(Counter(told.repairs), line.model or NOWHERE, told.harness)
+            self._metrics.repaired(Counter(told.repairs), line.model or NOWHERE, told.engine)
         if line.key is not None and line.model is not None:
             self._usage.count(
                 line.key,

@@ -105,7 +105,7 @@ class Reporter:
             first=trace.first_s,
             queued=trace.queued_s,
             cached=cached,
-            harness=target.harness if target is not None else "",
+            engine=target.engine if target is not None else "",
             repairs=dict(answer.repairs) if answer is not None and answer.repairs else {},
         )
         self._ended.append(ended)

@@ -98,9 +98,9 @@ class Table:
                 url=spec.url,
                 slots=spec.slots,
                 series=self._metrics.series(spec.model, spec.node),
-                harness=spec.harness,
+                engine=spec.engine,
                 context=spec.context,
-                traits=traits_of(spec.harness),
+                traits=traits_of(spec.engine),
                 labels=(
                     (b"x-cortex-node", spec.node.encode()),
                     (b"x-cortex-instance", spec.id.encode()),

@@ -63,7 +63,7 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
     node: str
     url: str
     slots: int
-    harness: str
+    engine: str
     context: int | None
     served_as: str
     retries: bool
@@ -216,7 +216,7 @@ class Ended(msgspec.Struct, array_like=True, frozen=True):
         first: seconds to its first.
         queued: seconds that it waited.
         cached: tokens of its prompt that the engine had in its cache.
-        harness: the kind of its engine, where something was mended.
+        engine: its kind, where something was mended.
         repairs: what was mended.
     """
 
@@ -226,7 +226,7 @@ class Ended(msgspec.Struct, array_like=True, frozen=True):
     first: float | None
     queued: float
     cached: int
-    harness: str = ""
+    engine: str = ""
     repairs: dict[str, int] = {}
 
 

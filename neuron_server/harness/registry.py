@@ -89,6 +89,10 @@ class Registry:
         """All names, in the order of neuron.toml."""
         return tuple(self._by_name)
 
+    def engine_of(self, name: str) -> str:
+        """The kind of engine behind a harness; one that the settings have no more goes by its name."""
+        return self._by_name[name].entry.engine if name in self._by_name else name
+
     def get(self, name: str) -> Registered:
         """The harness of a name.
 

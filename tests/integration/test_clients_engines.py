@@ -44,7 +44,7 @@ def neuron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
     rig = NeuronRig(tmp_path_factory.mktemp("neuron"))
     if LLAMA is not None:
         ports = f"port_range = [{rig.ports[0]}, {rig.ports[1]}]\n"
-        table = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{LLAMA}"\n{ports}'
+        table = f'[[harnesses]]\nname = "own-build"\nkind = "llamacpp"\nbinary = "{LLAMA}"\n{ports}'
         rig.config.write_text(rig.config.read_text() + table)
     yield from running(rig)
 
@@ -92,16 +92,16 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[Served]:
     """A gateway that knows a model of each engine, under claude- names too."""
     profiles = [
         ModelProfile(
-            id=harness,
+            id=engine,
             harness=harness,
             source=str(weights),
             context=CONTEXT,
             vram_mb=200,
-            aliases=(f"claude-{harness}-*",),
+            aliases=(f"claude-{engine}-*",),
             # Spinning threads of several engines would stall one another on few cores.
-            args=("-t", "1") if harness == "llamacpp" else (),
+            args=("-t", "1") if engine == "llamacpp" else (),
         )
-        for harness in ("embedded", "llamacpp")
+        for engine, harness in (("embedded", "embedded"), ("llamacpp", "own-build"))
     ]
     async with running_gateway(*profiles, neurons={"n1": neuron.url}) as gateway:
         yield gateway

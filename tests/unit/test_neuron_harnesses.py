@@ -56,6 +56,25 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("entry", "engine"),
+    [
+        ({"name": "embedded"}, "embedded"),
+        ({"name": "llama-vulkan", "kind": "llamacpp"}, "llamacpp"),
+        ({"name": "lab", "kind": "attach", "url": "http://127.0.0.1:1"}, "mistralrs"),
+        ({"name": "fast", "kind": "command", "preset": "vllm"}, "vllm"),
+        ({"name": "own", "kind": "command", "command": ["own"]}, "command"),
+    ],
+)
+def test_an_engine_is_told_whatever_its_harness_is_called(
+    entry: dict[str, object], engine: str, http: httpx.AsyncClient
+):
+    """A gateway words requests for the engine, and two harnesses of one kind need two names."""
+    registry = Registry((HarnessEntry.model_validate(entry),), http)
+
+    assert registry.engine_of(str(entry["name"])) == engine
+
+
 def test_gpus_are_given_by_uuid_in_bus_order():
     """CUDA's own numbering is never relied on, and an engine on the CPU sees no GPU."""
     assert device_environment(GPUS) == {

@@ -245,7 +245,7 @@ def spec(number: int, *, usable: bool = True, trial: bool = False, suspect: bool
         node="n",
         url="http://127.0.0.1:1",
         slots=4,
-        harness="scripted",
+        engine="scripted",
         context=None,
         served_as="m",
         retries=True,

@@ -155,7 +155,7 @@ class UpstreamEntry(Section):
     ca: Path | None = None
     """PEM file of the authorities that its certificate may come from. Default: the system's."""
 
-    engine: Literal["openai", "llamacpp", "mistralrs", "cortex"] = "openai"
+    engine: Literal["openai", "llamacpp", "mistralrs", "vllm", "sglang", "cortex"] = "openai"
     """What kind of server it is, which decides how chat requests are worded for it."""
 
     models: tuple[str, ...] = ()

@@ -164,6 +164,12 @@ class HarnessEntry(Section):
     env: dict[str, str] = Field(default_factory=dict)
     """Environment for all its engines."""
 
+    @property
+    def engine(self) -> str:
+        """The kind of its engines, whatever its name: "llamacpp", "mistralrs", "embedded", a preset, or "command"."""
+        kind = self.kind or self.name
+        return self.preset or ("mistralrs" if kind == "attach" else kind)
+
     @field_validator("port_range")
     @classmethod
     def _in_order(cls, ports: tuple[int, int]) -> tuple[int, int]:
