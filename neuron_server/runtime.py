@@ -229,7 +229,7 @@ class Runtime:
             *lost,
             *self._faults.warnings(),
         )
-        return self.host.discovery(self.registry.names, warnings)
+        return self.host.discovery(self.registry.device_kinds, warnings)
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""

@@ -6,7 +6,8 @@ Frozen dataclasses, because the pure cores compute on them thousands of times a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pydantic import TypeAdapter
@@ -110,6 +111,7 @@ class NodeView:
         reason: why it is not up.
         seen_at: Unix seconds of the last message from it.
         cordoned: no new instances are placed on it.
+        harness_kinds: see `Discovery`.
         engines: of somebody else, that it drives.
     """
 
@@ -125,6 +127,9 @@ class NodeView:
     cuda_version: str | None = None
     neuron_version: str = ""
     harnesses: tuple[str, ...] = ()
+    harness_kinds: Mapping[str, tuple[DeviceKind, ...]] = field(
+        default_factory=dict[str, tuple[DeviceKind, ...]]
+    )
     devices: tuple[DeviceView, ...] = ()
     instances: tuple[InstanceView, ...] = ()
     engines: tuple[EngineView, ...] = ()

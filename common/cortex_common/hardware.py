@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from cortex_common.wire import Wire
 
 
@@ -81,7 +83,12 @@ class HostWarning(Wire):
 
 
 class Discovery(Wire):
-    """GET /discovery: what does not change while the neuron runs."""
+    """GET /discovery: what does not change while the neuron runs.
+
+    Attributes:
+        harness_kinds: the kinds of devices that the engines of each harness run on, the preferred first; an older
+            neuron does not tell.
+    """
 
     hostname: str
     os: str
@@ -90,6 +97,7 @@ class Discovery(Wire):
     driver_version: str | None = None
     devices: tuple[Device, ...] = ()
     harnesses: tuple[str, ...] = ()
+    harness_kinds: dict[str, tuple[DeviceKind, ...]] = Field(default_factory=dict)
     neuron_version: str = ""
     warnings: tuple[HostWarning, ...] = ()
 

@@ -142,18 +142,21 @@ def node_refusal(
 
 def device_refusal(profile: ModelProfile, device: DeviceRoom, where: Where) -> str | None:
     """Why this device can't hold the model however empty it is; None when it can."""
-    if where.devices and device.index not in where.devices:
-        return "not among the devices asked for"
-    if device.health is not DeviceHealth.OK:
-        return device.reason or f"the device is {device.health}"
-    if profile.device_kind is not None and device.kind is not profile.device_kind:
-        return f"a {device.kind} device, not {profile.device_kind}"
-    if device.total_mb < profile.min_device_vram_mb:
-        return f"has {device.total_mb} MiB in all, needs a device of {profile.min_device_vram_mb}"
+    reason: str | None = None
     least = profile.min_compute_capability
-    if least is not None and device.kind is DeviceKind.CUDA and device.capability < version(least):
-        return f"compute capability {'.'.join(map(str, device.capability))} is below {least}"
-    return None
+    if where.devices and device.index not in where.devices:
+        reason = "not among the devices asked for"
+    elif device.health is not DeviceHealth.OK:
+        reason = device.reason or f"the device is {device.health}"
+    elif profile.device_kind is not None and device.kind is not profile.device_kind:
+        reason = f"a {device.kind} device, not {profile.device_kind}"
+    elif profile.harness in device.unfit:
+        reason = f"engines of harness {profile.harness!r} do not run on a {device.kind} device"
+    elif device.total_mb < profile.min_device_vram_mb:
+        reason = f"has {device.total_mb} MiB in all, needs a device of {profile.min_device_vram_mb}"
+    elif least and device.kind is DeviceKind.CUDA and device.capability < version(least):
+        reason = f"compute capability {'.'.join(map(str, device.capability))} is below {least}"
+    return reason
 
 
 def version(text: str | None) -> tuple[int, ...]:

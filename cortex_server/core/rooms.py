@@ -72,7 +72,11 @@ NOTHING = Overlay()
 
 @dataclass(frozen=True, slots=True)
 class DeviceRoom:
-    """A device with what a new instance can be promised on it."""
+    """A device with what a new instance can be promised on it.
+
+    Attributes:
+        unfit: harnesses of the node whose engines do not run on it.
+    """
 
     index: int
     kind: DeviceKind
@@ -82,6 +86,7 @@ class DeviceRoom:
     capability: tuple[int, ...]
     health: DeviceHealth
     reason: str | None
+    unfit: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
         for index in promise.devices:
             more = min(0, bequeathed.get(index, 0) - promise.device_mb)
             change[index] = change.get(index, 0) + more
-    devices = tuple(_device_room(d, change[d.index]) for d in node.devices)
+    devices = tuple(_device_room(d, change[d.index], node) for d in node.devices)
     instances = tuple(
         _as_decided(i, overlay)
         for i in node.instances
@@ -253,7 +258,7 @@ def is_serving(room: NodeRoom, instance: InstanceView) -> bool:
     return instance.state is InstanceState.READY and room.node.state is NodeState.UP
 
 
-def _device_room(device: DeviceView, change_mb: int) -> DeviceRoom:
+def _device_room(device: DeviceView, change_mb: int, node: NodeView) -> DeviceRoom:
     capability = device.compute_capability
     return DeviceRoom(
         index=device.index,
@@ -264,6 +269,7 @@ def _device_room(device: DeviceView, change_mb: int) -> DeviceRoom:
         capability=tuple(int(p) for p in capability.split(".")) if capability else (),
         health=device.health,
         reason=device.reason,
+        unfit=frozenset(h for h, kinds in node.harness_kinds.items() if device.kind not in kinds),
     )
 
 

@@ -322,6 +322,7 @@ class Fleet:
                 cuda_version=found.cuda_version,
                 neuron_version=found.neuron_version,
                 harnesses=found.harnesses,
+                harness_kinds=found.harness_kinds,
                 warnings=tuple(w.message for w in found.warnings),
             )
         if record.status is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
-from cortex_common.hardware import Device, DeviceHealth, Discovery, HostWarning
+from cortex_common.hardware import Device, DeviceHealth, DeviceKind, Discovery, HostWarning
 from cortex_common.models import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
 from neuron_server.processes import TreeOf, read_table
@@ -83,9 +83,11 @@ class Host:
         return self._inventory.cuda_version
 
     def discovery(
-        self, harnesses: tuple[str, ...], warnings: tuple[HostWarning, ...] = ()
+        self,
+        harnesses: Mapping[str, tuple[DeviceKind, ...]],
+        warnings: tuple[HostWarning, ...] = (),
     ) -> Discovery:
-        """GET /discovery; `warnings` are those about engines."""
+        """GET /discovery; `harnesses` tells what each runs on, `warnings` are those about engines."""
         return Discovery(
             hostname=socket.gethostname(),
             os=_os_name(),
@@ -93,7 +95,8 @@ class Host:
             cuda_version=self._inventory.cuda_version,
             driver_version=self._inventory.driver_version,
             devices=self.devices,
-            harnesses=harnesses,
+            harnesses=tuple(harnesses),
+            harness_kinds=dict(harnesses),
             neuron_version=__version__,
             warnings=(*self._inventory.warnings, *warnings),
         )

@@ -13,7 +13,7 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import BadRequest, ConfigError, nearest
-from cortex_common.hardware import HostWarning
+from cortex_common.hardware import DeviceKind, HostWarning
 from cortex_common.harness import AttachedHarness, Harness
 from neuron_server.harness.attach import AttachHarness
 from neuron_server.harness.command import CommandHarness
@@ -88,6 +88,11 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """All names, in the order of neuron.toml."""
         return tuple(self._by_name)
+
+    @property
+    def device_kinds(self) -> Mapping[str, tuple[DeviceKind, ...]]:
+        """What the engines of each harness run on, in the order of neuron.toml."""
+        return {name: r.harness.capabilities.kinds for name, r in self._by_name.items()}
 
     def engine_of(self, name: str) -> str:
         """The kind of engine behind a harness; one that the settings have no more goes by its name."""

@@ -299,6 +299,18 @@ def test_each_refusal_says_why(wanted: dict[str, object], at: int | None, reason
     assert not found.no_node
 
 
+def test_an_engine_stands_only_on_devices_that_it_runs_on() -> None:
+    """A card with more room is nothing for an engine without GPU code, as its node tells."""
+    devices = (device(0), device(1, 500, kind=DeviceKind.CPU, name="EPYC"))
+    here = node("n1", devices, harness_kinds={"fake": (DeviceKind.CPU,)})
+    found = plan(Wish(profile("a")), world(here), LRU)
+    assert isinstance(found, Load)
+    assert (found.devices, found.shape.kind) == ((1,), DeviceKind.CPU)
+    too_large = plan(Wish(profile("a", 600)), world(here), LRU)
+    assert isinstance(too_large, Impossible)
+    assert too_large.refusals[0].reason == "engines of harness 'fake' do not run on a cuda device"
+
+
 def test_a_lost_device_holds_nothing() -> None:
     """A device that the driver lost is refused with the driver's reason."""
     lost = device(0, health=DeviceHealth.LOST, reason="fallen off the bus")

@@ -664,9 +664,10 @@ def test_a_body_that_is_no_text_is_refused() -> None:
         read_request(body)
 
 
-def test_harnesses_have_their_traits() -> None:
+def test_engines_have_their_traits() -> None:
     """What is unknown is taken at OpenAI's word."""
     assert traits_of("embedded") is EMBEDDED
     assert traits_of("mistralrs") is MISTRALRS
     assert traits_of("llamacpp") is LLAMACPP
-    assert traits_of("vllm") is GENERIC
+    assert traits_of("vllm").counts_tokens
+    assert traits_of("command") is GENERIC

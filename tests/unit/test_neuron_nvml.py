@@ -225,7 +225,7 @@ async def test_the_cpu_device_comes_last():
         assert [str(d.kind) for d in host.devices] == ["cuda", "cuda", "cpu"]
         reading = await host.read({})
         assert [s.uuid for s in reading.samples] == ["GPU-0", "GPU-1", "CPU-0"]
-        assert host.discovery(()).cuda_version == "13.1"
+        assert host.discovery({}).cuda_version == "13.1"
     finally:
         await host.close()
 
@@ -261,11 +261,11 @@ async def test_a_driver_that_is_loaded_later_is_found():
     host = Host((NvmlSource(library),), clock)
     await host.open()
     try:
-        assert host.discovery(()).warnings[0].code == "driver_not_loaded"
+        assert host.discovery({}).warnings[0].code == "driver_not_loaded"
         await host.read({})
         library.init = None
         clock.advance(61)
         assert len((await host.read({})).samples) == 1
-        assert host.discovery(()).warnings == ()
+        assert host.discovery({}).warnings == ()
     finally:
         await host.close()
