@@ -50,6 +50,8 @@ _WRONG_BUILD = re.compile(
     r"|CUDA_ERROR_(NO_BINARY_FOR_GPU|UNSUPPORTED_PTX_VERSION|SYSTEM_DRIVER_MISMATCH)",
     re.IGNORECASE,
 )
+_OWN_KILL = re.compile(r"It usually means (the|one) child failed")
+"""What SGLang's head says before it kills its processes and itself, because one of them failed."""
 _SURE = (
     (_PORT_TAKEN, ExitKind.PORT_TAKEN, "had its port taken by another process"),
     (_ARGUMENTS, ExitKind.BAD_ARGUMENTS, "did not accept its arguments"),
@@ -107,7 +109,8 @@ def _kind(status: int | None, text: str, oom_kills: int) -> tuple[ExitKind, str]
     if oom_kills and status in {None, -signal.SIGKILL}:
         what = "was killed while the kernel ended processes for want of memory on the host"
         return ExitKind.OUT_OF_MEMORY, f"the engine {what} ({how})"
-    if status is not None and status < 0 and -status not in _FATAL_SIGNALS:
+    killed = status is not None and status < 0 and -status not in _FATAL_SIGNALS
+    if killed and not _OWN_KILL.search(text):
         return ExitKind.KILLED, f"the engine was killed from outside ({how})"
     return ExitKind.CRASH, f"the engine crashed ({how})"
 

@@ -167,6 +167,11 @@ def test_ports_come_from_the_range_and_are_free(first, size, data):
         (1, ["CUDA driver version is insufficient for CUDA runtime version"], ExitKind.WRONG_BUILD),
         (-9, [], ExitKind.KILLED),
         (-15, ["bye"], ExitKind.KILLED),
+        (
+            -9,
+            ["SIGQUIT received. It usually means one child failed.", "kill_process_tree called"],
+            ExitKind.CRASH,
+        ),
         (-11, [], ExitKind.CRASH),
         (-6, ["GGML_ASSERT(x) failed"], ExitKind.CRASH),
         (1, ["exiting due to model loading error"], ExitKind.CRASH),
