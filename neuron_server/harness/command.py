@@ -2,9 +2,11 @@
 
 Facts about the presets: vLLM opens its socket once the engine is up, answers /health with 503 when it died, and would
 log each of our looks at its metrics, one a second; told to end, it waits for its connections for ever, its EngineCore
-gone, so an unload that could not drain ends with a kill. SGLang's /health runs a generation, so /ready is asked
-instead. ComfyUI has an API of its own, answers /system_stats as soon as it listens, and hears SIGINT only between two
-nodes of a graph; it is a directory with a main.py, wherever that is, so its command has no default.
+gone, so an unload that could not drain ends with a kill. SGLang's /health runs a generation unless its environment says
+otherwise, and only 0.5.20 and later have /ready; it would log our looks, too; told to end, it notices within five
+seconds, and then answers to the end what it was asked. ComfyUI has an API of its own, answers /system_stats as soon as
+it listens, and hears SIGINT only between two nodes of a graph; it is a directory with a main.py, wherever that is, so
+its command has no default.
 """
 
 from __future__ import annotations
@@ -28,6 +30,13 @@ from neuron_server.harness.http import get, get_json
 from neuron_server.harness.weights import local_path, size_mb
 
 _OPENAI = ("/v1/chat/completions", "/v1/completions")
+_DIALECTS = (
+    *_OPENAI,
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses",
+)
 _FIELDS = frozenset(
     [
         "model",
@@ -94,13 +103,7 @@ _PRESETS: Mapping[str, Preset] = {
             "{vram_share}",
             "--disable-uvicorn-access-log",
         ),
-        routes=(
-            *_OPENAI,
-            "/v1/embeddings",
-            "/v1/messages",
-            "/v1/messages/count_tokens",
-            "/v1/responses",
-        ),
+        routes=_DIALECTS,
         version_path="/version",
         running_metric=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         kinds=(DeviceKind.CUDA,),
@@ -127,9 +130,11 @@ _PRESETS: Mapping[str, Preset] = {
             "--quantization",
             "{quant}",
             "--enable-metrics",
+            "--log-level-http",
+            "warning",
         ),
-        health_path="/ready",
-        routes=(*_OPENAI, "/v1/embeddings"),
+        env=(("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false"),),
+        routes=_DIALECTS,
         running_metric=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
         kinds=(DeviceKind.CUDA,),
     ),

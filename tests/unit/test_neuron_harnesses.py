@@ -149,7 +149,9 @@ def test_presets_know_their_engines(http: httpx.AsyncClient):
     assert "/prompt" in comfy.capabilities.routes
     own = HarnessEntry(name="sgl", preset="sglang", stop_signal="QUIT", binary=Path("/opt/py"))
     sglang = CommandHarness(own, http)
-    assert sglang.launch(SPEC, GPUS[:1], "h", 1).argv[:2] == ("/opt/py", "-m")
+    started = sglang.launch(SPEC, GPUS[:1], "h", 1)
+    assert started.argv[:2] == ("/opt/py", "-m")
+    assert started.env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false"
     assert sglang.capabilities.stop_signal is signal.SIGQUIT
 
 
