@@ -71,15 +71,19 @@ class EngineProcess:
         return self.status
 
     async def stop(self, with_signal: signal.Signals, within_s: float) -> None:
-        """Ask the whole group to end, kill what has not ended in time, and wait until nothing is left.
+        """Ask the head to end, kill what has not ended in time, and wait until nothing is left.
+
+        Its workers are not asked: it ends them itself. Told at once with it, SGLang's scheduler dies with all that it
+        holds, and its head sees a crash, for which it dumps stacks and cards before it ends.
 
         Args:
             with_signal: what asks the engine to end.
             within_s: seconds until it is killed.
         """
         known = self.pids(read_table())
-        if self.alive:
-            self._signal_group(with_signal)
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, with_signal)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), within_s)
         await self._sweep(known)
@@ -107,10 +111,6 @@ class EngineProcess:
             self.status = self._child.wait()
         self.oom_kills = oom_kills() - self._oom_kills_before
         self._ended.set()
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
 
     async def _sweep(self, known: frozenset[int]) -> None:
         """Kill until neither cgroup nor group nor tree nor mark has a living process."""

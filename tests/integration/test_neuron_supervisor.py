@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +18,19 @@ from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
 from cortex_common.errors import ModelNotFound, Unavailable
 from cortex_common.models import InstanceState, ModelInfo, UnloadRequest
 from cortex_common.neuron_client import NeuronClient
+from neuron_server.harness.process import EngineProcess
+from neuron_server.processes import read_process
+
+HEAD = """
+import signal, subprocess, sys
+worker = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('by my head')"
+child = subprocess.Popen([sys.executable, "-c", worker, sys.argv[1]], stdin=subprocess.PIPE)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("up", flush=True)
+signal.sigwait({signal.SIGTERM})
+child.communicate()
+"""
+"""An engine whose worker ends, having given back what it holds, when its head closes a pipe."""
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +121,33 @@ async def test_an_engine_that_ignores_sigterm_is_gone_with_its_children(rig: Neu
         assert asyncio.get_running_loop().time() - begun < 5
         assert rig.engines() == []
         assert (await client.health()).devices[0].vram_available_mb == before
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    """Where the worker of an engine writes who ended it."""
+    return tmp_path / "told"
+
+
+@pytest.fixture
+def head(told: Path) -> subprocess.Popen[bytes]:
+    """An engine that runs."""
+    argv = [sys.executable, "-c", HEAD, str(told)]
+    head = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE)
+    assert head.stdout is not None
+    with head.stdout as output:
+        assert output.readline() == b"up\n"
+    return head
+
+
+async def test_the_head_alone_is_asked_to_end(head: subprocess.Popen[bytes], told: Path):
+    """It ends its workers itself, as SGLang does: one that is told with it can't give back what it holds."""
+    process = read_process(head.pid)
+    assert process is not None
+    engine = EngineProcess(head.pid, process.started_ticks, f"TOLD={told}", child=head)
+    await engine.stop(signal.SIGTERM, 20)
+    assert engine.status == 0
+    assert await asyncio.to_thread(told.read_text) == "by my head"
 
 
 async def test_children_of_a_crashed_engine_are_killed(rig: NeuronRig, tmp_path: Path):
