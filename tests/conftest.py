@@ -22,6 +22,9 @@ os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("nobody.pem"
 
 # For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
 settings.register_profile("thorough", max_examples=2000)
+# Each run draws anew, so that many runs try what one does not.
+settings.register_profile("quick", max_examples=60)
+settings.load_profile("quick")
 
 ANTHROPIC = {
     "test_clients_anthropic.py",
