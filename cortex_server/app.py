@@ -70,7 +70,7 @@ def check(config: GatewayConfig) -> None:
         ConfigError: a certificate or a secret can't be read.
     """
     server_tls(config.tls)
-    accesses(config.neurons, os.environ)
+    accesses(config.nodes, os.environ)
 
 
 async def _serve(files: Files, read: Callable[[], Files] | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 from cortex_common.config.catalogue import Catalogue
@@ -13,6 +14,8 @@ from cortex_common.config.load import Loaded
 from cortex_common.errors import ConfigError, CortexError
 from cortex_common.logs import event
 from cortex_common.operator import Reloaded
+from cortex_common.stamps import Stamp, stamp_of
+from cortex_server.fleet.access import files_of
 
 log = logging.getLogger("cortex.reload")
 
@@ -32,7 +35,7 @@ NEEDS_RESTART = frozenset(
 """What is read at start alone."""
 
 Files = tuple[Loaded[GatewayConfig], Loaded[Catalogue]]
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamps = Mapping[Path, Stamp]
 
 
 class Reloader:
@@ -57,7 +60,7 @@ class Reloader:
         self._read = read
         self._use = use
         self._lock = asyncio.Lock()
-        self._seen = self._stamp()
+        self._seen = self._looked()
 
     async def reload(self) -> Reloaded:
         """Read the files and run by them.
@@ -66,15 +69,17 @@ class Reloader:
             ConfigError: they are wrong; nothing has changed.
         """
         async with self._lock:
-            self._seen = self._stamp()
+            before, self._seen = self._seen, self._looked()
             try:
                 files = await asyncio.to_thread(self._read)
                 await self._use(files[0].value, files[1].value)
             except ConfigError as failed:
                 event(log, "reload_refused", logging.ERROR, reason=failed.message)
                 raise
-            changed = tuple(_differences(self.files, files))
+            changed = (*_differences(self.files, files), *self._replaced(before))
             self.files = files
+            # What is read now may name other files. Those of before were looked at before they were read.
+            self._seen = {p: self._seen.get(p, s) for p, s in self._looked().items()}
         restart = tuple(key for key in changed if key in NEEDS_RESTART)
         event(log, "reloaded", changed=", ".join(changed) or "nothing", restart=", ".join(restart))
         return Reloaded(changed=changed, restart=restart)
@@ -84,7 +89,7 @@ class Reloader:
         before = self._seen
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            now = self._stamp()
+            now = self._looked()
             # An editor may write in several steps: two looks alike are a file that is whole.
             if now != self._seen and now == before:
                 await self.try_reload()
@@ -99,16 +104,17 @@ class Reloader:
         except Exception:
             log.exception("reload_failed")
 
-    def _stamp(self) -> Stamp:
-        return tuple(_looked(loaded.path) for loaded in self.files)
+    def _looked(self) -> Stamps:
+        """The configuration's files, and those that it names for its nodes."""
+        own = (loaded.path for loaded in self.files if loaded.path is not None)
+        named = files_of(self.files[0].value.nodes, os.environ)
+        return {path: stamp_of(path) for path in (*own, *named)}
 
-
-def _looked(path: Path | None) -> tuple[int, int, int] | None:
-    try:
-        found = None if path is None else path.stat()
-    except OSError:
-        return None
-    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+    def _replaced(self, before: Stamps) -> Iterator[str]:
+        """Files of secrets and certificates that hold something else than before."""
+        for path in files_of(self.files[0].value.nodes, os.environ):
+            if before.get(path) != self._seen.get(path):
+                yield str(path)
 
 
 def _differences(old: Files, new: Files) -> Iterator[str]:

@@ -419,7 +419,8 @@ class Reloaded(Wire):
     """What a reload of the configuration changed.
 
     Attributes:
-        changed: keys of [gateway] and other tables, as "gateway.max_body_mb", "keys", "models".
+        changed: keys of [gateway] and other tables, as "gateway.max_body_mb", "keys", "models", and files of nodes'
+            secrets and certificates that were replaced.
         restart: those of them that take effect only when the gateway is started anew.
     """
 

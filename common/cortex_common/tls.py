@@ -10,13 +10,12 @@ from pathlib import Path
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import ConfigError
 from cortex_common.logs import event
+from cortex_common.stamps import Stamp, stamp_of
 
 log = logging.getLogger("cortex.tls")
 
 LOOK_EVERY_S = 5.0
 """How often the files are looked at. A certificate is renewed weeks before it ends, so seconds are plenty."""
-
-Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class ServerTls:
@@ -62,9 +61,9 @@ class ServerTls:
             await asyncio.sleep(LOOK_EVERY_S)
             self.refresh()
 
-    def _looked(self) -> Stamp:
+    def _looked(self) -> tuple[Stamp, ...]:
         section = self._section
-        return tuple(map(_stamp, (section.certificate, section.key, section.client_ca)))
+        return tuple(map(stamp_of, (section.certificate, section.key, section.client_ca)))
 
 
 def server_tls(section: TlsSection) -> ServerTls | None:
@@ -121,11 +120,3 @@ def _unusable(failed: OSError, *files: Path | None) -> ConfigError:
     named = ", ".join(str(f) for f in files if f is not None)
     reason = failed.reason if isinstance(failed, ssl.SSLError) else failed.strerror
     return ConfigError(f"TLS: {named}: {reason or failed}")
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    try:
-        found = None if path is None else path.stat()
-    except OSError:
-        return None
-    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)

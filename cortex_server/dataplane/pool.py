@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
+from cortex_common.stamps import Stamp
 from cortex_server.dataplane.upstream import Connection
 
 
@@ -59,10 +60,12 @@ class NodeAccess:
     Attributes:
         tls: with which authorities and certificate; None for the system's.
         token: that it asks for.
+        certificates: of the files that `tls` was made from, to know it from one made after they were replaced.
     """
 
     tls: ssl.SSLContext | None = None
     token: str | None = None
+    certificates: tuple[Stamp, ...] = ()
 
     @property
     def authorization(self) -> bytes | None:

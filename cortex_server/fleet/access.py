@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
-from cortex_common.config.secret import read_secret
+from cortex_common.config.secret import read_secret, secret_path
+from cortex_common.stamps import stamp_of
 from cortex_common.tls import client_context
 from cortex_server.dataplane.pool import NodeAccess
 
@@ -22,12 +24,29 @@ def accesses(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Access
     return {entry.name: _access(entry, environ) for entry in entries}
 
 
+def files_of(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterator[Path]:
+    """The files that `accesses` reads."""
+    for entry in entries:
+        secret = entry.key_file if isinstance(entry, UpstreamEntry) else entry.token_file
+        if secret is not None:
+            yield secret_path(secret, environ)
+        yield from (path for path in _certificates(entry) if path is not None)
+
+
 def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
-    tls = None
     if isinstance(entry, UpstreamEntry):
-        if entry.endpoint.startswith("https:"):
-            tls = client_context(entry.ca)
-        return NodeAccess(tls, read_secret(entry.key, entry.key_file, environ))
-    if entry.endpoint.startswith("https:"):
-        tls = client_context(entry.ca, entry.certificate, entry.certificate_key)
-    return NodeAccess(tls, read_secret(entry.token, entry.token_file, environ))
+        secret = read_secret(entry.key, entry.key_file, environ)
+    else:
+        secret = read_secret(entry.token, entry.token_file, environ)
+    files = _certificates(entry)
+    # Looked at before they are read: what is replaced meanwhile differs the next time.
+    stamps = tuple(map(stamp_of, files))
+    tls = client_context(*files) if entry.endpoint.startswith("https:") else None
+    return NodeAccess(tls, secret, stamps)
+
+
+def _certificates(entry: NodeEntry) -> tuple[Path | None, Path | None, Path | None]:
+    """Authorities, own certificate and its key."""
+    if isinstance(entry, UpstreamEntry):
+        return entry.ca, None, None
+    return entry.ca, entry.certificate, entry.certificate_key

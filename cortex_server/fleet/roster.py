@@ -31,7 +31,7 @@ class Roster:
         self.clients: dict[str, NeuronClient] = {}
         self._fleet = fleet
         self._entries: dict[str, NodeEntry] = {}
-        self._tokens: dict[str, str | None] = {}
+        self._how: dict[str, NodeAccess] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
     async def use(self, entries: Iterable[NodeEntry], how: Accesses) -> None:
@@ -52,7 +52,10 @@ class Roster:
 
     def _same(self, name: str, entry: NodeEntry | None, how: Accesses) -> bool:
         """Whether a node is still asked in the same way; its labels may have changed."""
-        if entry is None or how[name].token != self._tokens[name]:
+        if entry is None:
+            return False
+        now, then = how[name], self._how[name]
+        if (now.token, now.certificates) != (then.token, then.certificates):
             return False
         before = self._entries[name]
         if isinstance(entry, NeuronEntry) and isinstance(before, NeuronEntry):
@@ -68,7 +71,7 @@ class Roster:
             )
             self.clients[entry.name] = client
             watching = Watcher(entry.name, client, self._fleet).run()
-        self._tokens[entry.name] = how.token
+        self._how[entry.name] = how
         task = asyncio.create_task(watching, name=f"watch-{entry.name}")
         task.add_done_callback(_report)
         self._watchers[entry.name] = task
@@ -78,7 +81,7 @@ class Roster:
         await asyncio.gather(self._watchers.pop(name), return_exceptions=True)
         if (client := self.clients.pop(name, None)) is not None:
             await client.close()
-        del self._entries[name], self._tokens[name]
+        del self._entries[name], self._how[name]
 
 
 def _report(task: asyncio.Task[None]) -> None:

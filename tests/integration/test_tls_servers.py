@@ -77,6 +77,25 @@ async def test_the_gateway_serves_https_and_its_engines_stay_behind_it(tmp_path)
                 await plain.get(f"http://127.0.0.1:{gateway.port}/health")
 
 
+async def test_a_nodes_authority_and_token_are_read_again_when_their_files_change(tmp_path):
+    """Whoever replaces them need not restart the gateway; its log tells which files it took."""
+    ca = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(server)
+    authorities, token = authority(trustme.CA(), tmp_path / "ca.pem"), tmp_path / "token"
+    token.write_text("old")
+    async with scripted_neuron({}, token="new", tls=server) as neuron:
+        table = neuron_table("n", neuron.url, ca=str(authorities), token_file=str(token))
+        async with gateway_process(tmp_path, table) as gateway:
+            await gateway.until(lambda s: "CERTIFICATE_VERIFY" in (s.nodes[0].reason or ""))
+            new = authority(ca, tmp_path / "ca.new")
+            new.replace(authorities)
+            await gateway.until(lambda s: "401" in (s.nodes[0].reason or ""))
+            token.write_text("new")
+            await gateway.until(lambda s: s.nodes[0].state == "up")
+            assert (await gateway.logged("reloaded"))["changed"] == str(token)
+
+
 async def test_a_client_certificate_is_asked_for(tmp_path):
     """With client_ca, whoever shows no certificate of that authority is not talked to."""
     ca, other = trustme.CA(), trustme.CA()

@@ -20,6 +20,14 @@ def is_secret(key: str) -> bool:
     return last == "key" or last.endswith("_key") or any(word in last for word in _WORDS)
 
 
+def secret_path(file: Path, environ: Mapping[str, str]) -> Path:
+    """Where the file of a secret is; see `read_secret`."""
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and len(file.parts) == 1 and (Path(credentials) / file).exists():
+        return Path(credentials) / file
+    return file
+
+
 def read_secret(value: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:
     """The secret that a setting and its `_file` sister mean; None without either.
 
@@ -34,9 +42,7 @@ def read_secret(value: str | None, file: Path | None, environ: Mapping[str, str]
     """
     if value is not None or file is None:
         return value
-    credentials = environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and len(file.parts) == 1 and (Path(credentials) / file).exists():
-        file = Path(credentials) / file
+    file = secret_path(file, environ)
     try:
         found = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as failed:
