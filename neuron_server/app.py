@@ -165,9 +165,11 @@ class _Server(uvicorn.Server):
 
     def _asked_to_end(self) -> None:
         systemd.notify("STOPPING=1", os.environ)
+        self._runtime.stopping_s = 0.0
         if relayed := sum(self._runtime.occupancy.relayed.values()):
-            most = 0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
+            most = 0.0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
             logs.event(log, "neuron_drains", relayed=relayed, at_most_s=most)
+            self._runtime.stopping_s = most
         self.force_exit = self.should_exit
         self.should_exit = True
         self._runtime.changes.end()

@@ -25,18 +25,20 @@ class Changes:
         self._next = asyncio.Event()
 
     def end(self) -> None:
-        """Let all readers go."""
+        """Let all readers go, once they have seen the last change."""
         self.ended = True
         self.publish()
 
     async def follow(self, silence_s: float) -> AsyncGenerator[int | None]:
         """The number now, and after each change; None when nothing changed for a while."""
         seen = -1
-        while not self.ended:
+        while True:
             if seen != self._number:
                 seen = self._number
                 yield seen
                 continue
+            if self.ended:
+                return
             try:
                 await asyncio.wait_for(self._next.wait(), silence_s)
             except TimeoutError:

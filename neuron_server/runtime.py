@@ -89,6 +89,7 @@ class Runtime:
         self.host = host
         self.registry = registry
         self.changes = Changes()
+        self.stopping_s: float | None = None
         self.journal = Journal(clock, self.changes)
         self.occupancy = Occupancy()
         self._state = state
@@ -242,6 +243,7 @@ class Runtime:
             models=self.models(url_of),
             attached=self.attached.shown(),
             discovery=views.fingerprint(self.discovery()),
+            stopping_s=self.stopping_s,
         )
 
     def log_of(self, instance: Instance) -> EngineLog:

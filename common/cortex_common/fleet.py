@@ -110,6 +110,7 @@ class NodeView:
         upstream: it has no neuron: nothing is loaded or ended there.
         reason: why it is not up.
         seen_at: Unix seconds of the last message from it.
+        stopping_s: what that said of how long its neuron, told to stop, still gives to relayed requests.
         cordoned: no new instances are placed on it.
         harness_kinds: see `Discovery`.
         engines: of somebody else, that it drives.
@@ -120,6 +121,7 @@ class NodeView:
     state: NodeState = NodeState.CONNECTING
     reason: str | None = None
     seen_at: float = 0.0
+    stopping_s: float = 0.0
     hostname: str = ""
     os: str = ""
     kernel: str = ""

@@ -215,9 +215,12 @@ class NodeStatus(Wire):
     Attributes:
         attached: the engines of GET /harnesses.
         discovery: changes whenever GET /discovery has something new to say: a warning, a device.
+        stopping_s: it was told to stop, and this is the last message; so many seconds at most it gives to requests
+            that it relays, and takes no others.
     """
 
     health: Health
     models: tuple[ModelInfo, ...] = ()
     attached: tuple[AttachedEngine, ...] = ()
     discovery: str = ""
+    stopping_s: float | None = None

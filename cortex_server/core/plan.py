@@ -36,7 +36,7 @@ MOST_REASONS = 64
 
 LOST_FOR_S = 30.0
 """A node that answered so lately is expected back: a neuron that is upgraded, or a network that stumbles, is away for
-seconds, and whoever waits is not turned away for that."""
+seconds, and whoever waits is not turned away for that. One that said that it stops gets what it takes for that, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ def _about_to_answer(room: NodeRoom, harness: str, now: float) -> str | None:
     node = room.node
     if node.state is NodeState.CONNECTING:
         return f"node {node.name} has not answered yet"
-    lately = 0 <= now - node.seen_at < LOST_FOR_S
+    lately = 0 <= now - node.seen_at < LOST_FOR_S + node.stopping_s
     if node.state is NodeState.UNREACHABLE and lately and harness in node.harnesses:
         return f"node {node.name} answered until a moment ago"
     return None

@@ -332,7 +332,13 @@ class Fleet:
             devices = device_views(found, record.status.health)
         instances = tuple(self._instance_view(record, info) for info in record.status.models)
         engines = tuple(map(engine_view, record.status.attached))
-        return replace(view, devices=devices, instances=instances, engines=engines)
+        return replace(
+            view,
+            devices=devices,
+            instances=instances,
+            engines=engines,
+            stopping_s=record.status.stopping_s or 0.0,
+        )
 
     def _instance_view(self, record: _Node, info: ModelInfo) -> InstanceView:
         target = self._targets.get(info.instance_id)

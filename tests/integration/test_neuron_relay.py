@@ -13,7 +13,8 @@ import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
 
 from cortex_common.errors import AuthenticationFailed
-from cortex_common.models import UnloadRequest
+from cortex_common.models import NodeStatus, UnloadRequest
+from cortex_common.neuron_client import NeuronClient
 
 TOKEN = "only-for-this-test"
 AUTH = {"authorization": f"Bearer {TOKEN}"}
@@ -113,6 +114,9 @@ async def stopping(
             ready = await load(client, spec)
             url = f"{ready.url}/v1/chat/completions"
             following = asyncio.create_task(http.get(f"{rig.url}/models/far/logs?follow=true"))
+            heard = asyncio.Event()
+            told = asyncio.create_task(_last_told(client, heard))
+            await heard.wait()
             async with http.stream("POST", url, json={"messages": [], "stream": True}) as answer:
                 lines = answer.aiter_lines()
                 seen = [await anext(lines)]
@@ -122,8 +126,17 @@ async def stopping(
                     seen.extend([line async for line in lines])
             assert await ended == 0
             assert (await following).status_code == 200
+            assert (await told).stopping_s == (1 if setting else 150)
     finally:
         rig.close()
+
+
+async def _last_told(client: NeuronClient, heard: asyncio.Event) -> NodeStatus:
+    """The last message of a neuron's events; `heard` is set with the first."""
+    async for status in client.status_events():
+        heard.set()
+        last = status
+    return last
 
 
 async def until_refused(url: str) -> None:
@@ -135,7 +148,7 @@ async def until_refused(url: str) -> None:
 
 
 async def test_a_neuron_that_stops_lets_relayed_streams_end(tmp_path: Path):
-    """SIGTERM mid-stream: no new request is taken, the stream ends whole, readers of logs are let go."""
+    """SIGTERM mid-stream: no new request is taken, gateways are told for how long, and the stream ends whole."""
     async with stopping(tmp_path, "0.05", 40) as (rig, seen, ended):
         await asyncio.to_thread(wait_for, lambda: "neuron_drains" in rig.log.read_text(), 10)
         await until_refused(f"{rig.url}/models")

@@ -330,10 +330,16 @@ def test_a_fleet_that_does_not_answer_is_another_error() -> None:
 
 @pytest.mark.parametrize(
     ("more", "waits"),
-    [({"seen_at": NOW - 5}, True), ({"seen_at": NOW - 60}, False), ({"seen_at": NOW + 60}, False)],
+    [
+        ({"seen_at": NOW - 5}, True),
+        ({"seen_at": NOW - 60}, False),
+        ({"seen_at": NOW + 60}, False),
+        ({"seen_at": NOW - 60, "stopping_s": 150}, True),
+        ({"seen_at": NOW - 185, "stopping_s": 150}, False),
+    ],
 )
 def test_a_node_that_was_just_lost_is_expected_back(more: dict[str, float], waits: bool) -> None:
-    """A neuron that restarts turns nobody away who waits; one that stays away, or has no such harness, does."""
+    """A neuron that restarts turns nobody away, however long it relays; one that stays away, or can't, does."""
     lost = node("n1", (device(0),), state=NodeState.UNREACHABLE, **more)
     assert isinstance(plan(Wish(profile("a")), world(lost), LRU), Wait) is waits
     other = replace(lost, harnesses=("other",))

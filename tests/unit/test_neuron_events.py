@@ -79,15 +79,16 @@ async def test_changes_while_a_reader_is_busy_are_one_message():
 
     async with asyncio.timeout(5):
         await events(changes, journal)({"type": "http"}, never, send)
-    first, second, last = bodies
+    first, second, third, last = bodies
     assert first.count(b"event: status") == 1
     assert second.count(b"event: status") == 1
     assert [f"entry_{n}".encode() in second for n in range(5)] == [True] * 5
+    assert third.count(b"event: status") == 1
     assert last == b""
 
 
 async def test_silence_is_filled_and_the_end_ends():
-    """Without news a reader of changes gets None; at the neuron's end it is let go."""
+    """Without news a reader of changes gets None; at the neuron's end it hears of that, and is let go."""
     changes = Changes()
     reader = changes.follow(0.01)
     assert await anext(reader) == 0
@@ -95,6 +96,7 @@ async def test_silence_is_filled_and_the_end_ends():
     changes.publish()
     assert await anext(reader) == 1
     changes.end()
+    assert await anext(reader) == 2
     with pytest.raises(StopAsyncIteration):
         await anext(reader)
 
