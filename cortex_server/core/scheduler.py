@@ -24,7 +24,7 @@ from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core import answers
 from cortex_server.core.loads import Effects, Order, Stage, Underway
-from cortex_server.core.plan import Impossible, Join, Load, Serve, plan, present
+from cortex_server.core.plan import Impossible, Join, Load, Serve, Wait, plan, present
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Pins, Promise
 from cortex_server.core.troubles import Trouble, Troubles
@@ -248,7 +248,9 @@ class Scheduler:
             spared=frozenset(self._troubles.spared),
             avoid=avoid,
         )
-        match plan(wish, world, self.policy):
+        decided = plan(wish, world, self.policy)
+        queue.why = decided.why if isinstance(decided, Wait) else None
+        match decided:
             case Serve(instances):
                 self._grant_all(goal, instances[0])
             case Load() as load:

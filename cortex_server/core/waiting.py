@@ -48,10 +48,15 @@ class Ask:
 
 @dataclass(slots=True)
 class Queue:
-    """The waiters of one goal, in the order in which they asked."""
+    """The waiters of one goal, in the order in which they asked.
+
+    Attributes:
+        why: what is waited for, for people, as the last plan told it.
+    """
 
     goal: Goal
     profile: ModelProfile
+    why: str | None = None
     waiters: dict[int, Ask] = field(default_factory=dict)
 
     @property
@@ -130,6 +135,10 @@ class WaitingRoom:
     def of(self, model: str) -> list[Queue]:
         """The queues of one model."""
         return [q for g, q in self._queues.items() if g.model == model]
+
+    def why(self, model: str) -> str | None:
+        """What the model's requests wait for, as far as that was told."""
+        return next((q.why for q in self.of(model) if q.why is not None), None)
 
     def place_of(self, ask: Ask) -> int:
         """How many goals wait longer than somebody who has just been taken out, plus one."""

@@ -117,4 +117,5 @@ class ColdStart:
         node = f" on {told.node}" if told.node else ""
         place = f", position {told.position} in the queue" if told.position > 1 else ""
         eta = "" if told.eta_s is None else f", about {told.eta_s:.0f} s to go"
-        return f"{told.state}{node}{place}{eta}".encode()
+        why = f": {told.why}" if told.why else ""
+        return f"{told.state}{node}{place}{eta}{why}".encode()

@@ -49,6 +49,11 @@ class Progress(Protocol):
         """Seconds until ready, from past loads."""
         ...
 
+    @property
+    def why(self) -> str | None:
+        """What is waited for before it can begin, for people."""
+        ...
+
 
 class Loads(Protocol):
     """Whoever gets models loaded: the conductor."""

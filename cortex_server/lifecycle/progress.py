@@ -21,6 +21,7 @@ class WaitProgress:
         started: the node is loading it.
         progress: share of the load that is done, 0 to 1, where the engine tells.
         stage: what the engine says that it is doing.
+        why: what is waited for before a load can begin, for people.
     """
 
     state: str
@@ -30,6 +31,7 @@ class WaitProgress:
     started: bool
     progress: float | None = None
     stage: str | None = None
+    why: str | None = None
 
 
 def progress_of(
@@ -55,7 +57,10 @@ def progress_of(
         view = next((i for i in views if i.state is InstanceState.LOADING), None)
         if view is not None:
             return _seen("loading", view, view.eta_s, position)
-        return WaitProgress("waiting_for_room", None, None, position, False) if position else None
+        if not position:
+            return None
+        why = scheduler.waiting.why(model)
+        return WaitProgress("waiting_for_room", None, None, position, False, why=why)
     left = None if usual_s is None else max(0.0, usual_s - (now - load.since))
     view = next((i for i in views if i.id == load.order.instance), None)
     if view is not None:

@@ -248,7 +248,9 @@ class Link:
         while True:
             told = self._house.conductor.progress(ModelId(model))
             if told is not None:
-                self.channel.send(HowFar(model, told.state, told.node, told.position, told.eta_s))
+                self.channel.send(
+                    HowFar(model, told.state, told.node, told.position, told.eta_s, told.why)
+                )
             await asyncio.sleep(TELL_PROGRESS_S)
 
     def _gone(self) -> None:

@@ -166,6 +166,7 @@ class HowFar(_Message, frozen=True):
     node: str | None
     position: int
     eta_s: float | None
+    why: str | None
 
 
 class YourTurn(_Message, frozen=True):

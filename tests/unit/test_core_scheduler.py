@@ -418,6 +418,18 @@ def test_a_deadline_tells_the_place_in_the_queue() -> None:
     assert error.details["loading"]["position"] == 2
 
 
+def test_who_waits_can_be_told_what_for() -> None:
+    """A node that is expected back is named, and no more once the load has begun."""
+    bench = Bench()
+    bench.states = dict.fromkeys(bench.states, NodeState.CONNECTING)
+    bench.ask("a")
+    assert bench.scheduler.waiting.why("a") == "node n1 has not answered yet"
+    bench.states["n2"] = NodeState.UP
+    bench.step()
+    assert bench.starting
+    assert bench.scheduler.waiting.why("a") is None
+
+
 def test_a_refusal_is_planned_anew_elsewhere() -> None:
     """When another gateway's load took the room, the next try goes to another node, and the waiter notices nothing."""
     bench = Bench()
