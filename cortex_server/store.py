@@ -21,12 +21,13 @@ log = logging.getLogger("cortex.store")
 
 _SCHEMA = """
 create table if not exists loads (
-    model text not null, quant text, context integer, parallel integer, harness text not null,
+    model text not null, weights text not null, quant text, context integer, parallel integer, harness text not null,
     kind text not null, devices integer not null, build text not null, node text not null,
     n integer not null, max_mb integer not null, last_mb integer not null, last_s real not null, at real not null
 );
 create unique index if not exists loads_key on loads (
-    model, coalesce(quant, ''), coalesce(context, 0), coalesce(parallel, 0), harness, kind, devices, build, node
+    model, weights, coalesce(quant, ''), coalesce(context, 0), coalesce(parallel, 0),
+    harness, kind, devices, build, node
 );
 create table if not exists pins (
     model text not null, node text not null, until real, primary key (model, node)
@@ -34,14 +35,14 @@ create table if not exists pins (
 """
 
 _REMEMBER = """
-insert into loads values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+insert into loads values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 on conflict do update set
     n = n + excluded.n, max_mb = max(max_mb, excluded.max_mb), last_mb = excluded.last_mb,
     last_s = excluded.last_s, at = excluded.at
 """
 
 _READ = """
-select model, quant, context, parallel, harness, kind, devices, build, node, max_mb, last_s, at, n, last_mb
+select model, weights, quant, context, parallel, harness, kind, devices, build, node, max_mb, last_s, at, n, last_mb
 from loads order by at
 """
 
@@ -85,6 +86,7 @@ class Store:
         rows = [
             (
                 m.key.model,
+                m.key.weights,
                 m.key.quant,
                 m.key.context,
                 m.key.parallel,
@@ -142,6 +144,9 @@ def _report(done: Future[None]) -> None:
 def _opened(path: Path | None) -> sqlite3.Connection:
     db = sqlite3.connect(path or ":memory:")
     db.execute("pragma journal_mode = wal")
+    columns = {row[1] for row in db.execute("pragma table_info(loads)")}
+    if columns and "weights" not in columns:
+        db.execute("drop table loads")  # of an older version; the next loads are measured anew
     db.executescript(_SCHEMA)
     return db
 
@@ -149,6 +154,7 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 def _measurement(row: tuple[object, ...]) -> Measurement:
     (
         model,
+        weights,
         quant,
         context,
         parallel,
@@ -165,6 +171,7 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
     ) = row
     key = SizeKey(
         str(model),
+        str(weights),
         None if quant is None else str(quant),
         None if context is None else int(str(context)),
         None if parallel is None else int(str(parallel)),

@@ -31,9 +31,14 @@ class SizeSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SizeKey:
-    """What the memory of an instance depends on."""
+    """What the memory of an instance depends on.
+
+    Attributes:
+        weights: source and file, with what the engine is told besides.
+    """
 
     model: str
+    weights: str
     quant: str | None
     context: int | None
     parallel: int | None
@@ -71,6 +76,7 @@ def size_key(profile: ModelProfile, kind: DeviceKind, devices: int) -> SizeKey:
     """The key under which a load of this profile is remembered."""
     return SizeKey(
         profile.id,
+        " ".join((profile.source or profile.id, profile.file or "-", *profile.args)),
         profile.quant,
         profile.context,
         profile.parallel,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,26 @@ def test_measurements_outlast_the_store(tmp_path: Path) -> None:
         20,
     )
     assert (second.node, second.n, second.device_mb) == ("n2", 1, 700)
+
+
+def test_what_an_older_version_measured_is_measured_anew(tmp_path: Path) -> None:
+    """A file whose loads do not tell their weights is taken over without them."""
+    path = tmp_path / "placement.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("create table loads (model text not null, quant text)")
+        old.execute("insert into loads values ('a', 'Q4')")
+    old.close()
+    store = Store(path)
+    assert store.measurements() == ()
+    store.remember([took(300)])
+    store.close()
+
+
+def test_other_weights_have_a_size_of_their_own() -> None:
+    """What a model took counts no more once its profile names another source, file or argument."""
+    for change in ({"source": "/b.gguf"}, {"file": "b.gguf"}, {"args": ("--mmproj", "x")}):
+        other = A.model_copy(update=change)
+        assert size_key(other, DeviceKind.CUDA, 1) not in Knowledge([took(400)]).sizes
 
 
 def test_pins_outlast_the_store(tmp_path: Path) -> None:
