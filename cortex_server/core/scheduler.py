@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, CortexError
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
@@ -188,6 +189,11 @@ class Scheduler:
                     self._effects.abandon(load.order)
                 del self._loads[instance]
         self._troubles.forgive(model)
+
+    def profile_changed(self, profile: ModelProfile, _now: float) -> None:
+        """What was tried by the old one says nothing about this; who waits is served by this."""
+        self._troubles.forgive(profile.id)
+        self._waiting.use_profile(profile)
 
     def close(self, error: CortexError) -> None:
         """Answer everybody; nothing more is started."""

@@ -93,6 +93,11 @@ class WaitingRoom:
         self._counts[ask.goal.model] = self.count(ask.goal.model) + 1
         heapq.heappush(self._deadlines, (ask.deadline, ask.id))
 
+    def use_profile(self, profile: ModelProfile) -> None:
+        """Serve by this profile whoever waits for its model."""
+        for queue in self.of(profile.id):
+            queue.profile = profile
+
     def remove(self, waiter: int) -> Ask | None:
         """Take out a waiter; None when it has been answered already."""
         if (goal := self._goal_of.pop(waiter, None)) is None:

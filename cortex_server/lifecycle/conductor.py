@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
@@ -305,8 +306,11 @@ class Conductor:
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
-        self._profiles = {p.id: p for p in catalogue.models}
+        before, self._profiles = self._profiles, {p.id: p for p in catalogue.models}
         self._outlook.use_profiles(self._profiles)
+        for changed in (p for p in catalogue.models if before.get(p.id) != p):
+            self.knowledge.ask_anew(changed.id)
+            self._post(partial(self._scheduler.profile_changed, changed))
         self._bell.set()
 
     def use_config(self, config: GatewayConfig) -> None:

@@ -91,6 +91,14 @@ class Knowledge:
         if known is None or needed_mb > known.device_mb:
             self._sizes[key] = Size(needed_mb, SizeSource.NODE)
 
+    def ask_anew(self, model: str) -> None:
+        """Forget what nodes said that the model needs: what they were asked for has changed."""
+        self._sizes = {
+            key: size
+            for key, size in self._sizes.items()
+            if key.model != model or size.source is not SizeSource.NODE
+        }
+
     def observe(
         self, snapshot: FleetSnapshot, profiles: Mapping[str, ModelProfile], now: float
     ) -> list[Measurement]:

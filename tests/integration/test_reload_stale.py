@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from lifecycle_rig import gateway, neuron, tiny, until
 
@@ -53,3 +54,28 @@ async def test_a_busy_instance_is_replaced_only_after_its_requests(tmp_path):
         assert answer.status_code == 200
         assert answer.headers["x-cortex-instance"] == old
         await until(lambda: all(v.id != old for v in served.gateway.fleet.snapshot.instances()))
+
+
+async def test_a_mended_profile_is_tried_at_once(tmp_path):
+    """What an old profile failed by holds up nobody who asks by the new one."""
+    whole = tiny(tmp_path, "mended")
+    broken = whole.model_copy(update={"source": "/nowhere.gguf"})
+    async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (broken,)) as served:
+        await until(lambda: served.gateway.fleet.state("n") == "up")
+        assert (await served.chat("mended")).status_code == 503
+        await served.gateway.use(served.gateway.config, Catalogue(models=(whole,)))
+        answer = await served.chat("mended")
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_size_that_an_operator_sets_beats_what_a_node_had_estimated(tmp_path):
+    """A model that was refused for the size of its file is loaded once its profile says what it needs."""
+    sized = tiny(tmp_path, "sized")
+    os.truncate(tmp_path / "sized.gguf", 4 << 30)
+    unsized = sized.model_copy(update={"vram_mb": None})
+    async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (unsized,)) as served:
+        await until(lambda: served.gateway.fleet.state("n") == "up")
+        assert (await served.chat("sized")).status_code == 507
+        await served.gateway.use(served.gateway.config, Catalogue(models=(sized,)))
+        answer = await served.chat("sized")
+        assert answer.status_code == 200, answer.text
