@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,10 +13,14 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from cortex_common.errors import ConfigError, Conflict
+from cortex_common.hardware import HostWarning
 from cortex_common.harness import EngineAge
+from cortex_common.logs import event
 from cortex_common.models import InstanceId, LoadSpec
 from cortex_common.wire import Wire
 from neuron_server.harness.log import EngineLog
+
+log = logging.getLogger(__name__)
 
 _AGES = TypeAdapter(dict[str, EngineAge])
 
@@ -52,6 +58,8 @@ class PastLoad(Wire):
 class StateDir:
     """A neuron's directory; held by one neuron at a time.
 
+    What can't be written, as on a full disk, stops no engine and no neuron: it is told as a warning of the host.
+
     Raises:
         ConfigError: it can't be made.
         Conflict: another neuron holds it.
@@ -62,6 +70,7 @@ class StateDir:
         self._records = self.path / "instances"
         self._loads = self.path / "loads.json"
         self._ages = self.path / "attached.json"
+        self._unwritten: dict[Path, str] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._records.mkdir(mode=0o700, exist_ok=True)  # specs may carry tokens
@@ -99,13 +108,25 @@ class StateDir:
             if path.stem not in keep:
                 EngineLog(path).remove()
 
-    def save(self, record: EngineRecord) -> None:
-        """Write or replace a record, all or nothing."""
-        self._replace(self._records / f"{record.instance_id}.json", record.model_dump_json())
+    def warnings(self) -> Iterator[HostWarning]:
+        """That a record could not be written when that was last tried."""
+        records = (why for path, why in self._unwritten.items() if path.parent == self._records)
+        if (why := next(records, None)) is not None:
+            yield HostWarning(
+                code="state_not_written",
+                message=f"{self.path} can't be written: {why}; "
+                "until it can, engines that are started are not found again by the next neuron",
+            )
+
+    def save(self, record: EngineRecord) -> bool:
+        """Write or replace a record, all or nothing; whether it could be."""
+        return self._replace(self._record(record.instance_id), record.model_dump_json())
 
     def forget(self, instance: InstanceId) -> None:
         """Remove a record."""
-        (self._records / f"{instance}.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of an engine that has ended it does no harm
+            self._record(instance).unlink(missing_ok=True)
+        self._unwritten.pop(self._record(instance), None)
 
     def records(self) -> Iterator[EngineRecord]:
         """All that can be read; what can't is removed."""
@@ -145,11 +166,21 @@ class StateDir:
             return {}
         return found if isinstance(found, dict) else {}
 
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
+    def _replace(self, path: Path, text: str) -> bool:
         fresh = path.with_name(path.name + ".new")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(path)
+        except OSError as failed:
+            if path not in self._unwritten:
+                event(log, "state_not_written", logging.WARNING, path=path, reason=failed)
+            self._unwritten[path] = failed.strerror or str(failed)
+            return False
+        self._unwritten.pop(path, None)
+        return True
+
+    def _record(self, instance: InstanceId) -> Path:
+        return self._records / f"{instance}.json"
 
 
 def owner_of(state_dir: Path) -> str:

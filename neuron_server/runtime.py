@@ -229,6 +229,7 @@ class Runtime:
             *self._fitness.warnings,
             *lost,
             *self._faults.warnings(),
+            *self._state.warnings(),
         )
         return self.host.discovery(self.registry.device_kinds, warnings)
 
@@ -387,8 +388,7 @@ class Runtime:
             return
         record = record_of(held.instance, held.life.engine)
         if record != held.saved:
-            self._state.save(record)
-            held.saved = record
+            held.saved = record if self._state.save(record) else None
 
     def _remember(self, instance: Instance) -> None:
         if instance.load_seconds is not None and instance.devices and not instance.attached:
@@ -408,6 +408,8 @@ class Runtime:
                     await self.attached.look()
                 for held in self.holdings:
                     self._state.log(held.instance.id).trim()
+                    if held.saved is None:
+                        self._save(held)
             except Exception:
                 # The next one may succeed, and without readings nothing would be admitted any more.
                 log.exception("reading_failed")

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from cortex_common.errors import LoadFailed
+
 LIMIT_BYTES = 4 * 1024 * 1024
 _TAIL_BYTES = 64 * 1024
 _FOLLOW_EVERY_S = 0.2
@@ -27,18 +29,26 @@ class EngineLog:
         self._limit = limit_bytes
 
     def open_for_engine(self) -> BinaryIO:
-        """The file for an engine's stdout and stderr."""
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(
-            self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        """The file for an engine's stdout and stderr.
+
+        Raises:
+            LoadFailed: it can't be made.
+        """
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(self.path, flags, 0o600)
+        except OSError as failed:
+            why = failed.strerror or failed
+            raise LoadFailed(f"the engine's log {self.path} can't be written: {why}") from failed
         return os.fdopen(descriptor, "wb", buffering=0)
 
     def trim(self) -> None:
         """Move the content aside when it is over the limit; lines written in that instant may be lost."""
         with contextlib.suppress(FileNotFoundError):
             if self.path.stat().st_size > self._limit:
-                self._old.write_bytes(self._end(self.path, self._limit))
+                with contextlib.suppress(OSError):  # on a full disk the newer half is worth more
+                    self._old.write_bytes(self._end(self.path, self._limit))
                 os.truncate(self.path, 0)
 
     def tail(self, lines: int) -> tuple[str, ...]:
@@ -72,8 +82,9 @@ class EngineLog:
 
     def remove(self) -> None:
         """Forget everything."""
-        self.path.unlink(missing_ok=True)
-        self._old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that became read-only keeps it
+            self.path.unlink(missing_ok=True)
+            self._old.unlink(missing_ok=True)
 
     @classmethod
     def _end(cls, path: Path, most: int) -> bytes:

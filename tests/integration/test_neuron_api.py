@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -340,3 +341,25 @@ async def test_a_dead_neuron_is_an_error_of_its_own(tmp_path: Path):
     async with rig.client() as client:
         with pytest.raises(UpstreamFailed, match="node test"):
             await client.health()
+
+
+async def test_a_state_directory_that_cant_be_written_stops_nothing(small: NeuronRig):
+    """Engines are loaded and unloaded meanwhile, the host says so, and records are written once that is possible."""
+    records = small.directory / "state" / "instances"
+    async with small.client() as client:
+        before = await load(client, fake("before"))
+        records.rename(records.with_name("elsewhere"))
+        meanwhile = await load(client, fake("meanwhile"))
+        warnings = (await client.discovery()).warnings
+        assert [w.code for w in warnings] == ["state_not_written"]
+        await client.unload(UnloadRequest(model_id="before"))
+        assert [m.id for m in await client.models()] == ["meanwhile"]
+        assert len(small.engines()) == 1
+        records.mkdir()
+        async with asyncio.timeout(10), contextlib.aclosing(client.status_events()) as events:
+            async for _ in events:
+                if not (await client.discovery()).warnings:
+                    break
+    written = [path.stem for path in records.iterdir()]
+    assert written == [meanwhile.instance_id]
+    assert before.instance_id not in written
