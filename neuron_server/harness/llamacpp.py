@@ -20,7 +20,7 @@ from cortex_common.models import LoadSpec
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
 from neuron_server.harness.program import Program, run_program
-from neuron_server.harness.weights import gguf_file, local_path, size_mb
+from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 
 _CUDA_CONTEXT_MB = 600
 """What a process takes on a GPU before any weights, with a margin."""
@@ -163,9 +163,12 @@ def lists_no_gpu(printed: str) -> bool:
 def _source(spec: LoadSpec) -> list[str]:
     if local_path(spec) is not None:
         return ["-m", str(gguf_file(spec))]
-    source = spec.source or spec.model_id
-    repository = f"{source}:{spec.quant}" if spec.quant else source
-    return ["-hf", repository, *(["-hff", spec.file] if spec.file else [])]
+    source = repository(spec)
+    return [
+        "-hf",
+        f"{source}:{spec.quant}" if spec.quant else source,
+        *(["-hff", spec.file] if spec.file else []),
+    ]
 
 
 def _size(spec: LoadSpec) -> list[str]:

@@ -23,7 +23,7 @@ from neuron_server.harness.command import sum_series
 from neuron_server.harness.devices import device_environment, gpu_count
 from neuron_server.harness.http import get, get_json
 from neuron_server.harness.program import Program, links_no_cuda
-from neuron_server.harness.weights import gguf_file, local_path, size_mb
+from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 
 CAPABILITIES = EngineCapabilities(
     cancels_unstreamed=False,
@@ -106,7 +106,8 @@ class MistralrsHarness:
         """See `ProcessHarness.launch`."""
         argv = [self._program.required(), "serve", "--host", host, "-p", str(port)]
         argv += self._program.where_known("--no-ui")
-        argv += ["-m", _model_argument(spec), *self._format(spec)]
+        model = _model_argument(spec) if local_path(spec) else repository(spec)
+        argv += ["-m", model, *self._format(spec)]
         if spec.parallel is not None:
             argv += ["--max-seqs", str(spec.parallel)]
         if gpu_count(devices):

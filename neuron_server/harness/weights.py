@@ -20,6 +20,18 @@ def local_path(spec: LoadSpec) -> Path | None:
     return path if path.exists() else None
 
 
+def repository(spec: LoadSpec) -> str:
+    """The repository that a spec without local weights names.
+
+    Raises:
+        BadRequest: it names a path, where nothing is.
+    """
+    source = spec.source or spec.model_id
+    if source.startswith(("/", "~", ".")):
+        raise _nothing_there(spec)
+    return source
+
+
 def gguf_file(spec: LoadSpec) -> Path:
     """The GGUF file that a spec means; the first shard where there are several.
 
@@ -29,12 +41,7 @@ def gguf_file(spec: LoadSpec) -> Path:
     source = spec.source or spec.model_id
     path = local_path(spec)
     if path is None:
-        named = f"{source}/{spec.file}" if spec.file else source
-        raise BadRequest(
-            f"there is no file {named} on this node",
-            param="source",
-            hints=("set source (and file) of the profile to a GGUF file on the node",),
-        )
+        raise _nothing_there(spec)
     if path.is_file():
         return path.resolve()
     wanted = f"*{spec.quant}*.gguf" if spec.quant else "*.gguf"
@@ -46,6 +53,16 @@ def gguf_file(spec: LoadSpec) -> Path:
         f"{source} must hold exactly one GGUF file that fits, it holds {names}",
         param="file",
         hints=("name the file with `file`",),
+    )
+
+
+def _nothing_there(spec: LoadSpec) -> BadRequest:
+    source = spec.source or spec.model_id
+    named = f"{source}/{spec.file}" if spec.file else source
+    return BadRequest(
+        f"there is no file {named} on this node",
+        param="source",
+        hints=("set source (and file) of the profile to a file on the node",),
     )
 
 

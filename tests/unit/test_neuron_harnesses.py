@@ -268,6 +268,15 @@ def test_a_missing_program_is_said(http: httpx.AsyncClient, weights: Path):
             harness.launch(spec, CPU, "h", 1)
 
 
+def test_a_path_with_nothing_there_is_no_repository(http: httpx.AsyncClient, program: Path):
+    """Weights that were moved away are said to be missing; no engine is sent to download a path."""
+    spec = LoadSpec(model_id="m", harness="x", source="/nowhere/m.gguf")
+    for build in (LlamaCppHarness, MistralrsHarness):
+        harness = build(HarnessEntry(name="x", binary=program), http)
+        with pytest.raises(BadRequest, match="there is no file /nowhere"):
+            harness.launch(spec, CPU, "h", 1)
+
+
 def test_the_one_gguf_file_is_found(tmp_path: Path, weights: Path):
     """A directory may stand for its only file; several need a name, or a quantisation that fits one."""
     source = str(weights.parent)
