@@ -189,14 +189,18 @@ class Fleet:
         self._announce()
 
     def use_nodes(self, entries: tuple[NodeEntry, ...]) -> None:
-        """Replace the nodes of the configuration; what is known of one at the same endpoint is kept."""
+        """Replace the nodes of the configuration; what one at the same endpoint told is kept, and what is cordoned."""
         known = self._nodes
         self._nodes = {entry.name: _Node(entry) for entry in entries}
         for name, old in known.items():
             new = self._nodes.get(name)
-            if new is not None and _same_place(new.entry, old.entry):
+            if new is None:
+                continue
+            if _same_place(new.entry, old.entry):
                 old.entry = new.entry
                 self._nodes[name] = old
+            else:
+                new.cordoned = old.cordoned
         self._targets.use_nodes(self._nodes)
         for record in self._nodes.values():
             self._take(record)
