@@ -183,8 +183,7 @@ class Targets:
         self._on[node] = here
         self._by_id.update(here)
         for gone in before.keys() - here.keys():
-            del self._by_id[gone]
-            before[gone].wake()
+            self._forget(before[gone])
         for model in {t.model for t in before.values()} | {t.model for t in here.values()}:
             self._keep_ready(model, node, here, up=up)
 
@@ -192,10 +191,15 @@ class Targets:
         """Keep only what is on these nodes; of equals, those of earlier nodes come first."""
         self._order = {node: at for at, node in enumerate(nodes)}
         for node in self._on.keys() - self._order.keys():
-            for gone, target in self._on.pop(node).items():
-                del self._by_id[gone]
-                target.wake()
+            for target in self._on.pop(node).values():
+                self._forget(target)
                 self.spare(target)
+
+    def _forget(self, target: Target) -> None:
+        """It is gone from its node; a node that is configured under two names has it twice."""
+        if self._by_id.get(target.id) is target:
+            del self._by_id[target.id]
+        target.wake()
 
     def _keep_ready(
         self, model: ModelId, node: str, here: dict[InstanceId, Target], *, up: bool

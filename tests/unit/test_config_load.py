@@ -154,6 +154,11 @@ def test_a_variable_of_no_service_is_an_error():
             "are called 'a'",
             None,
         ),
+        (
+            "[[neurons]]\nname='a'\nendpoint='http://a'\n[[neurons]]\nname='b'\nendpoint='http://a/'\n",
+            "two neurons have the endpoint 'http://a'",
+            None,
+        ),
         ("[[neurons]]\nname='a'\nendpoint='beast:9090'\n", "'beast:9090' is not a URL like", None),
         ("[eviction]\nstrategy = 'mru'\n", "{path}:2: eviction.strategy: ", None),
         ("[gateway\n", "{path}: not valid TOML: ", None),

@@ -225,6 +225,8 @@ class GatewayConfig(Section):
     def _names_differ(cls, neurons: tuple[NeuronEntry, ...]) -> tuple[NeuronEntry, ...]:
         if twice := _repeated(n.name for n in neurons):
             raise ValueError(f"two neurons are called {twice!r}")
+        if twice := _repeated(n.endpoint for n in neurons):
+            raise ValueError(f"two neurons have the endpoint {twice!r}")
         return neurons
 
     @field_validator("upstreams")
