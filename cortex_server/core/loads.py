@@ -69,3 +69,7 @@ class Effects(Protocol):
     def abandon(self, order: Order) -> None:
         """Stop making room, as nobody wants the load any more."""
         ...
+
+    def take_back(self, order: Order) -> None:
+        """End what a node has begun with, as an operator has unloaded the model since it was asked."""
+        ...

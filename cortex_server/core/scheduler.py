@@ -59,6 +59,7 @@ class Scheduler:
         self._new_id = new_id
         self._waiting = WaitingRoom()
         self._loads: dict[InstanceId, Underway] = {}
+        self._unwanted: dict[InstanceId, Order] = {}
         self._troubles = Troubles()
         self._wake: float | None = None
 
@@ -147,18 +148,22 @@ class Scheduler:
 
     def admitted(self, instance: InstanceId, actual: InstanceId, now: float) -> None:
         """The node has taken the load on; `actual` differs where it had begun the same work for another gateway."""
-        if (load := self._loads.pop(instance, None)) is not None:
+        if (unwanted := self._unwanted.pop(instance, None)) is not None:
+            self._effects.take_back(replace(unwanted, instance=actual))
+        elif (load := self._loads.pop(instance, None)) is not None:
             load.order = replace(load.order, instance=actual)
             load.stage, load.since = Stage.LOADING, now
             self._loads[actual] = load
 
     def refused(self, instance: InstanceId, now: float) -> None:
         """The node has no room for it after all, or can't be reached; planned anew."""
+        self._unwanted.pop(instance, None)
         if (load := self._loads.pop(instance, None)) is not None:
             self._troubles.refused(load.goal.model, load.order.plan.node, now)
 
     def failed(self, instance: InstanceId, reason: str, now: float) -> None:
         """The node could not begin with it; everybody who waits for it is told why."""
+        self._unwanted.pop(instance, None)
         self._fail(instance, reason, now, started=False)
 
     def _fail(self, instance: InstanceId, reason: str, now: float, *, started: bool) -> None:
@@ -179,7 +184,10 @@ class Scheduler:
             self._refuse_all(queue.goal, error)
 
     def drop(self, model: str) -> None:
-        """An operator unloads the model: nobody waits for it, and its loads are forgotten."""
+        """An operator unloads the model: nobody waits for it, and its loads are given up.
+
+        What its nodes show already is unloaded by whoever calls this.
+        """
         error = Conflict(f"model {model!r} was unloaded by an operator", retry_after=1.0)
         for queue in self._waiting.of(model):
             self._refuse_all(queue.goal, error)
@@ -187,6 +195,10 @@ class Scheduler:
             if load.goal.model == model:
                 if load.stage is Stage.MAKING_ROOM:
                     self._effects.abandon(load.order)
+                elif load.stage is Stage.STARTING:
+                    self._unwanted[instance] = load.order
+                elif not load.seen:
+                    self._effects.take_back(load.order)
                 del self._loads[instance]
         self._troubles.forgive(model)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, StillBusy, UpstreamFailed
 from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
-from cortex_common.models import InstanceId, RestartAnswer, RestartRequest, UnloadRequest
+from cortex_common.models import InstanceId, ModelId, RestartAnswer, RestartRequest, UnloadRequest
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.loads import Order
 from cortex_server.core.restarts import Restart
@@ -71,6 +71,10 @@ class Carrier:
         """Stop draining for a load; once the unloads have begun they are brought to their end."""
         if (task := self._draining.pop(order.instance, None)) is not None:
             task.cancel()
+
+    def take_back(self, order: Order) -> None:
+        """Have the node end what it has begun with, unless somebody uses it already."""
+        self._spawn(self._take_back(order))
 
     def start(self, order: Order) -> None:
         """Ask the node to load."""
@@ -208,6 +212,16 @@ class Carrier:
         self._fleet.metrics.tally.unloads[view.node, why] += 1
         event(log, "unloaded", node=view.node, model=view.model, instance=view.id, why=why)
         self._reports.left(view.id)
+
+    async def _take_back(self, order: Order) -> None:
+        node, instance, model = order.plan.node, order.instance, ModelId(order.profile.id)
+        request = UnloadRequest(model_id=model, instance_id=instance, drain_seconds=0.0, cut=False)
+        try:
+            await self.client(node).unload(request)
+        except CortexError as failed:
+            event(log, "not_taken_back", logging.WARNING, instance=instance, reason=failed.message)
+        else:
+            event(log, "taken_back", node=node, model=model, instance=instance)
 
     async def _start(self, order: Order) -> None:
         place, size = order.plan, order.plan.shape.size

@@ -403,3 +403,7 @@ class Conductor:
     def abandon(self, order: Order) -> None:
         """See `Effects.abandon`."""
         self._carrier.abandon(order)
+
+    def take_back(self, order: Order) -> None:
+        """See `Effects.take_back`."""
+        self._carrier.take_back(order)

@@ -200,6 +200,9 @@ class Simulation:
         self._scheduler.room_made(order.instance, self._now)
         self._step()
 
+    def take_back(self, order: Order) -> None:
+        """See `Effects.take_back`: there are no operators here."""
+
     def abandon(self, order: Order) -> None:
         """See `Effects.abandon`; nobody in a trace goes away, so drains are never given up but by deadlines."""
         for victim in order.plan.evictions:

@@ -35,6 +35,7 @@ class Bench:
         self.making: dict[InstanceId, Order] = {}
         self.starting: dict[InstanceId, Order] = {}
         self.started: list[str] = []
+        self.taken_back: list[InstanceId] = []
         self.instances: dict[InstanceId, InstanceView] = {}
         self.states = {"n1": NodeState.UP, "n2": NodeState.UP}
         self.totals = {"n1": 300, "n2": 300}
@@ -69,6 +70,10 @@ class Bench:
 
     def abandon(self, order: Order) -> None:
         del self.making[order.instance]
+
+    def take_back(self, order: Order) -> None:
+        self.taken_back.append(order.instance)
+        self.instances.pop(order.instance, None)
 
     # -- the fleet ---------------------------------------------------------------------------
 
@@ -521,3 +526,14 @@ def test_an_unload_by_an_operator_answers_who_waits() -> None:
     assert isinstance(error, CortexError)
     assert error.status == 409
     assert not bench.scheduler.loads
+
+
+def test_what_a_node_begins_after_an_unload_is_taken_back() -> None:
+    """A node may take seconds to answer a load; unloaded meanwhile, the model does not come all the same."""
+    bench = Bench()
+    bench.ask("a")
+    (order,) = bench.starting.values()
+    bench.scheduler.drop("a")
+    assert bench.admit(order)
+    assert bench.taken_back == [order.instance]
+    assert not bench.instances
