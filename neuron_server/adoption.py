@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from cortex_common.hardware import Device
 from neuron_server.core.instance import Instance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.harness.registry import Registry
@@ -14,9 +15,13 @@ from neuron_server.records import EngineRecord, StateDir
 
 
 def left_running(
-    state: StateDir, registry: Registry, supervisor: Supervisor, devices: int, journal: Journal
+    state: StateDir,
+    registry: Registry,
+    supervisor: Supervisor,
+    devices: Sequence[Device],
+    journal: Journal,
 ) -> Iterator[tuple[Instance, EngineProcess]]:
-    """Each recorded engine that still lives, as an instance to be probed; the other records are removed.
+    """Each recorded engine that still lives and may go on, as an instance to be probed; other records are removed.
 
     A pid alone proves nothing: boot, start time and the mark in its environment must be the recorded ones.
 
@@ -24,21 +29,27 @@ def left_running(
         state: the records.
         registry: an engine whose harness is not configured any more is not taken over.
         supervisor: takes them over.
-        devices: how many the node has now.
+        devices: of the node, now.
         journal: told what became of each.
     """
     boot = boot_id()
     for record in state.records():
-        usable = record.spec.harness in registry.names and max(record.devices, default=0) < devices
+        here = _devices_now(record, devices)
         engine = None
-        if record.boot == boot and usable:
-            engine = supervisor.adopt(record.pid, record.started_ticks, record.instance_id)
-        if engine is None:
+        if record.spec.harness not in registry.names:
+            why = f"this neuron has no harness {record.spec.harness!r} any more"
+        elif here is None:
+            why = "this host has not all of its devices any more"
+        else:
+            why = "it has ended"
+            if record.boot == boot:
+                engine = supervisor.adopt(record.pid, record.started_ticks, record.instance_id)
+        if engine is None or here is None:
             state.forget(record.instance_id)
-            journal.note("engine_was_gone", instance=record.instance_id)
+            journal.note("engine_not_adopted", instance=record.instance_id, reason=why)
             continue
         journal.note("engine_adopted", instance=record.instance_id, pid=record.pid)
-        yield _instance(record, registry), engine
+        yield _instance(record, here, registry), engine
 
 
 def heads(state: StateDir) -> dict[str, Head]:
@@ -51,8 +62,8 @@ def heads(state: StateDir) -> dict[str, Head]:
     }
 
 
-def record_of(instance: Instance, engine: EngineProcess) -> EngineRecord:
-    """What the next neuron must know of a running engine."""
+def record_of(instance: Instance, engine: EngineProcess, devices: Sequence[Device]) -> EngineRecord:
+    """What the next neuron must know of a running engine; `devices` are those of the node."""
     return EngineRecord(
         instance_id=instance.id,
         spec=instance.spec,
@@ -64,14 +75,24 @@ def record_of(instance: Instance, engine: EngineProcess) -> EngineRecord:
         boot=boot_id(),
         started_at=instance.started_at,
         load_seconds=instance.load_seconds,
+        uuids=tuple(d.uuid for i in instance.devices for d in devices if d.index == i),
     )
 
 
-def _instance(record: EngineRecord, registry: Registry) -> Instance:
+def _devices_now(record: EngineRecord, devices: Sequence[Device]) -> tuple[int, ...] | None:
+    """The numbers that its devices have now; None where one is not there any more."""
+    if not record.uuids:
+        return record.devices if max(record.devices, default=0) < len(devices) else None
+    numbers = {device.uuid: device.index for device in devices}
+    found = tuple(numbers[uuid] for uuid in record.uuids if uuid in numbers)
+    return found if len(found) == len(record.uuids) else None
+
+
+def _instance(record: EngineRecord, devices: tuple[int, ...], registry: Registry) -> Instance:
     return Instance(
         id=record.instance_id,
         spec=record.spec,
-        devices=record.devices,
+        devices=devices,
         promised_mb=record.promised_mb,
         port=record.port,
         started_at=record.started_at,

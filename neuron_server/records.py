@@ -29,6 +29,7 @@ class EngineRecord(Wire):
     """Enough to find an engine again and to know what it is.
 
     Attributes:
+        uuids: of its devices, which may have other numbers when the next neuron looks; older records lack them.
         pid: of its head; with `started_ticks` and `boot` it names one process for ever.
     """
 
@@ -42,6 +43,7 @@ class EngineRecord(Wire):
     boot: str
     started_at: float
     load_seconds: float | None = None
+    uuids: tuple[str, ...] = ()
 
 
 class PastLoad(Wire):

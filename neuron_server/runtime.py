@@ -146,7 +146,7 @@ class Runtime:
         self._state.close()
 
     def _adopt(self) -> frozenset[str]:
-        devices = len(self.host.devices)
+        devices = self.host.devices
         found = list(
             left_running(self._state, self.registry, self._supervisor, devices, self.journal)
         )
@@ -386,7 +386,7 @@ class Runtime:
     def _save(self, held: Held) -> None:
         if held.life.engine is None:
             return
-        record = record_of(held.instance, held.life.engine)
+        record = record_of(held.instance, held.life.engine, self.host.devices)
         if record != held.saved:
             held.saved = record if self._state.save(record) else None
 

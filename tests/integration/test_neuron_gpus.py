@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from engines.fake_nvml import MIB, XID, Card, FakeNvml, failing
@@ -77,14 +78,16 @@ async def runtime(tmp_path: Path, cards: list[LiveCard]) -> AsyncIterator[Runtim
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path, *sources: DeviceSource) -> AsyncIterator[Runtime]:
+async def opened(
+    directory: Path, *sources: DeviceSource, on_stop: Literal["stop", "keep"] = "stop"
+) -> AsyncIterator[Runtime]:
     """A runtime on some devices."""
     command = (sys.executable, str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}")
     entry = HarnessEntry(
         name="fake", kind="command", command=command, port_range=(FIRST_PORT, FIRST_PORT + 99)
     )
     config = NeuronConfig(
-        neuron=NeuronSection(state_dir=directory / "state"),
+        neuron=NeuronSection(state_dir=directory / "state", on_stop=on_stop),
         devices=(DeviceEntry(uuid="GPU-1", headroom="1000MiB"),),
         harnesses=(entry,),
     )
@@ -220,3 +223,16 @@ async def test_a_unified_gpu_and_the_cpu_device_promise_the_hosts_memory_once(tm
             await runtime.load(fake("n", vram_mb=cpu.vram_available_mb, devices=(1,)))
         await runtime.load(fake("n", vram_mb=1, devices=(1,)))
         assert (await ready(runtime, "n")).devices == (1,)
+
+
+async def test_an_engine_is_found_on_its_card_whatever_number_that_has(tmp_path: Path):
+    """After a restart with a card less, an engine that was kept stands on its own card, not on that of its number."""
+    cards = [LiveCard(n, Memory(8000)) for n in range(3)]
+    async with opened(tmp_path, NvmlSource(FakeNvml(*cards)), on_stop="keep") as before:
+        for number in (0, 1, 2):
+            await before.load(fake(f"on-{number}", devices=(number,)))
+            assert (await ready(before, f"on-{number}")).devices == (number,)
+    async with opened(tmp_path, NvmlSource(FakeNvml(cards[0], cards[2]))) as after:
+        await ready(after, "on-2")
+        found = {m.id: m.devices for m in after.models(lambda _: "url")}
+        assert found == {"on-0": (0,), "on-2": (1,)}
