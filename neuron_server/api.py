@@ -194,8 +194,9 @@ def _token_check(token: str | None) -> Callable[[Request], None]:
             return
         sent = request.headers.get("authorization", "")
         if not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
+            what = "this is not the token of this neuron" if sent else "this neuron needs its token"
             raise AuthenticationFailed(
-                "this neuron needs its token",
+                f"{what}: see token and token_file in neuron.toml, and in [[neurons]] of the gateway",
                 hints=("send it as `Authorization: Bearer ...`",),
             )
 

@@ -245,7 +245,7 @@ class Carrier:
             event(log, "load_not_asked", logging.WARNING, node=place.node, reason=lost.message)
             self._reports.refused(order, None)
         except CortexError as failed:
-            self._reports.failed(order.instance, failed.message)
+            self._reports.failed(order.instance, f"node {place.node} refused: {failed.message}")
         except Exception:  # whatever it is, those who wait must hear of it
             log.exception("load_failed")
             self._reports.failed(order.instance, "the gateway failed; its log says how")

@@ -12,7 +12,7 @@ import httpx
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NeuronEntry
-from cortex_common.errors import CortexError, StillBusy, envelope
+from cortex_common.errors import BadRequest, CortexError, StillBusy, envelope
 from cortex_common.hardware import DeviceKind, Health
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_common.neuron_client import NeuronClient
@@ -141,3 +141,9 @@ async def test_what_nobody_expected_leaves_no_load_waiting() -> None:
     assert taking(fleet) == ["first", "second"]
     _, heard = await carried(broken, load=True)
     assert heard.told == [("failed", "the gateway failed; its log says how")]
+
+
+async def test_who_waits_is_told_which_node_would_not_load() -> None:
+    """What a node lacks, another may have: the reason names the node."""
+    _, heard = await carried(says(BadRequest("there is no file x on this node")), load=True)
+    assert heard.told == [("failed", "node n1 refused: there is no file x on this node")]
