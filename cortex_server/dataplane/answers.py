@@ -39,7 +39,8 @@ class Answer(ABC):
     Attributes:
         prompt: the head of the engine's answer is the client's too, and can go at once.
         head: the client's, where the body starts before the answer is whole.
-        status: HTTP status for the client, once `end` or `broken` has been called.
+        status: HTTP status for the client, once `end` or `broken` has been called; of a head that is out already, what
+            it should have been.
         error: code of what went wrong inside the answer.
     """
 
@@ -297,7 +298,9 @@ class Late(Answer):
 
     def end(self) -> bytes:
         """See `Answer`."""
-        return self._event(from_answer(max(400, self._status), self._body))
+        error = from_answer(max(400, self._status), self._body)
+        self.status = error.status
+        return self._event(error)
 
     def broken(self, error: CortexError) -> bytes:
         """See `Answer`."""

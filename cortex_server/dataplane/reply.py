@@ -158,8 +158,10 @@ class Reply(ABC):
         answer = self._answer
         assert answer is not None
         owed = answer.end()
+        status = answer.status
+        if 400 <= status < 500:
+            self.trace.status = status
         if not self._opened:
-            status = answer.status
             head = JSON_HEAD if status < 400 else JSON_HEAD + on_repeats(status, self._on_repeats)
             self._open(status, head, len(owed))
         if owed:

@@ -25,7 +25,8 @@ class Trace(msgspec.Struct):
         cold: it waited for a load.
         reason: why it went to its instance.
         dropped: what of the request its engine was not told.
-        status: HTTP status of the engine; 0 before its head has come.
+        status: HTTP status of the engine, 0 before its head has come; 4xx where the request was at fault, whatever the
+            engine said: its instance is not to blame.
         span: its place in a distributed trace; None where nobody follows it.
     """
 

@@ -38,6 +38,10 @@ _OVERFLOW_WORDS = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_ASKED_WORDS = re.compile(
+    r"(image|audio|video) input is not supported|failed to parse (messages|tools)", re.IGNORECASE
+)
+"""What llama.cpp says with 500 of requests that no repeat would mend."""
 _NUMBER = re.compile(r"\d{2,}")
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
@@ -148,7 +152,8 @@ def _error(status: int, said: _Body | None, body: bytes) -> CortexError:
     details = {"upstream_status": status}
     if _is_overflow(status, said, message):
         return PromptTooLong(message, details=details | _sizes(said, message))
-    fallback = BadRequest if 400 <= status < 500 else UpstreamFailed
+    asked_wrong = 400 <= status < 500 or (status == 500 and _ASKED_WORDS.search(message))
+    fallback = BadRequest if asked_wrong else UpstreamFailed
     return _CLASSES.get(status, fallback)(message, details=details)
 
 

@@ -2,7 +2,8 @@
 
 What is in OpenAI's shape passes as it came, so that clients see their engine's own words and codes. The rest
 (mistral.rs answers a bare `{"message"}`, with 500 for an over-long prompt) is put into that shape. An over-long
-prompt gets OpenAI's code in any case: it is what clients match on, and each engine has another.
+prompt gets OpenAI's code in any case: it is what clients match on, and each engine has another. So does what is the
+request's own fault but came with 500 (llama.cpp, of an image that its model can't see): clients would repeat it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from cortex_common.errors import CortexError, PromptTooLong, envelope
+from cortex_common.errors import BadRequest, CortexError, PromptTooLong, envelope
 from cortex_server.dialects.engine_errors import from_answer
 
 
@@ -29,7 +30,7 @@ def engine_error_body(status: int, body: bytes) -> tuple[int, bytes]:
         body: the engine's.
     """
     error = from_answer(status, body)
-    if isinstance(error, PromptTooLong):
+    if isinstance(error, PromptTooLong) or (isinstance(error, BadRequest) and status >= 500):
         return error.status, engine_error(error)
     return status, (body if _is_shaped(body) else engine_error(error))
 

@@ -610,6 +610,26 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
         assert rig.metrics.totals("a").requests == 67
 
 
+async def test_requests_that_no_engine_could_serve_are_not_held_against_the_instance(face):
+    """llama.cpp says 500 to an image for a model of texts: one client's mistake must not close the model for all."""
+
+    async def blind(call: Call) -> None:
+        said = (
+            b'{"error":{"code":500,"message":"image input is not supported","type":"server_error"}}'
+        )
+        await call.send(whole(said, b"500 Internal Server Error"))
+
+    async with (
+        scripted_engine(blind) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
+        assert statuses == [400, 400, 400]
+        await rig.settled()
+        assert len(rig.fleet.ready("m")) == 1
+
+
 async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face):
     """After three failures in a row requests go elsewhere; when the pause is over one request tries it again."""
 

@@ -325,6 +325,16 @@ def test_no_body_is_too_strange_to_be_an_error(status: int, body: bytes) -> None
             b'{"message":"prompt is too long: 9000 > 8192"}',
             (400, "context_length_exceeded", "9000"),
         ),
+        (
+            500,
+            b'{"error":{"code":500,"message":"image input is not supported - hint: ...","type":"server_error"}}',
+            (400, "invalid_request", "image input"),
+        ),
+        (
+            500,
+            b'{"error":{"code":500,"message":"Failed to parse tools: Unsupported tool type","type":"server_error"}}',
+            (400, "invalid_request", "tool type"),
+        ),
         (404, b"not here", (404, "not_found", "not here")),
         (401, b'{"detail":"key"}', (401, "upstream_failed", "key")),
     ],
