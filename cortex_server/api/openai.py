@@ -12,6 +12,7 @@ from cortex_common.wire import Wire
 from cortex_server.api import anthropic
 from cortex_server.auth.guard import KEY
 from cortex_server.auth.keys import Key
+from cortex_server.core.names import is_pattern
 from cortex_server.fleet.state import Fleet
 
 
@@ -48,9 +49,9 @@ def models_router(fleet: Fleet) -> APIRouter:
     router = APIRouter(tags=["models"])
     created = int(fleet.started_at)
 
-    def entry(view: ModelView) -> ModelEntry:
+    def entry(view: ModelView, name: str) -> ModelEntry:
         return ModelEntry(
-            id=view.id,
+            id=name,
             created=created,
             state=view.state,
             nodes=view.nodes,
@@ -58,9 +59,9 @@ def models_router(fleet: Fleet) -> APIRouter:
             aliases=view.aliases,
         )
 
-    def allowed(request: Request, view: ModelView, *names: str) -> bool:
+    def key_of(request: Request) -> Key:
         key: Key = request.scope[KEY]
-        return key.allows(view.id, *view.aliases, *names)
+        return key
 
     @router.get("/v1/models", response_model=ModelList)
     async def list_models(
@@ -69,26 +70,35 @@ def models_router(fleet: Fleet) -> APIRouter:
         after_id: str | None = None,
         before_id: str | None = None,
     ) -> ModelList | Response:
-        """Each model that can be asked for, loaded or not; with a key, those that it may use.
+        """Each model that can be asked for, loaded or not; with a key, those that it may use, by names that it may use.
 
         Whoever sends `anthropic-version` or `x-api-key` gets Anthropic's page, which the parameters cut; it carries
         OpenAI's keys too.
         """
-        views = [v for v in fleet.snapshot.models if allowed(request, v)]
+        key = key_of(request)
+        listed = [(v, name) for v in fleet.snapshot.models for name in _names(v, key)]
         if anthropic.reads(request):
-            served = [anthropic.served(v, v.id, created) for v in views]
+            served = [anthropic.served(v, name, created) for v, name in listed]
             return anthropic.page(served, limit=limit, after_id=after_id, before_id=before_id)
-        return ModelList(data=tuple(map(entry, views)))
+        return ModelList(data=tuple(entry(v, name) for v, name in listed))
 
     @router.get("/v1/models/{name:path}", response_model=ModelEntry)
     async def get_model(name: str, request: Request) -> ModelEntry | Response:
         """One model, by name or alias."""
         snapshot = fleet.snapshot
         view = snapshot.model(fleet.known(name) or name)
-        if view is None or not allowed(request, view, name):
+        key = key_of(request)
+        if view is None or not key.allows(view.id, name):
             raise fleet.names.not_found(name, (m.id for m in snapshot.models))
         if anthropic.reads(request):
             return anthropic.one(anthropic.served(view, name, created))
-        return entry(view)
+        return entry(view, view.id if key.allows(view.id) else name)
 
     return router
+
+
+def _names(view: ModelView, key: Key) -> list[str]:
+    """Its id, or where the key may only use other names of it, those."""
+    if key.allows(view.id):
+        return [view.id]
+    return [name for name in view.aliases if not is_pattern(name) and key.allows(name)]

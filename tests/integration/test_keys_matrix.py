@@ -155,6 +155,30 @@ async def test_a_key_is_made_used_listed_and_revoked_at_run_time(tmp_path):
     assert all(secret.encode() not in p.read_bytes() for p in tmp_path.iterdir())
 
 
+async def test_a_key_for_an_alias_lists_the_model_under_the_name_that_it_may_use():
+    """What /v1/models shows can be asked for: clients choose from it."""
+    model = ModelProfile(id="org/m", harness="none", aliases=("gpt", "mini", "claude-*"))
+    keys = (
+        key("one", models=["gpt"]),
+        key("all", models=["org/*"]),
+        key("some", models=["claude-*"]),
+    )
+    async with (
+        running_gateway(model, keys=keys) as served,
+        httpx.AsyncClient(base_url=served.url) as http,
+    ):
+        listed = {}
+        for name in ("one", "all", "some"):
+            answer = await http.get("/v1/models", headers={"authorization": f"Bearer {name}"})
+            listed[name] = [m["id"] for m in answer.json()["data"]]
+        assert listed == {"one": ["gpt"], "all": ["org/m"], "some": []}
+        found = {
+            name: (await http.get(f"/v1/models/{name}", headers={"x-api-key": "one"})).status_code
+            for name in ("gpt", "mini", "org/m")
+        }
+        assert found == {"gpt": 200, "mini": 404, "org/m": 404}
+
+
 async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
     """The operator is told where it stands."""
     async with (
