@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
 from cortex_server.api import anthropic
 from cortex_server.dataplane.headers import error_headers
+from cortex_server.dataplane.routes import misdirected
 
 log = logging.getLogger("cortex.api")
 
@@ -60,7 +61,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 404:
-        found = NotFound(f"there is no {path} here", hints=["GET /openapi.json lists the routes"])
+        hints = ["GET /openapi.json lists the routes"]
+        found = misdirected(path) or NotFound(f"there is no {path} here", hints=hints)
         return response(found, request)
     if error.status_code == 405:
         refused = BadRequest(f"{path} does not take {request.method}")

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from cortex_common.errors import CortexError
 from cortex_server.auth.gate import Gate
-from cortex_server.auth.rules import rule_for
-from cortex_server.dataplane.routes import ROUTES
+from cortex_server.auth.rules import OTHERWISE, rule_for
+from cortex_server.dataplane.routes import ROUTES, misdirected
 from cortex_server.trail import ACTOR
 
 Scope = MutableMapping[str, Any]
@@ -53,13 +53,14 @@ class Guard:
         if method != "POST" or path.encode() not in ROUTES:
             client = scope.get("client")
             headers = [(name.lower(), value) for name, value in scope["headers"]]
+            rule = rule_for(method, path)
             try:
-                key = self._gate().check(
-                    headers, client[0] if client else None, rule_for(method, path).scopes
-                )
+                key = self._gate().check(headers, client[0] if client else None, rule.scopes)
                 scope[KEY] = key
                 ACTOR.set(key.name)
             except CortexError as refused:
-                await self._refusal(refused, Request(scope))(scope, receive, send)
+                # Of a base URL that lacks its /v1, "needs the scope operator" would say the wrong thing.
+                told = (misdirected(path) if rule is OTHERWISE else None) or refused
+                await self._refusal(told, Request(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -56,6 +56,9 @@ RULES = (
 )
 """The first that covers a request counts; the last covers everything, so that nothing is open by omission."""
 
+OTHERWISE = RULES[-1]
+"""The rule of paths that none of the others knows."""
+
 
 def rule_for(method: str, path: str) -> Rule:
     """What opens a route."""

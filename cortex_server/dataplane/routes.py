@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from cortex_common.errors import CortexError
+from cortex_common.errors import CortexError, NotFound
 from cortex_server.dataplane.body import read_form, read_head, with_form_model
 from cortex_server.dataplane.dialogues import Dialogue, anthropic_refusal, openai_refusal
 from cortex_server.dataplane.passing import OpenAi
@@ -102,3 +102,27 @@ ROUTES: dict[bytes, Route] = {
         ),
     )
 }
+
+_TAILS = sorted(
+    ((path.removeprefix("/v1"), path) for path in ("/v1/models", *map(bytes.decode, ROUTES))),
+    key=lambda pair: -len(pair[0]),
+)
+
+
+def misdirected(path: str) -> NotFound | None:
+    """The error for a path that a wrong base URL made of a route; None when it is not like any.
+
+    Args:
+        path: one that is not served.
+    """
+    end = path.rstrip("/")
+    meant = next((whole for tail, whole in _TAILS if end.endswith(tail)), None)
+    if meant is None:
+        return None
+    return NotFound(
+        f"there is no {path} here",
+        hints=[
+            f"did you mean {meant}?",
+            "OpenAI's clients take a base URL that ends in /v1, Anthropic's one without it",
+        ],
+    )

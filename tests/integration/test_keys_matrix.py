@@ -179,6 +179,27 @@ async def test_a_key_for_an_alias_lists_the_model_under_the_name_that_it_may_use
         assert found == {"gpt": 200, "mini": 404, "org/m": 404}
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", CHAT),
+        ("//v1/chat/completions", CHAT),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/v1/chat/completions/chat/completions", CHAT),
+        ("/models", "/v1/models"),
+    ],
+)
+async def test_a_wrong_base_url_is_told_as_such(path: str, meant: str):
+    """Whoever forgets /v1 hears of that, not of a scope that would not help."""
+    async with (
+        running_gateway(keys=(key("good"),)) as served,
+        httpx.AsyncClient() as http,
+    ):
+        answer = await http.post(f"{served.url}{path}", headers={"authorization": "Bearer good"})
+        assert answer.status_code == 404
+        assert f"did you mean {meant}?" in answer.json()["error"]["hints"]
+
+
 async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
     """The operator is told where it stands."""
     async with (
