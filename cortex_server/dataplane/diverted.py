@@ -41,7 +41,15 @@ client would never see why."""
 _READ_ANYWAY = 64 * 1024
 """Bytes of a refused body up to which the connection is kept."""
 
-_USED = ("on_headers_complete", "on_body", "on_message_complete", "on_response_complete")
+_USED = (
+    "on_headers_complete",
+    "on_body",
+    "on_message_complete",
+    "on_response_complete",
+    "_get_upgrade",
+    "_should_upgrade",
+    "_unsupported_upgrade_warning",
+)
 
 
 def compatible() -> str | None:

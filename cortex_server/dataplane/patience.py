@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError, envelope_bytes
+from cortex_server.dataplane.plain import PlainProtocol
 
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -32,7 +33,7 @@ class HeadTooLarge(BodyTooLarge):
     status = 431
 
 
-class PatientProtocol(HttpToolsProtocol):
+class PatientProtocol(PlainProtocol):
     """See the module."""
 
     limits: LimitsSection

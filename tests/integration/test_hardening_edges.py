@@ -121,6 +121,25 @@ async def test_what_is_no_request_is_closed():
         await still_serves(gateway)
 
 
+@pytest.mark.parametrize("split", [0, 40])
+async def test_an_offer_to_speak_http2_is_declined_and_its_request_answered(split):
+    """Java's HttpClient makes it with its first request, whose body comes in any case."""
+    offer = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABk")
+    request = post(LENGTH, *offer, body=BODY)
+    async with served() as (gateway, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        for piece in (request[: len(request) - split], request[len(request) - split :]):
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(10):
+            answer = await reader.readuntil(b"0\r\n\r\n")
+            writer.write(post(LENGTH, body=BODY))
+            again = await reader.readuntil(b"0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert again.startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 async def test_a_head_that_never_ends_is_given_up():
     """Slowloris: a header every moment keeps nothing open beyond the limit; the client is told 408."""
     async with served(IMPATIENT) as (gateway, _):
