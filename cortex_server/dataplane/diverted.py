@@ -107,7 +107,9 @@ class Diverted:
         self.response_complete = False
         self.disconnected = False
         self.message_event = _NO_EVENT
-        self.keep_alive = protocol.parser.should_keep_alive()
+        parser = protocol.parser
+        # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
+        self.keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
         self.exchange = Exchange(plane, self, route, headers, query)
         self._announced = content_length(self.exchange.named)
         peer = protocol.client

@@ -140,6 +140,18 @@ async def test_an_offer_to_speak_http2_is_declined_and_its_request_answered(spli
         writer.close()
 
 
+async def test_a_client_of_http10_is_not_left_waiting_for_the_end():
+    """It may ask for the connection to be kept, as `ab -k` does; it is closed, as it is told nothing else."""
+    request = post(LENGTH, b"connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0")
+    async with served() as (gateway, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request)
+        async with asyncio.timeout(3):
+            answer = await reader.read()
+        assert b"\r\nconnection: close\r\n" in answer
+        writer.close()
+
+
 async def test_a_head_that_never_ends_is_given_up():
     """Slowloris: a header every moment keeps nothing open beyond the limit; the client is told 408."""
     async with served(IMPATIENT) as (gateway, _):
