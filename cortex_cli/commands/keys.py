@@ -69,7 +69,7 @@ def create(
             "limits": {k: v for k, v in limits.items() if v is not None},
             "weight": weight,
             "max_priority": max_priority,
-            "expires": None if expires is None else _moment(expires),
+            "expires": None if expires is None else _ending(expires),
         }
     )
     if offline:
@@ -96,6 +96,13 @@ def _valid(fields: dict[str, object]) -> CreateKey:
         first = failed.errors()[0]
         option = str(first["loc"][-1]) if first["loc"] else "key"
         raise typer.BadParameter(first["msg"], param_hint=option.replace("_", "-")) from failed
+
+
+def _ending(text: str) -> datetime:
+    end, now = _moment(text), datetime.now(UTC)
+    if end <= now:
+        raise typer.BadParameter(f"{text!r} is over already", param_hint="--expires")
+    return end
 
 
 def _moment(text: str) -> datetime:

@@ -82,7 +82,12 @@ async def test_an_offline_key_is_an_entry_for_the_configuration():
 
 async def test_wrong_wishes_are_told_at_the_command_line():
     """A bad name, limit or date ends with 2 before any gateway is asked."""
-    for wrong in (["a b"], ["a", "--weight", "0"], ["a", "--expires", "soon"]):
+    for wrong in (
+        ["a b"],
+        ["a", "--weight", "0"],
+        ["a", "--expires", "soon"],
+        ["a", "--expires", "2020-01-01"],
+    ):
         done = await run("keys", "create", *wrong, CORTEX_GATEWAY_URL="http://127.0.0.1:1")
         assert done.returncode == 2, done.stderr
 
