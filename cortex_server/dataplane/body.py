@@ -42,6 +42,7 @@ class Head(msgspec.Struct, frozen=True):
 
 _decode_head = msgspec.json.Decoder(Head).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
 def read_head(body: bytes, asked: str | None = None) -> Head:
@@ -107,14 +108,16 @@ def with_model(body: bytes, old: str, new: str) -> bytes:
 
 
 def with_usage(body: bytes) -> bytes:
-    """The same body, asking for the usage chunk; for one without stream_options, or with null ones.
+    """The same body, asking for the usage chunk; other stream_options stay.
 
     Tokens are counted, limited and shown by what engines tell, and without this most tell nothing of a stream.
     """
-    if b'"stream_options"' in body:
-        options = {"stream_options": msgspec.Raw(b'{"include_usage":true}')}
-        return msgspec.json.encode(_decode_raw(body) | options)
-    return b'{"stream_options":{"include_usage":true},' + body.lstrip()[1:]
+    if b'"stream_options"' not in body:
+        return b'{"stream_options":{"include_usage":true},' + body.lstrip()[1:]
+    fields = _decode_raw(body)
+    options = _decode_options(fields.get("stream_options", b"null")) or {}
+    asking = options | {"include_usage": msgspec.Raw(b"true")}
+    return msgspec.json.encode(fields | {"stream_options": asking})
 
 
 def as_stream(body: bytes) -> bytes:

@@ -78,7 +78,7 @@ class OpenAi:
         if self.path not in _GENERATING:
             return body
         body = ruled(body, profile, context)
-        if self.stream and not self._head.stream_options:
+        if self.stream and not self._head.wants_usage:
             self._asked_usage = True
             body = with_usage(body)
         elif not self.stream and not traits.cancels_unstreamed:

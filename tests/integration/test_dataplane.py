@@ -70,9 +70,10 @@ async def test_a_stream_reaches_the_client_byte_for_byte(face):
         assert rig.metrics.totals("m").tokens_out == 3
 
 
-async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face):
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
+async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face, options):
     """A client that did not ask gets the stream without the usage chunk; the gateway has counted it."""
-    body = {k: v for k, v in BODY.items() if k != "stream_options"}
+    body = {k: v for k, v in BODY.items() if k != "stream_options"} | options
     async with (
         scripted_engine() as engine,
         running_plane({"m": engine.url}, face=face) as rig,
