@@ -162,6 +162,12 @@ def test_a_variable_of_no_service_is_an_error():
         ("[[neurons]]\nname='a'\nendpoint='beast:9090'\n", "'beast:9090' is not a URL like", None),
         ("[eviction]\nstrategy = 'mru'\n", "{path}:2: eviction.strategy: ", None),
         ("[gateway\n", "{path}: not valid TOML: ", None),
+        (
+            "[neurons]\nname = 'a'\n",
+            "{path}:1: neurons: Input should be a list",
+            "a table of a list begins with [[neurons]]",
+        ),
+        ("[[keys]]\nmodels = 'a'\n", "{path}:2: keys.0.models: Input should be a list", None),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(written, text: str, message: str, hint: str | None):

@@ -173,6 +173,15 @@ def _explain(
         return f"{at}: unknown key {key}", hint
     if error["type"] == "missing":
         return f"{at}: {key} is required", None
+    if error["type"] == "tuple_type":
+        what = f"{at}: {key}: Input should be a list"
+        table = isinstance(error["input"], dict)
+        return (
+            what,
+            f"a table of a list begins with [[{key}]]"
+            if table
+            else 'write it in brackets, as ["..."]',
+        )
     # A secret may have been written where its hash or its file belongs.
     hidden = is_secret(key) or key.endswith(_MAY_HOLD_SECRETS)
     hidden = hidden or isinstance(error["input"], dict | list)
