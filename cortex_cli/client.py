@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex_common.config.load import load
 from cortex_common.config.section import BaseUrl, Section
-from cortex_common.errors import ConfigError, NotFound, nearest
+from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound, nearest
 
 if TYPE_CHECKING:
     from cortex_common.operator_client import OperatorClient
@@ -87,6 +87,7 @@ def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
     Raises:
         NotFound: there is no such context.
         ConfigError: the file of contexts or of the key can't be read.
+        AuthenticationFailed: the key can't be one.
     """
     named = gateway or environ.get("CORTEX_GATEWAY_URL") or None
     if named is not None and "://" in named:
@@ -111,15 +112,25 @@ def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
 
 def _key(environ: Mapping[str, str], key_file: Path | None) -> str | None:
     if key := environ.get("CORTEX_API_KEY"):
-        return key
+        return _checked(key, "CORTEX_API_KEY")
     from_environ = environ.get("CORTEX_API_KEY_FILE")
     path = Path(from_environ) if from_environ else key_file
     if path is None:
         return None
     try:
-        return path.expanduser().read_text(encoding="utf-8").strip()
+        return _checked(path.expanduser().read_text(encoding="utf-8", errors="replace"), str(path))
     except OSError as failed:
         raise ConfigError(f"the key file {path} can't be read: {failed.strerror}") from failed
+
+
+def _checked(key: str, where: str) -> str:
+    key = key.strip()
+    if key.isascii() and key.isprintable():
+        return key
+    raise AuthenticationFailed(
+        f"what is in {where} is no key: it has characters that no key has",
+        hints=("copy the key once more, and nothing else",),
+    )
 
 
 def connect(gateway: str | None) -> OperatorClient:

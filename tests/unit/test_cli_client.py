@@ -7,7 +7,7 @@ import pytest
 
 from cortex_cli.client import DEFAULT_GATEWAY, Target, client_config_path, target
 from cortex_cli.paint import Paint, paint_for
-from cortex_common.errors import ConfigError, NotFound
+from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound
 
 
 @pytest.fixture
@@ -40,6 +40,17 @@ def test_the_variable_wins_over_the_context(home: dict[str, str]):
     environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
 
     assert target(None, environ) == Target("http://other:8000")
+
+
+@pytest.mark.parametrize("key", ["ctx_a\nctx_b", "ctx_\u2026", "\x1b[0m"])
+def test_what_can_be_no_key_is_refused_without_being_shown(tmp_path: Path, key: str):
+    """A key copied with something beside it is an error of the key, not an unreachable gateway or a defect."""
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    for environ in ({"CORTEX_API_KEY": key}, {"CORTEX_API_KEY_FILE": str(tmp_path / "key")}):
+        with pytest.raises(AuthenticationFailed) as caught:
+            target(None, {"HOME": str(tmp_path), **environ})
+        assert key not in caught.value.message
+    assert target(None, {"HOME": str(tmp_path), "CORTEX_API_KEY": "good\n"}).key == "good"
 
 
 def test_the_option_wins_over_the_variable(home: dict[str, str]):
