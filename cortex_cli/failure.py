@@ -42,6 +42,9 @@ _FALLBACK_HINTS: tuple[tuple[type[CortexError], str], ...] = (
     (errors.ModelLoading, "the load goes on; watch it with `cortex ps --watch`"),
 )
 
+_FOR_CLIENTS = ("GET /v1/models lists", "send it as `Authorization")
+"""How hints of the gateway begin that are for those who speak HTTP; at a shell our own say more."""
+
 
 class PartialSuccess(CortexError):
     """Some of what was asked for was done, some not."""
@@ -70,7 +73,10 @@ def describe(error: Exception, paint: Paint) -> str:
         text = f"unexpected {type(error).__name__}: {error}"
         hints: tuple[str, ...] = ("repeat it with `cortex --debug ...` and report what that shows",)
     else:
-        text, hints = error.message, error.hints or _fallback(error)
+        text = error.message
+        hints = tuple(hint for hint in error.hints if not hint.startswith(_FOR_CLIENTS))
+        if not hints or len(hints) < len(error.hints):
+            hints += _fallback(error)
     lines = [f"{paint.bad('error:')} {text or type(error).__name__}"]
     if hints:
         lines += ["", *(f"{paint.hint('hint:')} {hint}" for hint in dict.fromkeys(hints))]
@@ -81,6 +87,8 @@ def _fallback(error: CortexError) -> tuple[str, ...]:
     if error.details.get("unreachable"):
         if "CERTIFICATE_VERIFY_FAILED" in error.message:
             return ("SSL_CERT_FILE names the file of the authority that its certificate is from",)
+        if "WRONG_VERSION_NUMBER" in error.message:
+            return ("does it speak plain HTTP? then its URL begins with http://",)
         if "Server disconnected without sending" in error.message:
             return ("does it speak TLS? then its URL begins with https://",)
         return (

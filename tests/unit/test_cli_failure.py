@@ -52,6 +52,27 @@ def test_an_unreachable_gateway_has_a_hint():
     assert "CORTEX_GATEWAY_URL" in describe(error, Paint())
 
 
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (
+            errors.AuthenticationFailed("no", hints=("send it as `Authorization: Bearer ...`",)),
+            "CORTEX_API_KEY",
+        ),
+        (
+            errors.ModelNotFound("no", hints=("GET /v1/models lists the models",)),
+            "cortex models ls",
+        ),
+    ],
+)
+def test_hints_for_those_who_speak_http_are_said_for_a_shell(error: CortexError, hint: str):
+    """Headers and routes are no help to whoever types a command."""
+    text = describe(error, Paint())
+
+    assert hint in text
+    assert error.hints[0] not in text
+
+
 def test_an_unexpected_error_names_its_class_and_the_way_to_more():
     """A defect shows no traceback but says how to get one."""
     text = describe(ZeroDivisionError("division by zero"), Paint())
