@@ -198,7 +198,9 @@ def _explain_usage(error: _UsageProblem) -> int:
         sys.stderr.write(context.get_help() + "\n")
         return error.exit_code
     paint = paint_for(sys.stderr, os.environ)
-    message = error.format_message().rstrip(".")
+    # One line of plain words, whatever Typer and pydantic put around it.
+    message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    message = message.removeprefix("Invalid value: ")
     sys.stderr.write(f"{paint.bad('error:')} {message[:1].lower()}{message[1:]}\n")
     if context is not None:
         sys.stderr.write(f"\n{paint.hint('hint:')} see `{context.command_path} --help`\n")

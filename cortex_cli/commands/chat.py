@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +36,15 @@ def chat(
     *,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Put this file's text before the prompt")
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Put this file's text before the prompt",
+        ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer")] = None,
@@ -51,9 +61,12 @@ def chat(
 
 def _question(prompt: list[str] | None, file: Path | None) -> str | None:
     """What is asked once; None when a person is to converse."""
-    parts = [file.read_text(encoding="utf-8")] if file is not None else []
-    if not sys.stdin.isatty() and not file and (piped := sys.stdin.read().strip()):
-        parts.append(piped)
+    parts = (
+        [_text(partial(file.read_text, encoding="utf-8"), str(file))] if file is not None else []
+    )
+    if not sys.stdin.isatty() and not file:
+        piped = _text(sys.stdin.read, "what was piped").strip()
+        parts += [piped] if piped else []
     if prompt:
         parts.append(" ".join(prompt))
     if parts:
@@ -61,6 +74,15 @@ def _question(prompt: list[str] | None, file: Path | None) -> str | None:
     if sys.stdin.isatty():
         return None
     raise typer.BadParameter("there is nothing to ask: give a prompt or pipe a text")
+
+
+def _text(read: Callable[[], str], what: str) -> str:
+    try:
+        text = read()
+        text.encode()  # in the C locale, what is no UTF-8 is read as halves of characters
+    except UnicodeError as failed:
+        raise typer.BadParameter(f"{what} is not UTF-8 text") from failed
+    return text
 
 
 def pick_model(fleet: FleetSnapshot) -> str:

@@ -166,6 +166,24 @@ def test_chat_without_a_prompt_or_a_person():
     assert "nothing to ask" in done.stderr
 
 
+def test_chat_refuses_what_is_no_text(tmp_path: Path):
+    """A file that is no UTF-8, or that is not there, is a usage error and no defect."""
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    for name, said in (("latin", "is not UTF-8 text"), ("none", "does not exist")):
+        done = cortex_here("chat", "some-model", "--file", str(tmp_path / name))
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_a_wrong_command_line_is_told_in_plain_words():
+    """No word of the libraries that found it, and one line for a list of choices."""
+    choice = cortex_here("help", "bogus").stderr.splitlines()
+    missing = cortex_here("help").stderr.splitlines()
+
+    assert choice[0].startswith("error: invalid value for 'topic': 'bogus' is not one of")
+    assert missing[0].endswith("Choose from: exit-codes, environment, config")
+
+
 def test_a_closed_pipe_is_no_traceback():
     """`cortex config schema models | head -1` ends quietly."""
     done = subprocess.run(
