@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from pydantic import TypeAdapter
 
-from cortex_common.operator import DecisionView
+from cortex_common.plans import DecisionView
 from cortex_common.trail import TrailEntry
 from cortex_server import trail as trails
 from cortex_server.dataplane import journal as journals

@@ -14,24 +14,26 @@ from cortex_cli.tui.source import Seen
 from cortex_common.errors import CortexError
 from cortex_common.fleet import ModelState
 from cortex_common.operator import (
-    ApplyDefrag,
-    DefragView,
-    DefragWish,
     DrainNode,
-    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
-    MoveView,
     NodeAction,
     PinModel,
     PinView,
+    UnloadModel,
+    UnpinModel,
+)
+from cortex_common.plans import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
+    DrainPlan,
+    MoveView,
     PlanLoad,
     PlannedEviction,
     PlannedMove,
     PlanView,
-    UnloadModel,
-    UnpinModel,
 )
 from cortex_common.requests import RequestList, RequestView
 

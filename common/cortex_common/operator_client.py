@@ -15,12 +15,7 @@ from cortex_common.daemon_log import LogLine, log_lines
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.http import Bookmark, ControlClient
 from cortex_common.operator import (
-    ApplyDefrag,
-    DecisionView,
-    DefragView,
-    DefragWish,
     DrainNode,
-    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
@@ -29,12 +24,19 @@ from cortex_common.operator import (
     NodeWish,
     PinModel,
     PinView,
-    PlanLoad,
-    PlannedEviction,
-    PlanView,
     Reloaded,
     UnloadModel,
     UnpinModel,
+)
+from cortex_common.plans import (
+    ApplyDefrag,
+    DecisionView,
+    DefragView,
+    DefragWish,
+    DrainPlan,
+    PlanLoad,
+    PlannedEviction,
+    PlanView,
 )
 from cortex_common.requests import RequestList, RequestView
 from cortex_common.trail import TrailEntry

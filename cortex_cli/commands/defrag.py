@@ -14,7 +14,7 @@ from cortex_cli.listing import stdout_paint
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
-from cortex_common.operator import ApplyDefrag, DefragView, DefragWish
+from cortex_common.plans import ApplyDefrag, DefragView, DefragWish
 
 app = verb()
 

@@ -19,14 +19,8 @@ from cortex_cli.render.fleet import MODELS
 from cortex_cli.render.model import model_document, model_text
 from cortex_cli.render.plan import cost, plan_text
 from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
-from cortex_common.operator import (
-    EvictModel,
-    LoadModel,
-    PinModel,
-    PlanLoad,
-    UnloadModel,
-    UnpinModel,
-)
+from cortex_common.operator import EvictModel, LoadModel, PinModel, UnloadModel, UnpinModel
+from cortex_common.plans import PlanLoad
 from cortex_common.units import show_duration, show_mib
 
 if TYPE_CHECKING:

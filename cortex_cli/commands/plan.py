@@ -15,11 +15,11 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.defrag import defrag_text
 from cortex_cli.render.plan import PLANS, cost, drain_text, plan_text
-from cortex_common.operator import (
+from cortex_common.operator import EvictModel
+from cortex_common.plans import (
     DefragView,
     DefragWish,
     DrainPlan,
-    EvictModel,
     PlanLoad,
     PlannedEviction,
     PlanView,

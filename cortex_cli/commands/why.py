@@ -12,7 +12,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import verb
 from cortex_cli.render.why import why_document, why_text
 from cortex_common.errors import Conflict, NotFound
-from cortex_common.operator import DecisionView
+from cortex_common.plans import DecisionView
 from cortex_common.requests import RequestList, RequestView
 
 app = verb()

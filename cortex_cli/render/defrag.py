@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cortex_cli.output import Kind
 from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.operator import DefragView, DeviceRoomView, MoveView, RestartView
+from cortex_common.plans import DefragView, DeviceRoomView, MoveView, RestartView
 from cortex_common.units import show_duration, show_mib
 
 _BAR = 24

@@ -8,13 +8,7 @@ from cortex_cli.output import Kind
 from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.fleet import device_list
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.operator import (
-    DrainPlan,
-    LedgerLine,
-    PlannedEviction,
-    PlannedMove,
-    PlanView,
-)
+from cortex_common.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
 from cortex_common.units import show_duration, show_mib
 
 _HEADLINES = {

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from cortex_cli.render.table import printable
-from cortex_common.operator import DecisionView
+from cortex_common.plans import DecisionView
 from cortex_common.requests import RequestView
 from cortex_common.units import show_duration
 

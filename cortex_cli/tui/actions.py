@@ -20,17 +20,14 @@ from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_common.errors import CortexError
 from cortex_common.fleet import FleetSnapshot, ModelView
 from cortex_common.operator import (
-    ApplyDefrag,
-    DefragWish,
     DrainNode,
     EvictModel,
     LoadModel,
     PinModel,
-    PlanLoad,
-    PlanView,
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.plans import ApplyDefrag, DefragWish, PlanLoad, PlanView
 from cortex_common.units import show_duration, show_mib
 
 T = TypeVar("T")

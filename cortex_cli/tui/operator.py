@@ -9,22 +9,24 @@ from typing import Protocol
 from cortex_cli.client import connect
 from cortex_cli.logs import log_text
 from cortex_common.operator import (
-    ApplyDefrag,
-    DefragView,
-    DefragWish,
     DrainNode,
-    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
     NodeAction,
     PinModel,
     PinView,
+    UnloadModel,
+    UnpinModel,
+)
+from cortex_common.plans import (
+    ApplyDefrag,
+    DefragView,
+    DefragWish,
+    DrainPlan,
     PlanLoad,
     PlannedEviction,
     PlanView,
-    UnloadModel,
-    UnpinModel,
 )
 from cortex_common.requests import RequestList, RequestView
 

@@ -11,12 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.operator import (
-    ApplyDefrag,
-    DecisionView,
-    DefragView,
-    DefragWish,
     DrainNode,
-    DrainPlan,
     EvictModel,
     LoadModel,
     ModelAction,
@@ -25,11 +20,18 @@ from cortex_common.operator import (
     NodeWish,
     PinModel,
     PinView,
+    UnloadModel,
+    UnpinModel,
+)
+from cortex_common.plans import (
+    ApplyDefrag,
+    DecisionView,
+    DefragView,
+    DefragWish,
+    DrainPlan,
     PlanLoad,
     PlannedEviction,
     PlanView,
-    UnloadModel,
-    UnpinModel,
 )
 from cortex_common.trail import TrailEntry
 from cortex_server.fleet.state import Fleet

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
 from cortex_common.models import InstanceId
-from cortex_common.operator import DecisionView
+from cortex_common.plans import DecisionView
 from cortex_server.core.loads import Order
 from cortex_server.core.plan import Load
 

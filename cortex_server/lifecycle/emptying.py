@@ -8,7 +8,7 @@ from cortex_common.errors import CortexError
 from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_common.operator import DrainPlan, PlannedMove
+from cortex_common.plans import DrainPlan, PlannedMove
 from cortex_server.core.plan import Load
 from cortex_server.core.rooms import TAKING_MEMORY, Promise
 from cortex_server.core.waiting import Goal

@@ -11,7 +11,7 @@ from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, NotSupported
 from cortex_common.logs import event
-from cortex_common.operator import (
+from cortex_common.plans import (
     ApplyDefrag,
     DefragView,
     DefragWish,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_common.fleet import InstanceView
-from cortex_common.operator import LedgerLine, PlannedEviction, PlanView
+from cortex_common.plans import LedgerLine, PlannedEviction, PlanView
 from cortex_server.core.explain import refusals
 from cortex_server.core.fit import shapes
 from cortex_server.core.plan import Impossible, Join, Load, Plan, Serve, Wait

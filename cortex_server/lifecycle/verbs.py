@@ -13,9 +13,7 @@ from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_common.operator import (
-    DecisionView,
     DrainNode,
-    DrainPlan,
     EvictModel,
     LoadModel,
     MeasuredSize,
@@ -25,12 +23,10 @@ from cortex_common.operator import (
     NodeWish,
     PinModel,
     PinView,
-    PlanLoad,
-    PlannedEviction,
-    PlanView,
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.plans import DecisionView, DrainPlan, PlanLoad, PlannedEviction, PlanView
 from cortex_server.core.fit import Where
 from cortex_server.core.rooms import TAKING_MEMORY
 from cortex_server.core.waiting import Goal

@@ -13,13 +13,8 @@ from lifecycle_rig import Served, gateway, until
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.models import InstanceState
-from cortex_common.operator import (
-    ApplyDefrag,
-    DefragWish,
-    LoadModel,
-    PinModel,
-    UnloadModel,
-)
+from cortex_common.operator import LoadModel, PinModel, UnloadModel
+from cortex_common.plans import ApplyDefrag, DefragWish
 
 AFTER = 3
 

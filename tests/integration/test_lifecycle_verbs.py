@@ -13,17 +13,8 @@ from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 from cortex_common.errors import Conflict, NodeNotFound, NotFound
 from cortex_common.fleet import InstanceView, ModelState
 from cortex_common.models import InstanceState
-from cortex_common.operator import (
-    ApplyDefrag,
-    DefragView,
-    DefragWish,
-    DrainNode,
-    EvictModel,
-    LoadModel,
-    PinModel,
-    PlanLoad,
-    UnpinModel,
-)
+from cortex_common.operator import DrainNode, EvictModel, LoadModel, PinModel, UnpinModel
+from cortex_common.plans import ApplyDefrag, DefragView, DefragWish, PlanLoad
 
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
 

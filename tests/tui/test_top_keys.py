@@ -41,17 +41,14 @@ from cortex_common.errors import AuthenticationFailed, BadRequest, Conflict, Doe
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
-    ApplyDefrag,
-    DefragWish,
     DrainNode,
     EvictModel,
-    LedgerLine,
     LoadModel,
     PinModel,
-    PlanView,
     UnloadModel,
     UnpinModel,
 )
+from cortex_common.plans import ApplyDefrag, DefragWish, LedgerLine, PlanView
 from cortex_common.requests import RequestList
 from cortex_common.trail import TrailEntry
 

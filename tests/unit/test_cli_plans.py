@@ -8,14 +8,12 @@ from cortex_cli.paint import Paint
 from cortex_cli.render.defrag import defrag_text, move_line
 from cortex_cli.render.model import model_text
 from cortex_cli.render.plan import plan_text
-from cortex_common.operator import (
+from cortex_common.operator import MeasuredSize, ModelDetail, PinView
+from cortex_common.plans import (
     DefragView,
     DeviceRoomView,
     LedgerLine,
-    MeasuredSize,
-    ModelDetail,
     MoveView,
-    PinView,
     PlannedEviction,
     PlanView,
 )

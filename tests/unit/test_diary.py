@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cortex_common.clock import SystemClock
 from cortex_common.logs import event
-from cortex_common.operator import DecisionView
+from cortex_common.plans import DecisionView
 from cortex_server.dataplane.journal import KEPT, Journal, RequestLine
 from cortex_server.diary import Diary
 from cortex_server.lifecycle.decisions import Decisions
