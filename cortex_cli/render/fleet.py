@@ -88,22 +88,30 @@ class InstanceRow:
     Attributes:
         at: Unix seconds of the snapshot.
         model_waiting: requests that wait for its model.
+        node: whether its node can be used; where not, the instance is as it was last heard of.
     """
 
     instance: InstanceView
     at: float
     model_waiting: int = 0
+    node: NodeState = NodeState.UP
 
 
 def instance_rows(snapshot: FleetSnapshot) -> list[InstanceRow]:
     """The loaded instances, by model and place."""
     waiting = {m.id: m.waiting for m in snapshot.models}
-    rows = [InstanceRow(i, snapshot.at, waiting.get(i.model, 0)) for i in snapshot.instances()]
+    rows = [
+        InstanceRow(i, snapshot.at, waiting.get(i.model, 0), node.state)
+        for node in snapshot.nodes
+        for i in node.instances
+    ]
     return sorted(rows, key=lambda r: (r.instance.model, r.instance.node, r.instance.devices))
 
 
 def _until(row: InstanceRow) -> str:
     instance = row.instance
+    if row.node is not NodeState.UP:
+        return f"its node is {row.node}"
     if instance.state is InstanceState.LOADING:
         return progress_text(instance)
     if instance.error:

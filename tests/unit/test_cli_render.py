@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,20 @@ from cortex_cli.render.node import node_text
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_cli.render.yaml import to_yaml
+from cortex_common.fleet import NodeState
 
 PLAIN = Paint()
+
+
+def test_an_instance_on_a_lost_node_is_not_shown_as_in_use():
+    """What its node last told of it is not what it is."""
+    fleet = busy_fleet()
+    lost = replace(fleet.nodes[0], state=NodeState.UNREACHABLE)
+    shown = as_text(
+        INSTANCES, instance_rows(replace(fleet, nodes=(lost,))), Output.TABLE, paint=PLAIN
+    )
+    assert shown.count("its node is unreachable") == len(lost.instances)
+
 
 json_values = st.recursive(
     st.none()
