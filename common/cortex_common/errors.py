@@ -303,7 +303,8 @@ def from_envelope(body: bytes, status: int, what: str) -> CortexError:
     except (ValueError, KeyError, TypeError):
         text = body[:200].decode("utf-8", "replace").strip()
         return UpstreamFailed(f"{what} answered {status}: {text or 'no body'}")
-    known = {"message", "type", "param", "code", "src", "hints"}
+    # Whom the one that answered could not reach is no concern of this caller, who did reach somebody.
+    known = {"message", "type", "param", "code", "src", "hints", "unreachable"}
     cls = BY_CODE.get(code, UpstreamFailed)
     return cls(
         message,

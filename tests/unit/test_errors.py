@@ -55,6 +55,13 @@ def test_details_never_replace_the_envelopes_own_fields():
     assert (body["message"], body["free"]) == ("too big", 1)
 
 
+def test_who_answered_was_reached():
+    """An error of a gateway that could not reach a node is not taken for a gateway that can't be reached."""
+    node_gone = UpstreamFailed("no way to the node", details={"unreachable": True, "node": "n1"})
+    told = from_envelope(envelope_bytes(node_gone), 502, "GET /x")
+    assert told.details == {"node": "n1"}
+
+
 def test_an_answer_that_is_no_envelope_becomes_an_upstream_error():
     """A proxy's HTML page is quoted, not parsed."""
     got = from_envelope(b"<html>Bad Gateway", 502, "GET /health")
