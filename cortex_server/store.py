@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from cortex_common.errors import ConfigError
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import ModelId
 from cortex_server.core.fit import SizeKey
@@ -56,14 +58,27 @@ def store_path(
         state_dir: as configured.
         environ: of the process; systemd sets STATE_DIRECTORY.
         name: of the file.
+
+    Raises:
+        ConfigError: it can't be made, or written.
     """
     directory = state_dir or (
         Path(environ["STATE_DIRECTORY"]) if environ.get("STATE_DIRECTORY") else None
     )
     if directory is None:
         return None
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / name
+    path = directory / name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for needed in (directory, path):
+            if needed.exists() and not os.access(needed, os.W_OK):
+                raise PermissionError(f"{needed} can't be written")
+    except OSError as failed:
+        raise ConfigError(
+            f"can't use {path}: {failed.strerror or failed}",
+            hints=("set state_dir in [gateway], or CORTEX_GATEWAY__STATE_DIR",),
+        ) from failed
+    return path
 
 
 class Store:

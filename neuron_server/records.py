@@ -63,7 +63,7 @@ class StateDir:
     What can't be written, as on a full disk, stops no engine and no neuron: it is told as a warning of the host.
 
     Raises:
-        ConfigError: it can't be made.
+        ConfigError: it can't be made, or written.
         Conflict: another neuron holds it.
     """
 
@@ -76,12 +76,13 @@ class StateDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._records.mkdir(mode=0o700, exist_ok=True)  # specs may carry tokens
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._lock = os.open(self.path / "lock", flags, 0o600)
         except OSError as failed:
             raise ConfigError(
                 f"can't use {self.path}: {failed.strerror or failed}",
                 hints=("set state_dir in [neuron], or CORTEX_NEURON__STATE_DIR",),
             ) from failed
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.lockf(self._lock, os.F_TLOCK, 0)
         except OSError as failed:

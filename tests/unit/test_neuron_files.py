@@ -123,6 +123,9 @@ def test_a_state_directory_that_cant_be_made_is_a_mistake_in_the_settings(tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file/state") as refused:
         StateDir(tmp_path / "file" / "state")
+    (tmp_path / "state" / "lock").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="can't use"):
+        StateDir(tmp_path / "state")
     assert "state_dir" in refused.value.hints[0]
 
 

@@ -4,15 +4,17 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from core_worlds import NOW, device, instance, node, profile
 
+from cortex_common.errors import ConfigError
 from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import ModelId
 from cortex_server.core.fit import SizeSource, size_key
 from cortex_server.lifecycle.knowledge import HALF_LIFE_S, Knowledge, Measurement
 from cortex_server.lifecycle.pins import Pin, PinBoard
-from cortex_server.store import Store
+from cortex_server.store import Store, store_path
 
 A = profile("a", 500, quant="Q4", context=4096)
 KEY = size_key(A, DeviceKind.CUDA, 1)
@@ -42,6 +44,14 @@ def test_measurements_outlast_the_store(tmp_path: Path) -> None:
         20,
     )
     assert (second.node, second.n, second.device_mb) == ("n2", 1, 700)
+
+
+def test_a_state_directory_that_cant_be_used_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
+    """A path that is no directory is said to be so, with the setting to change."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't use") as refused:
+        store_path(tmp_path / "file" / "state", {})
+    assert "state_dir" in refused.value.hints[0]
 
 
 def test_what_an_older_version_measured_is_measured_anew(tmp_path: Path) -> None:
