@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 
 from cortex_cli.output import Kind
 from cortex_cli.paint import Tone
@@ -161,7 +162,9 @@ def _models(fleet: FleetSnapshot) -> list[Finding]:
         return [warning("models", "the catalogue is empty", "describe one in models.toml")]
     failed = [m for m in fleet.models if m.state is ModelState.FAILED]
     found = [
-        error(f"model {m.id}", m.error or "failed", f"`cortex models load {m.id}` tries again")
+        error(
+            f"model {m.id}", m.error or "failed", f"`cortex models load {quote(m.id)}` tries again"
+        )
         for m in failed
     ]
     served = {h for n in fleet.nodes for h in n.harnesses}

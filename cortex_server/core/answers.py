@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from cortex_common.errors import (
     Busy,
     CortexError,
@@ -22,7 +24,7 @@ def load_failed(model: str, trouble: Trouble, retry_after: float) -> LoadFailed:
     """It could not be loaded; only an engine that was started has a log to look at."""
     return LoadFailed(
         f"model {model!r} could not be loaded: {trouble.reason}",
-        hints=(f"cortex models logs {model}",) if trouble.started else (),
+        hints=(f"cortex models logs {quote(model)}",) if trouble.started else (),
         retry_after=retry_after,
     )
 
@@ -77,6 +79,6 @@ def impossible(model: str, refusals: tuple[Refusal, ...], *, no_node: bool) -> C
         )
     return DoesNotFit(
         f"model {model!r} fits on no device: {why}{more}",
-        hints=(f"cortex plan load {model}",),
+        hints=(f"cortex plan load {quote(model)}",),
         details={"refusals": shown},
     )

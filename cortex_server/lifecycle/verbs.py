@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from shlex import quote
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
@@ -165,7 +166,7 @@ class Verbs:
             raise NotFound(f"model {model!r} has no such instance", hints=("cortex ps",))
         view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
         if view.pinned:
-            raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {model}",))
+            raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
         return view
 
     def pin(self, wish: PinModel) -> PinView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import replace
 
@@ -13,11 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cortex_common.errors import Busy, CortexError, DoesNotFit, LoadFailed, ModelLoading
 from cortex_common.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState
+from cortex_server.core import answers
 from cortex_server.core.evict import Standing
 from cortex_server.core.loads import Order
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
 from cortex_server.core.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
+from cortex_server.core.troubles import Trouble
 from cortex_server.core.waiting import Ask, Goal
 from cortex_server.core.world import World
 
@@ -537,3 +540,13 @@ def test_what_a_node_begins_after_an_unload_is_taken_back() -> None:
     assert bench.admit(order)
     assert bench.taken_back == [order.instance]
     assert not bench.instances
+
+
+def test_a_hint_can_be_pasted_whatever_a_model_is_called() -> None:
+    """A shell takes the command of a hint as it stands, and means this model."""
+    name = 'Org/It\'s "one"'
+    for error in (
+        answers.impossible(name, (), no_node=False),
+        answers.load_failed(name, Trouble(1, 0.0, "no", started=True), 1.0),
+    ):
+        assert shlex.split(error.hints[0])[-1] == name
