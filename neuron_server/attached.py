@@ -66,6 +66,9 @@ class AttachedEngines:
             known = [i for i in held if i.state is not InstanceState.FAILED]
             now = self._clock.unix()
             for instance in loaded_by_others(harness.name, models or {}, known, now):
+                for failed in held:
+                    if failed not in known and failed.spec.model_id == instance.spec.model_id:
+                        self._holdings.drop(failed.id)
                 self._hold(instance, registered).life.begin()
         self._save()
 

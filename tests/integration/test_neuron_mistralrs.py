@@ -226,3 +226,19 @@ async def test_a_refused_reload_and_a_dead_engine_without_unit_say_so(tmp_path: 
             assert models
     finally:
         found.close()
+
+
+async def test_no_failure_is_left_beside_what_an_engine_that_is_back_serves(tmp_path: Path):
+    """A load that failed while the engine was away is over once the engine has the model again."""
+    found = Attached(tmp_path, unit=False)
+    try:
+        found.rig.start()
+        async with found.rig.client() as client:
+            await client.load(shared("org/a"))
+            await until(client, lambda ms: [m.status for m in ms] == [InstanceState.FAILED])
+            found.start_engine()
+            models = await until(client, lambda ms: any(m.url for m in ms))
+            ready = [(m.id, m.error) for m in models if m.id == "org/a"]
+            assert ready == [("org/a", None)]
+    finally:
+        found.close()
