@@ -105,6 +105,8 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
     model = ModelId(wish.profile.id)
     if not wish.another and (found := present(model, wish.where, world)) is not None:
         return found
+    if (unheard := _unheard(wish, world)) is not None:
+        return Wait((), f"node {unheard} has not answered yet, and may have it")
     rooms = _able(wish, world.rooms, policy)
     layouts = shapes(wish.profile, world.sizes)
     for shape in layouts:
@@ -151,6 +153,16 @@ def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
         if room.promised and any(p.model == model for p in room.promised):
             loading = loading or Join(room.node.name, None)
     return Serve(tuple(ready)) if ready else loading
+
+
+def _unheard(wish: Wish, world: World) -> str | None:
+    """A node that may hold the model for all that is known: as it has just been added, or the gateway just begun."""
+    for room in world.rooms:
+        name = room.node.name
+        meant = wish.where.node in {None, name} and name in (wish.profile.nodes or {name})
+        if meant and room.node.state is NodeState.CONNECTING:
+            return name
+    return None
 
 
 def _free_place(

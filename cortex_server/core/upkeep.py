@@ -63,12 +63,14 @@ class Upkeep:
                 for instance in node.instances:
                     of_model.setdefault(instance.model, []).append(instance)
         self._watch(of_model, now)
+        all_told = all(node.state is not NodeState.CONNECTING for node in snapshot.nodes)
         unload: list[InstanceView] = []
         want: list[Goal] = []
         for profile in profiles:
             instances = of_model.get(profile.id, [])
             unload += self._idle_too_long(profile, instances, now)
-            if (goal := self._missing(profile, instances, now)) is not None:
+            goal = self._missing(profile, instances, now) if all_told else None
+            if goal is not None:
                 want.append(goal)
         return Chores(tuple(unload), tuple(want))
 

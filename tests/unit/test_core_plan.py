@@ -352,6 +352,13 @@ def test_a_node_not_heard_of_yet_is_waited_for() -> None:
     assert isinstance(plan(Wish(profile("a")), world(new), LRU), Wait)
 
 
+def test_what_a_node_not_heard_of_yet_may_hold_is_not_loaded_twice() -> None:
+    """A gateway that has just begun waits for the node that may have the model, and for no other."""
+    fleet = world(node("n1", (), state=NodeState.CONNECTING), node("n2", (device(0),)))
+    assert isinstance(plan(Wish(profile("a")), fleet, LRU), Wait)
+    assert isinstance(plan(Wish(profile("a", nodes=("n2",))), fleet, LRU), Load)
+
+
 # -- evictions ---------------------------------------------------------------------------------------
 
 

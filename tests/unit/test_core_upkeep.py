@@ -5,7 +5,7 @@ from dataclasses import replace
 from core_worlds import NOW, device, instance, node, profile
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import FleetSnapshot, InstanceView
+from cortex_common.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.models import InstanceState
 from cortex_server.core.upkeep import Upkeep, preloads
 from cortex_server.core.waiting import Goal
@@ -98,6 +98,16 @@ def test_a_model_that_stays_full_gets_another_instance() -> None:
     assert upkeep.due(fleet(full), many, 19.0).want == (further,)
     other = instance("a", devices=(1,), parallel=2, in_flight=2)
     assert upkeep.due(fleet(full, other), many, 40.0).want == ()
+
+
+def test_no_replica_is_missed_before_every_node_has_told_what_it_holds() -> None:
+    """A gateway that has just begun wants none that a node may hold already."""
+    unheard = node("n2", (), state=NodeState.CONNECTING)
+    begun = FleetSnapshot(1, NOW, (node("n1", (device(0),), ()), unheard))
+    kept = wanted(replicas={"min": 2, "max": 2})
+    assert keeper().due(begun, kept, 0.0).want == ()
+    told = FleetSnapshot(1, NOW, (begun.nodes[0], replace(unheard, state=NodeState.UNREACHABLE)))
+    assert keeper().due(told, kept, 0.0).want == (Goal("a"),)
 
 
 def test_preloads_do_not_evict() -> None:
