@@ -162,15 +162,23 @@ class Scheduler:
             self._troubles.refused(load.goal.model, load.order.plan.node, now)
 
     def failed(self, instance: InstanceId, reason: str, now: float) -> None:
-        """The node could not begin with it; everybody who waits for it is told why."""
+        """The node could not begin with it; planned anew elsewhere, and where no node is left, waiters are told."""
         self._unwanted.pop(instance, None)
-        self._fail(instance, reason, now, started=False)
+        if (load := self._loads.pop(instance, None)) is not None:
+            node = load.order.plan.node
+            self._troubles.could_not_begin(load.goal.model, node, reason, now)
 
     def _fail(self, instance: InstanceId, reason: str, now: float, *, started: bool) -> None:
-        load = self._loads.pop(instance, None)
-        if load is None:
-            return
-        model, policy = load.goal.model, self.policy
+        """Everybody who waits for it is told why."""
+        if (load := self._loads.pop(instance, None)) is not None:
+            model = load.goal.model
+            error = self._failure(model, reason, now, started=started)
+            for queue in self._waiting.of(model):
+                self._refuse_all(queue.goal, error)
+
+    def _failure(self, model: str, reason: str, now: float, *, started: bool) -> CortexError:
+        """Note that a model can't be loaded for a while; what those are told who wait for it."""
+        policy = self.policy
         trouble = self._troubles.failed(
             model,
             reason,
@@ -179,9 +187,7 @@ class Scheduler:
             most_s=policy.max_backoff_s,
             started=started,
         )
-        error = answers.load_failed(model, trouble, trouble.until - now)
-        for queue in self._waiting.of(model):
-            self._refuse_all(queue.goal, error)
+        return answers.load_failed(model, trouble, trouble.until - now)
 
     def drop(self, model: str) -> None:
         """An operator unloads the model: nobody waits for it, and its loads are given up.
@@ -256,7 +262,7 @@ class Scheduler:
     def _serve(self, queue: Queue, world: World, now: float) -> bool:
         """Do what can be done for a queue; whether something was decided that others must see."""
         goal = queue.goal
-        avoid = self._avoided(goal.model, now)
+        resting, unable = self._avoided(goal.model, now), self._troubles.unable(goal.model, now)
         wish = Wish(
             queue.profile,
             where=goal.where,
@@ -264,7 +270,7 @@ class Scheduler:
             another=goal.another,
             may_evict=goal.may_evict,
             spared=frozenset(self._troubles.spared),
-            avoid=avoid,
+            avoid=resting.union(unable),
         )
         decided = plan(wish, world, self.policy)
         queue.why = decided.why if isinstance(decided, Wait) else None
@@ -274,7 +280,10 @@ class Scheduler:
             case Load() as load:
                 self._begin(queue, load, now)
                 return True
-            case Impossible(refusals, no_node) if not avoid:
+            case Impossible() if unable and not resting:
+                error = self._failure(goal.model, "; ".join(unable.values()), now, started=False)
+                self._refuse_all(goal, error)
+            case Impossible(refusals, no_node) if not resting:
                 self._refuse_all(goal, answers.impossible(goal.model, refusals, no_node=no_node))
             case Join():
                 pass
@@ -341,7 +350,7 @@ class Scheduler:
     def _lose(self, instance: InstanceId, load: Underway, now: float) -> None:
         model, node = load.goal.model, load.order.plan.node
         if self._troubles.lost(model) >= MOST_LOSSES:
-            self.failed(instance, f"node {node} lost the load", now)
+            self._fail(instance, f"node {node} lost the load", now, started=False)
             return
         del self._loads[instance]
         self._troubles.refused(model, node, now)

@@ -6,7 +6,7 @@ Loads that failed, nodes that refused or lost one, instances that would not go.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cortex_common.models import InstanceId
 
@@ -14,6 +14,9 @@ REFUSAL_PAUSE_S = 0.25
 """How long a node that refused or lost a load is left alone with that model; doubles with each time in a row."""
 
 MOST_REFUSAL_PAUSE_S = 8.0
+
+UNABLE_FOR_S = 300.0
+"""How long a node that can't begin with a model, for want of its weights or its engine, is not asked for it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Troubles:
     def __init__(self) -> None:
         self._failed: dict[str, Trouble] = {}
         self._refused: dict[tuple[str, str], Trouble] = {}
+        self._unable: dict[tuple[str, str], Trouble] = {}
         self._lost: dict[str, int] = {}
         self._spared: dict[InstanceId, float] = {}
 
@@ -58,6 +62,11 @@ class Troubles:
         """Nodes that are left alone with a model, and until when."""
         return {n: t.until for (m, n), t in self._refused.items() if m == model and now < t.until}
 
+    def unable(self, model: str, now: float) -> dict[str, str]:
+        """Nodes that could not begin with a model lately, and why."""
+        found = {n: t for (m, n), t in self._unable.items() if m == model}
+        return {n: t.reason for n, t in found.items() if now < t.until}
+
     def failed(
         self, model: str, reason: str, now: float, *, first_s: float, most_s: float, started: bool
     ) -> Trouble:
@@ -65,6 +74,10 @@ class Troubles:
         times = _times(self._failed.get(model))
         pause = min(first_s * 2.0 ** (times - 1), most_s)
         self._failed[model] = found = Trouble(times, now + pause, reason, started)
+        # Then all nodes are asked again: somebody may have put there what they lacked.
+        for key, unable in self._unable.items():
+            if key[0] == model:
+                self._unable[key] = replace(unable, until=min(unable.until, found.until))
         return found
 
     def refused(self, model: str, node: str, now: float) -> None:
@@ -72,6 +85,10 @@ class Troubles:
         times = _times(self._refused.get((model, node)))
         pause = min(REFUSAL_PAUSE_S * 2.0 ** (times - 1), MOST_REFUSAL_PAUSE_S)
         self._refused[model, node] = Trouble(times, now + pause)
+
+    def could_not_begin(self, model: str, node: str, reason: str, now: float) -> None:
+        """It lacks what the load needs; another node may have it."""
+        self._unable[model, node] = Trouble(1, now + UNABLE_FOR_S, reason)
 
     def lost(self, model: str) -> int:
         """A load of it was lost; returns how many in a row."""
@@ -89,13 +106,15 @@ class Troubles:
         self._refused = {k: t for k, t in self._refused.items() if k[0] != model}
 
     def forgive(self, model: str) -> None:
-        """An operator has dealt with it: the next load is tried at once."""
+        """An operator has dealt with it: the next load is tried at once, on any node."""
         self._failed.pop(model, None)
+        self._unable = {k: t for k, t in self._unable.items() if k[0] != model}
 
     def forget_old(self, now: float, failures_s: float) -> None:
         """Spare nobody any more whose time is over; failures count as in a row for so long after their pause."""
         self._spared = {i: until for i, until in self._spared.items() if now < until}
         self._failed = {m: t for m, t in self._failed.items() if now < t.until + failures_s}
+        self._unable = {k: t for k, t in self._unable.items() if now < t.until}
 
 
 def _times(known: Trouble | None) -> int:
