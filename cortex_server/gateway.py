@@ -84,6 +84,8 @@ class Gateway:
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._roster = Roster(self.fleet)
         self._store = Store(store_path(config.gateway.state_dir, os.environ))
+        for node in self._store.cordons().intersection(self.fleet.entries):
+            self.fleet.set_cordoned(node, True)
         self.conductor = Conductor(
             fleet=self.fleet,
             nodes=self._roster.clients,
@@ -127,7 +129,7 @@ class Gateway:
             else Diary(story, self.trail, self.plane.journal, self.conductor.decisions)
         )
         self._restarts = Restarts(self.fleet, self.conductor, clock)
-        self._verbs = Verbs(self.fleet, self.conductor, self._restarts, clock)
+        self._verbs = Verbs(self.fleet, self.conductor, self._restarts, self._store, clock)
         self.app = create_app(
             self.fleet,
             lambda: self.plane,

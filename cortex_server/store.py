@@ -1,4 +1,4 @@
-"""What outlasts the gateway about placement: what loads took, and operators' pins. Small; use rebuilds it."""
+"""What outlasts the gateway about placement: what loads took, and pins and cordons. Small; use rebuilds the former."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ create unique index if not exists loads_key on loads (
 create table if not exists pins (
     model text not null, node text not null, until real, primary key (model, node)
 );
+create table if not exists cordons (node text primary key);
 """
 
 _REMEMBER = """
@@ -135,6 +136,22 @@ class Store:
             with self._db:
                 self._db.execute("delete from pins")
                 self._db.executemany("insert into pins values (?, ?, ?)", rows)
+
+        self._run(replace).add_done_callback(_report)
+
+    def cordons(self) -> frozenset[str]:
+        """Names of the nodes that an operator has cordoned."""
+        rows = self._run(lambda: self._db.execute("select node from cordons").fetchall()).result()
+        return frozenset(str(node) for (node,) in rows)
+
+    def keep_cordons(self, nodes: Iterable[str]) -> None:
+        """Replace all of them; returns at once."""
+        rows = [(node,) for node in nodes]
+
+        def replace() -> None:
+            with self._db:
+                self._db.execute("delete from cordons")
+                self._db.executemany("insert into cordons values (?)", rows)
 
         self._run(replace).add_done_callback(_report)
 

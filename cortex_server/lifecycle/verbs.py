@@ -39,6 +39,7 @@ from cortex_server.lifecycle.moves import Mover
 from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.preview import eviction, plan_view
 from cortex_server.lifecycle.restarts import Restarts
+from cortex_server.store import Store
 
 log = logging.getLogger("cortex.operator")
 
@@ -50,13 +51,20 @@ class Verbs:
         fleet: the live state.
         conductor: who decides.
         restarts: who restarts engines of somebody else.
+        store: what outlasts this gateway.
         clock: for how long things took.
     """
 
     def __init__(
-        self, fleet: Fleet, conductor: Conductor, restarts: Restarts, clock: Clock
+        self,
+        fleet: Fleet,
+        conductor: Conductor,
+        restarts: Restarts,
+        store: Store,
+        clock: Clock,
     ) -> None:
         self._fleet = fleet
+        self._store = store
         self._conductor = conductor
         self._clock = clock
         self._emptying = Emptying(fleet, conductor)
@@ -271,6 +279,7 @@ class Verbs:
         self.check_node(node)
         event(log, "cordoned" if cordoned else "uncordoned", node=node)
         self._fleet.set_cordoned(node, cordoned)
+        self._store.keep_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
         return NodeAction(node=node, cordoned=cordoned)
 
     async def drain(self, wish: DrainNode) -> NodeAction:

@@ -179,16 +179,17 @@ async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> Non
         await until(lambda: len(ready(served)) == 2)
 
 
-async def test_what_loads_took_outlasts_the_gateway(
+async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
     node: Neuron, tmp_path: Path, weights: Path
 ) -> None:
-    """A load's size and seconds are shown beside the estimate, and a new gateway still knows them."""
+    """A load's size and seconds are shown beside the estimate; a new gateway knows them, pins and cordons."""
     models = (tiny(weights, "ada"),)
     state = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path / "gateway")}}
     async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
         assert (await served.operator.model("ada")).measured == ()
         await served.operator.load(LoadModel(model="ada", wait=True))
         await served.operator.pin(PinModel(model="ada"))
+        await served.operator.cordon("here")
         await until(lambda: bool(served.gateway.conductor.knowledge.measurements("ada")))
         detail = await served.operator.model("ada")
         assert detail.vram_mb == MODEL_MB
@@ -198,6 +199,7 @@ async def test_what_loads_took_outlasts_the_gateway(
         again = await served.operator.model("ada")
         assert again.measured[0].load_s == detail.measured[0].load_s
         assert [p.model for p in again.pins] == ["ada"]
+        assert [n.cordoned for n in (await served.operator.fleet()).nodes] == [True]
 
 
 async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
