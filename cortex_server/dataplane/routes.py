@@ -120,9 +120,6 @@ def misdirected(path: str) -> NotFound | None:
     if meant is None:
         return None
     return NotFound(
-        f"there is no {path} here",
-        hints=[
-            f"did you mean {meant}?",
-            "OpenAI's clients take a base URL that ends in /v1, Anthropic's one without it",
-        ],
+        f"there is no {path} here; did you mean {meant}?",
+        hints=["OpenAI's clients take a base URL that ends in /v1, Anthropic's one without it"],
     )

@@ -61,4 +61,5 @@ def _message(error: CortexError, prompt_tokens: int) -> str:
             prompt = error.details.get("n_prompt_tokens") or max(prompt_tokens, context + 1)
             return f"prompt is too long: {prompt} tokens > {context} maximum"
         return f"prompt is too long: {error.message}"
-    return ". ".join(part.rstrip(".") for part in (error.message, *error.hints))
+    said = ". ".join(part.rstrip(".") for part in (error.message, *error.hints))
+    return said.replace("?. ", "? ")

@@ -197,7 +197,7 @@ async def test_a_wrong_base_url_is_told_as_such(path: str, meant: str):
     ):
         answer = await http.post(f"{served.url}{path}", headers={"authorization": "Bearer good"})
         assert answer.status_code == 404
-        assert f"did you mean {meant}?" in answer.json()["error"]["hints"]
+        assert f"did you mean {meant}?" in answer.json()["error"]["message"]
 
 
 async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():

@@ -221,8 +221,10 @@ def test_errors_have_anthropics_status_and_type(error: CortexError, status: int,
 
 def test_hints_are_part_of_the_message() -> None:
     """Anthropic's shape has no field for hints."""
-    _, body = error_body(ModelNotFound("There is no model 'x'", hints=("Did you mean 'y'?",)))
-    assert json.loads(body)["error"]["message"] == "There is no model 'x'. Did you mean 'y'?"
+    hints = ("Did you mean 'y'?", "See the list")
+    _, body = error_body(ModelNotFound("There is no model 'x'", hints=hints))
+    said = json.loads(body)["error"]["message"]
+    assert said == "There is no model 'x'. Did you mean 'y'? See the list"
 
 
 _LLAMA_OVERFLOW = {
