@@ -55,4 +55,7 @@ def health_router(fleet: Fleet, stopping: Callable[[], bool]) -> APIRouter:
             response.status_code = 503
         return answer
 
+    # As `wget --spider` and some monitors ask.
+    for path, answer in (("/health", health), ("/ready", ready)):
+        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     return router

@@ -120,6 +120,7 @@ async def test_without_keys_other_hosts_reach_nothing(insecure, statuses):
             assert far.status_code == status
             assert near.status_code in {200, 404}
         assert (await http.get("/health", headers=ELSEWHERE)).status_code == 200
+        assert (await http.head("/health", headers=ELSEWHERE)).status_code == 200
 
 
 async def test_a_key_is_made_used_listed_and_revoked_at_run_time(tmp_path):
