@@ -20,7 +20,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from cortex_common.errors import CortexError, PermissionRefused
+from cortex_common.errors import CortexError, MalformedBody, PermissionRefused
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId
 from cortex_common.requests import RequestState
@@ -149,6 +149,10 @@ class Exchange(Reply):
                 raise _not_for(key, name)
             self.model = model
             go = self.plane.turnstile.enter(self, key, self._priority(key))
+        except MalformedBody as failed:
+            coding = self.named.get(b"content-encoding")
+            self.refuse(failed if coding is None else _packed(coding))
+            return
         except CortexError as failed:
             self.refuse(failed)
             return
@@ -327,6 +331,13 @@ class Exchange(Reply):
             error=error,
         )
         self._client = NOBODY
+
+
+def _packed(coding: bytes) -> MalformedBody:
+    return MalformedBody(
+        f"the body comes packed ({coding.decode('latin-1')}), and only plain bodies are read here",
+        hints=["turn the compression of requests off in the client"],
+    )
 
 
 def _not_for(key: Key, model: str) -> PermissionRefused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 
@@ -90,6 +91,25 @@ async def test_an_answer_is_the_same_however_the_engine_cuts_it(face, piece):
         async with httpx.AsyncClient(base_url=rig.url) as client:
             got = await client.post("/v1/embeddings", json={"model": "m", "input": "x"})
         assert got.content == answer
+        await rig.settled()
+
+
+async def test_a_packed_body_is_told_as_such(face):
+    """Not as JSON with a mistake in its first byte; who only names a charset there is served."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+
+        async def ask(coding: str, body: bytes) -> httpx.Response:
+            headers = {"content-encoding": coding}
+            return await client.post("/v1/chat/completions", content=body, headers=headers)
+
+        packed = await ask("gzip", gzip.compress(body_of(10)))
+        assert (packed.status_code, packed.json()["error"]["code"]) == (400, "malformed_body")
+        assert "packed (gzip)" in packed.json()["error"]["message"]
+        assert (await ask("utf-8", body_of(10))).status_code == 200
         await rig.settled()
 
 
