@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,20 +14,28 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from cortex_common.errors import UpstreamFailed, UpstreamTimeout, from_envelope
+from cortex_common.errors import ConfigError, UpstreamFailed, UpstreamTimeout, from_envelope
 
 T = TypeVar("T")
 
 
 def tls_for(url: str) -> ssl.SSLContext | bool:
-    """What httpx takes as `verify` for a server: the well-known authorities, or those that SSL_CERT_FILE names."""
+    """What httpx takes as `verify` for a server: the well-known authorities, or those that SSL_CERT_FILE names.
+
+    Raises:
+        ConfigError: that file can't be used.
+    """
     return _system_tls() if url.startswith("https:") else False
 
 
 @cache
 def _system_tls() -> ssl.SSLContext:
     """As httpx makes it for each client; once is enough, as reading all authorities takes 20 ms."""
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as failed:
+        named = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+        raise ConfigError(f"no authorities can be read from {named}: {failed}") from failed
 
 
 @dataclass(slots=True)

@@ -118,5 +118,8 @@ def _load(context: ssl.SSLContext, section: TlsSection) -> None:
 
 def _unusable(failed: OSError, *files: Path | None) -> ConfigError:
     named = ", ".join(str(f) for f in files if f is not None)
-    reason = failed.reason if isinstance(failed, ssl.SSLError) else failed.strerror
-    return ConfigError(f"TLS: {named}: {reason or failed}")
+    if isinstance(failed, ssl.SSLError):
+        reason = failed.reason or "no certificate and key in PEM"  # OpenSSL says "PEM lib" only
+    else:
+        reason = failed.strerror or str(failed)
+    return ConfigError(f"TLS: {named}: {reason}")

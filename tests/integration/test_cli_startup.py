@@ -91,6 +91,16 @@ def test_an_unreachable_gateway_ends_with_5():
     assert "\nhint: " in done.stderr
 
 
+def test_authorities_that_cannot_be_read_are_named(tmp_path: Path):
+    """A wrong SSL_CERT_FILE is told as such, with its path, and as no defect."""
+    path = tmp_path / "ca.pem"
+    path.write_text("no certificate")
+    for name in (str(path), "/nowhere.pem"):
+        done = cortex("ps", "--gateway", "https://127.0.0.1:9", SSL_CERT_FILE=name)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: no authorities can be read from {name}: ")
+
+
 def test_version_without_a_gateway():
     """`cortex version --client` needs no gateway."""
     done = cortex_here("version", "--client", "-o", "json")

@@ -7,7 +7,9 @@ import pytest
 
 from cortex_cli.client import DEFAULT_GATEWAY, Target, client_config_path, target
 from cortex_cli.paint import Paint, paint_for
+from cortex_common.config.access import TlsSection
 from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound
+from cortex_common.tls import ServerTls
 
 
 @pytest.fixture
@@ -51,6 +53,15 @@ def test_what_can_be_no_key_is_refused_without_being_shown(tmp_path: Path, key: 
             target(None, {"HOME": str(tmp_path), **environ})
         assert key not in caught.value.message
     assert target(None, {"HOME": str(tmp_path), "CORTEX_API_KEY": "good\n"}).key == "good"
+
+
+def test_files_that_are_no_certificate_and_key_are_told_as_such(tmp_path: Path):
+    """OpenSSL's own word for it is "PEM lib"."""
+    path = tmp_path / "cert.pem"
+    path.write_text("x")
+
+    with pytest.raises(ConfigError, match=r"cert\.pem: no certificate and key in PEM"):
+        ServerTls(TlsSection(certificate=path, key=path))
 
 
 def test_the_option_wins_over_the_variable(home: dict[str, str]):
