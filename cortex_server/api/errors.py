@@ -61,8 +61,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 404:
-        hints = ["GET /openapi.json lists the routes"]
-        found = misdirected(path) or NotFound(f"there is no {path} here", hints=hints)
+        found = misdirected(path) or NotFound(
+            f"there is no {path} here", hints=["GET /openapi.json lists the routes"]
+        )
         return response(found, request)
     if error.status_code == 405:
         refused = BadRequest(f"{path} does not take {request.method}")
