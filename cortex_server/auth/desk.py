@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.config.access import KeyEntry, KeyTerms
-from cortex_common.errors import Conflict, NotFound, nearest
+from cortex_common.errors import Conflict, NotFound, Unavailable, nearest
 from cortex_common.logs import event
 from cortex_server.auth.keys import ANYBODY, Key, Keyring, MadeKey, hash_of, new_secret
 from cortex_server.auth.records import Records
@@ -63,6 +63,7 @@ class Desk:
 
         Raises:
             Conflict: there is one of that name.
+            Unavailable: it can't be written down; there is no such key then.
         """
         if wish.name == ANYBODY or self._ring.named(wish.name) or wish.name in self._made:
             raise Conflict(
@@ -92,6 +93,7 @@ class Desk:
         Raises:
             NotFound: there is no such key.
             Conflict: it stands in cortex.toml.
+            Unavailable: that can't be written down; it has ended, and would be back with the next start.
         """
         if any(entry.name == name for entry in self._configured):
             raise Conflict(
@@ -109,8 +111,12 @@ class Desk:
         del self._made[name]
         self._apply()
         await self._tell()
-        await asyncio.to_thread(self._records.remove_key, name)
         event(log, "key_revoked", key=name)
+        try:
+            await asyncio.to_thread(self._records.remove_key, name)
+        except Unavailable as failed:
+            failed.message += f"; {name!r} has ended, and comes back when the gateway starts anew"
+            raise
         return self._view(key)
 
     async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cortex_common.access import UsageRow
 from cortex_common.config.access import KeyTerms
+from cortex_common.errors import Unavailable
 from cortex_server.auth.keys import MadeKey
 from cortex_server.auth.usage import Used
 
@@ -61,15 +62,31 @@ class Records:
         )
 
     def add_key(self, key: MadeKey) -> None:
-        """Keep a key."""
+        """Keep a key.
+
+        Raises:
+            Unavailable: the file can't be written.
+        """
         row = (key.name, key.hash, key.terms.model_dump_json(exclude_defaults=True), key.created)
-        with self._lock, self._db:
-            self._db.execute("insert into keys values (?, ?, ?, ?)", row)
+        self._write("insert into keys values (?, ?, ?, ?)", row)
 
     def remove_key(self, name: str) -> None:
-        """Forget a key."""
-        with self._lock, self._db:
-            self._db.execute("delete from keys where name = ?", (name,))
+        """Forget a key.
+
+        Raises:
+            Unavailable: the file can't be written.
+        """
+        self._write("delete from keys where name = ?", (name,))
+
+    def _write(self, statement: str, row: tuple[object, ...]) -> None:
+        try:
+            with self._lock, self._db:
+                self._db.execute(statement, row)
+        except sqlite3.Error as failed:
+            raise Unavailable(
+                f"keys can't be written down: {failed}",
+                hints=("is there room on the disk of the gateway's state_dir?",),
+            ) from failed
 
     def add_usage(self, day: str, used: Mapping[tuple[str, str], Used]) -> None:
         """Add to what was used on a day.

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex_common.access import CreateKey
 from cortex_common.config.access import KeyEntry, KeyLimits, KeyTerms, LimitsSection, Scope
-from cortex_common.errors import AuthenticationFailed, Busy, CortexError, PermissionRefused
+from cortex_common.errors import (
+    AuthenticationFailed,
+    Busy,
+    CortexError,
+    PermissionRefused,
+    Unavailable,
+)
+from cortex_server.auth.desk import Desk
 from cortex_server.auth.gate import INFER, Gate
 from cortex_server.auth.keys import Key, Keyring, MadeKey, hash_of, new_secret
 from cortex_server.auth.origin import is_loopback, is_own
@@ -335,6 +345,20 @@ def test_records_outlast_the_gateway(tmp_path: Path):
     found = records.usage("2026-01-01", "2026-01-01")
     assert [(r.requests, r.errors, r.tokens_in, r.tokens_out) for r in found] == [(2, 1, 12, 24)]
     assert len(records.usage("0000", "9999")) == 2
+    records.close()
+
+
+async def test_a_key_that_can_not_be_written_down_is_not_made(tmp_path: Path):
+    """A full disk is told as such, and the name is free again once there is room."""
+    records = Records(tmp_path / "x.sqlite")
+    desk = Desk(Keyring(), Usage(), records, ())
+    with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
+        other.execute("alter table keys rename to away")
+        with pytest.raises(Unavailable, match="can't be written down"):
+            await desk.create(CreateKey(name="k"))
+        assert desk.keys() == ()
+        other.execute("alter table away rename to keys")
+    assert (await desk.create(CreateKey(name="k"))).key.name == "k"
     records.close()
 
 
