@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
 from cortex_common.clock import Clock
+from cortex_common.logs import level_name
 from cortex_common.trail import TrailEntry
 
 KEPT = 1000
@@ -24,8 +25,6 @@ LOGS = tuple(
 
 ACTOR: ContextVar[str] = ContextVar("actor", default="cortex")
 """Who is behind what this task does: set where a request is let in, and by whoever speaks for a node."""
-
-_LEVELS = {logging.WARNING: "warn", logging.ERROR: "error", logging.CRITICAL: "error"}
 
 
 class Trail(logging.Handler):
@@ -66,7 +65,7 @@ class Trail(logging.Handler):
                 at=record.created,
                 actor=ACTOR.get(),
                 event=record.getMessage(),
-                level=_LEVELS.get(record.levelno, "info"),
+                level=level_name(record.levelno),
                 facts={name: _told(value) for name, value in facts.items()},
             )
         )

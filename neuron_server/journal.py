@@ -35,7 +35,8 @@ class Journal:
         logs.event(log, event, level, **facts)
         self.last += 1
         shown = {name: str(value) for name, value in facts.items() if value is not None}
-        entry = LifecycleEntry(at=self._clock.unix(), event=event, facts=shown)
+        level_name = logs.level_name(level)
+        entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, facts=shown)
         self._entries.append((self.last, entry))
         self._changes.publish()
 

@@ -22,7 +22,7 @@ from itertools import islice
 from pydantic import Field, ValidationError
 
 from cortex_common.errors import UpstreamFailed
-from cortex_common.logs import level_of, plain
+from cortex_common.logs import level_name, plain
 from cortex_common.wire import Wire
 
 KEPT_BYTES = 1024 * 1024
@@ -123,7 +123,7 @@ def _line_of(record: logging.LogRecord) -> LogLine:
     exception = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else None
     return LogLine(
         at=record.created,
-        level=level_of(record),
+        level=level_name(record.levelno),
         event=record.getMessage(),
         logger=record.name,
         facts={name: plain(value) for name, value in facts.items()},

@@ -13,13 +13,16 @@ from datetime import UTC, datetime
 from typing import Literal
 
 LogFormat = Literal["console", "json"]
-_LEVELS = {
-    logging.DEBUG: "debug",
-    logging.INFO: "info",
-    logging.WARNING: "warn",
-    logging.ERROR: "error",
-    logging.CRITICAL: "error",
+Level = Literal["debug", "info", "warn", "error"]
+LEVELS: dict[Level, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
 }
+"""What the log names its levels, and what `logging` does."""
+
+_NAMES = {number: name for name, number in LEVELS.items()} | {logging.CRITICAL: "error"}
 
 
 def event(log: logging.Logger, name: str, level: int = logging.INFO, **keys: object) -> None:
@@ -29,9 +32,9 @@ def event(log: logging.Logger, name: str, level: int = logging.INFO, **keys: obj
         log.log(level, name, extra={"facts": facts}, stacklevel=2)
 
 
-def level_of(record: logging.LogRecord) -> str:
-    """The level as the log names it: debug, info, warn or error."""
-    return _LEVELS.get(record.levelno, record.levelname.lower())
+def level_name(number: int) -> Level:
+    """The name of one of `logging`'s levels; others count as info."""
+    return _NAMES.get(number, "info")
 
 
 def plain(value: object) -> str | int | float | bool:
@@ -45,7 +48,7 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": level_of(record),
+            "level": level_name(record.levelno),
             "event": record.getMessage(),
             "logger": record.name,
         }
@@ -61,7 +64,7 @@ class _Console(logging.Formatter):
         facts = "".join(
             f" {k}={_quoted(plain(v))}" for k, v in getattr(record, "facts", {}).items()
         )
-        text = f"{at} {level_of(record):<5} {record.getMessage()}{facts}"
+        text = f"{at} {level_name(record.levelno):<5} {record.getMessage()}{facts}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NewType
 from pydantic import Field
 
 from cortex_common.hardware import Health
+from cortex_common.logs import Level
 from cortex_common.wire import StrictWire, Wire
 
 ModelId = NewType("ModelId", str)
@@ -152,11 +153,13 @@ class LifecycleEntry(Wire):
     Attributes:
         at: Unix seconds.
         event: stable name, such as "load_admitted" or "engine_crashed".
+        level: how much it matters, as the node's log says.
         facts: what it is about, for people: instance, model, reason, ...
     """
 
     at: float
     event: str
+    level: Level = "info"
     facts: dict[str, str] = Field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ import random
 
 from cortex_common.errors import CortexError
 from cortex_common.http import Bookmark
+from cortex_common.logs import LEVELS
 from cortex_common.models import LifecycleEntry
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.fleet.state import Fleet
@@ -62,4 +63,5 @@ class Watcher:
 
     def _pass_on(self, entry: LifecycleEntry) -> None:
         """Log what a node decided or saw here too: one log tells the fleet's whole story."""
-        log.info(entry.event, extra={"facts": {"node": self._node, **entry.facts}})
+        facts = {"node": self._node, **entry.facts}
+        log.log(LEVELS[entry.level], entry.event, extra={"facts": facts})

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
+from rigs.whole import running_gateway
 
 from cortex_common.errors import ModelNotFound, Unavailable
 from cortex_common.models import InstanceState, ModelInfo, UnloadRequest
@@ -179,6 +180,22 @@ async def test_a_crashed_engine_comes_back_with_back_off(rig: NeuronRig, tmp_pat
         (up,) = await until(client, is_state(InstanceState.READY))
         assert up.error is None
         await client.unload(UnloadRequest(model_id="phoenix"))
+
+
+async def test_a_crash_is_as_grave_at_the_gateway_as_on_its_node(rig: NeuronRig):
+    """The gateway's trail tells what a node saw with the level that the node gave it."""
+    async with running_gateway(neurons={"n1": rig.url}) as served, rig.client() as client:
+        trail = served.gateway.trail
+        async with asyncio.timeout(20):
+            while not any(e.event == "node_up" for e in trail.since(0)):
+                await asyncio.sleep(0.01)
+            await client.load(fake("grave", "--exit-at-load", "3"))
+            while not (told := [e for e in trail.since(0) if e.event == "instance_failed"]):
+                await asyncio.sleep(0.01)
+        await client.unload(UnloadRequest(model_id="grave"))
+    assert [(e.actor, e.level) for e in told] == [("node n1", "warn")]
+    levels = {e.event: e.level for e in trail.since(0)}
+    assert levels["load_admitted"] == "info"
 
 
 async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
