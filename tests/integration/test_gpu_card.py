@@ -14,10 +14,13 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, lines_of, load, running, until
+from rigs.whole import running_gateway
 
+from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import DoesNotFit
 from cortex_common.hardware import DeviceReading
 from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
@@ -45,9 +48,9 @@ needs_llama = pytest.mark.skipif(find() is None, reason="no llama-server: run ma
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 240 MB whose context takes 32 KiB a token."""
+    """A model of 240 MB whose context takes 32 KiB a token, and may have as many as any card holds."""
     path = tmp_path_factory.mktemp("weights") / "small.gguf"
-    return write_tiny_gguf(path, layers=8, hidden=1024, feed_forward=1024, heads=8, context=65536)
+    return write_tiny_gguf(path, layers=8, hidden=1024, feed_forward=1024, heads=8, context=1 << 22)
 
 
 @pytest.fixture
@@ -219,3 +222,58 @@ async def test_a_stream_on_the_card_outlives_its_neuron(rig: NeuronRig, weights:
         assert now.vram_foreign_mb < now.vram_used_mb
         await client.unload(UnloadRequest(model_id="m"))
     assert rig.engines() == []
+
+
+@needs_llama
+async def test_an_engine_on_the_card_survives_its_neuron(rig: NeuronRig, weights: Path):
+    """Killed under a stream, a neuron leaves it whole; the next adopts the engine on its card, as its own memory."""
+    async with rig.client() as client:
+        before = await reading(client)
+        ready = await load(client, spec(weights, "m"))
+    begun = asyncio.Event()
+    streaming = asyncio.create_task(lines_of(ready, 4000, begun))
+    await asyncio.wait_for(begun.wait(), 20)
+    assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
+    assert not streaming.done()
+    await asyncio.to_thread(rig.start)
+    async with rig.client() as client:
+        [adopted] = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")
+        assert (adopted.instance_id, adopted.url) == (ready.instance_id, ready.url)
+        assert adopted.devices == (0,)
+        assert (await streaming)[-1] == "[DONE]"
+        now = await reading(client, int(smi("memory.used")[0]))
+        assert abs(now.vram_foreign_mb - before.vram_foreign_mb) <= NOISE_MB
+        await client.unload(UnloadRequest(model_id="m"))
+        await reading(client, before.vram_used_mb)
+    assert rig.engines() == []
+
+
+@needs_llama
+async def test_a_model_that_has_no_room_takes_that_of_the_one_used_longest_ago(
+    rig: NeuronRig, weights: Path
+):
+    """Of three models that each want two fifths of the card two are there at a time, whoever is asked for."""
+    async with rig.client() as client:
+        before = await reading(client)
+        context = int(before.vram_available_mb * 0.4) * 1024 // 32
+        profiles = [
+            ModelProfile(
+                id=name, harness="llamacpp", source=str(weights), context=context, parallel=1
+            )
+            for name in "abc"
+        ]
+        async with (
+            running_gateway(*profiles, neurons={"card": rig.url}) as gateway,
+            httpx.AsyncClient(base_url=gateway.url, timeout=90) as http,
+        ):
+            for name, left in (("a", "a"), ("b", "ab"), ("a", "ab"), ("c", "ac"), ("b", "bc")):
+                said = [{"role": "user", "content": "go"}]
+                body = {"model": name, "messages": said, "max_tokens": 8}
+                answer = await http.post("/v1/chat/completions", json=body)
+                assert answer.status_code == 200, answer.text
+                assert sorted(m.id for m in await client.models()) == list(left)
+        used = sum(m.vram_used_mb or 0 for m in await client.models())
+        assert used > 0.75 * before.vram_available_mb
+        for model in await client.models():
+            await client.unload(UnloadRequest(model_id=model.id))
+        assert (await reading(client, before.vram_used_mb)).vram_reserved_mb == 0
