@@ -30,6 +30,8 @@ from neuron_server.engines.tiny import write_tiny_gguf
 HOLDER = Path(__file__).parents[1] / "engines" / "holder.py"
 NOISE_MB = 64
 """MiB that the driver may take or give back between two readings."""
+KIB_PER_TOKEN = 52
+"""KiB that a token of context takes with the weights here: 32 of keys and values, the rest for computing."""
 
 
 def smi(*fields: str) -> list[str]:
@@ -80,6 +82,25 @@ async def reading(client: NeuronClient, used_mb: int | None = None) -> DeviceRea
     raise AssertionError
 
 
+async def as_smi(client: NeuronClient, least_mb: int) -> tuple[DeviceReading, list[float]]:
+    """The card as neuron and nvidia-smi see it, once both see the same memory in use, and so much at least.
+
+    A neuron that has just started asks its engines what they run on, which takes memory of the card for a moment.
+
+    Returns:
+        The reading; and nvidia-smi's used and free MiB, degrees and watts.
+    """
+    async with asyncio.timeout(30):
+        async with contextlib.aclosing(client.status_events()) as events:
+            async for status in events:
+                now = status.health.devices[0]
+                told = smi("memory.used", "memory.free", "temperature.gpu", "power.draw")
+                numbers = [float(field) for field in told]
+                if numbers[0] >= least_mb and abs(now.vram_used_mb - numbers[0]) <= NOISE_MB:
+                    return now, numbers
+    raise AssertionError
+
+
 @contextlib.asynccontextmanager
 async def stranger(size_mb: int) -> AsyncIterator[None]:
     """A process that the neuron did not start has memory of the card."""
@@ -122,11 +143,8 @@ async def test_health_tells_nvidia_smis_numbers(rig: NeuronRig):
     async with rig.client() as client:
         idle = await reading(client)
         async with stranger(8192):
-            used, free, temperature, power = map(
-                float, smi("memory.used", "memory.free", "temperature.gpu", "power.draw")
-            )
-            assert used >= idle.vram_used_mb + 8192
-            held = await reading(client, round(used))
+            held, numbers = await as_smi(client, idle.vram_used_mb + 8192)
+            _, free, temperature, power = numbers
             assert abs(held.vram_free_mb - free) <= NOISE_MB
             assert abs((held.temp_c or 0) - temperature) <= 5
             assert held.power_w is not None
@@ -195,7 +213,7 @@ async def test_a_stranger_who_takes_the_card_is_a_refusal_with_numbers(
     async with rig.client() as client:
         before = await reading(client)
         async with stranger(before.vram_free_mb - 3072):
-            await reading(client, int(smi("memory.used")[0]))
+            await as_smi(client, before.vram_free_mb - 3072)
             with pytest.raises(DoesNotFit) as refused:
                 await client.load(spec(weights, "m", vram_mb=4096))
             assert "4096" in str(refused.value)
@@ -225,37 +243,11 @@ async def test_a_stream_on_the_card_outlives_its_neuron(rig: NeuronRig, weights:
 
 
 @needs_llama
-async def test_an_engine_on_the_card_survives_its_neuron(rig: NeuronRig, weights: Path):
-    """Killed under a stream, a neuron leaves it whole; the next adopts the engine on its card, as its own memory."""
+async def test_three_models_take_turns_on_a_card_for_two(rig: NeuronRig, weights: Path):
+    """Each wants two fifths of it: whoever is asked for answers, beside one other, and the numbers add up."""
     async with rig.client() as client:
         before = await reading(client)
-        ready = await load(client, spec(weights, "m"))
-    begun = asyncio.Event()
-    streaming = asyncio.create_task(lines_of(ready, 4000, begun))
-    await asyncio.wait_for(begun.wait(), 20)
-    assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
-    assert not streaming.done()
-    await asyncio.to_thread(rig.start)
-    async with rig.client() as client:
-        [adopted] = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")
-        assert (adopted.instance_id, adopted.url) == (ready.instance_id, ready.url)
-        assert adopted.devices == (0,)
-        assert (await streaming)[-1] == "[DONE]"
-        now = await reading(client, int(smi("memory.used")[0]))
-        assert abs(now.vram_foreign_mb - before.vram_foreign_mb) <= NOISE_MB
-        await client.unload(UnloadRequest(model_id="m"))
-        await reading(client, before.vram_used_mb)
-    assert rig.engines() == []
-
-
-@needs_llama
-async def test_a_model_that_has_no_room_takes_that_of_the_one_used_longest_ago(
-    rig: NeuronRig, weights: Path
-):
-    """Of three models that each want two fifths of the card two are there at a time, whoever is asked for."""
-    async with rig.client() as client:
-        before = await reading(client)
-        context = int(before.vram_available_mb * 0.4) * 1024 // 32
+        context = int(before.vram_available_mb * 0.4) * 1024 // KIB_PER_TOKEN
         profiles = [
             ModelProfile(
                 id=name, harness="llamacpp", source=str(weights), context=context, parallel=1
@@ -266,14 +258,17 @@ async def test_a_model_that_has_no_room_takes_that_of_the_one_used_longest_ago(
             running_gateway(*profiles, neurons={"card": rig.url}) as gateway,
             httpx.AsyncClient(base_url=gateway.url, timeout=90) as http,
         ):
-            for name, left in (("a", "a"), ("b", "ab"), ("a", "ab"), ("c", "ac"), ("b", "bc")):
+            there = []
+            for name in "abacb":
                 said = [{"role": "user", "content": "go"}]
                 body = {"model": name, "messages": said, "max_tokens": 8}
                 answer = await http.post("/v1/chat/completions", json=body)
                 assert answer.status_code == 200, answer.text
-                assert sorted(m.id for m in await client.models()) == list(left)
+                there.append({m.id for m in await client.models()})
+            assert all(name in models for name, models in zip("abacb", there, strict=True))
+            assert [len(models) for models in there] == [1, 2, 2, 2, 2]
         used = sum(m.vram_used_mb or 0 for m in await client.models())
-        assert used > 0.75 * before.vram_available_mb
+        assert used > 0.7 * before.vram_available_mb
         for model in await client.models():
             await client.unload(UnloadRequest(model_id=model.id))
         assert (await reading(client, before.vram_used_mb)).vram_reserved_mb == 0
