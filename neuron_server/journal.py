@@ -34,7 +34,7 @@ class Journal:
         """Log an event and keep it."""
         logs.event(log, event, level, **facts)
         self.last += 1
-        shown = {name: str(value) for name, value in facts.items() if value is not None}
+        shown = {n: str(logs.plain(value)) for n, value in facts.items() if value is not None}
         level_name = logs.level_name(level)
         entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, facts=shown)
         self._entries.append((self.last, entry))
