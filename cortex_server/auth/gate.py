@@ -14,10 +14,13 @@ from cortex_common.errors import (
     Unavailable,
 )
 from cortex_server.auth.keys import Account, Key, Keyring
-from cortex_server.auth.origin import is_own
+from cortex_server.auth.origin import TELLING, is_own
 from cortex_server.auth.usage import Usage
 
 Headers = Iterable[tuple[bytes, bytes]]
+
+LOOKED_AT = TELLING | {b"authorization", b"x-api-key"}
+"""Names of the headers that a gate looks at; without the others it says the same."""
 
 INFER = frozenset({Scope.INFER})
 _OPENED_BY_INSECURE = frozenset({Scope.INFER, Scope.METRICS})

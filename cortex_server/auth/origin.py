@@ -9,7 +9,8 @@ from functools import lru_cache
 _PASSED_ON = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 """Headers of a proxy: what it passes on comes from this host's proxy, not from this host."""
 
-_TELLING = _PASSED_ON | {b"host", b"origin"}
+TELLING = _PASSED_ON | {b"host", b"origin"}
+"""Names of the headers that tell."""
 
 _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa")
 """Ends of names that nobody outside can own."""
@@ -28,7 +29,7 @@ def is_own(peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
     if not is_loopback(peer):
         return False
     for name, value in headers:
-        if name not in _TELLING:
+        if name not in TELLING:
             continue
         if name in _PASSED_ON:
             return False

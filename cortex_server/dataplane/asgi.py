@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.diverted import body_too_large
 from cortex_server.dataplane.exchange import Exchange
-from cortex_server.dataplane.headers import content_length
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.routes import Route
 from cortex_server.dataplane.upstream import Headers
@@ -123,12 +123,13 @@ class AsgiRoute:
         """Serve one request."""
         client = Client()
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        client.exchange = exchange = Exchange(
-            self._plane(), client, self._route, headers, scope["query_string"]
-        )
+        asking, announced = Asking.of(self._route, scope["query_string"], headers)
+        client.exchange = exchange = Exchange(self._plane(), client, asking)
         peer = scope.get("client")
         try:
-            if not exchange.admit(peer[0] if peer else None) or await self._read(receive, exchange):
+            if not exchange.admit(peer[0] if peer else None) or await self._read(
+                receive, exchange, announced or 0
+            ):
                 watch = asyncio.create_task(client.watch(receive))
                 try:
                     await client.deliver(send)
@@ -139,11 +140,10 @@ class AsgiRoute:
         finally:
             exchange.client_gone()
 
-    async def _read(self, receive: Receive, exchange: Exchange) -> bool:
-        """Read the body and start; false when the client left meanwhile."""
+    async def _read(self, receive: Receive, exchange: Exchange, size: int) -> bool:
+        """Read the body, of which so much is announced, and start; false when the client left meanwhile."""
         limit = exchange.plane.max_body
         pieces: list[bytes] = []
-        size = content_length(exchange.named) or 0
         while size <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -24,12 +24,13 @@ from uvicorn.protocols.http.httptools_impl import (
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_common.logs import event
+from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.exchange import Exchange
-from cortex_server.dataplane.headers import content_length
 from cortex_server.dataplane.outlet import Outlet
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
-from cortex_server.dataplane.routes import ROUTES, Route
+from cortex_server.dataplane.repeats import Repeat
+from cortex_server.dataplane.routes import ROUTES
 from cortex_server.dataplane.upstream import Headers
 
 log = logging.getLogger("cortex.gateway")
@@ -69,7 +70,19 @@ _NO_EVENT = _NoEvent()
 
 
 class Diverted:
-    """One diverted request: the client's side of an `Exchange`, in the place of uvicorn's own cycle."""
+    """One diverted request: the client's side of an `Exchange`, in the place of uvicorn's own cycle.
+
+    Args:
+        protocol: of its connection.
+        plane: what all requests share.
+        asking: its head.
+        announced: bytes that its body will have, where the head says.
+        modern: the client speaks HTTP/1.1.
+        keep_alive: its connection may take another request.
+
+    Attributes:
+        size: bytes of its body so far.
+    """
 
     __slots__ = (
         "_announced",
@@ -78,28 +91,32 @@ class Diverted:
         "_held",
         "_limit",
         "_lingering",
+        "_modern",
         "_protocol",
-        "_size",
         "complete",
         "disconnected",
         "exchange",
         "keep_alive",
         "message_event",
         "response_complete",
+        "size",
     )
 
     def __init__(
         self,
         protocol: DivertingProtocol,
         plane: DataPlane,
-        route: Route,
-        headers: Headers,
-        query: bytes,
+        asking: Asking,
+        announced: int | None,
+        *,
+        modern: bool,
+        keep_alive: bool,
     ) -> None:
         self._protocol = protocol
         self._body: list[bytes] = []
         self._held: list[bytes] = []
-        self._size = 0
+        self.size = 0
+        self._modern = modern
         self._chunked = False
         self._lingering: asyncio.TimerHandle | None = None
         self.complete = False
@@ -107,11 +124,9 @@ class Diverted:
         self.response_complete = False
         self.disconnected = False
         self.message_event = _NO_EVENT
-        parser = protocol.parser
-        # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
-        self.keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
-        self.exchange = Exchange(plane, self, route, headers, query)
-        self._announced = content_length(self.exchange.named)
+        self.keep_alive = keep_alive
+        self.exchange = Exchange(plane, self, asking)
+        self._announced = announced
         peer = protocol.client
         self._limit = plane.max_body
         if self.exchange.admit(peer[0] if peer else None) and (self._announced or 0) > self._limit:
@@ -132,9 +147,9 @@ class Diverted:
         """A piece of the request's body."""
         if self.exchange.finished:
             return
-        self._size += len(data)
+        self.size += len(data)
         self._body.append(data)
-        if self._size > self._limit:
+        if self.size > self._limit:
             self._too_large()
 
     def received(self) -> None:
@@ -163,7 +178,7 @@ class Diverted:
         """See `Downstream`."""
         if not self.complete and not self._ends_soon:
             self.keep_alive = False
-        self._chunked = length is None and self._protocol.parser.get_http_version() != "1.0"
+        self._chunked = length is None and self._modern
         lines = [STATUS_LINE[status]]
         for name, value in self._protocol.server_state.default_headers:
             lines += (name, b": ", value, b"\r\n")
@@ -234,9 +249,36 @@ class DivertingProtocol(PatientProtocol):
         super().__init__(*args, **kwargs)
         self._diverted: Diverted | None = None
         self._receiving: Diverted | None = None
+        self._between = True  # no message has begun
+        self._last: tuple[Repeat, Asking] | None = None  # the last head, where it may come again
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests; the parser is spared one like the last."""
+        last, begins = self._last, self._between
+        if last is not None and begins and self._idle_since is not None:
+            body = last[0].body_of(data)
+            if body is not None:
+                self._idle_since = None
+                diverted = self._divert(last[1], len(body))
+                diverted.receive(body)
+                diverted.received()
+                return
+        super().data_received(data)
+        self._last = self._repeatable(data) if begins and self._between else None
+
+    def _repeatable(self, data: bytes) -> tuple[Repeat, Asking] | None:
+        """The head of the request that a read brought, if it brought one whole request, as the parser found too."""
+        received = self._receiving
+        if received is None or not received.keep_alive:
+            return None
+        repeat = Repeat.of(data)
+        if repeat is None or repeat.size_of(data) != received.size:
+            return None
+        return repeat, received.exchange.asking
 
     def on_message_begin(self) -> None:
         """Called by the parser. The ASGI scope is only built where it will be used."""
+        self._between = False
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -258,8 +300,20 @@ class DivertingProtocol(PatientProtocol):
             super().on_headers_complete()
             return
         self.head_complete()
-        self._diverted = self._receiving = Diverted(self, self.plane, route, self.headers, query)
-        self.cycle = cast(RequestResponseCycle, self._diverted)
+        asking, length = Asking.of(route, query, self.headers)
+        # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
+        modern = self.parser.get_http_version() != "1.0"
+        keep_alive = modern and self.parser.should_keep_alive()
+        self._divert(asking, length, modern=modern, keep_alive=keep_alive)
+
+    def _divert(
+        self, asking: Asking, length: int | None, *, modern: bool = True, keep_alive: bool = True
+    ) -> Diverted:
+        diverted = self._diverted = self._receiving = Diverted(
+            self, self.plane, asking, length, modern=modern, keep_alive=keep_alive
+        )
+        self.cycle = cast(RequestResponseCycle, diverted)
+        return diverted
 
     def _build_scope(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -277,6 +331,7 @@ class DivertingProtocol(PatientProtocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        self._between = True
         if self._receiving is not None:
             self.request_complete()
             self._receiving.received()

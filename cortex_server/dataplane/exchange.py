@@ -27,15 +27,15 @@ from cortex_common.requests import RequestState
 from cortex_server.auth.keys import Key
 from cortex_server.auth.turnstile import full
 from cortex_server.dataplane.answers import JSON_HEAD
+from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.coldstart import ColdStart
 from cortex_server.dataplane.downstream import NOBODY, Downstream
 from cortex_server.dataplane.headers import engine_request, error_headers, priority, request_id
 from cortex_server.dataplane.reply import Reply
-from cortex_server.dataplane.routes import Asked, Route
+from cortex_server.dataplane.routes import Asked
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.traceparent import begin
-from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.targets import Target
 
 if TYPE_CHECKING:
@@ -55,43 +55,30 @@ class Exchange(Reply):
     Args:
         plane: what all requests share.
         client: where the answer goes.
-        route: which route was asked.
-        headers: of the request, names in lower case.
-        query: of its URL.
+        asking: the head of the request.
     """
 
     __slots__ = (
         "_coldstart",
         "_failure",
-        "_query",
-        "_route",
         "_tried",
-        "headers",
+        "asking",
         "key",
         "model",
     )
 
-    def __init__(
-        self,
-        plane: DataPlane,
-        client: Downstream,
-        route: Route,
-        headers: Headers,
-        query: bytes = b"",
-    ) -> None:
-        named = dict(headers)
+    def __init__(self, plane: DataPlane, client: Downstream, asking: Asking) -> None:
+        named = asking.named
         now = plane.loop.time()
-        super().__init__(plane, client, Trace(route, request_id(named), now, now), named)
-        self.headers = headers
+        super().__init__(plane, client, Trace(asking.route, request_id(named), now, now), named)
+        self.asking = asking
         self.key: Key | None = None
         self.model = _NO_MODEL
         self._coldstart: ColdStart | None = None
         self._failure: CortexError | None = None
         self._tried: frozenset[InstanceId] = frozenset()
-        self._route = route
-        self._query = query
         if plane.spans is not None:
-            self.trace.span = begin(headers)
+            self.trace.span = begin(named.get(b"traceparent", b""))
         plane.active.add(self)
         plane.retries.earn()
 
@@ -124,7 +111,7 @@ class Exchange(Reply):
         """
         plane = self.plane
         try:
-            self.key = plane.gate.enter(self.headers, peer)
+            self.key = plane.gate.enter(self.asking.credentials, peer)
             if len(plane.active) > plane.most:
                 raise full()
         except CortexError as failed:
@@ -139,8 +126,10 @@ class Exchange(Reply):
         key = self.key
         assert key is not None
         try:
-            asked = Asked(self._route.path, self._query, self.named, self.trace.ident, body)
-            dialogue = self._dialogue = self._route.read(asked)
+            asking = self.asking
+            route = asking.route
+            asked = Asked(route.path, asking.query, self.named, self.trace.ident, body)
+            dialogue = self._dialogue = route.read(asked)
             name = dialogue.name
             model = fleet.known(name)
             if model is None:
@@ -181,7 +170,7 @@ class Exchange(Reply):
         if self._opened and dialogue is not None:
             self._client.write(dialogue.event(error))
         else:
-            refusal = self._route.refusal(error, self.trace.ident)
+            refusal = self.asking.route.refusal(error, self.trace.ident)
             status, body = refusal if dialogue is None else dialogue.refusal(error)
             headers = [*JSON_HEAD, *error_headers(error), *self.trace.labels(self.target)]
             self._client.respond(status, headers, len(body))
@@ -274,7 +263,7 @@ class Exchange(Reply):
         endpoint = plane.pool.endpoint(target.url)
         trace.last_byte = self._loop.time()
         head = engine_request(
-            endpoint, dialogue.path, self.headers, len(body), trace.ident, trace.asked()
+            endpoint, dialogue.path, self.asking.passed, len(body), trace.ident, trace.asked()
         )
         attempt = Attempt(plane.pool, target, endpoint, head, body, self, self._elsewhere)
         self._attempt = attempt

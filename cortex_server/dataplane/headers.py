@@ -11,9 +11,7 @@ from cortex_common.errors import CortexError
 from cortex_server.dataplane.pool import Endpoint
 from cortex_server.dataplane.upstream import Headers
 
-TO_ENGINE = frozenset(
-    (b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"),
-)
+TO_ENGINE = frozenset((b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"))
 """What an engine gets of a client's headers. Everything else (credentials, cookies, hop-by-hop headers,
 X-Conversation-Id, which makes llama-server ignore a disconnect) stays here."""
 
@@ -40,8 +38,6 @@ _FUTILE = frozenset({501, 507})
 
 _ON_REPEATS = frozenset((b"retry-after", b"retry-after-ms"))
 
-_WITHOUT_TRACE = TO_ENGINE - {b"traceparent"}
-
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -62,19 +58,27 @@ def priority(named: Mapping[bytes, bytes]) -> int:
 def engine_request(
     endpoint: Endpoint,
     path: str,
-    headers: Headers,
+    passed: Headers,
     length: int,
     ident: bytes,
     traceparent: bytes | None = None,
 ) -> bytes:
-    """The head of the request that an engine gets; `traceparent` stands in the place of the client's."""
+    """The head of the request that an engine gets; `traceparent` stands in the place of the client's.
+
+    Args:
+        endpoint: where the engine listens.
+        path: of its route.
+        passed: those of the client's headers that it gets.
+        length: of the body.
+        ident: of the request.
+        traceparent: of the gateway's span.
+    """
     head = [
         b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
         % (endpoint.prefix, path.encode(), endpoint.authority, length, ident)
     ]
-    passed = TO_ENGINE if traceparent is None else _WITHOUT_TRACE
-    for name, value in headers:
-        if name in passed:
+    for name, value in passed:
+        if traceparent is None or name != b"traceparent":
             head += (name, b": ", value, b"\r\n")
     if traceparent is not None:
         head += (b"traceparent: ", traceparent, b"\r\n")

@@ -6,8 +6,6 @@ import random
 import re
 from dataclasses import dataclass
 
-from cortex_server.dataplane.upstream import Headers
-
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
@@ -37,13 +35,12 @@ class Span:
         return b"00-%032x-%016x-%02x" % (self.trace, self.engine, self.sampled)
 
 
-def begin(headers: Headers) -> Span:
-    """The span of a request: in its caller's trace, or in a new one."""
+def begin(told: bytes) -> Span:
+    """The span of a request: in the trace that its caller's header tells of, or in a new one."""
     # Ids must differ, not be unguessable.
     own, engine = random.getrandbits(64) | 1, random.getrandbits(64) | 1
-    for name, value in headers:
-        if name == b"traceparent" and (found := _TRACEPARENT.fullmatch(value)):
-            trace, parent = int(found[1], 16), int(found[2], 16)
-            if trace and parent:
-                return Span(trace, parent, own, engine, bool(int(found[3], 16) & 1))
+    if found := _TRACEPARENT.fullmatch(told):
+        trace, parent = int(found[1], 16), int(found[2], 16)
+        if trace and parent:
+            return Span(trace, parent, own, engine, bool(int(found[3], 16) & 1))
     return Span(random.getrandbits(128) | 1, 0, own, engine, True)

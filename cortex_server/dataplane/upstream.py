@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
+from cortex_server.dataplane.repeats import Repeat
+
 if TYPE_CHECKING:
     from cortex_server.dataplane.lane import Lane
     from cortex_server.dataplane.pool import Endpoint, Pool
@@ -19,6 +21,9 @@ Headers = list[tuple[bytes, bytes]]
 
 _JOIN_BELOW = 64 * 1024
 """Up to this size head and body go out as one piece: copying them costs less than a second system call."""
+
+
+_OK = 200
 
 
 class Receiver(Protocol):
@@ -63,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_head",
         "_headers",
         "_lane",
+        "_last",
         "_lasting",
         "_parser",
         "_paused",
@@ -86,6 +92,9 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self.rested_at = 0.0
         self._reset()
+        self._last: tuple[Repeat, Headers] | None = (
+            None  # the last answer's head, where it may come again
+        )
         self._parser = httptools.HttpResponseParser(self)
 
     def _reset(self) -> None:
@@ -169,16 +178,40 @@ class Connection(asyncio.Protocol):
         if self._lane is not None and self._lane.passes(data):
             return
         self._lane = None
-        self._seen = True
+        begins, self._seen = not self._seen, True
+        if begins and self._last is not None:
+            repeat, headers = self._last
+            body = repeat.body_of(data)
+            if body is not None:
+                self._told_again(receiver, headers, body)
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as failed:
             self._garbage(f"the engine's answer is not HTTP: {failed}")
             return
+        self._last = self._repeatable(data) if begins and self._complete else None
         self._hand_on()
         # Of the next chunk's line nothing may have been read: after its end the chunk counts as begun.
         if self._chunk_over and self._receiver is receiver and data.endswith(b"\r\n"):
             self._lane = receiver.upstream_lane()
+
+    def _repeatable(self, data: bytes) -> tuple[Repeat, Headers] | None:
+        """The head of an answer that one read brought whole, as the parser found too."""
+        if self._status != _OK or self._excess or not self._lasting:
+            return None
+        repeat = Repeat.of(data)
+        if repeat is None or repeat.size_of(data) != sum(map(len, self._pieces)):
+            return None
+        return repeat, [h for h in self._headers if h[0] != b"content-length"]
+
+    def _told_again(self, receiver: Receiver, headers: Headers, body: bytes) -> None:
+        """Tell an answer with a head like the last one's; the receiver may abort this connection at any call."""
+        self._head = self._framed = self._told = self._complete = self._lasting = True
+        receiver.upstream_head(_OK, [*headers, (b"content-length", b"%d" % len(body))])
+        if body and self._receiver is not None:
+            receiver.upstream_data(body)
+        self._finish()
 
     def _hand_on(self) -> None:
         """Tell the receiver what one read brought; it may abort this connection at any of the calls."""
@@ -243,7 +276,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         receiver, self._receiver = self._receiver, None
-        if self._transport is None:
+        if receiver is None or self._transport is None:  # it was aborted, and is about to be closed
             return
         if self._excess or not self._lasting:
             self.close()
@@ -252,8 +285,7 @@ class Connection(asyncio.Protocol):
                 # By the last piece: whoever comes next would wait for an answer that nobody reads.
                 self.resume()
             self._pool.rest(self)
-        if receiver is not None:
-            receiver.upstream_end()
+        receiver.upstream_end()
 
     def _garbage(self, reason: str) -> None:
         receiver = self._receiver

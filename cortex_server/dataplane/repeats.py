@@ -1,0 +1,54 @@
+"""Heads of HTTP messages that come again, known without a parser.
+
+Kept connections repeat themselves. The next head over one is nearly always the last one, byte for byte but for the
+length of the body, and two comparisons tell so; a parser makes a dozen calls to find the same words in it again. Only
+what a parser has read before is ever taken this way, and only a message that one read brought whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_MOST_BYTES = 4096
+"""Longer heads are not remembered."""
+
+_MOST_DIGITS = 12
+
+_FRAMING = re.compile(rb"\r\n(?:content-length|transfer-encoding):[ \t]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The bytes of a head around the number of its content-length; together with the number they are all of it."""
+
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, message: bytes) -> Repeat | None:
+        """The head of a whole message whose body has a stated length; None for anything else, or more than that."""
+        end = message.find(b"\r\n\r\n", 0, _MOST_BYTES) + 4
+        framing = list(_FRAMING.finditer(message, 0, end))
+        if end < 4 or len(framing) != 1:
+            return None
+        start = framing[0].end()
+        repeat = cls(message[:start], message[message.find(b"\r\n", start) : end])
+        return repeat if repeat.body_of(message) is not None else None
+
+    def size_of(self, message: bytes) -> int:
+        """Bytes of the body of a message that has this head."""
+        return len(self.body_of(message) or b"")
+
+    def body_of(self, message: bytes) -> bytes | None:
+        """The body of a message that has this head, and is just as long as it says; None for any other bytes."""
+        before = self.before
+        if not message.startswith(before):
+            return None
+        start = len(before)
+        end = message.find(b"\r", start, start + _MOST_DIGITS)
+        digits = message[start:end]
+        if end < 0 or not digits.isdigit() or not message.startswith(self.after, end):
+            return None
+        body = message[end + len(self.after) :]
+        return body if len(body) == int(digits) else None
