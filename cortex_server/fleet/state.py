@@ -358,7 +358,7 @@ class Fleet:
         return replace(
             view,
             state=state,
-            in_flight=target.in_flight + target.others.now,
+            in_flight=target.under_way + target.others.now,
             last_used=target.last_used,
             requests=target.counts.requests,
             errors=target.counts.errors,

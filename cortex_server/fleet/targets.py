@@ -79,6 +79,7 @@ class Target:
         others: requests of others on it.
         counts: what it did.
         idle: set with the end of its last request; there only while somebody waits for that.
+        former: the same instance as it was reached before its node was renamed or moved; requests may still be on it.
     """
 
     id: InstanceId
@@ -101,9 +102,17 @@ class Target:
     breaker: Breaker = field(default_factory=Breaker)
     others: Others = field(default_factory=Others)
     counts: Counts = field(default_factory=Counts)
+    former: Target | None = None
+
+    @property
+    def under_way(self) -> int:
+        """Requests of this gateway on the instance, whichever way they reach it."""
+        return self.in_flight + (self.former.under_way if self.former is not None else 0)
 
     async def when_idle(self) -> None:
         """Wait until it has no request under way, or is gone."""
+        if self.former is not None:
+            await self.former.when_idle()
         if self.in_flight:
             self.idle = self.idle or asyncio.Event()
             await self.idle.wait()
@@ -128,6 +137,7 @@ class Targets:
         self._metrics = metrics
         self._by_id: dict[InstanceId, Target] = {}
         self._on: dict[str, dict[InstanceId, Target]] = {}
+        self._left: dict[InstanceId, Target] = {}
         self._ready: dict[str, list[Target]] = {}
         self._order: dict[str, int] = {}
 
@@ -178,7 +188,9 @@ class Targets:
             if info.status is InstanceState.READY and info.url is not None:
                 target = before.get(info.instance_id)
                 if target is None or target.url != info.url:
+                    former = target or self._left.pop(info.instance_id, None)
                     target = self._new(entry, info, info.url)
+                    target.former = former if former is not None and former.under_way else None
                 here[info.instance_id] = target
         self._on[node] = here
         self._by_id.update(here)
@@ -200,6 +212,8 @@ class Targets:
         if self._by_id.get(target.id) is target:
             del self._by_id[target.id]
         target.wake()
+        self._left[target.id] = target
+        self._left = {i: t for i, t in self._left.items() if t.under_way}
 
     def _keep_ready(
         self, model: ModelId, node: str, here: dict[InstanceId, Target], *, up: bool

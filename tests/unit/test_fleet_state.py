@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import NeuronEntry
@@ -58,3 +60,21 @@ def test_a_neuron_that_is_known_by_two_names_may_lose_an_instance():
         known.reported("b", told)
     assert known.ready("m") == []
     assert known.snapshot.instances() == ()
+
+
+async def test_a_stream_is_counted_on_when_its_node_is_renamed_or_moved():
+    """Whoever ends the instance waits for the streams that reached it by the old name or address."""
+    old, renamed, moved = entry("a", "http://a"), entry("b", "http://a"), entry("b", "http://c")
+    known = fleet(old)
+    known.reported("a", status("i-1"))
+    (target,) = known.ready("m")
+    known.acquire(target)
+    for now in (renamed, moved):
+        known.use_nodes((now,))
+        known.reported("b", status("i-1"))
+        assert [i.in_flight for i in known.snapshot.instances()] == [1]
+    waiting = asyncio.create_task(known.when_idle(InstanceId("i-1")))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    known.release(target)
+    await waiting
