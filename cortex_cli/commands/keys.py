@@ -117,6 +117,10 @@ def _moment(text: str) -> datetime:
             f"{text!r} is neither a date like 2027-01-31 nor a duration like 90d",
             param_hint="--expires",
         ) from failed
+    except OverflowError as failed:
+        raise typer.BadParameter(
+            f"{text!r} is beyond all dates; without it the key never ends", param_hint="--expires"
+        ) from failed
 
 
 def _entry(wish: CreateKey, secret: str) -> str:

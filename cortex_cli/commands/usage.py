@@ -81,3 +81,5 @@ def _day(text: str, option: str) -> date:
         raise typer.BadParameter(
             f"{text!r} is neither a date like 2026-11-01 nor a duration like 7d", param_hint=option
         ) from failed
+    except OverflowError:
+        return date.min
