@@ -22,6 +22,7 @@ from cortex_server.dataplane import journal as journals
 from cortex_server.dataplane.journal import Entry, Journal, RequestLine
 from cortex_server.lifecycle import decisions as waits
 from cortex_server.lifecycle.decisions import Decisions
+from cortex_server.shelf import opened
 from cortex_server.trail import Trail
 
 T = TypeVar("T")
@@ -65,13 +66,14 @@ class Diary:
     Args:
         path: the file.
         trail, journal, decisions: who remember.
+
+    Raises:
+        ConfigError: it can't be used.
     """
 
     def __init__(self, path: Path, trail: Trail, journal: Journal, decisions: Decisions) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False)
-        self._db.execute("pragma journal_mode = wal")
-        self._db.executescript(_SCHEMA)
+        self._db = opened(path, _SCHEMA, rebuildable=True)
         self._trail = trail
         self._journal = journal
         self._decisions = decisions
@@ -119,7 +121,10 @@ class Diary:
     def close(self) -> None:
         """Write the rest and close the file."""
         # Perhaps once more what a thread is just writing: everything has its number, so that changes nothing.
-        self._write(self._page())
+        try:
+            self._write(self._page())
+        except sqlite3.Error:
+            log.exception("diary_not_written")
         self._db.close()
 
     def _page(self) -> _Page:

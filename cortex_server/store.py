@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -10,18 +11,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from cortex_common.errors import ConfigError
+from cortex_common.errors import ConfigError, Unavailable
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import ModelId
 from cortex_server.core.fit import SizeKey
 from cortex_server.lifecycle.knowledge import Measurement
 from cortex_server.lifecycle.pins import Pin
+from cortex_server.shelf import opened
 
 T = TypeVar("T")
 
 log = logging.getLogger("cortex.store")
 
-_SCHEMA = """
+_LOADS = """
 create table if not exists loads (
     model text not null, weights text not null, quant text, context integer, parallel integer, harness text not null,
     kind text not null, devices integer not null, build text not null, node text not null,
@@ -31,6 +33,25 @@ create unique index if not exists loads_key on loads (
     model, weights, coalesce(quant, ''), coalesce(context, 0), coalesce(parallel, 0),
     harness, kind, devices, build, node
 );
+"""
+
+_COLUMNS = (
+    *(
+        "model",
+        "weights",
+        "quant",
+        "context",
+        "parallel",
+        "harness",
+        "kind",
+        "devices",
+        "build",
+        "node",
+    ),
+    *("n", "max_mb", "last_mb", "last_s", "at"),
+)
+
+_WISHES = """
 create table if not exists pins (
     model text not null, node text not null, until real, primary key (model, node)
 );
@@ -87,11 +108,15 @@ class Store:
 
     Args:
         path: the file; None keeps everything in memory.
+
+    Raises:
+        ConfigError: it can't be used.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._db = self._run(lambda: _opened(path)).result()
+        self._wish: Future[None] | None = None
 
     def measurements(self) -> tuple[Measurement, ...]:
         """All that were remembered, the latest last; those of the same key, build and node are one."""
@@ -129,7 +154,7 @@ class Store:
         return tuple(Pin(ModelId(model), node or None, until) for model, node, until in rows)
 
     def keep_pins(self, pins: Iterable[Pin]) -> None:
-        """Replace all pins; returns at once."""
+        """Replace all pins; returns at once: see `kept`."""
         rows = [(p.model, p.node or "", p.until) for p in pins]
 
         def replace() -> None:
@@ -137,7 +162,8 @@ class Store:
                 self._db.execute("delete from pins")
                 self._db.executemany("insert into pins values (?, ?, ?)", rows)
 
-        self._run(replace).add_done_callback(_report)
+        self._wish = self._run(replace)
+        self._wish.add_done_callback(_report)
 
     def cordons(self) -> frozenset[str]:
         """Names of the nodes that an operator has cordoned."""
@@ -145,7 +171,7 @@ class Store:
         return frozenset(str(node) for (node,) in rows)
 
     def keep_cordons(self, nodes: Iterable[str]) -> None:
-        """Replace all of them; returns at once."""
+        """Replace all of them; returns at once: see `kept`."""
         rows = [(node,) for node in nodes]
 
         def replace() -> None:
@@ -153,7 +179,23 @@ class Store:
                 self._db.execute("delete from cordons")
                 self._db.executemany("insert into cordons values (?)", rows)
 
-        self._run(replace).add_done_callback(_report)
+        self._wish = self._run(replace)
+        self._wish.add_done_callback(_report)
+
+    async def kept(self) -> None:
+        """Wait until the last change of pins or cordons is on the disk.
+
+        Raises:
+            Unavailable: it can't be written; it holds all the same, until the gateway ends.
+        """
+        try:
+            if self._wish is not None:
+                await asyncio.wrap_future(self._wish)
+        except sqlite3.Error as failed:
+            raise Unavailable(
+                f"done, but forgotten when the gateway ends: it can't be written down: {failed}",
+                hints=("is there room on the disk of the gateway's state_dir?",),
+            ) from failed
 
     def close(self) -> None:
         """Finish writing and close the file."""
@@ -174,12 +216,11 @@ def _report(done: Future[None]) -> None:
 
 
 def _opened(path: Path | None) -> sqlite3.Connection:
-    db = sqlite3.connect(path or ":memory:")
-    db.execute("pragma journal_mode = wal")
-    columns = {row[1] for row in db.execute("pragma table_info(loads)")}
-    if columns and "weights" not in columns:
-        db.execute("drop table loads")  # of an older version; the next loads are measured anew
-    db.executescript(_SCHEMA)
+    db = opened(path, _WISHES, rebuildable=True)
+    columns = tuple(row[1] for row in db.execute("pragma table_info(loads)"))
+    if columns not in {(), _COLUMNS}:
+        db.execute("drop table loads")  # of another version; the next loads are measured anew
+    db.executescript(_LOADS)
     return db
 
 

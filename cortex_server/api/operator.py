@@ -101,12 +101,12 @@ def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
     @router.post("/models/pin", summary="Protect a model from eviction")
     async def pin(wish: PinModel) -> PinView:
         """For a time, or until it is unpinned; outlasts the gateway."""
-        return verbs.pin(wish)
+        return await verbs.pin(wish)
 
     @router.post("/models/unpin", summary="End a model's protection")
     async def unpin(wish: UnpinModel) -> tuple[PinView, ...]:
         """Answers the pins that are left; those of its profile are not ended."""
-        return verbs.unpin(wish)
+        return await verbs.unpin(wish)
 
     @router.get("/models/{name:path}", summary="A model's estimate and measurements")
     async def detail(name: str) -> ModelDetail:
@@ -154,12 +154,12 @@ def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:
     @router.post("/nodes/cordon", summary="Place nothing new on a node")
     async def cordon(wish: NodeWish) -> NodeAction:
         """What it has goes on serving."""
-        return verbs.cordon(wish.node, cordoned=True)
+        return await verbs.cordon(wish.node, cordoned=True)
 
     @router.post("/nodes/uncordon", summary="Use a node again")
     async def uncordon(wish: NodeWish) -> NodeAction:
         """New instances may be placed on it."""
-        return verbs.cordon(wish.node, cordoned=False)
+        return await verbs.cordon(wish.node, cordoned=False)
 
     @router.post("/nodes/drain", summary="Empty a node")
     async def drain(wish: DrainNode) -> NodeAction:

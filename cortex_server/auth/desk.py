@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
@@ -121,7 +122,8 @@ class Desk:
 
     async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
         """What keys used from one day to another, both included, up to now."""
-        await self.write_usage()
+        with contextlib.suppress(sqlite3.Error):  # told by `run`; what was written can be read
+            await self.write_usage()
         return await asyncio.to_thread(self._records.usage, since, until)
 
     async def run(self) -> None:
@@ -145,7 +147,10 @@ class Desk:
     def close(self) -> None:
         """Write down the rest and close the records."""
         if used := self._usage.taken():
-            self._records.add_usage(_today(), used)
+            try:
+                self._records.add_usage(_today(), used)
+            except sqlite3.Error:
+                log.exception("usage_not_written")
         self._records.close()
 
     async def _tell(self) -> None:

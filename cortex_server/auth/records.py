@@ -12,6 +12,7 @@ from cortex_common.config.access import KeyTerms
 from cortex_common.errors import Unavailable
 from cortex_server.auth.keys import MadeKey
 from cortex_server.auth.usage import Used
+from cortex_server.shelf import opened
 
 _SCHEMA = """
 create table if not exists keys (
@@ -35,22 +36,20 @@ select day, key, model, requests, errors, tokens_in, tokens_out from usage
 where day >= ? and day <= ? order by day, key, model
 """
 
-_BUSY_S = 10.0
-"""Seconds to wait for another writer of the file."""
-
 
 class Records:
     """Two tables of a SQLite file. Every call blocks for a disk; call it in a thread.
 
     Args:
         path: the file; None keeps everything in memory.
+
+    Raises:
+        ConfigError: it can't be used. Without its keys the gateway would serve its host to anybody there.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path or ":memory:", timeout=_BUSY_S, check_same_thread=False)
-        self._db.execute("pragma journal_mode = wal")
-        self._db.executescript(_SCHEMA)
+        self._db = opened(path, _SCHEMA, rebuildable=False)
 
     def made_keys(self) -> tuple[MadeKey, ...]:
         """The keys made at run time."""

@@ -177,12 +177,13 @@ class Verbs:
             raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
         return view
 
-    def pin(self, wish: PinModel) -> PinView:
+    async def pin(self, wish: PinModel) -> PinView:
         """Protect a model from eviction, for a time or for good.
 
         Raises:
             ModelNotFound: there is no such model.
             NodeNotFound: there is no such node.
+            Unavailable: it is protected, but a restart of the gateway will forget that.
         """
         model = self.model(wish.model)
         if wish.node is not None:
@@ -190,13 +191,15 @@ class Verbs:
         until = None if wish.for_s is None else self._clock.unix() + wish.for_s
         event(log, "pinned", model=model, node=wish.node, until=until)
         self._conductor.pin(Pin(model, wish.node, until))
+        await self._store.kept()
         return PinView(model=model, node=wish.node, until=until)
 
-    def unpin(self, wish: UnpinModel) -> tuple[PinView, ...]:
+    async def unpin(self, wish: UnpinModel) -> tuple[PinView, ...]:
         """End pins of a model; answers those that it still has.
 
         Raises:
             NotFound: it has no such pin.
+            Unavailable: the pin is gone, but a restart of the gateway will bring it back.
         """
         model = self.model(wish.model)
         if not self._conductor.unpin(model, wish.node):
@@ -205,6 +208,7 @@ class Verbs:
                 hints=("pinned_on in models.toml pins are changed there",),
             )
         event(log, "unpinned", model=model, node=wish.node)
+        await self._store.kept()
         return self._pins_of(model)
 
     def plan_load(self, wish: PlanLoad) -> PlanView:
@@ -270,26 +274,33 @@ class Verbs:
             if p.model == model
         )
 
-    def cordon(self, node: str, *, cordoned: bool) -> NodeAction:
+    async def cordon(self, node: str, *, cordoned: bool) -> NodeAction:
         """Place no new instances on a node, or place them again.
 
         Raises:
             NodeNotFound: there is no such node.
+            Unavailable: that is so now, but no longer after a restart of the gateway.
         """
+        self._cordon(node, cordoned=cordoned)
+        await self._store.kept()
+        return NodeAction(node=node, cordoned=cordoned)
+
+    def _cordon(self, node: str, *, cordoned: bool) -> None:
         self.check_node(node)
         event(log, "cordoned" if cordoned else "uncordoned", node=node)
         self._fleet.set_cordoned(node, cordoned)
         self._store.keep_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
-        return NodeAction(node=node, cordoned=cordoned)
 
     async def drain(self, wish: DrainNode) -> NodeAction:
         """Cordon a node, load its models elsewhere where there is room, and unload them here.
 
         Raises:
             NodeNotFound: there is no such node.
+            Unavailable: it is drained, but a restart of the gateway will forget that it is cordoned.
         """
-        self.cordon(wish.node, cordoned=True)
+        self._cordon(wish.node, cordoned=True)
         became = await self._emptying.empty(wish.node, wish.timeout_s)
+        await self._store.kept()
         return NodeAction.model_validate({"node": wish.node, "cordoned": True} | became)
 
     def plan_drain(self, wish: NodeWish) -> DrainPlan:

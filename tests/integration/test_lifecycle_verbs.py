@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
-from cortex_common.errors import Conflict, NodeNotFound, NotFound
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import Conflict, NodeNotFound, NotFound, Unavailable
 from cortex_common.fleet import InstanceView, ModelState
 from cortex_common.models import InstanceState
 from cortex_common.operator import DrainNode, EvictModel, LoadModel, PinModel, UnpinModel
@@ -238,3 +240,19 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
         await until(lambda: len({i.node for i in ready(served)}) == 1)
         assert sorted(i.model for i in ready(served)) == ["ada", "bob"]
         assert (await served.operator.plan_defrag(wish)).moves == ()
+
+
+async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -> None:
+    """On a full disk the operator hears that a restart will forget it; the same for a pin."""
+    sections = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path)}}
+    models = (ModelProfile(id="ada", harness="fake"),)
+    async with gateway({"here": "http://127.0.0.1:1"}, models, **sections) as served:
+        with contextlib.closing(sqlite3.connect(tmp_path / "placement.sqlite")) as other:
+            for table in ("cordons", "pins"):
+                other.execute(f"drop table {table}")
+        with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
+            await served.operator.cordon("here")
+        with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
+            await served.operator.pin(PinModel(model="ada"))
+        assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]
+        assert [pin.model for pin in served.gateway.conductor.pins.all()] == ["ada"]

@@ -348,6 +348,21 @@ def test_records_outlast_the_gateway(tmp_path: Path):
     records.close()
 
 
+async def test_usage_that_can_not_be_written_down_stops_nothing(tmp_path: Path):
+    """What was written can be read, and the gateway ends as it should."""
+    usage, records = Usage(), Records(tmp_path / "x.sqlite")
+    desk = Desk(Keyring(), usage, records, ())
+    usage.count("k", "m", 1, 1, failed=False)
+    assert len(await desk.usage("0000", "9999")) == 1
+    usage.count("k", "m", 1, 1, failed=False)
+    with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
+        other.execute(
+            "create trigger full before insert on usage begin select raise(abort, 'full'); end"
+        )
+    assert len(await desk.usage("0000", "9999")) == 1
+    desk.close()
+
+
 async def test_a_key_that_can_not_be_written_down_is_not_made(tmp_path: Path):
     """A full disk is told as such, and the name is free again once there is room."""
     records = Records(tmp_path / "x.sqlite")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
 
 from cortex_common.clock import SystemClock
 from cortex_common.logs import event
@@ -113,3 +116,14 @@ async def test_what_another_version_wrote_is_passed_over(tmp_path: Path):
     assert [line.request for line in second.journal.last()] == ["r1"]
     assert len(second.trail.since(0)) == len(second.decisions.of("r1")) == 1
     second.diary.close()
+
+
+async def test_a_full_disk_keeps_no_gateway_from_its_end(tmp_path: Path):
+    """What can't be written is lost, with a line in the log; the file is closed all the same."""
+    memory = Memory(tmp_path / "story")
+    memory.happens(1)
+    with closing(sqlite3.connect(tmp_path / "story")) as other:
+        other.execute("alter table trail rename to away")
+    memory.diary.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        memory.diary.recall()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 from core_worlds import NOW, device, instance, node, profile
 
-from cortex_common.errors import ConfigError
+from cortex_common.errors import ConfigError, Unavailable
 from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import ModelId
+from cortex_server.auth.records import Records
 from cortex_server.core.fit import SizeSource, size_key
 from cortex_server.lifecycle.knowledge import HALF_LIFE_S, Knowledge, Measurement
 from cortex_server.lifecycle.pins import Pin, PinBoard
@@ -147,3 +149,53 @@ def test_pins_hold_until_their_time() -> None:
     assert board.remove(ModelId("a"), "n2")
     assert not board.remove(ModelId("a"), None)
     assert board.held == frozenset()
+
+
+async def test_a_pin_that_can_not_be_written_down_is_told(tmp_path: Path) -> None:
+    """Whoever waits hears that the disk is full, say; the next change is kept again."""
+    path = tmp_path / "placement.sqlite"
+    store = Store(path)
+    await store.kept()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("alter table cordons rename to away")
+        store.keep_cordons(["n1"])
+        with pytest.raises(Unavailable, match="can't be written down"):
+            await store.kept()
+        other.execute("alter table away rename to cordons")
+    store.keep_cordons(["n1"])
+    await store.kept()
+    assert store.cordons() == {"n1"}
+    store.close()
+
+
+def test_a_newer_version_may_have_measured_more(tmp_path: Path) -> None:
+    """Its loads are measured anew, since it knows what it wrote and this one does not."""
+    path = tmp_path / "placement.sqlite"
+    Store(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as newer:
+        newer.execute("alter table loads add column watts real")
+    store = Store(path)
+    store.remember([took(300)])
+    assert len(store.measurements()) == 1
+    store.close()
+
+
+def test_a_damaged_file_stops_no_gateway(tmp_path: Path) -> None:
+    """What use rebuilds is put aside and begun anew, be it overwritten or cut short."""
+    path = tmp_path / "placement.sqlite"
+    Store(path).close()
+    for damaged in (b"x" * 9000, path.read_bytes()[:5000]):
+        path.write_bytes(damaged)
+        store = Store(path)
+        assert store.cordons() == frozenset()
+        store.close()
+        assert (tmp_path / "placement.sqlite.damaged").read_bytes() == damaged
+
+
+def test_keys_are_not_begun_anew(tmp_path: Path) -> None:
+    """Without its keys a gateway would serve its host to anybody there, so a damaged file of keys ends it."""
+    path = tmp_path / "access.sqlite"
+    path.write_bytes(b"x" * 9000)
+    with pytest.raises(ConfigError, match=r"access\.sqlite: file is not a database"):
+        Records(path)
+    assert path.exists()
