@@ -202,7 +202,10 @@ class EngineLife:
         )
         self._ledger.change(ready)
         self._ledger.note(
-            "instance_ready", instance=self.id, model=loading.spec.model_id, seconds=seconds
+            "instance_ready",
+            instance=self.id,
+            model=loading.spec.model_id,
+            seconds=round(seconds, 3),
         )
 
     async def _first_sign(self, begun: float) -> Probe:

@@ -35,8 +35,9 @@ def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
     memory = [node_memory(n) for n in snapshot.nodes]
     used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
     verdict = paint.warn("degraded") if troubles(snapshot) else paint.good("ok")
+    # A clock that was set back since it started would make it younger than nothing.
     age = (
-        f" {snapshot.gateway_version} up {show_duration(snapshot.at - snapshot.started_at)}"
+        f" {snapshot.gateway_version} up {show_duration(max(0.0, snapshot.at - snapshot.started_at))}"
         if snapshot.started_at
         else ""
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from functools import partial
 from shlex import quote
 
@@ -189,7 +190,14 @@ class Verbs:
         if wish.node is not None:
             self.check_node(wish.node)
         until = None if wish.for_s is None else self._clock.unix() + wish.for_s
-        event(log, "pinned", model=model, node=wish.node, until=until)
+        ends = None if until is None else datetime.fromtimestamp(until, UTC)
+        event(
+            log,
+            "pinned",
+            model=model,
+            node=wish.node,
+            until=ends and ends.isoformat("T", "seconds"),
+        )
         self._conductor.pin(Pin(model, wish.node, until))
         await self._store.kept()
         return PinView(model=model, node=wish.node, until=until)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     await served.operator.load(LoadModel(model="ada", wait=True))
     pin = await served.operator.pin(PinModel(model="ada", node="here", for_s=0.5))
     assert pin.until is not None
+    told = next(e for e in served.gateway.trail.since(0) if e.event == "pinned")
+    assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
     await until(lambda: not served.gateway.conductor.pins.held)
     assert (await served.chat("bob")).status_code == 200
 
