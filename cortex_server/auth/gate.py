@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cortex_common.config.access import Scope
 from cortex_common.errors import (
@@ -99,6 +99,12 @@ class Gate:
             _within_limits(key, account, time.monotonic())
         account.in_flight += 1
         return key
+
+    def named(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """The key that came with a request, by its name, whether or not it opens anything."""
+        secret = headers.get(b"x-api-key") or headers.get(b"authorization", b"")[7:].strip()
+        key = self.keyring.find(secret)
+        return None if key is None else key.name
 
     def leave(self, key: Key, model: str, tokens_in: int, tokens_out: int, *, failed: bool) -> None:
         """Count a request that `enter` let in and that ended; without a model it never got to be one."""

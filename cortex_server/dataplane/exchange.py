@@ -115,6 +115,7 @@ class Exchange(Reply):
             if len(plane.active) > plane.most:
                 raise full()
         except CortexError as failed:
+            self.trace.turned_away = plane.gate.named(self.named)
             self.refuse(failed)
             return False
         return True

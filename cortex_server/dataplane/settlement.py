@@ -86,7 +86,7 @@ def settle(
         plane.metrics.repaired(answer.repairs, target.model, target.engine)
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
-    name = key.name if key else None
+    name = key.name if key else trace.turned_away
     over = Ended(trace, now, time.time(), name, model, target, tokens_in, tokens_out, error)
     plane.journal.write(over)
     if plane.spans is not None and trace.span is not None:

@@ -28,6 +28,7 @@ class Trace(msgspec.Struct):
         status: HTTP status of the engine, 0 before its head has come; 4xx where the request was at fault, whatever the
             engine said: its instance is not to blame.
         span: its place in a distributed trace; None where nobody follows it.
+        turned_away: the name of the key that it came with and that did not let it in.
     """
 
     route: Route
@@ -41,6 +42,7 @@ class Trace(msgspec.Struct):
     dropped: tuple[str, ...] = ()
     status: int = 0
     span: Span | None = None
+    turned_away: str | None = None
 
     def labels(self, target: Target | None) -> Headers:
         """The headers by which a client can tell what happened to its request."""

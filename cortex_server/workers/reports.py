@@ -93,7 +93,7 @@ class Reporter:
         tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
         if key is not None:
             plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
-        name = key.name if key else None
+        name = key.name if key else trace.turned_away
         over = traces.Ended(
             trace, now, time.time(), name, model, target, tokens_in, tokens_out, error
         )

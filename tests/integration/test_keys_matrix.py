@@ -305,6 +305,7 @@ async def test_limits_hold_under_concurrency(face):
         assert len(engine.calls) == 5
         await rig.settled()
         assert gate.keyring.named("k").account.in_flight == 0
+        assert {entry.line().key for entry in rig.plane.journal.entries} == {"k"}
 
 
 async def test_a_full_gateway_queues_some_and_refuses_the_rest():

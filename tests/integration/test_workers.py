@@ -282,6 +282,10 @@ def test_keys_made_at_run_time_hold_at_once_and_their_limits_for_all_workers(sha
         assert 6 <= more.count(200) < 16
         assert more.count(429) > 0
         assert [k.in_flight for k in await boss.keys() if k.name == "few"] == [0]
+        told = (await boss.requests()).recent
+        limited = [r for r in told if r.outcome == "rate_limited"]
+        assert limited
+        assert {r.key for r in limited} == {"few"}
         await boss.revoke_key("few")
         assert (await it.ask(made.secret)).status_code == 401
         await boss.revoke_key("op")
