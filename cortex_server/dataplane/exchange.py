@@ -302,6 +302,8 @@ class Exchange(Reply):
         if self.finished:
             return
         self.finished = True
+        if self.model and self.target is None and not self._tried:
+            self.trace.queued_s = self._loop.time() - self.trace.started
         self.plane.active.discard(self)
         if self._coldstart is not None:
             self._coldstart.cancel()

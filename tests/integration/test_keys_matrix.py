@@ -342,6 +342,22 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         assert rig.plane.turnstile.inside == 0
 
 
+async def test_a_request_whose_turn_does_not_come_has_waited():
+    """What it spent in the queue is told of it, though it got to no instance."""
+    limits = LimitsSection(max_in_flight=1, max_queued=1, queue_timeout_s=0.05)
+    async with (
+        scripted_engine(lambda call: call.gone()) as engine,
+        running_plane({"m": engine.url}, limits=limits) as rig,
+        httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
+    ):
+        first = asyncio.create_task(http.post(CHAT, json=BODY))
+        await engine.call(0)
+        assert (await http.post(CHAT, json=BODY)).status_code == 429
+        (turned_away,) = rig.plane.journal.entries
+        assert turned_away.line().queue_ms >= 50
+        first.cancel()
+
+
 async def test_a_queued_request_whose_client_leaves_gives_its_place_up():
     """Nobody waits in the queue for a client that is gone."""
     async with (
