@@ -35,13 +35,18 @@ _OVERFLOW_WORDS = re.compile(
       | prompt\ is\ too\ long
       | prompt\ length\ .*\ (exceeds|longer)
       | prompt\ sequence\ length\ is\ greater\ than
+      | tokens\)\ is\ too\ large\ to\ process
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 _ASKED_WORDS = re.compile(
-    r"(image|audio|video) input is not supported|failed to parse (messages|tools)", re.IGNORECASE
+    r"""(image|audio|video)\ input\ is\ not\ supported
+      | failed\ to\ parse\ (messages|tools)
+      | vector::_M_range_check
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-"""What llama.cpp says with 500 of requests that no repeat would mend."""
+"""What llama.cpp says with 500 of requests that no repeat would mend; the last of a token that it does not have."""
 _NUMBER = re.compile(r"\d{2,}")
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,

@@ -611,13 +611,29 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
         assert rig.metrics.totals("a").requests == 67
 
 
-async def test_requests_that_no_engine_could_serve_are_not_held_against_the_instance(face):
+@pytest.mark.parametrize(
+    ("path", "words", "code"),
+    [
+        (CHAT, "image input is not supported", "invalid_request"),
+        (
+            "/v1/embeddings",
+            "input (812 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+            "context_length_exceeded",
+        ),
+        (
+            "/detokenize",
+            "vector::_M_range_check: __n (which is 999) >= this->size() (which is 399)",
+            "invalid_request",
+        ),
+    ],
+)
+async def test_requests_that_no_engine_could_serve_are_not_held_against_the_instance(
+    face, path, words, code
+):
     """llama.cpp says 500 to an image for a model of texts: one client's mistake must not close the model for all."""
 
     async def blind(call: Call) -> None:
-        said = (
-            b'{"error":{"code":500,"message":"image input is not supported","type":"server_error"}}'
-        )
+        said = b'{"error":{"code":500,"message":"%s","type":"server_error"}}' % words.encode()
         await call.send(whole(said, b"500 Internal Server Error"))
 
     async with (
@@ -625,8 +641,9 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
         running_plane({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
-        statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
-        assert statuses == [400, 400, 400]
+        answers = [await client.post(path, json=BODY) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [400, 400, 400]
+        assert answers[0].json()["error"]["code"] == code
         await rig.settled()
         assert len(rig.fleet.ready("m")) == 1
 
