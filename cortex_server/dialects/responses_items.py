@@ -118,6 +118,7 @@ class InputItems:
                 raise BadRequest(
                     f"{where}: responses are not stored here, so nothing can refer to them",
                     param=where,
+                    hints=["Ask with store false: clients send whole items then."],
                 )
             case _ if kind.endswith(("_call", "_call_output", "_list_tools")) or kind in _SILENT:
                 self._dropped.append(f"{where}: {kind}")

@@ -311,6 +311,13 @@ def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], param
     assert caught.value.param == param
 
 
+def test_a_client_that_refers_to_items_is_told_how_to_send_them() -> None:
+    """The AI SDK does so from the second step on, unless `store` is false."""
+    with pytest.raises(BadRequest) as caught:
+        _translate(input=[{"type": "item_reference", "id": "x"}])
+    assert "store" in " ".join(caught.value.hints)
+
+
 def test_a_request_names_its_model() -> None:
     """A body without a model is refused as such."""
     with pytest.raises(MissingModel):
