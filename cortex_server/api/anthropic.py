@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -60,6 +61,6 @@ def hello_router() -> APIRouter:
         """The gateway is here: 200 without a body."""
         return Response()
 
-    for method, path in (("HEAD", "/"), ("HEAD", "/api/hello"), ("GET", "/api/hello")):
+    for method, path in product(("GET", "HEAD"), ("/", "/api/hello")):
         router.add_api_route(path, hello, methods=[method])
     return router

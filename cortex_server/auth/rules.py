@@ -10,7 +10,6 @@ _OPEN: frozenset[Scope] = frozenset()
 _INFER = frozenset({Scope.INFER})
 _OPERATE = frozenset({Scope.OPERATOR})
 _EITHER = frozenset({Scope.INFER, Scope.OPERATOR})
-_HEAD = frozenset({"HEAD"})
 _READ = frozenset({"GET", "HEAD"})
 
 
@@ -41,7 +40,7 @@ class Rule:
 RULES = (
     Rule("/health", _OPEN, "whether the gateway lives", whole=True),
     Rule("/ready", _OPEN, "whether it can serve", whole=True),
-    Rule("/", _OPEN, "a sign of life, which Anthropic's clients ask for", _HEAD, whole=True),
+    Rule("/", _OPEN, "a sign of life, which Anthropic's clients ask for", _READ, whole=True),
     Rule("/api/hello", _OPEN, "the same", _READ, whole=True),
     Rule("/metrics", frozenset({Scope.METRICS}), "the metrics, on their own listener", whole=True),
     Rule("/v1/models", _EITHER, "which models there are", _READ),
