@@ -38,6 +38,7 @@ class _Translating(ABC):
         self._ident = ident
         self._translated: Translated | None = None
         self._open: ClientStream | None = None
+        self._begun = False
 
     @abstractmethod
     def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
@@ -67,7 +68,8 @@ class _Translating(ABC):
         context: int | None = None,
     ) -> bytes:
         """See `Dialogue`."""
-        stream = self.stream or not traits.cancels_unstreamed
+        # llama.cpp leaves out what the client began only where it streams.
+        stream = self.stream or self._begun or not traits.cancels_unstreamed
         translated = self._translated = self._translate(model, traits, stream=stream)
         self.dropped = translated.dropped
         return ruled(translated.body, profile, context)
@@ -119,6 +121,7 @@ class Messages(_Translating):
             stream=bool(self._request.stream),
             session=self._request.user,
         )
+        self._begun = self._request.messages[-1].role == "assistant"
 
     def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
         return anthropic_request.to_chat(self._request, model=model, traits=traits, stream=stream)

@@ -20,6 +20,7 @@ from cortex_server.dialects.chat import (
     ChatRequest,
     ImagePart,
     JsonSchema,
+    Message,
     Part,
     ResponseFormat,
     StreamOptions,
@@ -148,9 +149,12 @@ def to_chat(
     choice = request.tool_choice
     no_parallel = bool(tools and choice is not None and choice.disable_parallel_tool_use)
     sent_tools, sent_choice = choose(choice, tools, traits)
+    messages = talk.finish()
+    if not messages:
+        raise BadRequest("messages: all of them are empty", param="messages")
     chat = ChatRequest(
         model=model,
-        messages=talk.finish(),
+        messages=messages,
         max_tokens=_set(request.max_tokens),
         temperature=_set(request.temperature),
         top_p=_set(request.top_p),
@@ -164,12 +168,20 @@ def to_chat(
         stream_options=StreamOptions() if stream else UNSET,
     )
     apply_thoughts(chat, _thoughts(request), traits)
+    if traits.continues and _is_begun(messages[-1]):
+        chat.continue_final_message = True
+        chat.add_generation_prompt = False
     return Translated(
         body=msgspec.json.encode(chat),
         call_ids=frozenset(talk.call_ids),
         only_first_call=no_parallel and not traits.parallel_switch,
         dropped=tuple(dropped),
     )
+
+
+def _is_begun(last: Message) -> bool:
+    """Whether it is an answer that the client began and the model is to go on with."""
+    return last.role == "assistant" and bool(last.content) and last.tool_calls is UNSET
 
 
 def _turn(

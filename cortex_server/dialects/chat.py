@@ -127,6 +127,8 @@ class ChatRequest(Struct):
     reasoning_effort: str | UnsetType = UNSET
     enable_thinking: bool | UnsetType = UNSET
     thinking_budget_tokens: int | UnsetType = UNSET
+    continue_final_message: bool | UnsetType = UNSET
+    add_generation_prompt: bool | UnsetType = UNSET
     stream: bool | UnsetType = UNSET
     stream_options: StreamOptions | UnsetType = UNSET
 

@@ -25,6 +25,8 @@ class EngineTraits:
         cancels_unstreamed: ends an unstreamed request when its client leaves. mistral.rs computes on to the
             end, so it is always asked to stream.
         counts_tokens: has POST /v1/messages/count_tokens.
+        continues: has `continue_final_message`. Without it vLLM answers anew, and llama.cpp goes on but
+            repeats what the client began.
         efforts: renames efforts that the engine spells otherwise; "none" is no thinking.
     """
 
@@ -35,11 +37,16 @@ class EngineTraits:
     thinking_budget: bool = False
     cancels_unstreamed: bool = True
     counts_tokens: bool = False
+    continues: bool = False
     efforts: Mapping[str, str] = field(default_factory=dict)
 
 
 LLAMACPP = EngineTraits(
-    named_tool_choice=False, takes_reasoning=True, thinking_budget=True, counts_tokens=True
+    named_tool_choice=False,
+    takes_reasoning=True,
+    thinking_budget=True,
+    counts_tokens=True,
+    continues=True,
 )
 MISTRALRS = EngineTraits(
     parallel_switch=False,
@@ -49,9 +56,9 @@ MISTRALRS = EngineTraits(
     efforts={"max": "xhigh", "minimal": "low", "none": "off"},
 )
 EMBEDDED = EngineTraits(parallel_switch=False, efforts=MISTRALRS.efforts)
-VLLM = SGLANG = EngineTraits(takes_reasoning=True, counts_tokens=True)
+VLLM = SGLANG = EngineTraits(takes_reasoning=True, counts_tokens=True, continues=True)
 GENERIC = EngineTraits()
-CORTEX = EngineTraits(takes_reasoning=True, counts_tokens=True)
+CORTEX = EngineTraits(takes_reasoning=True, counts_tokens=True, continues=True)
 """Another gateway, which words requests for its engines itself."""
 
 _BY_ENGINE = {

@@ -146,6 +146,17 @@ async def test_a_whole_message_is_a_message(served: Served, model: str) -> None:
     assert message.content
 
 
+async def test_an_answer_that_the_client_began_is_not_repeated(served: Served, model: str) -> None:
+    """Clients put the text that comes behind their own: "{" and "{..." would be no JSON."""
+    begun = [*HI, {"role": "assistant", "content": '{"begun": "'}]
+    async with claude(served.url) as sdk:
+        whole = await sdk.messages.create(model=model, max_tokens=8, messages=begun)
+        async with sdk.messages.stream(model=model, max_tokens=8, messages=begun) as stream:
+            streamed = await stream.get_final_text()
+    assert "begun" not in whole.content[0].text + streamed
+    assert whole.usage.output_tokens == 8
+
+
 async def test_a_chat_is_streamed_with_usage_only_where_asked(served: Served, model: str) -> None:
     """A streamed chat ends with its reason; usage comes when it is asked for."""
     async with gpt(served.url) as sdk:

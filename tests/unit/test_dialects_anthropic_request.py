@@ -298,6 +298,30 @@ def test_results_stand_before_the_rest_of_the_turn_and_images_after_them() -> No
     assert found[2]["content"] == [_PNG_PART, _PNG_PART, {"type": "text", "text": "see"}]
 
 
+@pytest.mark.parametrize(
+    ("traits", "last", "continued"),
+    [
+        (LLAMACPP, {"role": "assistant", "content": "{"}, True),
+        (GENERIC, {"role": "assistant", "content": "{"}, False),
+        (LLAMACPP, {"role": "assistant", "content": [_USE]}, False),
+        (LLAMACPP, {"role": "user", "content": "{"}, False),
+    ],
+)
+def test_an_answer_that_the_client_began_is_gone_on_with(
+    traits: EngineTraits, last: dict[str, Any], continued: bool
+) -> None:
+    """The engine is told so where it knows the word."""
+    found = _chat(traits, messages=[{"role": "user", "content": "hi"}, last])
+    assert found.get("continue_final_message", False) is continued
+    assert ("add_generation_prompt" in found) is continued
+
+
+def test_messages_without_any_content_are_refused() -> None:
+    """Engines answer an empty conversation with noise, or name a field that the client did not send."""
+    with pytest.raises(BadRequest):
+        _chat(messages=[{"role": "user", "content": ""}])
+
+
 def test_assistant_turns_keep_text_calls_and_unicode() -> None:
     """Texts are joined as they were, calls keep the JSON text of their input."""
     turn = {
