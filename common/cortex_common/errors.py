@@ -271,7 +271,7 @@ def envelope(error: CortexError) -> dict[str, JsonValue]:
     """The body of an error answer, in OpenAI's shape plus `hints` and `src`.
 
     `src` is "cortex" for errors that the gateway or a neuron made, so that a client can tell
-    them from an engine's, which are passed on as they came.
+    them from an engine's, which are passed on as they came; one that had to be said anew has neither.
     """
     body: dict[str, JsonValue] = {
         "message": error.message,
@@ -281,6 +281,8 @@ def envelope(error: CortexError) -> dict[str, JsonValue]:
         "src": "cortex",
         "hints": list(error.hints),
     }
+    if "upstream_status" in error.details:
+        del body["src"], body["hints"]
     return {"error": body | {k: v for k, v in error.details.items() if k not in body}}
 
 

@@ -176,6 +176,30 @@ async def test_an_engines_word_on_repeating_reaches_the_client() -> None:
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "3")
 
 
+async def test_an_engines_refusal_does_not_claim_to_be_ours() -> None:
+    """Said inside a stream that comments have kept alive, it is still the engine's."""
+
+    async def late(call: Call) -> None:
+        await told.wait()
+        await call.send(whole(b'{"error":{"message":"bad grammar"}}', b"400 Bad Request"))
+
+    told = asyncio.Event()
+    soon = GatewaySection(prefill_comment_after_s=0.01)
+    body = {"model": "m", "messages": HI, "stream": True}
+    async with (
+        scripted_engine(late) as engine,
+        running_plane({"m": engine.url}, settings=soon) as rig,
+        httpx.AsyncClient(base_url=rig.url) as http,
+        http.stream("POST", "/v1/chat/completions", json=body) as refused,
+    ):
+        said = b""
+        async for piece in refused.aiter_bytes():
+            told.set()
+            said += piece
+    assert b"bad grammar" in said
+    assert b"src" not in said
+
+
 async def test_a_response_that_was_kept_elsewhere_is_a_clear_mistake() -> None:
     """previous_response_id is a 400 that names itself, because nothing is kept."""
     async with running_plane({"m": "http://127.0.0.1:1"}) as rig, gpt(rig.url) as sdk:

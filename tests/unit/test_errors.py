@@ -62,6 +62,12 @@ def test_who_answered_was_reached():
     assert told.details == {"node": "n1"}
 
 
+def test_what_an_engine_said_does_not_claim_to_be_ours():
+    """Clients tell the two apart by `src`."""
+    body = envelope(DoesNotFit("no", details={"upstream_status": 400}))["error"]
+    assert not {"src", "hints"} & set(body)
+
+
 def test_an_answer_that_is_no_envelope_becomes_an_upstream_error():
     """A proxy's HTML page is quoted, not parsed."""
     got = from_envelope(b"<html>Bad Gateway", 502, "GET /health")
