@@ -23,6 +23,7 @@ from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.mend import mend_answer
 from cortex_server.dialects.openai_errors import engine_error_body
 from cortex_server.dialects.repair import StreamRepair
+from cortex_server.dialects.tool_choice import without_named_choice
 from cortex_server.dialects.traits import EngineTraits
 
 _NO_ROUTE = frozenset({404, 405, 501})
@@ -78,6 +79,8 @@ class OpenAi:
         if self.path not in _GENERATING:
             return body
         body = ruled(body, profile, context)
+        if not traits.named_tool_choice:
+            body = without_named_choice(body)
         if self.stream and not self._head.wants_usage:
             self._asked_usage = True
             body = with_usage(body)

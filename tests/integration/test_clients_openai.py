@@ -17,6 +17,7 @@ from rigs.plane import PlaneRig, ready, running_plane
 
 from cortex_common.config.catalogue import ModelProfile, ParamsSection
 from cortex_common.config.gateway import GatewaySection
+from cortex_server.dialects.traits import LLAMACPP
 
 FUNCTION = {"name": "weather", "parameters": SCHEMA}
 TOOLS = [{"type": "function", "function": FUNCTION}]
@@ -156,6 +157,34 @@ async def test_a_whole_response_is_the_same_response() -> None:
         sent = asked(engine.calls[0])
     assert (response.output_text, response.status) == ("hello", "completed")
     assert [m["role"] for m in sent["messages"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent_choice", "sent_tools"),
+    [
+        ({"type": "function", "function": {"name": "weather"}}, "required", ["weather"]),
+        ({"type": "function", "function": {"name": "lost"}}, None, ["weather", "now"]),
+        ("auto", None, ["weather", "now"]),
+    ],
+)
+async def test_a_named_tool_is_called_where_the_engine_knows_no_names(
+    wanted: object, sent_choice: str | None, sent_tools: list[str]
+) -> None:
+    """llama.cpp reads the object as "auto": programs that parse the call would get prose."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("weather", "now")]
+    async with (
+        scripted_engine(say(SAY)) as engine,
+        running_plane({"m": engine.url}) as rig,
+        gpt(rig.url) as sdk,
+    ):
+        rig.fleet.ready("m")[0].traits = LLAMACPP
+        stream = await sdk.chat.completions.create(
+            model="m", messages=HI, tools=tools, tool_choice=wanted, stream=True
+        )
+        assert [piece async for piece in stream]
+        sent = asked(engine.calls[0])
+    assert sent["tool_choice"] == (sent_choice or wanted)
+    assert [tool["function"]["name"] for tool in sent["tools"]] == sent_tools
 
 
 async def test_an_engines_word_on_repeating_reaches_the_client() -> None:
