@@ -94,6 +94,11 @@ def models_router(fleet: Fleet) -> APIRouter:
             return anthropic.one(anthropic.served(view, name, created))
         return entry(view, view.id if key.allows(view.id) else name)
 
+    # As monitors and some clients ask before they use a server.
+    for path, answer in (("/v1/models", list_models), ("/v1/models/{name:path}", get_model)):
+        router.add_api_route(
+            path, answer, methods=["HEAD"], response_model=None, include_in_schema=False
+        )
     return router
 
 

@@ -80,6 +80,16 @@ async def test_openais_sdk_lists_the_models(served: Served) -> None:
     assert found["org/small"].model_dump()["state"] == "unloaded"
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/org/big"])
+async def test_models_are_probed_without_a_body(served: Served, path: str) -> None:
+    """HEAD says what GET would, for those who may."""
+    bearer = {"authorization": "Bearer all"}
+    answer, whole = [await served.http.request(m, path, headers=bearer) for m in ("HEAD", "GET")]
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == whole.headers["content-length"]
+    assert (await served.http.head(path)).status_code == 401
+
+
 async def test_a_key_sees_only_its_models_in_either_shape(served: Served) -> None:
     """What a key may not use is neither listed nor found."""
     async with anthropic.AsyncAnthropic(base_url=served.rig.url, api_key="few") as claude:
