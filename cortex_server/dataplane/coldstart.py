@@ -79,13 +79,20 @@ class ColdStart:
         """Wait for an instance that takes requests.
 
         Raises:
-            Unavailable: the instances that there are fail, and are left alone for now.
+            Unavailable: the instances that there are fail, and are left alone for now, or are out of reach.
             CortexError: as `Loads.obtain`.
         """
         plane = self._plane
         profile = plane.fleet.profile(self._model)
         if profile is None:
-            raise plane.fleet.names.not_found(self._model)
+            # Somebody else's, which nobody here can load.
+            if plane.fleet.known(self._model) is None:
+                raise plane.fleet.names.not_found(self._model)
+            raise Unavailable(
+                f"what serves {self._model!r} fails or can't be reached",
+                hints=["cortex nodes ls and cortex ps show how"],
+                retry_after=5.0,
+            )
         for _ in range(_MOST_ROUNDS):
             await plane.loads.obtain(
                 profile,

@@ -141,7 +141,10 @@ async def test_listings_are_followed() -> None:
 
 
 async def test_a_dead_server_is_left_and_found_again() -> None:
-    """A refused key or a dead socket makes it unreachable, with the reason; its return is noticed."""
+    """A refused key or a dead socket makes it unreachable, with the reason; its return is noticed.
+
+    Meanwhile its models are unavailable, not unknown: nobody repeats a request for what does not exist.
+    """
     provider = Provider([{"id": "m"}], key=b"right")
     async with (
         serving(provider),
@@ -154,6 +157,10 @@ async def test_a_dead_server_is_left_and_found_again() -> None:
             provider.key = b"wrong"
             await until(served, up)
             assert (await http.get("/ready")).status_code == 200
+            provider.key = b"right"
+            await until(served, lambda s: s.nodes[0].state is NodeState.UNREACHABLE)
+            missed = await http.post("/v1/chat/completions", json={"model": "m", "messages": HI})
+            assert (missed.status_code, missed.headers["retry-after"]) == (503, "5")
 
 
 async def test_a_server_is_trusted_by_the_authority_that_is_named(tmp_path: Path) -> None:
@@ -288,6 +295,8 @@ async def test_a_server_that_keeps_failing_is_left_alone_unless_that_is_off(brea
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 502
         failing = served.gateway.fleet.snapshot.instances()[0].failing
         assert (failing is not None) is breaker
+        again = await http.post("/v1/chat/completions", json=body)
+        assert again.status_code == (503 if breaker else 502)
 
 
 async def test_nothing_is_ever_loaded_or_ended_there() -> None:
