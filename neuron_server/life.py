@@ -202,10 +202,7 @@ class EngineLife:
         )
         self._ledger.change(ready)
         self._ledger.note(
-            "instance_ready",
-            instance=self.id,
-            model=loading.spec.model_id,
-            seconds=round(seconds, 3),
+            "instance_ready", instance=self.id, model=loading.spec.model_id, seconds=seconds
         )
 
     async def _first_sign(self, begun: float) -> Probe:

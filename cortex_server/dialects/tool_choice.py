@@ -39,7 +39,7 @@ def without_named_choice(body: bytes) -> bytes:
 
     A body without one, or one that the engine is to refuse in its own words, stays as it is.
     """
-    if b'"tool_choice"' not in body:
+    if body.find(b'"tool_choice"') < 0:
         return body
     try:
         fields = _bodies.decode(body)
