@@ -37,10 +37,11 @@ check: $(READY) ## Lint, types and the architecture's contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Without bytecode on disk each of the tests' many processes would compile cortex anew.
+# More at a time than cores, since most tests wait for processes. Without bytecode on disk each of those would
+# compile cortex anew.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## All tests that CI runs
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(READY) ## Format and mend what can be mended
 	$(BIN)/ruff format .
