@@ -13,6 +13,7 @@ from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.daemon_log import KeptLog
 from cortex_common.logs import event
+from cortex_common.state_dir import held
 from cortex_common.tls import server_tls
 from cortex_server.api.app import create_app
 from cortex_server.api.config import config_router
@@ -58,7 +59,8 @@ class Gateway:
         catalogue: the models that can be asked for.
 
     Raises:
-        ConfigError: a certificate or a secret that the settings name can't be read.
+        ConfigError: a certificate or a secret that the settings name can't be read, or state_dir not be used.
+        Conflict: another gateway uses its state_dir.
 
     Attributes:
         reloader: reads the settings again; set by whoever knows their files.
@@ -83,7 +85,10 @@ class Gateway:
         self.fleet = Fleet(config.nodes, catalogue, clock, self.metrics)
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._roster = Roster(self.fleet)
-        self._store = Store(store_path(config.gateway.state_dir, os.environ))
+        placement = store_path(config.gateway.state_dir, os.environ)
+        # Each of two gateways would write its own pins and cordons over the other's.
+        self._lock = None if placement is None else held(placement.parent, "gateway")
+        self._store = Store(placement)
         for node in self._store.cordons().intersection(self.fleet.entries):
             self.fleet.set_cordoned(node, True)
         self.conductor = Conductor(
@@ -200,6 +205,8 @@ class Gateway:
                     self._diary.close()
                 self._store.close()
                 self.desk.close()
+                if self._lock is not None:
+                    os.close(self._lock)
                 if self._spans is not None:
                     await asyncio.to_thread(self._spans.close)
                 self._kept_log.end()

@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from cortex_common.errors import ConfigError, Unavailable
+from cortex_common.errors import Unavailable
 from cortex_common.hardware import DeviceKind
 from cortex_common.models import ModelId
+from cortex_common.state_dir import unusable
 from cortex_server.core.fit import SizeKey
 from cortex_server.lifecycle.knowledge import Measurement
 from cortex_server.lifecycle.pins import Pin
@@ -96,10 +97,7 @@ def store_path(
             if needed.exists() and not os.access(needed, os.W_OK):
                 raise PermissionError(f"{needed} can't be written")
     except OSError as failed:
-        raise ConfigError(
-            f"can't use {path}: {failed.strerror or failed}",
-            hints=("set state_dir in [gateway], or CORTEX_GATEWAY__STATE_DIR",),
-        ) from failed
+        raise unusable(path, "gateway", failed) from failed
     return path
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from cortex_common.errors import ConfigError, Conflict
 from cortex_common.hardware import HostWarning
 from cortex_common.harness import EngineAge
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, LoadSpec
+from cortex_common.state_dir import held, unusable
 from cortex_common.wire import Wire
 from neuron_server.harness.log import EngineLog
 
@@ -73,24 +73,12 @@ class StateDir:
         self._loads = self.path / "loads.json"
         self._ages = self.path / "attached.json"
         self._unwritten: dict[Path, str] = {}
+        self._lock = held(self.path, "neuron")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._records.mkdir(mode=0o700, exist_ok=True)  # specs may carry tokens
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._lock = os.open(self.path / "lock", flags, 0o600)
-        except OSError as failed:
-            raise ConfigError(
-                f"can't use {self.path}: {failed.strerror or failed}",
-                hints=("set state_dir in [neuron], or CORTEX_NEURON__STATE_DIR",),
-            ) from failed
-        try:
-            os.lockf(self._lock, os.F_TLOCK, 0)
         except OSError as failed:
             os.close(self._lock)
-            raise Conflict(
-                f"another neuron uses {self.path}",
-                hints=("stop it, or give this one a state_dir of its own",),
-            ) from failed
+            raise unusable(self._records, "neuron", failed) from failed
 
     @property
     def owner(self) -> str:

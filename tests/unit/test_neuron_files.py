@@ -18,6 +18,7 @@ from cortex_common.config.load import load
 from cortex_common.config.neuron import NeuronConfig, headroom_mib
 from cortex_common.errors import ConfigError, Conflict
 from cortex_common.models import InstanceId, LoadSpec
+from cortex_common.state_dir import held
 from neuron_server.harness.log import EngineLog
 from neuron_server.processes import (
     Process,
@@ -104,17 +105,16 @@ def test_records_survive_and_broken_ones_are_removed(state: StateDir):
     assert [r.instance_id for r in state.records()] == ["b"]
 
 
-def test_a_state_directory_has_one_owner(tmp_path: Path):
+@pytest.mark.parametrize("daemon", ["gateway", "neuron"])
+def test_a_state_directory_has_one_owner(tmp_path: Path, daemon: str):
     """A process that wants a directory in use is refused, and gets it once it is free."""
     path = tmp_path / "state"
-    script = (
-        "import sys, pathlib, neuron_server.records as r; r.StateDir(pathlib.Path(sys.argv[1]))"
-    )
-    argv = [sys.executable, "-c", script, str(path)]
-    state = StateDir(path)
+    script = "import sys, pathlib, cortex_common.state_dir as s; s.held(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    argv = [sys.executable, "-c", script, str(path), daemon]
+    lock = held(path, daemon)
     refused = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert Conflict.__name__ in refused.stderr
-    state.close()
+    assert f"{Conflict.__name__}: another {daemon} uses {path}" in refused.stderr
+    os.close(lock)
     subprocess.run(argv, check=True)
 
 
