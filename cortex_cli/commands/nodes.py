@@ -128,7 +128,7 @@ def drain(
             for what, models in (
                 ("moved", done.moved),
                 ("unloaded", done.unloaded),
-                ("still busy:", done.kept),
+                ("still there:", done.kept),
             )
             if models
         ]

@@ -65,7 +65,11 @@ class Emptying:
         return DrainPlan(node=node, moves=tuple(moves))
 
     async def empty(self, node: str, drain_s: float) -> dict[str, tuple[str, ...]]:
-        """Do it; the models that were "moved", "unloaded" without a copy, and "kept" because they are busy still."""
+        """Do it, as long as the node is cordoned: whoever takes that back keeps what has not been begun.
+
+        Returns:
+            The models that were "moved", "unloaded" without a copy, and "kept", because they are busy still or wanted.
+        """
         outcome: dict[str, list[str]] = {"moved": [], "unloaded": [], "kept": []}
         for view in self._views(node):
             outcome[await self._move_away(view, drain_s)].append(view.model)
@@ -74,6 +78,10 @@ class Emptying:
     def _views(self, node: str) -> list[InstanceView]:
         found = self._fleet.bare.node(node)
         return [i for i in found.instances if i.state in TAKING_MEMORY] if found else []
+
+    def _is_cordoned(self, node: str) -> bool:
+        found = self._fleet.bare.node(node)
+        return found is not None and found.cordoned
 
     def _copy(self, view: InstanceView, node: str, promised: tuple[Promise, ...]) -> Load | None:
         """Where a copy of an instance would go, without anybody else's going for it."""
@@ -88,6 +96,8 @@ class Emptying:
         """Load a copy elsewhere where there is room, then drain and end the instance; says which it was."""
         became = "unloaded"
         profile = self._fleet.profile(view.model)
+        if not self._is_cordoned(view.node):
+            return "kept"
         if profile is not None and view.state is InstanceState.READY:
             goal = Goal(profile.id, another=True, may_evict=False)
             try:
@@ -95,6 +105,8 @@ class Emptying:
                 became = "moved"
             except CortexError as failed:
                 event(log, "no_copy", model=view.model, reason=failed.message)
+            if not self._is_cordoned(view.node):
+                return "kept"
         try:
             await self._conductor.unload(view.model, (view,), drain_s, whole=False)
         except CortexError as failed:

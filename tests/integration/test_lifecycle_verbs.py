@@ -134,6 +134,28 @@ async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Pat
         assert [i.node for i in ready(served)] == ["one"]
 
 
+async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> None:
+    """Whoever drained the wrong node and takes that back keeps what is still there."""
+    models = (tiny(weights, "ada"), tiny(weights, "bob"))
+    async with (
+        neuron(tmp_path / "one", 2 * MODEL_MB + 8, ports=(18300, 18349)) as one,
+        neuron(tmp_path / "two", 2 * MODEL_MB + 8, ports=(18350, 18399)) as two,
+        gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
+    ):
+        for model in ("ada", "bob"):
+            await served.operator.load(LoadModel(model=model, node="two", wait=True))
+        draining = asyncio.create_task(served.operator.drain(DrainNode(node="two")))
+        copying = "loading", "one"
+        await until(
+            lambda: any(
+                (e.event, e.facts.get("node")) == copying for e in served.gateway.trail.since(0)
+            )
+        )
+        await served.operator.uncordon("two")
+        assert sorted((await draining).kept) == ["ada", "bob"]
+        assert sorted(i.model for i in ready(served) if i.node == "two") == ["ada", "bob"]
+
+
 async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path) -> None:
     """With room elsewhere for one of two models, the plan moves one and ends the other, and the drain does so."""
     models = tuple(tiny(weights, name) for name in ("ada", "bob"))
