@@ -5,7 +5,7 @@ Most models have one instance, or several alike, and most requests name no sessi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cortex_common.errors import PromptTooLong
 from cortex_common.models import InstanceId, ModelId
@@ -15,9 +15,6 @@ from cortex_server.dataplane.dialogues import Dialogue
 from cortex_server.fleet.targets import Target
 
 MOST_SESSIONS = 20_000
-
-_SESSION_HEADERS = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")
-"""The explicit one first; the others are Claude Code's and Codex's."""
 
 _ROOM = 1.25
 """Estimates of a prompt are rough: where there is a choice, this much more than the estimate must fit."""
@@ -38,13 +35,13 @@ class Chooser:
         self._compared: dict[ModelId, tuple[Sequence[Target], bool]] = {}
 
     def choose(
-        self, candidates: Sequence[Target], named: Mapping[bytes, bytes], dialogue: Dialogue
+        self, candidates: Sequence[Target], session: bytes, dialogue: Dialogue
     ) -> tuple[Target, bytes]:
         """The instance, and why it is the one.
 
         Args:
             candidates: ready instances of one model, at least one.
-            named: the request's headers by name; one of them may name its session.
+            session: that the request's head names; empty where only its body may.
             dialogue: of the request.
 
         Raises:
@@ -53,7 +50,7 @@ class Chooser:
         """
         if len(candidates) == 1:
             return candidates[0], b"only"
-        session = _session(named) or dialogue.session
+        session = session or dialogue.session
         if not session and self._alike(candidates):
             return _least_busy(candidates), b"least-busy"
         fitting = _fitting(candidates, dialogue)
@@ -93,13 +90,6 @@ def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:
         return candidates
     home = [c for c in candidates if not c.overflow]
     return home if any(c.in_flight < c.slots for c in home) else candidates
-
-
-def _session(named: Mapping[bytes, bytes]) -> bytes:
-    for name in _SESSION_HEADERS:
-        if name in named:
-            return named[name]
-    return b""
 
 
 def _fitting(candidates: Sequence[Target], dialogue: Dialogue) -> Sequence[Target]:

@@ -33,7 +33,6 @@ from cortex_server.dataplane.coldstart import ColdStart
 from cortex_server.dataplane.downstream import NOBODY, Downstream
 from cortex_server.dataplane.headers import engine_request, error_headers, priority, request_id
 from cortex_server.dataplane.reply import Reply
-from cortex_server.dataplane.routes import Asked
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.traceparent import begin
 from cortex_server.fleet.targets import Target
@@ -128,9 +127,7 @@ class Exchange(Reply):
         assert key is not None
         try:
             asking = self.asking
-            route = asking.route
-            asked = Asked(route.path, asking.query, self.named, self.trace.ident, body)
-            dialogue = self._dialogue = route.read(asked)
+            dialogue = self._dialogue = asking.route.read(asking, self.trace.ident, body)
             name = dialogue.name
             model = fleet.known(name)
             if model is None:
@@ -197,7 +194,7 @@ class Exchange(Reply):
         assert dialogue is not None
         if candidates:
             try:
-                target, why = self.plane.chooser.choose(candidates, self.named, dialogue)
+                target, why = self.plane.chooser.choose(candidates, self.asking.session, dialogue)
             except CortexError as failed:
                 self.refuse(failed)
                 return
@@ -263,8 +260,9 @@ class Exchange(Reply):
         plane.fleet.acquire(target)
         endpoint = plane.pool.endpoint(target.url)
         trace.last_byte = self._loop.time()
+        traced = trace.asked() or self.named.get(b"traceparent")
         head = engine_request(
-            endpoint, dialogue.path, self.asking.passed, len(body), trace.ident, trace.asked()
+            endpoint, dialogue.path, self.asking.passed, len(body), trace.ident, traced
         )
         attempt = Attempt(plane.pool, target, endpoint, head, body, self, self._elsewhere)
         self._attempt = attempt

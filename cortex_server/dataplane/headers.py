@@ -11,9 +11,9 @@ from cortex_common.errors import CortexError
 from cortex_server.dataplane.pool import Endpoint
 from cortex_server.dataplane.upstream import Headers
 
-TO_ENGINE = frozenset((b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"))
-"""What an engine gets of a client's headers. Everything else (credentials, cookies, hop-by-hop headers,
-X-Conversation-Id, which makes llama-server ignore a disconnect) stays here."""
+TO_ENGINE = frozenset((b"accept", b"content-type", b"tracestate", b"user-agent"))
+"""What an engine gets of a client's headers, beside a traceparent. Everything else (credentials, cookies, hop-by-hop
+headers, X-Conversation-Id, which makes llama-server ignore a disconnect) stays here."""
 
 NOT_TO_CLIENT = frozenset(
     (
@@ -58,34 +58,34 @@ def priority(named: Mapping[bytes, bytes]) -> int:
 def engine_request(
     endpoint: Endpoint,
     path: str,
-    passed: Headers,
+    passed: bytes,
     length: int,
     ident: bytes,
     traceparent: bytes | None = None,
 ) -> bytes:
-    """The head of the request that an engine gets; `traceparent` stands in the place of the client's.
+    """The head of the request that an engine gets.
 
     Args:
         endpoint: where the engine listens.
         path: of its route.
-        passed: those of the client's headers that it gets.
+        passed: the lines of the client's headers that it gets.
         length: of the body.
         ident: of the request.
-        traceparent: of the gateway's span.
+        traceparent: of the gateway's span, or of the client's where nobody here follows the trace.
     """
-    head = [
-        b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-        % (endpoint.prefix, path.encode(), endpoint.authority, length, ident)
-    ]
-    for name, value in passed:
-        if traceparent is None or name != b"traceparent":
-            head += (name, b": ", value, b"\r\n")
+    head = b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b" % (
+        endpoint.prefix,
+        path.encode(),
+        endpoint.authority,
+        length,
+        ident,
+        passed,
+    )
     if traceparent is not None:
-        head += (b"traceparent: ", traceparent, b"\r\n")
+        head += b"traceparent: %b\r\n" % traceparent
     if endpoint.authorization is not None:
-        head += (b"authorization: ", endpoint.authorization, b"\r\n")
-    head.append(b"\r\n")
-    return b"".join(head)
+        head += b"authorization: %b\r\n" % endpoint.authorization
+    return head + b"\r\n"
 
 
 def error_headers(error: CortexError) -> Headers:

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs
-
-import msgspec
 
 from cortex_common.errors import CortexError, NotFound
+from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.body import read_form, read_head, with_form_model
 from cortex_server.dataplane.dialogues import Dialogue, anthropic_refusal, openai_refusal
 from cortex_server.dataplane.passing import OpenAi
 from cortex_server.dataplane.translating import CountTokens, Messages, Responses
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """A whole request.
-
-    Attributes:
-        path: without the query.
-        query: what stands behind the question mark.
-        named: its headers by name, in lower case.
-        ident: its id.
-    """
-
-    path: str
-    query: bytes
-    named: Mapping[bytes, bytes]
-    ident: bytes
-    body: bytes
-
-    @property
-    def model_in_query(self) -> str | None:
-        """The model named in the query, if any."""
-        if self.query.find(b"model=") < 0:
-            return None
-        return parse_qs(self.query.decode("latin-1")).get("model", [None])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +19,24 @@ class Route:
 
     Attributes:
         path: as the client asks.
-        read: makes the dialogue of a whole request. Raises: CortexError, when it can't be one.
+        read: makes the dialogue of a request of its head, id and body. Raises: CortexError, when it can't be one.
         refusal: says an error in the route's dialect.
         ident_headers: response headers that carry the request's id.
     """
 
     path: str
-    read: Callable[[Asked], Dialogue]
+    read: Callable[[Asking, bytes, bytes], Dialogue]
     refusal: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
         default=lambda error, _ident: openai_refusal(error)
     )
     ident_headers: tuple[bytes, ...] = (b"x-request-id",)
 
 
-def _openai(asked: Asked) -> Dialogue:
-    if asked.named.get(b"content-type", b"").lower().startswith(b"multipart/"):
-        head = read_form(asked.body, asked.model_in_query)
-        return OpenAi(asked.path, asked.body, head, asked.ident, with_form_model)
-    head = read_head(asked.body, asked.model_in_query)
-    return OpenAi(asked.path, asked.body, head, asked.ident)
+def _openai(asking: Asking, ident: bytes, body: bytes) -> Dialogue:
+    path = asking.route.path
+    if asking.form:
+        return OpenAi(path, body, read_form(body, asking.model_in_query), ident, with_form_model)
+    return OpenAi(path, body, read_head(body, asking.model_in_query), ident)
 
 
 _BOTH_IDS = (b"x-request-id", b"request-id")
@@ -87,16 +60,16 @@ ROUTES: dict[bytes, Route] = {
     route.path.encode(): route
     for route in (
         *(Route(path, _openai) for path in _OPENAI),
-        Route("/v1/responses", lambda asked: Responses(asked.body, asked.ident)),
+        Route("/v1/responses", lambda _, ident, body: Responses(body, ident)),
         Route(
             "/v1/messages",
-            lambda asked: Messages(asked.body, asked.ident),
+            lambda _, ident, body: Messages(body, ident),
             anthropic_refusal,
             _BOTH_IDS,
         ),
         Route(
             "/v1/messages/count_tokens",
-            lambda asked: CountTokens(asked.body, asked.ident),
+            lambda _, ident, body: CountTokens(body, ident),
             anthropic_refusal,
             _BOTH_IDS,
         ),
