@@ -62,7 +62,7 @@ class Preset:
     Attributes:
         command: see `HarnessEntry.command`.
         version_path: answers {"version": ...}, where there is such a path.
-        running_metric: name of the /metrics series that counts requests under way.
+        running_metrics: names of the /metrics series that count requests under way and waiting.
         queue_path: answers {"exec_info": {"queue_remaining": ...}}, where there is such a path.
         example: a command for people, where there is no default.
     """
@@ -73,7 +73,7 @@ class Preset:
     routes: tuple[str, ...] = _OPENAI
     env: tuple[tuple[str, str], ...] = ()
     version_path: str | None = None
-    running_metric: tuple[str, ...] = ()
+    running_metrics: tuple[str, ...] = ()
     queue_path: str | None = None
     example: tuple[str, ...] = ()
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
@@ -105,7 +105,7 @@ _PRESETS: Mapping[str, Preset] = {
         ),
         routes=_DIALECTS,
         version_path="/version",
-        running_metric=("vllm:num_requests_running", "vllm:num_requests_waiting"),
+        running_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         kinds=(DeviceKind.CUDA,),
     ),
     "sglang": Preset(
@@ -135,7 +135,7 @@ _PRESETS: Mapping[str, Preset] = {
         ),
         env=(("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false"),),
         routes=_DIALECTS,
-        running_metric=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+        running_metrics=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
         kinds=(DeviceKind.CUDA,),
     ),
     "comfyui": Preset(
@@ -171,6 +171,7 @@ class CommandHarness:
         self._preset = preset
         self._binary = entry.binary
         self._health_path = entry.health_path or preset.health_path
+        self._running_metrics = entry.running_metrics or preset.running_metrics
         self._env = dict(preset.env) | entry.env
         self._http = http
         self.capabilities = EngineCapabilities(
@@ -240,10 +241,12 @@ class CommandHarness:
         if self._preset.queue_path is not None:
             queue = await get_json(self._http, url + self._preset.queue_path)
             return None if queue is None else queue.get("exec_info", {}).get("queue_remaining")
-        if not self._preset.running_metric:
+        if not self._running_metrics:
             return None
         response = await get(self._http, url + "/metrics")
-        return None if response is None else sum_series(response.text, self._preset.running_metric)
+        if response is None or response.status_code != 200:
+            return None
+        return sum_series(response.text, self._running_metrics)
 
     async def _context(self, spec: LoadSpec, url: str) -> int | None:
         if not any(route.startswith("/v1/") for route in self.capabilities.routes):

@@ -1,6 +1,6 @@
 """An engine process with scripted faults, for what real engines do not do on demand.
 
-Serves /health, /v1/models, /v1/chat/completions and /v1/completions like a llama-server whose model says
+Serves /health, /metrics, /v1/models, /v1/chat/completions and /v1/completions like a llama-server whose model says
 "word0 word1 word2 ...". Standard library only, so it starts in a tenth of a second. `--help` lists the faults;
 GET /fake/stats tells what it saw: {"started", "finished", "cancelled", "in_flight"}.
 """
@@ -153,8 +153,9 @@ class Engine:
         if time.monotonic() < self.ready_at:
             error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
             return await respond(writer, 503, {"error": error})
-        if path == "/health":
-            return await respond(writer, 200, {"status": "ok"})
+        if path in {"/health", "/metrics"}:
+            metrics = f"fake_running {self.stats['in_flight']}\n"
+            return await respond(writer, 200, metrics if path == "/metrics" else {"status": "ok"})
         if path == "/v1/models":
             entry = {
                 "id": self.options.model,
@@ -299,10 +300,10 @@ def send(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def respond(
-    writer: asyncio.StreamWriter, status: int, body: dict, *, close: bool = False
+    writer: asyncio.StreamWriter, status: int, body: dict | str, *, close: bool = False
 ) -> bool:
-    """Answer with JSON; False when the connection is to be closed."""
-    data = json.dumps(body).encode()
+    """Answer with JSON, or with text; False when the connection is to be closed."""
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
     connection = b"close" if close else b"keep-alive"
     writer.write(
         b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n"

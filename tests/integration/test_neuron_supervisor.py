@@ -36,15 +36,17 @@ child.communicate()
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron whose engines get one second to stop, and three to load where a test says so."""
+    """A neuron whose engines get one second to stop; "hasty" ones little time, "telling" ones say how busy they are."""
     directory = tmp_path_factory.mktemp("neuron")
     rig = NeuronRig(directory, memory_mb=1000)
-    hasty = rig.config.read_text().split("[[harnesses]]")[2]
-    hasty = (
-        hasty.replace('name = "fake"', 'name = "hasty"')
-        + "load_timeout_s = 1.5\nhealth_every_s = 0.2\n"
-    )
-    rig.config.write_text(rig.config.read_text() + "[[harnesses]]" + hasty)
+    config = rig.config.read_text()
+    plain = config.split("[[harnesses]]")[2]
+    for name, more in (
+        ("hasty", "load_timeout_s = 1.5\nhealth_every_s = 0.2\n"),
+        ("telling", 'running_metrics = ["fake_running"]\n'),
+    ):
+        config += "[[harnesses]]" + plain.replace('name = "fake"', f'name = "{name}"') + more
+    rig.config.write_text(config)
     yield from running(rig)
 
 
@@ -196,6 +198,21 @@ async def test_a_crash_is_as_grave_at_the_gateway_as_on_its_node(rig: NeuronRig)
     assert [(e.actor, e.level) for e in told] == [("node n1", "warn")]
     levels = {e.event: e.level for e in trail.since(0)}
     assert levels["load_admitted"] == "info"
+
+
+async def test_an_engine_tells_its_requests_where_its_metrics_are_named(rig: NeuronRig):
+    """Those of a gateway on the same host pass by the neuron, and count for its other gateways all the same."""
+    async with rig.client() as client:
+        spec = fake("busy", "--interval", "0.05", "--tokens", "400", harness="telling")
+        ready = await load(client, spec)
+        async with httpx.AsyncClient(base_url=ready.url or "", timeout=20) as http:
+            body = {"messages": [], "stream": True}
+            asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+            await until(client, lambda models: models[0].in_flight == 1)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await until(client, lambda models: models[0].in_flight == 0)
+        await client.unload(UnloadRequest(model_id="busy"))
 
 
 async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):

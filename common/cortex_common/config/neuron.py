@@ -145,6 +145,10 @@ class HarnessEntry(Section):
     routes: tuple[str, ...] = ()
     """Kind "command": the OpenAI routes that it has. Default: chat/completions and completions."""
 
+    running_metrics: tuple[str, ...] = ()
+    """Kind "command": the series of its GET /metrics that count its requests, under way and waiting. By them a gateway
+    knows of another's requests, and drains them too. Default: what the preset knows."""
+
     url: BaseUrl | None = None
     """Kind "attach": base URL of an engine that someone else runs."""
 
