@@ -1,4 +1,4 @@
-"""The directory that a daemon keeps its state in: made where it is missing, and held by one process at a time."""
+"""The directory that a daemon keeps its state in: made where it is missing, and held by one of its kind at a time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from cortex_common.errors import ConfigError, Conflict
 def held(directory: Path, daemon: str) -> int:
     """Take a directory; it is held until the descriptor that this returns is closed, or the process ends.
 
+    A gateway and a neuron may share one: no file of theirs has the same name.
+
     Args:
         directory: is made where it is missing.
         daemon: "gateway" or "neuron", as its section of the settings is called.
 
     Raises:
         ConfigError: it can't be made, or written.
-        Conflict: another process holds it.
+        Conflict: another process of that kind holds it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(directory / f"{daemon}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as failed:
         raise unusable(directory, daemon, failed) from failed
     try:

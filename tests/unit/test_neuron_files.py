@@ -114,6 +114,8 @@ def test_a_state_directory_has_one_owner(tmp_path: Path, daemon: str):
     lock = held(path, daemon)
     refused = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert f"{Conflict.__name__}: another {daemon} uses {path}" in refused.stderr
+    other = [*argv[:-1], "neuron" if daemon == "gateway" else "gateway"]
+    subprocess.run(other, check=True)  # a host with both may keep all in one place
     os.close(lock)
     subprocess.run(argv, check=True)
 
@@ -123,7 +125,7 @@ def test_a_state_directory_that_cant_be_made_is_a_mistake_in_the_settings(tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file/state") as refused:
         StateDir(tmp_path / "file" / "state")
-    (tmp_path / "state" / "lock").mkdir(parents=True)
+    (tmp_path / "state" / "neuron.lock").mkdir(parents=True)
     with pytest.raises(ConfigError, match="can't use"):
         StateDir(tmp_path / "state")
     assert "state_dir" in refused.value.hints[0]
