@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
@@ -35,22 +36,6 @@ create unique index if not exists loads_key on loads (
     harness, kind, devices, build, node
 );
 """
-
-_COLUMNS = (
-    *(
-        "model",
-        "weights",
-        "quant",
-        "context",
-        "parallel",
-        "harness",
-        "kind",
-        "devices",
-        "build",
-        "node",
-    ),
-    *("n", "max_mb", "last_mb", "last_s", "at"),
-)
 
 _WISHES = """
 create table if not exists pins (
@@ -154,14 +139,7 @@ class Store:
     def keep_pins(self, pins: Iterable[Pin]) -> None:
         """Replace all pins; returns at once: see `kept`."""
         rows = [(p.model, p.node or "", p.until) for p in pins]
-
-        def replace() -> None:
-            with self._db:
-                self._db.execute("delete from pins")
-                self._db.executemany("insert into pins values (?, ?, ?)", rows)
-
-        self._wish = self._run(replace)
-        self._wish.add_done_callback(_report)
+        self._replace("delete from pins", "insert into pins values (?, ?, ?)", rows)
 
     def cordons(self) -> frozenset[str]:
         """Names of the nodes that an operator has cordoned."""
@@ -171,11 +149,13 @@ class Store:
     def keep_cordons(self, nodes: Iterable[str]) -> None:
         """Replace all of them; returns at once: see `kept`."""
         rows = [(node,) for node in nodes]
+        self._replace("delete from cordons", "insert into cordons values (?)", rows)
 
+    def _replace(self, clear: str, fill: str, rows: Sequence[tuple[object, ...]]) -> None:
         def replace() -> None:
             with self._db:
-                self._db.execute("delete from cordons")
-                self._db.executemany("insert into cordons values (?)", rows)
+                self._db.execute(clear)
+                self._db.executemany(fill, rows)
 
         self._wish = self._run(replace)
         self._wish.add_done_callback(_report)
@@ -215,11 +195,17 @@ def _report(done: Future[None]) -> None:
 
 def _opened(path: Path | None) -> sqlite3.Connection:
     db = opened(path, _WISHES, rebuildable=True)
-    columns = tuple(row[1] for row in db.execute("pragma table_info(loads)"))
-    if columns not in {(), _COLUMNS}:
+    with contextlib.closing(sqlite3.connect(":memory:")) as example:
+        example.executescript(_LOADS)
+        wanted = _columns(example)
+    if _columns(db) not in {(), wanted}:
         db.execute("drop table loads")  # of another version; the next loads are measured anew
     db.executescript(_LOADS)
     return db
+
+
+def _columns(db: sqlite3.Connection) -> tuple[str, ...]:
+    return tuple(row[1] for row in db.execute("pragma table_info(loads)"))
 
 
 def _measurement(row: tuple[object, ...]) -> Measurement:
