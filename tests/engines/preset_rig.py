@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 from engines.fake_nvml import Card, FakeNvml
 from engines.neuron_rig import lines_of, load, until
 from engines.served_neuron import served
+from rigs.whole import running_gateway
 
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
 from cortex_common.models import InstanceState, LoadSpec, ModelInfo, UnloadRequest
@@ -84,7 +86,7 @@ class PresetRig:
 
 
 async def live_through(rig: PresetRig, weights: Path, worker: str, tokens: int) -> ModelInfo:
-    """Load, stream, adopt under the next neuron, drain a stream, and leave no process.
+    """Load, stream, go on with a begun answer, adopt under the next neuron, drain a stream, and leave no process.
 
     Args:
         rig: its directory.
@@ -101,6 +103,7 @@ async def live_through(rig: PresetRig, weights: Path, worker: str, tokens: int) 
         assert any(worker in " ".join((p.name(), *p.cmdline())) for p in engine)
         data = await lines_of(ready, 20, asyncio.Event())
         assert data[-1] == "[DONE]"
+        await _go_on(client.base_url)
     async with rig.neuron() as client:
         (adopted,) = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")
         assert adopted.url == ready.url
@@ -121,6 +124,23 @@ async def failure_of(rig: PresetRig, source: Path) -> str:
             client, lambda ms: bool(ms) and ms[0].status is InstanceState.FAILED, PATIENCE_S
         )
         return failed.error or ""
+
+
+async def _go_on(neuron: str) -> None:
+    """Through a gateway, an answer that the client of Messages began is gone on with, not repeated."""
+    said = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "begun so"}]
+    body = {"model": "org/tiny", "max_tokens": 4, "messages": said}
+    async with (
+        running_gateway(neurons={"here": neuron}) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, timeout=60) as http,
+    ):
+        async with asyncio.timeout(20):
+            while not gateway.gateway.fleet.ready("org/tiny"):
+                await asyncio.sleep(0.01)
+        answer = await http.post("/v1/messages", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["output_tokens"] == 4
+    assert "begun" not in answer.text
 
 
 def _processes_of(model: ModelInfo) -> list[psutil.Process]:
