@@ -67,7 +67,7 @@ class Client:
     def flush(self) -> None:
         """See `Downstream`: nothing is held here."""
 
-    def outlet(self) -> None:
+    def chunked(self) -> None:
         """See `Downstream`: the server makes its own frames."""
 
     def end(self) -> None:

@@ -26,7 +26,6 @@ from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_common.logs import event
 from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.exchange import Exchange
-from cortex_server.dataplane.outlet import Outlet
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.repeats import Repeat
@@ -211,9 +210,9 @@ class Diverted:
             self._held = []
             self._protocol.transport.write(b"".join(held))
 
-    def outlet(self) -> Outlet | None:
+    def chunked(self) -> asyncio.Transport | None:
         """See `Downstream`."""
-        return Outlet(self._protocol.transport) if self._chunked and not self._held else None
+        return self._protocol.transport if self._chunked and not self._held else None
 
     def end(self) -> None:
         """See `Downstream`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
-from cortex_server.dataplane.outlet import Outlet
 from cortex_server.dataplane.upstream import Headers
 
 
@@ -24,7 +24,7 @@ class Downstream(Protocol):
     def flush(self) -> None:
         """Send what is held."""
 
-    def outlet(self) -> Outlet | None:
+    def chunked(self) -> asyncio.Transport | None:
         """What takes HTTP/1.1's chunks of the body as they are; None where nothing does."""
 
     def end(self) -> None:
@@ -49,7 +49,7 @@ class _Nobody:
     def flush(self) -> None:
         """Nothing is held."""
 
-    def outlet(self) -> None:
+    def chunked(self) -> None:
         """There is none."""
 
     def end(self) -> None:

@@ -147,10 +147,10 @@ class Reply(ABC):
         """See `Receiver`."""
         repair = self._answer.repair if self._answer is not None and self._opened else None
         around = repair.around if repair is not None else None
-        outlet = self._client.outlet() if around is not None else None
-        if repair is None or around is None or outlet is None:
+        client = self._client.chunked() if around is not None else None
+        if repair is None or around is None or client is None:
             return None
-        return Lane(around, repair, outlet)
+        return Lane(around, repair, client)
 
     def upstream_end(self) -> None:
         """See `Receiver`."""

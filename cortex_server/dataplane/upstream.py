@@ -43,7 +43,7 @@ class Receiver(Protocol):
         """Nothing more has come for now."""
 
     def upstream_lane(self) -> Lane | None:
-        """What may take whole chunks from now on, so that the calls above come only for those that it does not take."""
+        """What may stand in for this connection, so that the calls above come only for chunks that it does not take."""
 
     def upstream_end(self) -> None:
         """The answer is whole, and the connection already back in its pool."""
@@ -67,7 +67,6 @@ class Connection(asyncio.Protocol):
         "_framed",
         "_head",
         "_headers",
-        "_lane",
         "_last",
         "_lasting",
         "_parser",
@@ -108,7 +107,6 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._told = False
         self._chunk_over = False
-        self._lane: Lane | None = None
 
     # -- the asking side ---------------------------------------------------------------------
 
@@ -124,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; the receiver hears nothing more. This is how an engine learns to stop."""
-        self._receiver = self._lane = None
+        self._receiver = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -154,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of asyncio.Protocol."""
-        self._transport = self._lane = None
+        self._transport = None
         self._pool.live -= 1
         self._pool.forget(self)
         del self._parser  # it knows this connection: no cycle is left to the garbage collector
@@ -174,10 +172,6 @@ class Connection(asyncio.Protocol):
         if receiver is None:  # nobody asked: whatever this is, it must not become an answer
             self.abort()
             return
-        # A whole chunk where the parser expects one need not pass through it: it then still expects the next.
-        if self._lane is not None and self._lane.passes(data):
-            return
-        self._lane = None
         begins, self._seen = not self._seen, True
         if begins and self._last is not None:
             repeat, headers = self._last
@@ -192,9 +186,14 @@ class Connection(asyncio.Protocol):
             return
         self._last = self._repeatable(data) if begins and self._complete else None
         self._hand_on()
-        # Of the next chunk's line nothing may have been read: after its end the chunk counts as begun.
+        # A whole chunk where the parser expects one need not pass through it: it then still expects the next. Of that
+        # one's line nothing may have been read: after its end the chunk counts as begun.
         if self._chunk_over and self._receiver is receiver and data.endswith(b"\r\n"):
-            self._lane = receiver.upstream_lane()
+            self._enter(receiver.upstream_lane())
+
+    def _enter(self, lane: Lane | None) -> None:
+        if lane is not None and self._transport is not None:
+            lane.take(self._transport, self)
 
     def _repeatable(self, data: bytes) -> tuple[Repeat, Headers] | None:
         """The head of an answer that one read brought whole, as the parser found too."""

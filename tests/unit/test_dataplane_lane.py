@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import httptools
 from hypothesis import given
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from rigs.late import trustme
 
 from cortex_server.dataplane.lane import Lane
-from cortex_server.dataplane.outlet import Outlet
 from cortex_server.dataplane.pool import Pool
 from cortex_server.dataplane.upstream import Connection, Headers
 from cortex_server.dialects.repair import StreamRepair
@@ -54,7 +54,7 @@ class Passing:
     def upstream_lane(self) -> Lane | None:
         """See `Receiver`."""
         around = self.repair.around
-        return Lane(around, self.repair, Outlet(self.client)) if self._lanes and around else None
+        return Lane(around, self.repair, self.client) if self._lanes and around else None
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
@@ -81,9 +81,22 @@ class Body:
         self.whole = True
 
 
+@dataclass(frozen=True)
+class Engine:
+    """The far end of a connection, as far as reads of it go."""
+
+    transport: asyncio.Transport
+
+    def says(self, data: bytes) -> None:
+        """One read of the connection, to whoever is its protocol now."""
+        protocol = self.transport.get_protocol()
+        assert isinstance(protocol, asyncio.Protocol)
+        protocol.data_received(data)
+
+
 @contextlib.asynccontextmanager
-async def asked(*, lanes: bool) -> AsyncIterator[tuple[Connection, Passing, socket.socket]]:
-    """An engine's connection that has been asked, its receiver, and the client's end of a real socket."""
+async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.socket]]:
+    """An engine that has been asked, the receiver of its answer, and the client's end of a real socket."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -92,11 +105,11 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Connection, Passing, sock
     with theirs, far:
         client, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
         connection = Connection(pool, pool.endpoint("http://127.0.0.1:1"))
-        await loop.create_connection(lambda: connection, sock=engine)
+        transport, _ = await loop.create_connection(lambda: connection, sock=engine)
         passing = Passing(client, lanes=lanes)
         connection.send(b"", b"", passing)
         try:
-            yield connection, passing, theirs
+            yield Engine(transport), passing, theirs
         finally:
             client.abort()
             connection.abort()
@@ -106,10 +119,10 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Connection, Passing, sock
 
 async def told(reads: list[bytes], *, lanes: bool) -> tuple[bytes, bool, int, str | None]:
     """What a client has got once an engine's bytes have come in these reads: body, wholeness, events, error."""
-    async with asked(lanes=lanes) as (connection, passing, theirs):
+    async with asked(lanes=lanes) as (engine, passing, theirs):
         body, got = Body(), bytearray()
         for read in reads:
-            connection.data_received(read)
+            engine.says(read)
             await asyncio.sleep(0)
             with contextlib.suppress(BlockingIOError):
                 got += theirs.recv(1 << 20)
@@ -167,12 +180,12 @@ def test_a_client_gets_the_same_by_a_lane_as_without(chunks, cuts, upper):
 
 async def test_plain_events_take_the_lane():
     """From the second on, one by one or several in a read, whichever case their sizes are written in."""
-    async with asked(lanes=True) as (connection, passing, _):
-        connection.data_received(HEAD)
+    async with asked(lanes=True) as (engine, passing, _):
+        engine.says(HEAD)
         for line in (b"%x\r\n%b\r\n", b"%X\r\n%b\r\n"):
             chunks = [line % (len(EVENT % text), EVENT % text) for text in (b"one", b"two", b"\\n")]
             for read in (*chunks, chunks[0] + chunks[1]):
-                connection.data_received(read)
+                engine.says(read)
         assert (passing.repair.events, passing.long_way) == (10, 1)
 
 
@@ -186,28 +199,28 @@ async def test_a_size_that_is_not_the_chunks_takes_no_lane():
         b"f" + chunk[1:],
         b"no chunk" + chunk[2:],
     ):
-        async with asked(lanes=True) as (connection, passing, _):
-            connection.data_received(HEAD + chunk)
-            connection.data_received(chunk)
+        async with asked(lanes=True) as (engine, passing, _):
+            engine.says(HEAD + chunk)
+            engine.says(chunk)
             assert (passing.repair.events, passing.long_way) == (2, 1)
-            connection.data_received(wrong)
+            engine.says(wrong)
             assert passing.long_way == 2 or passing.lost
 
 
 async def test_a_slow_client_gets_all_in_order():
     """What its socket does not take waits in the transport, and what follows waits behind it, room or not."""
-    async with asked(lanes=True) as (connection, passing, theirs):
-        connection.data_received(HEAD)
+    async with asked(lanes=True) as (engine, passing, theirs):
+        engine.says(HEAD)
         wanted, body = b"", Body()
         parser = httptools.HttpResponseParser(body)
         for number in range(4000):
             event = EVENT % b"%08d" % number
-            connection.data_received(b"%x\r\n%b\r\n" % (len(event), event))
+            engine.says(b"%x\r\n%b\r\n" % (len(event), event))
             wanted += event
             if number == 3000:
                 assert passing.client.get_write_buffer_size() > 0
                 parser.feed_data(theirs.recv(1 << 16))
-        connection.data_received(b"0\r\n\r\n")
+        engine.says(b"0\r\n\r\n")
         while not body.whole:
             parser.feed_data(await asyncio.get_running_loop().sock_recv(theirs, 1 << 16))
         assert body.data == wanted
@@ -216,14 +229,14 @@ async def test_a_slow_client_gets_all_in_order():
 
 async def test_a_client_that_is_gone_is_no_error():
     """Its transport finds out, and tells its protocol."""
-    async with asked(lanes=True) as (connection, passing, theirs):
-        connection.data_received(HEAD)
+    async with asked(lanes=True) as (engine, passing, theirs):
+        engine.says(HEAD)
         chunk = b"%x\r\n%b\r\n" % (len(EVENT % b"a"), EVENT % b"a")
-        connection.data_received(chunk)
+        engine.says(chunk)
         await asyncio.sleep(0)
         theirs.close()
         for _ in range(3):
-            connection.data_received(chunk)
+            engine.says(chunk)
         assert passing.repair.events == 4
 
 
@@ -242,11 +255,9 @@ async def test_an_encrypted_client_gets_no_plain_byte():
     event = EVENT % b"a"
     chunk = b"%x\r\n%b\r\n" % (len(event), event)
     head, _, foot = event.partition(b'a"}')
-    lane = Lane(
-        (head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), Outlet(client)
-    )
+    lane = Lane((head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client)
     for _ in range(3):
-        assert lane.passes(chunk)
+        lane.data_received(chunk)
         assert await reader.readexactly(len(chunk)) == chunk
     writer.close()
     client.abort()
