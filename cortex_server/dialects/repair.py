@@ -129,8 +129,9 @@ class StreamRepair:
         if not passing:
             return self._each(whole)
         self.events += passing
-        self._sample = self._sample or whole
-        if passing == 1:
+        if not self._sample:  # it names the role, and is like none that follow
+            self._sample = whole
+        elif passing == 1:
             self._text.learn(whole)
         return self._echo(whole)
 
@@ -198,7 +199,8 @@ class StreamRepair:
         return events if is_text(data) else 0
 
     def _each(self, data: bytes) -> bytes:
-        """Whole events, looked at one by one."""
+        """Whole events, looked at one by one; after them another kind of text begins, or none."""
+        self._text.forget()
         if not self._returns:
             blocks = [block + b"\n\n" for block in data.split(b"\n\n")[:-1]]
         else:
