@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 LOAD_WEIGHT = 1.0
@@ -26,22 +28,27 @@ class Candidate(Protocol):
 
 C = TypeVar("C", bound=Candidate)
 
+_in_flight = attrgetter("in_flight")
 
-def pick(candidates: Sequence[C]) -> C | None:
+
+def pick(candidates: Sequence[C]) -> C:
     """The instance with the least in flight relative to its slots; the first of equals.
 
     Args:
-        candidates: ready instances, none of them draining or on a cordoned node's way out.
+        candidates: ready instances, at least one, none of them draining or on a cordoned node's way out.
     """
-    if not candidates:
-        return None
     loads = [candidate.in_flight / candidate.slots for candidate in candidates]
     return candidates[loads.index(min(loads))]
 
 
+def pick_of_alike(candidates: Sequence[C]) -> C:
+    """The same where all have the same slots, for a third of what it costs."""
+    return min(candidates, key=_in_flight)
+
+
 def pick_with_affinity(
     candidates: Sequence[C], matches: Mapping[int, float], weight: float = LOAD_WEIGHT
-) -> C | None:
+) -> C:
     """The instance with the best match less weighted load, where the same conversation was before.
 
     Args:
@@ -50,10 +57,9 @@ def pick_with_affinity(
             `candidates`; absent is 0. A session id that a client sent counts as 1.
         weight: of the load, that is, in flight relative to slots.
     """
-    best: C | None = None
-    most = 0.0
+    best, most = candidates[0], -math.inf
     for at, candidate in enumerate(candidates):
         score = matches.get(at, 0.0) - weight * candidate.in_flight / candidate.slots
-        if best is None or score > most:
+        if score > most:
             best, most = candidate, score
     return best

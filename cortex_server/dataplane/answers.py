@@ -14,7 +14,6 @@ from typing import ClassVar
 import msgspec
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
-from cortex_server.dataplane.upstream import Headers
 from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.engine_errors import from_answer
 from cortex_server.dialects.openai_errors import engine_error
@@ -22,12 +21,12 @@ from cortex_server.dialects.repair import StreamRepair
 
 _WATCHED = 1 << 20
 
-JSON_HEAD: Headers = [(b"content-type", b"application/json")]
-STREAM_HEAD: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+JSON_HEAD = b"content-type: application/json\r\n"
+STREAM_HEAD = (
+    b"content-type: text/event-stream; charset=utf-8\r\n"
+    b"cache-control: no-cache\r\n"
+    b"x-accel-buffering: no\r\n"
+)
 
 Refusal = Callable[[CortexError], tuple[int, bytes]]
 """Says an error in a dialect: HTTP status and JSON body."""
@@ -38,14 +37,14 @@ class Answer(ABC):
 
     Attributes:
         prompt: the head of the engine's answer is the client's too, and can go at once.
-        head: the client's, where the body starts before the answer is whole.
+        head: lines of the client's, where the body starts before the answer is whole.
         status: HTTP status for the client, once `end` or `broken` has been called; of a head that is out already, what
             it should have been.
         error: code of what went wrong inside the answer.
     """
 
     prompt: ClassVar[bool] = False
-    head: ClassVar[Headers] = STREAM_HEAD
+    head: ClassVar[bytes] = STREAM_HEAD
 
     status = 200
     error: str | None = None

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.diverted import body_too_large
 from cortex_server.dataplane.exchange import Exchange
+from cortex_server.dataplane.headers import of_lines
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.routes import Route
-from cortex_server.dataplane.upstream import Headers
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -50,10 +50,11 @@ class Client:
         self._full = False
         self._some = asyncio.Event()
 
-    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+    def respond(self, status: int, lines: bytes, length: int | None) -> None:
         """See `Downstream`."""
+        headers = of_lines(lines)
         if length is not None:
-            headers = [*headers, (b"content-length", b"%d" % length)]
+            headers.append((b"content-length", b"%d" % length))
         self._put({"type": "http.response.start", "status": status, "headers": headers})
 
     def write(self, data: bytes) -> None:

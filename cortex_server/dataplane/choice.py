@@ -5,14 +5,16 @@ Most models have one instance, or several alike, and most requests name no sessi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cortex_common.errors import PromptTooLong
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.core.affinity import Affinity
-from cortex_server.core.pick import pick, pick_with_affinity
+from cortex_server.core.pick import pick, pick_of_alike, pick_with_affinity
 from cortex_server.dataplane.dialogues import Dialogue
 from cortex_server.fleet.targets import Target
+
+Pick = Callable[[Sequence[Target]], Target]
 
 MOST_SESSIONS = 20_000
 
@@ -32,7 +34,7 @@ class Chooser:
 
     def __init__(self, seen: Affinity | None = None) -> None:
         self._seen = seen or Affinity(MOST_SESSIONS)
-        self._compared: dict[ModelId, tuple[Sequence[Target], bool]] = {}
+        self._compared: dict[ModelId, tuple[Sequence[Target], Pick | None]] = {}
 
     def choose(
         self, candidates: Sequence[Target], session: bytes, dialogue: Dialogue
@@ -51,37 +53,32 @@ class Chooser:
         if len(candidates) == 1:
             return candidates[0], b"only"
         session = session or dialogue.session
-        if not session and self._alike(candidates):
-            return _least_busy(candidates), b"least-busy"
+        by_load = None if session else self._by_load(candidates)
+        if by_load is not None:
+            return by_load(candidates), b"least-busy"
         fitting = _fitting(candidates, dialogue)
         reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
         fitting = _at_home(fitting)
         if not session:
-            return _least_busy(fitting), reason
+            return pick(fitting), reason
         names = (hash((candidates[0].model, session)),)
         matches = self._seen.matches(names, [c.id for c in fitting])
-        target = pick_with_affinity(fitting, matches) if matches else _least_busy(fitting)
-        assert target is not None
+        target = pick_with_affinity(fitting, matches)
         self._seen.remember(names, InstanceId(target.id))
         known = [fitting[at].id for at in matches]
         return target, b"session" if target.id in known else reason
 
-    def _alike(self, candidates: Sequence[Target]) -> bool:
-        """Whether they differ in nothing but their load; compared once, since the list changes rarely."""
+    def _by_load(self, candidates: Sequence[Target]) -> Pick | None:
+        """How to choose where their load is all that counts; compared once, since the list changes rarely."""
         model = candidates[0].model
         known = self._compared.get(model)
         if known is not None and known[0] is candidates:
             return known[1]
-        contexts = {c.context for c in candidates}
-        alike = len(contexts) == 1 and not any(c.overflow for c in candidates)
-        self._compared[model] = candidates, alike
-        return alike
-
-
-def _least_busy(candidates: Sequence[Target]) -> Target:
-    target = pick(candidates)
-    assert target is not None
-    return target
+        by_load: Pick | None = None
+        if len({c.context for c in candidates}) == 1 and not any(c.overflow for c in candidates):
+            by_load = pick_of_alike if len({c.slots for c in candidates}) == 1 else pick
+        self._compared[model] = candidates, by_load
+        return by_load
 
 
 def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:

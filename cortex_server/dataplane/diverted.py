@@ -26,6 +26,7 @@ from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_common.logs import event
 from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.exchange import Exchange
+from cortex_server.dataplane.headers import lines
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.repeats import Repeat
@@ -66,6 +67,23 @@ class _NoEvent:
 
 
 _NO_EVENT = _NoEvent()
+
+
+class _Ours:
+    """The headers that uvicorn puts into every answer, as lines; it makes a new list of them once a second."""
+
+    def __init__(self) -> None:
+        self._headers: Headers = []
+        self._lines = b""
+
+    def lines(self, headers: Headers) -> bytes:
+        """Those of the list."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, lines(headers)
+        return self._lines
+
+
+_OURS = _Ours()
 
 
 class Diverted:
@@ -173,28 +191,20 @@ class Diverted:
 
     # -- the answer: `Downstream` ------------------------------------------------------------
 
-    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+    def respond(self, status: int, lines: bytes, length: int | None) -> None:
         """See `Downstream`."""
         if not self.complete and not self._ends_soon:
             self.keep_alive = False
         self._chunked = length is None and self._modern
-        lines = [STATUS_LINE[status]]
-        for name, value in self._protocol.server_state.default_headers:
-            lines += (name, b": ", value, b"\r\n")
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
         if length is not None:
-            lines.append(b"content-length: %d\r\n" % length)
+            framing = b"content-length: %d\r\n" % length
         elif self._chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        else:
-            self.keep_alive = (
-                False  # to HTTP/1.0 only the end of the connection can tell the end of the body
-            )
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        self._held = lines
+            framing = b"transfer-encoding: chunked\r\n"
+        else:  # to HTTP/1.0 only the end of the connection can tell the end of the body
+            self.keep_alive, framing = False, b""
+        ours = _OURS.lines(self._protocol.server_state.default_headers)
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self._held = [STATUS_LINE[status], ours, lines, framing, end]
 
     def write(self, data: bytes) -> None:
         """See `Downstream`."""

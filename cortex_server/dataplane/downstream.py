@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from cortex_server.dataplane.upstream import Headers
-
 
 class Downstream(Protocol):
     """The client's side of a request, as a face gives it.
@@ -15,8 +13,8 @@ class Downstream(Protocol):
     call.
     """
 
-    def respond(self, status: int, headers: Headers, length: int | None) -> None:
-        """Send the head; `length` None means that the end shows by itself."""
+    def respond(self, status: int, lines: bytes, length: int | None) -> None:
+        """Send the head of these lines; `length` None means that the end shows by itself."""
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -40,7 +38,7 @@ class _Nobody:
     Face and exchange let go of each other, so that no cycle is left to the garbage collector.
     """
 
-    def respond(self, status: int, headers: Headers, length: int | None) -> None:
+    def respond(self, status: int, lines: bytes, length: int | None) -> None:
         """Goes nowhere."""
 
     def write(self, data: bytes) -> None:

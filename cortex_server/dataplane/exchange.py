@@ -31,7 +31,13 @@ from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.coldstart import ColdStart
 from cortex_server.dataplane.downstream import NOBODY, Downstream
-from cortex_server.dataplane.headers import engine_request, error_headers, priority, request_id
+from cortex_server.dataplane.headers import (
+    engine_request,
+    error_headers,
+    lines,
+    priority,
+    request_id,
+)
 from cortex_server.dataplane.reply import Reply
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.traceparent import begin
@@ -170,8 +176,8 @@ class Exchange(Reply):
         else:
             refusal = self.asking.route.refusal(error, self.trace.ident)
             status, body = refusal if dialogue is None else dialogue.refusal(error)
-            headers = [*JSON_HEAD, *error_headers(error), *self.trace.labels(self.target)]
-            self._client.respond(status, headers, len(body))
+            head = JSON_HEAD + lines(error_headers(error)) + self.trace.labels(self.target)
+            self._client.respond(status, head, len(body))
             self._client.write(body)
         self._client.end()
         self._finish(error.code)
@@ -210,7 +216,7 @@ class Exchange(Reply):
             self._load_first()
 
     def _answer_alone(self, body: bytes) -> None:
-        self._client.respond(200, [*JSON_HEAD, *self.trace.labels(self.target)], len(body))
+        self._client.respond(200, JSON_HEAD + self.trace.labels(self.target), len(body))
         self._client.write(body)
         self._client.end()
         self._finish(None)

@@ -41,6 +41,17 @@ _ON_REPEATS = frozenset((b"retry-after", b"retry-after-ms"))
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
+def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they stand in a head, each with its line end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def of_lines(lines: bytes) -> Headers:
+    """What `lines` made lines of; names come in lower case where they went in so."""
+    split = (line.partition(b": ") for line in lines.split(b"\r\n")[:-1])
+    return [(name, value) for name, _, value in split]
+
+
 def request_id(named: Mapping[bytes, bytes]) -> bytes:
     """The client's x-request-id if it is a plain token, else a new one."""
     asked = named.get(b"x-request-id")

@@ -42,13 +42,14 @@ class Repeat:
 
     def body_of(self, message: bytes) -> bytes | None:
         """The body of a message that has this head, and is just as long as it says; None for any other bytes."""
-        before = self.before
-        if not message.startswith(before):
-            return None
+        before, after = self.before, self.after
         start = len(before)
         end = message.find(b"\r", start, start + _MOST_DIGITS)
-        digits = message[start:end]
-        if end < 0 or not digits.isdigit() or not message.startswith(self.after, end):
-            return None
-        body = message[end + len(self.after) :]
-        return body if len(body) == int(digits) else None
+        body = end + len(after)
+        if (
+            message.startswith(before)
+            and message.startswith(after, end)
+            and message[start:end] == b"%d" % (len(message) - body)
+        ):
+            return message[body:]
+        return None

@@ -15,6 +15,7 @@ from cortex_server.dataplane.headers import (
     NOT_TO_CLIENT,
     content_length,
     is_event_stream,
+    lines,
     on_repeats,
 )
 from cortex_server.dataplane.lane import Lane
@@ -119,13 +120,13 @@ class Reply(ABC):
                 self._answer = Late(status, self._dialogue.event)
         elif answer.prompt:
             kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
-            self._open(status, kept, None if streamed else content_length(dict(headers)))
+            self._open(status, lines(kept), None if streamed else content_length(dict(headers)))
 
-    def _open(self, status: int, headers: Headers, length: int | None) -> None:
+    def _open(self, status: int, head: bytes, length: int | None) -> None:
         """Send the head, once."""
         if not self._opened:
             self._opened = True
-            self._client.respond(status, headers + self.trace.labels(self.target), length)
+            self._client.respond(status, head + self.trace.labels(self.target), length)
 
     def upstream_data(self, data: bytes) -> None:
         """See `Receiver`."""
@@ -162,7 +163,9 @@ class Reply(ABC):
         if 400 <= status < 500:
             self.trace.status = status
         if not self._opened:
-            head = JSON_HEAD if status < 400 else JSON_HEAD + on_repeats(status, self._on_repeats)
+            head = JSON_HEAD
+            if status >= 400:
+                head += lines(on_repeats(status, self._on_repeats))
             self._open(status, head, len(owed))
         if owed:
             self._client.write(owed)

@@ -21,7 +21,7 @@ class Route:
         path: as the client asks.
         read: makes the dialogue of a request of its head, id and body. Raises: CortexError, when it can't be one.
         refusal: says an error in the route's dialect.
-        ident_headers: response headers that carry the request's id.
+        ident_lines: of a response's head, which carry the request's id in the place of the question mark.
     """
 
     path: str
@@ -29,7 +29,7 @@ class Route:
     refusal: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
         default=lambda error, _ident: openai_refusal(error)
     )
-    ident_headers: tuple[bytes, ...] = (b"x-request-id",)
+    ident_lines: bytes = b"x-request-id: ?\r\n"
 
 
 def _openai(asking: Asking, ident: bytes, body: bytes) -> Dialogue:
@@ -39,7 +39,7 @@ def _openai(asking: Asking, ident: bytes, body: bytes) -> Dialogue:
     return OpenAi(path, body, read_head(body, asking.model_in_query), ident)
 
 
-_BOTH_IDS = (b"x-request-id", b"request-id")
+_BOTH_IDS = b"x-request-id: ?\r\nrequest-id: ?\r\n"
 
 _OPENAI = (
     "/v1/chat/completions",

@@ -9,7 +9,6 @@ import msgspec
 from cortex_server.dataplane.journal import RequestLine
 from cortex_server.dataplane.routes import Route
 from cortex_server.dataplane.traceparent import Span
-from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.targets import Target
 
 
@@ -44,16 +43,15 @@ class Trace(msgspec.Struct):
     span: Span | None = None
     turned_away: str | None = None
 
-    def labels(self, target: Target | None) -> Headers:
-        """The headers by which a client can tell what happened to its request."""
-        labels = [(name, self.ident) for name in self.route.ident_headers]
+    def labels(self, target: Target | None) -> bytes:
+        """The lines of a head by which a client can tell what happened to its request."""
+        labels = self.route.ident_lines.replace(b"?", self.ident)
         if self.cold:
-            labels.append((b"x-cortex-cold-start", b"true"))
+            labels += b"x-cortex-cold-start: true\r\n"
         if self.cold or self.queued_s:
-            labels.append((b"x-cortex-queue-ms", b"%d" % (self.queued_s * 1000)))
+            labels += b"x-cortex-queue-ms: %d\r\n" % (self.queued_s * 1000)
         if target is not None:
-            labels += target.labels
-            labels.append((b"x-cortex-route", self.reason))
+            labels += b"%bx-cortex-route: %b\r\n" % (target.labels, self.reason)
         return labels
 
     def asked(self) -> bytes | None:

@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._paused = False
         self.rested_at = 0.0
+        self._seen = False
         self._reset()
         self._last: tuple[Repeat, Headers] | None = (
             None  # the last answer's head, where it may come again
@@ -97,13 +98,13 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def _reset(self) -> None:
+        """Forget what the parser told of the answer before."""
         self._headers: Headers = []
         self._head = False
         self._lasting = False
         self._framed = False
         self._complete = False
         self._excess = False
-        self._seen = False
         self._status = 0
         self._told = False
         self._chunk_over = False
@@ -114,7 +115,7 @@ class Connection(asyncio.Protocol):
         """Send a request whose answer goes to `receiver`."""
         assert self._transport is not None
         self._receiver = receiver
-        self._reset()
+        self._seen = False
         if len(body) < _JOIN_BELOW:
             self._transport.write(head + body)
         else:
@@ -159,7 +160,7 @@ class Connection(asyncio.Protocol):
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return
-        if self._head and not self._framed and exc is None:
+        if self._seen and self._head and not self._framed and exc is None:
             # Neither a length nor chunks were announced: the end of the connection is the end of the body.
             receiver.upstream_end()
         else:
@@ -173,12 +174,14 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         begins, self._seen = not self._seen, True
-        if begins and self._last is not None:
-            repeat, headers = self._last
-            body = repeat.body_of(data)
-            if body is not None:
-                self._told_again(receiver, headers, body)
-                return
+        if begins:
+            if self._last is not None:
+                repeat, headers = self._last
+                body = repeat.body_of(data)
+                if body is not None:
+                    self._told_again(receiver, headers, body)
+                    return
+            self._reset()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as failed:
@@ -206,11 +209,10 @@ class Connection(asyncio.Protocol):
 
     def _told_again(self, receiver: Receiver, headers: Headers, body: bytes) -> None:
         """Tell an answer with a head like the last one's; the receiver may abort this connection at any call."""
-        self._head = self._framed = self._told = self._complete = self._lasting = True
         receiver.upstream_head(_OK, [*headers, (b"content-length", b"%d" % len(body))])
         if body and self._receiver is not None:
             receiver.upstream_data(body)
-        self._finish()
+        self._finish(lasting=True)
 
     def _hand_on(self) -> None:
         """Tell the receiver what one read brought; it may abort this connection at any of the calls."""
@@ -222,7 +224,7 @@ class Connection(asyncio.Protocol):
             self._pieces = []
             self._receiver.upstream_data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete:
-            self._finish()
+            self._finish(lasting=self._lasting and not self._excess)
         elif self._receiver is not None:
             self._receiver.upstream_read()
 
@@ -273,11 +275,11 @@ class Connection(asyncio.Protocol):
                 self._parser.should_keep_alive()
             )  # the parser forgets it after this call
 
-    def _finish(self) -> None:
+    def _finish(self, *, lasting: bool) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is None or self._transport is None:  # it was aborted, and is about to be closed
             return
-        if self._excess or not self._lasting:
+        if not lasting:
             self.close()
         else:
             if self._paused:

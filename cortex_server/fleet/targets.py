@@ -74,7 +74,7 @@ class Target:
         engine: its kind.
         traits: how that must be spoken to.
         context: tokens that a request may use; None where unknown.
-        labels: the response headers that name it.
+        labels: the lines of a response's head that name it.
         breaker: its record of failures.
         others: requests of others on it.
         counts: what it did.
@@ -91,7 +91,7 @@ class Target:
     engine: str
     context: int | None
     traits: EngineTraits
-    labels: tuple[tuple[bytes, bytes], ...]
+    labels: bytes
     last_used: float
     served_as: str
     retries: bool = True
@@ -239,16 +239,18 @@ class Targets:
             engine=engine,
             context=info.context,
             traits=traits_of(engine),
-            labels=(
-                (b"x-cortex-node", entry.name.encode()),
-                (b"x-cortex-instance", info.instance_id.encode()),
-            ),
+            labels=labels_of(entry.name, info.instance_id),
             last_used=self._clock.unix(),
             served_as=info.served_as or info.id,
             retries=upstream is None or upstream.retries,
             overflow=upstream is not None and upstream.overflow,
             breaker=Breaker(off=upstream is not None and not upstream.breaker),
         )
+
+
+def labels_of(node: str, instance: str) -> bytes:
+    """The lines of a response's head that name an instance."""
+    return f"x-cortex-node: {node}\r\nx-cortex-instance: {instance}\r\n".encode()
 
 
 def _usable(target: Target) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 from cortex_common.errors import CortexError, Unavailable, envelope_bytes
+from cortex_server.dataplane.answers import JSON_HEAD
 from cortex_server.dataplane.asgi import Client, Receive, Send
 from cortex_server.dataplane.diverted import body_too_large
-from cortex_server.dataplane.headers import content_length, error_headers
+from cortex_server.dataplane.headers import content_length, error_headers, lines
 from cortex_server.dataplane.pool import Endpoint, Pool
 from cortex_server.dataplane.upstream import Connection, Headers
 
@@ -114,7 +115,7 @@ class _Passage:
         """See `Receiver`."""
         self._opened = True
         kept = [h for h in headers if h[0] not in _HOP_BY_HOP and h[0] != b"date"]
-        self._client.respond(status, kept, content_length(dict(headers)))
+        self._client.respond(status, lines(kept), content_length(dict(headers)))
         if self._head_only:
             # The parser would wait for the body that is announced, and that HEAD never has.
             self.abort()
@@ -178,8 +179,7 @@ def _head(scope: MutableMapping[str, Any], length: int) -> bytes:
 
 def _refuse(client: Client, error: CortexError) -> None:
     body = envelope_bytes(error)
-    headers = [(b"content-type", b"application/json"), *error_headers(error)]
-    client.respond(error.status, headers, len(body))
+    client.respond(error.status, JSON_HEAD + lines(error_headers(error)), len(body))
     client.write(body)
     client.end()
 

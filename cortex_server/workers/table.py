@@ -13,7 +13,7 @@ from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.core.names import Names
 from cortex_server.dialects.traits import traits_of
-from cortex_server.fleet.targets import Target
+from cortex_server.fleet.targets import Target, labels_of
 from cortex_server.metrics import Metrics
 from cortex_server.workers.wire import Channel, Spec, ToWorker, Verdict
 
@@ -101,10 +101,7 @@ class Table:
                 engine=spec.engine,
                 context=spec.context,
                 traits=traits_of(spec.engine),
-                labels=(
-                    (b"x-cortex-node", spec.node.encode()),
-                    (b"x-cortex-instance", spec.id.encode()),
-                ),
+                labels=labels_of(spec.node, spec.id),
                 last_used=0.0,
                 served_as=spec.served_as,
                 retries=spec.retries,

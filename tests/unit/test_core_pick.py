@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_server.core.pick import pick, pick_with_affinity
+from cortex_server.core.pick import pick, pick_of_alike, pick_with_affinity
 
 
 @dataclass(frozen=True)
@@ -14,16 +14,25 @@ class Ready:
     slots: int = 1
 
 
-ready = st.lists(st.builds(Ready, st.integers(0, 50), st.integers(1, 16)), max_size=8)
+ready = st.lists(st.builds(Ready, st.integers(0, 50), st.integers(1, 16)), min_size=1, max_size=8)
+alike = st.integers(1, 16).flatmap(
+    lambda slots: st.lists(
+        st.builds(Ready, st.integers(0, 50), st.just(slots)), min_size=1, max_size=8
+    )
+)
 
 
 @given(ready)
 def test_the_least_loaded_is_picked(candidates: list[Ready]) -> None:
-    """No other candidate has less in flight for its slots, and there is a pick whenever there is a candidate."""
+    """No other candidate has less in flight for its slots."""
     found = pick(candidates)
-    assert (found is None) == (not candidates)
-    if found is not None:
-        assert found.in_flight / found.slots == min(c.in_flight / c.slots for c in candidates)
+    assert found.in_flight / found.slots == min(c.in_flight / c.slots for c in candidates)
+
+
+@given(alike)
+def test_among_alike_the_short_way_picks_the_same(candidates: list[Ready]) -> None:
+    """Where all have the same slots, those need not be looked at."""
+    assert pick_of_alike(candidates) is pick(candidates)
 
 
 @given(ready)
