@@ -14,12 +14,11 @@ from cortex_common.errors import (
     Unavailable,
 )
 from cortex_server.auth.keys import Account, Key, Keyring
-from cortex_server.auth.origin import TELLING, is_own
 from cortex_server.auth.usage import Usage
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-LOOKED_AT = TELLING | {b"authorization", b"x-api-key"}
+CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 """Names of the headers that a gate looks at; without the others it says the same."""
 
 INFER = frozenset({Scope.INFER})
@@ -47,15 +46,15 @@ class Gate:
         self.usage = usage or Usage()
         self.stopping = False
 
-    def check(self, headers: Headers, peer: str | None, scopes: frozenset[Scope]) -> Key:
+    def check(self, headers: Headers, scopes: frozenset[Scope], *, own: bool) -> Key:
         """Who may do what one of `scopes` opens.
 
         Either credential header being right is enough: tools often send a stale one beside the good one.
 
         Args:
             headers: of the request, names in lower case.
-            peer: the caller's IP address.
             scopes: any of them will do; none for what is open to all.
+            own: this host itself asks, see `is_own`.
 
         Raises:
             AuthenticationFailed: no key, or none that is known and valid.
@@ -75,11 +74,11 @@ class Gate:
                 problem = _problem(key, scopes)
                 if key is not None and problem is None:
                     return key
-        if not scopes or self._open_to(peer, headers, scopes):
+        if not scopes or self._open_to(scopes, own=own):
             return ring.anybody
         raise problem or self._no_key(scopes)
 
-    def enter(self, headers: Headers, peer: str | None) -> Key:
+    def enter(self, headers: Headers, *, own: bool) -> Key:
         """Let an inference request in; `leave` must follow.
 
         Raises:
@@ -89,7 +88,7 @@ class Gate:
         """
         if self.stopping:
             raise stopping()
-        key = self.check(headers, peer, INFER)
+        key = self.check(headers, INFER, own=own)
         account = key.account
         if (
             account.requests is not None
@@ -115,10 +114,10 @@ class Gate:
         if model:
             self.usage.count(key.name, model, tokens_in, tokens_out, failed=failed)
 
-    def _open_to(self, peer: str | None, headers: Headers, scopes: frozenset[Scope]) -> bool:
+    def _open_to(self, scopes: frozenset[Scope], *, own: bool) -> bool:
         if self.insecure and not scopes.isdisjoint(_OPENED_BY_INSECURE):
             return True
-        return scopes.isdisjoint(self.keyring.guarded) and is_own(peer, headers)
+        return own and scopes.isdisjoint(self.keyring.guarded)
 
     def _no_key(self, scopes: frozenset[Scope]) -> AuthenticationFailed:
         names = " or ".join(sorted(scopes))

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from cortex_common.errors import CortexError
 from cortex_server.auth.gate import Gate
+from cortex_server.auth.origin import is_own
 from cortex_server.auth.rules import OTHERWISE, rule_for
 from cortex_server.dataplane.routes import ROUTES, misdirected
 from cortex_server.trail import ACTOR
@@ -55,7 +56,8 @@ class Guard:
             headers = [(name.lower(), value) for name, value in scope["headers"]]
             rule = rule_for(method, path)
             try:
-                key = self._gate().check(headers, client[0] if client else None, rule.scopes)
+                own = is_own(client[0] if client else None, headers)
+                key = self._gate().check(headers, rule.scopes, own=own)
                 scope[KEY] = key
                 ACTOR.set(key.name)
             except CortexError as refused:

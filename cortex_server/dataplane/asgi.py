@@ -124,13 +124,12 @@ class AsgiRoute:
         """Serve one request."""
         client = Client()
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        asking, announced = Asking.of(self._route, scope["query_string"], headers)
+        client_at = scope.get("client")
+        peer = client_at[0] if client_at else None
+        asking, announced = Asking.of(self._route, scope["query_string"], headers, peer)
         client.exchange = exchange = Exchange(self._plane(), client, asking)
-        peer = scope.get("client")
         try:
-            if not exchange.admit(peer[0] if peer else None) or await self._read(
-                receive, exchange, announced or 0
-            ):
+            if not exchange.admit() or await self._read(receive, exchange, announced or 0):
                 watch = asyncio.create_task(client.watch(receive))
                 try:
                     await client.deliver(send)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from cortex_server.auth.gate import LOOKED_AT
+from cortex_server.auth.gate import CREDENTIALS
+from cortex_server.auth.origin import is_own
 from cortex_server.dataplane.headers import TO_ENGINE
 from cortex_server.dataplane.upstream import Headers
 
@@ -26,6 +27,7 @@ class Asking:
         query: of its URL.
         named: its headers by name, in lower case, without the body's length.
         credentials: those of them that the gate looks at.
+        own: this host itself asks.
         passed: those of them that an engine gets, as lines.
         session: the conversation that they name; empty where they name none.
         form: the body is a form, not JSON.
@@ -35,20 +37,31 @@ class Asking:
     query: bytes
     named: dict[bytes, bytes]
     credentials: Headers
+    own: bool
     passed: bytes
     session: bytes
     form: bool
 
     @classmethod
-    def of(cls, route: Route, query: bytes, headers: Headers) -> tuple[Asking, int | None]:
-        """A head's words, and the length of the body, where it states one; header names are in lower case."""
+    def of(
+        cls, route: Route, query: bytes, headers: Headers, peer: str | None
+    ) -> tuple[Asking, int | None]:
+        """A head's words, and the length of the body, where it states one.
+
+        Args:
+            route: that is asked for.
+            query: of the URL.
+            headers: with names in lower case.
+            peer: the caller's IP address.
+        """
         named = dict(headers)
         length = named.pop(b"content-length", b"")
         asking = cls(
             route,
             query,
             named,
-            [h for h in headers if h[0] in LOOKED_AT],
+            [h for h in headers if h[0] in CREDENTIALS],
+            is_own(peer, headers),
             b"".join([b"%b: %b\r\n" % h for h in headers if h[0] in TO_ENGINE]),
             next((named[name] for name in _SESSION if name in named), b""),
             named.get(b"content-type", b"").lower().startswith(b"multipart/"),

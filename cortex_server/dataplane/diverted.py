@@ -144,9 +144,8 @@ class Diverted:
         self.keep_alive = keep_alive
         self.exchange = Exchange(plane, self, asking)
         self._announced = announced
-        peer = protocol.client
         self._limit = plane.max_body
-        if self.exchange.admit(peer[0] if peer else None) and (self._announced or 0) > self._limit:
+        if self.exchange.admit() and (self._announced or 0) > self._limit:
             self._too_large()
 
     # -- the request -------------------------------------------------------------------------
@@ -169,8 +168,8 @@ class Diverted:
         if self.size > self._limit:
             self._too_large()
 
-    def received(self) -> None:
-        """The request is whole."""
+    def received(self, body: bytes | None = None) -> None:
+        """The request is whole; its body comes with this, or has come in pieces."""
         self.complete = True
         if self._lingering is not None:
             self._lingering.cancel()
@@ -178,9 +177,8 @@ class Diverted:
             if not self.keep_alive:
                 self._protocol.transport.close()
         elif not self.exchange.finished:
-            body = self._body
-            self._body = []
-            self.exchange.start(body[0] if len(body) == 1 else b"".join(body))
+            pieces, self._body = self._body, []
+            self.exchange.start(b"".join(pieces) if body is None else body)
 
     def gone(self) -> None:
         """The connection is closed."""
@@ -268,9 +266,7 @@ class DivertingProtocol(PatientProtocol):
             body = last[0].body_of(data)
             if body is not None:
                 self._idle_since = None
-                diverted = self._divert(last[1], len(body))
-                diverted.receive(body)
-                diverted.received()
+                self._divert(last[1], len(body)).received(body)
                 return
         super().data_received(data)
         self._last = self._repeatable(data) if begins and self._between else None
@@ -309,7 +305,8 @@ class DivertingProtocol(PatientProtocol):
             super().on_headers_complete()
             return
         self.head_complete()
-        asking, length = Asking.of(route, query, self.headers)
+        peer = self.client[0] if self.client else None
+        asking, length = Asking.of(route, query, self.headers, peer)
         # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
         modern = self.parser.get_http_version() != "1.0"
         keep_alive = modern and self.parser.should_keep_alive()

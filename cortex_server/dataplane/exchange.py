@@ -108,15 +108,11 @@ class Exchange(Reply):
 
     # -- from the client ---------------------------------------------------------------------
 
-    def admit(self, peer: str | None) -> bool:
-        """Look at the key; to be called before all else. False when the caller has been sent away.
-
-        Args:
-            peer: the caller's IP address.
-        """
+    def admit(self) -> bool:
+        """Look at the key; to be called before all else. False when the caller has been sent away."""
         plane = self.plane
         try:
-            self.key = plane.gate.enter(self.asking.credentials, peer)
+            self.key = plane.gate.enter(self.asking.credentials, own=self.asking.own)
             if len(plane.active) > plane.most:
                 raise full()
         except CortexError as failed:

@@ -30,11 +30,11 @@ class SharedGate(Gate):
         """Learn which row each key has; those of revoked keys are kept, as requests of theirs may go on."""
         self._rows |= rows
 
-    def enter(self, headers: Headers, peer: str | None) -> Key:
+    def enter(self, headers: Headers, *, own: bool) -> Key:
         """See `Gate.enter`."""
         if self.stopping:
             raise stopping()
-        key = self.check(headers, peer, INFER)
+        key = self.check(headers, INFER, own=own)
         row = self._rows.get(key.name)
         if row is not None:
             self._take(key, row)

@@ -25,7 +25,7 @@ def main() -> None:
     for _ in range(20):
         began = time.process_time()
         for _ in range(2000):
-            gate.leave(gate.enter(headers, "10.0.0.1"), "m", 1, 1, failed=False)
+            gate.leave(gate.enter(headers, own=False), "m", 1, 1, failed=False)
         best = min(best, (time.process_time() - began) / 2000)
     print(f"a key among 1000, in and out: {best * 1e6:.1f} us")
 

@@ -399,7 +399,7 @@ async def test_usage_is_told_by_key_model_and_day():
 async def test_a_refused_client_keeps_its_connection(face):
     """A client at its limit gets its 429s over one connection, whether its body comes with the head or after it."""
     gate = ring_of(key("k", limits={"requests_per_minute": 1}))
-    gate.enter([(b"x-api-key", b"k")], None)
+    gate.enter([(b"x-api-key", b"k")], own=False)
     body = json.dumps(BODY).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
     async with (

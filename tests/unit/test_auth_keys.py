@@ -57,7 +57,7 @@ def test_either_credential_header_being_right_is_enough():
         [(b"authorization", b"Bearer stale"), (b"x-api-key", b"good")],
         [(b"x-api-key", b"stale"), (b"authorization", b"bearer good")],
     ):
-        assert guarded.check(headers, "10.0.0.1", INFER).name == "a"
+        assert guarded.check(headers, INFER, own=False).name == "a"
 
 
 @pytest.mark.parametrize(
@@ -75,54 +75,54 @@ def test_either_credential_header_being_right_is_enough():
 def test_what_is_not_the_secret_opens_nothing(headers):
     """Neither no credential, nor another, nor the right one in the wrong place."""
     with pytest.raises(AuthenticationFailed):
-        gate(entry("a", "good")).check(headers, "127.0.0.1", INFER)
+        gate(entry("a", "good")).check(headers, INFER, own=True)
 
 
 def test_an_expired_key_opens_nothing_and_still_guards():
     """After its end a key is refused by name, and this host is not let in again because of that."""
     guarded = gate(entry("a", "good", expires="2001-01-01"))
     with pytest.raises(AuthenticationFailed, match="'a' ended at 2001-01-01"):
-        guarded.check(bearer("good"), "127.0.0.1", INFER)
+        guarded.check(bearer("good"), INFER, own=True)
     with pytest.raises(AuthenticationFailed):
-        guarded.check([], "127.0.0.1", INFER)
+        guarded.check([], INFER, own=True)
 
 
 def test_a_key_without_the_scope_is_told_which_it_has():
     """403 names the scope that lacks."""
     with pytest.raises(PermissionRefused, match="lacks the scope operator; it has infer"):
         gate(entry("a", "s"), entry("o", "t", scopes=["operator"])).check(
-            bearer("s"), "127.0.0.1", OPERATE
+            bearer("s"), OPERATE, own=True
         )
 
 
 def test_without_keys_only_this_host_is_served():
     """Loopback passes; another host and what a proxy passes on do not, and are told how to open it."""
     free = gate()
-    assert free.check([], "127.0.0.1", INFER).name == "anybody"
-    assert free.check(bearer("none"), "::1", OPERATE).name == "anybody"
+    assert free.check([], INFER, own=True).name == "anybody"
+    assert free.check(bearer("none"), OPERATE, own=True).name == "anybody"
     for headers, peer in (([], "10.0.0.1"), ([(b"x-forwarded-for", b"10.0.0.1")], "127.0.0.1")):
         with pytest.raises(AuthenticationFailed) as caught:
-            free.check(headers, peer, INFER)
+            free.check(headers, INFER, own=is_own(peer, headers))
         assert "--insecure" in " ".join(caught.value.hints)
 
 
 def test_insecure_opens_inference_but_never_the_operator_api():
     """Another host may ask models, and may not operate."""
     free = gate(insecure=True)
-    assert free.check([], "10.0.0.1", INFER).name == "anybody"
+    assert free.check([], INFER, own=False).name == "anybody"
     with pytest.raises(AuthenticationFailed):
-        free.check([], "10.0.0.1", OPERATE)
+        free.check([], OPERATE, own=False)
 
 
 def test_a_key_for_inference_does_not_lock_the_operator_out():
     """Each scope is guarded from its first key on, and not before."""
     guarded = gate(entry("a", "s"))
-    assert guarded.check([], "127.0.0.1", OPERATE).name == "anybody"
+    assert guarded.check([], OPERATE, own=True).name == "anybody"
 
 
 def test_insecure_still_counts_for_the_key_that_is_sent():
     """Who sends a key is that key, also where none is needed."""
-    assert gate(entry("a", "s"), insecure=True).check(bearer("s"), "10.0.0.1", INFER).name == "a"
+    assert gate(entry("a", "s"), insecure=True).check(bearer("s"), INFER, own=False).name == "a"
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_requests_a_minute_are_bounded_and_the_wait_is_told():
     """The third of two a minute is refused with the seconds until the next."""
     guarded = gate(entry("a", "s", limits={"requests_per_minute": 2}))
     for _ in range(2):
-        guarded.leave(guarded.enter(bearer("s"), None), "m", 1, 1, failed=False)
+        guarded.leave(guarded.enter(bearer("s"), own=False), "m", 1, 1, failed=False)
     with pytest.raises(Busy) as caught:
-        guarded.enter(bearer("s"), None)
+        guarded.enter(bearer("s"), own=False)
     assert caught.value.code == "rate_limited"
     assert 25 < caught.value.retry_after <= 30
 
@@ -226,20 +226,20 @@ def test_requests_a_minute_are_bounded_and_the_wait_is_told():
 def test_tokens_a_minute_are_counted_when_they_are_known():
     """An answer that overdraws the minute is whole; the next request waits for the debt."""
     guarded = gate(entry("a", "s", limits={"tokens_per_minute": 100}))
-    guarded.leave(guarded.enter(bearer("s"), None), "m", 100, 100, failed=False)
+    guarded.leave(guarded.enter(bearer("s"), own=False), "m", 100, 100, failed=False)
     with pytest.raises(Busy) as caught:
-        guarded.enter(bearer("s"), None)
+        guarded.enter(bearer("s"), own=False)
     assert 55 < caught.value.retry_after <= 61
 
 
 def test_requests_at_once_are_bounded():
     """A place is free again when a request leaves."""
     guarded = gate(entry("a", "s", limits={"max_in_flight": 1}))
-    key = guarded.enter(bearer("s"), None)
+    key = guarded.enter(bearer("s"), own=False)
     with pytest.raises(Busy):
-        guarded.enter(bearer("s"), None)
+        guarded.enter(bearer("s"), own=False)
     guarded.leave(key, "m", 0, 0, failed=True)
-    guarded.enter(bearer("s"), None)
+    guarded.enter(bearer("s"), own=False)
 
 
 class Guest:
@@ -415,4 +415,4 @@ def test_problems_are_cortex_errors():
     guarded = gate(entry("a", "s"))
     for value in (b"\xff\xfe", b"Bearer ", b"bearer \x00", b"Bearer " + b"x" * 100_000):
         with pytest.raises(CortexError):
-            guarded.check([(b"authorization", value)], "1.2.3.4", INFER)
+            guarded.check([(b"authorization", value)], INFER, own=False)

@@ -166,15 +166,15 @@ def test_a_key_is_limited_over_both_workers(boards):
         gate.use_rows(rows)
         made = MadeKey("few", hash_of("s"), KeyTerms(limits=limits), 0.0)
         gate.keyring.use((), [made], 0.0)
-    key = gates[0].enter(headers, None)
-    gates[1].enter(headers, None)
+    key = gates[0].enter(headers, own=False)
+    gates[1].enter(headers, own=False)
     with pytest.raises(RateLimited, match="2 requests under way"):
-        gates[1].enter(headers, None)
+        gates[1].enter(headers, own=False)
     gates[0].leave(key, "m", 0, 0, failed=False)
-    gates[1].enter(headers, None)
+    gates[1].enter(headers, own=False)
     gates[1].leave(key, "m", 0, 0, failed=False)
     with pytest.raises(RateLimited, match="3 requests a minute"):
-        gates[0].enter(headers, None)
+        gates[0].enter(headers, own=False)
     assert control.sum(rows["few"]) == 1
 
 
