@@ -18,12 +18,10 @@ from os import write
 from cortex_server.dialects.repair import StreamRepair
 from cortex_server.dialects.skeleton import is_one_text
 
-_LENGTHS = 64
-"""How many lengths of an event a lane remembers the beginnings of; they are some 200 bytes each."""
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,3})\r\n")
 
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,4})\r\n")
-
-_QUOTE = 0x22
+SizeLines = dict[int, bytes]
+"""The line before a chunk, by the length of line, chunk and line end together, as one engine writes it."""
 
 
 class Lane(asyncio.Protocol):
@@ -35,28 +33,32 @@ class Lane(asyncio.Protocol):
         around: what stands before and after the text of its event.
         repair: counts the events.
         client: where they go. What its socket does not take at once is left to it, and goes first from then on.
+        sizes: the lines that the engine wrote before chunks.
     """
 
     __slots__ = (
-        "_beginnings",
         "_client",
         "_client_fd",
         "_client_waits",
         "_connection",
         "_engine",
         "_foot",
-        "_foot_size",
         "_head",
         "_repair",
+        "_sizes",
     )
 
     def __init__(
-        self, around: tuple[bytes, bytes], repair: StreamRepair, client: asyncio.Transport
+        self,
+        around: tuple[bytes, bytes],
+        repair: StreamRepair,
+        client: asyncio.Transport,
+        sizes: SizeLines,
     ) -> None:
-        self._head, foot = around
+        head, foot = around
+        self._head = head[:-1]  # without the quote
         self._foot = foot + b"\r\n"
-        self._foot_size = len(foot)
-        self._beginnings: dict[int, bytes] = {}
+        self._sizes = sizes
         self._repair = repair
         self._client = client
         socket = client.get_extra_info("socket")
@@ -76,7 +78,7 @@ class Lane(asyncio.Protocol):
         if (
             foot
             and not more
-            and begin == self._beginnings.get(len(data))
+            and begin == self._sizes.get(len(data), b"") + self._head
             and ((text.isascii() and text[-1:] != b"\\") or is_one_text(text))
         ):
             self._repair.events += 1
@@ -104,28 +106,13 @@ class Lane(asyncio.Protocol):
 
     def _is_event(self, piece: bytes) -> bool:
         """Whether these bytes, with the foot after them, are a chunk whose event has one text, in any script."""
-        size = len(piece) + len(self._foot)
-        begin = self._beginnings.get(size) or self._beginning(piece, size)
-        start = len(begin) + 1
-        return (
-            bool(begin)
-            and piece.startswith(begin)
-            and piece[start - 1] == _QUOTE
-            and is_one_text(piece[start:])
-        )
-
-    def _beginning(self, piece: bytes, size: int) -> bytes:
-        """What chunks of this size begin with, up to the quote before the text; empty if this is no chunk."""
         line = _SIZE_LINE.match(piece)
-        if line is None:
-            return b""
-        rest = len(piece) - line.end()
-        if rest < len(self._head) or int(line[1], 16) != rest + self._foot_size:
-            return b""
-        if len(self._beginnings) >= _LENGTHS:
-            self._beginnings.clear()
-        begin = self._beginnings[size] = line[0] + self._head[:-1]
-        return begin
+        size = len(piece) + len(self._foot)
+        if line is None or int(line[1], 16) != size - line.end() - len(b"\r\n"):
+            return False
+        self._sizes[size] = line[0]
+        begin = line[0] + self._head + b'"'
+        return piece.startswith(begin) and is_one_text(piece[len(begin) :])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of asyncio.Protocol."""

@@ -6,11 +6,12 @@ import asyncio
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.stamps import Stamp
+from cortex_server.dataplane.lane import SizeLines
 from cortex_server.dataplane.upstream import Connection
 
 
@@ -24,6 +25,7 @@ class Endpoint:
         tls: how to speak TLS there; None for plain HTTP.
         uds: path of a Unix socket, instead of host and port.
         authorization: value of that header, where the node asks for a token.
+        size_lines: what the engine wrote before its chunks.
     """
 
     host: str
@@ -33,6 +35,7 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     uds: str | None = None
     authorization: bytes | None = None
+    size_lines: SizeLines = field(default_factory=dict, repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:

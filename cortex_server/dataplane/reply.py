@@ -18,7 +18,7 @@ from cortex_server.dataplane.headers import (
     lines,
     on_repeats,
 )
-from cortex_server.dataplane.lane import Lane
+from cortex_server.dataplane.lane import Lane, SizeLines
 from cortex_server.dataplane.trace import Trace
 from cortex_server.dataplane.upstream import Headers
 from cortex_server.fleet.targets import Target
@@ -144,14 +144,14 @@ class Reply(ABC):
         """See `Receiver`."""
         self._client.flush()
 
-    def upstream_lane(self) -> Lane | None:
+    def upstream_lane(self, sizes: SizeLines) -> Lane | None:
         """See `Receiver`."""
         repair = self._answer.repair if self._answer is not None and self._opened else None
         around = repair.around if repair is not None else None
         client = self._client.chunked() if around is not None else None
         if repair is None or around is None or client is None:
             return None
-        return Lane(around, repair, client)
+        return Lane(around, repair, client, sizes)
 
     def upstream_end(self) -> None:
         """See `Receiver`."""

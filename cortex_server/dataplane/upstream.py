@@ -14,7 +14,7 @@ import httptools
 from cortex_server.dataplane.repeats import Repeat
 
 if TYPE_CHECKING:
-    from cortex_server.dataplane.lane import Lane
+    from cortex_server.dataplane.lane import Lane, SizeLines
     from cortex_server.dataplane.pool import Endpoint, Pool
 
 Headers = list[tuple[bytes, bytes]]
@@ -24,6 +24,9 @@ _JOIN_BELOW = 64 * 1024
 
 
 _OK = 200
+
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+"""Headers that tell where a body ends."""
 
 
 class Receiver(Protocol):
@@ -42,8 +45,12 @@ class Receiver(Protocol):
     def upstream_read(self) -> None:
         """Nothing more has come for now."""
 
-    def upstream_lane(self) -> Lane | None:
-        """What may stand in for this connection, so that the calls above come only for chunks that it does not take."""
+    def upstream_lane(self, sizes: SizeLines) -> Lane | None:
+        """What may stand in for this connection, so that the calls above come only for chunks that it does not take.
+
+        Args:
+            sizes: the lines that the engine wrote before chunks; to be kept up.
+        """
 
     def upstream_end(self) -> None:
         """The answer is whole, and the connection already back in its pool."""
@@ -192,7 +199,7 @@ class Connection(asyncio.Protocol):
         # A whole chunk where the parser expects one need not pass through it: it then still expects the next. Of that
         # one's line nothing may have been read: after its end the chunk counts as begun.
         if self._chunk_over and self._receiver is receiver and data.endswith(b"\r\n"):
-            self._enter(receiver.upstream_lane())
+            self._enter(receiver.upstream_lane(self.endpoint.size_lines))
 
     def _enter(self, lane: Lane | None) -> None:
         if lane is not None and self._transport is not None:
@@ -236,10 +243,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        name = name.lower()
-        if name in (b"content-length", b"transfer-encoding"):
-            self._framed = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -247,11 +251,10 @@ class Connection(asyncio.Protocol):
             return
         self._status = self._parser.get_status_code()
         if 100 <= self._status < 200:  # an interim answer: the real one follows
-            self._headers, self._framed = [], False
+            self._headers = []
             return
         self._head = True
-        if self._status in (204, 304):
-            self._framed = True
+        self._framed = self._status in (204, 304) or any(h[0] in _FRAMING for h in self._headers)
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""

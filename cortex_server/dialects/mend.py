@@ -36,25 +36,22 @@ class ChunkMender:
         self.finished: dict[int, str] = {}
         self.usage: Usage | None = None
         self.raw_usage: Json | None = None
+        self._answer_id = answer_id
         self._repairs = repairs
-        self._ids = CallIds((), answer_id, "call")
-        self._trackers: dict[int, CallTracker] = {}
-        self._told_ids: dict[tuple[int, int], str] = {}
-        self._told_names: set[tuple[int, int]] = set()
-        self._latest: Call | None = None
+        self._calls: CallMender | None = None
 
     def mend(self, chunk: Json) -> bool:
         """Mend in place; whether anything was changed."""
-        before = self._repairs.total()
         usage = chunk.get("usage")
         if isinstance(usage, dict) and usage.get("prompt_tokens") is not None:
             self.raw_usage = usage
             self.usage = _usage(usage)
         choices = chunk.get("choices")
+        changed = False
         for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict):
-                self._choice(choice)
-        return self._repairs.total() != before
+            if isinstance(choice, dict) and self._choice(choice):
+                changed = True
+        return changed
 
     def continued(self, inside: bytes) -> bool:
         """Whether the call of the chunk before goes on with this JSON text, which has no quotes."""
@@ -62,30 +59,65 @@ class ChunkMender:
             text = _strings.decode(b'"' + inside + b'"')
         except ValueError:
             return False
-        if self._latest is not None:
-            self._latest.parts.append(text)
+        if self._calls is not None:
+            self._calls.go_on(text)
         return True
 
     def missing_finish(self) -> list[Json]:
         """The choices of a chunk that says what the engine left unsaid before its [DONE]."""
-        reason = "tool_calls" if 0 in self._trackers else "stop"
+        reason = "tool_calls" if self._has_calls(0) else "stop"
         self.finished[0] = reason
         return [{"index": 0, "delta": {}, "finish_reason": reason}]
 
-    def _choice(self, choice: Json) -> None:
+    def _has_calls(self, choice: int) -> bool:
+        return self._calls is not None and self._calls.began(choice)
+
+    def _choice(self, choice: Json) -> bool:
         index = choice.get("index")
         number = index if isinstance(index, int) else 0
         delta = choice.get("delta")
         pieces = delta.get("tool_calls") if isinstance(delta, dict) else None
-        for piece in pieces if isinstance(pieces, list) else ():
-            if isinstance(piece, dict):
-                self._piece(number, piece)
+        changed = False
+        if pieces and isinstance(pieces, list):
+            self._calls = self._calls or CallMender(self._answer_id, self._repairs)
+            changed = self._calls.mend(number, pieces)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
-            if reason == "stop" and number in self._trackers:
+            if reason == "stop" and self._has_calls(number):
                 reason = choice["finish_reason"] = "tool_calls"
                 self._repairs["finish_after_calls"] += 1
+                changed = True
             self.finished[number] = reason
+        return changed
+
+
+class CallMender:
+    """What must be remembered of an answer's calls to mend their next pieces."""
+
+    def __init__(self, answer_id: str, repairs: Counter[str]) -> None:
+        self._repairs = repairs
+        self._ids = CallIds((), answer_id, "call")
+        self._trackers: dict[int, CallTracker] = {}
+        self._told_ids: dict[tuple[int, int], str] = {}
+        self._told_names: set[tuple[int, int]] = set()
+        self._latest: Call | None = None
+
+    def mend(self, choice: int, pieces: list[Any]) -> bool:
+        """Mend the pieces of one choice in place; whether anything was changed."""
+        before = self._repairs.total()
+        for piece in pieces:
+            if isinstance(piece, dict):
+                self._piece(choice, piece)
+        return self._repairs.total() != before
+
+    def began(self, choice: int) -> bool:
+        """Whether the choice has a call."""
+        return choice in self._trackers
+
+    def go_on(self, arguments: str) -> None:
+        """More of the arguments of the latest call came."""
+        if self._latest is not None:
+            self._latest.parts.append(arguments)
 
     def _piece(self, choice: int, piece: Json) -> None:
         function = piece.get("function")

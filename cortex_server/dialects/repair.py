@@ -25,6 +25,9 @@ from cortex_server.dialects.openai_errors import engine_error
 from cortex_server.dialects.skeleton import ARGUMENTS, TEXT, Skeleton
 from cortex_server.dialects.sse import COMMENT, DONE, SseEvent, parse_block, write_data
 
+_NOT_PLAIN = re.compile(rb'"error"|"(?:finish_reason|usage|tool_calls)"(?!: ?null)')
+"""What a chunk of plain text in flight does not have."""
+
 _BLOCK_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _BOM = b"\xef\xbb\xbf"
 _KEEP = Echo(None)
@@ -190,17 +193,15 @@ class StreamRepair:
         if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")):
             return 0
         events = data.count(b"}\n\ndata: {") + 1
-        if data.count(b"\n") != 2 * events or data.find(b'"error"') >= 0:
-            return 0
-        if not (_all_null(data, b'"finish_reason"') and _all_null(data, b'"usage"')):
-            return 0
-        if not _all_null(data, b'"tool_calls"') or self._halves.waiting:
+        if data.count(b"\n") != 2 * events or self._halves.waiting or _NOT_PLAIN.search(data):
             return 0
         return events if is_text(data) else 0
 
     def _each(self, data: bytes) -> bytes:
         """Whole events, looked at one by one; after them another kind of text begins, or none."""
         self._text.forget()
+        if not self._returns and data.find(b"\n\n") == len(data) - 2:
+            return self._block(data)
         if not self._returns:
             blocks = [block + b"\n\n" for block in data.split(b"\n\n")[:-1]]
         else:
@@ -252,7 +253,7 @@ class StreamRepair:
         if changed or not whole:
             self._arguments.forget()
             return self._echo(write_data(msgspec.json.encode(chunk) if changed else data))
-        if is_continuation(chunk):
+        if raw.find(b'"arguments"') >= 0 and is_continuation(chunk):
             self._arguments.learn(raw)
         else:
             self._arguments.forget()
@@ -305,13 +306,6 @@ class StreamRepair:
 
 def _is_usage_chunk(chunk: dict[str, Any]) -> bool:
     return not chunk.get("choices")
-
-
-def _all_null(data: bytes, key: bytes) -> bool:
-    """Whether a key stands there only with null; any spelling that is not known counts as not."""
-    if data.find(key) < 0:
-        return True
-    return data.count(key) == data.count(key + b":null") + data.count(key + b": null")
 
 
 def _is_openai_error(data: bytes) -> bool:

@@ -47,10 +47,7 @@ class Skeleton:
     def __init__(self, echo: Echo, starts: re.Pattern[bytes]) -> None:
         self._echo = echo
         self._starts = starts
-        self._head = self._told_head = b""
-        self._foot = self._told_foot = b""
-        self.changes = False
-        self._start = self._around = 0
+        self._head = b""  # until an example is known; then all else is known, too
 
     def learn(self, event: bytes) -> None:
         """Take a clean event, a single one with its blank line, as the example."""
@@ -75,8 +72,11 @@ class Skeleton:
 
     def inside(self, data: bytes) -> bytes | None:
         """The JSON text, without its quotes, of one event like the example; None if it is not like it."""
-        head, start, size = self._head, self._start, len(data) - self._around
-        if not (head and size >= 0 and data.startswith(head) and data.endswith(self._foot)):
+        head = self._head
+        if not head:
+            return None
+        start, size = self._start, len(data) - self._around
+        if not (size >= 0 and data.startswith(head) and data.endswith(self._foot)):
             return None
         inside = data[start : start + size]
         return inside if is_one_text(inside) else None

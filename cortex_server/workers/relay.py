@@ -17,6 +17,7 @@ from cortex_server.dataplane.answers import JSON_HEAD
 from cortex_server.dataplane.asgi import Client, Receive, Send
 from cortex_server.dataplane.diverted import body_too_large
 from cortex_server.dataplane.headers import content_length, error_headers, lines
+from cortex_server.dataplane.lane import SizeLines
 from cortex_server.dataplane.pool import Endpoint, Pool
 from cortex_server.dataplane.upstream import Connection, Headers
 
@@ -128,7 +129,7 @@ class _Passage:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
-    def upstream_lane(self) -> None:
+    def upstream_lane(self, sizes: SizeLines) -> None:
         """See `Receiver`: what passes here is little."""
 
     def upstream_end(self) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.late import trustme
 
-from cortex_server.dataplane.lane import Lane
+from cortex_server.dataplane.lane import Lane, SizeLines
 from cortex_server.dataplane.pool import Pool
 from cortex_server.dataplane.upstream import Connection, Headers
 from cortex_server.dialects.repair import StreamRepair
@@ -55,10 +55,10 @@ class Passing:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
-    def upstream_lane(self) -> Lane | None:
+    def upstream_lane(self, sizes: SizeLines) -> Lane | None:
         """See `Receiver`."""
         around = self.repair.around
-        return Lane(around, self.repair, self.client) if self._lanes and around else None
+        return Lane(around, self.repair, self.client, sizes) if self._lanes and around else None
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
@@ -260,7 +260,7 @@ async def test_an_encrypted_client_gets_no_plain_byte():
     event = EVENT % b"a"
     chunk = b"%x\r\n%b\r\n" % (len(event), event)
     head, _, foot = event.partition(b'a"}')
-    lane = Lane((head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client)
+    lane = Lane((head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client, {})
     for _ in range(3):
         lane.data_received(chunk)
         assert await reader.readexactly(len(chunk)) == chunk

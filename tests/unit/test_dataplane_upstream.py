@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex_server.dataplane.lane import SizeLines
 from cortex_server.dataplane.pool import Endpoint, Pool
 from cortex_server.dataplane.upstream import Connection, Headers
 
@@ -65,7 +66,7 @@ class Heard:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
-    def upstream_lane(self) -> None:
+    def upstream_lane(self, sizes: SizeLines) -> None:
         """See `Receiver`."""
 
     def upstream_end(self) -> None:
