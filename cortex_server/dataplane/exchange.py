@@ -302,8 +302,11 @@ class Exchange(Reply):
         if self.finished:
             return
         self.finished = True
+        trace, answer, now = self.trace, self._answer, self._loop.time()
         if self.model and self.target is None and not self._tried:
-            self.trace.queued_s = self._loop.time() - self.trace.started
+            trace.queued_s = now - trace.started
+        if trace.first_byte is not None and answer is not None and not answer.events:
+            trace.first_byte = now  # of an answer that came as a whole no speed can be told
         self.plane.active.discard(self)
         if self._coldstart is not None:
             self._coldstart.cancel()
@@ -314,12 +317,12 @@ class Exchange(Reply):
         self.plane.turnstile.leave(self)
         self.plane.settle(
             self.plane,
-            self.trace,
-            self._loop.time(),
+            trace,
+            now,
             key=self.key,
             model=self.model,
             target=self.target,
-            answer=self._answer,
+            answer=answer,
             error=error,
         )
         self._client = NOBODY

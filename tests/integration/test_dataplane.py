@@ -340,6 +340,30 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
             await anext(stream)
 
 
+async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
+    """Its tokens were all there before it was sent, in however many pieces that was."""
+
+    async def in_pieces(call: Call) -> None:
+        answer = whole(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
+        await call.send(answer[:-9])
+        loop = asyncio.get_running_loop()
+        while not any((e.trace.first_byte or loop.time()) < loop.time() for e in rig.plane.active):
+            await asyncio.sleep(0)
+        await call.send(answer[-9:])
+
+    async with (
+        scripted_engine(in_pieces) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        assert (await client.post(CHAT, json=BODY | {"stream": False})).status_code == 200
+        await rig.settled()
+        series = rig.metrics.series("m", "n1")
+        assert (series.tokens_out, sum(series.ttft.counts)) == (3, 1)
+        assert sum(series.speed.counts) == sum(series.between.counts) == 0
+        assert rig.plane.journal.last(1)[0].tok_per_sec is None
+
+
 async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
     """Nothing of half a JSON document reaches the client."""
 
