@@ -90,11 +90,7 @@ class Gate:
             raise stopping()
         key = self.check(headers, INFER, own=own)
         account = key.account
-        if (
-            account.requests is not None
-            or account.tokens is not None
-            or account.limits.max_in_flight
-        ):
+        if account.limited:
             _within_limits(key, account, time.monotonic())
         account.in_flight += 1
         return key

@@ -34,13 +34,15 @@ class Account:
 
     Attributes:
         in_flight: its requests under way.
+        limited: it has limits.
     """
 
-    __slots__ = ("in_flight", "limits", "requests", "tokens")
+    __slots__ = ("in_flight", "limited", "limits", "requests", "tokens")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.limits = KeyLimits()
+        self.limited = False
         self.requests: Bucket | None = None
         self.tokens: Bucket | None = None
 
@@ -51,6 +53,7 @@ class Account:
             self.requests = _bucket(limits.requests_per_minute, now)
         if limits.tokens_per_minute != old.tokens_per_minute:
             self.tokens = _bucket(limits.tokens_per_minute, now)
+        self.limited = limits != KeyLimits()
 
 
 def _bucket(per_minute: int | None, now: float) -> Bucket | None:

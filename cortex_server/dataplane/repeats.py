@@ -20,10 +20,15 @@ _FRAMING = re.compile(rb"\r\n(?:content-length|transfer-encoding):[ \t]*", re.IG
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The bytes of a head around the number of its content-length; together with the number they are all of it."""
+    """The bytes of a head around the number of its content-length, with their lengths.
+
+    Together with the number they are all of it.
+    """
 
     before: bytes
     after: bytes
+    start: int
+    rest: int
 
     @classmethod
     def of(cls, message: bytes) -> Repeat | None:
@@ -33,7 +38,8 @@ class Repeat:
         if end < 4 or len(framing) != 1:
             return None
         start = framing[0].end()
-        repeat = cls(message[:start], message[message.find(b"\r\n", start) : end])
+        after = message[message.find(b"\r\n", start) : end]
+        repeat = cls(message[:start], after, start, len(after))
         return repeat if repeat.body_of(message) is not None else None
 
     def size_of(self, message: bytes) -> int:
@@ -42,13 +48,12 @@ class Repeat:
 
     def body_of(self, message: bytes) -> bytes | None:
         """The body of a message that has this head, and is just as long as it says; None for any other bytes."""
-        before, after = self.before, self.after
-        start = len(before)
+        start = self.start
         end = message.find(b"\r", start, start + _MOST_DIGITS)
-        body = end + len(after)
+        body = end + self.rest
         if (
-            message.startswith(before)
-            and message.startswith(after, end)
+            message.startswith(self.before)
+            and message.startswith(self.after, end)
             and message[start:end] == b"%d" % (len(message) - body)
         ):
             return message[body:]

@@ -17,6 +17,8 @@ from cortex_server.metrics import NOWHERE
 if TYPE_CHECKING:
     from cortex_server.dataplane.plane import DataPlane
 
+_CUT_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
+
 _ENGINE_FAULTS = frozenset({500, 502, 504})
 """503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
 
@@ -95,8 +97,7 @@ def settle(
 
 def judge(fleet: Routing, target: Target, status: int, error: str | None) -> None:
     """What a request says of its instance: see `core.breaker`."""
-    broken = error in (UpstreamFailed.code, UpstreamTimeout.code)
-    if broken or status in _ENGINE_FAULTS:
+    if error in _CUT_OFF or status in _ENGINE_FAULTS:
         fleet.failed(target, error or f"engine_{status}")
     elif status:
         fleet.answered(target)

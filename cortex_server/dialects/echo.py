@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
 _MODEL_FIELD = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')
+
+
+@lru_cache(maxsize=256)
+def _written(name: str) -> tuple[bytes, bytes]:
+    """A name in JSON, alone and with its key."""
+    quoted = msgspec.json.encode(name)
+    return quoted, b'"model":' + quoted
 
 
 class Echo:
@@ -22,8 +30,10 @@ class Echo:
     __slots__ = ("_engine", "_name", "_same", "_told")
 
     def __init__(self, client_name: str | None) -> None:
-        self._name = None if client_name is None else msgspec.json.encode(client_name)
-        self._same = b"" if self._name is None else b'"model":' + self._name
+        self._name: bytes | None = None
+        self._same = b""
+        if client_name is not None:
+            self._name, self._same = _written(client_name)
         self._engine = self._told = b""
 
     def __call__(self, data: bytes) -> bytes:
