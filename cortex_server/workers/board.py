@@ -61,7 +61,7 @@ class Board:
     @classmethod
     def make(cls, workers: int) -> Board:
         """A new one, for the control process."""
-        descriptor = os.memfd_create("cortex-board")
+        descriptor = _memory()
         os.ftruncate(descriptor, size_of(workers))
         return cls(descriptor, workers, workers)
 
@@ -146,6 +146,14 @@ class Board:
         self._flows.release()
         self._map.close()
         os.close(self.descriptor)
+
+
+def _memory() -> int:
+    """A descriptor of memory that has no name and goes with the last process that holds it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("cortex-board")
+    # A Python built for the headers of older systems, as uv's is, lacks the call.
+    return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)  # noqa: S108 - the file has no name there
 
 
 def size_of(workers: int) -> int:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 
 from neuron_server.cgroups import EngineCgroup
+from neuron_server.harness.pidfd import pidfd_open, pidfd_send_signal
 from neuron_server.processes import ProcessTable, marked, oom_kills, read_process, read_table
 
 SWEEP_EVERY_S = 0.05
@@ -83,7 +84,7 @@ class EngineProcess:
         known = self.pids(read_table())
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, with_signal)
+                pidfd_send_signal(self._pidfd, with_signal)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), within_s)
         await self._sweep(known)
@@ -95,8 +96,7 @@ class EngineProcess:
         self._unwatch()
 
     def _watch(self) -> None:
-        """A pidfd becomes readable when the process ends, whether or not it is our child (Linux 5.3)."""
-        self._pidfd: int | None = os.pidfd_open(self.pid)
+        self._pidfd: int | None = pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
 
     def _unwatch(self) -> None:
