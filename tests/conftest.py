@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from rigs.late import Late
 from xdist.scheduler import LoadFileScheduling
 
@@ -21,9 +21,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("nobody.pem")))
 
 # For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
-settings.register_profile("thorough", max_examples=2000)
+# How long an example takes is no test's matter: others have the processors, too.
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("thorough", max_examples=2000, **UNTIMED)
 # Each run draws anew, so that many runs try what one does not.
-settings.register_profile("quick", max_examples=60)
+settings.register_profile("quick", max_examples=60, **UNTIMED)
 settings.load_profile("quick")
 
 ANTHROPIC = {

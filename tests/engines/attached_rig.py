@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -32,7 +33,8 @@ class Attached:
             self.port = free.getsockname()[1]
         self.pid_file = directory / "engine.pid"
         flaw = " --loses" if loses else ""
-        start = f"{sys.executable} {STAND_IN} attach --models org/a,org/b --refuse={refuse} --host 127.0.0.1"
+        start = shlex.join([sys.executable, str(STAND_IN)])
+        start += f" attach --models org/a,org/b --refuse={refuse} --host 127.0.0.1"
         start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}{flaw}"
         bin_dir = directory / "bin"
         bin_dir.mkdir()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -286,7 +287,7 @@ def test_describe_tells_estimate_and_measurement(fleet: DemoFleet):
 def test_bash_completes_models_of_the_fleet(fleet: DemoFleet):
     """In a real bash with the script loaded, a model's name is completed from the live fleet."""
     script = (
-        f'cortex() {{ {sys.executable} -m cortex_cli "$@"; }}\n'
+        f'cortex() {{ {shlex.quote(sys.executable)} -m cortex_cli "$@"; }}\n'
         'eval "$(cortex completion bash)"\n'
         "COMP_WORDS=(cortex models load demo/b); COMP_CWORD=3\n"
         '_cortex_completion cortex; echo "${COMPREPLY[*]}"\n'

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_a_wrong_command_line_is_told_in_plain_words():
 def test_a_closed_pipe_is_no_traceback():
     """`cortex config schema models | head -1` ends quietly."""
     done = subprocess.run(
-        f"{sys.executable} -m cortex_cli config schema gateway | head -1",
+        f"{shlex.quote(sys.executable)} -m cortex_cli config schema gateway | head -1",
         shell=True,
         capture_output=True,
         text=True,

@@ -620,7 +620,8 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
         running_plane(
             {"a": engine.url, "b": engine.url, "c": engine.url},
             face=face,
-            settings=GatewaySection(prefill_comment_after_s=0),  # busy as this host may be
+            # busy as this host may be
+            settings=GatewaySection(prefill_comment_after_s=0, connect_timeout_s=60),
         ) as rig,
         httpx.AsyncClient(
             base_url=rig.url, limits=httpx.Limits(max_connections=200), timeout=60

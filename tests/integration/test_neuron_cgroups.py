@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: P
     start = cgroup / leaf
     start.mkdir(exist_ok=True)
     code = "import neuron_server.cgroups as c; print(c.find(None).root, c.own_cgroup())"
-    launch = f"echo $$ > {start}/cgroup.procs && exec {sys.executable} -c '{code}'"
+    launch = f"echo $$ > {start}/cgroup.procs && exec {shlex.quote(sys.executable)} -c '{code}'"
     said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
     assert said.stdout.split() == [str(cgroup), str(cgroup / "neuron")]
     assert (cgroup / "engines").is_dir()
@@ -97,7 +98,7 @@ def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: P
 def test_a_cgroup_that_was_not_delegated_is_left_alone(cgroup: Path):
     """Being able to write there is no permission: root can write everywhere."""
     code = "import neuron_server.cgroups as c; print(c.find(None))"
-    launch = f"echo $$ > {cgroup}/cgroup.procs && exec {sys.executable} -c '{code}'"
+    launch = f"echo $$ > {cgroup}/cgroup.procs && exec {shlex.quote(sys.executable)} -c '{code}'"
     said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
     assert said.stdout.strip() == "None"
     assert [found for found in cgroup.iterdir() if found.is_dir()] == []

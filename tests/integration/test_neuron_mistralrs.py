@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from neuron_server.engines.tiny import write_tiny_gguf
 @pytest.fixture
 def process_rig(tmp_path: Path) -> Iterator[NeuronRig]:
     """A neuron whose mistralrs program is the stand-in."""
-    program = script(tmp_path / "mistralrs", f'exec {sys.executable} {STAND_IN} "$@"')
+    program = script(
+        tmp_path / "mistralrs", f'exec {shlex.join([sys.executable, str(STAND_IN)])} "$@"'
+    )
     rig = NeuronRig(tmp_path / "neuron")
     section = f'[[harnesses]]\nname = "mistralrs"\nbinary = "{program}"\n'
     rig.config.write_text(

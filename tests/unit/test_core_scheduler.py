@@ -301,7 +301,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(stateful_step_count=40)
 
 
 def test_one_load_serves_all_who_wait() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest
@@ -69,7 +69,6 @@ def test_who_knows_the_future_keeps_what_is_needed_next() -> None:
 
 
 @given(st.text("abc", min_size=1, max_size=25), st.sampled_from(["lru", "cost", ORACLE]))
-@settings(max_examples=60, deadline=None)
 def test_no_policy_beats_the_bound(names: str, policy: str) -> None:
     """Whatever is asked for in whatever order, no policy needs fewer seconds than the offline bound."""
     trace = at_ease(names)
