@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.errors import ModelNotFound, nearest
+from cortex_common.errors import CortexError, ModelNotFound, Unavailable, nearest
 from cortex_common.models import ModelId
+
+_HEARD_S = 1.0
+"""Seconds within which a node has mostly answered, or been found to be out of reach."""
 
 
 class Names:
@@ -18,9 +21,14 @@ class Names:
 
     Args:
         profiles: of the catalogue; their ids and aliases are all different.
+
+    Attributes:
+        unheard: nodes that have not been heard since the gateway knows them; what they serve without a profile may be
+            meant.
     """
 
-    def __init__(self, profiles: Iterable[ModelProfile]) -> None:
+    def __init__(self, profiles: Iterable[ModelProfile], unheard: tuple[str, ...] = ()) -> None:
+        self.unheard = unheard
         named = [(name, ModelId(p.id)) for p in profiles for name in (p.id, *p.aliases)]
         self._ids = {name: model for name, model in named if not is_pattern(name)}
         self._patterns = sorted(
@@ -35,13 +43,19 @@ class Names:
             return next((m for pattern, m in self._patterns if fnmatchcase(name, pattern)), None)
         return found
 
-    def not_found(self, name: str, loaded: Iterable[str] = ()) -> ModelNotFound:
-        """The error for a name that means nothing here, with what it may have been meant to be.
+    def not_found(self, name: str, loaded: Iterable[str] = ()) -> CortexError:
+        """The error for a name that means nothing here, or nothing yet, with what it may have been meant to be.
 
         Args:
             name: what the client sent.
             loaded: names that nodes serve without a profile.
         """
+        if self.unheard:
+            return Unavailable(
+                f"model {name!r} is not known yet: {', '.join(self.unheard)} has still to say what is there",
+                hints=["GET /v1/models lists the models of this fleet"],
+                retry_after=_HEARD_S,
+            )
         close = nearest(name, [*self._ids, *loaded])
         hints = [f"did you mean {', '.join(repr(c) for c in close)}?"] if close else []
         hints.append("GET /v1/models lists the models of this fleet")

@@ -184,7 +184,7 @@ class Fleet:
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles."""
         self._profiles = {profile.id: profile for profile in catalogue.models}
-        self.names = Names(catalogue.models)
+        self.names = Names(catalogue.models, self._unheard)
         self._views.clear()
         self._announce()
 
@@ -379,8 +379,13 @@ class Fleet:
         infos = record.status.models if record.status is not None else ()
         self._targets.keep(record.entry, infos, up=record.state is NodeState.UP)
 
+    @property
+    def _unheard(self) -> tuple[str, ...]:
+        return tuple(n for n, r in self._nodes.items() if r.state is NodeState.CONNECTING)
+
     def _announce(self) -> None:
         self._version += 1
+        self.names.unheard = self._unheard
         for listener in self._listeners:
             listener()
 

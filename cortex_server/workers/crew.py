@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 
 from cortex_common.config.access import KeyTerms
 from cortex_common.config.catalogue import Catalogue
@@ -83,7 +84,8 @@ class Crew:
         self._lives: Lives | None = None
         self._links: dict[int, Link] = {}
         self._settings = _settings(config, catalogue)
-        self._whole = Whole(1, self._books.table(), self._keys(), self._settings)
+        self._fleet = fleet
+        self._whole = self._now(1)
         self._numbers: set[int] = set()
         self._homes: dict[int, str] = {}
         self._tell_soon = _Soon(loop, self._tell_elsewhere)
@@ -107,12 +109,16 @@ class Crew:
     def publish(self) -> None:
         """Tell the workers what has changed, if anything has."""
         before = self._whole
-        now = Whole(before.version, self._books.table(), self._keys(), self._settings)
+        now = self._now(before.version)
         if now == before:
             return
-        self._whole = Whole(before.version + 1, now.models, now.keys, now.settings)
+        self._whole = replace(now, version=before.version + 1)
         for link in self._links.values():
             link.tell(self._whole)
+
+    def _now(self, version: int) -> Whole:
+        unheard = self._fleet.names.unheard
+        return Whole(version, self._books.table(), unheard, self._keys(), self._settings)
 
     def _keys(self) -> tuple[KeySpec, ...]:
         keys = self._gate.keyring.keys

@@ -58,6 +58,7 @@ class Whole:
 
     version: int
     models: Mapping[str, tuple[Spec, ...]]
+    unheard: tuple[str, ...]
     keys: tuple[KeySpec, ...]
     settings: Settings
 
@@ -134,11 +135,14 @@ class Link:
         """Tell what has changed since the last time."""
         before, self._told = self._told, whole
         if before is None:
-            state = State(whole.version, dict(whole.models), whole.keys, whole.settings)
+            state = State(
+                whole.version, dict(whole.models), whole.unheard, whole.keys, whole.settings
+            )
         else:
             state = State(
                 whole.version,
                 changes(before.models, whole.models),
+                whole.unheard,
                 None if whole.keys == before.keys else whole.keys,
                 None if whole.settings == before.settings else whole.settings,
             )

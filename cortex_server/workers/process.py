@@ -247,6 +247,7 @@ class _Desk:
         if state.keys is not None:
             self._use_keys(state.keys)
         self._table.use(state.models)
+        self._table.names.unheard = state.unheard
         self.reporter.send()
         self._channel.send(Seen(state.version))
 

@@ -100,12 +100,14 @@ class State(_Message, frozen=True):
     Attributes:
         version: of the whole state.
         models: the rows of each model whose rows have changed; none where it is gone.
+        unheard: see `Names`.
         keys: all keys.
         settings: all settings.
     """
 
     version: int
     models: dict[str, tuple[Spec, ...]]
+    unheard: tuple[str, ...] = ()
     keys: tuple[KeySpec, ...] | None = None
     settings: Settings | None = None
 

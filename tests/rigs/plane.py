@@ -126,6 +126,7 @@ async def running_plane(
             for number, url in enumerate([urls] if isinstance(urls, str) else urls)
         ),
     )
+    rig.report("n2")
     protocol = type("TestProtocol", (DivertingProtocol,), {"plane": plane})
     config = uvicorn.Config(
         create_app(fleet, lambda: plane, routers=()),

@@ -44,6 +44,18 @@ def status(*instances: str) -> NodeStatus:
     return NodeStatus(health=Health(uptime_secs=1.0), models=infos)
 
 
+def test_no_name_is_called_unknown_before_every_node_was_heard():
+    """What a node serves without a profile is known from its first report on; a client may ask before."""
+    nodes = [NeuronEntry(name=n, endpoint="http://127.0.0.1:1") for n in ("n1", "n2")]
+    known = fleet(*nodes)
+    known.reported("n1", status())
+    early = known.names.not_found("m")
+    assert (early.status, early.retry_after) == (503, 1.0)
+    assert "n2 has still to say" in early.message
+    known.lost("n2", "refused")
+    assert known.names.not_found("m").status == 404
+
+
 def test_a_cordoned_node_stays_so_when_its_endpoint_moves():
     """Only the operator who kept work off a node lets it come again."""
     known = fleet(entry("a", "http://old"), entry("b", "http://b"))
