@@ -165,10 +165,17 @@ def revoke(
     """End keys at once; requests that they have under way go on."""
     confirm(f"revoke {', '.join(names)}?", yes=yes)
 
-    async def each() -> None:
+    async def each() -> tuple[KeyView, ...]:
         async with connect(gateway) as client:
+            before = await client.keys()  # afterwards the caller's may be gone
             for name in names:
                 await client.revoke_key(name)
                 sys.stdout.write(f"revoked {name}\n")
+            return before
 
-    run(each())
+    before = run(each())
+    left = {scope for key in before if key.name not in names for scope in key.scopes}
+    if opened := sorted({scope for key in before for scope in key.scopes} - left):
+        say(
+            f"no key of the scope {' or '.join(opened)} is left: the gateway's own host needs none now"
+        )

@@ -29,7 +29,8 @@ def create_app(
         plane: the data plane, asked for at each request.
         routers: further routers, such as the operator API.
     """
-    app = FastAPI(title="cortex", version=__version__, redoc_url=None)
+    # A redirect would name the scheme and host that a proxy before the gateway was asked by itself.
+    app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
     ours = (

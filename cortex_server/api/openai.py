@@ -13,6 +13,7 @@ from cortex_server.api import anthropic
 from cortex_server.auth.guard import KEY
 from cortex_server.auth.keys import Key
 from cortex_server.core.names import is_pattern
+from cortex_server.dataplane.routes import misdirected
 from cortex_server.fleet.state import Fleet
 
 
@@ -85,6 +86,8 @@ def models_router(fleet: Fleet) -> APIRouter:
     @router.get("/v1/models/{name:path}", response_model=ModelEntry)
     async def get_model(name: str, request: Request) -> ModelEntry | Response:
         """One model, by name or alias."""
+        if not name and (meant := misdirected(request.url.path)) is not None:
+            raise meant
         snapshot = fleet.snapshot
         view = snapshot.model(fleet.known(name) or name)
         key = key_of(request)

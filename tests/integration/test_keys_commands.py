@@ -61,6 +61,7 @@ async def test_the_life_of_a_key_by_commands(tmp_path):
         assert table.stdout.split()[:2] == ["DAY", "REQUESTS"]
         gone = await run("keys", "revoke", "alice", "--yes", **here)
         assert gone.stdout == "revoked alice\n"
+        assert "no key of the scope infer is left" in gone.stderr
         again = await run("keys", "revoke", "alice", "--yes", **here)
         assert again.returncode == 3
 

@@ -201,6 +201,18 @@ async def test_a_wrong_base_url_is_told_as_such(path: str, meant: str):
         assert f"did you mean {meant}?" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("method", "meant"), [("POST", CHAT), ("GET", "/v1/models")])
+async def test_a_slash_too_many_is_told_and_never_redirected(method: str, meant: str):
+    """Behind a proxy that ends TLS a redirect would lead to where nobody listens."""
+    async with (
+        running_gateway(keys=(key("good"),)) as served,
+        httpx.AsyncClient(headers={"authorization": "Bearer good"}) as http,
+    ):
+        answer = await http.request(method, f"{served.url}{meant}/")
+        assert answer.status_code == 404
+        assert f"did you mean {meant}?" in answer.json()["error"]["message"]
+
+
 async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
     """The operator is told where it stands."""
     async with (
