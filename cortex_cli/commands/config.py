@@ -64,7 +64,7 @@ def check(
     wrong = doubtful = 0
     for path in paths:
         try:
-            found = _check(path, kind or kind_of(path))
+            found = _check(path, kind or kind_of(path), paths)
         except ConfigError as failed:
             wrong += 1
             for line in failed.message.splitlines():
@@ -80,7 +80,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _check(path: Path, file: File) -> list[str]:
+def _check(path: Path, file: File, checked: list[Path]) -> list[str]:
     if file is not File.GATEWAY:
         read_any(file, path, os.environ)
         return []
@@ -88,10 +88,10 @@ def _check(path: Path, file: File) -> list[str]:
     try:
         catalogue = read_catalogue(None, gateway, os.environ)
     except ConfigError:
-        # A wrong catalogue is reported where it is checked; one that is named and absent is wrong here.
-        if not (path.parent / gateway.value.gateway.models).exists():
+        models = path.parent / gateway.value.gateway.models
+        if not any(models.exists() and models.samefile(p) for p in checked if p.exists()):
             raise
-        return []
+        return []  # it is told of that file
     return warnings(gateway.value, catalogue.value)
 
 

@@ -129,6 +129,17 @@ def test_checking_a_wrong_file(tmp_path: Path):
     assert "hint: did you mean 'listen'?" in done.stderr
 
 
+def test_a_gateways_catalogue_is_checked_with_it(tmp_path: Path):
+    """The gateway would not start with it; where both files are named the error is told once."""
+    path, models = tmp_path / "cortex.toml", tmp_path / "models.toml"
+    path.write_text("[gateway]\n")
+    models.write_text('[[models]]\nid = "m"\nharnes = "llamacpp"\n')
+    for files in ([path], [path, models]):
+        done = cortex_here("config", "check", *map(str, files))
+        assert done.returncode == 1
+        assert done.stderr.count(f"error: {models}:3: unknown key models.0.harnes") == 1
+
+
 def test_warnings_fail_only_when_strict(tmp_path: Path):
     """A gateway without neurons is a warning; --strict makes it an error."""
     path = tmp_path / "cortex.toml"
