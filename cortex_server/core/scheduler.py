@@ -25,7 +25,7 @@ from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core import answers
 from cortex_server.core.loads import Effects, Order, Stage, Underway
-from cortex_server.core.plan import Impossible, Join, Load, Serve, Wait, plan, present
+from cortex_server.core.plan import Impossible, Join, Load, Plan, Serve, Wait, plan, present
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Pins, Promise
 from cortex_server.core.troubles import Trouble, Troubles
@@ -272,7 +272,7 @@ class Scheduler:
             spared=frozenset(self._troubles.spared),
             avoid=resting.union(unable),
         )
-        decided = plan(wish, world, self.policy)
+        decided = self._spare_crashed(plan(wish, world, self.policy), wish, world, now)
         queue.why = decided.why if isinstance(decided, Wait) else None
         match decided:
             case Serve(instances):
@@ -291,6 +291,14 @@ class Scheduler:
                 for seconds in (0.0, self.policy.min_residency_s):
                     self._wake_by(queue.since + self.policy.patience_s + seconds, now)
         return False
+
+    def _spare_crashed(self, decided: Plan, wish: Wish, world: World, now: float) -> Plan:
+        """Elsewhere, where that costs nobody anything, if an engine failed there: another host may be sound."""
+        crashed = self._troubles.crashed(wish.profile.id, now)
+        if not isinstance(decided, Load) or decided.node not in crashed:
+            return decided
+        other = plan(replace(wish, avoid=wish.avoid | crashed, may_evict=False), world, self.policy)
+        return other if isinstance(other, Load) else decided
 
     def _begin(self, queue: Queue, load: Load, now: float) -> None:
         order = Order(self._new_id(queue.goal.model), queue.profile, load)
@@ -327,6 +335,7 @@ class Scheduler:
             self._grant_all(load.goal, view.id)
         elif view.state is InstanceState.FAILED:
             reason = view.error or "the engine ended while loading"
+            self._troubles.has_crashed(load.goal.model, load.order.plan.node, now)
             self._fail(view.id, reason, now, started=True)
         elif view.state is InstanceState.STOPPED:
             self._lose(view.id, load, now)

@@ -18,6 +18,9 @@ MOST_REFUSAL_PAUSE_S = 8.0
 UNABLE_FOR_S = 300.0
 """How long a node that can't begin with a model, for want of its weights or its engine, is not asked for it again."""
 
+CRASHED_FOR_S = 300.0
+"""How long a node whose engine failed with a model comes after others that have room for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -40,6 +43,7 @@ class Troubles:
         self._failed: dict[str, Trouble] = {}
         self._refused: dict[tuple[str, str], Trouble] = {}
         self._unable: dict[tuple[str, str], Trouble] = {}
+        self._crashed: dict[tuple[str, str], float] = {}
         self._lost: dict[str, int] = {}
         self._spared: dict[InstanceId, float] = {}
 
@@ -67,6 +71,10 @@ class Troubles:
         found = {n: t for (m, n), t in self._unable.items() if m == model}
         return {n: t.reason for n, t in found.items() if now < t.until}
 
+    def crashed(self, model: str, now: float) -> frozenset[str]:
+        """Nodes whose engine failed with a model lately."""
+        return frozenset(n for (m, n), t in self._crashed.items() if m == model and now < t)
+
     def failed(
         self, model: str, reason: str, now: float, *, first_s: float, most_s: float, started: bool
     ) -> Trouble:
@@ -90,6 +98,10 @@ class Troubles:
         """It lacks what the load needs; another node may have it."""
         self._unable[model, node] = Trouble(1, now + UNABLE_FOR_S, reason)
 
+    def has_crashed(self, model: str, node: str, now: float) -> None:
+        """An engine was started and failed; whether that is the node's fault or the model's is not known."""
+        self._crashed[model, node] = now + CRASHED_FOR_S
+
     def lost(self, model: str) -> int:
         """A load of it was lost; returns how many in a row."""
         self._lost[model] = self._lost.get(model, 0) + 1
@@ -109,12 +121,14 @@ class Troubles:
         """An operator has dealt with it: the next load is tried at once, on any node."""
         self._failed.pop(model, None)
         self._unable = {k: t for k, t in self._unable.items() if k[0] != model}
+        self._crashed = {k: t for k, t in self._crashed.items() if k[0] != model}
 
     def forget_old(self, now: float, failures_s: float) -> None:
         """Spare nobody any more whose time is over; failures count as in a row for so long after their pause."""
         self._spared = {i: until for i, until in self._spared.items() if now < until}
         self._failed = {m: t for m, t in self._failed.items() if now < t.until + failures_s}
         self._unable = {k: t for k, t in self._unable.items() if now < t.until}
+        self._crashed = {k: t for k, t in self._crashed.items() if now < t}
 
 
 def _times(known: Trouble | None) -> int:

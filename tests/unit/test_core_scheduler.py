@@ -388,6 +388,31 @@ def test_a_failed_load_tells_everybody_why_and_backs_off() -> None:
     assert pauses == [2.0, 4.0, 8.0]
 
 
+def crash(bench: Bench) -> str:
+    """Ask for a model, let the engine of its load fail, and wait until it may be tried again; the node's name."""
+    waiter = bench.ask("a")
+    (order,) = bench.starting.values()
+    bench.admit(order)
+    bench.become(order.instance, InstanceState.FAILED)
+    error = bench.answers[waiter]
+    assert isinstance(error, LoadFailed)
+    bench.pass_time(error.retry_after or 0.0)
+    return order.plan.node
+
+
+def test_after_a_crash_another_node_is_tried() -> None:
+    """One host's driver may be broken; the next has room, and its engine may be sound. Then all have had their turn."""
+    bench = Bench()
+    assert [crash(bench) for _ in range(3)] == ["n1", "n2", "n1"]
+
+
+def test_after_a_crash_nobody_has_to_go_for_a_try_elsewhere() -> None:
+    """It may well be the model's own fault, which would cost every host what it has loaded."""
+    bench = Bench()
+    taken = bench.instances[bench.load("d")].node
+    assert taken not in {crash(bench) for _ in range(2)}
+
+
 def cannot(bench: Bench, reason: str) -> str:
     """Let the node of the one order that was started say that it can't begin; its name."""
     (order,) = bench.starting.values()
