@@ -55,11 +55,12 @@ def events(
     if watch:
         run(_follow(gateway, wanted, form, again=first is not None))
         return
-    found = [entry for entry in run(_trail(gateway)) if wanted(entry)]
+    trail = run(_trail(gateway))
+    found = [entry for entry in trail if wanted(entry)]
     if text := as_text(TRAIL, found, form, paint=stdout_paint(), headers=not no_headers):
         sys.stdout.write(f"{text}\n")
     elif form in {Output.TABLE, Output.WIDE}:
-        say(TRAIL.nothing)
+        say(f"none of the {len(trail)} events fits" if trail else TRAIL.nothing)
 
 
 async def _trail(gateway: str | None) -> tuple[TrailEntry, ...]:

@@ -398,6 +398,7 @@ def test_events_are_told_as_they_happen(fleet: DemoFleet):
         assert "why=operator" in until(seen, "unloaded            anybody")
     again = items(fleet.cortex("events", "--type", "unload_asked", "--about", "cleo", "--json"))
     assert [e["actor"] for e in again] == ["anybody"] * len(again) != []
+    assert "events fits" in fleet.cortex("events", "--type", "no_such_event").stderr
 
 
 def test_an_engines_log_comes_through_the_gateway(fleet: DemoFleet):
