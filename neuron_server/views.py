@@ -78,7 +78,9 @@ def model_info(
     loading = instance.state is InstanceState.LOADING
     eta = None
     if loading and instance.expected_load_s is not None:
-        eta = round(max(0.0, instance.expected_load_s - (now - instance.started_at)), 1)
+        left = round(instance.expected_load_s - (now - instance.started_at), 1)
+        # Past loads know nothing of one that takes longer than they did.
+        eta = left if left > 0 else None
     return ModelInfo(
         id=ModelId(instance.spec.model_id),
         harness=instance.spec.harness,

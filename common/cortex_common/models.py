@@ -115,7 +115,7 @@ class ModelInfo(Wire):
         url: base URL of its OpenAI routes, once ready; with "/v1/chat/completions" behind it, it answers.
         served_as: the name that the engine wants in requests, where it is not the model's.
         progress: share of the load that is done, 0 to 1, when the engine tells.
-        eta_s: seconds until ready, from past loads on this host.
+        eta_s: seconds until ready, from past loads on this host; null for one that takes longer than those.
         load_seconds: what its load took.
         in_flight: requests on it, whoever sent them: those that the node relays, or what the engine told lately,
             where that is more.

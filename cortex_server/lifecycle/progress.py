@@ -16,7 +16,7 @@ class WaitProgress:
     Attributes:
         state: waiting_for_room, making_room, starting or loading.
         node: where it is being loaded.
-        eta_s: seconds until ready, from past loads; None when nothing is known.
+        eta_s: seconds until ready, from past loads; None when nothing is known, or it takes longer than those.
         position: 1 when no other model's requests wait longer; 0 when nobody waits.
         started: the node is loading it.
         progress: share of the load that is done, 0 to 1, where the engine tells.
@@ -61,11 +61,12 @@ def progress_of(
             return None
         why = scheduler.waiting.why(model)
         return WaitProgress("waiting_for_room", None, None, position, False, why=why)
-    left = None if usual_s is None else max(0.0, usual_s - (now - load.since))
+    left = usual_s - (now - load.since) if usual_s is not None else 0.0
+    known = left if left > 0 else None
     view = next((i for i in views if i.id == load.order.instance), None)
     if view is not None:
-        return _seen(load.stage.value, view, left if view.eta_s is None else view.eta_s, position)
-    return WaitProgress(load.stage.value, load.order.plan.node, left, position, False)
+        return _seen(load.stage.value, view, known if view.eta_s is None else view.eta_s, position)
+    return WaitProgress(load.stage.value, load.order.plan.node, known, position, False)
 
 
 def _seen(state: str, view: InstanceView, eta_s: float | None, position: int) -> WaitProgress:

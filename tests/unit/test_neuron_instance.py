@@ -24,6 +24,7 @@ from neuron_server.core.instance import (
     same_work,
 )
 from neuron_server.core.ports import choose_port
+from neuron_server.views import model_info
 
 SPEC = LoadSpec(model_id="m", harness="h")
 
@@ -126,6 +127,13 @@ def test_progress_is_a_share_that_never_claims_the_end(past, expected, measured)
     progress = load_progress(loading, past)
     assert (progress is None) == (expected is None and not measured)
     assert progress is None or 0 <= progress <= 0.95
+
+
+@pytest.mark.parametrize(("past", "left"), [(4.0, 6.0), (10.0, None), (60.0, None)])
+def test_a_load_that_takes_longer_than_those_before_says_no_more_when_it_ends(past, left):
+    """A hanging engine is not about to be ready; "0 s to go" for minutes would say so."""
+    loading = instance(expected_load_s=10.0, started_at=1000.0)
+    assert model_info(loading, "llamacpp", "", (0,), 0, 1000.0 + past).eta_s == left
 
 
 def test_progress_follows_past_loads_before_memory():
