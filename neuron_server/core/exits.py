@@ -16,6 +16,8 @@ class ExitKind(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     PORT_TAKEN = "port_taken"
     WRONG_BUILD = "wrong_build"
+    BAD_WEIGHTS = "bad_weights"
+    UNKNOWN_MODEL = "unknown_model"
     CRASH = "crash"
     KILLED = "killed"
     ENDED = "ended"
@@ -50,6 +52,15 @@ _WRONG_BUILD = re.compile(
     r"|CUDA_ERROR_(NO_BINARY_FOR_GPU|UNSUPPORTED_PTX_VERSION|SYSTEM_DRIVER_MISMATCH)",
     re.IGNORECASE,
 )
+_WEIGHTS = re.compile(
+    r"failed to read (magic|key-value pairs|tensor info)|invalid magic characters|corrupted or incomplete"
+    r"|Error while deserializing header",
+    re.IGNORECASE,
+)
+_MODEL = re.compile(
+    r"unknown (model|GGUF) architecture|does not recognize this architecture|architectures? .* are not supported",
+    re.IGNORECASE,
+)
 _OWN_KILL = re.compile(r"It usually means (the|one) child failed")
 """What SGLang's head says before it kills its processes and itself, because one of them failed."""
 _SURE = (
@@ -57,6 +68,8 @@ _SURE = (
     (_ARGUMENTS, ExitKind.BAD_ARGUMENTS, "did not accept its arguments"),
     (_WRONG_BUILD, ExitKind.WRONG_BUILD, "is built for other cards or drivers"),
     (_MEMORY, ExitKind.OUT_OF_MEMORY, "ran out of memory"),
+    (_WEIGHTS, ExitKind.BAD_WEIGHTS, "found its weights damaged or incomplete"),
+    (_MODEL, ExitKind.UNKNOWN_MODEL, "does not know this kind of model"),
 )
 """What its words tell, the surest first."""
 _STACK_FRAME = re.compile(r"\[0x[0-9a-f]+\]$|^\s*(\* )?(frame )?#\d+:? +\S")

@@ -173,6 +173,12 @@ def test_ports_come_from_the_range_and_are_free(first, size, data):
             ExitKind.WRONG_BUILD,
         ),
         (1, ["CUDA driver version is insufficient for CUDA runtime version"], ExitKind.WRONG_BUILD),
+        (1, ["gguf_init: failed to read magic", "failed to load model"], ExitKind.BAD_WEIGHTS),
+        (1, ["gguf_init: invalid magic characters: '<htm', expected 'GGUF'"], ExitKind.BAD_WEIGHTS),
+        (1, ["tensor 'x' data is not ..., model is corrupted or incomplete"], ExitKind.BAD_WEIGHTS),
+        (1, ["SafetensorError: Error while deserializing header: ..."], ExitKind.BAD_WEIGHTS),
+        (1, ["error loading model: unknown model architecture: 'x'"], ExitKind.UNKNOWN_MODEL),
+        (1, ["Model architectures ['X'] are not supported for now."], ExitKind.UNKNOWN_MODEL),
         (-9, [], ExitKind.KILLED),
         (-15, ["bye"], ExitKind.KILLED),
         (
