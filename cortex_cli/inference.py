@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cortex_cli.client import Target
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
-from cortex_common.http import tls_for
+from cortex_common.http import in_words, tls_for
 from cortex_common.wire import Wire
 
 
@@ -141,7 +141,7 @@ class Inference:
         except httpx.TimeoutException as failed:
             raise UpstreamTimeout(f"the gateway at {self._url} did not answer in time") from failed
         except httpx.HTTPError as failed:
-            reason = str(failed) or type(failed).__name__
+            reason = in_words(failed)
             raise UpstreamFailed(
                 f"the gateway at {self._url} can't be reached: {reason}",
                 details={"unreachable": isinstance(failed, httpx.ConnectError)},

@@ -38,6 +38,12 @@ def _system_tls() -> ssl.SSLContext:
         raise ConfigError(f"no authorities can be read from {named}: {failed}") from failed
 
 
+def in_words(failed: httpx.HTTPError) -> str:
+    """Why a request failed, for people; timeouts have no words of their own."""
+    silent = isinstance(failed, httpx.TimeoutException)
+    return str(failed) or ("it timed out" if silent else type(failed).__name__)
+
+
 @dataclass(slots=True)
 class Bookmark:
     """How far an event stream has been read, so that a new connection goes on there."""
@@ -118,7 +124,7 @@ class ControlClient:
                 f"{self.who} at {self.base_url} did not answer {what} in time"
             ) from failed
         except httpx.HTTPError as failed:
-            reason = str(failed) or type(failed).__name__
+            reason = in_words(failed)
             raise UpstreamFailed(
                 f"{self.who} at {self.base_url} can't be reached: {reason}",
                 details={"unreachable": True},
@@ -134,7 +140,7 @@ class ControlClient:
 
     def _broken(self, failed: httpx.HTTPError) -> UpstreamFailed:
         """Why a stream can't be had, or ended before its end."""
-        reason = str(failed) or type(failed).__name__
+        reason = in_words(failed)
         if isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout):
             return UpstreamFailed(f"{self.who} at {self.base_url} can't be reached: {reason}")
         return UpstreamFailed(f"{self.who} at {self.base_url} broke off: {reason}")

@@ -13,7 +13,7 @@ import httpx
 from cortex_cli.client import Target
 from cortex_cli.probes.wish import Broken, Event
 from cortex_common.errors import UpstreamFailed
-from cortex_common.http import tls_for
+from cortex_common.http import in_words, tls_for
 
 
 class Refused(Broken):
@@ -122,7 +122,7 @@ def _json(data: bytes) -> Any:
 
 
 def _unreachable(http: httpx.AsyncClient, failed: httpx.HTTPError) -> UpstreamFailed:
-    reason = str(failed) or type(failed).__name__
+    reason = in_words(failed)
     return UpstreamFailed(
         f"the gateway at {http.base_url} can't be reached: {reason}",
         details={"unreachable": isinstance(failed, httpx.ConnectError)},

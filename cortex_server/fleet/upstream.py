@@ -15,7 +15,7 @@ import msgspec
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.hardware import Discovery, Health
-from cortex_common.http import tls_for
+from cortex_common.http import in_words, tls_for
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.core.names import is_pattern
 from cortex_server.dataplane.pool import NodeAccess
@@ -151,7 +151,7 @@ async def _list(http: httpx.AsyncClient) -> list[Listed] | None:
     try:
         answer = await http.get("/v1/models")
     except httpx.HTTPError as failed:
-        reason = str(failed) or type(failed).__name__
+        reason = in_words(failed)
         raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from failed
     if answer.status_code in _LISTS_NOTHING:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from cortex_common import errors
@@ -15,6 +17,7 @@ from cortex_common.errors import (
     from_envelope,
     nearest,
 )
+from cortex_common.http import ControlClient
 
 
 def test_every_error_has_a_code_of_its_own():
@@ -87,3 +90,13 @@ def test_an_answer_that_is_no_envelope_becomes_an_upstream_error():
 def test_a_mistyped_or_shortened_name_finds_its_model(asked, found):
     """What the user probably meant comes first."""
     assert nearest(asked, ["Qwen/Qwen3-Coder-30B", "meta-llama/Llama-3.1-8B", "gemma"])[0] == found
+
+
+async def test_a_node_that_falls_silent_is_said_to_have_timed_out():
+    """A stopped process keeps its connections; "ReadTimeout" is what a library calls that."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with ControlClient(url, who="n") as client:
+            with pytest.raises(UpstreamFailed, match=r"broke off: it timed out$"):
+                async for _ in client.events("/events", silence_s=0.02):
+                    pass
