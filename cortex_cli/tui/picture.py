@@ -118,7 +118,13 @@ class Picture(Vertical):
             # What a view hides is drawn when it is shown again; whether it shows already is not asked, as that is
             # known only after the next layout.
             if self.view in {OVERVIEW, "gpus"}:
-                self.devices.show(snapshot, shown.history, shown.ghosts, compact=short)
+                self.devices.show(
+                    snapshot,
+                    shown.history,
+                    shown.ghosts,
+                    compact=short,
+                    warnings=self.view == "gpus",
+                )
             if self.view in {OVERVIEW, "models"}:
                 self.table.show(rows(snapshot, shown.history, shown.choice))
                 title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
+from cortex_cli.render.table import printable
 from cortex_cli.tui.bars import Ghost, Part, Segment, segment_text, segments, shares, spark
 from cortex_cli.tui.bars import colors as assign_colors
 from cortex_cli.tui.history import History
@@ -31,13 +33,19 @@ class DevicePanel(Lines):
     def __init__(self, *, ascii_only: bool) -> None:
         super().__init__("devices")
         self._ascii = ascii_only
-        self._lines: list[tuple[NodeView, DeviceView | None]] = []
+        self._lines: list[tuple[NodeView, DeviceView | str | None]] = []
         self._ghosts: Sequence[Ghost] = ()
         self._history = History()
         self._colors: dict[str, int] = {}
 
     def show(
-        self, snapshot: FleetSnapshot, history: History, ghosts: Sequence[Ghost], *, compact: bool
+        self,
+        snapshot: FleetSnapshot,
+        history: History,
+        ghosts: Sequence[Ghost],
+        *,
+        compact: bool,
+        warnings: bool,
     ) -> None:
         """Draw the devices.
 
@@ -46,6 +54,7 @@ class DevicePanel(Lines):
             history: for the curves of utilisation.
             ghosts: memory that a planned action would take.
             compact: one line a node, for short terminals.
+            warnings: below a node's devices what it finds wrong with its host.
         """
         held = [i.model for i in snapshot.instances()] + [g.model for g in ghosts]
         self._colors = assign_colors(held, self._colors)
@@ -56,16 +65,28 @@ class DevicePanel(Lines):
                 self._lines.append((node, None))
             else:
                 self._lines += [(node, device) for device in node.devices]
+            if warnings:
+                self._lines += [(node, line) for line in self._warnings(node)]
         self.redraw(max(1, len(self._lines)))
 
     def pieces(self, index: int) -> Pieces:
         """See `Lines.pieces`."""
         if not self._lines:
             return (("no nodes", "dim"),)
-        node, device = self._lines[index]
+        node, what = self._lines[index]
         width = max(20, self.scrollable_content_region.width or self.app.size.width - 2)
-        line = self._node(node, width) if device is None else self._device(node, device, width)
-        return joined(line)
+        match what:
+            case None:
+                return joined(self._node(node, width))
+            case str():
+                return ((fitted(what, width), ink(self.app, "warning")),)
+            case _:
+                return joined(self._device(node, what, width))
+
+    def _warnings(self, node: NodeView) -> list[str]:
+        width = max(20, self.app.size.width - 2)
+        texts = (printable(f"{node.name} ! {warning}") for warning in node.warnings)
+        return [line for text in texts for line in wrap(text, width, subsequent_indent="  ")]
 
     def _node(self, node: NodeView, width: int) -> list[Piece]:
         name = f"{node.name} "
