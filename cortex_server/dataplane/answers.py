@@ -69,6 +69,11 @@ class Answer(ABC):
         """The engine has said why it stopped, but not yet that this was all: usage may still come."""
         return False
 
+    @property
+    def complete(self) -> bool:
+        """The client has been handed the end, though the engine may not have closed its stream yet."""
+        return False
+
     def counted(self) -> tuple[int, int, int]:
         """Prompt tokens, completion tokens, and those of the prompt that came from the engine's cache.
 
@@ -128,6 +133,11 @@ class PassedStream(Answer):
     def repairs(self) -> Counter[str]:
         """See `Answer`."""
         return self._repair.repairs
+
+    @property
+    def complete(self) -> bool:
+        """See `Answer`."""
+        return self._repair.complete and self._repair.error is None
 
     def feed(self, data: bytes) -> bytes:
         """See `Answer`."""

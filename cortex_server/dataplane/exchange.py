@@ -180,7 +180,9 @@ class Exchange(Reply):
 
     def client_gone(self) -> None:
         """The client left: whatever is under way for it ends now."""
-        if not self.finished:
+        if self._answer is not None and self._answer.complete:
+            self._finish(None)  # many clients hang up as soon as they have read [DONE]
+        elif not self.finished:
             self.plane.metrics.disconnects += 1
             self._finish("client_disconnected")
 

@@ -98,6 +98,11 @@ class TranslatedStream(Answer):
         return self._stream.lingering
 
     @property
+    def complete(self) -> bool:
+        """See `Answer`."""
+        return self._stream.complete
+
+    @property
     def events(self) -> int:
         """See `Answer`."""
         return self._events

@@ -221,6 +221,27 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face
         await rig.settled()
 
 
+@pytest.mark.parametrize(("path", "end"), [(CHAT, b"[DONE]"), ("/v1/messages", b"message_stop")])
+async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(face, path, end):
+    """Clients hang up when they have read the last event; the engine may take a moment more to end its body."""
+
+    async def dallying(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(STREAM))
+        await call.gone()
+
+    async with (
+        scripted_engine(dallying) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY | {"max_tokens": 9}).encode(), path=path))
+        await reader.readuntil(end)
+        writer.close()
+        await rig.settled()
+        assert rig.metrics.disconnects == 0
+        assert rig.metrics.totals("m").errors == 0
+
+
 async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
     """Nobody is left waiting for a load that its only client gave up."""
     profile = ModelProfile(id="m", harness="scripted")
