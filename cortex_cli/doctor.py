@@ -137,7 +137,8 @@ def _versions(fleet: FleetSnapshot, version: str) -> Finding:
 def _node(node: NodeView, now: float) -> list[Finding]:
     name = f"node {node.name}"
     if node.state is not NodeState.UP:
-        hint = f"is its neuron running? `curl {node.endpoint}/health` from the gateway's host"
+        what, path = ("it", "/v1/models") if node.upstream else ("its neuron", "/health")
+        hint = f"is {what} running? `curl {node.endpoint}{path}` from the gateway's host"
         return [error(name, f"{node.state.value}: {node.reason or 'no answer'}", hint)]
     found: list[Finding] = []
     silent = now - node.seen_at

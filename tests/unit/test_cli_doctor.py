@@ -39,6 +39,19 @@ def test_every_trouble_has_a_way_out():
     assert all(f.hint for f in findings if f.verdict is Verdict.ERROR)
 
 
+def test_a_server_of_others_is_asked_by_what_it_has():
+    """It has no neuron, and many have no /health."""
+    fleet = busy_fleet()
+    other = replace(fleet.nodes[2], endpoint="http://10.0.0.7:8000", upstream=True)
+    (hint,) = [
+        f.hint
+        for f in fleet_checks(replace(fleet, nodes=(other,)), "0.1.0")
+        if f.check == "node attic"
+    ]
+
+    assert hint.startswith("is it running? `curl http://10.0.0.7:8000/v1/models`")
+
+
 def test_versions_that_differ_are_named():
     """A node with another version than the command's is a warning that names it."""
     verdict, about = told(busy_fleet(), "0.2.0")["versions"]
