@@ -1,4 +1,4 @@
-"""Troubles that the driver reported while the neuron ran: told at once, and kept as warnings where a card has them."""
+"""Troubles of cards while the neuron ran: told at once, and what the driver reported is kept as a warning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from cortex_common.hardware import Device, HostWarning
+from cortex_common.hardware import Device, DeviceHealth, HostWarning
 from neuron_server.core.instance import Instance
 from neuron_server.core.xid import is_of_engine, meaning
 from neuron_server.hardware.host import Reading
@@ -14,7 +14,7 @@ from neuron_server.journal import Journal
 
 
 class Faults:
-    """XID errors since the neuron's start.
+    """XID errors since the neuron's start, and cards that were lost or came back.
 
     Args:
         journal: told of each.
@@ -24,11 +24,21 @@ class Faults:
         self._journal = journal
         self._devices: dict[str, Device] = {}
         self._counts: Counter[tuple[str, int]] = Counter()
+        self._lost: set[str] = set()
 
     def enter(self, reading: Reading, instances: Collection[Instance]) -> None:
         """Take up what a reading brought; each reading once."""
         for device, sample in zip(reading.devices, reading.samples, strict=True):
-            here = [str(i.id) for i in instances if device.index in i.devices]
+            here = ", ".join(str(i.id) for i in instances if device.index in i.devices) or None
+            lost = sample.health is DeviceHealth.LOST
+            if lost != (device.uuid in self._lost):
+                self._lost ^= {device.uuid}
+                event, level = (
+                    ("gpu_lost", logging.ERROR) if lost else ("gpu_recovered", logging.INFO)
+                )
+                self._journal.note(
+                    event, level, device=device.index, reason=sample.reason, instances=here
+                )
             for xid in sample.xids:
                 self._journal.note(
                     "xid_error",
@@ -36,7 +46,7 @@ class Faults:
                     device=device.index,
                     xid=xid,
                     meaning=meaning(xid),
-                    instances=", ".join(here) or None,
+                    instances=here,
                 )
                 self._devices[device.uuid] = device
                 self._counts[device.uuid, xid] += 1

@@ -198,6 +198,21 @@ async def test_a_lost_card_and_its_xid_are_warnings(runtime: Runtime, cards: lis
     assert runtime.health().devices[1].vram_available_mb == 0
 
 
+async def test_a_card_that_is_lost_and_comes_back_is_told_once_each(
+    runtime: Runtime, cards: list[LiveCard]
+):
+    """Whoever looks in the morning sees when; not every loss has an XID error."""
+    busy = cards[1].answers["UtilizationRates"]
+    for answer in (failing(15), failing(15), busy, busy):
+        cards[1].answers["UtilizationRates"] = answer
+        await runtime.measure()
+    told = [e for _, e in runtime.journal.since(0) if e.event.startswith("gpu_")]
+    assert [(e.event, e.facts["device"]) for e in told] == [
+        ("gpu_lost", "1"),
+        ("gpu_recovered", "1"),
+    ]
+
+
 async def test_two_devices_are_promised_together(runtime: Runtime, cards: list[LiveCard]):
     """A model over two devices needs the room on each of them."""
     with pytest.raises(DoesNotFit, match="each of 2 devices"):
