@@ -96,7 +96,12 @@ class Root(typer.core.TyperGroup):
             UsageError: there is none of that name.
         """
         if cmd_name not in COMMANDS:
-            close = " or ".join(f"`cortex {name}`" for name in nearest(cmd_name, COMMANDS))
+            groups = ((name, self.get_command(ctx, name)) for name in COMMANDS)
+            exact = [
+                f"{name} {cmd_name}" for name, g in groups if cmd_name in getattr(g, "commands", ())
+            ]
+            meant = exact or nearest(cmd_name, COMMANDS)
+            close = " or ".join(f"`cortex {name}`" for name in meant)
             ctx.fail(
                 f"there is no command {cmd_name!r}" + (f"; did you mean {close}?" if close else "")
             )

@@ -83,6 +83,13 @@ def test_a_mistyped_command_suggests_the_nearest():
     assert "did you mean `cortex models`" in done.stderr
 
 
+def test_a_verb_by_itself_is_found_in_its_group():
+    """`cortex top` takes ":drain beast"; what comes nearest by letters would be `cortex defrag`."""
+    done = cortex_here("drain", "beast")
+
+    assert "did you mean `cortex nodes drain` or `cortex plan drain`?" in done.stderr
+
+
 def test_an_unreachable_gateway_ends_with_5():
     """A gateway that is not there is told on stderr, with a hint, and stdout stays empty."""
     done = cortex("ps", "--gateway", "http://127.0.0.1:9")
