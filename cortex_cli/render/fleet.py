@@ -347,6 +347,11 @@ def troubles(snapshot: FleetSnapshot) -> list[str]:
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
     found += [
+        f"model {i.model} is being restarted on {i.node}: {brief(i.error)}"
+        for i in snapshot.instances()
+        if i.state is InstanceState.LOADING and i.error
+    ]
+    found += [
         f"model {m.id} failed: {brief(m.error or 'no reason given')}"
         for m in snapshot.models
         if m.state is ModelState.FAILED

@@ -30,6 +30,7 @@ from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_cli.render.yaml import to_yaml
 from cortex_common.fleet import NodeState
+from cortex_common.models import InstanceState
 
 PLAIN = Paint()
 
@@ -77,6 +78,15 @@ def test_tables_look_as_they_were_approved(name: str, text: str):
 def test_a_fleet_without_nodes_is_in_trouble():
     """A gateway that knows no node is reported as such."""
     assert troubles(empty_fleet()) == ["the gateway knows no nodes"]
+
+
+def test_an_engine_that_crashes_again_and_again_is_trouble():
+    """Between its crashes the model is no failed one, and its node is up."""
+    fleet = busy_fleet()
+    beast = fleet.nodes[0]
+    crashed = replace(beast.instances[1], state=InstanceState.LOADING, error="it crashed:\nboom")
+    again = replace(fleet, nodes=(replace(beast, instances=(crashed,)),), models=())
+    assert troubles(again) == [f"model {crashed.model} is being restarted on beast: it crashed"]
 
 
 def test_json_document_has_version_kind_and_whole_items():
