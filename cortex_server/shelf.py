@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from pathlib import Path
@@ -44,6 +45,11 @@ def opened(path: Path | None, schema: str, *, rebuildable: bool) -> sqlite3.Conn
 
 
 def _checked(path: Path | None, schema: str) -> sqlite3.Connection:
+    if path is not None:
+        with contextlib.suppress(OSError):  # what is wrong with it SQLite tells
+            path.touch(
+                mode=0o600
+            )  # who used what, and hashes of keys, are no matter of other users
     db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, check_same_thread=False)
     try:
         db.execute("pragma journal_mode = wal")
