@@ -109,10 +109,15 @@ class PassedStream(Answer):
     """A stream in OpenAI's dialect for a client of that dialect: clean bytes pass, what is broken is mended.
 
     Until its first chunk is out an error is still a plain one: mistral.rs tells an over-long prompt that way.
+
+    Args:
+        repair: mends.
+        opened: the client's stream has begun before, with comments.
     """
 
-    def __init__(self, repair: StreamRepair) -> None:
+    def __init__(self, repair: StreamRepair, *, opened: bool = False) -> None:
         self._repair = repair
+        self._opened = opened
 
     @property
     def repair(self) -> StreamRepair:
@@ -142,7 +147,7 @@ class PassedStream(Answer):
     def feed(self, data: bytes) -> bytes:
         """See `Answer`."""
         owed = self._repair.feed(data)
-        return owed if self._repair.error is None or self._repair.events else b""
+        return owed if self._repair.error is None or self._begun else b""
 
     def end(self) -> bytes:
         """See `Answer`."""
@@ -152,14 +157,19 @@ class PassedStream(Answer):
         """See `Answer`."""
         return self._over(self._repair.fail(error))
 
+    @property
+    def _begun(self) -> bool:
+        return self._opened or self._repair.events > 0
+
     def _over(self, owed: bytes) -> bytes:
         error = self._repair.error
         if error is None:
             return owed
         self.error = error.code
-        if self._repair.events:
+        if not self._repair.events:
+            self.status = error.status
+        if self._begun:
             return owed
-        self.status = error.status
         return envelope_bytes(error) if isinstance(error, UpstreamFailed) else engine_error(error)
 
 

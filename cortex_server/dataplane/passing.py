@@ -60,6 +60,7 @@ class OpenAi:
         self._with_model = model_in
         self._asked_usage = False
         self._asked_stream = False
+        self._opened = False
 
     def prompt_tokens(self) -> int:
         """See `Dialogue`; 0 where the body is no prompt."""
@@ -100,7 +101,7 @@ class OpenAi:
         if self._asked_stream:
             assembler = Assembler(answer_id=self._ident, model=self.name)
             return Assembled(assembler, lambda body: self._mend(body)[0], openai_refusal)
-        return PassedStream(self._repair())
+        return PassedStream(self._repair(), opened=self._opened)
 
     def _mend(self, body: bytes) -> tuple[bytes, Counter[str]]:
         mended, repairs = mend_answer(body, self._ident)
@@ -135,6 +136,7 @@ class OpenAi:
 
     def keep_alive(self, comment: bytes) -> bytes:
         """See `Dialogue`."""
+        self._opened = True
         return b": " + comment + b"\n\n"
 
     def alone(self, traits: EngineTraits | None) -> None:  # noqa: ARG002

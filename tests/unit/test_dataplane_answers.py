@@ -96,6 +96,22 @@ def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
     assert event["error"]["message"] == "bad"
 
 
+@pytest.mark.parametrize("engine_told", [True, False])
+def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(engine_told):
+    """A client of events reads over anything else, and would take its stream for a whole one without a word."""
+    dialogue = openai()
+    dialogue.keep_alive(b"computing the prompt")
+    answer = dialogue.answer(200, streamed=True)
+    if engine_told:
+        said = run(answer, b'data: {"error":{"message":"gone"}}\n\n' + DONE, [])
+    else:
+        said = answer.broken(UpstreamFailed("gone")) or b""
+    assert said.startswith(b"data: ")
+    assert said.endswith(b"\n\n")
+    assert json.loads(said.removeprefix(b"data: "))["error"]["message"] == "gone"
+    assert answer.status >= 500
+
+
 def test_an_engine_that_cannot_cancel_is_asked_to_stream():
     """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
     body = json.dumps(ASK).encode()
