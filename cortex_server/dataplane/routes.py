@@ -92,6 +92,11 @@ def misdirected(path: str) -> NotFound | None:
     meant = next((whole for tail, whole in _TAILS if end.endswith(tail)), None)
     if meant is None:
         return None
+    if meant == path:  # which the API has, so this is not its listener
+        return NotFound(
+            f"there is no {path} here, where the metrics are",
+            hints=["[gateway] listen in cortex.toml is the address of the API"],
+        )
     return NotFound(
         f"there is no {path} here; did you mean {meant}?",
         hints=["OpenAI's clients take a base URL that ends in /v1, Anthropic's one without it"],

@@ -213,6 +213,16 @@ async def test_a_slash_too_many_is_told_and_never_redirected(method: str, meant:
         assert f"did you mean {meant}?" in answer.json()["error"]["message"]
 
 
+async def test_a_request_to_the_metrics_listener_is_told_where_it_is() -> None:
+    """Two addresses stand in cortex.toml side by side, and one is easily taken for the other."""
+    async with running_gateway() as served, httpx.AsyncClient() as http:
+        answer = await http.post(f"{served.metrics_url}{CHAT}")
+        assert answer.status_code == 404
+        told = answer.json()["error"]
+        assert told["message"] == f"there is no {CHAT} here, where the metrics are"
+        assert "listen" in told["hints"][0]
+
+
 async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
     """The operator is told where it stands."""
     async with (
