@@ -112,7 +112,7 @@ class PassedStream(Answer):
 
     Args:
         repair: mends.
-        opened: the client's stream has begun before, with comments.
+        opened: the client's stream has begun, with comments of ours.
     """
 
     def __init__(self, repair: StreamRepair, *, opened: bool = False) -> None:
@@ -147,7 +147,12 @@ class PassedStream(Answer):
     def feed(self, data: bytes) -> bytes:
         """See `Answer`."""
         owed = self._repair.feed(data)
-        return owed if self._repair.error is None or self._begun else b""
+        if self._repair.events or self._opened:
+            return owed
+        if self._repair.error is not None:
+            return b""
+        self._opened = bool(owed)  # by a comment of the engine's
+        return owed
 
     def end(self) -> bytes:
         """See `Answer`."""
@@ -157,18 +162,15 @@ class PassedStream(Answer):
         """See `Answer`."""
         return self._over(self._repair.fail(error))
 
-    @property
-    def _begun(self) -> bool:
-        return self._opened or self._repair.events > 0
-
     def _over(self, owed: bytes) -> bytes:
         error = self._repair.error
         if error is None:
             return owed
         self.error = error.code
-        if not self._repair.events:
-            self.status = error.status
-        if self._begun:
+        if self._repair.events:
+            return owed
+        self.status = error.status
+        if self._opened:
             return owed
         return envelope_bytes(error) if isinstance(error, UpstreamFailed) else engine_error(error)
 

@@ -97,11 +97,18 @@ def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
 
 
 @pytest.mark.parametrize("engine_told", [True, False])
-def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(engine_told):
+@pytest.mark.parametrize("engine_commented", [True, False])
+def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
+    engine_commented, engine_told
+):
     """A client of events reads over anything else, and would take its stream for a whole one without a word."""
     dialogue = openai()
-    dialogue.keep_alive(b"computing the prompt")
-    answer = dialogue.answer(200, streamed=True)
+    comment = dialogue.keep_alive(b"computing the prompt")
+    if engine_commented:
+        answer = openai().answer(200, streamed=True)
+        assert answer.feed(comment) == comment
+    else:
+        answer = dialogue.answer(200, streamed=True)
     if engine_told:
         said = run(answer, b'data: {"error":{"message":"gone"}}\n\n' + DONE, [])
     else:
