@@ -132,12 +132,14 @@ class Reply(ABC):
         """See `Receiver`."""
         trace = self.trace
         trace.last_byte = now = self._loop.time()
-        if trace.first_byte is None:
-            trace.first_byte = now
-        assert self._answer is not None
-        if owed := self._answer.feed(data):
+        answer = self._answer
+        assert answer is not None
+        owed = answer.feed(data)
+        if trace.first_byte is None and (answer.events or not data.startswith(b":")):
+            trace.first_byte = now  # comments say that the prompt is still computed
+        if owed:
             if not self._opened:
-                self._open(200, self._answer.head, None)
+                self._open(200, answer.head, None)
             self._client.write(owed)
 
     def upstream_read(self) -> None:

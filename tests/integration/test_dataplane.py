@@ -26,6 +26,7 @@ from rigs.plane import FACES, running_plane
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
+from cortex_common.requests import RequestState
 from cortex_server.dataplane.exchange import Exchange
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.upstream import Connection
@@ -301,6 +302,30 @@ async def test_comments_keep_a_stream_alive_during_a_load(face):
         rig.loads.outcome.set_result(("m-1", engine.url))
         rest = b"".join([p async for p in pieces])
         assert rest.endswith(STREAM)
+
+
+async def test_an_engines_comments_are_no_tokens(face):
+    """A server that keeps its stream alive with comments still computes the prompt, and has no first token yet."""
+
+    async def prefill(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(b": wait\n\n"))
+        await go.wait()
+        await call.send(chunked(STREAM) + b"0\r\n\r\n")
+
+    go = asyncio.Event()
+    async with (
+        scripted_engine(prefill) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert await anext(pieces) == b": wait\n\n"
+        (exchange,) = rig.plane.active
+        assert exchange.state is RequestState.PREFILL
+        go.set()
+        assert b"".join([piece async for piece in pieces]) == STREAM
+        assert exchange.trace.first_byte is not None
 
 
 async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
