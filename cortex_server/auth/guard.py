@@ -51,7 +51,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         method, path = scope["method"], scope["path"]
-        if method != "POST" or path.encode() not in ROUTES:
+        inference = path.encode() in ROUTES
+        if method != "POST" or not inference:
             client = scope.get("client")
             headers = [(name.lower(), value) for name, value in scope["headers"]]
             rule = rule_for(method, path)
@@ -62,7 +63,8 @@ class Guard:
                 ACTOR.set(key.name)
             except CortexError as refused:
                 # Of a base URL that lacks its /v1, "needs the scope operator" would say the wrong thing.
-                told = (misdirected(path) if rule is OTHERWISE else None) or refused
+                wrong = rule is OTHERWISE and not inference
+                told = (misdirected(path) if wrong else None) or refused
                 await self._refusal(told, Request(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
