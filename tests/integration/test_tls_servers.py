@@ -64,10 +64,9 @@ async def test_the_gateway_serves_https_and_its_engines_stay_behind_it(tmp_path)
         ) as gateway,
         httpx.AsyncClient(base_url=f"https://127.0.0.1:{gateway.port}", verify=trusted) as http,
     ):
+        await gateway.logged("node_up")
         body = {"model": "m", "messages": [], "stream": True}
-        async with asyncio.timeout(20):
-            while (answer := await http.post(CHAT, json=body)).status_code == 404:
-                await asyncio.sleep(0.05)
+        answer = await http.post(CHAT, json=body)
         assert answer.status_code == 200
         assert answer.text.endswith("data: [DONE]\n\n")
         metrics = f"https://127.0.0.1:{gateway.metrics_port}/metrics"
