@@ -178,14 +178,6 @@ class Exchange(Reply):
         self._client.end()
         self._finish(error.code)
 
-    def client_gone(self) -> None:
-        """The client left: whatever is under way for it ends now."""
-        if self._answer is not None and self._answer.complete:
-            self._finish(None)  # many clients hang up as soon as they have read [DONE]
-        elif not self.finished:
-            self.plane.metrics.disconnects += 1
-            self._finish("client_disconnected")
-
     # -- finding an instance -----------------------------------------------------------------
 
     def _next_target(self) -> None:

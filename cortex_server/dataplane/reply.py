@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout
+from cortex_common.logs import event
 from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
 from cortex_server.dataplane.attempt import Attempt
 from cortex_server.dataplane.dialogues import Dialogue
@@ -25,6 +27,8 @@ from cortex_server.fleet.targets import Target
 
 if TYPE_CHECKING:
     from cortex_server.dataplane.plane import DataPlane
+
+log = logging.getLogger("cortex.requests")
 
 LINGER_S = 2.0
 """Seconds to wait for usage after a translated stream's finish reason; its client waits for the end meanwhile."""
@@ -95,6 +99,7 @@ class Reply(ABC):
     def client_full(self) -> None:
         """The client does not keep up: stop reading from the engine."""
         self._full = True
+        self.trace.last_byte = self._loop.time()
         if self._attempt is not None:
             self._attempt.pause()
 
@@ -104,6 +109,14 @@ class Reply(ABC):
         self.trace.last_byte = self._loop.time()
         if self._attempt is not None:
             self._attempt.resume()
+
+    def client_gone(self) -> None:
+        """The client left: whatever is under way for it ends now."""
+        if self._answer is not None and self._answer.complete:
+            self._finish(None)  # many clients hang up as soon as they have read [DONE]
+        elif not self.finished:
+            self.plane.metrics.disconnects += 1
+            self._finish("client_disconnected")
 
     # -- from the engine ---------------------------------------------------------------------
 
@@ -199,8 +212,11 @@ class Reply(ABC):
     # -- while nothing is said ---------------------------------------------------------------
 
     def check_silence(self, now: float) -> None:
-        """Called once a second: keep a waiting stream alive, give up an engine that is silent for too long."""
-        if self._attempt is None or self._full:
+        """Called once a second: keep a waiting stream alive, give up whoever does nothing for too long."""
+        if self._full:
+            self._check_client(now)
+            return
+        if self._attempt is None:
             return
         if self._answer is not None and self._answer.events != self._events:
             self._events = self._answer.events  # a lane keeps no time
@@ -225,6 +241,15 @@ class Reply(ABC):
             self._attempt.abort()
             self._attempt = None
             self.cut_off(UpstreamTimeout(f"the engine has been silent for {limit:g} s"))
+
+    def _check_client(self, now: float) -> None:
+        """Give up a client that stays and takes nothing: an engine waits for it, and with it drains and evictions."""
+        limit = self.plane.settings.idle_timeout_s
+        if now - self.trace.last_byte > limit:
+            request = self.trace.ident.decode()
+            event(log, "client_stalled", logging.WARNING, request=request, silent_s=limit)
+            self._client.abort()
+            self.client_gone()
 
     def cut_off(self, error: CortexError) -> None:
         """End it now, with an error that says why."""

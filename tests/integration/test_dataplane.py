@@ -545,6 +545,15 @@ async def test_a_stream_may_last_as_long_as_its_events_come(face):
         assert b"silent for 100 s" in await anext(pieces)
 
 
+async def stalled(sent: list[int]) -> int:
+    """Wait until nothing more is sent; how often something was."""
+    before, steady = -1, 0
+    while steady < 50:
+        before, steady = len(sent), steady + 1 if before == len(sent) else 0
+        await asyncio.sleep(0.01)  # a stall can only be seen by waiting
+    return before
+
+
 async def test_a_slow_reader_holds_the_engine_back(face):
     """A client that does not read makes the engine wait; then it gets every byte."""
     total = 64 << 20
@@ -567,14 +576,40 @@ async def test_a_slow_reader_holds_the_engine_back(face):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
         writer.write(request(json.dumps(BODY).encode()))
         await reader.readuntil(b"\r\n\r\n")
-        stalled, steady = -1, 0
-        while steady < 50:
-            stalled, steady = len(sent), steady + 1 if stalled == len(sent) else 0
-            await asyncio.sleep(0.01)  # a stall can only be seen by waiting
-        assert stalled < 32
+        assert await stalled(sent) < 32
         got = 0
         while got < total:  # chunk framing counts a little more
             got += len(await reader.read(1 << 16))
+        writer.close()
+        await rig.settled()
+
+
+async def test_a_client_that_takes_nothing_is_given_up(face):
+    """A client that stays and does not read holds its engine for the limit on silence, and no longer."""
+
+    async def flood(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        while True:
+            await call.send(chunked(CHUNK % (b"x" * (1 << 16))))
+            sent.append(1)
+
+    sent: list[int] = []
+    settings = GatewaySection(idle_timeout_s=100)
+    async with (
+        scripted_engine(flood) as engine,
+        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
+        writer.write(request(json.dumps(BODY).encode()))
+        began = asyncio.get_running_loop().time()
+        await reader.readuntil(b"\r\n\r\n")
+        await stalled(sent)
+        (exchange,) = rig.plane.active
+        exchange.check_silence(began + 99)
+        assert not exchange.finished
+        exchange.check_silence(asyncio.get_running_loop().time() + 101)
+        assert rig.metrics.disconnects == 1
+        assert rig.metrics.series("m", "n1").errors["client_disconnected"] == 1
         writer.close()
         await rig.settled()
 

@@ -59,7 +59,8 @@ class GatewaySection(Section):
     """Seconds of silence before an engine's first byte. Long prompts compute for minutes without a byte."""
 
     idle_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds of silence inside an answer before the engine is given up."""
+    """Seconds of silence inside an answer before the engine is given up, and seconds before a client is that does not
+    take what is there for it."""
 
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds that requests under way may go on after the gateway was told to stop."""
