@@ -12,6 +12,7 @@ from cortex_server.api import errors
 from cortex_server.api.anthropic import hello_router
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
+from cortex_server.api.pages import Pages
 from cortex_server.auth.guard import Guard
 from cortex_server.dataplane.asgi import AsgiRoute
 from cortex_server.dataplane.plane import DataPlane
@@ -33,6 +34,8 @@ def create_app(
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
+    # Outside of the guard: a browser asks whether it may ask without a key.
+    app.add_middleware(Pages, allowed=lambda: plane().settings.allowed_origins)
     ours = (
         health_router(fleet, lambda: plane().gate.stopping),
         hello_router(),

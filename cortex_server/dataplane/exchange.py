@@ -34,6 +34,7 @@ from cortex_server.dataplane.downstream import NOBODY, Downstream
 from cortex_server.dataplane.headers import (
     engine_request,
     error_headers,
+    for_pages,
     lines,
     priority,
     request_id,
@@ -84,6 +85,8 @@ class Exchange(Reply):
         self._tried: frozenset[InstanceId] = frozenset()
         if plane.spans is not None:
             self.trace.span = begin(named.get(b"traceparent", b""))
+        if plane.settings.allowed_origins and (origin := named.get(b"origin")) is not None:
+            self.trace.for_pages = for_pages(plane.settings.allowed_origins, origin)
         plane.active.add(self)
         plane.retries.earn()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from cortex_common.errors import CortexError
 from cortex_server.dataplane.pool import Endpoint
@@ -17,6 +17,9 @@ headers, X-Conversation-Id, which makes llama-server ignore a disconnect) stays 
 
 NOT_TO_CLIENT = frozenset(
     (
+        b"access-control-allow-credentials",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
         b"connection",
         b"content-length",
         b"date",
@@ -116,6 +119,23 @@ def on_repeats(status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """What an answer of this status says on repeating the request, beside what an engine's headers say."""
     futile = [(b"x-should-retry", b"false")] if status in _FUTILE else []
     return [*(h for h in headers if h[0] in _ON_REPEATS), *futile]
+
+
+def for_pages(allowed: Collection[str], origin: bytes) -> bytes:
+    """The lines of a head that let the script of a web page read the answer (CORS); none for pages that may not.
+
+    Args:
+        allowed: origins of pages that may; an asterisk stands for all.
+        origin: of the page.
+    """
+    if "*" in allowed:
+        return b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\n"
+    if origin.decode("latin-1") not in allowed:
+        return b""
+    return (
+        b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n"
+        % origin
+    )
 
 
 def content_length(named: Mapping[bytes, bytes]) -> int | None:

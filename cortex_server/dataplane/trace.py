@@ -28,6 +28,7 @@ class Trace(msgspec.Struct):
             engine said: its instance is not to blame.
         span: its place in a distributed trace; None where nobody follows it.
         turned_away: the name of the key that it came with and that did not let it in.
+        for_pages: lines of the answer's head for the script of a web page; empty where none asks.
     """
 
     route: Route
@@ -42,6 +43,7 @@ class Trace(msgspec.Struct):
     status: int = 0
     span: Span | None = None
     turned_away: str | None = None
+    for_pages: bytes = b""
 
     def labels(self, target: Target | None) -> bytes:
         """The lines of a head by which a client can tell what happened to its request."""
@@ -52,7 +54,7 @@ class Trace(msgspec.Struct):
             labels += b"x-cortex-queue-ms: %d\r\n" % (self.queued_s * 1000)
         if target is not None:
             labels += b"%bx-cortex-route: %b\r\n" % (target.labels, self.reason)
-        return labels
+        return labels + self.for_pages
 
     def asked(self) -> bytes | None:
         """The engine is being asked: the traceparent that it gets, where anybody follows the trace."""

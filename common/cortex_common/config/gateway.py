@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from cortex_common.config.access import KeyEntry, LimitsSection, TlsSection
 from cortex_common.config.catalogue import Duration
-from cortex_common.config.section import Address, BaseUrl, Section
+from cortex_common.config.section import Address, BaseUrl, Origin, Section
 
 
 class GatewaySection(Section):
@@ -37,6 +37,10 @@ class GatewaySection(Section):
     insecure: bool = False
     """Serve inference and metrics without a key to whoever can connect. Default: to this host only, until there
     are keys."""
+
+    allowed_origins: tuple[Origin, ...] = ()
+    """Origins of the web pages whose scripts may use the API from a browser (CORS), such as
+    "https://chat.example.org"; "*" means any. They need a key as everybody else does."""
 
     max_body_mb: Annotated[int, Field(ge=1, le=4096)] = 64
     """Largest request body in MiB; beyond it the answer is 413."""

@@ -38,8 +38,18 @@ def _base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _origin(text: str) -> str:
+    scheme, _, authority = text.lower().rstrip("/").partition("://")
+    if text != "*" and (not scheme or not authority or "/" in authority):
+        raise ValueError(f"{text!r} is not an origin like https://chat.example.org, or *")
+    return text.lower().rstrip("/")
+
+
 Address = Annotated[str, AfterValidator(_address)]
 """host:port to listen on; port 0 takes a free one."""
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """http:// or https:// URL without a slash at its end."""
+
+Origin = Annotated[str, AfterValidator(_origin)]
+"""Scheme, host and port of a web page, as browsers name it; or an asterisk for any."""
