@@ -15,6 +15,7 @@ import uvicorn
 
 from cortex_common.config.section import split_host_port
 from cortex_common.listening import listen
+from cortex_common.liveness import probe
 from cortex_server.dataplane.patience import PatientProtocol
 
 log = logging.getLogger("cortex.gateway")
@@ -137,6 +138,7 @@ def _shared(host: str, port: int) -> socket.socket:
     if family is socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.bind((host, port))
+    probe(sock)
     return sock
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from cortex_common.errors import ConfigError
+from cortex_common.liveness import probe
 
 _BACKLOG = 4096
 
@@ -31,4 +32,5 @@ def listen(host: str, port: int, chosen_by: str) -> socket.socket:
     # asyncio does so only for connections of a socket that it made itself. Without it, a body or a token that
     # follows the answer's head waits 40 ms for the acknowledgement of the head.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    probe(sock)
     return sock

@@ -11,6 +11,8 @@ import os
 import socket
 from collections.abc import Mapping
 
+from cortex_common.liveness import probe
+
 log = logging.getLogger("cortex.systemd")
 
 _FIRST_FD = 3
@@ -63,4 +65,6 @@ def inherited_socket(environ: Mapping[str, str]) -> socket.socket | None:
     if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS", "0") == "0":
         return None
     os.set_inheritable(_FIRST_FD, False)
-    return socket.socket(fileno=_FIRST_FD)
+    sock = socket.socket(fileno=_FIRST_FD)
+    probe(sock)
+    return sock

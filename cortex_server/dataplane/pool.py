@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
+from cortex_common.liveness import probe
 from cortex_common.stamps import Stamp
 from cortex_server.dataplane.lane import SizeLines
 from cortex_server.dataplane.upstream import Connection
@@ -140,12 +141,13 @@ class Pool:
                         lambda: Connection(self, endpoint), endpoint.uds
                     )
                 else:
-                    _, connection = await loop.create_connection(
+                    transport, connection = await loop.create_connection(
                         lambda: Connection(self, endpoint),
                         endpoint.host,
                         endpoint.port,
                         ssl=endpoint.tls,
                     )
+                    probe(transport.get_extra_info("socket"))
         except TimeoutError as failed:
             raise UpstreamTimeout(
                 f"the engine at {where} did not accept a connection in {self._connect_timeout_s:g} s"

@@ -10,12 +10,14 @@ import pytest
 from cortex_server import serving
 from neuron_server import app
 
+DAEMONS = {
+    "gateway": lambda: serving.listening("127.0.0.1:0", "listen"),
+    "neuron": lambda: app.listening("127.0.0.1", 0),
+}
+WORKER = {"worker": lambda: serving.joined("127.0.0.1", 0)}
 
-@pytest.mark.parametrize(
-    "listen",
-    [lambda: serving.listening("127.0.0.1:0", "listen"), lambda: app.listening("127.0.0.1", 0)],
-    ids=["gateway", "neuron"],
-)
+
+@pytest.mark.parametrize("listen", DAEMONS.values(), ids=DAEMONS)
 def test_a_small_write_waits_for_no_acknowledgement(listen: Callable[[], socket.socket]):
     """Connections of either daemon send a token at once, whichever loop serves them."""
     with (
@@ -24,3 +26,15 @@ def test_a_small_write_waits_for_no_acknowledgement(listen: Callable[[], socket.
         sock.accept()[0] as connection,
     ):
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("listen", (DAEMONS | WORKER).values(), ids=DAEMONS | WORKER)
+def test_a_client_that_vanishes_is_noticed(listen: Callable[[], socket.socket]):
+    """The kernel asks after half a minute of silence, on connections of whoever listens."""
+    with (
+        listen() as sock,
+        socket.create_connection(sock.getsockname()),
+        sock.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
