@@ -13,6 +13,7 @@ from shlex import quote
 from cortex_cli.output import Kind
 from cortex_cli.paint import Tone
 from cortex_cli.render.table import Column
+from cortex_common.certificates import EXPIRED, RENEW
 from cortex_common.fleet import FleetSnapshot, ModelState, NodeState, NodeView
 from cortex_common.hardware import DeviceHealth
 from cortex_common.units import show_duration, show_mib
@@ -121,6 +122,7 @@ def fleet_checks(fleet: FleetSnapshot, version: str) -> list[Finding]:
         )
     for node in fleet.nodes:
         found += _node(node, fleet.at)
+    found += _certificates(fleet)
     found += _models(fleet)
     return found
 
@@ -139,6 +141,8 @@ def _node(node: NodeView, now: float) -> list[Finding]:
     if node.state is not NodeState.UP:
         what, path = ("it", "/v1/models") if node.upstream else ("its neuron", "/health")
         hint = f"is {what} running? `curl {node.endpoint}{path}` from the gateway's host"
+        if EXPIRED in (node.reason or ""):
+            hint = RENEW
         return [error(name, f"{node.state.value}: {node.reason or 'no answer'}", hint)]
     found: list[Finding] = []
     silent = now - node.seen_at
@@ -156,6 +160,20 @@ def _node(node: NodeView, now: float) -> list[Finding]:
     if node.cordoned:
         found.append(warning(name, "is cordoned", f"`cortex nodes uncordon {node.name}`"))
     return found or [ok(name, f"devices: {len(node.devices)}, instances: {len(node.instances)}")]
+
+
+def _certificates(fleet: FleetSnapshot) -> list[Finding]:
+    found: list[Finding] = []
+    for node, certificates in fleet.all_certificates:
+        for certificate in certificates:
+            if about := certificate.trouble(fleet.at):
+                told = error if certificate.over(fleet.at) else warning
+                check = f"certificate of {node or 'the gateway'}"
+                found.append(told(check, about, RENEW))
+    ends = sorted(c.ends for _, certificates in fleet.all_certificates for c in certificates)
+    if ends and not found:
+        found.append(ok("certificates", f"{len(ends)}, the first ends on {ends[0]}"))
+    return found
 
 
 def _models(fleet: FleetSnapshot) -> list[Finding]:

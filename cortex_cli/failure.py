@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cortex_cli.paint import Paint
 from cortex_common import errors
+from cortex_common.certificates import EXPIRED, RENEW
 from cortex_common.errors import CortexError
 
 EXIT_CODES = {
@@ -85,6 +86,8 @@ def describe(error: Exception, paint: Paint) -> str:
 
 def _fallback(error: CortexError) -> tuple[str, ...]:
     if error.details.get("unreachable"):
+        if EXPIRED in error.message:
+            return (RENEW,)
         if "CERTIFICATE_VERIFY_FAILED" in error.message:
             return ("SSL_CERT_FILE names the file of the authority that its certificate is from",)
         if "WRONG_VERSION_NUMBER" in error.message:

@@ -244,7 +244,20 @@ def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
         for engine in node.engines:
             cycles.add_metric([node.name, engine.harness], engine.cycles)
     yield cycles
+    yield _of_certificates(fleet)
     yield from _of_instances(fleet)
+
+
+def _of_certificates(fleet: FleetSnapshot) -> Metric:
+    ends = GaugeMetricFamily(
+        "cortex_certificate_expiry_timestamp_seconds",
+        "Unix time at which a certificate ends",
+        labels=["node", "file"],
+    )
+    for node, certificates in fleet.all_certificates:
+        for certificate in certificates:
+            ends.add_metric([node or "none", certificate.file], certificate.ends_at)
+    return ends
 
 
 def _of_instances(fleet: FleetSnapshot) -> Iterator[Metric]:

@@ -7,14 +7,16 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
+from cortex_common.certificates import Certificate
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.daemon_log import KeptLog
 from cortex_common.logs import event
 from cortex_common.state_dir import held
-from cortex_common.tls import server_tls
+from cortex_common.tls import server_tls, tell_ends
 from cortex_server.api.app import create_app
 from cortex_server.api.config import config_router
 from cortex_server.api.keys import keys_router
@@ -32,7 +34,7 @@ from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.dataplane.plane import DataPlane
 from cortex_server.dataplane.register import Here, Register
 from cortex_server.diary import Diary
-from cortex_server.fleet.access import accesses
+from cortex_server.fleet.access import accesses, certificates_of
 from cortex_server.fleet.roster import Roster
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.conductor import Conductor
@@ -49,6 +51,7 @@ from cortex_server.workers.crew import Crew
 from cortex_server.workers.relay import Backstage
 
 log = logging.getLogger("cortex.gateway")
+tls_log = logging.getLogger("cortex.tls")
 
 
 class Gateway:
@@ -80,9 +83,11 @@ class Gateway:
         self.broken: str | None = None
         self.on_broken: Callable[[], None] = lambda: None
         self._accesses = accesses(config.nodes, os.environ)
+        self._of_nodes = certificates_of(config.nodes)
         self._tls = server_tls(config.tls)
         self.metrics = Metrics()
         self.fleet = Fleet(config.nodes, catalogue, clock, self.metrics)
+        self.fleet.certificates = self._certificates
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._roster = Roster(self.fleet)
         placement = store_path(config.gateway.state_dir, os.environ)
@@ -184,6 +189,7 @@ class Gateway:
                 "renewal": self._renewal.run(),
                 "restarts": self._restarts.run(),
             }
+            work["ends"] = tell_ends(self._certificates, SystemClock(), partial(event, tls_log))
             if self._diary is not None:
                 work["diary"] = self._diary.run()
             if self._tls is not None:
@@ -226,6 +232,7 @@ class Gateway:
             ConfigError: a secret or a certificate can't be read; nothing has changed.
         """
         self._accesses = accesses(config.nodes, os.environ)
+        self._of_nodes = certificates_of(config.nodes)
         self.config = config
         stale = self._renewal.use(catalogue)
         if stale:
@@ -252,6 +259,11 @@ class Gateway:
                 await self.register.over()
         self.register.cut_off()
         self.fleet.close()
+
+    def _certificates(self) -> tuple[Certificate, ...]:
+        """All in use, each file once: nodes may share an authority."""
+        mine = () if self._tls is None else self._tls.certificates
+        return tuple(dict.fromkeys((*mine, *self._of_nodes)))
 
     async def _use_nodes(self, config: GatewayConfig) -> None:
         how = self._accesses

@@ -125,7 +125,7 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """The same in Prometheus's text format."""
-        text = exposition(runtime.status(url_of(request)))
+        text = exposition(runtime.status(url_of(request)), runtime.certificates())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

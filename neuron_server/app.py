@@ -22,7 +22,7 @@ from cortex_common.config.neuron import NeuronConfig
 from cortex_common.config.secret import read_secret
 from cortex_common.config.section import split_host_port
 from cortex_common.listening import listen
-from cortex_common.tls import server_tls
+from cortex_common.tls import server_tls, tell_ends
 from neuron_server.api import create_app as _create_api
 from neuron_server.cgroups import find as find_cgroups
 from neuron_server.hardware.cpu import CpuSource
@@ -85,7 +85,9 @@ async def _serve(config: NeuronConfig) -> None:
         if tls is not None:
             settings.load()
             settings.ssl = tls.context
-            beside.append(tls.watch())
+            runtime.certificates = lambda: tls.certificates
+            ends = tell_ends(runtime.certificates, SystemClock(), runtime.journal.note)
+            beside += [tls.watch(), ends]
         tasks = [asyncio.create_task(work) for work in beside]
         try:
             await _Server(settings, runtime).serve(sockets=[listener])

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from cortex_common.certificates import Certificate
 from cortex_common.models import InstanceState, NodeStatus
 
 
 class _NodeCollector(Collector):
-    def __init__(self, status: NodeStatus) -> None:
+    def __init__(self, status: NodeStatus, certificates: Iterable[Certificate]) -> None:
         self._status = status
+        self._certificates = certificates
 
     def collect(self) -> Iterator[Metric]:
         yield from self._devices()
         yield from self._instances()
+        ends = GaugeMetricFamily(
+            "cortex_neuron_certificate_expiry_timestamp_seconds",
+            "Unix time at which a certificate ends",
+            labels=["file"],
+        )
+        for certificate in self._certificates:
+            ends.add_metric([certificate.file], certificate.ends_at)
+        yield ends
 
     def _devices(self) -> Iterator[Metric]:
         memory = GaugeMetricFamily(
@@ -65,8 +75,8 @@ class _NodeCollector(Collector):
         yield from (state, memory, seconds)
 
 
-def exposition(status: NodeStatus) -> bytes:
-    """The status as Prometheus scrapes it."""
+def exposition(status: NodeStatus, certificates: Iterable[Certificate]) -> bytes:
+    """The status as Prometheus scrapes it, and when certificates end."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(status))
+    registry.register(_NodeCollector(status, certificates))
     return generate_latest(registry)

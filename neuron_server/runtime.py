@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 
+from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit, StillBusy
@@ -73,6 +74,7 @@ class Runtime:
         holdings: the instances.
         occupancy: how busy they are.
         attached: the engines that someone else runs.
+        certificates: that this node is asked with.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Runtime:
         self.registry = registry
         self.changes = Changes()
         self.stopping_s: float | None = None
+        self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.journal = Journal(clock, self.changes)
         self.occupancy = Occupancy()
         self._state = state
@@ -231,7 +234,8 @@ class Runtime:
             *self._faults.warnings(),
             *self._state.warnings(),
         )
-        return self.host.discovery(self.registry.device_kinds, warnings)
+        found = self.host.discovery(self.registry.device_kinds, warnings)
+        return found.model_copy(update={"certificates": self.certificates()})
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""

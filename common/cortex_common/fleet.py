@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from pydantic import TypeAdapter
 
+from cortex_common.certificates import Certificate
 from cortex_common.hardware import DeviceHealth, DeviceKind
 from cortex_common.models import InstanceId, InstanceState, ModelId
 
@@ -114,6 +115,7 @@ class NodeView:
         cordoned: no new instances are placed on it.
         harness_kinds: see `Discovery`.
         engines: of somebody else, that it drives.
+        certificates: of its neuron.
     """
 
     name: str
@@ -136,6 +138,7 @@ class NodeView:
     instances: tuple[InstanceView, ...] = ()
     engines: tuple[EngineView, ...] = ()
     warnings: tuple[str, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
     cordoned: bool = False
     upstream: bool = False
 
@@ -197,6 +200,7 @@ class FleetSnapshot:
         at: Unix seconds.
         gateway_version: version of cortex that the gateway runs.
         started_at: Unix seconds at which the gateway started.
+        certificates: of the gateway, those that it knows nodes by among them.
     """
 
     version: int
@@ -205,6 +209,7 @@ class FleetSnapshot:
     models: tuple[ModelView, ...] = ()
     gateway_version: str = ""
     started_at: float = 0.0
+    certificates: tuple[Certificate, ...] = ()
 
     def node(self, name: str) -> NodeView | None:
         """The node of that name."""
@@ -213,6 +218,11 @@ class FleetSnapshot:
     def model(self, name: str) -> ModelView | None:
         """The model of that name or alias."""
         return next((m for m in self.models if name == m.id or name in m.aliases), None)
+
+    @property
+    def all_certificates(self) -> tuple[tuple[str, tuple[Certificate, ...]], ...]:
+        """Of each node by its name; those of the gateway, whose name is empty, come first."""
+        return (("", self.certificates), *((n.name, n.certificates) for n in self.nodes))
 
     def instances(self) -> tuple[InstanceView, ...]:
         """All instances of all nodes."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from cortex_common.certificates import Certificate
 from cortex_common.wire import Wire
 
 
@@ -88,6 +89,7 @@ class Discovery(Wire):
     Attributes:
         harness_kinds: the kinds of devices that the engines of each harness run on, the preferred first; an older
             neuron does not tell.
+        certificates: that the neuron is asked with.
     """
 
     hostname: str
@@ -100,6 +102,7 @@ class Discovery(Wire):
     harness_kinds: dict[str, tuple[DeviceKind, ...]] = Field(default_factory=dict)
     neuron_version: str = ""
     warnings: tuple[HostWarning, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
 
 
 class Health(Wire):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
+from cortex_common.certificates import RENEW, Certificate, in_use
+from cortex_common.clock import Clock
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import ConfigError
 from cortex_common.logs import event
@@ -16,6 +19,8 @@ log = logging.getLogger("cortex.tls")
 
 LOOK_EVERY_S = 5.0
 """How often the files are looked at. A certificate is renewed weeks before it ends, so seconds are plenty."""
+
+_TELL_EVERY_S = 86400.0
 
 
 class ServerTls:
@@ -29,12 +34,14 @@ class ServerTls:
 
     Attributes:
         context: for the server; new connections see what was read last.
+        certificates: in it.
     """
 
     def __init__(self, section: TlsSection) -> None:
         self._section = section
         self._stamp = self._looked()
         self.context = _server_context(section)
+        self.certificates = in_use(section.certificate, section.client_ca)
 
     def refresh(self) -> bool:
         """Read the files again if they changed; whether they did, and are right.
@@ -49,6 +56,7 @@ class ServerTls:
             # Tried apart first: loading into the live context could leave it with a certificate and no key.
             _server_context(self._section)
             _load(self.context, self._section)
+            self.certificates = in_use(self._section.certificate, self._section.client_ca)
         except ConfigError as failed:
             event(log, "certificate_refused", logging.ERROR, reason=failed.message)
             return False
@@ -95,6 +103,35 @@ def client_context(
     except (OSError, ssl.SSLError) as failed:
         raise _unusable(failed, ca, certificate, key) from failed
     return context
+
+
+async def tell_ends(
+    certificates: Callable[[], tuple[Certificate, ...]], clock: Clock, tell: Callable[..., None]
+) -> None:
+    """Tell of those that end soon: at once, whenever they change, and every day. Runs until cancelled.
+
+    Args:
+        certificates: those in use; asked again and again.
+        clock: for what is left.
+        tell: is told, with the arguments of `logs.event` after its first.
+    """
+    told: tuple[Certificate, ...] = ()
+    told_at = 0.0
+    while True:
+        found = certificates()
+        if found != told or clock.monotonic() - told_at >= _TELL_EVERY_S:
+            told, told_at = found, clock.monotonic()
+            now = clock.unix()
+            for certificate in (c for c in found if c.trouble(now)):
+                over = certificate.over(now)
+                tell(
+                    "certificate_ended" if over else "certificate_ends",
+                    logging.ERROR if over else logging.WARNING,
+                    file=certificate.file,
+                    ends=certificate.ends,
+                    hint=RENEW,
+                )
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 def _server_context(section: TlsSection) -> ssl.SSLContext:

@@ -346,6 +346,9 @@ def troubles(snapshot: FleetSnapshot) -> list[str]:
             if d.health is DeviceHealth.LOST
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
+    for owner, certificates in snapshot.all_certificates:
+        about = f"node {owner}: " if owner else ""
+        found += [f"{about}{t}" for c in certificates if (t := c.trouble(snapshot.at))]
     found += [
         f"model {i.model} is being restarted on {i.node}: {brief(i.error)}"
         for i in snapshot.instances()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from cortex_common.certificates import Certificate, in_use
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.config.secret import read_secret, secret_path
 from cortex_common.stamps import stamp_of
@@ -31,6 +32,12 @@ def files_of(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterat
         if secret is not None:
             yield secret_path(secret, environ)
         yield from (path for path in _certificates(entry) if path is not None)
+
+
+def certificates_of(entries: Iterable[NodeEntry]) -> tuple[Certificate, ...]:
+    """When the certificates end that the gateway knows nodes by, and those that it shows them."""
+    files = [_certificates(entry) for entry in entries]
+    return tuple(found for trusted, mine, _ in files for found in in_use(mine, trusted))
 
 
 def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:

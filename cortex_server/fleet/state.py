@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common import __version__
+from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
@@ -74,6 +75,7 @@ class Fleet:
         self._routers: Callable[[], Awaitable[None]] | None = None
         self._version = 0
         self.closed = False
+        self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self._profiles: dict[str, ModelProfile] = {}
         self.names = Names(())
         self.use_catalogue(catalogue)
@@ -282,7 +284,7 @@ class Fleet:
         """The fleet at this moment."""
         bare = self.bare
         models = model_views(self._profiles.values(), bare.nodes, self._waiting, self.metrics)
-        return replace(bare, models=models)
+        return replace(bare, models=models, certificates=self.certificates())
 
     @property
     def bare(self) -> FleetSnapshot:
@@ -328,6 +330,7 @@ class Fleet:
                 harnesses=found.harnesses,
                 harness_kinds=found.harness_kinds,
                 warnings=tuple(w.message for w in found.warnings),
+                certificates=found.certificates,
             )
         if record.status is None:
             return view

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from cortex_common.certificates import Certificate
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.hardware import DeviceReading, Health
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
@@ -16,7 +17,7 @@ from neuron_server.metrics import exposition
 
 LABELS = {
     "model": "the model; `none` for requests that never got to one",
-    "node": "the node; `none` for requests that never got to one",
+    "node": "the node; `none` for requests that never got to one, and for the gateway's own",
     "code": "[error code](errors.md), or `engine_` and the status that an engine answered",
     "side": "whose fault it is: `client`, `engine` or `cortex`",
     "kind": "what was mended, such as `missing_usage`",
@@ -28,6 +29,7 @@ LABELS = {
     "version": "of cortex",
     "what": "used, free, reserved, foreign, headroom or available",
     "instance": "the instance",
+    "file": "path of the file that the certificate was read from",
 }
 _ABOUT = """The gateway serves these on `metrics_listen` of [`[gateway]`](gateway-settings.md), by itself on
 `http://127.0.0.1:9100/metrics`. [Grafana](../guides/grafana.md) tells how to have them read and drawn. A counter's name
@@ -81,4 +83,6 @@ def _of_neuron() -> Iterator[Metric]:
         load_seconds=1.0,
     )
     status = NodeStatus(health=Health(uptime_secs=0, devices=(reading,)), models=(info,))
-    yield from text_string_to_metric_families(exposition(status).decode())
+    yield from text_string_to_metric_families(
+        exposition(status, (Certificate(file="", ends_at=0.0),)).decode()
+    )

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rigs import forked
 from rigs.engine import scripted_engine
 from rigs.fleet import Service, free_port, tiny_models
@@ -26,10 +28,10 @@ from cortex_server.serving import listening
 CHAT = "/v1/chat/completions"
 
 
-def certificate(ca: trustme.CA, path: Path, *names: str) -> Path:
+def certificate(ca: trustme.CA, path: Path, *names: str, ends: datetime | None = None) -> Path:
     """A PEM file with a certificate for the names and its key."""
     new = path.with_suffix(".new")
-    made = ca.issue_cert(*(names or ("127.0.0.1",)))
+    made = ca.issue_cert(*(names or ("127.0.0.1",)), not_after=ends)
     new.write_bytes(made.private_key_and_cert_chain_pem.bytes())
     new.replace(path)
     return path
@@ -131,6 +133,60 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
             assert tls.refresh()
             assert await shown_by(port, trusted) != first
             assert not tls.refresh()
+
+
+async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
+    """Days before, in the log, the metrics and to `cortex doctor`; the authority of nodes is among them."""
+    ca = trustme.CA()
+    ca_pem = authority(ca, tmp_path / "ca.pem")
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    mine = certificate(ca, tmp_path / "gateway.pem", ends=ends)
+    theirs = certificate(ca, tmp_path / "neuron.pem", ends=ends)
+    port = free_port()
+    (tmp_path / "neuron.toml").write_text(
+        f'[neuron]\nlisten = "127.0.0.1:{port}"\nstate_dir = "{tmp_path}/neuron"\n'
+        f'[tls]\ncertificate = "{theirs}"\n'
+    )
+    url = f"https://127.0.0.1:{port}"
+    arguments = ["serve", "neuron", "--config", str(tmp_path / "neuron.toml")]
+    neuron = Service(arguments, url, tmp_path / "neuron.log")
+    neuron.start()
+    try:
+        tables = (neuron_table("n", url, ca=str(ca_pem)), f'[tls]\ncertificate = "{mine}"\n')
+        trusted = client_context(ca_pem)
+        async with (
+            gateway_process(tmp_path, *tables) as gateway,
+            httpx.AsyncClient(verify=trusted) as http,
+        ):
+            assert (await gateway.logged("certificate_ends"))["file"] == str(mine)
+            await gateway.logged("node_up")
+            told = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
+            of_node = (await http.get(f"{url}/metrics")).text
+            doctor = await asyncio.to_thread(
+                forked.run,
+                ["doctor"],
+                environ={
+                    "PATH": os.environ["PATH"],
+                    "CORTEX_GATEWAY_URL": f"https://127.0.0.1:{gateway.port}",
+                    "SSL_CERT_FILE": str(ca_pem),
+                },
+            )
+    finally:
+        await asyncio.to_thread(neuron.end)
+
+    name, at = "certificate_expiry_timestamp_seconds", ends.timestamp()
+    found = {
+        (s.labels["node"], s.labels["file"]): s.value
+        for family in text_string_to_metric_families(told)
+        for s in family.samples
+        if s.name == f"cortex_{name}"
+    }
+    assert (found["none", str(mine)], found["n", str(theirs)]) == (at, at)
+    assert ("none", str(ca_pem)) in found
+    assert f'cortex_neuron_{name}{{file="{theirs}"}}' in of_node
+    assert "certificate_ends" in (tmp_path / "neuron.log").read_text()
+    assert f"{mine} ends on" in doctor.stdout
+    assert f"{theirs} ends on" in doctor.stdout
 
 
 @pytest.mark.parametrize("what", ["missing", "key of another"])

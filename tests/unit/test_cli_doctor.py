@@ -6,6 +6,7 @@ from pathlib import Path
 from sample_fleet import NOW, busy_fleet, empty_fleet
 
 from cortex_cli.doctor import Verdict, counted, fleet_checks, host_checks, worst
+from cortex_common.certificates import SOON_S, Certificate
 from cortex_common.fleet import FleetSnapshot
 
 
@@ -92,3 +93,19 @@ def test_findings_are_counted():
     numbers = [int(part.split()[0]) for part in counted(findings).split(", ")]
 
     assert sum(numbers) == len(findings)
+
+
+def test_a_certificate_near_its_end_is_a_warning_and_one_past_it_an_error():
+    """Of the gateway or of a node, with what to do; one with time is counted among those that are well."""
+    fleet = busy_fleet()
+    soon, over = Certificate("soon.pem", NOW + 86400), Certificate("over.pem", NOW - 86400)
+    node = replace(fleet.nodes[0], certificates=(over,))
+    found = fleet_checks(replace(fleet, at=NOW, nodes=(node,), certificates=(soon,)), "0.1.0")
+    told = {f.check: f for f in found if "certificate" in f.check}
+
+    assert told["certificate of the gateway"].verdict is Verdict.WARNING
+    assert told[f"certificate of {node.name}"].verdict is Verdict.ERROR
+    assert all("without a restart" in f.hint for f in told.values())
+    later = Certificate("later.pem", NOW + 2 * SOON_S)
+    well = fleet_checks(replace(fleet, at=NOW, certificates=(later,)), "0.1.0")
+    assert [f.verdict for f in well if f.check == "certificates"] == [Verdict.OK]

@@ -5,6 +5,7 @@ import pytest
 from cortex_cli.failure import EXIT_CODES, PartialSuccess, TimedOut, describe, exit_code
 from cortex_cli.paint import Paint
 from cortex_common import errors
+from cortex_common.certificates import RENEW
 from cortex_common.errors import BY_CODE, CortexError, UpstreamFailed
 
 
@@ -50,6 +51,14 @@ def test_an_unreachable_gateway_has_a_hint():
     error = UpstreamFailed("refused", details={"unreachable": True})
 
     assert "CORTEX_GATEWAY_URL" in describe(error, Paint())
+
+
+def test_a_gateway_whose_certificate_has_ended_needs_a_new_one():
+    """No other authority would help there, so none is asked for."""
+    reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
+    error = UpstreamFailed(reason, details={"unreachable": True})
+
+    assert describe(error, Paint()).endswith("hint: " + RENEW)
 
 
 @pytest.mark.parametrize(
