@@ -14,7 +14,7 @@ from cortex_cli.output import Kind
 from cortex_cli.paint import Tone
 from cortex_cli.render.table import Column
 from cortex_common.certificates import EXPIRED, RENEW
-from cortex_common.fleet import FleetSnapshot, ModelState, NodeState, NodeView
+from cortex_common.fleet import FleetSnapshot, ModelState, NodeState, NodeView, SettingsView
 from cortex_common.hardware import DeviceHealth
 from cortex_common.units import show_duration, show_mib
 
@@ -115,7 +115,7 @@ def fleet_checks(fleet: FleetSnapshot, version: str) -> list[Finding]:
         fleet: the snapshot.
         version: of this command.
     """
-    found = [_versions(fleet, version)]
+    found = [_versions(fleet, version), *_settings(fleet.settings, fleet.at)]
     if not fleet.nodes:
         found.append(
             error("nodes", "the gateway knows none", "name them under [[neurons]] in cortex.toml")
@@ -134,6 +134,20 @@ def _versions(fleet: FleetSnapshot, version: str) -> Finding:
         return ok("versions", f"{version} everywhere")
     text = ", ".join(f"{name} has {v}" for name, v in others.items())
     return warning("versions", f"this command has {version}; {text}", "update them together")
+
+
+def _settings(settings: SettingsView, now: float) -> list[Finding]:
+    found: list[Finding] = []
+    if settings.refused:
+        age = show_duration(max(0.0, now - settings.read_at))
+        reason, *_ = settings.refused.splitlines()
+        about = f"the gateway runs by what it read {age} ago: {reason}"
+        hint = "mend the file, which is then read by itself; a gateway that starts would refuse it"
+        found.append(error("settings", about, hint))
+    if settings.restart:
+        about = f"changed, and not in force yet: {', '.join(settings.restart)}"
+        found.append(warning("settings", about, "restart the gateway"))
+    return found
 
 
 def _node(node: NodeView, now: float) -> list[Finding]:

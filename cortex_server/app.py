@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 import uvloop
 
 from cortex_common import systemd
+from cortex_common.clock import SystemClock
 from cortex_common.config.access import Scope
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
@@ -87,7 +88,7 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
         ):
             work = [beside.create_task(systemd.keep_alive(os.environ))]
             if read is not None:
-                gateway.reloader = Reloader(files, read, gateway.use)
+                gateway.reloader = Reloader(files, read, gateway.use, SystemClock())
                 work.append(beside.create_task(gateway.reloader.watch()))
                 _on_hangup(gateway.reloader, beside)
             ending.follow_signals()

@@ -15,7 +15,7 @@ from prometheus_client.core import (
 
 from cortex_common import __version__
 from cortex_common.errors import BY_CODE
-from cortex_common.fleet import DeviceView, FleetSnapshot
+from cortex_common.fleet import DeviceView, FleetSnapshot, SettingsView
 from cortex_common.units import BYTES_PER_MIB
 from cortex_server.histogram import Histogram
 from cortex_server.tally import Tally
@@ -245,6 +245,7 @@ def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
             cycles.add_metric([node.name, engine.harness], engine.cycles)
     yield cycles
     yield _of_certificates(fleet)
+    yield from _of_settings(fleet.settings)
     yield from _of_instances(fleet)
 
 
@@ -258,6 +259,20 @@ def _of_certificates(fleet: FleetSnapshot) -> Metric:
         for certificate in certificates:
             ends.add_metric([node or "none", certificate.file], certificate.ends_at)
     return ends
+
+
+def _of_settings(settings: SettingsView) -> Iterator[Metric]:
+    followed = GaugeMetricFamily(
+        "cortex_config_last_reload_successful", "1 while the gateway runs by its files"
+    )
+    at = GaugeMetricFamily(
+        "cortex_config_last_reload_success_timestamp_seconds",
+        "Unix time at which the settings in force were read",
+    )
+    if settings.read_at:
+        followed.add_metric([], float(settings.refused is None))
+        at.add_metric([], settings.read_at)
+    yield from (followed, at)
 
 
 def _of_instances(fleet: FleetSnapshot) -> Iterator[Metric]:

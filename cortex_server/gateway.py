@@ -14,6 +14,7 @@ from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.daemon_log import KeptLog
+from cortex_common.fleet import SettingsView
 from cortex_common.logs import event
 from cortex_common.state_dir import held
 from cortex_common.tls import server_tls, tell_ends
@@ -88,6 +89,7 @@ class Gateway:
         self.metrics = Metrics()
         self.fleet = Fleet(config.nodes, catalogue, clock, self.metrics)
         self.fleet.certificates = self._certificates
+        self.fleet.settings = lambda: self.reloader.view if self.reloader else SettingsView()
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._roster = Roster(self.fleet)
         placement = store_path(config.gateway.state_dir, os.environ)

@@ -6,12 +6,15 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.load import Loaded
 from cortex_common.errors import ConfigError, CortexError
+from cortex_common.fleet import SettingsView
 from cortex_common.logs import event
 from cortex_common.operator import Reloaded
 from cortex_common.stamps import Stamp, stamp_of
@@ -45,9 +48,11 @@ class Reloader:
         files: what the gateway runs by now.
         read: reads them again. Raises: ConfigError.
         use: makes the gateway run by new settings. Raises: ConfigError, and then has changed nothing.
+        clock: for when they were read.
 
     Attributes:
         files: what the gateway runs by now.
+        view: how that stands to the files on the disk.
     """
 
     def __init__(
@@ -55,8 +60,12 @@ class Reloader:
         files: Files,
         read: Callable[[], Files],
         use: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
+        clock: Clock,
     ) -> None:
         self.files = files
+        self.view = SettingsView(clock.unix())
+        self._begun_by = files
+        self._clock = clock
         self._read = read
         self._use = use
         self._lock = asyncio.Lock()
@@ -74,10 +83,13 @@ class Reloader:
                 files = await asyncio.to_thread(self._read)
                 await self._use(files[0].value, files[1].value)
             except ConfigError as failed:
+                self.view = replace(self.view, refused=failed.message)
                 event(log, "reload_refused", logging.ERROR, reason=failed.message)
                 raise
             changed = (*_differences(self.files, files), *self._replaced(before))
             self.files = files
+            later = tuple(k for k in _differences(self._begun_by, files) if k in NEEDS_RESTART)
+            self.view = SettingsView(self._clock.unix(), restart=later)
             # What is read now may name other files. Those of before were looked at before they were read.
             self._seen = {p: self._seen.get(p, s) for p, s in self._looked().items()}
         restart = tuple(key for key in changed if key in NEEDS_RESTART)

@@ -192,6 +192,21 @@ class ModelView:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsView:
+    """How the gateway's settings stand to their files.
+
+    Attributes:
+        read_at: Unix seconds at which those in force were read; 0 where they are from no files.
+        refused: why the files, as they are now, are not followed.
+        restart: settings whose change is followed after a restart only.
+    """
+
+    read_at: float = 0.0
+    refused: str | None = None
+    restart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSnapshot:
     """Everything that is known about the fleet at one moment.
 
@@ -201,6 +216,7 @@ class FleetSnapshot:
         gateway_version: version of cortex that the gateway runs.
         started_at: Unix seconds at which the gateway started.
         certificates: of the gateway, those that it knows nodes by among them.
+        settings: of the gateway.
     """
 
     version: int
@@ -210,6 +226,7 @@ class FleetSnapshot:
     gateway_version: str = ""
     started_at: float = 0.0
     certificates: tuple[Certificate, ...] = ()
+    settings: SettingsView = SettingsView()
 
     def node(self, name: str) -> NodeView | None:
         """The node of that name."""

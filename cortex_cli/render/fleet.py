@@ -346,6 +346,8 @@ def troubles(snapshot: FleetSnapshot) -> list[str]:
             if d.health is DeviceHealth.LOST
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
+    if snapshot.settings.refused:
+        found.append(f"the gateway runs by older settings: {brief(snapshot.settings.refused)}")
     for owner, certificates in snapshot.all_certificates:
         about = f"node {owner}: " if owner else ""
         found += [f"{about}{t}" for c in certificates if (t := c.trouble(snapshot.at))]

@@ -22,6 +22,7 @@ from cortex_common.fleet import (
     InstanceView,
     NodeState,
     NodeView,
+    SettingsView,
 )
 from cortex_common.hardware import Discovery
 from cortex_common.logs import event
@@ -76,6 +77,7 @@ class Fleet:
         self._version = 0
         self.closed = False
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
+        self.settings: Callable[[], SettingsView] = SettingsView
         self._profiles: dict[str, ModelProfile] = {}
         self.names = Names(())
         self.use_catalogue(catalogue)
@@ -284,7 +286,8 @@ class Fleet:
         """The fleet at this moment."""
         bare = self.bare
         models = model_views(self._profiles.values(), bare.nodes, self._waiting, self.metrics)
-        return replace(bare, models=models, certificates=self.certificates())
+        settings = self.settings()
+        return replace(bare, models=models, certificates=self.certificates(), settings=settings)
 
     @property
     def bare(self) -> FleetSnapshot:

@@ -13,6 +13,7 @@ import time
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rigs.engine import CHUNK, DONE, LAST, SSE_HEAD, Call, chunked, scripted_engine
 from rigs.fleet import free_port
 from rigs.gateway import gateway_process, neuron_table
@@ -102,6 +103,39 @@ async def test_a_wrong_file_changes_nothing_and_says_why(tmp_path):
         assert [k.name for k in await operator.keys()] == ["k"]
 
 
+async def test_a_refused_file_stays_told_until_it_is_mended(tmp_path):
+    """In the fleet's picture with the reason, and in the two metrics that Prometheus' own server has for it."""
+
+    async def told(url: str) -> dict[str, float]:
+        async with httpx.AsyncClient() as http:
+            text = (await http.get(url)).text
+        name = "cortex_config_last_reload_"
+        return {
+            s.name.removeprefix(name): s.value
+            for family in text_string_to_metric_families(text)
+            for s in family.samples
+            if s.name.startswith(name)
+        }
+
+    async with gateway_process(tmp_path, models=MODEL) as gateway, gateway.operator() as operator:
+        metrics = f"http://127.0.0.1:{gateway.metrics_port}/metrics"
+        began = await told(metrics)
+        gateway.write("[limits]\nmax_in_flght = 1\n")
+        with pytest.raises(ConfigError):
+            await operator.reload()
+        settings = (await operator.fleet()).settings
+        assert "limits.max_in_flght" in (settings.refused or "")
+        refused = await told(metrics)
+        gateway.write(models=MODEL)
+        await operator.reload()
+        assert (await operator.fleet()).settings.refused is None
+        mended = await told(metrics)
+
+    at = "success_timestamp_seconds"
+    assert [t["successful"] for t in (began, refused, mended)] == [1, 0, 1]
+    assert began[at] == refused[at] == settings.read_at < mended[at]
+
+
 async def test_a_changed_file_is_read_by_itself(tmp_path):
     """Nobody has to say that models.toml has changed."""
     async with gateway_process(tmp_path, models=MODEL) as gateway:
@@ -121,6 +155,7 @@ async def test_what_needs_a_restart_is_told(tmp_path):
             told = json.loads(next(x for x in gateway.log.splitlines() if '"reloaded"' in x))
         assert set(told["changed"].split(", ")) == {"gateway.listen", "gateway.max_body_mb"}
         assert told["restart"] == "gateway.listen"
+        assert (await operator.fleet()).settings.restart == ("gateway.listen",)
         big = json.dumps(BODY | {"x": "y" * (1 << 20)})
         async with httpx.AsyncClient(base_url=gateway.url) as http:
             assert (await http.post(CHAT, content=big)).status_code == 413

@@ -7,7 +7,7 @@ from sample_fleet import NOW, busy_fleet, empty_fleet
 
 from cortex_cli.doctor import Verdict, counted, fleet_checks, host_checks, worst
 from cortex_common.certificates import SOON_S, Certificate
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.fleet import FleetSnapshot, SettingsView
 
 
 def told(fleet: FleetSnapshot, version: str = "0.1.0") -> dict[str, tuple[Verdict, str]]:
@@ -109,3 +109,17 @@ def test_a_certificate_near_its_end_is_a_warning_and_one_past_it_an_error():
     later = Certificate("later.pem", NOW + 2 * SOON_S)
     well = fleet_checks(replace(fleet, at=NOW, certificates=(later,)), "0.1.0")
     assert [f.verdict for f in well if f.check == "certificates"] == [Verdict.OK]
+
+
+def test_settings_that_the_gateway_does_not_follow_are_told():
+    """Why it refused its files is an error, as it could not start by them; what waits for a restart a warning."""
+    settings = SettingsView(NOW - 60, "cortex.toml:3: unknown key\nmore", ("gateway.listen",))
+    found = fleet_checks(replace(busy_fleet(), at=NOW, settings=settings), "0.1.0")
+
+    assert [(f.verdict, f.about) for f in found if f.check == "settings"] == [
+        (
+            Verdict.ERROR,
+            "the gateway runs by what it read 1m00s ago: cortex.toml:3: unknown key",
+        ),
+        (Verdict.WARNING, "changed, and not in force yet: gateway.listen"),
+    ]
