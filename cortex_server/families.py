@@ -244,6 +244,15 @@ def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
         for engine in node.engines:
             cycles.add_metric([node.name, engine.harness], engine.cycles)
     yield cycles
+    failures = CounterMetricFamily(
+        "cortex_engine_failures",
+        "Engines that crashed, hung or could not be loaded, since their neuron started",
+        labels=["node", "model", "kind"],
+    )
+    for node in fleet.nodes:
+        for failed in node.failures:
+            failures.add_metric([node.name, failed.model, failed.kind], failed.count)
+    yield failures
     yield _of_certificates(fleet)
     yield from _of_settings(fleet.settings)
     yield from _of_instances(fleet)

@@ -11,6 +11,7 @@ from cortex_common.clock import Clock
 from cortex_common.errors import CortexError
 from cortex_common.harness import AttachedHarness
 from cortex_common.models import InstanceId, InstanceState, LoadSpec
+from neuron_server.core.exits import ExitKind
 from neuron_server.core.instance import Instance, advance
 from neuron_server.harness.process import EngineProcess
 from neuron_server.life import Ledger
@@ -81,9 +82,11 @@ class AttachedLife:
             while await self._still_loaded():
                 pass
         except CortexError as failed:
+            self._ledger.failed(self.id, failed.code)
             self._fail(failed.message)
         except Exception as failed:
             log.exception("instance_life_broke", extra={"facts": {"instance": self.id}})
+            self._ledger.failed(self.id, CortexError.code)
             self._fail(f"internal error: {failed!r}")
 
     async def _become_ready(self, instance: Instance) -> None:
@@ -114,6 +117,8 @@ class AttachedLife:
         if models is not None and models.get(name, False):
             return True
         gone = models is None
+        if gone:
+            self._ledger.failed(self.id, ExitKind.HUNG)
         self._fail("the engine does not answer" if gone else "somebody else unloaded it")
         return False
 

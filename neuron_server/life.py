@@ -74,6 +74,10 @@ class Ledger(Protocol):
         """Put something into the journal."""
         ...
 
+    def failed(self, instance: InstanceId, kind: str) -> None:
+        """Count that its engine failed: see `EngineFailures`."""
+        ...
+
     def change(self, instance: Instance) -> None:
         """Make this the instance's state, on disk where it matters, and tell everybody."""
         ...
@@ -168,12 +172,14 @@ class EngineLife:
                 try:
                     await self._become_ready()
                 except CortexError as failed:
+                    self._ledger.failed(self.id, failed.details.get("exit") or failed.code)
                     await self._fail(failed.message)
                     return
                 if not await self._until_crash():
                     return
         except Exception as failed:
             log.exception("instance_life_broke", extra={"facts": {"instance": self.id}})
+            self._ledger.failed(self.id, CortexError.code)
             await self._fail(f"internal error: {failed!r}")
 
     async def _fail(self, why: str) -> None:
@@ -291,6 +297,7 @@ class EngineLife:
         if instance.state is not InstanceState.READY:
             return False  # it was being drained, and whoever drains it does the rest
         again = restart_delay_s(instance, self._clock.unix())
+        self._ledger.failed(self.id, end.kind)
         self._ledger.note("engine_crashed", logging.ERROR, instance=self.id, kind=end.kind)
         if again is None:
             await self._fail(end.message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -28,7 +28,14 @@ class _NodeCollector(Collector):
         )
         for certificate in self._certificates:
             ends.add_metric([certificate.file], certificate.ends_at)
-        yield ends
+        failures = CounterMetricFamily(
+            "cortex_neuron_engine_failures",
+            "Engines that crashed, hung or could not be loaded",
+            labels=["model", "kind"],
+        )
+        for failed in self._status.failures:
+            failures.add_metric([failed.model, failed.kind], failed.count)
+        yield from (ends, failures)
 
     def _devices(self) -> Iterator[Metric]:
         memory = GaugeMetricFamily(

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from cortex_common.certificates import Certificate
@@ -20,10 +21,12 @@ from cortex_common.hardware import Discovery, Health
 from cortex_common.harness import AttachedHarness
 from cortex_common.models import (
     EndpointAnswer,
+    EngineFailures,
     InstanceId,
     InstanceState,
     LoadAnswer,
     LoadSpec,
+    ModelId,
     ModelInfo,
     NodeStatus,
     UnloadAnswer,
@@ -105,6 +108,7 @@ class Runtime:
         )
         self._books = NodeBooks(config, host)
         self._began = clock.monotonic()
+        self._failures: Counter[tuple[ModelId, str]] = Counter()
         self._faults = Faults(self.journal)
         self._fitness = Fitness(registry, host)
         self._readers: tuple[asyncio.Task[None], ...] = ()
@@ -249,6 +253,7 @@ class Runtime:
             attached=self.attached.shown(),
             discovery=views.fingerprint(self.discovery()),
             stopping_s=self.stopping_s,
+            failures=tuple(EngineFailures(m, k, n) for (m, k), n in self._failures.items()),
         )
 
     def log_of(self, instance: Instance) -> EngineLog:
@@ -264,6 +269,10 @@ class Runtime:
     def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
         """See `life.Ledger.note`."""
         self.journal.note(event, level, **facts)
+
+    def failed(self, instance: InstanceId, kind: str) -> None:
+        """See `life.Ledger.failed`."""
+        self._failures[ModelId(self.holdings[instance].instance.spec.model_id), kind] += 1
 
     def change(self, instance: Instance) -> None:
         """See `life.Ledger.change`."""

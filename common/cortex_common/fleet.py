@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from cortex_common.certificates import Certificate
 from cortex_common.hardware import DeviceHealth, DeviceKind
-from cortex_common.models import InstanceId, InstanceState, ModelId
+from cortex_common.models import EngineFailures, InstanceId, InstanceState, ModelId
 
 
 class NodeState(StrEnum):
@@ -116,6 +116,7 @@ class NodeView:
         harness_kinds: see `Discovery`.
         engines: of somebody else, that it drives.
         certificates: of its neuron.
+        failures: of its engines.
     """
 
     name: str
@@ -139,6 +140,7 @@ class NodeView:
     engines: tuple[EngineView, ...] = ()
     warnings: tuple[str, ...] = ()
     certificates: tuple[Certificate, ...] = ()
+    failures: tuple[EngineFailures, ...] = ()
     cordoned: bool = False
     upstream: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, NewType
 
@@ -209,6 +210,20 @@ class RestartAnswer(Wire):
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFailures:
+    """How often engines of a model failed on a node since its neuron started, loading or serving.
+
+    Attributes:
+        kind: how an engine ended, such as "crash", "out_of_memory" or "hung", or the code of the error that ended
+            its load.
+    """
+
+    model: ModelId
+    kind: str
+    count: int
+
+
 class NodeStatus(Wire):
     """One message of GET /events: the whole of what changes on a node.
 
@@ -220,6 +235,7 @@ class NodeStatus(Wire):
         discovery: changes whenever GET /discovery has something new to say: a warning, a device.
         stopping_s: it was told to stop, and this is the last message; so many seconds at most it gives to requests
             that it relays, and takes no others.
+        failures: of engines, by model and kind.
     """
 
     health: Health
@@ -227,3 +243,4 @@ class NodeStatus(Wire):
     attached: tuple[AttachedEngine, ...] = ()
     discovery: str = ""
     stopping_s: float | None = None
+    failures: tuple[EngineFailures, ...] = ()

@@ -347,6 +347,7 @@ class Fleet:
             devices=devices,
             instances=instances,
             engines=engines,
+            failures=record.status.failures,
             stopping_s=record.status.stopping_s or 0.0,
         )
 

@@ -10,7 +10,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from cortex_common.certificates import Certificate
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.hardware import DeviceReading, Health
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.models import (
+    EngineFailures,
+    InstanceId,
+    InstanceState,
+    ModelId,
+    ModelInfo,
+    NodeStatus,
+)
 from cortex_server.metrics import Metrics
 from generator.text import page, sentence, table
 from neuron_server.metrics import exposition
@@ -20,7 +27,8 @@ LABELS = {
     "node": "the node; `none` for requests that never got to one, and for the gateway's own",
     "code": "[error code](errors.md), or `engine_` and the status that an engine answered",
     "side": "whose fault it is: `client`, `engine` or `cortex`",
-    "kind": "what was mended, such as `missing_usage`",
+    "kind": "what was mended, such as `missing_usage`; of an engine how it ended, such as `crash`, `out_of_memory`, "
+    "`killed` or `hung`, or the [code](errors.md) of what ended its load",
     "harness": "kind of engine",
     "outcome": "of a load `ready` or `failed`; of a drain `idle` (done) or `busy` (given up)",
     "reason": "`room` (an eviction), `idle`, `operator`, `defrag`, `drain` or `profile`",
@@ -43,7 +51,7 @@ def metrics_page() -> str:
     gateway = Metrics(lambda: FleetSnapshot(version=0, at=0.0)).collect()
     rows = [(_name(f), sentence(f.documentation), f.type, _labels(f)) for f in gateway]
     of_node = [
-        (f.name, f.documentation, f.type, ", ".join(f"`{n}`" for n in f.samples[0].labels))
+        (_name(f), f.documentation, f.type, ", ".join(f"`{n}`" for n in f.samples[0].labels))
         for f in _of_neuron()
     ]
     header = ("name", "what it is", "type", "labels")
@@ -82,7 +90,11 @@ def _of_neuron() -> Iterator[Metric]:
         instance_id=InstanceId("i"),
         load_seconds=1.0,
     )
-    status = NodeStatus(health=Health(uptime_secs=0, devices=(reading,)), models=(info,))
+    status = NodeStatus(
+        health=Health(uptime_secs=0, devices=(reading,)),
+        models=(info,),
+        failures=(EngineFailures(info.id, "crash", 1),),
+    )
     yield from text_string_to_metric_families(
         exposition(status, (Certificate(file="", ends_at=0.0),)).decode()
     )

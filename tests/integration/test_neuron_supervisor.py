@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
+from prometheus_client.parser import text_string_to_metric_families
 from rigs.whole import running_gateway
 
 from cortex_common.errors import ModelNotFound, Unavailable
@@ -198,6 +199,36 @@ async def test_a_crash_is_as_grave_at_the_gateway_as_on_its_node(rig: NeuronRig)
     assert [(e.actor, e.level) for e in told] == [("node n1", "warn")]
     levels = {e.event: e.level for e in trail.since(0)}
     assert levels["load_admitted"] == "info"
+
+
+async def test_each_failure_of_an_engine_is_counted_once_by_its_kind(
+    rig: NeuronRig, tmp_path: Path
+):
+    """Loading or serving, at the node and at its gateway; an engine that comes back is counted, too."""
+    async with running_gateway(neurons={"n1": rig.url}) as served, rig.client() as client:
+        await failure_of(client, "--exit-at-load", "3")
+        await failure_of(client, "--oom-at-load")
+        once = str(tmp_path / "died")
+        await load(client, fake("counted", "--die-after", "0.3", "--die-once", once))
+        await until(client, is_state(InstanceState.LOADING))
+        await until(client, is_state(InstanceState.READY))
+        await client.unload(UnloadRequest(model_id="counted"))
+        async with httpx.AsyncClient() as http, asyncio.timeout(20):
+            of_node = await failures_at(http, f"{rig.url}/metrics")
+            while await failures_at(http, f"{served.metrics_url}/metrics") != of_node:
+                await asyncio.sleep(0.02)
+    assert of_node["faulty", "out_of_memory"] >= 1
+    assert of_node["counted", "crash"] == 1
+
+
+async def failures_at(http: httpx.AsyncClient, url: str) -> dict[tuple[str, str], float]:
+    """What a daemon's metrics say about engines that failed, by model and kind."""
+    return {
+        (s.labels["model"], s.labels["kind"]): s.value
+        for family in text_string_to_metric_families((await http.get(url)).text)
+        for s in family.samples
+        if s.name.endswith("engine_failures_total")
+    }
 
 
 async def test_an_engine_tells_its_requests_where_its_metrics_are_named(rig: NeuronRig):
