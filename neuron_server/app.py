@@ -58,6 +58,16 @@ def serve(config: Loaded[NeuronConfig]) -> None:
     asyncio.run(_serve(config.value))
 
 
+def check(config: NeuronConfig) -> None:
+    """Read what the settings name, as `serve` would.
+
+    Raises:
+        ConfigError: a certificate or the token can't be read.
+    """
+    server_tls(config.tls)
+    with_secrets(config, os.environ)
+
+
 async def _serve(config: NeuronConfig) -> None:
     config = with_secrets(config, os.environ)
     tls = server_tls(config.tls)

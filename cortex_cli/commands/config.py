@@ -20,10 +20,12 @@ from cortex_cli.config_files import (
     read_any,
     read_catalogue,
     read_gateway,
+    read_neuron,
     system_file,
     warnings,
 )
 from cortex_cli.listing import say, stdout_paint
+from cortex_cli.named_files import Looked, look
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.settings import setting_kind
@@ -60,39 +62,50 @@ def check(
             f"there are no configuration files in {SYSTEM_DIR}",
             hints=("name the files, or write one with `cortex config init gateway > cortex.toml`",),
         )
-    paint = stdout_paint()
-    wrong = doubtful = 0
-    for path in paths:
-        try:
-            found = _check(path, kind or kind_of(path), paths)
-        except ConfigError as failed:
-            wrong += 1
-            for line in failed.message.splitlines():
-                say(f"{paint.bad('error:')} {line}")
-            for hint in failed.hints:
-                say(f"{paint.hint('hint:')} {hint}")
-        else:
-            doubtful += len(found)
-            for line in found:
-                say(f"{paint.warn('warning:')} {path}: {line}")
-            sys.stdout.write(f"{path}: ok\n")
-    if wrong or (strict and doubtful):
+    looked = [_tell(path, _check(path, kind, paths)) for path in paths]
+    if any(found.wrong or (strict and found.doubtful) for found in looked):
         raise typer.Exit(1)
 
 
-def _check(path: Path, file: File, checked: list[Path]) -> list[str]:
-    if file is not File.GATEWAY:
+def _tell(path: Path, found: Looked) -> Looked:
+    paint = stdout_paint()
+    for line in found.wrong:
+        say(f"{paint.bad('error:')} {line}")
+    for hint in found.hints:
+        say(f"{paint.hint('hint:')} {hint}")
+    for line in found.doubtful:
+        say(f"{paint.warn('warning:')} {path}: {line}")
+    for line in found.unseen:
+        say(f"{paint.hint('note:')} {line}")
+    if not found.wrong:
+        sys.stdout.write(f"{path}: ok\n")
+    return found
+
+
+def _check(path: Path, kind: File | None, checked: list[Path]) -> Looked:
+    try:
+        return _look(path, kind or kind_of(path), checked)
+    except ConfigError as failed:
+        return Looked(wrong=failed.message.splitlines(), hints=failed.hints)
+
+
+def _look(path: Path, file: File, checked: list[Path]) -> Looked:
+    if file is File.MODELS:
         read_any(file, path, os.environ)
-        return []
+        return Looked()
+    if file is File.NEURON:
+        return look(read_neuron(path, os.environ), os.environ)
     gateway = read_gateway(path, os.environ)
+    found = look(gateway, os.environ)
     try:
         catalogue = read_catalogue(None, gateway, os.environ)
     except ConfigError:
         models = path.parent / gateway.value.gateway.models
         if not any(models.exists() and models.samefile(p) for p in checked if p.exists()):
             raise
-        return []  # it is told of that file
-    return warnings(gateway.value, catalogue.value)
+        return found  # it is told of that file
+    found.doubtful += warnings(gateway.value, catalogue.value)
+    return found
 
 
 @app.command("show", epilog="Example: `cortex config show gateway --origin`")

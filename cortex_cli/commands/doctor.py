@@ -25,6 +25,7 @@ from cortex_cli.doctor import (
 )
 from cortex_cli.failure import describe
 from cortex_cli.listing import say, stdout_paint
+from cortex_cli.named_files import look
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text
 from cortex_cli.paint import Paint
@@ -89,10 +90,12 @@ def _config() -> list[Finding]:
             found.append(ok(str(path), "left out: only root and its service may read it"))
             continue
         try:
-            read_any(file, path, os.environ)
+            loaded = read_any(file, path, os.environ)
+            wrong = [] if file is File.MODELS else look(loaded, os.environ).wrong
         except ConfigError as failed:
-            first, *_ = failed.message.splitlines()
-            found.append(error(str(path), first, f"`cortex config check {path}` tells all"))
+            wrong = failed.message.splitlines()
+        if wrong:
+            found.append(error(str(path), wrong[0], f"`cortex config check {path}` tells all"))
         else:
             found.append(ok(str(path), "valid"))
     return found

@@ -84,16 +84,18 @@ def neuron(
 ) -> None:
     """Run a neuron: the daemon of a GPU host."""
     settings = read_neuron(config, os.environ)
-    if check:
-        sys.stdout.write("ok\n")
-        return
-    _set_up_logs(log_level, log_format)
     try:
+        from neuron_server.app import check as check_files
         from neuron_server.app import serve
     except ModuleNotFoundError as missing:
         if not _is_extra(missing, "neuron_server"):
             raise
         raise _not_installed(missing, "neuron") from missing
+    if check:
+        check_files(settings.value)
+        sys.stdout.write("ok\n")
+        return
+    _set_up_logs(log_level, log_format)
     serve(settings)
 
 

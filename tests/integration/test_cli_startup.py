@@ -136,6 +136,19 @@ def test_checking_a_wrong_file(tmp_path: Path):
     assert "hint: did you mean 'listen'?" in done.stderr
 
 
+def test_a_file_that_a_setting_names_is_checked_with_it(tmp_path: Path):
+    """`config check` and `serve neuron --check` end with 1 where the neuron would not start for want of its token."""
+    path = tmp_path / "neuron.toml"
+    path.write_text('[neuron]\ntoken_file = "/nonexistent/token"\n')
+    checked = cortex_here("config", "check", str(path))
+    started = cortex_here("serve", "neuron", "--check", "--config", str(path))
+
+    assert (checked.returncode, started.returncode) == (1, 1)
+    told = f"error: {path}:2: neuron.token_file: there is no file /nonexistent/token"
+    assert told in checked.stderr
+    assert "/nonexistent/token" in started.stderr
+
+
 def test_a_gateways_catalogue_is_checked_with_it(tmp_path: Path):
     """The gateway would not start with it; where both files are named the error is told once."""
     path, models = tmp_path / "cortex.toml", tmp_path / "models.toml"
