@@ -192,7 +192,7 @@ class CommandHarness:
         return (
             None
             if self.program
-            else f"there is no program {wanted}: set command of the harness in neuron.toml"
+            else f"there is no program {wanted} that may be run: set command of the harness in neuron.toml"
         )
 
     async def prepare(self) -> None:

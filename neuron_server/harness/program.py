@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 
 from cortex_common.errors import NotSupported
 from cortex_common.harness import Launch
@@ -99,13 +100,17 @@ class Program:
         """Its path.
 
         Raises:
-            NotSupported: it is not there.
+            NotSupported: it is not there, or may not be run.
         """
         path = self.path
         if path is None or not Path(path).is_file():
             raise NotSupported(
                 f"there is no {self._name} at {path or 'PATH'} on this node",
                 hints=("set binary of the harness in neuron.toml",),
+            )
+        if not os.access(path, os.X_OK):
+            raise NotSupported(
+                f"the neuron may not run {path} on this node", hints=(f"`chmod a+x {quote(path)}`",)
             )
         return path
 

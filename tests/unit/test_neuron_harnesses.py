@@ -43,7 +43,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 def program(tmp_path: Path) -> Path:
     """Something that is there."""
     path = tmp_path / "engine"
-    path.touch()
+    path.touch(0o755)
     return path
 
 
@@ -343,7 +343,24 @@ async def test_an_engine_that_is_not_there_is_a_warning_until_it_is(tmp_path: Pa
             "set binary of the harness in neuron.toml"
         )
         assert "no-such-engine" in vllm.message
-        program.touch()
+        program.touch(0o755)
         assert registry.missing() == (vllm,)
+    finally:
+        await registry.close()
+
+
+async def test_an_engine_that_may_not_be_run_is_a_warning(tmp_path: Path):
+    """A program that was copied without its execute bit is there and no use; the warning says how to mend it."""
+    program = tmp_path / "llama-server"
+    program.touch(0o644)
+    registry = Registry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
+    try:
+        (told,) = registry.missing()
+        assert told.code == "engine_missing"
+        assert told.message == (
+            f"llamacpp: the neuron may not run {program} on this node: `chmod a+x {program}`"
+        )
+        program.chmod(0o755)
+        assert registry.missing() == ()
     finally:
         await registry.close()
