@@ -47,6 +47,9 @@ def opened(path: Path | None, schema: str, *, rebuildable: bool) -> sqlite3.Conn
 def _checked(path: Path | None, schema: str) -> sqlite3.Connection:
     if path is not None:
         with contextlib.suppress(OSError):  # what is wrong with it SQLite tells
+            # SQLite takes an empty file for a new one; but one that was made here has a head from the start.
+            if path.exists() and not path.stat().st_size:
+                raise sqlite3.DatabaseError("the file is empty, so what it held is lost")
             path.touch(
                 mode=0o600
             )  # who used what, and hashes of keys, are no matter of other users

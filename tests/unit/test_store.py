@@ -181,10 +181,10 @@ def test_a_newer_version_may_have_measured_more(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_stops_no_gateway(tmp_path: Path) -> None:
-    """What use rebuilds is put aside and begun anew, be it overwritten or cut short."""
+    """What use rebuilds is put aside and begun anew, be it overwritten, cut short or empty."""
     path = tmp_path / "placement.sqlite"
     Store(path).close()
-    for damaged in (b"x" * 9000, path.read_bytes()[:5000]):
+    for damaged in (b"x" * 9000, path.read_bytes()[:5000], b""):
         path.write_bytes(damaged)
         store = Store(path)
         assert store.cordons() == frozenset()
@@ -192,10 +192,14 @@ def test_a_damaged_file_stops_no_gateway(tmp_path: Path) -> None:
         assert (tmp_path / "placement.sqlite.damaged").read_bytes() == damaged
 
 
-def test_keys_are_not_begun_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "said"), [(b"x" * 9000, "file is not a database"), (b"", "the file is empty")]
+)
+def test_keys_are_not_begun_anew(tmp_path: Path, damaged: bytes, said: str) -> None:
     """Without its keys a gateway would serve its host to anybody there, so a damaged file of keys ends it."""
     path = tmp_path / "access.sqlite"
-    path.write_bytes(b"x" * 9000)
-    with pytest.raises(ConfigError, match=r"access\.sqlite: file is not a database"):
+    Records(path).close()
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=rf"access\.sqlite: {said}"):
         Records(path)
-    assert path.exists()
+    assert path.read_bytes() == damaged
