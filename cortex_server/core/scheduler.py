@@ -269,10 +269,8 @@ class Scheduler:
             waited_s=now - queue.since,
             another=goal.another,
             may_evict=goal.may_evict,
-            spared=frozenset(self._troubles.spared),
-            avoid=resting.union(unable),
         )
-        decided = self._spare_crashed(plan(wish, world, self.policy), wish, world, now)
+        decided = self._decide(wish, world, now)
         queue.why = decided.why if isinstance(decided, Wait) else None
         match decided:
             case Serve(instances):
@@ -291,6 +289,33 @@ class Scheduler:
                 for seconds in (0.0, self.policy.min_residency_s):
                     self._wake_by(queue.since + self.policy.patience_s + seconds, now)
         return False
+
+    def foresee(self, wish: Wish, world: World, now: float, *, insists: bool = False) -> Plan:
+        """What would be done for a wish; changes nothing. See `Ask.insists`."""
+        model = wish.profile.id
+        trouble = None if insists else self._troubles.failed_lately(model, now)
+        if trouble is not None:
+            return Wait((), f"its last load failed: {trouble.reason}")
+        found = self._decide(wish, world, now, forgiven=insists)
+        if isinstance(found, Impossible) and (resting := self._troubles.avoided(model, now)):
+            nodes = ", ".join(sorted(resting))
+            return Wait((), f"{nodes} refused or lost it a moment ago, and is asked again soon")
+        return found
+
+    def troubles(self, model: str, now: float) -> Mapping[str, str]:
+        """What went wrong with a model on nodes lately, for people."""
+        return self._troubles.told(model, now)
+
+    def _decide(self, wish: Wish, world: World, now: float, *, forgiven: bool = False) -> Plan:
+        """The plan with what went wrong lately in mind; of that, an operator's wish forgives what engines did."""
+        model = wish.profile.id
+        avoid = wish.avoid.union(self._troubles.avoided(model, now))
+        spared = frozenset(i for i, until in self._troubles.spared.items() if now < until)
+        wish = replace(wish, spared=spared, avoid=avoid)
+        if forgiven:
+            return plan(wish, world, self.policy)
+        wish = replace(wish, avoid=avoid.union(self._troubles.unable(model, now)))
+        return self._spare_crashed(plan(wish, world, self.policy), wish, world, now)
 
     def _spare_crashed(self, decided: Plan, wish: Wish, world: World, now: float) -> Plan:
         """Elsewhere, where that costs nobody anything, if an engine failed there: another host may be sound."""

@@ -75,6 +75,14 @@ class Troubles:
         """Nodes whose engine failed with a model lately."""
         return frozenset(n for (m, n), t in self._crashed.items() if m == model and now < t)
 
+    def told(self, model: str, now: float) -> dict[str, str]:
+        """What went wrong with a model on nodes lately, for people."""
+        found = dict.fromkeys(self.crashed(model, now), "an engine of it failed there lately")
+        found |= {
+            n: f"could not begin with it: {why}" for n, why in self.unable(model, now).items()
+        }
+        return found | dict.fromkeys(self.avoided(model, now), "refused or lost it a moment ago")
+
     def failed(
         self, model: str, reason: str, now: float, *, first_s: float, most_s: float, started: bool
     ) -> Trouble:

@@ -23,7 +23,7 @@ from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId, RestartAnswer
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.loads import Order
-from cortex_server.core.plan import Plan, plan
+from cortex_server.core.plan import Plan
 from cortex_server.core.policy import Policy
 from cortex_server.core.restarts import Restart
 from cortex_server.core.rooms import Promise
@@ -327,17 +327,25 @@ class Conductor:
         why, failures, now = self.decisions.why, self._scheduler.failures, self._clock.monotonic()
         return with_reasons(snapshot, why, self._profiles, self.upkeep, failures, now)
 
-    def preview(self, wish: Wish, promised: tuple[Promise, ...] = ()) -> tuple[Plan, World]:
+    def preview(
+        self, wish: Wish, promised: tuple[Promise, ...] = (), *, insists: bool = False
+    ) -> tuple[Plan, World]:
         """What would be done for a wish now, and the world that this was decided on. Changes nothing.
 
         Args:
             wish: for what.
             promised: as if these loads had been decided before.
+            insists: see `Ask.insists`.
         """
         overlay = self._scheduler.overlay()
         overlay = replace(overlay, promises=(*overlay.promises, *promised))
         world = self._outlook.world(self._fleet.bare, overlay)
-        return plan(wish, world, self._scheduler.policy), world
+        now = self._clock.monotonic()
+        return self._scheduler.foresee(wish, world, now, insists=insists), world
+
+    def troubles(self, model: str) -> Mapping[str, str]:
+        """What went wrong with a model on nodes lately, for people."""
+        return self._scheduler.troubles(model, self._clock.monotonic())
 
     def world(self) -> World:
         """The fleet as placement sees it now."""

@@ -9,7 +9,7 @@ from cortex_common.fleet import InstanceView
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_common.plans import DrainPlan, PlannedMove
-from cortex_server.core.plan import Load
+from cortex_server.core.plan import Load, Plan, Wait
 from cortex_server.core.rooms import TAKING_MEMORY, Promise
 from cortex_server.core.waiting import Goal
 from cortex_server.core.world import Wish
@@ -39,7 +39,8 @@ class Emptying:
         moves: list[PlannedMove] = []
         promised: list[Promise] = []
         for view in self._views(node):
-            found = self._copy(view, node, tuple(promised))
+            decided = self._copy(view, node, tuple(promised))
+            found = decided if isinstance(decided, Load) else None
             if found is not None:
                 promised.append(
                     Promise(
@@ -59,7 +60,9 @@ class Emptying:
                     mb=view.vram_used_mb,
                     in_flight=view.in_flight,
                     load_s=self._conductor.knowledge.load_seconds(view.model),
-                    why=found.why if found else "no other node has room for a copy",
+                    why=decided.why
+                    if isinstance(decided, Load | Wait)
+                    else "no other node has room for a copy",
                 )
             )
         return DrainPlan(node=node, moves=tuple(moves))
@@ -83,14 +86,14 @@ class Emptying:
         found = self._fleet.bare.node(node)
         return found is not None and found.cordoned
 
-    def _copy(self, view: InstanceView, node: str, promised: tuple[Promise, ...]) -> Load | None:
+    def _copy(self, view: InstanceView, node: str, promised: tuple[Promise, ...]) -> Plan | None:
         """Where a copy of an instance would go, without anybody else's going for it."""
         profile = self._fleet.profile(view.model)
         if profile is None or view.state is not InstanceState.READY:
             return None
         wish = Wish(profile, another=True, may_evict=False, avoid=frozenset({node}))
         found, _ = self._conductor.preview(wish, promised)
-        return found if isinstance(found, Load) else None
+        return found
 
     async def _move_away(self, view: InstanceView, drain_s: float) -> str:
         """Load a copy elsewhere where there is room, then drain and end the instance; says which it was."""

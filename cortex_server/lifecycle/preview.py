@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cortex_common.fleet import InstanceView
 from cortex_common.plans import LedgerLine, PlannedEviction, PlanView
 from cortex_server.core.explain import refusals
@@ -11,10 +13,20 @@ from cortex_server.core.policy import Policy
 from cortex_server.core.world import Wish, World
 
 
-def plan_view(wish: Wish, found: Plan, world: World, policy: Policy) -> PlanView:
-    """What would be done for a wish, and what speaks for or against each device."""
+def plan_view(
+    wish: Wish, found: Plan, world: World, policy: Policy, lately: Mapping[str, str]
+) -> PlanView:
+    """What would be done for a wish, and what speaks for or against each device.
+
+    Args:
+        wish: for what.
+        found: what was decided.
+        world: that this was decided on.
+        policy: the operator's choices.
+        lately: by node, what went wrong with the model there.
+    """
     model = wish.profile.id
-    ledger = _ledger(wish, found, world, policy)
+    ledger = _ledger(wish, found, world, policy, lately)
     match found:
         case Serve(instances):
             why = f"ready as {', '.join(instances)}"
@@ -39,7 +51,7 @@ def plan_view(wish: Wish, found: Plan, world: World, policy: Policy) -> PlanView
                 device_mb=found.shape.size.device_mb or None,
                 size_source=found.shape.size.source.value,
                 evictions=_evictions(found, world),
-                why=found.why,
+                why="; but ".join(filter(None, (found.why, lately.get(found.node)))),
                 ledger=ledger,
             )
 
@@ -61,7 +73,9 @@ def eviction(view: InstanceView, now: float) -> PlannedEviction:
     )
 
 
-def _ledger(wish: Wish, found: Plan, world: World, policy: Policy) -> tuple[LedgerLine, ...]:
+def _ledger(
+    wish: Wish, found: Plan, world: World, policy: Policy, lately: Mapping[str, str]
+) -> tuple[LedgerLine, ...]:
     rooms = {room.node.name: room for room in world.rooms}
     layouts = shapes(wish.profile, world.sizes)
     lines: list[LedgerLine] = []
@@ -77,7 +91,9 @@ def _ledger(wish: Wish, found: Plan, world: World, policy: Policy) -> tuple[Ledg
                 total_mb=device.total_mb if device else 0,
                 available_mb=device.available_mb if device else 0,
                 chosen=chosen,
-                reason=None if chosen else why.reason,
+                reason=None
+                if chosen
+                else "; ".join(filter(None, (why.reason, lately.get(why.node)))),
                 missing_mb=why.missing_mb,
                 reclaimable_mb=why.reclaimable_mb,
             )

@@ -234,8 +234,9 @@ class Verbs:
             waited_s=self._conductor.policy.patience_s,
             another=wish.another,
         )
-        found, world = self._conductor.preview(wanted)
-        return plan_view(wanted, found, world, self._conductor.policy)
+        found, world = self._conductor.preview(wanted, insists=True)
+        lately = self._conductor.troubles(profile.id)
+        return plan_view(wanted, found, world, self._conductor.policy, lately)
 
     def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """See `Decisions.of`."""

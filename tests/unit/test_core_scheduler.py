@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cortex_common.errors import Busy, CortexError, DoesNotFit, LoadFailed, ModelLoading
 from cortex_common.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState
+from cortex_common.plans import PlanView
 from cortex_server.core import answers
 from cortex_server.core.evict import Standing
 from cortex_server.core.loads import Order
@@ -22,7 +23,8 @@ from cortex_server.core.rooms import Overlay, Rooms
 from cortex_server.core.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
 from cortex_server.core.troubles import Trouble
 from cortex_server.core.waiting import Ask, Goal
-from cortex_server.core.world import World
+from cortex_server.core.world import Wish, World
+from cortex_server.lifecycle.preview import plan_view
 
 SIZES = {"a": 100, "b": 100, "c": 150, "d": 250, "huge": 9999}
 
@@ -404,6 +406,53 @@ def test_after_a_crash_another_node_is_tried() -> None:
     """One host's driver may be broken; the next has room, and its engine may be sound. Then all have had their turn."""
     bench = Bench()
     assert [crash(bench) for _ in range(3)] == ["n1", "n2", "n1"]
+
+
+def foreseen(bench: Bench, *, insists: bool = False) -> PlanView:
+    """What a plan for model a says now."""
+    wish, world = Wish(profile("a", SIZES["a"])), bench.look(bench.scheduler.overlay())
+    found = bench.scheduler.foresee(wish, world, bench.now, insists=insists)
+    return plan_view(wish, found, world, Policy(), bench.scheduler.troubles("a", bench.now))
+
+
+def test_a_plan_knows_of_a_crash_what_the_load_knows() -> None:
+    """For a request another node is planned, as is then tried; for an operator, who is forgiven it, the same again."""
+    bench = Bench()
+    crashed = crash(bench)
+    for_request, for_operator = foreseen(bench), foreseen(bench, insists=True)
+    assert for_operator.node == crashed
+    assert for_operator.why.endswith("; but an engine of it failed there lately")
+    (line,) = [line for line in for_request.ledger if line.node == crashed]
+    assert (line.reason or "").endswith("; an engine of it failed there lately")
+    assert crash(bench) == for_request.node != crashed
+
+
+def test_a_plan_right_after_a_crash_is_to_wait_for_all_but_operators() -> None:
+    """A request would be refused, and nothing be loaded for it, until the pause is over."""
+    bench = Bench(Policy(backoff_s=5.0))
+    bench.ask("a")
+    (order,) = bench.starting.values()
+    bench.admit(order)
+    bench.become(order.instance, InstanceState.FAILED)
+    assert foreseen(bench).action == "wait"
+    assert foreseen(bench, insists=True).action == "load"
+
+
+def test_a_plan_leaves_a_node_alone_that_has_just_refused() -> None:
+    """For operators, too: the load goes elsewhere, and where there is no other node it waits."""
+    bench = Bench()
+    bench.ask("a")
+    refused = []
+    for _ in range(2):
+        (order,) = bench.starting.values()
+        del bench.starting[order.instance]
+        bench.scheduler.refused(order.instance, bench.now)
+        refused.append(order.plan.node)
+        planned = foreseen(bench, insists=True)
+        assert planned.node not in refused
+        bench.step()
+    assert planned.action == "wait"
+    assert "n1, n2 refused or lost it" in planned.why
 
 
 def test_after_a_crash_nobody_has_to_go_for_a_try_elsewhere() -> None:
