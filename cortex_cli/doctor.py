@@ -181,7 +181,8 @@ def _certificates(fleet: FleetSnapshot) -> list[Finding]:
     for node, certificates in fleet.all_certificates:
         for certificate in certificates:
             if about := certificate.trouble(fleet.at):
-                told = error if certificate.over(fleet.at) else warning
+                over = certificate.over(fleet.at) or certificate.refused
+                told = error if over else warning
                 check = f"certificate of {node or 'the gateway'}"
                 found.append(told(check, about, RENEW))
     ends = sorted(c.ends for _, certificates in fleet.all_certificates for c in certificates)

@@ -29,17 +29,25 @@ class Certificate:
     Attributes:
         file: its path.
         ends_at: Unix seconds at which the certificate ends; where the file holds authorities, the last of them.
+        refused: why the file is not used as it is now, but as it was before.
     """
 
     file: str
     ends_at: float
+    refused: str | None = None
 
     def trouble(self, now: float) -> str | None:
-        """That it ends soon or has ended, at a moment in Unix seconds; None while there is time."""
-        if self.ends_at - now >= SOON_S:
+        """What an operator should know of it, at a moment in Unix seconds; None where all is well."""
+        if self.refused is not None:
+            return f"the certificate in {self.file} is not used as it is now: {self.refused}"
+        if not self.ends_soon(now):
             return None
         verb = "ended" if self.over(now) else "ends"
         return f"the certificate in {self.file} {verb} on {self.ends}"
+
+    def ends_soon(self, now: float) -> bool:
+        """Whether it should have been renewed by now."""
+        return self.ends_at - now < SOON_S
 
     @property
     def ends(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cortex_common.certificates import RENEW, Certificate, in_use
@@ -58,6 +59,8 @@ class ServerTls:
             _load(self.context, self._section)
             self.certificates = in_use(self._section.certificate, self._section.client_ca)
         except ConfigError as failed:
+            refused = failed.message.removeprefix("TLS: ")
+            self.certificates = tuple(replace(c, refused=refused) for c in self.certificates)
             event(log, "certificate_refused", logging.ERROR, reason=failed.message)
             return False
         event(log, "certificate_read", file=str(self._section.certificate))
@@ -122,7 +125,7 @@ async def tell_ends(
         if found != told or clock.monotonic() - told_at >= _TELL_EVERY_S:
             told, told_at = found, clock.monotonic()
             now = clock.unix()
-            for certificate in (c for c in found if c.trouble(now)):
+            for certificate in (c for c in found if c.ends_soon(now)):
                 over = certificate.over(now)
                 tell(
                     "certificate_ended" if over else "certificate_ends",

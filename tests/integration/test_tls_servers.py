@@ -129,8 +129,10 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
             pem.write_text("nonsense")
             assert not tls.refresh()
             assert await shown_by(port, trusted) == first
+            assert [bool(c.refused) for c in tls.certificates] == [True]
             certificate(ca, pem)
             assert tls.refresh()
+            assert [c.refused for c in tls.certificates] == [None]
             assert await shown_by(port, trusted) != first
             assert not tls.refresh()
 

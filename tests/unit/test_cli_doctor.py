@@ -101,12 +101,17 @@ def test_a_certificate_near_its_end_is_a_warning_and_one_past_it_an_error():
     soon, over = Certificate("soon.pem", NOW + 86400), Certificate("over.pem", NOW - 86400)
     node = replace(fleet.nodes[0], certificates=(over,))
     found = fleet_checks(replace(fleet, at=NOW, nodes=(node,), certificates=(soon,)), "0.1.0")
-    told = {f.check: f for f in found if "certificate" in f.check}
+    named = {f.check: f for f in found if "certificate" in f.check}
 
-    assert told["certificate of the gateway"].verdict is Verdict.WARNING
-    assert told[f"certificate of {node.name}"].verdict is Verdict.ERROR
-    assert all("without a restart" in f.hint for f in told.values())
+    assert named["certificate of the gateway"].verdict is Verdict.WARNING
+    assert named[f"certificate of {node.name}"].verdict is Verdict.ERROR
+    assert all("without a restart" in f.hint for f in named.values())
     later = Certificate("later.pem", NOW + 2 * SOON_S)
+    wrong = replace(fleet, at=NOW, certificates=(replace(later, refused="no key"),))
+    assert told(wrong)["certificate of the gateway"] == (
+        Verdict.ERROR,
+        "the certificate in later.pem is not used as it is now: no key",
+    )
     well = fleet_checks(replace(fleet, at=NOW, certificates=(later,)), "0.1.0")
     assert [f.verdict for f in well if f.check == "certificates"] == [Verdict.OK]
 

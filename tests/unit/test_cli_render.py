@@ -29,7 +29,8 @@ from cortex_cli.render.node import node_text
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_cli.render.yaml import to_yaml
-from cortex_common.fleet import NodeState
+from cortex_common.certificates import Certificate
+from cortex_common.fleet import NodeState, NodeView, SettingsView
 from cortex_common.models import InstanceState
 
 PLAIN = Paint()
@@ -87,6 +88,21 @@ def test_an_engine_that_crashes_again_and_again_is_trouble():
     crashed = replace(beast.instances[1], state=InstanceState.LOADING, error="it crashed:\nboom")
     again = replace(fleet, nodes=(replace(beast, instances=(crashed,)),), models=())
     assert troubles(again) == [f"model {crashed.model} is being restarted on beast: it crashed"]
+
+
+def test_what_the_gateway_has_against_its_own_files_is_a_trouble():
+    """Settings that it refused, and a certificate of it or of a node that ends soon."""
+    fleet = empty_fleet()
+    ends = Certificate("cert.pem", fleet.at)
+    node = NodeView(name="n", endpoint="https://n:9090", state=NodeState.UP, certificates=(ends,))
+    refused = SettingsView(fleet.at, "cortex.toml:3: unknown key")
+    found = troubles(replace(fleet, nodes=(node,), certificates=(ends,), settings=refused))
+
+    assert found[0] == "the gateway runs by older settings: cortex.toml:3: unknown key"
+    assert [t.partition(" ended on ")[0] for t in found[1:]] == [
+        "the certificate in cert.pem",
+        "node n: the certificate in cert.pem",
+    ]
 
 
 def test_json_document_has_version_kind_and_whole_items():
