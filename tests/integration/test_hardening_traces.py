@@ -9,6 +9,7 @@ import httpx
 from rigs.engine import scripted_engine
 from rigs.gateway import gateway_process, neuron_table
 from rigs.neuron import scripted_neuron
+from rigs.server import serving
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "PR0MPT"}], "stream": True}
@@ -47,10 +48,8 @@ class Collector:
 async def test_a_request_is_two_spans_in_its_callers_trace(tmp_path):
     """The engine's span hangs under the gateway's, and that under the caller's; an unsampled one is only passed on."""
     collector = Collector()
-    server = await asyncio.start_server(collector.serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with (
-        server,
+        serving(collector.serve) as url,
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}) as neuron,
         gateway_process(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from engines.served_neuron import ServedNeuron, served
+from rigs.server import serving
 
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
 from cortex_common.models import InstanceState
@@ -68,13 +69,13 @@ async def relaying(
 ) -> AsyncIterator[tuple[ServedNeuron, Engine, str]]:
     """A neuron that relays to such an engine, and the path of the model's chat."""
     engine = Engine(script)
-    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    config = NeuronConfig(
-        neuron=NeuronSection(listen="0.0.0.0:0", state_dir=directory / "state"),
-        harnesses=(HarnessEntry(name="shared", kind="attach", url=url),),
-    )
-    async with server, served(config) as neuron:
+    async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serving(engine.serve))
+        config = NeuronConfig(
+            neuron=NeuronSection(listen="0.0.0.0:0", state_dir=directory / "state"),
+            harnesses=(HarnessEntry(name="shared", kind="attach", url=url),),
+        )
+        neuron = await stack.enter_async_context(served(config))
         async with asyncio.timeout(10):
             async for _ in neuron.runtime.changes.follow(1.0):
                 (instance,) = neuron.runtime.holdings.instances

@@ -8,6 +8,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
+from rigs.server import serving
+
 CHUNK = b'data: {"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
 LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 USAGE = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
@@ -87,7 +89,8 @@ class ScriptedEngine:
         async with self._called:
             await self._called.wait_for(lambda: self.live == 0)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: the script answers each of its requests."""
         self.live += 1
         try:
             while True:
@@ -104,7 +107,6 @@ class ScriptedEngine:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            writer.close()
             async with self._called:
                 self.live -= 1
                 self._called.notify_all()
@@ -116,20 +118,5 @@ async def scripted_engine(
 ) -> AsyncIterator[ScriptedEngine]:
     """An engine on a free loopback port."""
     engine = ScriptedEngine(script=script)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(engine._serve(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27, ssl=tls)
-    scheme = "http" if tls is None else "https"
-    engine.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with serving(engine.serve, tls) as engine.url:
         yield engine
-    finally:
-        server.close()
-        for task in tuple(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

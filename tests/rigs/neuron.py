@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from cortex_common.hardware import Discovery, Health
 from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from rigs.server import serving
 
 
 @dataclass
@@ -66,8 +67,6 @@ class ScriptedNeuron:
                 await asyncio.sleep(0.5)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        finally:
-            writer.close()
 
 
 @contextlib.asynccontextmanager
@@ -76,20 +75,5 @@ async def scripted_neuron(
 ) -> AsyncIterator[ScriptedNeuron]:
     """A neuron on a free loopback port; `engines` maps a model to the URL of its ready instance."""
     neuron = ScriptedNeuron(engines, token)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(neuron.serve(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-    scheme = "http" if tls is None else "https"
-    neuron.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with serving(neuron.serve, tls) as neuron.url:
         yield neuron
-    finally:
-        server.close()
-        for task in tuple(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

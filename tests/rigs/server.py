@@ -1,0 +1,38 @@
+"""A server in a test's own event loop, of which nothing is left at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+_ROUNDS = 4
+"""Of the event loop, within which a connection that came last is accepted and told: asyncio forgets to close those that
+its server is closed between."""
+
+
+@contextlib.asynccontextmanager
+async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Serve each connection on a free loopback port; gives the server's URL."""
+    writers: dict[asyncio.Future[None], asyncio.StreamWriter] = {}
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(serve(reader, writer))
+        writers[task] = writer
+        # Not left to `serve`: a connection that came last is over before that has begun.
+        task.add_done_callback(lambda task: writers.pop(task).close())
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27, ssl=tls)
+    scheme = "http" if tls is None else "https"
+    try:
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
+        server.close()
+        for task in tuple(writers):
+            task.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
