@@ -102,6 +102,11 @@ class Series:
                 self.between.observe((seconds - ttft) / (tokens_out - 1))
                 self.speed.observe((tokens_out - 1) / (seconds - ttft))
 
+    def lost(self, count: int, error: str) -> None:
+        """Count requests that ended here with whoever could have told more of them."""
+        self.requests += count
+        self.errors[error] += count
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:

@@ -13,6 +13,9 @@ from cortex_server.fleet.targets import Target
 from cortex_server.metrics import NOWHERE, Metrics
 from cortex_server.workers.wire import Ended, Pulse, Spec
 
+WORKER_DIED = "worker_died"
+"""The code of requests that ended with the process that had them."""
+
 
 class Books:
     """See the module.
@@ -102,6 +105,9 @@ class Books:
         for number, count in had.items():
             if (target := self._targets.get(number)) is not None:
                 self._fleet.counted(target, -count, 0)
+                self._metrics.series(target.model, target.node).lost(count, WORKER_DIED)
+                target.counts.requests += count
+                target.counts.errors += count
         return set(had)
 
     def elsewhere(self, worker: int, numbers: Iterable[int]) -> dict[int, int]:

@@ -42,6 +42,7 @@ _OTHERS = """## Other codes
 |---|---|---|
 | `client_disconnected` | logs, metrics | the client left, or took nothing for `idle_timeout_s`, before the end |
 | `engine_400` to `engine_599` | logs, metrics | the engine answered with that status; its body went to the client |
+| `worker_died` | metrics | the worker process that had the request died, and its clients' connections with it |
 """
 
 

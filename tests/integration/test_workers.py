@@ -316,6 +316,8 @@ def test_a_killed_worker_takes_only_its_own_connections_along(shared):
         answers = await asyncio.gather(*(t for t in asked if t not in lost))
         assert {a.content for a in answers} == {ANSWER}
         assert 0 < len(answers) < 24
+        died = ("code", "worker_died"), ("model", "m"), ("node", "n"), ("side", "cortex")
+        assert (await it.metrics())["cortex_request_errors_total", died] == len(lost)
         await it.in_flight(0)
         assert survivor in it.workers()
         assert len(it.workers()) == 2

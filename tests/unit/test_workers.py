@@ -305,7 +305,10 @@ def test_a_worker_sends_one_request_to_an_instance_on_trial_and_tells_how_it_wen
 
 
 async def test_books_sum_what_workers_have_and_a_drain_waits_for_all_of_them():
-    """An instance is idle once every worker knows that it drains and the last request of any has ended or is lost."""
+    """An instance is idle once every worker knows that it drains and the last request of any has ended or is lost.
+
+    Those that are lost are counted as errors.
+    """
     metrics = Metrics()
     node = NeuronEntry(name="n", endpoint="http://127.0.0.1:1")
     fleet = Fleet((node,), Catalogue(), SystemClock(), metrics)
@@ -334,6 +337,8 @@ async def test_books_sum_what_workers_have_and_a_drain_waits_for_all_of_them():
     waiting = asyncio.create_task(fleet.when_idle(InstanceId("m-0")))
     books.flights(1, [(number, 0, 1)])
     assert books.lost(0) == {number}
+    assert metrics.series("m", "n").errors == {"worker_died": 2}
+    assert metrics.series("m", "n").requests == 2
     await asyncio.sleep(0)
     assert not waiting.done()
     agreed.set()
