@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -50,7 +50,6 @@ _TONES = {Verdict.OK: Tone.GOOD, Verdict.WARNING: Tone.WARN, Verdict.ERROR: Tone
 
 FINDINGS: Kind[Finding] = Kind(
     kind="FindingList",
-    plain=asdict,
     columns=(
         Column("", lambda f: _MARKS[f.verdict], tone=lambda f: _TONES[f.verdict]),
         Column("CHECK", lambda f: f.check),

@@ -21,6 +21,13 @@ def stdout_paint() -> Paint:
     return paint_for(sys.stdout, os.environ)
 
 
+def write_one(kind: Kind[Item], item: Item, output: Output, text: str) -> None:
+    """Write a thing by itself: the text for people, or a listing of it alone for programs."""
+    people = output in {Output.TABLE, Output.WIDE}
+    found = text if people else as_text(kind, [item], output, paint=stdout_paint())
+    sys.stdout.write(f"{found}\n")
+
+
 def say(text: str) -> None:
     """Tell the person something that is no data."""
     sys.stderr.write(f"{text}\n")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from cortex_cli.paint import Paint
+from cortex_cli.render.plain import plain
 from cortex_cli.render.table import Column, table
 from cortex_cli.render.yaml import to_yaml
 
@@ -34,17 +35,17 @@ class Kind(Generic[Item]):
 
     Attributes:
         kind: as JSON and YAML name the list, such as "ModelList".
-        plain: an item as JSON has it.
         columns: of the table.
         name: what `-o name` prints of an item.
         nothing: what a table says on stderr when there are no items.
+        shown: what JSON shows of an item, `plain` applied; the whole of it unless told otherwise.
     """
 
     kind: str
-    plain: Callable[[Item], Any]
     columns: Sequence[Column[Item]]
     name: Callable[[Item], str]
     nothing: str
+    shown: Callable[[Item], Any] = lambda item: item
 
 
 def as_text(
@@ -65,16 +66,28 @@ def as_text(
         case Output.NAME:
             return "\n".join(kind.name(item) for item in items)
         case Output.JSONL:
-            return "\n".join(json.dumps(kind.plain(item), ensure_ascii=False) for item in items)
+            return "\n".join(_line(plain(kind.shown(item))) for item in items)
+        case Output.JSON | Output.YAML:
+            return document(kind.kind, output, items=[kind.shown(item) for item in items])
+
+
+def document(kind: str, output: Output, **parts: Any) -> str:
+    """One document as indented JSON, as YAML, or in any other format as JSON on one line.
+
+    Args:
+        kind: what it is, such as "Status".
+        output: the format.
+        parts: what is in it; see `plain`.
+    """
+    found = {"apiVersion": API_VERSION, "kind": kind, **plain(parts)}
+    match output:
         case Output.JSON:
-            return json.dumps(_document(kind, items), indent=2, ensure_ascii=False)
+            return json.dumps(found, indent=2, ensure_ascii=False)
         case Output.YAML:
-            return to_yaml(_document(kind, items))
+            return to_yaml(found)
+        case _:
+            return _line(found)
 
 
-def _document(kind: Kind[Item], items: Sequence[Item]) -> dict[str, Any]:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": kind.kind,
-        "items": [kind.plain(item) for item in items],
-    }
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -13,6 +13,37 @@ from cortex_cli.main import COMMANDS, app
 
 _NOTE = "<!-- Written by `make reference`; a test holds it to the code. -->"
 
+_DOCUMENTS = {
+    "Status": "`gateway`, `troubles`, `fleet`: [FleetSnapshot](gateway-api.md#fleetsnapshot)",
+    "Model": "`model`: [ModelView](gateway-api.md#modelview), `detail`: [ModelDetail](gateway-api.md#modeldetail), "
+    "`instances`: [InstanceView](gateway-api.md#instanceview)",
+    "Why": "`request`: [RequestView](gateway-api.md#requestview), "
+    "`decisions`: [DecisionView](gateway-api.md#decisionview)",
+    "BenchRun": "what `--save` writes and `--compare` reads",
+    "ModelList": "[ModelView](gateway-api.md#modelview)",
+    "InstanceList": "[InstanceView](gateway-api.md#instanceview)",
+    "NodeList": "[NodeView](gateway-api.md#nodeview)",
+    "DeviceList": "[DeviceView](gateway-api.md#deviceview), its `node`, and the `models` on it",
+    "RequestList": "[RequestView](gateway-api.md#requestview)",
+    "EventList": "[TrailEntry](gateway-api.md#trailentry)",
+    "KeyList": "[KeyView](gateway-api.md#keyview)",
+    "UsageList": "[UsageRow](gateway-api.md#usagerow)",
+    "SettingList": "[Setting](gateway-api.md#setting)",
+    "PlanList": "[PlanView](gateway-api.md#planview)",
+    "EvictionPlanList": "[PlannedEviction](gateway-api.md#plannedeviction)",
+    "DrainPlanList": "[DrainPlan](gateway-api.md#drainplan)",
+    "DefragList": "[DefragView](gateway-api.md#defragview)",
+}
+
+_FORMATS = """## Output for programs
+
+`-o json` and `-o yaml` write one document: `apiVersion`, `kind`, and for a list `items`. `-o jsonl` writes each item on
+a line of its own, as `--watch` does with `-o json`; `-o name` writes names alone. The fields are those of the gateway's
+API with one difference: its times are Unix seconds, the command's are strings of RFC 3339 in UTC, such as
+`2026-11-26T21:09:15Z` (format `date-time`), with milliseconds where order within a second matters (events, requests,
+logs), and `null` for what has not happened. Durations are seconds, but for those in `_ms`; memory is MiB, in fields
+that end in `_mb`."""
+
 _REMAP = """Other keys go into `~/.config/cortex/config.toml`, by these names:
 
 ```toml
@@ -33,6 +64,8 @@ def commands_page() -> str:
     for name in COMMANDS:
         parts += _pages(root.get_command(context, name), name, context)  # type: ignore[attr-defined]  # it is a group
     codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
+    kinds = "\n".join(f"| `{kind}` | {told} |" for kind, told in _DOCUMENTS.items())
+    parts += [_FORMATS, f"| kind | what is in it |\n|---|---|\n{kinds}"]
     parts += ["## Exit codes", f"| code | meaning |\n|---:|---|\n{codes}"]
     return "\n\n".join(parts) + "\n"
 

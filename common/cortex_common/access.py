@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from cortex_common.clock import Moment
 from cortex_common.config.access import KeyName, KeyTerms
 from cortex_common.wire import Wire
 
@@ -28,7 +29,7 @@ class KeyView(KeyTerms):
     origin: Literal["config", "made"]
     """Whether it stands in cortex.toml or was made at run time."""
 
-    created: float | None = None
+    created: Moment | None = None
     """Unix seconds at which it was made; None for one of cortex.toml."""
 
     expired: bool = False

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cortex_common.clock import Moment
+
 SOON_S = 14 * 86400.0
 """With less than this left a certificate is told: what renews it by itself does so earlier."""
 
@@ -33,7 +35,7 @@ class Certificate:
     """
 
     file: str
-    ends_at: float
+    ends_at: Moment
     refused: str | None = None
 
     def trouble(self, now: float) -> str | None:

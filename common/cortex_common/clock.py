@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class UnixTime:
+    """Marks a field whose number is a moment in Unix seconds, 0 for none; the command writes it as RFC 3339.
+
+    Attributes:
+        exact: fractions of its seconds matter.
+    """
+
+    exact: bool = False
+
+
+Moment = Annotated[float, UnixTime()]
+"""Unix seconds at which something began, changed or was last seen."""
+
+ExactMoment = Annotated[float, UnixTime(exact=True)]
+"""Unix seconds of something that is put in order with others, such as a line of a log."""
 
 
 class Clock(Protocol):

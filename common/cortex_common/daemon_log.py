@@ -21,6 +21,7 @@ from itertools import islice
 
 from pydantic import Field, ValidationError
 
+from cortex_common.clock import ExactMoment
 from cortex_common.errors import UpstreamFailed
 from cortex_common.logs import level_name, plain
 from cortex_common.wire import Wire
@@ -49,7 +50,7 @@ class LogLine(Wire):
         exception: traceback, where there is one.
     """
 
-    at: float
+    at: ExactMoment
     level: str
     event: str
     logger: str

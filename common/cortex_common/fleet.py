@@ -13,6 +13,7 @@ from enum import StrEnum
 from pydantic import TypeAdapter
 
 from cortex_common.certificates import Certificate
+from cortex_common.clock import Moment
 from cortex_common.hardware import DeviceHealth, DeviceKind
 from cortex_common.models import EngineFailures, InstanceId, InstanceState, ModelId
 
@@ -79,8 +80,8 @@ class InstanceView:
     eta_s: float | None = None
     load_seconds: float | None = None
     in_flight: int = 0
-    last_used: float = 0.0
-    started_at: float = 0.0
+    last_used: Moment = 0.0
+    started_at: Moment = 0.0
     pinned: bool = False
     error: str | None = None
     engine_version: str | None = None
@@ -123,7 +124,7 @@ class NodeView:
     endpoint: str
     state: NodeState = NodeState.CONNECTING
     reason: str | None = None
-    seen_at: float = 0.0
+    seen_at: Moment = 0.0
     stopping_s: float = 0.0
     hostname: str = ""
     os: str = ""
@@ -190,7 +191,7 @@ class ModelView:
     tokens_out: int = 0
     ttft_p50_ms: float | None = None
     ttft_p95_ms: float | None = None
-    unload_at: float | None = None
+    unload_at: Moment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ class SettingsView:
         restart: settings whose change is followed after a restart only.
     """
 
-    read_at: float = 0.0
+    read_at: Moment = 0.0
     refused: str | None = None
     restart: tuple[str, ...] = ()
 
@@ -222,11 +223,11 @@ class FleetSnapshot:
     """
 
     version: int
-    at: float
+    at: Moment
     nodes: tuple[NodeView, ...] = ()
     models: tuple[ModelView, ...] = ()
     gateway_version: str = ""
-    started_at: float = 0.0
+    started_at: Moment = 0.0
     certificates: tuple[Certificate, ...] = ()
     settings: SettingsView = SettingsView()
 

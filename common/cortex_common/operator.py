@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cortex_common.clock import Moment
 from cortex_common.fleet import ModelState
 from cortex_common.wire import StrictWire, Wire
 
@@ -97,7 +98,7 @@ class PinView(Wire):
 
     model: str
     node: str | None = None
-    until: float | None = None
+    until: Moment | None = None
 
 
 class NodeWish(StrictWire):
@@ -154,7 +155,7 @@ class MeasuredSize(Wire):
     device_mb: int
     last_mb: int
     load_s: float
-    at: float
+    at: Moment
 
 
 class ModelDetail(Wire):

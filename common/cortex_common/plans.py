@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cortex_common.clock import ExactMoment
 from cortex_common.wire import StrictWire, Wire
 
 
@@ -125,7 +126,7 @@ class DecisionView(Wire):
         evicted: instances that went for it.
     """
 
-    at: float
+    at: ExactMoment
     model: str
     waited_s: float
     instance: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from cortex_common.clock import ExactMoment
 from cortex_common.wire import Wire
 
 
@@ -52,7 +53,7 @@ class RequestView(Wire):
     node: str | None = None
     instance: str | None = None
     state: RequestState
-    started: float
+    started: ExactMoment
     cold_start: bool = False
     reason: str | None = None
     queue_ms: int = 0
@@ -85,6 +86,6 @@ class RequestList(Wire):
         recent: ended, the newest first.
     """
 
-    at: float
+    at: ExactMoment
     active: tuple[RequestView, ...] = ()
     recent: tuple[RequestView, ...] = ()

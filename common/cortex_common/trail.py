@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from cortex_common.clock import ExactMoment
 from cortex_common.wire import Wire
 
 
@@ -21,7 +22,7 @@ class TrailEntry(Wire):
     """
 
     id: int
-    at: float
+    at: ExactMoment
     actor: str
     event: str
     level: str = "info"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from cortex_cli.output import Kind
 from cortex_cli.paint import Paint, Tone
@@ -63,15 +64,14 @@ class BenchRun(Wire):
     """A run, as it is saved.
 
     Attributes:
-        at: Unix seconds at which it began.
+        at: when it began.
         cold_load_s: seconds from asking for the unloaded model to its first token, where that was measured.
     """
 
-    kind: str = "BenchRun"
     model: str
     gateway: str
     version: str
-    at: float
+    at: datetime
     prompt_tokens: int
     output_tokens: int
     cold_load_s: float | None = None
@@ -133,7 +133,6 @@ def _ms(found: Percentiles | None, name: str) -> str:
 
 LEVELS: Kind[Level] = Kind(
     kind="LevelList",
-    plain=lambda x: x.model_dump(mode="json"),
     columns=(
         Column("CONC", lambda x: str(x.concurrency), right=True),
         Column("REQUESTS", lambda x: str(x.requests), right=True),

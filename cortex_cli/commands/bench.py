@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from cortex_cli.bench.figures import LEVELS, BenchRun, compare, differences_text
 from cortex_cli.client import Target, connect, run, target
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, document
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
 from cortex_common.operator import UnloadModel
@@ -65,7 +65,7 @@ def bench(
         )
     )
     if save is not None:
-        save.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save.write_text(document_of(found, Output.JSON) + "\n", encoding="utf-8")
         say(f"saved in {save}; compare later runs with `cortex bench {model} --compare {save}`")
     _write(found, earlier, chosen(output, as_json=json, quiet=False))
     if any(x.errors for x in found.levels):
@@ -98,10 +98,15 @@ def read_run(path: Path) -> BenchRun:
         raise ConfigError(f"{path} is no run saved by `cortex bench --save`") from failed
 
 
+def document_of(found: BenchRun, form: Output) -> str:
+    """A run for programs, and for `read_run`."""
+    return document("BenchRun", form, **dict(found))
+
+
 def _write(found: BenchRun, earlier: BenchRun | None, form: Output) -> None:
     paint = stdout_paint()
-    if form is Output.JSON:
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+    if form in {Output.JSON, Output.YAML}:
+        sys.stdout.write(document_of(found, form) + "\n")
         return
     sys.stdout.write(as_text(LEVELS, found.levels, form, paint=paint) + "\n")
     if form in {Output.TABLE, Output.WIDE}:
@@ -127,7 +132,7 @@ async def _bench(
     from cortex_cli.bench import measure
     from cortex_cli.inference import Inference
 
-    began = time.time()
+    began = datetime.now(UTC).replace(microsecond=0)
     levels = []
     cold_s = None
     async with Inference(where, connections=max(ramp)) as inference:

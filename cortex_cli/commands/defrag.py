@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,9 +9,9 @@ import typer
 from cortex_cli import options
 from cortex_cli.actions import confirm, seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import stdout_paint
+from cortex_cli.listing import say, stdout_paint, write_one
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_common.plans import ApplyDefrag, DefragView, DefragWish
 
@@ -55,8 +54,13 @@ def defrag(
         _write(run(_apply(gateway, wish, apply)), form)
         return
     plan = run(_plan(gateway, wish))
-    _write(plan, form)
-    if dry_run or not plan.plan:
+    over = dry_run or not plan.plan
+    if over or form in {Output.TABLE, Output.WIDE}:
+        _write(plan, form)
+    elif not yes:
+        # One document is all that stdout has room for; who is asked must see the moves all the same.
+        say(defrag_text(plan, stdout_paint()))
+    if over:
         return
     confirm(question(plan), yes=yes)
     _write(run(_apply(gateway, wish, plan.plan)), form)
@@ -72,10 +76,7 @@ def question(plan: DefragView) -> str:
 
 
 def _write(found: DefragView, form: Output) -> None:
-    paint = stdout_paint()
-    table = form in {Output.TABLE, Output.WIDE}
-    text = defrag_text(found, paint) if table else as_text(DEFRAGS, [found], form, paint=paint)
-    sys.stdout.write(f"{text}\n")
+    write_one(DEFRAGS, found, form, defrag_text(found, stdout_paint()))
 
 
 async def _plan(gateway: str | None, wish: DefragWish) -> DefragView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,9 +9,9 @@ import typer
 from cortex_cli import complete, options
 from cortex_cli.actions import confirm, each, seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import list_fleet, stdout_paint
+from cortex_cli.listing import list_fleet, stdout_paint, write_one
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output
 from cortex_cli.render.fleet import NODES
 from cortex_cli.render.node import node_text
 from cortex_cli.render.plan import drain_text
@@ -68,12 +67,7 @@ def describe(
         hint = f"did you mean {close[0]!r}?" if close else "`cortex nodes ls` lists them"
         raise NodeNotFound(f"there is no node {node!r}", hints=(hint,))
     form = chosen(output, as_json=json, quiet=False)
-    paint = stdout_paint()
-    people = form in {Output.TABLE, Output.WIDE}
-    text = (
-        node_text(found, snapshot, paint) if people else as_text(NODES, [found], form, paint=paint)
-    )
-    sys.stdout.write(f"{text}\n")
+    write_one(NODES, found, form, node_text(found, snapshot, stdout_paint()))
 
 
 async def _fleet(gateway: str | None) -> FleetSnapshot:

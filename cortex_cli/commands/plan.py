@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,11 +9,11 @@ import typer
 from cortex_cli import options
 from cortex_cli.actions import device_indices
 from cortex_cli.client import connect, run
-from cortex_cli.listing import stdout_paint
+from cortex_cli.listing import stdout_paint, write_one
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text
-from cortex_cli.render.defrag import defrag_text
-from cortex_cli.render.plan import PLANS, cost, drain_text, plan_text
+from cortex_cli.output import Output
+from cortex_cli.render.defrag import DEFRAGS, defrag_text
+from cortex_cli.render.plan import DRAIN_PLANS, EVICTION_PLANS, PLANS, cost, drain_text, plan_text
 from cortex_common.operator import EvictModel
 from cortex_common.plans import (
     DefragView,
@@ -51,13 +50,7 @@ def load(
     ask = PlanLoad(model=model, node=where, devices=devices, another=another)
     found = run(_plan(gateway, ask))
     form = chosen(output, as_json=json, quiet=False)
-    paint = stdout_paint()
-    text = (
-        plan_text(found, paint)
-        if form is Output.TABLE
-        else as_text(PLANS, [found], form, paint=paint)
-    )
-    sys.stdout.write(f"{text}\n")
+    write_one(PLANS, found, form, plan_text(found, stdout_paint()))
     if found.action == "impossible":
         raise typer.Exit(_REFUSED)
 
@@ -68,6 +61,7 @@ def evict(
     *,
     node: options.OnNode = None,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
     """Show which instance of a model would go, what that frees and whom it disturbs."""
@@ -77,8 +71,8 @@ def evict(
             return await client.plan_evict(EvictModel(model=model, node=node))
 
     eviction = run(found())
-    text = eviction.model_dump_json(indent=2) if json else cost(eviction)
-    sys.stdout.write(f"{text}\n")
+    form = chosen(output, as_json=json, quiet=False)
+    write_one(EVICTION_PLANS, eviction, form, cost(eviction))
 
 
 @app.command("drain", epilog="Example: `cortex plan drain beast`")
@@ -86,6 +80,7 @@ def drain(
     node: Annotated[str, typer.Argument(help="Name of the node")],
     *,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
     """Show where each model of a node would go if the node were emptied."""
@@ -95,8 +90,8 @@ def drain(
             return await client.plan_drain(node)
 
     plan = run(found())
-    text = plan.model_dump_json(indent=2) if json else drain_text(plan)
-    sys.stdout.write(f"{text}\n")
+    form = chosen(output, as_json=json, quiet=False)
+    write_one(DRAIN_PLANS, plan, form, drain_text(plan))
 
 
 @app.command(
@@ -108,6 +103,7 @@ def defrag(
     node: options.OnNode = None,
     across: options.Across = False,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
     """Show the moves that make one large free block, and the attached engines that are due for a restart."""
@@ -117,8 +113,8 @@ def defrag(
             return await client.plan_defrag(DefragWish(model=model, node=node, across=across))
 
     plan = run(found())
-    text = plan.model_dump_json(indent=2) if json else defrag_text(plan, stdout_paint())
-    sys.stdout.write(f"{text}\n")
+    form = chosen(output, as_json=json, quiet=False)
+    write_one(DEFRAGS, plan, form, defrag_text(plan, stdout_paint()))
 
 
 async def _plan(gateway: str | None, ask: PlanLoad) -> PlanView:

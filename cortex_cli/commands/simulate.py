@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +38,6 @@ def rows_kind(bound: float) -> Kind[Row]:
     """How policies are listed; `bound` is the cold-start seconds that none can do without."""
     return Kind(
         kind="SimulationList",
-        plain=asdict,
         columns=(
             Column("POLICY", lambda r: r.policy),
             Column("COLD STARTS", lambda r: str(r.cold_starts), right=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_lines
 import os
 import sys
 
@@ -12,12 +11,11 @@ from cortex_cli import options
 from cortex_cli.client import connect, run, target
 from cortex_cli.listing import stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import API_VERSION, Output
+from cortex_cli.output import Output, document
 from cortex_cli.render.fleet import troubles
 from cortex_cli.render.status import status as draw
-from cortex_cli.render.yaml import to_yaml
 from cortex_cli.watch import watch as watch_fleet
-from cortex_common.fleet import SNAPSHOT, FleetSnapshot
+from cortex_common.fleet import FleetSnapshot
 
 app = verb()
 
@@ -55,14 +53,4 @@ def _text(snapshot: FleetSnapshot, url: str, form: Output) -> str:
         return draw(snapshot, url, stdout_paint())
     if form is Output.NAME:
         return "degraded" if troubles(snapshot) else "ok"
-    document = {
-        "apiVersion": API_VERSION,
-        "kind": "Status",
-        "gateway": url,
-        "troubles": troubles(snapshot),
-        "fleet": SNAPSHOT.dump_python(snapshot, mode="json"),
-    }
-    if form is Output.YAML:
-        return to_yaml(document)
-    indent = 2 if form is Output.JSON else None
-    return json_lines.dumps(document, indent=indent, ensure_ascii=False)
+    return document("Status", form, gateway=url, troubles=troubles(snapshot), fleet=snapshot)

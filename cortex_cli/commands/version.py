@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 import os
 import sys
 from typing import Annotated
@@ -14,14 +13,21 @@ from cortex_cli.client import connect, run, target
 from cortex_cli.failure import describe
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import API_VERSION, Output
+from cortex_cli.output import Kind, Output, as_text
 from cortex_cli.paint import Paint
-from cortex_cli.render.yaml import to_yaml
 from cortex_common import __version__
 from cortex_common.errors import CortexError
 from cortex_common.fleet import FleetSnapshot
 
 app = verb()
+
+VERSIONS: Kind[tuple[str, str, str]] = Kind(
+    "VersionList",
+    (),
+    lambda found: found[2],
+    "no version",
+    lambda found: dict(zip(("part", "name", "version"), found, strict=True)),
+)
 
 
 @app.command(epilog="Examples: `cortex version`, `cortex version --client -o json`")
@@ -70,8 +76,4 @@ def _text(found: list[tuple[str, str, str]], form: Output, paint: Paint) -> str:
             )
         case Output.NAME:
             return found[0][2]
-    items = [{"part": p, "name": n, "version": v} for p, n, v in found]
-    if form is Output.JSONL:
-        return "\n".join(json_text.dumps(i) for i in items)
-    document = {"apiVersion": API_VERSION, "kind": "VersionList", "items": items}
-    return to_yaml(document) if form is Output.YAML else json_text.dumps(document, indent=2)
+    return as_text(VERSIONS, found, form, paint=paint)

@@ -9,8 +9,9 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import connect, run
-from cortex_cli.options import verb
-from cortex_cli.render.why import why_document, why_text
+from cortex_cli.options import chosen, verb
+from cortex_cli.output import Output, document
+from cortex_cli.render.why import why_text
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.plans import DecisionView
 from cortex_common.requests import RequestList, RequestView
@@ -23,12 +24,19 @@ def why(
     ident: Annotated[str, typer.Argument(metavar="ID", help="Id, or a unique beginning of it")],
     *,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
 ) -> None:
     """Say why a request went where it went."""
     request, decisions = run(_found(gateway, ident))
-    draw = why_document if json else why_text
-    sys.stdout.write(f"{draw(request, decisions)}\n")
+    match form := chosen(output, as_json=json, quiet=False):
+        case Output.TABLE | Output.WIDE:
+            text = why_text(request, decisions)
+        case Output.NAME:
+            text = request.id
+        case _:
+            text = document("Why", form, request=request, decisions=decisions)
+    sys.stdout.write(f"{text}\n")
 
 
 async def _found(gateway: str | None, ident: str) -> tuple[RequestView, tuple[DecisionView, ...]]:

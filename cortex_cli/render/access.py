@@ -33,7 +33,6 @@ def _created(key: KeyView) -> str:
 
 KEYS: Kind[KeyView] = Kind(
     kind="KeyList",
-    plain=lambda key: key.model_dump(mode="json"),
     columns=(
         Column("NAME", lambda k: k.name),
         Column("SCOPES", lambda k: ",".join(k.scopes)),
@@ -65,7 +64,6 @@ def usage_kind(by: Sequence[str]) -> Kind[UsageRow]:
     told_apart = tuple(column for name, column in columns if name in by)
     return Kind(
         kind="UsageList",
-        plain=lambda row: row.model_dump(mode="json"),
         columns=(
             *told_apart,
             Column("REQUESTS", lambda r: f"{r.requests:,}", right=True),

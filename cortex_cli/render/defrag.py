@@ -22,19 +22,7 @@ _MOVES: Sequence[Column[MoveView]] = (
     Column("INTERRUPTION", lambda m: show_duration(m.interruption_s), right=True),
 )
 
-DEFRAGS: Kind[DefragView] = Kind(
-    kind="DefragList",
-    plain=lambda d: d.model_dump(mode="json"),
-    columns=(
-        Column("PLAN", lambda d: d.plan),
-        Column("MOVES", lambda d: str(len(d.moves)), right=True),
-        Column("LARGEST BEFORE", lambda d: show_mib(d.before_mb), right=True),
-        Column("AFTER", lambda d: show_mib(d.after_mb), right=True),
-        Column("WHY", lambda d: d.why),
-    ),
-    name=lambda d: d.plan,
-    nothing="no plan",
-)
+DEFRAGS: Kind[DefragView] = Kind("DefragList", (), lambda d: d.plan, "no plan")
 
 
 def headline(defrag: DefragView) -> str:

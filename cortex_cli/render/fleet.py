@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pydantic import TypeAdapter
-
 from cortex_cli.output import Kind
 from cortex_cli.paint import Tone
 from cortex_cli.render.table import Column, brief
@@ -22,10 +20,6 @@ from cortex_common.hardware import DeviceHealth
 from cortex_common.models import InstanceState
 from cortex_common.units import show_duration, show_mib
 
-_INSTANCE = TypeAdapter(InstanceView)
-_MODEL = TypeAdapter(ModelView)
-_NODE = TypeAdapter(NodeView)
-_DEVICE = TypeAdapter(DeviceView)
 _STATE_TONES = {
     "ready": Tone.GOOD,
     "up": Tone.GOOD,
@@ -127,7 +121,6 @@ def _until(row: InstanceRow) -> str:
 
 INSTANCES: Kind[InstanceRow] = Kind(
     kind="InstanceList",
-    plain=lambda r: _INSTANCE.dump_python(r.instance, mode="json"),
     columns=(
         Column("NAME", lambda r: r.instance.model),
         Column(
@@ -150,6 +143,7 @@ INSTANCES: Kind[InstanceRow] = Kind(
     ),
     name=lambda r: r.instance.model,
     nothing="nothing is loaded",
+    shown=lambda r: r.instance,
 )
 
 
@@ -159,7 +153,6 @@ def _model_places(model: ModelView) -> str:
 
 MODELS: Kind[ModelView] = Kind(
     kind="ModelList",
-    plain=lambda m: _MODEL.dump_python(m, mode="json"),
     columns=(
         Column("NAME", lambda m: m.id),
         Column("STATE", lambda m: m.state.value, tone=lambda m: state_tone(m.state)),
@@ -211,7 +204,6 @@ def _node_vram(node: NodeView) -> str:
 
 NODES: Kind[NodeView] = Kind(
     kind="NodeList",
-    plain=lambda n: _NODE.dump_python(n, mode="json"),
     columns=(
         Column("NAME", lambda n: n.name),
         Column("STATE", _node_state, tone=lambda n: state_tone(n.state)),
@@ -285,7 +277,6 @@ def room_rows(snapshot: FleetSnapshot) -> list[RoomRow]:
 
 ROOMS: Kind[RoomRow] = Kind(
     kind="RoomList",
-    plain=lambda r: asdict(r) | {"fragmented": round(r.fragmented, 4)},
     columns=(
         Column("NODE", lambda r: r.node),
         Column("AVAILABLE", lambda r: show_mib(r.available), right=True),
@@ -295,6 +286,7 @@ ROOMS: Kind[RoomRow] = Kind(
     ),
     name=lambda r: r.node,
     nothing="no node offers a device",
+    shown=lambda r: asdict(r) | {"fragmented": round(r.fragmented, 4)},
 )
 
 
@@ -304,11 +296,6 @@ def _unit(value: float | None, unit: str) -> str:
 
 DEVICES: Kind[DeviceRow] = Kind(
     kind="DeviceList",
-    plain=lambda r: {
-        "node": r.node,
-        **_DEVICE.dump_python(r.device, mode="json"),
-        "models": r.models,
-    },
     columns=(
         Column("DEVICE", lambda r: f"{r.node}/{r.device.index}"),
         Column("NAME", lambda r: r.device.name),
@@ -329,6 +316,7 @@ DEVICES: Kind[DeviceRow] = Kind(
     ),
     name=lambda r: f"{r.node}/{r.device.index}",
     nothing="no node offers a device",
+    shown=lambda r: {"node": r.node, **asdict(r.device), "models": r.models},
 )
 
 

@@ -37,7 +37,6 @@ def line_text(line: LogLine, paint: Paint) -> str:
 
 LOG: Kind[LogLine] = Kind(
     kind="LogLineList",
-    plain=lambda line: line.model_dump(mode="json"),
     columns=(
         Column("TIME", _at),
         Column("LEVEL", lambda line: line.level, tone=_tone),

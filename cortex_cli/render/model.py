@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from pydantic import TypeAdapter
-
-from cortex_cli.output import API_VERSION, Output
+from cortex_cli.output import Output, document
 from cortex_cli.paint import Paint
 from cortex_cli.render.fleet import INSTANCES, instance_rows, state_tone
 from cortex_cli.render.table import Column, printable, table
-from cortex_cli.render.yaml import to_yaml
 from cortex_common.fleet import FleetSnapshot, ModelView
 from cortex_common.operator import MeasuredSize, ModelDetail, PinView
 from cortex_common.units import show_duration, show_mib
-
-_VIEW: TypeAdapter[ModelView | None] = TypeAdapter(ModelView | None)
 
 _MEASURED: Sequence[Column[MeasuredSize]] = (
     Column("NODE", lambda m: m.node),
@@ -76,17 +70,7 @@ def model_document(
     detail: ModelDetail, view: ModelView | None, snapshot: FleetSnapshot, form: Output
 ) -> str:
     """For programs."""
-    rows = [r for r in instance_rows(snapshot) if r.instance.model == detail.model]
-    document = {
-        "apiVersion": API_VERSION,
-        "kind": "Model",
-        "model": _VIEW.dump_python(view, mode="json"),
-        "detail": detail.model_dump(mode="json"),
-        "instances": [INSTANCES.plain(r) for r in rows],
-    }
     if form is Output.NAME:
         return detail.model
-    if form is Output.YAML:
-        return to_yaml(document)
-    indent = 2 if form is Output.JSON else None
-    return json.dumps(document, indent=indent, ensure_ascii=False)
+    instances = [i for i in snapshot.instances() if i.model == detail.model]
+    return document("Model", form, model=view, detail=detail, instances=instances)

@@ -45,19 +45,11 @@ def place(plan: PlanView) -> str:
     return f"{plan.node}/{devices}" if plan.node and devices else plan.node or ""
 
 
-PLANS: Kind[PlanView] = Kind(
-    kind="PlanList",
-    plain=lambda p: p.model_dump(mode="json"),
-    columns=(
-        Column("MODEL", lambda p: p.model),
-        Column("ACTION", lambda p: p.action),
-        Column("PLACE", place),
-        Column("EVICTS", lambda p: ", ".join(e.model for e in p.evictions)),
-        Column("WHY", lambda p: p.why),
-    ),
-    name=lambda p: p.action,
-    nothing="no plan",
+PLANS: Kind[PlanView] = Kind("PlanList", (), lambda p: p.action, "no plan")
+EVICTION_PLANS: Kind[PlannedEviction] = Kind(
+    "EvictionPlanList", (), lambda e: e.instance, "no plan"
 )
+DRAIN_PLANS: Kind[DrainPlan] = Kind("DrainPlanList", (), lambda d: d.node, "no plan")
 
 
 def headline(plan: PlanView) -> str:

@@ -51,7 +51,6 @@ def request_tone(request: RequestView) -> Tone | None:
 
 REQUESTS: Kind[RequestView] = Kind(
     kind="RequestList",
-    plain=lambda r: r.model_dump(mode="json"),
     columns=(
         Column("ID", lambda r: r.id),
         Column("STARTED", started),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column
 from cortex_cli.render.toml import toml_value
@@ -22,7 +20,6 @@ def setting_kind(*, origin: bool) -> Kind[Setting]:
     """How settings are listed, with or without the column of origins."""
     return Kind(
         kind="SettingList",
-        plain=asdict,
         columns=_columns(origin=origin),
         name=lambda s: s.key,
         nothing="nothing is set",

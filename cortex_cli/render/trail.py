@@ -36,7 +36,6 @@ def entry_line(entry: TrailEntry, paint: Paint) -> str:
 
 TRAIL: Kind[TrailEntry] = Kind(
     kind="EventList",
-    plain=lambda e: e.model_dump(mode="json"),
     columns=(
         Column("TIME", _at),
         Column("EVENT", lambda e: e.event, tone=entry_tone),

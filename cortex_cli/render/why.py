@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from cortex_cli.render.table import printable
@@ -45,10 +44,3 @@ def _waited(decision: DecisionView) -> str:
         return f"in vain for {waited}: {decision.why}"
     gone = f", after {', '.join(decision.evicted)} had gone" if decision.evicted else ""
     return f"{waited} for {decision.instance}, which was placed there as {decision.why}{gone}"
-
-
-def why_document(request: RequestView, decisions: Sequence[DecisionView]) -> str:
-    """The same as JSON."""
-    found = request.model_dump(mode="json")
-    waits = [d.model_dump(mode="json") for d in decisions]
-    return json.dumps({"request": found, "decisions": waits}, indent=2)

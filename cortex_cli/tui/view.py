@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
+from cortex_cli.render.plain import plain
 from cortex_cli.render.table import brief, printable
 from cortex_cli.tui.history import History, Rate
 from cortex_cli.tui.rows import Rows
@@ -95,7 +95,6 @@ class Summary:
     troubles: tuple[str, ...]
 
 
-_MODEL = TypeAdapter(ModelView)
 _STATE_ORDER = (
     ModelState.FAILED,
     ModelState.LOADING,
@@ -225,7 +224,7 @@ def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned
 
 def as_json(model: ModelView) -> str:
     """A model as the operator API tells it."""
-    return _MODEL.dump_json(model, indent=2).decode()
+    return json.dumps(plain(model), indent=2, ensure_ascii=False)
 
 
 def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> list[tuple[str, str]]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import statistics
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,8 @@ from cortex_cli.bench.figures import (
     percentiles,
 )
 from cortex_cli.bench.measure import prompt
+from cortex_cli.commands.bench import document_of
+from cortex_cli.output import Output
 from cortex_cli.paint import Paint
 
 numbers = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
@@ -74,7 +78,7 @@ def run(seconds: float) -> BenchRun:
         model="m",
         gateway="http://g",
         version="0",
-        at=0.0,
+        at=datetime(2026, 11, 26, tzinfo=UTC),
         prompt_tokens=1,
         output_tokens=1,
         levels=(level(1, samples, 4 * seconds), level(4, samples, seconds)),
@@ -105,8 +109,12 @@ def test_runs_without_a_common_concurrency_have_nothing_to_compare():
 
 
 def test_a_run_can_be_read_back():
-    """What is saved is what was measured."""
-    assert BenchRun.model_validate_json(run(1.5).model_dump_json()) == run(1.5)
+    """What is saved is what was measured, its time as RFC 3339; so is what was saved with Unix seconds."""
+    saved = document_of(run(1.5), Output.JSON)
+    assert json.loads(saved)["at"] == "2026-11-26T00:00:00Z"
+    older = json.dumps(json.loads(saved) | {"at": run(1.5).at.timestamp()})
+
+    assert BenchRun.model_validate_json(saved) == BenchRun.model_validate_json(older) == run(1.5)
 
 
 @given(st.integers(1, 300), st.integers(0, 10**6))

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -26,12 +28,28 @@ from cortex_cli.render.fleet import (
     troubles,
 )
 from cortex_cli.render.node import node_text
+from cortex_cli.render.plain import plain, rfc3339
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_cli.render.yaml import to_yaml
+from cortex_common.access import KeyView
 from cortex_common.certificates import Certificate
-from cortex_common.fleet import NodeState, NodeView, SettingsView
+from cortex_common.daemon_log import LogLine
+from cortex_common.fleet import (
+    SNAPSHOT,
+    FleetSnapshot,
+    InstanceView,
+    ModelView,
+    NodeState,
+    NodeView,
+    SettingsView,
+)
 from cortex_common.models import InstanceState
+from cortex_common.operator import MeasuredSize, PinView
+from cortex_common.plans import DecisionView
+from cortex_common.requests import RequestList, RequestView
+from cortex_common.trail import TrailEntry
+from cortex_common.wire import Wire
 
 PLAIN = Paint()
 
@@ -106,13 +124,79 @@ def test_what_the_gateway_has_against_its_own_files_is_a_trouble():
 
 
 def test_json_document_has_version_kind_and_whole_items():
-    """-o json is one document whose items carry every field of the snapshot in MiB and Unix seconds."""
+    """-o json is one document whose items carry every field of the snapshot, sizes in MiB."""
     fleet = busy_fleet()
     document = json.loads(as_text(MODELS, fleet.models, Output.JSON, paint=PLAIN))
 
     assert (document["apiVersion"], document["kind"]) == ("cortex/v1", "ModelList")
     assert [m["id"] for m in document["items"]] == [m.id for m in fleet.models]
     assert document["items"][0]["vram_mb"] == 69_800
+
+
+def test_documents_differ_from_the_wire_in_times_alone():
+    """Of a whole snapshot, every field is as the gateway sends it but for moments, which are RFC 3339."""
+    fleet = busy_fleet()
+    seen = plain(fleet)
+    node, instance = seen["nodes"][0], seen["nodes"][0]["instances"][0]
+    assert (seen["at"], instance["last_used"]) == ("2023-11-14T22:13:20Z", "2023-11-14T22:13:19Z")
+    assert plain(empty_fleet())["started_at"] is None
+
+    def without(value: object) -> object:
+        if isinstance(value, dict):
+            times = {"at", "started_at", "seen_at", "last_used", "unload_at"}
+            return {k: without(v) for k, v in value.items() if k not in times}
+        return [without(v) for v in value] if isinstance(value, list) else value
+
+    assert without(seen) == without(SNAPSHOT.dump_python(fleet, mode="json"))
+    assert node["seen_at"].endswith("Z")
+
+
+@given(st.floats(1, 253402300799), st.booleans())
+def test_a_moment_reads_as_what_it_was(seconds: float, exact: bool):
+    """RFC 3339 says the same moment, to the second or to the millisecond."""
+    text = rfc3339(seconds, exact=exact)
+
+    assert text is not None
+    lost = seconds - datetime.fromisoformat(text).timestamp()
+    assert -1e-4 <= lost < (1.1e-3 if exact else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "text"),
+    [
+        (PinView(model="m", until=1_700_000_000.9), "until", "2023-11-14T22:13:20Z"),
+        (PinView(model="m"), "until", None),
+        (PinView(model="m", until=1e15), "until", "9999-12-31T23:59:59Z"),
+        (
+            LogLine(at=1_700_000_000.25, level="info", event="e", logger="l"),
+            "at",
+            "2023-11-14T22:13:20.250Z",
+        ),
+        (KeyView(name="k", origin="made", created=0.5), "created", "1970-01-01T00:00:00Z"),
+    ],
+)
+def test_fractions_are_written_where_they_matter(value: Wire, field: str, text: str | None):
+    """A line of a log has milliseconds, a pin's end has none, and what never ends has null."""
+    assert plain(value)[field] == text
+
+
+def test_no_field_of_unix_seconds_is_without_its_mark():
+    """Whatever documents show and calls Unix seconds is marked, or it would be written as a number."""
+    told = {
+        kind: set(re.findall(r"^ +(\w+): Unix seconds", kind.__doc__ or "", re.MULTILINE))
+        for kind in (
+            *(FleetSnapshot, NodeView, InstanceView, ModelView, TrailEntry, LogLine),
+            *(RequestView, RequestList, DecisionView, MeasuredSize, PinView),
+        )
+    }
+    missing = {
+        f"{kind.__name__}.{name}"
+        for kind, names in told.items()
+        for name in names
+        if "UnixTime" not in str(get_type_hints(kind, include_extras=True)[name])
+    }
+    assert sum(map(len, told.values())) > 9
+    assert not missing
 
 
 def test_jsonl_is_one_object_a_line():
@@ -204,7 +288,7 @@ def test_device_lists_can_be_read_back(indices: set[int]):
 
 def test_kinds_list_any_item():
     """A kind is data: a new listing needs columns and a name, no code."""
-    kind = Kind("WordList", str, (Column("WORD", str),), str, "no words")
+    kind = Kind("WordList", (Column("WORD", str),), str, "no words")
 
     assert as_text(kind, ["a", "b"], Output.TABLE, paint=PLAIN) == "WORD\na\nb"
 

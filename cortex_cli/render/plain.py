@@ -1,0 +1,65 @@
+"""What the command knows as JSON values: the wire's own fields, with times as people and programs read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from cortex_common.clock import UnixTime
+
+_LAST = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
+"""RFC 3339 has no years beyond 9999."""
+
+
+def plain(value: Any) -> Any:
+    """A value of dicts, lists, strings, numbers, booleans and None, for -o json and its like.
+
+    What is marked as `UnixTime` becomes RFC 3339 in UTC, and None where it is 0: no such moment yet.
+    """
+    if isinstance(value, BaseModel):
+        return _fields(value, type(value).model_fields)
+    if is_dataclass(value):
+        return _fields(value, (f.name for f in fields(value)))
+    if isinstance(value, Mapping):
+        return {to_jsonable_python(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return to_jsonable_python(value)
+
+
+def _fields(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    times = _times(value.__class__)
+    return {
+        name: rfc3339(inner, exact=times[name].exact) if name in times else plain(inner)
+        for name in names
+        for inner in (getattr(value, name),)
+    }
+
+
+def rfc3339(seconds: float | None, *, exact: bool) -> str | None:
+    """Unix seconds as "2026-11-26T21:09:15Z", with milliseconds where asked for; None for none.
+
+    See https://www.rfc-editor.org/rfc/rfc3339#section-5.6.
+    """
+    if not seconds:
+        return None
+    moment = datetime.fromtimestamp(min(seconds, _LAST), UTC)
+    return moment.isoformat(timespec="milliseconds" if exact else "seconds")[:-6] + "Z"
+
+
+@cache
+def _times(kind: type) -> dict[str, UnixTime]:
+    """The marks of a class's fields that have one."""
+    return {
+        name: mark
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        for form in (hint, *get_args(hint))
+        for mark in getattr(form, "__metadata__", ())
+        if isinstance(mark, UnixTime)
+    }
