@@ -6,15 +6,18 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from cortex_cli.client import connect
 from cortex_cli.failure import PartialSuccess, describe, exit_code
 from cortex_cli.listing import say, stdout_paint
+from cortex_cli.output import Output, as_text
 from cortex_cli.render.fleet import place, progress_text
+from cortex_cli.render.result import RESULTS, Result, failure
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.fleet import FleetSnapshot, ModelView
 from cortex_common.units import parse_duration
@@ -58,47 +61,109 @@ def matches(model: ModelView, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (model.id, *model.aliases))
 
 
+@dataclass(frozen=True, slots=True)
+class Things:
+    """What patterns stand for.
+
+    Attributes:
+        word: for one of them.
+        matching: the names in a fleet that a pattern matches.
+        meant: whether one of those is meant; None for all.
+    """
+
+    word: str
+    matching: Callable[[FleetSnapshot, str], list[str]]
+    meant: Callable[[FleetSnapshot, str], bool] = lambda _fleet, _name: True
+
+
+def _is_loaded(fleet: FleetSnapshot, name: str) -> bool:
+    model = fleet.model(name)
+    return model is not None and bool(model.instances)
+
+
+def _models(fleet: FleetSnapshot, pattern: str) -> list[str]:
+    return [m.id for m in fleet.models if matches(m, pattern)]
+
+
+ANY_MODEL = Things("model", _models)
+LOADED = Things("model", _models, _is_loaded)
+ANY_NODE = Things("node", lambda fleet, p: [n.name for n in fleet.nodes if fnmatchcase(n.name, p)])
+
+
 def names_meant(
-    fleet: FleetSnapshot, patterns: Sequence[str], *, loaded: bool = False
+    fleet: FleetSnapshot, patterns: Sequence[str], things: Things | None = ANY_MODEL
 ) -> list[str]:
-    """The names that are meant; a pattern stands for all models that it matches, "-" for the lines of stdin.
+    """The names that are meant; a pattern stands for all things that it matches, "-" for the lines of stdin.
 
     Args:
-        fleet: whose models patterns are matched with.
+        fleet: whose things patterns are matched with.
         patterns: names among them.
-        loaded: patterns stand for models with an instance alone.
+        things: what patterns stand for; None when there are no patterns.
 
     Raises:
-        NotFound: a pattern matches no model. A plain name is left to the gateway to judge.
+        NotFound: a pattern matches nothing. A plain name is left to the gateway to judge.
     """
     found: list[str] = []
     for pattern in patterns:
         if pattern == "-":
             found += [line.strip() for line in sys.stdin if line.strip()]
-        elif any(c in pattern for c in "*?["):
-            hits = [m for m in fleet.models if matches(m, pattern)]
+        elif things is not None and is_pattern(pattern):
+            hits = things.matching(fleet, pattern)
             if not hits:
-                raise NotFound(f"no model matches {pattern!r}")
-            found += [m.id for m in hits if m.instances or not loaded]
+                raise NotFound(f"no {things.word} matches {pattern!r}")
+            found += [name for name in hits if things.meant(fleet, name)]
         else:
             found.append(pattern)
     return list(dict.fromkeys(found))
 
 
+def is_pattern(name: str) -> bool:
+    """Whether a word on the command line stands for several names."""
+    return any(c in name for c in "*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb and how it is told.
+
+    Attributes:
+        action: its name, such as "load".
+        output: for people a line each, for programs a `Result`.
+        planned: it is only planned.
+        things: what its patterns stand for; None when it takes no patterns.
+    """
+
+    action: str
+    output: Output
+    things: Things | None = None
+    planned: bool = False
+
+
+class Done(NamedTuple):
+    """One thing that was done.
+
+    Attributes:
+        line: says so to people.
+        answer: the gateway's.
+    """
+
+    line: str
+    answer: Any
+
+
 async def each(
     gateway: str | None,
     patterns: Sequence[str],
-    one: Callable[[OperatorClient, str], Awaitable[str]],
-    *,
-    loaded: bool = False,
+    verb: Verb,
+    one: Callable[[OperatorClient, str], Awaitable[Done]],
 ) -> None:
-    """Do something to each model that is meant, and print its line.
+    """Do something to each thing that is meant, and write what became of it.
 
     Args:
         gateway: URL or context.
         patterns: see `names_meant`.
-        one: does it, and says so.
-        loaded: see `names_meant`.
+        verb: what is done.
+        one: does it.
 
     Raises:
         CortexError: the only one failed.
@@ -106,27 +171,44 @@ async def each(
         PartialSuccess: some of several failed; each failure has been told.
     """
     async with connect(gateway) as client:
-        patterned = any(c in p for p in patterns for c in "*?[")
+        patterned = verb.things is not None and any(map(is_pattern, patterns))
         fleet = await client.fleet() if patterned else FleetSnapshot(0, 0.0)
-        names = names_meant(fleet, patterns, loaded=loaded)
+        names = names_meant(fleet, patterns, verb.things)
         if not names:
-            say("nothing that matches is loaded" if loaded else "nothing to do")
+            say("nothing that matches is loaded" if verb.things is LOADED else "nothing to do")
         failures: list[CortexError] = []
-        for name in names:
-            try:
-                line = await one(client, name)
-            except CortexError as failed:
-                if len(names) == 1:
-                    raise
-                failures.append(failed)
-                say(describe(failed, stdout_paint()))
-            else:
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
+        results: list[Result] = []
+        try:
+            for name in names:
+                try:
+                    done = await one(client, name)
+                except CortexError as failed:
+                    failures.append(failed)
+                    results.append(Result(name, verb.action, "failed", error=failure(failed)))
+                    if len(names) == 1:
+                        raise
+                    say(describe(failed, stdout_paint()))
+                else:
+                    outcome = "planned" if verb.planned else "done"
+                    results.append(Result(name, verb.action, outcome, done.answer))
+                    if verb.output in {Output.TABLE, Output.WIDE}:
+                        sys.stdout.write(f"{done.line}\n")
+                        sys.stdout.flush()
+        finally:
+            # What was done is told also by those who are interrupted.
+            _write_results(results, verb.output)
     if failures and len(failures) == len(names):
         raise typer.Exit(exit_code(failures[0]))
     if failures:
         raise PartialSuccess(f"{len(failures)} of {len(names)} failed")
+
+
+def _write_results(results: Sequence[Result], output: Output) -> None:
+    if output in {Output.TABLE, Output.WIDE}:
+        return
+    told = [r for r in results if r.error is None] if output is Output.NAME else results
+    if text := as_text(RESULTS, told, output, paint=stdout_paint()):
+        sys.stdout.write(f"{text}\n")
 
 
 def confirm(question: str, *, yes: bool) -> None:

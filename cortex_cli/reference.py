@@ -19,6 +19,8 @@ _DOCUMENTS = {
     "`instances`: [InstanceView](gateway-api.md#instanceview)",
     "Why": "`request`: [RequestView](gateway-api.md#requestview), "
     "`decisions`: [DecisionView](gateway-api.md#decisionview)",
+    "ResultList": "of verbs, for each name: `name`, `action`, `outcome` (done, planned or failed), `result` as "
+    "the gateway's API answers that verb or its plan, and `error` (`code`, `message`, `hints`, `details`)",
     "BenchRun": "what `--save` writes and `--compare` reads",
     "ModelList": "[ModelView](gateway-api.md#modelview)",
     "InstanceList": "[InstanceView](gateway-api.md#instanceview)",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cortex_cli import options
+from cortex_cli.actions import Done, Verb, each
 from cortex_cli.client import connect, run
 from cortex_cli.config_files import (
     NAMES,
@@ -32,7 +33,9 @@ from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
 from cortex_common.config.settings import Setting, settings
 from cortex_common.errors import BadRequest, ConfigError, NotFound
-from cortex_common.operator import Reloaded
+
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
 
 app = noun("Check and explain configuration files")
 
@@ -153,18 +156,23 @@ def init(which: Which) -> None:
 
 
 @app.command("reload", epilog="Example: `cortex config reload`")
-def reload(*, gateway: options.Gateway = None) -> None:
+def reload(
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
     """Have a running gateway read its files again; a wrong one changes nothing."""
 
-    async def ask() -> Reloaded:
-        async with connect(gateway) as client:
-            return await client.reload()
+    async def one(client: OperatorClient, _name: str) -> Done:
+        done = await client.reload()
+        if done.restart:
+            say(f"{', '.join(done.restart)}: in force once the gateway is started anew")
+        nothing = "nothing since the gateway last read them, which it does when they change"
+        return Done(f"reloaded; changed: {', '.join(done.changed) or nothing}", done)
 
-    done = run(ask())
-    nothing = "nothing since the gateway last read them, which it does when they change"
-    sys.stdout.write(f"reloaded; changed: {', '.join(done.changed) or nothing}\n")
-    if done.restart:
-        say(f"{', '.join(done.restart)}: in force once the gateway is started anew")
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, ["gateway"], Verb("reload", form), one))
 
 
 @app.command("path")

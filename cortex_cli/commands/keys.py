@@ -6,21 +6,24 @@ import hashlib
 import secrets
 import sys
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cortex_cli import options
-from cortex_cli.actions import confirm
+from cortex_cli.actions import Done, Verb, confirm, each
 from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.access import KEYS
 from cortex_cli.render.toml import toml_value
-from cortex_common.access import CreatedKey, CreateKey, KeyView
+from cortex_common.access import CreateKey, KeyView
 from cortex_common.config.access import Scope
 from cortex_common.units import parse_duration
+
+if TYPE_CHECKING:
+    from cortex_common.operator_client import OperatorClient
 
 app = noun("Make, list and revoke API keys")
 
@@ -54,8 +57,13 @@ def create(
         typer.Option("--offline", help="Ask no gateway: print an entry for cortex.toml instead"),
     ] = False,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """Make a key and print its secret, this once."""
+    form = chosen(output, as_json=json, quiet=False)
+    if offline and form is not Output.TABLE:
+        raise typer.BadParameter("an entry for cortex.toml is TOML", param_hint="--offline")
     limits = {
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
@@ -77,14 +85,14 @@ def create(
         sys.stdout.write(_entry(wish, secret))
         say(f"the secret of {name}, which is kept nowhere: {secret}")
         return
-    made = run(_create(gateway, wish))
-    sys.stdout.write(f"{made.secret}\n")
+
+    async def one(client: OperatorClient, _name: str) -> Done:
+        made = await client.create_key(wish)
+        return Done(made.secret, made)
+
+    # Its name alone would be of no use: the secret is told this once.
+    run(each(gateway, [name], Verb("create", Output.TABLE if form is Output.NAME else form), one))
     say(f"made key {name}; its secret is not shown again")
-
-
-async def _create(gateway: str | None, wish: CreateKey) -> CreatedKey:
-    async with connect(gateway) as client:
-        return await client.create_key(wish)
 
 
 def _valid(fields: dict[str, object]) -> CreateKey:
@@ -142,17 +150,17 @@ def ls(
     no_headers: options.NoHeaders = False,
 ) -> None:
     """List keys with what they may do; secrets are not kept."""
-
-    async def keys() -> tuple[KeyView, ...]:
-        async with connect(gateway) as client:
-            return await client.keys()
-
     form = chosen(output, as_json=json, quiet=quiet)
-    text = as_text(KEYS, run(keys()), form, paint=stdout_paint(), headers=not no_headers)
+    text = as_text(KEYS, run(_keys(gateway)), form, paint=stdout_paint(), headers=not no_headers)
     if text:
         sys.stdout.write(f"{text}\n")
     else:
         say(KEYS.nothing)
+
+
+async def _keys(gateway: str | None) -> tuple[KeyView, ...]:
+    async with connect(gateway) as client:
+        return await client.keys()
 
 
 @app.command("revoke", epilog="Example: `cortex keys revoke alice`")
@@ -161,19 +169,18 @@ def revoke(
     *,
     yes: options.Yes = False,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """End keys at once; requests that they have under way go on."""
     confirm(f"revoke {', '.join(names)}?", yes=yes)
 
-    async def each() -> tuple[KeyView, ...]:
-        async with connect(gateway) as client:
-            before = await client.keys()  # afterwards the caller's may be gone
-            for name in names:
-                await client.revoke_key(name)
-                sys.stdout.write(f"revoked {name}\n")
-            return before
+    async def one(client: OperatorClient, name: str) -> Done:
+        return Done(f"revoked {name}", await client.revoke_key(name))
 
-    before = run(each())
+    before = run(_keys(gateway))  # afterwards the caller's may be gone
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, names, Verb("revoke", form), one))
     left = {scope for key in before if key.name not in names for scope in key.scopes}
     if opened := sorted({scope for key in before for scope in key.scopes} - left):
         say(

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.actions import confirm, device_indices, each, matches, progress, seconds_of
+from cortex_cli.actions import (
+    ANY_MODEL,
+    LOADED,
+    Done,
+    Verb,
+    confirm,
+    device_indices,
+    each,
+    matches,
+    progress,
+    seconds_of,
+)
 from cortex_cli.client import connect, run
 from cortex_cli.failure import TimedOut
 from cortex_cli.listing import list_fleet, stdout_paint
@@ -108,16 +119,19 @@ def load(
     wait: Annotated[bool, typer.Option(help="Wait until it is ready")] = True,
     timeout: Annotated[str, typer.Option(help="How long to wait, like 90s or 5m")] = "30m",
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """Load models and wait until they answer."""
     limit = seconds_of(timeout, "--timeout")
     idle = seconds_of(ttl, "--ttl") if ttl else None
     where, devices = device_indices(node, gpu or [])
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         if dry_run:
             ask = PlanLoad(model=name, node=where, devices=devices, another=another)
-            return plan_text(await client.plan_load(ask), stdout_paint())
+            plan = await client.plan_load(ask)
+            return Done(plan_text(plan, stdout_paint()), plan)
         wish = LoadModel(
             model=name,
             node=where,
@@ -130,14 +144,16 @@ def load(
         )
         return await _loaded(client, wish)
 
-    run(each(gateway, models, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, models, Verb("load", form, ANY_MODEL, dry_run), one))
 
 
-async def _loaded(client: OperatorClient, wish: LoadModel) -> str:
+async def _loaded(client: OperatorClient, wish: LoadModel) -> Done:
     began = time.monotonic()
     if not wish.wait:
         action = await client.load(wish)
-        return f"{action.state.value} {action.model}; watch it with `cortex ps --watch`"
+        line = f"{action.state.value} {action.model}; watch it with `cortex ps --watch`"
+        return Done(line, action)
     async with progress(client, wish.model):
         action = await client.load(wish)
     if action.state is not ModelState.READY:
@@ -147,7 +163,7 @@ async def _loaded(client: OperatorClient, wish: LoadModel) -> str:
         )
     took = show_duration(time.monotonic() - began)
     size = "" if action.vram_mb is None else f" ({show_mib(action.vram_mb)})"
-    return f"loaded {action.model} on {', '.join(action.nodes)} in {took}{size}"
+    return Done(f"loaded {action.model} on {', '.join(action.nodes)} in {took}{size}", action)
 
 
 @app.command("unload", epilog="Example: `cortex models unload qwen3-32b --drain-timeout 30s`")
@@ -157,19 +173,23 @@ def unload(
     drain_timeout: options.DrainTimeout = "60s",
     yes: options.Yes = False,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """Unload models: let requests under way finish, then free the memory."""
     limit = seconds_of(drain_timeout, "--drain-timeout")
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         model = (await client.fleet()).model(name)
         if model is not None and model.in_flight:
             confirm(f"{model.id} has {model.in_flight} requests under way; unload it?", yes=yes)
         began = time.monotonic()
         action = await client.unload(UnloadModel(model=name, drain_timeout_s=limit))
-        return f"unloaded {action.model} in {show_duration(time.monotonic() - began)}"
+        took = show_duration(time.monotonic() - began)
+        return Done(f"unloaded {action.model} in {took}", action)
 
-    run(each(gateway, models, one, loaded=True))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, models, Verb("unload", form, LOADED), one))
 
 
 @app.command(
@@ -210,19 +230,23 @@ def evict(
     drain_timeout: options.DrainTimeout = "60s",
     dry_run: options.DryRun = False,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """End one instance of a model; it may come back when it is asked for."""
     limit = seconds_of(drain_timeout, "--drain-timeout")
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         wish = EvictModel(model=name, node=node, drain_timeout_s=limit)
         if dry_run:
-            return cost(await client.plan_evict(wish))
+            plan = await client.plan_evict(wish)
+            return Done(cost(plan), plan)
         action = await client.evict(wish)
         where = f" from {', '.join(action.nodes)}" if action.nodes else ""
-        return f"evicted {action.model}{where}; it is {action.state.value}"
+        return Done(f"evicted {action.model}{where}; it is {action.state.value}", action)
 
-    run(each(gateway, models, one, loaded=True))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, models, Verb("evict", form, LOADED, dry_run), one))
 
 
 @app.command(
@@ -234,17 +258,20 @@ def pin(
     node: options.OnNode = None,
     duration: Annotated[str | None, typer.Option("--for", help="Ends by itself, like 2h")] = None,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """Protect models from eviction, defragmentation and idle unload."""
     seconds = seconds_of(duration, "--for") if duration else None
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         done = await client.pin(PinModel(model=name, node=node, for_s=seconds))
         where = f" on {done.node}" if done.node else ""
         limit = f" for {show_duration(seconds)}" if seconds else ""
-        return f"pinned {done.model}{where}{limit}"
+        return Done(f"pinned {done.model}{where}{limit}", done)
 
-    run(each(gateway, models, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, models, Verb("pin", form, ANY_MODEL), one))
 
 
 @app.command("unpin", epilog="Example: `cortex models unpin qwen3-32b`")
@@ -253,12 +280,15 @@ def unpin(
     *,
     node: options.OnNode = None,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """End pins that operators set; those of models.toml stay."""
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         left = await client.unpin(UnpinModel(model=name, node=node))
         still = ", ".join(p.node or "everywhere" for p in left)
-        return f"unpinned {name}" + (f"; still pinned: {still}" if left else "")
+        return Done(f"unpinned {name}" + (f"; still pinned: {still}" if left else ""), left)
 
-    run(each(gateway, models, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, models, Verb("unpin", form, ANY_MODEL), one))

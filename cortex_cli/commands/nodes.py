@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import complete, options
-from cortex_cli.actions import confirm, each, seconds_of
+from cortex_cli.actions import ANY_NODE, Done, Verb, confirm, each, seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import list_fleet, stdout_paint, write_one
 from cortex_cli.options import chosen, noun
@@ -26,7 +26,11 @@ app = noun("List hosts; keep work off them")
 
 Nodes = Annotated[
     list[str],
-    typer.Argument(metavar="NODE...", help="Names of nodes", autocompletion=complete.nodes),
+    typer.Argument(
+        metavar="NODE...",
+        help="Names, patterns like 'gpu*', or - for stdin",
+        autocompletion=complete.nodes,
+    ),
 ]
 
 
@@ -76,25 +80,39 @@ async def _fleet(gateway: str | None) -> FleetSnapshot:
 
 
 @app.command("cordon", epilog="Example: `cortex nodes cordon beast`")
-def cordon(nodes: Nodes, *, gateway: options.Gateway = None) -> None:
+def cordon(
+    nodes: Nodes,
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
     """Place no new instances on nodes; what is there stays."""
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         done = await client.cordon(name)
-        return f"cordoned {done.node}"
+        return Done(f"cordoned {done.node}", done)
 
-    run(each(gateway, nodes, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, nodes, Verb("cordon", form, ANY_NODE), one))
 
 
 @app.command("uncordon", epilog="Example: `cortex nodes uncordon beast`")
-def uncordon(nodes: Nodes, *, gateway: options.Gateway = None) -> None:
+def uncordon(
+    nodes: Nodes,
+    *,
+    gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+) -> None:
     """Place instances on nodes again."""
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         done = await client.uncordon(name)
-        return f"uncordoned {done.node}"
+        return Done(f"uncordoned {done.node}", done)
 
-    run(each(gateway, nodes, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, nodes, Verb("uncordon", form, ANY_NODE), one))
 
 
 @app.command("drain", epilog="Example: `cortex nodes drain beast --timeout 10m`")
@@ -107,15 +125,18 @@ def drain(
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """Cordon nodes, and move or unload what they hold."""
     limit = seconds_of(timeout, "--timeout")
     if not dry_run:
         confirm(f"move or unload everything on {', '.join(nodes)}?", yes=yes)
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         if dry_run:
-            return drain_text(await client.plan_drain(name))
+            plan = await client.plan_drain(name)
+            return Done(drain_text(plan), plan)
         done = await client.drain(DrainNode(node=name, timeout_s=limit))
         parts = [
             f"{what} {', '.join(models)}"
@@ -126,6 +147,7 @@ def drain(
             )
             if models
         ]
-        return f"drained {done.node}" + (f": {'; '.join(parts)}" if parts else "")
+        return Done(f"drained {done.node}" + (f": {'; '.join(parts)}" if parts else ""), done)
 
-    run(each(gateway, nodes, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, nodes, Verb("drain", form, ANY_NODE, dry_run), one))

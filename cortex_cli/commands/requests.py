@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.actions import each, seconds_of
+from cortex_cli.actions import Done, Verb, each, seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
@@ -85,11 +85,15 @@ def cancel(
     ],
     *,
     gateway: options.Gateway = None,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
 ) -> None:
     """End requests: their clients are told, their engines stop."""
 
-    async def one(client: OperatorClient, name: str) -> str:
+    async def one(client: OperatorClient, name: str) -> Done:
         done = await client.cancel(name)
-        return f"cancelled {done.id} of {done.key or 'nobody'} after {done.tokens_out} tokens"
+        line = f"cancelled {done.id} of {done.key or 'nobody'} after {done.tokens_out} tokens"
+        return Done(line, done)
 
-    run(each(gateway, ids, one))
+    form = chosen(output, as_json=json, quiet=False)
+    run(each(gateway, ids, Verb("cancel", form), one))

@@ -146,6 +146,45 @@ def test_partial_success_ends_with_8(fleet: DemoFleet):
     assert "1 of 2 failed" in done.stderr
 
 
+def test_a_verb_tells_programs_what_became_of_each_name(fleet: DemoFleet):
+    """`-o json` of a verb is one document: the gateway's answer for what was done, code and words for what was not."""
+    done = fleet.cortex("models", "load", "demo/ada", "demo/nobody", "-o", "json")
+    document = json.loads(done.stdout)
+    loaded, failed = document["items"]
+
+    assert (done.returncode, document["kind"]) == (8, "ResultList")
+    assert (loaded["name"], loaded["action"], loaded["outcome"]) == ("demo/ada", "load", "done")
+    assert (loaded["result"]["state"], loaded["error"]) == ("ready", None)
+    assert (failed["outcome"], failed["result"]) == ("failed", None)
+    assert failed["error"]["code"] == "model_not_found"
+    assert failed["error"]["message"] == "model 'demo/nobody' does not exist"
+
+
+def test_a_verb_that_fails_still_writes_its_document(fleet: DemoFleet):
+    """The only name's failure is on stdout for programs, on stderr for people, and in the exit code."""
+    done = fleet.cortex("nodes", "cordon", "mars", "--json")
+
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["items"][0]["error"]["code"] == "node_not_found"
+    assert done.stderr.startswith("error: ")
+
+
+def test_a_dry_run_is_the_plan_as_data(fleet: DemoFleet):
+    """With --dry-run, what is told of each name is the plan that `cortex plan` shows."""
+    fleet.cortex("models", "load", "demo/ada")
+    (plan,) = items(fleet.cortex("plan", "drain", "here", "-o", "json"))
+    (planned,) = items(fleet.cortex("nodes", "drain", "here", "--dry-run", "-o", "json"))
+
+    assert (planned["action"], planned["outcome"]) == ("drain", "planned")
+    assert planned["result"] == plan
+
+
+def test_a_pattern_names_nodes(fleet: DemoFleet):
+    """Verbs on nodes take patterns, as those on models do, and `-o name` tells which were meant."""
+    assert fleet.cortex("nodes", "uncordon", "he*", "-o", "name").stdout == "here\n"
+    assert "no node matches" in fleet.cortex("nodes", "cordon", "mars*").stderr
+
+
 def test_several_failures_are_told_once_each(fleet: DemoFleet):
     """When all of several fail, each is told once, and the exit code is that of the first."""
     done = fleet.cortex("models", "load", "demo/nobody", "demo/nothing")
