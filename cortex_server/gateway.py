@@ -151,6 +151,7 @@ class Gateway:
                     self._roster.clients,
                     self._kept_log,
                     lambda: self.fleet.closed,
+                    self.fleet.unknown,
                 ),
                 operator_router(self.fleet, self._verbs, self.trail),
                 requests_router(self.register),

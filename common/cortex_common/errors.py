@@ -143,9 +143,17 @@ class ModelNotFound(NotFound):
 
 
 class NodeNotFound(NotFound):
-    """No node of the fleet has this name."""
+    """No node of the fleet has this name; the hint is the one that may have been meant, or the names of all."""
 
     code = "node_not_found"
+
+    @classmethod
+    def among(cls, name: str, nodes: Iterable[str]) -> NodeNotFound:
+        """The error for a name that none of the nodes has, with the one that may have been meant."""
+        known = tuple(nodes)
+        close = nearest(name, known)
+        hint = f"did you mean {close[0]!r}?" if close else f"nodes: {', '.join(known) or 'none'}"
+        return cls(f"there is no node {name!r}", hints=(hint,), details={"nearest": close})
 
 
 class Conflict(CortexError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -42,6 +43,16 @@ def in_words(failed: httpx.HTTPError) -> str:
     """Why a request failed, for people; timeouts have no words of their own."""
     silent = isinstance(failed, httpx.TimeoutException)
     return str(failed) or ("it timed out" if silent else type(failed).__name__)
+
+
+def in_path(name: str) -> str:
+    """A name as part of a URL's path; its slashes stay.
+
+    ".." between them is escaped, or httpx would take it and what is before it away:
+    https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4.
+    """
+    segments = name.split("/")
+    return "/".join(s.replace(".", "%2E") if s in {".", ".."} else quote(s) for s in segments)
 
 
 @dataclass(slots=True)

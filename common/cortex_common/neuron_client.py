@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from cortex_common.hardware import Discovery, Health
-from cortex_common.http import Bookmark, ControlClient
+from cortex_common.http import Bookmark, ControlClient, in_path
 from cortex_common.models import (
     AttachedEngine,
     EndpointAnswer,
@@ -78,7 +77,7 @@ class NeuronClient(ControlClient):
 
     async def endpoint(self, model_id: str) -> EndpointAnswer:
         """Where the model's inference requests go."""
-        return await self.call(_ENDPOINT, "GET", f"/models/{quote(model_id)}/endpoint")
+        return await self.call(_ENDPOINT, "GET", f"/models/{in_path(model_id)}/endpoint")
 
     async def attached(self) -> tuple[AttachedEngine, ...]:
         """Its engines that someone else runs."""
@@ -102,7 +101,7 @@ class NeuronClient(ControlClient):
         return await self.call(
             _RESTART,
             "POST",
-            f"/harnesses/{quote(harness, safe='')}/restart",
+            f"/harnesses/{in_path(harness)}/restart",
             body=request.model_dump(mode="json", exclude_defaults=True),
             timeout=timeout_s,
         )
@@ -129,7 +128,7 @@ class NeuronClient(ControlClient):
     ) -> AsyncIterator[AsyncIterator[str]]:
         """What an instance's engine wrote, piece by piece; see `ControlClient.text`."""
         params = {"instance_id": instance, "lines": str(lines), "follow": str(follow).lower()}
-        async with self.text(f"/models/{quote(model_id)}/logs", params) as pieces:
+        async with self.text(f"/models/{in_path(model_id)}/logs", params) as pieces:
             yield pieces
 
     @asynccontextmanager

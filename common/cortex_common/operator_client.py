@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date
-from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -13,7 +12,7 @@ from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.config.settings import ConfigView
 from cortex_common.daemon_log import LogLine, log_lines
 from cortex_common.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.http import Bookmark, ControlClient
+from cortex_common.http import Bookmark, ControlClient, in_path
 from cortex_common.operator import (
     DrainNode,
     EvictModel,
@@ -105,7 +104,7 @@ class OperatorClient(ControlClient):
         """What a model's engine wrote, piece by piece; see `ControlClient.text`."""
         params = {"lines": str(lines), "follow": str(follow).lower()}
         params |= {"instance": instance} if instance else {}
-        async with self.text(f"/operator/v1/models/{quote(model)}/logs", params) as pieces:
+        async with self.text(f"/operator/v1/models/{in_path(model)}/logs", params) as pieces:
             yield pieces
 
     @asynccontextmanager
@@ -117,7 +116,7 @@ class OperatorClient(ControlClient):
         Raises:
             UpstreamFailed: it answered with something else.
         """
-        path = "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{quote(node)}/logs"
+        path = "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{in_path(node)}/logs"
         params = {"lines": str(lines), "follow": str(follow).lower()}
         async with self.text(path, params) as pieces:
             yield log_lines(pieces)
@@ -165,7 +164,7 @@ class OperatorClient(ControlClient):
 
     async def model(self, name: str) -> ModelDetail:
         """A model's estimate beside what was measured."""
-        return await self.call(_DETAIL, "GET", f"/operator/v1/models/{quote(name)}")
+        return await self.call(_DETAIL, "GET", f"/operator/v1/models/{in_path(name)}")
 
     async def requests(self, last: int | None = None) -> RequestList:
         """The requests under way, and those that ended last: at most so many, or all that are kept."""
@@ -179,7 +178,7 @@ class OperatorClient(ControlClient):
             NotFound: none is under way.
             Conflict: several begin so.
         """
-        path = f"/operator/v1/requests/{quote(request, safe='')}/cancel"
+        path = f"/operator/v1/requests/{in_path(request)}/cancel"
         return await self.call(_REQUEST, "POST", path)
 
     async def cordon(self, node: str) -> NodeAction:
@@ -233,7 +232,7 @@ class OperatorClient(ControlClient):
 
     async def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """What a request waited for; nothing when it had not to, or that was long ago."""
-        return await self.call(_DECISIONS, "GET", f"/operator/v1/decisions/{quote(request)}")
+        return await self.call(_DECISIONS, "GET", f"/operator/v1/decisions/{in_path(request)}")
 
     async def reload(self) -> Reloaded:
         """Have the gateway read its configuration again.
@@ -254,7 +253,7 @@ class OperatorClient(ControlClient):
 
     async def revoke_key(self, name: str) -> KeyView:
         """End a key."""
-        return await self.call(_KEY, "DELETE", f"/operator/v1/keys/{quote(name, safe='')}")
+        return await self.call(_KEY, "DELETE", f"/operator/v1/keys/{in_path(name)}")
 
     async def usage(
         self, since: date | None = None, until: date | None = None

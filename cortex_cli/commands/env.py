@@ -51,10 +51,11 @@ async def _context(where: Target, model: str) -> int | None:
     """
     from cortex_cli.probes.asker import Asker, Refused
     from cortex_common.errors import BY_CODE, UpstreamFailed
+    from cortex_common.http import in_path
 
     async with Asker(where, {}) as asker:
         try:
-            found: dict[str, Any] = await asker.get(f"/v1/models/{model}")
+            found: dict[str, Any] = await asker.get(f"/v1/models/{in_path(model)}")
         except Refused as refused:
             said = refused.body["error"] if isinstance(refused.body, dict) else {}
             kind = BY_CODE.get(said.get("code", ""), UpstreamFailed)

@@ -15,7 +15,7 @@ from cortex_cli.output import Output
 from cortex_cli.render.fleet import NODES
 from cortex_cli.render.node import node_text
 from cortex_cli.render.plan import drain_text
-from cortex_common.errors import NodeNotFound, nearest
+from cortex_common.errors import NodeNotFound
 from cortex_common.fleet import FleetSnapshot
 from cortex_common.operator import DrainNode
 
@@ -67,9 +67,7 @@ def describe(
     snapshot = run(_fleet(gateway))
     found = snapshot.node(node)
     if found is None:
-        close = nearest(node, [n.name for n in snapshot.nodes])
-        hint = f"did you mean {close[0]!r}?" if close else "`cortex nodes ls` lists them"
-        raise NodeNotFound(f"there is no node {node!r}", hints=(hint,))
+        raise NodeNotFound.among(node, (n.name for n in snapshot.nodes))
     form = chosen(output, as_json=json, quiet=False)
     write_one(NODES, found, form, node_text(found, snapshot, stdout_paint()))
 

@@ -41,7 +41,9 @@ def model_text(
     facts += [
         (
             "estimate",
-            f"{show_mib(detail.vram_mb)} over {detail.min_devices} device(s), by models.toml",
+            f"{show_mib(detail.vram_mb)} over {detail.min_devices} device(s), by models.toml"
+            if detail.vram_mb
+            else "",
         ),
         ("load takes", show_duration(detail.load_s) if detail.load_s else ""),
         ("pinned", "; ".join(_pin(p, snapshot.at) for p in detail.pins)),

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.daemon_log import MEDIA_TYPE, MOST_LINES, KeptLog
-from cortex_common.errors import NodeNotFound, NotFound, NotSupported
+from cortex_common.errors import CortexError, NodeNotFound, NotFound, NotSupported
 from cortex_common.fleet import FleetSnapshot, InstanceView
 from cortex_common.neuron_client import NeuronClient
 
@@ -25,6 +25,7 @@ def logs_router(
     nodes: Mapping[str, NeuronClient],
     own: KeptLog,
     over: Callable[[], bool],
+    unknown: Callable[[str], CortexError],
 ) -> APIRouter:
     """The routes below /operator/v1; to be added before those that take any path of a model.
 
@@ -33,6 +34,7 @@ def logs_router(
         nodes: client of each node's neuron.
         own: what the gateway logged.
         over: whether the gateway lets its readers go.
+        unknown: the error for a name that no model has.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
@@ -47,8 +49,7 @@ def logs_router(
     async def get_node(name: str, lines: Lines = 200, follow: bool = False) -> Response:
         """The same of the neuron on a node."""
         if show().node(name) is None:
-            known = ", ".join(n.name for n in show().nodes)
-            raise NodeNotFound(f"there is no node {name!r}", hints=(f"nodes: {known}",))
+            raise NodeNotFound.among(name, (n.name for n in show().nodes))
         reading = _client(nodes, name).own_log(lines=lines, follow=follow)
         return await _relayed(reading, MEDIA_TYPE, {"x-cortex-node": name})
 
@@ -64,7 +65,7 @@ def logs_router(
         follow: bool = False,
     ) -> StreamingResponse:
         """Its last lines, and with `follow` whatever comes. Of several instances the one that started last."""
-        view = _instance(show(), name, instance)
+        view = _instance(show(), name, instance, unknown)
         reading = _client(nodes, view.node).log(view.model, view.id, lines=lines, follow=follow)
         told = {"x-cortex-node": view.node, "x-cortex-instance": view.id}
         return await _relayed(reading, "text/plain; charset=utf-8", told)
@@ -97,7 +98,12 @@ async def _pieces(
             yield piece
 
 
-def _instance(snapshot: FleetSnapshot, name: str, wanted: str | None) -> InstanceView:
+def _instance(
+    snapshot: FleetSnapshot,
+    name: str,
+    wanted: str | None,
+    unknown: Callable[[str], CortexError],
+) -> InstanceView:
     """The instance that is meant.
 
     Raises:
@@ -110,6 +116,8 @@ def _instance(snapshot: FleetSnapshot, name: str, wanted: str | None) -> Instanc
         for i in snapshot.instances()
         if i.model == known and (wanted is None or i.id.startswith(wanted))
     ]
+    if not found and model is None:
+        raise unknown(name)
     if not found:
         which = f" {wanted!r}" if wanted else ""
         raise NotFound(

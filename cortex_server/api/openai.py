@@ -92,7 +92,7 @@ def models_router(fleet: Fleet) -> APIRouter:
         view = snapshot.model(fleet.known(name) or name)
         key = key_of(request)
         if view is None or not key.allows(view.id, name):
-            raise fleet.names.not_found(name, (m.id for m in snapshot.models))
+            raise fleet.unknown(name)
         if anthropic.reads(request):
             return anthropic.one(anthropic.served(view, name, created))
         return entry(view, view.id if key.allows(view.id) else name)

@@ -87,7 +87,7 @@ class ColdStart:
         if profile is None:
             # Somebody else's, which nobody here can load.
             if plane.fleet.known(self._model) is None:
-                raise plane.fleet.names.not_found(self._model)
+                raise plane.fleet.unknown(self._model)
             raise Unavailable(
                 f"what serves {self._model!r} fails or can't be reached",
                 hints=["cortex nodes ls and cortex ps show how"],

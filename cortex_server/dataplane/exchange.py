@@ -136,7 +136,7 @@ class Exchange(Reply):
             name = dialogue.name
             model = fleet.known(name)
             if model is None:
-                raise fleet.names.not_found(name)
+                raise fleet.unknown(name)
             if key.terms.models and not key.allows(model, name):
                 raise _not_for(key, name)
             self.model = model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import CortexError
 from cortex_common.models import ModelId
 from cortex_server.core.names import Names
 from cortex_server.fleet.targets import Target
@@ -29,6 +30,10 @@ class Routing(Protocol):
 
     def known(self, name: str) -> ModelId | None:
         """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
+        ...
+
+    def unknown(self, name: str) -> CortexError:
+        """The error for a name that means nothing here, with what it may have been meant to be."""
         ...
 
     def acquire(self, target: Target) -> None:

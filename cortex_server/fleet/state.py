@@ -16,6 +16,7 @@ from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
+from cortex_common.errors import CortexError
 from cortex_common.fleet import (
     DeviceView,
     FleetSnapshot,
@@ -98,6 +99,10 @@ class Fleet:
         if found is None and self._targets.holds(name):
             return ModelId(name)
         return found
+
+    def unknown(self, name: str) -> CortexError:
+        """The error for a name that means nothing here, with what it may have been meant to be."""
+        return self.names.not_found(name, {target.model for target, _ in self._targets.all()})
 
     def acquire(self, target: Target) -> None:
         """Count a request that starts on an instance."""

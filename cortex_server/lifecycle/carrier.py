@@ -137,7 +137,7 @@ class Carrier:
             NodeNotFound: there is no such node.
         """
         if (client := self._nodes.get(node)) is None:
-            raise NodeNotFound(f"there is no node {node!r}", hints=("cortex nodes ls",))
+            raise NodeNotFound.among(node, self._nodes)
         return client
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -40,6 +40,7 @@ class Mover:
         restarts: who restarts engines of somebody else.
         clock: for how long it took.
         profile_of: finds the profile behind a name.
+        check_node: refuses a node that nothing is moved on.
     """
 
     def __init__(
@@ -49,18 +50,21 @@ class Mover:
         restarts: Restarts,
         clock: Clock,
         profile_of: Callable[[str], ModelProfile],
+        check_node: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
         self._conductor = conductor
         self._restarts = restarts
         self._clock = clock
         self._profile_of = profile_of
+        self._check_node = check_node
 
     def plan(self, wish: DefragWish) -> DefragView:
         """Moves and restarts for a wish.
 
         Raises:
             ModelNotFound: the wish names a model without a profile.
+            NodeNotFound: it names a node that is not there.
             NotSupported: the model stands on several devices.
         """
         return self._planned(wish).view
@@ -100,6 +104,8 @@ class Mover:
 
     def _planned(self, wish: DefragWish) -> _Planned:
         world = self._conductor.world()
+        if wish.node is not None:
+            self._check_node(wish.node)
         wanted = None
         if wish.model is not None:
             layout = shapes(self._profile_of(wish.model), world.sizes)[0]

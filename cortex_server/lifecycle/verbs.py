@@ -10,7 +10,7 @@ from shlex import quote
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.errors import Conflict, CortexError, NodeNotFound, NotFound
+from cortex_common.errors import Conflict, CortexError, ModelNotFound, NodeNotFound, NotFound
 from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState
 from cortex_common.logs import event
 from cortex_common.models import InstanceId, InstanceState, ModelId
@@ -69,7 +69,7 @@ class Verbs:
         self._conductor = conductor
         self._clock = clock
         self._emptying = Emptying(fleet, conductor)
-        self.mover = Mover(fleet, conductor, restarts, clock, self.profile)
+        self.mover = Mover(fleet, conductor, restarts, clock, self.profile, self.check_node)
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
     def shown(self) -> FleetSnapshot:
@@ -133,7 +133,7 @@ class Verbs:
         """Drain and end one instance; the model may be loaded again when somebody asks for it.
 
         Raises:
-            NotFound: there is no such instance.
+            NotFound: there is no such instance, or node.
             Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
         """
         began = self._clock.monotonic()
@@ -156,13 +156,15 @@ class Verbs:
         """Which instance would go, and whom that disturbs. Changes nothing.
 
         Raises:
-            NotFound: there is no such instance.
+            NotFound: there is no such instance, or node.
             Conflict: it is pinned.
         """
         return eviction(self._victim(wish), self._clock.unix())
 
     def _victim(self, wish: EvictModel) -> InstanceView:
         model = self.model(wish.model)
+        if wish.node is not None:
+            self.check_node(wish.node)
         views = [
             i
             for i in self.shown().instances()
@@ -246,9 +248,10 @@ class Verbs:
         """A model's estimate beside what was measured.
 
         Raises:
-            ModelNotFound: no profile has this name.
+            ModelNotFound: no profile and no instance has this name.
         """
-        profile = self.profile(name)
+        model = self.model(name)
+        profile = self._fleet.profile(model)
         known = self._conductor.knowledge
         measured = (
             MeasuredSize(
@@ -262,18 +265,19 @@ class Verbs:
                 load_s=m.load_s,
                 at=m.at,
             )
-            for m in known.measurements(profile.id)
+            for m in known.measurements(model)
         )
+        view = self._fleet.snapshot.model(model)
         return ModelDetail(
-            model=profile.id,
-            harness=profile.harness,
-            vram_mb=profile.vram_mb,
-            min_devices=profile.min_devices,
-            priority=profile.priority,
-            rate=known.rate(profile.id, self._clock.monotonic()),
-            load_s=known.load_seconds(profile.id),
+            model=model,
+            harness=view.harness if view is not None else "",
+            vram_mb=profile.vram_mb if profile is not None else None,
+            min_devices=profile.min_devices if profile is not None else 1,
+            priority=profile.priority if profile is not None else 0,
+            rate=known.rate(model, self._clock.monotonic()),
+            load_s=known.load_seconds(model),
             measured=tuple(measured),
-            pins=self._pins_of(ModelId(profile.id)),
+            pins=self._pins_of(model),
         )
 
     def _pins_of(self, model: ModelId) -> tuple[PinView, ...]:
@@ -339,29 +343,32 @@ class Verbs:
             return found
         if any(i.model == name for i in self._fleet.snapshot.instances()):
             return ModelId(name)
-        raise self._fleet.names.not_found(name)
+        raise self._fleet.unknown(name)
 
     def profile(self, name: str) -> ModelProfile:
         """The profile that a name or alias means.
 
         Raises:
-            ModelNotFound: with the nearest names.
+            ModelNotFound: with the nearest names, or who serves it without one.
         """
-        found = self._fleet.profile(self.model(name))
-        if found is None:
-            raise self._fleet.names.not_found(name)
+        model = self.model(name)
+        if (found := self._fleet.profile(model)) is None:
+            there = {i.node: None for i in self._fleet.snapshot.instances() if i.model == model}
+            raise ModelNotFound(
+                f"no profile says how {name!r} is loaded; it is only there as {', '.join(there)} has it",
+                hints=("describe it in models.toml",),
+            )
         return found
 
     def check_node(self, name: str) -> None:
         """Refuse a node that is not in the configuration, or has no neuron.
 
         Raises:
-            NodeNotFound: with the names that are.
+            NodeNotFound: with the name that may have been meant.
             Conflict: it is an upstream.
         """
         if name not in self._fleet.entries:
-            known = ", ".join(self._fleet.entries) or "none"
-            raise NodeNotFound(f"there is no node {name!r}", hints=(f"nodes: {known}",))
+            raise NodeNotFound.among(name, self._fleet.entries)
         if self._fleet.is_upstream(name):
             raise Conflict(f"{name} is an upstream: cortex loads and unloads nothing there")
 

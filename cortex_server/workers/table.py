@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.errors import CortexError
 from cortex_common.models import InstanceId, ModelId
 from cortex_server.core.names import Names
 from cortex_server.dialects.traits import traits_of
@@ -127,6 +128,10 @@ class Table:
         if found is None and name in self._of_model:
             return ModelId(name)
         return found
+
+    def unknown(self, name: str) -> CortexError:
+        """See `Routing`."""
+        return self.names.not_found(name, self._of_model)
 
     def acquire(self, target: Target) -> None:
         """See `Routing`."""

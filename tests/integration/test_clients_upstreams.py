@@ -20,9 +20,9 @@ from rigs.whole import Served, running_gateway
 
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
-from cortex_common.errors import Conflict
+from cortex_common.errors import Conflict, ModelNotFound
 from cortex_common.fleet import FleetSnapshot, NodeState
-from cortex_common.operator import DrainNode, LoadModel, UnloadModel
+from cortex_common.operator import DrainNode, LoadModel, PinModel, UnloadModel
 from cortex_common.operator_client import OperatorClient
 from cortex_server.core.upkeep import Upkeep
 
@@ -322,6 +322,43 @@ async def test_nothing_is_ever_loaded_or_ended_there() -> None:
         assert profile is not None
         for later in (now, now + 3600):
             assert upkeep.due(snapshot, [profile], later).unload == ()
+
+
+async def test_a_mistyped_name_suggests_what_only_a_node_knows() -> None:
+    """A model without a profile is among the names that may have been meant, in every dialect and to operators."""
+    provider = Provider([{"id": "gpt-large"}])
+    async with (
+        serving(provider),
+        running_gateway(upstreams=(entry(provider),)) as served,
+        OperatorClient(served.url, who="the gateway") as operator,
+        httpx.AsyncClient(base_url=served.url) as http,
+    ):
+        await until(served, up)
+        wrong = {"model": "gpt-lage", "messages": HI, "max_tokens": 5}
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
+            answer = await http.post(path, json=wrong | {"input": "hi"})
+            assert (answer.status_code, "did you mean 'gpt-large'?" in answer.text) == (404, True)
+        with pytest.raises(ModelNotFound) as raised:
+            await operator.pin(PinModel(model="gpt-lage"))
+        assert raised.value.hints[0] == "did you mean 'gpt-large'?"
+        with pytest.raises(ModelNotFound):
+            async with operator.log("gpt-lage"):
+                pass
+
+
+@pytest.mark.parametrize("name", ["org/model", "a/../b", "..", "/mnt/x//y", "what?#%2F"])
+async def test_a_model_without_a_profile_is_described_whatever_it_is_called(name: str) -> None:
+    """What is listed can be described; only a load of it is refused, with the reason."""
+    provider = Provider([{"id": name}])
+    async with (
+        serving(provider),
+        running_gateway(upstreams=(entry(provider),)) as served,
+        OperatorClient(served.url, who="the gateway") as operator,
+    ):
+        await until(served, up)
+        assert (await operator.model(name)).model == name
+        with pytest.raises(ModelNotFound, match="only there as cloud has it"):
+            await operator.load(LoadModel(model=name))
 
 
 async def test_settings_that_are_read_again_move_an_upstream() -> None:

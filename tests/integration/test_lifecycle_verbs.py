@@ -100,8 +100,21 @@ async def test_a_plan_is_what_then_happens(served: Served) -> None:
     assert (await served.chat("bob")).status_code == 200
     await until(lambda: [i.model for i in ready(served)] == ["bob"])
     assert (await served.operator.plan_load(PlanLoad(model="bob"))).action == "serve"
-    with pytest.raises(NodeNotFound):
-        await served.operator.plan_load(PlanLoad(model="ada", node="elsewhere"))
+
+
+async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
+    """Every verb that takes a node refuses one that is not there, and names the one that may have been meant."""
+    await served.operator.load(LoadModel(model="ada", wait=True))
+    for asked in (
+        served.operator.plan_load(PlanLoad(model="ada", node="her")),
+        served.operator.evict(EvictModel(model="ada", node="her")),
+        served.operator.pin(PinModel(model="ada", node="her")),
+        served.operator.plan_defrag(DefragWish(node="her")),
+        served.operator.cordon("her"),
+    ):
+        with pytest.raises(NodeNotFound) as raised:
+            await asked
+        assert raised.value.hints == ("did you mean 'here'?",)
 
 
 async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:

@@ -283,6 +283,7 @@ def test_a_table_counts_its_own_and_knows_of_others():
     assert (target.in_flight, target.mine, target.most) == (3, 0, 1)
     table.use({"m": (spec(1, usable=False),)})
     assert (table.known("m"), table.ready("m")) == ("m", [])
+    assert table.unknown("mm").hints[0] == "did you mean 'm'?"
     table.use({"m": ()})
     assert table.known("m") is None
 
