@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
+from urllib.parse import urlsplit
 
 from cortex_cli.output import Kind
 from cortex_cli.paint import Tone
@@ -152,11 +154,7 @@ def _settings(settings: SettingsView, now: float) -> list[Finding]:
 def _node(node: NodeView, now: float) -> list[Finding]:
     name = f"node {node.name}"
     if node.state is not NodeState.UP:
-        what, path = ("it", "/v1/models") if node.upstream else ("its neuron", "/health")
-        hint = f"is {what} running? `curl {node.endpoint}{path}` from the gateway's host"
-        if EXPIRED in (node.reason or ""):
-            hint = RENEW
-        return [error(name, f"{node.state.value}: {node.reason or 'no answer'}", hint)]
+        return [error(name, f"{node.state.value}: {node.reason or 'no answer'}", way_to(node))]
     found: list[Finding] = []
     silent = now - node.seen_at
     if silent > _SILENT_S:
@@ -188,6 +186,74 @@ def _certificates(fleet: FleetSnapshot) -> list[Finding]:
     if ends and not found:
         found.append(ok("certificates", f"{len(ends)}, the first ends on {ends[0]}"))
     return found
+
+
+_WAYS: tuple[tuple[str, str], ...] = (
+    (
+        "Hostname mismatch|IP address mismatch",
+        "`endpoint` must say a name that the certificate has",
+    ),
+    (EXPIRED, RENEW),
+    ("not yet valid", "are both clocks right?"),
+    ("CERTIFICATE_REQUIRED", "it asks for a certificate: name one as `certificate` under {table}"),
+    (
+        "ALERT_UNKNOWN_CA",
+        "`client_ca` over there must be the authority of the gateway's certificate",
+    ),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "`ca` under {table} names the authority that its certificate is from",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        "it speaks plain HTTP: its `endpoint` begins with http://, or it needs a [tls]",
+    ),
+    ("disconnected without sending", "does it speak TLS? then its `endpoint` begins with https://"),
+    (
+        "token of this neuron|needs its token",
+        "give both the same text: `token_file` in its neuron.toml and under {table}",
+    ),
+    ("answered 401|answered 403", "`key_file` under {table} names the file of a key that it takes"),
+    (
+        "name resolution|Name or service|nodename nor|No address associated",
+        "no name server knows {host}: mend `endpoint`, or say its address",
+    ),
+    (
+        "timed out|in time|silent",
+        "is the host up? a firewall may drop what goes to {host}: `{curl}` from the gateway's host",
+    ),
+    ("answered 404", "something else listens there: is the port of `endpoint` the right one?"),
+    (
+        "No route to host|Network is unreachable",
+        "the network has no way to {host}: `ping {host}` from the gateway's host",
+    ),
+    (
+        "refused|ended its event stream",
+        "nothing listens there: {start}; does it listen on that address?",
+    ),
+)
+"""What a reason says, as alternatives, and what to do about it; the first that fits counts."""
+
+
+def way_to(node: NodeView) -> str:
+    """What to do about a node that can't be reached, by the reason that its gateway tells."""
+    reason = node.reason or ""
+    host = urlsplit(node.endpoint).hostname or node.endpoint
+    curl = f"curl {node.endpoint}{'/v1/models' if node.upstream else '/health'}"
+    start = "start it" if node.upstream else f"`systemctl status neuron` on {node.name}"
+    way = next(
+        (way for said, way in _WAYS if re.search(said, reason)),
+        "is {what} running? `{curl}` from the gateway's host",
+    )
+    if node.upstream:
+        way = way.replace("`endpoint`", "`base_url`")
+    return way.format(
+        host=host,
+        curl=curl,
+        start=start,
+        what="it" if node.upstream else "its neuron",
+        table="[[upstreams]]" if node.upstream else "[[neurons]]",
+    )
 
 
 def _models(fleet: FleetSnapshot) -> list[Finding]:

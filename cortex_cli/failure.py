@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from cortex_cli.paint import Paint
 from cortex_common import errors
 from cortex_common.certificates import EXPIRED, RENEW
@@ -47,6 +49,27 @@ _FOR_CLIENTS = ("GET /v1/models lists", "send it as `Authorization")
 """How hints of the gateway begin that are for those who speak HTTP; at a shell our own say more."""
 
 
+_WAYS = (
+    ("Hostname mismatch|IP address mismatch", "its URL must say a name that its certificate has"),
+    (EXPIRED, RENEW),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "SSL_CERT_FILE names the file of the authority that its certificate is from",
+    ),
+    ("WRONG_VERSION_NUMBER", "does it speak plain HTTP? then its URL begins with http://"),
+    ("disconnected without sending", "does it speak TLS? then its URL begins with https://"),
+    (
+        "name resolution|Name or service|nodename nor|No address associated",
+        "no name server knows that name: mend it in --gateway, CORTEX_GATEWAY_URL or the context",
+    ),
+)
+"""What the reason says why the gateway can't be reached, as alternatives, and what to do about it."""
+
+_RUNNING = (
+    "is the gateway running? name it with --gateway or CORTEX_GATEWAY_URL, or try `cortex demo`"
+)
+
+
 class PartialSuccess(CortexError):
     """Some of what was asked for was done, some not."""
 
@@ -86,15 +109,5 @@ def describe(error: Exception, paint: Paint) -> str:
 
 def _fallback(error: CortexError) -> tuple[str, ...]:
     if error.details.get("unreachable"):
-        if EXPIRED in error.message:
-            return (RENEW,)
-        if "CERTIFICATE_VERIFY_FAILED" in error.message:
-            return ("SSL_CERT_FILE names the file of the authority that its certificate is from",)
-        if "WRONG_VERSION_NUMBER" in error.message:
-            return ("does it speak plain HTTP? then its URL begins with http://",)
-        if "Server disconnected without sending" in error.message:
-            return ("does it speak TLS? then its URL begins with https://",)
-        return (
-            "is the gateway running? name it with --gateway or CORTEX_GATEWAY_URL, or try `cortex demo`",
-        )
+        return (next((way for said, way in _WAYS if re.search(said, error.message)), _RUNNING),)
     return tuple(hint for kind, hint in _FALLBACK_HINTS if isinstance(error, kind))[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -18,6 +19,14 @@ from pydantic import TypeAdapter, ValidationError
 from cortex_common.errors import ConfigError, UpstreamFailed, UpstreamTimeout, from_envelope
 
 T = TypeVar("T")
+
+
+_NO_CONNECTION = {
+    errno.ECONNREFUSED,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+}
 
 
 def tls_for(url: str) -> ssl.SSLContext | bool:
@@ -42,7 +51,20 @@ def _system_tls() -> ssl.SSLContext:
 def in_words(failed: httpx.HTTPError) -> str:
     """Why a request failed, for people; timeouts have no words of their own."""
     silent = isinstance(failed, httpx.TimeoutException)
+    if isinstance(failed, httpx.ConnectError) and (number := _errno(failed)) is not None:
+        return os.strerror(number)
     return str(failed) or ("it timed out" if silent else type(failed).__name__)
+
+
+def _errno(failed: BaseException | None) -> int | None:
+    """The system's word on a connection, below what httpx and anyio make of it: "All connection attempts failed"."""
+    while failed is not None:
+        if isinstance(failed, ExceptionGroup):
+            failed = failed.exceptions[0]
+        if isinstance(failed, OSError) and failed.errno in _NO_CONNECTION:
+            return failed.errno
+        failed = failed.__cause__ or failed.__context__
+    return None
 
 
 def in_path(name: str) -> str:

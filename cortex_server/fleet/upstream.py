@@ -156,5 +156,7 @@ async def _list(http: httpx.AsyncClient) -> list[Listed] | None:
     if answer.status_code in _LISTS_NOTHING:
         return None
     if answer.status_code >= 400:
-        raise from_envelope(answer.content, answer.status_code, "GET /v1/models")
+        what = f"GET /v1/models answered {answer.status_code}"
+        told = from_envelope(answer.content, answer.status_code, "GET /v1/models").message
+        raise UpstreamFailed(told if told.startswith(what) else f"{what}: {told}")
     return read_list(answer.content)

@@ -3,11 +3,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from demo_fleet import free_port
 from sample_fleet import NOW, busy_fleet, empty_fleet
 
-from cortex_cli.doctor import Verdict, counted, fleet_checks, host_checks, worst
+from cortex_cli.doctor import Verdict, counted, fleet_checks, host_checks, way_to, worst
 from cortex_common.certificates import SOON_S, Certificate
+from cortex_common.errors import UpstreamFailed
 from cortex_common.fleet import FleetSnapshot, SettingsView
+from cortex_common.neuron_client import NeuronClient
 
 
 def told(fleet: FleetSnapshot, version: str = "0.1.0") -> dict[str, tuple[Verdict, str]]:
@@ -43,7 +47,7 @@ def test_every_trouble_has_a_way_out():
 def test_a_server_of_others_is_asked_by_what_it_has():
     """It has no neuron, and many have no /health."""
     fleet = busy_fleet()
-    other = replace(fleet.nodes[2], endpoint="http://10.0.0.7:8000", upstream=True)
+    other = replace(fleet.nodes[2], endpoint="http://10.0.0.7:8000", upstream=True, reason=None)
     (hint,) = [
         f.hint
         for f in fleet_checks(replace(fleet, nodes=(other,)), "0.1.0")
@@ -51,6 +55,41 @@ def test_a_server_of_others_is_asked_by_what_it_has():
     ]
 
     assert hint.startswith("is it running? `curl http://10.0.0.7:8000/v1/models`")
+
+
+@pytest.mark.parametrize(
+    ("reason", "upstream", "hint"),
+    [
+        ("can't be reached: Connection refused", False, "`systemctl status neuron` on attic"),
+        ("can't be reached: it timed out", False, "firewall may drop what goes to 10.0.0.7"),
+        ("can't be reached: [Errno -2] Name or service not known", True, "mend `base_url`"),
+        ("this neuron needs its token: see token and token_file", False, "the same text"),
+        ("GET /v1/models answered 401: who are you", True, "`key_file` under [[upstreams]]"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] ... self-signed certificate", False, "`ca` under"),
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] ... Hostname mismatch, certificate is not valid",
+            *(False, "a name that the certificate has"),
+        ),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", False, "begins with http://"),
+        ("broke off: Server disconnected without sending a response.", False, "https://"),
+        ("GET /events answered 404: <html>", False, "something else listens there"),
+        ("a reason of its own", False, "is its neuron running? `curl http://10.0.0.7:9090/health`"),
+    ],
+)
+def test_the_way_out_fits_the_reason(reason: str, upstream: bool, hint: str):
+    """Whoever has the reason needs no general advice: a certificate is mended elsewhere than a token."""
+    node = replace(
+        busy_fleet().nodes[2], endpoint="http://10.0.0.7:9090", upstream=upstream, reason=reason
+    )
+
+    assert hint in way_to(node)
+
+
+async def test_a_refused_connection_is_called_so():
+    """Who is told what failed knows whether nobody listens or no way leads there."""
+    async with NeuronClient(f"http://127.0.0.1:{free_port()}", who="node x") as client:
+        with pytest.raises(UpstreamFailed, match="can't be reached: Connection refused"):
+            await client.discovery()
 
 
 def test_versions_that_differ_are_named():
