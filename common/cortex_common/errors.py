@@ -217,7 +217,7 @@ class Unavailable(CortexError):
 
 
 class NoHealthyNode(Unavailable):
-    """No node that could serve the model answers."""
+    """No node that could serve the model answers, or those that could load it are cordoned."""
 
     code = "no_healthy_node"
 

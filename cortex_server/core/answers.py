@@ -12,8 +12,8 @@ from cortex_common.errors import (
     ModelLoading,
     NoHealthyNode,
 )
-from cortex_server.core.explain import Refusal
 from cortex_server.core.loads import Underway
+from cortex_server.core.plan import Impossible
 from cortex_server.core.troubles import Trouble
 
 SHOWN = 16
@@ -53,8 +53,9 @@ def still_loading(model: str, load: Underway | None, position: int) -> ModelLoad
     )
 
 
-def impossible(model: str, refusals: tuple[Refusal, ...], *, no_node: bool) -> CortexError:
-    """No node could hold it, however long one waited."""
+def impossible(model: str, found: Impossible) -> CortexError:
+    """No node could hold it, however long one waited; or those that could are cordoned or away, which passes."""
+    refusals = found.refusals
     shown = [
         {
             "node": r.node,
@@ -69,7 +70,15 @@ def impossible(model: str, refusals: tuple[Refusal, ...], *, no_node: bool) -> C
         f"{r.node}{'' if r.device is None else f'/{r.device}'}: {r.reason}" for r in refusals[:3]
     )
     more = f" (and {len(refusals) - 3} more)" if len(refusals) > 3 else ""
-    if no_node:
+    if found.cordoned:
+        nodes = " ".join(map(quote, found.cordoned))
+        return NoHealthyNode(
+            f"model {model!r} fits only on nodes that are cordoned: {', '.join(found.cordoned)}",
+            hints=(f"cortex nodes uncordon {nodes}", f"cortex plan load {quote(model)}"),
+            retry_after=30.0,
+            details={"refusals": shown},
+        )
+    if found.no_node:
         named = f": {why}{more}" if refusals else ""
         return NoHealthyNode(
             f"no node that could serve model {model!r} answers{named}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import neg
 
@@ -91,10 +91,12 @@ class Impossible:
     Attributes:
         refusals: reasons by node and device, at most `MOST_REASONS`; `explain.refusals` gives all.
         no_node: not one node answers that could be asked at all.
+        cordoned: nodes that would do, were they not cordoned.
     """
 
     refusals: tuple[Refusal, ...]
     no_node: bool
+    cordoned: tuple[str, ...] = ()
 
 
 Plan = Serve | Join | Load | Wait | Impossible
@@ -118,7 +120,26 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
         return soon
     asked = any(r.node.state is NodeState.UP for r in world.rooms)
     reasons = refusals(wish.profile, wish.where, layouts, world.rooms, policy)
-    return Impossible(tuple(islice(reasons, MOST_REASONS)), no_node=not asked)
+    return Impossible(
+        tuple(islice(reasons, MOST_REASONS)),
+        no_node=not asked,
+        cordoned=_cordoned(wish, world, policy),
+    )
+
+
+def _cordoned(wish: Wish, world: World, policy: Policy) -> tuple[str, ...]:
+    """The nodes that a wish could be loaded on, now or after a wait, were it not for the cordon."""
+    lifted = (
+        replace(room, node=replace(room.node, cordoned=False))
+        for room in world.rooms
+        if room.node.cordoned
+    )
+    anew = replace(wish, another=True)
+    return tuple(
+        room.node.name
+        for room in lifted
+        if not isinstance(plan(anew, replace(world, rooms=(room,)), policy), Impossible)
+    )
 
 
 def _able(wish: Wish, rooms: Iterable[NodeRoom], policy: Policy) -> list[NodeRoom]:

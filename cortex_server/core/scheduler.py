@@ -281,8 +281,8 @@ class Scheduler:
             case Impossible() if unable and not resting:
                 error = self._failure(goal.model, "; ".join(unable.values()), now, started=False)
                 self._refuse_all(goal, error)
-            case Impossible(refusals, no_node) if not resting:
-                self._refuse_all(goal, answers.impossible(goal.model, refusals, no_node=no_node))
+            case Impossible() as found if not resting:
+                self._refuse_all(goal, answers.impossible(goal.model, found))
             case Join():
                 pass
             case _:

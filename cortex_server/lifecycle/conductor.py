@@ -120,7 +120,7 @@ class Conductor:
 
         Raises:
             DoesNotFit: it fits nowhere; at once, with the reason for each device.
-            NoHealthyNode: no node that could serve it answers.
+            NoHealthyNode: no node that could serve it answers, or those that could load it are cordoned.
             LoadFailed: the engine could not load it; with its reason.
             ModelLoading: `timeout_s` went by; with state, node and ETA.
             Busy: too many wait for it already.

@@ -39,8 +39,10 @@ def plan_view(
             return PlanView(model=model, action="join", node=node, why=why, ledger=ledger)
         case Wait(_, why):
             return PlanView(model=model, action="wait", why=why, ledger=ledger)
-        case Impossible():
+        case Impossible(cordoned=cordoned):
             why = "no device could hold it, however long one waited"
+            if cordoned:
+                why = f"it fits only on nodes that are cordoned: {', '.join(cordoned)}"
             return PlanView(model=model, action="impossible", why=why, ledger=ledger)
         case Load():
             return PlanView(

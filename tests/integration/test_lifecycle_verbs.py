@@ -123,8 +123,15 @@ async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
     await served.operator.cordon("here")
     assert (await served.chat("ada")).status_code == 200
     refused = await served.chat("bob")
-    assert refused.status_code == 507
-    assert refused.json()["error"]["refusals"][0]["reason"] == "the node is cordoned"
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+    error = refused.json()["error"]
+    assert error["message"] == "model 'bob' fits only on nodes that are cordoned: here"
+    assert error["hints"][0] == "cortex nodes uncordon here"
+    assert error["refusals"][0]["reason"] == "the node is cordoned"
+    assert (
+        "only on nodes that are cordoned: here"
+        in (await served.operator.plan_load(PlanLoad(model="bob"))).why
+    )
     await served.operator.uncordon("here")
     assert (await served.chat("bob")).status_code == 200
 

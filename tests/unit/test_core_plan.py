@@ -299,6 +299,24 @@ def test_each_refusal_says_why(wanted: dict[str, object], at: int | None, reason
     assert not found.no_node
 
 
+@pytest.mark.parametrize(
+    ("mb", "at", "named"),
+    [(600, None, ("n1", "n2")), (600, "n1", ("n1",)), (900, None, ("n2",)), (1200, None, ())],
+)
+def test_a_cordon_that_is_in_the_way_is_named(
+    mb: int, at: str | None, named: tuple[str, ...]
+) -> None:
+    """Of the cordoned nodes those are named that could hold the model, and no node that could not."""
+    nodes = (
+        node("n1", (device(0, 800),), cordoned=True),
+        node("n2", (device(0, 1000),), cordoned=True),
+        node("n3", (device(0, 100),)),
+    )
+    found = plan(Wish(profile("a", mb), where=Where(at)), world(*nodes), LRU)
+    assert isinstance(found, Impossible)
+    assert found.cordoned == named
+
+
 def test_an_engine_stands_only_on_devices_that_it_runs_on() -> None:
     """A card with more room is nothing for an engine without GPU code, as its node tells."""
     devices = (device(0), device(1, 500, kind=DeviceKind.CPU, name="EPYC"))

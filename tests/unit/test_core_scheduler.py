@@ -18,6 +18,7 @@ from cortex_common.plans import PlanView
 from cortex_server.core import answers
 from cortex_server.core.evict import Standing
 from cortex_server.core.loads import Order
+from cortex_server.core.plan import Impossible
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Rooms
 from cortex_server.core.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
@@ -657,7 +658,7 @@ def test_a_hint_can_be_pasted_whatever_a_model_is_called() -> None:
     """A shell takes the command of a hint as it stands, and means this model."""
     name = 'Org/It\'s "one"'
     for error in (
-        answers.impossible(name, (), no_node=False),
+        answers.impossible(name, Impossible((), no_node=False)),
         answers.load_failed(name, Trouble(1, 0.0, "no", started=True), 1.0),
     ):
         assert shlex.split(error.hints[0])[-1] == name
