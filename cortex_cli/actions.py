@@ -14,7 +14,7 @@ import typer
 
 from cortex_cli.client import connect
 from cortex_cli.failure import PartialSuccess, describe, exit_code
-from cortex_cli.listing import say, stdout_paint
+from cortex_cli.listing import say, stderr_paint, stdout_paint
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.fleet import place, progress_text
 from cortex_cli.render.result import RESULTS, Result, failure
@@ -187,7 +187,7 @@ async def each(
                     results.append(Result(name, verb.action, "failed", error=failure(failed)))
                     if len(names) == 1:
                         raise
-                    say(describe(failed, stdout_paint()))
+                    say(describe(failed, stderr_paint()))
                 else:
                     outcome = "planned" if verb.planned else "done"
                     results.append(Result(name, verb.action, outcome, done.answer))

@@ -28,6 +28,11 @@ def write_one(kind: Kind[Item], item: Item, output: Output, text: str) -> None:
     sys.stdout.write(f"{found}\n")
 
 
+def stderr_paint() -> Paint:
+    """Colour for what goes to stderr."""
+    return paint_for(sys.stderr, os.environ)
+
+
 def say(text: str) -> None:
     """Tell the person something that is no data."""
     sys.stderr.write(f"{text}\n")
@@ -41,8 +46,12 @@ def list_fleet(
     output: Output,
     headers: bool,
     watching: bool,
+    among: Callable[[FleetSnapshot], int] = lambda _fleet: 0,
 ) -> None:
-    """Write the items of the fleet that a command is about, once or at each change."""
+    """Write the items of the fleet that a command is about, once or at each change.
+
+    `among` says of how many they are picked, for whoever gets none.
+    """
     paint = stdout_paint()
     if watching:
         # A document that never ends can't be read by anybody; one object a line can.
@@ -55,12 +64,13 @@ def list_fleet(
             )
         )
         return
-    items = select(run(_fleet(gateway)))
+    fleet = run(_fleet(gateway))
+    items = select(fleet)
     text = as_text(kind, items, output, paint=paint, headers=headers)
     if text:
         sys.stdout.write(f"{text}\n")
     elif output in {Output.TABLE, Output.WIDE}:
-        say(kind.nothing)
+        say(f"none of the {of} fits" if (of := among(fleet)) else kind.nothing)
 
 
 async def _fleet(gateway: str | None) -> FleetSnapshot:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cortex_cli.listing import stdout_paint
 from cortex_cli.paint import Paint
-from cortex_cli.render.log import line_text
+from cortex_cli.render.log import engine_line, line_text
 from cortex_common.errors import NotFound, nearest
 from cortex_common.fleet import FleetSnapshot
 
@@ -57,6 +59,16 @@ def log_of(name: str, fleet: FleetSnapshot) -> LogOf:
         )
     latest = max(there, key=lambda i: i.started_at)
     return LogOf(node=place, model=model.id, instance=latest.id)
+
+
+async def write_engine_log(pieces: AsyncIterable[str]) -> None:
+    """Write what an engine wrote, line by line as it comes."""
+    paint, rest = stdout_paint(), ""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split("\n")
+        sys.stdout.write("".join(f"{engine_line(line, paint)}\n" for line in lines))
+        sys.stdout.flush()
+    sys.stdout.write(engine_line(rest, paint))
 
 
 async def log_text(client: OperatorClient, name: str, *, lines: int) -> AsyncGenerator[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from cortex_cli import complete
 from cortex_cli.output import Output
@@ -61,10 +62,26 @@ def chosen(output: Output, *, as_json: bool, quiet: bool) -> Output:
     return Output.NAME if quiet else output
 
 
+class _Noun(typer.core.TyperGroup):
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands with the whole first line of their help, which Typer would cut off."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, (self.commands[name].help or "").strip().partition("\n")[0].rstrip("."))
+                    for name in self.list_commands(ctx)
+                ]
+            )
+
+
 def noun(summary: str) -> typer.Typer:
     """A command with commands below it, like `cortex models`."""
     app = typer.Typer(
-        help=summary, add_completion=False, rich_markup_mode=None, no_args_is_help=True
+        cls=_Noun,
+        help=summary,
+        add_completion=False,
+        rich_markup_mode=None,
+        no_args_is_help=True,
     )
     # A callback keeps it a group while it has a single command.
     app.callback()(_nothing)

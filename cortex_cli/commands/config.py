@@ -25,7 +25,7 @@ from cortex_cli.config_files import (
     system_file,
     warnings,
 )
-from cortex_cli.listing import say, stdout_paint
+from cortex_cli.listing import say, stderr_paint, stdout_paint
 from cortex_cli.named_files import Looked, look
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
@@ -71,7 +71,7 @@ def check(
 
 
 def _tell(path: Path, found: Looked) -> Looked:
-    paint = stdout_paint()
+    paint = stderr_paint()
     for line in found.wrong:
         say(f"{paint.bad('error:')} {line}")
     for hint in found.hints:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cortex_cli import options
 from cortex_cli.client import ClientConfig, ContextEntry, client_config, client_config_path
-from cortex_cli.listing import say
-from cortex_cli.options import noun
+from cortex_cli.listing import say, stdout_paint
+from cortex_cli.options import chosen, noun
+from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.render.table import Column
 from cortex_cli.render.toml import toml_key, toml_value
 from cortex_common.errors import NotFound, nearest
 
@@ -20,15 +24,49 @@ app = noun("Choose between gateways")
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A context as it is listed."""
+
+    name: str
+    current: bool
+    gateway: str
+    key_file: Path | None
+
+
+CONTEXTS: Kind[Context] = Kind(
+    "ContextList",
+    (
+        Column("NAME", lambda c: c.name),
+        Column("CURRENT", lambda c: "*" if c.current else ""),
+        Column("GATEWAY", lambda c: c.gateway),
+        Column("KEY FILE", lambda c: str(c.key_file or "")),
+    ),
+    lambda c: c.name,
+    "no contexts; add one with `cortex context add NAME URL`",
+)
+
+
 @app.command("ls")
-def ls() -> None:
+def ls(
+    *,
+    output: options.OutputOption = Output.TABLE,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    no_headers: options.NoHeaders = False,
+) -> None:
     """List contexts; the current one has a star."""
     config = client_config(os.environ)
-    for name, entry in config.contexts.items():
-        mark = "*" if name == config.context else " "
-        sys.stdout.write(f"{mark} {name}  {entry.gateway}\n")
-    if not config.contexts:
-        say("no contexts; add one with `cortex context add NAME URL`")
+    found = [
+        Context(name, name == config.context, e.gateway, e.key_file)
+        for name, e in config.contexts.items()
+    ]
+    form = chosen(output, as_json=json, quiet=quiet)
+    text = as_text(CONTEXTS, found, form, paint=stdout_paint(), headers=not no_headers)
+    if text:
+        sys.stdout.write(f"{text}\n")
+    else:
+        say(CONTEXTS.nothing)
 
 
 @app.command("use", epilog="Example: `cortex context use prod`")

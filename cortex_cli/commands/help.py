@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+import typer.main
 
 from cortex_cli.failure import EXIT_CODES
 from cortex_cli.options import verb
@@ -48,14 +49,38 @@ CORTEX_NEURONS__0__NAME the name of the first [[neurons]].
 """
 
 
-@app.command(epilog="Examples: `cortex help exit-codes`, `cortex help environment`")
-def help_topic(topic: Annotated[Topic, typer.Argument(help="What to read")]) -> None:
+@app.command(
+    epilog="Topics: exit-codes, environment, config. Examples: `cortex help exit-codes`, `cortex help models load`"
+)
+def help_topic(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC|COMMAND...]",
+            help="A topic, or a command; default: all commands",
+            autocompletion=_known,
+        ),
+    ] = None,
+) -> None:
     """Read about exit codes, environment or configuration."""
-    match topic:
-        case Topic.EXIT_CODES:
+    match words:
+        case [Topic.EXIT_CODES]:
             text = "\n".join(f"{code:>4}  {meaning}" for code, meaning in EXIT_CODES.items())
-        case Topic.ENVIRONMENT:
+        case [Topic.ENVIRONMENT]:
             text = "\n".join(f"{name}\n    {meaning}" for name, meaning in ENVIRONMENT.items())
-        case _:
+        case [Topic.CONFIG]:
             text = CONFIG.rstrip()
+        case _:
+            from cortex_cli.main import app as root
+
+            typer.main.get_command(root).main(
+                [*(words or ()), "--help"], prog_name="cortex", standalone_mode=False
+            )
+            return
     sys.stdout.write(f"{text}\n")
+
+
+def _known(incomplete: str) -> list[str]:
+    from cortex_cli.main import COMMANDS
+
+    return [word for word in (*Topic, *COMMANDS) if word.startswith(incomplete)]

@@ -103,7 +103,10 @@ def _valid(fields: dict[str, object]) -> CreateKey:
     except ValidationError as failed:
         first = failed.errors()[0]
         option = str(first["loc"][-1]) if first["loc"] else "key"
-        raise typer.BadParameter(first["msg"], param_hint=option.replace("_", "-")) from failed
+        said = first["msg"]
+        if first["type"] == "string_pattern_mismatch":
+            said = "up to 64 letters, digits and any of . _ - @, a letter or digit first"
+        raise typer.BadParameter(said, param_hint=option.replace("_", "-")) from failed
 
 
 def _ending(text: str) -> datetime:

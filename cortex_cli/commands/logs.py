@@ -13,7 +13,7 @@ from cortex_cli import complete, options
 from cortex_cli.actions import seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
-from cortex_cli.logs import LogOf, log_of
+from cortex_cli.logs import LogOf, log_of, write_engine_log
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text
 from cortex_cli.render.log import LEVELS, LOG, line_text
@@ -95,9 +95,7 @@ async def _engine(client: OperatorClient, found: LogOf, tail: int, *, follow: bo
     async with client.log(
         found.model, lines=tail, follow=follow, instance=found.instance
     ) as pieces:
-        async for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        await write_engine_log(pieces)
 
 
 async def _follow(

@@ -24,6 +24,7 @@ from cortex_cli.actions import (
 from cortex_cli.client import connect, run
 from cortex_cli.failure import TimedOut
 from cortex_cli.listing import list_fleet, stdout_paint
+from cortex_cli.logs import write_engine_log
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
 from cortex_cli.render.fleet import MODELS
@@ -73,6 +74,7 @@ def ls(
         output=chosen(output, as_json=json, quiet=quiet),
         headers=not no_headers,
         watching=watch,
+        among=lambda fleet: len(fleet.models),
     )
 
 
@@ -217,9 +219,7 @@ async def _logs(
         connect(gateway) as client,
         client.log(model, lines=tail, follow=follow, instance=instance) as pieces,
     ):
-        async for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        await write_engine_log(pieces)
 
 
 @app.command("evict", epilog="Example: `cortex models evict qwen3-32b --node beast`")

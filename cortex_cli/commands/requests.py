@@ -67,10 +67,12 @@ def ls(
             )
         )
         return
-    if text := draw(run(_requests(gateway, most)), form):
+    found = run(_requests(gateway, most))
+    if text := draw(found, form):
         sys.stdout.write(f"{text}\n")
     elif form in {Output.TABLE, Output.WIDE}:
-        say(REQUESTS.nothing)
+        known = len(found.active) + len(found.recent)
+        say(f"none of the {known} fits" if known else REQUESTS.nothing)
 
 
 async def _requests(gateway: str | None, most: int | None) -> RequestList:

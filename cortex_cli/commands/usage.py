@@ -60,14 +60,15 @@ def usage(
         async with connect(gateway) as client:
             return await client.usage(first, last)
 
-    found = [r for r in run(rows()) if fnmatchcase(r.key, key) and fnmatchcase(r.model, model)]
+    known = run(rows())
+    found = [r for r in known if fnmatchcase(r.key, key) and fnmatchcase(r.model, model)]
     kind = usage_kind(apart)
     form = chosen(output, as_json=json, quiet=False)
     text = as_text(kind, summed(found, apart), form, paint=stdout_paint(), headers=not no_headers)
     if text:
         sys.stdout.write(f"{text}\n")
     else:
-        say(kind.nothing)
+        say("no key or model that was used fits" if known else kind.nothing)
 
 
 def _day(text: str, option: str) -> date:

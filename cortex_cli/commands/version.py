@@ -11,7 +11,7 @@ import typer
 from cortex_cli import options
 from cortex_cli.client import connect, run, target
 from cortex_cli.failure import describe
-from cortex_cli.listing import say, stdout_paint
+from cortex_cli.listing import say, stderr_paint, stdout_paint
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Kind, Output, as_text
 from cortex_cli.paint import Paint
@@ -45,7 +45,7 @@ def version(
             fleet = run(_fleet(gateway))
         except CortexError as failed:
             # The command's own version is an answer too.
-            say(describe(failed, stdout_paint()))
+            say(describe(failed, stderr_paint()))
     form = chosen(output, as_json=json, quiet=False)
     url = target(gateway, os.environ).url if fleet else None
     sys.stdout.write(_text(versions(fleet, url), form, stdout_paint()) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from cortex_cli.output import Kind
@@ -25,6 +26,20 @@ def _tone(line: LogLine) -> Tone | None:
 def _about(line: LogLine) -> str:
     facts = " ".join(f"{name}={value}" for name, value in line.facts.items())
     return printable(facts)
+
+
+_CODES = re.compile(r"(\x1b\[[0-9;]*m)|\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def engine_line(line: str, paint: Paint) -> str:
+    """A line that an engine wrote, with its own colours where colour may be; nothing else of it moves a terminal."""
+
+    def kept(code: re.Match[str]) -> str:
+        if len(code[0]) == 1:
+            return " "
+        return code[1] if code[1] and paint.on else ""
+
+    return _CODES.sub(kept, line)
 
 
 def line_text(line: LogLine, paint: Paint) -> str:

@@ -56,9 +56,14 @@ def table(
     lines: list[list[tuple[str, Tone | None]]] = []
     if headers:
         lines.append([(c.title, Tone.DIM) for c in shown])
-    lines += [[(printable(c.cell(row)) or "–", c.tone(row)) for c in shown] for row in rows]
+    lines += [[_cell(column, row) for column in shown] for row in rows]
     widths = [max((len(line[i][0]) for line in lines), default=0) for i in range(len(shown))]
     return "\n".join(_line(line, shown, widths, paint) for line in lines)
+
+
+def _cell(column: Column[Row], row: Row) -> tuple[str, Tone | None]:
+    text = printable(column.cell(row))
+    return (text, column.tone(row)) if text else ("–", Tone.DIM)
 
 
 def _line(

@@ -124,6 +124,13 @@ def test_patterns_and_stdin_name_models(fleet: DemoFleet):
     assert done.stdout.startswith("loaded demo/ada")
 
 
+def test_a_pattern_that_fits_nothing_is_no_empty_catalogue(fleet: DemoFleet):
+    """Who looks for what is not there learns that other models are."""
+    done = fleet.cortex("models", "ls", "nix*")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "none of the 3 fits\n")
+
+
 def test_an_unknown_model_ends_with_3(fleet: DemoFleet):
     """A model that is not in the catalogue is told with the nearest name, and the exit code is 3."""
     done = fleet.cortex("models", "load", "demo/adda")

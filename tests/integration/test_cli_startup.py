@@ -90,6 +90,23 @@ def test_a_verb_by_itself_is_found_in_its_group():
     assert "did you mean `cortex nodes drain` or `cortex plan drain`?" in done.stderr
 
 
+def test_help_shows_topics_and_commands():
+    """`cortex help` is the help of all, `cortex help models load` that of one, and a topic is read."""
+    assert cortex_here("help").stdout == cortex_here("--help").stdout
+    assert (
+        cortex_here("help", "models", "load").stdout == cortex_here("models", "load", "-h").stdout
+    )
+    assert "130  interrupted" in cortex_here("help", "exit-codes").stdout
+    assert cortex_here("help", "nope").returncode == 2
+
+
+def test_a_group_lists_its_commands_with_whole_sentences():
+    """What a command does is not cut off in the middle."""
+    shown = " ".join(cortex_here("models", "-h").stdout.split())
+
+    assert "where it is and why, estimate and measurements" in shown
+
+
 def test_an_unreachable_gateway_ends_with_5():
     """A gateway that is not there is told on stderr, with a hint, and stdout stays empty."""
     done = cortex("ps", "--gateway", "http://127.0.0.1:9")
@@ -219,11 +236,11 @@ def test_chat_refuses_what_is_no_text(tmp_path: Path):
 
 def test_a_wrong_command_line_is_told_in_plain_words():
     """No word of the libraries that found it, and one line for a list of choices."""
-    choice = cortex_here("help", "bogus").stderr.splitlines()
-    missing = cortex_here("help").stderr.splitlines()
+    choice = cortex_here("completion", "bogus").stderr.splitlines()
+    missing = cortex_here("completion").stderr.splitlines()
 
-    assert choice[0].startswith("error: invalid value for 'topic': 'bogus' is not one of")
-    assert missing[0].endswith("Choose from: exit-codes, environment, config")
+    assert choice[0].startswith("error: invalid value for 'shell': 'bogus' is not one of")
+    assert missing[0].endswith("Choose from: bash, zsh, fish")
 
 
 def test_a_closed_pipe_is_no_traceback():
@@ -247,16 +264,19 @@ def test_contexts(tmp_path: Path):
     assert cortex_here("context", "ls", **env).stdout == ""
     cortex_here("context", "add", "prod", "http://prod:8000/", "--key-file", str(key), **env)
     cortex_here("context", "add", "the lab", "http://lab:8000", **env)
-    assert cortex_here("context", "ls", **env).stdout == (
-        "* prod  http://prod:8000\n  the lab  http://lab:8000\n"
-    )
+    document = json.loads(cortex_here("context", "ls", "-o", "json", **env).stdout)
+    assert document["kind"] == "ContextList"
+    assert [tuple(c.values()) for c in document["items"]] == [
+        ("prod", True, "http://prod:8000", str(key)),
+        ("the lab", False, "http://lab:8000", None),
+    ]
     assert cortex_here("context", "use", "the lab", **env).returncode == 0
     assert cortex_here("ps", **env).stderr.startswith("error: the gateway at http://lab:8000")
     assert cortex_here("context", "use", "prud", **env).returncode == 3
     assert "can't be read" in cortex_here("ps", "-g", "prod", **env).stderr
     cortex_here("context", "rm", "the lab", **env)
 
-    assert cortex_here("context", "ls", **env).stdout == "  prod  http://prod:8000\n"
+    assert cortex_here("context", "ls", "-q", **env).stdout == "prod\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

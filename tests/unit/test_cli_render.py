@@ -27,6 +27,7 @@ from cortex_cli.render.fleet import (
     room_rows,
     troubles,
 )
+from cortex_cli.render.log import engine_line
 from cortex_cli.render.node import node_text
 from cortex_cli.render.plain import plain, rfc3339
 from cortex_cli.render.status import status
@@ -258,6 +259,30 @@ def test_each_row_is_one_aligned_line(rows: list[tuple[str, str]]):
 def test_no_control_character_reaches_the_terminal(text: str):
     """Names from other hosts cannot move the cursor or break a line."""
     assert all(ord(c) >= 32 and not 127 <= ord(c) < 160 for c in printable(text))
+
+
+@given(st.text(max_size=60), st.booleans())
+def test_an_engines_line_moves_no_terminal(text: str, colour: bool):
+    """Tabs stay, and colours where colour is written; nothing else of it is for the terminal."""
+    shown = engine_line(text, Paint(on=colour))
+    rest = re.sub(r"\x1b\[[0-9;]*m", "", shown) if colour else shown
+
+    assert all(c in {"\t", "\n"} or not (ord(c) < 32 or 127 <= ord(c) < 160) for c in rest)
+
+
+def test_an_engines_colours_are_kept_on_a_terminal_alone():
+    """A file or a pipe gets the words; a cursor that an engine moves is nobody's."""
+    line = "\x1b[2K\x1b[32m INFO\x1b[0m ready"
+
+    assert engine_line(line, Paint()) == " INFO ready"
+    assert engine_line(line, Paint(on=True)) == "\x1b[32m INFO\x1b[0m ready"
+
+
+def test_an_empty_cell_has_no_colour_of_trouble():
+    """A column that is red where something is wrong is not red where nothing is."""
+    text = as_text(MODELS, busy_fleet().models[:1], Output.TABLE, paint=Paint(on=True))
+
+    assert "\x1b[31m" not in text
 
 
 def test_in_a_table_an_error_is_its_first_line():
