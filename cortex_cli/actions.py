@@ -20,22 +20,33 @@ from cortex_cli.render.fleet import place, progress_text
 from cortex_cli.render.result import RESULTS, Result, failure
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.fleet import FleetSnapshot, ModelView
+from cortex_common.operator import LONGEST_S
 from cortex_common.units import parse_duration
 
 if TYPE_CHECKING:
     from cortex_common.operator_client import OperatorClient
 
 
-def seconds_of(text: str, option: str) -> float:
+def seconds_of(text: str, option: str, *, positive: bool = False) -> float:
     """The seconds of an option like --timeout 5m.
 
+    Args:
+        text: the duration.
+        option: its name.
+        positive: 0 makes no sense.
+
     Raises:
-        BadParameter: the text is no duration.
+        BadParameter: the text is no duration, or none that makes sense.
     """
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as failed:
         raise typer.BadParameter(str(failed), param_hint=option) from failed
+    if positive and not seconds:
+        raise typer.BadParameter("must be longer than 0", param_hint=option)
+    if seconds > LONGEST_S:
+        raise typer.BadParameter(f"{text!r} is longer than a hundred years", param_hint=option)
+    return seconds
 
 
 def device_indices(node: str | None, gpus: Sequence[str]) -> tuple[str | None, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cortex_cli.client import connect, run
-from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.output import Kind, Output, as_text, live
 from cortex_cli.paint import Paint, paint_for
 from cortex_cli.watch import watch
 from cortex_common.fleet import FleetSnapshot
@@ -54,12 +54,10 @@ def list_fleet(
     """
     paint = stdout_paint()
     if watching:
-        # A document that never ends can't be read by anybody; one object a line can.
-        live = Output.JSONL if output is Output.JSON else output
         run(
             watch(
                 gateway,
-                lambda s: as_text(kind, select(s), live, paint=paint, headers=headers),
+                lambda s: as_text(kind, select(s), live(output), paint=paint, headers=headers),
                 kind.nothing,
             )
         )

@@ -134,11 +134,19 @@ def root(
     color: Annotated[
         ColorWhen | None, typer.Option(help="When to use colour; default: on a terminal")
     ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            "--gateway", "-g", metavar="URL|CONTEXT", help="Which gateway, for every command"
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from")] = False,  # noqa: ARG001 - see `main`
 ) -> None:
     """Run and operate a private fleet of GPU hosts as one inference service."""
     if color is not None:
         os.environ["CORTEX_COLOR"] = color.value
+    if gateway is not None:
+        os.environ["CORTEX_GATEWAY_URL"] = gateway
 
 
 @runtime_checkable

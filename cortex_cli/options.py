@@ -31,7 +31,7 @@ Watch = Annotated[
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="Names, aliases, patterns like 'qwen*', or - for stdin",
         autocompletion=complete.models,
     ),

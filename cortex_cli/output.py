@@ -29,6 +29,11 @@ class Output(StrEnum):
     NAME = "name"
 
 
+def live(output: Output) -> Output:
+    """The format for what goes on: nobody can read a document that never ends, but one object a line."""
+    return Output.JSONL if output in {Output.JSON, Output.YAML} else output
+
+
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[Item]):
     """One kind of thing that commands list.

@@ -40,7 +40,7 @@ _DOCUMENTS = {
 _FORMATS = """## Output for programs
 
 `-o json` and `-o yaml` write one document: `apiVersion`, `kind`, and for a list `items`. `-o jsonl` writes each item on
-a line of its own, as `--watch` does with `-o json`; `-o name` writes names alone. The fields are those of the gateway's
+a line of its own, as `--watch` does with both; `-o name` writes names alone. The fields are those of the gateway's
 API with one difference: its times are Unix seconds, the command's are strings of RFC 3339 in UTC, such as
 `2026-11-26T21:09:15Z` (format `date-time`), with milliseconds where order within a second matters (events, requests,
 logs), and `null` for what has not happened. Durations are seconds, but for those in `_ms`; memory is MiB, in fields

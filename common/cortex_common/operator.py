@@ -10,6 +10,9 @@ from cortex_common.clock import Moment
 from cortex_common.fleet import ModelState
 from cortex_common.wire import StrictWire, Wire
 
+LONGEST_S = 100 * 365 * 86_400.0
+"""Seconds beyond which a time is a slip, and no date."""
+
 
 class LoadModel(StrictWire):
     """POST /operator/v1/models/load.
@@ -74,7 +77,7 @@ class PinModel(StrictWire):
 
     model: str
     node: str | None = None
-    for_s: Annotated[float, Field(gt=0)] | None = None
+    for_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
 
 
 class UnpinModel(StrictWire):

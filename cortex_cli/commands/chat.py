@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli import options
+from cortex_cli import complete, options
 from cortex_cli.client import Target, connect, run, target
 from cortex_cli.inference import Inference, Message, Piece
 from cortex_cli.listing import say, stdout_paint
@@ -29,9 +29,15 @@ _ENOUGH_FOR_A_RATE = 10
     epilog="Examples: `cortex chat`, `cortex chat qwen3-32b 'why?'`, `cat x.py | cortex chat qwen3-32b review`"
 )
 def chat(
-    model: Annotated[str | None, typer.Argument(help="Default: one that is ready")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Default: one that is ready", autocompletion=complete.models
+        ),
+    ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to ask; without it, a conversation or stdin")
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to ask; without it, a conversation or stdin"),
     ] = None,
     *,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt")] = None,

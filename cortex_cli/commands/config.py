@@ -50,7 +50,7 @@ FileOption = Annotated[
 )
 def check(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE...]", help="Default: those in /etc/cortex")
+        list[Path] | None, typer.Argument(metavar="FILE", help="Default: those in /etc/cortex")
     ] = None,
     *,
     kind: Annotated[

@@ -46,7 +46,7 @@ def defrag(
         model=model,
         node=node,
         max_moves=max_moves,
-        max_seconds=seconds_of(max_time, "--max-time"),
+        max_seconds=seconds_of(max_time, "--max-time", positive=True),
         across=across,
     )
     form = chosen(output, as_json=json, quiet=False)

@@ -15,7 +15,7 @@ from cortex_cli.actions import seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, live
 from cortex_cli.render.trail import TRAIL, entry_line
 from cortex_cli.watch import Lost, news, say_lost
 from cortex_common.trail import TrailEntry
@@ -73,18 +73,16 @@ async def _follow(
 ) -> None:
     """Write entries as they come; `again`: those before, too."""
     paint = stdout_paint()
-    # A document that never ends can't be read by anybody; one object a line can.
-    live = Output.JSONL if form in {Output.JSON, Output.YAML} else form
     async with aclosing(news(gateway, again=again)) as told:
         async for seen in told:
             if isinstance(seen, Lost):
                 say_lost(seen)
             elif isinstance(seen, TrailEntry) and wanted(seen):
-                tabular = live in {Output.TABLE, Output.WIDE}
+                tabular = form in {Output.TABLE, Output.WIDE}
                 text = (
                     entry_line(seen, paint)
                     if tabular
-                    else as_text(TRAIL, [seen], live, paint=paint)
+                    else as_text(TRAIL, [seen], live(form), paint=paint)
                 )
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

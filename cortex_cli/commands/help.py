@@ -56,7 +56,7 @@ def help_topic(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TOPIC|COMMAND...]",
+            metavar="TOPIC|COMMAND",
             help="A topic, or a command; default: all commands",
             autocompletion=_known,
         ),

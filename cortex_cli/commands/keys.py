@@ -34,7 +34,7 @@ app = noun("Make, list and revoke API keys")
     "`cortex keys create ci --model 'qwen*' --requests-per-minute 60 > ci.key`",
 )
 def create(
-    name: Annotated[str, typer.Argument(help="What to call it")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it")],
     *,
     scope: Annotated[
         list[Scope] | None, typer.Option(help="What it opens; repeatable. Default: infer")
@@ -168,7 +168,7 @@ async def _keys(gateway: str | None) -> tuple[KeyView, ...]:
 
 @app.command("revoke", epilog="Example: `cortex keys revoke alice`")
 def revoke(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Which keys")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Which keys")],
     *,
     yes: options.Yes = False,
     gateway: options.Gateway = None,

@@ -15,7 +15,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.logs import LogOf, log_of, write_engine_log
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, live
 from cortex_cli.render.log import LEVELS, LOG, line_text
 from cortex_common.daemon_log import MOST_LINES, LogLine
 
@@ -103,13 +103,13 @@ async def _follow(
 ) -> None:
     paint = stdout_paint()
     tabular = form in {Output.TABLE, Output.WIDE}
-    # A document that never ends can't be read by anybody; one object a line can.
-    live = Output.JSONL if form in {Output.JSON, Output.YAML} else form
     async with client.daemon_log(found.node, lines=tail, follow=True) as told:
         async for line in told:
             if wanted(line):
                 text = (
-                    line_text(line, paint) if tabular else as_text(LOG, [line], live, paint=paint)
+                    line_text(line, paint)
+                    if tabular
+                    else as_text(LOG, [line], live(form), paint=paint)
                 )
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

@@ -46,7 +46,7 @@ app = noun("List, load, unload and protect models")
 )
 def ls(
     *,
-    pattern: Annotated[list[str] | None, typer.Argument(metavar="[PATTERN...]")] = None,
+    pattern: Annotated[list[str] | None, typer.Argument(metavar="PATTERN")] = None,
     loaded: Annotated[bool, typer.Option("--loaded", help="Only what is loaded")] = False,
     node: Annotated[str | None, typer.Option(help="Only what is ready on this node")] = None,
     gateway: options.Gateway = None,
@@ -125,7 +125,7 @@ def load(
     json: options.Json = False,
 ) -> None:
     """Load models and wait until they answer."""
-    limit = seconds_of(timeout, "--timeout")
+    limit = seconds_of(timeout, "--timeout", positive=True)
     idle = seconds_of(ttl, "--ttl") if ttl else None
     where, devices = device_indices(node, gpu or [])
 
@@ -262,7 +262,7 @@ def pin(
     json: options.Json = False,
 ) -> None:
     """Protect models from eviction, defragmentation and idle unload."""
-    seconds = seconds_of(duration, "--for") if duration else None
+    seconds = seconds_of(duration, "--for", positive=True) if duration else None
 
     async def one(client: OperatorClient, name: str) -> Done:
         done = await client.pin(PinModel(model=name, node=node, for_s=seconds))

@@ -27,7 +27,7 @@ app = noun("List hosts; keep work off them")
 Nodes = Annotated[
     list[str],
     typer.Argument(
-        metavar="NODE...",
+        metavar="NODE",
         help="Names, patterns like 'gpu*', or - for stdin",
         autocompletion=complete.nodes,
     ),

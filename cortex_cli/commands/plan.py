@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli import options
+from cortex_cli import complete, options
 from cortex_cli.actions import device_indices
 from cortex_cli.client import connect, run
 from cortex_cli.listing import stdout_paint, write_one
@@ -77,7 +77,7 @@ def evict(
 
 @app.command("drain", epilog="Example: `cortex plan drain beast`")
 def drain(
-    node: Annotated[str, typer.Argument(help="Name of the node")],
+    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete.nodes)],
     *,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,

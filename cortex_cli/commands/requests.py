@@ -12,7 +12,7 @@ from cortex_cli.actions import Done, Verb, each, seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, live
 from cortex_cli.render.requests import REQUESTS, chosen_requests
 from cortex_cli.watch import poll
 from cortex_common.requests import RequestList
@@ -57,12 +57,11 @@ def ls(
         return as_text(REQUESTS, under_way + ended, form, paint=paint, headers=not no_headers)
 
     if watch:
-        live = Output.JSONL if form is Output.JSON else form
         run(
             poll(
                 gateway,
                 lambda client: client.requests(most),
-                lambda found: draw(found, live),
+                lambda found: draw(found, live(form)),
                 REQUESTS.nothing,
             )
         )
@@ -83,7 +82,7 @@ async def _requests(gateway: str | None, most: int | None) -> RequestList:
 @app.command("cancel", epilog="Example: `cortex requests cancel req-7f3a`")
 def cancel(
     ids: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="Ids, or unique beginnings of them")
+        list[str], typer.Argument(metavar="ID", help="Ids, or unique beginnings of them")
     ],
     *,
     gateway: options.Gateway = None,

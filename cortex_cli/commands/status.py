@@ -11,7 +11,7 @@ from cortex_cli import options
 from cortex_cli.client import connect, run, target
 from cortex_cli.listing import stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, document
+from cortex_cli.output import Output, document, live
 from cortex_cli.render.fleet import troubles
 from cortex_cli.render.status import status as draw
 from cortex_cli.watch import watch as watch_fleet
@@ -34,8 +34,7 @@ def status(
     form = chosen(output, as_json=json, quiet=False)
     url = target(gateway, os.environ).url
     if watch:
-        live = Output.JSONL if form is Output.JSON else form
-        run(watch_fleet(gateway, lambda snapshot: _text(snapshot, url, live)))
+        run(watch_fleet(gateway, lambda snapshot: _text(snapshot, url, live(form))))
         return
     snapshot = run(_snapshot(gateway))
     sys.stdout.write(f"{_text(snapshot, url, form)}\n")

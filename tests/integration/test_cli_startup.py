@@ -90,6 +90,32 @@ def test_a_verb_by_itself_is_found_in_its_group():
     assert "did you mean `cortex nodes drain` or `cortex plan drain`?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("models", "load", "m", "--timeout", "0"),
+        ("models", "pin", "m", "--for", "0s"),
+        ("models", "pin", "m", "--for", "99999999d"),
+        ("defrag", "--max-time", "0"),
+    ],
+)
+def test_a_time_that_makes_no_sense_is_a_usage_error(line: tuple[str, ...]):
+    """It is told by the option's name, before anybody is asked."""
+    done = cortex_here(*line)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: invalid value for {line[-2]}: ")
+
+
+def test_the_gateway_may_be_named_before_the_command():
+    """As other tools have it; named after the command it counts more."""
+    before = cortex_here("-g", "http://127.0.0.1:9", "ps")
+    both = cortex_here("-g", "http://127.0.0.1:9", "ps", "-g", "http://127.0.0.1:7")
+
+    assert before.stderr.startswith("error: the gateway at http://127.0.0.1:9 ")
+    assert both.stderr.startswith("error: the gateway at http://127.0.0.1:7 ")
+
+
 def test_help_shows_topics_and_commands():
     """`cortex help` is the help of all, `cortex help models load` that of one, and a topic is read."""
     assert cortex_here("help").stdout == cortex_here("--help").stdout

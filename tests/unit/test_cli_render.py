@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_fleet import busy_fleet, empty_fleet
 
-from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.output import Kind, Output, as_text, live
 from cortex_cli.paint import Paint
 from cortex_cli.render.fleet import (
     DEVICES,
@@ -208,6 +208,12 @@ def test_jsonl_is_one_object_a_line():
     assert [(json.loads(x)["node"], json.loads(x)["index"]) for x in lines] == [
         (r.node, r.device.index) for r in rows
     ]
+
+
+def test_what_goes_on_is_one_object_a_line():
+    """No document of JSON or YAML ends, so with --watch each object is a line."""
+    assert {live(o) for o in (Output.JSON, Output.YAML, Output.JSONL)} == {Output.JSONL}
+    assert live(Output.WIDE) is Output.WIDE
 
 
 def test_yaml_says_the_same_as_json():
