@@ -142,12 +142,14 @@ class Verb:
         output: for people a line each, for programs a `Result`.
         planned: it is only planned.
         things: what its patterns stand for; None when it takes no patterns.
+        goes_on: said to those who interrupt what the gateway goes on with.
     """
 
     action: str
     output: Output
     things: Things | None = None
     planned: bool = False
+    goes_on: str = ""
 
 
 class Done(NamedTuple):
@@ -191,27 +193,40 @@ async def each(
         results: list[Result] = []
         try:
             for name in names:
-                try:
-                    done = await one(client, name)
-                except CortexError as failed:
-                    failures.append(failed)
-                    results.append(Result(name, verb.action, "failed", error=failure(failed)))
-                    if len(names) == 1:
-                        raise
+                result, failed = await _tried(client, name, verb, one)
+                results.append(result)
+                failures += [failed] if failed is not None else []
+                if failed is not None and len(names) > 1:
                     say(describe(failed, stderr_paint()))
-                else:
-                    outcome = "planned" if verb.planned else "done"
-                    results.append(Result(name, verb.action, outcome, done.answer))
-                    if verb.output in {Output.TABLE, Output.WIDE}:
-                        sys.stdout.write(f"{done.line}\n")
-                        sys.stdout.flush()
         finally:
             # What was done is told also by those who are interrupted.
             _write_results(results, verb.output)
+    if failures and len(names) == 1:
+        raise failures[0]
     if failures and len(failures) == len(names):
         raise typer.Exit(exit_code(failures[0]))
     if failures:
         raise PartialSuccess(f"{len(failures)} of {len(names)} failed")
+
+
+async def _tried(
+    client: OperatorClient,
+    name: str,
+    verb: Verb,
+    one: Callable[[OperatorClient, str], Awaitable[Done]],
+) -> tuple[Result, CortexError | None]:
+    try:
+        done = await one(client, name)
+    except CortexError as failed:
+        return Result(name, verb.action, "failed", error=failure(failed)), failed
+    except asyncio.CancelledError:
+        if verb.goes_on and not verb.planned:
+            say(verb.goes_on)
+        raise
+    if verb.output in {Output.TABLE, Output.WIDE}:
+        sys.stdout.write(f"{done.line}\n")
+        sys.stdout.flush()
+    return Result(name, verb.action, "planned" if verb.planned else "done", done.answer), None
 
 
 def _write_results(results: Sequence[Result], output: Output) -> None:

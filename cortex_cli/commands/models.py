@@ -147,7 +147,8 @@ def load(
         return await _loaded(client, wish)
 
     form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, models, Verb("load", form, ANY_MODEL, dry_run), one))
+    goes_on = "the load goes on; watch it with `cortex ps --watch`"
+    run(each(gateway, models, Verb("load", form, ANY_MODEL, dry_run, goes_on), one))
 
 
 async def _loaded(client: OperatorClient, wish: LoadModel) -> Done:

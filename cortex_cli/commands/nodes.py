@@ -148,4 +148,5 @@ def drain(
         return Done(f"drained {done.node}" + (f": {'; '.join(parts)}" if parts else ""), done)
 
     form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, nodes, Verb("drain", form, ANY_NODE, dry_run), one))
+    goes_on = "the drain goes on; `cortex nodes uncordon` ends it"
+    run(each(gateway, nodes, Verb("drain", form, ANY_NODE, dry_run, goes_on), one))

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -145,3 +146,17 @@ def test_top_outlives_its_gateway(gateway: Gateway):
             terminal.until(" live ")
             terminal.press("q")
             assert process.wait(20) == 0
+
+
+def test_an_interrupted_load_is_said_to_go_on():
+    """Ctrl-C lets go of the load, says so, and leaves the document of what was done until then."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with on_terminal("models", "load", "m", "-o", "json", "-g", url) as (process, terminal):
+            asked, _ = silent.accept()
+            with asked:
+                assert asked.recv(65_536)
+                process.send_signal(signal.SIGINT)
+                terminal.until("the load goes on; watch it with `cortex ps --watch`")
+                terminal.until('"items": []')
+                assert process.wait(20) == 130
