@@ -9,7 +9,8 @@ import pytest
 from lifecycle_rig import MODEL_MB, gateway, neuron, tiny
 
 from cortex_cli.commands.why import one_of
-from cortex_cli.render.why import why_document, why_text
+from cortex_cli.output import Output, document
+from cortex_cli.render.why import why_text
 from cortex_common.errors import NotFound
 
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
@@ -41,7 +42,9 @@ async def test_a_request_knows_what_it_waited_for(tmp_path: Path) -> None:
         text = why_text(one_of(known, cold), decisions)
         assert f"after {ada} had gone" in text
         assert "it was loaded for this request" in text
-        told = json.loads(why_document(one_of(known, cold), decisions))
+        request = one_of(known, cold)
+        told = json.loads(document("Why", Output.JSON, request=request, decisions=decisions))
+        assert told["decisions"][0]["at"].endswith("Z")
         assert told["decisions"][0]["instance"] == told["request"]["instance"]
         assert await served.operator.decisions(warm) == ()
         assert "only instance that was ready" in why_text(one_of(known, warm), ())
