@@ -222,7 +222,10 @@ _WAYS: tuple[tuple[str, str], ...] = (
         "timed out|in time|silent",
         "is the host up? a firewall may drop what goes to {host}: `{curl}` from the gateway's host",
     ),
-    ("answered 404", "something else listens there: is the port of `endpoint` the right one?"),
+    (
+        "answered 404|there is no /events",
+        "something else listens there: is the port of `endpoint` the right one?",
+    ),
     (
         "No route to host|Network is unreachable",
         "the network has no way to {host}: `ping {host}` from the gateway's host",

@@ -73,6 +73,7 @@ def test_a_server_of_others_is_asked_by_what_it_has():
         ("[SSL: WRONG_VERSION_NUMBER] wrong version number", False, "begins with http://"),
         ("broke off: Server disconnected without sending a response.", False, "https://"),
         ("GET /events answered 404: <html>", False, "something else listens there"),
+        ("there is no /events here", False, "something else listens there"),
         ("a reason of its own", False, "is its neuron running? `curl http://10.0.0.7:9090/health`"),
     ],
 )
