@@ -18,6 +18,7 @@ from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.engine_errors import from_answer
 from cortex_server.dialects.openai_errors import engine_error
 from cortex_server.dialects.repair import StreamRepair
+from cortex_server.dialects.spent import Ends
 
 _WATCHED = 1 << 20
 
@@ -176,13 +177,12 @@ class PassedStream(Answer):
 
 
 class PassedWhole(Answer):
-    """An answer that is no chat, passed on as it comes; usage is read at its end, up to a size."""
+    """An answer that is no chat, passed on as it comes; usage is read at its end."""
 
     prompt = True
 
     def __init__(self) -> None:
-        self._kept: list[bytes] = []
-        self._size = 0
+        self._ends = Ends()
         self._usage: Usage | None = None
 
     @property
@@ -192,16 +192,12 @@ class PassedWhole(Answer):
 
     def feed(self, data: bytes) -> bytes:
         """See `Answer`."""
-        self._size += len(data)
-        if self._size <= _WATCHED:
-            self._kept.append(data)
-        else:
-            self._kept.clear()
+        self._ends.feed(data)
         return data
 
     def end(self) -> bytes:
         """See `Answer`."""
-        self._usage = read_usage(b"".join(self._kept))
+        self._usage = self._ends.usage()
         return b""
 
     def broken(self, error: CortexError) -> None:
@@ -210,7 +206,7 @@ class PassedWhole(Answer):
 
 
 class MendedWhole(Answer):
-    """A whole chat answer for a client of OpenAI's dialect; one beyond all reason passes unread.
+    """A whole chat answer for a client of OpenAI's dialect; one beyond all reason passes as it is.
 
     Args:
         mend: the body as it should be, and what was mended.
@@ -221,6 +217,7 @@ class MendedWhole(Answer):
     def __init__(self, mend: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
         self._mend = mend
         self._held: list[bytes] | None = []
+        self._ends = Ends()
         self._size = 0
         self._usage: Usage | None = None
         self._repairs = NO_REPAIRS
@@ -238,17 +235,20 @@ class MendedWhole(Answer):
     def feed(self, data: bytes) -> bytes:
         """Holds the piece, up to a size."""
         if self._held is None:
+            self._ends.feed(data)
             return data
         self._held.append(data)
         self._size += len(data)
         if self._size <= _WATCHED:
             return b""
         passed, self._held = b"".join(self._held), None
+        self._ends.feed(passed)
         return passed
 
     def end(self) -> bytes:
         """See `Answer`."""
         if self._held is None:
+            self._usage = self._ends.usage()
             return b""
         body, self._repairs = self._mend(b"".join(self._held))
         self._usage = read_usage(body)

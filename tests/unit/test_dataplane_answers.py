@@ -75,12 +75,35 @@ def test_without_usage_a_token_is_counted_for_each_event():
 
 @pytest.mark.parametrize("size", [10, 2_000_000])
 def test_a_whole_answer_passes_unchanged_whatever_its_size(size):
-    """A usual one is read for its usage; one beyond all reason is not held for that."""
+    """One beyond all reason is not held to be mended; what the engine counted is read of either."""
     body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     answer = openai(stream=False).answer(200, streamed=False)
     assert isinstance(answer, MendedWhole)
     assert run(answer, body.encode(), [1, 5, 1_500_000]) == body.encode()
-    assert answer.counted()[1] == (2 if size == 10 else 0)
+    assert answer.counted()[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "counted"),
+    [
+        ('{"usage":{"prompt_tokens":7,"total_tokens":7},"data":[DATA]}', (7, 0)),
+        ('{"data":["DATA"],"usage": {"prompt_tokens": 7, "total_tokens": 7}}', (7, 0)),
+        ('{"data":[{"b64_json":"DATA"}],"usage":{"input_tokens":5,"output_tokens":9}}', (5, 9)),
+        ('{"usage":{"total_tokens":7},"results":[DATA]}', (7, 0)),
+        (
+            'data: {"text":"DATA","usage":{"type":"tokens","input_tokens":1,"output_tokens":2}}',
+            (1, 2),
+        ),
+        ('{"text":"DATA","usage":{"type":"duration","seconds":3}}', (0, 0)),
+        ('{"words":[{"word":"usage","start":1}],"text":"DATA","usage":null}', (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2_000_000])
+def test_what_is_no_chat_is_counted_too(body, counted, size):
+    """Whichever names its usage has, at whichever end, and however much lies between."""
+    whole, answer = body.replace("DATA", "1" * size).encode(), PassedWhole()
+    assert run(answer, whole, [1, 30, 60, len(whole) - 20]) == whole
+    assert answer.counted()[:2] == counted
 
 
 def test_half_of_a_document_that_is_passed_on_can_only_be_cut():
