@@ -130,7 +130,8 @@ def as_stream(body: bytes) -> bytes:
 
 
 _FORM_MODEL = re.compile(
-    rb'(content-disposition:[^\r\n]*[; ]name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)',
+    rb'(content-disposition:[^\r\n]*[; ]name=(?:"model"|model(?=[;\s]))[^\r\n]*\r\n'
+    rb"(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)",
     re.IGNORECASE,
 )
 

@@ -102,6 +102,13 @@ def test_the_model_of_a_form_is_found_and_replaced():
     assert with_form_model(form("nick"), "nick", "org/whisper") == form("org/whisper")
 
 
+@pytest.mark.parametrize("other", [b'"model_name"', b"model_name"])
+def test_a_field_whose_name_begins_like_the_models_is_another(other):
+    """Servers of speech have fields such as model_type."""
+    before = b"--xYz\r\nContent-Disposition: form-data; name=" + other + b"\r\n\r\nbig\r\n"
+    assert read_form(before + form("whisper")).name == "whisper"
+
+
 def test_a_model_in_the_query_serves_where_the_body_names_none():
     """The body's own comes first."""
     assert read_head(b'{"input":"x"}', "q").name == "q"
