@@ -28,6 +28,8 @@ from cortex_server.dialects.traits import EngineTraits
 
 _NO_ROUTE = frozenset({404, 405, 501})
 _GENERATING = frozenset({CHAT, "/v1/completions"})
+# Elsewhere `stream` may mean other things than events: audio as it is made.
+_STREAMING = _GENERATING | {"/v1/images/generations", "/v1/images/edits"}
 
 
 class OpenAi:
@@ -52,7 +54,7 @@ class OpenAi:
         self.dropped: tuple[str, ...] = ()
         self.path = path
         self.name = head.name
-        self.stream = bool(head.stream)
+        self.stream = bool(head.stream) and path in _STREAMING
         self.session = bytes(head.prompt_cache_key)
         self._body = body
         self._head = head

@@ -119,6 +119,14 @@ def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
     assert event["error"]["message"] == "bad"
 
 
+@pytest.mark.parametrize(
+    ("path", "events"), [("/v1/audio/speech", False), ("/v1/images/generations", True)]
+)
+def test_nothing_is_said_ahead_of_a_stream_that_may_be_no_events(path, events):
+    """Servers of speech send the audio itself as it is made when they are asked for a stream."""
+    assert openai(path=path).stream is events
+
+
 @pytest.mark.parametrize("engine_told", [True, False])
 @pytest.mark.parametrize("engine_commented", [True, False])
 def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
