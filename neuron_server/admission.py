@@ -51,8 +51,16 @@ async def _size(spec: LoadSpec, harness: Harness, kind: DeviceKind, state: State
     return max((size for size in (estimate, learned) if size is not None), default=None)
 
 
-def joined(spec: LoadSpec, instance: Instance) -> LoadAnswer | None:
+def joined(
+    spec: LoadSpec, instance: Instance, known: Collection[str] | None = None
+) -> LoadAnswer | None:
     """The answer for a load that an instance serves already; None when it is a load of its own.
+
+    Args:
+        spec: the load.
+        instance: one of its model or of its instance id.
+        known: the instances that the load comes on top of, where it says so. Whoever began with another was asked by
+            somebody else, who may have measured another size, and chosen other devices.
 
     Raises:
         Conflict: the load names this instance, which is something else or just ending.
@@ -65,10 +73,17 @@ def joined(spec: LoadSpec, instance: Instance) -> LoadAnswer | None:
             hints=("choose another instance_id, or unload it first",),
             details={"state": str(instance.state)},
         )
-    if fits and spec.instance_id in {None, instance.id}:
-        ready = instance.state is InstanceState.READY
-        return LoadAnswer(status="loaded" if ready else "loading", instance_id=instance.id)
-    return None
+    if spec.instance_id not in {None, instance.id}:
+        news = known is not None and instance.id not in known and instance.state in _JOINABLE
+        fits = news and same_work(_free(instance.spec), _free(spec))
+    if not fits:
+        return None
+    ready = instance.state is InstanceState.READY
+    return LoadAnswer(status="loaded" if ready else "loading", instance_id=instance.id)
+
+
+def _free(spec: LoadSpec) -> LoadSpec:
+    return spec.model_copy(update={"devices": (), "vram_mb": None})
 
 
 def refuse_second_parallel(harness: str, instances: Collection[Instance]) -> None:

@@ -136,9 +136,17 @@ def _add_model_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request]
         return runtime.models(url_of(request))
 
     @app.post("/models/load")
-    async def load(spec: LoadSpec, response: Response) -> LoadAnswer:
-        """Admit and start an instance: 202 while it loads, 200 when it is ready already."""
-        answer = await runtime.load(spec)
+    async def load(
+        spec: LoadSpec,
+        response: Response,
+        known: Annotated[str | None, Query(description="instances, by commas")] = None,
+    ) -> LoadAnswer:
+        """Admit and start an instance: 202 while it loads, 200 when it is ready already.
+
+        With `known`, the copies of the model that the caller knows of, one that it doesn't know is the answer when it
+        does the same work: another caller was first.
+        """
+        answer = await runtime.load(spec, None if known is None else known.split(","))
         response.status_code = 200 if answer.status == "loaded" else 202
         return answer
 

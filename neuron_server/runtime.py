@@ -11,7 +11,7 @@ import itertools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
@@ -163,8 +163,12 @@ class Runtime:
 
     # -- what callers ask ------------------------------------------------------------------
 
-    async def load(self, spec: LoadSpec) -> LoadAnswer:
+    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
         """Admit an instance and start it; returns before it is ready.
+
+        Args:
+            spec: which.
+            known: as for `admission.joined`.
 
         Raises:
             BadRequest: no such harness, weights or device.
@@ -172,17 +176,17 @@ class Runtime:
             DoesNotFit: the ledger refuses.
         """
         registered = self.registry.get(spec.harness)
-        if answer := self._join(spec):
+        if answer := self._join(spec, known):
             return answer
         here = {d.kind for d in self.host.devices if not spec.devices or d.index in spec.devices}
         needs = await needs_of(spec, registered.harness, here, self._state)
-        if answer := self._join(spec):
+        if answer := self._join(spec, known):
             return answer
         try:
             promise = self._books.admit(needs, self.holdings.instances)
         except DoesNotFit:
             await self.measure()  # an engine may have ended since the last reading
-            if answer := self._join(spec):
+            if answer := self._join(spec, known):
                 return answer
             promise = self._books.admit(needs, self.holdings.instances)
         return self._begin(spec, registered, promise)
@@ -300,12 +304,12 @@ class Runtime:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _join(self, spec: LoadSpec) -> LoadAnswer | None:
+    def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadAnswer | None:
         """The answer for a load that is under way or done; what failed before is cleared away for a new try."""
         for instance in self.holdings.related(spec):
             if instance.state is InstanceState.FAILED:
                 self._drop(instance.id)
-            elif answer := joined(spec, instance):
+            elif answer := joined(spec, instance, known):
                 return answer
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from pydantic import TypeAdapter
@@ -50,15 +50,20 @@ class NeuronClient(ControlClient):
         """Its instances."""
         return await self.call(_MODELS, "GET", "/models")
 
-    async def load(self, spec: LoadSpec) -> LoadAnswer:
+    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
         """Ask for an instance; returns once it is admitted, not once it is ready.
+
+        Args:
+            spec: which.
+            known: the copies of the model that it comes on top of; another that does the same work is the answer.
 
         Raises:
             DoesNotFit: the node's ledger refuses; details carry needed_mb and the devices' numbers.
             Conflict: this instance id runs with another spec.
         """
         body = spec.model_dump(mode="json", exclude_defaults=True)
-        return await self.call(_LOAD, "POST", "/models/load", body=body, timeout=60.0)
+        query = "" if known is None else f"?known={','.join(sorted(known))}"
+        return await self.call(_LOAD, "POST", f"/models/load{query}", body=body, timeout=60.0)
 
     async def unload(self, request: UnloadRequest) -> UnloadAnswer:
         """End instances; returns once their memory is measured free.

@@ -23,11 +23,16 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A load that is to be carried out."""
+    """A load that is to be carried out.
+
+    Attributes:
+        known: the copies of the model that were planned with; another that the node has begun with serves as well.
+    """
 
     instance: InstanceId
     profile: ModelProfile
     plan: Load
+    known: frozenset[InstanceId] = frozenset()
 
 
 @dataclass(slots=True)

@@ -276,7 +276,7 @@ class Scheduler:
             case Serve(instances):
                 self._grant_all(goal, instances[0])
             case Load() as load:
-                self._begin(queue, load, now)
+                self._begin(queue, load, world, now)
                 return True
             case Impossible() if unable and not resting:
                 error = self._failure(goal.model, "; ".join(unable.values()), now, started=False)
@@ -325,8 +325,11 @@ class Scheduler:
         other = plan(replace(wish, avoid=wish.avoid | crashed, may_evict=False), world, self.policy)
         return other if isinstance(other, Load) else decided
 
-    def _begin(self, queue: Queue, load: Load, now: float) -> None:
-        order = Order(self._new_id(queue.goal.model), queue.profile, load)
+    def _begin(self, queue: Queue, load: Load, world: World, now: float) -> None:
+        model = queue.goal.model
+        there = frozenset(i.id for r in world.rooms for i in r.node.instances if i.model == model)
+        known = there.union(i for i, u in self._loads.items() if u.goal.model == model)
+        order = Order(self._new_id(model), queue.profile, load, known)
         stage = Stage.MAKING_ROOM if load.evictions else Stage.STARTING
         self._loads[order.instance] = Underway(order, queue.goal, stage, now)
         if load.evictions:

@@ -236,7 +236,7 @@ class Carrier:
             why=place.why,
         )
         try:
-            answer = await self.client(place.node).load(spec)
+            answer = await self.client(place.node).load(spec, known=order.known)
         except DoesNotFit as no:
             needed = no.details.get("needed_mb")
             event(log, "load_refused", logging.WARNING, node=place.node, reason=no.message)

@@ -66,6 +66,18 @@ async def test_the_idle_model_goes_and_not_the_one_another_gateway_uses(tmp_path
         assert len(held) == 2
 
 
+async def test_what_both_are_asked_for_at_once_is_loaded_once(tmp_path: Path) -> None:
+    """Whoever comes second joins the load of the first, and has its answer from there."""
+    models = (tiny(tmp_path, "cold"),)
+    async with (
+        neuron(tmp_path, ROOM_MB) as node,
+        gateway({"here": node.url}, models) as one,
+        gateway({"here": node.url}, models) as other,
+    ):
+        await asyncio.gather(one.chat("cold"), other.chat("cold"))
+        assert len(node.runtime.holdings.instances) == 1
+
+
 @pytest.mark.timeout(240)
 async def test_two_gateways_share_scarce_memory(tmp_path: Path) -> None:
     """Under load from both for four models on room for two, nothing is over-committed and no stream is cut."""

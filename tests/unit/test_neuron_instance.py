@@ -109,6 +109,18 @@ def test_a_load_joins_what_serves_it():
         joined(SPEC.model_copy(update={"instance_id": "i"}), instance(InstanceState.STOPPING))
 
 
+def test_a_load_joins_a_copy_that_its_caller_does_not_know():
+    """Another gateway was first, whatever size it has measured; a copy that is known is to get a second one."""
+    mine = SPEC.model_copy(update={"instance_id": "mine", "vram_mb": 7, "devices": (0,)})
+    theirs = instance(InstanceState.LOADING)
+    answer = joined(mine, theirs, known=[])
+    assert answer is not None
+    assert (answer.status, answer.instance_id) == ("loading", "i")
+    assert joined(mine, theirs, known=["i"]) is None
+    assert joined(mine.model_copy(update={"context": 9}), theirs, known=[]) is None
+    assert joined(mine, instance(InstanceState.STOPPING), known=[]) is None
+
+
 def test_the_deadline_of_a_load_grows_with_its_weights():
     """Large weights, unknown weights and slow loads of the past get more time."""
     small, large = load_deadline_s(100, None), load_deadline_s(200_000, None)
