@@ -257,7 +257,8 @@ class EngineLife:
                     return probe
                 self._note_progress(probe, begun)
                 instance = self._ledger.now(self.id)
-                patience.look((probe.stage, probe.progress, instance.measured_mb, self._log.size()))
+                signs = (probe.progress, instance.measured_mb, self._log.size())
+                patience.look(probe.stage, signs)
                 await asyncio.wait({ended}, timeout=pause)
                 pause = min(pause * 1.2, _PROBE_EVERY_S[1])
         finally:
@@ -348,19 +349,20 @@ class _Patience:
         self._begun = self._moved = clock.monotonic()
         self._seen: object = None
 
-    def look(self, signs: object) -> None:
-        """Compare the signs of progress with the last.
+    def look(self, stage: str | None, signs: object) -> None:
+        """Compare the stage and the other signs of progress with the last.
 
         Raises:
             UpstreamTimeout: it took too long.
         """
         now = self._clock.monotonic()
-        if signs != self._seen:
-            self._seen, self._moved = signs, now
+        if (stage, signs) != self._seen:
+            self._seen, self._moved = (stage, signs), now
+        last = "nothing answers at its port" if stage == "starting" else stage or "it says nothing"
         if self._limit_s is not None and now - self._begun > self._limit_s:
-            raise UpstreamTimeout(f"the engine was not ready after {self._limit_s:.0f} s")
+            raise UpstreamTimeout(f"the engine was not ready after {self._limit_s:.0f} s: {last}")
         if self._limit_s is None and now - self._moved > self._stuck_s:
             raise UpstreamTimeout(
-                f"the load made no progress for {self._stuck_s:.0f} s",
+                f"the load made no progress for {self._stuck_s:.0f} s: {last}",
                 hints=("set load_timeout_s of the harness in neuron.toml",),
             )

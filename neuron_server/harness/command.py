@@ -29,6 +29,7 @@ from neuron_server.harness.devices import device_environment
 from neuron_server.harness.http import get, get_json
 from neuron_server.harness.weights import local_path, size_mb
 
+_LOADING = 503
 _OPENAI = ("/v1/chat/completions", "/v1/completions")
 _DIALECTS = (
     *_OPENAI,
@@ -170,7 +171,7 @@ class CommandHarness:
         _check(entry.name, self._template, preset.example)
         self._preset = preset
         self._binary = entry.binary
-        self._health_path = entry.health_path or preset.health_path
+        self._health_path = "/" + (entry.health_path or preset.health_path).lstrip("/")
         self._running_metrics = entry.running_metrics or preset.running_metrics
         self._env = dict(preset.env) | entry.env
         self._http = http
@@ -230,8 +231,11 @@ class CommandHarness:
         response = await get(self._http, url + self._health_path)
         if response is None:
             return Probe(ready=False, stage="starting")
-        if response.status_code != 200:
+        if response.status_code == _LOADING:
             return Probe(ready=False, stage="loading")
+        if response.status_code != 200:
+            said = f"{response.status_code} at {self._health_path}"
+            return Probe(ready=False, stage=f"answering {said}")
         return Probe(
             ready=True, context=await self._context(spec, url), version=await self._version(url)
         )
@@ -275,7 +279,7 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
             if kept and kept[-1].startswith("-") and not part.startswith("-"):
                 kept.pop()
         else:
-            kept.append(part.format_map(values) if wanted else part)
+            kept.append(part.format_map(values))
     yield from kept
 
 
@@ -304,7 +308,12 @@ def _check(name: str, template: Sequence[str], example: Sequence[str]) -> None:
             f"harness {name!r}: kind 'command' needs a command or a preset",
             hints=(f"set preset to one of {', '.join(_PRESETS)}, or write command = [...]",),
         )
-    unknown = {field for part in template for field in _fields(part)} - _FIELDS
+    unknown: set[str] = set()
+    for part in template:
+        try:
+            unknown.update(set(_fields(part)) - _FIELDS)
+        except ValueError:  # a brace alone
+            unknown.add(part)
     if unknown:
         shown = ", ".join(sorted(unknown))
         raise ConfigError(

@@ -100,7 +100,7 @@ async def test_a_load_beyond_its_deadline_is_given_up(rig: NeuronRig):
     """An engine that hangs while it loads is killed at the operator's limit."""
     async with rig.client() as client:
         said = await failure_of(client, "--hang-at-load", harness="hasty")
-    assert said == "the engine was not ready after 2 s"
+    assert said == "the engine was not ready after 2 s: nothing answers at its port"
     assert rig.engines() == []
 
 

@@ -119,6 +119,7 @@ def test_unset_values_take_their_flag_along():
     values = {"model": "m", "context": None, "port": "1"}
     assert list(fill(template, values)) == ["run", "m", "--on", "--n", "1"]
     assert list(fill(template, values | {"context": "9"}))[2:5] == ["--context", "9", "--x=9"]
+    assert list(fill(['{{"a": 1}}', '{{"a": "{model}"}}'], values)) == ['{"a": 1}', '{"a": "m"}']
 
 
 def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
@@ -130,6 +131,29 @@ def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
     assert "main.py" in refused.value.hints[0]
     with pytest.raises(ConfigError, match="unknown fields: modell"):
         CommandHarness(HarnessEntry(name="x", command=("run", "{modell}")), http)
+    with pytest.raises(ConfigError, match=r"unknown fields: \{") as refused:
+        CommandHarness(HarnessEntry(name="x", command=("run", "{")), http)
+    assert "a brace itself is written twice" in refused.value.hints[0]
+
+
+async def test_a_health_path_is_one_below_the_engine_whether_it_begins_with_a_slash_or_not():
+    """What it answers there, other than that it is loading, is what an operator must hear to mend the path."""
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        return httpx.Response({"/ready": 200, "/busy": 503}.get(request.url.path, 404))
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(engine)) as http:
+        for path, ready, stage in (
+            ("ready", True, None),
+            ("/ready", True, None),
+            ("busy", False, "loading"),
+            ("health", False, "answering 404 at /health"),
+        ):
+            entry = HarnessEntry(name="x", command=("run",), health_path=path)
+            probe = await CommandHarness(entry, http).probe(
+                LoadSpec(model_id="m", harness="x"), "http://127.0.0.1:1"
+            )
+            assert (probe.ready, probe.stage) == (ready, stage)
 
 
 def test_presets_know_their_engines(http: httpx.AsyncClient):
