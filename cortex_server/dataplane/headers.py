@@ -27,6 +27,7 @@ NOT_TO_CLIENT = frozenset(
         b"proxy-authenticate",
         b"proxy-connection",
         b"server",
+        b"set-cookie",
         b"te",
         b"trailer",
         b"transfer-encoding",
@@ -34,7 +35,7 @@ NOT_TO_CLIENT = frozenset(
         b"x-request-id",
     )
 )
-"""Hop-by-hop headers, and those that the gateway sets itself."""
+"""Hop-by-hop headers, those that the gateway sets itself, and what a server of others keeps in its clients."""
 
 _FUTILE = frozenset({501, 507})
 """What an engine lacks, and what fits nowhere, is the same the next time."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.errors import CortexError, NotSupported, envelope_bytes
+from cortex_common.errors import CortexError, NotSupported, UpstreamFailed, envelope_bytes
 from cortex_server.dataplane.answers import (
     Answer,
     MendedWhole,
@@ -26,6 +26,7 @@ from cortex_server.dialects.repair import StreamRepair
 from cortex_server.dialects.tool_choice import without_named_choice
 from cortex_server.dialects.traits import EngineTraits
 
+_KEY_REFUSED = 401
 _NO_ROUTE = frozenset({404, 405, 501})
 _GENERATING = frozenset({CHAT, "/v1/completions"})
 # Elsewhere `stream` may mean other things than events: audio as it is made.
@@ -110,6 +111,12 @@ class OpenAi:
         return Echo(self.name)(mended), repairs
 
     def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
+        if status == _KEY_REFUSED:
+            unfit = UpstreamFailed(
+                f"the server behind {self.name!r} refuses the key of this gateway",
+                hints=["`key` of the upstream, or `token` of the node, in cortex.toml"],
+            )
+            return openai_refusal(unfit)
         if status in _NO_ROUTE and self.path != CHAT:
             missing = NotSupported(
                 f"the engine behind {self.name!r} has no {self.path}",

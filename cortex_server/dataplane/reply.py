@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cortex.requests")
 
+_MOVED, _REFUSED = 300, 400
+
 LINGER_S = 2.0
 """Seconds to wait for usage after a translated stream's finish reason; its client waits for the end meanwhile."""
 
@@ -122,6 +124,9 @@ class Reply(ABC):
 
     def upstream_head(self, status: int, headers: Headers) -> None:
         """See `Receiver`."""
+        if _MOVED <= status < _REFUSED:
+            self._moved(dict(headers).get(b"location", b"nowhere").decode("latin-1"))
+            return
         self.trace.status = status
         assert self._dialogue is not None
         streamed = status < 400 and is_event_stream(headers)
@@ -134,6 +139,13 @@ class Reply(ABC):
         elif answer.prompt:
             kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
             self._open(status, lines(kept), None if streamed else content_length(dict(headers)))
+
+    def _moved(self, location: str) -> None:
+        """It redirects, as proxies do to HTTPS: what it would have the key and the body sent to, nobody has named."""
+        assert self._attempt is not None
+        node = self._attempt.target.node
+        self._attempt.abort()
+        self._elsewhere(UpstreamFailed(f"the server on {node} redirects to {location}"))
 
     def _open(self, status: int, head: bytes, length: int | None) -> None:
         """Send the head, once."""

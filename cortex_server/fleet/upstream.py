@@ -119,7 +119,7 @@ class UpstreamWatcher:
     async def run(self) -> None:
         """Watch until cancelled."""
         entry, fleet = self._entry, self._fleet
-        pause = FIRST_PAUSE_S
+        patience = FIRST_PAUSE_S
         token = self._access.token
         async with httpx.AsyncClient(
             base_url=entry.endpoint,
@@ -134,10 +134,11 @@ class UpstreamWatcher:
                     found = instances(entry, await _list(http))
                     health = Health(uptime_secs=0.0)
                     fleet.reported(entry.name, NodeStatus(health=health, models=found))
-                    pause = entry.refresh
+                    pause, patience = entry.refresh, FIRST_PAUSE_S
                 except CortexError as failed:
                     fleet.lost(entry.name, failed.message)
-                    pause = min(max(pause, FIRST_PAUSE_S) * 2, entry.refresh)
+                    pause = min(patience, entry.refresh)
+                    patience = 2 * pause
                 # Spread out, so that many gateways do not ask as one.
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
@@ -155,6 +156,9 @@ async def _list(http: httpx.AsyncClient) -> list[Listed] | None:
         raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from failed
     if answer.status_code in _LISTS_NOTHING:
         return None
+    if answer.is_redirect:
+        location = answer.headers["location"]
+        raise UpstreamFailed(f"it redirects to {location}: base_url in cortex.toml should be there")
     if answer.status_code >= 400:
         what = f"GET /v1/models answered {answer.status_code}"
         told = from_envelope(answer.content, answer.status_code, "GET /v1/models").message

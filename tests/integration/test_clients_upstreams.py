@@ -34,12 +34,14 @@ class Provider:
     Attributes:
         models: that it lists; None for no such route.
         broken: it closes the connection of every request but listings.
+        says: its answer to all of them, in place of a chat.
         asked: its requests but listings.
     """
 
     models: list[dict[str, object]] | None
     key: bytes | None = None
     broken: bool = False
+    says: bytes | None = None
     asked: list[Call] = field(default_factory=list)
     url: str = ""
 
@@ -55,6 +57,8 @@ class Provider:
             self.asked.append(call)
             if self.broken:
                 call.writer.close()
+            elif self.says is not None:
+                await call.send(self.says)
             else:
                 await call.send(SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
 
@@ -161,6 +165,40 @@ async def test_a_dead_server_is_left_and_found_again() -> None:
             await until(served, lambda s: s.nodes[0].state is NodeState.UNREACHABLE)
             missed = await http.post("/v1/chat/completions", json={"model": "m", "messages": HI})
             assert (missed.status_code, missed.headers["retry-after"]) == (503, "5")
+
+
+@pytest.mark.parametrize("head", [b"401 Unauthorized", b"301 Moved\r\nlocation: https://x/"])
+async def test_what_the_settings_have_wrong_is_no_fault_of_the_client(head: bytes) -> None:
+    """A refused key of the gateway's is not told as the client's, nor a redirect's page as an answer."""
+    provider = Provider(
+        [{"id": "m"}], says=whole(b'{"error":{"message":"bad key sk-clo***"}}', head)
+    )
+    async with (
+        serving(provider),
+        running_gateway(upstreams=(entry(provider),)) as served,
+        httpx.AsyncClient(base_url=served.url) as http,
+    ):
+        await until(served, up)
+        for body in ({"messages": HI}, {"messages": HI, "stream": True}):
+            answer = await http.post("/v1/chat/completions", json={"model": "m"} | body)
+            assert answer.status_code == 502
+            assert answer.json()["error"]["src"] == "cortex"
+            assert "sk-clo" not in answer.text
+
+
+async def test_a_listing_that_fails_once_is_soon_tried_again() -> None:
+    """A provider that is busy for a moment is not missed until the next regular listing."""
+    provider = Provider([{"id": "m"}], key=b"k")
+    async with (
+        serving(provider),
+        running_gateway(upstreams=(entry(provider, key="k", refresh=1.5),)) as served,
+    ):
+        await until(served, up)
+        provider.key = b"other"
+        await until(served, lambda s: s.nodes[0].state is NodeState.UNREACHABLE)
+        provider.key = b"k"
+        async with asyncio.timeout(0.9):
+            await until(served, up)
 
 
 async def test_a_server_is_trusted_by_the_authority_that_is_named(tmp_path: Path) -> None:
