@@ -16,7 +16,7 @@ A A B B C C; models take turns by their longest waiter, so nobody starves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
@@ -24,11 +24,12 @@ from cortex_common.errors import Conflict, CortexError
 from cortex_common.fleet import InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core import answers
+from cortex_server.core.decide import decide
 from cortex_server.core.loads import Effects, Order, Stage, Underway
-from cortex_server.core.plan import Impossible, Join, Load, Plan, Serve, Wait, plan, present
+from cortex_server.core.plan import Impossible, Join, Load, Serve, Wait, present
 from cortex_server.core.policy import Policy
 from cortex_server.core.rooms import Overlay, Pins, Promise
-from cortex_server.core.troubles import Trouble, Troubles
+from cortex_server.core.troubles import Troubles
 from cortex_server.core.waiting import Ask, Goal, Queue, WaitingRoom
 from cortex_server.core.world import Wish, World
 
@@ -104,9 +105,9 @@ class Scheduler:
         return min(times, default=None)
 
     @property
-    def failures(self) -> Mapping[str, Trouble]:
-        """Models whose last load failed, however long ago."""
-        return self._troubles.failures
+    def troubles(self) -> Troubles:
+        """What went wrong lately; only the scheduler enters it."""
+        return self._troubles
 
     # -- events ------------------------------------------------------------------------------
 
@@ -270,7 +271,7 @@ class Scheduler:
             another=goal.another,
             may_evict=goal.may_evict,
         )
-        decided = self._decide(wish, world, now)
+        decided = decide(wish, world, self.policy, self._troubles, now)
         queue.why = decided.why if isinstance(decided, Wait) else None
         match decided:
             case Serve(instances):
@@ -289,41 +290,6 @@ class Scheduler:
                 for seconds in (0.0, self.policy.min_residency_s):
                     self._wake_by(queue.since + self.policy.patience_s + seconds, now)
         return False
-
-    def foresee(self, wish: Wish, world: World, now: float, *, insists: bool = False) -> Plan:
-        """What would be done for a wish; changes nothing. See `Ask.insists`."""
-        model = wish.profile.id
-        trouble = None if insists else self._troubles.failed_lately(model, now)
-        if trouble is not None:
-            return Wait((), f"its last load failed: {trouble.reason}")
-        found = self._decide(wish, world, now, forgiven=insists)
-        if isinstance(found, Impossible) and (resting := self._troubles.avoided(model, now)):
-            nodes = ", ".join(sorted(resting))
-            return Wait((), f"{nodes} refused or lost it a moment ago, and is asked again soon")
-        return found
-
-    def troubles(self, model: str, now: float) -> Mapping[str, str]:
-        """What went wrong with a model on nodes lately, for people."""
-        return self._troubles.told(model, now)
-
-    def _decide(self, wish: Wish, world: World, now: float, *, forgiven: bool = False) -> Plan:
-        """The plan with what went wrong lately in mind; of that, an operator's wish forgives what engines did."""
-        model = wish.profile.id
-        avoid = wish.avoid.union(self._troubles.avoided(model, now))
-        spared = frozenset(i for i, until in self._troubles.spared.items() if now < until)
-        wish = replace(wish, spared=spared, avoid=avoid)
-        if forgiven:
-            return plan(wish, world, self.policy)
-        wish = replace(wish, avoid=avoid.union(self._troubles.unable(model, now)))
-        return self._spare_crashed(plan(wish, world, self.policy), wish, world, now)
-
-    def _spare_crashed(self, decided: Plan, wish: Wish, world: World, now: float) -> Plan:
-        """Elsewhere, where that costs nobody anything, if an engine failed there: another host may be sound."""
-        crashed = self._troubles.crashed(wish.profile.id, now)
-        if not isinstance(decided, Load) or decided.node not in crashed:
-            return decided
-        other = plan(replace(wish, avoid=wish.avoid | crashed, may_evict=False), world, self.policy)
-        return other if isinstance(other, Load) else decided
 
     def _begin(self, queue: Queue, load: Load, world: World, now: float) -> None:
         model = queue.goal.model

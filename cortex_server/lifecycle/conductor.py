@@ -11,7 +11,6 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 
 from cortex_common.clock import Clock
@@ -23,15 +22,12 @@ from cortex_common.logs import event
 from cortex_common.models import InstanceId, ModelId, RestartAnswer
 from cortex_common.neuron_client import NeuronClient
 from cortex_server.core.loads import Order
-from cortex_server.core.plan import Plan
-from cortex_server.core.policy import Policy
 from cortex_server.core.restarts import Restart
-from cortex_server.core.rooms import Promise
 from cortex_server.core.scheduler import Scheduler
 from cortex_server.core.upkeep import Upkeep
 from cortex_server.core.waiting import Ask, Goal
-from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
+from cortex_server.lifecycle.advice import Advice
 from cortex_server.lifecycle.carrier import Carrier
 from cortex_server.lifecycle.decisions import Decisions
 from cortex_server.lifecycle.housekeeping import Housekeeping
@@ -90,6 +86,7 @@ class Conductor:
         self._bell = asyncio.Event()
         self._outlook = Outlook(self.knowledge, self.pins, clock)
         self._outlook.use_profiles(self._profiles)
+        self.advice = Advice(self._scheduler, self._outlook, fleet, clock)
         outcomes = Outcomes(self._scheduler, self._outlook, self.knowledge, self._post)
         self._carrier = Carrier(fleet, nodes, outcomes)
         self.decisions = Decisions()
@@ -324,37 +321,9 @@ class Conductor:
     def shown(self) -> FleetSnapshot:
         """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
         snapshot = with_pins(self._fleet.snapshot, self.pins)
-        why, failures, now = self.decisions.why, self._scheduler.failures, self._clock.monotonic()
+        failures, now = self._scheduler.troubles.failures, self._clock.monotonic()
+        why = self.decisions.why
         return with_reasons(snapshot, why, self._profiles, self.upkeep, failures, now)
-
-    def preview(
-        self, wish: Wish, promised: tuple[Promise, ...] = (), *, insists: bool = False
-    ) -> tuple[Plan, World]:
-        """What would be done for a wish now, and the world that this was decided on. Changes nothing.
-
-        Args:
-            wish: for what.
-            promised: as if these loads had been decided before.
-            insists: see `Ask.insists`.
-        """
-        overlay = self._scheduler.overlay()
-        overlay = replace(overlay, promises=(*overlay.promises, *promised))
-        world = self._outlook.world(self._fleet.bare, overlay)
-        now = self._clock.monotonic()
-        return self._scheduler.foresee(wish, world, now, insists=insists), world
-
-    def troubles(self, model: str) -> Mapping[str, str]:
-        """What went wrong with a model on nodes lately, for people."""
-        return self._scheduler.troubles(model, self._clock.monotonic())
-
-    def world(self) -> World:
-        """The fleet as placement sees it now."""
-        return self._outlook.world(self._fleet.bare, self._scheduler.overlay())
-
-    @property
-    def policy(self) -> Policy:
-        """The operator's choices."""
-        return self._scheduler.policy
 
     @property
     def drain_timeout_s(self) -> float:

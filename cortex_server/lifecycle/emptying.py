@@ -92,7 +92,7 @@ class Emptying:
         if profile is None or view.state is not InstanceState.READY:
             return None
         wish = Wish(profile, another=True, may_evict=False, avoid=frozenset({node}))
-        found, _ = self._conductor.preview(wish, promised)
+        found, _ = self._conductor.advice.plan(wish, promised)
         return found
 
     async def _move_away(self, view: InstanceView, drain_s: float) -> str:

@@ -103,7 +103,7 @@ class Mover:
         await self._conductor.unload(move.model, views, drain_s, whole=False, why="defrag")
 
     def _planned(self, wish: DefragWish) -> _Planned:
-        world = self._conductor.world()
+        world = self._conductor.advice.world()
         if wish.node is not None:
             self._check_node(wish.node)
         wanted = None

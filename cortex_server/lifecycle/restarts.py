@@ -45,9 +45,9 @@ class Restarts:
 
     def due(self) -> tuple[Restart, ...]:
         """Engines that are due, with what speaks against a restart now. Changes nothing."""
-        world = self._conductor.world()
+        world = self._conductor.advice.world()
         nodes = (room.node for room in world.rooms)
-        after = self._conductor.policy.restart_after_cycles
+        after = self._conductor.advice.policy.restart_after_cycles
         return due_restarts(nodes, world.standings, after, world.now)
 
     async def make(self, restart: Restart, drain_s: float) -> None:
@@ -88,7 +88,7 @@ class Restarts:
             await asyncio.sleep(LOOK_EVERY_S)
             now = self._clock.monotonic()
             rested = [r for r in self.due() if self._not_before.get(_place(r), 0.0) <= now]
-            chosen = opportune(rested, self._conductor.policy.restart_after_cycles)
+            chosen = opportune(rested, self._conductor.advice.policy.restart_after_cycles)
             if chosen is None:
                 continue
             self._not_before[_place(chosen)] = now + REST_S

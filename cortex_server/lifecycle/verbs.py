@@ -227,18 +227,17 @@ class Verbs:
         Raises:
             ModelNotFound: no profile has this name.
         """
-        profile = self.profile(wish.model)
+        profile, advice = self.profile(wish.model), self._conductor.advice
         if wish.node is not None:
             self.check_node(wish.node)
         wanted = Wish(
             profile,
             where=Where(wish.node, wish.devices),
-            waited_s=self._conductor.policy.patience_s,
+            waited_s=advice.policy.patience_s,
             another=wish.another,
         )
-        found, world = self._conductor.preview(wanted, insists=True)
-        lately = self._conductor.troubles(profile.id)
-        return plan_view(wanted, found, world, self._conductor.policy, lately)
+        found, world = advice.plan(wanted, insists=True)
+        return plan_view(wanted, found, world, advice.policy, advice.lately(profile.id))
 
     def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """See `Decisions.of`."""

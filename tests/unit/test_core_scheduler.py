@@ -16,6 +16,7 @@ from cortex_common.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.models import InstanceId, InstanceState
 from cortex_common.plans import PlanView
 from cortex_server.core import answers
+from cortex_server.core.decide import foresee
 from cortex_server.core.evict import Standing
 from cortex_server.core.loads import Order
 from cortex_server.core.plan import Impossible
@@ -412,8 +413,9 @@ def test_after_a_crash_another_node_is_tried() -> None:
 def foreseen(bench: Bench, *, insists: bool = False) -> PlanView:
     """What a plan for model a says now."""
     wish, world = Wish(profile("a", SIZES["a"])), bench.look(bench.scheduler.overlay())
-    found = bench.scheduler.foresee(wish, world, bench.now, insists=insists)
-    return plan_view(wish, found, world, Policy(), bench.scheduler.troubles("a", bench.now))
+    troubles = bench.scheduler.troubles
+    found = foresee(wish, world, bench.scheduler.policy, troubles, bench.now, insists=insists)
+    return plan_view(wish, found, world, Policy(), troubles.told("a", bench.now))
 
 
 def test_a_plan_knows_of_a_crash_what_the_load_knows() -> None:
