@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
+
+from fastapi import APIRouter
 
 from cortex_common.certificates import Certificate
 from cortex_common.clock import SystemClock
@@ -121,43 +123,38 @@ class Gateway:
             limits=config.limits,
             spans=self._spans,
         )
-        self.crew: Crew | None = None
-        if config.gateway.workers > 1:
-            self.crew = Crew(
-                fleet=self.fleet,
-                conductor=self.conductor,
-                metrics=self.metrics,
-                gate=self.gate,
-                journal=self.plane.journal,
-                config=config,
-                catalogue=catalogue,
-            )
-            self.desk.in_flight, self.desk.changed = self.crew.in_flight, self.crew.agreed
+        self.crew = self._hired(catalogue) if config.gateway.workers > 1 else None
         self.register: Register = self.crew or Here(self.plane)
         story = store_path(config.gateway.state_dir, os.environ, "story.sqlite")
-        self._diary = (
-            None
-            if story is None
-            else Diary(story, self.trail, self.plane.journal, self.conductor.decisions)
-        )
+        told = (self.trail, self.plane.journal, self.conductor.decisions)
+        self._diary = None if story is None else Diary(story, *told)
         self._restarts = Restarts(self.fleet, self.conductor, clock)
         self._verbs = Verbs(self.fleet, self.conductor, self._restarts, self._store, clock)
-        self.app = create_app(
-            self.fleet,
-            lambda: self.plane,
-            routers=[
-                logs_router(
-                    self._verbs.shown,
-                    self._roster.clients,
-                    self._kept_log,
-                    lambda: self.fleet.closed,
-                    self.fleet.unknown,
-                ),
-                operator_router(self.fleet, self._verbs, self.trail),
-                requests_router(self.register),
-                keys_router(self.desk),
-                config_router(lambda: self.reloader),
-            ],
+        self.app = create_app(self.fleet, lambda: self.plane, routers=self._routers())
+
+    def _hired(self, catalogue: Catalogue) -> Crew:
+        """Worker processes, whose requests count for keys as this one's would."""
+        crew = Crew(
+            fleet=self.fleet,
+            conductor=self.conductor,
+            metrics=self.metrics,
+            gate=self.gate,
+            journal=self.plane.journal,
+            config=self.config,
+            catalogue=catalogue,
+        )
+        self.desk.in_flight, self.desk.changed = crew.in_flight, crew.agreed
+        return crew
+
+    def _routers(self) -> tuple[APIRouter, ...]:
+        """The operator API."""
+        fleet, verbs, nodes = self.fleet, self._verbs, self._roster.clients
+        return (
+            logs_router(verbs.shown, nodes, self._kept_log, lambda: fleet.closed, fleet.unknown),
+            operator_router(fleet, verbs, self.trail),
+            requests_router(self.register),
+            keys_router(self.desk),
+            config_router(lambda: self.reloader),
         )
 
     @property
@@ -184,20 +181,7 @@ class Gateway:
         self.trail.begin()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
-            work = {
-                "conductor": self.conductor.run(),
-                "silence": self.plane.watch_silence(),
-                "lag": self.plane.watch_lag(),
-                "usage": self.desk.run(),
-                "renewal": self._renewal.run(),
-                "restarts": self._restarts.run(),
-            }
-            work["ends"] = tell_ends(self._certificates, SystemClock(), partial(event, tls_log))
-            if self._diary is not None:
-                work["diary"] = self._diary.run()
-            if self._tls is not None:
-                work["certificates"] = self._tls.watch()
-            tasks = [asyncio.create_task(w, name=name) for name, w in work.items()]
+            tasks = [asyncio.create_task(w, name=name) for name, w in self._work().items()]
             for task in tasks:
                 task.add_done_callback(self._look_after)
             try:
@@ -206,19 +190,39 @@ class Gateway:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                self.trail.end()
-                await self._verbs.close()
-                await self._roster.close()
-                self.plane.close()
-                if self._diary is not None:
-                    self._diary.close()
-                self._store.close()
-                self.desk.close()
-                if self._lock is not None:
-                    os.close(self._lock)
-                if self._spans is not None:
-                    await asyncio.to_thread(self._spans.close)
-                self._kept_log.end()
+                await self._close()
+
+    def _work(self) -> dict[str, Coroutine[None, None, None]]:
+        """What runs beside the requests, by name."""
+        work = {
+            "conductor": self.conductor.run(),
+            "silence": self.plane.watch_silence(),
+            "lag": self.plane.watch_lag(),
+            "usage": self.desk.run(),
+            "renewal": self._renewal.run(),
+            "restarts": self._restarts.run(),
+            "ends": tell_ends(self._certificates, SystemClock(), partial(event, tls_log)),
+        }
+        if self._diary is not None:
+            work["diary"] = self._diary.run()
+        if self._tls is not None:
+            work["certificates"] = self._tls.watch()
+        return work
+
+    async def _close(self) -> None:
+        self.trail.end()
+        await self._verbs.close()
+        await self._roster.close()
+        self.plane.close()
+        if self._diary is not None:
+            self._diary.close()
+        self._store.close()
+        self.desk.close()
+        if self._lock is not None:
+            os.close(self._lock)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
+        self._kept_log.end()
 
     def _look_after(self, task: asyncio.Task[None]) -> None:
         """Without one of its parts a gateway only looks alive: better that it ends, and is started anew."""
