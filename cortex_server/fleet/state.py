@@ -18,7 +18,6 @@ from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.errors import CortexError
 from cortex_common.fleet import (
-    DeviceView,
     FleetSnapshot,
     InstanceView,
     NodeState,
@@ -27,11 +26,18 @@ from cortex_common.fleet import (
 )
 from cortex_common.hardware import Discovery
 from cortex_common.logs import event
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.models import InstanceId, ModelId, ModelInfo, NodeStatus
 from cortex_server.core.breaker import Standing
 from cortex_server.core.names import Names
 from cortex_server.fleet.targets import Target, Targets
-from cortex_server.fleet.views import device_views, engine_view, instance_view, model_views
+from cortex_server.fleet.views import (
+    device_views,
+    engine_view,
+    instance_view,
+    model_views,
+    with_host,
+    with_target,
+)
 from cortex_server.metrics import Metrics
 
 log = logging.getLogger("cortex.fleet")
@@ -327,31 +333,15 @@ class Fleet:
         )
         found = record.discovery
         if found is not None:
-            view = replace(
-                view,
-                hostname=found.hostname,
-                os=found.os,
-                kernel=found.kernel,
-                driver_version=found.driver_version,
-                cuda_version=found.cuda_version,
-                neuron_version=found.neuron_version,
-                harnesses=found.harnesses,
-                harness_kinds=found.harness_kinds,
-                warnings=tuple(w.message for w in found.warnings),
-                certificates=found.certificates,
-            )
+            view = with_host(view, found)
         if record.status is None:
             return view
-        devices: tuple[DeviceView, ...] = ()
-        if found is not None:
-            devices = device_views(found, record.status.health)
         instances = tuple(self._instance_view(record, info) for info in record.status.models)
-        engines = tuple(map(engine_view, record.status.attached))
         return replace(
             view,
-            devices=devices,
+            devices=() if found is None else device_views(found, record.status.health),
             instances=instances,
-            engines=engines,
+            engines=tuple(map(engine_view, record.status.attached)),
             failures=record.status.failures,
             stopping_s=record.status.stopping_s or 0.0,
         )
@@ -363,21 +353,7 @@ class Fleet:
             profile is not None and record.entry.name in profile.pinned_on
         )
         view = instance_view(info, record.entry.name, pinned=pinned)
-        if target is None:
-            return view
-        state = InstanceState.DRAINING if target.draining else view.state
-        failing = target.breaker.standing is not Standing.CLOSED
-        return replace(
-            view,
-            state=state,
-            in_flight=target.under_way + target.others.now,
-            last_used=target.last_used,
-            requests=target.counts.requests,
-            errors=target.counts.errors,
-            tokens_in=target.counts.tokens_in,
-            tokens_out=target.counts.tokens_out,
-            failing=target.breaker.reason if failing else None,
-        )
+        return view if target is None else with_target(view, target)
 
     # -- keeping the table -------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.fleet import (
@@ -16,6 +17,8 @@ from cortex_common.fleet import (
 )
 from cortex_common.hardware import Discovery, Health
 from cortex_common.models import AttachedEngine, InstanceState, ModelId, ModelInfo
+from cortex_server.core.breaker import Standing
+from cortex_server.fleet.targets import Target
 from cortex_server.metrics import Metrics
 
 _BEST_FIRST = (
@@ -25,6 +28,23 @@ _BEST_FIRST = (
     (InstanceState.STOPPING, ModelState.STOPPING),
     (InstanceState.FAILED, ModelState.FAILED),
 )
+
+
+def with_host(view: NodeView, found: Discovery) -> NodeView:
+    """A node with what it told of its host."""
+    return replace(
+        view,
+        hostname=found.hostname,
+        os=found.os,
+        kernel=found.kernel,
+        driver_version=found.driver_version,
+        cuda_version=found.cuda_version,
+        neuron_version=found.neuron_version,
+        harnesses=found.harnesses,
+        harness_kinds=found.harness_kinds,
+        warnings=tuple(w.message for w in found.warnings),
+        certificates=found.certificates,
+    )
 
 
 def device_views(discovery: Discovery, health: Health) -> tuple[DeviceView, ...]:
@@ -71,6 +91,22 @@ def instance_view(info: ModelInfo, node: str, *, pinned: bool) -> InstanceView:
         pinned=pinned,
         error=info.error,
         engine_version=info.engine_version,
+    )
+
+
+def with_target(view: InstanceView, target: Target) -> InstanceView:
+    """An instance with what its target knows: how busy it is, what it did, and whether it is routed to."""
+    failing = target.breaker.standing is not Standing.CLOSED
+    return replace(
+        view,
+        state=InstanceState.DRAINING if target.draining else view.state,
+        in_flight=target.under_way + target.others.now,
+        last_used=target.last_used,
+        requests=target.counts.requests,
+        errors=target.counts.errors,
+        tokens_in=target.counts.tokens_in,
+        tokens_out=target.counts.tokens_out,
+        failing=target.breaker.reason if failing else None,
     )
 
 
