@@ -188,4 +188,4 @@ class Metrics(Collector):
 def _quantile_ms(ascending: list[float], share: float) -> float | None:
     if not ascending:
         return None
-    return ascending[min(len(ascending) - 1, int(len(ascending) * share))] * 1000
+    return round(ascending[min(len(ascending) - 1, int(len(ascending) * share))] * 1000, 1)

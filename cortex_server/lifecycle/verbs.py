@@ -126,7 +126,7 @@ class Verbs:
             model=model,
             state=ModelState.UNLOADED,
             nodes=tuple(dict.fromkeys(v.node for v in views)),
-            seconds=self._clock.monotonic() - began,
+            seconds=round(self._clock.monotonic() - began, 3),
         )
 
     async def evict(self, wish: EvictModel) -> ModelAction:
@@ -148,7 +148,7 @@ class Verbs:
             if any(i.state is InstanceState.READY for i in left)
             else ModelState.UNLOADED,
             nodes=(view.node,),
-            seconds=self._clock.monotonic() - began,
+            seconds=round(self._clock.monotonic() - began, 3),
             vram_mb=view.vram_used_mb,
         )
 
@@ -391,7 +391,7 @@ class Verbs:
             model=profile.id,
             state=ModelState.READY,
             nodes=tuple(v.node for v in views),
-            seconds=seconds,
+            seconds=round(seconds, 3),
             vram_mb=max((v.vram_used_mb for v in views), default=None),
         )
 
