@@ -12,6 +12,7 @@ its command has no default.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import string
@@ -30,6 +31,10 @@ from neuron_server.harness.http import get, get_json
 from neuron_server.harness.weights import local_path, size_mb
 
 _LOADING = 503
+# A timestamp may follow.
+_SAMPLE = re.compile(
+    r"^([^\s{#]+)(?:\{.*\})?[ \t]+(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?=\s|$)", re.MULTILINE
+)
 _OPENAI = ("/v1/chat/completions", "/v1/completions")
 _DIALECTS = (
     *_OPENAI,
@@ -244,7 +249,10 @@ class CommandHarness:
         """From the engine's metrics or queue, where they are known."""
         if self._preset.queue_path is not None:
             queue = await get_json(self._http, url + self._preset.queue_path)
-            return None if queue is None else queue.get("exec_info", {}).get("queue_remaining")
+            match queue:
+                case {"exec_info": {"queue_remaining": int(left)}}:
+                    return left
+            return None
         if not self._running_metrics:
             return None
         response = await get(self._http, url + "/metrics")
@@ -256,9 +264,10 @@ class CommandHarness:
         if not any(route.startswith("/v1/") for route in self.capabilities.routes):
             return None
         models = await get_json(self._http, url + "/v1/models")
-        entries = (models or {}).get("data") or [{}]
-        found = entries[0].get("max_model_len") if isinstance(entries[0], dict) else None
-        return found if isinstance(found, int) else spec.context
+        match models:
+            case {"data": [{"max_model_len": int(told)}, *_]}:
+                return told
+        return spec.context
 
     async def _version(self, url: str) -> str | None:
         if self._preset.version_path is None:
@@ -284,13 +293,9 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
 
 
 def sum_series(metrics: str, names: Sequence[str]) -> int:
-    """The sum of some Prometheus series over all their labels."""
-    total = 0.0
-    for line in metrics.splitlines():
-        name = line.partition("{")[0].partition(" ")[0]
-        if name in names:
-            total += float(line.rsplit(" ", 1)[1])
-    return round(total)
+    """The sum of some Prometheus series over all their labels; what is no number counts as nothing."""
+    found = ((m[1], m[2]) for m in _SAMPLE.finditer(metrics))
+    return round(sum(float(value) for name, value in found if name in names))
 
 
 def _fields(part: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +44,6 @@ async def get_json(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
         return None
     try:
         found = response.json()
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text
         return None
     return found if isinstance(found, dict) else None

@@ -198,6 +198,24 @@ def test_series_are_summed_over_labels():
     """Counts of requests are the sum over all labels of the named series."""
     text = '# HELP a b\na{x="1"} 2\na{x="2"} 1.0\nab 7\nc 4\n'
     assert sum_series(text, ("a", "c")) == 7
+    odd = 'a{x="y z"} 2 1700000000000\na NaN\na +Inf\nc 1e0\na\na x\n'
+    assert sum_series(odd, ("a", "c")) == 3
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"data":{"a":1}}', b'{"data":[]}', b'{"data":["m"]}', b"[]", b"\xff\xfe\x00"]
+)
+async def test_an_odd_list_of_models_keeps_no_engine_from_being_ready(said: bytes):
+    """It is looked at for the context only, and not every server with OpenAI's routes has this one as OpenAI does."""
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=said if request.url.path == "/v1/models" else b"")
+
+    spec = LoadSpec(model_id="m", harness="x", context=7)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(engine)) as http:
+        harness = CommandHarness(HarnessEntry(name="x", command=("run",)), http)
+        probe = await harness.probe(spec, "http://127.0.0.1:1")
+    assert (probe.ready, probe.context) == (True, 7)
 
 
 def test_llama_server_gets_explicit_numbers(http: httpx.AsyncClient, program: Path, weights: Path):
