@@ -17,7 +17,6 @@ import httpx
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import (
     BadRequest,
-    ConfigError,
     LoadFailed,
     NotSupported,
     UpstreamFailed,
@@ -37,15 +36,10 @@ _RUNNING = ("mistralrs_sequences_running", "mistralrs_sequences_waiting")
 
 
 class AttachHarness:
-    """Loads and unloads the models that a running engine was configured with.
-
-    Raises:
-        ConfigError: the entry has no URL.
-    """
+    """Loads and unloads the models that a running engine was configured with."""
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
-        if entry.url is None:
-            raise ConfigError(f"harness {entry.name!r}: kind 'attach' needs the engine's url")
+        assert entry.url is not None  # or neuron.toml had been refused
         self.name = entry.name
         self.capabilities = CAPABILITIES
         self.url = entry.url

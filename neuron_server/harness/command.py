@@ -15,13 +15,12 @@ import json
 import re
 import shutil
 import signal
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
 
-from cortex_common.config.neuron import HarnessEntry
+from cortex_common.config.neuron import HarnessEntry, command_fields
 from cortex_common.errors import ConfigError
 from cortex_common.hardware import Device, DeviceKind
 from cortex_common.harness import EngineCapabilities, Launch, Probe
@@ -42,22 +41,6 @@ _DIALECTS = (
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/responses",
-)
-_FIELDS = frozenset(
-    [
-        "model",
-        "source",
-        "file",
-        "quant",
-        "host",
-        "port",
-        "devices",
-        "device_count",
-        "context",
-        "parallel",
-        "vram_mb",
-        "vram_share",
-    ]
 )
 
 
@@ -166,7 +149,7 @@ class CommandHarness:
     """An engine that a command line starts and an HTTP path shows to be ready.
 
     Raises:
-        ConfigError: the entry has no command, or one with an unknown field.
+        ConfigError: the entry has no command, and its preset none either.
     """
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
@@ -283,7 +266,7 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
     """
     kept: list[str] = []
     for part in template:
-        wanted = _fields(part)
+        wanted = command_fields(part)
         if any(values[name] is None for name in wanted):
             if kept and kept[-1].startswith("-") and not part.startswith("-"):
                 kept.pop()
@@ -298,32 +281,11 @@ def sum_series(metrics: str, names: Sequence[str]) -> int:
     return round(sum(float(value) for name, value in found if name in names))
 
 
-def _fields(part: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(part) if name is not None]
-
-
 def _check(name: str, template: Sequence[str], example: Sequence[str]) -> None:
     if not template and example:
         raise ConfigError(
             f"harness {name!r}: this preset needs a command",
             hints=(f"command = {json.dumps(example)}",),
-        )
-    if not template:
-        raise ConfigError(
-            f"harness {name!r}: kind 'command' needs a command or a preset",
-            hints=(f"set preset to one of {', '.join(_PRESETS)}, or write command = [...]",),
-        )
-    unknown: set[str] = set()
-    for part in template:
-        try:
-            unknown.update(set(_fields(part)) - _FIELDS)
-        except ValueError:  # a brace alone
-            unknown.add(part)
-    if unknown:
-        shown = ", ".join(sorted(unknown))
-        raise ConfigError(
-            f"harness {name!r}: command has unknown fields: {shown}",
-            hints=(f"fields are {', '.join(sorted(_FIELDS))}; a brace itself is written twice",),
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -14,6 +15,33 @@ from cortex_common.config.section import Address, BaseUrl, Section
 from cortex_common.units import BYTES_PER_MIB, parse_size
 
 HarnessKind = Literal["embedded", "llamacpp", "mistralrs", "attach", "command"]
+
+COMMAND_FIELDS = frozenset(
+    {
+        "model",
+        "source",
+        "file",
+        "quant",
+        "host",
+        "port",
+        "devices",
+        "device_count",
+        "context",
+        "parallel",
+        "vram_mb",
+        "vram_share",
+    }
+)
+"""What is replaced in a command, between braces."""
+
+
+def command_fields(part: str) -> list[str]:
+    """The fields of one argument of a command.
+
+    Raises:
+        ValueError: a brace stands alone in it.
+    """
+    return [name for _, name, _, _ in string.Formatter().parse(part) if name is not None]
 
 
 def headroom_mib(text: str, total_mb: int) -> int:
@@ -173,6 +201,31 @@ class HarnessEntry(Section):
         """The kind of its engines, whatever its name: "llamacpp", "mistralrs", "embedded", a preset, or "command"."""
         kind = self.kind or self.name
         return self.preset or ("mistralrs" if kind == "attach" else kind)
+
+    @field_validator("command")
+    @classmethod
+    def _fields_known(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        unknown: set[str] = set()
+        for part in command:
+            try:
+                unknown.update(set(command_fields(part)) - COMMAND_FIELDS)
+            except ValueError:
+                unknown.add(part)
+        if unknown:
+            shown, known = ", ".join(sorted(unknown)), ", ".join(sorted(COMMAND_FIELDS))
+            raise ValueError(
+                f"unknown fields: {shown} (fields are {known}; a brace itself is written twice)"
+            )
+        return command
+
+    @model_validator(mode="after")
+    def _can_be_driven(self) -> Self:
+        kind = self.kind or self.name
+        if kind == "attach" and self.url is None:
+            raise ValueError("kind 'attach' needs the engine's url")
+        if kind == "command" and not self.command and self.preset is None:
+            raise ValueError("kind 'command' needs a command or a preset")
+        return self
 
     @field_validator("port_range")
     @classmethod
