@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from cortex_common import logs
-from cortex_common.errors import Unavailable, UpstreamFailed
+from cortex_common.errors import BadRequest, Unavailable, UpstreamFailed
 from cortex_common.models import InstanceId, InstanceState
 from neuron_server.events import until_gone
 from neuron_server.harness.http import engine_tls
@@ -36,6 +36,7 @@ _OURS = {"authorization", "expect", "host", "x-conversation-id"}
 _BODY_FOLLOWS = {"content-length", "transfer-encoding"}
 _KEPT_S = 2.0
 """Seconds that an idle connection is kept: less than any engine does, so that none is closed under a request."""
+_CUT = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
 
 
@@ -93,7 +94,7 @@ class Relay:
 
 
 async def _body(receive: Receive, uploaded: asyncio.Event) -> AsyncIterator[bytes]:
-    """The request's body as it comes; `uploaded` is set at its end.
+    """The request's body as it comes; `uploaded` is set once its last piece is here.
 
     Raises:
         ClientDisconnect: the caller left before.
@@ -104,9 +105,10 @@ async def _body(receive: Receive, uploaded: asyncio.Event) -> AsyncIterator[byte
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
+        if not more:
+            uploaded.set()
         if chunk := message.get("body", b""):
             yield chunk
-    uploaded.set()
 
 
 class _Relayed(Response):
@@ -132,6 +134,7 @@ class _Relayed(Response):
 
         Raises:
             UpstreamFailed: the engine broke off before its answer began.
+            BadRequest: it did so amid the body.
         """
         self._in_flight[self._instance] = self._in_flight.get(self._instance, 0) + 1
         passing = asyncio.create_task(self._pass_through(send))
@@ -157,6 +160,13 @@ class _Relayed(Response):
         except ClientDisconnect:
             return
         except httpx.HTTPError as failed:
+            if isinstance(failed, _CUT) and not self._uploaded.is_set():
+                # Engines refuse a route that they lack, or a size, without reading on, and the words are lost with
+                # the connection. That says nothing against the engine, as a 502 would.
+                raise BadRequest(
+                    "the engine closed the connection amid the request's body",
+                    hints=["it may have no such route, or take nothing as large"],
+                ) from failed
             raise UpstreamFailed(f"the engine broke off: {failed!r}") from failed
         try:
             headers = [(k, v) for k, v in response.headers.raw if k.lower() not in _HOP_BY_HOP_RAW]

@@ -201,3 +201,22 @@ async def test_what_an_engine_says_at_last_is_what_its_caller_hears(
     assert heard.startswith(begin)
     assert heard.endswith(end)
     assert (b"retry-after: 7" in heard) == (b"400" in begin)
+
+
+async def test_an_engine_that_reads_no_further_is_not_said_to_have_failed(tmp_path: Path):
+    """An upload to a route that it lacks is the caller's mistake: with 502 some of them would close the model."""
+
+    async def refuse(
+        _engine: Engine, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(REFUSAL + ERROR)
+        await writer.drain()
+
+    async with relaying(tmp_path, refuse) as (neuron, _, path):
+        reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port)
+        head = f"POST {path} HTTP/1.1\r\nhost: n\r\ncontent-length: 20000000\r\n\r\n"
+        writer.write(head.encode() + b"x" * 20_000_000)
+        async with asyncio.timeout(10):
+            heard = await reader.readuntil(b"\r\n")
+        writer.close()
+    assert heard.startswith(b"HTTP/1.1 400")
