@@ -108,8 +108,8 @@ def _until(row: InstanceRow) -> str:
         return f"its node is {row.node}"
     if instance.state is InstanceState.LOADING:
         return progress_text(instance)
-    if instance.error:
-        return brief(instance.error)
+    if instance.error or instance.failing:
+        return brief(instance.error or f"left alone: {instance.failing}")
     if instance.pinned:
         return "pinned"
     if instance.in_flight:

@@ -210,8 +210,10 @@ def _place(instance: InstanceView) -> str:
 def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned: bool) -> str:
     if loading := [i for i in instances if i.state is InstanceState.LOADING]:
         return progress_text(loading[0]) or "loading"
-    if model.state is ModelState.FAILED:
-        return brief(model.error or "no reason given")
+    alone = bool(instances) and all(i.failing for i in instances)
+    if alone or model.state is ModelState.FAILED:
+        told = f"left alone: {instances[0].failing}" if alone else model.error
+        return brief(told or "no reason given")
     if pinned:
         return "pinned"
     if model.unload_at is not None and model.state is ModelState.READY:

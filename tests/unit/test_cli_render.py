@@ -65,6 +65,18 @@ def test_an_instance_on_a_lost_node_is_not_shown_as_in_use():
     assert shown.count("its node is unreachable") == len(lost.instances)
 
 
+def test_an_instance_that_fails_though_it_is_ready_says_so():
+    """Who is refused for it is sent here."""
+    (node, *_) = busy_fleet().nodes
+    failing = replace(
+        node, instances=tuple(replace(i, failing="engine_500") for i in node.instances)
+    )
+    fleet = replace(busy_fleet(), nodes=(failing,))
+    shown = as_text(INSTANCES, instance_rows(fleet), Output.TABLE, paint=PLAIN)
+    ready = [i for i in node.instances if i.state is InstanceState.READY]
+    assert shown.count("left alone: engine_500") == len(ready) > 0
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()

@@ -218,6 +218,17 @@ def test_a_row_says_what_will_become_of_it():
     }
 
 
+def test_a_model_that_fails_though_it_is_ready_says_so():
+    """Its instances are left alone for a while, and requests for it are refused meanwhile."""
+    fleet = busy_fleet()
+    nodes = tuple(
+        replace(n, instances=tuple(replace(i, failing="engine_500") for i in n.instances))
+        for n in fleet.nodes
+    )
+    until = {r.id: r.until for r in rows(replace(fleet, nodes=nodes), History(), Choice())}
+    assert until[GEMMA] == "left alone: engine_500"
+
+
 def test_an_idle_model_counts_down():
     """A model with a time to live shows when it goes."""
     fleet = busy_fleet()
