@@ -36,6 +36,7 @@ _OURS = {"authorization", "expect", "host", "x-conversation-id"}
 _BODY_FOLLOWS = {"content-length", "transfer-encoding"}
 _KEPT_S = 2.0
 """Seconds that an idle connection is kept: less than any engine does, so that none is closed under a request."""
+_LISTENS_S = 1.0
 _CUT = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
 
@@ -111,6 +112,17 @@ async def _body(receive: Receive, uploaded: asyncio.Event) -> AsyncIterator[byte
             yield chunk
 
 
+async def _listens(url: httpx.URL) -> bool:
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(_LISTENS_S):
+            _, writer = await asyncio.open_connection(url.host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
 class _Relayed(Response):
     """One request on its way through; whichever side ends first ends the other."""
 
@@ -134,7 +146,7 @@ class _Relayed(Response):
 
         Raises:
             UpstreamFailed: the engine broke off before its answer began.
-            BadRequest: it did so amid the body.
+            BadRequest: it lives, and did so amid the body.
         """
         self._in_flight[self._instance] = self._in_flight.get(self._instance, 0) + 1
         passing = asyncio.create_task(self._pass_through(send))
@@ -160,9 +172,10 @@ class _Relayed(Response):
         except ClientDisconnect:
             return
         except httpx.HTTPError as failed:
-            if isinstance(failed, _CUT) and not self._uploaded.is_set():
-                # Engines refuse a route that they lack, or a size, without reading on, and the words are lost with
-                # the connection. That says nothing against the engine, as a 502 would.
+            cut = isinstance(failed, _CUT) and not self._uploaded.is_set()
+            # Engines refuse a route that they lack, or a size, without reading on, and the words are lost with the
+            # connection. That says nothing against one that goes on listening, as a 502 would.
+            if cut and await _listens(self._upstream.url):
                 raise BadRequest(
                     "the engine closed the connection amid the request's body",
                     hints=["it may have no such route, or take nothing as large"],

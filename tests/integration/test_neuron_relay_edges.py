@@ -69,19 +69,24 @@ async def relaying(
 ) -> AsyncIterator[tuple[ServedNeuron, Engine, str]]:
     """A neuron that relays to such an engine, and the path of the model's chat."""
     engine = Engine(script)
-    async with contextlib.AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(engine.serve))
-        config = NeuronConfig(
-            neuron=NeuronSection(listen="0.0.0.0:0", state_dir=directory / "state"),
-            harnesses=(HarnessEntry(name="shared", kind="attach", url=url),),
-        )
-        neuron = await stack.enter_async_context(served(config))
+    async with serving(engine.serve) as url, attached(directory, url) as (neuron, path):
+        yield neuron, engine, path
+
+
+@contextlib.asynccontextmanager
+async def attached(directory: Path, url: str) -> AsyncIterator[tuple[ServedNeuron, str]]:
+    """A neuron that relays to the engine at a URL, and the path of the model's chat."""
+    config = NeuronConfig(
+        neuron=NeuronSection(listen="0.0.0.0:0", state_dir=directory / "state"),
+        harnesses=(HarnessEntry(name="shared", kind="attach", url=url),),
+    )
+    async with served(config) as neuron:
         async with asyncio.timeout(10):
             async for _ in neuron.runtime.changes.follow(1.0):
                 (instance,) = neuron.runtime.holdings.instances
                 if instance.state is InstanceState.READY:
                     break
-        yield neuron, engine, f"/engines/{instance.id}/v1/chat/completions"
+        yield neuron, f"/engines/{instance.id}/v1/chat/completions"
 
 
 async def ask(
@@ -213,10 +218,28 @@ async def test_an_engine_that_reads_no_further_is_not_said_to_have_failed(tmp_pa
         await writer.drain()
 
     async with relaying(tmp_path, refuse) as (neuron, _, path):
-        reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port)
-        head = f"POST {path} HTTP/1.1\r\nhost: n\r\ncontent-length: 20000000\r\n\r\n"
-        writer.write(head.encode() + b"x" * 20_000_000)
-        async with asyncio.timeout(10):
-            heard = await reader.readuntil(b"\r\n")
-        writer.close()
-    assert heard.startswith(b"HTTP/1.1 400")
+        assert await upload(neuron, path) == b"HTTP/1.1 400"
+
+
+async def test_an_engine_that_dies_amid_an_upload_is_said_to_have_failed(tmp_path: Path):
+    """With 502 the gateway asks another instance, as the request is not to blame."""
+
+    async def die(_engine: Engine, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.close()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(Engine(die).serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, attached(tmp_path, url) as (neuron, path):
+        assert await upload(neuron, path) == b"HTTP/1.1 502"
+
+
+async def upload(neuron: ServedNeuron, path: str) -> bytes:
+    """What is answered to 20 MB."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port)
+    head = f"POST {path} HTTP/1.1\r\nhost: n\r\ncontent-length: 20000000\r\n\r\n"
+    writer.write(head.encode() + b"x" * 20_000_000)
+    async with asyncio.timeout(10):
+        heard = await reader.readuntil(b"\r\n")
+    writer.close()
+    return heard[: len(b"HTTP/1.1 200")]
