@@ -41,11 +41,13 @@ class Upkeep:
         idle_ttl_s: for models whose profile does not say; 0 never.
         scale_out_after_s: for how long all slots must be taken before a further instance is wanted.
         ttls: by model, what an operator said when it was loaded; stands until it is said anew.
+        ended: models that an operator unloaded; none of them is missed until somebody asks for one again.
     """
 
     idle_ttl_s: float
     scale_out_after_s: float
     ttls: dict[str, float] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
     _idle: dict[InstanceId, _Idle] = field(default_factory=dict)
     _full: dict[str, float] = field(default_factory=dict)
 
@@ -119,6 +121,8 @@ class Upkeep:
     def _missing(
         self, profile: ModelProfile, instances: list[InstanceView], now: float
     ) -> Goal | None:
+        if profile.id in self.ended:
+            return None
         here = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
         if len(here) < profile.replicas.min:
             return Goal(profile.id, another=bool(here))

@@ -123,6 +123,7 @@ class Conductor:
             Busy: too many wait for it already.
         """
         event(log, "cold_start", logging.DEBUG, model=profile.id, request=request_id)
+        self.upkeep.ended.discard(profile.id)
         began = self._clock.monotonic()
         try:
             instance = await self.want(profile, Goal(profile.id), timeout_s=timeout_s)
@@ -155,6 +156,8 @@ class Conductor:
         """`obtain` for any goal, such as an instance on a certain node; see `Ask.insists`."""
         if self._ended:
             raise Unavailable("the gateway is stopping", retry_after=5.0)
+        if insists:
+            self.upkeep.ended.discard(profile.id)
         now = self._clock.monotonic()
         ask = Ask(next(self._ids), profile, goal, now, now + timeout_s, insists)
         answer: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
@@ -191,7 +194,7 @@ class Conductor:
             model: its id.
             instances: which of them.
             drain_s: how long their requests may go on. An operator's unload then cuts those of other gateways.
-            whole: the model is not wanted any more, so whoever waits for it is told.
+            whole: the model is not wanted any more, until somebody asks for it: whoever waits for it is told.
             why: the reason in one word, for log and metrics; see `Tally.unloads`.
 
         Raises:
@@ -203,10 +206,14 @@ class Conductor:
         if named and not views:
             raise Conflict(f"{model!r} is served by {named[0].node}, where cortex ends nothing")
         if whole:
+            self.upkeep.ended.add(model)
             self._post(lambda _now: self._scheduler.drop(model))
         try:
             with self._outlook.leaving(v.id for v in views):
                 await self._carrier.remove(views, drain_s, why, cut=why == "operator")
+        except CortexError:
+            self.upkeep.ended.discard(model)
+            raise
         finally:
             self._bell.set()
 

@@ -16,7 +16,14 @@ from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, NodeNotFound, NotFound, Unavailable
 from cortex_common.fleet import InstanceView, ModelState
 from cortex_common.models import InstanceState
-from cortex_common.operator import DrainNode, EvictModel, LoadModel, PinModel, UnpinModel
+from cortex_common.operator import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    PinModel,
+    UnloadModel,
+    UnpinModel,
+)
 from cortex_common.plans import ApplyDefrag, DefragView, DefragWish, PlanLoad
 
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
@@ -224,6 +231,22 @@ async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> Non
         await until(lambda: len(ready(served)) == 2)
         await served.operator.evict(EvictModel(model="ada"))
         await until(lambda: len(ready(served)) == 2)
+
+
+async def test_an_unload_holds_until_the_model_is_asked_for_again(
+    node: Neuron, weights: Path
+) -> None:
+    """What replicas.min keeps loaded is not loaded behind the back of whoever has just unloaded it."""
+    models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
+    async with gateway({"here": node.url}, models, **EAGER) as served:
+        await until(lambda: len(ready(served)) == 1)
+        await served.operator.unload(UnloadModel(model="ada"))
+        upkeep, shown = served.gateway.conductor.upkeep, await served.operator.fleet()
+        assert not shown.instances()
+        assert not upkeep.due(shown, models, 0.0).want
+        await served.operator.load(LoadModel(model="ada", wait=True))
+        await served.operator.evict(EvictModel(model="ada"))
+        await until(lambda: len(ready(served)) == 1)
 
 
 async def test_what_loads_took_and_operators_set_outlasts_the_gateway(

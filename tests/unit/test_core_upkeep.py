@@ -87,6 +87,15 @@ def test_missing_replicas_are_wanted() -> None:
     assert keeper().due(fleet(one, loading), two, 0.0).want == ()
 
 
+def test_what_an_operator_unloaded_is_not_missed() -> None:
+    """Until it is asked for again, replicas.min brings nothing back."""
+    upkeep, kept = keeper(), wanted(replicas={"min": 1, "max": 1})
+    upkeep.ended.add("a")
+    assert upkeep.due(fleet(), kept, 0.0).want == ()
+    upkeep.ended.discard("a")
+    assert upkeep.due(fleet(), kept, 1.0).want == (Goal("a"),)
+
+
 def test_a_model_that_stays_full_gets_another_instance() -> None:
     """All slots taken for long enough wants one more, up to replicas.max, without evicting; a free slot begins anew."""
     upkeep, many = keeper(), wanted(replicas={"min": 0, "max": 2})

@@ -30,7 +30,8 @@ class Replicas(Section):
     """[models.replicas]: how many instances of a model the fleet may run."""
 
     min: Annotated[int, Field(ge=0)] = 0
-    """Instances that are kept loaded; eviction leaves this many."""
+    """Instances that are kept loaded; eviction leaves this many. After an operator's unload there is none until
+    somebody asks for the model again."""
 
     max: Annotated[int, Field(ge=1)] = 1
     """Instances that may run side by side. A further one is started when requests queue and room is free."""
