@@ -88,9 +88,8 @@ def engine_request(
         ident: of the request.
         traceparent: of the gateway's span, or of the client's where nobody here follows the trace.
     """
-    head = b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b" % (
-        endpoint.prefix,
-        path.encode(),
+    head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b" % (
+        endpoint.paths.get(path) or endpoint.path(path),
         endpoint.authority,
         length,
         ident,

@@ -15,6 +15,8 @@ from cortex_common.stamps import Stamp
 from cortex_server.dataplane.lane import SizeLines
 from cortex_server.dataplane.upstream import Connection
 
+_API_PATH = b"/v1"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
@@ -26,7 +28,9 @@ class Endpoint:
         tls: how to speak TLS there; None for plain HTTP.
         uds: path of a Unix socket, instead of host and port.
         authorization: value of that header, where the node asks for a token.
+        api_path: what stands there in the place of /v1.
         size_lines: what the engine wrote before its chunks.
+        paths: those of routes that were asked for so far, as `path` finds them.
     """
 
     host: str
@@ -36,7 +40,17 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     uds: str | None = None
     authorization: bytes | None = None
+    api_path: bytes = _API_PATH
     size_lines: SizeLines = field(default_factory=dict, repr=False)
+    paths: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def path(self, route: str) -> bytes:
+        """Where a route of ours is there."""
+        there = route.encode()
+        if there.startswith(_API_PATH):
+            there = self.api_path + there.removeprefix(_API_PATH)
+        found = self.paths[route] = self.prefix + there
+        return found
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
@@ -64,11 +78,13 @@ class NodeAccess:
     Attributes:
         tls: with which authorities and certificate; None for the system's.
         token: that it asks for.
+        api_path: see `UpstreamEntry.api_path`.
         certificates: of the files that `tls` was made from, to know it from one made after they were replaced.
     """
 
     tls: ssl.SSLContext | None = None
     token: str | None = None
+    api_path: str = _API_PATH.decode()
     certificates: tuple[Stamp, ...] = ()
 
     @property
@@ -117,6 +133,7 @@ class Pool:
                     plain,
                     tls=(access.tls or plain.tls) if plain.tls else None,
                     authorization=access.authorization,
+                    api_path=access.api_path.encode(),
                 )
         return plain
 

@@ -49,7 +49,7 @@ def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
     # Looked at before they are read: what is replaced meanwhile differs the next time.
     stamps = tuple(map(stamp_of, files))
     tls = client_context(*files) if entry.endpoint.startswith("https:") else None
-    return NodeAccess(tls, secret, stamps)
+    return NodeAccess(tls, secret, entry.api_path, stamps)
 
 
 def _certificates(entry: NodeEntry) -> tuple[Path | None, Path | None, Path | None]:

@@ -54,8 +54,12 @@ class _List(msgspec.Struct):
 _lists = msgspec.json.Decoder(_List)
 
 
-def read_list(body: bytes) -> list[Listed]:
+def read_list(body: bytes, path: str) -> list[Listed]:
     """The models of a listing; names that no header or log line could bear are left out.
+
+    Args:
+        body: the answer.
+        path: that it came from.
 
     Raises:
         UpstreamFailed: it is something else.
@@ -63,7 +67,7 @@ def read_list(body: bytes) -> list[Listed]:
     try:
         found = _lists.decode(body).data
     except (msgspec.DecodeError, UnicodeDecodeError) as failed:
-        raise UpstreamFailed(f"GET /v1/models is no list of models: {failed}") from failed
+        raise UpstreamFailed(f"GET {path} is no list of models: {failed}") from failed
     return [m for m in found if m.id.isprintable() and 0 < len(m.id) <= _MOST_NAME]
 
 
@@ -131,7 +135,7 @@ class UpstreamWatcher:
             fleet.discovered(entry.name, Discovery(hostname=http.base_url.host, os="", kernel=""))
             while True:
                 try:
-                    found = instances(entry, await _list(http))
+                    found = instances(entry, await _list(http, f"{entry.api_path}/models"))
                     health = Health(uptime_secs=0.0)
                     fleet.reported(entry.name, NodeStatus(health=health, models=found))
                     pause, patience = entry.refresh, FIRST_PAUSE_S
@@ -143,14 +147,14 @@ class UpstreamWatcher:
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-async def _list(http: httpx.AsyncClient) -> list[Listed] | None:
-    """The models; None where the server does not list them.
+async def _list(http: httpx.AsyncClient, path: str) -> list[Listed] | None:
+    """The models; None where the server does not list them at that path.
 
     Raises:
         UpstreamFailed: it can't be reached, or answers an error.
     """
     try:
-        answer = await http.get("/v1/models")
+        answer = await http.get(path)
     except httpx.HTTPError as failed:
         reason = in_words(failed)
         raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from failed
@@ -160,7 +164,7 @@ async def _list(http: httpx.AsyncClient) -> list[Listed] | None:
         location = answer.headers["location"]
         raise UpstreamFailed(f"it redirects to {location}: base_url in cortex.toml should be there")
     if answer.status_code >= 400:
-        what = f"GET /v1/models answered {answer.status_code}"
-        told = from_envelope(answer.content, answer.status_code, "GET /v1/models").message
+        what = f"GET {path} answered {answer.status_code}"
+        told = from_envelope(answer.content, answer.status_code, f"GET {path}").message
         raise UpstreamFailed(told if told.startswith(what) else f"{what}: {told}")
-    return read_list(answer.content)
+    return read_list(answer.content, path)

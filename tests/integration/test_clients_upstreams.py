@@ -131,6 +131,26 @@ async def test_a_server_without_a_listing_offers_what_the_settings_name() -> Non
     assert [(m.id, m.context) for m in snapshot.models] == [("only-this", 2048)]
 
 
+async def test_a_providers_api_may_be_elsewhere_than_below_v1() -> None:
+    """Models are listed and asked for below the path that the settings name."""
+
+    async def answer(call: Call) -> None:
+        listed = b'{"data":[{"id":"big"}]}'
+        is_list = call.head.startswith(b"GET /v1beta/openai/models ")
+        await call.send(whole(listed) if is_list else SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
+
+    async with scripted_engine(answer) as engine:
+        base = f"{engine.url}/v1beta/openai"
+        upstream = UpstreamEntry(name="cloud", base_url=base, api_path="")
+        async with running_gateway(upstreams=(upstream,)) as served:
+            await until(served, up)
+            async with gpt(served.url, "none") as sdk:
+                stream = await sdk.chat.completions.create(model="big", messages=HI, stream=True)
+                assert [piece async for piece in stream]
+        heads = [call.head.partition(b" HTTP")[0] for call in engine.calls]
+    assert heads[-1] == b"POST /v1beta/openai/chat/completions"
+
+
 async def test_listings_are_followed() -> None:
     """A model that appears is served, one that vanishes is not."""
     provider = Provider([{"id": "old"}])

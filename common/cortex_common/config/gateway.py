@@ -138,6 +138,11 @@ class NeuronEntry(Section):
     certificate_key: Path | None = None
     """PEM file of that certificate's key. Default: in `certificate`."""
 
+    @property
+    def api_path(self) -> str:
+        """Where its engines have their API."""
+        return "/v1"
+
 
 class UpstreamEntry(Section):
     """[[upstreams]]: an OpenAI-compatible server that stands in the fleet as a node without a neuron.
@@ -150,6 +155,10 @@ class UpstreamEntry(Section):
 
     base_url: BaseUrl
     """Its URL, with or without /v1 at the end."""
+
+    api_path: Annotated[str, Field(pattern=r"^(/[^\s?#]*[^/\s?#])?$")] = "/v1"
+    """Path below base_url where its API is. For a provider whose base URL ends otherwise, such as
+    https://generativelanguage.googleapis.com/v1beta/openai, give that as base_url and "" here."""
 
     key: str | None = None
     """Key that is sent to it, never the client's own; better in a file or a variable."""
@@ -191,8 +200,8 @@ class UpstreamEntry(Section):
 
     @property
     def endpoint(self) -> str:
-        """Its URL without /v1."""
-        return self.base_url.removesuffix("/v1")
+        """Its URL without the API's path."""
+        return self.base_url.removesuffix(self.api_path)
 
 
 NodeEntry = NeuronEntry | UpstreamEntry
