@@ -46,6 +46,7 @@ RULES = (
     Rule("/v1/models", _EITHER, "which models there are", _READ),
     Rule("/v1/", _INFER, "inference"),
     Rule("/rerank", _INFER, "the same under the path that some tools ask", whole=True),
+    Rule("/v2/rerank", _INFER, "the same for Cohere's clients", whole=True),
     Rule("/tokenize", _INFER, "counting tokens", whole=True),
     Rule("/detokenize", _INFER, "and the way back", whole=True),
     Rule("/openapi.json", _EITHER, "the description of this API", whole=True),

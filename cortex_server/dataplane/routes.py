@@ -32,8 +32,12 @@ class Route:
     ident_lines: bytes = b"x-request-id: ?\r\n"
 
 
+_AT_ENGINES = {"/v2/rerank": "/v1/rerank"}
+"""Routes that engines have elsewhere: the one that Cohere's clients ask has the same fields as the older one."""
+
+
 def _openai(asking: Asking, ident: bytes, body: bytes) -> Dialogue:
-    path = asking.route.path
+    path = _AT_ENGINES.get(asking.route.path, asking.route.path)
     if asking.form:
         return OpenAi(path, body, read_form(body, asking.model_in_query), ident, with_form_model)
     return OpenAi(path, body, read_head(body, asking.model_in_query), ident)
@@ -47,6 +51,7 @@ _OPENAI = (
     "/v1/embeddings",
     "/v1/rerank",
     "/rerank",
+    "/v2/rerank",
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
     "/v1/audio/speech",

@@ -359,6 +359,19 @@ async def test_other_routes_pass_by_the_model_that_they_name(path: str) -> None:
         assert engine.calls[0].head.startswith(b"POST %b " % path.encode())
 
 
+async def test_coheres_path_is_asked_where_engines_have_it() -> None:
+    """Its client asks /v2/rerank with the fields of /v1/rerank."""
+    async with (
+        scripted_engine(answer({"results": [1]})) as engine,
+        running_plane({"m": engine.url}) as rig,
+        httpx.AsyncClient(base_url=rig.url) as http,
+    ):
+        body = {"model": "m", "query": "q", "documents": ["a"], "top_n": 1}
+        assert (await http.post("/v2/rerank", json=body)).json() == {"results": [1]}
+        assert engine.calls[0].head.startswith(b"POST /v1/rerank ")
+        assert asked(engine.calls[0]) == body
+
+
 async def test_a_route_that_the_engine_lacks_is_told_once() -> None:
     """501 with the reason, and x-should-retry: false, so that the SDK asks the engine only once."""
     async with (
