@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from cortex_common.config.neuron import HarnessEntry, command_fields
+from cortex_common.config.neuron import COMMAND_FIELDS, HarnessEntry, command_fields
 from cortex_common.errors import ConfigError
 from cortex_common.hardware import Device, DeviceKind
 from cortex_common.harness import EngineCapabilities, Launch, Probe
@@ -34,6 +34,7 @@ _LOADING = 503
 _SAMPLE = re.compile(
     r"^([^\s{#]+)(?:\{.*\})?[ \t]+(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?=\s|$)", re.MULTILINE
 )
+_FIELD = re.compile(r"\{(" + "|".join(COMMAND_FIELDS) + r")\}")
 _OPENAI = ("/v1/chat/completions", "/v1/completions")
 _DIALECTS = (
     *_OPENAI,
@@ -207,12 +208,12 @@ class CommandHarness:
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """See `Harness.launch`."""
-        argv = list(fill(self._template, _values(spec, devices, host, port)))
+        values = _values(spec, devices, host, port)
+        argv = list(fill(self._template, values))
         if self._binary is not None:
             argv[0] = str(self._binary)
-        return Launch(
-            argv=(*argv, *spec.args), env=device_environment(devices) | self._env | spec.env
-        )
+        own = {name: _filled(value, values) for name, value in self._env.items()}
+        return Launch(argv=(*argv, *spec.args), env=device_environment(devices) | own | spec.env)
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:
         """Ready once the health path answers 200."""
@@ -273,6 +274,11 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
         else:
             kept.append(part.format_map(values))
     yield from kept
+
+
+def _filled(text: str, values: Mapping[str, str | None]) -> str:
+    """With its fields replaced, by nothing where they are not set; other braces may be anything, such as JSON."""
+    return _FIELD.sub(lambda field: values[field[1]] or "", text)
 
 
 def sum_series(metrics: str, names: Sequence[str]) -> int:

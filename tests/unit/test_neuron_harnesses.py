@@ -123,6 +123,15 @@ def test_unset_values_take_their_flag_along():
     assert list(fill(['{{"a": 1}}', '{{"a": "{model}"}}'], values)) == ['{"a": 1}', '{"a": "m"}']
 
 
+def test_a_commands_environment_is_filled_like_its_arguments(http: httpx.AsyncClient):
+    """Some engines take their port from a variable alone; JSON in one stays as it is."""
+    env = {"AT": "{host}:{port}", "CTX": "{context}", "MORE": '{"port": {"a": 1}}'}
+    entry = HarnessEntry(name="e", kind="command", command=("run",), env=env)
+    started = CommandHarness(entry, http).launch(SPEC, GPUS[:1], "h", 81)
+    told = {name: started.env[name] for name in env}
+    assert told == {"AT": "h:81", "CTX": str(SPEC.context or ""), "MORE": env["MORE"]}
+
+
 def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
     """An empty command or an unknown field is a mistake in neuron.toml, not in the first load.
 

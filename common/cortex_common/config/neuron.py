@@ -194,7 +194,8 @@ class HarnessEntry(Section):
     An attached engine is looked at every two seconds or more often."""
 
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment for all its engines."""
+    """Environment for all its engines. For kind `command`, {port} and the other fields of a command are replaced in it:
+    OLLAMA_HOST = "{host}:{port}"."""
 
     @property
     def engine(self) -> str:
