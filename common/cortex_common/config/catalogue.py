@@ -44,7 +44,7 @@ class Replicas(Section):
 
 
 class ParamsSection(Section):
-    """[models.params]: what is changed in requests to one model before its engine sees them."""
+    """[models.params]: what is changed in requests for chats and completions before the model's engine sees them."""
 
     defaults: dict[str, Any] = Field(default_factory=dict)
     """Fields for requests that lack them, such as {temperature = 0.6}."""
