@@ -19,7 +19,8 @@ RENEW = "put the renewed one in its place; it is read without a restart"
 EXPIRED = "certificate has expired"
 """What OpenSSL says of a peer's whose end is past."""
 
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
+_PEM = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END ")
+"""All that OpenSSL takes for a certificate: PEM_STRING_X509, its _OLD and its _TRUSTED of openssl/pem.h."""
 _EXPLICIT_VERSION = 0xA0
 _UTC_TIME = 0x17
 
@@ -68,20 +69,27 @@ def in_use(own: Path | None, authorities: Path | None) -> tuple[Certificate, ...
         own: is shown to others; those between it and its root come after it.
         authorities: are trusted. The last to end counts: while one is replaced by another, both stand there.
     """
-    found = []
-    if own is not None:
-        found += [Certificate(str(own), end) for end in _ends(own)[:1]]
-    if authorities is not None:
-        found += [Certificate(str(authorities), end) for end in sorted(_ends(authorities))[-1:]]
+    mine = [] if own is None else _ends(own)[:1]
+    trusted = [] if authorities is None else [end for end in _ends(authorities) if end is not None]
+    found = [Certificate(str(own), end) for end in mine if end is not None]
+    found += [Certificate(str(authorities), end) for end in sorted(trusted)[-1:]]
     return tuple(found)
 
 
-def _ends(file: Path) -> list[float]:
+def _ends(file: Path) -> list[float | None]:
+    """One for each certificate, in their order; None for one that is odd."""
     try:
         text = file.read_text("ascii", errors="replace")
-        return [_not_after(base64.b64decode(block)) for block in _PEM.findall(text)]
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return []
+    return [_end(block) for block in _PEM.findall(text)]
+
+
+def _end(block: str) -> float | None:
+    try:
+        return _not_after(base64.b64decode(block))
+    except (ValueError, IndexError):
+        return None
 
 
 def _not_after(der: bytes) -> float:

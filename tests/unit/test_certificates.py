@@ -47,6 +47,25 @@ def test_a_file_that_holds_none_tells_nothing(tmp_path: Path) -> None:
         assert in_use(file, file) == ()
 
 
+def test_each_form_of_a_certificate_is_read(tmp_path: Path) -> None:
+    """OpenSSL takes two more names for one, so the next of a chain is not taken for the first."""
+    authority, end = trustme.CA(), datetime(2031, 2, 3, tzinfo=UTC)
+    mine = authority.issue_cert("127.0.0.1", not_after=end).cert_chain_pems[0].bytes()
+    root, file = authority.cert_pem.bytes(), tmp_path / "chain.pem"
+    for name in (b"TRUSTED CERTIFICATE", b"X509 CERTIFICATE"):
+        file.write_bytes((mine.replace(b"CERTIFICATE", name) + root).replace(b"\n", b"\r\n"))
+        assert in_use(file, None) == (Certificate(str(file), end.timestamp()),)
+
+
+def test_an_odd_certificate_hides_no_other(tmp_path: Path) -> None:
+    """Of authorities; of a chain whose first is odd, nothing is told rather than another's end."""
+    file, end = tmp_path / "cert.pem", datetime(2031, 2, 3, tzinfo=UTC)
+    made = trustme.CA().issue_cert("127.0.0.1", not_after=end).cert_chain_pems[0].bytes()
+    file.write_bytes(b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n" + made)
+    assert in_use(file, file) == (Certificate(str(file), end.timestamp()),)
+    assert in_use(file, None) == ()
+
+
 def test_two_weeks_before_its_end_it_is_trouble() -> None:
     """Not a second earlier; afterwards it is said to have ended."""
     certificate = Certificate("cert.pem", 1_800_000_000.0)
