@@ -26,13 +26,14 @@ class Order:
     """A load that is to be carried out.
 
     Attributes:
-        known: the copies of the model that were planned with; another that the node has begun with serves as well.
+        known: the copies of the model that the node was known to have; another that it has begun with serves as well.
+            None when none but this does.
     """
 
     instance: InstanceId
     profile: ModelProfile
     plan: Load
-    known: frozenset[InstanceId] = frozenset()
+    known: frozenset[InstanceId] | None = None
 
 
 @dataclass(slots=True)

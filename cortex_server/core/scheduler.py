@@ -293,8 +293,11 @@ class Scheduler:
 
     def _begin(self, queue: Queue, load: Load, world: World, now: float) -> None:
         model = queue.goal.model
-        there = frozenset(i.id for r in world.rooms for i in r.node.instances if i.model == model)
-        known = there.union(i for i, u in self._loads.items() if u.goal.model == model)
+        known = None
+        if not queue.goal.where.devices:  # a copy elsewhere is not what somebody named devices for
+            there = (r.node.instances for r in world.rooms if r.node.name == load.node)
+            mine = (i for i, u in self._loads.items() if u.goal.model == model)
+            known = frozenset(mine).union(i.id for v in there for i in v if i.model == model)
         order = Order(self._new_id(model), queue.profile, load, known)
         stage = Stage.MAKING_ROOM if load.evictions else Stage.STARTING
         self._loads[order.instance] = Underway(order, queue.goal, stage, now)

@@ -18,6 +18,7 @@ from cortex_common.plans import PlanView
 from cortex_server.core import answers
 from cortex_server.core.decide import foresee
 from cortex_server.core.evict import Standing
+from cortex_server.core.fit import Where
 from cortex_server.core.loads import Order
 from cortex_server.core.plan import Impossible
 from cortex_server.core.policy import Policy
@@ -184,8 +185,6 @@ class Histories(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(["n1", "n2"]), another=st.booleans())
     def operator_asks(self, node: str, another: bool) -> None:
-        from cortex_server.core.fit import Where
-
         goal = Goal("a", Where(node), another=another, may_evict=not another)
         self.bench.ask("a", goal=goal)
 
@@ -617,6 +616,19 @@ def test_work_begun_for_another_gateway_is_followed() -> None:
     bench.instances[theirs] = instance("a", order.plan.node, id=theirs)
     bench.step()
     assert bench.answers[waiter] == theirs
+
+
+def test_a_load_says_which_copies_its_node_had() -> None:
+    """Only those of that node, whose list would else outgrow a URL; on named devices no other copy will do."""
+    bench = Bench()
+    first = bench.load("a")
+    there = bench.instances[first].node
+    other = next(name for name in bench.states if name != there)
+    for where in (Where(there), Where(other), Where(there, (0,))):
+        bench.ask("a", goal=Goal("a", where, another=True))
+    told = {o.plan.node: o.known for o in bench.starting.values() if o.known is not None}
+    assert (first in told[there], first in told[other]) == (True, False)
+    assert [o.plan.node for o in bench.starting.values() if o.known is None] == [there]
 
 
 def test_a_victim_that_does_not_drain_is_spared() -> None:
