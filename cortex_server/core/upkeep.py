@@ -121,12 +121,14 @@ class Upkeep:
     def _missing(
         self, profile: ModelProfile, instances: list[InstanceView], now: float
     ) -> Goal | None:
+        here = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
+        ready = [i for i in here if i.state is InstanceState.READY]
+        if ready:  # somebody asked another gateway for it
+            self.ended.discard(profile.id)
         if profile.id in self.ended:
             return None
-        here = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
         if len(here) < profile.replicas.min:
             return Goal(profile.id, another=bool(here))
-        ready = [i for i in here if i.state is InstanceState.READY]
         slots = sum(i.parallel or 1 for i in ready)
         busy = bool(ready) and sum(i.in_flight for i in ready) >= slots
         if not busy or len(here) >= profile.replicas.max or len(ready) < len(here):

@@ -212,8 +212,12 @@ class Conductor:
             with self._outlook.leaving(v.id for v in views):
                 await self._carrier.remove(views, drain_s, why, cut=why == "operator")
         except CortexError:
-            self.upkeep.ended.discard(model)
+            if whole:
+                self.upkeep.ended.discard(model)
             raise
+        else:
+            if whole:  # another that failed meanwhile may have taken it out
+                self.upkeep.ended.add(model)
         finally:
             self._bell.set()
 

@@ -13,7 +13,7 @@ import pytest
 from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.errors import Conflict, NodeNotFound, NotFound, Unavailable
+from cortex_common.errors import Conflict, NodeNotFound, NotFound, StillBusy, Unavailable
 from cortex_common.fleet import InstanceView, ModelState
 from cortex_common.models import InstanceState
 from cortex_common.operator import (
@@ -247,6 +247,27 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
         await served.operator.load(LoadModel(model="ada", wait=True))
         await served.operator.evict(EvictModel(model="ada"))
         await until(lambda: len(ready(served)) == 1)
+
+
+async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weights: Path) -> None:
+    """Whoever has less patience is told that it is busy, and takes nothing from who waits."""
+    models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
+    async with gateway({"here": node.url}, models, **EAGER) as served:
+        await until(lambda: len(ready(served)) == 1)
+        fleet = served.gateway.fleet
+        ((target, _),) = fleet.targets
+        fleet.acquire(target)
+        patient = asyncio.create_task(served.operator.unload(UnloadModel(model="ada")))
+        await until(lambda: target.draining)
+        for hasty in (
+            served.operator.unload(UnloadModel(model="ada", drain_timeout_s=0.0)),
+            served.operator.evict(EvictModel(model="ada", drain_timeout_s=0.0)),
+        ):
+            with pytest.raises(StillBusy):
+                await hasty
+        fleet.release(target)
+        await patient
+        assert "ada" in served.gateway.conductor.upkeep.ended
 
 
 async def test_what_loads_took_and_operators_set_outlasts_the_gateway(

@@ -96,6 +96,17 @@ def test_what_an_operator_unloaded_is_not_missed() -> None:
     assert upkeep.due(fleet(), kept, 1.0).want == (Goal("a"),)
 
 
+def test_what_another_gateway_loads_after_an_unload_is_kept_again() -> None:
+    """It was asked for again, though not here."""
+    upkeep, kept = keeper(), wanted(replicas={"min": 1, "max": 1})
+    upkeep.ended.add("a")
+    ready, draining = instance("a"), instance("a", state=InstanceState.DRAINING)
+    assert upkeep.due(fleet(draining), kept, 0.0).want == ()
+    assert upkeep.due(fleet(), kept, 1.0).want == ()
+    assert upkeep.due(fleet(ready), kept, 2.0).want == ()
+    assert upkeep.due(fleet(), kept, 3.0).want == (Goal("a"),)
+
+
 def test_a_model_that_stays_full_gets_another_instance() -> None:
     """All slots taken for long enough wants one more, up to replicas.max, without evicting; a free slot begins anew."""
     upkeep, many = keeper(), wanted(replicas={"min": 0, "max": 2})
