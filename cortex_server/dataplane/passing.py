@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.errors import CortexError, NotSupported, UpstreamFailed, envelope_bytes
+from cortex_common.errors import CortexError, NotSupported, envelope_bytes
 from cortex_server.dataplane.answers import (
     Answer,
     MendedWhole,
@@ -20,6 +20,7 @@ from cortex_server.dataplane.retold import Assembled
 from cortex_server.dialects import tokens
 from cortex_server.dialects.assemble import Assembler
 from cortex_server.dialects.echo import Echo
+from cortex_server.dialects.engine_errors import from_answer
 from cortex_server.dialects.mend import mend_answer
 from cortex_server.dialects.openai_errors import engine_error_body
 from cortex_server.dialects.repair import StreamRepair
@@ -112,11 +113,7 @@ class OpenAi:
 
     def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
         if status == _KEY_REFUSED:
-            unfit = UpstreamFailed(
-                f"the server behind {self.name!r} refuses the key of this gateway",
-                hints=["`key` of the upstream, or `token` of the node, in cortex.toml"],
-            )
-            return openai_refusal(unfit)
+            return openai_refusal(from_answer(status, body))
         if status in _NO_ROUTE and self.path != CHAT:
             missing = NotSupported(
                 f"the engine behind {self.name!r} has no {self.path}",

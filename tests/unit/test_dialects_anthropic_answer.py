@@ -288,7 +288,7 @@ def test_an_overflow_without_numbers_still_says_so() -> None:
         (400, b"bad thing", BadRequest, "bad thing"),
         (502, b"<html>nginx</html>", UpstreamFailed, "The engine answered 502 without a reason"),
         (500, b"", UpstreamFailed, "The engine answered 500 without a reason"),
-        (401, b'{"error":{"message":"key"}}', UpstreamFailed, "key"),
+        (403, b'{"error":{"message":"no"}}', UpstreamFailed, "no"),
         (404, b'{"error":{"message":"no"}}', CortexError, "no"),
         (429, b'{"error":{"message":"slow"}}', Busy, "slow"),
         (503, b'{"error":{"message":"Loading model"}}', Unavailable, "Loading model"),
@@ -338,7 +338,7 @@ def test_no_body_is_too_strange_to_be_an_error(status: int, body: bytes) -> None
             (400, "invalid_request", "tool type"),
         ),
         (404, b"not here", (404, "not_found", "not here")),
-        (401, b'{"detail":"key"}', (401, "upstream_failed", "key")),
+        (403, b'{"detail":"no"}', (403, "upstream_failed", "no")),
     ],
 )
 def test_engine_errors_get_openais_shape(
