@@ -106,6 +106,16 @@ def _instance_id(upstream: str, model: str) -> InstanceId:
     return InstanceId(f"{slug or 'model'}-{tail}")
 
 
+def pause_s(refresh: float, failures: int) -> float:
+    """Seconds until the next listing: soon after one that failed, less so after more of them.
+
+    Args:
+        refresh: seconds between listings.
+        failures: listings in a row that failed.
+    """
+    return min(refresh, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30)) if failures else refresh
+
+
 class UpstreamWatcher:
     """Lists an upstream's models again and again.
 
@@ -123,7 +133,7 @@ class UpstreamWatcher:
     async def run(self) -> None:
         """Watch until cancelled."""
         entry, fleet = self._entry, self._fleet
-        patience = FIRST_PAUSE_S
+        failures = 0
         token = self._access.token
         async with httpx.AsyncClient(
             base_url=entry.endpoint,
@@ -138,11 +148,11 @@ class UpstreamWatcher:
                     found = instances(entry, await _list(http, f"{entry.api_path}/models"))
                     health = Health(uptime_secs=0.0)
                     fleet.reported(entry.name, NodeStatus(health=health, models=found))
-                    pause, patience = entry.refresh, FIRST_PAUSE_S
+                    failures = 0
                 except CortexError as failed:
                     fleet.lost(entry.name, failed.message)
-                    pause = min(patience, entry.refresh)
-                    patience = 2 * pause
+                    failures += 1
+                pause = pause_s(entry.refresh, failures)
                 # Spread out, so that many gateways do not ask as one.
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
