@@ -315,15 +315,17 @@ async def test_overflow_is_asked_only_while_the_own_instances_are_full() -> None
 @pytest.mark.parametrize("retries", [True, False])
 async def test_a_broken_server_is_retried_elsewhere_unless_that_is_off(retries: bool) -> None:
     """With retries another server answers; without, the client is told at once."""
-    bad, good = Provider([{"id": "m"}], broken=True), Provider([{"id": "m"}])
+    bad, good = Provider([{"id": "m"}], broken=True), Provider([])
     async with (
         serving(bad),
         serving(good),
         running_gateway(
-            upstreams=(entry(bad, "a", retries=retries), entry(good, "b")),
+            upstreams=(entry(bad, "a", retries=retries), entry(good, "b", refresh=1.0)),
         ) as served,
         gpt(served.url) as sdk,
     ):
+        await until(served, lambda s: len(s.instances()) == 1)
+        good.models = [{"id": "m"}]  # of equals the first that is there is asked
         await until(served, lambda s: len(s.instances()) == 2)
 
         async def ask() -> bool:
