@@ -47,12 +47,11 @@ def opened(path: Path | None, schema: str, *, rebuildable: bool) -> sqlite3.Conn
 def _checked(path: Path | None, schema: str) -> sqlite3.Connection:
     if path is not None:
         with contextlib.suppress(OSError):  # what is wrong with it SQLite tells
-            # SQLite takes an empty file for a new one; but one that was made here has a head from the start.
-            if path.exists() and not path.stat().st_size:
+            if not path.exists():
+                _begin(path, schema)
+            # SQLite takes an empty file for a new one.
+            if not path.stat().st_size:
                 raise sqlite3.DatabaseError("the file is empty, so what it held is lost")
-            path.touch(
-                mode=0o600
-            )  # who used what, and hashes of keys, are no matter of other users
     db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, check_same_thread=False)
     try:
         db.execute("pragma journal_mode = wal")
@@ -64,6 +63,16 @@ def _checked(path: Path | None, schema: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _begin(path: Path, schema: str) -> None:
+    """Make the file, at its place only once it is whole: a start that is broken off must not look like a loss."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)  # who used what, and hashes of keys, are no matter of other users
+    with contextlib.closing(sqlite3.connect(new)) as db:
+        db.executescript(schema)
+    new.replace(path)
 
 
 def _useless(path: Path | None, failed: sqlite3.Error) -> ConfigError:

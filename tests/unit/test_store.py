@@ -16,6 +16,7 @@ from cortex_server.auth.records import Records
 from cortex_server.core.fit import SizeSource, size_key
 from cortex_server.lifecycle.knowledge import HALF_LIFE_S, Knowledge, Measurement
 from cortex_server.lifecycle.pins import Pin, PinBoard
+from cortex_server.shelf import opened
 from cortex_server.store import Store, store_path
 
 A = profile("a", 500, quant="Q4", context=4096)
@@ -190,6 +191,17 @@ def test_a_damaged_file_stops_no_gateway(tmp_path: Path) -> None:
         assert store.cordons() == frozenset()
         store.close()
         assert (tmp_path / "placement.sqlite.damaged").read_bytes() == damaged
+
+
+def test_a_first_start_that_broke_off_is_no_loss(tmp_path: Path) -> None:
+    """On a full disk, or killed: the next start begins as if there had been none."""
+    path = tmp_path / "access.sqlite"
+    with pytest.raises(ConfigError, match="syntax error"):
+        opened(path, "create table whole (x); create tab", rebuildable=False)
+    assert not path.exists()
+    Records(path).close()
+    assert [file.name for file in tmp_path.iterdir()] == ["access.sqlite"]
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
