@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
@@ -61,11 +62,14 @@ def log_of(name: str, fleet: FleetSnapshot) -> LogOf:
     return LogOf(node=place, model=model.id, instance=latest.id)
 
 
+_ENDS = re.compile(r"\r?\n|\r(?=[^\n])")
+
+
 async def write_engine_log(pieces: AsyncIterable[str]) -> None:
-    """Write what an engine wrote, line by line as it comes."""
+    """Write what an engine wrote, line by line as it comes; each state of a progress bar is a line."""
     paint, rest = stdout_paint(), ""
     async for piece in pieces:
-        *lines, rest = (rest + piece).split("\n")
+        *lines, rest = _ENDS.split(rest + piece)
         sys.stdout.write("".join(f"{engine_line(line, paint)}\n" for line in lines))
         sys.stdout.flush()
     sys.stdout.write(engine_line(rest, paint))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_fleet import busy_fleet, empty_fleet
 
+from cortex_cli.logs import write_engine_log
 from cortex_cli.output import Kind, Output, as_text, live
 from cortex_cli.paint import Paint
 from cortex_cli.render.fleet import (
@@ -356,3 +358,16 @@ def test_fragmentation_is_what_no_single_device_can_give():
     assert beast.available == sum(beast.devices)
     assert beast.fragmented == pytest.approx(1 - max(beast.devices) / sum(beast.devices))
     assert RoomRow("full", 0, 0, (0, 0)).fragmented == 0.0
+
+
+async def test_who_follows_an_engine_sees_its_progress_bar_move(capsys: pytest.CaptureFixture[str]):
+    """Bars are drawn with returns alone; a line may end between two pieces."""
+    seen = []
+
+    async def pieces() -> AsyncIterator[str]:
+        for piece in ("\r10%", "\r20%\r", "\nready\r", "done\r\n"):
+            yield piece
+            seen.append(capsys.readouterr().out)
+
+    await write_engine_log(pieces())
+    assert seen == ["\n", "10%\n", "20%\n", "ready\ndone\n"]
