@@ -310,7 +310,7 @@ def from_envelope(body: bytes, status: int, what: str) -> CortexError:
     try:
         found = json.loads(body)["error"]
         message, code = str(found["message"]), str(found["code"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = body[:200].decode("utf-8", "replace").strip()
         return UpstreamFailed(f"{what} answered {status}: {text or 'no body'}")
     # Whom the one that answered could not reach is no concern of this caller, who did reach somebody.

@@ -340,5 +340,5 @@ def read_usage(body: bytes) -> Usage | None:
     """The usage of a whole answer; None when there is none, or the body is no JSON."""
     try:
         return _decode_counted(body).usage
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -61,7 +61,7 @@ def read_head(body: bytes, asked: str | None = None) -> Head:
         head = _decode_head(body)
     except msgspec.ValidationError as failed:
         raise _wrong_type(str(failed)) from failed
-    except (msgspec.DecodeError, UnicodeDecodeError) as failed:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
         if not body.strip():
             raise MalformedBody(
                 "the body is empty", hints=["send a JSON object with at least `model`"]

@@ -54,7 +54,7 @@ def _usage(part: bytes) -> Usage | None:
     for match in _USAGE.finditer(text):
         try:
             found = _decode_at(text, match.end())[0]
-        except ValueError:  # cut by the edge of what was kept
+        except (ValueError, RecursionError):  # cut by the edge of what was kept, or nonsense
             continue
     try:
         spent = msgspec.convert(found, _Spent)

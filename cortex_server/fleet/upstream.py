@@ -66,7 +66,7 @@ def read_list(body: bytes, path: str) -> list[Listed]:
     """
     try:
         found = _lists.decode(body).data
-    except (msgspec.DecodeError, UnicodeDecodeError) as failed:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
         raise UpstreamFailed(f"GET {path} is no list of models: {failed}") from failed
     return [m for m in found if m.id.isprintable() and 0 < len(m.id) <= _MOST_NAME]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rigs.engine import CHUNK, DONE, LAST, STREAM
 
 from cortex_common.errors import UpstreamFailed
-from cortex_server.dataplane.answers import Answer, Late, MendedWhole, PassedWhole
+from cortex_server.dataplane.answers import Answer, Late, MendedWhole, PassedWhole, read_usage
 from cortex_server.dataplane.body import read_head
 from cortex_server.dataplane.passing import OpenAi
 from cortex_server.dataplane.translating import CountTokens, Messages, Responses
@@ -104,6 +104,15 @@ def test_what_is_no_chat_is_counted_too(body, counted, size):
     whole, answer = body.replace("DATA", "1" * size).encode(), PassedWhole()
     assert run(answer, whole, [1, 30, 60, len(whole) - 20]) == whole
     assert answer.counted()[:2] == counted
+
+
+def test_nonsense_where_usage_stands_breaks_no_answer():
+    """Brackets without an end are too deep to be read; the client has what came all the same."""
+    nonsense = b'{"usage": {"a": ' + b"[" * 5000
+    answer = PassedWhole()
+    answer.feed(nonsense)
+    assert (answer.end(), answer.usage) == (b"", None)
+    assert read_usage(nonsense) is None
 
 
 def test_half_of_a_document_that_is_passed_on_can_only_be_cut():

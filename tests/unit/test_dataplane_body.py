@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest, CortexError
@@ -57,6 +57,7 @@ def test_a_model_key_written_with_escapes_is_renamed_too():
     assert json.loads(with_model(body, "a", "b")) == {"model": "b", "x": {"model": "a"}}
 
 
+@example(b'{"model":"m","x":' + b"[" * 5000)
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_head_or_a_client_error(body):
     """Garbage never becomes a server error."""
