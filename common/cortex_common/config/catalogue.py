@@ -31,7 +31,7 @@ class Replicas(Section):
 
     min: Annotated[int, Field(ge=0)] = 0
     """Instances that are kept loaded; eviction leaves this many. After an operator's unload there is none until
-    somebody asks for the model again."""
+    somebody asks for the model again, or another gateway that keeps it loaded, or a restarted one, misses it."""
 
     max: Annotated[int, Field(ge=1)] = 1
     """Instances that may run side by side. A further one is started when requests queue and room is free."""
