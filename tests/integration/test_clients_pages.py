@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from rigs.engine import STREAM, Call, chunked, scripted_engine
 from rigs.plane import FACES, running_plane
 
@@ -84,3 +85,12 @@ async def test_origins_that_change_count_from_then_on():
         assert (await page.options(CHAT, headers=ASKS)).status_code == 401
         rig.plane.use(GatewaySection(allowed_origins=(PAGE,)), rig.plane.limits)
         assert (await page.options(CHAT, headers=ASKS)).status_code == 200
+
+
+def test_an_origin_is_taken_as_browsers_name_it():
+    """They leave out a scheme's own port, and know no patterns, so that such would never fit."""
+    taken = GatewaySection(allowed_origins=("HTTPS://Chat.example.org:443/", "http://x:80", "*"))
+    assert taken.allowed_origins == ("https://chat.example.org", "http://x", "*")
+    for never in ("https://*.example.org", "chat.example.org", "https://x/page", "null"):
+        with pytest.raises(ValidationError, match="is not an origin"):
+            GatewaySection(allowed_origins=(never,))

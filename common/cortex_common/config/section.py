@@ -38,11 +38,15 @@ def _base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
 def _origin(text: str) -> str:
-    scheme, _, authority = text.lower().rstrip("/").partition("://")
-    if text != "*" and (not scheme or not authority or "/" in authority):
+    found = text.lower().rstrip("/")
+    scheme, _, authority = found.partition("://")
+    if text != "*" and (not scheme or not authority or "/" in authority or "*" in authority):
         raise ValueError(f"{text!r} is not an origin like https://chat.example.org, or *")
-    return text.lower().rstrip("/")
+    return found.removesuffix(_DEFAULT_PORTS.get(scheme, ""))  # as browsers leave it out
 
 
 Address = Annotated[str, AfterValidator(_address)]
