@@ -144,6 +144,9 @@ def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
         HarnessEntry(name="x", kind="command")
     with pytest.raises(ValidationError, match="unknown fields: modell "):
         HarnessEntry(name="x", command=("run", "{modell}"))
+    for odd in ("{port:05d}", "{port:{x}}", "{port!r}"):
+        with pytest.raises(ValidationError, match=r"unknown fields: port[:!]"):
+            HarnessEntry(name="x", command=("run", odd))
     with pytest.raises(ValidationError, match=r"unknown fields: \{ .*is written twice"):
         HarnessEntry(name="x", command=("run", "{"))
     with pytest.raises(ValidationError, match="needs the engine's url"):

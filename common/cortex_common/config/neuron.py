@@ -36,12 +36,16 @@ COMMAND_FIELDS = frozenset(
 
 
 def command_fields(part: str) -> list[str]:
-    """The fields of one argument of a command.
+    """The fields of one argument of a command, with formats, which fit none: all are text or absent.
 
     Raises:
         ValueError: a brace stands alone in it.
     """
-    return [name for _, name, _, _ in string.Formatter().parse(part) if name is not None]
+    return [
+        name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+        for _, name, form, conversion in string.Formatter().parse(part)
+        if name is not None
+    ]
 
 
 def headroom_mib(text: str, total_mb: int) -> int:
