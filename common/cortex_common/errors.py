@@ -316,9 +316,10 @@ def from_envelope(body: bytes, status: int, what: str) -> CortexError:
     # Whom the one that answered could not reach is no concern of this caller, who did reach somebody.
     known = {"message", "type", "param", "code", "src", "hints", "unreachable"}
     cls = BY_CODE.get(code, UpstreamFailed)
+    hints = found.get("hints")
     return cls(
         message,
-        hints=tuple(str(h) for h in found.get("hints") or ()),
+        hints=tuple(map(str, hints)) if isinstance(hints, list) else (),
         param=found.get("param"),
         details={k: v for k, v in found.items() if k not in known},
     )

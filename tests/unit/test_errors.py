@@ -78,6 +78,12 @@ def test_an_answer_that_is_no_envelope_becomes_an_upstream_error():
     assert "GET /health answered 502: <html>Bad Gateway" in got.message
 
 
+@pytest.mark.parametrize("body", [b'{"error":{"message":"x","code":"y","hints":5}}', b"[" * 5000])
+def test_odd_words_of_a_server_are_an_error_like_any_other(body):
+    """A provider's listing that failed so ended whoever lists its models, and the node stayed as it was."""
+    assert isinstance(from_envelope(body, 500, "GET /v1/models"), UpstreamFailed)
+
+
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
