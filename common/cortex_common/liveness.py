@@ -12,7 +12,10 @@ _ASK = (
 )
 """Seconds of silence before the first question, seconds between questions, and how many may stay unanswered; see
 tcp(7). A minute and a half in all: a switch that starts anew breaks nothing off, and nobody waits for a dead host until
-the limits on silence, which are made for engines that compute."""
+the limits on silence, which are made for engines that compute.
+
+The kernel asks only while nothing that was sent waits for its acknowledgement; that it repeats for a quarter of an hour
+(tcp_retries2). TCP_USER_TIMEOUT would end both, but also a client that lives and does not read for as long."""
 
 
 def probe(sock: socket.socket) -> None:
