@@ -122,7 +122,8 @@ class Pool:
 
     def use_nodes(self, nodes: Mapping[str, NodeAccess]) -> None:
         """Tell how nodes want to be asked, by the base URL below which their engines are."""
-        self._nodes = dict(nodes)
+        # The longest first: one may stand below another on the same host, with another key.
+        self._nodes = {base: nodes[base] for base in sorted(nodes, key=len, reverse=True)}
         self._endpoints.clear()
 
     def _parsed(self, url: str) -> Endpoint:

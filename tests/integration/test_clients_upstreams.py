@@ -213,6 +213,21 @@ async def test_what_the_settings_have_wrong_is_no_fault_of_the_client(head: byte
                 assert "secret" not in answer.text
 
 
+async def test_of_two_servers_on_one_host_each_gets_its_own_key() -> None:
+    """As behind a proxy for providers, where one has a path below that of another."""
+    provider = Provider([{"id": "m"}])
+    async with serving(provider):
+        above = entry(provider, "a", key="one", refresh=60.0, models=["x"])
+        base = f"{provider.url}/other"
+        below = UpstreamEntry(name="b", base_url=base, key="two", api_path="/api", models=["y"])
+        async with running_gateway(upstreams=(above, below)) as served:
+            pool = served.gateway.plane.pool
+            for upstream, key in ((above, b"Bearer one"), (below, b"Bearer two")):
+                found = pool.endpoint(upstream.endpoint)
+                told = (found.authorization, found.api_path.decode())
+                assert told == (key, upstream.api_path)
+
+
 def test_a_listing_that_fails_once_is_soon_tried_again() -> None:
     """A provider that is busy for a moment is not missed until the next regular listing."""
     pauses = [pause_s(60.0, failures) for failures in (0, 1, 2, 9, 9999)]
