@@ -62,6 +62,7 @@ class Carrier:
         self._reports = reports
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: dict[InstanceId, asyncio.Task[None]] = {}
+        self._closed_by: dict[InstanceId, set[object]] = {}
 
     def make_room(self, order: Order, drain_s: float) -> None:
         """Drain the victims of a load, all of them, and only then unload them."""
@@ -101,10 +102,10 @@ class Carrier:
             StillBusy: one had requests for longer than `drain_s`; if they were this gateway's, none was unloaded.
             CortexError: the node's, when it could not unload.
         """
-        views = tuple(instances)
-        await self._drain(tuple(v.id for v in views), drain_s)
+        views, by = tuple(instances), object()
+        await self._drain(tuple(v.id for v in views), drain_s, by)
         done = await asyncio.gather(
-            *(self._unload(v, drain_s, why, cut=cut) for v in views), return_exceptions=True
+            *(self._unload(v, drain_s, why, by, cut=cut) for v in views), return_exceptions=True
         )
         for outcome in done:
             if isinstance(outcome, BaseException):
@@ -121,14 +122,13 @@ class Carrier:
             StillBusy: they went on for longer, or others than this gateway have some; the engine runs on.
             CortexError: the node's, when it could not restart it.
         """
-        inside = tuple(i.id for i in restart.instances)
-        await self._drain(inside, drain_s)
+        inside, by = tuple(i.id for i in restart.instances), object()
+        await self._drain(inside, drain_s, by)
         request = RestartRequest(min_cycles=restart.cycles, cut=False)
         try:
             return await self.client(restart.node).restart(restart.harness, request)
         finally:
-            for instance in inside:
-                self._fleet.set_draining(instance, draining=False)
+            self._open(inside, by)
 
     def client(self, node: str) -> NeuronClient:
         """The client of a node's neuron.
@@ -160,11 +160,11 @@ class Carrier:
         left = [i for i in self._fleet.bare.instances() if i.id in going]
         stuck = order.plan.evictions[0]
         try:
-            await self._drain(order.plan.evictions, drain_s)
+            await self._drain(order.plan.evictions, drain_s, order.instance)
             self._draining.pop(order.instance, None)
             while left:
                 stuck = left[0].id
-                await self._unload(left[0], drain_s, "room", cut=False)
+                await self._unload(left[0], drain_s, "room", order.instance, cut=False)
                 left.pop(0)
         except StillBusy as busy:
             self._reports.room_failed(order.instance, InstanceId(busy.details["instance"]))
@@ -178,12 +178,22 @@ class Carrier:
             self._reports.room_made(order.instance)
         finally:
             self._draining.pop(order.instance, None)
-            for view in left:
-                self._fleet.set_draining(view.id, draining=False)
+            self._open((view.id for view in left), order.instance)
 
-    async def _drain(self, instances: tuple[InstanceId, ...], drain_s: float) -> None:
+    def _open(self, instances: Iterable[InstanceId], by: object) -> None:
+        """Have instances take requests again, but for those that somebody else drains as well."""
+        for instance in instances:
+            others = self._closed_by.get(instance, set()) - {by}
+            if others:
+                self._closed_by[instance] = others
+            else:
+                self._closed_by.pop(instance, None)
+                self._fleet.set_draining(instance, draining=False)
+
+    async def _drain(self, instances: tuple[InstanceId, ...], drain_s: float, by: object) -> None:
         """Return once no request of this gateway is on any of them; new ones are kept away meanwhile."""
         for instance in instances:
+            self._closed_by.setdefault(instance, set()).add(by)
             self._fleet.set_draining(instance, draining=True)
         waited_for = instances[0] if instances else InstanceId("")
         try:
@@ -191,15 +201,16 @@ class Carrier:
                 for waited_for in instances:
                     await self._fleet.when_idle(waited_for)
         except BaseException as stopped:
-            for instance in instances:
-                self._fleet.set_draining(instance, draining=False)
+            self._open(instances, by)
             if isinstance(stopped, TimeoutError):
                 self._fleet.metrics.tally.drains["busy"] += 1
                 raise StillBusy.after(waited_for, drain_s) from stopped
             raise
         self._fleet.metrics.tally.drains["idle"] += 1
 
-    async def _unload(self, view: InstanceView, drain_s: float, why: str, *, cut: bool) -> None:
+    async def _unload(
+        self, view: InstanceView, drain_s: float, why: str, by: object, *, cut: bool
+    ) -> None:
         request = UnloadRequest(
             model_id=view.model, instance_id=view.id, drain_seconds=drain_s, cut=cut
         )
@@ -207,8 +218,9 @@ class Carrier:
             await self.client(view.node).unload(request)
         except Exception as failed:
             if not isinstance(failed, CortexError) or failed.status != 404:
-                self._fleet.set_draining(view.id, draining=False)
+                self._open((view.id,), by)
                 raise
+        self._closed_by.pop(view.id, None)
         self._fleet.metrics.tally.unloads[view.node, why] += 1
         event(log, "unloaded", node=view.node, model=view.model, instance=view.id, why=why)
         self._reports.left(view.id)

@@ -265,6 +265,7 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
         ):
             with pytest.raises(StillBusy):
                 await hasty
+        assert target.draining
         fleet.release(target)
         await patient
         assert "ada" in served.gateway.conductor.upkeep.ended
