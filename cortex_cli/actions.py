@@ -96,9 +96,18 @@ def _models(fleet: FleetSnapshot, pattern: str) -> list[str]:
     return [m.id for m in fleet.models if matches(m, pattern)]
 
 
+def _nodes(fleet: FleetSnapshot, pattern: str) -> list[str]:
+    return [n.name for n in fleet.nodes if fnmatchcase(n.name, pattern)]
+
+
+def _has_neuron(fleet: FleetSnapshot, name: str) -> bool:
+    node = fleet.node(name)
+    return node is not None and not node.upstream
+
+
 ANY_MODEL = Things("model", _models)
 LOADED = Things("model", _models, _is_loaded)
-ANY_NODE = Things("node", lambda fleet, p: [n.name for n in fleet.nodes if fnmatchcase(n.name, p)])
+ANY_NODE = Things("node", _nodes, _has_neuron)
 
 
 def names_meant(
