@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -80,7 +81,12 @@ def help_topic(
     sys.stdout.write(f"{text}\n")
 
 
-def _known(incomplete: str) -> list[str]:
+def _known(ctx: typer.Context, incomplete: str) -> list[str]:
     from cortex_cli.main import COMMANDS
+    from cortex_cli.main import app as root
 
-    return [word for word in (*Topic, *COMMANDS) if word.startswith(incomplete)]
+    found: Iterable[str] = (*Topic, *COMMANDS)
+    if words := ctx.params.get("words"):
+        command = typer.main.get_command(root).get_command(ctx, words[0])  # type: ignore[attr-defined]  # it is a group
+        found = getattr(command, "commands", ()) if words[1:] == [] else ()
+    return [word for word in found if word.startswith(incomplete)]

@@ -315,6 +315,18 @@ def test_completion_scripts(shell: str):
 
 
 @pytest.mark.parametrize(
+    ("line", "found"),
+    [("help mod", ["models"]), ("help models lo", ["load", "logs"]), ("help models load x", [])],
+)
+def test_help_completes_commands_below_commands(line: str, found: list[str]):
+    """After a noun its own commands are suggested."""
+    at = {"COMP_WORDS": f"cortex {line}", "COMP_CWORD": str(len(line.split()))}
+    done = cortex_here(_CORTEX_COMPLETE="complete_bash", **at)
+
+    assert done.stdout.split() == found
+
+
+@pytest.mark.parametrize(
     ("topic", "words"),
     [("exit-codes", "130"), ("environment", "CORTEX_API_KEY_FILE"), ("config", "--origin")],
 )
