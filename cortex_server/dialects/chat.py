@@ -136,6 +136,9 @@ class ChatRequest(Struct):
 # --- read ---------------------------------------------------------------------------------------
 
 
+_MOST_TOKENS = 1 << 40
+
+
 class PromptDetails(Struct, gc=False):
     """`usage.prompt_tokens_details`."""
 
@@ -146,6 +149,10 @@ class CompletionDetails(Struct, gc=False):
     """`usage.completion_tokens_details`."""
 
     reasoning_tokens: int | None = None
+
+
+def _bounded(tokens: int | None) -> int:
+    return min(max(tokens or 0, 0), _MOST_TOKENS)
 
 
 class Usage(Struct):
@@ -174,10 +181,13 @@ class Usage(Struct):
 
     @property
     def counted(self) -> tuple[int, int, int]:
-        """`prompt`, `completion` and `cached` at once: each request asks for them."""
-        prompt, details = self.prompt_tokens or 0, self.prompt_tokens_details
-        cached = min(details.cached_tokens or 0, prompt) if details is not None else 0
-        return prompt, self.completion_tokens or 0, cached
+        """`prompt`, `completion` and `cached` at once: each request asks for them.
+
+        Within bounds: no counter may fall, and one too large would be refused by SQLite with all that came along.
+        """
+        prompt, details = _bounded(self.prompt_tokens), self.prompt_tokens_details
+        cached = min(_bounded(details.cached_tokens), prompt) if details is not None else 0
+        return prompt, _bounded(self.completion_tokens), cached
 
     @property
     def reasoning(self) -> int:

@@ -115,6 +115,16 @@ def test_nonsense_where_usage_stands_breaks_no_answer():
     assert read_usage(nonsense) is None
 
 
+def test_counts_that_no_request_has_are_not_taken():
+    """A counter never falls, and a number that no database holds would take the usage of others with it."""
+    answer = PassedWhole()
+    answer.feed(b'{"usage": {"prompt_tokens": 1%b, "completion_tokens": -7}}' % (b"0" * 30))
+    answer.end()
+    prompt, completion, cached = answer.counted()
+    assert 0 < prompt < 2**50
+    assert (completion, cached) == (0, 0)
+
+
 def test_half_of_a_document_that_is_passed_on_can_only_be_cut():
     """There is no way to say in an audio file that half of it is missing."""
     assert PassedWhole().broken(UpstreamFailed("gone")) is None
