@@ -44,6 +44,6 @@ async def get_json(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
         return None
     try:
         found = response.json()
-    except ValueError:  # no JSON, or no text
+    except (ValueError, RecursionError):  # no JSON, or no text, or nested too deep
         return None
     return found if isinstance(found, dict) else None

@@ -223,7 +223,16 @@ def test_series_are_summed_over_labels():
 
 
 @pytest.mark.parametrize(
-    "said", [b'{"data":{"a":1}}', b'{"data":[]}', b'{"data":["m"]}', b"[]", b"\xff\xfe\x00"]
+    "said",
+    [
+        b'{"data":{"a":1}}',
+        b'{"data":[]}',
+        b'{"data":["m"]}',
+        b"[]",
+        b"[" * 5000,
+        b"\xff\xfe\x00",
+    ],
+    ids=range(6),
 )
 async def test_an_odd_list_of_models_keeps_no_engine_from_being_ready(said: bytes):
     """It is looked at for the context only, and not every server with OpenAI's routes has this one as OpenAI does."""
