@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from operator import neg
 
-from cortex_common.fleet import InstanceView, NodeState
+from cortex_common.fleet import InstanceView, NodeState, NodeView
 from cortex_common.models import InstanceId, InstanceState, ModelId
 from cortex_server.core.evict import UNKNOWN
 from cortex_server.core.explain import Refusal, refusals
@@ -90,7 +90,7 @@ class Impossible:
 
     Attributes:
         refusals: reasons by node and device, at most `MOST_REASONS`; `explain.refusals` gives all.
-        no_node: not one node answers that could be asked at all.
+        no_node: not one node answers that could be asked at all, or one that would do does not.
         cordoned: nodes that would do, were they not cordoned.
     """
 
@@ -120,26 +120,26 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
         return soon
     asked = any(r.node.state is NodeState.UP for r in world.rooms)
     reasons = refusals(wish.profile, wish.where, layouts, world.rooms, policy)
+    barred = _barred(wish, world, policy)
     return Impossible(
         tuple(islice(reasons, MOST_REASONS)),
-        no_node=not asked,
-        cordoned=_cordoned(wish, world, policy),
+        no_node=not asked or not all(node.cordoned for node in barred),
+        cordoned=tuple(node.name for node in barred if node.cordoned),
     )
 
 
-def _cordoned(wish: Wish, world: World, policy: Policy) -> tuple[str, ...]:
-    """The nodes that a wish could be loaded on, now or after a wait, were it not for the cordon."""
-    lifted = (
-        replace(room, node=replace(room.node, cordoned=False))
-        for room in world.rooms
-        if room.node.cordoned
-    )
+def _barred(wish: Wish, world: World, policy: Policy) -> list[NodeView]:
+    """The nodes that a wish could be loaded on, now or after a wait, were they not cordoned and did they answer."""
     anew = replace(wish, another=True)
-    return tuple(
-        room.node.name
-        for room in lifted
-        if not isinstance(plan(anew, replace(world, rooms=(room,)), policy), Impossible)
-    )
+    found = []
+    for room in world.rooms:
+        node = room.node
+        if node.cordoned or node.state is NodeState.UNREACHABLE:
+            lifted = replace(room, node=replace(node, cordoned=False, state=NodeState.UP))
+            alone = replace(world, rooms=(lifted,))
+            if not isinstance(plan(anew, alone, policy), Impossible):
+                found.append(node)
+    return found
 
 
 def _able(wish: Wish, rooms: Iterable[NodeRoom], policy: Policy) -> list[NodeRoom]:

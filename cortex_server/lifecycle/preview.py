@@ -39,8 +39,10 @@ def plan_view(
             return PlanView(model=model, action="join", node=node, why=why, ledger=ledger)
         case Wait(_, why):
             return PlanView(model=model, action="wait", why=why, ledger=ledger)
-        case Impossible(cordoned=cordoned):
+        case Impossible(no_node=no_node, cordoned=cordoned):
             why = "no device could hold it, however long one waited"
+            if no_node:
+                why = "no node that could serve it answers"
             if cordoned:
                 why = f"it fits only on nodes that are cordoned: {', '.join(cordoned)}"
             return PlanView(model=model, action="impossible", why=why, ledger=ledger)

@@ -346,6 +346,16 @@ def test_a_fleet_that_does_not_answer_is_another_error() -> None:
     assert found.refusals[0].reason == "connection refused"
 
 
+@pytest.mark.parametrize(("mb", "passes"), [(600, True), (1200, False)])
+def test_a_node_that_would_do_and_does_not_answer_is_no_want_of_room(mb: int, passes: bool) -> None:
+    """That others answer, which can't hold the model, makes nothing final of an outage of the one that can."""
+    down = node("n1", (device(0),), state=NodeState.UNREACHABLE)
+    small = node("n2", (device(0, 100),))
+    found = plan(Wish(profile("a", mb)), world(down, small), LRU)
+    assert isinstance(found, Impossible)
+    assert found.no_node is passes
+
+
 @pytest.mark.parametrize(
     ("more", "waits"),
     [
