@@ -50,7 +50,7 @@ class Trace(msgspec.Struct):
         labels = self.route.ident_lines.replace(b"?", self.ident)
         if self.cold:
             labels += b"x-cortex-cold-start: true\r\n"
-        if self.cold or self.queued_s:
+        if self.queued_s:  # not yet known while it still waits
             labels += b"x-cortex-queue-ms: %d\r\n" % (self.queued_s * 1000)
         if target is not None:
             labels += b"%bx-cortex-route: %b\r\n" % (target.labels, self.reason)

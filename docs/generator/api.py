@@ -34,7 +34,7 @@ carry:
 | `x-request-id` | the request's id, as logs and `cortex why` know it |
 | `x-cortex-node`, `x-cortex-instance` | who computed it |
 | `x-cortex-cold-start` | whether it waited for a load |
-| `x-cortex-queue-ms` | milliseconds that it waited |
+| `x-cortex-queue-ms` | milliseconds that it waited; not there when comments came while it did |
 | `x-cortex-route` | why this instance was taken |"""
 _NEURON = """A neuron listens on port 9090, and asks for its `token` as `Authorization: Bearer ...` where it has one. It
 serves its OpenAPI document at `/openapi.json`. Gateways ask the same; nothing here is for clients. Where it listens on

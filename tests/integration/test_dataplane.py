@@ -299,6 +299,8 @@ async def test_comments_keep_a_stream_alive_during_a_load(face):
     ):
         pieces = answer.aiter_raw()
         assert (await anext(pieces)).startswith(b": ")
+        assert answer.headers["x-cortex-cold-start"] == "true"
+        assert "x-cortex-queue-ms" not in answer.headers
         rig.loads.outcome.set_result(("m-1", engine.url))
         rest = b"".join([p async for p in pieces])
         assert rest.endswith(STREAM)
