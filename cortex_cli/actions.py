@@ -19,7 +19,8 @@ from cortex_cli.output import Output, as_text
 from cortex_cli.render.fleet import place, progress_text
 from cortex_cli.render.result import RESULTS, Result, failure
 from cortex_common.errors import CortexError, NotFound
-from cortex_common.fleet import FleetSnapshot, ModelView
+from cortex_common.fleet import FleetSnapshot, ModelView, NodeState
+from cortex_common.models import InstanceState
 from cortex_common.operator import LONGEST_S
 from cortex_common.units import parse_duration
 
@@ -88,8 +89,13 @@ class Things:
 
 
 def _is_loaded(fleet: FleetSnapshot, name: str) -> bool:
-    model = fleet.model(name)
-    return model is not None and bool(model.instances)
+    """Whether there is anything of it to end; servers of others are none of cortex's."""
+    return any(
+        instance.model == name and instance.state is not InstanceState.STOPPED
+        for node in fleet.nodes
+        if node.state is NodeState.UP and not node.upstream
+        for instance in node.instances
+    )
 
 
 def _models(fleet: FleetSnapshot, pattern: str) -> list[str]:

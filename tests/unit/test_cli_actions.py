@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from cortex_cli.actions import ANY_NODE, names_meant
+import pytest
+from sample_fleet import GEMMA, LLAMA, busy_fleet
+
+from cortex_cli.actions import ANY_NODE, LOADED, names_meant
 from cortex_common.errors import NotFound
 from cortex_common.fleet import FleetSnapshot, NodeView
 
@@ -25,3 +28,13 @@ def test_a_pattern_means_nodes_that_can_be_cordoned_and_drained() -> None:
     assert names_meant(FLEET, ["gpu-cloud"], ANY_NODE) == ["gpu-cloud"]
     with pytest.raises(NotFound, match="no node matches"):
         names_meant(FLEET, ["cpu*"], ANY_NODE)
+
+
+def test_models_of_others_are_not_meant_where_something_is_to_end() -> None:
+    """`unload '*'` passes over what a server of others has, where cortex ends nothing, and does not fail for it."""
+    fleet = busy_fleet()
+    beast, mule, attic = fleet.nodes
+    qwen, gemma = beast.instances
+    cloud = replace(attic, name="cloud", upstream=True, state=beast.state, instances=(qwen,))
+    shared = replace(fleet, nodes=(replace(beast, instances=(gemma,)), mule, cloud))
+    assert names_meant(shared, ["*"], LOADED) == [GEMMA, LLAMA]
