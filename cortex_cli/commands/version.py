@@ -61,7 +61,8 @@ def versions(fleet: FleetSnapshot | None, url: str | None) -> list[tuple[str, st
     found = [("command", "cortex", __version__)]
     if fleet is not None:
         found.append(("gateway", url or "", fleet.gateway_version or "unknown"))
-        found += [("node", n.name, n.neuron_version or "unknown") for n in fleet.nodes]
+        neurons = [n for n in fleet.nodes if not n.upstream]
+        found += [("node", n.name, n.neuron_version or "unknown") for n in neurons]
     return found
 
 
@@ -71,7 +72,11 @@ def _text(found: list[tuple[str, str, str]], form: Output, paint: Paint) -> str:
             mine = found[0][2]
             return "\n".join(
                 f"{part} {name} {number}"
-                + ("" if number == mine else paint.warn("  differs from the command's"))
+                + (
+                    ""
+                    if number in {mine, "unknown"}
+                    else paint.warn("  differs from the command's")
+                )
                 for part, name, number in found
             )
         case Output.NAME:

@@ -1,4 +1,4 @@
-"""What patterns on the command line stand for."""
+"""What the command asks of a fleet of which servers of others are a part."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from sample_fleet import GEMMA, LLAMA, busy_fleet
 
 from cortex_cli.actions import ANY_NODE, LOADED, names_meant
+from cortex_cli.commands.version import versions
 from cortex_common.errors import NotFound
 from cortex_common.fleet import FleetSnapshot, NodeView
 
@@ -38,3 +39,11 @@ def test_models_of_others_are_not_meant_where_something_is_to_end() -> None:
     cloud = replace(attic, name="cloud", upstream=True, state=beast.state, instances=(qwen,))
     shared = replace(fleet, nodes=(replace(beast, instances=(gemma,)), mule, cloud))
     assert names_meant(shared, ["*"], LOADED) == [GEMMA, LLAMA]
+
+
+def test_servers_of_others_have_no_version_to_compare() -> None:
+    """`cortex version` tells of neurons; an upstream has none, and so differs from nothing."""
+    fleet = busy_fleet()
+    beast, _, attic = fleet.nodes
+    shared = replace(fleet, nodes=(beast, replace(attic, upstream=True)))
+    assert [name for part, name, _ in versions(shared, None) if part == "node"] == ["beast"]
