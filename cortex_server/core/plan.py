@@ -129,7 +129,10 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
 
 
 def _barred(wish: Wish, world: World, policy: Policy) -> list[NodeView]:
-    """The nodes that a wish could be loaded on, now or after a wait, were they not cordoned and did they answer."""
+    """The nodes that a wish could be loaded on, now or after a wait, were they not cordoned and did they answer.
+
+    One that never answered has not told what it has: it may do.
+    """
     anew = replace(wish, another=True)
     found = []
     for room in world.rooms:
@@ -137,7 +140,9 @@ def _barred(wish: Wish, world: World, policy: Policy) -> list[NodeView]:
         if node.cordoned or node.state is NodeState.UNREACHABLE:
             lifted = replace(room, node=replace(node, cordoned=False, state=NodeState.UP))
             alone = replace(world, rooms=(lifted,))
-            if not isinstance(plan(anew, alone, policy), Impossible):
+            told = node.state is NodeState.UP or node.harnesses or node.upstream
+            may = not told and _meant(wish, node)
+            if may or not isinstance(plan(anew, alone, policy), Impossible):
                 found.append(node)
     return found
 
@@ -179,11 +184,14 @@ def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
 def _unheard(wish: Wish, world: World) -> str | None:
     """A node that may hold the model for all that is known: as it has just been added, or the gateway just begun."""
     for room in world.rooms:
-        name = room.node.name
-        meant = wish.where.node in {None, name} and name in (wish.profile.nodes or {name})
-        if meant and room.node.state is NodeState.CONNECTING:
-            return name
+        if room.node.state is NodeState.CONNECTING and _meant(wish, room.node):
+            return room.node.name
     return None
+
+
+def _meant(wish: Wish, node: NodeView) -> bool:
+    """Whether it may go there by the node's name."""
+    return wish.where.node in {None, node.name} and node.name in (wish.profile.nodes or {node.name})
 
 
 def _free_place(

@@ -356,6 +356,17 @@ def test_a_node_that_would_do_and_does_not_answer_is_no_want_of_room(mb: int, pa
     assert found.no_node is passes
 
 
+def test_a_node_that_never_answered_may_have_what_the_others_lack() -> None:
+    """A gateway that begins while a host is off calls nothing impossible that the host may be able to do."""
+    off = node("n1", (), state=NodeState.UNREACHABLE, harnesses=())
+    small = node("n2", (device(0, 100),))
+    found = [
+        plan(Wish(profile("a", 600, nodes=names)), world(off, small), LRU)
+        for names in ((), ("n1",), ("n2",))
+    ]
+    assert [f.no_node for f in found if isinstance(f, Impossible)] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("more", "waits"),
     [
