@@ -174,7 +174,8 @@ class Verbs:
             and wish.instance in {None, i.id}
         ]
         if not views:
-            raise NotFound(f"model {model!r} has no such instance", hints=("cortex ps",))
+            where = f" on {wish.node}" if wish.node else ""
+            raise NotFound(f"model {model!r} has no instance{where}", hints=("cortex ps",))
         view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
         if view.pinned:
             raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
