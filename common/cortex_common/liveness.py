@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from struct import Struct
 
 _ASK = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -15,7 +16,16 @@ tcp(7). A minute and a half in all: a switch that starts anew breaks nothing off
 the limits on silence, which are made for engines that compute.
 
 The kernel asks only while nothing that was sent waits for its acknowledgement; that it repeats for a quarter of an hour
-(tcp_retries2). TCP_USER_TIMEOUT would end both, but also a client that lives and does not read for as long."""
+(tcp_retries2), and `vanished` looks for it. TCP_USER_TIMEOUT would end both, but also a client that lives and does not
+read for as long."""
+
+_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+
+_INFO = Struct("=2x B 53x I")
+"""Of struct tcp_info in linux/tcp.h: how often in a row data was sent again, and milliseconds since the last
+acknowledgement."""
+
+_UNACKNOWLEDGED_MS = 90_000
 
 
 def probe(sock: socket.socket) -> None:
@@ -24,6 +34,21 @@ def probe(sock: socket.socket) -> None:
     Args:
         sock: of a connection, or a listening one, whose connections have it from it.
     """
-    if sock.family in {socket.AF_INET, socket.AF_INET6}:
+    if sock.family in _INTERNET:
         for level, option, value in _ASK:
             sock.setsockopt(level, option, value)
+
+
+def vanished(sock: socket.socket) -> bool:
+    """Whether the other end has acknowledged nothing for as long as silence lasts before a connection is lost.
+
+    While data is under way the kernel does not ask, but sends it again, for a quarter of an hour. Whoever lives and
+    only reads nothing acknowledges that it was asked.
+
+    Args:
+        sock: of a connection.
+    """
+    if sock.family not in _INTERNET:
+        return False
+    again, since_ms = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+    return bool(again) and since_ms > _UNACKNOWLEDGED_MS

@@ -80,6 +80,10 @@ class Client:
         self.over = True
         self._some.set()
 
+    def vanished(self) -> bool:
+        """See `Downstream`: the server keeps its connections to itself."""
+        return False
+
     def _put(self, message: Message) -> None:
         self._messages.append(message)
         self._some.set()

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError
+from cortex_common.liveness import vanished
 from cortex_common.logs import event
 from cortex_server.dataplane.asking import Asking
 from cortex_server.dataplane.exchange import Exchange
@@ -239,6 +240,10 @@ class Diverted:
         """See `Downstream`."""
         self.response_complete = True
         self._protocol.transport.abort()
+
+    def vanished(self) -> bool:
+        """See `Downstream`."""
+        return vanished(self._protocol.transport.get_extra_info("socket"))
 
 
 class DivertingProtocol(PatientProtocol):

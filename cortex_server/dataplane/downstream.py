@@ -31,6 +31,9 @@ class Downstream(Protocol):
     def abort(self) -> None:
         """Cut the connection, because the answer is not whole and can't say so."""
 
+    def vanished(self) -> bool:
+        """Whether the client's host takes nothing any more, without a word."""
+
 
 class _Nobody:
     """The client of a request that is over.
@@ -55,6 +58,10 @@ class _Nobody:
 
     def abort(self) -> None:
         """It ended before."""
+
+    def vanished(self) -> bool:
+        """It ended before."""
+        return False
 
 
 NOBODY: Downstream = _Nobody()

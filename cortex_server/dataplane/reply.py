@@ -226,8 +226,12 @@ class Reply(ABC):
 
     def check_silence(self, now: float) -> None:
         """Called once a second: keep a waiting stream alive, give up whoever does nothing for too long."""
+        if self._client.vanished():
+            self._give_up_client("client_vanished")
+            return
         if self._full:
-            self._check_client(now)
+            if now - self.trace.last_byte > self.plane.settings.idle_timeout_s:
+                self._give_up_client("client_stalled")
             return
         if self._attempt is None:
             return
@@ -255,14 +259,11 @@ class Reply(ABC):
             self._attempt = None
             self.cut_off(UpstreamTimeout(f"the engine has been silent for {limit:g} s"))
 
-    def _check_client(self, now: float) -> None:
-        """Give up a client that stays and takes nothing: an engine waits for it, and with it drains and evictions."""
-        limit = self.plane.settings.idle_timeout_s
-        if now - self.trace.last_byte > limit:
-            request = self.trace.ident.decode()
-            event(log, "client_stalled", logging.WARNING, request=request, silent_s=limit)
-            self._client.abort()
-            self.client_gone()
+    def _give_up_client(self, why: str) -> None:
+        """It takes nothing, or is gone without a word: an engine works for it, and drains and evictions wait."""
+        event(log, why, logging.WARNING, request=self.trace.ident.decode())
+        self._client.abort()
+        self.client_gone()
 
     def cut_off(self, error: CortexError) -> None:
         """End it now, with an error that says why."""

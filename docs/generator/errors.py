@@ -40,7 +40,7 @@ _OTHERS = """## Other codes
 
 | code | where | meaning |
 |---|---|---|
-| `client_disconnected` | logs, metrics | the client left, or took nothing for `idle_timeout_s`, before the end |
+| `client_disconnected` | logs, metrics | the client left or vanished, or took nothing for `idle_timeout_s` |
 | `engine_400` to `engine_599` | logs, metrics | the engine answered with that status; its body went to the client |
 | `worker_died` | metrics | the worker process that had the request died, and its clients' connections with it |
 """

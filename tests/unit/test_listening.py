@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 
 import pytest
 
+from cortex_common.liveness import vanished
 from cortex_server import serving
 from neuron_server import app
 
@@ -38,3 +40,22 @@ def test_a_client_that_vanishes_is_noticed(listen: Callable[[], socket.socket]):
     ):
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+def test_a_client_that_only_reads_nothing_has_not_vanished():
+    """Its kernel acknowledges what it is asked, however full its buffers are; nor has one that was just written to."""
+    with (
+        serving.listening("127.0.0.1:0", "listen") as sock,
+        socket.create_connection(sock.getsockname()),
+        sock.accept()[0] as connection,
+    ):
+        connection.send(b"x")
+        assert not vanished(connection)
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while connection.send(b"x" * 65536):
+                pass
+        assert not vanished(connection)
+    one, other = socket.socketpair()
+    with one, other:
+        assert not vanished(one)
