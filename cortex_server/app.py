@@ -168,15 +168,11 @@ class _Ending:
             # However long a drain may take, the unit's TimeoutStopSec must not end it.
             allowed_s = self._gateway.config.gateway.drain_timeout_s + _CLOSING_S
             systemd.notify(f"EXTEND_TIMEOUT_USEC={allowed_s * 1e6:.0f}", os.environ)
-            self._task = asyncio.create_task(self._end(), name="drain")
+            self._task = asyncio.create_task(self._gateway.drain(), name="drain")
+            # Not in a `finally` of the task: of two signals at once the second cancels it before it has begun.
+            self._task.add_done_callback(lambda _: self._server.stop())
         else:
             self._task.cancel()
-
-    async def _end(self) -> None:
-        try:
-            await self._gateway.drain()
-        finally:
-            self._server.stop()
 
 
 def _on_hangup(reloader: Reloader, beside: asyncio.TaskGroup) -> None:

@@ -261,6 +261,16 @@ async def test_the_drain_has_a_limit_and_says_so(tmp_path):
         assert await gateway.ended() == 0
 
 
+async def test_two_signals_at_once_end_it_too(tmp_path):
+    """As when a wrapper passes on what its process group got as well; the second comes before the drain has begun."""
+    async with gateway_process(tmp_path) as gateway:
+        gateway.signal(signal.SIGSTOP)
+        gateway.signal(signal.SIGTERM)
+        gateway.signal(signal.SIGINT)  # of the same number one would be left
+        gateway.signal(signal.SIGCONT)
+        assert await gateway.ended() == 0
+
+
 async def test_an_open_event_stream_does_not_hold_the_end(tmp_path):
     """An operator who watches is no reason to wait: the stream ends, then the process."""
     async with (
