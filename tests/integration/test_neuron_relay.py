@@ -47,12 +47,10 @@ async def test_the_token_guards_everything(rig: NeuronRig):
 async def test_requests_are_relayed_as_they_come(rig: NeuronRig):
     """The endpoint is the neuron's own, tokens arrive one by one, and the engine listens on loopback only."""
     async with rig.client(TOKEN) as client:
-        ready = await load(client, fake("far", "--interval", "0.1", "--tokens", "6"))
+        ready = await load(client, fake("far", "--interval", "0.1", "--tokens", "20"))
         assert ready.url == f"{rig.url}/engines/{ready.instance_id}"
         assert (await client.endpoint("far")).url == ready.url
         body = {"messages": [], "stream": True, "stream_options": {"include_usage": True}}
-        loop = asyncio.get_running_loop()
-        arrived: list[float] = []
         data: list[str] = []
         async with httpx.AsyncClient(headers=AUTH) as http:
             url = f"{ready.url}/v1/chat/completions"
@@ -60,11 +58,11 @@ async def test_requests_are_relayed_as_they_come(rig: NeuronRig):
                 assert answer.headers["content-type"].startswith("text/event-stream")
                 async for line in answer.aiter_lines():
                     if line.startswith("data: "):
-                        arrived.append(loop.time())
+                        if not data:  # the engine has not said all yet
+                            assert (await stats(http, ready.url or ""))["in_flight"] == 1
                         data.append(line[6:])
         assert data[-1] == "[DONE]"
-        assert json.loads(data[-2])["usage"]["completion_tokens"] == 6
-        assert arrived[4] - arrived[0] > 0.25
+        assert json.loads(data[-2])["usage"]["completion_tokens"] == 20
         await client.unload(UnloadRequest(model_id="far"))
 
 
