@@ -50,5 +50,9 @@ def vanished(sock: socket.socket) -> bool:
     """
     if sock.family not in _INTERNET:
         return False
-    again, since_ms = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    except OSError:  # closed already, of which its owner hears
+        return False
+    again, since_ms = _INFO.unpack(told)
     return bool(again) and since_ms > _UNACKNOWLEDGED_MS

@@ -56,6 +56,8 @@ def test_a_client_that_only_reads_nothing_has_not_vanished():
             while connection.send(b"x" * 65536):
                 pass
         assert not vanished(connection)
+        connection.close()
+        assert not vanished(connection)
     one, other = socket.socketpair()
     with one, other:
         assert not vanished(one)
