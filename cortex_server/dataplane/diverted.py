@@ -243,7 +243,8 @@ class Diverted:
 
     def vanished(self) -> bool:
         """See `Downstream`."""
-        return vanished(self._protocol.transport.get_extra_info("socket"))
+        transport = self._protocol.transport
+        return not transport.is_closing() and vanished(transport.get_extra_info("socket"))
 
 
 class DivertingProtocol(PatientProtocol):
