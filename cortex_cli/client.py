@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cortex_common.config.load import load
-from cortex_common.config.section import BaseUrl, Section
+from cortex_common.config.base import BaseUrl, Section
+from cortex_common.config.loader import load
 from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound, nearest
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ def _checked(key: str, where: str) -> str:
 def connect(gateway: str | None) -> OperatorClient:
     """A client of the gateway that is meant; see `target`."""
     # httpx is most of a command's start; completion and --help do without.
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
     where = target(gateway, os.environ)
     return OperatorClient(where.url, who="the gateway", token=where.key)

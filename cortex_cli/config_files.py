@@ -9,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from cortex_common.config.base import Section
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.load import Loaded, load
+from cortex_common.config.loader import Loaded, load
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.config.section import Section
 from cortex_common.errors import ConfigError
 
 SYSTEM_DIR = Path("/etc/cortex")

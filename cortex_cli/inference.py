@@ -13,9 +13,9 @@ import httpx
 from pydantic import ValidationError
 
 from cortex_cli.client import Target
+from cortex_common.client.control import in_words, tls_for
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
-from cortex_common.http import in_words, tls_for
-from cortex_common.wire import Wire
+from cortex_common.schema.base import Wire
 
 
 class Usage(Wire):

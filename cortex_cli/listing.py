@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cortex_cli.client import connect, run
+from cortex_cli.color import Paint, paint_for
 from cortex_cli.output import Kind, Output, as_text, live
-from cortex_cli.paint import Paint, paint_for
 from cortex_cli.watch import watch
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 Item = TypeVar("Item")
 

@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cortex_cli.color import Paint
 from cortex_cli.listing import stdout_paint
-from cortex_cli.paint import Paint
 from cortex_cli.render.log import engine_line, line_text
 from cortex_common.errors import NotFound, nearest
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 GATEWAY = "gateway"
 

@@ -18,7 +18,7 @@ import typer
 import typer.core
 import typer.main
 
-from cortex_cli.paint import ColorWhen, paint_for
+from cortex_cli.color import ColorWhen, paint_for
 from cortex_common.errors import CortexError, nearest
 
 
@@ -199,7 +199,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _report(error: Exception) -> int:
-    from cortex_cli.failure import describe, exit_code
+    from cortex_cli.error_exit import describe, exit_code
 
     sys.stderr.write(describe(error, paint_for(sys.stderr, os.environ)) + "\n")
     return exit_code(error)

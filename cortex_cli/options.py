@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from cortex_cli import complete
+from cortex_cli import completion
 from cortex_cli.output import Output
 
 Gateway = Annotated[
@@ -33,13 +33,13 @@ Models = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="Names, aliases, patterns like 'qwen*', or - for stdin",
-        autocompletion=complete.models,
+        autocompletion=completion.models,
     ),
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete.models)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=completion.models)]
 OnNode = Annotated[
     str | None,
-    typer.Option("--node", metavar="NODE", help="Only there", autocompletion=complete.nodes),
+    typer.Option("--node", metavar="NODE", help="Only there", autocompletion=completion.nodes),
 ]
 OnDevices = Annotated[
     list[str] | None,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from cortex_cli.paint import Paint
-from cortex_cli.render.plain import plain
+from cortex_cli.color import Paint
+from cortex_cli.render.formats import to_yaml
+from cortex_cli.render.json_values import plain
 from cortex_cli.render.table import Column, table
-from cortex_cli.render.yaml import to_yaml
 
 Item = TypeVar("Item")
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cortex_cli.client import connect
 from cortex_common.errors import AuthenticationFailed, CortexError, PermissionRefused
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import FleetSnapshot
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ async def news(
         AuthenticationFailed, PermissionRefused: waiting would not help.
     """
     # httpx comes with it, which `--help` does without.
-    from cortex_common.http import Bookmark
+    from cortex_common.client.control import Bookmark
 
     bookmark = Bookmark(FROM_THE_FIRST if again else None)
     pause = 0.5

@@ -15,11 +15,13 @@ from cortex_common.certificates import Certificate
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.daemon_log import KeptLog
-from cortex_common.fleet import SettingsView
-from cortex_common.logs import event
-from cortex_common.state_dir import held
-from cortex_common.tls import server_tls, tell_ends
+from cortex_common.log import event
+from cortex_common.log_buffer import KeptLog
+from cortex_common.net.state_dir import held
+from cortex_common.net.tls import server_tls, tell_ends
+from cortex_common.schema.fleet import SettingsView
+from cortex_http.server import LAST_S, Server, listening, server, url_of
+from cortex_http.server_protocol import protocol_for
 from cortex_server.api.app import create_app
 from cortex_server.api.config import config_router
 from cortex_server.api.keys import keys_router
@@ -27,29 +29,27 @@ from cortex_server.api.logs import logs_router
 from cortex_server.api.metrics import metrics_app
 from cortex_server.api.operator import operator_router
 from cortex_server.api.requests import requests_router
-from cortex_server.auth.desk import Desk
-from cortex_server.auth.gate import Gate
+from cortex_server.audit_log import Trail
+from cortex_server.auth.access_control import Gate
+from cortex_server.auth.key_service import Desk
 from cortex_server.auth.keys import Keyring
-from cortex_server.auth.records import Records
 from cortex_server.auth.usage import Usage
-from cortex_server.dataplane.diverted import protocol_for
 from cortex_server.dataplane.patience import PatientProtocol
-from cortex_server.dataplane.plane import DataPlane
-from cortex_server.dataplane.register import Here, Register
-from cortex_server.diary import Diary
-from cortex_server.fleet.access import accesses, certificates_of
-from cortex_server.fleet.roster import Roster
+from cortex_server.fleet.credentials import accesses, certificates_of
+from cortex_server.fleet.membership import Roster
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.conductor import Conductor
-from cortex_server.lifecycle.renewal import Renewal
-from cortex_server.lifecycle.restarts import Restarts
-from cortex_server.lifecycle.verbs import Verbs
-from cortex_server.metrics import Metrics
-from cortex_server.otel import spans
+from cortex_server.lifecycle.controller import Conductor
+from cortex_server.lifecycle.engine_restarts import Restarts
+from cortex_server.lifecycle.operations import Verbs
+from cortex_server.lifecycle.rolling_update import Renewal
+from cortex_server.metrics.series import Metrics
+from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.inflight import Here, Register
+from cortex_server.proxy.tracing import spans
 from cortex_server.reload import Reloader
-from cortex_server.serving import LAST_S, Server, listening, server, url_of
-from cortex_server.store import Store, store_path
-from cortex_server.trail import Trail
+from cortex_server.storage.history import Diary
+from cortex_server.storage.keys import Records
+from cortex_server.storage.placement import Store, store_path
 from cortex_server.workers.crew import Crew
 from cortex_server.workers.relay import Backstage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from cortex_common.models import InstanceId, InstanceState, ModelInfo, NodeStatus
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelInfo, NodeStatus
 from cortex_server.histogram import Histogram
 
 _LOAD_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cortex_common.errors import Conflict
-from cortex_common.hardware import DeviceKind
-from cortex_common.harness import AttachedHarness, Harness
-from cortex_common.models import InstanceState, LoadAnswer, LoadSpec
-from neuron_server.core.instance import OCCUPIED, Instance, same_work
-from neuron_server.core.ledger import Need
-from neuron_server.records import StateDir
+from cortex_common.schema.hardware import DeviceKind
+from cortex_common.schema.instances import InstanceState, LoadAnswer, LoadSpec
+from neuron_server.harness.base import AttachedHarness, Harness
+from neuron_server.instances.state_machine import OCCUPIED, Instance, same_work
+from neuron_server.ledger import Need
+from neuron_server.state_store import StateDir
 
 _JOINABLE = {InstanceState.LOADING, InstanceState.READY}
 

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from cortex_common import __version__
-from cortex_common.daemon_log import MEDIA_TYPE, MOST_LINES, KeptLog
 from cortex_common.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -22,8 +21,9 @@ from cortex_common.errors import (
     NotFound,
     envelope,
 )
-from cortex_common.hardware import Discovery, Health
-from cortex_common.models import (
+from cortex_common.log_buffer import MEDIA_TYPE, MOST_LINES, KeptLog
+from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.instances import (
     AttachedEngine,
     EndpointAnswer,
     LoadAnswer,
@@ -34,8 +34,8 @@ from cortex_common.models import (
     UnloadAnswer,
     UnloadRequest,
 )
-from neuron_server.core.instance import Instance
-from neuron_server.events import StatusEvents
+from neuron_server.event_stream import StatusEvents
+from neuron_server.instances.state_machine import Instance
 from neuron_server.metrics import exposition
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime

@@ -6,11 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from cortex_common.hardware import Device, DeviceHealth, HostWarning
-from neuron_server.core.instance import Instance
+from cortex_common.schema.hardware import Device, DeviceHealth, HostWarning
 from neuron_server.core.xid import is_of_engine, meaning
+from neuron_server.event_log import Journal
 from neuron_server.hardware.host import Reading
-from neuron_server.journal import Journal
+from neuron_server.instances.state_machine import Instance
 
 
 class Faults:

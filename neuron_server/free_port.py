@@ -6,7 +6,7 @@ import socket
 from collections.abc import Collection
 from functools import partial
 
-from neuron_server.core.ports import choose_port
+from neuron_server.process.ports import choose_port
 
 
 def free_port(ports: tuple[int, int], host: str, taken: Collection[int], seed: str) -> int:

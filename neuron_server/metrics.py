@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cortex_common.certificates import Certificate
-from cortex_common.models import InstanceState, NodeStatus
+from cortex_common.schema.instances import InstanceState, NodeStatus
 
 
 class _NodeCollector(Collector):

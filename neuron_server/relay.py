@@ -11,11 +11,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from cortex_common import logs
 from cortex_common.errors import BadRequest, Unavailable, UpstreamFailed
-from cortex_common.models import InstanceId, InstanceState
-from neuron_server.events import until_gone
-from neuron_server.harness.http import engine_tls
+from cortex_common.log import event as log_event
+from cortex_common.schema.instances import InstanceId, InstanceState
+from neuron_server.event_stream import until_gone
+from neuron_server.harness.probe import engine_tls
 from neuron_server.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class _Relayed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except httpx.HTTPError as failed:
             # No end is sent, so that the connection breaks: the caller must not take this for an answer.
-            logs.event(
+            log_event(
                 log, "relay_broke", logging.WARNING, instance=self._instance, reason=repr(failed)
             )
         finally:

@@ -17,9 +17,8 @@ from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit, StillBusy
-from cortex_common.hardware import Discovery, Health
-from cortex_common.harness import AttachedHarness
-from cortex_common.models import (
+from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.instances import (
     EndpointAnswer,
     EngineFailures,
     InstanceId,
@@ -34,25 +33,26 @@ from cortex_common.models import (
 )
 from neuron_server import views
 from neuron_server.admission import joined, needs_of, refuse_second_parallel
-from neuron_server.adoption import heads, left_running, record_of
-from neuron_server.attached import AttachedEngines
-from neuron_server.books import NodeBooks
-from neuron_server.cgroups import Cgroups
 from neuron_server.changes import Changes
-from neuron_server.core.instance import Instance, advance
-from neuron_server.core.ledger import Promise
+from neuron_server.diagnostics import Fitness
+from neuron_server.event_log import Journal
 from neuron_server.faults import Faults
-from neuron_server.fitness import Fitness
 from neuron_server.free_port import free_port
 from neuron_server.hardware.host import Host
-from neuron_server.harness.log import EngineLog
+from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import Registered, Registry
-from neuron_server.harness.supervisor import Supervisor
-from neuron_server.holdings import Held, Holdings
-from neuron_server.journal import Journal
-from neuron_server.lives import life_of
-from neuron_server.occupancy import Occupancy
-from neuron_server.records import PastLoad, StateDir
+from neuron_server.inflight import Occupancy
+from neuron_server.instances.attached_engines import AttachedEngines
+from neuron_server.instances.registry import Held, Holdings
+from neuron_server.instances.runner_factory import life_of
+from neuron_server.instances.state_machine import Instance, advance
+from neuron_server.ledger import Promise
+from neuron_server.memory_accounting import NodeBooks
+from neuron_server.process.cgroups import Cgroups
+from neuron_server.process.engine_log import EngineLog
+from neuron_server.process.supervisor import Supervisor
+from neuron_server.recovery import heads, left_running, record_of
+from neuron_server.state_store import PastLoad, StateDir
 from neuron_server.unloading import until_freed, until_idle
 
 log = logging.getLogger(__name__)

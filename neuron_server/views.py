@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 from cortex_common.config.neuron import NeuronConfig, headroom_mib
-from cortex_common.hardware import (
+from cortex_common.schema.hardware import (
     Device,
     DeviceHealth,
     DeviceKind,
@@ -15,10 +15,10 @@ from cortex_common.hardware import (
     Health,
     HostWarning,
 )
-from cortex_common.models import InstanceState, ModelId, ModelInfo
-from neuron_server.core.instance import Instance
-from neuron_server.core.ledger import Books, Share, accounts
+from cortex_common.schema.instances import InstanceState, ModelId, ModelInfo
 from neuron_server.hardware.host import Reading
+from neuron_server.instances.state_machine import Instance
+from neuron_server.ledger import Books, Share, accounts
 
 _CPU_HEADROOM = "10%"
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}

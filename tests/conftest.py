@@ -32,7 +32,7 @@ ANTHROPIC = {
     "test_clients_anthropic.py",
     "test_clients_engines.py",
     "test_clients_shapes.py",
-    "test_dialects_anthropic_answer.py",
+    "test_anthropic_response.py",
     "test_dialects_sdks.py",
     "test_keys_matrix.py",
 }
@@ -40,14 +40,14 @@ ANTHROPIC = {
 
 LONG = ANTHROPIC | {
     "test_cli_gateway.py",
-    "test_dataplane.py",
+    "test_proxy.py",
     "test_demo.py",
     "test_fleet.py",
     "test_hardening_edges.py",
-    "test_lifecycle_conductor.py",
+    "test_lifecycle_controller.py",
     "test_lifecycle_gateways.py",
     "test_lifecycle_storm.py",
-    "test_lifecycle_verbs.py",
+    "test_lifecycle_operations.py",
     "test_neuron_api.py",
     "test_neuron_mistralrs.py",
     "test_neuron_mistralrs_real.py",

@@ -8,12 +8,12 @@ from itertools import combinations, product
 from hypothesis import strategies as st
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
-from cortex_common.hardware import DeviceKind
-from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.evict import Standing
-from cortex_server.core.rooms import Overlay, Promise, Rooms
-from cortex_server.core.world import World
+from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
+from cortex_common.schema.hardware import DeviceKind
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_server.placement.capacity import Overlay, Promise, Rooms
+from cortex_server.placement.eviction import Standing
+from cortex_server.placement.state import World
 
 NOW = 1_700_000_000.0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cortex_server.dialects.sse import SseEvent, SseParser
+from cortex_http.sse import SseEvent, SseParser
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:

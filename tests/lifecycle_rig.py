@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 import httpx
 import uvicorn
 
+from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.operator_client import OperatorClient
-from cortex_server.app import Gateway
-from cortex_server.serving import listening
-from neuron_server.app import create_app, create_runtime
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_http.server import listening
+from cortex_server.main import Gateway
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
+from neuron_server.main import create_app, create_runtime
 from neuron_server.runtime import Runtime
 
 MODEL_MB = 256

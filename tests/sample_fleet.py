@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cortex_common.fleet import (
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import (
     DeviceView,
     FleetSnapshot,
     InstanceView,
@@ -11,10 +12,9 @@ from cortex_common.fleet import (
     NodeState,
     NodeView,
 )
-from cortex_common.hardware import DeviceHealth, DeviceKind
-from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_common.requests import RequestList, RequestState, RequestView
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.hardware import DeviceHealth, DeviceKind
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_common.schema.requests import RequestList, RequestState, RequestView
 
 NOW = 1_700_000_000.0
 QWEN, LLAMA, GEMMA, PHI = (

@@ -9,11 +9,11 @@ from sample_fleet import sample_requests
 from textual.pilot import Pilot
 
 from cortex_cli.tui.app import Top
-from cortex_cli.tui.look import Look
+from cortex_cli.tui.options import Look
 from cortex_cli.tui.source import Seen
 from cortex_common.errors import CortexError
-from cortex_common.fleet import ModelState
-from cortex_common.operator import (
+from cortex_common.schema.fleet import ModelState
+from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
@@ -24,7 +24,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.plans import (
+from cortex_common.schema.plans import (
     ApplyDefrag,
     DefragView,
     DefragWish,
@@ -35,7 +35,7 @@ from cortex_common.plans import (
     PlannedMove,
     PlanView,
 )
-from cortex_common.requests import RequestList, RequestView
+from cortex_common.schema.requests import RequestList, RequestView
 
 
 class FedSource:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 
-from cortex_cli.bench.figures import Level, Sample, level
+from cortex_cli.bench.statistics import Level, Sample, level
 from cortex_cli.inference import Inference, Message
 from cortex_common.errors import CortexError
 

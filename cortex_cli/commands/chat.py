@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli import complete, options
+from cortex_cli import completion, options
 from cortex_cli.client import Target, connect, run, target
 from cortex_cli.inference import Inference, Message, Piece
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import verb
 from cortex_common.errors import ModelNotFound
-from cortex_common.fleet import FleetSnapshot, ModelState
+from cortex_common.schema.fleet import FleetSnapshot, ModelState
 from cortex_common.units import show_duration
 
 app = verb()
@@ -32,7 +32,7 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="Default: one that is ready", autocompletion=complete.models
+            metavar="MODEL", help="Default: one that is ready", autocompletion=completion.models
         ),
     ] = None,
     prompt: Annotated[

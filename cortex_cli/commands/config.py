@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.actions import Done, Verb, each
+from cortex_cli.bulk import Done, Verb, each
 from cortex_cli.client import connect, run
 from cortex_cli.config_files import (
     NAMES,
@@ -26,16 +26,16 @@ from cortex_cli.config_files import (
     warnings,
 )
 from cortex_cli.listing import say, stderr_paint, stdout_paint
-from cortex_cli.named_files import Looked, look
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text
+from cortex_cli.referenced_files import Looked, look
 from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
-from cortex_common.config.settings import Setting, settings
+from cortex_common.config.provenance import Setting, settings
 from cortex_common.errors import BadRequest, ConfigError, NotFound
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 app = noun("Check and explain configuration files")
 

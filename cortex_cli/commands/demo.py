@@ -33,9 +33,9 @@ def demo(
 ) -> None:
     """Run a whole fleet on this host, with a real engine."""
     _require_parts()
+    from cortex_cli.demo.demo import Wish
+    from cortex_cli.demo.demo import demo as play
     from cortex_cli.demo.files import Ports
-    from cortex_cli.demo.story import Wish
-    from cortex_cli.demo.story import demo as play
 
     code = run(play(Wish(once=once, model=model, ports=Ports(api=port), view=view)))
     raise typer.Exit(code)

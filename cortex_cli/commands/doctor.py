@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli import complete, options
+from cortex_cli import completion, options
 from cortex_cli.client import connect, run, target
+from cortex_cli.color import Paint
 from cortex_cli.config_files import File, read_any, system_file
-from cortex_cli.doctor import (
+from cortex_cli.doctor.checks import (
     FINDINGS,
     Finding,
     Verdict,
@@ -23,16 +24,15 @@ from cortex_cli.doctor import (
     ok,
     worst,
 )
-from cortex_cli.failure import describe
+from cortex_cli.doctor.clients import Client
+from cortex_cli.error_exit import describe
 from cortex_cli.listing import say, stdout_paint
-from cortex_cli.named_files import look
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text
-from cortex_cli.paint import Paint
-from cortex_cli.probes.kinds import Client
+from cortex_cli.referenced_files import look
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, CortexError
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 app = verb()
 
@@ -49,7 +49,9 @@ def doctor(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Which one; default: one that is ready", autocompletion=complete.models),
+        typer.Option(
+            help="Which one; default: one that is ready", autocompletion=completion.models
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors")] = False,
     gateway: options.Gateway = None,
@@ -113,7 +115,7 @@ def _gateway(gateway: str | None) -> list[Finding]:
 
 
 def _client(gateway: str | None, client: Client, model: str | None) -> list[Finding]:
-    from cortex_cli.probes.session import probe
+    from cortex_cli.doctor.run import probe
 
     return run(probe(target(gateway, os.environ), client, model))
 

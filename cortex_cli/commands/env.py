@@ -10,9 +10,9 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import Target, run, target
+from cortex_cli.client_settings import claude_code, codex
 from cortex_cli.listing import say
 from cortex_cli.options import noun
-from cortex_cli.settings import claude_code, codex
 
 app = noun("Print the settings that point a client at the gateway")
 
@@ -49,9 +49,9 @@ async def _context(where: Target, model: str) -> int | None:
     Raises:
         CortexError: there is no such model, or no gateway.
     """
-    from cortex_cli.probes.asker import Asker, Refused
+    from cortex_cli.doctor.http import Asker, Refused
+    from cortex_common.client.control import in_path
     from cortex_common.errors import BY_CODE, UpstreamFailed
-    from cortex_common.http import in_path
 
     async with Asker(where, {}) as asker:
         try:

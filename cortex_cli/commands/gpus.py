@@ -14,7 +14,7 @@ from cortex_cli.listing import list_fleet
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
 from cortex_cli.render.fleet import DEVICES, ROOMS, DeviceRow, device_rows, room_rows
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 app = noun("List devices and who uses their memory")
 

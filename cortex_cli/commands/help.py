@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import typer.main
 
-from cortex_cli.failure import EXIT_CODES
+from cortex_cli.error_exit import EXIT_CODES
 from cortex_cli.options import verb
 
 app = verb()

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cortex_cli import complete, options
-from cortex_cli.actions import seconds_of
+from cortex_cli import completion, options
+from cortex_cli.bulk import seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.logs import LogOf, log_of, write_engine_log
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text, live
 from cortex_cli.render.log import LEVELS, LOG, line_text
-from cortex_common.daemon_log import MOST_LINES, LogLine
+from cortex_common.log_buffer import MOST_LINES, LogLine
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 Wanted = Callable[[LogLine], bool]
 
@@ -34,7 +34,7 @@ app = verb()
 def logs(
     name: Annotated[
         str,
-        typer.Argument(metavar="gateway|NODE|MODEL|NODE/MODEL", autocompletion=complete.loggers),
+        typer.Argument(metavar="gateway|NODE|MODEL|NODE/MODEL", autocompletion=completion.loggers),
     ],
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes")] = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.actions import (
+from cortex_cli.bulk import (
     ANY_MODEL,
     LOADED,
     Done,
@@ -22,21 +22,21 @@ from cortex_cli.actions import (
     seconds_of,
 )
 from cortex_cli.client import connect, run
-from cortex_cli.failure import TimedOut
+from cortex_cli.error_exit import TimedOut
 from cortex_cli.listing import list_fleet, stdout_paint
 from cortex_cli.logs import write_engine_log
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
+from cortex_cli.render.details import model_document, model_text
 from cortex_cli.render.fleet import MODELS
-from cortex_cli.render.model import model_document, model_text
 from cortex_cli.render.plan import cost, plan_text
-from cortex_common.fleet import FleetSnapshot, ModelState, ModelView
-from cortex_common.operator import EvictModel, LoadModel, PinModel, UnloadModel, UnpinModel
-from cortex_common.plans import PlanLoad
+from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
+from cortex_common.schema.operations import EvictModel, LoadModel, PinModel, UnloadModel, UnpinModel
+from cortex_common.schema.plans import PlanLoad
 from cortex_common.units import show_duration, show_mib
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 app = noun("List, load, unload and protect models")
 

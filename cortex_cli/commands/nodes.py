@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cortex_cli import complete, options
-from cortex_cli.actions import ANY_NODE, Done, Verb, confirm, each, seconds_of
+from cortex_cli import completion, options
+from cortex_cli.bulk import ANY_NODE, Done, Verb, confirm, each, seconds_of
 from cortex_cli.client import connect, run
 from cortex_cli.listing import list_fleet, stdout_paint, write_one
 from cortex_cli.options import chosen, noun
@@ -16,11 +16,11 @@ from cortex_cli.render.fleet import NODES
 from cortex_cli.render.node import node_text
 from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.operator import DrainNode
+from cortex_common.schema.fleet import FleetSnapshot
+from cortex_common.schema.operations import DrainNode
 
 if TYPE_CHECKING:
-    from cortex_common.operator_client import OperatorClient
+    from cortex_common.client.gateway import OperatorClient
 
 app = noun("List hosts; keep work off them")
 
@@ -29,7 +29,7 @@ Nodes = Annotated[
     typer.Argument(
         metavar="NODE",
         help="Names, patterns like 'gpu*', or - for stdin",
-        autocompletion=complete.nodes,
+        autocompletion=completion.nodes,
     ),
 ]
 
@@ -57,7 +57,7 @@ def ls(
 
 @app.command("describe", epilog="Example: `cortex nodes describe beast`")
 def describe(
-    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete.nodes)],
+    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)],
     *,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli import complete, options
-from cortex_cli.actions import device_indices
+from cortex_cli import completion, options
+from cortex_cli.bulk import device_indices
 from cortex_cli.client import connect, run
 from cortex_cli.listing import stdout_paint, write_one
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_cli.render.plan import DRAIN_PLANS, EVICTION_PLANS, PLANS, cost, drain_text, plan_text
-from cortex_common.operator import EvictModel
-from cortex_common.plans import (
+from cortex_common.schema.operations import EvictModel
+from cortex_common.schema.plans import (
     DefragView,
     DefragWish,
     DrainPlan,
@@ -77,7 +77,7 @@ def evict(
 
 @app.command("drain", epilog="Example: `cortex plan drain beast`")
 def drain(
-    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete.nodes)],
+    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)],
     *,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,

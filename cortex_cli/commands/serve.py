@@ -11,10 +11,10 @@ import typer
 
 from cortex_cli.config_files import read_catalogue, read_gateway, read_neuron
 from cortex_cli.options import noun
-from cortex_common import logs
+from cortex_common import log
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.load import Loaded
+from cortex_common.config.loader import Loaded
 from cortex_common.errors import NotSupported
 
 app = noun("Run the gateway or a neuron")
@@ -55,8 +55,8 @@ def gateway(
     settings = read_gateway(config, os.environ)
     catalogue = read_catalogue(models, settings, os.environ)
     try:
-        from cortex_server.app import check as check_files
-        from cortex_server.app import serve
+        from cortex_server.main import check as check_files
+        from cortex_server.main import serve
     except ModuleNotFoundError as missing:
         if not _is_extra(missing, "cortex_server"):
             raise
@@ -85,8 +85,8 @@ def neuron(
     """Run a neuron: the daemon of a GPU host."""
     settings = read_neuron(config, os.environ)
     try:
-        from neuron_server.app import check as check_files
-        from neuron_server.app import serve
+        from neuron_server.main import check as check_files
+        from neuron_server.main import serve
     except ModuleNotFoundError as missing:
         if not _is_extra(missing, "neuron_server"):
             raise
@@ -100,13 +100,13 @@ def neuron(
 
 
 def _set_up_logs(level: str, fmt: str) -> None:
-    formats = get_args(logs.LogFormat)
+    formats = get_args(log.LogFormat)
     if level not in {"debug", "info", "warning", "error"}:
         raise typer.BadParameter(f"{level!r} is not a level", param_hint="--log-level")
     if fmt and fmt not in formats:
         raise typer.BadParameter(f"{fmt!r} is not a format", param_hint="--log-format")
-    by_default: logs.LogFormat = "console" if sys.stderr.isatty() else "json"
-    logs.set_up(level, "json" if fmt == "json" else "console" if fmt else by_default)
+    by_default: log.LogFormat = "console" if sys.stderr.isatty() else "json"
+    log.set_up(level, "json" if fmt == "json" else "console" if fmt else by_default)
 
 
 def _is_extra(missing: ModuleNotFoundError, package: str) -> bool:

@@ -15,7 +15,7 @@ from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Kind, Output, as_text
 from cortex_cli.render.table import Column
-from cortex_common.config.load import load
+from cortex_common.config.loader import load
 from cortex_common.errors import BadRequest
 from cortex_common.units import show_duration
 
@@ -105,7 +105,7 @@ def simulate(
     no_headers: options.NoHeaders = False,
 ) -> None:
     """Judge eviction policies by running them against a trace."""
-    from cortex_server.core.policy import Policy as Settings
+    from cortex_server.placement.policy import Policy as Settings
     from cortex_server.simulate.fleet import SimulatedFleet, made_up
     from cortex_server.simulate.judge import judge
     from cortex_server.simulate.trace import Traffic, generate, read, write

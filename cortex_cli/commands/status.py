@@ -15,7 +15,7 @@ from cortex_cli.output import Output, document, live
 from cortex_cli.render.fleet import troubles
 from cortex_cli.render.status import status as draw
 from cortex_cli.watch import watch as watch_fleet
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 app = verb()
 

@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.actions import seconds_of
+from cortex_cli.bulk import seconds_of
 from cortex_cli.client import client_config, connect, run, target
 from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import verb
 from cortex_cli.render.status import status
 from cortex_common.errors import NotSupported
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 app = verb()
 
@@ -58,14 +58,14 @@ def top(
     seconds = seconds_of(interval, "--interval")
     try:
         from cortex_cli.tui.app import Top
-        from cortex_cli.tui.look import Look
+        from cortex_cli.tui.options import Look
     except ModuleNotFoundError as missing:
         raise NotSupported(
             f"the terminal UI is not installed here: {missing.name} is missing",
             hints=("pip install 'cortex-gpu[tui]'",),
         ) from missing
     from cortex_cli.tui.keys import remapped
-    from cortex_cli.tui.operator import GatewayOperator
+    from cortex_cli.tui.operations import GatewayOperator
     from cortex_cli.tui.source import GatewaySource, ReplaySource, Source
 
     look = Look(

@@ -13,8 +13,8 @@ from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, document
 from cortex_cli.render.why import why_text
 from cortex_common.errors import Conflict, NotFound
-from cortex_common.plans import DecisionView
-from cortex_common.requests import RequestList, RequestView
+from cortex_common.schema.plans import DecisionView
+from cortex_common.schema.requests import RequestList, RequestView
 
 app = verb()
 

@@ -84,7 +84,7 @@ class DemoModel:
 
 def write_models(directory: Path) -> list[DemoModel]:
     """Write the tiny models: random weights, a real tokenizer, the real engine's format."""
-    from neuron_server.engines.tiny import write_tiny_gguf
+    from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
     return [
         DemoModel(

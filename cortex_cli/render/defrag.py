@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cortex_cli.color import Paint, Tone
 from cortex_cli.output import Kind
-from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.plans import DefragView, DeviceRoomView, MoveView, RestartView
+from cortex_common.schema.plans import DefragView, DeviceRoomView, MoveView, RestartView
 from cortex_common.units import show_duration, show_mib
 
 _BAR = 24

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from cortex_cli.color import Tone
 from cortex_cli.output import Kind
-from cortex_cli.paint import Tone
 from cortex_cli.render.table import Column, brief
-from cortex_common.fleet import (
+from cortex_common.schema.fleet import (
     DeviceView,
     FleetSnapshot,
     InstanceView,
@@ -16,8 +16,8 @@ from cortex_common.fleet import (
     NodeState,
     NodeView,
 )
-from cortex_common.hardware import DeviceHealth
-from cortex_common.models import InstanceState
+from cortex_common.schema.hardware import DeviceHealth
+from cortex_common.schema.instances import InstanceState
 from cortex_common.units import show_duration, show_mib
 
 _STATE_TONES = {

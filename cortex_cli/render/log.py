@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from cortex_cli.color import Paint, Tone
 from cortex_cli.output import Kind
-from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.table import Column, printable
-from cortex_common.daemon_log import LogLine
+from cortex_common.log_buffer import LogLine
 
 LEVELS = ("debug", "info", "warn", "error")
 _TONES = {"debug": Tone.DIM, "warn": Tone.WARN, "error": Tone.BAD}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cortex_cli.paint import Paint
+from cortex_cli.color import Paint
 from cortex_cli.render.fleet import (
     DEVICES,
     INSTANCES,
@@ -11,7 +11,7 @@ from cortex_cli.render.fleet import (
     state_tone,
 )
 from cortex_cli.render.table import printable, table
-from cortex_common.fleet import FleetSnapshot, NodeView
+from cortex_common.schema.fleet import FleetSnapshot, NodeView
 from cortex_common.units import show_duration
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cortex_cli.color import Paint, Tone
 from cortex_cli.output import Kind
-from cortex_cli.paint import Paint, Tone
 from cortex_cli.render.fleet import device_list
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
+from cortex_common.schema.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
 from cortex_common.units import show_duration, show_mib
 
 _HEADLINES = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from cortex_cli.color import Tone
 from cortex_cli.output import Kind
-from cortex_cli.paint import Tone
 from cortex_cli.render.table import Column
-from cortex_common.requests import RequestList, RequestState, RequestView
+from cortex_common.schema.requests import RequestList, RequestState, RequestView
 
 
 def chosen_requests(found: RequestList, model: str = "", slow_ms: float = 0.0) -> list[RequestView]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column
 from cortex_cli.render.toml import toml_value
-from cortex_common.config.settings import Setting
+from cortex_common.config.provenance import Setting
 
 
 def _columns(*, origin: bool) -> tuple[Column[Setting], ...]:

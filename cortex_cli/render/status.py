@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cortex_cli.paint import Paint, Tone
+from cortex_cli.color import Paint, Tone
 from cortex_cli.render.fleet import (
     INSTANCES,
     instance_rows,
@@ -12,7 +12,7 @@ from cortex_cli.render.fleet import (
     troubles,
 )
 from cortex_cli.render.table import printable, table
-from cortex_common.fleet import FleetSnapshot, ModelState, NodeState, NodeView
+from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView
 from cortex_common.units import show_duration, show_mib
 
 _BAR = 20

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from cortex_cli.paint import Paint, Tone
+from cortex_cli.color import Paint, Tone
 
 Row = TypeVar("Row")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex_cli.render.table import printable
-from cortex_common.plans import DecisionView
-from cortex_common.requests import RequestView
+from cortex_common.schema.plans import DecisionView
+from cortex_common.schema.requests import RequestView
 from cortex_common.units import show_duration
 
 REASONS = {

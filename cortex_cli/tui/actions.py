@@ -9,17 +9,17 @@ from typing import Literal, TypeVar
 from rich.text import Text
 from textual.app import App
 
-from cortex_cli.paint import Paint
+from cortex_cli.color import Paint
 from cortex_cli.render.defrag import headline as headline_of_defrag
 from cortex_cli.render.defrag import move_line, restart_line
 from cortex_cli.render.plan import cost, drain_text, headline, plan_text
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.commands import Command, Verb
-from cortex_cli.tui.operator import Operator
+from cortex_cli.tui.operations import Operator
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_common.errors import CortexError
-from cortex_common.fleet import FleetSnapshot, ModelView
-from cortex_common.operator import (
+from cortex_common.schema.fleet import FleetSnapshot, ModelView
+from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
@@ -27,7 +27,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.plans import ApplyDefrag, DefragWish, PlanLoad, PlanView
+from cortex_common.schema.plans import ApplyDefrag, DefragWish, PlanLoad, PlanView
 from cortex_common.units import show_duration, show_mib
 
 T = TypeVar("T")

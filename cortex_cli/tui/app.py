@@ -17,26 +17,26 @@ from textual.worker import Worker, WorkerState
 from cortex_cli.logs import GATEWAY
 from cortex_cli.tui.actions import Actions
 from cortex_cli.tui.bars import Ghost
+from cortex_cli.tui.command_palette import FleetCommands, Palette
 from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb
 from cortex_cli.tui.keys import DISTURBING, KEYS, VIEWS_WITHOUT, keys_text
-from cortex_cli.tui.known import Known
-from cortex_cli.tui.look import FASTEST_S, SLOWEST_S, Look
-from cortex_cli.tui.operator import Operator
-from cortex_cli.tui.palette import FleetCommands, Palette
-from cortex_cli.tui.picture import SHORT_SCREEN, Picture, Shown
+from cortex_cli.tui.main_view import SHORT_SCREEN, Picture, Shown
+from cortex_cli.tui.operations import Operator
+from cortex_cli.tui.options import FASTEST_S, SLOWEST_S, Look
 from cortex_cli.tui.screens.dialogs import Page, page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
 from cortex_cli.tui.theme import wear
 from cortex_cli.tui.view import Choice, Sort, as_json, describe, found
+from cortex_cli.tui.view_state import Known
 from cortex_cli.tui.widgets.footer import KeyLine
 from cortex_cli.tui.widgets.line import Line
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
 from cortex_cli.watch import Lost
 from cortex_common.errors import BadRequest
-from cortex_common.fleet import FleetSnapshot, ModelView
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import FleetSnapshot, ModelView
 
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
 _HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (SHORT_SCREEN, "-tall")]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cortex_common.fleet import DeviceView, InstanceView
-from cortex_common.models import InstanceState
+from cortex_common.schema.fleet import DeviceView, InstanceView
+from cortex_common.schema.instances import InstanceState
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = " .:-=+*#@"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 SAMPLES = 60
 """Samples that are kept of each device."""

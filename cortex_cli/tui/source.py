@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from cortex_cli.watch import Lost, news
 from cortex_common.errors import ConfigError
-from cortex_common.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 
 Seen = FleetSnapshot | TrailEntry | Lost
 

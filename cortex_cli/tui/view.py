@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import Any
 
 from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
-from cortex_cli.render.plain import plain
+from cortex_cli.render.json_values import plain
 from cortex_cli.render.table import brief, printable
 from cortex_cli.tui.history import History, Rate
-from cortex_cli.tui.rows import Rows
-from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
-from cortex_common.models import InstanceState
+from cortex_cli.tui.lazy_rows import Rows
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
+from cortex_common.schema.instances import InstanceState
 from cortex_common.units import show_duration, show_mib
 
 

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from cortex_common.errors import CortexError
-from cortex_common.fleet import ModelView
-from cortex_server.dataplane.headers import request_id
-from cortex_server.dialects.anthropic_errors import error_body
-from cortex_server.dialects.anthropic_models import Served, entry_body, page_body
+from cortex_common.schema.fleet import ModelView
+from cortex_http.headers import request_id
+from cortex_server.dialects.anthropic.errors import error_body
+from cortex_server.dialects.anthropic.models import Served, entry_body, page_body
 
 _JSON = "application/json"
 

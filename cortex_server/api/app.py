@@ -10,14 +10,14 @@ from starlette.routing import Route as AppRoute
 from cortex_common import __version__
 from cortex_server.api import errors
 from cortex_server.api.anthropic import hello_router
+from cortex_server.api.cors import Pages
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
-from cortex_server.api.pages import Pages
-from cortex_server.auth.guard import Guard
+from cortex_server.auth.middleware import Guard
 from cortex_server.dataplane.asgi import AsgiRoute
-from cortex_server.dataplane.plane import DataPlane
-from cortex_server.dataplane.routes import ROUTES
 from cortex_server.fleet.state import Fleet
+from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.routes import ROUTES
 
 
 def create_app(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from cortex_common.config.settings import ConfigView, settings
+from cortex_common.config.provenance import ConfigView, settings
 from cortex_common.errors import NotSupported
-from cortex_common.operator import Reloaded
+from cortex_common.schema.operations import Reloaded
 from cortex_server.reload import Reloader
 
 

@@ -11,9 +11,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
+from cortex_http.headers import error_headers
 from cortex_server.api import anthropic
-from cortex_server.dataplane.headers import error_headers
-from cortex_server.dataplane.routes import misdirected
+from cortex_server.proxy.routes import misdirected
 
 log = logging.getLogger("cortex.api")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from fastapi import APIRouter, Response
 
 from cortex_common import __version__
-from cortex_common.fleet import NodeState
-from cortex_common.wire import Wire
+from cortex_common.schema.base import Wire
+from cortex_common.schema.fleet import NodeState
 from cortex_server.fleet.state import Fleet
 
 

@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 
 from fastapi import APIRouter
 
-from cortex_common.access import CreatedKey, CreateKey, KeyView, UsageRow
-from cortex_server.auth.desk import Desk
+from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
+from cortex_server.auth.key_service import Desk
 
 _USUAL_DAYS = 30
 

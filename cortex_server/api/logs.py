@@ -9,10 +9,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import Response, StreamingResponse
 
-from cortex_common.daemon_log import MEDIA_TYPE, MOST_LINES, KeptLog
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import CortexError, NodeNotFound, NotFound, NotSupported
-from cortex_common.fleet import FleetSnapshot, InstanceView
-from cortex_common.neuron_client import NeuronClient
+from cortex_common.log_buffer import MEDIA_TYPE, MOST_LINES, KeptLog
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 
 _MOST_ENGINE_LINES = 100_000
 _FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}

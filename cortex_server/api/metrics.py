@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cortex_server.api import errors
-from cortex_server.auth.gate import Gate
-from cortex_server.auth.guard import Guard
+from cortex_server.auth.access_control import Gate
+from cortex_server.auth.middleware import Guard
 
 
 class _Collected(Collector):

@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from cortex_common.fleet import ModelState, ModelView
-from cortex_common.wire import Wire
+from cortex_common.schema.base import Wire
+from cortex_common.schema.fleet import ModelState, ModelView
 from cortex_server.api import anthropic
-from cortex_server.auth.guard import KEY
 from cortex_server.auth.keys import Key
-from cortex_server.core.names import is_pattern
-from cortex_server.dataplane.routes import misdirected
+from cortex_server.auth.middleware import KEY
+from cortex_server.fleet.model_aliases import is_pattern
 from cortex_server.fleet.state import Fleet
+from cortex_server.proxy.routes import misdirected
 
 
 class ModelEntry(Wire):

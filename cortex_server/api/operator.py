@@ -9,8 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 
-from cortex_common.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.operator import (
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
+from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
@@ -23,7 +24,7 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.plans import (
+from cortex_common.schema.plans import (
     ApplyDefrag,
     DecisionView,
     DefragView,
@@ -33,10 +34,9 @@ from cortex_common.plans import (
     PlannedEviction,
     PlanView,
 )
-from cortex_common.trail import TrailEntry
+from cortex_server.audit_log import Trail
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.verbs import Verbs
-from cortex_server.trail import Trail
+from cortex_server.lifecycle.operations import Verbs
 
 LEAST_PAUSE_S = 0.25
 """Changes within it are sent as one snapshot: four a second are as many as anybody can look at."""

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from cortex_common.requests import RequestList, RequestView
-from cortex_server.dataplane.journal import KEPT
-from cortex_server.dataplane.register import Register
+from cortex_common.schema.requests import RequestList, RequestView
+from cortex_server.proxy.access_log import KEPT
+from cortex_server.proxy.inflight import Register
 
 
 def requests_router(register: Register) -> APIRouter:

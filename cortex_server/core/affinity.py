@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cortex_common.models import InstanceId
+from cortex_common.schema.instances import InstanceId
 
 BLOCK_BYTES = 1024
 """Finer blocks tell closer, and cost more to name; engines cache in blocks of some dozen tokens."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cortex_server.core.plan import Impossible, Load, Plan, Wait, plan
-from cortex_server.core.policy import Policy
-from cortex_server.core.troubles import Troubles
-from cortex_server.core.world import Wish, World
+from cortex_server.placement.failure_backoff import Troubles
+from cortex_server.placement.planner import Impossible, Load, Plan, Wait, plan
+from cortex_server.placement.policy import Policy
+from cortex_server.placement.state import Wish, World
 
 
 def decide(

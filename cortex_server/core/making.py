@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from cortex_server.core.evict import Choice, Victim, cheapest, together
-from cortex_server.core.fit import Shape, suitable
-from cortex_server.core.policy import Strategy
-from cortex_server.core.rooms import DeviceRoom, NodeRoom
-from cortex_server.core.victims import Guard
+from cortex_server.placement.capacity import DeviceRoom, NodeRoom
+from cortex_server.placement.eviction import Choice, Victim, cheapest, together
+from cortex_server.placement.eviction_candidates import Guard
+from cortex_server.placement.fit import Shape, suitable
+from cortex_server.placement.policy import Strategy
 
 MOST_NODES = 16
 """Nodes that are searched exactly, the most promising first. A fleet of so many is searched whole; in a larger one

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from cortex_server.dataplane.asking import Asking
-from cortex_server.dataplane.diverted import body_too_large
-from cortex_server.dataplane.exchange import Exchange
-from cortex_server.dataplane.headers import of_lines
-from cortex_server.dataplane.plane import DataPlane
-from cortex_server.dataplane.routes import Route
+from cortex_http.headers import of_lines
+from cortex_http.server_protocol import body_too_large
+from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.request import Exchange
+from cortex_server.proxy.request_head import Asking
+from cortex_server.proxy.routes import Route
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.liveness import probe
 from cortex_common.stamps import Stamp
-from cortex_server.dataplane.lane import SizeLines
-from cortex_server.dataplane.upstream import Connection
+from cortex_http.client import Connection
+from cortex_server.proxy.stream_fast_path import SizeLines
 
 _API_PATH = b"/v1"
 

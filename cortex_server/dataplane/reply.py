@@ -8,25 +8,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout
-from cortex_common.logs import event
-from cortex_server.dataplane.answers import JSON_HEAD, STREAM_HEAD, Answer, Late
-from cortex_server.dataplane.attempt import Attempt
-from cortex_server.dataplane.dialogues import Dialogue
-from cortex_server.dataplane.downstream import Downstream
-from cortex_server.dataplane.headers import (
-    NOT_TO_CLIENT,
-    content_length,
-    is_event_stream,
-    lines,
-    on_repeats,
-)
-from cortex_server.dataplane.lane import Lane, SizeLines
+from cortex_common.log import event
+from cortex_http.client import Headers
+from cortex_http.downstream import Downstream
+from cortex_http.headers import NOT_TO_CLIENT, content_length, is_event_stream, lines, on_repeats
 from cortex_server.dataplane.trace import Trace
-from cortex_server.dataplane.upstream import Headers
-from cortex_server.fleet.targets import Target
+from cortex_server.fleet.routing_table import Target
+from cortex_server.proxy.adapter import Dialogue
+from cortex_server.proxy.attempt import Attempt
+from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, Answer, Late
+from cortex_server.proxy.stream_fast_path import Lane, SizeLines
 
 if TYPE_CHECKING:
-    from cortex_server.dataplane.plane import DataPlane
+    from cortex_server.proxy.context import DataPlane
 
 log = logging.getLogger("cortex.requests")
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from cortex_common.errors import CortexError
-from cortex_server.dataplane.answers import NO_REPAIRS, Answer, Refusal, read_usage
-from cortex_server.dialects.assemble import Assembler
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.client_stream import ClientStream
+from cortex_server.dialects.stream.aggregate import Assembler
+from cortex_server.dialects.stream.writer import ClientStream
+from cortex_server.proxy.response import NO_REPAIRS, Answer, Refusal, read_usage
 
 
 class Told(Answer):

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from cortex_server.dataplane.journal import RequestLine
-from cortex_server.dataplane.routes import Route
-from cortex_server.dataplane.traceparent import Span
-from cortex_server.fleet.targets import Target
+from cortex_server.fleet.routing_table import Target
+from cortex_server.proxy.access_log import RequestLine
+from cortex_server.proxy.routes import Route
+from cortex_server.proxy.trace_context import Span
 
 
 class Trace(msgspec.Struct):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from cortex_server.dialects.echo import Echo
-from cortex_server.dialects.halves import is_text
+from cortex_server.dialects.stream.text import is_text
 
 TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning)":"')
 """Before the text of a chunk that carries prose."""

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_server.dialects.chat import NamedFunction, Tool, ToolChoice
-from cortex_server.dialects.traits import EngineTraits
+from cortex_server.dialects.engine_traits import EngineTraits
 
 
 class _Named(Struct):

@@ -17,19 +17,19 @@ from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.errors import CortexError
-from cortex_common.fleet import (
+from cortex_common.log import event
+from cortex_common.schema.fleet import (
     FleetSnapshot,
     InstanceView,
     NodeState,
     NodeView,
     SettingsView,
 )
-from cortex_common.hardware import Discovery
-from cortex_common.logs import event
-from cortex_common.models import InstanceId, ModelId, ModelInfo, NodeStatus
-from cortex_server.core.breaker import Standing
-from cortex_server.core.names import Names
-from cortex_server.fleet.targets import Target, Targets
+from cortex_common.schema.hardware import Discovery
+from cortex_common.schema.instances import InstanceId, ModelId, ModelInfo, NodeStatus
+from cortex_server.fleet.circuit_breaker import Standing
+from cortex_server.fleet.model_aliases import Names
+from cortex_server.fleet.routing_table import Target, Targets
 from cortex_server.fleet.views import (
     device_views,
     engine_view,
@@ -38,7 +38,7 @@ from cortex_server.fleet.views import (
     with_host,
     with_target,
 )
-from cortex_server.metrics import Metrics
+from cortex_server.metrics.series import Metrics
 
 log = logging.getLogger("cortex.fleet")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import (
+from cortex_common.schema.fleet import (
     DeviceView,
     EngineView,
     InstanceView,
@@ -15,11 +15,11 @@ from cortex_common.fleet import (
     NodeState,
     NodeView,
 )
-from cortex_common.hardware import Discovery, Health
-from cortex_common.models import AttachedEngine, InstanceState, ModelId, ModelInfo
-from cortex_server.core.breaker import Standing
-from cortex_server.fleet.targets import Target
-from cortex_server.metrics import Metrics
+from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.instances import AttachedEngine, InstanceState, ModelId, ModelInfo
+from cortex_server.fleet.circuit_breaker import Standing
+from cortex_server.fleet.routing_table import Target
+from cortex_server.metrics.series import Metrics
 
 _BEST_FIRST = (
     (InstanceState.READY, ModelState.READY),

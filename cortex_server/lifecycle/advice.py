@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from cortex_common.clock import Clock
 from cortex_server.core.decide import foresee
-from cortex_server.core.plan import Plan
-from cortex_server.core.policy import Policy
-from cortex_server.core.rooms import Promise
-from cortex_server.core.scheduler import Scheduler
-from cortex_server.core.world import Wish, World
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.outlook import Outlook
+from cortex_server.lifecycle.placement_view import Outlook
+from cortex_server.placement.capacity import Promise
+from cortex_server.placement.planner import Plan
+from cortex_server.placement.policy import Policy
+from cortex_server.placement.scheduler import Scheduler
+from cortex_server.placement.state import Wish, World
 
 
 class Advice:

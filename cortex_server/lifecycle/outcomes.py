@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cortex_common.models import InstanceId
-from cortex_server.core.loads import Order
-from cortex_server.core.scheduler import Scheduler
-from cortex_server.lifecycle.knowledge import Knowledge
-from cortex_server.lifecycle.outlook import Outlook
+from cortex_common.schema.instances import InstanceId
+from cortex_server.lifecycle.measurements import Knowledge
+from cortex_server.lifecycle.placement_view import Outlook
+from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.scheduler import Scheduler
 
 Later = Callable[[float], None]
 """An event for the conductor's task, called there with the monotonic time."""

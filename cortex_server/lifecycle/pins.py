@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cortex_common.models import ModelId
-from cortex_server.core.rooms import Pins
+from cortex_common.schema.instances import ModelId
+from cortex_server.placement.capacity import Pins
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cortex_common.fleet import FleetSnapshot, InstanceView
-from cortex_common.models import InstanceState
-from cortex_server.core.scheduler import Scheduler
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView
+from cortex_common.schema.instances import InstanceState
+from cortex_server.placement.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)

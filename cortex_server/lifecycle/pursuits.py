@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.logs import event
-from cortex_common.models import InstanceId
-from cortex_server.core.waiting import Goal
+from cortex_common.log import event
+from cortex_common.schema.instances import InstanceId
+from cortex_server.placement.load_queue import Goal
 
 log = logging.getLogger("cortex.lifecycle")
 

@@ -6,8 +6,8 @@ import re
 import secrets
 
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.models import InstanceId
-from cortex_server.core.policy import Policy, Prefer, Strategy
+from cortex_common.schema.instances import InstanceId
+from cortex_server.placement.policy import Policy, Prefer, Strategy
 
 
 def policy_of(config: GatewayConfig) -> Policy:

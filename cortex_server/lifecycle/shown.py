@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import FleetSnapshot, InstanceView, ModelState, ModelView
-from cortex_common.models import InstanceId
-from cortex_server.core.troubles import Trouble
-from cortex_server.core.upkeep import Upkeep
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView
+from cortex_common.schema.instances import InstanceId
 from cortex_server.lifecycle.pins import PinBoard
+from cortex_server.placement.desired_state import Upkeep
+from cortex_server.placement.failure_backoff import Trouble
 
 
 def with_pins(snapshot: FleetSnapshot, pins: PinBoard) -> FleetSnapshot:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cortex_common.errors import CortexError
-from cortex_common.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
-from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.evict import Standings
-from cortex_server.core.loads import Order
-from cortex_server.core.policy import Policy
-from cortex_server.core.rooms import Overlay, Rooms
-from cortex_server.core.scheduler import Scheduler
-from cortex_server.core.waiting import Ask, Goal
-from cortex_server.core.world import World
+from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_server.placement.capacity import Overlay, Rooms
+from cortex_server.placement.eviction import Standings
+from cortex_server.placement.load_queue import Ask, Goal
+from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.policy import Policy
+from cortex_server.placement.scheduler import Scheduler
+from cortex_server.placement.state import World
 from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cortex_common.config.base import Section
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.config.section import Section
-from cortex_common.fleet import DeviceView, NodeState, NodeView
-from cortex_common.hardware import DeviceKind
+from cortex_common.schema.fleet import DeviceView, NodeState, NodeView
+from cortex_common.schema.hardware import DeviceKind
 
 
 class Hosts(Section):

@@ -8,10 +8,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cortex_common.models import ModelId
-from cortex_server.core.evict import Standing, Standings
-from cortex_server.core.policy import Policy, Strategy
-from cortex_server.lifecycle.knowledge import HALF_LIFE_S, decayed
+from cortex_common.schema.instances import ModelId
+from cortex_server.lifecycle.measurements import HALF_LIFE_S, decayed
+from cortex_server.placement.eviction import Standing, Standings
+from cortex_server.placement.policy import Policy, Strategy
 from cortex_server.simulate.engine import Outcome, Simulation
 from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request

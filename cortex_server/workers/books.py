@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cortex_server.auth.usage import Usage
-from cortex_server.core.breaker import Standing
-from cortex_server.dataplane.journal import Journal
+from cortex_server.fleet.circuit_breaker import Standing
+from cortex_server.fleet.routing_table import Target
 from cortex_server.fleet.state import Fleet
-from cortex_server.fleet.targets import Target
-from cortex_server.metrics import NOWHERE, Metrics
+from cortex_server.metrics.series import NOWHERE, Metrics
+from cortex_server.proxy.access_log import Journal
 from cortex_server.workers.wire import Ended, Pulse, Spec
 
 WORKER_DIED = "worker_died"

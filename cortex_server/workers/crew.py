@@ -16,13 +16,13 @@ from cortex_common.config.access import KeyTerms
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import CortexError
-from cortex_common.requests import RequestList, RequestView
-from cortex_server.auth.gate import Gate
-from cortex_server.dataplane.journal import Journal
-from cortex_server.dataplane.register import ended, named
+from cortex_common.schema.requests import RequestList, RequestView
+from cortex_server.auth.access_control import Gate
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.conductor import Conductor
-from cortex_server.metrics import Metrics
+from cortex_server.lifecycle.controller import Conductor
+from cortex_server.metrics.series import Metrics
+from cortex_server.proxy.access_log import Journal
+from cortex_server.proxy.inflight import ended, named
 from cortex_server.workers.board import INSIDE, Board
 from cortex_server.workers.books import Books
 from cortex_server.workers.link import House, Link, Whole

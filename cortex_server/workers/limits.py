@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 
 from cortex_common.config.access import LimitsSection
-from cortex_server.auth.gate import INFER, Gate, Headers, limited, stopping
+from cortex_server.auth.access_control import INFER, Gate, Headers, limited, stopping
+from cortex_server.auth.admission_queue import Guest
 from cortex_server.auth.keys import Key
-from cortex_server.auth.turnstile import Guest
 from cortex_server.workers.board import INSIDE, Board
 from cortex_server.workers.wire import Channel, PlaceFree, Queue, ToControl, ToWorker, Unqueue
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cortex_common.errors import CortexError, ModelNotFound, Unavailable
-from cortex_common.models import ModelId
+from cortex_common.schema.instances import ModelId
 from cortex_server.auth.keys import Keyring
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.conductor import Conductor
+from cortex_server.lifecycle.controller import Conductor
 from cortex_server.workers.books import Books, changes
 from cortex_server.workers.logged import log_again
 from cortex_server.workers.queue import Queued, SharedQueue

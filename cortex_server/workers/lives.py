@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 
 from cortex_common.errors import CortexError
-from cortex_common.logs import event
-from cortex_server.serving import LAST_S
+from cortex_common.log import event
+from cortex_http.server import LAST_S
 from cortex_server.workers.backoff import Backoff
 from cortex_server.workers.link import Link
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.models import InstanceId, ModelId
+from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.workers.wire import Channel, Forget, Granted, HowFar, Obtain, ToWorker
 
 

@@ -16,18 +16,18 @@ from cortex_common.config.access import KeyTerms, LimitsSection
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import CortexError
-from cortex_common.tls import ServerTls, server_tls
+from cortex_common.net.tls import ServerTls, server_tls
+from cortex_http.server import LAST_S, Server, joined, server, settle_memory
+from cortex_http.server_protocol import protocol_for
 from cortex_server.auth.keys import MadeKey
 from cortex_server.dataplane.asgi import AsgiRoute, Receive, Send
-from cortex_server.dataplane.choice import Chooser
-from cortex_server.dataplane.diverted import protocol_for
-from cortex_server.dataplane.plane import DataPlane
-from cortex_server.dataplane.register import Here
-from cortex_server.dataplane.routes import ROUTES
-from cortex_server.fleet.access import accesses
-from cortex_server.metrics import Metrics
-from cortex_server.otel import Spans, spans
-from cortex_server.serving import LAST_S, Server, joined, server, settle_memory
+from cortex_server.fleet.credentials import accesses
+from cortex_server.metrics.series import Metrics
+from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.inflight import Here
+from cortex_server.proxy.load_balancer import Chooser
+from cortex_server.proxy.routes import ROUTES
+from cortex_server.proxy.tracing import Spans, spans
 from cortex_server.workers.board import Board
 from cortex_server.workers.limits import SharedDoors, SharedGate
 from cortex_server.workers.loads import RemoteLoads

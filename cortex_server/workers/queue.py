@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import Busy
+from cortex_server.auth.admission_queue import Guest, Turnstile
 from cortex_server.auth.keys import Key
-from cortex_server.auth.turnstile import Guest, Turnstile
 from cortex_server.workers.board import INSIDE, Board
 from cortex_server.workers.wire import Channel, ToControl, YourTurn
 

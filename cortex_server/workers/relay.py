@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 from cortex_common.errors import CortexError, Unavailable, envelope_bytes
-from cortex_server.dataplane.answers import JSON_HEAD
+from cortex_http.client import Connection, Headers
+from cortex_http.headers import content_length, error_headers, lines
+from cortex_http.server_protocol import body_too_large
 from cortex_server.dataplane.asgi import Client, Receive, Send
-from cortex_server.dataplane.diverted import body_too_large
-from cortex_server.dataplane.headers import content_length, error_headers, lines
-from cortex_server.dataplane.lane import SizeLines
 from cortex_server.dataplane.pool import Endpoint, Pool
-from cortex_server.dataplane.upstream import Connection, Headers
+from cortex_server.proxy.response import JSON_HEAD
+from cortex_server.proxy.stream_fast_path import SizeLines
 
 CLIENT = b"x-cortex-client"
 """Scheme, address and port of the client, from a worker to the control process alone."""

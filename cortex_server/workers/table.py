@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.errors import CortexError
-from cortex_common.models import InstanceId, ModelId
-from cortex_server.core.names import Names
-from cortex_server.dialects.traits import traits_of
-from cortex_server.fleet.targets import Target, labels_of
-from cortex_server.metrics import Metrics
+from cortex_common.schema.instances import InstanceId, ModelId
+from cortex_server.dialects.engine_traits import traits_of
+from cortex_server.fleet.model_aliases import Names
+from cortex_server.fleet.routing_table import Target, labels_of
+from cortex_server.metrics.series import Metrics
 from cortex_server.workers.wire import Channel, Spec, ToWorker, Verdict
 
 _NOBODY: list[Target] = []

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from cortex_common.errors import BY_CODE, CortexError
-from cortex_server.dataplane.journal import RequestLine
+from cortex_server.proxy.access_log import RequestLine
 
 _PREFIX = 4
 """Bytes of a message's length, most significant first."""

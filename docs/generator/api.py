@@ -12,10 +12,10 @@ from typing import Any
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig, NeuronSection
-from cortex_server.dataplane.routes import ROUTES
 from cortex_server.gateway import Gateway
+from cortex_server.proxy.routes import ROUTES
 from generator.text import described, page, sentence, table
-from neuron_server.app import create_app, create_runtime
+from neuron_server.main import create_app, create_runtime
 
 Schema = dict[str, Any]
 

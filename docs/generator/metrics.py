@@ -8,9 +8,9 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from cortex_common.certificates import Certificate
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.hardware import DeviceReading, Health
-from cortex_common.models import (
+from cortex_common.schema.fleet import FleetSnapshot
+from cortex_common.schema.hardware import DeviceReading, Health
+from cortex_common.schema.instances import (
     EngineFailures,
     InstanceId,
     InstanceState,
@@ -18,7 +18,7 @@ from cortex_common.models import (
     ModelInfo,
     NodeStatus,
 )
-from cortex_server.metrics import Metrics
+from cortex_server.metrics.series import Metrics
 from generator.text import page, sentence, table
 from neuron_server.metrics import exposition
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cortex_cli.config_files import File
-from cortex_cli.reference import commands_page, keys_page
+from cortex_cli.docs.reference import commands_page, keys_page
 from generator.api import gateway_page, neuron_page
 from generator.errors import errors_page
 from generator.metrics import metrics_page

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from cortex_cli.config_files import NAMES, SCHEMAS, File
 from cortex_cli.render.toml import toml_value
 from cortex_common.config.catalogue import Duration
-from cortex_common.config.load import ENV_PREFIX
+from cortex_common.config.loader import ENV_PREFIX
 from generator.text import page, sentence
 
 _DURATION = "seconds, or a text such as `10m`"

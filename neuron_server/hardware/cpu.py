@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from cortex_common.hardware import Device, DeviceKind
-from cortex_common.models import InstanceId
+from cortex_common.schema.hardware import Device, DeviceKind
+from cortex_common.schema.instances import InstanceId
 from cortex_common.units import BYTES_PER_MIB
 from neuron_server.hardware.sample import DeviceSample, Inventory
-from neuron_server.processes import read_table
+from neuron_server.process.process_table import read_table
 
 CPU_UUID = "CPU-0"
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
-from cortex_common.hardware import Device, DeviceHealth, DeviceKind, Discovery, HostWarning
-from cortex_common.models import InstanceId
+from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, Discovery, HostWarning
+from cortex_common.schema.instances import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
-from neuron_server.processes import TreeOf, read_table
+from neuron_server.process.process_table import TreeOf, read_table
 
 _LOOK_AGAIN_S = 60.0
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from cortex_common.hardware import Device, DeviceHealth, DeviceKind, HostWarning
-from cortex_common.models import InstanceId
+from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, HostWarning
+from cortex_common.schema.instances import InstanceId
 from cortex_common.units import BYTES_PER_MIB
 from neuron_server.hardware.sample import DeviceSample, Inventory
 from neuron_server.hardware.xid import XidListener

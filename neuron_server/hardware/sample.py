@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cortex_common.hardware import Device, DeviceHealth, HostWarning
-from cortex_common.models import InstanceId
+from cortex_common.schema.hardware import Device, DeviceHealth, HostWarning
+from cortex_common.schema.instances import InstanceId
 
 
 @dataclass(frozen=True, slots=True)

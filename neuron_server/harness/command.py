@@ -22,11 +22,11 @@ import httpx
 
 from cortex_common.config.neuron import COMMAND_FIELDS, HarnessEntry, command_fields
 from cortex_common.errors import ConfigError
-from cortex_common.hardware import Device, DeviceKind
-from cortex_common.harness import EngineCapabilities, Launch, Probe
-from cortex_common.models import LoadSpec
+from cortex_common.schema.hardware import Device, DeviceKind
+from cortex_common.schema.instances import LoadSpec
+from neuron_server.harness.base import EngineCapabilities, Launch, Probe
 from neuron_server.harness.devices import device_environment
-from neuron_server.harness.http import get, get_json
+from neuron_server.harness.probe import get, get_json
 from neuron_server.harness.weights import local_path, size_mb
 
 _LOADING = 503

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cortex_common.hardware import Device, DeviceKind
+from cortex_common.schema.hardware import Device, DeviceKind
 
 
 def device_environment(devices: Sequence[Device]) -> dict[str, str]:

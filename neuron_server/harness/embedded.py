@@ -1,4 +1,4 @@
-"""The harness of the engine inside a wheel: see neuron_server.engines.embedded."""
+"""The harness of the engine inside a wheel: see neuron_server.embedded_engine.worker."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import NotSupported
-from cortex_common.hardware import Device, DeviceKind
-from cortex_common.harness import EngineCapabilities, Launch, Probe
-from cortex_common.models import LoadSpec
-from neuron_server.harness.http import get_json
-from neuron_server.harness.program import absence
+from cortex_common.schema.hardware import Device, DeviceKind
+from cortex_common.schema.instances import LoadSpec
+from neuron_server.harness.base import EngineCapabilities, Launch, Probe
+from neuron_server.harness.probe import get_json
 from neuron_server.harness.weights import gguf_file, size_mb
+from neuron_server.process.program import absence
 
 _INTERPRETER_MB = 220
 """Resident memory of a worker before its weights: Python, the wheel, the HTTP server."""
@@ -68,7 +68,7 @@ class EmbeddedHarness:
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:  # noqa: ARG002 - the protocol's
         """See `Harness.launch`."""
         _require_wheel()
-        argv = [sys.executable, "-m", "neuron_server.engines.embedded"]
+        argv = [sys.executable, "-m", "neuron_server.embedded_engine.worker"]
         argv += ["--model", str(gguf_file(spec)), "--name", spec.model_id]
         argv += ["--host", host, "--port", str(port)]
         if spec.context is not None:

@@ -16,14 +16,14 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import BadRequest
-from cortex_common.hardware import Device, DeviceKind
-from cortex_common.harness import EngineCapabilities, Launch, Probe
-from cortex_common.models import LoadSpec
+from cortex_common.schema.hardware import Device, DeviceKind
+from cortex_common.schema.instances import LoadSpec
+from neuron_server.harness.base import EngineCapabilities, Launch, Probe
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.devices import device_environment, gpu_count
-from neuron_server.harness.http import get, get_json
-from neuron_server.harness.program import Program, links_no_cuda
+from neuron_server.harness.probe import get, get_json
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
+from neuron_server.process.program import Program, links_no_cuda
 
 CAPABILITIES = EngineCapabilities(
     cancels_unstreamed=False,

@@ -1,6 +1,6 @@
 """Which harnesses this node has: name to adapter, from neuron.toml.
 
-Adding a kind of engine is one module that follows `cortex_common.harness.Harness` and one line in
+Adding a kind of engine is one module that follows `neuron_server.harness.base.Harness` and one line in
 `KINDS`: see docs/guides/add-a-harness.md.
 """
 
@@ -13,9 +13,9 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import BadRequest, ConfigError, nearest
-from cortex_common.hardware import DeviceKind, HostWarning
-from cortex_common.harness import AttachedHarness, Harness
-from neuron_server.harness.attach import AttachHarness
+from cortex_common.schema.hardware import DeviceKind, HostWarning
+from neuron_server.harness.attached import AttachHarness
+from neuron_server.harness.base import AttachedHarness, Harness
 from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 from neuron_server.harness.llamacpp import LlamaCppHarness

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from cortex_common.errors import BadRequest
-from cortex_common.models import LoadSpec
+from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import mib
 
 _SHARD = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")

@@ -12,12 +12,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-from cortex_server.dialects.anthropic_stream import MessagesStream
-from cortex_server.dialects.assemble import Assembler
+from cortex_http.sse import SseParser
+from cortex_server.dialects.anthropic.stream import MessagesStream
 from cortex_server.dialects.echo import Echo
-from cortex_server.dialects.repair import StreamRepair
-from cortex_server.dialects.responses_stream import ResponsesStream
-from cortex_server.dialects.sse import SseParser
+from cortex_server.dialects.responses.stream import ResponsesStream
+from cortex_server.dialects.stream.aggregate import Assembler
+from cortex_server.dialects.stream.repair import StreamRepair
 
 _EVENTS = 5000
 _ROUNDS = 9

@@ -13,11 +13,11 @@ from bench_plan import NOW, TOTAL_MB, milliseconds
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NeuronEntry
-from cortex_common.hardware import Device, DeviceReading, Discovery, Health
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
-from cortex_server.core.rooms import Rooms
+from cortex_common.schema.hardware import Device, DeviceReading, Discovery, Health
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.state import Fleet
-from cortex_server.metrics import Metrics
+from cortex_server.metrics.series import Metrics
+from cortex_server.placement.capacity import Rooms
 
 MODELS = 500
 MB = 40_000

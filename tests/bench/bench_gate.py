@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from cortex_common.config.access import KeyEntry
-from cortex_server.auth.gate import Gate
+from cortex_server.auth.access_control import Gate
 from cortex_server.auth.keys import Keyring, hash_of
 
 

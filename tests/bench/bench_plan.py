@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.fleet import (
+from cortex_common.schema.fleet import (
     DeviceView,
     FleetSnapshot,
     InstanceView,
@@ -24,14 +24,14 @@ from cortex_common.fleet import (
     NodeState,
     NodeView,
 )
-from cortex_common.hardware import DeviceKind
-from cortex_common.models import InstanceId, InstanceState, ModelId
-from cortex_server.core.fit import size_key
-from cortex_server.core.plan import plan
-from cortex_server.core.policy import Policy, Prefer, Strategy
-from cortex_server.core.rooms import Rooms
-from cortex_server.core.world import Wish, World
-from cortex_server.lifecycle.knowledge import Knowledge, Measurement, StandingsNow
+from cortex_common.schema.hardware import DeviceKind
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_server.lifecycle.measurements import Knowledge, Measurement, StandingsNow
+from cortex_server.placement.capacity import Rooms
+from cortex_server.placement.fit import size_key
+from cortex_server.placement.planner import plan
+from cortex_server.placement.policy import Policy, Prefer, Strategy
+from cortex_server.placement.state import Wish, World
 
 NOW = 1_700_000_000.0
 TOTAL_MB = 140_000

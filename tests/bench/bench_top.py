@@ -28,10 +28,10 @@ from sample_fleet import NOW, large_fleet
 from top_rig import FedSource, NotingOperator
 
 from cortex_cli.tui.app import Top
-from cortex_cli.tui.look import Look
-from cortex_common.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.requests import RequestList, RequestState, RequestView
-from cortex_common.trail import TrailEntry
+from cortex_cli.tui.options import Look
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
+from cortex_common.schema.requests import RequestList, RequestState, RequestView
 
 MODELS, NODES, DEVICES = 500, 8, 8
 VIEWS = ("overview", "models", "gpus", "requests", "events")

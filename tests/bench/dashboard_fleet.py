@@ -31,9 +31,9 @@ from rigs.gateway import GatewayProcess, gateway_process, neuron_table
 
 from cortex_cli.demo.files import ROOM_MB, TINY_MODEL_MB, write_models
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.fleet import NodeState
-from neuron_server.app import create_app, create_runtime
+from cortex_common.schema.fleet import NodeState
 from neuron_server.hardware.nvml import NvmlSource
+from neuron_server.main import create_app, create_runtime
 from tests.bench.dashboard import panels, picture
 
 ROOT = Path(__file__).parents[2]

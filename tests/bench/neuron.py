@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from cortex_common.hardware import Discovery, Health
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 
 
 def instances(url: str, models: int, copies: int) -> tuple[ModelInfo, ...]:

@@ -16,7 +16,7 @@ from rigs.engine import ScriptedEngine, scripted_engine
 from rigs.plane import PlaneRig, running_plane
 
 from cortex_cli.client import Target
-from cortex_cli.settings import claude_code
+from cortex_cli.client_settings import claude_code
 from cortex_common.config.catalogue import ModelProfile
 
 BINARY = obtain(CLAUDE_CODE)

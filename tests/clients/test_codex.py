@@ -14,7 +14,7 @@ from rigs.engine import scripted_engine
 from rigs.plane import PlaneRig, running_plane
 
 from cortex_cli.client import Target
-from cortex_cli.settings import codex
+from cortex_cli.client_settings import codex
 
 BINARY = obtain(CODEX)
 pytestmark = [

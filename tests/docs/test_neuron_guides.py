@@ -9,14 +9,14 @@ from pathlib import Path
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.harness import ProcessHarness
-from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
+from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
-from neuron_server.harness.http import engine_client
+from neuron_server.harness.base import ProcessHarness
+from neuron_server.harness.probe import engine_client
 from neuron_server.harness.registry import KINDS, Builder, Registry
-from neuron_server.records import StateDir
 from neuron_server.runtime import Runtime
+from neuron_server.state_store import StateDir
 
 DOCS = Path(__file__).parents[2] / "docs"
 

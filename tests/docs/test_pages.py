@@ -17,7 +17,7 @@ import yaml
 from cortex_cli.commands.help import ENVIRONMENT
 from cortex_cli.config_files import SCHEMAS, kind_of
 from cortex_cli.main import app
-from cortex_common.config.load import load
+from cortex_common.config.loader import load
 from cortex_common.errors import BY_CODE
 
 ROOT = Path(__file__).parents[2]

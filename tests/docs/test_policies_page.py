@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cortex_common.config.load import load
+from cortex_common.config.loader import load
 from cortex_common.units import show_duration
-from cortex_server.core.policy import Policy
+from cortex_server.placement.policy import Policy
 from cortex_server.simulate.fleet import SimulatedFleet
 from cortex_server.simulate.judge import bound, judge
 from cortex_server.simulate.trace import Request, Traffic, generate, read

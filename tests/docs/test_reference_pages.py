@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cortex_cli.docs.reference import commands_page
 from cortex_cli.main import COMMANDS
-from cortex_cli.reference import commands_page
 from generator.pages import PAGES, REFERENCE
 
 

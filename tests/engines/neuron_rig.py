@@ -16,8 +16,8 @@ import httpx
 import psutil
 from rigs.forked import Forked
 
-from cortex_common.models import InstanceState, LoadSpec, ModelInfo
-from cortex_common.neuron_client import NeuronClient
+from cortex_common.client.neuron import NeuronClient
+from cortex_common.schema.instances import InstanceState, LoadSpec, ModelInfo
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
@@ -99,7 +99,7 @@ stop_timeout_s = 1.0
 
     def engines(self) -> list[psutil.Process]:
         """All living processes that neurons of this directory started."""
-        from neuron_server.records import owner_of
+        from neuron_server.state_store import owner_of
 
         mark = owner_of(self.directory / "state")
         return [p for p in psutil.process_iter() if marked(p, mark)]

@@ -20,12 +20,12 @@ from engines.neuron_rig import lines_of, load, until
 from engines.served_neuron import served
 from rigs.whole import running_gateway
 
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
-from cortex_common.models import InstanceState, LoadSpec, ModelInfo, UnloadRequest
-from cortex_common.neuron_client import NeuronClient
+from cortex_common.schema.instances import InstanceState, LoadSpec, ModelInfo, UnloadRequest
 from neuron_server.hardware.nvml import NvmlSource
-from neuron_server.processes import marked, read_table
-from neuron_server.records import owner_of
+from neuron_server.process.process_table import marked, read_table
+from neuron_server.state_store import owner_of
 
 PATIENCE_S = 500.0
 """What a load may take on two slow cores that others use."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import uvicorn
 
 from cortex_common.config.neuron import NeuronConfig
-from neuron_server.app import create_app, create_runtime, listening
 from neuron_server.hardware.sample import DeviceSource
+from neuron_server.main import create_app, create_runtime, listening
 from neuron_server.runtime import Runtime
 
 

@@ -19,7 +19,7 @@ from demo_fleet import DemoFleet, demo_fleet, environment, free_port
 from rigs.forked import Forked
 
 from cortex_cli.tui.source import GatewaySource, ReplaySource
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ from rigs.engine import (
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 
+from cortex_common.client.control import Bookmark
+from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, Scope
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, NotFound
-from cortex_common.http import Bookmark
-from cortex_common.operator import PinModel, UnpinModel
-from cortex_common.operator_client import OperatorClient
-from cortex_common.requests import RequestList, RequestState
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.operations import PinModel, UnpinModel
+from cortex_common.schema.requests import RequestList, RequestState
 from cortex_server.auth.keys import hash_of
 
 ADA, BEN = "the operator's secret", "the user's secret"

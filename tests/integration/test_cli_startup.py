@@ -353,7 +353,10 @@ def test_help_of_a_command_loads_no_http_client():
 
 def test_the_embedded_engine_waits_for_no_library_that_it_can_do_without():
     """A cold start waits for every import, and each of these takes as long as all that the engine needs."""
-    probe = "import sys, neuron_server.engines.embedded; print({'pydantic', 'fastapi', 'httpx'} & sys.modules.keys())"
+    probe = (
+        "import sys, neuron_server.embedded_engine.worker; "
+        "print({'pydantic', 'fastapi', 'httpx'} & sys.modules.keys())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
     )

@@ -27,7 +27,7 @@ from rigs.plane import PlaneRig, running_plane
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import GatewaySection
-from cortex_server.dialects.traits import EngineTraits
+from cortex_server.dialects.engine_traits import EngineTraits
 
 WEATHER = {"name": "weather", "input_schema": SCHEMA}
 ASK = {"model": "m", "max_tokens": 99, "messages": HI}

@@ -16,7 +16,7 @@ from rigs.whole import Served, running_gateway
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.gateway import UpstreamEntry
-from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 LLAMA = find()
 CONTEXT = 2048

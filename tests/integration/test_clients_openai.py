@@ -17,7 +17,7 @@ from rigs.plane import PlaneRig, ready, running_plane
 
 from cortex_common.config.catalogue import ModelProfile, ParamsSection
 from cortex_common.config.gateway import GatewaySection
-from cortex_server.dialects.traits import LLAMACPP
+from cortex_server.dialects.engine_traits import LLAMACPP
 
 FUNCTION = {"name": "weather", "parameters": SCHEMA}
 TOOLS = [{"type": "function", "function": FUNCTION}]

@@ -9,7 +9,7 @@ from rigs.engine import STREAM, Call, chunked, scripted_engine
 from rigs.plane import FACES, running_plane
 
 from cortex_common.config.gateway import GatewaySection
-from cortex_server.auth.gate import Gate
+from cortex_server.auth.access_control import Gate
 
 CHAT = "/v1/chat/completions"
 BODY = {

@@ -16,7 +16,7 @@ from rigs.whole import running_gateway
 from cortex_common.config.access import KeyEntry, Scope
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import DoesNotFit
-from cortex_server.auth.gate import Gate
+from cortex_server.auth.access_control import Gate
 from cortex_server.auth.keys import Keyring, hash_of
 
 PROFILES = (

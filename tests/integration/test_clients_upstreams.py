@@ -18,14 +18,14 @@ from rigs.late import openai, trustme
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 
+from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_common.errors import Conflict, ModelNotFound
-from cortex_common.fleet import FleetSnapshot, NodeState
-from cortex_common.operator import DrainNode, LoadModel, PinModel, UnloadModel
-from cortex_common.operator_client import OperatorClient
-from cortex_server.core.upkeep import Upkeep
-from cortex_server.fleet.upstream import FIRST_PAUSE_S, pause_s
+from cortex_common.schema.fleet import FleetSnapshot, NodeState
+from cortex_common.schema.operations import DrainNode, LoadModel, PinModel, UnloadModel
+from cortex_server.fleet.upstream_watcher import FIRST_PAUSE_S, pause_s
+from cortex_server.placement.desired_state import Upkeep
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from demo_fleet import DemoFleet, cortex, demo_fleet, environment, free_port, offspring
 
 from cortex_cli.demo.files import Ports, free_ports, write_files
-from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,18 @@ from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.late import anthropic, openai
 
 from cortex_common.errors import CortexError, UpstreamFailed
-from cortex_server.dialects import anthropic_request, responses_request
-from cortex_server.dialects.anthropic_answer import to_message
-from cortex_server.dialects.anthropic_errors import error_body
-from cortex_server.dialects.anthropic_models import Served, entry_body, page_body
-from cortex_server.dialects.anthropic_stream import MessagesStream
-from cortex_server.dialects.assemble import Assembler
-from cortex_server.dialects.repair import StreamRepair
-from cortex_server.dialects.responses_answer import to_response
-from cortex_server.dialects.responses_stream import ResponsesStream
+from cortex_server.dialects.anthropic import request as anthropic_request
+from cortex_server.dialects.anthropic.errors import error_body
+from cortex_server.dialects.anthropic.models import Served, entry_body, page_body
+from cortex_server.dialects.anthropic.response import to_message
+from cortex_server.dialects.anthropic.stream import MessagesStream
+from cortex_server.dialects.engine_traits import GENERIC
+from cortex_server.dialects.responses import request as responses_request
+from cortex_server.dialects.responses.response import to_response
+from cortex_server.dialects.responses.stream import ResponsesStream
+from cortex_server.dialects.stream.aggregate import Assembler
+from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.tokens import count_body, estimate
-from cortex_server.dialects.traits import GENERIC
 
 _TALK = wire(
     chunk({"role": "assistant", "content": ""}),

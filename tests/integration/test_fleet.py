@@ -15,8 +15,8 @@ from rigs.fleet import MODELS, FleetRig, running_fleet
 from rigs.late import openai
 
 from cortex_common.errors import ModelNotFound, NotFound
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.operator import LoadModel, UnloadModel
+from cortex_common.schema.fleet import FleetSnapshot
+from cortex_common.schema.operations import LoadModel, UnloadModel
 
 ADA, BOB, CLEO = MODELS
 ASK = [{"role": "user", "content": "hello"}]

@@ -11,7 +11,7 @@ from rigs.whole import running_gateway
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
-from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.nvml import NvmlSource
 

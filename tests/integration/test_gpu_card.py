@@ -1,6 +1,6 @@
 """A neuron on a real NVIDIA card, with a llama-server built for CUDA: its numbers against nvidia-smi's.
 
-Where there is no card, tests/unit/test_neuron_nvml.py and test_neuron_gpus.py stand in with a fake library.
+Without a card, tests/unit/neuron_server/hardware/test_nvml.py and test_neuron_gpus.py use a fake NVML library.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, lines_of, load, running, until
 from rigs.whole import running_gateway
 
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import DoesNotFit
-from cortex_common.hardware import DeviceReading
-from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
-from cortex_common.neuron_client import NeuronClient
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_common.schema.hardware import DeviceReading
+from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 HOLDER = Path(__file__).parents[1] / "engines" / "holder.py"
 NOISE_MB = 64

@@ -325,7 +325,7 @@ async def test_a_thousand_hostile_connections_leave_nothing_behind():
 
 def test_a_client_context_checks_names():
     """The context that nodes are asked with verifies certificate and name."""
-    from cortex_common.tls import client_context
+    from cortex_common.net.tls import client_context
 
     context = client_context(None)
     assert context.check_hostname

@@ -17,7 +17,7 @@ from rigs.gateway import gateway_process, neuron_table
 from rigs.neuron import scripted_neuron
 from rigs.whole import running_gateway
 
-from cortex_common.operator_client import OperatorClient
+from cortex_common.client.gateway import OperatorClient
 from cortex_server.auth.keys import hash_of
 
 CONFIG = Path(__file__).parents[2] / "config"

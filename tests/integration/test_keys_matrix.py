@@ -12,16 +12,16 @@ from rigs.late import anthropic, openai
 from rigs.plane import FACES, running_plane
 from rigs.whole import running_gateway
 
-from cortex_common.access import CreateKey
+from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, LimitsSection, Scope
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import CortexError
-from cortex_common.operator_client import OperatorClient
-from cortex_server.app import Gateway
-from cortex_server.auth.gate import Gate
+from cortex_common.schema.keys import CreateKey
+from cortex_server.auth.access_control import Gate
 from cortex_server.auth.keys import Keyring, hash_of
-from cortex_server.auth.rules import rule_for
-from cortex_server.dataplane.routes import ROUTES
+from cortex_server.auth.permissions import rule_for
+from cortex_server.main import Gateway
+from cortex_server.proxy.routes import ROUTES
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}

@@ -11,7 +11,7 @@ import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until
 
 from cortex_common.errors import StillBusy
-from cortex_common.models import InstanceState, UnloadRequest
+from cortex_common.schema.instances import InstanceState, UnloadRequest
 
 TOKEN = "only-for-this-test"
 AUTH = {"authorization": f"Bearer {TOKEN}"}

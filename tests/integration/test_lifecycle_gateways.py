@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lifecycle_rig import MODEL_MB, Served, gateway, neuron, tiny, until
 
-from cortex_common.fleet import InstanceView
+from cortex_common.schema.fleet import InstanceView
 
 ROOM_MB = 2 * MODEL_MB + 8
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 30, "min_residency": 0}}

@@ -12,9 +12,9 @@ from engines.attached_rig import Attached
 from lifecycle_rig import Served, gateway, until
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_common.models import InstanceState
-from cortex_common.operator import LoadModel, PinModel, UnloadModel
-from cortex_common.plans import ApplyDefrag, DefragWish
+from cortex_common.schema.instances import InstanceState
+from cortex_common.schema.operations import LoadModel, PinModel, UnloadModel
+from cortex_common.schema.plans import ApplyDefrag, DefragWish
 
 AFTER = 3
 

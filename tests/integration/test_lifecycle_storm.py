@@ -12,7 +12,7 @@ import httpx
 import pytest
 from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
-from cortex_common.fleet import InstanceView
+from cortex_common.schema.fleet import InstanceView
 
 REQUESTS = int(os.environ.get("CORTEX_STORM_REQUESTS", "200"))
 """The issue asks for 10,000; that takes minutes, so it is for who changes the scheduler."""

@@ -15,9 +15,9 @@ from engines.neuron_rig import NeuronRig, fake, load, running, until
 from rigs.late import openai
 
 from cortex_common.errors import BadRequest, Conflict, DoesNotFit, ModelNotFound, UpstreamFailed
-from cortex_common.hardware import DeviceKind
-from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_common.schema.hardware import DeviceKind
+from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 
 @pytest.fixture(scope="module")

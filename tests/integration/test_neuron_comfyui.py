@@ -12,7 +12,7 @@ import httpx
 import pytest
 from engines.neuron_rig import NeuronRig, load, running, until
 
-from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
+from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
 
 STAND_IN = Path(__file__).parents[1] / "engines" / "fake_comfyui.py"
 

@@ -13,15 +13,15 @@ from engines.build_llama import find
 from engines.fake_nvml import XID, Card, FakeNvml
 from engines.served_neuron import ServedNeuron, served
 
-from cortex_cli.doctor import Finding, Verdict, fleet_checks
+from cortex_cli.doctor.checks import Finding, Verdict, fleet_checks
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import NeuronEntry
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
-from cortex_common.neuron_client import NeuronClient
+from cortex_server.fleet.neuron_watcher import Watcher
 from cortex_server.fleet.state import Fleet
-from cortex_server.fleet.watcher import Watcher
-from cortex_server.metrics import Metrics
+from cortex_server.metrics.series import Metrics
 from neuron_server.hardware.nvml import NvmlSource
 
 LLAMA = find()

@@ -17,7 +17,7 @@ import pytest
 from engines.neuron_rig import wait_for
 from rigs.late import openai
 
-from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 NAME = "org/tiny"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -43,7 +43,7 @@ def start(weights: Path, *options: str) -> Worker:
     """Start a worker and wait until it listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    argv = [sys.executable, "-m", "neuron_server.engines.embedded", "--model", str(weights)]
+    argv = [sys.executable, "-m", "neuron_server.embedded_engine.worker", "--model", str(weights)]
     process = subprocess.Popen(
         [*argv, "--name", NAME, "--port", str(port), *options],
         env=os.environ | {"RAYON_NUM_THREADS": "1"},

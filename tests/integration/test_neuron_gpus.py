@@ -17,12 +17,12 @@ from engines.neuron_rig import FAKE_ENGINE, fake
 
 from cortex_common.config.neuron import DeviceEntry, HarnessEntry, NeuronConfig, NeuronSection
 from cortex_common.errors import DoesNotFit
-from cortex_common.models import InstanceState, ModelInfo, UnloadRequest
-from neuron_server.app import create_runtime
+from cortex_common.schema.instances import InstanceState, ModelInfo, UnloadRequest
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.hardware.sample import DeviceSource
-from neuron_server.processes import environment
+from neuron_server.main import create_runtime
+from neuron_server.process.process_table import environment
 from neuron_server.runtime import Runtime
 
 FIRST_PORT = 41000 + os.getpid() * 31 % 9000

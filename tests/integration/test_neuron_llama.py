@@ -13,8 +13,8 @@ from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, lines_of, load, running, until
 
 from cortex_common.errors import BadRequest
-from cortex_common.models import InstanceState, LoadSpec, UnloadRequest
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 BINARY = find()
 pytestmark = [

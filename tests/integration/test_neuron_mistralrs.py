@@ -16,8 +16,8 @@ from engines.attached_rig import STAND_IN, Attached, script
 from engines.neuron_rig import NeuronRig, load, running, until
 
 from cortex_common.errors import Conflict, LoadFailed, NotFound, NotSupported, Unavailable
-from cortex_common.models import InstanceState, LoadSpec, RestartRequest, UnloadRequest
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_common.schema.instances import InstanceState, LoadSpec, RestartRequest, UnloadRequest
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 
 @pytest.fixture

@@ -17,8 +17,14 @@ import pytest
 from engines.build_mistralrs import find
 from engines.neuron_rig import NeuronRig, load, running, until, wait_for
 
-from cortex_common.models import InstanceState, LoadSpec, ModelInfo, RestartRequest, UnloadRequest
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_common.schema.instances import (
+    InstanceState,
+    LoadSpec,
+    ModelInfo,
+    RestartRequest,
+    UnloadRequest,
+)
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 BINARY = find()
 pytestmark = [

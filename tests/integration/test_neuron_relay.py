@@ -12,9 +12,9 @@ import httpx
 import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
 
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import AuthenticationFailed
-from cortex_common.models import NodeStatus, UnloadRequest
-from cortex_common.neuron_client import NeuronClient
+from cortex_common.schema.instances import NodeStatus, UnloadRequest
 
 TOKEN = "only-for-this-test"
 AUTH = {"authorization": f"Bearer {TOKEN}"}

@@ -16,7 +16,7 @@ from engines.served_neuron import ServedNeuron, served
 from rigs.server import serving
 
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
-from cortex_common.models import InstanceState
+from cortex_common.schema.instances import InstanceState
 
 Script = Callable[["Engine", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -17,11 +17,11 @@ from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.whole import running_gateway
 
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import ModelNotFound, Unavailable
-from cortex_common.models import InstanceState, ModelInfo, UnloadRequest
-from cortex_common.neuron_client import NeuronClient
-from neuron_server.harness.process import EngineProcess
-from neuron_server.processes import read_process
+from cortex_common.schema.instances import InstanceState, ModelInfo, UnloadRequest
+from neuron_server.process.engine_process import EngineProcess
+from neuron_server.process.process_table import read_process
 
 HEAD = """
 import signal, subprocess, sys

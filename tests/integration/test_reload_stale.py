@@ -8,8 +8,8 @@ import os
 from lifecycle_rig import gateway, neuron, tiny, until
 
 from cortex_common.config.catalogue import Catalogue
-from cortex_common.fleet import InstanceView
-from cortex_common.models import InstanceState
+from cortex_common.schema.fleet import InstanceView
+from cortex_common.schema.instances import InstanceState
 
 
 async def test_a_changed_profile_replaces_its_idle_instance_and_no_other(tmp_path):

@@ -19,11 +19,11 @@ from rigs.gateway import gateway_process, neuron_table
 from rigs.late import trustme
 from rigs.neuron import scripted_neuron
 
+from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import AuthenticationFailed, ConfigError, CortexError
-from cortex_common.neuron_client import NeuronClient
-from cortex_common.tls import ServerTls, client_context
-from cortex_server.serving import listening
+from cortex_common.net.tls import ServerTls, client_context
+from cortex_http.server import listening
 
 CHAT = "/v1/chat/completions"
 

@@ -19,11 +19,11 @@ from rigs.fleet import MODELS, running_fleet
 from rigs.gateway import GatewayProcess, gateway_process, neuron_table
 from rigs.neuron import scripted_neuron
 
-from cortex_common.access import CreateKey
+from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyLimits
 from cortex_common.errors import CortexError
-from cortex_common.operator import EvictModel, UnloadModel
-from cortex_common.operator_client import OperatorClient
+from cortex_common.schema.keys import CreateKey
+from cortex_common.schema.operations import EvictModel, UnloadModel
 from cortex_server.auth.keys import hash_of
 
 CHAT = "/v1/chat/completions"

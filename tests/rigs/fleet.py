@@ -20,10 +20,10 @@ from tempfile import mkdtemp
 import httpx
 import psutil
 
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.neuron_client import NeuronClient
-from cortex_common.operator_client import OperatorClient
-from neuron_server.engines.tiny import write_tiny_gguf
+from cortex_common.client.gateway import OperatorClient
+from cortex_common.client.neuron import NeuronClient
+from cortex_common.schema.fleet import FleetSnapshot
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 from rigs.forked import Forked
 
 MODELS = ("tiny/ada", "tiny/bob", "tiny/cleo")

@@ -19,9 +19,9 @@ _FORKS.set_forkserver_preload(
         "cortex_cli.main",
         "cortex_cli.client",
         "cortex_cli.commands.serve",
-        "cortex_common.operator_client",
-        "cortex_server.app",
-        "neuron_server.app",
+        "cortex_common.client.gateway",
+        "cortex_server.main",
+        "neuron_server.main",
         "cortex_cli.listing",
         "cortex_cli.render.fleet",
         # httpx imports these only when it asks, uvicorn those only when it serves.

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.operator_client import OperatorClient
+from cortex_common.client.gateway import OperatorClient
+from cortex_common.schema.fleet import FleetSnapshot
 from rigs.fleet import free_port
 from rigs.forked import Forked, environment
 

@@ -8,8 +8,8 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from cortex_common.hardware import Discovery, Health
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from rigs.server import serving
 
 

@@ -14,14 +14,14 @@ from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import GatewaySection, NeuronEntry
 from cortex_common.errors import LoadFailed
-from cortex_common.hardware import Health
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.schema.hardware import Health
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_http.server_protocol import DivertingProtocol
 from cortex_server.api.app import create_app
-from cortex_server.auth.gate import Gate
-from cortex_server.dataplane.diverted import DivertingProtocol
-from cortex_server.dataplane.plane import DataPlane
+from cortex_server.auth.access_control import Gate
 from cortex_server.fleet.state import Fleet
-from cortex_server.metrics import Metrics
+from cortex_server.metrics.series import Metrics
+from cortex_server.proxy.context import DataPlane
 
 FACES = ("diverted", "asgi")
 

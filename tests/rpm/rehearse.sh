@@ -152,7 +152,7 @@ ask() {
     -d '{"model": "tiny", "stream": true, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}' \
     | grep -Fx 'data: [DONE]'
 }
-engine() { here pgrep -f 'neuron_server.engines.embedded --model'; }
+engine() { here pgrep -f 'neuron_server.embedded_engine.worker --model'; }
 
 walk() {
   say 'installing the first release'
@@ -169,7 +169,7 @@ walk() {
   here sh -ec 'mkdir -p /srv/models
     /usr/lib64/neuron/bin/python3 -I -c "
 from pathlib import Path
-from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 write_tiny_gguf(Path(\"/srv/models/tiny.gguf\"))"
     sed -i "s/^# offer = .*/offer = true/" /etc/cortex/neuron.toml
     printf "[[harnesses]]\nname = \"embedded\"\n" >> /etc/cortex/neuron.toml

@@ -11,7 +11,7 @@ import pytest
 from rpm_kit import Installed
 
 from cortex_common import __version__
-from neuron_server.engines.tiny import write_tiny_gguf
+from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 UNITS = {"cortex.service": 20, "neuron.service": 40}
 """Units, and the highest exposure that `systemd-analyze security` may find, in tenths."""
@@ -130,6 +130,8 @@ def test_a_fleet_of_packages_serves_and_is_upgraded(host: Installed, tmp_path: P
 
 def engine_pid(host: Installed) -> int:
     """The process of the one engine."""
-    found = host.run("pgrep", "-f", "neuron_server.engines.embedded --model .*tiny.gguf").stdout
+    found = host.run(
+        "pgrep", "-f", "neuron_server.embedded_engine.worker --model .*tiny.gguf"
+    ).stdout
     (pid,) = found.split()
     return int(pid)

@@ -24,10 +24,10 @@ from textual.widgets import Input, RichLog, Static
 from top_rig import FedSource, NotingOperator, top, until
 
 from cortex_cli.tui.app import Top
+from cortex_cli.tui.command_palette import Palette
 from cortex_cli.tui.commands import Command, Verb
 from cortex_cli.tui.keys import key_rows
-from cortex_cli.tui.look import Look
-from cortex_cli.tui.palette import Palette
+from cortex_cli.tui.options import Look
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.widgets.footer import KeyLine
@@ -38,9 +38,10 @@ from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
 from cortex_common.errors import AuthenticationFailed, BadRequest, Conflict, DoesNotFit, NotFound
-from cortex_common.fleet import FleetSnapshot
-from cortex_common.models import InstanceState
-from cortex_common.operator import (
+from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.fleet import FleetSnapshot
+from cortex_common.schema.instances import InstanceState
+from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
@@ -48,9 +49,8 @@ from cortex_common.operator import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.plans import ApplyDefrag, DefragWish, LedgerLine, PlanView
-from cortex_common.requests import RequestList
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.plans import ApplyDefrag, DefragWish, LedgerLine, PlanView
+from cortex_common.schema.requests import RequestList
 
 WIDE = (140, 40)
 

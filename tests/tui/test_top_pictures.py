@@ -9,7 +9,7 @@ from textual.pilot import Pilot
 from top_rig import top
 
 from cortex_cli.watch import Lost
-from cortex_common.fleet import FleetSnapshot
+from cortex_common.schema.fleet import FleetSnapshot
 
 SIZES = {"wide": (140, 40), "normal": (100, 30), "narrow": (79, 24), "tiny": (60, 15)}
 

@@ -26,7 +26,7 @@ pytest.importorskip("textual_serve", reason="textual-serve is not installed")
 from chromium import browser  # noqa: E402 - as below
 
 from cortex_cli.tui.web import password  # noqa: E402 - only where textual-serve is
-from cortex_common.fleet import SNAPSHOT  # noqa: E402 - as above
+from cortex_common.schema.fleet import SNAPSHOT  # noqa: E402 - as above
 
 
 @given(st.text(), st.text())

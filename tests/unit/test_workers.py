@@ -16,13 +16,13 @@ from cortex_common.config.access import KeyLimits, KeyTerms, LimitsSection
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig, NeuronEntry
 from cortex_common.errors import DoesNotFit, RateLimited
-from cortex_common.hardware import Health
-from cortex_common.models import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
+from cortex_common.schema.hardware import Health
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.auth.keys import Key, MadeKey, hash_of
 from cortex_server.auth.usage import Usage
-from cortex_server.dataplane.journal import Journal, RequestLine
 from cortex_server.fleet.state import Fleet
-from cortex_server.metrics import Metrics
+from cortex_server.metrics.series import Metrics
+from cortex_server.proxy.access_log import Journal, RequestLine
 from cortex_server.workers.backoff import LONGEST_S, STEADY_S, Backoff
 from cortex_server.workers.board import INSIDE, ROWS, Board
 from cortex_server.workers.books import Books, changes

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cortex_common.config.section import Section
+from cortex_common.config.base import Section
 
 
 class Scope(StrEnum):

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from cortex_common.config.section import Section
-from cortex_common.hardware import DeviceKind
-from cortex_common.models import LoadSpec
+from cortex_common.config.base import Section
+from cortex_common.schema.hardware import DeviceKind
+from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import DURATION_PATTERN, parse_duration
 
 

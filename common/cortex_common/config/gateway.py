@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from cortex_common.config.access import KeyEntry, LimitsSection, TlsSection
+from cortex_common.config.base import Address, BaseUrl, Origin, Section
 from cortex_common.config.catalogue import Duration
-from cortex_common.config.section import Address, BaseUrl, Origin, Section
 
 
 class GatewaySection(Section):

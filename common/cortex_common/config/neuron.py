@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cortex_common.config.access import TlsSection
-from cortex_common.config.section import Address, BaseUrl, Section
+from cortex_common.config.base import Address, BaseUrl, Section
 from cortex_common.units import BYTES_PER_MIB, parse_size
 
 HarnessKind = Literal["embedded", "llamacpp", "mistralrs", "attach", "command"]

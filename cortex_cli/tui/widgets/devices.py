@@ -12,8 +12,8 @@ from cortex_cli.tui.history import History
 from cortex_cli.tui.theme import ink, model_ink
 from cortex_cli.tui.widgets.lines import Lines, Piece, Pieces, joined
 from cortex_cli.tui.widgets.table import fitted
-from cortex_common.fleet import DeviceView, FleetSnapshot, NodeState, NodeView
-from cortex_common.hardware import DeviceHealth
+from cortex_common.schema.fleet import DeviceView, FleetSnapshot, NodeState, NodeView
+from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.units import show_mib
 
 _NARROW = 80

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from datetime import datetime
 
-from cortex_cli.paint import Tone
+from cortex_cli.color import Tone
+from cortex_cli.render.audit import entry_tone, facts_line
 from cortex_cli.render.table import printable
-from cortex_cli.render.trail import entry_tone, facts_line
 from cortex_cli.tui.theme import ink
 from cortex_cli.tui.widgets.lines import Lines, Pieces
-from cortex_common.trail import TrailEntry
+from cortex_common.schema.audit import TrailEntry
 
 _KEPT = 2000
 _TONES = {Tone.GOOD: "success", Tone.WARN: "warning", Tone.BAD: "error"}

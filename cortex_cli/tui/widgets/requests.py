@@ -11,11 +11,11 @@ from textual import work
 
 from cortex_cli.render.requests import milliseconds, speed, started, state_text
 from cortex_cli.render.table import printable
-from cortex_cli.tui.rows import Rows
+from cortex_cli.tui.lazy_rows import Rows
 from cortex_cli.tui.theme import ink
 from cortex_cli.tui.widgets.table import Column, Table
 from cortex_common.errors import CortexError
-from cortex_common.requests import RequestList, RequestView
+from cortex_common.schema.requests import RequestList, RequestView
 
 COLUMNS = (
     Column("short", "ID", 12, 0, most=28),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.text import Text
 from textual.widgets import Static
 
-from cortex_cli.tui.known import LOST
 from cortex_cli.tui.theme import ink
 from cortex_cli.tui.view import Summary
+from cortex_cli.tui.view_state import LOST
 
 
 class SummaryLine(Static):

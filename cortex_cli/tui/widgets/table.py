@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.reactive import reactive
 
-from cortex_cli.tui.rows import Rows
+from cortex_cli.tui.lazy_rows import Rows
 from cortex_cli.tui.widgets.lines import Lines, Pieces, joined
 
 Row = TypeVar("Row")

@@ -1,0 +1,1 @@
+"""Sockets, TLS, systemd and the state directory."""

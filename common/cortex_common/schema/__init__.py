@@ -1,0 +1,1 @@
+"""Wire types shared by the gateway, the neurons and the command."""

@@ -1,1 +1,0 @@
-"""Whether a model, asked through a gateway, does what a kind of client needs."""

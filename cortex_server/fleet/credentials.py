@@ -1,0 +1,59 @@
+"""How nodes want to be asked: the secrets and certificates that their entries name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from cortex_common.certificates import Certificate, in_use
+from cortex_common.config.gateway import NodeEntry, UpstreamEntry
+from cortex_common.config.secrets import read_secret, secret_path
+from cortex_common.net.tls import client_context
+from cortex_common.stamps import stamp_of
+from cortex_server.dataplane.pool import NodeAccess
+
+Accesses = Mapping[str, NodeAccess]
+"""How each node wants to be asked, by name."""
+
+
+def accesses(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Accesses:
+    """Read the secrets and certificates that the entries name.
+
+    Raises:
+        ConfigError: one can't be read.
+    """
+    return {entry.name: _access(entry, environ) for entry in entries}
+
+
+def files_of(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterator[Path]:
+    """The files that `accesses` reads."""
+    for entry in entries:
+        secret = entry.key_file if isinstance(entry, UpstreamEntry) else entry.token_file
+        if secret is not None:
+            yield secret_path(secret, environ)
+        yield from (path for path in _certificates(entry) if path is not None)
+
+
+def certificates_of(entries: Iterable[NodeEntry]) -> tuple[Certificate, ...]:
+    """When the certificates end that the gateway knows nodes by, and those that it shows them."""
+    files = [_certificates(entry) for entry in entries]
+    return tuple(found for trusted, mine, _ in files for found in in_use(mine, trusted))
+
+
+def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
+    if isinstance(entry, UpstreamEntry):
+        secret = read_secret(entry.key, entry.key_file, environ)
+    else:
+        secret = read_secret(entry.token, entry.token_file, environ)
+    files = _certificates(entry)
+    # Looked at before they are read: what is replaced meanwhile differs the next time.
+    stamps = tuple(map(stamp_of, files))
+    tls = client_context(*files) if entry.endpoint.startswith("https:") else None
+    return NodeAccess(tls, secret, entry.api_path, stamps)
+
+
+def _certificates(entry: NodeEntry) -> tuple[Path | None, Path | None, Path | None]:
+    """Authorities, own certificate and its key."""
+    if isinstance(entry, UpstreamEntry):
+        return entry.ca, None, None
+    return entry.ca, entry.certificate, entry.certificate_key

@@ -1,0 +1,397 @@
+"""The one task that owns lifecycle state: events come in through an inbox, decisions go out to the nodes.
+
+Nobody else plans, loads or evicts. The fast path of a request does not come here: only a request whose model has no
+ready instance does, and waits in `Conductor.obtain`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from cortex_common.client.neuron import NeuronClient
+from cortex_common.clock import Clock
+from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.errors import Conflict, CortexError, ModelLoading, Unavailable
+from cortex_common.log import event
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView
+from cortex_common.schema.instances import InstanceId, ModelId, RestartAnswer
+from cortex_server.fleet.state import Fleet
+from cortex_server.lifecycle.advice import Advice
+from cortex_server.lifecycle.decision_log import Decisions
+from cortex_server.lifecycle.executor import Carrier
+from cortex_server.lifecycle.measurements import Knowledge
+from cortex_server.lifecycle.outcomes import Later, Outcomes
+from cortex_server.lifecycle.pins import Pin, PinBoard
+from cortex_server.lifecycle.placement_view import Outlook
+from cortex_server.lifecycle.progress import WaitProgress, progress_of
+from cortex_server.lifecycle.reconciler import Housekeeping
+from cortex_server.lifecycle.settings import new_instance_id, policy_of
+from cortex_server.lifecycle.shown import with_pins, with_reasons
+from cortex_server.placement.desired_state import Upkeep
+from cortex_server.placement.engine_restarts import Restart
+from cortex_server.placement.load_queue import Ask, Goal
+from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.scheduler import Scheduler
+from cortex_server.storage.placement import Store
+
+log = logging.getLogger("cortex.lifecycle")
+
+UPKEEP_S = 1.0
+"""How often what depends on time alone is looked at."""
+
+PURSUED_FOR_S = 3600.0
+"""How long room is waited for on behalf of nobody."""
+
+
+class Conductor:
+    """See the module.
+
+    Args:
+        fleet: the live state.
+        nodes: client of each node's neuron, by node name.
+        catalogue: the profiles; `use_catalogue` replaces them.
+        config: of the gateway.
+        clock: for deadlines and timestamps.
+        store: what outlasts this gateway.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        nodes: Mapping[str, NeuronClient],
+        catalogue: Catalogue,
+        config: GatewayConfig,
+        clock: Clock,
+        store: Store | None = None,
+    ) -> None:
+        self._store = store
+        self.knowledge = Knowledge(store.measurements() if store else ())
+        self.pins = PinBoard(store.pins() if store else ())
+        self.upkeep = Upkeep(config.eviction.idle_ttl, config.placement.scale_out_after)
+        self._fleet = fleet
+        self._clock = clock
+        self._config = config
+        self._profiles = {p.id: p for p in catalogue.models}
+        self._scheduler = Scheduler(self, policy_of(config), new_instance_id)
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[InstanceId]] = {}
+        self._inbox: deque[Later] = deque()
+        self._bell = asyncio.Event()
+        self._outlook = Outlook(self.knowledge, self.pins, clock)
+        self._outlook.use_profiles(self._profiles)
+        self.advice = Advice(self._scheduler, self._outlook, fleet, clock)
+        outcomes = Outcomes(self._scheduler, self._outlook, self.knowledge, self._post)
+        self._carrier = Carrier(fleet, nodes, outcomes)
+        self.decisions = Decisions()
+        self._housekeeping = Housekeeping(
+            self.upkeep,
+            lambda profile, goal: self.want(profile, goal, timeout_s=PURSUED_FOR_S),
+            self.unload,
+            self._outlook.is_leaving,
+            clock,
+        )
+        self._considered: list[asyncio.Future[None]] = []
+        self._ended = False
+
+    # -- what the data plane calls -----------------------------------------------------------
+
+    async def obtain(
+        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    ) -> InstanceId:
+        """Wait until an instance of the model is ready, having it loaded where needed.
+
+        Cancelling the wait is right at any time: a load that nobody else wants is given up if its node was not
+        asked yet.
+
+        Args:
+            profile: of the model.
+            request_id: by which `decisions` remembers what it waited for.
+            timeout_s: how long to wait.
+
+        Raises:
+            DoesNotFit: it fits nowhere; at once, with the reason for each device.
+            NoHealthyNode: no node that could serve it answers, or those that could load it are cordoned.
+            LoadFailed: the engine could not load it; with its reason.
+            ModelLoading: `timeout_s` went by; with state, node and ETA.
+            Busy: too many wait for it already.
+        """
+        event(log, "cold_start", logging.DEBUG, model=profile.id, request=request_id)
+        self.upkeep.ended.discard(profile.id)
+        began = self._clock.monotonic()
+        try:
+            instance = await self.want(profile, Goal(profile.id), timeout_s=timeout_s)
+        except CortexError as failed:
+            self._waited(request_id, profile, began, None, failed.message)
+            raise
+        self._waited(request_id, profile, began, instance, "another request had it loaded already")
+        return instance
+
+    def _waited(
+        self,
+        request: str,
+        profile: ModelProfile,
+        began: float,
+        instance: InstanceId | None,
+        otherwise: str,
+    ) -> None:
+        self.decisions.waited(
+            request,
+            at=self._clock.unix(),
+            model=profile.id,
+            seconds=self._clock.monotonic() - began,
+            instance=instance,
+            otherwise=otherwise,
+        )
+
+    async def want(
+        self, profile: ModelProfile, goal: Goal, *, timeout_s: float, insists: bool = False
+    ) -> InstanceId:
+        """`obtain` for any goal, such as an instance on a certain node; see `Ask.insists`."""
+        if self._ended:
+            raise Unavailable("the gateway is stopping", retry_after=5.0)
+        if insists:
+            self.upkeep.ended.discard(profile.id)
+        now = self._clock.monotonic()
+        ask = Ask(next(self._ids), profile, goal, now, now + timeout_s, insists)
+        answer: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
+        self._answers[ask.id] = answer
+        self._post(lambda at: self._scheduler.ask(ask, at))
+        try:
+            return await answer
+        finally:
+            if self._answers.pop(ask.id, None) is not None:
+                self._post(lambda _at: self._scheduler.cancel(ask.id))
+
+    def waiting(self, model: ModelId) -> int:
+        """How many requests wait for a model."""
+        return self._scheduler.waiting.count(model)
+
+    async def settled(self) -> None:
+        """Return once everything that was asked before has been considered."""
+        considered = asyncio.get_running_loop().create_future()
+        self._post(lambda _now: self._considered.append(considered))
+        await considered
+
+    async def unload(
+        self,
+        model: str,
+        instances: Iterable[InstanceView],
+        drain_s: float,
+        *,
+        whole: bool,
+        why: str = "operator",
+    ) -> None:
+        """Drain and end instances of a model.
+
+        Args:
+            model: its id.
+            instances: which of them.
+            drain_s: how long their requests may go on. An operator's unload then cuts those of other gateways.
+            whole: the model is not wanted any more, until somebody asks for it: whoever waits for it is told.
+            why: the reason in one word, for log and metrics; see `Tally.unloads`.
+
+        Raises:
+            StillBusy: requests went on for longer; nothing was ended.
+            Conflict: all of them are at upstreams, where nothing is ended.
+        """
+        named = tuple(instances)
+        views = tuple(v for v in named if not self._fleet.is_upstream(v.node))
+        if named and not views:
+            raise Conflict(f"{model!r} is served by {named[0].node}, where cortex ends nothing")
+        if whole:
+            self.upkeep.ended.add(model)
+            self._post(lambda _now: self._scheduler.drop(model))
+        try:
+            with self._outlook.leaving(v.id for v in views):
+                await self._carrier.remove(views, drain_s, why, cut=why == "operator")
+        except CortexError:
+            if whole:
+                self.upkeep.ended.discard(model)
+            raise
+        else:
+            if whole:  # another that failed meanwhile may have taken it out
+                self.upkeep.ended.add(model)
+        finally:
+            self._bell.set()
+
+    async def restart(self, restart: Restart, drain_s: float) -> RestartAnswer:
+        """Drain what is in an engine of somebody else, and have it restarted; see `Carrier.restart`.
+
+        Who asks for a model of it meanwhile waits until that is back, and has none loaded elsewhere.
+        """
+        try:
+            with self._outlook.returning(restart.instances):
+                return await self._carrier.restart(restart, drain_s)
+        finally:
+            self._bell.set()
+
+    def progress(self, model: str) -> WaitProgress | None:
+        """How far a model is that somebody waits for or that is being loaded; None when neither."""
+        return progress_of(
+            model,
+            self._scheduler,
+            self._fleet.bare,
+            self.knowledge.load_seconds(model),
+            self._clock.monotonic(),
+        )
+
+    # -- the task ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide until cancelled; then everybody who still waits is told."""
+        self._fleet.on_change(self._bell.set)
+        self._fleet.count_waiting(self.waiting)
+        upkeep_at = self._clock.monotonic()
+        self._housekeeping.begin(self._profiles)
+        try:
+            while True:
+                await self._next_event(upkeep_at)
+                now = self._clock.monotonic()
+                while self._inbox:
+                    self._inbox.popleft()(now)
+                if now >= upkeep_at:
+                    upkeep_at = now + UPKEEP_S
+                    self._keep_up(now)
+                self._step(now)
+                self._say_considered()
+        finally:
+            self._ended = True
+            self._fleet.remove_listener(self._bell.set)
+            while self._inbox:
+                self._inbox.popleft()(self._clock.monotonic())
+            self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
+            self._say_considered()
+            await self._carrier.close()
+            await self._housekeeping.close()
+
+    def _say_considered(self) -> None:
+        while self._considered:
+            if not (considered := self._considered.pop()).done():
+                considered.set_result(None)
+
+    async def _next_event(self, upkeep_at: float) -> None:
+        """Return when something happened, or something is due."""
+        wake = self._scheduler.next_wake()
+        until = upkeep_at if wake is None else min(wake, upkeep_at)
+        seconds = max(0.0, until - self._clock.monotonic())
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+        except TimeoutError:
+            pass
+        self._bell.clear()
+
+    def _step(self, now: float) -> None:
+        if not self._scheduler.waiting and not self._scheduler.loads:
+            return
+        snapshot = self._fleet.bare
+        self._scheduler.step(lambda overlay: self._outlook.world(snapshot, overlay), now)
+
+    def _keep_up(self, now: float) -> None:
+        """What is due with time alone."""
+        snapshot = self._fleet.snapshot
+        learned = self.knowledge.observe(snapshot, self._profiles, now)
+        if self._store is not None and learned:
+            self._store.remember(learned)
+        if self.pins.expire(self._clock.unix()):
+            self._pins_changed()
+        visible = frozenset(i.id for i in snapshot.instances())
+        self._outlook.refresh(visible)
+        self.decisions.forget_loads(visible.union(u.order.instance for u in self._scheduler.loads))
+        self._housekeeping.do(with_pins(snapshot, self.pins), self._profiles, now)
+
+    def _pins_changed(self) -> None:
+        if self._store is not None:
+            self._store.keep_pins(self.pins.all())
+        self._fleet.touch()
+
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
+        before, self._profiles = self._profiles, {p.id: p for p in catalogue.models}
+        self._outlook.use_profiles(self._profiles)
+        for changed in (p for p in catalogue.models if before.get(p.id) != p):
+            self.knowledge.ask_anew(changed.id)
+            self._post(partial(self._scheduler.profile_changed, changed))
+        self._bell.set()
+
+    def use_config(self, config: GatewayConfig) -> None:
+        """Decide by other settings from now on."""
+        self._config = config
+        self._scheduler.policy = policy_of(config)
+        self.upkeep.idle_ttl_s = config.eviction.idle_ttl
+        self.upkeep.scale_out_after_s = config.placement.scale_out_after
+        self._bell.set()
+
+    def shown(self) -> FleetSnapshot:
+        """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
+        snapshot = with_pins(self._fleet.snapshot, self.pins)
+        failures, now = self._scheduler.troubles.failures, self._clock.monotonic()
+        why = self.decisions.why
+        return with_reasons(snapshot, why, self._profiles, self.upkeep, failures, now)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long an instance that has to go may go on with its requests."""
+        return self._config.eviction.drain_timeout
+
+    def pin(self, pin: Pin) -> None:
+        """Protect a model from eviction."""
+        self.pins.add(pin)
+        self._pins_changed()
+
+    def unpin(self, model: ModelId, node: str | None) -> bool:
+        """End that; whether there was a pin."""
+        found = self.pins.remove(model, node)
+        self._pins_changed()
+        return found
+
+    def _post(self, later: Later) -> None:
+        self._inbox.append(later)
+        self._bell.set()
+
+    # -- effects of the scheduler ------------------------------------------------------------
+
+    def grant(self, waiter: int, instance: InstanceId) -> None:
+        """See `Effects.grant`."""
+        answer = self._answers.pop(waiter, None)
+        if answer is not None and not answer.done():
+            answer.set_result(instance)
+
+    def refuse(self, waiter: int, error: CortexError) -> None:
+        """See `Effects.refuse`."""
+        answer = self._answers.pop(waiter, None)
+        if answer is not None and not answer.done():
+            if isinstance(error, ModelLoading):
+                self._tell_eta(error)
+            answer.set_exception(error)
+
+    def _tell_eta(self, error: ModelLoading) -> None:
+        """Say in a refusal for time when the model is expected, and to come back then."""
+        told = self.progress(str(error.details["model"]))
+        if told is not None and told.eta_s is not None:
+            error.details["loading"]["eta_s"] = round(told.eta_s, 1)
+            error.retry_after = min(60.0, max(1.0, told.eta_s))
+
+    def make_room(self, order: Order) -> None:
+        """See `Effects.make_room`."""
+        self._carrier.make_room(order, self.drain_timeout_s)
+
+    def start(self, order: Order) -> None:
+        """See `Effects.start`."""
+        self.decisions.begun(order)
+        self._carrier.start(order)
+
+    def abandon(self, order: Order) -> None:
+        """See `Effects.abandon`."""
+        self._carrier.abandon(order)
+
+    def take_back(self, order: Order) -> None:
+        """See `Effects.take_back`."""
+        self._carrier.take_back(order)

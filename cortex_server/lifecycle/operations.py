@@ -1,0 +1,402 @@
+"""What an operator can do with models: each verb checks, hands over to the conductor, and tells what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from functools import partial
+from shlex import quote
+
+from cortex_common.clock import Clock
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import Conflict, CortexError, ModelNotFound, NodeNotFound, NotFound
+from cortex_common.log import event
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_common.schema.operations import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    MeasuredSize,
+    ModelAction,
+    ModelDetail,
+    NodeAction,
+    NodeWish,
+    PinModel,
+    PinView,
+    UnloadModel,
+    UnpinModel,
+)
+from cortex_common.schema.plans import DecisionView, DrainPlan, PlanLoad, PlannedEviction, PlanView
+from cortex_server.fleet.state import Fleet
+from cortex_server.lifecycle.controller import Conductor
+from cortex_server.lifecycle.defrag import Mover
+from cortex_server.lifecycle.engine_restarts import Restarts
+from cortex_server.lifecycle.node_drain import Emptying
+from cortex_server.lifecycle.pins import Pin
+from cortex_server.lifecycle.views import eviction, plan_view
+from cortex_server.placement.capacity import TAKING_MEMORY
+from cortex_server.placement.fit import Where
+from cortex_server.placement.load_queue import Goal
+from cortex_server.placement.state import Wish
+from cortex_server.storage.placement import Store
+
+log = logging.getLogger("cortex.operator")
+
+
+class Verbs:
+    """See the module.
+
+    Args:
+        fleet: the live state.
+        conductor: who decides.
+        restarts: who restarts engines of somebody else.
+        store: what outlasts this gateway.
+        clock: for how long things took.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        conductor: Conductor,
+        restarts: Restarts,
+        store: Store,
+        clock: Clock,
+    ) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._conductor = conductor
+        self._clock = clock
+        self._emptying = Emptying(fleet, conductor)
+        self.mover = Mover(fleet, conductor, restarts, clock, self.profile, self.check_node)
+        self._pursued: set[asyncio.Task[InstanceId]] = set()
+
+    def shown(self) -> FleetSnapshot:
+        """See `Conductor.shown`."""
+        return self._conductor.shown()
+
+    async def load(self, wish: LoadModel) -> ModelAction:
+        """Have a model loaded.
+
+        Raises:
+            ModelNotFound: no profile has this name.
+            CortexError: as `Conductor.obtain`; without `wait` only what is known at once.
+        """
+        profile = self.profile(wish.model)
+        if wish.node is not None:
+            self.check_node(wish.node)
+        began = self._clock.monotonic()
+        goal = Goal(profile.id, Where(wish.node, wish.devices), another=wish.another)
+        if wish.ttl_s is not None:
+            self._conductor.upkeep.ttls[profile.id] = wish.ttl_s
+        if wish.pin:
+            self._conductor.pin(Pin(ModelId(profile.id), wish.node, None))
+        event(log, "load_asked", model=profile.id, node=wish.node)
+        task = asyncio.create_task(
+            self._conductor.want(profile, goal, timeout_s=wish.timeout_s, insists=True)
+        )
+        self._pursued.add(task)
+        task.add_done_callback(partial(self._pursuit_ended, profile.id))
+        if wish.wait:
+            instance = await task
+            return self._ready(profile, instance, self._clock.monotonic() - began)
+        # Two rounds: the first hears of the wish, after the second it is answered or under way.
+        await self._conductor.settled()
+        await asyncio.sleep(0)
+        if task.done():
+            return self._ready(profile, task.result(), self._clock.monotonic() - began)
+        progress = self._conductor.progress(profile.id)
+        nodes = (progress.node,) if progress is not None and progress.node else ()
+        return ModelAction(model=profile.id, state=ModelState.LOADING, nodes=nodes)
+
+    async def unload(self, wish: UnloadModel) -> ModelAction:
+        """Drain and end all instances of a model.
+
+        Raises:
+            ModelNotFound: no profile and no instance has this name.
+            StillBusy: requests went on for longer than `drain_timeout_s`; nothing was ended.
+        """
+        model = self.model(wish.model)
+        began = self._clock.monotonic()
+        views = self.instances(model)
+        event(log, "unload_asked", model=model, instances=len(views))
+        await self._conductor.unload(model, views, wish.drain_timeout_s, whole=True)
+        return ModelAction(
+            model=model,
+            state=ModelState.UNLOADED,
+            nodes=tuple(dict.fromkeys(v.node for v in views)),
+            seconds=round(self._clock.monotonic() - began, 3),
+        )
+
+    async def evict(self, wish: EvictModel) -> ModelAction:
+        """Drain and end one instance; the model may be loaded again when somebody asks for it.
+
+        Raises:
+            NotFound: there is no such instance, or node.
+            Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
+        """
+        began = self._clock.monotonic()
+        view = self._victim(wish)
+        model = view.model
+        event(log, "evict_asked", model=model, node=view.node, instance=view.id)
+        await self._conductor.unload(model, (view,), wish.drain_timeout_s, whole=False)
+        left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
+        return ModelAction(
+            model=model,
+            state=ModelState.READY
+            if any(i.state is InstanceState.READY for i in left)
+            else ModelState.UNLOADED,
+            nodes=(view.node,),
+            seconds=round(self._clock.monotonic() - began, 3),
+            vram_mb=view.vram_used_mb,
+        )
+
+    def plan_evict(self, wish: EvictModel) -> PlannedEviction:
+        """Which instance would go, and whom that disturbs. Changes nothing.
+
+        Raises:
+            NotFound: there is no such instance, or node.
+            Conflict: it is pinned.
+        """
+        return eviction(self._victim(wish), self._clock.unix())
+
+    def _victim(self, wish: EvictModel) -> InstanceView:
+        model = self.model(wish.model)
+        if wish.node is not None:
+            self.check_node(wish.node)
+        views = [
+            i
+            for i in self.shown().instances()
+            if i.model == model
+            and i.state in TAKING_MEMORY
+            and wish.node in {None, i.node}
+            and wish.instance in {None, i.id}
+        ]
+        if not views:
+            where = f" on {wish.node}" if wish.node else ""
+            raise NotFound(f"model {model!r} has no instance{where}", hints=("cortex ps",))
+        view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
+        if view.pinned:
+            raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
+        return view
+
+    async def pin(self, wish: PinModel) -> PinView:
+        """Protect a model from eviction, for a time or for good.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            NodeNotFound: there is no such node.
+            Unavailable: it is protected, but a restart of the gateway will forget that.
+        """
+        model = self.model(wish.model)
+        if wish.node is not None:
+            self.check_node(wish.node)
+        until = None if wish.for_s is None else self._clock.unix() + wish.for_s
+        ends = None if until is None else datetime.fromtimestamp(until, UTC)
+        event(
+            log,
+            "pinned",
+            model=model,
+            node=wish.node,
+            until=ends and ends.isoformat("T", "seconds"),
+        )
+        self._conductor.pin(Pin(model, wish.node, until))
+        await self._store.kept()
+        return PinView(model=model, node=wish.node, until=until)
+
+    async def unpin(self, wish: UnpinModel) -> tuple[PinView, ...]:
+        """End pins of a model; answers those that it still has.
+
+        Raises:
+            NotFound: it has no such pin.
+            Unavailable: the pin is gone, but a restart of the gateway will bring it back.
+        """
+        model = self.model(wish.model)
+        if not self._conductor.unpin(model, wish.node):
+            raise NotFound(
+                f"model {model!r} has no such pin",
+                hints=("pinned_on in models.toml pins are changed there",),
+            )
+        event(log, "unpinned", model=model, node=wish.node)
+        await self._store.kept()
+        return self._pins_of(model)
+
+    def plan_load(self, wish: PlanLoad) -> PlanView:
+        """What would be done to load a model, at worst after some waiting. Changes nothing.
+
+        Raises:
+            ModelNotFound: no profile has this name.
+        """
+        profile, advice = self.profile(wish.model), self._conductor.advice
+        if wish.node is not None:
+            self.check_node(wish.node)
+        wanted = Wish(
+            profile,
+            where=Where(wish.node, wish.devices),
+            waited_s=advice.policy.patience_s,
+            another=wish.another,
+        )
+        found, world = advice.plan(wanted, insists=True)
+        return plan_view(wanted, found, world, advice.policy, advice.lately(profile.id))
+
+    def decisions(self, request: str) -> tuple[DecisionView, ...]:
+        """See `Decisions.of`."""
+        return self._conductor.decisions.of(request)
+
+    def detail(self, name: str) -> ModelDetail:
+        """A model's estimate beside what was measured.
+
+        Raises:
+            ModelNotFound: no profile and no instance has this name.
+        """
+        model = self.model(name)
+        profile = self._fleet.profile(model)
+        known = self._conductor.knowledge
+        measured = (
+            MeasuredSize(
+                node=m.node,
+                kind=m.key.kind.value,
+                devices=m.key.devices,
+                build=m.build,
+                loads=m.n,
+                device_mb=m.device_mb,
+                last_mb=m.last_mb or m.device_mb,
+                load_s=m.load_s,
+                at=m.at,
+            )
+            for m in known.measurements(model)
+        )
+        view = self._fleet.snapshot.model(model)
+        return ModelDetail(
+            model=model,
+            harness=view.harness if view is not None else "",
+            vram_mb=profile.vram_mb if profile is not None else None,
+            min_devices=profile.min_devices if profile is not None else 1,
+            priority=profile.priority if profile is not None else 0,
+            rate=known.rate(model, self._clock.monotonic()),
+            load_s=known.load_seconds(model),
+            measured=tuple(measured),
+            pins=self._pins_of(model),
+        )
+
+    def _pins_of(self, model: ModelId) -> tuple[PinView, ...]:
+        return tuple(
+            PinView(model=p.model, node=p.node, until=p.until)
+            for p in self._conductor.pins.all()
+            if p.model == model
+        )
+
+    async def cordon(self, node: str, *, cordoned: bool) -> NodeAction:
+        """Place no new instances on a node, or place them again.
+
+        Raises:
+            NodeNotFound: there is no such node.
+            Unavailable: that is so now, but no longer after a restart of the gateway.
+        """
+        self._cordon(node, cordoned=cordoned)
+        await self._store.kept()
+        return NodeAction(node=node, cordoned=cordoned)
+
+    def _cordon(self, node: str, *, cordoned: bool) -> None:
+        self.check_node(node)
+        event(log, "cordoned" if cordoned else "uncordoned", node=node)
+        self._fleet.set_cordoned(node, cordoned)
+        self._store.keep_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
+
+    async def drain(self, wish: DrainNode) -> NodeAction:
+        """Cordon a node, load its models elsewhere where there is room, and unload them here.
+
+        Raises:
+            NodeNotFound: there is no such node.
+            Unavailable: it is drained, but a restart of the gateway will forget that it is cordoned.
+        """
+        self._cordon(wish.node, cordoned=True)
+        became = await self._emptying.empty(wish.node, wish.timeout_s)
+        await self._store.kept()
+        return NodeAction.model_validate({"node": wish.node, "cordoned": True} | became)
+
+    def plan_drain(self, wish: NodeWish) -> DrainPlan:
+        """What draining a node would do. Changes nothing.
+
+        Raises:
+            NodeNotFound: there is no such node.
+        """
+        self.check_node(wish.node)
+        return self._emptying.plan(wish.node)
+
+    async def close(self) -> None:
+        """Stop pursuing loads that nobody waits for."""
+        for task in self._pursued:
+            task.cancel()
+        await asyncio.gather(*self._pursued, return_exceptions=True)
+
+    # -- names -------------------------------------------------------------------------------
+
+    def model(self, name: str) -> ModelId:
+        """The model that a name or alias means.
+
+        Raises:
+            ModelNotFound: with the nearest names.
+        """
+        if (found := self._fleet.known(name)) is not None:
+            return found
+        if any(i.model == name for i in self._fleet.snapshot.instances()):
+            return ModelId(name)
+        raise self._fleet.unknown(name)
+
+    def profile(self, name: str) -> ModelProfile:
+        """The profile that a name or alias means.
+
+        Raises:
+            ModelNotFound: with the nearest names, or who serves it without one.
+        """
+        model = self.model(name)
+        if (found := self._fleet.profile(model)) is None:
+            there = {i.node: None for i in self._fleet.snapshot.instances() if i.model == model}
+            raise ModelNotFound(
+                f"no profile says how {name!r} is loaded; it is only there as {', '.join(there)} has it",
+                hints=("describe it in models.toml",),
+            )
+        return found
+
+    def check_node(self, name: str) -> None:
+        """Refuse a node that is not in the configuration, or has no neuron.
+
+        Raises:
+            NodeNotFound: with the name that may have been meant.
+            Conflict: it is an upstream.
+        """
+        if name not in self._fleet.entries:
+            raise NodeNotFound.among(name, self._fleet.entries)
+        if self._fleet.is_upstream(name):
+            raise Conflict(f"{name} is an upstream: cortex loads and unloads nothing there")
+
+    def instances(self, model: ModelId) -> tuple[InstanceView, ...]:
+        """The instances of a model that a node holds, failed ones included.
+
+        Raises:
+            NotFound: it has none.
+        """
+        kept = TAKING_MEMORY | {InstanceState.FAILED}
+        found = tuple(
+            i for i in self._fleet.snapshot.instances() if i.model == model and i.state in kept
+        )
+        if not found and not self._conductor.waiting(model):
+            raise NotFound(f"model {model!r} is not loaded", hints=("cortex ps",))
+        return found
+
+    def _ready(self, profile: ModelProfile, instance: InstanceId, seconds: float) -> ModelAction:
+        views = [i for i in self._fleet.snapshot.instances() if i.id == instance]
+        return ModelAction(
+            model=profile.id,
+            state=ModelState.READY,
+            nodes=tuple(v.node for v in views),
+            seconds=round(seconds, 3),
+            vram_mb=max((v.vram_used_mb for v in views), default=None),
+        )
+
+    def _pursuit_ended(self, model: str, task: asyncio.Task[InstanceId]) -> None:
+        self._pursued.discard(task)
+        if not task.cancelled() and isinstance(failed := task.exception(), CortexError):
+            event(log, "load_failed", logging.WARNING, model=model, reason=failed.message)

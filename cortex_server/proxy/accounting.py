@@ -1,0 +1,105 @@
+"""What a request leaves behind: counts, a verdict on its instance, a line in the journal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from cortex_common.errors import UpstreamFailed, UpstreamTimeout
+from cortex_common.schema.instances import ModelId
+from cortex_server.auth.keys import Key
+from cortex_server.dataplane.trace import Ended, Trace
+from cortex_server.fleet.routing_table import Target
+from cortex_server.metrics.series import NOWHERE
+from cortex_server.proxy.response import Answer
+from cortex_server.proxy.routing import Routing
+
+if TYPE_CHECKING:
+    from cortex_server.proxy.context import DataPlane
+
+_CUT_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
+
+_ENGINE_FAULTS = frozenset({500, 502, 504})
+"""503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
+
+
+class Settle(Protocol):
+    """Closes the books on a request: `settle`, or what a worker process does instead."""
+
+    def __call__(
+        self,
+        plane: DataPlane,
+        trace: Trace,
+        now: float,
+        *,
+        key: Key | None,
+        model: ModelId,
+        target: Target | None,
+        answer: Answer | None,
+        error: str | None,
+    ) -> None:
+        """See `settle`."""
+        ...
+
+
+def settle(
+    plane: DataPlane,
+    trace: Trace,
+    now: float,
+    *,
+    key: Key | None,
+    model: ModelId,
+    target: Target | None,
+    answer: Answer | None,
+    error: str | None,
+) -> None:
+    """Close the books on a request. Called once for each, whatever became of it.
+
+    Args:
+        plane: what all requests share.
+        trace: of the request.
+        now: the event loop's time.
+        key: by which it came in; None when it was sent away before.
+        model: that was asked for; empty when none was found.
+        target: the instance that had it last.
+        answer: what was told to the client.
+        error: code of what went wrong.
+    """
+    if target is not None:
+        plane.fleet.release(target)
+        judge(plane.fleet, target, trace.status, error)
+        series = target.series
+    else:
+        series = plane.metrics.series(model or NOWHERE, NOWHERE)
+    tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
+    series.finished(
+        now - trace.started,
+        trace.first_s,
+        tokens_in,
+        tokens_out,
+        cold=trace.cold,
+        error=error,
+        tokens_cached=cached,
+        queued=trace.queued_s,
+    )
+    if target is not None:
+        target.counts.add(tokens_in, tokens_out, failed=error is not None)
+    if answer is not None and answer.repairs and target is not None:
+        plane.metrics.repaired(answer.repairs, target.model, target.engine)
+    if key is not None:
+        plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
+    name = key.name if key else trace.turned_away
+    over = Ended(trace, now, time.time(), name, model, target, tokens_in, tokens_out, error)
+    plane.journal.write(over)
+    if plane.spans is not None and trace.span is not None:
+        plane.spans.ended(trace.span, over.line(), trace.started, now)
+
+
+def judge(fleet: Routing, target: Target, status: int, error: str | None) -> None:
+    """What a request says of its instance: see `core.breaker`."""
+    if error in _CUT_OFF or status in _ENGINE_FAULTS:
+        fleet.failed(target, error or f"engine_{status}")
+    elif status:
+        fleet.answered(target)
+    else:
+        fleet.untried(target)

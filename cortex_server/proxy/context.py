@@ -1,0 +1,162 @@
+"""What all requests share."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import Protocol
+
+from cortex_common.config.access import LimitsSection
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.gateway import GatewaySection
+from cortex_common.errors import Unavailable
+from cortex_common.schema.instances import InstanceId, ModelId
+from cortex_server.auth.access_control import Gate
+from cortex_server.auth.admission_queue import Doors, Turnstile
+from cortex_server.dataplane.pool import Pool
+from cortex_server.fleet.circuit_breaker import RetryBudget
+from cortex_server.metrics.series import Metrics
+from cortex_server.proxy.access_log import Journal
+from cortex_server.proxy.accounting import Settle, settle
+from cortex_server.proxy.load_balancer import Chooser
+from cortex_server.proxy.request import Exchange
+from cortex_server.proxy.routing import Routing
+from cortex_server.proxy.tracing import Spans
+
+_LAG_EVERY_S = 0.25
+
+
+class Progress(Protocol):
+    """How far a load is that requests wait for."""
+
+    @property
+    def state(self) -> str:
+        """What is being done, in one word."""
+        ...
+
+    @property
+    def node(self) -> str | None:
+        """Where."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """1 when nobody waits longer for another model."""
+        ...
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until ready, from past loads."""
+        ...
+
+    @property
+    def why(self) -> str | None:
+        """What is waited for before it can begin, for people."""
+        ...
+
+
+class Loads(Protocol):
+    """Whoever gets models loaded: the conductor."""
+
+    async def obtain(
+        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    ) -> InstanceId:
+        """Wait until an instance is ready; cancelling stops waiting.
+
+        Raises:
+            CortexError: it will not be, or not in time; the error says why.
+        """
+        ...
+
+    def progress(self, model_id: ModelId) -> Progress | None:
+        """How far the load is."""
+        ...
+
+
+class DataPlane:
+    """The parts that a request needs, and the requests under way.
+
+    Args:
+        fleet: where requests can go.
+        loads: who is asked when there is no ready instance.
+        metrics: where requests are counted.
+        settings: limits and timeouts.
+        gate: who may ask; by default whoever is on this host.
+        limits: how much at once.
+        spans: who is told of requests as parts of distributed traces.
+        turnstile: who lets requests in; by default one of this plane's own.
+        settled: closes the books on each request.
+
+    Attributes:
+        retries: how many second tries are left.
+        chooser: which of several instances a request goes to.
+        most: requests that may be here at once, worked on or waiting for their turn.
+        active: all requests between their first header and their last byte.
+    """
+
+    def __init__(
+        self,
+        fleet: Routing,
+        loads: Loads,
+        metrics: Metrics,
+        settings: GatewaySection,
+        *,
+        gate: Gate | None = None,
+        limits: LimitsSection | None = None,
+        spans: Spans | None = None,
+        turnstile: Doors | None = None,
+        settled: Settle = settle,
+    ) -> None:
+        self.fleet = fleet
+        self.loads = loads
+        self.metrics = metrics
+        self.settings = settings
+        self.gate = gate or Gate()
+        self.limits = limits = limits or LimitsSection()
+        self.most = limits.max_in_flight + limits.max_queued
+        self.spans = spans
+        self.loop = asyncio.get_running_loop()
+        self.turnstile: Doors = turnstile or Turnstile(self.loop, self.limits)
+        self.settle = settled
+        metrics.queue = lambda: (self.turnstile.inside, self.turnstile.waiting)
+        self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
+        self.journal = Journal(self.loop)
+        self.retries = RetryBudget()
+        self.chooser = Chooser()
+        self.active: set[Exchange] = set()
+        self.max_body = settings.max_body_mb * 1024 * 1024
+
+    def use(self, settings: GatewaySection, limits: LimitsSection) -> None:
+        """Work by other settings from now on."""
+        self.settings = settings
+        self.limits = self.turnstile.limits = limits
+        self.most = limits.max_in_flight + limits.max_queued
+        self.max_body = settings.max_body_mb * 1024 * 1024
+
+    def cut_off(self) -> None:
+        """End the requests that are still under way, each with an error that says so."""
+        for exchange in tuple(self.active):
+            exchange.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
+
+    async def watch_lag(self) -> None:
+        """Measure how late the event loop is; runs until cancelled."""
+        while True:
+            asked = perf_counter()
+            await asyncio.sleep(_LAG_EVERY_S)
+            self.metrics.lag.observe(max(0.0, perf_counter() - asked - _LAG_EVERY_S))
+
+    async def watch_silence(self) -> None:
+        """Give up on engines that fell silent; runs until cancelled.
+
+        One task that looks at all requests once a second costs less than a timer for each.
+        """
+        while True:
+            await asyncio.sleep(1.0)
+            now = self.loop.time()
+            for exchange in tuple(self.active):
+                exchange.check_silence(now)
+
+    def close(self) -> None:
+        """Let go of all connections that nobody uses, and write the last lines of the journal."""
+        self.pool.close()
+        self.journal.close()

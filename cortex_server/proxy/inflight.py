@@ -1,0 +1,168 @@
+"""Which requests there are: for operators who look on and cancel, and for the end, which waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from cortex_common.errors import Cancelled, Conflict, NotFound
+from cortex_common.log import event
+from cortex_common.schema.requests import RequestList, RequestState, RequestView
+from cortex_server.proxy.access_log import RequestLine
+from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.request import Exchange
+
+log = logging.getLogger("cortex.operator")
+
+_LOOK_S = 0.02
+
+
+class Register(Protocol):
+    """All requests of this gateway, in whichever process they are."""
+
+    @property
+    def count(self) -> int:
+        """Requests under way."""
+        ...
+
+    async def listed(self, last: int) -> RequestList:
+        """Those under way and so many of the last that ended."""
+        ...
+
+    async def cancel(self, ident: str) -> RequestView:
+        """End a request. A unique beginning of its id will do.
+
+        Raises:
+            NotFound: none of that id is under way.
+            Conflict: the beginning of an id fits several.
+        """
+        ...
+
+    async def over(self) -> None:
+        """Return once none is under way; new ones are sent away meanwhile."""
+        ...
+
+    def cut_off(self) -> None:
+        """End those that are still under way, each with an error that says so."""
+        ...
+
+
+class Here:
+    """The requests of one data plane, in this process.
+
+    Args:
+        plane: whose requests these are.
+    """
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    @property
+    def count(self) -> int:
+        """See `Register`."""
+        return len(self._plane.active)
+
+    def now(self, last: int = 0) -> RequestList:
+        """`listed`, without waiting."""
+        now, unix = self._plane.loop.time(), time.time()
+        active = sorted(self._plane.active, key=lambda e: e.trace.started)
+        return RequestList(
+            at=unix,
+            active=tuple(_under_way(e, now, unix) for e in active),
+            recent=tuple(map(ended, self._plane.journal.last(last))),
+        )
+
+    async def listed(self, last: int) -> RequestList:
+        """See `Register`."""
+        return self.now(last)
+
+    async def cancel(self, ident: str) -> RequestView:
+        """See `Register`."""
+        return self.cancelled(ident)
+
+    def cancelled(self, ident: str) -> RequestView:
+        """`cancel`, without waiting."""
+        wanted = named(self.now().active, ident).id.encode()
+        found = min(
+            (e for e in self._plane.active if e.trace.ident == wanted),
+            key=lambda e: e.trace.started,
+        )
+        event(log, "request_cancelled", request=wanted.decode(), model=found.model)
+        found.cut_off(Cancelled("an operator ended this request"))
+        return ended(self._plane.journal.entries[-1].line())
+
+    async def over(self) -> None:
+        """See `Register`."""
+        while self._plane.active:  # noqa: ASYNC110 - an event for it would cost every request
+            await asyncio.sleep(_LOOK_S)
+
+    def cut_off(self) -> None:
+        """See `Register`."""
+        self._plane.cut_off()
+
+
+def named(active: Iterable[RequestView], ident: str) -> RequestView:
+    """The request of that id; the oldest where a client gave it to several.
+
+    Raises:
+        NotFound: none is under way.
+        Conflict: the beginning of an id fits several.
+    """
+    fits = [r for r in active if r.id.startswith(ident)]
+    exact = [r for r in fits if r.id == ident]
+    if not fits:
+        raise NotFound(
+            f"no request {ident!r} is under way", hints=("`cortex requests ls` lists them",)
+        )
+    if not exact and len(fits) > 1:
+        raise Conflict(f"{len(fits)} requests begin with {ident!r}", hints=("say more of the id",))
+    return min(exact or fits, key=lambda r: r.started)
+
+
+def _under_way(exchange: Exchange, now: float, unix: float) -> RequestView:
+    trace, target = exchange.trace, exchange.target
+    state, total = exchange.state, now - trace.started
+    waits = state in {RequestState.QUEUE, RequestState.LOADING}
+    tokens_in, tokens_out = exchange.tokens
+    return RequestView(
+        id=trace.ident.decode(),
+        key=exchange.key.name if exchange.key else None,
+        model=exchange.model or None,
+        route=trace.route.path,
+        node=target.node if target else None,
+        instance=target.id if target else None,
+        state=state,
+        started=unix - total,
+        cold_start=trace.cold or state is RequestState.LOADING,
+        reason=trace.reason.decode() or None,
+        queue_ms=round((total if waits else trace.queued_s) * 1000),
+        ttft_ms=None if trace.first_s is None else trace.first_s * 1000,
+        total_ms=total * 1000,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+    )
+
+
+def ended(line: RequestLine) -> RequestView:
+    """A request that the journal tells of."""
+    return RequestView(
+        id=line.request,
+        key=line.key,
+        model=line.model,
+        route=line.route,
+        node=line.node,
+        instance=line.instance,
+        state=RequestState.DONE,
+        started=line.ts.timestamp() - line.total_latency_ms / 1000,
+        cold_start=line.cold_start,
+        reason=line.reason,
+        queue_ms=line.queue_ms,
+        ttft_ms=line.time_to_first_token_ms,
+        total_ms=line.total_latency_ms,
+        tokens_in=line.prompt_tokens,
+        tokens_out=line.completion_tokens,
+        outcome=line.outcome,
+    )

@@ -1,0 +1,107 @@
+"""Which of several ready instances a request goes to: one where its prompt fits, and where its conversation was before.
+
+Most models have one instance, or several alike, and most requests name no session; then this costs a comparison or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cortex_common.errors import PromptTooLong
+from cortex_common.schema.instances import InstanceId, ModelId
+from cortex_server.core.affinity import Affinity
+from cortex_server.core.pick import pick, pick_of_alike, pick_with_affinity
+from cortex_server.fleet.routing_table import Target
+from cortex_server.proxy.adapter import Dialogue
+
+Pick = Callable[[Sequence[Target]], Target]
+
+MOST_SESSIONS = 20_000
+
+_ROOM = 1.25
+"""Estimates of a prompt are rough: where there is a choice, this much more than the estimate must fit."""
+
+_FAR_BEYOND = 4.0
+"""A prompt of which not even a quarter may fit is refused unasked; closer ones the engine counts exactly."""
+
+
+class Chooser:
+    """Remembers the last instance of the latest sessions, and which models have nothing but like instances.
+
+    Args:
+        seen: where the sessions are remembered.
+    """
+
+    def __init__(self, seen: Affinity | None = None) -> None:
+        self._seen = seen or Affinity(MOST_SESSIONS)
+        self._compared: dict[ModelId, tuple[Sequence[Target], Pick | None]] = {}
+
+    def choose(
+        self, candidates: Sequence[Target], session: bytes, dialogue: Dialogue
+    ) -> tuple[Target, bytes]:
+        """The instance, and why it is the one.
+
+        Args:
+            candidates: ready instances of one model, at least one.
+            session: that the request's head names; empty where only its body may.
+            dialogue: of the request.
+
+        Raises:
+            PromptTooLong: the prompt is far beyond what any of them can take.
+            BadRequest: the request can't be understood.
+        """
+        if len(candidates) == 1:
+            return candidates[0], b"only"
+        session = session or dialogue.session
+        by_load = None if session else self._by_load(candidates)
+        if by_load is not None:
+            return by_load(candidates), b"least-busy"
+        fitting = _fitting(candidates, dialogue)
+        reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
+        fitting = _at_home(fitting)
+        if not session:
+            return pick(fitting), reason
+        names = (hash((candidates[0].model, session)),)
+        matches = self._seen.matches(names, [c.id for c in fitting])
+        target = pick_with_affinity(fitting, matches)
+        self._seen.remember(names, InstanceId(target.id))
+        known = [fitting[at].id for at in matches]
+        return target, b"session" if target.id in known else reason
+
+    def _by_load(self, candidates: Sequence[Target]) -> Pick | None:
+        """How to choose where their load is all that counts; compared once, since the list changes rarely."""
+        model = candidates[0].model
+        known = self._compared.get(model)
+        if known is not None and known[0] is candidates:
+            return known[1]
+        by_load: Pick | None = None
+        if len({c.context for c in candidates}) == 1 and not any(c.overflow for c in candidates):
+            by_load = pick_of_alike if len({c.slots for c in candidates}) == 1 else pick
+        self._compared[model] = candidates, by_load
+        return by_load
+
+
+def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:
+    """Those that are no overflow while one of them has a free slot, else all."""
+    if not any(c.overflow for c in candidates):
+        return candidates
+    home = [c for c in candidates if not c.overflow]
+    return home if any(c.in_flight < c.slots for c in home) else candidates
+
+
+def _fitting(candidates: Sequence[Target], dialogue: Dialogue) -> Sequence[Target]:
+    """Those with enough context for the prompt, where they differ in it; else the largest."""
+    contexts = {c.context for c in candidates}
+    if len(contexts) == 1:
+        return candidates
+    prompt = dialogue.prompt_tokens()
+    fitting = [c for c in candidates if c.context is None or prompt * _ROOM <= c.context]
+    if fitting:
+        return fitting
+    most = max(c for c in contexts if c is not None)
+    if prompt > most * _FAR_BEYOND:
+        raise PromptTooLong(
+            f"the prompt has about {prompt} tokens, and no instance takes more than {most}",
+            details={"n_prompt_tokens": prompt, "n_ctx": most},
+        )
+    return [c for c in candidates if c.context == most]

@@ -1,0 +1,340 @@
+"""One request on its way: from its whole body to the last byte of its answer.
+
+A state machine of plain calls, driven by the client's side (a face: `diverted` or `asgi`), by the engine's side
+(`upstream`), and by a task only where something must be waited for: a load, or a new connection.
+
+::
+
+    start ──► routed ──► connecting ──► asked ──► answering ──► finished
+                │ ▲          │            │            │
+                ▼ │          ▼            ▼            ▼
+              waiting      elsewhere, before the     error event, or a cut connection:
+              (a load)     first byte only           never a clean-looking end
+
+`finish` runs exactly once, whatever happens: there the instance's count goes down again.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from cortex_common.errors import CortexError, MalformedBody, PermissionRefused
+from cortex_common.log import event
+from cortex_common.schema.instances import InstanceId, ModelId
+from cortex_common.schema.requests import RequestState
+from cortex_http.downstream import NOBODY, Downstream
+from cortex_http.headers import (
+    engine_request,
+    error_headers,
+    for_pages,
+    lines,
+    priority,
+    request_id,
+)
+from cortex_server.auth.admission_queue import full
+from cortex_server.auth.keys import Key
+from cortex_server.dataplane.reply import Reply
+from cortex_server.dataplane.trace import Trace
+from cortex_server.fleet.routing_table import Target
+from cortex_server.proxy.attempt import Attempt
+from cortex_server.proxy.cold_start import ColdStart
+from cortex_server.proxy.request_head import Asking
+from cortex_server.proxy.response import JSON_HEAD
+from cortex_server.proxy.trace_context import begin
+
+if TYPE_CHECKING:
+    from cortex_server.proxy.context import DataPlane
+
+log = logging.getLogger("cortex.requests")
+
+_NO_MODEL = ModelId("")
+
+MOST_TRIES = 3
+"""Instances that one request is tried on before the client is told."""
+
+
+class Exchange(Reply):
+    """One request.
+
+    Args:
+        plane: what all requests share.
+        client: where the answer goes.
+        asking: the head of the request.
+    """
+
+    __slots__ = (
+        "_coldstart",
+        "_failure",
+        "_tried",
+        "asking",
+        "key",
+        "model",
+    )
+
+    def __init__(self, plane: DataPlane, client: Downstream, asking: Asking) -> None:
+        named = asking.named
+        now = plane.loop.time()
+        super().__init__(plane, client, Trace(asking.route, request_id(named), now, now), named)
+        self.asking = asking
+        self.key: Key | None = None
+        self.model = _NO_MODEL
+        self._coldstart: ColdStart | None = None
+        self._failure: CortexError | None = None
+        self._tried: frozenset[InstanceId] = frozenset()
+        if plane.spans is not None:
+            self.trace.span = begin(named.get(b"traceparent", b""))
+        if plane.settings.allowed_origins and (origin := named.get(b"origin")) is not None:
+            self.trace.for_pages = for_pages(plane.settings.allowed_origins, origin)
+        plane.active.add(self)
+        plane.retries.earn()
+
+    # -- for those who look on ---------------------------------------------------------------
+
+    @property
+    def state(self) -> RequestState:
+        """How far it is."""
+        if self.finished:
+            return RequestState.DONE
+        if self._coldstart is not None:
+            return RequestState.LOADING
+        if self.target is None:
+            return RequestState.QUEUE
+        return RequestState.PREFILL if self.trace.first_byte is None else RequestState.DECODE
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of the prompt, once told, and of the answer so far."""
+        answer = self._answer
+        return answer.counted()[:2] if answer is not None else (0, 0)
+
+    # -- from the client ---------------------------------------------------------------------
+
+    def admit(self) -> bool:
+        """Look at the key; to be called before all else. False when the caller has been sent away."""
+        plane = self.plane
+        try:
+            self.key = plane.gate.enter(self.asking.credentials, own=self.asking.own)
+            if len(plane.active) > plane.most:
+                raise full()
+        except CortexError as failed:
+            self.trace.turned_away = plane.gate.named(self.named)
+            self.refuse(failed)
+            return False
+        return True
+
+    def start(self, body: bytes) -> None:
+        """The request is whole: find out where it goes, and send it there."""
+        began = perf_counter()
+        fleet = self.plane.fleet
+        key = self.key
+        assert key is not None
+        try:
+            asking = self.asking
+            dialogue = self._dialogue = asking.route.read(asking, self.trace.ident, body)
+            name = dialogue.name
+            model = fleet.known(name)
+            if model is None:
+                raise fleet.unknown(name)
+            if key.terms.models and not key.allows(model, name):
+                raise _not_for(key, name)
+            self.model = model
+            go = self.plane.turnstile.enter(self, key, self._priority(key))
+        except MalformedBody as failed:
+            coding = self.named.get(b"content-encoding")
+            self.refuse(failed if coding is None else _packed(coding))
+            return
+        except CortexError as failed:
+            self.refuse(failed)
+            return
+        if go:
+            self._next_target()
+            self.plane.metrics.overhead.observe(perf_counter() - began)
+
+    def _priority(self, key: Key) -> int:
+        return priority(self.named) if key.terms.max_priority else 0
+
+    def admitted(self) -> None:
+        """See `Guest`."""
+        if not self.finished:
+            self.trace.queued_s = self._loop.time() - self.trace.started
+            self._next_target()
+
+    def turned_away(self) -> None:
+        """See `Guest`."""
+        self.refuse(full())
+
+    def refuse(self, error: CortexError) -> None:
+        """See `Reply`."""
+        if self.finished:
+            return
+        dialogue = self._dialogue
+        if self._opened and dialogue is not None:
+            self._client.write(dialogue.event(error))
+        else:
+            refusal = self.asking.route.refusal(error, self.trace.ident)
+            status, body = refusal if dialogue is None else dialogue.refusal(error)
+            head = JSON_HEAD + lines(error_headers(error)) + self.trace.labels(self.target)
+            self._client.respond(status, head, len(body))
+            self._client.write(body)
+        self._client.end()
+        self._finish(error.code)
+
+    # -- finding an instance -----------------------------------------------------------------
+
+    def _next_target(self) -> None:
+        candidates = self.plane.fleet.ready(self.model)
+        if self._tried:
+            candidates = [c for c in candidates if c.id not in self._tried]
+            if len(self._tried) >= MOST_TRIES or (candidates and not self.plane.retries.spend()):
+                candidates = []
+        dialogue, target, why = self._dialogue, None, b""
+        assert dialogue is not None
+        if candidates:
+            try:
+                target, why = self.plane.chooser.choose(candidates, self.asking.session, dialogue)
+            except CortexError as failed:
+                self.refuse(failed)
+                return
+        alone = dialogue.alone(target.traits if target is not None else None)
+        if alone is not None:
+            self._answer_alone(alone)
+        elif target is not None:
+            self.trace.reason = self._reason(why)
+            self._send_to(target)
+        elif self._failure is not None:
+            self.refuse(self._failure)
+        else:
+            self._load_first()
+
+    def _answer_alone(self, body: bytes) -> None:
+        self._client.respond(200, JSON_HEAD + self.trace.labels(self.target), len(body))
+        self._client.write(body)
+        self._client.end()
+        self._finish(None)
+
+    def _reason(self, why: bytes) -> bytes:
+        if self._tried:
+            return b"retry"
+        return b"loaded" if self.trace.cold else why
+
+    def _load_first(self) -> None:
+        self._coldstart = ColdStart(
+            self.plane,
+            self.model,
+            self.trace.ident.decode(),
+            comment=self._comment_load if self._may_keep_alive() else None,
+            ready=self._loaded,
+            failed=self._not_loaded,
+        )
+
+    def _loaded(self) -> None:
+        self._coldstart = None
+        self.trace.cold = True
+        self.trace.queued_s = self._loop.time() - self.trace.started
+        self._next_target()
+
+    def _not_loaded(self, error: CortexError) -> None:
+        self._coldstart = None
+        self.refuse(error)
+
+    def _comment_load(self, how_far: bytes) -> None:
+        self.trace.cold = True
+        self._keep_alive(how_far)
+
+    # -- asking an engine --------------------------------------------------------------------
+
+    def _send_to(self, target: Target) -> None:
+        plane, trace, dialogue = self.plane, self.trace, self._dialogue
+        assert dialogue is not None
+        try:
+            profile = plane.fleet.profile(self.model)
+            body = dialogue.ask(target.served_as, profile, target.traits, target.context)
+        except CortexError as failed:
+            self.refuse(failed)
+            return
+        self.target = target
+        trace.dropped = dialogue.dropped
+        plane.fleet.acquire(target)
+        endpoint = plane.pool.endpoint(target.url)
+        trace.last_byte = self._loop.time()
+        traced = trace.asked() or self.named.get(b"traceparent")
+        head = engine_request(
+            endpoint, dialogue.path, self.asking.passed, len(body), trace.ident, traced
+        )
+        attempt = Attempt(plane.pool, target, endpoint, head, body, self, self._elsewhere)
+        self._attempt = attempt
+        if self._full:
+            attempt.pause()
+        attempt.start()
+
+    def _elsewhere(self, failure: CortexError) -> None:
+        """See `Reply`."""
+        target = self.target
+        assert target is not None
+        event(
+            log,
+            "instance_failed",
+            logging.WARNING,
+            request=self.trace.ident.decode(),
+            node=target.node,
+            instance=target.id,
+            reason=failure.message,
+        )
+        self.plane.fleet.release(target)
+        self.plane.fleet.failed(target, failure.message)
+        self.target = self._attempt = None
+        self._tried |= {target.id}
+        self._failure = failure
+        if target.retries:
+            self._next_target()
+        else:
+            self.refuse(failure)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _finish(self, error: str | None) -> None:
+        """See `Reply`."""
+        if self.finished:
+            return
+        self.finished = True
+        trace, answer, now = self.trace, self._answer, self._loop.time()
+        if self.model and self.target is None and not self._tried:
+            trace.queued_s = now - trace.started
+        if trace.first_byte is not None and answer is not None and not answer.events:
+            trace.first_byte = now  # of an answer that came as a whole no speed can be told
+        self.plane.active.discard(self)
+        if self._coldstart is not None:
+            self._coldstart.cancel()
+            self._coldstart = None
+        if self._attempt is not None:
+            self._attempt.abort()
+            self._attempt = None
+        self.plane.turnstile.leave(self)
+        self.plane.settle(
+            self.plane,
+            trace,
+            now,
+            key=self.key,
+            model=self.model,
+            target=self.target,
+            answer=answer,
+            error=error,
+        )
+        self._client = NOBODY
+
+
+def _packed(coding: bytes) -> MalformedBody:
+    return MalformedBody(
+        f"the body comes packed ({coding.decode('latin-1')}), and only plain bodies are read here",
+        hints=["turn the compression of requests off in the client"],
+    )
+
+
+def _not_for(key: Key, model: str) -> PermissionRefused:
+    return PermissionRefused(
+        f"key {key.name!r} may not use model {model!r}",
+        hints=[f"it may use {', '.join(key.terms.models)}"],
+        param="model",
+    )

@@ -1,0 +1,1 @@
+"""The gateway's SQLite database: keys, placement state and history."""

@@ -1,0 +1,184 @@
+"""The embedded worker: one GGUF model of the mistral.rs wheel behind OpenAI's routes, as a process of its own.
+
+`python -m neuron_server.embedded_engine.worker --model FILE.gguf --name NAME --port N`. It listens on loopback once the
+model is in memory: refused connections mean "still loading".
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from cortex_common import log
+from cortex_common.errors import (
+    CortexError,
+    ModelNotFound,
+    NotFound,
+    Unavailable,
+    envelope,
+    envelope_bytes,
+)
+from neuron_server.embedded_engine.mistral import MistralEngine, load_runner
+from neuron_server.embedded_engine.openai_wire import Answer, Job, Kind, Piece, parse_job
+
+DEFAULT_PARALLEL = 32
+_CLIENT_GONE = 499
+
+
+def create_app(engine: MistralEngine, name: str) -> Starlette:
+    """The worker's routes. Starlette alone: a cold start waits for every import."""
+    started = int(time.time())
+
+    async def health(_: Request) -> JSONResponse:
+        return JSONResponse(
+            {
+                "status": "ok",
+                "running": engine.running,
+                "waiting": engine.waiting,
+                "parallel": engine.parallel,
+                "context": engine.context,
+                "version": engine.version,
+            }
+        )
+
+    async def models(_: Request) -> JSONResponse:
+        entry = {"id": name, "object": "model", "created": started, "owned_by": "cortex"}
+        listed = [entry | {"context_length": engine.context}]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def chat(request: Request) -> Response:
+        return await _answer("chat", request, engine, name)
+
+    async def text(request: Request) -> Response:
+        return await _answer("text", request, engine, name)
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", text, methods=["POST"]),
+        ],
+        exception_handlers={CortexError: _known, HTTPException: _unknown},
+    )
+
+
+async def _known(_: Request, error: Exception) -> Response:
+    assert isinstance(error, CortexError)
+    return JSONResponse(envelope(error), status_code=error.status)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
+    return JSONResponse(envelope(known), status_code=error.status_code)
+
+
+async def _answer(kind: Kind, request: Request, engine: MistralEngine, name: str) -> Response:
+    job = parse_job(kind, await request.body())
+    if job.sampling.model not in {name, "default"}:
+        raise ModelNotFound(
+            f"this engine serves {name!r}, not {job.sampling.model!r}", param="model"
+        )
+    prefix = "chatcmpl" if kind == "chat" else "cmpl"
+    answer = Answer(job, f"{prefix}-{uuid.uuid4().hex}", name, int(time.time()))
+    pieces = engine.generate(job)
+    gathering = asyncio.ensure_future(_gather(pieces, job))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({gathering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not gathering.done():
+            gathering.cancel()
+            return Response(status_code=_CLIENT_GONE)
+        first = gathering.result()
+    finally:
+        leaving.cancel()
+        await asyncio.gather(gathering, leaving, return_exceptions=True)
+    if not job.stream:
+        return Response(answer.whole(first), media_type="application/json")
+    return StreamingResponse(
+        _events(answer, first, pieces),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+async def _gather(pieces: AsyncGenerator[Piece], job: Job) -> list[Piece]:
+    """The first piece of a stream (so that a refusal is an HTTP error), or everything."""
+    found: list[Piece] = []
+    async for piece in pieces:
+        found.append(piece)
+        if job.stream:
+            break
+    if not found:
+        raise Unavailable("the engine ended without an answer")
+    return found
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(
+    answer: Answer, first: list[Piece], rest: AsyncGenerator[Piece]
+) -> AsyncIterator[bytes]:
+    for piece in first:
+        for chunk in answer.chunks(piece):
+            yield chunk
+    try:
+        async with aclosing(rest):
+            async for piece in rest:
+                yield b"".join(answer.chunks(piece))
+    except CortexError as failed:
+        yield b"data: " + envelope_bytes(failed) + b"\n\n"
+
+
+def main() -> None:
+    """Load the model, then serve it until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m neuron_server.embedded_engine.worker")
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
+    parser.add_argument("--name", required=True, help="the model's name in requests")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parallel", type=int, default=DEFAULT_PARALLEL)
+    parser.add_argument(
+        "--context", type=int, help="tokens a request may use; default: the model's"
+    )
+    options = parser.parse_args()
+    log.set_up()
+    runner = load_runner(options.model, options.parallel)
+    asyncio.run(_serve(runner, options))
+
+
+async def _serve(runner: Any, options: argparse.Namespace) -> None:
+    engine = MistralEngine(runner, parallel=options.parallel, context=options.context)
+    config = uvicorn.Config(
+        create_app(engine, options.name),
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        await uvicorn.Server(config).serve()
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Engines that live in Python wheels, each a worker process behind an OpenAI HTTP face."""

@@ -1,0 +1,54 @@
+"""How busy engines are, whoever keeps them so: callers that we relay, and callers that reach an engine themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from cortex_common.schema.instances import InstanceId, InstanceState
+from neuron_server.instances.registry import Held
+
+ASK_EVERY_S = 1.0
+
+
+class Occupancy:
+    """Requests by instance.
+
+    Attributes:
+        relayed: those that pass through this neuron now.
+    """
+
+    def __init__(self) -> None:
+        self.relayed: dict[InstanceId, int] = {}
+        self._told: dict[InstanceId, int] = {}
+
+    def of(self, instance: InstanceId) -> int:
+        """Requests on an instance: what is relayed to it, or what its engine told last where that is more."""
+        return max(self.relayed.get(instance, 0), self._told.get(instance, 0))
+
+    async def ask(self, held: Held) -> int:
+        """The same with what its engine tells now; an engine that does not tell counts as idle."""
+        url = held.life.url(held.instance.port)
+        own = await held.registered.harness.in_flight(url) or 0
+        self._told[held.instance.id] = own
+        return self.of(held.instance.id)
+
+    async def watch(self, holdings: Iterable[Held], changed: Callable[[], None]) -> None:
+        """Ask again and again; no part of the readings, which a slow engine must not hold up."""
+        while True:
+            await asyncio.sleep(ASK_EVERY_S)
+            before = dict(self._told)
+            await self._ask_all(holdings)
+            if before != self._told:
+                changed()
+
+    async def _ask_all(self, holdings: Iterable[Held]) -> None:
+        """Ask every engine that serves; one of somebody else's tells the sum over its models, which is no use."""
+        ready = [
+            held
+            for held in holdings
+            if held.instance.state is InstanceState.READY and not held.instance.attached
+        ]
+        await asyncio.gather(*(self.ask(held) for held in ready))
+        asked = {held.instance.id for held in ready}
+        self._told = {instance: n for instance, n in self._told.items() if instance in asked}

@@ -1,0 +1,1 @@
+"""Instances: their state machine, runners and registry."""

@@ -1,0 +1,188 @@
+"""Puts a neuron together and serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import math
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+
+import uvicorn
+from fastapi import FastAPI
+
+from cortex_common.clock import SystemClock
+from cortex_common.config.base import split_host_port
+from cortex_common.config.loader import Loaded
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.config.secrets import read_secret
+from cortex_common.log import event as log_event
+from cortex_common.net import systemd
+from cortex_common.net.sockets import listen
+from cortex_common.net.tls import server_tls, tell_ends
+from neuron_server.api import create_app as _create_api
+from neuron_server.hardware.cpu import CpuSource
+from neuron_server.hardware.host import Host
+from neuron_server.hardware.nvml import NvmlSource, load_library
+from neuron_server.hardware.sample import DeviceSource
+from neuron_server.harness.probe import engine_client
+from neuron_server.harness.registry import Registry
+from neuron_server.process.cgroups import find as find_cgroups
+from neuron_server.relay import Relay
+from neuron_server.runtime import Runtime
+from neuron_server.state_store import StateDir
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(config: Loaded[NeuronConfig]) -> None:
+    """Serve a neuron until SIGTERM or SIGINT; the port may be 0 for a free one.
+
+    Raises:
+        ConfigError: the address can't be listened on, or a harness is of no known kind.
+        Conflict: another neuron uses the state directory.
+    """
+    asyncio.run(_serve(config.value))
+
+
+def check(config: NeuronConfig) -> None:
+    """Read what the settings name, as `serve` would.
+
+    Raises:
+        ConfigError: a certificate or the token can't be read.
+    """
+    server_tls(config.tls)
+    with_secrets(config, os.environ)
+
+
+async def _serve(config: NeuronConfig) -> None:
+    config = with_secrets(config, os.environ)
+    tls = server_tls(config.tls)
+    host, port = split_host_port(config.neuron.listen)
+    if not is_loopback(host) and config.neuron.token is None and config.tls.client_ca is None:
+        log_event(
+            log,
+            "neuron_unguarded",
+            logging.WARNING,
+            listen=config.neuron.listen,
+            hint="whoever reaches it can start programs here; set token_file in [neuron]",
+        )
+    with listening(host, port) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        url = f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}"
+        runtime = create_runtime(config)
+        app = create_app(config, runtime, url=url)
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=math.ceil(config.neuron.relay_drain_s),
+        )
+        beside = [systemd.keep_alive(os.environ)]
+        if tls is not None:
+            settings.load()
+            settings.ssl = tls.context
+            runtime.certificates = lambda: tls.certificates
+            ends = tell_ends(runtime.certificates, SystemClock(), runtime.journal.note)
+            beside += [tls.watch(), ends]
+        tasks = [asyncio.create_task(work) for work in beside]
+        try:
+            await _Server(settings, runtime).serve(sockets=[listener])
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
+    """The settings with the token that its file holds.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    section = config.neuron
+    token = read_secret(section.token, section.token_file, environ)
+    return config.model_copy(update={"neuron": section.model_copy(update={"token": token})})
+
+
+def create_runtime(
+    config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
+) -> Runtime:
+    """The runtime of a neuron; `sources` replaces the host's own devices."""
+    clock = SystemClock()
+    if sources is None:
+        sources = (NvmlSource(load_library()),)
+        if config.cpu.offer:
+            sources = (*sources, CpuSource(config.cpu.memory_mb))
+    engine_host = _LOOPBACK
+    if config.neuron.engine_access == "direct":
+        engine_host = config.neuron.engine_host or _LOOPBACK
+    registry = Registry(config.harnesses, engine_client(config.harnesses))
+    state = StateDir(config.neuron.state_dir)
+    cgroups = find_cgroups(config.neuron.cgroup)
+    return Runtime(config, Host(sources, clock), registry, state, clock, engine_host, cgroups)
+
+
+def create_app(config: NeuronConfig, runtime: Runtime, *, url: str = "") -> FastAPI:
+    """The application of a neuron that listens as its configuration says."""
+    host, _ = split_host_port(config.neuron.listen)
+    relayed = config.neuron.engine_access == "auto" and not is_loopback(host)
+
+    def opened() -> None:
+        log_event(log, "neuron_listening", url=url, devices=len(runtime.host.devices))
+        systemd.notify("READY=1", os.environ)
+
+    return _create_api(runtime, relay=Relay(runtime) if relayed else None, on_open=opened)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        ConfigError: it can't be listened on.
+    """
+    return listen(host, port, "[neuron] listen in neuron.toml, or CORTEX_NEURON__LISTEN,")
+
+
+class _Server(uvicorn.Server):
+    """Ends by itself on a signal, with status 0, instead of raising the signal again."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Follow SIGTERM and SIGINT; the second one hurries."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _asked_to_end(self) -> None:
+        systemd.notify("STOPPING=1", os.environ)
+        self._runtime.stopping_s = 0.0
+        if relayed := sum(self._runtime.occupancy.relayed.values()):
+            most = 0.0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
+            log_event(log, "neuron_drains", relayed=relayed, at_most_s=most)
+            self._runtime.stopping_s = most
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._runtime.changes.end()

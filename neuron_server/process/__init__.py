@@ -1,0 +1,1 @@
+"""Engine processes: starting, watching, stopping and identifying them."""

@@ -1,0 +1,348 @@
+"""Operators' verbs, upkeep and memory, with a real neuron and the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.errors import Conflict, NodeNotFound, NotFound, StillBusy, Unavailable
+from cortex_common.schema.fleet import InstanceView, ModelState
+from cortex_common.schema.instances import InstanceState
+from cortex_common.schema.operations import (
+    DrainNode,
+    EvictModel,
+    LoadModel,
+    PinModel,
+    UnloadModel,
+    UnpinModel,
+)
+from cortex_common.schema.plans import ApplyDefrag, DefragView, DefragWish, PlanLoad
+
+EAGER = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tiny models are written."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Neuron]:
+    """A node for one model."""
+    async with neuron(tmp_path, MODEL_MB + 8) as running:
+        yield running
+
+
+@pytest.fixture
+async def served(node: Neuron, weights: Path) -> AsyncIterator[Served]:
+    """A gateway with two models before it."""
+    models = (tiny(weights, "ada"), tiny(weights, "bob"))
+    async with gateway({"here": node.url}, models, **EAGER) as running:
+        await until(lambda: running.gateway.fleet.snapshot.nodes[0].state == "up")
+        yield running
+
+
+def ready(served: Served) -> list[InstanceView]:
+    """Ready instances as the gateway knows them."""
+    views = served.gateway.fleet.snapshot.instances()
+    return [i for i in views if i.state is InstanceState.READY]
+
+
+async def test_a_pin_protects_until_it_is_taken_off(served: Served) -> None:
+    """A pinned model is not evicted for another, nor by an operator, until it is unpinned."""
+    await served.operator.load(LoadModel(model="ada", wait=True, pin=True))
+    assert (await served.chat("bob")).status_code == 507
+    with pytest.raises(Conflict):
+        await served.operator.evict(EvictModel(model="ada"))
+    shown = (await served.operator.fleet()).instances()
+    assert [i.pinned for i in shown] == [True]
+    assert await served.operator.unpin(UnpinModel(model="ada")) == ()
+    assert (await served.chat("bob")).status_code == 200
+    with pytest.raises(NotFound):
+        await served.operator.unpin(UnpinModel(model="ada"))
+
+
+async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
+    """A pin with an end lets go once its time is over."""
+    await served.operator.load(LoadModel(model="ada", wait=True))
+    pin = await served.operator.pin(PinModel(model="ada", node="here", for_s=0.5))
+    assert pin.until is not None
+    told = next(e for e in served.gateway.trail.since(0) if e.event == "pinned")
+    assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
+    await until(lambda: not served.gateway.conductor.pins.held)
+    assert (await served.chat("bob")).status_code == 200
+
+
+async def test_an_evicted_instance_may_come_back(served: Served) -> None:
+    """Evict ends one instance; the next request loads the model again."""
+    assert (await served.chat("ada")).status_code == 200
+    done = await served.operator.evict(EvictModel(model="ada"))
+    assert done.state is ModelState.UNLOADED
+    await until(lambda: not ready(served))
+    answer = await served.chat("ada")
+    assert answer.status_code == 200
+    assert answer.headers["x-cortex-cold-start"] == "true"
+
+
+async def test_a_plan_is_what_then_happens(served: Served) -> None:
+    """The plan names the eviction and its numbers, changes nothing, and the load does just that."""
+    plan = await served.operator.plan_load(PlanLoad(model="ada"))
+    assert (plan.action, plan.node, plan.evictions) == ("load", "here", ())
+    assert plan.ledger[0].chosen
+    assert (await served.chat("ada")).status_code == 200
+    plan = await served.operator.plan_load(PlanLoad(model="bob"))
+    assert plan.action == "load"
+    assert [e.model for e in plan.evictions] == ["ada"]
+    assert plan.device_mb == MODEL_MB
+    assert [i.model for i in ready(served)] == ["ada"]
+    assert (await served.chat("bob")).status_code == 200
+    await until(lambda: [i.model for i in ready(served)] == ["bob"])
+    assert (await served.operator.plan_load(PlanLoad(model="bob"))).action == "serve"
+
+
+async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
+    """Every verb that takes a node refuses one that is not there, and names the one that may have been meant."""
+    await served.operator.load(LoadModel(model="ada", wait=True))
+    for asked in (
+        served.operator.plan_load(PlanLoad(model="ada", node="her")),
+        served.operator.evict(EvictModel(model="ada", node="her")),
+        served.operator.pin(PinModel(model="ada", node="her")),
+        served.operator.plan_defrag(DefragWish(node="her")),
+        served.operator.cordon("her"),
+    ):
+        with pytest.raises(NodeNotFound) as raised:
+            await asked
+        assert raised.value.hints == ("did you mean 'here'?",)
+
+
+async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
+    """On a cordoned node what is loaded goes on serving, and nothing else is loaded until it is uncordoned."""
+    assert (await served.chat("ada")).status_code == 200
+    await served.operator.cordon("here")
+    assert (await served.chat("ada")).status_code == 200
+    refused = await served.chat("bob")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+    error = refused.json()["error"]
+    assert error["message"] == "model 'bob' fits only on nodes that are cordoned: here"
+    assert error["hints"][0] == "cortex nodes uncordon here"
+    assert error["refusals"][0]["reason"] == "the node is cordoned"
+    assert (
+        "only on nodes that are cordoned: here"
+        in (await served.operator.plan_load(PlanLoad(model="bob"))).why
+    )
+    await served.operator.uncordon("here")
+    assert (await served.chat("bob")).status_code == 200
+
+
+async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Path) -> None:
+    """Draining loads a copy on another node first, then ends the original; no request fails meanwhile."""
+    models = (tiny(weights, "ada"),)
+    async with (
+        neuron(tmp_path / "one", MODEL_MB + 8, ports=(18200, 18249)) as one,
+        neuron(tmp_path / "two", MODEL_MB + 8, ports=(18250, 18299)) as two,
+        gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
+    ):
+        done = await served.operator.load(LoadModel(model="ada", node="two", wait=True))
+        assert done.nodes == ("two",)
+        draining = asyncio.create_task(served.operator.drain(DrainNode(node="two")))
+        while not draining.done():
+            assert (await served.chat("ada")).status_code == 200
+        action = await draining
+        assert action.moved == ("ada",)
+        assert [i.node for i in ready(served)] == ["one"]
+
+
+async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> None:
+    """Whoever drained the wrong node and takes that back keeps what is still there."""
+    models = (tiny(weights, "ada"), tiny(weights, "bob"))
+    async with (
+        neuron(tmp_path / "one", 2 * MODEL_MB + 8, ports=(18300, 18349)) as one,
+        neuron(tmp_path / "two", 2 * MODEL_MB + 8, ports=(18350, 18399)) as two,
+        gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
+    ):
+        for model in ("ada", "bob"):
+            await served.operator.load(LoadModel(model=model, node="two", wait=True))
+        draining = asyncio.create_task(served.operator.drain(DrainNode(node="two")))
+        copying = "loading", "one"
+        await until(
+            lambda: any(
+                (e.event, e.facts.get("node")) == copying for e in served.gateway.trail.since(0)
+            )
+        )
+        await served.operator.uncordon("two")
+        assert sorted((await draining).kept) == ["ada", "bob"]
+        assert sorted(i.model for i in ready(served) if i.node == "two") == ["ada", "bob"]
+
+
+async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path) -> None:
+    """With room elsewhere for one of two models, the plan moves one and ends the other, and the drain does so."""
+    models = tuple(tiny(weights, name) for name in ("ada", "bob"))
+    async with (
+        neuron(tmp_path / "a", 2 * MODEL_MB + 8, ports=(18300, 18349)) as a,
+        neuron(tmp_path / "b", MODEL_MB + 8, ports=(18350, 18399)) as b,
+        gateway({"a": a.url, "b": b.url}, models, **EAGER) as served,
+    ):
+        for name in ("ada", "bob"):
+            await served.operator.load(LoadModel(model=name, node="a", wait=True))
+        plan = await served.operator.plan_drain("a")
+        assert sorted(str(m.to_node) for m in plan.moves) == ["None", "b"]
+        victim = await served.operator.plan_evict(EvictModel(model="ada"))
+        assert victim.instance in {m.instance for m in plan.moves}
+        assert len(ready(served)) == 2
+        done = await served.operator.drain(DrainNode(node="a"))
+        assert done.moved == tuple(m.model for m in plan.moves if m.to_node == "b")
+        assert done.unloaded == tuple(m.model for m in plan.moves if m.to_node is None)
+
+
+async def test_a_load_may_say_how_long_the_model_stays(served: Served) -> None:
+    """A model that was loaded with a time to live goes once it was idle for so long, though its profile says never."""
+    await served.operator.load(LoadModel(model="ada", wait=True, ttl_s=0.5))
+    await until(lambda: ready(served) == [])
+
+
+async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) -> None:
+    """A preloaded model is there without being asked for, and leaves after its time to live."""
+    models = (tiny(weights, "ada", preload=True, ttl="1s"),)
+    async with gateway({"here": node.url}, models, **EAGER) as served:
+        await until(lambda: len(ready(served)) == 1)
+        shown = await served.operator.fleet()
+        assert shown.instances()[0].reason == "the tightest room"
+        assert shown.models[0].unload_at is not None
+        assert shown.models[0].unload_at - shown.at <= 1.0
+        await until(lambda: not served.gateway.fleet.snapshot.instances())
+
+
+async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> None:
+    """A model with replicas.min is kept loaded, also after one of its instances was evicted."""
+    models = (tiny(weights, "ada", replicas={"min": 2, "max": 2}),)
+    async with (
+        neuron(tmp_path, 2 * MODEL_MB + 8) as node,
+        gateway({"here": node.url}, models, **EAGER) as served,
+    ):
+        await until(lambda: len(ready(served)) == 2)
+        await served.operator.evict(EvictModel(model="ada"))
+        await until(lambda: len(ready(served)) == 2)
+
+
+async def test_an_unload_holds_until_the_model_is_asked_for_again(
+    node: Neuron, weights: Path
+) -> None:
+    """What replicas.min keeps loaded is not loaded behind the back of whoever has just unloaded it."""
+    models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
+    async with gateway({"here": node.url}, models, **EAGER) as served:
+        await until(lambda: len(ready(served)) == 1)
+        await served.operator.unload(UnloadModel(model="ada"))
+        upkeep, shown = served.gateway.conductor.upkeep, await served.operator.fleet()
+        assert not shown.instances()
+        assert not upkeep.due(shown, models, 0.0).want
+        await served.operator.load(LoadModel(model="ada", wait=True))
+        await served.operator.evict(EvictModel(model="ada"))
+        await until(lambda: len(ready(served)) == 1)
+
+
+async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weights: Path) -> None:
+    """Whoever has less patience is told that it is busy, and takes nothing from who waits."""
+    models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
+    async with gateway({"here": node.url}, models, **EAGER) as served:
+        await until(lambda: len(ready(served)) == 1)
+        fleet = served.gateway.fleet
+        ((target, _),) = fleet.targets
+        fleet.acquire(target)
+        patient = asyncio.create_task(served.operator.unload(UnloadModel(model="ada")))
+        await until(lambda: target.draining)
+        for hasty in (
+            served.operator.unload(UnloadModel(model="ada", drain_timeout_s=0.0)),
+            served.operator.evict(EvictModel(model="ada", drain_timeout_s=0.0)),
+        ):
+            with pytest.raises(StillBusy):
+                await hasty
+        assert target.draining
+        fleet.release(target)
+        await patient
+        assert "ada" in served.gateway.conductor.upkeep.ended
+
+
+async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
+    node: Neuron, tmp_path: Path, weights: Path
+) -> None:
+    """A load's size and seconds are shown beside the estimate; a new gateway knows them, pins and cordons."""
+    models = (tiny(weights, "ada"),)
+    state = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path / "gateway")}}
+    async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
+        assert (await served.operator.model("ada")).measured == ()
+        await served.operator.load(LoadModel(model="ada", wait=True))
+        await served.operator.pin(PinModel(model="ada"))
+        await served.operator.cordon("here")
+        await until(lambda: bool(served.gateway.conductor.knowledge.measurements("ada")))
+        detail = await served.operator.model("ada")
+        assert detail.vram_mb == MODEL_MB
+        assert detail.measured[0].loads == 1
+        assert detail.load_s
+    async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
+        again = await served.operator.model("ada")
+        assert again.measured[0].load_s == detail.measured[0].load_s
+        assert [p.model for p in again.pins] == ["ada"]
+        assert [n.cordoned for n in (await served.operator.fleet()).nodes] == [True]
+
+
+async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
+    tmp_path: Path, weights: Path
+) -> None:
+    """A shown plan is carried out without an interruption; shown for another state, it is refused."""
+    models = (tiny(weights, "ada"), tiny(weights, "bob"))
+    room = 2 * MODEL_MB + 8
+    async with (
+        neuron(tmp_path / "one", room, ports=(18200, 18249)) as one,
+        neuron(tmp_path / "two", room, ports=(18250, 18299)) as two,
+        gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
+    ):
+        await served.operator.load(LoadModel(model="ada", node="one", wait=True))
+        await served.operator.load(LoadModel(model="bob", node="two", wait=True))
+        wish = DefragWish(across=True)
+        plan = await served.operator.plan_defrag(wish)
+        assert len(plan.moves) == 1
+        assert plan.after_mb >= plan.before_mb + MODEL_MB
+        with pytest.raises(Conflict):
+            await served.operator.defrag(ApplyDefrag(wish=wish, plan="0123456789ab"))
+
+        async def as_shown() -> DefragView:
+            while (
+                True
+            ):  # a node that measures anew between showing and doing makes the plan an old one
+                shown = await served.operator.plan_defrag(wish)
+                with contextlib.suppress(Conflict):
+                    return await served.operator.defrag(ApplyDefrag(wish=wish, plan=shown.plan))
+
+        moving = asyncio.create_task(as_shown())
+        while not moving.done():
+            for model in ("ada", "bob"):
+                assert (await served.chat(model)).status_code == 200
+        assert (await moving).done
+        await until(lambda: len({i.node for i in ready(served)}) == 1)
+        assert sorted(i.model for i in ready(served)) == ["ada", "bob"]
+        assert (await served.operator.plan_defrag(wish)).moves == ()
+
+
+async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -> None:
+    """On a full disk the operator hears that a restart will forget it; the same for a pin."""
+    sections = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path)}}
+    models = (ModelProfile(id="ada", harness="fake"),)
+    async with gateway({"here": "http://127.0.0.1:1"}, models, **sections) as served:
+        with contextlib.closing(sqlite3.connect(tmp_path / "placement.sqlite")) as other:
+            for table in ("cordons", "pins"):
+                other.execute(f"drop table {table}")
+        with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
+            await served.operator.cordon("here")
+        with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
+            await served.operator.pin(PinModel(model="ada"))
+        assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]
+        assert [pin.model for pin in served.gateway.conductor.pins.all()] == ["ada"]

@@ -1,0 +1,861 @@
+"""The data plane between raw clients and scripted engines, through both faces."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+
+import httpx
+import pytest
+from rigs.engine import (
+    CHUNK,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    STREAM,
+    USAGE,
+    Call,
+    answer_stream,
+    chunked,
+    scripted_engine,
+    whole,
+)
+from rigs.late import openai
+from rigs.plane import FACES, running_plane
+
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.gateway import GatewaySection
+from cortex_common.schema.requests import RequestState
+from cortex_http.client import Connection
+from cortex_server.dataplane.patience import PatientProtocol
+from cortex_server.proxy.request import Exchange
+
+CHAT = "/v1/chat/completions"
+BODY = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "hi"}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+def request(body: bytes, *, path: str = CHAT, extra: bytes = b"") -> bytes:
+    """A raw HTTP/1.1 request."""
+    head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n"
+    return head % (path.encode(), extra, len(body)) + body
+
+
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    """Each test runs through the diverted and through the plain ASGI face."""
+    return str(request.param)
+
+
+async def test_a_stream_reaches_the_client_byte_for_byte(face):
+    """What the engine streams is what the client reads, and the instance's count returns to zero."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY, headers={"x-request-id": "mine"})
+        assert answer.content == STREAM
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["x-request-id"] == "mine"
+        assert answer.headers["x-cortex-node"] == "n1"
+        assert answer.headers["x-cortex-instance"] == "m-0"
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].in_flight == 0
+        assert rig.metrics.totals("m").tokens_in == 7
+        assert rig.metrics.totals("m").tokens_out == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
+async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face, options):
+    """A client that did not ask gets the stream without the usage chunk; the gateway has counted it."""
+    body = {k: v for k, v in BODY.items() if k != "stream_options"} | options
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=body)
+        assert answer.content == STREAM.replace(USAGE, b"")
+        sent = json.loads((await engine.call(0)).body)
+        assert sent == body | {"stream_options": {"include_usage": True}}
+        await rig.settled()
+        assert rig.metrics.totals("m").tokens_out == 3
+
+
+async def test_pieces_arrive_one_by_one(face):
+    """A piece is with the client before the engine has sent the next."""
+
+    async def slowly(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        for word in (b"a", b"b"):
+            await call.send(chunked(CHUNK % word))
+            await steps.get()
+        await call.send(chunked(LAST, USAGE, DONE), b"0\r\n\r\n")
+
+    steps: asyncio.Queue[None] = asyncio.Queue()
+    async with (
+        scripted_engine(slowly) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert await anext(pieces) == CHUNK % b"a"
+        steps.put_nowait(None)
+        assert await anext(pieces) == CHUNK % b"b"
+        steps.put_nowait(None)
+        assert b"".join([p async for p in pieces]) == LAST + USAGE + DONE
+
+
+async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
+    """Odd spacing and unknown fields survive; the client's key and cookies stay with the gateway."""
+    body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        headers = {"authorization": "Bearer sk-1", "cookie": "a=b", "x-conversation-id": "c"}
+        answer = await client.post(CHAT, content=body, headers=headers)
+        assert answer.json() == {}
+        call = await engine.call(0)
+        assert call.body == body
+        head = call.head.lower()
+        for kept_back in (b"sk-1", b"cookie", b"x-conversation-id"):
+            assert kept_back not in head
+
+
+async def test_an_alias_is_rewritten_in_place(face):
+    """A request for an alias reaches the engine under the model's id, all else unchanged."""
+    body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
+    profile = ModelProfile(id="m", harness="scripted", aliases=("nick",))
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        running_plane({"m": engine.url}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        await client.post(CHAT, content=body)
+        assert (await engine.call(0)).body == body.replace(b'"model": "nick"', b'"model": "m"')
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "malformed_body"),
+        (b"{", 400, "malformed_body"),
+        (b"[]", 400, "malformed_body"),
+        (b'{"messages":[]}', 400, "missing_model"),
+        (b'{"model":""}', 400, "missing_model"),
+        (b'{"model":7}', 400, "invalid_request"),
+        (b'{"model":"m","stream":"yes"}', 400, "invalid_request"),
+        (b'{"model":"mm"}', 404, "model_not_found"),
+        (b'{"model":"m","x":"' + b"y" * (1 << 20) + b'"}', 413, "body_too_large"),
+    ],
+)
+async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
+    """Each bad body gets its status and code in OpenAI's shape, and no engine hears of it."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": engine.url}, face=face, settings=GatewaySection(max_body_mb=1)) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, content=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["src"]) == (status, code, "cortex")
+        assert engine.calls == []
+        await rig.settled()
+
+
+async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
+    """The hint names what was probably meant."""
+    profile = ModelProfile(id="Qwen/Qwen3-32B", harness="scripted")
+    async with (
+        running_plane({}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        error = (await client.post(CHAT, json=BODY | {"model": "qwen3-32"})).json()["error"]
+        assert error["nearest"] == ["Qwen/Qwen3-32B"]
+        assert "Qwen/Qwen3-32B" in error["hints"][0]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstream(face, streamed):
+    """The engine's connection closes although it has not answered yet."""
+    async with (
+        scripted_engine(lambda call: call.gone()) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY | {"stream": streamed}).encode()))
+        await engine.call(0)
+        writer.close()
+        async with asyncio.timeout(5):
+            await engine.idle()
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].in_flight == 0
+        assert rig.plane.pool.live == 0
+
+
+async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face):
+    """The engine's connection closes while it is streaming."""
+
+    async def forever(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a"))
+        await call.gone()
+
+    async with (
+        scripted_engine(forever) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY).encode()))
+        await reader.readuntil(b'"a"')
+        writer.close()
+        async with asyncio.timeout(5):
+            await engine.idle()
+        await rig.settled()
+
+
+@pytest.mark.parametrize(("path", "end"), [(CHAT, b"[DONE]"), ("/v1/messages", b"message_stop")])
+async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(face, path, end):
+    """Clients hang up when they have read the last event; the engine may take a moment more to end its body."""
+
+    async def dallying(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(STREAM))
+        await call.gone()
+
+    async with (
+        scripted_engine(dallying) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY | {"max_tokens": 9}).encode(), path=path))
+        await reader.readuntil(end)
+        writer.close()
+        await rig.settled()
+        assert rig.metrics.disconnects == 0
+        assert rig.metrics.totals("m").errors == 0
+
+
+async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
+    """Nobody is left waiting for a load that its only client gave up."""
+    profile = ModelProfile(id="m", harness="scripted")
+    async with running_plane({}, face=face, profiles=[profile]) as rig:
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(json.dumps(BODY).encode()))
+        await rig.loads.asked.wait()
+        writer.close()
+        await rig.settled()
+        async with asyncio.timeout(5):
+            await rig.loads.nobody.wait()
+
+
+async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
+    """It is answered once the model is ready, and says that it was a cold start."""
+    profile = ModelProfile(id="m", harness="scripted")
+    async with (
+        scripted_engine() as engine,
+        running_plane({}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        asking = asyncio.ensure_future(client.post(CHAT, json=BODY))
+        await rig.loads.asked.wait()
+        rig.loads.outcome.set_result(("m-1", engine.url))
+        answer = await asking
+        assert answer.content == STREAM
+        assert answer.headers["x-cortex-cold-start"] == "true"
+        assert rig.metrics.series("m", "n1").cold_starts == 1
+
+
+async def test_a_failed_load_is_told_with_its_reason(face):
+    """The waiting request gets the engine's reason as 503."""
+    profile = ModelProfile(id="m", harness="scripted")
+    async with (
+        running_plane({}, face=face, profiles=[profile]) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        rig.loads.outcome.set_result(("out of memory", ""))
+        answer = await client.post(CHAT, json=BODY)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "out of memory"
+        assert answer.json()["error"]["code"] == "load_failed"
+
+
+async def test_comments_keep_a_stream_alive_during_a_load(face):
+    """A streamed request sees comments while it waits, then the stream itself; an SDK skips them."""
+    profile = ModelProfile(id="m", harness="scripted")
+    settings = GatewaySection(cold_start_comment_after_s=0.01)
+    async with (
+        scripted_engine() as engine,
+        running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert (await anext(pieces)).startswith(b": ")
+        assert answer.headers["x-cortex-cold-start"] == "true"
+        assert "x-cortex-queue-ms" not in answer.headers
+        rig.loads.outcome.set_result(("m-1", engine.url))
+        rest = b"".join([p async for p in pieces])
+        assert rest.endswith(STREAM)
+
+
+async def test_an_engines_comments_are_no_tokens(face):
+    """A server that keeps its stream alive with comments still computes the prompt, and has no first token yet."""
+
+    async def prefill(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(b": wait\n\n"))
+        await go.wait()
+        await call.send(chunked(STREAM) + b"0\r\n\r\n")
+
+    go = asyncio.Event()
+    async with (
+        scripted_engine(prefill) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert await anext(pieces) == b": wait\n\n"
+        (exchange,) = rig.plane.active
+        assert exchange.state is RequestState.PREFILL
+        go.set()
+        assert b"".join([piece async for piece in pieces]) == STREAM
+        assert exchange.trace.first_byte is not None
+
+
+async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
+    """The 200 is out already, so the error comes as an event and there is no [DONE]."""
+    profile = ModelProfile(id="m", harness="scripted")
+    settings = GatewaySection(cold_start_comment_after_s=0.01)
+    async with (
+        running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        await anext(pieces)
+        rig.loads.outcome.set_result(("no memory", ""))
+        rest = b"".join([p async for p in pieces])
+        event = json.loads(rest.rpartition(b"data: ")[2])
+        assert event["error"]["message"] == "no memory"
+        assert b"[DONE]" not in rest
+
+
+async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
+    """A half event is left out, an error event follows, and no [DONE] makes it look whole."""
+
+    async def die(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a", b'data: {"half'))
+        call.writer.transport.abort()
+
+    async with (
+        scripted_engine(die) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        content = (await client.post(CHAT, json=BODY)).content
+        first, error, rest = content.split(b"\n\n")
+        assert first + b"\n\n" == CHUNK % b"a"
+        assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "upstream_failed"
+        assert rest == b""
+        await rig.settled()
+        assert rig.metrics.totals("m").errors == 1
+
+
+async def test_a_stream_without_done_ends_in_an_error_event(face):
+    """mistral.rs ends streams silently when its model is unloaded; the client must not take that for the end."""
+
+    async def stop(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a"), b"0\r\n\r\n")
+
+    async with (
+        scripted_engine(stop) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
+    ):
+        stream = await sdk.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "x"}], stream=True
+        )
+        assert (await anext(stream)).choices[0].delta.content == "a"
+        with pytest.raises(openai.APIError, match="stream ended early"):
+            await anext(stream)
+
+
+async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
+    """Its tokens were all there before it was sent, in however many pieces that was."""
+
+    async def in_pieces(call: Call) -> None:
+        answer = whole(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
+        await call.send(answer[:-9])
+        loop = asyncio.get_running_loop()
+        while not any((e.trace.first_byte or loop.time()) < loop.time() for e in rig.plane.active):
+            await asyncio.sleep(0)
+        await call.send(answer[-9:])
+
+    async with (
+        scripted_engine(in_pieces) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        assert (await client.post(CHAT, json=BODY | {"stream": False})).status_code == 200
+        await rig.settled()
+        series = rig.metrics.series("m", "n1")
+        assert (series.tokens_out, sum(series.ttft.counts)) == (3, 1)
+        assert sum(series.speed.counts) == sum(series.between.counts) == 0
+        assert rig.plane.journal.last(1)[0].tok_per_sec is None
+
+
+async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
+    """Nothing of half a JSON document reaches the client."""
+
+    async def die(call: Call) -> None:
+        await call.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+        )
+        call.writer.transport.abort()
+
+    async with (
+        scripted_engine(die) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY | {"stream": False})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
+        await rig.settled()
+
+
+async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection(face):
+    """What has been passed on already can only be left unfinished, so that nobody takes it for whole."""
+
+    async def die(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n" + b"x" * (2 << 20))
+        call.writer.transport.abort()
+
+    async with (
+        scripted_engine(die) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post(CHAT, json=BODY | {"stream": False})
+        await rig.settled()
+
+
+async def test_a_request_moves_on_to_another_instance_before_the_first_byte(face):
+    """One instance refuses connections; the other answers, and the client sees only that."""
+    async with (
+        scripted_engine() as engine,
+        running_plane({"m": ["http://127.0.0.1:1", engine.url]}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert answer.content == STREAM
+        assert answer.headers["x-cortex-instance"] == "m-1"
+        assert answer.headers["x-cortex-route"] == "retry"
+        await rig.settled()
+        assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0, 0]
+
+
+async def test_no_instance_that_answers_is_a_502(face):
+    """When all of them refuse, the client is told which failed and how."""
+    async with (
+        running_plane({"m": "http://127.0.0.1:1"}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert answer.status_code == 502
+        assert "can't be reached" in answer.json()["error"]["message"]
+
+
+async def test_a_kept_connection_that_was_closed_is_replaced_silently(face):
+    """The engine closes an idle connection just as the next request is sent; the client sees nothing of it."""
+
+    async def once(call: Call) -> None:
+        if len(engine.calls) == 2 and call.writer is engine.calls[0].writer:
+            call.writer.transport.abort()
+        else:
+            await answer_stream(call)
+
+    async with (
+        scripted_engine(once) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(2):
+            assert (await client.post(CHAT, json=BODY)).content == STREAM
+        assert len(engine.calls) == 3
+
+
+async def test_an_engines_own_error_is_passed_on(face):
+    """Status and body are the engine's; only the labels are ours."""
+    body = b'{"error":{"message":"prompt too long","type":"invalid_request_error"}}'
+    async with (
+        scripted_engine(lambda call: call.send(whole(body, b"400 Bad Request"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert (answer.status_code, answer.content) == (400, body)
+        assert rig.metrics.series("m", "n1").errors["engine_400"] == 1
+
+
+async def test_a_silent_engine_is_given_up(face):
+    """An engine without a first byte within the limit is a 504."""
+    settings = GatewaySection(first_byte_timeout_s=0.2)
+    async with (
+        scripted_engine(lambda call: call.gone()) as engine,
+        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answer = await client.post(CHAT, json=BODY)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
+
+
+async def test_a_stream_may_last_as_long_as_its_events_come(face):
+    """The limit on silence counts from the last event; a stream that then falls silent ends with an error."""
+
+    async def slowly(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        for word in (b"a", b"b", b"c"):
+            await call.send(chunked(CHUNK % word))
+            await steps.get()
+        await call.gone()
+
+    steps: asyncio.Queue[None] = asyncio.Queue()
+    settings = GatewaySection(idle_timeout_s=100)
+    async with (
+        scripted_engine(slowly) as engine,
+        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
+    ):
+        pieces, began = answer.aiter_raw(), asyncio.get_running_loop().time()
+        exchange = rig.plane.active.pop()  # nobody but this test looks at it
+        for number, word in enumerate((b"a", b"b", b"c")):
+            assert await anext(pieces) == CHUNK % word
+            exchange.check_silence(began + 60 * number)
+            assert not exchange.finished
+            steps.put_nowait(None)
+        exchange.check_silence(began + 300)
+        assert b"silent for 100 s" in await anext(pieces)
+
+
+async def stalled(sent: list[int]) -> int:
+    """Wait until nothing more is sent; how often something was."""
+    before, steady = -1, 0
+    while steady < 50:
+        before, steady = len(sent), steady + 1 if before == len(sent) else 0
+        await asyncio.sleep(0.01)  # a stall can only be seen by waiting
+    return before
+
+
+async def test_a_slow_reader_holds_the_engine_back(face):
+    """A client that does not read makes the engine wait; then it gets every byte."""
+    total = 64 << 20
+
+    async def flood(call: Call) -> None:
+        await call.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % total
+        )
+        piece = b"x" * (1 << 20)
+        for _ in range(64):
+            await call.send(piece)
+            sent.append(len(piece))
+
+    sent: list[int] = []
+    async with (
+        scripted_engine(flood) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
+        writer.write(request(json.dumps(BODY).encode()))
+        await reader.readuntil(b"\r\n\r\n")
+        assert await stalled(sent) < 32
+        got = 0
+        while got < total:  # chunk framing counts a little more
+            got += len(await reader.read(1 << 16))
+        writer.close()
+        await rig.settled()
+
+
+async def test_a_client_that_takes_nothing_is_given_up(face):
+    """A client that stays and does not read holds its engine for the limit on silence, and no longer."""
+
+    async def flood(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        while True:
+            await call.send(chunked(CHUNK % (b"x" * (1 << 16))))
+            sent.append(1)
+
+    sent: list[int] = []
+    settings = GatewaySection(idle_timeout_s=100)
+    async with (
+        scripted_engine(flood) as engine,
+        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
+        writer.write(request(json.dumps(BODY).encode()))
+        began = asyncio.get_running_loop().time()
+        await reader.readuntil(b"\r\n\r\n")
+        await stalled(sent)
+        (exchange,) = rig.plane.active
+        exchange.check_silence(began + 99)
+        assert not exchange.finished
+        exchange.check_silence(asyncio.get_running_loop().time() + 101)
+        assert rig.metrics.disconnects == 1
+        assert rig.metrics.series("m", "n1").errors["client_disconnected"] == 1
+        writer.close()
+        await rig.settled()
+
+
+async def test_pipelined_requests_are_answered_in_order(face):
+    """Two requests in one write get two answers, first come first."""
+    bodies = [json.dumps(BODY | {"n": n, "stream": False}).encode() for n in (1, 2)]
+
+    async def echo(call: Call) -> None:
+        await call.send(whole(call.body))
+
+    async with (
+        scripted_engine(echo) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(bodies[0]) + request(bodies[1]))
+        for body in bodies:
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(body)) == body
+        writer.close()
+        await rig.settled()
+
+
+async def test_expect_100_continue_is_honoured(face):
+    """A client that asks before sending its body is told to go on."""
+    body = json.dumps(BODY | {"stream": False}).encode()
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request(body, extra=b"expect: 100-continue\r\n")[: -len(body)])
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+        writer.write(body)
+        assert b"200 OK" in await reader.readuntil(b"{}")
+        writer.close()
+        await rig.settled()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" + whole(b'{"a":1}'),
+        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7;x=y\r\n{"a":1}\r\n0\r\nt: 1\r\n\r\n',
+        b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{"a":1}',
+        b'HTTP/1.0 200 OK\r\n\r\n{"a":1}',
+    ],
+    ids=["interim", "extensions-and-trailers", "close-delimited", "http-1.0"],
+)
+async def test_any_framing_of_the_engine_is_understood(face, answer):
+    """Interim answers, chunk extensions, trailers and close-delimited bodies all come out as the body."""
+
+    async def script(call: Call) -> None:
+        await call.send(answer)
+        if b"close" in answer or b"1.0" in answer:
+            call.writer.close()
+
+    async with (
+        scripted_engine(script) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        got = await client.post(CHAT, json=BODY | {"stream": False})
+        assert got.content == b'{"a":1}'
+        await rig.settled()
+
+
+async def test_bytes_after_an_answer_never_reach_another_client(face):
+    """An engine that says more than it was asked loses its connection, and the surplus goes nowhere."""
+
+    async def surplus(call: Call) -> None:
+        await call.send(whole(b"{}") + whole(b'{"smuggled":1}'))
+
+    async with (
+        scripted_engine(surplus) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(2):
+            assert (await client.post(CHAT, json=BODY)).content == b"{}"
+        assert engine.calls[0].writer is not engine.calls[1].writer
+
+
+async def test_two_hundred_streams_at_once_all_end_whole(face):
+    """Every stream is complete, and every count returns to zero."""
+    async with (
+        scripted_engine() as engine,
+        running_plane(
+            {"a": engine.url, "b": engine.url, "c": engine.url},
+            face=face,
+            # busy as this host may be
+            settings=GatewaySection(prefill_comment_after_s=0, connect_timeout_s=60),
+        ) as rig,
+        httpx.AsyncClient(
+            base_url=rig.url, limits=httpx.Limits(max_connections=200), timeout=60
+        ) as client,
+    ):
+        answers = await asyncio.gather(
+            *(client.post(CHAT, json=BODY | {"model": "abc"[n % 3]}) for n in range(200))
+        )
+        assert {a.content for a in answers} == {STREAM}
+        await rig.settled()
+        assert sum(i.in_flight for i in rig.fleet.snapshot.instances()) == 0
+        assert rig.metrics.totals("a").requests == 67
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "code"),
+    [
+        (CHAT, "image input is not supported", "invalid_request"),
+        (
+            "/v1/embeddings",
+            "input (812 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+            "context_length_exceeded",
+        ),
+        (
+            "/detokenize",
+            "vector::_M_range_check: __n (which is 999) >= this->size() (which is 399)",
+            "invalid_request",
+        ),
+    ],
+)
+async def test_requests_that_no_engine_could_serve_are_not_held_against_the_instance(
+    face, path, words, code
+):
+    """llama.cpp says 500 to an image for a model of texts: one client's mistake must not close the model for all."""
+
+    async def blind(call: Call) -> None:
+        said = b'{"error":{"code":500,"message":"%s","type":"server_error"}}' % words.encode()
+        await call.send(whole(said, b"500 Internal Server Error"))
+
+    async with (
+        scripted_engine(blind) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        answers = [await client.post(path, json=BODY) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [400, 400, 400]
+        assert answers[0].json()["error"]["code"] == code
+        await rig.settled()
+        assert len(rig.fleet.ready("m")) == 1
+
+
+async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face):
+    """After three failures in a row requests go elsewhere; when the pause is over one request tries it again."""
+
+    async def sick(call: Call) -> None:
+        if healthy.is_set():
+            await answer_stream(call)
+        else:
+            await call.send(whole(b"{}", b"500 Internal Server Error"))
+
+    healthy = asyncio.Event()
+    async with (
+        scripted_engine(sick) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
+        assert statuses == [500, 500, 500]
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].failing == "engine_500"
+        assert rig.fleet.ready("m") == []
+        healthy.set()
+        async with asyncio.timeout(5):
+            while not rig.fleet.ready("m"):
+                await asyncio.sleep(0.01)
+        assert (await client.post(CHAT, json=BODY)).content == STREAM
+        await rig.settled()
+        assert rig.fleet.snapshot.instances()[0].failing is None
+
+
+async def test_a_clients_mistakes_never_count_against_an_instance(face):
+    """Any number of 400s leaves the instance in service."""
+    async with (
+        scripted_engine(lambda call: call.send(whole(b"{}", b"400 Bad Request"))) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(10):
+            assert (await client.post(CHAT, json=BODY)).status_code == 400
+        assert rig.fleet.snapshot.instances()[0].failing is None
+
+
+async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client_waiting(face):
+    """Two seconds after the finish reason the message ends, whatever else the engine may have had to say."""
+
+    async def dally(call: Call) -> None:
+        await call.send(SSE_HEAD, chunked(CHUNK % b"a", LAST))
+        await call.gone()
+
+    body = {k: v for k, v in BODY.items() if k != "stream_options"} | {"max_tokens": 5}
+    async with (
+        scripted_engine(dally) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url, timeout=20) as client,
+    ):
+        answer = await client.post("/v1/messages", json=body)
+        assert answer.text.endswith('data: {"type":"message_stop"}\n\n')
+        async with asyncio.timeout(5):
+            await engine.idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(face, stream):
+    """Reference counts alone free a request, so that memory is flat and no collection delays a stream."""
+
+    async def answer(call: Call) -> None:
+        await (answer_stream(call) if stream else call.send(whole(b"{}")))
+
+    async with (
+        scripted_engine(answer) as engine,
+        running_plane({"m": engine.url}, face=face) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(3):
+            await client.post(CHAT, json=BODY | {"stream": stream})
+        await rig.settled()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                await client.post(CHAT, json=BODY | {"stream": stream})
+            await rig.settled()
+            left = [o for o in gc.get_objects() if isinstance(o, Exchange) and o.plane is rig.plane]
+        finally:
+            gc.enable()
+        assert len(left) <= 1  # the last of a connection is held until the next
+
+
+async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collector(face):
+    """Neither the client's nor the engine's: else memory grows with each of them until a collection comes by."""
+    async with scripted_engine() as engine, running_plane({"m": engine.url}, face=face) as rig:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                async with httpx.AsyncClient(base_url=rig.url) as client:
+                    await client.post(CHAT, json=BODY)
+            await rig.settled()
+            rig.plane.pool.close()
+            async with asyncio.timeout(30):
+                while any(isinstance(o, Connection | PatientProtocol) for o in gc.get_objects()):
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()

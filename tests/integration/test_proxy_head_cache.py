@@ -1,0 +1,150 @@
+"""Requests over a kept connection, nearly all with the head of the one before."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+import httpx
+import pytest
+from rigs.engine import Call, scripted_engine, whole
+from rigs.fleet import free_port
+from rigs.plane import running_plane
+
+from cortex_common.config.access import KeyEntry
+from cortex_server.auth.access_control import Gate
+from cortex_server.auth.keys import Keyring, hash_of
+
+HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nContent-Length: {size}\r\n\r\n"
+
+
+async def what_came(call: Call) -> None:
+    """Answers with the hash of the body that came, and the agent that it came from."""
+    agent = next(line for line in call.head.split(b"\r\n") if line.startswith(b"user-agent: "))
+    told = {"sum": hashlib.sha256(call.body).hexdigest(), "agent": agent[12:].decode()}
+    await call.send(whole(json.dumps(told).encode()))
+
+
+def request(pad: str, agent: str = "one") -> tuple[bytes, dict[str, str]]:
+    """A request, and what its answer says."""
+    body = json.dumps({"model": "m", "prompt": pad}).encode()
+    told = {"sum": hashlib.sha256(body).hexdigest(), "agent": agent}
+    return HEAD.format(agent=agent, size=len(body)).encode() + body, told
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    """The next answer's status and body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = [line.partition(b": ") for line in head.lower().split(b"\r\n")]
+    length = next(int(value) for name, _, value in lines if name == b"content-length")
+    return int(head[9:12]), json.loads(await reader.readexactly(length))
+
+
+async def test_each_request_of_a_connection_is_answered_for_itself():
+    """Same heads with other bodies, other heads, pieces, two at once, chunks and other routes between them."""
+    inner, _ = request("inner")
+    async with (
+        scripted_engine(what_came) as engine,
+        running_plane({"m": engine.url}) as rig,
+        asyncio.timeout(20),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        for pad, agent in (
+            *(("a" * n, "one") for n in (1, 1, 2, 100, 0, 40_000, 3)),
+            ("b", "two"),
+            ("b", "two"),
+            ("b", "one"),
+            (inner.decode(), "one"),
+            (inner.decode(), "one"),
+        ):
+            sent, told = request(pad, agent)
+            writer.write(sent)
+            assert await answer(reader) == (200, told)
+
+        sent, told = request("in pieces")
+        for cut in (10, len(sent) - 3):
+            writer.write(sent[:cut])
+            await writer.drain()
+            for _ in range(9):  # turns of the loop, in which the gateway reads what there is
+                await asyncio.sleep(0)
+            writer.write(sent[cut:])
+            assert await answer(reader) == (200, told)
+        for _ in range(2):
+            writer.write(sent + sent)
+            assert [await answer(reader), await answer(reader)] == [(200, told)] * 2
+            writer.write(sent)
+            assert await answer(reader) == (200, told)
+        writer.write(b"GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await answer(reader))[0] == 404
+        writer.write(sent)
+        assert await answer(reader) == (200, told)
+        body = sent.partition(b"\r\n\r\n")[2]
+        chunks = sent.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+        writer.write(chunks + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert await answer(reader) == (200, told)
+        writer.write(sent)
+        assert await answer(reader) == (200, told)
+        writer.close()
+        await rig.settled()
+    assert len(engine.calls) == 23
+
+
+async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
+    """Who asks again with the same words is looked at again."""
+    ring = Keyring()
+    ring.use([KeyEntry(name="k", hash=hash_of("secret"))], (), 0.0)
+    async with (
+        scripted_engine(what_came) as engine,
+        running_plane({"m": engine.url}, gate=Gate(ring)) as rig,
+        httpx.AsyncClient(base_url=rig.url, headers={"authorization": "Bearer secret"}) as client,
+    ):
+        body = {"model": "m", "prompt": "a"}
+        for _ in range(3):
+            assert (await client.post("/v1/completions", json=body)).status_code == 200
+        ring.use([KeyEntry(name="k", hash=hash_of("another"))], (), 1.0)
+        assert (await client.post("/v1/completions", json=body)).status_code == 401
+        assert len(engine.calls) == 3
+
+
+@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/completions"])
+async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
+    """One kept connection to an engine, whose answers differ in their bodies alone, or then in their heads, too."""
+    bodies = [json.dumps({"n": "x" * n}).encode() for n in (5, 5, 9, 2000, 0)]
+    answers = [*map(whole, bodies), whole(bodies[0], kind=b"application/x-other"), whole(bodies[2])]
+
+    async def script(call: Call) -> None:
+        await call.send(answers[len(engine.calls) - 1])
+
+    async with (
+        scripted_engine(script) as engine,
+        running_plane({"m": engine.url}) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for sent in answers:
+            got = await client.post(route, json={"model": "m", "input": "a", "prompt": "a"})
+            assert got.content == sent.partition(b"\r\n\r\n")[2]
+            assert got.headers["content-length"] == str(len(got.content))
+        assert engine.live == 1
+
+
+async def test_an_engine_that_closed_between_two_like_answers_is_asked_anew():
+    """A head that is known is no reason to trust the connection that brought it."""
+
+    async def script(call: Call) -> None:
+        await what_came(call)
+        if len(engine.calls) == 2:
+            call.writer.close()
+
+    async with (
+        scripted_engine(script) as engine,
+        running_plane({"m": engine.url, "gone": f"http://127.0.0.1:{free_port()}"}) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        for _ in range(4):
+            got = await client.post("/v1/completions", json={"model": "m", "prompt": "a"})
+            assert got.status_code == 200
+        body = {"model": "gone", "prompt": "a"}
+        assert (await client.post("/v1/completions", json=body)).status_code == 502
+        body = {"model": "m", "prompt": "a"}
+        assert (await client.post("/v1/completions", json=body)).status_code == 200

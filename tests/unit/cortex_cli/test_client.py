@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from cortex_cli.client import DEFAULT_GATEWAY, Target, client_config_path, target
+from cortex_cli.color import Paint, paint_for
+from cortex_common.config.access import TlsSection
+from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound
+from cortex_common.net.tls import ServerTls
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """An environment whose operator has two contexts."""
+    environ = {"HOME": str(tmp_path)}
+    path = client_config_path(environ)
+    path.parent.mkdir(parents=True)
+    (tmp_path / "key").write_text("secret-of-prod\n")
+    path.write_text(
+        'context = "prod"\n'
+        f'[contexts.prod]\ngateway = "http://prod:8000/"\nkey_file = "{tmp_path / "key"}"\n'
+        '[contexts.lab]\ngateway = "http://lab:8000"\n'
+    )
+    return environ
+
+
+def test_without_any_word_the_gateway_is_on_this_host(tmp_path: Path):
+    """No option, no variable and no contexts mean the loopback default without a key."""
+    assert target(None, {"HOME": str(tmp_path)}) == Target(DEFAULT_GATEWAY)
+
+
+def test_the_current_context_is_used(home: dict[str, str]):
+    """The context that the file names brings its URL and its key."""
+    assert target(None, home) == Target("http://prod:8000", "secret-of-prod", "prod")
+
+
+def test_the_variable_wins_over_the_context(home: dict[str, str]):
+    """CORTEX_GATEWAY_URL wins over the current context, and that context's key is not sent elsewhere."""
+    environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
+
+    assert target(None, environ) == Target("http://other:8000")
+
+
+@pytest.mark.parametrize("key", ["ctx_a\nctx_b", "ctx_\u2026", "\x1b[0m"])
+def test_what_can_be_no_key_is_refused_without_being_shown(tmp_path: Path, key: str):
+    """A key copied with something beside it is an error of the key, not an unreachable gateway or a defect."""
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    for environ in ({"CORTEX_API_KEY": key}, {"CORTEX_API_KEY_FILE": str(tmp_path / "key")}):
+        with pytest.raises(AuthenticationFailed) as caught:
+            target(None, {"HOME": str(tmp_path), **environ})
+        assert key not in caught.value.message
+    assert target(None, {"HOME": str(tmp_path), "CORTEX_API_KEY": "good\n"}).key == "good"
+
+
+def test_files_that_are_no_certificate_and_key_are_told_as_such(tmp_path: Path):
+    """OpenSSL's own word for it is "PEM lib"."""
+    path = tmp_path / "cert.pem"
+    path.write_text("x")
+
+    with pytest.raises(ConfigError, match=r"cert\.pem: no certificate and key in PEM"):
+        ServerTls(TlsSection(certificate=path, key=path))
+
+
+def test_the_option_wins_over_the_variable(home: dict[str, str]):
+    """--gateway wins over everything, and takes the name of a context too."""
+    environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
+
+    assert target("lab", environ) == Target("http://lab:8000", None, "lab")
+
+
+def test_the_key_of_the_environment_wins(home: dict[str, str]):
+    """CORTEX_API_KEY wins over a context's key file."""
+    assert target(None, home | {"CORTEX_API_KEY": "mine"}).key == "mine"
+
+
+def test_the_key_can_lie_in_a_file(tmp_path: Path):
+    """CORTEX_API_KEY_FILE names a file whose text, without its newline, is the key."""
+    (tmp_path / "k").write_text("abc\n")
+    environ = {"HOME": str(tmp_path), "CORTEX_API_KEY_FILE": str(tmp_path / "k")}
+
+    assert target("http://a:1", environ).key == "abc"
+
+
+def test_a_missing_key_file_is_an_error(tmp_path: Path):
+    """A key file that is not there is reported, not silently taken for no key."""
+    environ = {"HOME": str(tmp_path), "CORTEX_API_KEY_FILE": str(tmp_path / "none")}
+
+    with pytest.raises(ConfigError, match="can't be read"):
+        target(None, environ)
+
+
+def test_an_unknown_context_suggests_the_nearest(home: dict[str, str]):
+    """A mistyped context is answered with the one that was probably meant."""
+    with pytest.raises(NotFound) as caught:
+        target("prd", home)
+
+    assert caught.value.hints == ("did you mean 'prod'?",)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "tty", "on"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"CLICOLOR": "0"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"CLICOLOR_FORCE": "1"}, False, True),
+        ({"FORCE_COLOR": "0"}, False, False),
+        ({"CORTEX_COLOR": "always", "NO_COLOR": "1"}, False, True),
+        ({"CORTEX_COLOR": "never"}, True, False),
+    ],
+)
+def test_when_colour_is_written(environ: dict[str, str], tty: bool, on: bool):
+    """Colour follows --color, then the variables that programs agree on, then the terminal."""
+    assert paint_for(Terminal() if tty else io.StringIO(), environ) == Paint(on=on)

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import string
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_cli.render.toml import toml_key, toml_value
+from cortex_common.config.catalogue import Catalogue
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.config.loader import load
+from cortex_common.config.locate import key_lines, line_of
+from cortex_common.config.neuron import NeuronConfig
+from cortex_common.errors import ConfigError
+
+CORTEX_TOML = """\
+[gateway]
+listen = "0.0.0.0:8000"
+metrics_listen = "0.0.0.0:9100"
+[eviction]
+strategy = "lru"
+defrag_after_cycles = 50
+[[neurons]]
+name = "beast"
+endpoint = "http://beast.internal:9090"
+"""
+MODELS_TOML = """\
+[[models]]
+id = "Qwen/Qwen3-Coder-30B-A3B-Instruct"
+harness = "mistralrs"
+quant = "Q4_K_M"
+vram_mb = 19000
+min_devices = 2
+min_device_vram_mb = 10000
+pinned_on = ["beast"]   # never evicted from these neurons
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file and tells its path."""
+
+    def write(text: str, name: str = "cortex.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_original_gateway_file_loads(written):
+    """The cortex.toml of the requirements loads unchanged, with the meaning that it had."""
+    config = load(GatewayConfig, written(CORTEX_TOML), {}).value
+
+    assert config.gateway.listen == "0.0.0.0:8000"
+    assert config.gateway.metrics_listen == "0.0.0.0:9100"
+    assert (config.eviction.strategy, config.eviction.defrag_after_cycles) == ("lru", 50)
+    assert [(n.name, n.endpoint) for n in config.neurons] == [
+        ("beast", "http://beast.internal:9090")
+    ]
+
+
+def test_the_original_catalogue_loads(written):
+    """The models.toml of the requirements loads unchanged, with the meaning that it had."""
+    (model,) = load(Catalogue, written(MODELS_TOML), {}).value.models
+
+    assert model.id == "Qwen/Qwen3-Coder-30B-A3B-Instruct"
+    assert (model.harness, model.quant, model.vram_mb) == ("mistralrs", "Q4_K_M", 19000)
+    assert (model.min_devices, model.min_device_vram_mb) == (2, 10000)
+    assert model.pinned_on == ("beast",)
+
+
+def test_the_original_harness_entry_loads(written):
+    """The [[harnesses]] entry of the requirements loads unchanged."""
+    text = '[[harnesses]]\nname="llamacpp"\nbinary="/usr/local/bin/llama-server"\nport_range=[8100, 8199]\n'
+    (harness,) = load(NeuronConfig, written(text, "neuron.toml"), {}).value.harnesses
+
+    assert (harness.name, harness.port_range) == ("llamacpp", (8100, 8199))
+    assert harness.binary == Path("/usr/local/bin/llama-server")
+
+
+def test_without_a_file_there_are_defaults():
+    """No file and no variable give the defaults, and no value has an origin."""
+    loaded = load(GatewayConfig, None, {})
+
+    assert loaded.value == GatewayConfig()
+    assert loaded.origins == {}
+
+
+def test_a_variable_wins_over_the_file(written):
+    """CORTEX_GATEWAY__LISTEN replaces the file's value, and the origin says so."""
+    path = written(CORTEX_TOML)
+    loaded = load(GatewayConfig, path, {"CORTEX_GATEWAY__LISTEN": "127.0.0.1:7000"})
+
+    assert loaded.value.gateway.listen == "127.0.0.1:7000"
+    assert loaded.origins["gateway.listen"] == "$CORTEX_GATEWAY__LISTEN"
+    assert loaded.origins["gateway.metrics_listen"] == f"{path}:3"
+
+
+def test_a_variable_can_change_and_append_list_entries(written):
+    """CORTEX_NEURONS__0__NAME changes the first neuron, and the next index appends one."""
+    environ = {
+        "CORTEX_NEURONS__0__NAME": "monster",
+        "CORTEX_NEURONS__1__NAME": "mule",
+        "CORTEX_NEURONS__1__ENDPOINT": "http://mule:9090",
+    }
+    neurons = load(GatewayConfig, written(CORTEX_TOML), environ).value.neurons
+
+    assert [n.name for n in neurons] == ["monster", "mule"]
+
+
+def test_a_gap_in_list_entries_is_an_error():
+    """An index beyond the next one names the variable that is wrong."""
+    with pytest.raises(ConfigError, match=r"\$CORTEX_NEURONS__3__NAME: there is no entry 3"):
+        load(GatewayConfig, None, {"CORTEX_NEURONS__3__NAME": "x"})
+
+
+def test_variables_of_the_other_service_are_left_alone():
+    """A host that runs both daemons may set both services' variables in one environment."""
+    environ = {"CORTEX_NEURON__LISTEN": "127.0.0.1:1", "CORTEX_API_KEY": "not a setting"}
+
+    assert load(GatewayConfig, None, environ, siblings=(NeuronConfig,)).value == GatewayConfig()
+
+
+def test_a_variable_of_no_service_is_an_error():
+    """A mistyped section in a variable is an error with a suggestion."""
+    with pytest.raises(ConfigError) as caught:
+        load(GatewayConfig, None, {"CORTEX_GATEWY__LISTEN": "127.0.0.1:1"})
+
+    assert "$CORTEX_GATEWY__LISTEN" in caught.value.message
+    assert caught.value.hints == ("did you mean 'gateway'?",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ('[gateway]\nlisen = "x:1"\n', "{path}:2: unknown key gateway.lisen", "did you mean 'listen'?"),
+        ("[gatway]\n", "{path}:1: unknown key gatway", "did you mean 'gateway'?"),
+        ("[gateway]\nmax_body_mb = 'big'\n", "{path}:2: gateway.max_body_mb: ", None),
+        ("[gateway]\n\nlisten = 8000\n", "{path}:3: gateway.listen: ", None),
+        ("[gateway]\nlisten = 'nowhere'\n", "'nowhere' is not an address like", None),
+        ("[[neurons]]\nname = 'a'\n", "{path}:1: neurons.0.endpoint is required", None),
+        (
+            "[[neurons]]\nname='a'\nendpoint='http://a'\n[[neurons]]\nname='b'\nendpont='http://b'\n",
+            "{path}:6: unknown key neurons.1.endpont",
+            "did you mean 'endpoint'?",
+        ),
+        (
+            "[[neurons]]\nname='a'\nendpoint='http://a'\n[[neurons]]\nname='a'\nendpoint='http://b'\n",
+            "are called 'a'",
+            None,
+        ),
+        (
+            "[[neurons]]\nname='a'\nendpoint='http://a'\n[[neurons]]\nname='b'\nendpoint='http://a/'\n",
+            "two neurons have the endpoint 'http://a'",
+            None,
+        ),
+        ("[[neurons]]\nname='a'\nendpoint='beast:9090'\n", "'beast:9090' is not a URL like", None),
+        ("[eviction]\nstrategy = 'mru'\n", "{path}:2: eviction.strategy: ", None),
+        ("[gateway\n", "{path}: not valid TOML: ", None),
+        (
+            "[neurons]\nname = 'a'\n",
+            "{path}:1: neurons: Input should be a list",
+            "a table of a list begins with [[neurons]]",
+        ),
+        ("[[keys]]\nmodels = 'a'\n", "{path}:2: keys.0.models: Input should be a list", None),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(written, text: str, message: str, hint: str | None):
+    """A mistake is an error with file, line and key, and with what was meant where a name is close."""
+    path = written(text)
+
+    with pytest.raises(ConfigError) as caught:
+        load(GatewayConfig, path, {})
+
+    assert message.format(path=path) in caught.value.message
+    if hint:
+        assert hint in caught.value.hints
+
+
+def test_all_mistakes_are_told_at_once(written):
+    """Two mistakes in a file give two lines, not two runs."""
+    path = written("[gateway]\nlisen = 1\nmax_body_mb = 0\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load(GatewayConfig, path, {})
+
+    assert len(caught.value.message.splitlines()) == 2
+
+
+def test_a_wrong_variable_is_named_not_the_file(written):
+    """When the bad value came from the environment, the message names the variable."""
+    with pytest.raises(ConfigError, match=r"^\$CORTEX_GATEWAY__MAX_BODY_MB: gateway.max_body_mb"):
+        load(GatewayConfig, written(CORTEX_TOML), {"CORTEX_GATEWAY__MAX_BODY_MB": "lots"})
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path):
+    """A named file that does not exist is an error, not a silent default."""
+    with pytest.raises(ConfigError, match="No such file"):
+        load(GatewayConfig, tmp_path / "none.toml", {})
+
+
+def test_two_models_cannot_share_a_name(written):
+    """An alias that is another model's id is refused with both names."""
+    text = "[[models]]\nid='a'\nharness='x'\n[[models]]\nid='b'\nharness='x'\naliases=['a']\n"
+
+    with pytest.raises(ConfigError, match="'a' names two models: 'a' and 'b'"):
+        load(Catalogue, written(text, "models.toml"), {})
+
+
+KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8)
+SCALARS = st.integers(-(2**40), 2**40) | st.booleans() | st.text(max_size=20)
+
+
+@given(st.dictionaries(KEYS, st.dictionaries(KEYS, SCALARS, max_size=4), max_size=4))
+def test_each_key_is_found_on_its_line(tables: dict[str, dict[str, object]]):
+    """The line that is reported for a key is the line that holds it."""
+    lines: list[str] = []
+    expected: dict[tuple[str, ...], int] = {}
+    for table, values in tables.items():
+        lines.append(f"[{table}]")
+        expected[table,] = len(lines)
+        for key, value in values.items():
+            lines.append(f"{toml_key(key)} = {toml_value(value)}")
+            expected[table, key] = len(lines)
+    text = "\n".join(lines)
+    # Line separators inside strings are written raw by TOML; splitlines would count them.
+    if len(text.splitlines()) != len(lines):
+        return
+    found = key_lines(text)
+
+    assert {path: line_of(found, path) for path in expected} == expected
+
+
+@given(st.lists(st.sampled_from(["listen", "models"]), min_size=1, max_size=2, unique=True))
+def test_environment_values_are_the_values_of_the_file(names: list[str]):
+    """A text value means the same in the environment, quoted as TOML or bare."""
+    values = {"listen": "127.0.0.1:81", "models": "m.toml"}
+    bare = {f"CORTEX_GATEWAY__{n.upper()}": values[n] for n in names}
+    quoted = {k: f'"{v}"' for k, v in bare.items()}
+
+    assert load(GatewayConfig, None, bare).value == load(GatewayConfig, None, quoted).value
+
+
+@given(
+    st.recursive(
+        SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3)
+    )
+)
+def test_toml_values_can_be_read_back(value: object):
+    """What is written as a TOML value reads as the same value."""
+    assert tomllib.loads(f"v = {toml_value(value)}")["v"] == value

@@ -1,0 +1,410 @@
+"""The Responses API's requests and whole answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from dialects_kit import spoiled
+from hypothesis import given
+from hypothesis import strategies as st
+from rigs.late import openai
+
+from cortex_common.errors import (
+    BadRequest,
+    MissingModel,
+    PromptTooLong,
+    Unavailable,
+    UpstreamFailed,
+)
+from cortex_server.dialects.engine_traits import GENERIC, LLAMACPP, MISTRALRS, EngineTraits
+from cortex_server.dialects.responses.request import read_request, to_chat
+from cortex_server.dialects.responses.response import to_response
+from cortex_server.dialects.responses_wire import error_of
+from cortex_server.dialects.translated import Translated
+
+
+def _translate(
+    traits: EngineTraits = GENERIC, *, stream: bool = False, **fields: Any
+) -> Translated:
+    request = read_request(json.dumps({"model": "gpt-x", "input": "hi"} | fields).encode())
+    return to_chat(request, model="engine", traits=traits, stream=stream)
+
+
+def _chat(traits: EngineTraits = GENERIC, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_translate(traits, stream=stream, **fields).body)
+    return found
+
+
+def _messages(*items: dict[str, Any], traits: EngineTraits = GENERIC) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _chat(traits, input=list(items))["messages"]
+    return found
+
+
+def _say(role: str, *texts: str, part: str = "input_text") -> dict[str, Any]:
+    return {
+        "type": "message",
+        "role": role,
+        "content": [{"type": part, "text": text} for text in texts],
+    }
+
+
+_FUNCTION = {
+    "type": "function",
+    "name": "f",
+    "description": "d",
+    "parameters": {"type": "object"},
+    "strict": False,
+}
+_NAMESPACE = {
+    "type": "namespace",
+    "name": "ns",
+    "description": "d",
+    "tools": [
+        {"type": "function", "name": "fn", "parameters": {"type": "object"}},
+        {"type": "custom", "name": "c"},
+    ],
+}
+_CALL = {
+    "type": "function_call",
+    "id": "fc_1",
+    "call_id": "c1",
+    "name": "f",
+    "arguments": '{"x":1}',
+}
+_OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "out"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {"model": "engine", "messages": [{"role": "user", "content": "hi"}]}),
+        (
+            {"max_output_tokens": 9, "temperature": 0, "top_p": 0.5},
+            {"max_tokens": 9, "temperature": 0, "top_p": 0.5},
+        ),
+        ({"reasoning": {"effort": "high", "summary": "auto"}}, {"reasoning_effort": "high"}),
+        ({"reasoning": {"summary": "auto"}}, {"reasoning_effort": None}),
+        ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {"response_format": None}),
+        (
+            {"text": {"format": {"type": "json_object"}}},
+            {"response_format": {"type": "json_object"}},
+        ),
+        (
+            {
+                "text": {
+                    "format": {
+                        "type": "json_schema",
+                        "name": "n",
+                        "schema": {"a": 1},
+                        "strict": True,
+                    }
+                }
+            },
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"a": 1}, "strict": True},
+                }
+            },
+        ),
+        (
+            {
+                "include": ["reasoning.encrypted_content"],
+                "prompt_cache_key": "k",
+                "client_metadata": {},
+                "store": True,
+                "metadata": {},
+                "truncation": "auto",
+            },
+            {"include": None, "store": None, "metadata": None, "truncation": None},
+        ),
+    ],
+)
+def test_top_level_fields_are_carried_over_or_dropped(
+    fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Each field has its counterpart, and what has none goes no further."""
+    chat = _chat(**fields)
+    assert {key: chat.get(key) for key in expected} == expected
+
+
+def test_a_stream_asks_for_usage() -> None:
+    """A streamed request always asks for usage."""
+    assert _chat(stream=True)["stream_options"] == {"include_usage": True}
+    assert "stream" not in _chat()
+
+
+def test_leading_instructions_are_one_system_message() -> None:
+    """Instructions and leading developer messages are joined; user turns beside each other too."""
+    chat = _chat(
+        instructions="a",
+        input=[
+            _say("developer", "b"),
+            _say("developer", "c", "d"),
+            _say("user", "env"),
+            _say("user", "go"),
+        ],
+    )
+    assert chat["messages"] == [
+        {"role": "system", "content": "a\n\nb\n\nc\n\nd"},
+        {"role": "user", "content": "env\ngo"},
+    ]
+
+
+def test_a_late_developer_message_stays_in_its_place() -> None:
+    """It becomes a reminder in the user turn, for templates take no late system message."""
+    found = _messages(
+        _say("user", "hi"), _say("assistant", "ok", part="output_text"), _say("developer", "d")
+    )
+    assert found[2] == {"role": "user", "content": "<system-reminder>\nd\n</system-reminder>"}
+
+
+def test_neighbours_of_an_assistant_turn_are_one_message() -> None:
+    """Reasoning, text and calls of one turn join; the results follow."""
+    reasoning = {
+        "type": "reasoning",
+        "summary": [{"type": "summary_text", "text": "hm"}],
+        "content": None,
+    }
+    found = _messages(
+        _say("user", "hi"),
+        reasoning,
+        _say("assistant", "ok", part="output_text"),
+        _CALL,
+        _CALL | {"call_id": "c2", "arguments": ""},
+        _OUTPUT,
+        _OUTPUT | {"call_id": "c2", "output": [{"type": "input_text", "text": "more"}]},
+        traits=LLAMACPP,
+    )
+    assert found[1] == {
+        "role": "assistant",
+        "content": "ok",
+        "reasoning_content": "hm",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+            {"id": "c2", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+        ],
+    }
+    assert found[2:] == [
+        {"role": "tool", "content": "out", "tool_call_id": "c1"},
+        {"role": "tool", "content": "more", "tool_call_id": "c2"},
+    ]
+
+
+def test_reasoning_is_dropped_for_engines_that_do_not_take_it() -> None:
+    """Also when its content is empty or null."""
+    items = [
+        {"type": "reasoning", "summary": [], "content": None, "encrypted_content": "x"},
+        _say("user", "hi"),
+    ]
+    assert (
+        _messages(*items)
+        == _messages(*items, traits=LLAMACPP)
+        == [{"role": "user", "content": "hi"}]
+    )
+
+
+def test_images_are_parts_in_messages_and_follow_results() -> None:
+    """An input image keeps its place; one in a result comes in a user message after it."""
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA"}
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    found = _messages(
+        {"role": "user", "content": [{"type": "input_text", "text": "see"}, image]},
+        _CALL,
+        _OUTPUT | {"output": [image]},
+    )
+    assert found[0]["content"] == [{"type": "text", "text": "see"}, part]
+    assert found[2:] == [
+        {"role": "tool", "content": "(image)", "tool_call_id": "c1"},
+        {"role": "user", "content": [part]},
+    ]
+
+
+def test_tools_are_nested_and_namespaces_flattened() -> None:
+    """Functions are nested, namespaced ones get a flat name that maps back, the rest is dropped by name."""
+    found = _translate(tools=[_FUNCTION, _NAMESPACE, {"type": "web_search"}])
+    chat = json.loads(found.body)
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["f", "ns__fn"]
+    assert chat["tools"][0]["function"] == {k: v for k, v in _FUNCTION.items() if k != "type"}
+    assert found.function_names == {"ns__fn": ("ns", "fn")}
+    assert [line.split(":")[0] for line in found.dropped] == ["tools.1.tools.1", "tools.2"]
+
+
+def test_earlier_calls_in_a_namespace_have_the_flat_name() -> None:
+    """The model sees the same name in the history as in the tools."""
+    found = _messages(_CALL | {"name": "fn", "namespace": "ns"}, _OUTPUT)
+    assert found[0]["tool_calls"][0]["function"]["name"] == "ns__fn"
+
+
+@pytest.mark.parametrize(
+    ("traits", "choice", "expected", "tools"),
+    [
+        (GENERIC, "auto", "auto", 2),
+        (GENERIC, "required", "required", 2),
+        (
+            GENERIC,
+            {"type": "function", "name": "f"},
+            {"type": "function", "function": {"name": "f"}},
+            2,
+        ),
+        (LLAMACPP, {"type": "function", "name": "f"}, "required", 1),
+        (
+            GENERIC,
+            {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": "f"}],
+            },
+            "required",
+            1,
+        ),
+        (GENERIC, {"type": "web_search"}, "auto", 2),
+    ],
+)
+def test_tool_choice_is_worded_for_the_engine(
+    traits: EngineTraits, choice: Any, expected: Any, tools: int
+) -> None:
+    """Words, names and sets of tools are carried over."""
+    chat = _chat(traits, tools=[_FUNCTION, _NAMESPACE], tool_choice=choice)
+    assert chat["tool_choice"] == expected
+    assert len(chat["tools"]) == tools
+
+
+def test_parallel_calls_are_a_switch_or_the_gateways_work() -> None:
+    """Engines with the switch get it; for the others only the first call is to be kept."""
+    fields = {"tools": [_FUNCTION], "parallel_tool_calls": False}
+    assert _chat(LLAMACPP, **fields)["parallel_tool_calls"] is False
+    without = _translate(MISTRALRS, **fields)
+    assert without.only_first_call
+    assert "parallel_tool_calls" not in json.loads(without.body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_0"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"background": True}, "background"),
+        ({"input": []}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": [{"type": "hologram"}]}, "input.0"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+            "input.0.content.0",
+        ),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [{"type": "function"}]}, "tools.0.name"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], param: str) -> None:
+    """State that is not kept, and what has no counterpart, is a 400 that names the place."""
+    with pytest.raises(BadRequest) as caught:
+        _translate(**fields)
+    assert caught.value.param == param
+
+
+def test_a_client_that_refers_to_items_is_told_how_to_send_them() -> None:
+    """The AI SDK does so from the second step on, unless `store` is false."""
+    with pytest.raises(BadRequest) as caught:
+        _translate(input=[{"type": "item_reference", "id": "x"}])
+    assert "store" in " ".join(caught.value.hints)
+
+
+def test_a_request_names_its_model() -> None:
+    """A body without a model is refused as such."""
+    with pytest.raises(MissingModel):
+        read_request(b'{"input":"hi"}')
+
+
+def test_items_of_tools_that_openai_runs_are_dropped_by_name() -> None:
+    """They say nothing to a local model, and the log can say so."""
+    found = _translate(input=[{"type": "web_search_call", "id": "w"}, _say("user", "hi")])
+    assert found.dropped == ("input.0: web_search_call",)
+
+
+_EVERYTHING = {
+    "model": "m",
+    "instructions": "i",
+    "input": [
+        _say("developer", "d"),
+        {"role": "user", "content": [{"type": "input_image", "image_url": "u"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "r"}], "content": None},
+        _CALL | {"namespace": "ns"},
+        _OUTPUT | {"output": [{"type": "input_text", "text": "o"}]},
+    ],
+    "tools": [_FUNCTION, _NAMESPACE],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "f"}],
+    },
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}},
+    "reasoning": {"effort": "high"},
+    "max_output_tokens": 9,
+}
+
+
+@given(spoiled(_EVERYTHING), st.sampled_from([GENERIC, LLAMACPP, MISTRALRS]))
+def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
+    """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
+    with contextlib.suppress(BadRequest):
+        to_chat(read_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True)
+
+
+def _answer(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish}
+    body = json.dumps(
+        {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    ).encode()
+    found: dict[str, Any] = json.loads(
+        to_response(body, response_id="resp_1", model="gpt-x", created=7.5, **more)
+    )
+    openai.types.responses.Response.model_validate(
+        found
+    )  # every key that the SDK requires is there
+    return found
+
+
+def test_a_whole_answer_has_its_items_in_order() -> None:
+    """Reasoning, message and calls are items; namespaces are mapped back; usage is counted."""
+    call = {"id": "c1", "function": {"name": "ns__fn", "arguments": '{"x":1}'}}
+    found = _answer(
+        {"content": "hi", "reasoning_content": "hm", "tool_calls": [call]},
+        function_names={"ns__fn": ("ns", "fn")},
+    )
+    assert [item["type"] for item in found["output"]] == ["reasoning", "message", "function_call"]
+    assert found["output"][1]["content"][0]["text"] == "hi"
+    assert (found["output"][2]["namespace"], found["output"][2]["name"]) == ("ns", "fn")
+    assert found["status"] == "completed"
+    assert found["usage"]["total_tokens"] == 5
+    assert (found["model"], found["created_at"]) == ("gpt-x", 7)
+
+
+def test_a_cut_answer_is_incomplete() -> None:
+    """Length becomes max_output_tokens."""
+    found = _answer({"content": "hi"}, "length")
+    assert found["status"] == "incomplete"
+    assert found["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert found["output"][0]["status"] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PromptTooLong("x"), "context_length_exceeded"),
+        (Unavailable("x"), "server_is_overloaded"),
+        (BadRequest("x"), "invalid_prompt"),
+        (UpstreamFailed("x"), "server_error"),
+    ],
+)
+def test_failures_have_codes_that_clients_know(error: Any, code: str) -> None:
+    """Codex tells these apart."""
+    assert error_of(error).code == code

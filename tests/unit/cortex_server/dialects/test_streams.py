@@ -1,0 +1,564 @@
+"""Chat streams told as Anthropic's and as Responses' streams."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from dialects_kit import (
+    Told,
+    anthropic_told,
+    call,
+    chunk,
+    events,
+    responses_told,
+    run,
+    usage,
+    usage_chunk,
+    wire,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_common.errors import PromptTooLong, Unavailable, UpstreamFailed, UpstreamTimeout
+from cortex_server.dialects.anthropic.stream import MessagesStream
+from cortex_server.dialects.responses.stream import ResponsesStream
+
+
+def _messages(**more: Any) -> MessagesStream:
+    return MessagesStream(message_id="msg_1", model="claude-x", **more)
+
+
+def _responses(**more: Any) -> ResponsesStream:
+    return ResponsesStream(response_id="resp_1", model="gpt-x", created=7, **more)
+
+
+def _both(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[Told, Told]:
+    messages, responses = _messages(**more), _responses(**more)
+    return (
+        anthropic_told(run(messages.feed, messages.end, data, places)),
+        responses_told(run(responses.feed, responses.end, data, places)),
+    )
+
+
+_STOP = chunk(finish="stop")
+_CALLS = chunk(finish="tool_calls")
+_A = ("tool_use", '{"x":1}', ("a", "f"))
+_B = ("tool_use", '{"y":2}', ("b", "g"))
+
+# (name, stream, blocks, Anthropic's stop reason, the response's status)
+_TABLE = [
+    (
+        "text",
+        wire(
+            chunk({"role": "assistant", "content": ""}),
+            chunk({"content": "Hel"}),
+            chunk({"content": "lo"}),
+            _STOP,
+        ),
+        [("text", "Hello", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "empty and null deltas make no block",
+        wire(chunk(), chunk({"content": None, "tool_calls": None}), chunk({"content": "a"}), _STOP),
+        [("text", "a", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "content in the first and in the finish chunk",
+        wire(chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"}, finish="stop")),
+        [("text", "ab", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "everything in one delta comes as reasoning, text, calls",
+        wire(
+            chunk({"content": "t", "reasoning_content": "r"} | call(0, "{}", ident="a", name="f")),
+            _CALLS,
+        ),
+        [("thinking", "r", ()), ("text", "t", ()), ("tool_use", "{}", ("a", "f"))],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "a kind that comes again is a new block",
+        wire(chunk({"reasoning": "r"}), chunk({"content": "t"}), chunk({"reasoning": "s"}), _STOP),
+        [("thinking", "r", ()), ("text", "t", ()), ("thinking", "s", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "both names of reasoning are one",
+        wire(chunk({"reasoning": "r", "reasoning_content": "r"}), _STOP),
+        [("thinking", "r", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "a piecewise call, and stop after it",
+        wire(
+            chunk(call(0, "", ident="a", name="f")),
+            chunk(call(0, '{"x"')),
+            chunk(call(0, ":1}")),
+            _STOP,
+        ),
+        [_A],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "id and name in every piece",
+        wire(
+            chunk(call(0, '{"x"', ident="a", name="f")),
+            chunk(call(0, ":1}", ident="a", name="f")),
+            _CALLS,
+        ),
+        [_A],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "two whole calls in one chunk",
+        wire(
+            chunk(
+                {
+                    "tool_calls": call(0, '{"x":1}', ident="a", name="f")["tool_calls"]
+                    + call(1, '{"y":2}', ident="b", name="g")["tool_calls"]
+                },
+                finish="tool_calls",
+            )
+        ),
+        [_A, _B],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "two calls both at index 0",
+        wire(
+            chunk(call(0, '{"x":1}', ident="a", name="f")),
+            chunk(call(0, '{"y":2}', ident="b", name="g")),
+            _CALLS,
+        ),
+        [_A, _B],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "two calls without an index",
+        wire(
+            chunk(call(None, '{"x"', ident="a", name="f")),
+            chunk(call(None, ":1}")),
+            chunk(call(None, '{"y":2}', ident="b", name="g")),
+            _CALLS,
+        ),
+        [_A, _B],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "interleaved calls",
+        wire(
+            chunk(call(0, '{"x"', ident="a", name="f")),
+            chunk(call(1, '{"y"', ident="b", name="g")),
+            chunk(call(0, ":1}")),
+            chunk(call(1, ":2}")),
+            _CALLS,
+        ),
+        [_A, _B],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "arguments as an object",
+        wire(chunk(call(0, {"x": 1}, ident="a", name="f")), _CALLS),
+        [_A],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "a name that comes late",
+        wire(chunk(call(0, "", ident="a")), chunk(call(0, '{"x":1}', name="f")), _CALLS),
+        [_A],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "arguments that never come",
+        wire(chunk(call(0, None, ident="a", name="f")), _CALLS),
+        [("tool_use", "", ("a", "f"))],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "cut by length inside arguments",
+        wire(chunk(call(0, '{"x', ident="a", name="f")), chunk(finish="length")),
+        [("tool_use", '{"x', ("a", "f"))],
+        "max_tokens",
+        "incomplete",
+    ),
+    (
+        "space between calls is dropped, text is told in its turn",
+        wire(
+            chunk(call(0, '{"x":1}', ident="a", name="f")),
+            chunk({"content": "\n"}),
+            chunk({"content": "then"}),
+            chunk(call(1, '{"y":2}', ident="b", name="g")),
+            _CALLS,
+        ),
+        [_A, ("text", "then", ()), _B],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "text inside a call waits for its end",
+        wire(
+            chunk(call(0, '{"x"', ident="a", name="f")),
+            chunk({"content": "then"}),
+            chunk(call(0, ":1}")),
+            _CALLS,
+        ),
+        [_A, ("text", "then", ())],
+        "tool_use",
+        "completed",
+    ),
+    (
+        "length",
+        wire(chunk({"content": "a"}), chunk(finish="length")),
+        [("text", "a", ())],
+        "max_tokens",
+        "incomplete",
+    ),
+    (
+        "content filter",
+        wire(chunk({"content": "a"}), chunk(finish="content_filter")),
+        [("text", "a", ())],
+        "refusal",
+        "incomplete",
+    ),
+    (
+        "a refusal",
+        wire(chunk({"refusal": "I won't"}), _STOP),
+        [("text", "I won't", ())],
+        "refusal",
+        "completed",
+    ),
+    (
+        "a chunk without choices before the content",
+        wire(chunk() | {"choices": []}, chunk({"content": "a"}), _STOP),
+        [("text", "a", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "no [DONE], but a finish reason",
+        wire(chunk({"content": "a"}), _STOP, done=False),
+        [("text", "a", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "comments, ids, foreign events and malformed lines are skipped",
+        wire(
+            b": ping\n\nretry: 3\n\n",
+            chunk({"content": "a"}),
+            b"event: agentic_tool_call_progress\ndata: {}\n\ndata: {oops\n\n",
+            b"id: 7\n",
+            _STOP,
+        ),
+        [("text", "a", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "half characters",
+        wire(
+            b'data: {"choices":[{"delta":{"content":"caf\xc3"}}]}\n\n',
+            b'data: {"choices":[{"delta":{"content":"\xa9!"}}]}\n\n',
+            _STOP,
+        ),
+        [("text", "café!", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "content in parts",
+        wire(
+            chunk({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+            _STOP,
+        ),
+        [("text", "ab", ())],
+        "end_turn",
+        "completed",
+    ),
+    (
+        "other choices are not this answer",
+        wire(
+            chunk({"content": "a"}),
+            chunk() | {"choices": [{"index": 1, "delta": {"content": "b"}}]},
+            _STOP,
+        ),
+        [("text", "a", ())],
+        "end_turn",
+        "completed",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "blocks", "stop", "status"),
+    [row[1:] for row in _TABLE],
+    ids=[row[0] for row in _TABLE],
+)
+def test_every_shape_of_stream_is_told_in_the_grammar(
+    data: bytes, blocks: list[tuple[str, str, tuple[str, ...]]], stop: str, status: str
+) -> None:
+    """Whatever the engine's habits, both dialects get the same blocks in their grammar and the right end."""
+    messages, responses = _both(data)
+    assert messages.blocks == blocks
+    assert messages.stop == stop
+    assert responses.blocks == blocks
+    assert responses.stop == status
+
+
+@given(st.sampled_from(_TABLE), st.lists(st.integers(0, 10_000), max_size=40), st.booleans())
+def test_any_split_tells_the_same(
+    row: tuple[str, bytes, list[Any], str, str], places: list[int], returns: bool
+) -> None:
+    """However the bytes are cut, and with whichever line ends, the same is told."""
+    data = row[1].replace(b"\n", b"\r\n") if returns else row[1]
+    messages, responses = _both(data, tuple(places))
+    assert (messages.blocks, messages.stop) == (row[2], row[3])
+    assert (responses.blocks, responses.stop) == (row[2], row[4])
+
+
+@given(st.data())
+def test_any_interleaving_of_calls_reassembles(data: st.DataObject) -> None:
+    """Calls whose pieces come in any order among each other are told one after the other, whole."""
+    count = data.draw(st.integers(1, 4))
+    wanted: list[tuple[str, str, tuple[str, str]]] = []
+    queues: list[list[dict[str, Any]]] = []
+    for number in range(count):
+        value = data.draw(st.dictionaries(st.text(max_size=4), st.text(max_size=6), max_size=3))
+        text = json.dumps(value)
+        cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
+        pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
+        head = call(number, "", ident=f"id{number}", name=f"f{number}")
+        queues.append([head, *(call(number, piece) for piece in pieces)])
+        wanted.append(("tool_use", text, (f"id{number}", f"f{number}")))
+    stream: list[dict[str, Any]] = []
+    started = 0
+    while any(queues):
+        open_ones = [i for i in range(min(started + 1, count)) if queues[i]]
+        chosen = data.draw(st.sampled_from(open_ones))
+        started = max(started, chosen + 1)
+        stream.append(chunk(queues[chosen].pop(0)))
+    messages, responses = _both(wire(*stream, _CALLS))
+    assert messages.blocks == wanted
+    assert responses.blocks == wanted
+
+
+_PIECES = st.one_of(
+    st.builds(lambda t: {"content": t}, st.text(max_size=5)),
+    st.builds(lambda t: {"reasoning_content": t}, st.text(max_size=5)),
+    st.builds(
+        call,
+        st.sampled_from([None, 0, 1, 2]),
+        st.sampled_from([None, "", "{}", '{"a"', ":1}", {"a": 1}]),
+        ident=st.sampled_from([None, "a", "b"]),
+        name=st.sampled_from([None, "f", "g"]),
+    ),
+)
+
+
+@given(
+    st.lists(_PIECES, max_size=12),
+    st.sampled_from(["stop", "length", "tool_calls", None]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_no_stream_breaks_the_grammar(
+    deltas: list[dict[str, Any]], finish: str | None, counted: bool, done: bool
+) -> None:
+    """Whatever mixture an engine sends, what the client gets is in the grammar and has one end."""
+    tail = [usage_chunk()] if counted else []
+    data = wire(*(chunk(delta) for delta in deltas), chunk(finish=finish), *tail, done=done)
+    messages, responses = _both(data)
+    assert (messages.stop == "error") == (finish is None and not done)
+    assert (responses.stop == "error") == (finish is None and not done)
+    without_ids = [
+        [(kind, text, extra[1:]) for kind, text, extra in told.blocks]
+        for told in (messages, responses)
+    ]
+    if messages.stop != "error":  # an error leaves the last block open
+        assert without_ids[0] == without_ids[1]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [chunk(finish="stop"), usage_chunk(prompt=11, completion=5)],
+        [chunk(finish="stop", usage=usage(11, 5))],
+        [chunk({"content": "b"}, usage=usage(1, 1)), chunk(finish="stop", usage=usage(11, 5))],
+    ],
+    ids=["extra chunk", "finish chunk", "every chunk"],
+)
+def test_usage_is_told_wherever_it_stands(tail: list[dict[str, Any]]) -> None:
+    """Usage in an extra chunk, in the finish chunk or in every chunk comes out at the end."""
+    messages, responses = _both(wire(chunk({"content": "a"}), *tail))
+    assert (messages.usage["input_tokens"], messages.usage["output_tokens"]) == (11, 5)
+    assert (responses.usage["input_tokens"], responses.usage["total_tokens"]) == (11, 16)
+
+
+def test_cached_tokens_are_taken_out_of_the_input() -> None:
+    """Anthropic counts cached tokens apart from the input, OpenAI as a part of it."""
+    counted = usage(11, 5, prompt_tokens_details={"cached_tokens": 8})
+    messages, responses = _both(wire(chunk({"content": "a"}), chunk(finish="stop", usage=counted)))
+    assert messages.usage["input_tokens"] == 3
+    assert messages.usage["cache_read_input_tokens"] == 8
+    assert responses.usage["input_tokens"] == 11
+    assert responses.usage["input_tokens_details"]["cached_tokens"] == 8
+
+
+def test_without_usage_the_keys_are_there() -> None:
+    """An engine that does not count gives zeros, for the keys are required."""
+    messages, responses = _both(wire(chunk({"content": "a"}), chunk(finish="stop")))
+    assert messages.usage["input_tokens"] == messages.usage["output_tokens"] == 0
+    assert responses.usage["total_tokens"] == 0
+
+
+def test_a_stop_string_is_told_when_the_engine_names_it() -> None:
+    """A stop_reason of text is the stop sequence; a number is a token and tells nothing."""
+    named = chunk({"content": "a"}) | {
+        "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": "END"}]
+    }
+    token = chunk({"content": "a"}) | {
+        "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": 7}]
+    }
+    told = _both(wire(named))[0]
+    assert (told.stop, told.stop_sequence) == ("stop_sequence", "END")
+    assert _both(wire(token))[0].stop == "end_turn"
+
+
+def test_ids_are_unique_in_the_conversation() -> None:
+    """A missing id is made up, and one that an earlier turn has used is changed."""
+    data = wire(
+        chunk(call(0, "{}", name="f")), chunk(call(1, "{}", ident="call_0", name="g")), _CALLS
+    )
+    for told in _both(data, call_ids={"call_0"}):
+        first, second = (extra[0] for _, _, extra in told.blocks)
+        assert first
+        assert second.startswith("call_0_")
+        assert first != second
+
+
+def test_only_the_first_call_is_told_when_the_client_wants_no_parallel_calls() -> None:
+    """With only_first_call later calls are left out."""
+    data = wire(
+        chunk(call(0, '{"x":1}', ident="a", name="f")),
+        chunk(call(1, '{"y":2}', ident="b", name="g")),
+        _CALLS,
+    )
+    for told in _both(data, only_first_call=True):
+        assert told.blocks == [_A]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (
+            b'data: {"error":{"code":500,"message":"boom","type":"server_error"}}\n\n',
+            UpstreamFailed,
+        ),
+        (b'event: error\ndata: {"message":"boom"}\n\n', UpstreamFailed),
+        (b'error: {"code":503,"message":"boom","type":"unavailable_error"}\n\n', Unavailable),
+        (b'data: {"error":"boom"}\n\n', UpstreamFailed),
+        (
+            b'data: {"error":{"message":"prompt is too long: 5000 tokens > 4096","type":"server_error"}}\n\n',
+            PromptTooLong,
+        ),
+    ],
+)
+def test_an_error_in_mid_stream_ends_it_with_an_error(data: bytes, kind: type[Exception]) -> None:
+    """Every shape of error in a stream becomes the dialect's error event, with the engine's words."""
+    before = wire(chunk({"content": "a"}), done=False)
+    messages, responses = _messages(), _responses()
+    told = anthropic_told(run(messages.feed, messages.end, before + data + wire(_STOP)))
+    assert told.stop == "error"
+    assert "boom" in told.last["error"]["message"] or kind is PromptTooLong
+    assert isinstance(messages.error, kind)
+    assert not messages.complete
+    answered = responses_told(run(responses.feed, responses.end, before + data + wire(_STOP)))
+    assert answered.stop == "error"
+    assert answered.blocks == [], "half an item is not told as done"
+    assert answered.last["error"]["message"]
+
+
+def test_an_error_before_any_content_can_still_be_a_status() -> None:
+    """An error as the first event leaves the stream not started, with the error to answer."""
+    for stream in (_messages(), _responses()):
+        out = stream.feed(
+            b'data: {"error":{"code":400,"message":"no","type":"invalid_request_error"}}\n\n'
+        )
+        assert not stream.started
+        assert stream.error is not None
+        assert stream.error.status == 400
+        assert out  # for the case that the status was sent long ago
+
+
+@pytest.mark.parametrize(
+    "data", [b"", wire(chunk({"content": "a"}), done=False), b"data: [DONE]\n\n"]
+)
+def test_an_end_without_a_reason_is_an_error(data: bytes) -> None:
+    """A stream that is cut, or that never began, never looks like a whole answer."""
+    messages, responses = _messages(), _responses()
+    assert events(run(messages.feed, messages.end, data))[-1].name == "error"
+    assert events(run(responses.feed, responses.end, data))[-1].name == "response.failed"
+
+
+def test_a_broken_connection_ends_the_stream_once() -> None:
+    """`fail` ends the stream with an error; nothing that comes later is told."""
+    for stream, told_by in ((_messages(), anthropic_told), (_responses(), responses_told)):
+        out = stream.feed(wire(chunk({"content": "a"}), done=False))
+        out += stream.fail(UpstreamTimeout("No byte for 600 s"))
+        out += stream.feed(wire(_STOP)) + stream.end() + stream.ping()
+        told = told_by(out)
+        assert told.stop == "error"
+        assert "No byte for 600 s" in told.last["error"]["message"]
+
+
+def test_pings_open_the_stream_and_keep_the_grammar() -> None:
+    """A ping before the first chunk opens the stream; pings may stand anywhere until its end."""
+    messages, responses = _messages(), _responses()
+    out, answered = messages.ping(), responses.ping()
+    assert messages.started
+    for piece in (wire(chunk({"content": "a"}), done=False), wire(_STOP)):
+        out += messages.ping() + messages.feed(piece) + messages.ping()
+        answered += responses.ping() + responses.feed(piece) + responses.ping()
+    assert anthropic_told(out).blocks == [("text", "a", ())]
+    assert responses_told(answered).blocks == [("text", "a", ())]
+    assert messages.complete
+    assert messages.open() == b""
+
+
+def test_an_engine_that_dallies_after_its_finish_can_be_ended() -> None:
+    """After a finish reason `end` completes the answer although neither usage nor [DONE] came."""
+    stream = _messages()
+    out = stream.feed(wire(chunk({"content": "a"}), _STOP, done=False))
+    assert not stream.complete
+    out += stream.end()
+    assert anthropic_told(out).stop == "end_turn"
+    assert stream.complete
+
+
+def test_namespaces_are_mapped_back() -> None:
+    """A call of a flattened function names the namespace and the function that the client declared."""
+    stream = _responses(function_names={"ns__fn": ("ns", "fn")})
+    data = wire(chunk(call(0, "{}", ident="a", name="ns__fn")), _CALLS)
+    item = responses_told(run(stream.feed, stream.end, data)).last["output"][0]
+    assert (item["namespace"], item["name"], item["call_id"]) == ("ns", "fn", "a")

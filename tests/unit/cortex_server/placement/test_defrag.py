@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core_worlds import NOW, device, instance, node, world, worlds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_common.schema.fleet import InstanceView
+from cortex_common.schema.instances import InstanceId, ModelId
+from cortex_server.placement.capacity import node_room
+from cortex_server.placement.defrag import Budget, Defrag, defrag
+from cortex_server.placement.eviction import Standing
+from cortex_server.placement.state import World
+
+budgets = st.builds(
+    Budget,
+    moves=st.integers(1, 3),
+    seconds=st.sampled_from([5.0, 600.0]),
+    across=st.booleans(),
+)
+
+
+def free(before: World) -> dict[tuple[str, int], int]:
+    """MiB available on each device."""
+    return {(r.node.name, d.index): d.available_mb for r in before.rooms for d in r.devices}
+
+
+def carried_out(found: Defrag, before: World) -> dict[tuple[str, int], int]:
+    """The same after each move, with copy and original side by side in between."""
+    left = free(before)
+    for move in found.moves:
+        left[move.to_node, move.to_device] -= move.mb
+        assert left[move.to_node, move.to_device] >= 0
+        left[move.node, move.device] += move.mb
+    return left
+
+
+@given(worlds(), budgets, st.one_of(st.none(), st.integers(1, 800)))
+def test_a_defrag_keeps_its_promises(before: World, budget: Budget, wanted: int | None) -> None:
+    """Every copy has room when it is loaded, the block comes out as told, the budget holds, nobody pinned moves."""
+    found = defrag(before.rooms, before.standings, budget, wanted_mb=wanted)
+    if found is None:
+        return
+    after = carried_out(found, before)
+    instances = {i.id: i for r in before.rooms for i in r.instances}
+    assert after[found.node, found.device] == found.after_mb
+    assert found.after_mb >= (wanted or 0)
+    assert len(found.moves) <= budget.moves
+    assert sum(m.seconds for m in found.moves) <= budget.seconds
+    assert not any(instances[m.instance].pinned for m in found.moves)
+    assert budget.across or all(m.node == m.to_node for m in found.moves)
+
+
+@given(worlds(), budgets)
+def test_the_largest_block_never_shrinks(before: World, budget: Budget) -> None:
+    """Without a wish, the largest free block grows or nothing is moved."""
+    found = defrag(before.rooms, before.standings, budget)
+    if found is not None:
+        usable = [d.available_mb for r in before.rooms for d in r.devices]
+        assert found.after_mb > found.before_mb
+        assert max(carried_out(found, before).values()) >= max(usable, default=0)
+
+
+def scattered(*sizes: tuple[int, ...]) -> World:
+    """A node with a device of 300 MiB for each tuple, and an instance of each size on it."""
+    placed: list[InstanceView] = []
+    for at, there in enumerate(sizes):
+        for mb in there:
+            made = instance(f"m{mb}", devices=(at,), mb=mb)
+            placed.append(replace(made, id=InstanceId(f"{mb}@{at}")))
+    fleet = node("n1", tuple(device(i, 300) for i in range(len(sizes))), tuple(placed))
+    return World(rooms=(node_room(fleet),), now=NOW)
+
+
+def test_scattered_instances_are_moved_together() -> None:
+    """Two halves of free memory become one block by the one move that needs least."""
+    before = scattered((100, 50), (150,))
+    found = defrag(before.rooms, {}, Budget(), wanted_mb=300)
+    assert found is not None
+    assert [(m.instance, m.to_device) for m in found.moves] == [("150@1", 0)]
+    assert found.after_mb == 300
+
+
+def test_a_block_that_is_there_needs_no_move() -> None:
+    """When the block exists already, the plan says where, and moves nothing."""
+    before = scattered((100,), ())
+    found = defrag(before.rooms, {}, Budget(), wanted_mb=250)
+    assert found == Defrag("n1", 1, 300, 300, ())
+
+
+def test_the_quickest_of_equal_moves_is_taken() -> None:
+    """Of two single moves that suffice, the one whose model loads faster is planned."""
+    before = scattered((100,), (100,))
+    slow, quick = (instance(m, devices=(at,)) for at, m in enumerate(("slow", "quick")))
+    fleet = node("n1", (device(0, 300), device(1, 300)), (slow, quick))
+    before = replace(before, rooms=(node_room(fleet),))
+    standings = {
+        ModelId("slow"): Standing(reload_s=60),
+        ModelId("quick"): Standing(reload_s=5),
+    }
+    found = defrag(before.rooms, standings, Budget(), wanted_mb=300)
+    assert found is not None
+    assert [m.model for m in found.moves] == ["quick"]
+
+
+def test_other_nodes_take_instances_only_when_allowed() -> None:
+    """A block that needs another node's room is planned only with `across`."""
+    one = node("n1", (device(0, 300),), (instance("a"),))
+    two = node("n2", (device(0, 300),), (instance("b", "n2", mb=150),))
+    rooms = world(one, two).rooms
+    assert defrag(rooms, {}, Budget(), wanted_mb=300) is None
+    found = defrag(rooms, {}, Budget(across=True), wanted_mb=300)
+    assert found is not None
+    assert [(m.node, m.to_node) for m in found.moves] == [("n1", "n2")]

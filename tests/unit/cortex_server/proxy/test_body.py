@@ -1,0 +1,117 @@
+"""Reading the model out of a body, and splicing another one in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cortex_common.errors import BadRequest, CortexError
+from cortex_server.proxy.body import (
+    as_stream,
+    read_form,
+    read_head,
+    with_form_model,
+    with_model,
+    with_usage,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+NAMES = st.text(min_size=1)
+
+
+@given(NAMES, st.booleans(), st.dictionaries(st.text(), JSON, max_size=4), st.booleans())
+def test_model_and_stream_are_found_in_any_body(model, stream, rest, ascii_only):
+    """Whatever else a body holds, and however its strings are written."""
+    body = json.dumps(rest | {"model": model, "stream": stream}, ensure_ascii=ascii_only)
+    head = read_head(body.encode("utf-8", "surrogatepass"))
+    assert (head.name, head.stream) == (model, stream)
+
+
+@given(NAMES, NAMES, st.dictionaries(st.text(), JSON, max_size=4), st.booleans(), st.booleans())
+def test_another_model_changes_nothing_else(old, new, rest, ascii_only, nested):
+    """The new body decodes to the old one with the other name, even where the key stands again deeper inside."""
+    whole = rest | {"model": old}
+    if nested:
+        whole |= {"metadata": {"model": old}, "text": f'"model": "{old}"'}
+    body = json.dumps(whole, ensure_ascii=ascii_only).encode()
+    assert json.loads(with_model(body, old, new)) == whole | {"model": new}
+
+
+def test_the_rest_of_the_body_stays_byte_for_byte():
+    """Spacing, number formats and key order survive a rename."""
+    body = b'{ "t": 1.0e0,\n "model" :  "a", "z": [ ] }'
+    assert with_model(body, "a", "b/c") == b'{ "t": 1.0e0,\n "model" :  "b/c", "z": [ ] }'
+
+
+def test_a_model_key_written_with_escapes_is_renamed_too():
+    """JSON allows the key to be spelt with escapes, while a plain one stands deeper inside."""
+    body = b'{"mod\\u0065l": "a", "x": {"model": "a"}}'
+    assert json.loads(with_model(body, "a", "b")) == {"model": "b", "x": {"model": "a"}}
+
+
+@example(b'{"model":"m","x":' + b"[" * 5000)
+@given(st.binary(max_size=60))
+def test_any_bytes_give_a_head_or_a_client_error(body):
+    """Garbage never becomes a server error."""
+    with contextlib.suppress(BadRequest):
+        assert read_head(body).name
+
+
+@pytest.mark.parametrize("body", [b'{"model":null}', b'{"model":[]}', b'{"model":"a","stream":1}'])
+def test_a_field_of_the_wrong_type_is_named(body):
+    """The error says which field is at fault."""
+    with pytest.raises(CortexError) as caught:
+        read_head(body)
+    assert caught.value.param in {"model", "stream"}
+
+
+@given(NAMES, st.dictionaries(st.text(), JSON, max_size=4), st.sampled_from(["", " ", "\n\t"]))
+def test_asking_for_usage_or_a_stream_changes_nothing_else(model, rest, space):
+    """All other fields keep their values, also where stream_options is null, or asks for something else."""
+    rest = {k: v for k, v in rest.items() if k != "stream_options"} | {"model": model}
+    asked = {"stream_options": {"include_usage": True}}
+    for body in (rest, rest | {"stream_options": None}):
+        written = (space + json.dumps(body)).encode()
+        assert json.loads(with_usage(written)) == rest | asked
+        assert json.loads(as_stream(written)) == rest | asked | {"stream": True}
+    other = {"include_obfuscation": False}
+    written = json.dumps(rest | {"stream_options": other | {"include_usage": False}}).encode()
+    told = {"stream_options": other | {"include_usage": True}}
+    assert json.loads(with_usage(written)) == rest | told
+
+
+def form(model: str, boundary: str = "xYz") -> bytes:
+    """A form as curl and the SDKs write it."""
+    return (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="model.wav"\r\n'
+        f"Content-Type: audio/wav\r\n\r\nRIFF name=model\r\n--{boundary}\r\n"
+        f'Content-Disposition: form-data; name="model"\r\n\r\n{model}\r\n--{boundary}--\r\n'
+    ).encode()
+
+
+def test_the_model_of_a_form_is_found_and_replaced():
+    """Transcriptions name their model in a form field, beside a file that may hold anything."""
+    assert read_form(form("whisper")).name == "whisper"
+    assert with_form_model(form("nick"), "nick", "org/whisper") == form("org/whisper")
+
+
+@pytest.mark.parametrize("other", [b'"model_name"', b"model_name"])
+def test_a_field_whose_name_begins_like_the_models_is_another(other):
+    """Servers of speech have fields such as model_type."""
+    before = b"--xYz\r\nContent-Disposition: form-data; name=" + other + b"\r\n\r\nbig\r\n"
+    assert read_form(before + form("whisper")).name == "whisper"
+
+
+def test_a_model_in_the_query_serves_where_the_body_names_none():
+    """The body's own comes first."""
+    assert read_head(b'{"input":"x"}', "q").name == "q"
+    assert read_head(b'{"model":"b"}', "q").name == "b"
+    assert read_form(b"--x--", "q").name == "q"

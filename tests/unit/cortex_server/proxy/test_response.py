@@ -1,0 +1,235 @@
+"""What becomes of an answer's bytes on their way to the client."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rigs.engine import CHUNK, DONE, LAST, STREAM
+
+from cortex_common.errors import UpstreamFailed
+from cortex_server.dialects.engine_traits import GENERIC, LLAMACPP, MISTRALRS
+from cortex_server.proxy.body import read_head
+from cortex_server.proxy.openai_adapter import OpenAi
+from cortex_server.proxy.response import Answer, Late, MendedWhole, PassedWhole, read_usage
+from cortex_server.proxy.translating_adapters import CountTokens, Messages, Responses
+
+ASK = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """The data in pieces."""
+    edges = [0, *sorted(p % (len(data) + 1) for p in places), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
+
+
+def openai(stream: bool = True, usage: bool = True, path: str = "/v1/chat/completions") -> OpenAi:
+    """A dialogue in OpenAI's dialect that has asked its engine."""
+    body = json.dumps(ASK | {"stream": stream, "stream_options": {"include_usage": usage}}).encode()
+    dialogue = OpenAi(path, body, read_head(body), b"req-1")
+    dialogue.ask("m", None, GENERIC)
+    return dialogue
+
+
+def run(answer: Answer, data: bytes, places: list[int]) -> bytes:
+    """All that the client gets."""
+    return b"".join([answer.feed(piece) for piece in cut(data, places)]) + answer.end()
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=40))
+def test_a_clean_stream_passes_byte_for_byte_however_it_is_cut(places):
+    """The same bytes, and the engine's count."""
+    answer = openai().answer(200, streamed=True)
+    assert run(answer, STREAM, places) == STREAM
+    assert (answer.counted()[:2], answer.error) == ((7, 3), None)
+
+
+@given(st.integers(len(CHUNK), len(STREAM) - len(LAST + DONE) - 120))
+def test_a_stream_that_stops_early_ends_in_an_error_event(length):
+    """Wherever an engine stops before its finish reason, the client is told, and [DONE] is not said."""
+    answer = openai().answer(200, streamed=True)
+    got = run(answer, STREAM[:length], [])
+    events = [e for e in got.split(b"\n\n") if e]
+    assert json.loads(events[-1].removeprefix(b"data: "))["error"]["src"] == "cortex"
+    assert answer.error == "upstream_failed"
+
+
+def test_an_error_before_the_first_chunk_is_a_plain_error():
+    """mistral.rs has said 200 before it looks at the prompt; the client still gets an HTTP error."""
+    answer = openai().answer(200, streamed=True)
+    told = b'data: {"error":{"message":"prompt is too long","type":"server_error"}}\n\n' + DONE
+    body = json.loads(run(answer, told, []))
+    assert answer.status == 400
+    assert body["error"]["code"] == "context_length_exceeded"
+
+
+def test_without_usage_a_token_is_counted_for_each_event():
+    """An engine that never tells its usage still counts for something."""
+    answer = openai(usage=False).answer(200, streamed=True)
+    run(answer, CHUNK % b"a" + CHUNK % b"b" + LAST + DONE, [])
+    assert answer.counted()[1] == 3
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+def test_a_whole_answer_passes_unchanged_whatever_its_size(size):
+    """One beyond all reason is not held to be mended; what the engine counted is read of either."""
+    body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
+    answer = openai(stream=False).answer(200, streamed=False)
+    assert isinstance(answer, MendedWhole)
+    assert run(answer, body.encode(), [1, 5, 1_500_000]) == body.encode()
+    assert answer.counted()[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "counted"),
+    [
+        ('{"usage":{"prompt_tokens":7,"total_tokens":7},"data":[DATA]}', (7, 0)),
+        ('{"data":["DATA"],"usage": {"prompt_tokens": 7, "total_tokens": 7}}', (7, 0)),
+        ('{"data":[{"b64_json":"DATA"}],"usage":{"input_tokens":5,"output_tokens":9}}', (5, 9)),
+        ('{"usage":{"total_tokens":7},"results":[DATA]}', (7, 0)),
+        (
+            'data: {"text":"DATA","usage":{"type":"tokens","input_tokens":1,"output_tokens":2}}',
+            (1, 2),
+        ),
+        ('{"text":"DATA","usage":{"type":"duration","seconds":3}}', (0, 0)),
+        ('{"words":[{"word":"usage","start":1}],"text":"DATA","usage":null}', (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2_000_000])
+def test_what_is_no_chat_is_counted_too(body, counted, size):
+    """Whichever names its usage has, at whichever end, and however much lies between."""
+    whole, answer = body.replace("DATA", "1" * size).encode(), PassedWhole()
+    assert run(answer, whole, [1, 30, 60, len(whole) - 20]) == whole
+    assert answer.counted()[:2] == counted
+
+
+def test_nonsense_where_usage_stands_breaks_no_answer():
+    """Brackets without an end are too deep to be read; the client has what came all the same."""
+    nonsense = b'{"usage": {"a": ' + b"[" * 5000
+    answer = PassedWhole()
+    answer.feed(nonsense)
+    assert (answer.end(), answer.usage) == (b"", None)
+    assert read_usage(nonsense) is None
+
+
+def test_counts_that_no_request_has_are_not_taken():
+    """A counter never falls, and a number that no database holds would take the usage of others with it."""
+    answer = PassedWhole()
+    answer.feed(b'{"usage": {"prompt_tokens": 1%b, "completion_tokens": -7}}' % (b"0" * 30))
+    answer.end()
+    prompt, completion, cached = answer.counted()
+    assert 0 < prompt < 2**50
+    assert (completion, cached) == (0, 0)
+
+
+def test_half_of_a_document_that_is_passed_on_can_only_be_cut():
+    """There is no way to say in an audio file that half of it is missing."""
+    assert PassedWhole().broken(UpstreamFailed("gone")) is None
+
+
+def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
+    """The engine's words are in it."""
+    answer = Late(400, openai().event)
+    assert answer.feed(b'{"error":{"message":"bad"}}') == b""
+    event = json.loads(answer.end().removeprefix(b"data: "))
+    assert event["error"]["message"] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("path", "events"), [("/v1/audio/speech", False), ("/v1/images/generations", True)]
+)
+def test_nothing_is_said_ahead_of_a_stream_that_may_be_no_events(path, events):
+    """Servers of speech send the audio itself as it is made when they are asked for a stream."""
+    assert openai(path=path).stream is events
+
+
+@pytest.mark.parametrize("engine_told", [True, False])
+@pytest.mark.parametrize("engine_commented", [True, False])
+def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
+    engine_commented, engine_told
+):
+    """A client of events reads over anything else, and would take its stream for a whole one without a word."""
+    dialogue = openai()
+    comment = dialogue.keep_alive(b"computing the prompt")
+    if engine_commented:
+        answer = openai().answer(200, streamed=True)
+        assert answer.feed(comment) == comment
+    else:
+        answer = dialogue.answer(200, streamed=True)
+    if engine_told:
+        said = run(answer, b'data: {"error":{"message":"gone"}}\n\n' + DONE, [])
+    else:
+        said = answer.broken(UpstreamFailed("gone")) or b""
+    assert said.startswith(b"data: ")
+    assert said.endswith(b"\n\n")
+    assert json.loads(said.removeprefix(b"data: "))["error"]["message"] == "gone"
+    assert answer.status >= 500
+
+
+def test_an_engine_that_cannot_cancel_is_asked_to_stream():
+    """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
+    body = json.dumps(ASK).encode()
+    dialogue = OpenAi("/v1/chat/completions", body, read_head(body), b"req-1")
+    asked = json.loads(dialogue.ask("m", None, MISTRALRS))
+    assert asked == ASK | {"stream": True, "stream_options": {"include_usage": True}}
+    whole = json.loads(run(dialogue.answer(200, streamed=True), STREAM, [100]))
+    assert whole["object"] == "chat.completion"
+    assert whole["choices"][0]["message"]["content"] == "onetwothree"
+    assert whole["usage"]["completion_tokens"] == 3
+
+
+def test_a_route_that_an_engine_lacks_is_a_501():
+    """The engine's 404 would be taken for an unknown model."""
+    body = b'{"model":"m","input":"x"}'
+    dialogue = OpenAi("/v1/embeddings", body, read_head(body), b"req-1")
+    answer = dialogue.answer(404, streamed=False)
+    error = json.loads(run(answer, b"Not Found", []))["error"]
+    assert (answer.status, error["code"]) == (501, "not_supported")
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=40))
+def test_a_message_stream_is_the_same_however_it_is_cut(places):
+    """Anthropic's events, from message_start to message_stop."""
+    body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
+    dialogue = Messages(body, b"req-1")
+    dialogue.ask("m", None, LLAMACPP)
+    told = run(dialogue.answer(200, streamed=True), STREAM, places)
+    assert told.startswith(b"event: message_start")
+    assert told.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
+    assert b"".join(p.split(b'"')[0] for p in told.split(b'"text_delta","text":"')[1:]) == (
+        b"onetwothree"
+    )
+
+
+def test_pings_open_a_message_stream_before_an_engine_is_chosen():
+    """During a cold start the stream opens with message_start; the answer goes on in the same stream."""
+    body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
+    dialogue = Messages(body, b"req-1")
+    opened = dialogue.keep_alive(b"loading")
+    assert b"message_start" in opened
+    assert b"ping" in opened
+    dialogue.ask("m", None, GENERIC)
+    assert b"message_start" not in run(dialogue.answer(200, streamed=True), STREAM, [])
+
+
+def test_a_whole_response_is_told_in_openais_responses_dialect():
+    """An output item with the text, completed."""
+    dialogue = Responses(b'{"model":"m","input":"x"}', b"req-1")
+    dialogue.ask("m", None, MISTRALRS)
+    told = json.loads(run(dialogue.answer(200, streamed=True), STREAM, []))
+    assert told["status"] == "completed"
+    assert told["output"][0]["content"][0]["text"] == "onetwothree"
+
+
+def test_tokens_are_counted_by_the_engine_that_can_else_estimated():
+    """llama.cpp has the route; for others, or with nothing loaded, the estimate answers at once."""
+    dialogue = CountTokens(json.dumps(ASK).encode(), b"req-1")
+    assert dialogue.alone(LLAMACPP) is None
+    assert json.loads(run(dialogue.answer(200, streamed=False), b'{"input_tokens":42}', [])) == {
+        "input_tokens": 42
+    }
+    for traits in (GENERIC, None):
+        assert json.loads(dialogue.alone(traits) or b"")["input_tokens"] > 0

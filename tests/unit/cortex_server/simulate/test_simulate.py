@@ -1,0 +1,78 @@
+"""Simulation: traces, the bound, and policies between them. What the included traces say is in tests/docs."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_common.errors import BadRequest
+from cortex_server.placement.policy import Policy
+from cortex_server.simulate.fleet import Hosts, Model, SimulatedFleet
+from cortex_server.simulate.judge import ORACLE, bound, judge
+from cortex_server.simulate.trace import Request, Traffic, generate, read, write
+
+TWO_OF_THREE = SimulatedFleet(
+    hosts=(Hosts(name="h", devices=1, vram_mb=200),),
+    models=tuple(Model(id=m, vram_mb=100, load_s=10, tokens_per_s=100) for m in "abc"),
+)
+
+
+def at_ease(names: str) -> list[Request]:
+    """Requests a thousand seconds apart, so that nobody waits for anybody."""
+    return [Request(1000.0 * at, name, 100) for at, name in enumerate(names)]
+
+
+def test_a_trace_survives_writing_and_reading() -> None:
+    """What is written as JSON lines is read back the same, to the millisecond."""
+    trace = generate(Traffic(requests=200), ["a", "b"])
+    file = io.StringIO()
+    write(trace, file)
+    again = list(read(io.StringIO(file.getvalue()), "trace"))
+    assert [(r.model, r.tokens) for r in again] == [(r.model, r.tokens) for r in trace]
+    assert all(abs(x.at - y.at) < 0.001 for x, y in zip(again, trace, strict=True))
+
+
+LINE = '{"time": %d, "model": "a", "tokens": 1}\n'
+
+
+@pytest.mark.parametrize("text", ['{"time": 1}', "nonsense", LINE % 2 + LINE % 1])
+def test_a_wrong_line_is_named(text: str) -> None:
+    """A line that is no request, or that goes back in time, is an error with its number."""
+    with pytest.raises(BadRequest, match=r"trace:\d"):
+        list(read(io.StringIO(text), "trace"))
+
+
+def test_made_up_traffic_has_the_popularity_it_was_asked_for() -> None:
+    """The first model gets about twice the requests of the second, and all of them are there in order."""
+    trace = generate(Traffic(requests=20_000, zipf=1.0, burst=0.0), [f"m{i}" for i in range(5)])
+    counts = [sum(r.model == f"m{i}" for r in trace) for i in range(5)]
+    assert len(trace) == 20_000
+    assert 1.8 < counts[0] / counts[1] < 2.2
+    assert [r.at for r in trace] == sorted(r.at for r in trace)
+
+
+def test_round_robin_costs_a_load_each_time_under_lru() -> None:
+    """The classic worst case of LRU, three in turn where two fit, is what the simulation shows."""
+    report = judge(TWO_OF_THREE, at_ease("abcabcabc"), ["lru"], Policy())
+    assert report.rows[0].loads == 9
+    assert report.rows[0].cold_start_s == 90
+
+
+def test_who_knows_the_future_keeps_what_is_needed_next() -> None:
+    """The oracle loads fewer models than LRU in its worst case, and not fewer than the bound."""
+    oracle, lru = judge(TWO_OF_THREE, at_ease("abcabcabc"), [ORACLE, "lru"], Policy()).rows
+    assert oracle.loads == 6
+    assert bound(TWO_OF_THREE, at_ease("abcabcabc")) <= oracle.cold_start_s < lru.cold_start_s
+
+
+@given(st.text("abc", min_size=1, max_size=25), st.sampled_from(["lru", "cost", ORACLE]))
+def test_no_policy_beats_the_bound(names: str, policy: str) -> None:
+    """Whatever is asked for in whatever order, no policy needs fewer seconds than the offline bound."""
+    trace = at_ease(names)
+    report = judge(TWO_OF_THREE, trace, [policy], Policy())
+    assert report.rows[0].cold_start_s >= report.bound_s - 1e-6
+    assert report.rows[0].refused == 0
+    assert report.rows[0].cold_starts == report.rows[0].loads

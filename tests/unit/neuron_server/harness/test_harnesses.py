@@ -1,0 +1,435 @@
+"""Command lines, environments and answers of the harnesses: what is asked of engines, without engines."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from cortex_common.config.neuron import COMMAND_FIELDS, HarnessEntry
+from cortex_common.errors import BadRequest, ConfigError, NotSupported
+from cortex_common.schema.hardware import Device, DeviceKind
+from cortex_common.schema.instances import LoadSpec
+from neuron_server.harness.base import AttachedHarness, Launch, ProcessHarness
+from neuron_server.harness.command import CommandHarness, fill, sum_series
+from neuron_server.harness.devices import device_environment
+from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit
+from neuron_server.harness.mistralrs import MistralrsHarness, models_of
+from neuron_server.harness.probe import engine_client
+from neuron_server.harness.registry import Registry
+from neuron_server.harness.weights import gguf_file, size_mb
+from neuron_server.process.supervisor import engine_environment
+
+GPUS = [
+    Device(index=1, uuid="GPU-b", name="B", vram_total_mb=1),
+    Device(index=3, uuid="GPU-d", name="D", vram_total_mb=1),
+]
+CPU = [Device(index=0, uuid="CPU-0", kind=DeviceKind.CPU, name="C", vram_total_mb=1)]
+SPEC = LoadSpec(model_id="org/m", harness="h")
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """The client that harnesses share."""
+    async with engine_client() as client:
+        yield client
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """Something that is there."""
+    path = tmp_path / "engine"
+    path.touch(0o755)
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A GGUF file of 3 MiB."""
+    path = tmp_path / "weights" / "model.gguf"
+    path.parent.mkdir()
+    path.write_bytes(b"x" * 3 * 1024 * 1024)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entry", "engine"),
+    [
+        ({"name": "embedded"}, "embedded"),
+        ({"name": "llama-vulkan", "kind": "llamacpp"}, "llamacpp"),
+        ({"name": "lab", "kind": "attach", "url": "http://127.0.0.1:1"}, "mistralrs"),
+        ({"name": "fast", "kind": "command", "preset": "vllm"}, "vllm"),
+        ({"name": "own", "kind": "command", "command": ["own"]}, "command"),
+    ],
+)
+def test_an_engine_is_told_whatever_its_harness_is_called(
+    entry: dict[str, object], engine: str, http: httpx.AsyncClient
+):
+    """A gateway words requests for the engine, and two harnesses of one kind need two names."""
+    registry = Registry((HarnessEntry.model_validate(entry),), http)
+
+    assert registry.engine_of(str(entry["name"])) == engine
+
+
+def test_gpus_are_given_by_uuid_in_bus_order():
+    """CUDA's own numbering is never relied on, and an engine on the CPU sees no GPU."""
+    assert device_environment(GPUS) == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "GPU-b,GPU-d",
+    }
+    assert device_environment(CPU)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_hosts_environment_is_scrubbed():
+    """Engines see an allow-list, what they were given, and their marks; settings meant for others do not reach them."""
+    host = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "LLAMA_ARG_PORT": "1",
+        "AWS_SECRET": "s",
+        "HF_TOKEN": "t",
+    }
+    launch = Launch(argv=("x",), env={"MINE": "1", "PATH": "/own"})
+    seen = engine_environment(host, launch, {"CORTEX_INSTANCE": "i"})
+    assert seen == {
+        "PATH": "/own",
+        "LC_ALL": "C",
+        "HF_TOKEN": "t",
+        "MINE": "1",
+        "CORTEX_INSTANCE": "i",
+    }
+
+
+def test_unset_values_take_their_flag_along():
+    """A template's optional argument vanishes with the flag before it, and nothing else does."""
+    template = (
+        "run",
+        "{model}",
+        "--context",
+        "{context}",
+        "--x={context}",
+        "--on",
+        "--n",
+        "{port}",
+    )
+    values = {"model": "m", "context": None, "port": "1"}
+    assert list(fill(template, values)) == ["run", "m", "--on", "--n", "1"]
+    assert list(fill(template, values | {"context": "9"}))[2:5] == ["--context", "9", "--x=9"]
+    assert list(fill(['{{"a": 1}}', '{{"a": "{model}"}}'], values)) == ['{"a": 1}', '{"a": "m"}']
+
+
+def test_a_commands_environment_is_filled_like_its_arguments(http: httpx.AsyncClient):
+    """Some engines take their port from a variable alone; JSON in one stays as it is."""
+    env = {"AT": "{host}:{port}", "CTX": "{context}", "MORE": '{"port": {"a": 1}}'}
+    entry = HarnessEntry(name="e", kind="command", command=("run",), env=env)
+    started = CommandHarness(entry, http).launch(SPEC, GPUS[:1], "h", 81)
+    told = {name: started.env[name] for name in env}
+    assert told == {"AT": "h:81", "CTX": str(SPEC.context or ""), "MORE": env["MORE"]}
+
+
+def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
+    """An empty command or an unknown field is a mistake in neuron.toml, not in the first load.
+
+    All but the preset's is found by `cortex config check`, too.
+    """
+    with pytest.raises(ConfigError, match="this preset needs a command") as refused:
+        CommandHarness(HarnessEntry(name="x", preset="comfyui"), http)
+    assert "main.py" in refused.value.hints[0]
+    with pytest.raises(ValidationError, match="needs a command or a preset"):
+        HarnessEntry(name="x", kind="command")
+    with pytest.raises(ValidationError, match="unknown fields: modell "):
+        HarnessEntry(name="x", command=("run", "{modell}"))
+    for odd in ("{port:05d}", "{port:{x}}", "{port!r}"):
+        with pytest.raises(ValidationError, match=r"unknown fields: port[:!]"):
+            HarnessEntry(name="x", command=("run", odd))
+    with pytest.raises(ValidationError, match=r"unknown fields: \{ .*is written twice"):
+        HarnessEntry(name="x", command=("run", "{"))
+    with pytest.raises(ValidationError, match="needs the engine's url"):
+        HarnessEntry(name="attach")
+    every = HarnessEntry(name="x", command=("run", *(f"{{{field}}}" for field in COMMAND_FIELDS)))
+    spec = LoadSpec(model_id="m", harness="x")
+    assert CommandHarness(every, http).launch(spec, GPUS, "127.0.0.1", 1).argv[0] == "run"
+
+
+async def test_a_health_path_is_one_below_the_engine_whether_it_begins_with_a_slash_or_not():
+    """What it answers there, other than that it is loading, is what an operator must hear to mend the path."""
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        return httpx.Response({"/ready": 200, "/busy": 503}.get(request.url.path, 404))
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(engine)) as http:
+        for path, ready, stage in (
+            ("ready", True, None),
+            ("/ready", True, None),
+            ("busy", False, "loading"),
+            ("health", False, "answering 404 at /health"),
+        ):
+            entry = HarnessEntry(name="x", command=("run",), health_path=path)
+            probe = await CommandHarness(entry, http).probe(
+                LoadSpec(model_id="m", harness="x"), "http://127.0.0.1:1"
+            )
+            assert (probe.ready, probe.stage) == (ready, stage)
+
+
+def test_presets_know_their_engines(http: httpx.AsyncClient):
+    """vLLM, SGLang and ComfyUI start with their own flags, health paths and signals."""
+    spec = LoadSpec(model_id="org/m", harness="vllm", context=4096, args=("--enforce-eager",))
+    vllm = CommandHarness(HarnessEntry(name="vllm", preset="vllm"), http)
+    argv = list(vllm.launch(spec, GPUS, "127.0.0.1", 8101).argv)
+    assert argv[:3] == ["vllm", "serve", "org/m"]
+    assert argv[argv.index("--tensor-parallel-size") + 1] == "2"
+    assert argv[argv.index("--max-model-len") + 1] == "4096"
+    assert "--quantization" not in argv
+    assert argv[-1] == "--enforce-eager"
+    assert vllm.capabilities.kinds == (DeviceKind.CUDA,)
+    started = ("/opt/comfyui/main.py", "--port", "{port}")
+    comfy = CommandHarness(HarnessEntry(name="comfy", preset="comfyui", command=started), http)
+    assert comfy.capabilities.stop_signal is signal.SIGINT
+    assert "/prompt" in comfy.capabilities.routes
+    own = HarnessEntry(name="sgl", preset="sglang", stop_signal="QUIT", binary=Path("/opt/py"))
+    sglang = CommandHarness(own, http)
+    started = sglang.launch(SPEC, GPUS[:1], "h", 1)
+    assert started.argv[:2] == ("/opt/py", "-m")
+    assert started.env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false"
+    assert sglang.capabilities.stop_signal is signal.SIGQUIT
+
+
+def test_vllm_keeps_to_the_memory_that_it_was_promised(http: httpx.AsyncClient):
+    """It counts in shares of the whole card, the smallest where there are several; unset, it is left alone."""
+    vllm = CommandHarness(HarnessEntry(name="vllm", preset="vllm"), http)
+    cards = [replace_total(GPUS[0], 24576), replace_total(GPUS[1], 81920)]
+    spec = LoadSpec(model_id="org/m", harness="vllm", vram_mb=22000)
+    argv = list(vllm.launch(spec, cards, "127.0.0.1", 8101).argv)
+    assert argv[argv.index("--gpu-memory-utilization") + 1] == "0.895"
+    assert "--gpu-memory-utilization" not in vllm.launch(SPEC, cards, "127.0.0.1", 8101).argv
+
+
+def replace_total(device: Device, total_mb: int) -> Device:
+    """The device with another size."""
+    return device.model_copy(update={"vram_total_mb": total_mb})
+
+
+def test_series_are_summed_over_labels():
+    """Counts of requests are the sum over all labels of the named series."""
+    text = '# HELP a b\na{x="1"} 2\na{x="2"} 1.0\nab 7\nc 4\n'
+    assert sum_series(text, ("a", "c")) == 7
+    odd = 'a{x="y z"} 2 1700000000000\na NaN\na +Inf\nc 1e0\na\na x\n'
+    assert sum_series(odd, ("a", "c")) == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"data":{"a":1}}',
+        b'{"data":[]}',
+        b'{"data":["m"]}',
+        b"[]",
+        b"[" * 5000,
+        b"\xff\xfe\x00",
+    ],
+    ids=range(6),
+)
+async def test_an_odd_list_of_models_keeps_no_engine_from_being_ready(said: bytes):
+    """It is looked at for the context only, and not every server with OpenAI's routes has this one as OpenAI does."""
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=said if request.url.path == "/v1/models" else b"")
+
+    spec = LoadSpec(model_id="m", harness="x", context=7)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(engine)) as http:
+        harness = CommandHarness(HarnessEntry(name="x", command=("run",)), http)
+        probe = await harness.probe(spec, "http://127.0.0.1:1")
+    assert (probe.ready, probe.context) == (True, 7)
+
+
+def test_llama_server_gets_explicit_numbers(http: httpx.AsyncClient, program: Path, weights: Path):
+    """Context counts all slots together, layers and split follow the devices, and the alias is the model's name."""
+    harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
+    spec = LoadSpec(model_id="org/m", harness="l", source=str(weights), context=1000, parallel=3)
+    argv = " ".join(harness.launch(spec, GPUS, "127.0.0.1", 8102).argv)
+    assert f"-m {weights}" in argv
+    assert "--alias org/m --host 127.0.0.1 --port 8102 -c 3000 -np 3" in argv
+    assert "-ngl 999 -sm layer -ts 1,1" in argv
+    assert "-ngl 999 -sm none -mg 0" in " ".join(harness.launch(spec, GPUS[:1], "h", 1).argv)
+    assert "-ngl 0" in " ".join(harness.launch(spec, CPU, "h", 1).argv)
+
+
+def test_llama_server_downloads_what_is_not_here(http: httpx.AsyncClient, program: Path):
+    """A repository goes to -hf with its quantisation, a file of it to -hff; it never starts as a router."""
+    harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
+    spec = LoadSpec(model_id="org/m-GGUF", harness="l", quant="Q4_K_M", file="m.gguf")
+    argv = harness.launch(spec, CPU, "h", 1).argv
+    assert argv[1:5] == ("-hf", "org/m-GGUF:Q4_K_M", "-hff", "m.gguf")
+    assert harness.weights_mb(spec) is None
+
+
+def test_fit_params_are_read_by_device():
+    """The fullest GPU decides, or the host where there is none in play."""
+    printed = "CUDA0 100 20 3\nCUDA1 90 20 30\nHost 7 2 1\n"
+    assert parse_fit(printed, DeviceKind.CUDA) == 140
+    assert parse_fit(printed, DeviceKind.CPU) == 10
+    assert parse_fit("no numbers", DeviceKind.CPU) is None
+
+
+def test_mistralrs_gets_a_size_for_its_cache(http: httpx.AsyncClient, program: Path, weights: Path):
+    """What is promised beyond weights and context is the KV cache, so it does not take 90% of the card."""
+    harness = MistralrsHarness(HarnessEntry(name="r", binary=program), http)
+    spec = LoadSpec(model_id="m", harness="r", source=str(weights), vram_mb=5000, parallel=4)
+    argv = harness.launch(spec, GPUS[:1], "127.0.0.1", 8103).argv
+    assert argv[argv.index("--pa-memory-mb") + 1] == str(5000 - 3 - 800)
+    assert argv[argv.index("-m") + 1] == str(weights.parent)
+    assert argv[argv.index("-f") + 1] == "model.gguf"
+    assert argv[argv.index("--max-seqs") + 1] == "4"
+    assert "--no-ui" in argv
+    assert harness.served_as(spec) == "default"
+    assert "--cpu" in harness.launch(spec, CPU, "h", 1).argv
+    remote = LoadSpec(model_id="org/m", harness="r", quant="Q4_K_M")
+    assert harness.launch(remote, CPU, "h", 1).argv[-3:] == ("--quant", "4", "--cpu")
+    assert harness.served_as(remote) is None
+
+
+async def test_mistralrs_is_asked_for_its_flags(
+    http: httpx.AsyncClient, tmp_path: Path, weights: Path
+):
+    """0.8 has no page to switch off, quantises with --isq only, and wants GGUF announced; upgrades are noticed."""
+    program = tmp_path / "mistralrs"
+    program.write_text(
+        "#!/bin/sh\necho '      --isq <ISQ>  --format <FORMAT>  --ui  --no-kv-cache'\n"
+    )
+    program.chmod(0o755)
+    harness = MistralrsHarness(HarnessEntry(name="r", binary=program), http)
+    await harness.prepare()
+    local = harness.launch(LoadSpec(model_id="m", harness="r", source=str(weights)), CPU, "h", 1)
+    assert local.argv[-5:] == ("--format", "gguf", "-f", "model.gguf", "--cpu")
+    remote = harness.launch(LoadSpec(model_id="org/m", harness="r", quant="Q8_0"), CPU, "h", 1)
+    assert " ".join(remote.argv[1:]) == "serve --host h -p 1 -m org/m --isq 8 --cpu"
+    program.write_text("#!/bin/sh\necho '  --no-ui  --quant <LEVEL>  --isq <ISQ>'\n")
+    os.utime(program, ns=(1, 1))
+    await harness.prepare()
+    upgraded = harness.launch(LoadSpec(model_id="org/m", harness="r", quant="Q8_0"), CPU, "h", 1)
+    assert " ".join(upgraded.argv[5:]) == "1 --no-ui -m org/m --quant 8 --cpu"
+
+
+def test_listings_of_mistralrs_are_cleaned():
+    """The synthetic default and adapters are dropped; an id listed twice is not loaded."""
+    listed = {
+        "data": [
+            {"id": "default"},
+            {"id": "a", "status": "loaded"},
+            {"id": "b", "status": "reloading"},
+            {"id": "b", "status": "loaded"},
+            {"id": "lora", "status": "loaded", "parent": "a"},
+        ]
+    }
+    assert models_of(listed) == {"a": True, "b": False}
+    assert models_of(None) == {}
+
+
+def test_a_missing_program_is_said(http: httpx.AsyncClient, weights: Path):
+    """An engine that is not installed is told at the load, with the setting to change."""
+    spec = LoadSpec(model_id="m", harness="x", source=str(weights))
+    for build in (LlamaCppHarness, MistralrsHarness):
+        harness = build(HarnessEntry(name="x", binary=Path("/nowhere/engine")), http)
+        with pytest.raises(NotSupported, match="/nowhere/engine"):
+            harness.launch(spec, CPU, "h", 1)
+
+
+def test_a_path_with_nothing_there_is_no_repository(http: httpx.AsyncClient, program: Path):
+    """Weights that were moved away are said to be missing; no engine is sent to download a path."""
+    spec = LoadSpec(model_id="m", harness="x", source="/nowhere/m.gguf")
+    for build in (LlamaCppHarness, MistralrsHarness):
+        harness = build(HarnessEntry(name="x", binary=program), http)
+        with pytest.raises(BadRequest, match="there is no file /nowhere"):
+            harness.launch(spec, CPU, "h", 1)
+
+
+def test_the_one_gguf_file_is_found(tmp_path: Path, weights: Path):
+    """A directory may stand for its only file; several need a name, or a quantisation that fits one."""
+    source = str(weights.parent)
+    spec = LoadSpec(model_id="m", harness="x", source=source)
+    assert gguf_file(spec) == weights
+    (weights.parent / "other-Q4_K_M.gguf").write_bytes(b"y" * 1024 * 1024)
+    with pytest.raises(BadRequest, match="exactly one GGUF"):
+        gguf_file(spec)
+    assert gguf_file(spec.model_copy(update={"quant": "Q4_K_M"})).name == "other-Q4_K_M.gguf"
+    assert gguf_file(spec.model_copy(update={"file": "model.gguf"})) == weights
+    with pytest.raises(BadRequest, match="there is no file"):
+        gguf_file(LoadSpec(model_id="org/none", harness="x"))
+
+
+def test_all_shards_count(tmp_path: Path):
+    """The size of a sharded model is that of all its files, and its first file stands for it."""
+    for number in (1, 2, 3):
+        (tmp_path / f"big-0000{number}-of-00003.gguf").write_bytes(b"x" * 1024 * 1024)
+    spec = LoadSpec(model_id="m", harness="x", source=str(tmp_path))
+    assert gguf_file(spec).name == "big-00001-of-00003.gguf"
+    assert size_mb(gguf_file(spec)) == 3
+
+
+async def test_the_registry_is_built_from_the_configuration(program: Path):
+    """Each entry's kind decides its adapter; unknown kinds and names are told with what there is."""
+    entries = [
+        HarnessEntry(name="embedded"),
+        HarnessEntry(name="fast", kind="llamacpp", binary=program),
+        HarnessEntry(name="shared", kind="attach", url="http://127.0.0.1:1"),
+    ]
+    registry = Registry(entries, engine_client())
+    try:
+        assert registry.names == ("embedded", "fast", "shared")
+        assert isinstance(registry.get("fast").harness, LlamaCppHarness)
+        assert isinstance(registry.get("embedded").harness, ProcessHarness)
+        assert [h.name for _, h in registry.attached()] == ["shared"]
+        assert isinstance(registry.get("shared").harness, AttachedHarness)
+        assert not isinstance(registry.get("shared").harness, ProcessHarness)
+        with pytest.raises(BadRequest, match="it has embedded, fast, shared"):
+            registry.get("fats")
+    finally:
+        await registry.close()
+    async with engine_client() as client:
+        with pytest.raises(ConfigError, match="there is no kind 'nothing'"):
+            Registry([HarnessEntry(name="nothing")], client)
+
+
+async def test_an_engine_that_is_not_there_is_a_warning_until_it_is(tmp_path: Path):
+    """Its warning says what is missing and what to do, and goes when the program comes."""
+    program = tmp_path / "llama-server"
+    entries = [
+        HarnessEntry(name="llamacpp", binary=program),
+        HarnessEntry(name="vllm", kind="command", command=("no-such-engine", "{port}")),
+        HarnessEntry(name="theirs", kind="attach", url="http://127.0.0.1:1"),
+    ]
+    registry = Registry(entries, engine_client())
+    try:
+        llama, vllm = registry.missing()
+        assert {llama.code, vllm.code} == {"engine_missing"}
+        assert llama.message == (
+            f"llamacpp: there is no llama-server at {program} on this node: "
+            "set binary of the harness in neuron.toml"
+        )
+        assert "no-such-engine" in vllm.message
+        program.touch(0o755)
+        assert registry.missing() == (vllm,)
+    finally:
+        await registry.close()
+
+
+async def test_an_engine_that_may_not_be_run_is_a_warning(tmp_path: Path):
+    """A program that was copied without its execute bit is there and no use; the warning says how to mend it."""
+    program = tmp_path / "llama-server"
+    program.touch(0o644)
+    registry = Registry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
+    try:
+        (told,) = registry.missing()
+        assert told.code == "engine_missing"
+        assert told.message == (
+            f"llamacpp: the neuron may not run {program} on this node: `chmod a+x {program}`"
+        )
+        program.chmod(0o755)
+        assert registry.missing() == ()
+    finally:
+        await registry.close()

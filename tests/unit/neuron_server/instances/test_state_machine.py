@@ -1,0 +1,280 @@
+"""The life of an instance, ports, and the ends of engines: pure rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_common.errors import Conflict, Unavailable
+from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
+from neuron_server.admission import joined
+from neuron_server.instances.state_machine import (
+    CRASHES_FORGIVEN_AFTER_S,
+    MOST_CRASHES,
+    Instance,
+    advance,
+    load_deadline_s,
+    load_progress,
+    restart_delay_s,
+    same_work,
+)
+from neuron_server.process.exit_reason import ExitKind, classify
+from neuron_server.process.ports import choose_port
+from neuron_server.views import model_info
+
+SPEC = LoadSpec(model_id="m", harness="h")
+
+
+def instance(state: InstanceState = InstanceState.LOADING, **more) -> Instance:
+    """An instance in some state."""
+    return Instance(InstanceId("i"), SPEC, (0,), 100, 8100, state=state, **more)
+
+
+@given(st.lists(st.sampled_from(InstanceState), max_size=12))
+def test_no_instance_leaves_stopped_or_skips_its_end(path):
+    """Whatever is asked, an instance becomes ready only by loading, or by being spared, and stops only by stopping."""
+    now = instance()
+    seen = [now.state]
+    for state in path:
+        try:
+            now = advance(now, state)
+        except Conflict:
+            continue
+        seen.append(now.state)
+    if InstanceState.STOPPED in seen:
+        assert seen.index(InstanceState.STOPPED) == len(seen) - 1
+        assert seen[-2] is InstanceState.STOPPING
+    for before, after in itertools.pairwise(seen):
+        if after is InstanceState.READY:
+            assert before in {InstanceState.LOADING, InstanceState.DRAINING}
+        if after is InstanceState.DRAINING:
+            assert before is InstanceState.READY
+
+
+def test_progress_is_forgotten_once_a_load_is_over():
+    """Stage and progress belong to loading."""
+    loading = instance(stage="reading", progress=0.5)
+    ready = advance(loading, InstanceState.READY)
+    assert (ready.stage, ready.progress) == (None, None)
+
+
+def test_a_failed_load_is_not_tried_again():
+    """Only an instance that was ready before comes back after a crash."""
+    assert restart_delay_s(instance(), now=50.0) is None
+
+
+def test_back_off_doubles_and_ends():
+    """Each crash in a row waits twice as long, and after the last allowed one the instance stays failed."""
+    now, delays = instance(InstanceState.READY, ready_at=100.0), []
+    while (again := restart_delay_s(now, 110.0)) is not None:
+        delays.append(again[0])
+        now = dataclasses.replace(now, crashes=again[1])
+    assert delays == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert len(delays) == MOST_CRASHES
+
+
+def test_long_health_forgives_crashes():
+    """A crash after a long healthy time starts the count anew."""
+    tired = instance(InstanceState.READY, ready_at=100.0, crashes=MOST_CRASHES)
+    assert restart_delay_s(tired, 100.0 + CRASHES_FORGIVEN_AFTER_S) == (1.0, 1)
+
+
+def test_same_work_ignores_names_and_open_choices():
+    """Two specs ask for the same engine when only the instance id, or devices left to the node, differ."""
+    named = SPEC.model_copy(update={"instance_id": "x"})
+    on_one = SPEC.model_copy(update={"devices": (1,)})
+    on_two = SPEC.model_copy(update={"devices": (2,)})
+    assert same_work(SPEC, named)
+    assert same_work(SPEC, on_one)
+    assert not same_work(on_one, on_two)
+    assert not same_work(SPEC, SPEC.model_copy(update={"context": 1}))
+
+
+def test_a_load_joins_what_serves_it():
+    """The same work joins; another instance id makes another instance; the same id with other work is a conflict."""
+    ready = instance(InstanceState.READY)
+    answer = joined(SPEC, ready)
+    assert answer is not None
+    assert (answer.status, answer.instance_id) == ("loaded", "i")
+    assert joined(SPEC.model_copy(update={"instance_id": "other"}), ready) is None
+    assert joined(SPEC.model_copy(update={"context": 9}), ready) is None
+    assert joined(SPEC, instance(InstanceState.STOPPING)) is None
+    with pytest.raises(Conflict, match="another spec"):
+        joined(SPEC.model_copy(update={"instance_id": "i", "context": 9}), ready)
+    with pytest.raises(Conflict, match="on its way out"):
+        joined(SPEC.model_copy(update={"instance_id": "i"}), instance(InstanceState.STOPPING))
+
+
+def test_a_load_joins_a_copy_that_its_caller_does_not_know():
+    """Another gateway was first, whatever size it has measured; a copy that is known is to get a second one."""
+    mine = SPEC.model_copy(update={"instance_id": "mine", "vram_mb": 7, "devices": (0,)})
+    theirs = instance(InstanceState.LOADING)
+    answer = joined(mine, theirs, known=[])
+    assert answer is not None
+    assert (answer.status, answer.instance_id) == ("loading", "i")
+    assert joined(mine, theirs, known=["i"]) is None
+    assert joined(mine.model_copy(update={"context": 9}), theirs, known=[]) is None
+    assert joined(mine, instance(InstanceState.STOPPING), known=[]) is None
+
+
+def test_the_deadline_of_a_load_grows_with_its_weights():
+    """Large weights, unknown weights and slow loads of the past get more time."""
+    small, large = load_deadline_s(100, None), load_deadline_s(200_000, None)
+    assert 100 < small < 130
+    assert large > 4000
+    assert load_deadline_s(None, None) > 3600
+    assert load_deadline_s(100, 1000.0) == 3000.0
+
+
+@given(
+    st.floats(0, 1e6), st.none() | st.floats(0.1, 1e5), st.lists(st.integers(0, 9000), max_size=1)
+)
+def test_progress_is_a_share_that_never_claims_the_end(past, expected, measured):
+    """Whatever is known, a load that is not ready is at most 95% done."""
+    loading = instance(expected_load_s=expected, measured_mb=tuple(measured))
+    progress = load_progress(loading, past)
+    assert (progress is None) == (expected is None and not measured)
+    assert progress is None or 0 <= progress <= 0.95
+
+
+@pytest.mark.parametrize(("past", "left"), [(4.0, 6.0), (10.0, None), (60.0, None)])
+def test_a_load_that_takes_longer_than_those_before_says_no_more_when_it_ends(past, left):
+    """A hanging engine is not about to be ready; "0 s to go" for minutes would say so."""
+    loading = instance(expected_load_s=10.0, started_at=1000.0)
+    assert model_info(loading, "llamacpp", "", (0,), 0, 1000.0 + past).eta_s == left
+
+
+def test_progress_follows_past_loads_before_memory():
+    """The time of the last load says more than the memory that was taken."""
+    assert load_progress(instance(expected_load_s=10.0, measured_mb=(90,)), 5.0) == 0.5
+    assert load_progress(instance(measured_mb=(25,)), 5.0) == 0.25
+
+
+@given(st.integers(1, 60000), st.integers(0, 30), st.data())
+def test_ports_come_from_the_range_and_are_free(first, size, data):
+    """A chosen port is in the range, not given away and free on the host; a full range is said so."""
+    last = first + size
+    ports = list(range(first, last + 1))
+    taken = set(data.draw(st.lists(st.sampled_from(ports))))
+    busy = set(data.draw(st.lists(st.sampled_from(ports))))
+    try:
+        port = choose_port(first, last, taken=taken, is_free=lambda p: p not in busy, seed="i")
+    except Unavailable:
+        assert taken | busy == set(ports)
+    else:
+        assert port in ports
+        assert port not in taken | busy
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "kind"),
+    [
+        (1, ["cudaMalloc failed: out of memory"], ExitKind.OUT_OF_MEMORY),
+        (1, ["CUDA_ERROR_OUT_OF_MEMORY"], ExitKind.OUT_OF_MEMORY),
+        (-6, ["terminate called after throwing 'std::bad_alloc'"], ExitKind.OUT_OF_MEMORY),
+        (1, ["error: invalid argument: --nope"], ExitKind.BAD_ARGUMENTS),
+        (2, ["error: unexpected argument '--nope' found"], ExitKind.BAD_ARGUMENTS),
+        (1, ["[Errno 98] Address already in use"], ExitKind.PORT_TAKEN),
+        (
+            -6,
+            ["CUDA error: no kernel image is available for execution on the device"],
+            ExitKind.WRONG_BUILD,
+        ),
+        (1, ["CUDA driver version is insufficient for CUDA runtime version"], ExitKind.WRONG_BUILD),
+        (1, ["gguf_init: failed to read magic", "failed to load model"], ExitKind.BAD_WEIGHTS),
+        (1, ["gguf_init: invalid magic characters: '<htm', expected 'GGUF'"], ExitKind.BAD_WEIGHTS),
+        (1, ["tensor 'x' data is not ..., model is corrupted or incomplete"], ExitKind.BAD_WEIGHTS),
+        (1, ["SafetensorError: Error while deserializing header: ..."], ExitKind.BAD_WEIGHTS),
+        (1, ["error loading model: unknown model architecture: 'x'"], ExitKind.UNKNOWN_MODEL),
+        (1, ["Model architectures ['X'] are not supported for now."], ExitKind.UNKNOWN_MODEL),
+        (-9, [], ExitKind.KILLED),
+        (-15, ["bye"], ExitKind.KILLED),
+        (
+            -9,
+            ["SIGQUIT received. It usually means one child failed.", "kill_process_tree called"],
+            ExitKind.CRASH,
+        ),
+        (-11, [], ExitKind.CRASH),
+        (-6, ["GGML_ASSERT(x) failed"], ExitKind.CRASH),
+        (1, ["exiting due to model loading error"], ExitKind.CRASH),
+        (
+            1,
+            ["ValueError: No available memory for the cache blocks. Try increasing"],
+            ExitKind.OUT_OF_MEMORY,
+        ),
+        (None, ["whatever"], ExitKind.CRASH),
+        (0, ["CUDA out of memory, once"], ExitKind.ENDED),
+    ],
+)
+def test_ends_are_told_apart(status, lines, kind):
+    """The exit status and the last words decide what an operator is told."""
+    end = classify(status, lines)
+    assert end.kind is kind
+    for line in lines:
+        assert line in end.message
+
+
+def test_a_victim_of_the_kernels_is_told_from_one_of_an_operators():
+    """SIGKILL looks the same from both; what the kernel counted meanwhile does not."""
+    assert classify(-9, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
+    assert classify(None, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
+    assert classify(-11, [], oom_kills=1).kind is ExitKind.CRASH
+    assert classify(-9, [], oom_kills=0).kind is ExitKind.KILLED
+
+
+VLLM_ENDS = (
+    """
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] Traceback (most recent call last):
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510]   File "/opt/vllm/core.py", line 315, in _initialize_kv_caches
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510]     memory = self.executor.determine_available_memory()
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510]              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.
+Process EngineCore:
+Traceback (most recent call last):
+  File "/opt/vllm/core.py", line 1, in run
+    raise error
+torch.OutOfMemoryError: CUDA out of memory.
+Traceback (most recent call last):
+  File "/opt/vllm/bin/vllm", line 10, in <module>
+    sys.exit(main())
+             ^^^^^^
+  File "uvloop/loop.pyx", line 1515, in uvloop.loop.Loop.run_until_complete
+"""
+    + '  File "/opt/vllm/serve.py", line 156, in cmd\n    run()\n' * 40
+    + """
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+)
+
+
+def test_the_stacks_of_pythons_processes_do_not_hide_what_happened():
+    """An error of vLLM's passes through its processes, and each prints its stack; the cause is told once."""
+    end = classify(1, VLLM_ENDS.splitlines())
+    assert end.kind is ExitKind.OUT_OF_MEMORY
+    assert end.message.splitlines()[1:] == [
+        "(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] EngineCore failed to start.",
+        "(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.",
+        "Process EngineCore:",
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "/opt/libllama.so.0(_ZN13llama_context6decodeERK15llama_batch_ext+0x706)[0x7fa1c9005f70]",
+        "#7  0x00007f72f69fe6ec in llama_context::decode () from /opt/libllama.so.0",
+        "    frame #3: 0x00007f72f69fe6ec libllama.so`llama_context::decode + 12",
+    ],
+)
+def test_a_stack_trace_does_not_hide_the_error_before_it(frame: str):
+    """llama-server tells a CUDA error first, then where it was, over dozens of lines."""
+    end = classify(-6, ["CUDA error: out of memory", "  current device: 0", *[frame] * 30])
+    assert end.kind is ExitKind.OUT_OF_MEMORY
+    assert end.message.endswith("CUDA error: out of memory\n  current device: 0")
