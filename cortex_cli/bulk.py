@@ -14,10 +14,9 @@ import typer
 
 from cortex_cli.client import connect
 from cortex_cli.error_exit import PartialSuccess, describe, exit_code
-from cortex_cli.listing import say, stderr_paint, stdout_paint
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, say, stderr_paint, stdout_paint
+from cortex_cli.render.details import RESULTS, Result, failure
 from cortex_cli.render.fleet import place, progress_text
-from cortex_cli.render.result import RESULTS, Result, failure
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState

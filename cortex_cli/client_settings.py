@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from cortex_cli.client import Target
-from cortex_cli.render.toml import toml_value
+from cortex_cli.render.formats import toml_value
 
 NO_KEY = "unused"
 """Clients insist on a key, also where the gateway asks for none."""

@@ -6,8 +6,8 @@ import re
 
 from cortex_cli.color import Paint
 from cortex_common import errors
-from cortex_common.certificates import EXPIRED, RENEW
 from cortex_common.errors import CortexError
+from cortex_common.net.tls import EXPIRED, RENEW
 
 EXIT_CODES = {
     0: "success",

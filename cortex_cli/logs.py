@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cortex_cli.color import Paint
-from cortex_cli.listing import stdout_paint
+from cortex_cli.output import stdout_paint
 from cortex_cli.render.log import engine_line, line_text
 from cortex_common.errors import NotFound, nearest
 from cortex_common.schema.fleet import FleetSnapshot

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from cortex_cli.color import Paint
+from cortex_cli.client import connect, run
+from cortex_cli.color import Paint, paint_for
 from cortex_cli.render.formats import to_yaml
 from cortex_cli.render.json_values import plain
 from cortex_cli.render.table import Column, table
+from cortex_cli.watch import watch
+from cortex_common.schema.fleet import FleetSnapshot
 
 Item = TypeVar("Item")
 
@@ -96,3 +101,63 @@ def document(kind: str, output: Output, **parts: Any) -> str:
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def stdout_paint() -> Paint:
+    """Colour for what goes to stdout."""
+    return paint_for(sys.stdout, os.environ)
+
+
+def write_one(kind: Kind[Item], item: Item, output: Output, text: str) -> None:
+    """Write a thing by itself: the text for people, or a listing of it alone for programs."""
+    people = output in {Output.TABLE, Output.WIDE}
+    found = text if people else as_text(kind, [item], output, paint=stdout_paint())
+    sys.stdout.write(f"{found}\n")
+
+
+def stderr_paint() -> Paint:
+    """Colour for what goes to stderr."""
+    return paint_for(sys.stderr, os.environ)
+
+
+def say(text: str) -> None:
+    """Tell the person something that is no data."""
+    sys.stderr.write(f"{text}\n")
+
+
+def list_fleet(
+    kind: Kind[Item],
+    select: Callable[[FleetSnapshot], Sequence[Item]],
+    *,
+    gateway: str | None,
+    output: Output,
+    headers: bool,
+    watching: bool,
+    among: Callable[[FleetSnapshot], int] = lambda _fleet: 0,
+) -> None:
+    """Write the items of the fleet that a command is about, once or at each change.
+
+    `among` says of how many they are picked, for whoever gets none.
+    """
+    paint = stdout_paint()
+    if watching:
+        run(
+            watch(
+                gateway,
+                lambda s: as_text(kind, select(s), live(output), paint=paint, headers=headers),
+                kind.nothing,
+            )
+        )
+        return
+    fleet = run(_fleet(gateway))
+    items = select(fleet)
+    text = as_text(kind, items, output, paint=paint, headers=headers)
+    if text:
+        sys.stdout.write(f"{text}\n")
+    elif output in {Output.TABLE, Output.WIDE}:
+        say(f"none of the {of} fits" if (of := among(fleet)) else kind.nothing)
+
+
+async def _fleet(gateway: str | None) -> FleetSnapshot:
+    async with connect(gateway) as client:
+        return await client.fleet()

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from cortex_common.certificates import in_use
 from cortex_common.config.access import TlsSection
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.loader import Loaded
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.config.secrets import read_secret, secret_path
 from cortex_common.errors import ConfigError
-from cortex_common.net.tls import client_context, server_tls
+from cortex_common.net.tls import client_context, in_use, server_tls
 
 _SECRETS = ("token_file", "key_file")
 _ELSEWHERE = ("state_dir", "cgroup", "models", "binary")

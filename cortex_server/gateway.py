@@ -11,14 +11,13 @@ from functools import partial
 
 from fastapi import APIRouter
 
-from cortex_common.certificates import Certificate
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.log import event
 from cortex_common.log_buffer import KeptLog
 from cortex_common.net.state_dir import held
-from cortex_common.net.tls import server_tls, tell_ends
+from cortex_common.net.tls import Certificate, server_tls, tell_ends
 from cortex_common.schema.fleet import SettingsView
 from cortex_http.server import LAST_S, Server, listening, server, url_of
 from cortex_http.server_protocol import protocol_for

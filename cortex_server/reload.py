@@ -12,12 +12,11 @@ from pathlib import Path
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import Loaded
+from cortex_common.config.loader import Loaded, Stamp, stamp_of
 from cortex_common.errors import ConfigError, CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import SettingsView
 from cortex_common.schema.operations import Reloaded
-from cortex_common.stamps import Stamp, stamp_of
 from cortex_server.fleet.credentials import files_of
 
 log = logging.getLogger("cortex.reload")

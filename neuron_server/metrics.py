@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cortex_common.certificates import Certificate
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.instances import InstanceState, NodeStatus
 
 

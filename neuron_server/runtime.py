@@ -13,10 +13,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
-from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import DoesNotFit, StillBusy
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     EndpointAnswer,
@@ -33,27 +33,25 @@ from cortex_common.schema.instances import (
 )
 from neuron_server import views
 from neuron_server.admission import joined, needs_of, refuse_second_parallel
-from neuron_server.changes import Changes
-from neuron_server.diagnostics import Fitness
-from neuron_server.event_log import Journal
-from neuron_server.faults import Faults
-from neuron_server.free_port import free_port
+from neuron_server.diagnostics import Faults, Fitness
+from neuron_server.event_log import Changes, Journal
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import Registered, Registry
 from neuron_server.inflight import Occupancy
 from neuron_server.instances.attached_engines import AttachedEngines
 from neuron_server.instances.registry import Held, Holdings
+from neuron_server.instances.runner import until_freed, until_idle
 from neuron_server.instances.runner_factory import life_of
 from neuron_server.instances.state_machine import Instance, advance
 from neuron_server.ledger import Promise
 from neuron_server.memory_accounting import NodeBooks
 from neuron_server.process.cgroups import Cgroups
 from neuron_server.process.engine_log import EngineLog
+from neuron_server.process.ports import free_port
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.recovery import heads, left_running, record_of
 from neuron_server.state_store import PastLoad, StateDir
-from neuron_server.unloading import until_freed, until_idle
 
 log = logging.getLogger(__name__)
 

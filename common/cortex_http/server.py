@@ -14,8 +14,7 @@ from typing import Any
 import uvicorn
 
 from cortex_common.config.base import split_host_port
-from cortex_common.liveness import probe
-from cortex_common.net.sockets import listen
+from cortex_common.net.sockets import listen, probe
 from cortex_server.dataplane.patience import PatientProtocol
 
 log = logging.getLogger("cortex.gateway")

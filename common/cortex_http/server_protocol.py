@@ -23,8 +23,8 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError
-from cortex_common.liveness import vanished
 from cortex_common.log import event
+from cortex_common.net.sockets import vanished
 from cortex_http.client import Headers
 from cortex_http.head_cache import Repeat
 from cortex_http.headers import lines

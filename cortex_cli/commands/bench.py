@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from cortex_cli import options
 from cortex_cli.bench.statistics import LEVELS, BenchRun, compare, differences_text
 from cortex_cli.client import Target, connect, run, target
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, document
+from cortex_cli.output import Output, as_text, document, say, stdout_paint
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
 from cortex_common.schema.operations import UnloadModel

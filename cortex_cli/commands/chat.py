@@ -14,8 +14,8 @@ import typer
 from cortex_cli import completion, options
 from cortex_cli.client import Target, connect, run, target
 from cortex_cli.inference import Inference, Message, Piece
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import verb
+from cortex_cli.output import say, stdout_paint
 from cortex_common.errors import ModelNotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelState
 from cortex_common.units import show_duration

@@ -25,9 +25,8 @@ from cortex_cli.config_files import (
     system_file,
     warnings,
 )
-from cortex_cli.listing import say, stderr_paint, stdout_paint
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, say, stderr_paint, stdout_paint
 from cortex_cli.referenced_files import Looked, look
 from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template

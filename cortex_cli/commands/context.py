@@ -12,11 +12,10 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import ClientConfig, ContextEntry, client_config, client_config_path
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.output import Kind, Output, as_text, say, stdout_paint
+from cortex_cli.render.formats import toml_key, toml_value
 from cortex_cli.render.table import Column
-from cortex_cli.render.toml import toml_key, toml_value
 from cortex_common.errors import NotFound, nearest
 
 app = noun("Choose between gateways")

@@ -9,9 +9,8 @@ import typer
 from cortex_cli import options
 from cortex_cli.bulk import confirm, seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import say, stdout_paint, write_one
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output
+from cortex_cli.output import Output, say, stdout_paint, write_one
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_common.schema.plans import ApplyDefrag, DefragView, DefragWish
 

@@ -26,9 +26,8 @@ from cortex_cli.doctor.checks import (
 )
 from cortex_cli.doctor.clients import Client
 from cortex_cli.error_exit import describe
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, say, stdout_paint
 from cortex_cli.referenced_files import look
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, CortexError

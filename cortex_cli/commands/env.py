@@ -11,8 +11,8 @@ import typer
 from cortex_cli import options
 from cortex_cli.client import Target, run, target
 from cortex_cli.client_settings import claude_code, codex
-from cortex_cli.listing import say
 from cortex_cli.options import noun
+from cortex_cli.output import say
 
 app = noun("Print the settings that point a client at the gateway")
 

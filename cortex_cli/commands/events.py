@@ -13,9 +13,8 @@ import typer
 from cortex_cli import options
 from cortex_cli.bulk import seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, live
+from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.audit import TRAIL, entry_line
 from cortex_cli.watch import Lost, news, say_lost
 from cortex_common.schema.audit import TrailEntry

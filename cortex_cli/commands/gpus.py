@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.listing import list_fleet
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output
+from cortex_cli.output import Output, list_fleet
 from cortex_cli.render.fleet import DEVICES, ROOMS, DeviceRow, device_rows, room_rows
 from cortex_common.schema.fleet import FleetSnapshot
 

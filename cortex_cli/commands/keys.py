@@ -13,11 +13,10 @@ import typer
 from cortex_cli import options
 from cortex_cli.bulk import Done, Verb, confirm, each
 from cortex_cli.client import connect, run
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, say, stdout_paint
+from cortex_cli.render.formats import toml_value
 from cortex_cli.render.keys import KEYS
-from cortex_cli.render.toml import toml_value
 from cortex_common.config.access import Scope
 from cortex_common.schema.keys import CreateKey, KeyView
 from cortex_common.units import parse_duration

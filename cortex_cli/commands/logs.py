@@ -12,10 +12,9 @@ import typer
 from cortex_cli import completion, options
 from cortex_cli.bulk import seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.logs import LogOf, log_of, write_engine_log
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, live
+from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.log import LEVELS, LOG, line_text
 from cortex_common.log_buffer import MOST_LINES, LogLine
 

@@ -23,10 +23,9 @@ from cortex_cli.bulk import (
 )
 from cortex_cli.client import connect, run
 from cortex_cli.error_exit import TimedOut
-from cortex_cli.listing import list_fleet, stdout_paint
 from cortex_cli.logs import write_engine_log
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output
+from cortex_cli.output import Output, list_fleet, stdout_paint
 from cortex_cli.render.details import model_document, model_text
 from cortex_cli.render.fleet import MODELS
 from cortex_cli.render.plan import cost, plan_text

@@ -9,11 +9,10 @@ import typer
 from cortex_cli import completion, options
 from cortex_cli.bulk import ANY_NODE, Done, Verb, confirm, each, seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import list_fleet, stdout_paint, write_one
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output
+from cortex_cli.output import Output, list_fleet, stdout_paint, write_one
+from cortex_cli.render.details import node_text
 from cortex_cli.render.fleet import NODES
-from cortex_cli.render.node import node_text
 from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound
 from cortex_common.schema.fleet import FleetSnapshot

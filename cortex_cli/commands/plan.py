@@ -9,9 +9,8 @@ import typer
 from cortex_cli import completion, options
 from cortex_cli.bulk import device_indices
 from cortex_cli.client import connect, run
-from cortex_cli.listing import stdout_paint, write_one
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output
+from cortex_cli.output import Output, stdout_paint, write_one
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_cli.render.plan import DRAIN_PLANS, EVICTION_PLANS, PLANS, cost, drain_text, plan_text
 from cortex_common.schema.operations import EvictModel

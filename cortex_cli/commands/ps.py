@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from cortex_cli import options
-from cortex_cli.listing import list_fleet
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output
+from cortex_cli.output import Output, list_fleet
 from cortex_cli.render.fleet import INSTANCES, instance_rows
 
 app = verb()

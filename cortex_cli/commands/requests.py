@@ -10,9 +10,8 @@ import typer
 from cortex_cli import options
 from cortex_cli.bulk import Done, Verb, each, seconds_of
 from cortex_cli.client import connect, run
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text, live
+from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.requests import REQUESTS, chosen_requests
 from cortex_cli.watch import poll
 from cortex_common.schema.requests import RequestList

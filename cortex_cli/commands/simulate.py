@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.output import Kind, Output, as_text, say, stdout_paint
 from cortex_cli.render.table import Column
 from cortex_common.config.loader import load
 from cortex_common.errors import BadRequest

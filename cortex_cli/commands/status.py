@@ -9,9 +9,8 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import connect, run, target
-from cortex_cli.listing import stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, document, live
+from cortex_cli.output import Output, document, live, stdout_paint
 from cortex_cli.render.fleet import troubles
 from cortex_cli.render.status import status as draw
 from cortex_cli.watch import watch as watch_fleet

@@ -13,8 +13,8 @@ import typer
 from cortex_cli import options
 from cortex_cli.bulk import seconds_of
 from cortex_cli.client import client_config, connect, run, target
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import verb
+from cortex_cli.output import say, stdout_paint
 from cortex_cli.render.status import status
 from cortex_common.errors import NotSupported
 from cortex_common.schema.fleet import FleetSnapshot

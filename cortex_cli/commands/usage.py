@@ -12,9 +12,8 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import connect, run
-from cortex_cli.listing import say, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text
+from cortex_cli.output import Output, as_text, say, stdout_paint
 from cortex_cli.render.keys import summed, usage_kind
 from cortex_common.schema.keys import UsageRow
 from cortex_common.units import parse_duration

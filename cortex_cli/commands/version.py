@@ -12,9 +12,8 @@ from cortex_cli import options
 from cortex_cli.client import connect, run, target
 from cortex_cli.color import Paint
 from cortex_cli.error_exit import describe
-from cortex_cli.listing import say, stderr_paint, stdout_paint
 from cortex_cli.options import chosen, verb
-from cortex_cli.output import Kind, Output, as_text
+from cortex_cli.output import Kind, Output, as_text, say, stderr_paint, stdout_paint
 from cortex_common import __version__
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot

@@ -11,7 +11,7 @@ from cortex_cli import options
 from cortex_cli.client import connect, run
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, document
-from cortex_cli.render.why import why_text
+from cortex_cli.render.details import why_text
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView

@@ -22,7 +22,7 @@ from cortex_cli.demo import files, processes
 from cortex_cli.demo.files import DemoModel, Ports
 from cortex_cli.demo.processes import Child
 from cortex_cli.inference import Inference, Message
-from cortex_cli.listing import say
+from cortex_cli.output import say
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.fleet import ModelState, NodeState

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cortex_cli.render.toml import toml_value
+from cortex_cli.render.formats import toml_value
 from cortex_common.units import mib
 
 TINY_MODELS = ("demo/ada", "demo/bob", "demo/cleo")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from cortex_cli.color import Tone
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column
-from cortex_common.certificates import EXPIRED, RENEW
+from cortex_common.net.tls import EXPIRED, RENEW
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView, SettingsView
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.units import show_duration, show_mib

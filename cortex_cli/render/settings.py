@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cortex_cli.output import Kind
+from cortex_cli.render.formats import toml_value
 from cortex_cli.render.table import Column
-from cortex_cli.render.toml import toml_value
 from cortex_common.config.provenance import Setting
 
 

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cortex_cli.config_files import NAMES, SCHEMAS, File
-from cortex_cli.render.toml import toml_value
+from cortex_cli.render.formats import toml_value
 
 
 def template(file: File) -> str:

@@ -10,8 +10,7 @@ from starlette.responses import Response
 
 from cortex_common.errors import CortexError
 from cortex_server.audit_log import ACTOR
-from cortex_server.auth.access_control import Gate
-from cortex_server.auth.origin import is_own
+from cortex_server.auth.access_control import Gate, is_own
 from cortex_server.auth.permissions import OTHERWISE, rule_for
 from cortex_server.proxy.routes import ROUTES, misdirected
 

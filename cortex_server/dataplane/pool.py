@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from cortex_common.config.loader import Stamp
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
-from cortex_common.liveness import probe
-from cortex_common.stamps import Stamp
+from cortex_common.net.sockets import probe
 from cortex_http.client import Connection
 from cortex_server.proxy.stream_fast_path import SizeLines
 

@@ -12,8 +12,8 @@ from cortex_common.log import event
 from cortex_http.client import Headers
 from cortex_http.downstream import Downstream
 from cortex_http.headers import NOT_TO_CLIENT, content_length, is_event_stream, lines, on_repeats
-from cortex_server.dataplane.trace import Trace
 from cortex_server.fleet.routing_table import Target
+from cortex_server.proxy.access_log import Trace
 from cortex_server.proxy.adapter import Dialogue
 from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, Answer, Late

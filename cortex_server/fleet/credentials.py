@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cortex_common.certificates import Certificate, in_use
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
+from cortex_common.config.loader import stamp_of
 from cortex_common.config.secrets import read_secret, secret_path
-from cortex_common.net.tls import client_context
-from cortex_common.stamps import stamp_of
+from cortex_common.net.tls import Certificate, client_context, in_use
 from cortex_server.dataplane.pool import NodeAccess
 
 Accesses = Mapping[str, NodeAccess]

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common import __version__
-from cortex_common.certificates import Certificate
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue, ModelProfile
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.errors import CortexError
 from cortex_common.log import event
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.fleet import (
     FleetSnapshot,
     InstanceView,

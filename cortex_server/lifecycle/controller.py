@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from cortex_common.client.neuron import NeuronClient
@@ -22,23 +22,74 @@ from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId, ModelId, RestartAnswer
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.advice import Advice
 from cortex_server.lifecycle.decision_log import Decisions
 from cortex_server.lifecycle.executor import Carrier
 from cortex_server.lifecycle.measurements import Knowledge
-from cortex_server.lifecycle.outcomes import Later, Outcomes
 from cortex_server.lifecycle.pins import Pin, PinBoard
-from cortex_server.lifecycle.placement_view import Outlook
-from cortex_server.lifecycle.progress import WaitProgress, progress_of
+from cortex_server.lifecycle.placement_view import Advice, Outlook
 from cortex_server.lifecycle.reconciler import Housekeeping
-from cortex_server.lifecycle.settings import new_instance_id, policy_of
-from cortex_server.lifecycle.shown import with_pins, with_reasons
+from cortex_server.lifecycle.views import WaitProgress, progress_of, with_pins, with_reasons
 from cortex_server.placement.desired_state import Upkeep
 from cortex_server.placement.engine_restarts import Restart
 from cortex_server.placement.load_queue import Ask, Goal
 from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.policy import new_instance_id, policy_of
 from cortex_server.placement.scheduler import Scheduler
 from cortex_server.storage.placement import Store
+
+Later = Callable[[float], None]
+"""An event for the conductor's task, called there with the monotonic time."""
+
+
+class Outcomes:
+    """The carrier's `Reports`.
+
+    Args:
+        scheduler: whose events they are.
+        outlook: hears which instances are gone.
+        knowledge: hears what a node needs for a load.
+        post: has an event happen on the conductor's task.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        outlook: Outlook,
+        knowledge: Knowledge,
+        post: Callable[[Later], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._outlook = outlook
+        self._knowledge = knowledge
+        self._post = post
+
+    def room_made(self, instance: InstanceId) -> None:
+        """See `Reports.room_made`."""
+        self._post(lambda now: self._scheduler.room_made(instance, now))
+
+    def room_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
+        """See `Reports.room_failed`."""
+        self._post(lambda now: self._scheduler.room_failed(instance, stuck, now))
+
+    def left(self, instance: InstanceId) -> None:
+        """See `Reports.left`."""
+        self._post(lambda _now: self._outlook.left(instance))
+
+    def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
+        """See `Reports.admitted`."""
+        self._post(lambda now: self._scheduler.admitted(instance, actual, now))
+
+    def refused(self, order: Order, needed_mb: int | None) -> None:
+        """See `Reports.refused`."""
+        if needed_mb is not None:
+            shape = order.plan.shape
+            self._knowledge.refused(order.profile, shape.kind, shape.devices, needed_mb)
+        self._post(lambda now: self._scheduler.refused(order.instance, now))
+
+    def failed(self, instance: InstanceId, reason: str) -> None:
+        """See `Reports.failed`."""
+        self._post(lambda now: self._scheduler.failed(instance, reason, now))
+
 
 log = logging.getLogger("cortex.lifecycle")
 

@@ -10,10 +10,14 @@ from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId
+from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.measurements import Knowledge, StandingsNow
 from cortex_server.lifecycle.pins import PinBoard
 from cortex_server.placement.capacity import Overlay, Promise, Rooms
-from cortex_server.placement.state import World
+from cortex_server.placement.planner import Plan, foresee
+from cortex_server.placement.policy import Policy
+from cortex_server.placement.scheduler import Scheduler
+from cortex_server.placement.state import Wish, World
 
 
 class Outlook:
@@ -100,3 +104,49 @@ class Outlook:
             standings=self._standings,
             stored=self._knowledge.stored,
         )
+
+
+class Advice:
+    """See the module.
+
+    Args:
+        scheduler: what is decided already, and what went wrong lately.
+        outlook: how placement sees the fleet.
+        fleet: the live state.
+        clock: for how long ago things were.
+    """
+
+    def __init__(self, scheduler: Scheduler, outlook: Outlook, fleet: Fleet, clock: Clock) -> None:
+        self._scheduler = scheduler
+        self._outlook = outlook
+        self._fleet = fleet
+        self._clock = clock
+
+    @property
+    def policy(self) -> Policy:
+        """The operator's choices."""
+        return self._scheduler.policy
+
+    def world(self, promised: tuple[Promise, ...] = ()) -> World:
+        """The fleet as placement sees it now, as if these loads had been decided as well."""
+        overlay = self._scheduler.overlay()
+        overlay = replace(overlay, promises=(*overlay.promises, *promised))
+        return self._outlook.world(self._fleet.bare, overlay)
+
+    def plan(
+        self, wish: Wish, promised: tuple[Promise, ...] = (), *, insists: bool = False
+    ) -> tuple[Plan, World]:
+        """What would be done for a wish now, and the world that this was decided on.
+
+        Args:
+            wish: for what.
+            promised: see `world`.
+            insists: see `Ask.insists`.
+        """
+        world, now = self.world(promised), self._clock.monotonic()
+        troubles = self._scheduler.troubles
+        return foresee(wish, world, self.policy, troubles, now, insists=insists), world
+
+    def lately(self, model: str) -> Mapping[str, str]:
+        """What went wrong with a model on nodes lately, for people."""
+        return self._scheduler.troubles.told(model, self._clock.monotonic())

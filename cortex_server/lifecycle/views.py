@@ -3,14 +3,144 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from cortex_common.schema.fleet import InstanceView
+from cortex_common.config.catalogue import ModelProfile
+from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView
+from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_common.schema.plans import LedgerLine, PlannedEviction, PlanView
+from cortex_server.lifecycle.pins import PinBoard
+from cortex_server.placement.desired_state import Upkeep
 from cortex_server.placement.explain import refusals
+from cortex_server.placement.failure_backoff import Trouble
 from cortex_server.placement.fit import shapes
 from cortex_server.placement.planner import Impossible, Join, Load, Plan, Serve, Wait
 from cortex_server.placement.policy import Policy
+from cortex_server.placement.scheduler import Scheduler
 from cortex_server.placement.state import Wish, World
+
+
+@dataclass(frozen=True, slots=True)
+class WaitProgress:
+    """How far the model that somebody waits for is.
+
+    Attributes:
+        state: waiting_for_room, making_room, starting or loading.
+        node: where it is being loaded.
+        eta_s: seconds until ready, from past loads; None when nothing is known, or it takes longer than those.
+        position: 1 when no other model's requests wait longer; 0 when nobody waits.
+        started: the node is loading it.
+        progress: share of the load that is done, 0 to 1, where the engine tells.
+        stage: what the engine says that it is doing.
+        why: what is waited for before a load can begin, for people.
+    """
+
+    state: str
+    node: str | None
+    eta_s: float | None
+    position: int
+    started: bool
+    progress: float | None = None
+    stage: str | None = None
+    why: str | None = None
+
+
+def progress_of(
+    model: str,
+    scheduler: Scheduler,
+    snapshot: FleetSnapshot,
+    usual_s: float | None,
+    now: float,
+) -> WaitProgress | None:
+    """What is known about a model that is waited for or loaded, here or by another gateway; None when neither.
+
+    Args:
+        model: its id.
+        scheduler: of this gateway.
+        snapshot: the fleet now.
+        usual_s: seconds that its load took before.
+        now: monotonic seconds.
+    """
+    position = scheduler.waiting.position(model)
+    load = next((u for u in scheduler.loads if u.goal.model == model), None)
+    views = [i for i in snapshot.instances() if i.model == model]
+    if load is None:
+        view = next((i for i in views if i.state is InstanceState.LOADING), None)
+        if view is not None:
+            return _seen("loading", view, view.eta_s, position)
+        if not position:
+            return None
+        why = scheduler.waiting.why(model)
+        return WaitProgress("waiting_for_room", None, None, position, False, why=why)
+    left = usual_s - (now - load.since) if usual_s is not None else 0.0
+    known = left if left > 0 else None
+    view = next((i for i in views if i.id == load.order.instance), None)
+    if view is not None:
+        return _seen(load.stage.value, view, known if view.eta_s is None else view.eta_s, position)
+    return WaitProgress(load.stage.value, load.order.plan.node, known, position, False)
+
+
+def _seen(state: str, view: InstanceView, eta_s: float | None, position: int) -> WaitProgress:
+    return WaitProgress(state, view.node, eta_s, position, True, view.progress, view.stage)
+
+
+def with_pins(snapshot: FleetSnapshot, pins: PinBoard) -> FleetSnapshot:
+    """The snapshot with operators' pins on its instances."""
+    if not pins.held:
+        return snapshot
+    nodes = tuple(
+        replace(
+            node,
+            instances=tuple(
+                replace(i, pinned=True) if pins.pins(i.model, i.node) else i for i in node.instances
+            ),
+        )
+        for node in snapshot.nodes
+    )
+    return replace(snapshot, nodes=nodes)
+
+
+def with_reasons(
+    snapshot: FleetSnapshot,
+    why: Mapping[InstanceId, str],
+    profiles: Mapping[str, ModelProfile],
+    upkeep: Upkeep,
+    failures: Mapping[str, Trouble],
+    now: float,
+) -> FleetSnapshot:
+    """The snapshot with why each instance is where it is, why models could not be loaded, and when idle ones go.
+
+    Args:
+        snapshot: with pins already.
+        why: the reasons of this gateway's loads.
+        profiles: by model id.
+        upkeep: who ends idle models.
+        failures: of the last load of a model; where no engine was started, no instance tells of it.
+        now: monotonic seconds.
+    """
+    nodes = tuple(
+        replace(
+            node,
+            instances=tuple(
+                replace(i, reason=why[i.id]) if i.id in why else i for i in node.instances
+            ),
+        )
+        for node in snapshot.nodes
+    )
+    of_model: dict[str, list[InstanceView]] = {}
+    for i in snapshot.instances():
+        of_model.setdefault(i.model, []).append(i)
+
+    def told(model: ModelView) -> ModelView:
+        if model.state is ModelState.UNLOADED and model.id in failures:
+            return replace(model, state=ModelState.FAILED, error=failures[model.id].reason)
+        profile = profiles.get(model.id)
+        if profile is None:
+            return model
+        left = upkeep.ends_in(profile, of_model.get(model.id, ()), now)
+        return model if left is None else replace(model, unload_at=snapshot.at + left)
+
+    return replace(snapshot, nodes=nodes, models=tuple(map(told, snapshot.models)))
 
 
 def plan_view(

@@ -17,8 +17,7 @@ from cortex_common import __version__
 from cortex_common.errors import BY_CODE
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, SettingsView
 from cortex_common.units import BYTES_PER_MIB
-from cortex_server.histogram import Histogram
-from cortex_server.tally import Tally
+from cortex_server.metrics.series import Histogram, Tally
 
 if TYPE_CHECKING:
     from cortex_server.metrics.series import Series

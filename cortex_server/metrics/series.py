@@ -7,17 +7,57 @@ makes of them what Prometheus reads when it asks.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from cortex_common.schema.fleet import FleetSnapshot
-from cortex_server.histogram import Histogram
+from cortex_common.schema.instances import InstanceId, InstanceState, ModelInfo, NodeStatus
 from cortex_server.metrics import exposition
-from cortex_server.tally import Tally
+
+
+class Histogram:
+    """Counts by bucket, as Prometheus wants them cumulated at scrape.
+
+    Args:
+        bounds: upper bounds of the buckets, ascending, without infinity.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def taken(self) -> tuple[tuple[int, ...], float]:
+        """What was counted, and the sum of it; counting begins anew."""
+        taken = tuple(self.counts), self.total
+        self.counts, self.total = [0] * len(self.counts), 0.0
+        return taken
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count what another histogram of the same bounds had counted."""
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.total += total
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulated counts with the bound of each bucket as text, "+Inf" last."""
+        cumulated, rows = 0, []
+        for bound, count in zip((*self.bounds, None), self.counts, strict=True):
+            cumulated += count
+            rows.append(("+Inf" if bound is None else str(float(bound)), float(cumulated)))
+        return rows
+
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -189,3 +229,48 @@ def _quantile_ms(ascending: list[float], share: float) -> float | None:
     if not ascending:
         return None
     return round(ascending[min(len(ascending) - 1, int(len(ascending) * share))] * 1000, 1)
+
+
+_LOAD_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)
+
+
+class Tally:
+    """Plain counts that only grow.
+
+    Attributes:
+        loads: by model, node and outcome ("ready", "failed").
+        load_seconds: of the loads that became ready, by model and node.
+        unloads: by node and reason: "room" for evictions that make room, "idle", "operator", "defrag", "drain",
+            "profile".
+        restarts: of engines of somebody else, by node, harness and outcome: "restarted", "kept" when another
+            gateway had it done, "busy" when requests did not end in time, "failed".
+        drains: by outcome: "idle" when the requests ended in time, "busy" when they did not.
+    """
+
+    def __init__(self) -> None:
+        self.loads: Counter[tuple[str, str, str]] = Counter()
+        self.load_seconds: dict[tuple[str, str], Histogram] = {}
+        self.unloads: Counter[tuple[str, str]] = Counter()
+        self.drains: Counter[str] = Counter()
+        self.restarts: Counter[tuple[str, str, str]] = Counter()
+
+    def reported(self, node: str, before: NodeStatus | None, now: NodeStatus) -> None:
+        """Count the loads that ended between two reports of a node."""
+        loading = _loading(before)
+        for info in now.models:
+            if info.instance_id in loading:
+                self._ended(node, info)
+
+    def _ended(self, node: str, info: ModelInfo) -> None:
+        if info.status is InstanceState.FAILED:
+            self.loads[info.id, node, "failed"] += 1
+        elif info.status is InstanceState.READY:
+            self.loads[info.id, node, "ready"] += 1
+            if info.load_seconds is not None:
+                found = self.load_seconds.setdefault((info.id, node), Histogram(_LOAD_SECONDS))
+                found.observe(info.load_seconds)
+
+
+def _loading(status: NodeStatus | None) -> Mapping[InstanceId, ModelInfo]:
+    models = () if status is None else status.models
+    return {i.instance_id: i for i in models if i.status is InstanceState.LOADING}

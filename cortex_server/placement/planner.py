@@ -14,11 +14,11 @@ from operator import neg
 
 from cortex_common.schema.fleet import InstanceView, NodeState, NodeView
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.core.making import cheapest_place
 from cortex_server.placement.capacity import DeviceRoom, NodeRoom, frees, is_serving
 from cortex_server.placement.eviction import UNKNOWN
-from cortex_server.placement.eviction_candidates import Guard
+from cortex_server.placement.eviction_candidates import Guard, cheapest_place
 from cortex_server.placement.explain import Refusal, refusals
+from cortex_server.placement.failure_backoff import Troubles
 from cortex_server.placement.fit import (
     Shape,
     Where,
@@ -320,3 +320,59 @@ def _is_moving(instance: InstanceView, room: NodeRoom, wish: Wish) -> bool:
 def _may_move(instance: InstanceView, wish: Wish, world: World) -> bool:
     standing = world.standings.get(instance.model, UNKNOWN)
     return not instance.pinned and instance.model != wish.profile.id and not standing.keep
+
+
+def decide(
+    wish: Wish,
+    world: World,
+    policy: Policy,
+    troubles: Troubles,
+    now: float,
+    *,
+    forgiven: bool = False,
+) -> Plan:
+    """What to do for a wish.
+
+    Args:
+        wish: for what.
+        world: the fleet, and what is decided about it.
+        policy: the operator's choices.
+        troubles: what went wrong lately.
+        now: monotonic seconds.
+        forgiven: as an operator wishes it, who forgives what engines did.
+    """
+    model = wish.profile.id
+    avoid = wish.avoid.union(troubles.avoided(model, now))
+    spared = frozenset(i for i, until in troubles.spared.items() if now < until)
+    wish = replace(wish, spared=spared, avoid=avoid)
+    if forgiven:
+        return plan(wish, world, policy)
+    wish = replace(wish, avoid=avoid.union(troubles.unable(model, now)))
+    decided = plan(wish, world, policy)
+    crashed = troubles.crashed(model, now)
+    if not isinstance(decided, Load) or decided.node not in crashed:
+        return decided
+    # Elsewhere, where that costs nobody anything, if an engine failed there: another host may be sound.
+    other = plan(replace(wish, avoid=wish.avoid | crashed, may_evict=False), world, policy)
+    return other if isinstance(other, Load) else decided
+
+
+def foresee(
+    wish: Wish,
+    world: World,
+    policy: Policy,
+    troubles: Troubles,
+    now: float,
+    *,
+    insists: bool = False,
+) -> Plan:
+    """What would become of a wish that somebody had now; see `decide`, and `Ask.insists`."""
+    model = wish.profile.id
+    trouble = None if insists else troubles.failed_lately(model, now)
+    if trouble is not None:
+        return Wait((), f"its last load failed: {trouble.reason}")
+    found = decide(wish, world, policy, troubles, now, forgiven=insists)
+    if isinstance(found, Impossible) and (resting := troubles.avoided(model, now)):
+        nodes = ", ".join(sorted(resting))
+        return Wait((), f"{nodes} refused or lost it a moment ago, and is asked again soon")
+    return found

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from cortex_common.config.gateway import GatewayConfig
+from cortex_common.schema.instances import InstanceId
 
 
 class Strategy(StrEnum):
@@ -49,3 +54,22 @@ class Policy:
     max_backoff_s: float = 300.0
     restart_after_cycles: int = 50
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def policy_of(config: GatewayConfig) -> Policy:
+    """The operator's choices as the cores take them."""
+    return Policy(
+        strategy=Strategy(config.eviction.strategy),
+        prefer=Prefer(config.placement.prefer),
+        min_residency_s=config.eviction.min_residency,
+        patience_s=config.placement.patience,
+        max_waiting=config.placement.max_waiting,
+        restart_after_cycles=config.eviction.defrag_after_cycles,
+        labels={n.name: n.labels for n in config.neurons},
+    )
+
+
+def new_instance_id(model: str) -> InstanceId:
+    """A readable name that no other gateway or run gives: the end of the model's name and 48 random bits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:40]
+    return InstanceId(f"{slug or 'model'}-{secrets.token_hex(6)}")

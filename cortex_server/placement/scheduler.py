@@ -23,13 +23,12 @@ from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import Conflict, CortexError
 from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.core.decide import decide
 from cortex_server.placement import load_errors
 from cortex_server.placement.capacity import Overlay, Pins, Promise
 from cortex_server.placement.failure_backoff import Troubles
 from cortex_server.placement.load_queue import Ask, Goal, Queue, WaitingRoom
 from cortex_server.placement.pending_loads import Effects, Order, Stage, Underway
-from cortex_server.placement.planner import Impossible, Join, Load, Serve, Wait, present
+from cortex_server.placement.planner import Impossible, Join, Load, Serve, Wait, decide, present
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.state import Wish, World
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.instances import ModelId
 from cortex_server.auth.keys import Key
-from cortex_server.dataplane.trace import Ended, Trace
 from cortex_server.fleet.routing_table import Target
 from cortex_server.metrics.series import NOWHERE
+from cortex_server.proxy.access_log import Ended, Trace
 from cortex_server.proxy.response import Answer
 from cortex_server.proxy.routing import Routing
 

@@ -5,14 +5,120 @@ Most models have one instance, or several alike, and most requests name no sessi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Protocol, TypeVar
 
 from cortex_common.errors import PromptTooLong
 from cortex_common.schema.instances import InstanceId, ModelId
-from cortex_server.core.affinity import Affinity
-from cortex_server.core.pick import pick, pick_of_alike, pick_with_affinity
 from cortex_server.fleet.routing_table import Target
 from cortex_server.proxy.adapter import Dialogue
+
+BLOCK_BYTES = 1024
+"""Finer blocks tell closer, and cost more to name; engines cache in blocks of some dozen tokens."""
+
+MOST_BLOCKS = 64
+"""Blocks named of one prompt: what two prompts share beyond 64 KiB changes no choice."""
+
+
+def block_names(prompt: bytes) -> tuple[int, ...]:
+    """The name of each whole block of a prompt; the same in processes with one hash seed."""
+    names: list[int] = []
+    name = 0
+    for start in range(
+        0, min(len(prompt), BLOCK_BYTES * MOST_BLOCKS) - BLOCK_BYTES + 1, BLOCK_BYTES
+    ):
+        name = hash((name, prompt[start : start + BLOCK_BYTES]))
+        names.append(name)
+    return tuple(names)
+
+
+class Affinity:
+    """Remembers where blocks were seen last, the most recent ones.
+
+    Args:
+        most: blocks that are remembered; some 200 bytes each.
+    """
+
+    def __init__(self, most: int = 100_000) -> None:
+        self._most = most
+        self._seen: dict[int, InstanceId] = {}
+
+    def remember(self, names: Sequence[int], instance: InstanceId) -> None:
+        """A prompt with these blocks went to this instance."""
+        for name in names:
+            self._seen.pop(name, None)
+            self._seen[name] = instance
+        while len(self._seen) > self._most:
+            del self._seen[next(iter(self._seen))]
+
+    def matches(self, names: Sequence[int], instances: Sequence[InstanceId]) -> dict[int, float]:
+        """The share of a prompt that instances have probably cached, by their position; the rest have 0."""
+        for at in range(len(names) - 1, -1, -1):
+            instance = self._seen.get(names[at])
+            if instance is not None and instance in instances:
+                return {instances.index(instance): (at + 1) / len(names)}
+        return {}
+
+
+LOAD_WEIGHT = 1.0
+"""How much a full instance's load counts against a whole conversation's cached prefix: at 1 a completely matching
+instance is left once it is busier, by all its slots, than an idle one without a match."""
+
+
+class Candidate(Protocol):
+    """What `pick` must know of an instance."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way on it."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Requests that it computes side by side, at least 1."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+_in_flight = attrgetter("in_flight")
+
+
+def pick(candidates: Sequence[C]) -> C:
+    """The instance with the least in flight relative to its slots; the first of equals.
+
+    Args:
+        candidates: ready instances, at least one, none of them draining or on a cordoned node's way out.
+    """
+    loads = [candidate.in_flight / candidate.slots for candidate in candidates]
+    return candidates[loads.index(min(loads))]
+
+
+def pick_of_alike(candidates: Sequence[C]) -> C:
+    """The same where all have the same slots, for a third of what it costs."""
+    return min(candidates, key=_in_flight)
+
+
+def pick_with_affinity(
+    candidates: Sequence[C], matches: Mapping[int, float], weight: float = LOAD_WEIGHT
+) -> C:
+    """The instance with the best match less weighted load, where the same conversation was before.
+
+    Args:
+        candidates: as for `pick`.
+        matches: share (0 to 1) of the request's prompt that an instance probably has cached, by position in
+            `candidates`; absent is 0. A session id that a client sent counts as 1.
+        weight: of the load, that is, in flight relative to slots.
+    """
+    best, most = candidates[0], -math.inf
+    for at, candidate in enumerate(candidates):
+        score = matches.get(at, 0.0) - weight * candidate.in_flight / candidate.slots
+        if score > most:
+            best, most = candidate, score
+    return best
+
 
 Pick = Callable[[Sequence[Target]], Target]
 

@@ -7,19 +7,25 @@ from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
-from cortex_server.dataplane.retold import Assembled
 from cortex_server.dialects import tokens
-from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.engine_errors import from_answer
+from cortex_server.dialects.engine_options import without_named_choice
 from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.openai_errors import engine_error_body
 from cortex_server.dialects.stream.aggregate import Assembler
 from cortex_server.dialects.stream.chunk_repair import mend_answer
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.tool_choice import without_named_choice
+from cortex_server.dialects.stream.text import Echo
 from cortex_server.proxy.adapter import CHAT, openai_refusal, ruled
 from cortex_server.proxy.body import Head, as_stream, with_model, with_usage
-from cortex_server.proxy.response import Answer, MendedWhole, PassedStream, PassedWhole, Refused
+from cortex_server.proxy.response import (
+    Answer,
+    Assembled,
+    MendedWhole,
+    PassedStream,
+    PassedWhole,
+    Refused,
+)
 
 _KEY_REFUSED = 401
 _NO_ROUTE = frozenset({404, 405, 501})

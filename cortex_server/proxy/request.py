@@ -36,8 +36,8 @@ from cortex_http.headers import (
 from cortex_server.auth.admission_queue import full
 from cortex_server.auth.keys import Key
 from cortex_server.dataplane.reply import Reply
-from cortex_server.dataplane.trace import Trace
 from cortex_server.fleet.routing_table import Target
+from cortex_server.proxy.access_log import Trace
 from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.cold_start import ColdStart
 from cortex_server.proxy.request_head import Asking

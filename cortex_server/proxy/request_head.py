@@ -8,8 +8,7 @@ from urllib.parse import parse_qs
 
 from cortex_http.client import Headers
 from cortex_http.headers import TO_ENGINE
-from cortex_server.auth.access_control import CREDENTIALS
-from cortex_server.auth.origin import is_own
+from cortex_server.auth.access_control import CREDENTIALS, is_own
 
 if TYPE_CHECKING:
     from cortex_server.proxy.routes import Route

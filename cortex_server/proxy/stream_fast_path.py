@@ -15,8 +15,7 @@ import asyncio
 import re
 from os import write
 
-from cortex_server.dialects.skeleton import is_one_text
-from cortex_server.dialects.stream.repair import StreamRepair
+from cortex_server.dialects.stream.repair import StreamRepair, is_one_text
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,3})\r\n")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelProfile
 from cortex_common.errors import CortexError
-from cortex_server.dataplane.retold import Assembled, Told, TranslatedStream
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic import request as anthropic_request
 from cortex_server.dialects.anthropic.errors import error_body
+from cortex_server.dialects.anthropic.request import Translated
 from cortex_server.dialects.anthropic.response import to_message
 from cortex_server.dialects.anthropic.stream import MessagesStream
 from cortex_server.dialects.engine_errors import from_answer
@@ -21,10 +21,9 @@ from cortex_server.dialects.responses.response import to_response
 from cortex_server.dialects.responses.stream import ResponsesStream
 from cortex_server.dialects.stream.aggregate import Assembler
 from cortex_server.dialects.stream.writer import ClientStream
-from cortex_server.dialects.translated import Translated
 from cortex_server.proxy.adapter import CHAT, anthropic_refusal, openai_refusal, ruled
 from cortex_server.proxy.body import with_model
-from cortex_server.proxy.response import Answer, Refused
+from cortex_server.proxy.response import Answer, Assembled, Refused, Told, TranslatedStream
 
 
 class _Translating(ABC):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cortex_server.auth.rates import Bucket
+from cortex_server.auth.keys import Bucket
 
 ROWS = 16384
 """Keys with limits, and one; memory is taken only for those in use."""

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.auth.keys import Key
-from cortex_server.core.affinity import Affinity
-from cortex_server.dataplane import trace as traces
-from cortex_server.dataplane.trace import Trace
 from cortex_server.fleet.routing_table import Target
-from cortex_server.histogram import Histogram
+from cortex_server.metrics.series import Histogram
+from cortex_server.proxy import access_log as traces
+from cortex_server.proxy.access_log import Trace
 from cortex_server.proxy.accounting import judge
 from cortex_server.proxy.context import DataPlane
-from cortex_server.proxy.load_balancer import MOST_SESSIONS
+from cortex_server.proxy.load_balancer import MOST_SESSIONS, Affinity
 from cortex_server.proxy.response import Answer
 from cortex_server.workers.table import SharedTarget, Table
 from cortex_server.workers.wire import Channel, Counts, Ended, Pulse, Report, ToWorker

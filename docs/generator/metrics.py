@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from cortex_common.certificates import Certificate
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.hardware import DeviceReading, Health
 from cortex_common.schema.instances import (

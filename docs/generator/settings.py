@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cortex_cli.config_files import NAMES, SCHEMAS, File
-from cortex_cli.render.toml import toml_value
+from cortex_cli.render.formats import toml_value
 from cortex_common.config.catalogue import Duration
 from cortex_common.config.loader import ENV_PREFIX
 from generator.text import page, sentence

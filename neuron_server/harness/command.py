@@ -25,8 +25,7 @@ from cortex_common.errors import ConfigError
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
-from neuron_server.harness.devices import device_environment
-from neuron_server.harness.probe import get, get_json
+from neuron_server.harness.probe import device_environment, get, get_json
 from neuron_server.harness.weights import local_path, size_mb
 
 _LOADING = 503

@@ -20,8 +20,7 @@ from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
 from neuron_server.harness.command import sum_series
-from neuron_server.harness.devices import device_environment, gpu_count
-from neuron_server.harness.probe import get, get_json
+from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, links_no_cuda
 

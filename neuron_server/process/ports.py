@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import Callable, Collection
+from functools import partial
 
 from cortex_common.errors import Unavailable
 
@@ -42,3 +44,20 @@ def choose_port(
         hints=("widen port_range of this harness in neuron.toml",),
         retry_after=5.0,
     )
+
+
+def free_port(ports: tuple[int, int], host: str, taken: Collection[int], seed: str) -> int:
+    """See `core.ports.choose_port`; `ports` are the first and the last, `host` the address to listen on."""
+    free = partial(_is_free, host)
+    return choose_port(*ports, taken=taken, is_free=free, seed=seed)
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError:
+            return False
+    return True

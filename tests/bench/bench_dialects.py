@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from cortex_http.sse import SseParser
 from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.responses.stream import ResponsesStream
 from cortex_server.dialects.stream.aggregate import Assembler
 from cortex_server.dialects.stream.repair import StreamRepair
+from cortex_server.dialects.stream.text import Echo
 
 _EVENTS = 5000
 _ROUNDS = 9

@@ -10,7 +10,7 @@ from lifecycle_rig import MODEL_MB, gateway, neuron, tiny
 
 from cortex_cli.commands.why import one_of
 from cortex_cli.output import Output, document
-from cortex_cli.render.why import why_text
+from cortex_cli.render.details import why_text
 from cortex_common.errors import NotFound
 
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}

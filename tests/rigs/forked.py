@@ -22,7 +22,7 @@ _FORKS.set_forkserver_preload(
         "cortex_common.client.gateway",
         "cortex_server.main",
         "neuron_server.main",
-        "cortex_cli.listing",
+        "cortex_cli.output",
         "cortex_cli.render.fleet",
         # httpx imports these only when it asks, uvicorn those only when it serves.
         "anyio._backends._asyncio",

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from cortex_common.liveness import probe
+from cortex_common.net.sockets import probe
 
 log = logging.getLogger("cortex.systemd")
 

@@ -12,8 +12,8 @@ from enum import StrEnum
 
 from pydantic import TypeAdapter
 
-from cortex_common.certificates import Certificate
 from cortex_common.clock import Moment
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_common.schema.instances import EngineFailures, InstanceId, InstanceState, ModelId
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from cortex_common.certificates import Certificate
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.base import Wire
 
 

@@ -8,6 +8,7 @@ clients repeat a refused request with one field less each time, which helps nobo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import msgspec
@@ -30,7 +31,26 @@ from cortex_server.dialects.conversation import Conversation
 from cortex_server.dialects.engine_options import Thoughts, apply_thoughts
 from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.json_input import read, read_body
-from cortex_server.dialects.translated import Translated
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A client's request in the words of an engine.
+
+    Attributes:
+        body: of POST /v1/chat/completions.
+        call_ids: ids of the calls of earlier turns, which the answer must not use again.
+        only_first_call: the client wants no parallel calls and the engine has no switch for it.
+        dropped: what could not be carried over and was left out, each for one line of the log.
+        function_names: how flattened names of functions map back to (namespace, name).
+    """
+
+    body: bytes
+    call_ids: frozenset[str] = frozenset()
+    only_first_call: bool = False
+    dropped: tuple[str, ...] = ()
+    function_names: dict[str, tuple[str, str]] = field(default_factory=dict)
+
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 from cortex_common.errors import CortexError
 from cortex_http.sse import write_event
 from cortex_server.dialects.anthropic.errors import error_body
-from cortex_server.dialects.anthropic_wire import (
+from cortex_server.dialects.anthropic.response import (
     SIGNATURE,
     AnthropicUsage,
     Block,

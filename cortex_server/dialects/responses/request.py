@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
+from cortex_server.dialects.anthropic.request import Translated
 from cortex_server.dialects.chat import ChatRequest, JsonSchema, ResponseFormat, StreamOptions
 from cortex_server.dialects.conversation import Conversation
 from cortex_server.dialects.engine_options import Thoughts, apply_thoughts
@@ -19,7 +20,6 @@ from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.json_input import read_body
 from cortex_server.dialects.responses.items import InputItems
 from cortex_server.dialects.responses.tools import FlatTools, choose
-from cortex_server.dialects.translated import Translated
 
 T = TypeVar("T")
 

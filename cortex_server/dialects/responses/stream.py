@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct
 
 from cortex_common.errors import CortexError
 from cortex_http.sse import COMMENT, write_event
-from cortex_server.dialects.responses_wire import (
+from cortex_server.dialects.responses.response import (
     FunctionCallItem,
     Item,
     ItemStatus,

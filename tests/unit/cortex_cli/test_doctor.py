@@ -8,9 +8,9 @@ from demo_fleet import free_port
 from sample_fleet import NOW, busy_fleet, empty_fleet
 
 from cortex_cli.doctor.checks import Verdict, counted, fleet_checks, host_checks, way_to, worst
-from cortex_common.certificates import SOON_S, Certificate
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import UpstreamFailed
+from cortex_common.net.tls import SOON_S, Certificate
 from cortex_common.schema.fleet import FleetSnapshot, SettingsView
 
 

@@ -13,9 +13,9 @@ from dialects_kit import events, run
 from cortex_cli.doctor import chat, messages, responses
 from cortex_cli.doctor.probe import Broken, Event
 from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.responses.stream import ResponsesStream
 from cortex_server.dialects.stream.repair import StreamRepair
+from cortex_server.dialects.stream.text import Echo
 
 Translator = MessagesStream | ResponsesStream | StreamRepair
 DIALECTS: dict[str, tuple[ModuleType, Callable[[], Translator]]] = {

@@ -5,8 +5,8 @@ import pytest
 from cortex_cli.color import Paint
 from cortex_cli.error_exit import EXIT_CODES, PartialSuccess, TimedOut, describe, exit_code
 from cortex_common import errors
-from cortex_common.certificates import RENEW
 from cortex_common.errors import BY_CODE, CortexError, UpstreamFailed
+from cortex_common.net.tls import RENEW
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from sample_fleet import busy_fleet, empty_fleet
 from cortex_cli.color import Paint
 from cortex_cli.logs import write_engine_log
 from cortex_cli.output import Kind, Output, as_text, live
+from cortex_cli.render.details import node_text
 from cortex_cli.render.fleet import (
     DEVICES,
     INSTANCES,
@@ -32,11 +33,10 @@ from cortex_cli.render.fleet import (
 from cortex_cli.render.formats import to_yaml
 from cortex_cli.render.json_values import plain, rfc3339
 from cortex_cli.render.log import engine_line
-from cortex_cli.render.node import node_text
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
-from cortex_common.certificates import Certificate
 from cortex_common.log_buffer import LogLine
+from cortex_common.net.tls import Certificate
 from cortex_common.schema.audit import TrailEntry
 from cortex_common.schema.base import Wire
 from cortex_common.schema.fleet import (

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.late import trustme
 
-from cortex_common.certificates import SOON_S, Certificate, in_use
 from cortex_common.clock import ManualClock
-from cortex_common.net.tls import tell_ends
+from cortex_common.net.tls import SOON_S, Certificate, in_use, tell_ends
 
 ENDS = st.integers(1_800_000_000, 4_700_000_000).map(partial(datetime.fromtimestamp, tz=UTC))
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cortex_server.histogram import Histogram
-from cortex_server.metrics.series import Metrics
+from cortex_server.metrics.series import Histogram, Metrics
 
 
 def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from cortex_common.clock import ManualClock
 from cortex_common.schema.hardware import Health
 from cortex_common.schema.instances import NodeStatus
-from neuron_server.changes import Changes
-from neuron_server.event_log import Journal
+from neuron_server.event_log import Changes, Journal
 from neuron_server.event_stream import StatusEvents, noted_before
 
 STATUS = NodeStatus(health=Health(uptime_secs=1.0))

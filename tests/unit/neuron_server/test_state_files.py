@@ -19,6 +19,7 @@ from cortex_common.config.neuron import NeuronConfig, headroom_mib
 from cortex_common.errors import ConfigError, Conflict
 from cortex_common.net.state_dir import held
 from cortex_common.schema.instances import InstanceId, LoadSpec
+from neuron_server.instances.runner import until_freed, until_idle
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.process_table import (
     Process,
@@ -30,7 +31,6 @@ from neuron_server.process.process_table import (
     read_table,
 )
 from neuron_server.state_store import EngineRecord, PastLoad, StateDir
-from neuron_server.unloading import until_freed, until_idle
 
 SPEC = LoadSpec(model_id="org/m", harness="h", context=10)
 

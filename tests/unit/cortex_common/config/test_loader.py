@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_cli.render.toml import toml_key, toml_value
+from cortex_cli.render.formats import toml_key, toml_value
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import load
-from cortex_common.config.locate import key_lines, line_of
+from cortex_common.config.loader import key_lines, line_of, load
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import ConfigError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cortex_common.liveness import vanished
+from cortex_common.net.sockets import vanished
 from cortex_http import server
 from neuron_server import main
 

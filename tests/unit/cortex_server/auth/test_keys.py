@@ -18,13 +18,11 @@ from cortex_common.errors import (
     Unavailable,
 )
 from cortex_common.schema.keys import CreateKey
-from cortex_server.auth.access_control import INFER, Gate
+from cortex_server.auth.access_control import INFER, Gate, is_loopback, is_own
 from cortex_server.auth.admission_queue import Turnstile
 from cortex_server.auth.key_service import Desk
-from cortex_server.auth.keys import Key, Keyring, MadeKey, hash_of, new_secret
-from cortex_server.auth.origin import is_loopback, is_own
+from cortex_server.auth.keys import Bucket, Key, Keyring, MadeKey, hash_of, new_secret
 from cortex_server.auth.permissions import RULES, matrix, rule_for
-from cortex_server.auth.rates import Bucket
 from cortex_server.auth.usage import Usage
 from cortex_server.proxy.routes import ROUTES
 from cortex_server.storage.keys import Records

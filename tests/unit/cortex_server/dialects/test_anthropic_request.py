@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
-from cortex_server.dialects.anthropic.request import read_request, to_chat
+from cortex_server.dialects.anthropic.request import Translated, read_request, to_chat
 from cortex_server.dialects.engine_traits import (
     EMBEDDED,
     GENERIC,
@@ -21,7 +21,6 @@ from cortex_server.dialects.engine_traits import (
     EngineTraits,
     traits_of,
 )
-from cortex_server.dialects.translated import Translated
 
 
 def _translate(

@@ -19,11 +19,10 @@ from cortex_common.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from cortex_server.dialects.anthropic.request import Translated
 from cortex_server.dialects.engine_traits import GENERIC, LLAMACPP, MISTRALRS, EngineTraits
 from cortex_server.dialects.responses.request import read_request, to_chat
-from cortex_server.dialects.responses.response import to_response
-from cortex_server.dialects.responses_wire import error_of
-from cortex_server.dialects.translated import Translated
+from cortex_server.dialects.responses.response import error_of, to_response
 
 
 def _translate(

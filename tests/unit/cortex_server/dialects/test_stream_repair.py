@@ -20,11 +20,11 @@ from cortex_common.errors import (
     UpstreamTimeout,
 )
 from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.responses.stream import ResponsesStream
 from cortex_server.dialects.stream.aggregate import Assembler
 from cortex_server.dialects.stream.chunk_repair import mend_answer
 from cortex_server.dialects.stream.repair import StreamRepair
+from cortex_server.dialects.stream.text import Echo
 
 _STOP = chunk(finish="stop")
 _CALLS = chunk(finish="tool_calls")

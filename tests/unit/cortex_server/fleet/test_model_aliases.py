@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.config.catalogue import ModelProfile
-from cortex_server.dialects.echo import Echo
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
+from cortex_server.dialects.stream.text import Echo
 from cortex_server.fleet.model_aliases import Names
 
 _NAMES = Names(

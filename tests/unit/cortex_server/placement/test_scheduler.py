@@ -15,7 +15,6 @@ from cortex_common.errors import Busy, CortexError, DoesNotFit, LoadFailed, Mode
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_common.schema.plans import PlanView
-from cortex_server.core.decide import foresee
 from cortex_server.lifecycle.views import plan_view
 from cortex_server.placement import load_errors
 from cortex_server.placement.capacity import Overlay, Rooms
@@ -24,7 +23,7 @@ from cortex_server.placement.failure_backoff import Trouble
 from cortex_server.placement.fit import Where
 from cortex_server.placement.load_queue import Ask, Goal
 from cortex_server.placement.pending_loads import Order
-from cortex_server.placement.planner import Impossible
+from cortex_server.placement.planner import Impossible, foresee
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
 from cortex_server.placement.state import Wish, World

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.schema.instances import InstanceId
-from cortex_server.core.affinity import BLOCK_BYTES, MOST_BLOCKS, Affinity, block_names
+from cortex_server.proxy.load_balancer import BLOCK_BYTES, MOST_BLOCKS, Affinity, block_names
 
 ONE, TWO = InstanceId("one"), InstanceId("two")
 prompts = st.binary(max_size=6).map(lambda seed: seed * 900)

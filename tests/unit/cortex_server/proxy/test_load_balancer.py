@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_server.core.pick import pick, pick_of_alike, pick_with_affinity
+from cortex_server.proxy.load_balancer import pick, pick_of_alike, pick_with_affinity
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from cortex_common.clock import ManualClock, SystemClock
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.schema.instances import InstanceId
-from neuron_server.core.xid import meaning
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
+from neuron_server.hardware.xid import meaning
 
 MINE = InstanceId("mine")
 

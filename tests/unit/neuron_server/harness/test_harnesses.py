@@ -17,10 +17,9 @@ from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import AttachedHarness, Launch, ProcessHarness
 from neuron_server.harness.command import CommandHarness, fill, sum_series
-from neuron_server.harness.devices import device_environment
 from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit
 from neuron_server.harness.mistralrs import MistralrsHarness, models_of
-from neuron_server.harness.probe import engine_client
+from neuron_server.harness.probe import device_environment, engine_client
 from neuron_server.harness.registry import Registry
 from neuron_server.harness.weights import gguf_file, size_mb
 from neuron_server.process.supervisor import engine_environment

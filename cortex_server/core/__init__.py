@@ -1,1 +1,0 @@
-"""The decisions of the gateway as pure functions and state machines."""

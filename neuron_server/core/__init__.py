@@ -1,1 +1,0 @@
-"""The decisions of a node as pure functions and state machines."""
