@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cortex_cli.client import connect
 from cortex_common.errors import AuthenticationFailed, CortexError, PermissionRefused
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Lost:
 
 async def news(
     gateway: str | None, *, again: bool = False, pause_s: float = 0.25
-) -> AsyncGenerator[FleetSnapshot | TrailEntry | Lost, None]:
+) -> AsyncGenerator[FleetSnapshot | AuditEntry | Lost, None]:
     """Every change of the fleet and entry of the trail; after each loss of the gateway, attempts with growing pauses.
 
     Args:
@@ -79,7 +79,7 @@ async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, No
     """`news` without the trail."""
     async with aclosing(news(gateway)) as told:
         async for seen in told:
-            if not isinstance(seen, TrailEntry):
+            if not isinstance(seen, AuditEntry):
                 yield seen
 
 

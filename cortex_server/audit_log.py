@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 from cortex_common.clock import Clock
 from cortex_common.log import level_name
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 
 KEPT = 1000
 
@@ -27,7 +27,7 @@ ACTOR: ContextVar[str] = ContextVar("actor", default="cortex")
 """Who is behind what this task does: set where a request is let in, and by whoever speaks for a node."""
 
 
-class Trail(logging.Handler):
+class AuditLog(logging.Handler):
     """The latest events; all calls come from the event loop's thread.
 
     Args:
@@ -37,7 +37,7 @@ class Trail(logging.Handler):
     def __init__(self, clock: Clock) -> None:
         super().__init__(logging.INFO)
         self.last = int(clock.unix() * 1000)
-        self._entries: deque[TrailEntry] = deque(maxlen=KEPT)
+        self._entries: deque[AuditEntry] = deque(maxlen=KEPT)
         self._listeners: list[Callable[[], None]] = []
 
     def begin(self) -> None:
@@ -60,7 +60,7 @@ class Trail(logging.Handler):
             return
         self.last += 1
         self._entries.append(
-            TrailEntry(
+            AuditEntry(
                 id=self.last,
                 at=record.created,
                 actor=ACTOR.get(),
@@ -72,11 +72,11 @@ class Trail(logging.Handler):
         for listener in tuple(self._listeners):
             listener()
 
-    def since(self, number: int) -> tuple[TrailEntry, ...]:
+    def since(self, number: int) -> tuple[AuditEntry, ...]:
         """The entries after a number that are still kept, the oldest first."""
         return tuple(entry for entry in self._entries if entry.id > number)
 
-    def recall(self, entries: Iterable[TrailEntry]) -> None:
+    def recall(self, entries: Iterable[AuditEntry]) -> None:
         """Begin with what was kept elsewhere, the oldest first."""
         self._entries.extend(entries)
         if self._entries:

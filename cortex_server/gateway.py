@@ -28,27 +28,27 @@ from cortex_server.api.logs import logs_router
 from cortex_server.api.metrics import metrics_app
 from cortex_server.api.operator import operator_router
 from cortex_server.api.requests import requests_router
-from cortex_server.audit_log import Trail
-from cortex_server.auth.access_control import Gate
-from cortex_server.auth.key_service import Desk
+from cortex_server.audit_log import AuditLog
+from cortex_server.auth.access_control import AccessControl
+from cortex_server.auth.key_service import KeyService
 from cortex_server.auth.keys import Keyring
 from cortex_server.auth.usage import Usage
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.fleet.credentials import accesses, certificates_of
-from cortex_server.fleet.membership import Roster
+from cortex_server.fleet.membership import Membership
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
-from cortex_server.lifecycle.engine_restarts import Restarts
-from cortex_server.lifecycle.operations import Verbs
-from cortex_server.lifecycle.rolling_update import Renewal
+from cortex_server.lifecycle.controller import Controller
+from cortex_server.lifecycle.engine_restarts import EngineRestarts
+from cortex_server.lifecycle.operations import Operations
+from cortex_server.lifecycle.rolling_update import RollingUpdate
 from cortex_server.metrics.series import Metrics
-from cortex_server.proxy.context import DataPlane
-from cortex_server.proxy.inflight import Here, Register
+from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.inflight import InflightRequests, Register
 from cortex_server.proxy.tracing import spans
 from cortex_server.reload import Reloader
-from cortex_server.storage.history import Diary
-from cortex_server.storage.keys import Records
-from cortex_server.storage.placement import Store, store_path
+from cortex_server.storage.history import HistoryStore
+from cortex_server.storage.keys import KeyStore
+from cortex_server.storage.placement import PlacementStore, store_path
 from cortex_server.workers.crew import Crew
 from cortex_server.workers.relay import Backstage
 
@@ -79,7 +79,7 @@ class Gateway:
         clock = SystemClock()
         self.config = config
         self.reloader: Reloader | None = None
-        self.trail = Trail(clock)
+        self.trail = AuditLog(clock)
         # Lines of requests would push everything else out, and `cortex requests` shows them.
         self._kept_log = KeptLog(besides=("cortex.requests",))
         self.broken: str | None = None
@@ -92,30 +92,30 @@ class Gateway:
         self.fleet.certificates = self._certificates
         self.fleet.settings = lambda: self.reloader.view if self.reloader else SettingsView()
         self.metrics.snapshot = lambda: self.fleet.snapshot
-        self._roster = Roster(self.fleet)
+        self._membership = Membership(self.fleet)
         placement = store_path(config.gateway.state_dir, os.environ)
         # Each of two gateways would write its own pins and cordons over the other's.
         self._lock = None if placement is None else held(placement.parent, "gateway")
-        self._store = Store(placement)
+        self._store = PlacementStore(placement)
         for node in self._store.cordons().intersection(self.fleet.entries):
             self.fleet.set_cordoned(node, True)
-        self.conductor = Conductor(
+        self.controller = Controller(
             fleet=self.fleet,
-            nodes=self._roster.clients,
+            nodes=self._membership.clients,
             catalogue=catalogue,
             config=config,
             clock=clock,
             store=self._store,
         )
-        self._renewal = Renewal(self.fleet, self.conductor, catalogue)
+        self._rolling_update = RollingUpdate(self.fleet, self.controller, catalogue)
         usage = Usage()
-        self.gate = Gate(Keyring(), insecure=config.gateway.insecure, usage=usage)
-        records = Records(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
-        self.desk = Desk(self.gate.keyring, usage, records, config.keys)
+        self.gate = AccessControl(Keyring(), insecure=config.gateway.insecure, usage=usage)
+        records = KeyStore(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
+        self.desk = KeyService(self.gate.keyring, usage, records, config.keys)
         self._spans = spans(os.environ)
-        self.plane = DataPlane(
+        self.plane = ProxyContext(
             self.fleet,
-            self.conductor,
+            self.controller,
             self.metrics,
             config.gateway,
             gate=self.gate,
@@ -123,19 +123,19 @@ class Gateway:
             spans=self._spans,
         )
         self.crew = self._hired(catalogue) if config.gateway.workers > 1 else None
-        self.register: Register = self.crew or Here(self.plane)
+        self.register: Register = self.crew or InflightRequests(self.plane)
         story = store_path(config.gateway.state_dir, os.environ, "story.sqlite")
-        told = (self.trail, self.plane.journal, self.conductor.decisions)
-        self._diary = None if story is None else Diary(story, *told)
-        self._restarts = Restarts(self.fleet, self.conductor, clock)
-        self._verbs = Verbs(self.fleet, self.conductor, self._restarts, self._store, clock)
+        told = (self.trail, self.plane.journal, self.controller.decisions)
+        self._history = None if story is None else HistoryStore(story, *told)
+        self._restarts = EngineRestarts(self.fleet, self.controller, clock)
+        self._verbs = Operations(self.fleet, self.controller, self._restarts, self._store, clock)
         self.app = create_app(self.fleet, lambda: self.plane, routers=self._routers())
 
     def _hired(self, catalogue: Catalogue) -> Crew:
         """Worker processes, whose requests count for keys as this one's would."""
         crew = Crew(
             fleet=self.fleet,
-            conductor=self.conductor,
+            controller=self.controller,
             metrics=self.metrics,
             gate=self.gate,
             journal=self.plane.journal,
@@ -147,7 +147,7 @@ class Gateway:
 
     def _routers(self) -> tuple[APIRouter, ...]:
         """The operator API."""
-        fleet, verbs, nodes = self.fleet, self._verbs, self._roster.clients
+        fleet, verbs, nodes = self.fleet, self._verbs, self._membership.clients
         return (
             logs_router(verbs.shown, nodes, self._kept_log, lambda: fleet.closed, fleet.unknown),
             operator_router(fleet, verbs, self.trail),
@@ -175,8 +175,8 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Everything that works in the background: watchers, conductor, metrics."""
         self._kept_log.begin()
-        if self._diary is not None:
-            self._diary.recall()
+        if self._history is not None:
+            self._history.recall()
         self.trail.begin()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
@@ -194,16 +194,16 @@ class Gateway:
     def _work(self) -> dict[str, Coroutine[None, None, None]]:
         """What runs beside the requests, by name."""
         work = {
-            "conductor": self.conductor.run(),
+            "controller": self.controller.run(),
             "silence": self.plane.watch_silence(),
             "lag": self.plane.watch_lag(),
             "usage": self.desk.run(),
-            "renewal": self._renewal.run(),
+            "rolling_update": self._rolling_update.run(),
             "restarts": self._restarts.run(),
             "ends": tell_ends(self._certificates, SystemClock(), partial(event, tls_log)),
         }
-        if self._diary is not None:
-            work["diary"] = self._diary.run()
+        if self._history is not None:
+            work["history"] = self._history.run()
         if self._tls is not None:
             work["certificates"] = self._tls.watch()
         return work
@@ -211,10 +211,10 @@ class Gateway:
     async def _close(self) -> None:
         self.trail.end()
         await self._verbs.close()
-        await self._roster.close()
+        await self._membership.close()
         self.plane.close()
-        if self._diary is not None:
-            self._diary.close()
+        if self._history is not None:
+            self._history.close()
         self._store.close()
         self.desk.close()
         if self._lock is not None:
@@ -240,12 +240,12 @@ class Gateway:
         self._accesses = accesses(config.nodes, os.environ)
         self._of_nodes = certificates_of(config.nodes)
         self.config = config
-        stale = self._renewal.use(catalogue)
+        stale = self._rolling_update.use(catalogue)
         if stale:
             event(log, "instances_stale", count=stale)
         self.fleet.use_catalogue(catalogue)
-        self.conductor.use_catalogue(catalogue)
-        self.conductor.use_config(config)
+        self.controller.use_catalogue(catalogue)
+        self.controller.use_config(config)
         self.desk.configure(config.keys)
         self.gate.insecure = config.gateway.insecure
         self.plane.use(config.gateway, config.limits)
@@ -274,7 +274,7 @@ class Gateway:
     async def _use_nodes(self, config: GatewayConfig) -> None:
         how = self._accesses
         self.plane.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
-        await self._roster.use(config.nodes, how)
+        await self._membership.use(config.nodes, how)
 
     @contextlib.asynccontextmanager
     async def _metrics_listener(self) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 
 from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, HostWarning
-from neuron_server.event_log import Journal
+from neuron_server.event_log import EventLog
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.hardware.xid import is_of_engine, meaning
 from neuron_server.harness.base import Harness
@@ -17,14 +17,14 @@ from neuron_server.instances.state_machine import Instance
 from neuron_server.process.program import build_of, linked_cuda
 
 
-class Faults:
+class HardwareFaults:
     """XID errors since the neuron's start, and cards that were lost or came back.
 
     Args:
         journal: told of each.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: EventLog) -> None:
         self._journal = journal
         self._devices: dict[str, Device] = {}
         self._counts: Counter[tuple[str, int]] = Counter()
@@ -71,7 +71,7 @@ class Faults:
 LOOK_EVERY_S = 60.0
 
 
-class Fitness:
+class EngineChecks:
     """Looks at each program beside everything else, for it has to be started to tell.
 
     Args:

@@ -14,7 +14,7 @@ from cortex_common.log import plain
 from cortex_common.schema.instances import LifecycleEntry
 
 
-class Changes:
+class ChangeCounter:
     """A counter that can be waited for. Nothing is queued: a slow reader sees the latest number only.
 
     Attributes:
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 _KEPT = 256
 
 
-class Journal:
+class EventLog:
     """The latest entries, numbered from 1 over the neuron's life.
 
     Args:
@@ -66,7 +66,7 @@ class Journal:
         changes: told of each entry.
     """
 
-    def __init__(self, clock: Clock, changes: Changes) -> None:
+    def __init__(self, clock: Clock, changes: ChangeCounter) -> None:
         self.last = 0
         self._clock = clock
         self._changes = changes

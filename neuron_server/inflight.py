@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from cortex_common.schema.instances import InstanceId, InstanceState
-from neuron_server.instances.registry import Held
+from neuron_server.instances.registry import ManagedInstance
 
 ASK_EVERY_S = 1.0
 
 
-class Occupancy:
+class InflightCounts:
     """Requests by instance.
 
     Attributes:
@@ -26,14 +26,14 @@ class Occupancy:
         """Requests on an instance: what is relayed to it, or what its engine told last where that is more."""
         return max(self.relayed.get(instance, 0), self._told.get(instance, 0))
 
-    async def ask(self, held: Held) -> int:
+    async def ask(self, held: ManagedInstance) -> int:
         """The same with what its engine tells now; an engine that does not tell counts as idle."""
         url = held.life.url(held.instance.port)
         own = await held.registered.harness.in_flight(url) or 0
         self._told[held.instance.id] = own
         return self.of(held.instance.id)
 
-    async def watch(self, holdings: Iterable[Held], changed: Callable[[], None]) -> None:
+    async def watch(self, holdings: Iterable[ManagedInstance], changed: Callable[[], None]) -> None:
         """Ask again and again; no part of the readings, which a slow engine must not hold up."""
         while True:
             await asyncio.sleep(ASK_EVERY_S)
@@ -42,7 +42,7 @@ class Occupancy:
             if before != self._told:
                 changed()
 
-    async def _ask_all(self, holdings: Iterable[Held]) -> None:
+    async def _ask_all(self, holdings: Iterable[ManagedInstance]) -> None:
         """Ask every engine that serves; one of somebody else's tells the sum over its models, which is no use."""
         ready = [
             held

@@ -23,7 +23,7 @@ from cortex_common.schema.instances import InstanceId
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class DeviceMemory:
     """One device as measured at one moment.
 
     Attributes:
@@ -44,7 +44,7 @@ class Books:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Grant:
     """One instance's part of one device.
 
     Attributes:
@@ -55,7 +55,7 @@ class Share:
 
     instance: InstanceId
     device: int
-    promised_mb: int
+    granted_mb: int
     measured_mb: int | None = None
     settled: bool = False
 
@@ -64,23 +64,23 @@ class Share:
         """Promised and not taken yet."""
         if self.settled:
             return 0
-        return max(0, self.promised_mb - (self.measured_mb or 0))
+        return max(0, self.granted_mb - (self.measured_mb or 0))
 
     @property
     def counted_mb(self) -> int:
         """What the device lacks because of this instance: taken, or kept for it; the promise where nobody can tell."""
         if self.measured_mb is None:
-            return self.promised_mb
+            return self.granted_mb
         return self.measured_mb + self.reserved_mb
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class DeviceAccount:
     """What one device's books say once the shares are entered."""
 
-    books: Books
+    books: DeviceMemory
     reserved_mb: int
-    foreign_mb: int
+    other_mb: int
     available_mb: int
 
 
@@ -102,14 +102,14 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Reservation:
     """What was admitted."""
 
     devices: tuple[int, ...]
     per_device_mb: int
 
 
-def accounts(books: Iterable[Books], shares: Sequence[Share]) -> tuple[Account, ...]:
+def accounts(books: Iterable[DeviceMemory], shares: Sequence[Grant]) -> tuple[DeviceAccount, ...]:
     """Enter all shares into the books."""
     books = tuple(books)
     pool = [device for device in books if device.pool_free_mb is not None]
@@ -125,21 +125,21 @@ def accounts(books: Iterable[Books], shares: Sequence[Share]) -> tuple[Account, 
     )
 
 
-def _account(device: Books, shares: Sequence[Share], pool_mb: int) -> Account:
+def _account(device: DeviceMemory, shares: Sequence[Grant], pool_mb: int) -> DeviceAccount:
     reserved = sum(share.reserved_mb for share in shares)
     ours = sum(share.measured_mb or 0 for share in shares)
     available = device.free_mb - device.headroom_mb - reserved
     if device.pool_free_mb is not None:
         available = min(available, pool_mb)
-    return Account(
+    return DeviceAccount(
         books=device,
         reserved_mb=reserved,
-        foreign_mb=max(0, device.used_mb - ours),
+        other_mb=max(0, device.used_mb - ours),
         available_mb=max(0, available) if device.usable else 0,
     )
 
 
-def admit(need: Need, books: Sequence[Books], shares: Sequence[Share]) -> Promise:
+def admit(need: Need, books: Sequence[DeviceMemory], shares: Sequence[Grant]) -> Reservation:
     """Promise memory to a load.
 
     Among devices that fit, those with the least to spare are taken, so that large blocks stay whole.
@@ -154,7 +154,7 @@ def admit(need: Need, books: Sequence[Books], shares: Sequence[Share]) -> Promis
         chosen = _apart(sorted(candidates, key=lambda a: -a.available_mb))[: need.count]
         least = min((a.available_mb for a in chosen), default=0)
         if len(chosen) == need.count and least > 0:
-            return Promise(tuple(sorted(a.books.index for a in chosen)), least)
+            return Reservation(tuple(sorted(a.books.index for a in chosen)), least)
         raise _refusal(need, all_accounts)
     for kind in need.kinds:
         fitting = [
@@ -165,13 +165,13 @@ def admit(need: Need, books: Sequence[Books], shares: Sequence[Share]) -> Promis
         fitting = _apart(sorted(fitting, key=lambda a: (a.available_mb, a.books.index)))
         if len(fitting) >= need.count:
             chosen_indices = sorted(a.books.index for a in fitting[: need.count])
-            return Promise(tuple(chosen_indices), need.per_device_mb)
+            return Reservation(tuple(chosen_indices), need.per_device_mb)
     raise _refusal(need, all_accounts)
 
 
-def _apart(candidates: Iterable[Account]) -> list[Account]:
+def _apart(candidates: Iterable[DeviceAccount]) -> list[DeviceAccount]:
     """At most one device of the pool: what two of them have is there once only."""
-    found: list[Account] = []
+    found: list[DeviceAccount] = []
     for account in candidates:
         pooled = account.books.pool_free_mb is not None
         if not pooled or all(other.books.pool_free_mb is None for other in found):
@@ -179,7 +179,7 @@ def _apart(candidates: Iterable[Account]) -> list[Account]:
     return found
 
 
-def _candidates(need: Need, all_accounts: Sequence[Account]) -> list[Account]:
+def _candidates(need: Need, all_accounts: Sequence[DeviceAccount]) -> list[DeviceAccount]:
     if need.devices:
         by_index = {account.books.index: account for account in all_accounts}
         for index in need.devices:
@@ -202,7 +202,7 @@ def _candidates(need: Need, all_accounts: Sequence[Account]) -> list[Account]:
     return usable
 
 
-def _refusal(need: Need, all_accounts: Sequence[Account]) -> DoesNotFit:
+def _refusal(need: Need, all_accounts: Sequence[DeviceAccount]) -> DoesNotFit:
     suitable = [a for a in all_accounts if a.books.kind in need.kinds]
     where = "one device" if need.count == 1 else f"each of {need.count} devices"
     hints: list[str] = []
@@ -226,7 +226,7 @@ def _refusal(need: Need, all_accounts: Sequence[Account]) -> DoesNotFit:
                     "index": a.books.index,
                     "free_mb": a.books.free_mb,
                     "reserved_mb": a.reserved_mb,
-                    "foreign_mb": a.foreign_mb,
+                    "other_mb": a.other_mb,
                     "headroom_mb": a.books.headroom_mb,
                     "available_mb": a.available_mb,
                 }

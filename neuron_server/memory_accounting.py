@@ -13,11 +13,11 @@ from neuron_server import views
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.hardware.sample import DeviceSample
 from neuron_server.instances.state_machine import OCCUPIED, Instance
-from neuron_server.ledger import Books, Need, Promise, Share, admit
+from neuron_server.ledger import DeviceMemory, Grant, Need, Reservation, admit
 from neuron_server.process.process_table import TreeOf
 
 
-class NodeBooks:
+class MemoryAccounting:
     """Joins measured devices and promised memory, always of the same moment.
 
     Args:
@@ -40,7 +40,7 @@ class NodeBooks:
         """The devices as they were when they were measured."""
         return self._reading.devices
 
-    def admit(self, needs: Sequence[Need], instances: Iterable[Instance]) -> Promise:
+    def admit(self, needs: Sequence[Need], instances: Iterable[Instance]) -> Reservation:
         """Promise memory on the preferred kind of device, or on the next.
 
         Raises:
@@ -57,7 +57,7 @@ class NodeBooks:
         assert refused is not None, "there is always a need"
         raise refused
 
-    def shares(self, instance: Instance) -> list[Share]:
+    def shares(self, instance: Instance) -> list[Grant]:
         """What an instance holds.
 
         A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
@@ -71,7 +71,7 @@ class NodeBooks:
             measured = self._reading.samples[index].by_instance.get(instance.id)
             takes_at_load = instance.attached or self.kind_of(index) is not DeviceKind.CPU
             settled = takes_at_load and instance.state is not InstanceState.LOADING
-            shares.append(Share(instance.id, index, instance.promised_mb, measured, settled))
+            shares.append(Grant(instance.id, index, instance.granted_mb, measured, settled))
         return shares
 
     def counted_mb(self, instance: Instance) -> tuple[int, ...]:
@@ -100,9 +100,9 @@ class NodeBooks:
         shares = [share for instance in instances for share in self.shares(instance)]
         return views.health(uptime_s, self._reading, self._books(), shares)
 
-    def _books(self) -> list[Books]:
+    def _books(self) -> list[DeviceMemory]:
         return [
-            Books(
+            DeviceMemory(
                 index=device.index,
                 kind=device.kind,
                 used_mb=sample.used_mb,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cortex_common.schema.hardware import Device
-from neuron_server.event_log import Journal
+from neuron_server.event_log import EventLog
 from neuron_server.harness.registry import Registry
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.engine_process import EngineProcess
@@ -19,7 +19,7 @@ def left_running(
     registry: Registry,
     supervisor: Supervisor,
     devices: Sequence[Device],
-    journal: Journal,
+    journal: EventLog,
 ) -> Iterator[tuple[Instance, EngineProcess]]:
     """Each recorded engine that still lives and may go on, as an instance to be probed; other records are removed.
 
@@ -68,7 +68,7 @@ def record_of(instance: Instance, engine: EngineProcess, devices: Sequence[Devic
         instance_id=instance.id,
         spec=instance.spec,
         devices=instance.devices,
-        promised_mb=instance.promised_mb,
+        granted_mb=instance.granted_mb,
         port=instance.port,
         pid=engine.pid,
         started_ticks=engine.started_ticks,
@@ -93,7 +93,7 @@ def _instance(record: EngineRecord, devices: tuple[int, ...], registry: Registry
         id=record.instance_id,
         spec=record.spec,
         devices=devices,
-        promised_mb=record.promised_mb,
+        granted_mb=record.granted_mb,
         port=record.port,
         started_at=record.started_at,
         load_seconds=record.load_seconds,

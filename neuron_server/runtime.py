@@ -33,19 +33,19 @@ from cortex_common.schema.instances import (
 )
 from neuron_server import views
 from neuron_server.admission import joined, needs_of, refuse_second_parallel
-from neuron_server.diagnostics import Faults, Fitness
-from neuron_server.event_log import Changes, Journal
+from neuron_server.diagnostics import EngineChecks, HardwareFaults
+from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import Registered, Registry
-from neuron_server.inflight import Occupancy
+from neuron_server.inflight import InflightCounts
 from neuron_server.instances.attached_engines import AttachedEngines
-from neuron_server.instances.registry import Held, Holdings
+from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.runner import until_freed, until_idle
-from neuron_server.instances.runner_factory import life_of
+from neuron_server.instances.runner_factory import runner_for
 from neuron_server.instances.state_machine import Instance, advance
-from neuron_server.ledger import Promise
-from neuron_server.memory_accounting import NodeBooks
+from neuron_server.ledger import Reservation
+from neuron_server.memory_accounting import MemoryAccounting
 from neuron_server.process.cgroups import Cgroups
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.ports import free_port
@@ -91,24 +91,24 @@ class Runtime:
         self.config = config
         self.host = host
         self.registry = registry
-        self.changes = Changes()
+        self.changes = ChangeCounter()
         self.stopping_s: float | None = None
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
-        self.journal = Journal(clock, self.changes)
-        self.occupancy = Occupancy()
+        self.journal = EventLog(clock, self.changes)
+        self.occupancy = InflightCounts()
         self._state = state
         self._supervisor = Supervisor(state.owner, cgroups)
         self._clock = clock
         self._engine_host = engine_host
-        self.holdings = Holdings()
+        self.holdings = InstanceRegistry()
         self.attached = AttachedEngines(
             registry, self.holdings, self.occupancy, self, state, clock, hold=self._hold
         )
-        self._books = NodeBooks(config, host)
+        self._books = MemoryAccounting(config, host)
         self._began = clock.monotonic()
         self._failures: Counter[tuple[ModelId, str]] = Counter()
-        self._faults = Faults(self.journal)
-        self._fitness = Fitness(registry, host)
+        self._faults = HardwareFaults(self.journal)
+        self._fitness = EngineChecks(registry, host)
         self._readers: tuple[asyncio.Task[None], ...] = ()
 
     # -- opening and closing ---------------------------------------------------------------
@@ -311,7 +311,7 @@ class Runtime:
                 return answer
         return None
 
-    def _begin(self, spec: LoadSpec, registered: Registered, promise: Promise) -> LoadAnswer:
+    def _begin(self, spec: LoadSpec, registered: Registered, promise: Reservation) -> LoadAnswer:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         if registered.harness.capabilities.exclusive_when_parallel and len(promise.devices) > 1:
             refuse_second_parallel(spec.harness, self.holdings.instances)
@@ -323,7 +323,7 @@ class Runtime:
             id=instance_id,
             spec=spec,
             devices=promise.devices,
-            promised_mb=promise.per_device_mb,
+            granted_mb=promise.per_device_mb,
             port=0 if attached else self._port(registered, str(instance_id)),
             started_at=self._clock.unix(),
             expected_load_s=past.seconds if past else None,
@@ -337,15 +337,15 @@ class Runtime:
             instance=instance_id,
             model=spec.model_id,
             devices=list(promise.devices),
-            promised_mb=promise.per_device_mb,
+            granted_mb=promise.per_device_mb,
         )
         held.life.begin()
         self.changes.publish()
         return LoadAnswer(status="loading", instance_id=instance_id)
 
-    def _hold(self, instance: Instance, registered: Registered) -> Held:
+    def _hold(self, instance: Instance, registered: Registered) -> ManagedInstance:
         """Keep an instance; what its harness refuses is the caller's answer, and nothing is kept then."""
-        life = life_of(
+        life = runner_for(
             instance,
             registered,
             self.host.devices,
@@ -355,18 +355,18 @@ class Runtime:
             ledger=self,
             clock=self._clock,
         )
-        held = Held(instance, life, registered)
+        held = ManagedInstance(instance, life, registered)
         self.holdings.add(held)
         return held
 
-    async def _stop(self, held: Held, drain_s: float, *, cut: bool = True) -> None:
+    async def _stop(self, held: ManagedInstance, drain_s: float, *, cut: bool = True) -> None:
         """Stop once, however many ask."""
         if held.stopping is None:
             held.stopping = asyncio.create_task(self._stop_now(held, drain_s, cut=cut))
         if not await asyncio.shield(held.stopping):
             raise StillBusy.after(held.instance.id, drain_s)
 
-    async def _stop_now(self, held: Held, drain_s: float, *, cut: bool) -> bool:
+    async def _stop_now(self, held: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
         """Whether it was stopped: one that is in use and may not be cut takes requests again."""
         serving = held.instance.state is InstanceState.READY
         if serving and (drain_s > 0 or not cut):
@@ -398,7 +398,7 @@ class Runtime:
         self._state.forget(instance)
         self._state.log(instance).remove()
 
-    def _save(self, held: Held) -> None:
+    def _save(self, held: ManagedInstance) -> None:
         if held.life.engine is None:
             return
         record = record_of(held.instance, held.life.engine, self.host.devices)

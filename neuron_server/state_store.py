@@ -36,7 +36,7 @@ class EngineRecord(Wire):
     instance_id: InstanceId
     spec: LoadSpec
     devices: tuple[int, ...]
-    promised_mb: int
+    granted_mb: int
     port: int
     pid: int
     started_ticks: int

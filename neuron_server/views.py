@@ -18,7 +18,7 @@ from cortex_common.schema.hardware import (
 from cortex_common.schema.instances import InstanceState, ModelId, ModelInfo
 from neuron_server.hardware.host import Reading
 from neuron_server.instances.state_machine import Instance
-from neuron_server.ledger import Books, Share, accounts
+from neuron_server.ledger import DeviceMemory, Grant, accounts
 
 _CPU_HEADROOM = "10%"
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
@@ -34,7 +34,7 @@ def headroom_mb(config: NeuronConfig, device: Device) -> int:
 
 
 def health(
-    uptime_s: float, reading: Reading, books: Sequence[Books], shares: Sequence[Share]
+    uptime_s: float, reading: Reading, books: Sequence[DeviceMemory], shares: Sequence[Grant]
 ) -> Health:
     """GET /health."""
     devices = tuple(
@@ -46,7 +46,7 @@ def health(
             temp_c=sample.temp_c,
             power_w=sample.power_w,
             vram_reserved_mb=account.reserved_mb,
-            vram_foreign_mb=account.foreign_mb,
+            vram_other_mb=account.other_mb,
             vram_headroom_mb=account.books.headroom_mb,
             vram_available_mb=account.available_mb,
             health=sample.health,

@@ -7,20 +7,20 @@ from itertools import combinations, product
 
 from hypothesis import strategies as st
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import Overlay, Promise, Rooms
-from cortex_server.placement.eviction import Standing
-from cortex_server.placement.state import World
+from cortex_server.placement.capacity import ClusterCapacity, Overlay, Reservation
+from cortex_server.placement.eviction import ModelStats
+from cortex_server.placement.state import ClusterState
 
 NOW = 1_700_000_000.0
 
 
-def profile(model: str, vram_mb: int | None = 100, **more: object) -> ModelProfile:
+def profile(model: str, vram_mb: int | None = 100, **more: object) -> ModelConfig:
     """A profile of the harness `fake`."""
-    return ModelProfile.model_validate({"id": model, "harness": "fake", "vram_mb": vram_mb} | more)
+    return ModelConfig.model_validate({"id": model, "harness": "fake", "vram_mb": vram_mb} | more)
 
 
 def device(index: int, total_mb: int = 1000, **more: object) -> DeviceView:
@@ -85,12 +85,12 @@ def node(
 def world(
     *nodes: NodeView,
     overlay: Overlay | None = None,
-    standings: dict[ModelId, Standing] | None = None,
+    standings: dict[ModelId, ModelStats] | None = None,
     **more: object,
-) -> World:
+) -> ClusterState:
     """A world of these nodes."""
-    rooms = Rooms().of(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
-    base = World(rooms=rooms, now=NOW, standings=standings or {})
+    rooms = ClusterCapacity().of(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
+    base = ClusterState(rooms=rooms, now=NOW, standings=standings or {})
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
 
 
@@ -128,7 +128,7 @@ _AGES = st.integers(0, 1000)
 _STANDINGS = st.lists(
     st.sampled_from(
         [
-            Standing(priority=priority, reload_s=reload_s, rate=rate, keep=keep)
+            ModelStats(priority=priority, reload_s=reload_s, rate=rate, keep=keep)
             for priority, reload_s, rate, keep in product(
                 [0, 1, 2], [1.0, 30.0], [0.0, 0.01, 1.0], [0, 0, 0, 1]
             )
@@ -185,17 +185,17 @@ _NODES = [nodes(f"n{i}") for i in range(4)]
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def worlds(draw: st.DrawFn) -> ClusterState:
     """A fleet of up to 4 nodes."""
     drawn = [draw(_NODES[i]) for i in range(draw(_FLEETS))]
     standings = dict(zip(map(ModelId, "abcde"), draw(_STANDINGS), strict=True))
     stored = {ModelId("f"): draw(_STORED)}
-    promises: list[Promise] = []
+    promises: list[Reservation] = []
     for n in drawn:
         if draw(_PROMISED) == 0:
             room = n.devices[0].vram_available_mb
             mb = draw(st.integers(0, room))
-            promises.append(Promise(InstanceId(f"{n.name}-z"), ModelId("z"), n.name, (0,), mb))
+            promises.append(Reservation(InstanceId(f"{n.name}-z"), ModelId("z"), n.name, (0,), mb))
     overlay = Overlay(promises=tuple(promises))
     return world(*drawn, overlay=overlay, standings=standings, stored=stored)
 
@@ -207,7 +207,7 @@ _WANTED = st.sampled_from(
 
 
 @st.composite
-def profiles(draw: st.DrawFn) -> ModelProfile:
+def profiles(draw: st.DrawFn) -> ModelConfig:
     """A model that none of the drawn fleets has loaded."""
     least, most, mixed, kind, card_mb = draw(_WANTED)
     return profile(

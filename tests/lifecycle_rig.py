@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig
 from cortex_http.server import listening
@@ -108,7 +108,7 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    neurons: dict[str, str], models: tuple[ModelProfile, ...], **sections: object
+    neurons: dict[str, str], models: tuple[ModelConfig, ...], **sections: object
 ) -> AsyncIterator[Served]:
     """A gateway before these neurons (name -> URL)."""
     config = GatewayConfig.model_validate(
@@ -136,10 +136,10 @@ def _weights(name: str) -> bytes:
         return write_tiny_gguf(Path(folder) / "tiny.gguf", seed=sum(name.encode())).read_bytes()
 
 
-def tiny(directory: Path, name: str, **more: object) -> ModelProfile:
+def tiny(directory: Path, name: str, **more: object) -> ModelConfig:
     """Writes a tiny model and gives its profile."""
     path = directory / f"{name}.gguf"
     path.write_bytes(_weights(name))
-    return ModelProfile.model_validate(
+    return ModelConfig.model_validate(
         {"id": name, "harness": "embedded", "source": str(path), "vram_mb": MODEL_MB} | more
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import (
     DeviceView,
     FleetSnapshot,
@@ -66,7 +66,7 @@ def busy_fleet() -> FleetSnapshot:
         neuron_version="0.1.0", harnesses=("mistralrs", "llamacpp"),
         devices=(
             _gpu(0, "NVIDIA H200", 143_771, 47_400, utilization_pct=88, temp_c=63, power_w=512.0,
-                 compute_capability="9.0", vram_foreign_mb=500),
+                 compute_capability="9.0", vram_other_mb=500),
             _gpu(1, "NVIDIA H200", 143_771, 34_900, utilization_pct=12, temp_c=51, power_w=210.0,
                  compute_capability="9.0"),
         ),
@@ -142,15 +142,15 @@ def sample_requests() -> RequestList:
     )  # fmt: skip
 
 
-def sample_trail() -> tuple[TrailEntry, ...]:
+def sample_trail() -> tuple[AuditEntry, ...]:
     """A load that an operator asked for, and what came of it."""
     return (
-        TrailEntry(id=1, at=NOW - 40, actor="ada", event="load_asked", facts={"model": LLAMA}),
-        TrailEntry(id=2, at=NOW - 40, actor="cortex", event="evicting", level="warn",
+        AuditEntry(id=1, at=NOW - 40, actor="ada", event="load_asked", facts={"model": LLAMA}),
+        AuditEntry(id=2, at=NOW - 40, actor="cortex", event="evicting", level="warn",
                    facts={"node": "mule", "victims": "phi-1", "model": LLAMA}),
-        TrailEntry(id=3, at=NOW - 30, actor="node mule", event="instance_ready",
+        AuditEntry(id=3, at=NOW - 30, actor="node mule", event="instance_ready",
                    facts={"node": "mule", "model": LLAMA, "seconds": "31.2"}),
-        TrailEntry(id=4, at=NOW - 9, actor="node mule", event="engine_crashed", level="error",
+        AuditEntry(id=4, at=NOW - 9, actor="node mule", event="engine_crashed", level="error",
                    facts={"node": "mule", "instance": "phi-1", "kind": "out of memory"}),
     )  # fmt: skip
 

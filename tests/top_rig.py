@@ -26,8 +26,8 @@ from cortex_common.schema.operations import (
 )
 from cortex_common.schema.plans import (
     ApplyDefrag,
+    DefragRequest,
     DefragView,
-    DefragWish,
     DrainPlan,
     MoveView,
     PlanLoad,
@@ -147,7 +147,7 @@ class NotingOperator:
         self._note(request)
         return NodeAction(node=request.node, cordoned=True)
 
-    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
         """See `Operator.plan_defrag`."""
         if self.apart and not wish.across:
             return DefragView(why="no moves")

@@ -1,6 +1,6 @@
 """One connection from the gateway to an engine: an asyncio.Protocol that rests in its pool between requests.
 
-Nothing here awaits anything. An answer comes to its `Receiver` as plain calls; what one read of the
+Nothing here awaits anything. An answer comes to its `UpstreamHandler` as plain calls; what one read of the
 socket brought is handed on as one piece.
 """
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from cortex_http.head_cache import Repeat
+from cortex_http.head_cache import CachedHead
 
 if TYPE_CHECKING:
-    from cortex_server.dataplane.pool import Endpoint, Pool
-    from cortex_server.proxy.stream_fast_path import Lane, SizeLines
+    from cortex_server.dataplane.pool import Address, ConnectionPool
+    from cortex_server.proxy.stream_fast_path import SizeLines, StreamFastPath
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -29,7 +29,7 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 """Headers that tell where a body ends."""
 
 
-class Receiver(Protocol):
+class UpstreamHandler(Protocol):
     """Whoever asked. Calls come in this order: head, data any number of times, then end or lost.
 
     `upstream_read` follows when all that one read of the socket brought has been told, so that it can be passed on with
@@ -45,7 +45,7 @@ class Receiver(Protocol):
     def upstream_read(self) -> None:
         """Nothing more has come for now."""
 
-    def upstream_lane(self, sizes: SizeLines) -> Lane | None:
+    def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
         """What may stand in for this connection, so that the calls above come only for chunks that it does not take.
 
         Args:
@@ -89,17 +89,17 @@ class Connection(asyncio.Protocol):
         "rested_at",
     )
 
-    def __init__(self, pool: Pool, endpoint: Endpoint) -> None:
+    def __init__(self, pool: ConnectionPool, endpoint: Address) -> None:
         self.endpoint = endpoint
         self._pool = pool
         self._transport: asyncio.Transport | None = None
-        self._receiver: Receiver | None = None
+        self._receiver: UpstreamHandler | None = None
         self._pieces: list[bytes] = []
         self._paused = False
         self.rested_at = 0.0
         self._seen = False
         self._reset()
-        self._last: tuple[Repeat, Headers] | None = (
+        self._last: tuple[CachedHead, Headers] | None = (
             None  # the last answer's head, where it may come again
         )
         self._parser = httptools.HttpResponseParser(self)
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
 
     # -- the asking side ---------------------------------------------------------------------
 
-    def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
+    def send(self, head: bytes, body: bytes, receiver: UpstreamHandler) -> None:
         """Send a request whose answer goes to `receiver`."""
         assert self._transport is not None
         self._receiver = receiver
@@ -201,20 +201,20 @@ class Connection(asyncio.Protocol):
         if self._chunk_over and self._receiver is receiver and data.endswith(b"\r\n"):
             self._enter(receiver.upstream_lane(self.endpoint.size_lines))
 
-    def _enter(self, lane: Lane | None) -> None:
+    def _enter(self, lane: StreamFastPath | None) -> None:
         if lane is not None and self._transport is not None:
             lane.take(self._transport, self)
 
-    def _repeatable(self, data: bytes) -> tuple[Repeat, Headers] | None:
+    def _repeatable(self, data: bytes) -> tuple[CachedHead, Headers] | None:
         """The head of an answer that one read brought whole, as the parser found too."""
         if self._status != _OK or self._excess or not self._lasting:
             return None
-        repeat = Repeat.of(data)
+        repeat = CachedHead.of(data)
         if repeat is None or repeat.size_of(data) != sum(map(len, self._pieces)):
             return None
         return repeat, [h for h in self._headers if h[0] != b"content-length"]
 
-    def _told_again(self, receiver: Receiver, headers: Headers, body: bytes) -> None:
+    def _told_again(self, receiver: UpstreamHandler, headers: Headers, body: bytes) -> None:
         """Tell an answer with a head like the last one's; the receiver may abort this connection at any call."""
         receiver.upstream_head(_OK, [*headers, (b"content-length", b"%d" % len(body))])
         if body and self._receiver is not None:

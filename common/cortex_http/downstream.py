@@ -35,7 +35,7 @@ class Downstream(Protocol):
         """Whether the client's host takes nothing any more, without a word."""
 
 
-class _Nobody:
+class NullDownstream:
     """The client of a request that is over.
 
     Face and exchange let go of each other, so that no cycle is left to the garbage collector.
@@ -64,4 +64,4 @@ class _Nobody:
         return False
 
 
-NOBODY: Downstream = _Nobody()
+NULL_DOWNSTREAM: Downstream = NullDownstream()

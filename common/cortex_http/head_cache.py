@@ -19,7 +19,7 @@ _FRAMING = re.compile(rb"\r\n(?:content-length|transfer-encoding):[ \t]*", re.IG
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class CachedHead:
     """The bytes of a head around the number of its content-length, with their lengths.
 
     Together with the number they are all of it.
@@ -31,7 +31,7 @@ class Repeat:
     rest: int
 
     @classmethod
-    def of(cls, message: bytes) -> Repeat | None:
+    def of(cls, message: bytes) -> CachedHead | None:
         """The head of a whole message whose body has a stated length; None for anything else, or more than that."""
         end = message.find(b"\r\n\r\n", 0, _MOST_BYTES) + 4
         framing = list(_FRAMING.finditer(message, 0, end))

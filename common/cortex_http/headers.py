@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from cortex_common.errors import CortexError
 from cortex_http.client import Headers
-from cortex_server.dataplane.pool import Endpoint
+from cortex_server.dataplane.pool import Address
 
 TO_ENGINE = frozenset((b"accept", b"content-type", b"tracestate", b"user-agent"))
 """What an engine gets of a client's headers, beside a traceparent. Everything else (credentials, cookies, hop-by-hop
@@ -71,7 +71,7 @@ def priority(named: Mapping[bytes, bytes]) -> int:
 
 
 def engine_request(
-    endpoint: Endpoint,
+    endpoint: Address,
     path: str,
     passed: bytes,
     length: int,
@@ -107,7 +107,7 @@ def error_headers(error: CortexError) -> Headers:
 
     `x-should-retry` is what the official SDKs heed; without it they repeat whatever is 500 or more.
     """
-    headers = on_repeats(error.status, [])
+    headers = retry_headers(error.status, [])
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if error.status == 401:
@@ -115,13 +115,13 @@ def error_headers(error: CortexError) -> Headers:
     return headers
 
 
-def on_repeats(status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def retry_headers(status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """What an answer of this status says on repeating the request, beside what an engine's headers say."""
     futile = [(b"x-should-retry", b"false")] if status in _FUTILE else []
     return [*(h for h in headers if h[0] in _ON_REPEATS), *futile]
 
 
-def for_pages(allowed: Collection[str], origin: bytes) -> bytes:
+def cors_headers(allowed: Collection[str], origin: bytes) -> bytes:
     """The lines of a head that let the script of a web page read the answer (CORS); none for pages that may not.
 
     Args:

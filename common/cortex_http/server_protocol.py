@@ -1,7 +1,7 @@
 """The fast face: inference routes handled inside uvicorn's HTTP protocol, everything else left to it.
 
 uvicorn parses the request as always. When the headers of an inference request are complete, we do not start an ASGI
-task but an `Exchange`, and write to the transport ourselves: no task, no queue, no event per piece. Measured
+task but an `ProxyRequest`, and write to the transport ourselves: no task, no queue, no event per piece. Measured
 against plain ASGI this halves a request's cost. What is not diverted (Expect: 100-continue, a pipelined request, any
 other path) takes uvicorn's own way, where `asgi` is the face for the same routes.
 
@@ -26,12 +26,12 @@ from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_common.log import event
 from cortex_common.net.sockets import vanished
 from cortex_http.client import Headers
-from cortex_http.head_cache import Repeat
+from cortex_http.head_cache import CachedHead
 from cortex_http.headers import lines
 from cortex_server.dataplane.patience import PatientProtocol
-from cortex_server.proxy.context import DataPlane
-from cortex_server.proxy.request import Exchange
-from cortex_server.proxy.request_head import Asking
+from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.routes import ROUTES
 
 log = logging.getLogger("cortex.gateway")
@@ -88,7 +88,7 @@ _OURS = _Ours()
 
 
 class Diverted:
-    """One diverted request: the client's side of an `Exchange`, in the place of uvicorn's own cycle.
+    """One diverted request: the client's side of an `ProxyRequest`, in the place of uvicorn's own cycle.
 
     Args:
         protocol: of its connection.
@@ -123,8 +123,8 @@ class Diverted:
     def __init__(
         self,
         protocol: DivertingProtocol,
-        plane: DataPlane,
-        asking: Asking,
+        plane: ProxyContext,
+        asking: RequestHead,
         announced: int | None,
         *,
         modern: bool,
@@ -143,7 +143,7 @@ class Diverted:
         self.disconnected = False
         self.message_event = _NO_EVENT
         self.keep_alive = keep_alive
-        self.exchange = Exchange(plane, self, asking)
+        self.exchange = ProxyRequest(plane, self, asking)
         self._announced = announced
         self._limit = plane.max_body
         if self.exchange.admit() and (self._announced or 0) > self._limit:
@@ -250,7 +250,7 @@ class Diverted:
 class DivertingProtocol(PatientProtocol):
     """uvicorn's protocol with a branch for the inference routes; see the module."""
 
-    plane: DataPlane
+    plane: ProxyContext
     """Set on a subclass for each gateway: uvicorn makes the protocols, so there is no other way in."""
 
     @property
@@ -263,7 +263,9 @@ class DivertingProtocol(PatientProtocol):
         self._diverted: Diverted | None = None
         self._receiving: Diverted | None = None
         self._between = True  # no message has begun
-        self._last: tuple[Repeat, Asking] | None = None  # the last head, where it may come again
+        self._last: tuple[CachedHead, RequestHead] | None = (
+            None  # the last head, where it may come again
+        )
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests; the parser is spared one like the last."""
@@ -277,12 +279,12 @@ class DivertingProtocol(PatientProtocol):
         super().data_received(data)
         self._last = self._repeatable(data) if begins and self._between else None
 
-    def _repeatable(self, data: bytes) -> tuple[Repeat, Asking] | None:
+    def _repeatable(self, data: bytes) -> tuple[CachedHead, RequestHead] | None:
         """The head of the request that a read brought, if it brought one whole request, as the parser found too."""
         received = self._receiving
         if received is None or not received.keep_alive:
             return None
-        repeat = Repeat.of(data)
+        repeat = CachedHead.of(data)
         if repeat is None or repeat.size_of(data) != received.size:
             return None
         return repeat, received.exchange.asking
@@ -312,14 +314,19 @@ class DivertingProtocol(PatientProtocol):
             return
         self.head_complete()
         peer = self.client[0] if self.client else None
-        asking, length = Asking.of(route, query, self.headers, peer)
+        asking, length = RequestHead.of(route, query, self.headers, peer)
         # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
         modern = self.parser.get_http_version() != "1.0"
         keep_alive = modern and self.parser.should_keep_alive()
         self._divert(asking, length, modern=modern, keep_alive=keep_alive)
 
     def _divert(
-        self, asking: Asking, length: int | None, *, modern: bool = True, keep_alive: bool = True
+        self,
+        asking: RequestHead,
+        length: int | None,
+        *,
+        modern: bool = True,
+        keep_alive: bool = True,
     ) -> Diverted:
         diverted = self._diverted = self._receiving = Diverted(
             self, self.plane, asking, length, modern=modern, keep_alive=keep_alive
@@ -395,7 +402,7 @@ def body_too_large(limit: int) -> CortexError:
     )
 
 
-def protocol_for(plane: DataPlane) -> type[DivertingProtocol] | str:
+def protocol_for(plane: ProxyContext) -> type[DivertingProtocol] | str:
     """What uvicorn is to speak HTTP with: the fast face of a data plane, or its own where that is not possible."""
     reason = compatible()
     if reason is not None:

@@ -12,7 +12,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, say, stdout_paint, write_one
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
-from cortex_common.schema.plans import ApplyDefrag, DefragView, DefragWish
+from cortex_common.schema.plans import ApplyDefrag, DefragRequest, DefragView
 
 app = verb()
 
@@ -41,7 +41,7 @@ def defrag(
 
     The moves are shown first, with the restarts of attached engines that are due; only those are made.
     """
-    wish = DefragWish(
+    wish = DefragRequest(
         model=model,
         node=node,
         max_moves=max_moves,
@@ -78,11 +78,11 @@ def _write(found: DefragView, form: Output) -> None:
     write_one(DEFRAGS, found, form, defrag_text(found, stdout_paint()))
 
 
-async def _plan(gateway: str | None, wish: DefragWish) -> DefragView:
+async def _plan(gateway: str | None, wish: DefragRequest) -> DefragView:
     async with connect(gateway) as client:
         return await client.plan_defrag(wish)
 
 
-async def _apply(gateway: str | None, wish: DefragWish, plan: str) -> DefragView:
+async def _apply(gateway: str | None, wish: DefragRequest, plan: str) -> DefragView:
     async with connect(gateway) as client:
         return await client.defrag(ApplyDefrag(wish=wish, plan=plan))

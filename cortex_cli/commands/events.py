@@ -17,7 +17,7 @@ from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.audit import TRAIL, entry_line
 from cortex_cli.watch import Lost, news, say_lost
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 
 app = verb()
 
@@ -48,7 +48,7 @@ def events(
     first = time.time() - seconds_of(since, "--since") if since else None
     form = chosen(output, as_json=json, quiet=False)
 
-    def wanted(entry: TrailEntry) -> bool:
+    def wanted(entry: AuditEntry) -> bool:
         return type_ in entry.event and entry.holds(about) and entry.at >= (first or 0.0)
 
     if watch:
@@ -62,13 +62,13 @@ def events(
         say(f"none of the {len(trail)} events fits" if trail else TRAIL.nothing)
 
 
-async def _trail(gateway: str | None) -> tuple[TrailEntry, ...]:
+async def _trail(gateway: str | None) -> tuple[AuditEntry, ...]:
     async with connect(gateway) as client:
         return await client.trail()
 
 
 async def _follow(
-    gateway: str | None, wanted: Callable[[TrailEntry], bool], form: Output, *, again: bool
+    gateway: str | None, wanted: Callable[[AuditEntry], bool], form: Output, *, again: bool
 ) -> None:
     """Write entries as they come; `again`: those before, too."""
     paint = stdout_paint()
@@ -76,7 +76,7 @@ async def _follow(
         async for seen in told:
             if isinstance(seen, Lost):
                 say_lost(seen)
-            elif isinstance(seen, TrailEntry) and wanted(seen):
+            elif isinstance(seen, AuditEntry) and wanted(seen):
                 tabular = form in {Output.TABLE, Output.WIDE}
                 text = (
                     entry_line(seen, paint)

@@ -15,8 +15,8 @@ from cortex_cli.render.defrag import DEFRAGS, defrag_text
 from cortex_cli.render.plan import DRAIN_PLANS, EVICTION_PLANS, PLANS, cost, drain_text, plan_text
 from cortex_common.schema.operations import EvictModel
 from cortex_common.schema.plans import (
+    DefragRequest,
     DefragView,
-    DefragWish,
     DrainPlan,
     PlanLoad,
     PlannedEviction,
@@ -109,7 +109,7 @@ def defrag(
 
     async def found() -> DefragView:
         async with connect(gateway) as client:
-            return await client.plan_defrag(DefragWish(model=model, node=node, across=across))
+            return await client.plan_defrag(DefragRequest(model=model, node=node, across=across))
 
     plan = run(found())
     form = chosen(output, as_json=json, quiet=False)

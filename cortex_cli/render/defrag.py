@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cortex_cli.color import Paint, Tone
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column, printable, table
-from cortex_common.schema.plans import DefragView, DeviceRoomView, MoveView, RestartView
+from cortex_common.schema.plans import DefragView, DeviceCapacityView, MoveView, RestartView
 from cortex_common.units import show_duration, show_mib
 
 _BAR = 24
@@ -57,7 +57,7 @@ def restart_line(restart: RestartView) -> str:
     )
 
 
-def _room(device: DeviceRoomView, paint: Paint) -> str:
+def _room(device: DeviceCapacityView, paint: Paint) -> str:
     def bar(available: int) -> str:
         free = round(_BAR * available / device.total_mb) if device.total_mb else 0
         return "#" * (_BAR - free) + paint.good("." * free)

@@ -301,7 +301,7 @@ DEVICES: Kind[DeviceRow] = Kind(
         Column("NAME", lambda r: r.device.name),
         Column("USED", lambda r: show_mib(r.device.vram_used_mb), right=True),
         Column("PROMISED", lambda r: show_mib(r.device.vram_reserved_mb), right=True),
-        Column("FOREIGN", lambda r: show_mib(r.device.vram_foreign_mb), right=True),
+        Column("FOREIGN", lambda r: show_mib(r.device.vram_other_mb), right=True),
         Column("AVAILABLE", lambda r: show_mib(r.device.vram_available_mb), right=True),
         Column("TOTAL", lambda r: show_mib(r.device.vram_total_mb), right=True),
         Column("UTIL", lambda r: _unit(r.device.utilization_pct, "%"), right=True),

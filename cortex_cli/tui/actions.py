@@ -27,7 +27,7 @@ from cortex_common.schema.operations import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.schema.plans import ApplyDefrag, DefragWish, PlanLoad, PlanView
+from cortex_common.schema.plans import ApplyDefrag, DefragRequest, PlanLoad, PlanView
 from cortex_common.units import show_duration, show_mib
 
 T = TypeVar("T")
@@ -204,11 +204,11 @@ class Actions:
     async def defrag(self, model: str | None = None) -> None:
         """Show the moves that would make a large free block, and make them after a yes."""
         line = f"cortex defrag --for {model}" if model else "cortex defrag"
-        wish = DefragWish(model=model)
+        wish = DefragRequest(model=model)
         plan = await self._try(self._operator.plan_defrag(wish), line)
         if plan is not None and not plan.plan:
             # Where a node alone has no way, moves to others may be one.
-            wish, line = DefragWish(model=model, across=True), f"{line} --across"
+            wish, line = DefragRequest(model=model, across=True), f"{line} --across"
             plan = await self._try(self._operator.plan_defrag(wish), line)
         if plan is None:
             return

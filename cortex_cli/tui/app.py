@@ -35,7 +35,7 @@ from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
 from cortex_cli.watch import Lost
 from cortex_common.errors import BadRequest
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot, ModelView
 
 _WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
@@ -99,7 +99,7 @@ class Top(App[None]):
     async def _follow(self) -> None:
         async with aclosing(self._source.follow()) as seen_all:
             async for seen in seen_all:
-                if isinstance(seen, TrailEntry):
+                if isinstance(seen, AuditEntry):
                     self._picture.events.note(seen)
                     self._stale = True
                 elif isinstance(seen, Lost):

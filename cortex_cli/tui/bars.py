@@ -96,7 +96,7 @@ def shares(
                 on_device(instance, device.index),
                 instance.model,
             )
-    take(Part.FOREIGN, device.vram_foreign_mb)
+    take(Part.FOREIGN, device.vram_other_mb)
     promised = sum(s.mb for s in found if s.part is Part.LOADING)
     take(Part.RESERVED, device.vram_reserved_mb - promised)
     # What is measured beyond all that belongs to nobody whom we know: contexts of drivers, caches, leaks.

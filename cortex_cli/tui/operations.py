@@ -21,8 +21,8 @@ from cortex_common.schema.operations import (
 )
 from cortex_common.schema.plans import (
     ApplyDefrag,
+    DefragRequest,
     DefragView,
-    DefragWish,
     DrainPlan,
     PlanLoad,
     PlannedEviction,
@@ -80,7 +80,7 @@ class Operator(Protocol):
         """Cordon a node and move or unload what it has."""
         ...
 
-    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
         """Which moves would make a large free block."""
         ...
 
@@ -166,7 +166,7 @@ class GatewayOperator:
         async with connect(self._gateway) as client:
             return await client.drain(request)
 
-    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
         """See `Operator.plan_defrag`."""
         async with connect(self._gateway) as client:
             return await client.plan_defrag(wish)

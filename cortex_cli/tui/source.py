@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from cortex_cli.watch import Lost, news
 from cortex_common.errors import ConfigError
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 
-Seen = FleetSnapshot | TrailEntry | Lost
+Seen = FleetSnapshot | AuditEntry | Lost
 
 
 class Source(Protocol):
@@ -77,19 +77,19 @@ class ReplaySource:
         await asyncio.Event().wait()
 
 
-def _line(seen: FleetSnapshot | TrailEntry) -> str:
-    if isinstance(seen, TrailEntry):
+def _line(seen: FleetSnapshot | AuditEntry) -> str:
+    if isinstance(seen, AuditEntry):
         return seen.model_dump_json()
     return SNAPSHOT.dump_json(seen).decode()
 
 
-def _read_line(line: str) -> FleetSnapshot | TrailEntry:
+def _read_line(line: str) -> FleetSnapshot | AuditEntry:
     found = json.loads(line)
     is_entry = isinstance(found, dict) and "event" in found
-    return TrailEntry.model_validate(found) if is_entry else SNAPSHOT.validate_python(found)
+    return AuditEntry.model_validate(found) if is_entry else SNAPSHOT.validate_python(found)
 
 
-def read_recording(path: Path) -> list[FleetSnapshot | TrailEntry]:
+def read_recording(path: Path) -> list[FleetSnapshot | AuditEntry]:
     """What was seen in a recorded session; at least one snapshot.
 
     Raises:

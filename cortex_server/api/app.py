@@ -10,18 +10,18 @@ from starlette.routing import Route as AppRoute
 from cortex_common import __version__
 from cortex_server.api import errors
 from cortex_server.api.anthropic import hello_router
-from cortex_server.api.cors import Pages
+from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
-from cortex_server.auth.middleware import Guard
+from cortex_server.auth.middleware import AuthMiddleware
 from cortex_server.dataplane.asgi import AsgiRoute
 from cortex_server.fleet.state import Fleet
-from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.routes import ROUTES
 
 
 def create_app(
-    fleet: Fleet, plane: Callable[[], DataPlane], routers: Iterable[APIRouter]
+    fleet: Fleet, plane: Callable[[], ProxyContext], routers: Iterable[APIRouter]
 ) -> FastAPI:
     """The whole API as an ASGI application.
 
@@ -33,9 +33,9 @@ def create_app(
     # A redirect would name the scheme and host that a proxy before the gateway was asked by itself.
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
-    app.add_middleware(Guard, gate=lambda: plane().gate, refusal=errors.response)
+    app.add_middleware(AuthMiddleware, gate=lambda: plane().gate, refusal=errors.response)
     # Outside of the guard: a browser asks whether it may ask without a key.
-    app.add_middleware(Pages, allowed=lambda: plane().settings.allowed_origins)
+    app.add_middleware(CorsMiddleware, allowed=lambda: plane().settings.allowed_origins)
     ours = (
         health_router(fleet, lambda: plane().gate.stopping),
         hello_router(),

@@ -8,7 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Pages:
+class CorsMiddleware:
     """ASGI middleware: Starlette's, for origins that may change.
 
     On the hot path `Exchange` says the same on its own; what browsers ask beforehand comes here for all routes.

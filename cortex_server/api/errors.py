@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
 from cortex_http.headers import error_headers
 from cortex_server.api import anthropic
-from cortex_server.proxy.routes import misdirected
+from cortex_server.proxy.routes import suggest_route
 
 log = logging.getLogger("cortex.api")
 
@@ -61,7 +61,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 404:
-        found = misdirected(path) or NotFound(
+        found = suggest_route(path) or NotFound(
             f"there is no {path} here", hints=["GET /openapi.json lists the routes"]
         )
         return response(found, request)

@@ -7,12 +7,12 @@ from datetime import UTC, date, datetime, timedelta
 from fastapi import APIRouter
 
 from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
-from cortex_server.auth.key_service import Desk
+from cortex_server.auth.key_service import KeyService
 
 _USUAL_DAYS = 30
 
 
-def keys_router(desk: Desk) -> APIRouter:
+def keys_router(desk: KeyService) -> APIRouter:
     """The routes /operator/v1/keys and /operator/v1/usage."""
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 

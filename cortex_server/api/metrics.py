@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cortex_server.api import errors
-from cortex_server.auth.access_control import Gate
-from cortex_server.auth.middleware import Guard
+from cortex_server.auth.access_control import AccessControl
+from cortex_server.auth.middleware import AuthMiddleware
 
 
 class _Collected(Collector):
@@ -27,7 +27,7 @@ class _Collected(Collector):
         return self._families
 
 
-def metrics_app(metrics: Collector, gate: Callable[[], Gate]) -> Starlette:
+def metrics_app(metrics: Collector, gate: Callable[[], AccessControl]) -> Starlette:
     """The application of the metrics listener.
 
     Args:
@@ -44,6 +44,6 @@ def metrics_app(metrics: Collector, gate: Callable[[], Gate]) -> Starlette:
 
     return Starlette(
         routes=[Route("/metrics", get_metrics)],
-        middleware=[Middleware(Guard, gate=gate, refusal=errors.response)],
+        middleware=[Middleware(AuthMiddleware, gate=gate, refusal=errors.response)],
         exception_handlers=errors.HANDLERS,
     )

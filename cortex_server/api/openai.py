@@ -14,7 +14,7 @@ from cortex_server.auth.keys import Key
 from cortex_server.auth.middleware import KEY
 from cortex_server.fleet.model_aliases import is_pattern
 from cortex_server.fleet.state import Fleet
-from cortex_server.proxy.routes import misdirected
+from cortex_server.proxy.routes import suggest_route
 
 
 class ModelEntry(Wire):
@@ -86,7 +86,7 @@ def models_router(fleet: Fleet) -> APIRouter:
     @router.get("/v1/models/{name:path}", response_model=ModelEntry)
     async def get_model(name: str, request: Request) -> ModelEntry | Response:
         """One model, by name or alias."""
-        if not name and (meant := misdirected(request.url.path)) is not None:
+        if not name and (meant := suggest_route(request.url.path)) is not None:
             raise meant
         snapshot = fleet.snapshot
         view = snapshot.model(fleet.known(name) or name)

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.operations import (
     DrainNode,
@@ -18,7 +18,7 @@ from cortex_common.schema.operations import (
     ModelAction,
     ModelDetail,
     NodeAction,
-    NodeWish,
+    NodeRequest,
     PinModel,
     PinView,
     UnloadModel,
@@ -27,16 +27,16 @@ from cortex_common.schema.operations import (
 from cortex_common.schema.plans import (
     ApplyDefrag,
     DecisionView,
+    DefragRequest,
     DefragView,
-    DefragWish,
     DrainPlan,
     PlanLoad,
     PlannedEviction,
     PlanView,
 )
-from cortex_server.audit_log import Trail
+from cortex_server.audit_log import AuditLog
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.operations import Verbs
+from cortex_server.lifecycle.operations import Operations
 
 LEAST_PAUSE_S = 0.25
 """Changes within it are sent as one snapshot: four a second are as many as anybody can look at."""
@@ -47,7 +47,7 @@ KEEP_ALIVE_S = 5.0
 """Without a change, a comment goes out this often, so that a reader can tell quiet from dead."""
 
 
-def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
+def operator_router(fleet: Fleet, verbs: Operations, trail: AuditLog) -> APIRouter:
     """The routes under /operator/v1.
 
     Args:
@@ -79,7 +79,7 @@ def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
         )
 
     @router.get("/trail", summary="What was decided lately, by whom and why")
-    async def get_trail() -> tuple[TrailEntry, ...]:
+    async def get_trail() -> tuple[AuditEntry, ...]:
         """The last thousand lifecycle entries, the oldest first."""
         return trail.since(0)
 
@@ -118,7 +118,7 @@ def operator_router(fleet: Fleet, verbs: Verbs, trail: Trail) -> APIRouter:
     return router
 
 
-def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
+def _add_plan_routes(router: APIRouter, verbs: Operations) -> None:
     @router.post("/plan/load", summary="What would be done to load a model")
     async def plan_load(wish: PlanLoad) -> PlanView:
         """The plan with every device's ledger; changes nothing."""
@@ -130,7 +130,7 @@ def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
         return verbs.plan_evict(wish)
 
     @router.post("/plan/drain", summary="What emptying a node would do")
-    async def plan_drain(wish: NodeWish) -> DrainPlan:
+    async def plan_drain(wish: NodeRequest) -> DrainPlan:
         """Where each of its models would go; changes nothing."""
         return verbs.plan_drain(wish)
 
@@ -140,7 +140,7 @@ def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
         return verbs.decisions(request)
 
     @router.post("/plan/defrag", summary="Which moves would make a large free block")
-    async def plan_defrag(wish: DefragWish) -> DefragView:
+    async def plan_defrag(wish: DefragRequest) -> DefragView:
         """The moves with the room before and after; changes nothing."""
         return verbs.mover.plan(wish)
 
@@ -150,14 +150,14 @@ def _add_plan_routes(router: APIRouter, verbs: Verbs) -> None:
         return await verbs.mover.apply(wish)
 
 
-def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:
+def _add_node_routes(router: APIRouter, verbs: Operations) -> None:
     @router.post("/nodes/cordon", summary="Place nothing new on a node")
-    async def cordon(wish: NodeWish) -> NodeAction:
+    async def cordon(wish: NodeRequest) -> NodeAction:
         """What it has goes on serving."""
         return await verbs.cordon(wish.node, cordoned=True)
 
     @router.post("/nodes/uncordon", summary="Use a node again")
-    async def uncordon(wish: NodeWish) -> NodeAction:
+    async def uncordon(wish: NodeRequest) -> NodeAction:
         """New instances may be placed on it."""
         return await verbs.cordon(wish.node, cordoned=False)
 
@@ -170,7 +170,7 @@ def _add_node_routes(router: APIRouter, verbs: Verbs) -> None:
 async def fleet_events(
     fleet: Fleet,
     show: Callable[[], FleetSnapshot],
-    trail: Trail,
+    trail: AuditLog,
     last_event_id: str = "",
     pause_s: float = LEAST_PAUSE_S,
 ) -> AsyncIterator[bytes]:

@@ -83,7 +83,7 @@ _OPENED_BY_INSECURE = frozenset({Scope.INFER, Scope.METRICS})
 STOPPING_RETRY_S = 5.0
 
 
-class Gate:
+class AccessControl:
     """See the module.
 
     Args:

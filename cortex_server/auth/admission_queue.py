@@ -15,7 +15,7 @@ RETRY_S = 1.0
 """Seconds after which somebody who was sent away may find a place."""
 
 
-class Guest(Protocol):
+class Waiter(Protocol):
     """A request that wants to be worked on."""
 
     def admitted(self) -> None:
@@ -27,7 +27,7 @@ class Guest(Protocol):
         ...
 
 
-class Doors(Protocol):
+class AdmissionController(Protocol):
     """Whoever lets a bounded number of requests in.
 
     Attributes:
@@ -46,7 +46,7 @@ class Doors(Protocol):
         """Requests in the queue."""
         ...
 
-    def enter(self, guest: Guest, key: Key, priority: int) -> bool:
+    def enter(self, guest: Waiter, key: Key, priority: int) -> bool:
         """Whether the guest may go on at once; if not, it is called when its turn has come.
 
         Raises:
@@ -54,12 +54,12 @@ class Doors(Protocol):
         """
         ...
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: Waiter) -> None:
         """The guest is done, or waits no longer."""
         ...
 
 
-class Turnstile:
+class FairQueue:
     """Lets a bounded number in and keeps a bounded queue, shared fairly between keys.
 
     Start-time fair queueing: each key has a virtual time that moves on by 1/weight with each request that it queues,
@@ -77,9 +77,9 @@ class Turnstile:
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: LimitsSection) -> None:
         self.limits = limits
         self._loop = loop
-        self._inside: set[Guest] = set()
-        self._waiting: dict[Guest, asyncio.TimerHandle] = {}
-        self._queue: list[tuple[int, float, int, Guest]] = []
+        self._inside: set[Waiter] = set()
+        self._waiting: dict[Waiter, asyncio.TimerHandle] = {}
+        self._queue: list[tuple[int, float, int, Waiter]] = []
         self._count = itertools.count()
         self._now = 0.0
         self._last: dict[str, float] = {}
@@ -94,15 +94,15 @@ class Turnstile:
         """Requests in the queue."""
         return len(self._waiting)
 
-    def enter(self, guest: Guest, key: Key, priority: int) -> bool:
-        """See `Doors`."""
+    def enter(self, guest: Waiter, key: Key, priority: int) -> bool:
+        """See `AdmissionController`."""
         if len(self._inside) < self.limits.max_in_flight and not self._waiting:
             self._inside.add(guest)
             return True
         self._queue_up(guest, key, priority)
         return False
 
-    def _queue_up(self, guest: Guest, key: Key, priority: int) -> None:
+    def _queue_up(self, guest: Waiter, key: Key, priority: int) -> None:
         if len(self._waiting) >= self.limits.max_queued:
             raise full()
         at = max(self._now, self._last.get(key.name, 0.0)) + 1 / key.terms.weight
@@ -116,8 +116,8 @@ class Turnstile:
             self._queue = [entry for entry in self._queue if entry[3] in self._waiting]
             heapq.heapify(self._queue)
 
-    def leave(self, guest: Guest) -> None:
-        """See `Doors`."""
+    def leave(self, guest: Waiter) -> None:
+        """See `AdmissionController`."""
         if (timer := self._waiting.pop(guest, None)) is not None:
             timer.cancel()
         else:
@@ -143,7 +143,7 @@ class Turnstile:
     def _has_place(self) -> bool:
         return len(self._inside) < self.limits.max_in_flight
 
-    def _turn_away(self, guest: Guest) -> None:
+    def _turn_away(self, guest: Waiter) -> None:
         self._waiting.pop(guest, None)
         guest.turned_away()
 

@@ -16,7 +16,7 @@ from cortex_common.log import event
 from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_server.auth.keys import ANYBODY, Key, Keyring, MadeKey, hash_of, new_secret
 from cortex_server.auth.usage import Usage
-from cortex_server.storage.keys import Records
+from cortex_server.storage.keys import KeyStore
 
 log = logging.getLogger("cortex.keys")
 
@@ -24,7 +24,7 @@ WRITE_EVERY_S = 5.0
 """What a crash of the gateway may lose of the usage."""
 
 
-class Desk:
+class KeyService:
     """See the module.
 
     Args:
@@ -39,7 +39,7 @@ class Desk:
     """
 
     def __init__(
-        self, keyring: Keyring, usage: Usage, records: Records, configured: Iterable[KeyEntry]
+        self, keyring: Keyring, usage: Usage, records: KeyStore, configured: Iterable[KeyEntry]
     ) -> None:
         self._ring = keyring
         self._usage = usage

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from cortex_common.config.access import KeyEntry, KeyLimits, KeyTerms, Scope
 
 
-class Bucket:
+class TokenBucket:
     """An allowance that refills evenly and holds at most what a minute gives.
 
     Args:
@@ -75,8 +75,8 @@ class Account:
         self.in_flight = 0
         self.limits = KeyLimits()
         self.limited = False
-        self.requests: Bucket | None = None
-        self.tokens: Bucket | None = None
+        self.requests: TokenBucket | None = None
+        self.tokens: TokenBucket | None = None
 
     def limit(self, limits: KeyLimits, now: float) -> None:
         """Apply limits; those that did not change go on as they stand."""
@@ -88,8 +88,8 @@ class Account:
         self.limited = limits != KeyLimits()
 
 
-def _bucket(per_minute: int | None, now: float) -> Bucket | None:
-    return None if per_minute is None else Bucket(per_minute, now)
+def _bucket(per_minute: int | None, now: float) -> TokenBucket | None:
+    return None if per_minute is None else TokenBucket(per_minute, now)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

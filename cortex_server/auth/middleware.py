@@ -10,9 +10,9 @@ from starlette.responses import Response
 
 from cortex_common.errors import CortexError
 from cortex_server.audit_log import ACTOR
-from cortex_server.auth.access_control import Gate, is_own
+from cortex_server.auth.access_control import AccessControl, is_own
 from cortex_server.auth.permissions import OTHERWISE, rule_for
-from cortex_server.proxy.routes import ROUTES, misdirected
+from cortex_server.proxy.routes import ROUTES, suggest_route
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,7 +23,7 @@ KEY = "cortex.key"
 """Where routes find the caller's `Key` in their scope."""
 
 
-class Guard:
+class AuthMiddleware:
     """ASGI middleware.
 
     Inference routes pass: `Exchange` checks them itself, whichever face they come through, and counts them.
@@ -37,7 +37,7 @@ class Guard:
     def __init__(
         self,
         app: App,
-        gate: Callable[[], Gate],
+        gate: Callable[[], AccessControl],
         refusal: Callable[[CortexError, Request], Response],
     ) -> None:
         self._app = app
@@ -63,7 +63,7 @@ class Guard:
             except CortexError as refused:
                 # Of a base URL that lacks its /v1, "needs the scope operator" would say the wrong thing.
                 wrong = rule is OTHERWISE and not inference
-                told = (misdirected(path) if wrong else None) or refused
+                told = (suggest_route(path) if wrong else None) or refused
                 await self._refusal(told, Request(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -1,7 +1,7 @@
 """The plain face: the inference routes as an ASGI application, for whatever is not diverted.
 
 Used for Expect: 100-continue, pipelined requests, and under any ASGI server. The decisions are those of
-`Exchange`; only reading and writing differ from `diverted`.
+`ProxyRequest`; only reading and writing differ from `diverted`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from cortex_http.headers import of_lines
 from cortex_http.server_protocol import body_too_large
-from cortex_server.proxy.context import DataPlane
-from cortex_server.proxy.request import Exchange
-from cortex_server.proxy.request_head import Asking
+from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.routes import Route
 
 Message = MutableMapping[str, Any]
@@ -40,7 +40,7 @@ class Paced(Protocol):
 
 
 class Client:
-    """The client's side of an `Exchange`: what is owed waits in a queue until the server takes it."""
+    """The client's side of an `ProxyRequest`: what is owed waits in a queue until the server takes it."""
 
     def __init__(self) -> None:
         self.exchange: Paced | None = None
@@ -120,7 +120,7 @@ class AsgiRoute:
         route: which one.
     """
 
-    def __init__(self, plane: Callable[[], DataPlane], route: Route) -> None:
+    def __init__(self, plane: Callable[[], ProxyContext], route: Route) -> None:
         self._plane = plane
         self._route = route
 
@@ -130,8 +130,8 @@ class AsgiRoute:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         client_at = scope.get("client")
         peer = client_at[0] if client_at else None
-        asking, announced = Asking.of(self._route, scope["query_string"], headers, peer)
-        client.exchange = exchange = Exchange(self._plane(), client, asking)
+        asking, announced = RequestHead.of(self._route, scope["query_string"], headers, peer)
+        client.exchange = exchange = ProxyRequest(self._plane(), client, asking)
         try:
             if not exchange.admit() or await self._read(receive, exchange, announced or 0):
                 watch = asyncio.create_task(client.watch(receive))
@@ -144,7 +144,7 @@ class AsgiRoute:
         finally:
             exchange.client_gone()
 
-    async def _read(self, receive: Receive, exchange: Exchange, size: int) -> bool:
+    async def _read(self, receive: Receive, exchange: ProxyRequest, size: int) -> bool:
         """Read the body, of which so much is announced, and start; false when the client left meanwhile."""
         limit = exchange.plane.max_body
         pieces: list[bytes] = []

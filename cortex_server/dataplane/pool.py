@@ -19,7 +19,7 @@ _API_PATH = b"/v1"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Endpoint:
+class Address:
     """Where an engine listens. Two of the same words are not the same: a pool makes one for each engine.
 
     Attributes:
@@ -53,7 +53,7 @@ class Endpoint:
         return found
 
     @classmethod
-    def parse(cls, url: str) -> Endpoint:
+    def parse(cls, url: str) -> Address:
         """From http://host:port/prefix, https://..., or http+unix://%2Frun%2Fengine.sock/prefix.
 
         Raises:
@@ -93,7 +93,7 @@ class NodeAccess:
         return None if self.token is None else f"Bearer {self.token}".encode()
 
 
-class Pool:
+class ConnectionPool:
     """Connections to engines by URL.
 
     Args:
@@ -107,13 +107,13 @@ class Pool:
     def __init__(self, *, connect_timeout_s: float, idle_s: float = 30.0) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, Address] = {}
         self._nodes: dict[str, NodeAccess] = {}
-        self._resting: dict[Endpoint, list[Connection]] = {}
+        self._resting: dict[Address, list[Connection]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self.live = 0
 
-    def endpoint(self, url: str) -> Endpoint:
+    def endpoint(self, url: str) -> Address:
         """The parsed form of an engine's URL."""
         found = self._endpoints.get(url)
         if found is None:
@@ -126,8 +126,8 @@ class Pool:
         self._nodes = {base: nodes[base] for base in sorted(nodes, key=len, reverse=True)}
         self._endpoints.clear()
 
-    def _parsed(self, url: str) -> Endpoint:
-        plain = Endpoint.parse(url)
+    def _parsed(self, url: str) -> Address:
+        plain = Address.parse(url)
         for base, access in self._nodes.items():
             if url == base or url.startswith(f"{base}/"):
                 return replace(
@@ -138,12 +138,12 @@ class Pool:
                 )
         return plain
 
-    def resting(self, endpoint: Endpoint) -> Connection | None:
+    def resting(self, endpoint: Address) -> Connection | None:
         """An open, unused connection; the one used last, since it is the least likely to be closed."""
         waiting = self._resting.get(endpoint)
         return waiting.pop() if waiting else None
 
-    async def connect(self, endpoint: Endpoint) -> Connection:
+    async def connect(self, endpoint: Address) -> Connection:
         """Open a connection.
 
         Raises:

@@ -11,16 +11,16 @@ from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout
 from cortex_common.log import event
 from cortex_http.client import Headers
 from cortex_http.downstream import Downstream
-from cortex_http.headers import NOT_TO_CLIENT, content_length, is_event_stream, lines, on_repeats
-from cortex_server.fleet.routing_table import Target
-from cortex_server.proxy.access_log import Trace
-from cortex_server.proxy.adapter import Dialogue
+from cortex_http.headers import NOT_TO_CLIENT, content_length, is_event_stream, lines, retry_headers
+from cortex_server.fleet.routing_table import Endpoint
+from cortex_server.proxy.access_log import RequestRecord
+from cortex_server.proxy.adapter import DialectAdapter
 from cortex_server.proxy.attempt import Attempt
-from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, Answer, Late
-from cortex_server.proxy.stream_fast_path import Lane, SizeLines
+from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, EngineResponse, LateError
+from cortex_server.proxy.stream_fast_path import SizeLines, StreamFastPath
 
 if TYPE_CHECKING:
-    from cortex_server.proxy.context import DataPlane
+    from cortex_server.proxy.context import ProxyContext
 
 log = logging.getLogger("cortex.requests")
 
@@ -60,13 +60,17 @@ class Reply(ABC):
     )
 
     def __init__(
-        self, plane: DataPlane, client: Downstream, trace: Trace, named: dict[bytes, bytes]
+        self,
+        plane: ProxyContext,
+        client: Downstream,
+        trace: RequestRecord,
+        named: dict[bytes, bytes],
     ) -> None:
-        self.target: Target | None = None
+        self.endpoint: Endpoint | None = None
         self.finished = False
-        self._dialogue: Dialogue | None = None
+        self._dialogue: DialectAdapter | None = None
         self._attempt: Attempt | None = None
-        self._answer: Answer | None = None
+        self._answer: EngineResponse | None = None
         self._on_repeats: Sequence[tuple[bytes, bytes]] = ()  # what an engine that refuses says
         self._full = False  # the client does not keep up
         self._opened = False  # the head of the answer is out
@@ -125,11 +129,11 @@ class Reply(ABC):
         assert self._dialogue is not None
         streamed = status < 400 and is_event_stream(headers)
         if status >= 400:
-            self._on_repeats = on_repeats(0, headers)
+            self._on_repeats = retry_headers(0, headers)
         answer = self._answer = self._dialogue.answer(status, streamed=streamed)
         if self._opened:
             if not streamed:
-                self._answer = Late(status, self._dialogue.event)
+                self._answer = LateError(status, self._dialogue.event)
         elif answer.prompt:
             kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
             self._open(status, lines(kept), None if streamed else content_length(dict(headers)))
@@ -137,7 +141,7 @@ class Reply(ABC):
     def _moved(self, location: str) -> None:
         """It redirects, as proxies do to HTTPS: what it would have the key and the body sent to, nobody has named."""
         assert self._attempt is not None
-        node = self._attempt.target.node
+        node = self._attempt.endpoint.node
         self._attempt.abort()
         place = location.partition("?")[0]  # a login's query may be a secret
         self._elsewhere(UpstreamFailed(f"the server on {node} redirects to {place}"))
@@ -146,7 +150,7 @@ class Reply(ABC):
         """Send the head, once."""
         if not self._opened:
             self._opened = True
-            self._client.respond(status, head + self.trace.labels(self.target), length)
+            self._client.respond(status, head + self.trace.labels(self.endpoint), length)
 
     def upstream_data(self, data: bytes) -> None:
         """See `Receiver`."""
@@ -166,14 +170,14 @@ class Reply(ABC):
         """See `Receiver`."""
         self._client.flush()
 
-    def upstream_lane(self, sizes: SizeLines) -> Lane | None:
+    def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
         """See `Receiver`."""
         repair = self._answer.repair if self._answer is not None and self._opened else None
         around = repair.around if repair is not None else None
         client = self._client.chunked() if around is not None else None
         if repair is None or around is None or client is None:
             return None
-        return Lane(around, repair, client, sizes)
+        return StreamFastPath(around, repair, client, sizes)
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
@@ -187,7 +191,7 @@ class Reply(ABC):
         if not self._opened:
             head = JSON_HEAD
             if status >= 400:
-                head += lines(on_repeats(status, self._on_repeats))
+                head += lines(retry_headers(status, self._on_repeats))
             self._open(status, head, len(owed))
         if owed:
             self._client.write(owed)
@@ -201,7 +205,7 @@ class Reply(ABC):
         if self.trace.status:
             self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
         elif not attempt.replace(answered=answered):
-            self._elsewhere(UpstreamFailed(f"the engine on {attempt.target.node}: {reason}"))
+            self._elsewhere(UpstreamFailed(f"the engine on {attempt.endpoint.node}: {reason}"))
 
     def _break_off(self, error: CortexError) -> None:
         """Too late for another instance: say that the answer is not whole."""

@@ -21,7 +21,7 @@ FAILURES = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 
-class Standing(StrEnum):
+class BreakerState(StrEnum):
     """Whether an instance gets requests."""
 
     CLOSED = "closed"
@@ -40,7 +40,7 @@ class Breaker:
         off: failures are counted, and that is all.
     """
 
-    standing: Standing = Standing.CLOSED
+    standing: BreakerState = BreakerState.CLOSED
     failures: int = 0
     reason: str | None = None
     off: bool = False
@@ -49,9 +49,9 @@ class Breaker:
     def succeeded(self) -> bool:
         """A request was answered; true when that ends a trial."""
         self.failures = 0
-        if self.standing is Standing.CLOSED:
+        if self.standing is BreakerState.CLOSED:
             return False
-        self.standing, self.reason, self._pause_s = Standing.CLOSED, None, FIRST_PAUSE_S
+        self.standing, self.reason, self._pause_s = BreakerState.CLOSED, None, FIRST_PAUSE_S
         return True
 
     def failed(self, reason: str) -> float | None:
@@ -60,17 +60,17 @@ class Breaker:
         self.reason = reason
         if self.off:
             return None
-        if self.standing is Standing.ON_TRIAL:
+        if self.standing is BreakerState.ON_TRIAL:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
-        elif self.standing is Standing.OPEN or self.failures < FAILURES:
+        elif self.standing is BreakerState.OPEN or self.failures < FAILURES:
             return None
-        self.standing = Standing.OPEN
+        self.standing = BreakerState.OPEN
         return self._pause_s
 
     def try_again(self) -> None:
         """The pause is over: the next request is the trial."""
-        if self.standing is Standing.OPEN:
-            self.standing = Standing.ON_TRIAL
+        if self.standing is BreakerState.OPEN:
+            self.standing = BreakerState.ON_TRIAL
 
 
 @dataclass(slots=True)

@@ -10,14 +10,14 @@ from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.gateway import NeuronEntry, NodeEntry, UpstreamEntry
 from cortex_server.dataplane.pool import NodeAccess
 from cortex_server.fleet.credentials import Accesses
-from cortex_server.fleet.neuron_watcher import Watcher
+from cortex_server.fleet.neuron_watcher import NeuronWatcher
 from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.upstream_watcher import UpstreamWatcher
 
 log = logging.getLogger("cortex.fleet")
 
 
-class Roster:
+class Membership:
     """See the module.
 
     Args:
@@ -70,7 +70,7 @@ class Roster:
                 entry.endpoint, who=f"node {entry.name}", token=how.token, tls=how.tls
             )
             self.clients[entry.name] = client
-            watching = Watcher(entry.name, client, self._fleet).run()
+            watching = NeuronWatcher(entry.name, client, self._fleet).run()
         self._how[entry.name] = how
         task = asyncio.create_task(watching, name=f"watch-{entry.name}")
         task.add_done_callback(_report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, ModelNotFound, Unavailable, nearest
 from cortex_common.schema.instances import ModelId
 
@@ -13,7 +13,7 @@ _HEARD_S = 1.0
 """Seconds within which a node has mostly answered, or been found to be out of reach."""
 
 
-class Names:
+class ModelAliases:
     """Ids and aliases of a catalogue.
 
     A name means, in this order: the model of that id or alias; the first pattern that matches it, longer patterns
@@ -27,7 +27,7 @@ class Names:
             meant.
     """
 
-    def __init__(self, profiles: Iterable[ModelProfile], unheard: tuple[str, ...] = ()) -> None:
+    def __init__(self, profiles: Iterable[ModelConfig], unheard: tuple[str, ...] = ()) -> None:
         self.unheard = unheard
         named = [(name, ModelId(p.id)) for p in profiles for name in (p.id, *p.aliases)]
         self._ids = {name: model for name, model in named if not is_pattern(name)}

@@ -23,7 +23,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0
 """A host that boots after its gateway is found within the longer one; fifty that are off cost next to nothing."""
 
 
-class Watcher:
+class NeuronWatcher:
     """Follows a neuron's events; reconnects with growing pauses.
 
     Args:

@@ -10,7 +10,7 @@ from cortex_common.clock import Clock
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo
 from cortex_server.dialects.engine_traits import EngineTraits, traits_of
-from cortex_server.fleet.circuit_breaker import Breaker, Standing
+from cortex_server.fleet.circuit_breaker import Breaker, BreakerState
 from cortex_server.metrics.series import Metrics, Series
 
 LATELY_S = 2.5
@@ -18,7 +18,7 @@ LATELY_S = 2.5
 
 
 @dataclass(slots=True)
-class Others:
+class ForeignLoad:
     """Requests that others have on an instance, worked out from the sum that its node tells.
 
     What the node tells is up to `LATELY_S` old, so the most that this gateway had under way in that time is taken
@@ -42,7 +42,7 @@ class Others:
 
 
 @dataclass(slots=True)
-class Counts:
+class RequestCounts:
     """What one instance did for this gateway since it was loaded."""
 
     requests: int = 0
@@ -59,7 +59,7 @@ class Counts:
 
 
 @dataclass(slots=True, eq=False)
-class Target:
+class Endpoint:
     """One ready instance as the data plane uses it: where to send, and how busy it is.
 
     Attributes:
@@ -100,9 +100,9 @@ class Target:
     in_flight: int = 0
     idle: asyncio.Event | None = None
     breaker: Breaker = field(default_factory=Breaker)
-    others: Others = field(default_factory=Others)
-    counts: Counts = field(default_factory=Counts)
-    former: Target | None = None
+    others: ForeignLoad = field(default_factory=ForeignLoad)
+    counts: RequestCounts = field(default_factory=RequestCounts)
+    former: Endpoint | None = None
 
     @property
     def under_way(self) -> int:
@@ -124,7 +124,7 @@ class Target:
             self.idle = None
 
 
-class Targets:
+class RoutingTable:
     """See the module.
 
     Args:
@@ -135,21 +135,21 @@ class Targets:
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
-        self._by_id: dict[InstanceId, Target] = {}
-        self._on: dict[str, dict[InstanceId, Target]] = {}
-        self._left: dict[InstanceId, Target] = {}
-        self._ready: dict[str, list[Target]] = {}
+        self._by_id: dict[InstanceId, Endpoint] = {}
+        self._on: dict[str, dict[InstanceId, Endpoint]] = {}
+        self._left: dict[InstanceId, Endpoint] = {}
+        self._ready: dict[str, list[Endpoint]] = {}
         self._order: dict[str, int] = {}
 
-    def ready(self, model: str) -> list[Target]:
+    def ready(self, model: str) -> list[Endpoint]:
         """Instances of the model that take requests now; not to be changed by the caller."""
         return self._ready.get(model, _NOBODY)
 
-    def get(self, instance: InstanceId) -> Target | None:
+    def get(self, instance: InstanceId) -> Endpoint | None:
         """The target of an instance that is ready, or was when its node was last heard."""
         return self._by_id.get(instance)
 
-    def all(self) -> Iterable[tuple[Target, bool]]:
+    def all(self) -> Iterable[tuple[Endpoint, bool]]:
         """Every target, and whether it takes requests now."""
         ready = {target for targets in self._ready.values() for target in targets}
         here = (target for targets in self._on.values() for target in targets.values())
@@ -161,7 +161,7 @@ class Targets:
             return True
         return any(target.model == model for target in self._by_id.values())
 
-    def spare(self, target: Target) -> None:
+    def spare(self, target: Endpoint) -> None:
         """Send it nothing more until its node, or its standing, changes."""
         self._ready[target.model] = [t for t in self.ready(target.model) if t is not target]
 
@@ -183,7 +183,7 @@ class Targets:
         node = entry.name
         self._order.setdefault(node, len(self._order))
         before = self._on.get(node, {})
-        here: dict[InstanceId, Target] = {}
+        here: dict[InstanceId, Endpoint] = {}
         for info in infos:
             if info.status is InstanceState.READY and info.url is not None:
                 target = before.get(info.instance_id)
@@ -207,7 +207,7 @@ class Targets:
                 self._forget(target)
                 self.spare(target)
 
-    def _forget(self, target: Target) -> None:
+    def _forget(self, target: Endpoint) -> None:
         """It is gone from its node; a node that is configured under two names has it twice."""
         if self._by_id.get(target.id) is target:
             del self._by_id[target.id]
@@ -216,7 +216,7 @@ class Targets:
         self._left = {i: t for i, t in self._left.items() if t.under_way}
 
     def _keep_ready(
-        self, model: ModelId, node: str, here: dict[InstanceId, Target], *, up: bool
+        self, model: ModelId, node: str, here: dict[InstanceId, Endpoint], *, up: bool
     ) -> None:
         found = [t for t in self.ready(model) if t.node != node]
         found += [t for t in here.values() if up and t.model == model and _usable(t)]
@@ -226,10 +226,10 @@ class Targets:
         else:
             self._ready.pop(model, None)
 
-    def _new(self, entry: NodeEntry, info: ModelInfo, url: str) -> Target:
+    def _new(self, entry: NodeEntry, info: ModelInfo, url: str) -> Endpoint:
         upstream = entry if isinstance(entry, UpstreamEntry) else None
         engine = info.engine or info.harness  # an older neuron tells only the harness
-        return Target(
+        return Endpoint(
             id=info.instance_id,
             model=info.id,
             node=entry.name,
@@ -253,8 +253,8 @@ def labels_of(node: str, instance: str) -> bytes:
     return f"x-cortex-node: {node}\r\nx-cortex-instance: {instance}\r\n".encode()
 
 
-def _usable(target: Target) -> bool:
-    return not target.draining and target.breaker.standing is not Standing.OPEN
+def _usable(target: Endpoint) -> bool:
+    return not target.draining and target.breaker.standing is not BreakerState.OPEN
 
 
-_NOBODY: list[Target] = []
+_NOBODY: list[Endpoint] = []

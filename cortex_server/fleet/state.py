@@ -1,6 +1,6 @@
 """The one owner of what the gateway knows about its fleet.
 
-Watchers report what nodes say; the data plane counts requests on `Target`s; everybody else reads
+Watchers report what nodes say; the data plane counts requests on `Endpoint`s; everybody else reads
 immutable `FleetSnapshot`s. All of it runs on the event loop's thread, so there is no lock.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.errors import CortexError
 from cortex_common.log import event
@@ -27,9 +27,9 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.hardware import Discovery
 from cortex_common.schema.instances import InstanceId, ModelId, ModelInfo, NodeStatus
-from cortex_server.fleet.circuit_breaker import Standing
-from cortex_server.fleet.model_aliases import Names
-from cortex_server.fleet.routing_table import Target, Targets
+from cortex_server.fleet.circuit_breaker import BreakerState
+from cortex_server.fleet.model_aliases import ModelAliases
+from cortex_server.fleet.routing_table import Endpoint, RoutingTable
 from cortex_server.fleet.views import (
     device_views,
     engine_view,
@@ -75,7 +75,7 @@ class Fleet:
         self._clock = clock
         self.metrics = metrics
         self.started_at = clock.unix()
-        self._targets = Targets(clock, metrics)
+        self._targets = RoutingTable(clock, metrics)
         self._targets.use_nodes(self._nodes)
         self._views: dict[str, NodeView] = {}
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
@@ -85,17 +85,17 @@ class Fleet:
         self.closed = False
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.settings: Callable[[], SettingsView] = SettingsView
-        self._profiles: dict[str, ModelProfile] = {}
-        self.names = Names(())
+        self._profiles: dict[str, ModelConfig] = {}
+        self.names = ModelAliases(())
         self.use_catalogue(catalogue)
 
     # -- what requests are routed by ---------------------------------------------------------
 
-    def ready(self, model: str) -> list[Target]:
+    def ready(self, model: str) -> list[Endpoint]:
         """Instances of the model that take requests now; not to be changed by the caller."""
         return self._targets.ready(model)
 
-    def profile(self, model: str) -> ModelProfile | None:
+    def profile(self, model: str) -> ModelConfig | None:
         """The profile of a model id."""
         return self._profiles.get(model)
 
@@ -110,15 +110,15 @@ class Fleet:
         """The error for a name that means nothing here, with what it may have been meant to be."""
         return self.names.not_found(name, {target.model for target, _ in self._targets.all()})
 
-    def acquire(self, target: Target) -> None:
+    def acquire(self, target: Endpoint) -> None:
         """Count a request that starts on an instance."""
         target.in_flight += 1
         target.others.most = max(target.others.most, target.in_flight)
         self._views.pop(target.node, None)
-        if target.breaker.standing is Standing.ON_TRIAL:
+        if target.breaker.standing is BreakerState.ON_TRIAL:
             self._targets.spare(target)  # one request is the trial, the others go elsewhere
 
-    def release(self, target: Target) -> None:
+    def release(self, target: Endpoint) -> None:
         """Count its end; whoever drains the instance wakes with the last one."""
         target.in_flight -= 1
         target.last_used = self._clock.unix()
@@ -126,13 +126,13 @@ class Fleet:
         if not target.in_flight:
             target.wake()
 
-    def answered(self, target: Target) -> None:
+    def answered(self, target: Endpoint) -> None:
         """The instance did its work; this ends a trial."""
         if target.breaker.succeeded():
             event(log, "instance_recovered", node=target.node, instance=target.id)
             self._changed(target.node)
 
-    def failed(self, target: Target, reason: str) -> None:
+    def failed(self, target: Endpoint, reason: str) -> None:
         """The instance did not; after a few failures in a row it is left alone for a while."""
         pause = target.breaker.failed(reason)
         if pause is None:
@@ -149,19 +149,19 @@ class Fleet:
         asyncio.get_running_loop().call_later(pause, self._try_again, target)
         self._changed(target.node)
 
-    def untried(self, target: Target) -> None:
+    def untried(self, target: Endpoint) -> None:
         """A trial ended without a verdict, because its client left: the next request is the trial."""
-        if target.breaker.standing is Standing.ON_TRIAL:
+        if target.breaker.standing is BreakerState.ON_TRIAL:
             self._changed(target.node)
 
-    def _try_again(self, target: Target) -> None:
+    def _try_again(self, target: Endpoint) -> None:
         target.breaker.try_again()
         self._changed(target.node)
 
     # -- requests of worker processes --------------------------------------------------------
 
     @property
-    def targets(self) -> Iterable[tuple[Target, bool]]:
+    def targets(self) -> Iterable[tuple[Endpoint, bool]]:
         """Every instance that is routed to, and whether it takes requests now."""
         return self._targets.all()
 
@@ -169,7 +169,7 @@ class Fleet:
         """Others route by this table; `agreed` returns once all of them know of every change so far."""
         self._routers = agreed
 
-    def counted(self, target: Target, change: int, most: int) -> None:
+    def counted(self, target: Endpoint, change: int, most: int) -> None:
         """Others tell that so many more requests are on an instance, and that there were up to `most`."""
         target.in_flight += change
         target.others.most = max(target.others.most, most)
@@ -199,7 +199,7 @@ class Fleet:
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles."""
         self._profiles = {profile.id: profile for profile in catalogue.models}
-        self.names = Names(catalogue.models, self._unheard)
+        self.names = ModelAliases(catalogue.models, self._unheard)
         self._views.clear()
         self._announce()
 

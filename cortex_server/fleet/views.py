@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import (
     DeviceView,
     EngineView,
@@ -17,8 +17,8 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import AttachedEngine, InstanceState, ModelId, ModelInfo
-from cortex_server.fleet.circuit_breaker import Standing
-from cortex_server.fleet.routing_table import Target
+from cortex_server.fleet.circuit_breaker import BreakerState
+from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.metrics.series import Metrics
 
 _BEST_FIRST = (
@@ -94,9 +94,9 @@ def instance_view(info: ModelInfo, node: str, *, pinned: bool) -> InstanceView:
     )
 
 
-def with_target(view: InstanceView, target: Target) -> InstanceView:
+def with_target(view: InstanceView, target: Endpoint) -> InstanceView:
     """An instance with what its target knows: how busy it is, what it did, and whether it is routed to."""
-    failing = target.breaker.standing is not Standing.CLOSED
+    failing = target.breaker.standing is not BreakerState.CLOSED
     return replace(
         view,
         state=InstanceState.DRAINING if target.draining else view.state,
@@ -111,7 +111,7 @@ def with_target(view: InstanceView, target: Target) -> InstanceView:
 
 
 def model_views(
-    profiles: Iterable[ModelProfile],
+    profiles: Iterable[ModelConfig],
     nodes: tuple[NodeView, ...],
     waiting: Callable[[ModelId], int],
     metrics: Metrics,
@@ -131,7 +131,7 @@ def model_views(
 
 def _model_view(
     model: ModelId,
-    profile: ModelProfile | None,
+    profile: ModelConfig | None,
     instances: list[InstanceView],
     waiting: int,
     metrics: Metrics,

@@ -1,7 +1,7 @@
 """The one task that owns lifecycle state: events come in through an inbox, decisions go out to the nodes.
 
 Nobody else plans, loads or evicts. The fast path of a request does not come here: only a request whose model has no
-ready instance does, and waits in `Conductor.obtain`.
+ready instance does, and waits in `Controller.obtain`.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from functools import partial
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.clock import Clock
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import Conflict, CortexError, ModelLoading, Unavailable
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId, ModelId, RestartAnswer
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.decision_log import Decisions
-from cortex_server.lifecycle.executor import Carrier
-from cortex_server.lifecycle.measurements import Knowledge
-from cortex_server.lifecycle.pins import Pin, PinBoard
-from cortex_server.lifecycle.placement_view import Advice, Outlook
-from cortex_server.lifecycle.reconciler import Housekeeping
+from cortex_server.lifecycle.decision_log import DecisionLog
+from cortex_server.lifecycle.executor import Executor
+from cortex_server.lifecycle.measurements import Measurements
+from cortex_server.lifecycle.pins import Pin, PinStore
+from cortex_server.lifecycle.placement_view import PlacementView, PlanService
+from cortex_server.lifecycle.reconciler import Reconciler
 from cortex_server.lifecycle.views import WaitProgress, progress_of, with_pins, with_reasons
-from cortex_server.placement.desired_state import Upkeep
+from cortex_server.placement.desired_state import DesiredState
 from cortex_server.placement.engine_restarts import Restart
-from cortex_server.placement.load_queue import Ask, Goal
-from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.load_queue import LoadKey, LoadRequest
+from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.policy import new_instance_id, policy_of
 from cortex_server.placement.scheduler import Scheduler
-from cortex_server.storage.placement import Store
+from cortex_server.storage.placement import PlacementStore
 
 Later = Callable[[float], None]
 """An event for the conductor's task, called there with the monotonic time."""
 
 
-class Outcomes:
+class LoadOutcomes:
     """The carrier's `Reports`.
 
     Args:
@@ -54,12 +54,12 @@ class Outcomes:
     def __init__(
         self,
         scheduler: Scheduler,
-        outlook: Outlook,
-        knowledge: Knowledge,
+        placement_view: PlacementView,
+        knowledge: Measurements,
         post: Callable[[Later], None],
     ) -> None:
         self._scheduler = scheduler
-        self._outlook = outlook
+        self._placement_view = placement_view
         self._knowledge = knowledge
         self._post = post
 
@@ -73,13 +73,13 @@ class Outcomes:
 
     def left(self, instance: InstanceId) -> None:
         """See `Reports.left`."""
-        self._post(lambda _now: self._outlook.left(instance))
+        self._post(lambda _now: self._placement_view.left(instance))
 
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
         """See `Reports.admitted`."""
         self._post(lambda now: self._scheduler.admitted(instance, actual, now))
 
-    def refused(self, order: Order, needed_mb: int | None) -> None:
+    def refused(self, order: LoadOrder, needed_mb: int | None) -> None:
         """See `Reports.refused`."""
         if needed_mb is not None:
             shape = order.plan.shape
@@ -100,7 +100,7 @@ PURSUED_FOR_S = 3600.0
 """How long room is waited for on behalf of nobody."""
 
 
-class Conductor:
+class Controller:
     """See the module.
 
     Args:
@@ -120,12 +120,12 @@ class Conductor:
         catalogue: Catalogue,
         config: GatewayConfig,
         clock: Clock,
-        store: Store | None = None,
+        store: PlacementStore | None = None,
     ) -> None:
         self._store = store
-        self.knowledge = Knowledge(store.measurements() if store else ())
-        self.pins = PinBoard(store.pins() if store else ())
-        self.upkeep = Upkeep(config.eviction.idle_ttl, config.placement.scale_out_after)
+        self.knowledge = Measurements(store.measurements() if store else ())
+        self.pins = PinStore(store.pins() if store else ())
+        self.upkeep = DesiredState(config.eviction.idle_ttl, config.placement.scale_out_after)
         self._fleet = fleet
         self._clock = clock
         self._config = config
@@ -135,17 +135,17 @@ class Conductor:
         self._answers: dict[int, asyncio.Future[InstanceId]] = {}
         self._inbox: deque[Later] = deque()
         self._bell = asyncio.Event()
-        self._outlook = Outlook(self.knowledge, self.pins, clock)
-        self._outlook.use_profiles(self._profiles)
-        self.advice = Advice(self._scheduler, self._outlook, fleet, clock)
-        outcomes = Outcomes(self._scheduler, self._outlook, self.knowledge, self._post)
-        self._carrier = Carrier(fleet, nodes, outcomes)
-        self.decisions = Decisions()
-        self._housekeeping = Housekeeping(
+        self._placement_view = PlacementView(self.knowledge, self.pins, clock)
+        self._placement_view.use_profiles(self._profiles)
+        self.advice = PlanService(self._scheduler, self._placement_view, fleet, clock)
+        outcomes = LoadOutcomes(self._scheduler, self._placement_view, self.knowledge, self._post)
+        self._executor = Executor(fleet, nodes, outcomes)
+        self.decisions = DecisionLog()
+        self._reconciler = Reconciler(
             self.upkeep,
             lambda profile, goal: self.want(profile, goal, timeout_s=PURSUED_FOR_S),
             self.unload,
-            self._outlook.is_leaving,
+            self._placement_view.is_leaving,
             clock,
         )
         self._considered: list[asyncio.Future[None]] = []
@@ -153,8 +153,8 @@ class Conductor:
 
     # -- what the data plane calls -----------------------------------------------------------
 
-    async def obtain(
-        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    async def acquire(
+        self, profile: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """Wait until an instance of the model is ready, having it loaded where needed.
 
@@ -177,7 +177,7 @@ class Conductor:
         self.upkeep.ended.discard(profile.id)
         began = self._clock.monotonic()
         try:
-            instance = await self.want(profile, Goal(profile.id), timeout_s=timeout_s)
+            instance = await self.want(profile, LoadKey(profile.id), timeout_s=timeout_s)
         except CortexError as failed:
             self._waited(request_id, profile, began, None, failed.message)
             raise
@@ -187,7 +187,7 @@ class Conductor:
     def _waited(
         self,
         request: str,
-        profile: ModelProfile,
+        profile: ModelConfig,
         began: float,
         instance: InstanceId | None,
         otherwise: str,
@@ -202,15 +202,15 @@ class Conductor:
         )
 
     async def want(
-        self, profile: ModelProfile, goal: Goal, *, timeout_s: float, insists: bool = False
+        self, profile: ModelConfig, goal: LoadKey, *, timeout_s: float, force: bool = False
     ) -> InstanceId:
-        """`obtain` for any goal, such as an instance on a certain node; see `Ask.insists`."""
+        """`acquire` for any goal, such as an instance on a certain node; see `LoadRequest.insists`."""
         if self._ended:
             raise Unavailable("the gateway is stopping", retry_after=5.0)
-        if insists:
+        if force:
             self.upkeep.ended.discard(profile.id)
         now = self._clock.monotonic()
-        ask = Ask(next(self._ids), profile, goal, now, now + timeout_s, insists)
+        ask = LoadRequest(next(self._ids), profile, goal, now, now + timeout_s, force)
         answer: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
         self._answers[ask.id] = answer
         self._post(lambda at: self._scheduler.ask(ask, at))
@@ -224,7 +224,7 @@ class Conductor:
         """How many requests wait for a model."""
         return self._scheduler.waiting.count(model)
 
-    async def settled(self) -> None:
+    async def barrier(self) -> None:
         """Return once everything that was asked before has been considered."""
         considered = asyncio.get_running_loop().create_future()
         self._post(lambda _now: self._considered.append(considered))
@@ -260,8 +260,8 @@ class Conductor:
             self.upkeep.ended.add(model)
             self._post(lambda _now: self._scheduler.drop(model))
         try:
-            with self._outlook.leaving(v.id for v in views):
-                await self._carrier.remove(views, drain_s, why, cut=why == "operator")
+            with self._placement_view.leaving(v.id for v in views):
+                await self._executor.remove(views, drain_s, why, cut=why == "operator")
         except CortexError:
             if whole:
                 self.upkeep.ended.discard(model)
@@ -273,13 +273,13 @@ class Conductor:
             self._bell.set()
 
     async def restart(self, restart: Restart, drain_s: float) -> RestartAnswer:
-        """Drain what is in an engine of somebody else, and have it restarted; see `Carrier.restart`.
+        """Drain what is in an engine of somebody else, and have it restarted; see `Executor.restart`.
 
         Who asks for a model of it meanwhile waits until that is back, and has none loaded elsewhere.
         """
         try:
-            with self._outlook.returning(restart.instances):
-                return await self._carrier.restart(restart, drain_s)
+            with self._placement_view.returning(restart.instances):
+                return await self._executor.restart(restart, drain_s)
         finally:
             self._bell.set()
 
@@ -300,7 +300,7 @@ class Conductor:
         self._fleet.on_change(self._bell.set)
         self._fleet.count_waiting(self.waiting)
         upkeep_at = self._clock.monotonic()
-        self._housekeeping.begin(self._profiles)
+        self._reconciler.begin(self._profiles)
         try:
             while True:
                 await self._next_event(upkeep_at)
@@ -319,8 +319,8 @@ class Conductor:
                 self._inbox.popleft()(self._clock.monotonic())
             self._scheduler.close(Unavailable("the gateway is stopping", retry_after=5.0))
             self._say_considered()
-            await self._carrier.close()
-            await self._housekeeping.close()
+            await self._executor.close()
+            await self._reconciler.close()
 
     def _say_considered(self) -> None:
         while self._considered:
@@ -343,7 +343,7 @@ class Conductor:
         if not self._scheduler.waiting and not self._scheduler.loads:
             return
         snapshot = self._fleet.bare
-        self._scheduler.step(lambda overlay: self._outlook.world(snapshot, overlay), now)
+        self._scheduler.step(lambda overlay: self._placement_view.world(snapshot, overlay), now)
 
     def _keep_up(self, now: float) -> None:
         """What is due with time alone."""
@@ -354,9 +354,9 @@ class Conductor:
         if self.pins.expire(self._clock.unix()):
             self._pins_changed()
         visible = frozenset(i.id for i in snapshot.instances())
-        self._outlook.refresh(visible)
+        self._placement_view.refresh(visible)
         self.decisions.forget_loads(visible.union(u.order.instance for u in self._scheduler.loads))
-        self._housekeeping.do(with_pins(snapshot, self.pins), self._profiles, now)
+        self._reconciler.do(with_pins(snapshot, self.pins), self._profiles, now)
 
     def _pins_changed(self) -> None:
         if self._store is not None:
@@ -366,7 +366,7 @@ class Conductor:
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
         before, self._profiles = self._profiles, {p.id: p for p in catalogue.models}
-        self._outlook.use_profiles(self._profiles)
+        self._placement_view.use_profiles(self._profiles)
         for changed in (p for p in catalogue.models if before.get(p.id) != p):
             self.knowledge.ask_anew(changed.id)
             self._post(partial(self._scheduler.profile_changed, changed))
@@ -430,19 +430,19 @@ class Conductor:
             error.details["loading"]["eta_s"] = round(told.eta_s, 1)
             error.retry_after = min(60.0, max(1.0, told.eta_s))
 
-    def make_room(self, order: Order) -> None:
+    def make_room(self, order: LoadOrder) -> None:
         """See `Effects.make_room`."""
-        self._carrier.make_room(order, self.drain_timeout_s)
+        self._executor.make_room(order, self.drain_timeout_s)
 
-    def start(self, order: Order) -> None:
+    def start(self, order: LoadOrder) -> None:
         """See `Effects.start`."""
         self.decisions.begun(order)
-        self._carrier.start(order)
+        self._executor.start(order)
 
-    def abandon(self, order: Order) -> None:
+    def abandon(self, order: LoadOrder) -> None:
         """See `Effects.abandon`."""
-        self._carrier.abandon(order)
+        self._executor.abandon(order)
 
-    def take_back(self, order: Order) -> None:
+    def cancel_load(self, order: LoadOrder) -> None:
         """See `Effects.take_back`."""
-        self._carrier.take_back(order)
+        self._executor.cancel_load(order)

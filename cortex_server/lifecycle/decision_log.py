@@ -7,14 +7,14 @@ from collections.abc import Collection, Mapping
 
 from cortex_common.schema.instances import InstanceId
 from cortex_common.schema.plans import DecisionView
-from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.planner import Load
 
 KEPT = 2000
 """Requests that are remembered, the latest; one that waited for nothing takes no place."""
 
 
-class Decisions:
+class DecisionLog:
     """Loads by instance, and waits by request id.
 
     A request may wait more than once, as what it got may be gone before it comes to it.
@@ -25,7 +25,7 @@ class Decisions:
         self._waits: OrderedDict[str, tuple[DecisionView, ...]] = OrderedDict()
         self._fresh: dict[str, None] = {}
 
-    def begun(self, order: Order) -> None:
+    def begun(self, order: LoadOrder) -> None:
         """A load was begun."""
         self._loads[order.instance] = order.plan
 

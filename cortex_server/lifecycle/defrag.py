@@ -8,30 +8,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cortex_common.clock import Clock
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotSupported
 from cortex_common.log import event
 from cortex_common.schema.plans import (
     ApplyDefrag,
+    DefragRequest,
     DefragView,
-    DefragWish,
-    DeviceRoomView,
+    DeviceCapacityView,
     MoveView,
     RestartView,
 )
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
-from cortex_server.lifecycle.engine_restarts import Restarts
+from cortex_server.lifecycle.controller import Controller
+from cortex_server.lifecycle.engine_restarts import EngineRestarts
 from cortex_server.placement.defrag import Budget, Defrag, Move, defrag
 from cortex_server.placement.engine_restarts import Restart, affordable
-from cortex_server.placement.fit import Where, shapes
-from cortex_server.placement.load_queue import Goal
-from cortex_server.placement.state import World
+from cortex_server.placement.fit import PlacementConstraints, shapes
+from cortex_server.placement.load_queue import LoadKey
+from cortex_server.placement.state import ClusterState
 
 log = logging.getLogger("cortex.operator")
 
 
-class Mover:
+class DefragRunner:
     """See the module.
 
     Args:
@@ -46,20 +46,20 @@ class Mover:
     def __init__(
         self,
         fleet: Fleet,
-        conductor: Conductor,
-        restarts: Restarts,
+        controller: Controller,
+        restarts: EngineRestarts,
         clock: Clock,
-        profile_of: Callable[[str], ModelProfile],
+        profile_of: Callable[[str], ModelConfig],
         check_node: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
-        self._conductor = conductor
+        self._controller = controller
         self._restarts = restarts
         self._clock = clock
         self._profile_of = profile_of
         self._check_node = check_node
 
-    def plan(self, wish: DefragWish) -> DefragView:
+    def plan(self, wish: DefragRequest) -> DefragView:
         """Moves and restarts for a wish.
 
         Raises:
@@ -95,15 +95,15 @@ class Mover:
 
     async def _make(self, move: Move, drain_s: float) -> None:
         event(log, "moving", model=move.model, instance=move.instance, to=move.to_node)
-        where = Where(move.to_node, (move.to_device,))
-        goal = Goal(move.model, where, another=True, may_evict=False)
+        where = PlacementConstraints(move.to_node, (move.to_device,))
+        goal = LoadKey(move.model, where, another=True, may_evict=False)
         profile = self._profile_of(move.model)
-        await self._conductor.want(profile, goal, timeout_s=max(60.0, move.seconds * 5))
+        await self._controller.want(profile, goal, timeout_s=max(60.0, move.seconds * 5))
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
-        await self._conductor.unload(move.model, views, drain_s, whole=False, why="defrag")
+        await self._controller.unload(move.model, views, drain_s, whole=False, why="defrag")
 
-    def _planned(self, wish: DefragWish) -> _Planned:
-        world = self._conductor.advice.world()
+    def _planned(self, wish: DefragRequest) -> _Planned:
+        world = self._controller.advice.world()
         if wish.node is not None:
             self._check_node(wish.node)
         wanted = None
@@ -156,7 +156,9 @@ def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
     )
 
 
-def _view(found: Defrag | None, world: World, wanted_mb: int | None, *, across: bool) -> DefragView:
+def _view(
+    found: Defrag | None, world: ClusterState, wanted_mb: int | None, *, across: bool
+) -> DefragView:
     if found is None:
         size = f"a block of {wanted_mb} MiB" if wanted_mb else "a larger block"
         where = "" if across else " on one node; --across looks at all together"
@@ -175,7 +177,7 @@ def _view(found: Defrag | None, world: World, wanted_mb: int | None, *, across: 
         gain[m.to_node, m.to_device] = gain.get((m.to_node, m.to_device), 0) - m.mb
     names = {node for node, _ in gain}
     devices = tuple(
-        DeviceRoomView(
+        DeviceCapacityView(
             node=room.node.name,
             device=d.index,
             total_mb=d.total_mb,

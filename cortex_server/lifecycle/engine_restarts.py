@@ -12,8 +12,8 @@ from cortex_common.log import event
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceState
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
-from cortex_server.placement.engine_restarts import Restart, due_restarts, opportune
+from cortex_server.lifecycle.controller import Controller
+from cortex_server.placement.engine_restarts import Restart, choose, due_restarts
 
 log = logging.getLogger("cortex.lifecycle")
 
@@ -28,7 +28,7 @@ BACK_WITHIN_S = 1800.0
 """How long the models of an engine that is up again are waited for."""
 
 
-class Restarts:
+class EngineRestarts:
     """See the module.
 
     Args:
@@ -37,17 +37,17 @@ class Restarts:
         clock: for pauses.
     """
 
-    def __init__(self, fleet: Fleet, conductor: Conductor, clock: Clock) -> None:
+    def __init__(self, fleet: Fleet, controller: Controller, clock: Clock) -> None:
         self._fleet = fleet
-        self._conductor = conductor
+        self._controller = controller
         self._clock = clock
         self._not_before: dict[tuple[str, str], float] = {}
 
     def due(self) -> tuple[Restart, ...]:
         """Engines that are due, with what speaks against a restart now. Changes nothing."""
-        world = self._conductor.advice.world()
+        world = self._controller.advice.world()
         nodes = (room.node for room in world.rooms)
-        after = self._conductor.advice.policy.restart_after_cycles
+        after = self._controller.advice.policy.restart_after_cycles
         return due_restarts(nodes, world.standings, after, world.now)
 
     async def make(self, restart: Restart, drain_s: float) -> None:
@@ -71,7 +71,7 @@ class Restarts:
         )
         outcome = "failed"
         try:
-            answer = await self._conductor.restart(restart, drain_s)
+            answer = await self._controller.restart(restart, drain_s)
             outcome = answer.status
             if answer.status == "restarted":
                 await self._all_back(restart)
@@ -88,12 +88,12 @@ class Restarts:
             await asyncio.sleep(LOOK_EVERY_S)
             now = self._clock.monotonic()
             rested = [r for r in self.due() if self._not_before.get(_place(r), 0.0) <= now]
-            chosen = opportune(rested, self._conductor.advice.policy.restart_after_cycles)
+            chosen = choose(rested, self._controller.advice.policy.restart_after_cycles)
             if chosen is None:
                 continue
             self._not_before[_place(chosen)] = now + REST_S
             try:
-                await self.make(chosen, self._conductor.drain_timeout_s)
+                await self.make(chosen, self._controller.drain_timeout_s)
             except CortexError as failed:
                 node, harness = _place(chosen)
                 event(
@@ -132,8 +132,8 @@ class Restarts:
         await self._until(lambda: len(self._inside(restart)) >= loaded, SHOWN_WITHIN_S)
         for view in self._inside(restart):
             unasked = view.id not in before and view.state is InstanceState.READY
-            if unasked and not view.in_flight and not self._conductor.waiting(view.model):
-                await self._conductor.unload(view.model, (view,), 0.0, whole=False, why="defrag")
+            if unasked and not view.in_flight and not self._controller.waiting(view.model):
+                await self._controller.unload(view.model, (view,), 0.0, whole=False, why="defrag")
 
     async def _until(self, true: Callable[[], bool], seconds: float) -> bool:
         """Wait until something about the fleet is true; whether it is within the time."""

@@ -20,12 +20,12 @@ from cortex_common.schema.instances import (
 )
 from cortex_server.fleet.state import Fleet
 from cortex_server.placement.engine_restarts import Restart
-from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.pending_loads import LoadOrder
 
 log = logging.getLogger("cortex.lifecycle")
 
 
-class Reports(Protocol):
+class ExecutorEvents(Protocol):
     """Where the outcome of an order goes; see the scheduler's events."""
 
     def room_made(self, instance: InstanceId) -> None:
@@ -44,7 +44,7 @@ class Reports(Protocol):
         """The node has taken the load on, perhaps as one that it had begun already."""
         ...
 
-    def refused(self, order: Order, needed_mb: int | None) -> None:
+    def refused(self, order: LoadOrder, needed_mb: int | None) -> None:
         """The node can't take it, or can't be reached."""
         ...
 
@@ -53,7 +53,7 @@ class Reports(Protocol):
         ...
 
 
-class Carrier:
+class Executor:
     """Runs one task for each order.
 
     Args:
@@ -62,7 +62,9 @@ class Carrier:
         reports: told of every outcome.
     """
 
-    def __init__(self, fleet: Fleet, nodes: Mapping[str, NeuronClient], reports: Reports) -> None:
+    def __init__(
+        self, fleet: Fleet, nodes: Mapping[str, NeuronClient], reports: ExecutorEvents
+    ) -> None:
         self._fleet = fleet
         self._nodes = nodes
         self._reports = reports
@@ -70,20 +72,20 @@ class Carrier:
         self._draining: dict[InstanceId, asyncio.Task[None]] = {}
         self._closed_by: dict[InstanceId, set[object]] = {}
 
-    def make_room(self, order: Order, drain_s: float) -> None:
+    def make_room(self, order: LoadOrder, drain_s: float) -> None:
         """Drain the victims of a load, all of them, and only then unload them."""
         self._draining[order.instance] = self._spawn(self._make_room(order, drain_s))
 
-    def abandon(self, order: Order) -> None:
+    def abandon(self, order: LoadOrder) -> None:
         """Stop draining for a load; once the unloads have begun they are brought to their end."""
         if (task := self._draining.pop(order.instance, None)) is not None:
             task.cancel()
 
-    def take_back(self, order: Order) -> None:
+    def cancel_load(self, order: LoadOrder) -> None:
         """Have the node end what it has begun with, unless somebody uses it already."""
         self._spawn(self._take_back(order))
 
-    def start(self, order: Order) -> None:
+    def start(self, order: LoadOrder) -> None:
         """Ask the node to load."""
         self._spawn(self._start(order))
 
@@ -157,7 +159,7 @@ class Carrier:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("carrier_failed", exc_info=error)
 
-    async def _make_room(self, order: Order, drain_s: float) -> None:
+    async def _make_room(self, order: LoadOrder, drain_s: float) -> None:
         model, node = order.profile.id, order.plan.node
         event(
             log, "evicting", logging.WARNING, node=node, victims=order.plan.evictions, model=model
@@ -231,7 +233,7 @@ class Carrier:
         event(log, "unloaded", node=view.node, model=view.model, instance=view.id, why=why)
         self._reports.left(view.id)
 
-    async def _take_back(self, order: Order) -> None:
+    async def _take_back(self, order: LoadOrder) -> None:
         node, instance, model = order.plan.node, order.instance, ModelId(order.profile.id)
         request = UnloadRequest(model_id=model, instance_id=instance, drain_seconds=0.0, cut=False)
         try:
@@ -241,7 +243,7 @@ class Carrier:
         else:
             event(log, "taken_back", node=node, model=model, instance=instance)
 
-    async def _start(self, order: Order) -> None:
+    async def _start(self, order: LoadOrder) -> None:
         place, size = order.plan, order.plan.shape.size
         spec = order.profile.spec(place.devices, order.instance, device_mb=size.device_mb or None)
         event(

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.eviction import Standing
+from cortex_server.placement.eviction import ModelStats
 from cortex_server.placement.fit import Size, SizeKey, SizeSource, size_key
 
 HALF_LIFE_S = 1800.0
@@ -47,7 +47,7 @@ class Measurement:
     last_mb: int | None = None
 
 
-class Knowledge:
+class Measurements:
     """Grows with every load, and with every request that was counted.
 
     Args:
@@ -79,9 +79,7 @@ class Knowledge:
         """Seconds that a load of the model takes, where one was measured."""
         return self._load_s.get(model)
 
-    def refused(
-        self, profile: ModelProfile, kind: DeviceKind, devices: int, needed_mb: int
-    ) -> None:
+    def refused(self, profile: ModelConfig, kind: DeviceKind, devices: int, needed_mb: int) -> None:
         """A node refused a load and said what it needs.
 
         What was measured is not replaced by an estimate, unless that is larger.
@@ -100,7 +98,7 @@ class Knowledge:
         }
 
     def observe(
-        self, snapshot: FleetSnapshot, profiles: Mapping[str, ModelProfile], now: float
+        self, snapshot: FleetSnapshot, profiles: Mapping[str, ModelConfig], now: float
     ) -> list[Measurement]:
         """Learn from a snapshot.
 
@@ -138,9 +136,9 @@ class Knowledge:
         """What loads of a model took, by key, build and node."""
         return tuple(m for m in self._loads.values() if m.key.model == model)
 
-    def standing(self, profile: ModelProfile, now: float) -> Standing:
+    def standing(self, profile: ModelConfig, now: float) -> ModelStats:
         """How a model stands; `now` is monotonic seconds."""
-        return Standing(
+        return ModelStats(
             priority=profile.priority,
             reload_s=self._load_s.get(profile.id, UNMEASURED_LOAD_S),
             rate=self.rate(profile.id, now),
@@ -187,7 +185,7 @@ def decayed(weight: float, seconds: float) -> float:
 
 
 def _measure(
-    profile: ModelProfile, node: NodeView, instance: InstanceView, at: float
+    profile: ModelConfig, node: NodeView, instance: InstanceView, at: float
 ) -> Measurement | None:
     """What a ready instance took; None while it is not ready or its node has not measured it."""
     if instance.state is not InstanceState.READY or not instance.devices:
@@ -210,7 +208,7 @@ def _measure(
     )
 
 
-class StandingsNow:
+class CurrentStats:
     """How models stand at one moment; each is worked out once, when first asked for.
 
     Args:
@@ -220,14 +218,14 @@ class StandingsNow:
     """
 
     def __init__(
-        self, knowledge: Knowledge, profiles: Mapping[str, ModelProfile], now: float
+        self, knowledge: Measurements, profiles: Mapping[str, ModelConfig], now: float
     ) -> None:
         self._knowledge = knowledge
         self._profiles = profiles
         self._now = now
-        self._known: dict[ModelId, Standing] = {}
+        self._known: dict[ModelId, ModelStats] = {}
 
-    def get(self, model: ModelId, default: Standing, /) -> Standing:
+    def get(self, model: ModelId, default: ModelStats, /) -> ModelStats:
         """See `Standings.get`."""
         known = self._known.get(model)
         if known is None:

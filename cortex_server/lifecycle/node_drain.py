@@ -10,11 +10,11 @@ from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_common.schema.plans import DrainPlan, PlannedMove
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
-from cortex_server.placement.capacity import TAKING_MEMORY, Promise
-from cortex_server.placement.load_queue import Goal
+from cortex_server.lifecycle.controller import Controller
+from cortex_server.placement.capacity import TAKING_MEMORY, Reservation
+from cortex_server.placement.load_queue import LoadKey
 from cortex_server.placement.planner import Load, Plan, Wait
-from cortex_server.placement.state import Wish
+from cortex_server.placement.state import PlacementRequest
 
 log = logging.getLogger("cortex.operator")
 
@@ -22,7 +22,7 @@ MOVE_S = 1800.0
 """How long a copy may take to load before its original is drained."""
 
 
-class Emptying:
+class NodeDrain:
     """See the module.
 
     Args:
@@ -30,20 +30,20 @@ class Emptying:
         conductor: who loads and unloads.
     """
 
-    def __init__(self, fleet: Fleet, conductor: Conductor) -> None:
+    def __init__(self, fleet: Fleet, controller: Controller) -> None:
         self._fleet = fleet
-        self._conductor = conductor
+        self._controller = controller
 
     def plan(self, node: str) -> DrainPlan:
         """What would become of each instance, every copy with those before it in place. Changes nothing."""
         moves: list[PlannedMove] = []
-        promised: list[Promise] = []
+        promised: list[Reservation] = []
         for view in self._views(node):
             decided = self._copy(view, node, tuple(promised))
             found = decided if isinstance(decided, Load) else None
             if found is not None:
                 promised.append(
-                    Promise(
+                    Reservation(
                         InstanceId(f"copy of {view.id}"),
                         ModelId(view.model),
                         found.node,
@@ -59,7 +59,7 @@ class Emptying:
                     to_devices=found.devices if found else (),
                     mb=view.vram_used_mb,
                     in_flight=view.in_flight,
-                    load_s=self._conductor.knowledge.load_seconds(view.model),
+                    load_s=self._controller.knowledge.load_seconds(view.model),
                     why=decided.why
                     if isinstance(decided, Load | Wait)
                     else "no other node has room for a copy",
@@ -86,13 +86,15 @@ class Emptying:
         found = self._fleet.bare.node(node)
         return found is not None and found.cordoned
 
-    def _copy(self, view: InstanceView, node: str, promised: tuple[Promise, ...]) -> Plan | None:
+    def _copy(
+        self, view: InstanceView, node: str, promised: tuple[Reservation, ...]
+    ) -> Plan | None:
         """Where a copy of an instance would go, without anybody else's going for it."""
         profile = self._fleet.profile(view.model)
         if profile is None or view.state is not InstanceState.READY:
             return None
-        wish = Wish(profile, another=True, may_evict=False, avoid=frozenset({node}))
-        found, _ = self._conductor.advice.plan(wish, promised)
+        wish = PlacementRequest(profile, another=True, may_evict=False, avoid=frozenset({node}))
+        found, _ = self._controller.advice.plan(wish, promised)
         return found
 
     async def _move_away(self, view: InstanceView, drain_s: float) -> str:
@@ -102,16 +104,16 @@ class Emptying:
         if not self._is_cordoned(view.node):
             return "kept"
         if profile is not None and view.state is InstanceState.READY:
-            goal = Goal(profile.id, another=True, may_evict=False)
+            goal = LoadKey(profile.id, another=True, may_evict=False)
             try:
-                await self._conductor.want(profile, goal, timeout_s=MOVE_S)
+                await self._controller.want(profile, goal, timeout_s=MOVE_S)
                 became = "moved"
             except CortexError as failed:
                 event(log, "no_copy", model=view.model, reason=failed.message)
             if not self._is_cordoned(view.node):
                 return "kept"
         try:
-            await self._conductor.unload(view.model, (view,), drain_s, whole=False)
+            await self._controller.unload(view.model, (view,), drain_s, whole=False)
         except CortexError as failed:
             event(log, "not_drained", logging.WARNING, model=view.model, reason=failed.message)
             became = "kept"

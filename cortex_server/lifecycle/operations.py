@@ -9,7 +9,7 @@ from functools import partial
 from shlex import quote
 
 from cortex_common.clock import Clock
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, CortexError, ModelNotFound, NodeNotFound, NotFound
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState
@@ -22,7 +22,7 @@ from cortex_common.schema.operations import (
     ModelAction,
     ModelDetail,
     NodeAction,
-    NodeWish,
+    NodeRequest,
     PinModel,
     PinView,
     UnloadModel,
@@ -30,22 +30,22 @@ from cortex_common.schema.operations import (
 )
 from cortex_common.schema.plans import DecisionView, DrainPlan, PlanLoad, PlannedEviction, PlanView
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
-from cortex_server.lifecycle.defrag import Mover
-from cortex_server.lifecycle.engine_restarts import Restarts
-from cortex_server.lifecycle.node_drain import Emptying
+from cortex_server.lifecycle.controller import Controller
+from cortex_server.lifecycle.defrag import DefragRunner
+from cortex_server.lifecycle.engine_restarts import EngineRestarts
+from cortex_server.lifecycle.node_drain import NodeDrain
 from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.views import eviction, plan_view
 from cortex_server.placement.capacity import TAKING_MEMORY
-from cortex_server.placement.fit import Where
-from cortex_server.placement.load_queue import Goal
-from cortex_server.placement.state import Wish
-from cortex_server.storage.placement import Store
+from cortex_server.placement.fit import PlacementConstraints
+from cortex_server.placement.load_queue import LoadKey
+from cortex_server.placement.state import PlacementRequest
+from cortex_server.storage.placement import PlacementStore
 
 log = logging.getLogger("cortex.operator")
 
 
-class Verbs:
+class Operations:
     """See the module.
 
     Args:
@@ -59,42 +59,44 @@ class Verbs:
     def __init__(
         self,
         fleet: Fleet,
-        conductor: Conductor,
-        restarts: Restarts,
-        store: Store,
+        controller: Controller,
+        restarts: EngineRestarts,
+        store: PlacementStore,
         clock: Clock,
     ) -> None:
         self._fleet = fleet
         self._store = store
-        self._conductor = conductor
+        self._controller = controller
         self._clock = clock
-        self._emptying = Emptying(fleet, conductor)
-        self.mover = Mover(fleet, conductor, restarts, clock, self.profile, self.check_node)
+        self._node_drain = NodeDrain(fleet, controller)
+        self.mover = DefragRunner(fleet, controller, restarts, clock, self.profile, self.check_node)
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
     def shown(self) -> FleetSnapshot:
-        """See `Conductor.shown`."""
-        return self._conductor.shown()
+        """See `Controller.shown`."""
+        return self._controller.shown()
 
     async def load(self, wish: LoadModel) -> ModelAction:
         """Have a model loaded.
 
         Raises:
             ModelNotFound: no profile has this name.
-            CortexError: as `Conductor.obtain`; without `wait` only what is known at once.
+            CortexError: as `Controller.obtain`; without `wait` only what is known at once.
         """
         profile = self.profile(wish.model)
         if wish.node is not None:
             self.check_node(wish.node)
         began = self._clock.monotonic()
-        goal = Goal(profile.id, Where(wish.node, wish.devices), another=wish.another)
+        goal = LoadKey(
+            profile.id, PlacementConstraints(wish.node, wish.devices), another=wish.another
+        )
         if wish.ttl_s is not None:
-            self._conductor.upkeep.ttls[profile.id] = wish.ttl_s
+            self._controller.upkeep.ttls[profile.id] = wish.ttl_s
         if wish.pin:
-            self._conductor.pin(Pin(ModelId(profile.id), wish.node, None))
+            self._controller.pin(Pin(ModelId(profile.id), wish.node, None))
         event(log, "load_asked", model=profile.id, node=wish.node)
         task = asyncio.create_task(
-            self._conductor.want(profile, goal, timeout_s=wish.timeout_s, insists=True)
+            self._controller.want(profile, goal, timeout_s=wish.timeout_s, force=True)
         )
         self._pursued.add(task)
         task.add_done_callback(partial(self._pursuit_ended, profile.id))
@@ -102,11 +104,11 @@ class Verbs:
             instance = await task
             return self._ready(profile, instance, self._clock.monotonic() - began)
         # Two rounds: the first hears of the wish, after the second it is answered or under way.
-        await self._conductor.settled()
+        await self._controller.barrier()
         await asyncio.sleep(0)
         if task.done():
             return self._ready(profile, task.result(), self._clock.monotonic() - began)
-        progress = self._conductor.progress(profile.id)
+        progress = self._controller.progress(profile.id)
         nodes = (progress.node,) if progress is not None and progress.node else ()
         return ModelAction(model=profile.id, state=ModelState.LOADING, nodes=nodes)
 
@@ -121,7 +123,7 @@ class Verbs:
         began = self._clock.monotonic()
         views = self.instances(model)
         event(log, "unload_asked", model=model, instances=len(views))
-        await self._conductor.unload(model, views, wish.drain_timeout_s, whole=True)
+        await self._controller.unload(model, views, wish.drain_timeout_s, whole=True)
         return ModelAction(
             model=model,
             state=ModelState.UNLOADED,
@@ -140,7 +142,7 @@ class Verbs:
         view = self._victim(wish)
         model = view.model
         event(log, "evict_asked", model=model, node=view.node, instance=view.id)
-        await self._conductor.unload(model, (view,), wish.drain_timeout_s, whole=False)
+        await self._controller.unload(model, (view,), wish.drain_timeout_s, whole=False)
         left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
         return ModelAction(
             model=model,
@@ -201,7 +203,7 @@ class Verbs:
             node=wish.node,
             until=ends and ends.isoformat("T", "seconds"),
         )
-        self._conductor.pin(Pin(model, wish.node, until))
+        self._controller.pin(Pin(model, wish.node, until))
         await self._store.kept()
         return PinView(model=model, node=wish.node, until=until)
 
@@ -213,7 +215,7 @@ class Verbs:
             Unavailable: the pin is gone, but a restart of the gateway will bring it back.
         """
         model = self.model(wish.model)
-        if not self._conductor.unpin(model, wish.node):
+        if not self._controller.unpin(model, wish.node):
             raise NotFound(
                 f"model {model!r} has no such pin",
                 hints=("pinned_on in models.toml pins are changed there",),
@@ -228,21 +230,21 @@ class Verbs:
         Raises:
             ModelNotFound: no profile has this name.
         """
-        profile, advice = self.profile(wish.model), self._conductor.advice
+        profile, advice = self.profile(wish.model), self._controller.advice
         if wish.node is not None:
             self.check_node(wish.node)
-        wanted = Wish(
+        wanted = PlacementRequest(
             profile,
-            where=Where(wish.node, wish.devices),
+            where=PlacementConstraints(wish.node, wish.devices),
             waited_s=advice.policy.patience_s,
             another=wish.another,
         )
-        found, world = advice.plan(wanted, insists=True)
+        found, world = advice.plan(wanted, force=True)
         return plan_view(wanted, found, world, advice.policy, advice.lately(profile.id))
 
     def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """See `Decisions.of`."""
-        return self._conductor.decisions.of(request)
+        return self._controller.decisions.of(request)
 
     def detail(self, name: str) -> ModelDetail:
         """A model's estimate beside what was measured.
@@ -252,7 +254,7 @@ class Verbs:
         """
         model = self.model(name)
         profile = self._fleet.profile(model)
-        known = self._conductor.knowledge
+        known = self._controller.knowledge
         measured = (
             MeasuredSize(
                 node=m.node,
@@ -283,7 +285,7 @@ class Verbs:
     def _pins_of(self, model: ModelId) -> tuple[PinView, ...]:
         return tuple(
             PinView(model=p.model, node=p.node, until=p.until)
-            for p in self._conductor.pins.all()
+            for p in self._controller.pins.all()
             if p.model == model
         )
 
@@ -312,18 +314,18 @@ class Verbs:
             Unavailable: it is drained, but a restart of the gateway will forget that it is cordoned.
         """
         self._cordon(wish.node, cordoned=True)
-        became = await self._emptying.empty(wish.node, wish.timeout_s)
+        became = await self._node_drain.empty(wish.node, wish.timeout_s)
         await self._store.kept()
         return NodeAction.model_validate({"node": wish.node, "cordoned": True} | became)
 
-    def plan_drain(self, wish: NodeWish) -> DrainPlan:
+    def plan_drain(self, wish: NodeRequest) -> DrainPlan:
         """What draining a node would do. Changes nothing.
 
         Raises:
             NodeNotFound: there is no such node.
         """
         self.check_node(wish.node)
-        return self._emptying.plan(wish.node)
+        return self._node_drain.plan(wish.node)
 
     async def close(self) -> None:
         """Stop pursuing loads that nobody waits for."""
@@ -345,7 +347,7 @@ class Verbs:
             return ModelId(name)
         raise self._fleet.unknown(name)
 
-    def profile(self, name: str) -> ModelProfile:
+    def profile(self, name: str) -> ModelConfig:
         """The profile that a name or alias means.
 
         Raises:
@@ -382,11 +384,11 @@ class Verbs:
         found = tuple(
             i for i in self._fleet.snapshot.instances() if i.model == model and i.state in kept
         )
-        if not found and not self._conductor.waiting(model):
+        if not found and not self._controller.waiting(model):
             raise NotFound(f"model {model!r} is not loaded", hints=("cortex ps",))
         return found
 
-    def _ready(self, profile: ModelProfile, instance: InstanceId, seconds: float) -> ModelAction:
+    def _ready(self, profile: ModelConfig, instance: InstanceId, seconds: float) -> ModelAction:
         views = [i for i in self._fleet.snapshot.instances() if i.id == instance]
         return ModelAction(
             model=profile.id,

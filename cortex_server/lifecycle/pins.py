@@ -23,7 +23,7 @@ class Pin:
     until: float | None
 
 
-class PinBoard:
+class PinStore:
     """All pins that hold.
 
     Args:

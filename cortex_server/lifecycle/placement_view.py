@@ -7,20 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from cortex_common.clock import Clock
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.measurements import Knowledge, StandingsNow
-from cortex_server.lifecycle.pins import PinBoard
-from cortex_server.placement.capacity import Overlay, Promise, Rooms
-from cortex_server.placement.planner import Plan, foresee
+from cortex_server.lifecycle.measurements import CurrentStats, Measurements
+from cortex_server.lifecycle.pins import PinStore
+from cortex_server.placement.capacity import ClusterCapacity, Overlay, Reservation
+from cortex_server.placement.planner import Plan, dry_run
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 
-class Outlook:
+class PlacementView:
     """See the module.
 
     Args:
@@ -29,21 +29,21 @@ class Outlook:
         clock: for how models stand now.
     """
 
-    def __init__(self, knowledge: Knowledge, pins: PinBoard, clock: Clock) -> None:
+    def __init__(self, knowledge: Measurements, pins: PinStore, clock: Clock) -> None:
         self._knowledge = knowledge
         self._pins = pins
         self._clock = clock
-        self._profiles: Mapping[str, ModelProfile] = {}
-        self._rooms = Rooms()
+        self._profiles: Mapping[str, ModelConfig] = {}
+        self._rooms = ClusterCapacity()
         self._gone: frozenset[InstanceId] = frozenset()
         self._leaving: frozenset[InstanceId] = frozenset()
-        self._returning: frozenset[Promise] = frozenset()
-        self._standings = StandingsNow(knowledge, {}, clock.monotonic())
+        self._returning: frozenset[Reservation] = frozenset()
+        self._standings = CurrentStats(knowledge, {}, clock.monotonic())
 
-    def use_profiles(self, profiles: Mapping[str, ModelProfile]) -> None:
+    def use_profiles(self, profiles: Mapping[str, ModelConfig]) -> None:
         """Replace the profiles, by model id."""
         self._profiles = profiles
-        self._standings = StandingsNow(self._knowledge, profiles, self._clock.monotonic())
+        self._standings = CurrentStats(self._knowledge, profiles, self._clock.monotonic())
 
     def refresh(self, visible: frozenset[InstanceId]) -> None:
         """Forget the instances that no snapshot shows any more, and see anew how models stand.
@@ -51,7 +51,7 @@ class Outlook:
         All of them are forgotten about at the same pace, so between two calls a second apart none overtakes another.
         """
         self._gone &= visible
-        self._standings = StandingsNow(self._knowledge, self._profiles, self._clock.monotonic())
+        self._standings = CurrentStats(self._knowledge, self._profiles, self._clock.monotonic())
 
     def left(self, instance: InstanceId) -> None:
         """An instance is gone, whatever an old snapshot says."""
@@ -75,7 +75,7 @@ class Outlook:
     def returning(self, instances: Iterable[InstanceView]) -> Iterator[None]:
         """These come back by themselves, where they were: who asks for their models meanwhile waits for that."""
         promises = frozenset(
-            Promise(InstanceId(f"{i.id} again"), i.model, i.node, (), 0) for i in instances
+            Reservation(InstanceId(f"{i.id} again"), i.model, i.node, (), 0) for i in instances
         )
         self._returning |= promises
         try:
@@ -83,7 +83,7 @@ class Outlook:
         finally:
             self._returning -= promises
 
-    def world(self, snapshot: FleetSnapshot, overlay: Overlay) -> World:
+    def world(self, snapshot: FleetSnapshot, overlay: Overlay) -> ClusterState:
         """What plans are made from.
 
         Args:
@@ -97,7 +97,7 @@ class Outlook:
             gone=self._gone,
             pins=self._pins.held,
         )
-        return World(
+        return ClusterState(
             rooms=self._rooms.of(snapshot, overlay),
             now=snapshot.at,
             sizes=self._knowledge.sizes,
@@ -106,7 +106,7 @@ class Outlook:
         )
 
 
-class Advice:
+class PlanService:
     """See the module.
 
     Args:
@@ -116,9 +116,11 @@ class Advice:
         clock: for how long ago things were.
     """
 
-    def __init__(self, scheduler: Scheduler, outlook: Outlook, fleet: Fleet, clock: Clock) -> None:
+    def __init__(
+        self, scheduler: Scheduler, placement_view: PlacementView, fleet: Fleet, clock: Clock
+    ) -> None:
         self._scheduler = scheduler
-        self._outlook = outlook
+        self._placement_view = placement_view
         self._fleet = fleet
         self._clock = clock
 
@@ -127,15 +129,15 @@ class Advice:
         """The operator's choices."""
         return self._scheduler.policy
 
-    def world(self, promised: tuple[Promise, ...] = ()) -> World:
+    def world(self, promised: tuple[Reservation, ...] = ()) -> ClusterState:
         """The fleet as placement sees it now, as if these loads had been decided as well."""
         overlay = self._scheduler.overlay()
         overlay = replace(overlay, promises=(*overlay.promises, *promised))
-        return self._outlook.world(self._fleet.bare, overlay)
+        return self._placement_view.world(self._fleet.bare, overlay)
 
     def plan(
-        self, wish: Wish, promised: tuple[Promise, ...] = (), *, insists: bool = False
-    ) -> tuple[Plan, World]:
+        self, wish: PlacementRequest, promised: tuple[Reservation, ...] = (), *, force: bool = False
+    ) -> tuple[Plan, ClusterState]:
         """What would be done for a wish now, and the world that this was decided on.
 
         Args:
@@ -145,7 +147,7 @@ class Advice:
         """
         world, now = self.world(promised), self._clock.monotonic()
         troubles = self._scheduler.troubles
-        return foresee(wish, world, self.policy, troubles, now, insists=insists), world
+        return dry_run(wish, world, self.policy, troubles, now, force=force), world
 
     def lately(self, model: str) -> Mapping[str, str]:
         """What went wrong with a model on nodes lately, for people."""

@@ -8,24 +8,24 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Protocol
 
 from cortex_common.clock import Clock
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId
-from cortex_server.placement.desired_state import Upkeep, preloads
-from cortex_server.placement.load_queue import Goal
+from cortex_server.placement.desired_state import DesiredState, preloads
+from cortex_server.placement.load_queue import LoadKey
 
 log = logging.getLogger("cortex.lifecycle")
 
 PAUSE_S = 30.0
 """After an instance could not be loaded, the next try comes this much later."""
 
-Want = Callable[[ModelProfile, Goal], Coroutine[None, None, InstanceId]]
+Want = Callable[[ModelConfig, LoadKey], Coroutine[None, None, InstanceId]]
 """Waits until an instance for a goal is ready."""
 
 
-class Pursuits:
+class LoadRetries:
     """See the module.
 
     Args:
@@ -36,10 +36,10 @@ class Pursuits:
     def __init__(self, want: Want, clock: Clock) -> None:
         self._want = want
         self._clock = clock
-        self._under_way: dict[Goal, asyncio.Task[InstanceId]] = {}
-        self._not_before: dict[Goal, float] = {}
+        self._under_way: dict[LoadKey, asyncio.Task[InstanceId]] = {}
+        self._not_before: dict[LoadKey, float] = {}
 
-    def begin(self, profile: ModelProfile, goal: Goal) -> None:
+    def begin(self, profile: ModelConfig, goal: LoadKey) -> None:
         """Have an instance loaded, unless that is under way or has just failed."""
         if goal in self._under_way or self._clock.monotonic() < self._not_before.get(goal, 0.0):
             return
@@ -48,7 +48,7 @@ class Pursuits:
         self._under_way[goal] = task
         task.add_done_callback(lambda done: self._ended(goal, done))
 
-    def _ended(self, goal: Goal, done: asyncio.Task[InstanceId]) -> None:
+    def _ended(self, goal: LoadKey, done: asyncio.Task[InstanceId]) -> None:
         del self._under_way[goal]
         if not done.cancelled() and (failed := done.exception()) is not None:
             self._not_before[goal] = self._clock.monotonic() + PAUSE_S
@@ -84,7 +84,7 @@ class Unload(Protocol):
         ...
 
 
-class Housekeeping:
+class Reconciler:
     """See the module.
 
     Args:
@@ -97,24 +97,24 @@ class Housekeeping:
 
     def __init__(
         self,
-        upkeep: Upkeep,
+        upkeep: DesiredState,
         want: Want,
         unload: Unload,
         is_leaving: Callable[[InstanceId], bool],
         clock: Clock,
     ) -> None:
         self._upkeep = upkeep
-        self._pursuits = Pursuits(want, clock)
+        self._pursuits = LoadRetries(want, clock)
         self._unload = unload
         self._is_leaving = is_leaving
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, profiles: Mapping[str, ModelProfile]) -> None:
+    def begin(self, profiles: Mapping[str, ModelConfig]) -> None:
         """Want what is to be there from the start."""
         for goal in preloads(profiles.values()):
             self._pursuits.begin(profiles[goal.model], goal)
 
-    def do(self, shown: FleetSnapshot, profiles: Mapping[str, ModelProfile], now: float) -> None:
+    def do(self, shown: FleetSnapshot, profiles: Mapping[str, ModelConfig], now: float) -> None:
         """Begin whatever is due.
 
         Args:

@@ -6,14 +6,14 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
-from cortex_server.placement.load_queue import Goal
+from cortex_server.lifecycle.controller import Controller
+from cortex_server.placement.load_queue import LoadKey
 
 log = logging.getLogger("cortex.lifecycle")
 
@@ -24,7 +24,7 @@ DRAIN_S = 5.0
 LOAD_S = 3600.0
 
 
-class Renewal:
+class RollingUpdate:
     """See the module.
 
     Args:
@@ -33,9 +33,9 @@ class Renewal:
         catalogue: the profiles that what is loaded was loaded by.
     """
 
-    def __init__(self, fleet: Fleet, conductor: Conductor, catalogue: Catalogue) -> None:
+    def __init__(self, fleet: Fleet, controller: Controller, catalogue: Catalogue) -> None:
         self._fleet = fleet
-        self._conductor = conductor
+        self._controller = controller
         self._profiles = _by_id(catalogue)
         self._stale: set[InstanceId] = set()
 
@@ -76,12 +76,12 @@ class Renewal:
         if idle is None or profile is None:
             return
         event(log, "renewing", model=idle.model, node=idle.node, instance=idle.id)
-        await self._conductor.unload(idle.model, (idle,), DRAIN_S, whole=False, why="profile")
+        await self._controller.unload(idle.model, (idle,), DRAIN_S, whole=False, why="profile")
         self._stale.discard(idle.id)
-        await self._conductor.want(profile, Goal(profile.id), timeout_s=LOAD_S)
+        await self._controller.want(profile, LoadKey(profile.id), timeout_s=LOAD_S)
 
 
-def _by_id(catalogue: Catalogue) -> Mapping[str, ModelProfile]:
+def _by_id(catalogue: Catalogue) -> Mapping[str, ModelConfig]:
     return {profile.id: profile for profile in catalogue.models}
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView
 from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_common.schema.plans import LedgerLine, PlannedEviction, PlanView
-from cortex_server.lifecycle.pins import PinBoard
-from cortex_server.placement.desired_state import Upkeep
+from cortex_server.lifecycle.pins import PinStore
+from cortex_server.placement.desired_state import DesiredState
 from cortex_server.placement.explain import refusals
-from cortex_server.placement.failure_backoff import Trouble
+from cortex_server.placement.failure_backoff import FailureRecord
 from cortex_server.placement.fit import shapes
 from cortex_server.placement.planner import Impossible, Join, Load, Plan, Serve, Wait
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _seen(state: str, view: InstanceView, eta_s: float | None, position: int) ->
     return WaitProgress(state, view.node, eta_s, position, True, view.progress, view.stage)
 
 
-def with_pins(snapshot: FleetSnapshot, pins: PinBoard) -> FleetSnapshot:
+def with_pins(snapshot: FleetSnapshot, pins: PinStore) -> FleetSnapshot:
     """The snapshot with operators' pins on its instances."""
     if not pins.held:
         return snapshot
@@ -103,9 +103,9 @@ def with_pins(snapshot: FleetSnapshot, pins: PinBoard) -> FleetSnapshot:
 def with_reasons(
     snapshot: FleetSnapshot,
     why: Mapping[InstanceId, str],
-    profiles: Mapping[str, ModelProfile],
-    upkeep: Upkeep,
-    failures: Mapping[str, Trouble],
+    profiles: Mapping[str, ModelConfig],
+    upkeep: DesiredState,
+    failures: Mapping[str, FailureRecord],
     now: float,
 ) -> FleetSnapshot:
     """The snapshot with why each instance is where it is, why models could not be loaded, and when idle ones go.
@@ -144,7 +144,11 @@ def with_reasons(
 
 
 def plan_view(
-    wish: Wish, found: Plan, world: World, policy: Policy, lately: Mapping[str, str]
+    wish: PlacementRequest,
+    found: Plan,
+    world: ClusterState,
+    policy: Policy,
+    lately: Mapping[str, str],
 ) -> PlanView:
     """What would be done for a wish, and what speaks for or against each device.
 
@@ -190,7 +194,7 @@ def plan_view(
             )
 
 
-def _evictions(found: Load, world: World) -> tuple[PlannedEviction, ...]:
+def _evictions(found: Load, world: ClusterState) -> tuple[PlannedEviction, ...]:
     views = {i.id: i for room in world.rooms for i in room.instances}
     return tuple(eviction(views[i], world.now) for i in found.evictions)
 
@@ -208,7 +212,11 @@ def eviction(view: InstanceView, now: float) -> PlannedEviction:
 
 
 def _ledger(
-    wish: Wish, found: Plan, world: World, policy: Policy, lately: Mapping[str, str]
+    wish: PlacementRequest,
+    found: Plan,
+    world: ClusterState,
+    policy: Policy,
+    lately: Mapping[str, str],
 ) -> tuple[LedgerLine, ...]:
     rooms = {room.node.name: room for room in world.rooms}
     layouts = shapes(wish.profile, world.sizes)

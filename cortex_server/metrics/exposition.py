@@ -17,7 +17,7 @@ from cortex_common import __version__
 from cortex_common.errors import BY_CODE
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, SettingsView
 from cortex_common.units import BYTES_PER_MIB
-from cortex_server.metrics.series import Histogram, Tally
+from cortex_server.metrics.series import FleetCounters, Histogram
 
 if TYPE_CHECKING:
     from cortex_server.metrics.series import Series
@@ -85,7 +85,7 @@ _DEVICE_GAUGES: tuple[tuple[str, str, Callable[[DeviceView], float | None]], ...
     (
         "cortex_device_memory_foreign_bytes",
         "Memory used by processes that cortex did not start",
-        lambda d: d.vram_foreign_mb * BYTES_PER_MIB,
+        lambda d: d.vram_other_mb * BYTES_PER_MIB,
     ),
     (
         "cortex_device_memory_available_bytes",
@@ -185,7 +185,7 @@ def of_gateway(
     yield build
 
 
-def of_tally(tally: Tally) -> Iterator[Metric]:
+def of_tally(tally: FleetCounters) -> Iterator[Metric]:
     """What happened to instances."""
     loads = CounterMetricFamily(
         "cortex_loads", "Loads that ended", labels=["model", "node", "outcome"]

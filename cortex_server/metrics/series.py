@@ -182,7 +182,7 @@ class Metrics(Collector):
         self.overhead = Histogram(_OVERHEAD)
         self.lag = Histogram(_LAG)
         self.queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self.tally = Tally()
+        self.tally = FleetCounters()
 
     def series(self, model: str, node: str) -> Series:
         """The series of a model on a node."""
@@ -234,7 +234,7 @@ def _quantile_ms(ascending: list[float], share: float) -> float | None:
 _LOAD_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)
 
 
-class Tally:
+class FleetCounters:
     """Plain counts that only grow.
 
     Attributes:

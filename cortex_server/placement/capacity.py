@@ -1,6 +1,6 @@
 """The room on each node as placement sees it: what the node said, plus what is decided and not yet visible there.
 
-Building this for a node costs far more than asking it, so a `Rooms` keeps what it built for each `NodeView`
+Building this for a node costs far more than asking it, so a `ClusterCapacity` keeps what it built for each `NodeView`
 and builds again only for nodes that changed.
 """
 
@@ -34,7 +34,7 @@ TAKING_MEMORY = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Reservation:
     """Memory that a decided load will take and its node does not show yet.
 
     Attributes:
@@ -61,7 +61,7 @@ class Overlay:
         pins: set by operators.
     """
 
-    promises: tuple[Promise, ...] = ()
+    promises: tuple[Reservation, ...] = ()
     leaving: frozenset[InstanceId] = frozenset()
     gone: frozenset[InstanceId] = frozenset()
     pins: Pins = frozenset()
@@ -71,7 +71,7 @@ NOTHING = Overlay()
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceRoom:
+class DeviceCapacity:
     """A device with what a new instance can be promised on it.
 
     Attributes:
@@ -90,7 +90,7 @@ class DeviceRoom:
 
 
 @dataclass(frozen=True)
-class NodeRoom:
+class NodeCapacity:
     """A node with its room. What only an eviction needs to know is worked out when first asked for.
 
     Attributes:
@@ -101,13 +101,13 @@ class NodeRoom:
     """
 
     node: NodeView
-    devices: tuple[DeviceRoom, ...]
+    devices: tuple[DeviceCapacity, ...]
     instances: tuple[InstanceView, ...]
     models: frozenset[ModelId]
-    promised: tuple[Promise, ...]
+    promised: tuple[Reservation, ...]
 
     @cached_property
-    def by_available(self) -> tuple[DeviceRoom, ...]:
+    def by_available(self) -> tuple[DeviceCapacity, ...]:
         """The devices, the least available memory first."""
         return tuple(sorted(self.devices, key=lambda d: (d.available_mb, d.index)))
 
@@ -157,31 +157,33 @@ class NodeRoom:
         return frozenset(i.id for i in self.instances if _is_moving(i))
 
 
-class Rooms:
+class ClusterCapacity:
     """Remembers the room of each node for as long as the node and what is decided about it stay the same."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[NodeView, Overlay, NodeRoom]] = {}
+        self._known: dict[str, tuple[NodeView, Overlay, NodeCapacity]] = {}
 
-    def of(self, snapshot: FleetSnapshot, overlay: Overlay = NOTHING) -> tuple[NodeRoom, ...]:
+    def of(self, snapshot: FleetSnapshot, overlay: Overlay = NOTHING) -> tuple[NodeCapacity, ...]:
         """The room of every node, in the snapshot's order."""
         touched = _per_node(overlay)
         return tuple(self._room(node, touched, overlay) for node in snapshot.nodes)
 
-    def _room(self, node: NodeView, touched: Mapping[str, Overlay], overlay: Overlay) -> NodeRoom:
+    def _room(
+        self, node: NodeView, touched: Mapping[str, Overlay], overlay: Overlay
+    ) -> NodeCapacity:
         mine = touched.get(node.name, NOTHING)
         if overlay.leaving or overlay.gone or overlay.pins:
             mine = _narrowed(mine, node, overlay)
         known = self._known.get(node.name)
         if known is not None and known[0] is node and known[1] == mine:
             return known[2]
-        room = node_room(node, mine)
+        room = node_capacity(node, mine)
         self._known[node.name] = (node, mine, room)
         return room
 
 
 def _per_node(overlay: Overlay) -> dict[str, Overlay]:
-    promised: dict[str, list[Promise]] = {}
+    promised: dict[str, list[Reservation]] = {}
     for promise in overlay.promises:
         promised.setdefault(promise.node, []).append(promise)
     return {name: Overlay(promises=tuple(found)) for name, found in promised.items()}
@@ -197,7 +199,7 @@ def _narrowed(mine: Overlay, node: NodeView, overlay: Overlay) -> Overlay:
     return mine
 
 
-def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
+def node_capacity(node: NodeView, overlay: Overlay = NOTHING) -> NodeCapacity:
     """The room of one node; see `Overlay` for what is added to what the node said."""
     change = dict.fromkeys((d.index for d in node.devices), 0)
     visible = {i.id for i in node.instances}
@@ -217,7 +219,7 @@ def node_room(node: NodeView, overlay: Overlay = NOTHING) -> NodeRoom:
         for i in node.instances
         if i.state in TAKING_MEMORY and i.id not in overlay.gone
     )
-    return NodeRoom(
+    return NodeCapacity(
         node=node,
         devices=devices,
         instances=instances,
@@ -237,7 +239,7 @@ def frees(instance: InstanceView) -> dict[int, int]:
     return dict.fromkeys(devices, instance.vram_used_mb // len(devices)) if devices else {}
 
 
-def _bequeathed(promise: Promise, node: NodeView, overlay: Overlay) -> dict[int, int]:
+def _bequeathed(promise: Reservation, node: NodeView, overlay: Overlay) -> dict[int, int]:
     """MiB by device that a promise's victims hold still and will leave to it."""
     left: dict[int, int] = {}
     for instance in node.instances:
@@ -253,14 +255,14 @@ def is_idle(instance: InstanceView) -> bool:
     return instance.state is InstanceState.READY and not instance.pinned and instance.in_flight == 0
 
 
-def is_serving(room: NodeRoom, instance: InstanceView) -> bool:
+def is_serving(room: NodeCapacity, instance: InstanceView) -> bool:
     """Whether requests can be sent to it."""
     return instance.state is InstanceState.READY and room.node.state is NodeState.UP
 
 
-def _device_room(device: DeviceView, change_mb: int, node: NodeView) -> DeviceRoom:
+def _device_room(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCapacity:
     capability = device.compute_capability
-    return DeviceRoom(
+    return DeviceCapacity(
         index=device.index,
         kind=device.kind,
         name=device.name,
@@ -288,7 +290,7 @@ def _is_moving(instance: InstanceView) -> bool:
     return instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}
 
 
-def _reach(devices: Iterable[DeviceRoom], going: Iterable[InstanceView]) -> Reach:
+def _reach(devices: Iterable[DeviceCapacity], going: Iterable[InstanceView]) -> Reach:
     freed: dict[int, int] = {}
     for instance in going:
         for index, mb in frees(instance).items():

@@ -14,8 +14,8 @@ from itertools import combinations
 from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import DeviceRoom, NodeRoom, frees
-from cortex_server.placement.eviction import UNKNOWN, Standings
+from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, frees
+from cortex_server.placement.eviction import UNKNOWN, StatsByModel
 
 MOST_MOVABLE = 12
 """Instances of one device that are considered, the quickest to load first."""
@@ -77,8 +77,8 @@ class Defrag:
 
 
 def defrag(
-    rooms: Sequence[NodeRoom],
-    standings: Standings,
+    rooms: Sequence[NodeCapacity],
+    standings: StatsByModel,
     budget: Budget,
     *,
     wanted_mb: int | None = None,
@@ -133,15 +133,15 @@ def _rank(plan: Defrag, *, wanted: bool) -> tuple[float, ...]:
     return effort if wanted else (-plan.after_mb, *effort)
 
 
-def _usable(room: NodeRoom) -> list[DeviceRoom]:
+def _usable(room: NodeCapacity) -> list[DeviceCapacity]:
     return [d for d in room.devices if d.health is DeviceHealth.OK]
 
 
 def _emptied(
-    room: NodeRoom,
-    target: DeviceRoom,
-    takers: Sequence[NodeRoom],
-    standings: Standings,
+    room: NodeCapacity,
+    target: DeviceCapacity,
+    takers: Sequence[NodeCapacity],
+    standings: StatsByModel,
     budget: Budget,
 ) -> Iterator[tuple[Move, ...]]:
     """Every set of instances that can leave a device within the budget, with where each would go."""
@@ -183,9 +183,9 @@ def _move(
 
 def _homes(
     leaving: Sequence[InstanceView],
-    target: DeviceRoom,
-    room: NodeRoom,
-    takers: Sequence[NodeRoom],
+    target: DeviceCapacity,
+    room: NodeCapacity,
+    takers: Sequence[NodeCapacity],
 ) -> Mapping[InstanceId, tuple[str, int]] | None:
     """Where each goes: the largest first, into the tightest device that has room, on its own node if it can be.
 

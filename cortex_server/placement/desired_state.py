@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.instances import InstanceId, InstanceState
-from cortex_server.placement.load_queue import Goal
+from cortex_server.placement.load_queue import LoadKey
 
 
 @dataclass(frozen=True, slots=True)
-class Chores:
+class Actions:
     """What is to be done.
 
     Attributes:
@@ -21,7 +21,7 @@ class Chores:
     """
 
     unload: tuple[InstanceView, ...] = ()
-    want: tuple[Goal, ...] = ()
+    want: tuple[LoadKey, ...] = ()
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class _Idle:
 
 
 @dataclass(slots=True)
-class Upkeep:
+class DesiredState:
     """Watches over time.
 
     Idle times are counted by the monotonic clock from when an instance was seen to be used, so a host clock that
@@ -51,7 +51,7 @@ class Upkeep:
     _idle: dict[InstanceId, _Idle] = field(default_factory=dict)
     _full: dict[str, float] = field(default_factory=dict)
 
-    def due(self, snapshot: FleetSnapshot, profiles: Iterable[ModelProfile], now: float) -> Chores:
+    def due(self, snapshot: FleetSnapshot, profiles: Iterable[ModelConfig], now: float) -> Actions:
         """What is due.
 
         Args:
@@ -67,14 +67,14 @@ class Upkeep:
         self._watch(of_model, now)
         all_told = all(node.state is not NodeState.CONNECTING for node in snapshot.nodes)
         unload: list[InstanceView] = []
-        want: list[Goal] = []
+        want: list[LoadKey] = []
         for profile in profiles:
             instances = of_model.get(profile.id, [])
             unload += self._idle_too_long(profile, instances, now)
             goal = self._missing(profile, instances, now) if all_told else None
             if goal is not None:
                 want.append(goal)
-        return Chores(tuple(unload), tuple(want))
+        return Actions(tuple(unload), tuple(want))
 
     def idle_for(self, instance: InstanceId, now: float) -> float:
         """Seconds since it was last seen to be used."""
@@ -82,7 +82,7 @@ class Upkeep:
         return 0.0 if known is None else now - known.since
 
     def ends_in(
-        self, profile: ModelProfile, instances: Iterable[InstanceView], now: float
+        self, profile: ModelConfig, instances: Iterable[InstanceView], now: float
     ) -> float | None:
         """Seconds until the last of a model's instances goes, if nobody asks for it; None for never."""
         ttl = self._ttl_s(profile)
@@ -91,7 +91,7 @@ class Upkeep:
             return None
         return max(max(0.0, ttl - self.idle_for(i.id, now)) for i in ready)
 
-    def _ttl_s(self, profile: ModelProfile) -> float:
+    def _ttl_s(self, profile: ModelConfig) -> float:
         said = self.ttls.get(profile.id, profile.ttl)
         return self.idle_ttl_s if said is None else said
 
@@ -108,7 +108,7 @@ class Upkeep:
         self._idle = seen
 
     def _idle_too_long(
-        self, profile: ModelProfile, instances: list[InstanceView], now: float
+        self, profile: ModelConfig, instances: list[InstanceView], now: float
     ) -> list[InstanceView]:
         ttl = self._ttl_s(profile)
         if not ttl:
@@ -119,8 +119,8 @@ class Upkeep:
         return old[: max(0, len(ready) - profile.replicas.min)]
 
     def _missing(
-        self, profile: ModelProfile, instances: list[InstanceView], now: float
-    ) -> Goal | None:
+        self, profile: ModelConfig, instances: list[InstanceView], now: float
+    ) -> LoadKey | None:
         here = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
         ready = [i for i in here if i.state is InstanceState.READY]
         if ready:  # somebody asked another gateway for it
@@ -128,7 +128,7 @@ class Upkeep:
         if profile.id in self.ended:
             return None
         if len(here) < profile.replicas.min:
-            return Goal(profile.id, another=bool(here))
+            return LoadKey(profile.id, another=bool(here))
         slots = sum(i.parallel or 1 for i in ready)
         busy = bool(ready) and sum(i.in_flight for i in ready) >= slots
         if not busy or len(here) >= profile.replicas.max or len(ready) < len(here):
@@ -137,9 +137,9 @@ class Upkeep:
         since = self._full.setdefault(profile.id, now)
         if now - since < self.scale_out_after_s:
             return None
-        return Goal(profile.id, another=True, may_evict=False)
+        return LoadKey(profile.id, another=True, may_evict=False)
 
 
-def preloads(profiles: Iterable[ModelProfile]) -> tuple[Goal, ...]:
+def preloads(profiles: Iterable[ModelConfig]) -> tuple[LoadKey, ...]:
     """What is loaded when the gateway starts, where there is room."""
-    return tuple(Goal(p.id, may_evict=False) for p in profiles if p.preload)
+    return tuple(LoadKey(p.id, may_evict=False) for p in profiles if p.preload)

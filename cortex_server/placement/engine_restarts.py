@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cortex_common.schema.fleet import EngineView, InstanceView, NodeState, NodeView
 from cortex_common.schema.instances import InstanceState
 from cortex_server.placement.capacity import TAKING_MEMORY
-from cortex_server.placement.eviction import UNKNOWN, Standings
+from cortex_server.placement.eviction import UNKNOWN, StatsByModel
 
 QUIET_S = 60.0
 """An engine in which nobody has used anything for so long is restarted without anybody's noticing."""
@@ -47,7 +47,7 @@ class Restart:
 
 
 def due_restarts(
-    nodes: Iterable[NodeView], standings: Standings, after_cycles: int, now: float
+    nodes: Iterable[NodeView], standings: StatsByModel, after_cycles: int, now: float
 ) -> tuple[Restart, ...]:
     """Engines with at least so many loads and unloads since they started, those with most first.
 
@@ -79,7 +79,7 @@ def affordable(found: Iterable[Restart], seconds: float) -> tuple[Restart, ...]:
     return tuple(chosen)
 
 
-def opportune(found: Iterable[Restart], after_cycles: int) -> Restart | None:
+def choose(found: Iterable[Restart], after_cycles: int) -> Restart | None:
     """The one to make unasked: the first that is quiet, or has waited for quiet in vain for too long."""
     return next(
         (
@@ -92,7 +92,7 @@ def opportune(found: Iterable[Restart], after_cycles: int) -> Restart | None:
     )
 
 
-def _restart(node: NodeView, engine: EngineView, standings: Standings, now: float) -> Restart:
+def _restart(node: NodeView, engine: EngineView, standings: StatsByModel, now: float) -> Restart:
     inside = tuple(
         i for i in node.instances if i.harness == engine.harness and i.state in TAKING_MEMORY
     )

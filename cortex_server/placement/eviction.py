@@ -23,7 +23,7 @@ until there is room, then drops what turned out not to be needed: on one device 
 FEW = 4
 """Candidates up to which all sets are gone through sooner than a good one is found to begin with."""
 
-Worth = tuple[float, ...]
+EvictionCost = tuple[float, ...]
 """What is lost with a victim or a set of them; smaller goes first. Comparable within one strategy."""
 
 LEAST_RATE = 1e-6
@@ -31,7 +31,7 @@ LEAST_RATE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ModelStats:
     """What the gateway knows of a model besides its instances.
 
     Attributes:
@@ -47,19 +47,19 @@ class Standing:
     keep: int = 0
 
 
-UNKNOWN = Standing()
+UNKNOWN = ModelStats()
 
 
-class Standings(Protocol):
+class StatsByModel(Protocol):
     """Standings by model: a mapping, or what works one out when asked; most are never asked for."""
 
-    def get(self, model: ModelId, default: Standing, /) -> Standing:
+    def get(self, model: ModelId, default: ModelStats, /) -> ModelStats:
         """The standing of a model."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Victim:
+class EvictionCandidate:
     """An instance that may be evicted.
 
     Attributes:
@@ -69,18 +69,18 @@ class Victim:
 
     id: InstanceId
     frees: Mapping[int, int]
-    worth: Worth
+    cost: EvictionCost
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EvictionSet:
     """A set of victims, least worth first, and what is lost with it."""
 
-    victims: tuple[Victim, ...]
-    worth: Worth
+    victims: tuple[EvictionCandidate, ...]
+    cost: EvictionCost
 
 
-def worth(strategy: Strategy, instance: InstanceView, standing: Standing) -> Worth:
+def eviction_cost(strategy: Strategy, instance: InstanceView, standing: ModelStats) -> EvictionCost:
     """What is lost when this instance goes."""
     match strategy:
         case Strategy.LRU:
@@ -91,7 +91,7 @@ def worth(strategy: Strategy, instance: InstanceView, standing: Standing) -> Wor
             return (standing.reload_s * max(standing.rate, LEAST_RATE),)
 
 
-def least_worth(strategy: Strategy, standing: Standing) -> float:
+def minimum_cost(strategy: Strategy, standing: ModelStats) -> float:
     """No instance of a model that stands so has a worth that begins with less."""
     match strategy:
         case Strategy.LRU:
@@ -103,8 +103,8 @@ def least_worth(strategy: Strategy, standing: Standing) -> float:
 
 
 def cheapest(
-    strategy: Strategy, candidates: Sequence[Victim], missing: Mapping[int, int]
-) -> Choice | None:
+    strategy: Strategy, candidates: Sequence[EvictionCandidate], missing: Mapping[int, int]
+) -> EvictionSet | None:
     """The set of candidates worth least that frees what is missing.
 
     Args:
@@ -121,36 +121,38 @@ def cheapest(
     if not _enough(useful, lack):
         return None
     if len(useful) == 1:
-        return Choice(tuple(useful), useful[0].worth)
+        return EvictionSet(tuple(useful), useful[0].cost)
     if strategy is not Strategy.COST:
         found = _without_needless(useful, lack)
-        return Choice(tuple(found), tuple(x for v in reversed(found) for x in v.worth))
+        return EvictionSet(tuple(found), tuple(x for v in reversed(found) for x in v.cost))
     found = _least_sum(useful, lack) if len(useful) <= EXACT_UP_TO else _by_density(useful, lack)
-    return Choice(tuple(found), (_sum(found),))
+    return EvictionSet(tuple(found), (_sum(found),))
 
 
-def together(strategy: Strategy, choices: Iterable[Choice]) -> Choice:
+def together(strategy: Strategy, choices: Iterable[EvictionSet]) -> EvictionSet:
     """Choices for devices that share no victim, as one: what is least on each is least on all of them."""
     found = sorted((v for c in choices for v in c.victims), key=_least_first)
     if strategy is Strategy.COST:
-        return Choice(tuple(found), (_sum(found),))
-    return Choice(tuple(found), tuple(x for v in reversed(found) for x in v.worth))
+        return EvictionSet(tuple(found), (_sum(found),))
+    return EvictionSet(tuple(found), tuple(x for v in reversed(found) for x in v.cost))
 
 
-def _least_first(victim: Victim) -> tuple[Worth, int, str]:
+def _least_first(victim: EvictionCandidate) -> tuple[EvictionCost, int, str]:
     """Of equals, the one that frees more counts as worth less, so that fewer go."""
-    return victim.worth, -sum(victim.frees.values()), victim.id
+    return victim.cost, -sum(victim.frees.values()), victim.id
 
 
-def _enough(victims: Sequence[Victim], lack: Mapping[int, int]) -> bool:
+def _enough(victims: Sequence[EvictionCandidate], lack: Mapping[int, int]) -> bool:
     return all(sum(v.frees.get(d, 0) for v in victims) >= mb for d, mb in lack.items())
 
 
-def _sum(victims: Sequence[Victim]) -> float:
-    return sum(v.worth[0] for v in victims)
+def _sum(victims: Sequence[EvictionCandidate]) -> float:
+    return sum(v.cost[0] for v in victims)
 
 
-def _without_needless(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
+def _without_needless(
+    victims: list[EvictionCandidate], lack: Mapping[int, int]
+) -> list[EvictionCandidate]:
     """Drop each victim that is not needed, worthiest first.
 
     For a strict order of worths this is exact: whether a set suffices is monotone, so keeping the worthiest only
@@ -164,12 +166,16 @@ def _without_needless(victims: list[Victim], lack: Mapping[int, int]) -> list[Vi
     return kept
 
 
-def _least_sum(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
+def _least_sum(
+    victims: list[EvictionCandidate], lack: Mapping[int, int]
+) -> list[EvictionCandidate]:
     """The sufficient set with the least sum, by branch and bound."""
     best = _by_density(victims, lack) if len(victims) > FEW else victims
     best_sum = _sum(best) if len(victims) > FEW else inf
 
-    def search(at: int, chosen: list[Victim], so_far: float, left: Mapping[int, int]) -> None:
+    def search(
+        at: int, chosen: list[EvictionCandidate], so_far: float, left: Mapping[int, int]
+    ) -> None:
         nonlocal best, best_sum
         if so_far >= best_sum:
             return
@@ -183,7 +189,7 @@ def _least_sum(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
         search(
             at + 1,
             [*chosen, victim],
-            so_far + victim.worth[0],
+            so_far + victim.cost[0],
             {d: mb for d, mb in after.items() if mb > 0},
         )
         search(at + 1, chosen, so_far, left)
@@ -192,18 +198,20 @@ def _least_sum(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
     return _without_needless(best, lack)
 
 
-def _by_density(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
+def _by_density(
+    victims: list[EvictionCandidate], lack: Mapping[int, int]
+) -> list[EvictionCandidate]:
     """Greedy cover: per MiB that is still missing the cheapest first; every way to close is compared.
 
     Csirik, Frenk, Labbe and Zhang (1991) show a factor of 2 for the one-dimensional case.
     """
     left = dict(lack)
     pool = list(victims)
-    chosen: list[Victim] = []
-    best: list[Victim] | None = None
+    chosen: list[EvictionCandidate] = []
+    best: list[EvictionCandidate] | None = None
     while pool and left:
 
-        def useful(victim: Victim) -> int:
+        def useful(victim: EvictionCandidate) -> int:
             return sum(min(victim.frees.get(d, 0), mb) for d, mb in left.items())  # noqa: B023 - called at once
 
         pool = [v for v in pool if useful(v) > 0]
@@ -215,7 +223,7 @@ def _by_density(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
         going_on = [v for v in pool if any(v.frees.get(d, 0) < mb for d, mb in left.items())]
         if not going_on:
             break
-        taken = min(going_on, key=lambda v: (v.worth[0] / useful(v), v.id))
+        taken = min(going_on, key=lambda v: (v.cost[0] / useful(v), v.id))
         pool.remove(taken)
         chosen.append(taken)
         left = {d: mb - taken.frees.get(d, 0) for d, mb in left.items()}
@@ -223,4 +231,4 @@ def _by_density(victims: list[Victim], lack: Mapping[int, int]) -> list[Victim]:
     if not left and (best is None or _sum(chosen) < _sum(best)):
         best = chosen
     assert best is not None, "the caller has checked that all together suffice"
-    return _without_needless(sorted(best, key=lambda v: (v.worth, v.id)), lack)
+    return _without_needless(sorted(best, key=lambda v: (v.cost, v.id)), lack)

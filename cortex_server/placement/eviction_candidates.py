@@ -12,21 +12,21 @@ from operator import itemgetter
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceState, ModelId
-from cortex_server.placement.capacity import DeviceRoom, NodeRoom, frees, is_serving
+from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, frees, is_serving
 from cortex_server.placement.eviction import (
     UNKNOWN,
-    Choice,
-    Standing,
-    Victim,
-    Worth,
+    EvictionCandidate,
+    EvictionCost,
+    EvictionSet,
+    ModelStats,
     cheapest,
-    least_worth,
+    eviction_cost,
+    minimum_cost,
     together,
-    worth,
 )
 from cortex_server.placement.fit import Shape, suitable
 from cortex_server.placement.policy import Policy, Strategy
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 SETTLED, YOUNG, BUSY, ANY = range(4)
 """Tiers of who may go: idle and settled instances; idle ones that were loaded lately too; busy settled ones too; and
@@ -36,7 +36,7 @@ than they load."""
 NEVER = float("inf")
 
 
-class Guard:
+class EvictionRules:
     """Who may be evicted for a wish at a tier.
 
     Args:
@@ -46,7 +46,9 @@ class Guard:
         tier: SETTLED, YOUNG, BUSY or ANY.
     """
 
-    def __init__(self, world: World, policy: Policy, wish: Wish, tier: int) -> None:
+    def __init__(
+        self, world: ClusterState, policy: Policy, wish: PlacementRequest, tier: int
+    ) -> None:
         self.policy = policy
         self.wish = wish
         self._world = world
@@ -54,18 +56,20 @@ class Guard:
         self._tier = tier
         self._ready: dict[ModelId, int] = {}
 
-    def within_reach(self, rooms: Iterable[NodeRoom], shape: Shape) -> list[NodeRoom]:
+    def within_reach(self, rooms: Iterable[NodeCapacity], shape: Shape) -> list[NodeCapacity]:
         """Nodes that could have the room at all with everybody gone who may go at this tier."""
         kind, last, need = shape.kind, shape.devices - 1, shape.size.device_mb
         busy = self._tier >= BUSY
-        found: list[NodeRoom] = []
+        found: list[NodeCapacity] = []
         for room in rooms:
             reach = (room.ready_reach if busy else room.idle_reach).get(kind, ())
             if len(reach) > last and reach[last] >= need:
                 found.append(room)
         return found
 
-    def by_bound(self, rooms: Sequence[NodeRoom], shape: Shape) -> Iterator[tuple[Worth, NodeRoom]]:
+    def by_bound(
+        self, rooms: Sequence[NodeCapacity], shape: Shape
+    ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
         """Each node after a worth that no set of victims there falls short of, the least first.
 
         Most are never asked for, so what can be left undone until then is.
@@ -79,8 +83,8 @@ class Guard:
             yield from self._by_least_model(rooms)
 
     def _by_last_use(
-        self, rooms: Sequence[NodeRoom], shape: Shape
-    ) -> Iterator[tuple[Worth, NodeRoom]]:
+        self, rooms: Sequence[NodeCapacity], shape: Shape
+    ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
         asked = (shape.kind, shape.devices, shape.size.device_mb)
         bounds = [
             (_find_latest(room, *asked) if (known := room.latest.get(asked)) is None else known, at)
@@ -91,7 +95,9 @@ class Guard:
             bound, at = heappop(bounds)
             yield (bound,), rooms[at]
 
-    def _by_least_model(self, rooms: Sequence[NodeRoom]) -> Iterator[tuple[Worth, NodeRoom]]:
+    def _by_least_model(
+        self, rooms: Sequence[NodeCapacity]
+    ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
         """By the least that the idle models of a node can be worth.
 
         Models are gone through from the least on, some of one worth and then twice as many each time, and the nodes
@@ -123,12 +129,12 @@ class Guard:
         for room in left:
             yield (NEVER,), room
 
-    def candidates(self, room: NodeRoom) -> list[Victim]:
+    def candidates(self, room: NodeCapacity) -> list[EvictionCandidate]:
         """Instances of the node that may go, the least worth first; not more of a model than it can spare."""
         found = [(self._worth(i), i.id, i) for i in room.instances if self._may_go(i)]
         found.sort(key=lambda v: v[:2])
         spare: dict[ModelId, int] = {}
-        kept: list[Victim] = []
+        kept: list[EvictionCandidate] = []
         for what, _, i in found:
             keep = self._standing(i.model).keep
             if keep:
@@ -136,7 +142,7 @@ class Guard:
                 if left <= 0:
                     continue
                 spare[i.model] = left - 1
-            kept.append(Victim(i.id, frees(i), what))
+            kept.append(EvictionCandidate(i.id, frees(i), what))
         return kept
 
     def _may_go(self, instance: InstanceView) -> bool:
@@ -154,14 +160,14 @@ class Guard:
         ready_for = self._world.now - instance.started_at - took
         return ready_for < min(took, self.policy.min_residency_s)
 
-    def _standing(self, model: ModelId) -> Standing:
+    def _standing(self, model: ModelId) -> ModelStats:
         return self._world.standings.get(model, UNKNOWN)
 
     def _least_worth(self, model: ModelId) -> float:
-        return least_worth(self.policy.strategy, self._standing(model))
+        return minimum_cost(self.policy.strategy, self._standing(model))
 
-    def _worth(self, instance: InstanceView) -> Worth:
-        return worth(self.policy.strategy, instance, self._standing(instance.model))
+    def _worth(self, instance: InstanceView) -> EvictionCost:
+        return eviction_cost(self.policy.strategy, instance, self._standing(instance.model))
 
     def _ready_count(self, model: ModelId) -> int:
         if model not in self._ready:
@@ -174,7 +180,7 @@ class Guard:
         return self._ready[model]
 
 
-def _find_latest(room: NodeRoom, kind: DeviceKind, count: int, need_mb: int) -> float:
+def _find_latest(room: NodeCapacity, kind: DeviceKind, count: int, need_mb: int) -> float:
     """When the last idle instance was used that has to go, at best, oldest first on each device; remembered."""
     found: list[float] = []
     for device in room.devices:
@@ -202,21 +208,23 @@ first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class EvictionPlace:
     """A set of devices, and who has to go from them."""
 
-    room: NodeRoom
-    devices: tuple[DeviceRoom, ...]
+    room: NodeCapacity
+    devices: tuple[DeviceCapacity, ...]
     shape: Shape
-    choice: Choice
+    choice: EvictionSet
 
 
-def cheapest_place(shape: Shape, rooms: Iterable[NodeRoom], guard: Guard) -> Place | None:
+def cheapest_place(
+    shape: Shape, rooms: Iterable[NodeCapacity], guard: EvictionRules
+) -> EvictionPlace | None:
     """The least loss over the nodes; they are tried by a lower bound of it, so that few are searched."""
-    best: Place | None = None
+    best: EvictionPlace | None = None
     searched = 0
     for bound, room in guard.by_bound(guard.within_reach(rooms, shape), shape):
-        if searched == MOST_NODES or (best is not None and bound > best.choice.worth):
+        if searched == MOST_NODES or (best is not None and bound > best.choice.cost):
             break
         searched += 1
         best = _cheaper_on(room, shape, guard, best) or best
@@ -225,30 +233,34 @@ def cheapest_place(shape: Shape, rooms: Iterable[NodeRoom], guard: Guard) -> Pla
     return best
 
 
-def _cheaper_on(room: NodeRoom, shape: Shape, guard: Guard, best: Place | None) -> Place | None:
+def _cheaper_on(
+    room: NodeCapacity, shape: Shape, guard: EvictionRules, best: EvictionPlace | None
+) -> EvictionPlace | None:
     """The least loss on one node, if it is less than the best so far."""
     victims = guard.candidates(room)
-    on: dict[int, list[Victim]] = {}
+    on: dict[int, list[EvictionCandidate]] = {}
     for victim in victims:
         for index in victim.frees:
             on.setdefault(index, []).append(victim)
     strategy, need = guard.policy.strategy, shape.size.device_mb
     summed = shape.devices > 1 and strategy is Strategy.COST
-    if best is not None and summed and _least_sum(room, shape, on) > best.choice.worth[0]:
+    if best is not None and summed and _least_sum(room, shape, on) > best.choice.cost[0]:
         return None
-    found: Place | None = None
+    found: EvictionPlace | None = None
     for chosen, known in _sets(room, shape, on, guard):
         there = on.get(chosen[0].index, []) if len(chosen) == 1 else victims
-        if best is not None and there and there[0].worth > best.choice.worth:
+        if best is not None and there and there[0].cost > best.choice.cost:
             continue
         missing = {d.index: need - d.available_mb for d in chosen}
         choice = known or cheapest(strategy, there, missing)
-        if choice is not None and (best is None or choice.worth < best.choice.worth):
-            best = found = Place(room, chosen, shape, choice)
+        if choice is not None and (best is None or choice.cost < best.choice.cost):
+            best = found = EvictionPlace(room, chosen, shape, choice)
     return found
 
 
-def _least_sum(room: NodeRoom, shape: Shape, on: Mapping[int, Sequence[Victim]]) -> float:
+def _least_sum(
+    room: NodeCapacity, shape: Shape, on: Mapping[int, Sequence[EvictionCandidate]]
+) -> float:
     """No victims on this node are worth less in sum: every device that lacks room needs one, or a share of one."""
     floors: list[float] = []
     for device in room.devices:
@@ -257,13 +269,16 @@ def _least_sum(room: NodeRoom, shape: Shape, on: Mapping[int, Sequence[Victim]])
         if device.available_mb >= shape.size.device_mb:
             floors.append(0.0)
         elif there := on.get(device.index):
-            floors.append(min(v.worth[0] / len(v.frees) for v in there))
+            floors.append(min(v.cost[0] / len(v.frees) for v in there))
     return sum(sorted(floors)[: shape.devices])
 
 
 def _sets(
-    room: NodeRoom, shape: Shape, on: Mapping[int, Sequence[Victim]], guard: Guard
-) -> Iterator[tuple[tuple[DeviceRoom, ...], Choice | None]]:
+    room: NodeCapacity,
+    shape: Shape,
+    on: Mapping[int, Sequence[EvictionCandidate]],
+    guard: EvictionRules,
+) -> Iterator[tuple[tuple[DeviceCapacity, ...], EvictionSet | None]]:
     """Sets of devices worth comparing, with what is lost where that is known: all single ones, or the best by type.
 
     Where every victim stands on one device, the cheapest devices together are the cheapest set.
@@ -273,7 +288,7 @@ def _sets(
     if shape.devices == 1:
         yield from (((d,), None) for d in devices)
         return
-    groups: dict[str, list[tuple[Choice, DeviceRoom]]] = {}
+    groups: dict[str, list[tuple[EvictionSet, DeviceCapacity]]] = {}
     need = shape.size.device_mb
     for d in devices:
         missing = {d.index: need - d.available_mb}
@@ -282,7 +297,7 @@ def _sets(
             groups.setdefault("" if profile.mixed_devices else d.name, []).append((choice, d))
     shared = any(len(v.frees) > 1 for there in on.values() for v in there)
     for group in groups.values():
-        group.sort(key=lambda found: (found[0].worth, found[1].index))
+        group.sort(key=lambda found: (found[0].cost, found[1].index))
         if shared:
             cheap = [d for _, d in group[: shape.devices + FURTHER_DEVICES]]
             yield from ((s, None) for s in combinations(_ordered(cheap), shape.devices))
@@ -292,5 +307,5 @@ def _sets(
             yield _ordered(d for _, d in best), choice
 
 
-def _ordered(devices: Iterable[DeviceRoom]) -> tuple[DeviceRoom, ...]:
+def _ordered(devices: Iterable[DeviceCapacity]) -> tuple[DeviceCapacity, ...]:
     return tuple(sorted(devices, key=lambda d: d.index))

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cortex_common.config.catalogue import ModelProfile
-from cortex_server.placement.capacity import NodeRoom, frees
-from cortex_server.placement.fit import Shape, Where, device_refusal, node_refusal
+from cortex_common.config.catalogue import ModelConfig
+from cortex_server.placement.capacity import NodeCapacity, frees
+from cortex_server.placement.fit import PlacementConstraints, Shape, device_refusal, node_refusal
 from cortex_server.placement.policy import Policy
 
 
@@ -29,10 +29,10 @@ class Refusal:
 
 
 def refusals(
-    profile: ModelProfile,
-    where: Where,
+    profile: ModelConfig,
+    where: PlacementConstraints,
     layouts: Sequence[Shape],
-    rooms: Sequence[NodeRoom],
+    rooms: Sequence[NodeCapacity],
     policy: Policy,
 ) -> Iterator[Refusal]:
     """One reason for each device, or for a node whose devices need not be looked at."""
@@ -45,7 +45,7 @@ def refusals(
 
 
 def _of_devices(
-    profile: ModelProfile, where: Where, layouts: Sequence[Shape], room: NodeRoom
+    profile: ModelConfig, where: PlacementConstraints, layouts: Sequence[Shape], room: NodeCapacity
 ) -> list[Refusal]:
     reclaimable, pinned = _held(room)
     if not room.devices:
@@ -76,7 +76,7 @@ def _of_devices(
     return found
 
 
-def _held(room: NodeRoom) -> tuple[Counter[int], Mapping[int, set[str]]]:
+def _held(room: NodeCapacity) -> tuple[Counter[int], Mapping[int, set[str]]]:
     """By device: the MiB that instances hold that could go, and the models that may not."""
     reclaimable: Counter[int] = Counter()
     pinned: defaultdict[int, set[str]] = defaultdict(set)

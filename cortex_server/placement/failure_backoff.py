@@ -23,7 +23,7 @@ CRASHED_FOR_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class FailureRecord:
     """What happened several times in a row, and until when it is left at that; monotonic seconds.
 
     Attributes:
@@ -36,13 +36,13 @@ class Trouble:
     started: bool = False
 
 
-class Troubles:
+class FailureBackoff:
     """See the module."""
 
     def __init__(self) -> None:
-        self._failed: dict[str, Trouble] = {}
-        self._refused: dict[tuple[str, str], Trouble] = {}
-        self._unable: dict[tuple[str, str], Trouble] = {}
+        self._failed: dict[str, FailureRecord] = {}
+        self._refused: dict[tuple[str, str], FailureRecord] = {}
+        self._unable: dict[tuple[str, str], FailureRecord] = {}
         self._crashed: dict[tuple[str, str], float] = {}
         self._lost: dict[str, int] = {}
         self._spared: dict[InstanceId, float] = {}
@@ -53,11 +53,11 @@ class Troubles:
         return self._spared
 
     @property
-    def failures(self) -> Mapping[str, Trouble]:
+    def failures(self) -> Mapping[str, FailureRecord]:
         """Models whose last load failed, however long ago."""
         return self._failed
 
-    def failed_lately(self, model: str, now: float) -> Trouble | None:
+    def failed_lately(self, model: str, now: float) -> FailureRecord | None:
         """Why a model is not loaded again yet."""
         found = self._failed.get(model)
         return found if found is not None and now < found.until else None
@@ -85,11 +85,11 @@ class Troubles:
 
     def failed(
         self, model: str, reason: str, now: float, *, first_s: float, most_s: float, started: bool
-    ) -> Trouble:
+    ) -> FailureRecord:
         """It could not be loaded, by an engine that was started or for want of one; the pause doubles each time."""
         times = _times(self._failed.get(model))
         pause = min(first_s * 2.0 ** (times - 1), most_s)
-        self._failed[model] = found = Trouble(times, now + pause, reason, started)
+        self._failed[model] = found = FailureRecord(times, now + pause, reason, started)
         # Then all nodes are asked again: somebody may have put there what they lacked.
         for key, unable in self._unable.items():
             if key[0] == model:
@@ -100,11 +100,11 @@ class Troubles:
         """A node had no room for it after all, or lost it."""
         times = _times(self._refused.get((model, node)))
         pause = min(REFUSAL_PAUSE_S * 2.0 ** (times - 1), MOST_REFUSAL_PAUSE_S)
-        self._refused[model, node] = Trouble(times, now + pause)
+        self._refused[model, node] = FailureRecord(times, now + pause)
 
     def could_not_begin(self, model: str, node: str, reason: str, now: float) -> None:
         """It lacks what the load needs; another node may have it."""
-        self._unable[model, node] = Trouble(1, now + UNABLE_FOR_S, reason)
+        self._unable[model, node] = FailureRecord(1, now + UNABLE_FOR_S, reason)
 
     def has_crashed(self, model: str, node: str, now: float) -> None:
         """An engine was started and failed; whether that is the node's fault or the model's is not known."""
@@ -139,5 +139,5 @@ class Troubles:
         self._crashed = {k: t for k, t in self._crashed.items() if now < t}
 
 
-def _times(known: Trouble | None) -> int:
+def _times(known: FailureRecord | None) -> int:
     return known.times + 1 if known else 1

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations, islice
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import NodeState, NodeView
 from cortex_common.schema.hardware import DeviceHealth, DeviceKind
-from cortex_server.placement.capacity import DeviceRoom, NodeRoom
+from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity
 from cortex_server.placement.policy import Prefer
 
 MOST_SETS = 256
@@ -72,7 +72,7 @@ class Shape:
     size: Size
 
 
-def size_key(profile: ModelProfile, kind: DeviceKind, devices: int) -> SizeKey:
+def size_key(profile: ModelConfig, kind: DeviceKind, devices: int) -> SizeKey:
     """The key under which a load of this profile is remembered."""
     return SizeKey(
         profile.id,
@@ -86,7 +86,7 @@ def size_key(profile: ModelProfile, kind: DeviceKind, devices: int) -> SizeKey:
     )
 
 
-def size_of(profile: ModelProfile, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
+def size_of(profile: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
     """The best knowledge about the size: measured, said by a node, configured, or none."""
     if (known := sizes.get(size_key(profile, kind, devices))) is not None:
         return known
@@ -95,7 +95,7 @@ def size_of(profile: ModelProfile, kind: DeviceKind, devices: int, sizes: Sizes)
     return Size(0, SizeSource.UNKNOWN)
 
 
-def shapes(profile: ModelProfile, sizes: Sizes) -> tuple[Shape, ...]:
+def shapes(profile: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
     """All ways to lay the model out, in order of preference: GPUs first, few devices first."""
     either = (DeviceKind.CUDA, DeviceKind.CPU)
     kinds = either if profile.device_kind is None else (profile.device_kind,)
@@ -111,20 +111,20 @@ def shapes(profile: ModelProfile, sizes: Sizes) -> tuple[Shape, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class PlacementConstraints:
     """Where an operator wants it; a request wants it anywhere."""
 
     node: str | None = None
     devices: tuple[int, ...] = ()
 
 
-ANYWHERE = Where()
+ANYWHERE = PlacementConstraints()
 
 
 def node_refusal(
-    profile: ModelProfile,
+    profile: ModelConfig,
     node: NodeView,
-    where: Where = ANYWHERE,
+    where: PlacementConstraints = ANYWHERE,
     labels: Mapping[str, str] | None = None,
 ) -> str | None:
     """Why no device of this node is considered at all, for people; None when they are."""
@@ -146,7 +146,9 @@ def node_refusal(
     return reason
 
 
-def device_refusal(profile: ModelProfile, device: DeviceRoom, where: Where) -> str | None:
+def device_refusal(
+    profile: ModelConfig, device: DeviceCapacity, where: PlacementConstraints
+) -> str | None:
     """Why this device can't hold the model however empty it is; None when it can."""
     reason: str | None = None
     least = profile.min_compute_capability
@@ -171,8 +173,8 @@ def version(text: str | None) -> tuple[int, ...]:
 
 
 def suitable(
-    profile: ModelProfile, room: NodeRoom, shape: Shape, where: Where = ANYWHERE
-) -> tuple[DeviceRoom, ...]:
+    profile: ModelConfig, room: NodeCapacity, shape: Shape, where: PlacementConstraints = ANYWHERE
+) -> tuple[DeviceCapacity, ...]:
     """Devices of a node that this shape could stand on, by available memory, least first."""
     return tuple(
         d
@@ -182,14 +184,14 @@ def suitable(
 
 
 def device_sets(
-    devices: tuple[DeviceRoom, ...], count: int, *, mixed: bool
-) -> Iterator[tuple[DeviceRoom, ...]]:
+    devices: tuple[DeviceCapacity, ...], count: int, *, mixed: bool
+) -> Iterator[tuple[DeviceCapacity, ...]]:
     """Sets of that many devices of one type (any types when `mixed`), at most `MOST_SETS`."""
     if count == 1:
         for device in devices:
             yield (device,)
         return
-    groups: dict[str, list[DeviceRoom]] = {}
+    groups: dict[str, list[DeviceCapacity]] = {}
     for device in devices:
         groups.setdefault("" if mixed else device.name, []).append(device)
     found = (s for group in groups.values() for s in combinations(group, count))
@@ -197,8 +199,12 @@ def device_sets(
 
 
 def with_room(
-    profile: ModelProfile, room: NodeRoom, shape: Shape, where: Where, prefer: Prefer
-) -> tuple[DeviceRoom, ...] | None:
+    profile: ModelConfig,
+    room: NodeCapacity,
+    shape: Shape,
+    where: PlacementConstraints,
+    prefer: Prefer,
+) -> tuple[DeviceCapacity, ...] | None:
     """The set of devices that has room for the shape as things are, the best by `prefer`.
 
     Args:
@@ -211,7 +217,7 @@ def with_room(
     """
     need, kind = shape.size.device_mb, shape.kind
     spread = prefer is Prefer.SPREAD or shape.size.source is SizeSource.UNKNOWN
-    groups: dict[str, list[DeviceRoom]] = {}
+    groups: dict[str, list[DeviceCapacity]] = {}
     for device in reversed(room.by_available) if spread else room.by_available:
         if device.available_mb < need or device.kind is not kind:
             continue

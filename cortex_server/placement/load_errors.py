@@ -12,15 +12,15 @@ from cortex_common.errors import (
     ModelLoading,
     NoHealthyNode,
 )
-from cortex_server.placement.failure_backoff import Trouble
-from cortex_server.placement.pending_loads import Underway
+from cortex_server.placement.failure_backoff import FailureRecord
+from cortex_server.placement.pending_loads import PendingLoad
 from cortex_server.placement.planner import Impossible
 
 SHOWN = 16
 """Refusals that an error carries; `cortex plan load MODEL` shows all."""
 
 
-def load_failed(model: str, trouble: Trouble, retry_after: float) -> LoadFailed:
+def load_failed(model: str, trouble: FailureRecord, retry_after: float) -> LoadFailed:
     """It could not be loaded; only an engine that was started has a log to look at."""
     return LoadFailed(
         f"model {model!r} could not be loaded: {trouble.reason}",
@@ -38,7 +38,7 @@ def queue_full(model: str, most: int) -> Busy:
     )
 
 
-def still_loading(model: str, load: Underway | None, position: int) -> ModelLoading:
+def still_loading(model: str, load: PendingLoad | None, position: int) -> ModelLoading:
     """The deadline came first; `position` is the place in the queue, 1 when nobody waits longer for another model."""
     state = load.stage.value if load else "waiting_for_room"
     node = load.order.plan.node if load else None

@@ -6,12 +6,12 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cortex_common.config.catalogue import ModelProfile
-from cortex_server.placement.fit import ANYWHERE, Where
+from cortex_common.config.catalogue import ModelConfig
+from cortex_server.placement.fit import ANYWHERE, PlacementConstraints
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class LoadKey:
     """What one or many wait for; all waiters of a goal are answered together.
 
     Attributes:
@@ -22,13 +22,13 @@ class Goal:
     """
 
     model: str
-    where: Where = ANYWHERE
+    where: PlacementConstraints = ANYWHERE
     another: bool = False
     may_evict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class LoadRequest:
     """Somebody who waits. Times are monotonic seconds.
 
     Attributes:
@@ -39,25 +39,25 @@ class Ask:
     """
 
     id: int
-    profile: ModelProfile
-    goal: Goal
+    profile: ModelConfig
+    goal: LoadKey
     since: float
     deadline: float
-    insists: bool = False
+    force: bool = False
 
 
 @dataclass(slots=True)
-class Queue:
+class LoadQueue:
     """The waiters of one goal, in the order in which they asked.
 
     Attributes:
         why: what is waited for, for people, as the last plan told it.
     """
 
-    goal: Goal
-    profile: ModelProfile
+    goal: LoadKey
+    profile: ModelConfig
     why: str | None = None
-    waiters: dict[int, Ask] = field(default_factory=dict)
+    waiters: dict[int, LoadRequest] = field(default_factory=dict)
 
     @property
     def since(self) -> float:
@@ -65,40 +65,40 @@ class Queue:
         return next(iter(self.waiters.values())).since
 
 
-class WaitingRoom:
+class LoadQueues:
     """All queues. Goals come in the order of their longest waiter, which is what keeps anybody from starving."""
 
     def __init__(self) -> None:
-        self._queues: dict[Goal, Queue] = {}
-        self._goal_of: dict[int, Goal] = {}
+        self._queues: dict[LoadKey, LoadQueue] = {}
+        self._goal_of: dict[int, LoadKey] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._goal_of)
 
-    def __contains__(self, goal: Goal) -> bool:
+    def __contains__(self, goal: LoadKey) -> bool:
         return goal in self._queues
 
     def count(self, model: str) -> int:
         """How many wait for a model."""
         return self._counts.get(model, 0)
 
-    def add(self, ask: Ask) -> None:
+    def add(self, ask: LoadRequest) -> None:
         """Put a waiter at the end of its queue."""
-        queue = self._queues.setdefault(ask.goal, Queue(ask.goal, ask.profile))
+        queue = self._queues.setdefault(ask.goal, LoadQueue(ask.goal, ask.profile))
         queue.profile = ask.profile
         queue.waiters[ask.id] = ask
         self._goal_of[ask.id] = ask.goal
         self._counts[ask.goal.model] = self.count(ask.goal.model) + 1
         heapq.heappush(self._deadlines, (ask.deadline, ask.id))
 
-    def use_profile(self, profile: ModelProfile) -> None:
+    def use_profile(self, profile: ModelConfig) -> None:
         """Serve by this profile whoever waits for its model."""
         for queue in self.of(profile.id):
             queue.profile = profile
 
-    def remove(self, waiter: int) -> Ask | None:
+    def remove(self, waiter: int) -> LoadRequest | None:
         """Take out a waiter; None when it has been answered already."""
         if (goal := self._goal_of.pop(waiter, None)) is None:
             return None
@@ -112,7 +112,7 @@ class WaitingRoom:
             self._counts[goal.model] -= 1
         return ask
 
-    def empty(self, goal: Goal) -> tuple[Ask, ...]:
+    def empty(self, goal: LoadKey) -> tuple[LoadRequest, ...]:
         """Take out all waiters of a goal, in order."""
         queue = self._queues.get(goal)
         asks = tuple(queue.waiters.values()) if queue is not None else ()
@@ -120,7 +120,7 @@ class WaitingRoom:
             self.remove(ask.id)
         return asks
 
-    def overdue(self, now: float) -> Iterator[Ask]:
+    def overdue(self, now: float) -> Iterator[LoadRequest]:
         """Take out those whose deadline has come."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, waiter = heapq.heappop(self._deadlines)
@@ -133,11 +133,11 @@ class WaitingRoom:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def queues(self) -> list[Queue]:
+    def queues(self) -> list[LoadQueue]:
         """All queues, the one with the longest waiter first."""
         return sorted(self._queues.values(), key=lambda q: q.since)
 
-    def of(self, model: str) -> list[Queue]:
+    def of(self, model: str) -> list[LoadQueue]:
         """The queues of one model."""
         return [q for g, q in self._queues.items() if g.model == model]
 
@@ -145,7 +145,7 @@ class WaitingRoom:
         """What the model's requests wait for, as far as that was told."""
         return next((q.why for q in self.of(model) if q.why is not None), None)
 
-    def place_of(self, ask: Ask) -> int:
+    def place_of(self, ask: LoadRequest) -> int:
         """How many goals wait longer than somebody who has just been taken out, plus one."""
         return 1 + sum(q.since < ask.since for q in self._queues.values() if q.goal != ask.goal)
 

@@ -6,23 +6,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.schema.instances import InstanceId
-from cortex_server.placement.load_queue import Goal
+from cortex_server.placement.load_queue import LoadKey
 from cortex_server.placement.planner import Load
 
 
 class Stage(StrEnum):
     """How far a load is."""
 
-    MAKING_ROOM = "making_room"
+    MAKING_ROOM = "evicting"
     STARTING = "starting"
     LOADING = "loading"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LoadOrder:
     """A load that is to be carried out.
 
     Attributes:
@@ -31,13 +31,13 @@ class Order:
     """
 
     instance: InstanceId
-    profile: ModelProfile
+    profile: ModelConfig
     plan: Load
     known: frozenset[InstanceId] | None = None
 
 
 @dataclass(slots=True)
-class Underway:
+class PendingLoad:
     """A load and how far it is; times are monotonic seconds.
 
     Attributes:
@@ -45,8 +45,8 @@ class Underway:
         seen: the node has shown it.
     """
 
-    order: Order
-    goal: Goal
+    order: LoadOrder
+    goal: LoadKey
     stage: Stage
     since: float
     seen: bool = False
@@ -64,18 +64,18 @@ class Effects(Protocol):
         """Tell a waiter that it waits in vain."""
         ...
 
-    def make_room(self, order: Order) -> None:
+    def make_room(self, order: LoadOrder) -> None:
         """Drain and unload the evictions of a load; answered by `room_made` or `room_failed`."""
         ...
 
-    def start(self, order: Order) -> None:
+    def start(self, order: LoadOrder) -> None:
         """Ask the node; answered by `admitted`, `refused` or `failed`."""
         ...
 
-    def abandon(self, order: Order) -> None:
+    def abandon(self, order: LoadOrder) -> None:
         """Stop making room, as nobody wants the load any more."""
         ...
 
-    def take_back(self, order: Order) -> None:
+    def cancel_load(self, order: LoadOrder) -> None:
         """End what a node has begun with, as an operator has unloaded the model since it was asked."""
         ...

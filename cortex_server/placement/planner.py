@@ -14,14 +14,14 @@ from operator import neg
 
 from cortex_common.schema.fleet import InstanceView, NodeState, NodeView
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import DeviceRoom, NodeRoom, frees, is_serving
+from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, frees, is_serving
 from cortex_server.placement.eviction import UNKNOWN
-from cortex_server.placement.eviction_candidates import Guard, cheapest_place
+from cortex_server.placement.eviction_candidates import EvictionRules, cheapest_place
 from cortex_server.placement.explain import Refusal, refusals
-from cortex_server.placement.failure_backoff import Troubles
+from cortex_server.placement.failure_backoff import FailureBackoff
 from cortex_server.placement.fit import (
+    PlacementConstraints,
     Shape,
-    Where,
     device_sets,
     node_refusal,
     shapes,
@@ -29,7 +29,7 @@ from cortex_server.placement.fit import (
     with_room,
 )
 from cortex_server.placement.policy import Policy, Prefer
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 MOST_REASONS = 64
 """Reasons that an impossible plan carries."""
@@ -102,7 +102,7 @@ class Impossible:
 Plan = Serve | Join | Load | Wait | Impossible
 
 
-def plan(wish: Wish, world: World, policy: Policy) -> Plan:
+def plan(wish: PlacementRequest, world: ClusterState, policy: Policy) -> Plan:
     """Decide what is to be done for a wish; see the module."""
     model = ModelId(wish.profile.id)
     if not wish.another and (found := present(model, wish.where, world)) is not None:
@@ -128,7 +128,7 @@ def plan(wish: Wish, world: World, policy: Policy) -> Plan:
     )
 
 
-def _barred(wish: Wish, world: World, policy: Policy) -> list[NodeView]:
+def _barred(wish: PlacementRequest, world: ClusterState, policy: Policy) -> list[NodeView]:
     """The nodes that a wish could be loaded on, now or after a wait, were they not cordoned and did they answer.
 
     One that never answered has not told what it has: it may do.
@@ -147,7 +147,9 @@ def _barred(wish: Wish, world: World, policy: Policy) -> list[NodeView]:
     return found
 
 
-def _able(wish: Wish, rooms: Iterable[NodeRoom], policy: Policy) -> list[NodeRoom]:
+def _able(
+    wish: PlacementRequest, rooms: Iterable[NodeCapacity], policy: Policy
+) -> list[NodeCapacity]:
     """Those whose devices are to be looked at."""
     profile, where, avoid, labels = wish.profile, wish.where, wish.avoid, policy.labels
     harness = profile.harness
@@ -161,7 +163,9 @@ def _able(wish: Wish, rooms: Iterable[NodeRoom], policy: Policy) -> list[NodeRoo
     ]
 
 
-def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
+def present(
+    model: ModelId, where: PlacementConstraints, world: ClusterState
+) -> Serve | Join | None:
     """The model's ready instances, or else a load of it under way."""
     ready: list[InstanceId] = []
     loading: Join | None = None
@@ -181,7 +185,7 @@ def present(model: ModelId, where: Where, world: World) -> Serve | Join | None:
     return Serve(tuple(ready)) if ready else loading
 
 
-def _unheard(wish: Wish, world: World) -> str | None:
+def _unheard(wish: PlacementRequest, world: ClusterState) -> str | None:
     """A node that may hold the model for all that is known: as it has just been added, or the gateway just begun."""
     for room in world.rooms:
         if room.node.state is NodeState.CONNECTING and _meant(wish, room.node):
@@ -189,19 +193,23 @@ def _unheard(wish: Wish, world: World) -> str | None:
     return None
 
 
-def _meant(wish: Wish, node: NodeView) -> bool:
+def _meant(wish: PlacementRequest, node: NodeView) -> bool:
     """Whether it may go there by the node's name."""
     return wish.where.node in {None, node.name} and node.name in (wish.profile.nodes or {node.name})
 
 
 def _free_place(
-    wish: Wish, shape: Shape, rooms: Iterable[NodeRoom], world: World, policy: Policy
+    wish: PlacementRequest,
+    shape: Shape,
+    rooms: Iterable[NodeCapacity],
+    world: ClusterState,
+    policy: Policy,
 ) -> Load | None:
     """Where the shape has room as things are: weights on disk first, then as the policy prefers."""
     need, count, kind = shape.size.device_mb, shape.devices, shape.kind
     stored = world.stored.get(ModelId(wish.profile.id), frozenset())
     spread = policy.prefer is Prefer.SPREAD or not need
-    best: tuple[bool, int, NodeRoom, tuple[DeviceRoom, ...]] | None = None
+    best: tuple[bool, int, NodeCapacity, tuple[DeviceCapacity, ...]] | None = None
     for room in rooms:
         free = room.free.get(kind, ())
         if len(free) < count or free[count - 1] < need:
@@ -234,14 +242,18 @@ def _tightest(free: Sequence[int], count: int, need: int) -> int:
 
 
 def _made_place(
-    wish: Wish, layouts: Sequence[Shape], rooms: Sequence[NodeRoom], world: World, policy: Policy
+    wish: PlacementRequest,
+    layouts: Sequence[Shape],
+    rooms: Sequence[NodeCapacity],
+    world: ClusterState,
+    policy: Policy,
 ) -> Load | Wait | None:
     """The eviction that loses least; a wait where only young or busy instances could go, until patience ends."""
     late = policy.patience_s
     last = late + policy.min_residency_s
     tiers = (("idle", 0.0), ("lately loaded", late), ("busy", late), ("busy young", last))
     for tier, (what, from_s) in enumerate(tiers):
-        guard = Guard(world, policy, wish, tier)
+        guard = EvictionRules(world, policy, wish, tier)
         for shape in layouts:
             place = cheapest_place(shape, rooms, guard)
             if place is None:
@@ -262,7 +274,10 @@ def _made_place(
 
 
 def _room_to_come(
-    wish: Wish, layouts: Sequence[Shape], rooms: Iterable[NodeRoom], world: World
+    wish: PlacementRequest,
+    layouts: Sequence[Shape],
+    rooms: Iterable[NodeCapacity],
+    world: ClusterState,
 ) -> Wait | None:
     """Room that comes without anybody being evicted now: loads that end, drains, nodes that are about to answer."""
     for room in world.rooms:
@@ -284,7 +299,7 @@ def _room_to_come(
     return None
 
 
-def _about_to_answer(room: NodeRoom, harness: str, now: float) -> str | None:
+def _about_to_answer(room: NodeCapacity, harness: str, now: float) -> str | None:
     """Why a node that does not answer now may do so any moment; None when it does, or is not expected to."""
     node = room.node
     if node.state is NodeState.CONNECTING:
@@ -296,7 +311,7 @@ def _about_to_answer(room: NodeRoom, harness: str, now: float) -> str | None:
 
 
 def _held(
-    room: NodeRoom, holders: Sequence[InstanceId], wish: Wish, world: World
+    room: NodeCapacity, holders: Sequence[InstanceId], wish: PlacementRequest, world: ClusterState
 ) -> Mapping[int, int]:
     """MiB by device that loads under way take, moving instances hold, and others could give up besides."""
     held: dict[int, int] = {}
@@ -310,23 +325,23 @@ def _held(
     return held
 
 
-def _is_moving(instance: InstanceView, room: NodeRoom, wish: Wish) -> bool:
+def _is_moving(instance: InstanceView, room: NodeCapacity, wish: PlacementRequest) -> bool:
     """Whether its memory may come free, or become evictable, without anything being decided now."""
     if not wish.may_evict:
         return instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}
     return instance.id in room.moving or (instance.id in wish.spared and not instance.pinned)
 
 
-def _may_move(instance: InstanceView, wish: Wish, world: World) -> bool:
+def _may_move(instance: InstanceView, wish: PlacementRequest, world: ClusterState) -> bool:
     standing = world.standings.get(instance.model, UNKNOWN)
     return not instance.pinned and instance.model != wish.profile.id and not standing.keep
 
 
 def decide(
-    wish: Wish,
-    world: World,
+    wish: PlacementRequest,
+    world: ClusterState,
     policy: Policy,
-    troubles: Troubles,
+    troubles: FailureBackoff,
     now: float,
     *,
     forgiven: bool = False,
@@ -357,21 +372,21 @@ def decide(
     return other if isinstance(other, Load) else decided
 
 
-def foresee(
-    wish: Wish,
-    world: World,
+def dry_run(
+    wish: PlacementRequest,
+    world: ClusterState,
     policy: Policy,
-    troubles: Troubles,
+    troubles: FailureBackoff,
     now: float,
     *,
-    insists: bool = False,
+    force: bool = False,
 ) -> Plan:
     """What would become of a wish that somebody had now; see `decide`, and `Ask.insists`."""
     model = wish.profile.id
-    trouble = None if insists else troubles.failed_lately(model, now)
+    trouble = None if force else troubles.failed_lately(model, now)
     if trouble is not None:
         return Wait((), f"its last load failed: {trouble.reason}")
-    found = decide(wish, world, policy, troubles, now, forgiven=insists)
+    found = decide(wish, world, policy, troubles, now, forgiven=force)
     if isinstance(found, Impossible) and (resting := troubles.avoided(model, now)):
         nodes = ", ".join(sorted(resting))
         return Wait((), f"{nodes} refused or lost it a moment ago, and is asked again soon")

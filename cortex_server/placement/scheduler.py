@@ -19,18 +19,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, CortexError
 from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_server.placement import load_errors
-from cortex_server.placement.capacity import Overlay, Pins, Promise
-from cortex_server.placement.failure_backoff import Troubles
-from cortex_server.placement.load_queue import Ask, Goal, Queue, WaitingRoom
-from cortex_server.placement.pending_loads import Effects, Order, Stage, Underway
+from cortex_server.placement.capacity import Overlay, Pins, Reservation
+from cortex_server.placement.failure_backoff import FailureBackoff
+from cortex_server.placement.load_queue import LoadKey, LoadQueue, LoadQueues, LoadRequest
+from cortex_server.placement.pending_loads import Effects, LoadOrder, PendingLoad, Stage
 from cortex_server.placement.planner import Impossible, Join, Load, Serve, Wait, decide, present
 from cortex_server.placement.policy import Policy
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 APPEARS_WITHIN_S = 20.0
 """A node that admitted a load shows it with its next event; one that has not by then has lost it."""
@@ -57,21 +57,21 @@ class Scheduler:
         self.policy = policy
         self._effects = effects
         self._new_id = new_id
-        self._waiting = WaitingRoom()
-        self._loads: dict[InstanceId, Underway] = {}
-        self._unwanted: dict[InstanceId, Order] = {}
-        self._troubles = Troubles()
+        self._waiting = LoadQueues()
+        self._loads: dict[InstanceId, PendingLoad] = {}
+        self._unwanted: dict[InstanceId, LoadOrder] = {}
+        self._troubles = FailureBackoff()
         self._wake: float | None = None
 
     # -- what is going on --------------------------------------------------------------------
 
     @property
-    def waiting(self) -> WaitingRoom:
+    def waiting(self) -> LoadQueues:
         """Everybody who waits."""
         return self._waiting
 
     @property
-    def loads(self) -> tuple[Underway, ...]:
+    def loads(self) -> tuple[PendingLoad, ...]:
         """Loads under way."""
         return tuple(self._loads.values())
 
@@ -79,7 +79,7 @@ class Scheduler:
         """What is decided and not yet visible in a snapshot."""
         return Overlay(
             promises=tuple(
-                Promise(
+                Reservation(
                     u.order.instance,
                     ModelId(u.goal.model),
                     u.order.plan.node,
@@ -104,17 +104,17 @@ class Scheduler:
         return min(times, default=None)
 
     @property
-    def troubles(self) -> Troubles:
+    def troubles(self) -> FailureBackoff:
         """What went wrong lately; only the scheduler enters it."""
         return self._troubles
 
     # -- events ------------------------------------------------------------------------------
 
-    def ask(self, ask: Ask, now: float) -> None:
+    def ask(self, ask: LoadRequest, now: float) -> None:
         """Somebody wants a model; answered by exactly one grant or refusal, unless cancelled."""
         model = ask.goal.model
         most = ask.profile.max_waiting or self.policy.max_waiting
-        if ask.insists:
+        if ask.force:
             self._troubles.forgive(model)
         if (trouble := self._troubles.failed_lately(model, now)) is not None:
             error = load_errors.load_failed(model, trouble, trouble.until - now)
@@ -149,7 +149,7 @@ class Scheduler:
     def admitted(self, instance: InstanceId, actual: InstanceId, now: float) -> None:
         """The node has taken the load on; `actual` differs where it had begun the same work for another gateway."""
         if (unwanted := self._unwanted.pop(instance, None)) is not None:
-            self._effects.take_back(replace(unwanted, instance=actual))
+            self._effects.cancel_load(replace(unwanted, instance=actual))
         elif (load := self._loads.pop(instance, None)) is not None:
             load.order = replace(load.order, instance=actual)
             load.stage, load.since = Stage.LOADING, now
@@ -204,11 +204,11 @@ class Scheduler:
                 elif load.stage is Stage.STARTING:
                     self._unwanted[instance] = load.order
                 elif not load.seen:
-                    self._effects.take_back(load.order)
+                    self._effects.cancel_load(load.order)
                 del self._loads[instance]
         self._troubles.forgive(model)
 
-    def profile_changed(self, profile: ModelProfile, _now: float) -> None:
+    def profile_changed(self, profile: ModelConfig, _now: float) -> None:
         """What was tried by the old one says nothing about this; who waits is served by this."""
         self._troubles.forgive(profile.id)
         self._waiting.use_profile(profile)
@@ -220,7 +220,7 @@ class Scheduler:
 
     # -- what has become possible ------------------------------------------------------------
 
-    def step(self, look: Callable[[Overlay], World], now: float) -> None:
+    def step(self, look: Callable[[Overlay], ClusterState], now: float) -> None:
         """Answer, start and give up whatever can be.
 
         Args:
@@ -246,11 +246,11 @@ class Scheduler:
             elif self._serve(queue, world, now):
                 world = look(self.overlay())
 
-    def load_of(self, ask: Ask) -> Underway | None:
+    def load_of(self, ask: LoadRequest) -> PendingLoad | None:
         """The load that a waiter waits for, if there is one."""
         return next((u for u in self._loads.values() if u.goal == ask.goal), None)
 
-    def _serve_early(self, goal: Goal, world: World) -> None:
+    def _serve_early(self, goal: LoadKey, world: ClusterState) -> None:
         """Answer those whose load is under way if another instance is ready already.
 
         Else that load decides: when it is lost, it is planned anew, and not twice while a node is silent.
@@ -259,11 +259,11 @@ class Scheduler:
         if isinstance(found, Serve):
             self._grant_all(goal, found.instances[0])
 
-    def _serve(self, queue: Queue, world: World, now: float) -> bool:
+    def _serve(self, queue: LoadQueue, world: ClusterState, now: float) -> bool:
         """Do what can be done for a queue; whether something was decided that others must see."""
         goal = queue.goal
         resting, unable = self._avoided(goal.model, now), self._troubles.unable(goal.model, now)
-        wish = Wish(
+        wish = PlacementRequest(
             queue.profile,
             where=goal.where,
             waited_s=now - queue.since,
@@ -290,22 +290,22 @@ class Scheduler:
                     self._wake_by(queue.since + self.policy.patience_s + seconds, now)
         return False
 
-    def _begin(self, queue: Queue, load: Load, world: World, now: float) -> None:
+    def _begin(self, queue: LoadQueue, load: Load, world: ClusterState, now: float) -> None:
         model = queue.goal.model
         known = None
         if not queue.goal.where.devices:  # a copy elsewhere is not what somebody named devices for
             there = (r.node.instances for r in world.rooms if r.node.name == load.node)
             mine = (i for i, u in self._loads.items() if u.goal.model == model)
             known = frozenset(mine).union(i.id for v in there for i in v if i.model == model)
-        order = Order(self._new_id(model), queue.profile, load, known)
+        order = LoadOrder(self._new_id(model), queue.profile, load, known)
         stage = Stage.MAKING_ROOM if load.evictions else Stage.STARTING
-        self._loads[order.instance] = Underway(order, queue.goal, stage, now)
+        self._loads[order.instance] = PendingLoad(order, queue.goal, stage, now)
         if load.evictions:
             self._effects.make_room(order)
         else:
             self._effects.start(order)
 
-    def _follow_loads(self, world: World, now: float) -> None:
+    def _follow_loads(self, world: ClusterState, now: float) -> None:
         """See what became of loads whose nodes were asked."""
         views = {i.id: i for room in world.rooms for i in room.node.instances}
         states = {room.node.name: room.node.state for room in world.rooms}
@@ -323,7 +323,7 @@ class Scheduler:
                 load.seen, load.unreachable_since = True, None
                 self._follow_seen(load, view, now)
 
-    def _follow_seen(self, load: Underway, view: InstanceView, now: float) -> None:
+    def _follow_seen(self, load: PendingLoad, view: InstanceView, now: float) -> None:
         if view.state is InstanceState.READY:
             del self._loads[view.id]
             model = load.goal.model
@@ -336,7 +336,7 @@ class Scheduler:
         elif view.state is InstanceState.STOPPED:
             self._lose(view.id, load, now)
 
-    def _follow_unseen(self, instance: InstanceId, load: Underway, now: float) -> None:
+    def _follow_unseen(self, instance: InstanceId, load: PendingLoad, now: float) -> None:
         if load.stage is not Stage.LOADING:
             return
         if load.seen or now - load.since > APPEARS_WITHIN_S:
@@ -344,7 +344,7 @@ class Scheduler:
         else:
             self._wake_by(load.since + APPEARS_WITHIN_S + 0.01, now)
 
-    def _follow_unreachable(self, instance: InstanceId, load: Underway, now: float) -> None:
+    def _follow_unreachable(self, instance: InstanceId, load: PendingLoad, now: float) -> None:
         if load.unreachable_since is None:
             load.unreachable_since = now
         if now - load.unreachable_since >= UNREACHABLE_FOR_S:
@@ -352,7 +352,7 @@ class Scheduler:
         else:
             self._wake_by(load.unreachable_since + UNREACHABLE_FOR_S, now)
 
-    def _lose(self, instance: InstanceId, load: Underway, now: float) -> None:
+    def _lose(self, instance: InstanceId, load: PendingLoad, now: float) -> None:
         model, node = load.goal.model, load.order.plan.node
         if self._troubles.lost(model) >= MOST_LOSSES:
             self._fail(instance, f"node {node} lost the load", now, started=False)
@@ -370,17 +370,17 @@ class Scheduler:
         if at > now and (self._wake is None or at < self._wake):
             self._wake = at
 
-    def _abandon(self, goal: Goal) -> None:
+    def _abandon(self, goal: LoadKey) -> None:
         for instance, load in list(self._loads.items()):
             if load.goal == goal and load.stage is Stage.MAKING_ROOM:
                 del self._loads[instance]
                 self._effects.abandon(load.order)
 
-    def _grant_all(self, goal: Goal, instance: InstanceId) -> None:
+    def _grant_all(self, goal: LoadKey, instance: InstanceId) -> None:
         for ask in self._waiting.empty(goal):
             self._effects.grant(ask.id, instance)
 
-    def _refuse_all(self, goal: Goal, error: CortexError) -> None:
+    def _refuse_all(self, goal: LoadKey, error: CortexError) -> None:
         for ask in self._waiting.empty(goal):
             self._effects.refuse(ask.id, error)
         self._abandon(goal)

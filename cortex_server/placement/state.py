@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceId, ModelId
-from cortex_server.placement.capacity import NodeRoom
-from cortex_server.placement.eviction import Standing, Standings
-from cortex_server.placement.fit import ANYWHERE, Sizes, Where
+from cortex_server.placement.capacity import NodeCapacity
+from cortex_server.placement.eviction import ModelStats, StatsByModel
+from cortex_server.placement.fit import ANYWHERE, PlacementConstraints, Sizes
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ClusterState:
     """What a plan is made from.
 
     Attributes:
@@ -24,15 +24,15 @@ class World:
         stored: names of the nodes that have loaded a model before, whose disk therefore has its weights.
     """
 
-    rooms: Sequence[NodeRoom]
+    rooms: Sequence[NodeCapacity]
     now: float
     sizes: Sizes = field(default_factory=dict)
-    standings: Standings = field(default_factory=dict[ModelId, Standing])
+    standings: StatsByModel = field(default_factory=dict[ModelId, ModelStats])
     stored: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PlacementRequest:
     """What is wanted.
 
     Attributes:
@@ -45,8 +45,8 @@ class Wish:
         avoid: nodes that lately refused or lost it.
     """
 
-    profile: ModelProfile
-    where: Where = ANYWHERE
+    profile: ModelConfig
+    where: PlacementConstraints = ANYWHERE
     waited_s: float = 0.0
     another: bool = False
     may_evict: bool = True

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, Self
 import msgspec
 
 from cortex_common.log import event, writes_json
-from cortex_server.fleet.routing_table import Target
+from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.routes import Route
 from cortex_server.proxy.trace_context import Span
 
@@ -67,7 +67,7 @@ class Entry(Protocol):
         ...
 
 
-class Journal:
+class AccessLog:
     """Collects request lines and writes them in batches.
 
     Args:
@@ -123,7 +123,7 @@ class Journal:
 _ENVELOPE = frozenset({"ts", "level", "event", "logger"})
 
 
-class Trace(msgspec.Struct):
+class RequestRecord(msgspec.Struct):
     """Facts and times of one request; times are the event loop's, in seconds.
 
     Attributes:
@@ -156,7 +156,7 @@ class Trace(msgspec.Struct):
     turned_away: str | None = None
     for_pages: bytes = b""
 
-    def labels(self, target: Target | None) -> bytes:
+    def labels(self, target: Endpoint | None) -> bytes:
         """The lines of a head by which a client can tell what happened to its request."""
         labels = self.route.ident_lines.replace(b"?", self.ident)
         if self.cold:
@@ -180,7 +180,7 @@ class Trace(msgspec.Struct):
         return None if self.first_byte is None else self.first_byte - self.started
 
 
-class Ended(msgspec.Struct, frozen=True):
+class FinishedRequest(msgspec.Struct, frozen=True):
     """A request that is over. Its line in the journal is made when it is written or asked for, not in its time.
 
     Attributes:
@@ -191,12 +191,12 @@ class Ended(msgspec.Struct, frozen=True):
         error: code of what went wrong.
     """
 
-    trace: Trace
+    trace: RequestRecord
     ended: float
     at: float
     key: str | None
     model: str
-    target: Target | None
+    target: Endpoint | None
     tokens_in: int
     tokens_out: int
     error: str | None

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.instances import ModelId
 from cortex_server.auth.keys import Key
-from cortex_server.fleet.routing_table import Target
+from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.metrics.series import NOWHERE
-from cortex_server.proxy.access_log import Ended, Trace
-from cortex_server.proxy.response import Answer
+from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
+from cortex_server.proxy.response import EngineResponse
 from cortex_server.proxy.routing import Routing
 
 if TYPE_CHECKING:
-    from cortex_server.proxy.context import DataPlane
+    from cortex_server.proxy.context import ProxyContext
 
 _CUT_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
 
@@ -24,33 +24,33 @@ _ENGINE_FAULTS = frozenset({500, 502, 504})
 
 
 class Settle(Protocol):
-    """Closes the books on a request: `settle`, or what a worker process does instead."""
+    """Closes the books on a request: `finish`, or what a worker process does instead."""
 
     def __call__(
         self,
-        plane: DataPlane,
-        trace: Trace,
+        plane: ProxyContext,
+        trace: RequestRecord,
         now: float,
         *,
         key: Key | None,
         model: ModelId,
-        target: Target | None,
-        answer: Answer | None,
+        target: Endpoint | None,
+        answer: EngineResponse | None,
         error: str | None,
     ) -> None:
-        """See `settle`."""
+        """See `finish`."""
         ...
 
 
-def settle(
-    plane: DataPlane,
-    trace: Trace,
+def finish(
+    plane: ProxyContext,
+    trace: RequestRecord,
     now: float,
     *,
     key: Key | None,
     model: ModelId,
-    target: Target | None,
-    answer: Answer | None,
+    target: Endpoint | None,
+    answer: EngineResponse | None,
     error: str | None,
 ) -> None:
     """Close the books on a request. Called once for each, whatever became of it.
@@ -67,7 +67,7 @@ def settle(
     """
     if target is not None:
         plane.fleet.release(target)
-        judge(plane.fleet, target, trace.status, error)
+        record_outcome(plane.fleet, target, trace.status, error)
         series = target.series
     else:
         series = plane.metrics.series(model or NOWHERE, NOWHERE)
@@ -89,13 +89,15 @@ def settle(
     if key is not None:
         plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
     name = key.name if key else trace.turned_away
-    over = Ended(trace, now, time.time(), name, model, target, tokens_in, tokens_out, error)
+    over = FinishedRequest(
+        trace, now, time.time(), name, model, target, tokens_in, tokens_out, error
+    )
     plane.journal.write(over)
     if plane.spans is not None and trace.span is not None:
         plane.spans.ended(trace.span, over.line(), trace.started, now)
 
 
-def judge(fleet: Routing, target: Target, status: int, error: str | None) -> None:
+def record_outcome(fleet: Routing, target: Endpoint, status: int, error: str | None) -> None:
     """What a request says of its instance: see `core.breaker`."""
     if error in _CUT_OFF or status in _ENGINE_FAULTS:
         fleet.failed(target, error or f"engine_{status}")

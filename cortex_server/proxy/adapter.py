@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, envelope_bytes
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic.errors import error_body
 from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
-from cortex_server.proxy.response import Answer
+from cortex_server.proxy.response import EngineResponse
 
 CHAT = "/v1/chat/completions"
 
 
-class Dialogue(Protocol):
+class DialectAdapter(Protocol):
     """See the module.
 
     Attributes:
@@ -47,7 +47,7 @@ class Dialogue(Protocol):
     def ask(
         self,
         model: str,
-        profile: ModelProfile | None,
+        profile: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
@@ -64,7 +64,7 @@ class Dialogue(Protocol):
         """
         ...
 
-    def answer(self, status: int, *, streamed: bool) -> Answer:
+    def answer(self, status: int, *, streamed: bool) -> EngineResponse:
         """What becomes of an engine's answer."""
         ...
 
@@ -95,7 +95,7 @@ def anthropic_refusal(error: CortexError, ident: bytes) -> tuple[int, bytes]:
     return error_body(error, ident.decode())
 
 
-def ruled(body: bytes, profile: ModelProfile | None, context: int | None) -> bytes:
+def ruled(body: bytes, profile: ModelConfig | None, context: int | None) -> bytes:
     """The body as the model's profile wants it."""
     params = None if profile is None else profile.params
     if profile is None or params is None:

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 
 from cortex_common.errors import CortexError, UpstreamFailed
-from cortex_http.client import Connection, Receiver
-from cortex_server.dataplane.pool import Endpoint, Pool
-from cortex_server.fleet.routing_table import Target
+from cortex_http.client import Connection, UpstreamHandler
+from cortex_server.dataplane.pool import Address, ConnectionPool
+from cortex_server.fleet.routing_table import Endpoint
 
 log = logging.getLogger("cortex.requests")
 
@@ -38,22 +38,22 @@ class Attempt:
         "_paused",
         "_pool",
         "_receiver",
-        "target",
+        "endpoint",
     )
 
     def __init__(
         self,
-        pool: Pool,
-        target: Target,
+        pool: ConnectionPool,
         endpoint: Endpoint,
+        address: Address,
         head: bytes,
         body: bytes,
-        receiver: Receiver,
+        receiver: UpstreamHandler,
         failed: Callable[[CortexError], None],
     ) -> None:
-        self.target = target
+        self.endpoint = endpoint
         self._pool = pool
-        self._endpoint = endpoint
+        self._endpoint = address
         self._connecting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._fresh = False

@@ -20,7 +20,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class Head(msgspec.Struct, frozen=True):
+class BodyFields(msgspec.Struct, frozen=True):
     """The fields that decide where a request goes and how its answer comes."""
 
     model: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -40,12 +40,12 @@ class Head(msgspec.Struct, frozen=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-_decode_head = msgspec.json.Decoder(Head).decode
+_decode_head = msgspec.json.Decoder(BodyFields).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
-def read_head(body: bytes, asked: str | None = None) -> Head:
+def read_head(body: bytes, asked: str | None = None) -> BodyFields:
     """The fields that decide.
 
     Args:
@@ -85,7 +85,7 @@ def missing_model() -> MissingModel:
 
 def _wrong_type(message: str) -> BadRequest:
     what, field = what_and_where(message)
-    if field.split(".")[0] in Head.__struct_fields__:
+    if field.split(".")[0] in BodyFields.__struct_fields__:
         return BadRequest(f"`{field}`: {what}", param=field)
     return MalformedBody(f"the body must be a JSON object: {message}")
 
@@ -136,7 +136,7 @@ _FORM_MODEL = re.compile(
 )
 
 
-def read_form(body: bytes, asked: str | None = None) -> Head:
+def read_form(body: bytes, asked: str | None = None) -> BodyFields:
     """The model of a multipart/form-data body (RFC 7578); files in it are not looked at.
 
     Raises:
@@ -146,7 +146,7 @@ def read_form(body: bytes, asked: str | None = None) -> Head:
     name = found[2].decode("utf-8", "replace").strip() if found else asked
     if not name:
         raise missing_model()
-    return Head(model=name)
+    return BodyFields(model=name)
 
 
 def with_form_model(body: bytes, _old: str, new: str) -> bytes:

@@ -11,7 +11,7 @@ from cortex_common.errors import CortexError, Unavailable
 from cortex_common.schema.instances import ModelId
 
 if TYPE_CHECKING:
-    from cortex_server.proxy.context import DataPlane
+    from cortex_server.proxy.context import ProxyContext
 
 log = logging.getLogger("cortex.requests")
 
@@ -33,7 +33,7 @@ class ColdStart:
 
     def __init__(
         self,
-        plane: DataPlane,
+        plane: ProxyContext,
         model: ModelId,
         ident: str,
         *,
@@ -94,7 +94,7 @@ class ColdStart:
                 retry_after=5.0,
             )
         for _ in range(_MOST_ROUNDS):
-            await plane.loads.obtain(
+            await plane.loads.acquire(
                 profile,
                 request_id=self._ident,
                 timeout_s=plane.settings.cold_start_timeout_s,

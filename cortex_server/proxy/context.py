@@ -7,19 +7,19 @@ from time import perf_counter
 from typing import Protocol
 
 from cortex_common.config.access import LimitsSection
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.errors import Unavailable
 from cortex_common.schema.instances import InstanceId, ModelId
-from cortex_server.auth.access_control import Gate
-from cortex_server.auth.admission_queue import Doors, Turnstile
-from cortex_server.dataplane.pool import Pool
+from cortex_server.auth.access_control import AccessControl
+from cortex_server.auth.admission_queue import AdmissionController, FairQueue
+from cortex_server.dataplane.pool import ConnectionPool
 from cortex_server.fleet.circuit_breaker import RetryBudget
 from cortex_server.metrics.series import Metrics
-from cortex_server.proxy.access_log import Journal
-from cortex_server.proxy.accounting import Settle, settle
-from cortex_server.proxy.load_balancer import Chooser
-from cortex_server.proxy.request import Exchange
+from cortex_server.proxy.access_log import AccessLog
+from cortex_server.proxy.accounting import Settle, finish
+from cortex_server.proxy.load_balancer import LoadBalancer
+from cortex_server.proxy.request import ProxyRequest
 from cortex_server.proxy.routing import Routing
 from cortex_server.proxy.tracing import Spans
 
@@ -58,8 +58,8 @@ class Progress(Protocol):
 class Loads(Protocol):
     """Whoever gets models loaded: the conductor."""
 
-    async def obtain(
-        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    async def acquire(
+        self, profile: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """Wait until an instance is ready; cancelling stops waiting.
 
@@ -73,7 +73,7 @@ class Loads(Protocol):
         ...
 
 
-class DataPlane:
+class ProxyContext:
     """The parts that a request needs, and the requests under way.
 
     Args:
@@ -101,35 +101,35 @@ class DataPlane:
         metrics: Metrics,
         settings: GatewaySection,
         *,
-        gate: Gate | None = None,
+        gate: AccessControl | None = None,
         limits: LimitsSection | None = None,
         spans: Spans | None = None,
-        turnstile: Doors | None = None,
-        settled: Settle = settle,
+        admission: AdmissionController | None = None,
+        settled: Settle = finish,
     ) -> None:
         self.fleet = fleet
         self.loads = loads
         self.metrics = metrics
         self.settings = settings
-        self.gate = gate or Gate()
+        self.gate = gate or AccessControl()
         self.limits = limits = limits or LimitsSection()
         self.most = limits.max_in_flight + limits.max_queued
         self.spans = spans
         self.loop = asyncio.get_running_loop()
-        self.turnstile: Doors = turnstile or Turnstile(self.loop, self.limits)
+        self.admission: AdmissionController = admission or FairQueue(self.loop, self.limits)
         self.settle = settled
-        metrics.queue = lambda: (self.turnstile.inside, self.turnstile.waiting)
-        self.pool = Pool(connect_timeout_s=settings.connect_timeout_s)
-        self.journal = Journal(self.loop)
+        metrics.queue = lambda: (self.admission.inside, self.admission.waiting)
+        self.pool = ConnectionPool(connect_timeout_s=settings.connect_timeout_s)
+        self.journal = AccessLog(self.loop)
         self.retries = RetryBudget()
-        self.chooser = Chooser()
-        self.active: set[Exchange] = set()
+        self.chooser = LoadBalancer()
+        self.active: set[ProxyRequest] = set()
         self.max_body = settings.max_body_mb * 1024 * 1024
 
     def use(self, settings: GatewaySection, limits: LimitsSection) -> None:
         """Work by other settings from now on."""
         self.settings = settings
-        self.limits = self.turnstile.limits = limits
+        self.limits = self.admission.limits = limits
         self.most = limits.max_in_flight + limits.max_queued
         self.max_body = settings.max_body_mb * 1024 * 1024
 

@@ -12,8 +12,8 @@ from cortex_common.errors import Cancelled, Conflict, NotFound
 from cortex_common.log import event
 from cortex_common.schema.requests import RequestList, RequestState, RequestView
 from cortex_server.proxy.access_log import RequestLine
-from cortex_server.proxy.context import DataPlane
-from cortex_server.proxy.request import Exchange
+from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.request import ProxyRequest
 
 log = logging.getLogger("cortex.operator")
 
@@ -50,14 +50,14 @@ class Register(Protocol):
         ...
 
 
-class Here:
+class InflightRequests:
     """The requests of one data plane, in this process.
 
     Args:
         plane: whose requests these are.
     """
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: ProxyContext) -> None:
         self._plane = plane
 
     @property
@@ -122,7 +122,7 @@ def named(active: Iterable[RequestView], ident: str) -> RequestView:
     return min(exact or fits, key=lambda r: r.started)
 
 
-def _under_way(exchange: Exchange, now: float, unix: float) -> RequestView:
+def _under_way(exchange: ProxyRequest, now: float, unix: float) -> RequestView:
     trace, target = exchange.trace, exchange.target
     state, total = exchange.state, now - trace.started
     waits = state in {RequestState.QUEUE, RequestState.LOADING}

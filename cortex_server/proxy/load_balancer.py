@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 
 from cortex_common.errors import PromptTooLong
 from cortex_common.schema.instances import InstanceId, ModelId
-from cortex_server.fleet.routing_table import Target
-from cortex_server.proxy.adapter import Dialogue
+from cortex_server.fleet.routing_table import Endpoint
+from cortex_server.proxy.adapter import DialectAdapter
 
 BLOCK_BYTES = 1024
 """Finer blocks tell closer, and cost more to name; engines cache in blocks of some dozen tokens."""
@@ -120,7 +120,7 @@ def pick_with_affinity(
     return best
 
 
-Pick = Callable[[Sequence[Target]], Target]
+Pick = Callable[[Sequence[Endpoint]], Endpoint]
 
 MOST_SESSIONS = 20_000
 
@@ -131,7 +131,7 @@ _FAR_BEYOND = 4.0
 """A prompt of which not even a quarter may fit is refused unasked; closer ones the engine counts exactly."""
 
 
-class Chooser:
+class LoadBalancer:
     """Remembers the last instance of the latest sessions, and which models have nothing but like instances.
 
     Args:
@@ -140,11 +140,11 @@ class Chooser:
 
     def __init__(self, seen: Affinity | None = None) -> None:
         self._seen = seen or Affinity(MOST_SESSIONS)
-        self._compared: dict[ModelId, tuple[Sequence[Target], Pick | None]] = {}
+        self._compared: dict[ModelId, tuple[Sequence[Endpoint], Pick | None]] = {}
 
     def choose(
-        self, candidates: Sequence[Target], session: bytes, dialogue: Dialogue
-    ) -> tuple[Target, bytes]:
+        self, candidates: Sequence[Endpoint], session: bytes, dialogue: DialectAdapter
+    ) -> tuple[Endpoint, bytes]:
         """The instance, and why it is the one.
 
         Args:
@@ -174,7 +174,7 @@ class Chooser:
         known = [fitting[at].id for at in matches]
         return target, b"session" if target.id in known else reason
 
-    def _by_load(self, candidates: Sequence[Target]) -> Pick | None:
+    def _by_load(self, candidates: Sequence[Endpoint]) -> Pick | None:
         """How to choose where their load is all that counts; compared once, since the list changes rarely."""
         model = candidates[0].model
         known = self._compared.get(model)
@@ -187,7 +187,7 @@ class Chooser:
         return by_load
 
 
-def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:
+def _at_home(candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
     """Those that are no overflow while one of them has a free slot, else all."""
     if not any(c.overflow for c in candidates):
         return candidates
@@ -195,7 +195,7 @@ def _at_home(candidates: Sequence[Target]) -> Sequence[Target]:
     return home if any(c.in_flight < c.slots for c in home) else candidates
 
 
-def _fitting(candidates: Sequence[Target], dialogue: Dialogue) -> Sequence[Target]:
+def _fitting(candidates: Sequence[Endpoint], dialogue: DialectAdapter) -> Sequence[Endpoint]:
     """Those with enough context for the prompt, where they differ in it; else the largest."""
     contexts = {c.context for c in candidates}
     if len(contexts) == 1:

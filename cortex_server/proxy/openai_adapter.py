@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
 from cortex_server.dialects import tokens
 from cortex_server.dialects.engine_errors import from_answer
@@ -17,14 +17,14 @@ from cortex_server.dialects.stream.chunk_repair import mend_answer
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import Echo
 from cortex_server.proxy.adapter import CHAT, openai_refusal, ruled
-from cortex_server.proxy.body import Head, as_stream, with_model, with_usage
+from cortex_server.proxy.body import BodyFields, as_stream, with_model, with_usage
 from cortex_server.proxy.response import (
-    Answer,
-    Assembled,
-    MendedWhole,
-    PassedStream,
-    PassedWhole,
-    Refused,
+    AggregatedResponse,
+    EngineError,
+    EngineResponse,
+    PassthroughBody,
+    PassthroughStream,
+    RepairedBody,
 )
 
 _KEY_REFUSED = 401
@@ -34,7 +34,7 @@ _GENERATING = frozenset({CHAT, "/v1/completions"})
 _STREAMING = _GENERATING | {"/v1/images/generations", "/v1/images/edits"}
 
 
-class OpenAi:
+class OpenAiAdapter:
     """OpenAI's own routes: the bytes go to the engine as they came, but for what has to be changed.
 
     Args:
@@ -49,7 +49,7 @@ class OpenAi:
         self,
         path: str,
         body: bytes,
-        head: Head,
+        head: BodyFields,
         ident: bytes,
         model_in: Callable[[bytes, str, str], bytes] = with_model,
     ) -> None:
@@ -73,7 +73,7 @@ class OpenAi:
     def ask(
         self,
         model: str,
-        profile: ModelProfile | None,
+        profile: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
@@ -94,18 +94,18 @@ class OpenAi:
             body = as_stream(body)
         return body
 
-    def answer(self, status: int, *, streamed: bool) -> Answer:
+    def answer(self, status: int, *, streamed: bool) -> EngineResponse:
         """See `Dialogue`."""
         if status >= 400:
-            return Refused(status, self._refused, openai_refusal)
+            return EngineError(status, self._refused, openai_refusal)
         if self.path not in _GENERATING:
-            return PassedWhole()
+            return PassthroughBody()
         if not streamed:
-            return MendedWhole(self._mend)
+            return RepairedBody(self._mend)
         if self._asked_stream:
             assembler = Assembler(answer_id=self._ident, model=self.name)
-            return Assembled(assembler, lambda body: self._mend(body)[0], openai_refusal)
-        return PassedStream(self._repair(), opened=self._opened)
+            return AggregatedResponse(assembler, lambda body: self._mend(body)[0], openai_refusal)
+        return PassthroughStream(self._repair(), opened=self._opened)
 
     def _mend(self, body: bytes) -> tuple[bytes, Counter[str]]:
         mended, repairs = mend_answer(body, self._ident)

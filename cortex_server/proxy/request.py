@@ -24,11 +24,11 @@ from cortex_common.errors import CortexError, MalformedBody, PermissionRefused
 from cortex_common.log import event
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_common.schema.requests import RequestState
-from cortex_http.downstream import NOBODY, Downstream
+from cortex_http.downstream import NULL_DOWNSTREAM, Downstream
 from cortex_http.headers import (
+    cors_headers,
     engine_request,
     error_headers,
-    for_pages,
     lines,
     priority,
     request_id,
@@ -36,16 +36,16 @@ from cortex_http.headers import (
 from cortex_server.auth.admission_queue import full
 from cortex_server.auth.keys import Key
 from cortex_server.dataplane.reply import Reply
-from cortex_server.fleet.routing_table import Target
-from cortex_server.proxy.access_log import Trace
+from cortex_server.fleet.routing_table import Endpoint
+from cortex_server.proxy.access_log import RequestRecord
 from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.cold_start import ColdStart
-from cortex_server.proxy.request_head import Asking
+from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.response import JSON_HEAD
 from cortex_server.proxy.trace_context import begin
 
 if TYPE_CHECKING:
-    from cortex_server.proxy.context import DataPlane
+    from cortex_server.proxy.context import ProxyContext
 
 log = logging.getLogger("cortex.requests")
 
@@ -55,7 +55,7 @@ MOST_TRIES = 3
 """Instances that one request is tried on before the client is told."""
 
 
-class Exchange(Reply):
+class ProxyRequest(Reply):
     """One request.
 
     Args:
@@ -73,10 +73,12 @@ class Exchange(Reply):
         "model",
     )
 
-    def __init__(self, plane: DataPlane, client: Downstream, asking: Asking) -> None:
+    def __init__(self, plane: ProxyContext, client: Downstream, asking: RequestHead) -> None:
         named = asking.named
         now = plane.loop.time()
-        super().__init__(plane, client, Trace(asking.route, request_id(named), now, now), named)
+        super().__init__(
+            plane, client, RequestRecord(asking.route, request_id(named), now, now), named
+        )
         self.asking = asking
         self.key: Key | None = None
         self.model = _NO_MODEL
@@ -86,7 +88,7 @@ class Exchange(Reply):
         if plane.spans is not None:
             self.trace.span = begin(named.get(b"traceparent", b""))
         if plane.settings.allowed_origins and (origin := named.get(b"origin")) is not None:
-            self.trace.for_pages = for_pages(plane.settings.allowed_origins, origin)
+            self.trace.for_pages = cors_headers(plane.settings.allowed_origins, origin)
         plane.active.add(self)
         plane.retries.earn()
 
@@ -140,7 +142,7 @@ class Exchange(Reply):
             if key.terms.models and not key.allows(model, name):
                 raise _not_for(key, name)
             self.model = model
-            go = self.plane.turnstile.enter(self, key, self._priority(key))
+            go = self.plane.admission.enter(self, key, self._priority(key))
         except MalformedBody as failed:
             coding = self.named.get(b"content-encoding")
             self.refuse(failed if coding is None else _packed(coding))
@@ -245,7 +247,7 @@ class Exchange(Reply):
 
     # -- asking an engine --------------------------------------------------------------------
 
-    def _send_to(self, target: Target) -> None:
+    def _send_to(self, target: Endpoint) -> None:
         plane, trace, dialogue = self.plane, self.trace, self._dialogue
         assert dialogue is not None
         try:
@@ -311,7 +313,7 @@ class Exchange(Reply):
         if self._attempt is not None:
             self._attempt.abort()
             self._attempt = None
-        self.plane.turnstile.leave(self)
+        self.plane.admission.leave(self)
         self.plane.settle(
             self.plane,
             trace,
@@ -322,7 +324,7 @@ class Exchange(Reply):
             answer=answer,
             error=error,
         )
-        self._client = NOBODY
+        self._client = NULL_DOWNSTREAM
 
 
 def _packed(coding: bytes) -> MalformedBody:

@@ -18,7 +18,7 @@ _SESSION = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class RequestHead:
     """See the module. Requests whose heads differ in nothing but the body's length share one.
 
     Attributes:
@@ -44,7 +44,7 @@ class Asking:
     @classmethod
     def of(
         cls, route: Route, query: bytes, headers: Headers, peer: str | None
-    ) -> tuple[Asking, int | None]:
+    ) -> tuple[RequestHead, int | None]:
         """A head's words, and the length of the body, where it states one.
 
         Args:

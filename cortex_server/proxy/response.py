@@ -1,6 +1,6 @@
 """What happens to the bytes of an answer between the engine and the client.
 
-An `Answer` is told each piece, and hands out what the client is owed for it. Those here pass bytes on, mended where
+An `EngineResponse` receives each piece and returns the bytes for the client. The ones here pass bytes on, repaired where
 they must be; those of `retold` say them in other words.
 """
 
@@ -35,7 +35,7 @@ Refusal = Callable[[CortexError], tuple[int, bytes]]
 """Says an error in a dialect: HTTP status and JSON body."""
 
 
-class Answer(ABC):
+class EngineResponse(ABC):
     """See the module.
 
     Attributes:
@@ -108,7 +108,7 @@ class Answer(ABC):
 NO_REPAIRS: Counter[str] = Counter()
 
 
-class PassedStream(Answer):
+class PassthroughStream(EngineResponse):
     """A stream in OpenAI's dialect for a client of that dialect: clean bytes pass, what is broken is mended.
 
     Until its first chunk is out an error is still a plain one: mistral.rs tells an over-long prompt that way.
@@ -124,31 +124,31 @@ class PassedStream(Answer):
 
     @property
     def repair(self) -> StreamRepair:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._repair
 
     @property
     def usage(self) -> Usage | None:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._repair.usage
 
     @property
     def events(self) -> int:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._repair.events
 
     @property
     def repairs(self) -> Counter[str]:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._repair.repairs
 
     @property
     def complete(self) -> bool:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._repair.complete and self._repair.error is None
 
     def feed(self, data: bytes) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         owed = self._repair.feed(data)
         if self._repair.events or self._opened:
             return owed
@@ -158,11 +158,11 @@ class PassedStream(Answer):
         return owed
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._over(self._repair.end())
 
     def broken(self, error: CortexError) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._over(self._repair.fail(error))
 
     def _over(self, owed: bytes) -> bytes:
@@ -178,7 +178,7 @@ class PassedStream(Answer):
         return envelope_bytes(error) if isinstance(error, UpstreamFailed) else engine_error(error)
 
 
-class PassedWhole(Answer):
+class PassthroughBody(EngineResponse):
     """An answer that is no chat, passed on as it comes; usage is read at its end."""
 
     prompt = True
@@ -189,16 +189,16 @@ class PassedWhole(Answer):
 
     @property
     def usage(self) -> Usage | None:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._usage
 
     def feed(self, data: bytes) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self._ends.feed(data)
         return data
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self._usage = self._ends.usage()
         return b""
 
@@ -207,7 +207,7 @@ class PassedWhole(Answer):
         self.error = error.code
 
 
-class MendedWhole(Answer):
+class RepairedBody(EngineResponse):
     """A whole chat answer for a client of OpenAI's dialect; one beyond all reason passes as it is.
 
     Args:
@@ -226,12 +226,12 @@ class MendedWhole(Answer):
 
     @property
     def usage(self) -> Usage | None:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._usage
 
     @property
     def repairs(self) -> Counter[str]:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._repairs
 
     def feed(self, data: bytes) -> bytes:
@@ -248,7 +248,7 @@ class MendedWhole(Answer):
         return passed
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         if self._held is None:
             self._usage = self._ends.usage()
             return b""
@@ -265,7 +265,7 @@ class MendedWhole(Answer):
         return envelope_bytes(error)
 
 
-class Refused(Answer):
+class EngineError(EngineResponse):
     """An engine's answer of status 400 or more, in the client's dialect.
 
     Args:
@@ -289,18 +289,18 @@ class Refused(Answer):
         return b""
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self.status, body = self._tell(self.status, self._body)
         return body
 
     def broken(self, error: CortexError) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self.error = error.code
         self.status, body = self._refusal(error)
         return body
 
 
-class Late(Answer):
+class LateError(EngineResponse):
     """An answer that came after the client's stream was opened, but is no stream: told as an event.
 
     Args:
@@ -320,13 +320,13 @@ class Late(Answer):
         return b""
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         error = from_answer(max(400, self._status), self._body)
         self.status = error.status
         return self._event(error)
 
     def broken(self, error: CortexError) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self.error = error.code
         return self._event(error)
 
@@ -346,7 +346,7 @@ def read_usage(body: bytes) -> Usage | None:
         return None
 
 
-class Told(Answer):
+class BufferedResponse(EngineResponse):
     """A whole answer that is collected, and told to the client in one piece, in other words perhaps.
 
     Args:
@@ -362,7 +362,7 @@ class Told(Answer):
 
     @property
     def usage(self) -> Usage | None:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._usage
 
     def feed(self, data: bytes) -> bytes:
@@ -371,7 +371,7 @@ class Told(Answer):
         return b""
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._told(b"".join(self._pieces))
 
     def broken(self, error: CortexError) -> bytes:
@@ -391,7 +391,7 @@ class Told(Answer):
         return body
 
 
-class Assembled(Told):
+class AggregatedResponse(BufferedResponse):
     """A stream of an engine that was asked for one only so that it can be cancelled, put together again."""
 
     def __init__(
@@ -401,19 +401,19 @@ class Assembled(Told):
         self._assembler = assembler
 
     def feed(self, data: bytes) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self._assembler.feed(data)
         return b""
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         try:
             return self._told(self._assembler.end())
         except CortexError as failed:
             return self._refused(failed)
 
 
-class TranslatedStream(Answer):
+class TranslatedStream(EngineResponse):
     """A stream in another dialect. Until its first event is out, an error is still a plain one."""
 
     def __init__(self, stream: ClientStream, refusal: Refusal) -> None:
@@ -423,41 +423,41 @@ class TranslatedStream(Answer):
 
     @property
     def usage(self) -> Usage | None:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._stream.usage
 
     @property
     def lingering(self) -> bool:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._stream.lingering
 
     @property
     def complete(self) -> bool:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._stream.complete
 
     @property
     def events(self) -> int:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._events
 
     @property
     def repairs(self) -> Counter[str]:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return Counter(malformed=self._stream.malformed) if self._stream.malformed else NO_REPAIRS
 
     def feed(self, data: bytes) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         self._events += data.count(b"\n\n")
         owed = self._stream.feed(data)
         return owed if self._stream.started else b""
 
     def end(self) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._over(self._stream.end())
 
     def broken(self, error: CortexError) -> bytes:
-        """See `Answer`."""
+        """See `EngineResponse`."""
         return self._over(self._stream.fail(error))
 
     def _over(self, owed: bytes) -> bytes:

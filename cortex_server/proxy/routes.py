@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cortex_common.errors import CortexError, NotFound
-from cortex_server.proxy.adapter import Dialogue, anthropic_refusal, openai_refusal
+from cortex_server.proxy.adapter import DialectAdapter, anthropic_refusal, openai_refusal
 from cortex_server.proxy.body import read_form, read_head, with_form_model
-from cortex_server.proxy.openai_adapter import OpenAi
-from cortex_server.proxy.request_head import Asking
-from cortex_server.proxy.translating_adapters import CountTokens, Messages, Responses
+from cortex_server.proxy.openai_adapter import OpenAiAdapter
+from cortex_server.proxy.request_head import RequestHead
+from cortex_server.proxy.translating_adapters import (
+    CountTokensAdapter,
+    MessagesAdapter,
+    ResponsesAdapter,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class Route:
     """
 
     path: str
-    read: Callable[[Asking, bytes, bytes], Dialogue]
+    read: Callable[[RequestHead, bytes, bytes], DialectAdapter]
     refusal: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
         default=lambda error, _ident: openai_refusal(error)
     )
@@ -36,11 +40,13 @@ _AT_ENGINES = {"/v2/rerank": "/v1/rerank"}
 """Routes that engines have elsewhere: the one that Cohere's clients ask has the same fields as the older one."""
 
 
-def _openai(asking: Asking, ident: bytes, body: bytes) -> Dialogue:
+def _openai(asking: RequestHead, ident: bytes, body: bytes) -> DialectAdapter:
     path = _AT_ENGINES.get(asking.route.path, asking.route.path)
     if asking.form:
-        return OpenAi(path, body, read_form(body, asking.model_in_query), ident, with_form_model)
-    return OpenAi(path, body, read_head(body, asking.model_in_query), ident)
+        return OpenAiAdapter(
+            path, body, read_form(body, asking.model_in_query), ident, with_form_model
+        )
+    return OpenAiAdapter(path, body, read_head(body, asking.model_in_query), ident)
 
 
 _BOTH_IDS = b"x-request-id: ?\r\nrequest-id: ?\r\n"
@@ -65,16 +71,16 @@ ROUTES: dict[bytes, Route] = {
     route.path.encode(): route
     for route in (
         *(Route(path, _openai) for path in _OPENAI),
-        Route("/v1/responses", lambda _, ident, body: Responses(body, ident)),
+        Route("/v1/responses", lambda _, ident, body: ResponsesAdapter(body, ident)),
         Route(
             "/v1/messages",
-            lambda _, ident, body: Messages(body, ident),
+            lambda _, ident, body: MessagesAdapter(body, ident),
             anthropic_refusal,
             _BOTH_IDS,
         ),
         Route(
             "/v1/messages/count_tokens",
-            lambda _, ident, body: CountTokens(body, ident),
+            lambda _, ident, body: CountTokensAdapter(body, ident),
             anthropic_refusal,
             _BOTH_IDS,
         ),
@@ -87,7 +93,7 @@ _TAILS = sorted(
 )
 
 
-def misdirected(path: str) -> NotFound | None:
+def suggest_route(path: str) -> NotFound | None:
     """The error for a path that a wrong base URL made of a route; None when it is not like any.
 
     Args:

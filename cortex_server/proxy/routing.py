@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.schema.instances import ModelId
-from cortex_server.fleet.model_aliases import Names
-from cortex_server.fleet.routing_table import Target
+from cortex_server.fleet.model_aliases import ModelAliases
+from cortex_server.fleet.routing_table import Endpoint
 
 
 class Routing(Protocol):
@@ -18,13 +18,13 @@ class Routing(Protocol):
         names: what clients may call models.
     """
 
-    names: Names
+    names: ModelAliases
 
-    def ready(self, model: str) -> list[Target]:
+    def ready(self, model: str) -> list[Endpoint]:
         """Instances of the model that take requests now; not to be changed by the caller."""
         ...
 
-    def profile(self, model: str) -> ModelProfile | None:
+    def profile(self, model: str) -> ModelConfig | None:
         """The profile of a model id."""
         ...
 
@@ -36,22 +36,22 @@ class Routing(Protocol):
         """The error for a name that means nothing here, with what it may have been meant to be."""
         ...
 
-    def acquire(self, target: Target) -> None:
+    def acquire(self, target: Endpoint) -> None:
         """Count a request that starts on an instance."""
         ...
 
-    def release(self, target: Target) -> None:
+    def release(self, target: Endpoint) -> None:
         """Count its end."""
         ...
 
-    def answered(self, target: Target) -> None:
+    def answered(self, target: Endpoint) -> None:
         """The instance did its work."""
         ...
 
-    def failed(self, target: Target, reason: str) -> None:
+    def failed(self, target: Endpoint, reason: str) -> None:
         """The instance did not."""
         ...
 
-    def untried(self, target: Target) -> None:
+    def untried(self, target: Endpoint) -> None:
         """A request ended without a verdict on its instance, because its client left."""
         ...

@@ -23,7 +23,7 @@ SizeLines = dict[int, bytes]
 """The line before a chunk, by the length of line, chunk and line end together, as one engine writes it."""
 
 
-class Lane(asyncio.Protocol):
+class StreamFastPath(asyncio.Protocol):
     """Takes the chunks of one answer, from one that was plain text to the first that is not.
 
     In between it stands in the place of its connection as the protocol of that one's transport.

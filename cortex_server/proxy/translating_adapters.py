@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic import request as anthropic_request
@@ -23,10 +23,16 @@ from cortex_server.dialects.stream.aggregate import Assembler
 from cortex_server.dialects.stream.writer import ClientStream
 from cortex_server.proxy.adapter import CHAT, anthropic_refusal, openai_refusal, ruled
 from cortex_server.proxy.body import with_model
-from cortex_server.proxy.response import Answer, Assembled, Refused, Told, TranslatedStream
+from cortex_server.proxy.response import (
+    AggregatedResponse,
+    BufferedResponse,
+    EngineError,
+    EngineResponse,
+    TranslatedStream,
+)
 
 
-class _Translating(ABC):
+class _TranslatingAdapter(ABC):
     """What the dialects have in common that are not the engine's."""
 
     path = CHAT
@@ -64,7 +70,7 @@ class _Translating(ABC):
     def ask(
         self,
         model: str,
-        profile: ModelProfile | None,
+        profile: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
@@ -75,18 +81,18 @@ class _Translating(ABC):
         self.dropped = translated.dropped
         return ruled(translated.body, profile, context)
 
-    def answer(self, status: int, *, streamed: bool) -> Answer:
+    def answer(self, status: int, *, streamed: bool) -> EngineResponse:
         """See `Dialogue`."""
         translated = self._translated
         assert translated is not None
         if status >= 400:
-            return Refused(status, self._refused, self.refusal)
+            return EngineError(status, self._refused, self.refusal)
         if streamed and self.stream:
             return TranslatedStream(self._opened(), self.refusal)
         if streamed:
             assembler = Assembler(answer_id=self._ident.decode())
-            return Assembled(assembler, self._tell(translated), self.refusal)
-        return Told(self._tell(translated), self.refusal)
+            return AggregatedResponse(assembler, self._tell(translated), self.refusal)
+        return BufferedResponse(self._tell(translated), self.refusal)
 
     def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
         return self.refusal(from_answer(status, body))
@@ -111,7 +117,7 @@ class _Translating(ABC):
         return self._open
 
 
-class Messages(_Translating):
+class MessagesAdapter(_TranslatingAdapter):
     """POST /v1/messages."""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
@@ -153,7 +159,7 @@ class Messages(_Translating):
         return error_body(error, self._ident.decode(), prompt_tokens=estimate)
 
 
-class Responses(_Translating):
+class ResponsesAdapter(_TranslatingAdapter):
     """POST /v1/responses."""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
@@ -195,7 +201,7 @@ class Responses(_Translating):
         return openai_refusal(error)
 
 
-class CountTokens:
+class CountTokensAdapter:
     """POST /v1/messages/count_tokens: the engine's own count where it has the route, else an estimate.
 
     No model is loaded for it: Claude Code asks two dozen times at once only to draw a bar.
@@ -219,16 +225,16 @@ class CountTokens:
     def ask(
         self,
         model: str,
-        profile: ModelProfile | None,  # noqa: ARG002
+        profile: ModelConfig | None,  # noqa: ARG002
         traits: EngineTraits,  # noqa: ARG002
         context: int | None = None,  # noqa: ARG002
     ) -> bytes:
         """See `Dialogue`."""
         return with_model(self._body, self.name, model) if model != self.name else self._body
 
-    def answer(self, status: int, *, streamed: bool) -> Answer:  # noqa: ARG002
+    def answer(self, status: int, *, streamed: bool) -> EngineResponse:  # noqa: ARG002
         """See `Dialogue`."""
-        return Told(self._count, self.refusal)
+        return BufferedResponse(self._count, self.refusal)
 
     def _count(self, body: bytes) -> bytes:
         found = tokens.read_count(body)

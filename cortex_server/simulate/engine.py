@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import Overlay, Rooms
-from cortex_server.placement.eviction import Standings
-from cortex_server.placement.load_queue import Ask, Goal
-from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.capacity import ClusterCapacity, Overlay
+from cortex_server.placement.eviction import StatsByModel
+from cortex_server.placement.load_queue import LoadKey, LoadRequest
+from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler
-from cortex_server.placement.state import World
+from cortex_server.placement.state import ClusterState
 from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request
 
@@ -31,7 +31,7 @@ UNLOAD_S = 1.0
 
 DEADLINE_S = 1800.0
 
-StandingsAt = Callable[[float], Standings]
+StandingsAt = Callable[[float], StatsByModel]
 """How models stand at a time, in seconds of the trace."""
 
 
@@ -42,7 +42,7 @@ class Instance:
     view: InstanceView
     in_flight: int = 0
     last_used: float = 0.0
-    leaving: Order | None = None
+    leaving: LoadOrder | None = None
 
     def shown(self) -> InstanceView:
         """As a snapshot has it; the same object while nothing has changed."""
@@ -104,7 +104,7 @@ class Simulation:
         self._stale: set[str] = set()
         self._ready: dict[str, list[Instance]] = {}
         self._by_id: dict[InstanceId, Instance] = {}
-        self._rooms = Rooms()
+        self._rooms = ClusterCapacity()
         self._now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ids = itertools.count(1)
@@ -144,9 +144,9 @@ class Simulation:
         else:
             waiter = next(self._ids)
             self._asked[waiter] = request
-            goal, now = Goal(request.model), self._now
+            goal, now = LoadKey(request.model), self._now
             fresh = goal not in self._scheduler.waiting
-            self._scheduler.ask(Ask(waiter, profile, goal, now, now + DEADLINE_S), now)
+            self._scheduler.ask(LoadRequest(waiter, profile, goal, now, now + DEADLINE_S), now)
             if fresh:
                 self._step()
 
@@ -178,7 +178,7 @@ class Simulation:
         self.outcome.refusals[error.code] = self.outcome.refusals.get(error.code, 0) + 1
         self.outcome.refused += 1
 
-    def make_room(self, order: Order) -> None:
+    def make_room(self, order: LoadOrder) -> None:
         """See `Effects.make_room`."""
         for victim in order.plan.evictions:
             instance = self._by_id[victim]
@@ -187,11 +187,11 @@ class Simulation:
             self._stale.add(instance.view.node)
         self._drained(order)
 
-    def _drained(self, order: Order) -> None:
+    def _drained(self, order: LoadOrder) -> None:
         if not any(self._by_id[v].in_flight for v in order.plan.evictions):
             self._later(UNLOAD_S, lambda: self._unloaded(order))
 
-    def _unloaded(self, order: Order) -> None:
+    def _unloaded(self, order: LoadOrder) -> None:
         for victim in order.plan.evictions:
             instance = self._by_id.pop(victim)
             del self._on[instance.view.node][victim]
@@ -200,17 +200,17 @@ class Simulation:
         self._scheduler.room_made(order.instance, self._now)
         self._step()
 
-    def take_back(self, order: Order) -> None:
+    def cancel_load(self, order: LoadOrder) -> None:
         """See `Effects.take_back`: there are no operators here."""
 
-    def abandon(self, order: Order) -> None:
+    def abandon(self, order: LoadOrder) -> None:
         """See `Effects.abandon`; nobody in a trace goes away, so drains are never given up but by deadlines."""
         for victim in order.plan.evictions:
             instance = self._by_id[victim]
             instance.leaving = None
             self._ready[instance.view.model].append(instance)
 
-    def start(self, order: Order) -> None:
+    def start(self, order: LoadOrder) -> None:
         """See `Effects.start`."""
         model, place = order.profile.id, order.plan
         share = place.shape.size.device_mb
@@ -248,8 +248,8 @@ class Simulation:
         snapshot = self._snapshot()
         standings = self._standings(self._now)
 
-        def look(overlay: Overlay) -> World:
-            return World(self._rooms.of(snapshot, overlay), snapshot.at, standings=standings)
+        def look(overlay: Overlay) -> ClusterState:
+            return ClusterState(self._rooms.of(snapshot, overlay), snapshot.at, standings=standings)
 
         self._scheduler.step(look, self._now)
         if self._tick_at is None and self._somebody_has_no_load():

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cortex_common.config.base import Section
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import DeviceView, NodeState, NodeView
 from cortex_common.schema.hardware import DeviceKind
 
@@ -53,9 +53,9 @@ class Model(Section):
     priority: int = 0
     """For the "priority" strategy."""
 
-    def profile(self) -> ModelProfile:
+    def profile(self) -> ModelConfig:
         """What placement is given."""
-        return ModelProfile(
+        return ModelConfig(
             id=self.id,
             harness="simulated",
             vram_mb=self.vram_mb,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cortex_common.schema.instances import ModelId
 from cortex_server.lifecycle.measurements import HALF_LIFE_S, decayed
-from cortex_server.placement.eviction import Standing, Standings
+from cortex_server.placement.eviction import ModelStats, StatsByModel
 from cortex_server.placement.policy import Policy, Strategy
 from cortex_server.simulate.engine import Outcome, Simulation
 from cortex_server.simulate.fleet import Model, SimulatedFleet
@@ -65,12 +65,12 @@ class _At:
         self._rate = rate
         self._now = now
 
-    def get(self, model: ModelId, default: Standing, /) -> Standing:
-        """See `Standings.get`."""
+    def get(self, model: ModelId, default: ModelStats, /) -> ModelStats:
+        """See `StatsByModel.get`."""
         found = self._models.get(model)
         if found is None:
             return default
-        return Standing(found.priority, found.load_s, self._rate(model, self._now))
+        return ModelStats(found.priority, found.load_s, self._rate(model, self._now))
 
 
 class Past:
@@ -85,7 +85,7 @@ class Past:
         weight, at = self._weights.get(request.model, (0.0, request.at))
         self._weights[request.model] = (decayed(weight, request.at - at) + 1, request.at)
 
-    def standings(self, now: float) -> Standings:
+    def standings(self, now: float) -> StatsByModel:
         """See `engine.StandingsAt`."""
         return _At(self._models, self._rate, now)
 
@@ -104,7 +104,7 @@ class Future:
             if request.model in self._times:
                 self._times[request.model].append(request.at)
 
-    def standings(self, now: float) -> Standings:
+    def standings(self, now: float) -> StatsByModel:
         """See `engine.StandingsAt`."""
         return _At(self._models, self._rate, now)
 

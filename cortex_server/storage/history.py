@@ -1,4 +1,4 @@
-"""What happened, written down now and then, so that it can be told after a restart: see `Diary`."""
+"""What happened, written down now and then, so that it can be told after a restart: see `HistoryStore`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import msgspec
 from pydantic import TypeAdapter
 
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.plans import DecisionView
 from cortex_server import audit_log as trails
-from cortex_server.audit_log import Trail
+from cortex_server.audit_log import AuditLog
 from cortex_server.lifecycle import decision_log as waits
-from cortex_server.lifecycle.decision_log import Decisions
+from cortex_server.lifecycle.decision_log import DecisionLog
 from cortex_server.proxy import access_log as journals
-from cortex_server.proxy.access_log import Entry, Journal, RequestLine
+from cortex_server.proxy.access_log import AccessLog, Entry, RequestLine
 from cortex_server.storage.database import opened
 
 T = TypeVar("T")
@@ -51,13 +51,13 @@ _DECISIONS = TypeAdapter(tuple[DecisionView, ...])
 class _Page:
     """What is new since the last time that something was written; the first line's number is `first`."""
 
-    entries: Sequence[TrailEntry]
+    entries: Sequence[AuditEntry]
     first: int
     requests: Sequence[Entry]
     waits: Mapping[str, tuple[DecisionView, ...]]
 
 
-class Diary:
+class HistoryStore:
     """A SQLite file with as much of the trail, of ended requests and of what they waited for as the gateway remembers.
 
     Those who remember know nothing of it. Every few seconds it looks at what is new there and writes that in a thread,
@@ -71,7 +71,9 @@ class Diary:
         ConfigError: it can't be used.
     """
 
-    def __init__(self, path: Path, trail: Trail, journal: Journal, decisions: Decisions) -> None:
+    def __init__(
+        self, path: Path, trail: AuditLog, journal: AccessLog, decisions: DecisionLog
+    ) -> None:
         self._lock = threading.Lock()
         self._db = opened(path, _SCHEMA, rebuildable=True)
         self._trail = trail
@@ -84,7 +86,7 @@ class Diary:
     def recall(self) -> None:
         """Remind them of what was written down before."""
         entries = self._db.execute("select null, entry from trail order by id")
-        self._trail.recall(e for _, e in _understood(entries, TrailEntry.model_validate_json))
+        self._trail.recall(e for _, e in _understood(entries, AuditEntry.model_validate_json))
         self._noted = self._trail.last
         lines = self._db.execute("select null, line from requests order by id")
         read_line = msgspec.json.Decoder(RequestLine).decode

@@ -37,7 +37,7 @@ where day >= ? and day <= ? order by day, key, model
 """
 
 
-class Records:
+class KeyStore:
     """Two tables of a SQLite file. Every call blocks for a disk; call it in a thread.
 
     Args:

@@ -86,7 +86,7 @@ def store_path(
     return path
 
 
-class Store:
+class PlacementStore:
     """A SQLite file, written by a thread of its own so that a slow disk delays no request.
 
     Args:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cortex_server.auth.keys import Bucket
+from cortex_server.auth.keys import TokenBucket
 
 ROWS = 16384
 """Keys with limits, and one; memory is taken only for those in use."""
@@ -34,8 +34,8 @@ _FLOWS = 6
 class Flows:
     """The allowances of a row: each as its size a minute, what is left, and since when; size 0 before its first use."""
 
-    requests: Bucket | None
-    tokens: Bucket | None
+    requests: TokenBucket | None
+    tokens: TokenBucket | None
 
 
 class Board:
@@ -131,13 +131,13 @@ class Board:
 
     def _bucket(
         self, row: int, at: int, per_minute: int | None, now: Callable[[], float]
-    ) -> Bucket | None:
+    ) -> TokenBucket | None:
         if per_minute is None:
             return None
         size, level, since = self._flows[row * _FLOWS + at : row * _FLOWS + at + 3]
         if size != per_minute:
-            return Bucket(per_minute, now())
-        return Bucket(per_minute, since, level)
+            return TokenBucket(per_minute, now())
+        return TokenBucket(per_minute, since, level)
 
     def close(self) -> None:
         """Let go of the memory."""

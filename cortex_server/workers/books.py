@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cortex_server.auth.usage import Usage
-from cortex_server.fleet.circuit_breaker import Standing
-from cortex_server.fleet.routing_table import Target
+from cortex_server.fleet.circuit_breaker import BreakerState
+from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import NOWHERE, Metrics
-from cortex_server.proxy.access_log import Journal
+from cortex_server.proxy.access_log import AccessLog
 from cortex_server.workers.wire import Ended, Pulse, Spec
 
 WORKER_DIED = "worker_died"
@@ -27,13 +27,13 @@ class Books:
         journal: where each request leaves its line.
     """
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, usage: Usage, journal: Journal) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics, usage: Usage, journal: AccessLog) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._usage = usage
         self._journal = journal
-        self._numbers: dict[Target, int] = {}
-        self._targets: dict[int, Target] = {}
+        self._numbers: dict[Endpoint, int] = {}
+        self._targets: dict[int, Endpoint] = {}
         self._choices: frozenset[str] = frozenset()
         self._last = 0
         self._flights: dict[int, dict[int, int]] = {}
@@ -52,7 +52,7 @@ class Books:
         self._choices = frozenset(model for model, specs in rows.items() if len(specs) > 1)
         return {model: tuple(specs) for model, specs in rows.items()}
 
-    def _spec(self, target: Target, *, usable: bool) -> Spec:
+    def _spec(self, target: Endpoint, *, usable: bool) -> Spec:
         number = self._numbers.get(target)
         if number is None:
             self._last += 1
@@ -72,11 +72,11 @@ class Books:
             retries=target.retries,
             overflow=target.overflow,
             usable=usable,
-            trial=breaker.standing is Standing.ON_TRIAL,
-            suspect=breaker.failures > 0 or breaker.standing is not Standing.CLOSED,
+            trial=breaker.standing is BreakerState.ON_TRIAL,
+            suspect=breaker.failures > 0 or breaker.standing is not BreakerState.CLOSED,
         )
 
-    def target(self, number: int) -> Target | None:
+    def target(self, number: int) -> Endpoint | None:
         """The target of that number, while anybody may speak of it."""
         return self._targets.get(number)
 

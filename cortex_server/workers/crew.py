@@ -17,11 +17,11 @@ from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import CortexError
 from cortex_common.schema.requests import RequestList, RequestView
-from cortex_server.auth.access_control import Gate
+from cortex_server.auth.access_control import AccessControl
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
+from cortex_server.lifecycle.controller import Controller
 from cortex_server.metrics.series import Metrics
-from cortex_server.proxy.access_log import Journal
+from cortex_server.proxy.access_log import AccessLog
 from cortex_server.proxy.inflight import ended, named
 from cortex_server.workers.board import INSIDE, Board
 from cortex_server.workers.books import Books
@@ -56,10 +56,10 @@ class Crew:
         self,
         *,
         fleet: Fleet,
-        conductor: Conductor,
+        controller: Controller,
         metrics: Metrics,
-        gate: Gate,
-        journal: Journal,
+        gate: AccessControl,
+        journal: AccessLog,
         config: GatewayConfig,
         catalogue: Catalogue,
     ) -> None:
@@ -74,7 +74,7 @@ class Crew:
         self._books = Books(fleet, metrics, gate.usage, journal)
         self._house = House(
             fleet=fleet,
-            conductor=conductor,
+            controller=controller,
             keyring=gate.keyring,
             books=self._books,
             queue=self._queue,

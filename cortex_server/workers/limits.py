@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping
 
 from cortex_common.config.access import LimitsSection
-from cortex_server.auth.access_control import INFER, Gate, Headers, limited, stopping
-from cortex_server.auth.admission_queue import Guest
+from cortex_server.auth.access_control import INFER, AccessControl, Headers, limited, stopping
+from cortex_server.auth.admission_queue import Waiter
 from cortex_server.auth.keys import Key
 from cortex_server.workers.board import INSIDE, Board
 from cortex_server.workers.wire import Channel, PlaceFree, Queue, ToControl, ToWorker, Unqueue
 
 
-class SharedGate(Gate):
+class SharedGate(AccessControl):
     """A gate that counts on the board. Usage is counted by the control process, with each request that ended.
 
     Args:
@@ -31,7 +31,7 @@ class SharedGate(Gate):
         self._rows |= rows
 
     def enter(self, headers: Headers, *, own: bool) -> Key:
-        """See `Gate.enter`."""
+        """See `AccessControl.enter`."""
         if self.stopping:
             raise stopping()
         key = self.check(headers, INFER, own=own)
@@ -49,7 +49,7 @@ class SharedGate(Gate):
         *,
         failed: bool,  # noqa: ARG002
     ) -> None:
-        """See `Gate.leave`."""
+        """See `AccessControl.leave`."""
         row = self._rows.get(key.name)
         if row is None:
             return
@@ -108,9 +108,9 @@ class SharedDoors:
         self.limits = limits
         self._board = board
         self._channel = channel
-        self._inside: set[Guest] = set()
-        self._asks: dict[Guest, int] = {}
-        self._guests: dict[int, Guest] = {}
+        self._inside: set[Waiter] = set()
+        self._asks: dict[Waiter, int] = {}
+        self._guests: dict[int, Waiter] = {}
         self._numbers = itertools.count()
 
     @property
@@ -123,7 +123,7 @@ class SharedDoors:
         """Requests of this worker in the queue."""
         return len(self._asks)
 
-    def enter(self, guest: Guest, key: Key, priority: int) -> bool:
+    def enter(self, guest: Waiter, key: Key, priority: int) -> bool:
         """See `Doors`; a full queue turns the guest away later."""
         if not self._board.queued and self._board.take(INSIDE, self.limits.max_in_flight):
             self._inside.add(guest)
@@ -133,7 +133,7 @@ class SharedDoors:
         self._say(Queue(ask, key.name, priority))
         return False
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: Waiter) -> None:
         """See `Doors`."""
         if (ask := self._asks.pop(guest, None)) is not None:
             del self._guests[ask]

@@ -13,7 +13,7 @@ from cortex_common.errors import CortexError, ModelNotFound, Unavailable
 from cortex_common.schema.instances import ModelId
 from cortex_server.auth.keys import Keyring
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.controller import Conductor
+from cortex_server.lifecycle.controller import Controller
 from cortex_server.workers.books import Books, changes
 from cortex_server.workers.logged import log_again
 from cortex_server.workers.queue import Queued, SharedQueue
@@ -73,7 +73,7 @@ class House:
     """
 
     fleet: Fleet
-    conductor: Conductor
+    controller: Controller
     keyring: Keyring
     books: Books
     queue: SharedQueue
@@ -234,7 +234,7 @@ class Link:
             profile = house.fleet.profile(wish.model)
             if profile is None:
                 raise ModelNotFound(f"model {wish.model!r} does not exist any more", param="model")  # noqa: TRY301
-            instance = await house.conductor.obtain(
+            instance = await house.controller.acquire(
                 profile, request_id=wish.request, timeout_s=wish.timeout_s
             )
         except CortexError as failed:
@@ -250,7 +250,7 @@ class Link:
 
     async def _tell_progress(self, model: str) -> None:
         while True:
-            told = self._house.conductor.progress(ModelId(model))
+            told = self._house.controller.progress(ModelId(model))
             if told is not None:
                 self.channel.send(
                     HowFar(model, told.state, told.node, told.position, told.eta_s, told.why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.workers.wire import Channel, Forget, Granted, HowFar, Obtain, ToWorker
 
@@ -23,8 +23,8 @@ class RemoteLoads:
         self._answers: dict[int, asyncio.Future[InstanceId]] = {}
         self._progress: dict[str, HowFar] = {}
 
-    async def obtain(
-        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    async def acquire(
+        self, profile: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """See `Loads`."""
         ask = next(self._numbers)

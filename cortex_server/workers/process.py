@@ -23,9 +23,9 @@ from cortex_server.auth.keys import MadeKey
 from cortex_server.dataplane.asgi import AsgiRoute, Receive, Send
 from cortex_server.fleet.credentials import accesses
 from cortex_server.metrics.series import Metrics
-from cortex_server.proxy.context import DataPlane
-from cortex_server.proxy.inflight import Here
-from cortex_server.proxy.load_balancer import Chooser
+from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.inflight import InflightRequests
+from cortex_server.proxy.load_balancer import LoadBalancer
 from cortex_server.proxy.routes import ROUTES
 from cortex_server.proxy.tracing import Spans, spans
 from cortex_server.workers.board import Board
@@ -178,7 +178,7 @@ class _Desk:
         self._doors = SharedDoors(board, channel, self._limits)
         self._spans: Spans | None = spans(os.environ)
         self.reporter = Reporter(channel, self._table, asyncio.get_running_loop())
-        self.plane = DataPlane(
+        self.plane = ProxyContext(
             self._table,
             self._loads,
             metrics,
@@ -186,12 +186,12 @@ class _Desk:
             gate=self._gate,
             limits=self._limits,
             spans=self._spans,
-            turnstile=self._doors,
+            admission=self._doors,
             settled=self.reporter.settle,
         )
-        self.plane.chooser = Chooser(self.reporter.homes)
+        self.plane.chooser = LoadBalancer(self.reporter.homes)
         self.reporter.plane = self.plane
-        self._here = Here(self.plane)
+        self._here = InflightRequests(self.plane)
         self._relay = Relay(
             start.backstage, lambda: self.plane.max_body, config.gateway.connect_timeout_s
         )

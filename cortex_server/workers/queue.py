@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import Busy
-from cortex_server.auth.admission_queue import Guest, Turnstile
+from cortex_server.auth.admission_queue import FairQueue, Waiter
 from cortex_server.auth.keys import Key
 from cortex_server.workers.board import INSIDE, Board
 from cortex_server.workers.wire import Channel, ToControl, YourTurn
@@ -26,15 +26,15 @@ class Queued:
     channel: Channel[ToControl]
 
     def admitted(self) -> None:
-        """See `Guest`."""
+        """See `Waiter`."""
         self.channel.send(YourTurn(self.ask, go=True))
 
     def turned_away(self) -> None:
-        """See `Guest`."""
+        """See `Waiter`."""
         self.channel.send(YourTurn(self.ask, go=False))
 
 
-class SharedQueue(Turnstile):
+class SharedQueue(FairQueue):
     """See the module. Who is inside here was let in a moment ago, and its worker has not counted it yet.
 
     Args:
@@ -49,7 +49,7 @@ class SharedQueue(Turnstile):
         super().__init__(loop, limits)
         self._board = board
 
-    def join(self, guest: Guest, key: Key, priority: int) -> None:
+    def join(self, guest: Waiter, key: Key, priority: int) -> None:
         """Let a guest in as soon as there is a place."""
         try:
             self._queue_up(guest, key, priority)
@@ -57,7 +57,7 @@ class SharedQueue(Turnstile):
             guest.turned_away()
         self.look()
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: Waiter) -> None:
         """See `Doors`."""
         super().leave(guest)
         self.look()
@@ -74,6 +74,6 @@ class SharedQueue(Turnstile):
         self._board.put(INSIDE, len(self._inside))
         return self._board.sum(INSIDE) < self.limits.max_in_flight
 
-    def _turn_away(self, guest: Guest) -> None:
+    def _turn_away(self, guest: Waiter) -> None:
         super()._turn_away(guest)
         self.look()

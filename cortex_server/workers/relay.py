@@ -17,7 +17,7 @@ from cortex_http.client import Connection, Headers
 from cortex_http.headers import content_length, error_headers, lines
 from cortex_http.server_protocol import body_too_large
 from cortex_server.dataplane.asgi import Client, Receive, Send
-from cortex_server.dataplane.pool import Endpoint, Pool
+from cortex_server.dataplane.pool import Address, ConnectionPool
 from cortex_server.proxy.response import JSON_HEAD
 from cortex_server.proxy.stream_fast_path import SizeLines
 
@@ -42,8 +42,8 @@ class Relay:
     """
 
     def __init__(self, path: str, max_body: Callable[[], int], connect_timeout_s: float) -> None:
-        self._endpoint = Endpoint("", 0, b"", b"localhost", uds=path)
-        self._pool = Pool(connect_timeout_s=connect_timeout_s)
+        self._endpoint = Address("", 0, b"", b"localhost", uds=path)
+        self._pool = ConnectionPool(connect_timeout_s=connect_timeout_s)
         self._max_body = max_body
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.auth.keys import Key
-from cortex_server.fleet.routing_table import Target
+from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.metrics.series import Histogram
 from cortex_server.proxy import access_log as traces
-from cortex_server.proxy.access_log import Trace
-from cortex_server.proxy.accounting import judge
-from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.access_log import RequestRecord
+from cortex_server.proxy.accounting import record_outcome
+from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.load_balancer import MOST_SESSIONS, Affinity
-from cortex_server.proxy.response import Answer
+from cortex_server.proxy.response import EngineResponse
 from cortex_server.workers.table import SharedTarget, Table
 from cortex_server.workers.wire import Channel, Counts, Ended, Pulse, Report, ToWorker
 
@@ -65,7 +65,7 @@ class Reporter:
         self, channel: Channel[ToWorker], table: Table, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.homes = Homes()
-        self.plane: DataPlane | None = None
+        self.plane: ProxyContext | None = None
         self._channel = channel
         self._table = table
         self._loop = loop
@@ -75,25 +75,25 @@ class Reporter:
 
     def settle(
         self,
-        plane: DataPlane,
-        trace: Trace,
+        plane: ProxyContext,
+        trace: RequestRecord,
         now: float,
         *,
         key: Key | None,
         model: ModelId,
-        target: Target | None,
-        answer: Answer | None,
+        target: Endpoint | None,
+        answer: EngineResponse | None,
         error: str | None,
     ) -> None:
         """See `settlement.settle`: limits and verdicts here, the books in the control process."""
         if target is not None:
             plane.fleet.release(target)
-            judge(plane.fleet, target, trace.status, error)
+            record_outcome(plane.fleet, target, trace.status, error)
         tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
         if key is not None:
             plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
         name = key.name if key else trace.turned_away
-        over = traces.Ended(
+        over = traces.FinishedRequest(
             trace, now, time.time(), name, model, target, tokens_in, tokens_out, error
         )
         line = over.line()

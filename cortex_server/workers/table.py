@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.dialects.engine_traits import traits_of
-from cortex_server.fleet.model_aliases import Names
-from cortex_server.fleet.routing_table import Target, labels_of
+from cortex_server.fleet.model_aliases import ModelAliases
+from cortex_server.fleet.routing_table import Endpoint, labels_of
 from cortex_server.metrics.series import Metrics
 from cortex_server.workers.wire import Channel, Spec, ToWorker, Verdict
 
-_NOBODY: list[Target] = []
+_NOBODY: list[Endpoint] = []
 
 
 @dataclass(slots=True, eq=False)
-class SharedTarget(Target):
+class SharedTarget(Endpoint):
     """A target that other workers send requests to as well: `in_flight` counts all of them.
 
     Attributes:
@@ -53,22 +53,22 @@ class Table:
     """
 
     def __init__(self, channel: Channel[ToWorker], metrics: Metrics) -> None:
-        self.names = Names(())
+        self.names = ModelAliases(())
         self.touched: set[SharedTarget] = set()
         self.on_touch: Callable[[], None] = lambda: None
         self._channel = channel
         self._metrics = metrics
-        self._profiles: dict[str, ModelProfile] = {}
+        self._profiles: dict[str, ModelConfig] = {}
         self._targets: dict[int, SharedTarget] = {}
         self._of_model: dict[str, list[SharedTarget]] = {}
-        self._ready: dict[str, list[Target]] = {}
+        self._ready: dict[str, list[Endpoint]] = {}
 
     # -- what the control process tells --------------------------------------------------------
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles."""
         self._profiles = {profile.id: profile for profile in catalogue.models}
-        self.names = Names(catalogue.models)
+        self.names = ModelAliases(catalogue.models)
 
     def use(self, models: Mapping[str, Iterable[Spec]]) -> None:
         """Replace the rows of these models."""
@@ -114,11 +114,11 @@ class Table:
 
     # -- `Routing` -----------------------------------------------------------------------------
 
-    def ready(self, model: str) -> list[Target]:
+    def ready(self, model: str) -> list[Endpoint]:
         """See `Routing`."""
         return self._ready.get(model, _NOBODY)
 
-    def profile(self, model: str) -> ModelProfile | None:
+    def profile(self, model: str) -> ModelConfig | None:
         """See `Routing`."""
         return self._profiles.get(model)
 
@@ -133,7 +133,7 @@ class Table:
         """See `Routing`."""
         return self.names.not_found(name, self._of_model)
 
-    def acquire(self, target: Target) -> None:
+    def acquire(self, target: Endpoint) -> None:
         """See `Routing`."""
         assert isinstance(target, SharedTarget)
         target.in_flight += 1
@@ -144,7 +144,7 @@ class Table:
         if target.trial:
             self._ready[target.model] = [t for t in self.ready(target.model) if t is not target]
 
-    def release(self, target: Target) -> None:
+    def release(self, target: Endpoint) -> None:
         """See `Routing`."""
         assert isinstance(target, SharedTarget)
         target.in_flight -= 1
@@ -152,20 +152,20 @@ class Table:
         self.touched.add(target)
         self.on_touch()
 
-    def answered(self, target: Target) -> None:
+    def answered(self, target: Endpoint) -> None:
         """See `Routing`."""
         assert isinstance(target, SharedTarget)
         if target.suspect:
             target.suspect = False
             self._channel.send(Verdict(target.number, None))
 
-    def failed(self, target: Target, reason: str) -> None:
+    def failed(self, target: Endpoint, reason: str) -> None:
         """See `Routing`."""
         assert isinstance(target, SharedTarget)
         target.suspect = True
         self._channel.send(Verdict(target.number, reason))
 
-    def untried(self, target: Target) -> None:
+    def untried(self, target: Endpoint) -> None:
         """See `Routing`."""
         assert isinstance(target, SharedTarget)
         ready = self._ready.setdefault(target.model, [])

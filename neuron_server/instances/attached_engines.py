@@ -16,10 +16,10 @@ from cortex_common.schema.instances import (
 )
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import Registered, Registry
-from neuron_server.inflight import Occupancy
+from neuron_server.inflight import InflightCounts
 from neuron_server.instances.attached_runner import loaded_by_others
-from neuron_server.instances.registry import Held, Holdings
-from neuron_server.instances.runner import Ledger
+from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
+from neuron_server.instances.runner import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 from neuron_server.state_store import StateDir
 
@@ -42,12 +42,12 @@ class AttachedEngines:
     def __init__(
         self,
         registry: Registry,
-        holdings: Holdings,
-        occupancy: Occupancy,
-        ledger: Ledger,
+        holdings: InstanceRegistry,
+        occupancy: InflightCounts,
+        ledger: RunnerHost,
         state: StateDir,
         clock: Clock,
-        hold: Callable[[Instance, Registered], Held],
+        hold: Callable[[Instance, Registered], ManagedInstance],
     ) -> None:
         self._registry = registry
         self._holdings = holdings

@@ -11,7 +11,7 @@ from cortex_common.clock import Clock
 from cortex_common.errors import CortexError
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 from neuron_server.harness.base import AttachedHarness
-from neuron_server.instances.runner import Ledger
+from neuron_server.instances.runner import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.exit_reason import ExitKind
@@ -22,7 +22,7 @@ MOST_WATCH_S = 2.0
 """Seconds between looks at a model that somebody else may unload, at most."""
 
 
-class AttachedLife:
+class AttachedRunner:
     """Like `life.EngineLife`, without a process.
 
     Args:
@@ -39,7 +39,7 @@ class AttachedLife:
         self,
         instance: InstanceId,
         harness: AttachedHarness,
-        ledger: Ledger,
+        ledger: RunnerHost,
         clock: Clock,
         watch_s: float = MOST_WATCH_S,
     ) -> None:
@@ -145,7 +145,7 @@ def loaded_by_others(
             id=InstanceId(f"{harness}-{zlib.crc32(name.encode()):08x}"),
             spec=LoadSpec(model_id=name, harness=harness),
             devices=(),
-            promised_mb=0,
+            granted_mb=0,
             port=0,
             started_at=now,
             attached=True,

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from cortex_common.errors import ModelNotFound, Unavailable, nearest
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 from neuron_server.harness.registry import Registered
-from neuron_server.instances.runner import Life
+from neuron_server.instances.runner import Runner
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.process_table import TreeOf
 from neuron_server.state_store import EngineRecord
 
 
 @dataclass(slots=True)
-class Held:
+class ManagedInstance:
     """An instance with what runs it.
 
     Attributes:
@@ -25,25 +25,25 @@ class Held:
     """
 
     instance: Instance
-    life: Life
+    life: Runner
     registered: Registered
     saved: EngineRecord | None = None
     stopping: asyncio.Task[bool] | None = None
 
 
-class Holdings:
+class InstanceRegistry:
     """All that a node holds; iterates in the order in which it came."""
 
     def __init__(self) -> None:
-        self._by_id: dict[InstanceId, Held] = {}
+        self._by_id: dict[InstanceId, ManagedInstance] = {}
 
-    def __iter__(self) -> Iterator[Held]:
+    def __iter__(self) -> Iterator[ManagedInstance]:
         return iter(tuple(self._by_id.values()))
 
-    def __getitem__(self, instance: InstanceId) -> Held:
+    def __getitem__(self, instance: InstanceId) -> ManagedInstance:
         return self._by_id[instance]
 
-    def add(self, held: Held) -> None:
+    def add(self, held: ManagedInstance) -> None:
         """Hold it from now on."""
         self._by_id[held.instance.id] = held
 
@@ -78,7 +78,7 @@ class Holdings:
             raise ModelNotFound(f"this node has no instance {instance_id!r}")
         return held.instance
 
-    def of_model(self, model_id: str, instance_id: str | None = None) -> list[Held]:
+    def of_model(self, model_id: str, instance_id: str | None = None) -> list[ManagedInstance]:
         """The instances of a model, or only the one that is named.
 
         Raises:

@@ -75,7 +75,7 @@ _SILENT_LOOKS = 3
 _LOOK_LIMIT_S = 5.0
 
 
-class Life(Protocol):
+class Runner(Protocol):
     """What the runtime asks of an instance's life, whatever runs it."""
 
     @property
@@ -100,7 +100,7 @@ class Life(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class RunnerHost(Protocol):
     """What a life tells and asks the runtime, all at once and without waiting."""
 
     def now(self, instance: InstanceId) -> Instance:
@@ -128,7 +128,7 @@ class Ledger(Protocol):
         ...
 
 
-class EngineLife:
+class EngineRunner:
     """One instance's engine over all its restarts.
 
     Args:
@@ -154,7 +154,7 @@ class EngineLife:
         host: str,
         engine_log: EngineLog,
         supervisor: Supervisor,
-        ledger: Ledger,
+        ledger: RunnerHost,
         clock: Clock,
         weights_mb: int | None,
     ) -> None:
@@ -280,7 +280,7 @@ class EngineLife:
 
     async def _await_sign(self, begun: float) -> Probe:
         assert self.engine is not None
-        patience = _Patience(
+        patience = LoadDeadline(
             self._clock,
             self._entry.load_timeout_s,
             load_deadline_s(self._weights_mb, self._ledger.now(self.id).expected_load_s),
@@ -376,7 +376,7 @@ class _PortTaken(LoadFailed):
     """Somebody else listens on the port that was free a moment ago."""
 
 
-class _Patience:
+class LoadDeadline:
     """Gives a load up when nothing moves for the deadline's length, or at the operator's own limit."""
 
     def __init__(self, clock: Clock, limit_s: float | None, stuck_s: float) -> None:

@@ -9,14 +9,14 @@ from cortex_common.clock import Clock
 from cortex_common.schema.hardware import Device
 from neuron_server.harness.base import AttachedHarness, ProcessHarness
 from neuron_server.harness.registry import Registered
-from neuron_server.instances.attached_runner import MOST_WATCH_S, AttachedLife
-from neuron_server.instances.runner import EngineLife, Ledger, Life
+from neuron_server.instances.attached_runner import MOST_WATCH_S, AttachedRunner
+from neuron_server.instances.runner import EngineRunner, Runner, RunnerHost
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.state_store import StateDir
 
 
-def life_of(
+def runner_for(
     instance: Instance,
     registered: Registered,
     devices: Iterable[Device],
@@ -24,9 +24,9 @@ def life_of(
     engine_host: str,
     state: StateDir,
     supervisor: Supervisor,
-    ledger: Ledger,
+    ledger: RunnerHost,
     clock: Clock,
-) -> Life:
+) -> Runner:
     """The life of an instance, not begun yet.
 
     Args:
@@ -46,15 +46,15 @@ def life_of(
     harness = registered.harness
     if isinstance(harness, AttachedHarness):
         watch_s = min(registered.entry.health_every_s, MOST_WATCH_S)
-        return AttachedLife(instance.id, harness, ledger, clock, watch_s)
+        return AttachedRunner(instance.id, harness, ledger, clock, watch_s)
     assert isinstance(harness, ProcessHarness), "there are two sorts of harness"
     own = [device for device in devices if device.index in instance.devices]
-    promised = instance.spec.model_copy(update={"vram_mb": instance.promised_mb})
+    promised = instance.spec.model_copy(update={"vram_mb": instance.granted_mb})
     launch = partial(harness.launch, promised, own, engine_host)
     new = instance.stage is None
     if new:
         launch(instance.port)  # what the harness refuses is refused now
-    return EngineLife(
+    return EngineRunner(
         instance.id,
         harness=harness,
         entry=registered.entry,

@@ -63,7 +63,7 @@ class Instance:
     id: InstanceId
     spec: LoadSpec
     devices: tuple[int, ...]
-    promised_mb: int
+    granted_mb: int
     port: int
     state: InstanceState = InstanceState.LOADING
     measured_mb: tuple[int, ...] = ()
@@ -145,8 +145,8 @@ def load_progress(instance: Instance, past_s: float) -> float | None:
     """
     if instance.expected_load_s:
         done = past_s / instance.expected_load_s
-    elif instance.measured_mb and instance.promised_mb:
-        done = sum(instance.measured_mb) / (instance.promised_mb * len(instance.devices))
+    elif instance.measured_mb and instance.granted_mb:
+        done = sum(instance.measured_mb) / (instance.granted_mb * len(instance.devices))
     else:
         return None
     return round(min(0.95, done), 2)

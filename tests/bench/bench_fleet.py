@@ -11,13 +11,13 @@ import sys
 from bench_plan import NOW, TOTAL_MB, milliseconds
 
 from cortex_common.clock import SystemClock
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import NeuronEntry
 from cortex_common.schema.hardware import Device, DeviceReading, Discovery, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
-from cortex_server.placement.capacity import Rooms
+from cortex_server.placement.capacity import ClusterCapacity
 
 MODELS = 500
 MB = 40_000
@@ -58,7 +58,7 @@ def status(node: int, devices: int, instances: int) -> NodeStatus:
 def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     """Run all situations."""
     names = [f"n{i:04}" for i in range(nodes)]
-    profiles = tuple(ModelProfile(id=f"model-{i}", harness="vllm") for i in range(MODELS))
+    profiles = tuple(ModelConfig(id=f"model-{i}", harness="vllm") for i in range(MODELS))
     entries = tuple(NeuronEntry(name=n, endpoint=f"http://{n}:9090") for n in names)
     fleet = Fleet(entries, Catalogue(models=profiles), SystemClock(), Metrics())
     statuses = [status(i, devices, instances // nodes) for i in range(nodes)]
@@ -67,7 +67,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
         fleet.reported(name, said)
     print(f"{nodes} nodes x {devices} devices, {len(fleet.bare.instances())} instances\n")
     turn = iter(range(10**9))
-    rooms = Rooms()
+    rooms = ClusterCapacity()
 
     def report() -> None:
         at = next(turn) % nodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from cortex_common.config.access import KeyEntry
-from cortex_server.auth.access_control import Gate
+from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     ring = Keyring()
     keys = [KeyEntry(name=f"k{n}", hash=hash_of(f"s{n}")) for n in range(1000)]
     ring.use(keys, (), 0.0)
-    gate = Gate(ring)
+    gate = AccessControl(ring)
     headers = [
         (b"host", b"x"),
         (b"content-type", b"application/json"),

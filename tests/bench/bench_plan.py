@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import (
     DeviceView,
     FleetSnapshot,
@@ -26,12 +26,12 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.lifecycle.measurements import Knowledge, Measurement, StandingsNow
-from cortex_server.placement.capacity import Rooms
+from cortex_server.lifecycle.measurements import CurrentStats, Measurement, Measurements
+from cortex_server.placement.capacity import ClusterCapacity
 from cortex_server.placement.fit import size_key
 from cortex_server.placement.planner import plan
 from cortex_server.placement.policy import Policy, Prefer, Strategy
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 NOW = 1_700_000_000.0
 TOTAL_MB = 140_000
@@ -86,10 +86,10 @@ def full_node(name: str, devices: int, models: int, rng: random.Random) -> NodeV
     )
 
 
-def known(models: int, rng: random.Random) -> StandingsNow:
+def known(models: int, rng: random.Random) -> CurrentStats:
     """How the models stand, as a gateway has it from their loads and requests; few are favourites."""
     profiles = {
-        name: ModelProfile.model_validate({"id": name, "harness": "vllm"})
+        name: ModelConfig.model_validate({"id": name, "harness": "vllm"})
         for name in (f"model-{m}" for m in range(models))
     }
     loads = (
@@ -98,13 +98,13 @@ def known(models: int, rng: random.Random) -> StandingsNow:
         )
         for profile in profiles.values()
     )
-    knowledge = Knowledge(loads)
+    knowledge = Measurements(loads)
     counted = tuple(
         ModelView(ModelId(name), ModelState.READY, requests=int(1000 * rng.random() ** 4))
         for name in profiles
     )
     knowledge.observe(FleetSnapshot(1, NOW, (), counted), {}, 0.0)
-    return StandingsNow(knowledge, profiles, 60.0)
+    return CurrentStats(knowledge, profiles, 60.0)
 
 
 def milliseconds(work: Callable[[], object], times: int = 30) -> str:
@@ -122,34 +122,44 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
     rng = random.Random(7)
     made = tuple(full_node(f"n{i:04}", devices, models, rng) for i in range(nodes))
     snapshot = FleetSnapshot(1, NOW, made)
-    rooms = Rooms()
+    rooms = ClusterCapacity()
     standings = known(models, rng)
-    world = World(rooms=rooms.of(snapshot), now=NOW, standings=standings)
+    world = ClusterState(rooms=rooms.of(snapshot), now=NOW, standings=standings)
     instances = len(snapshot.instances())
     print(f"{nodes} nodes x {devices} devices, {models} models, {instances} instances, all full\n")
 
-    def show(name: str, wish: Wish, policy: Policy) -> None:
+    def show(name: str, wish: PlacementRequest, policy: Policy) -> None:
         kind = type(plan(wish, world, policy)).__name__
         print(f"{name:<52}{kind:<12}{milliseconds(lambda: plan(wish, world, policy))}")
 
-    def profile(name: str, mb: int, **more: object) -> ModelProfile:
-        return ModelProfile.model_validate(
+    def profile(name: str, mb: int, **more: object) -> ModelConfig:
+        return ModelConfig.model_validate(
             {"id": name, "harness": "vllm", "vram_mb": mb, "device_kind": "cuda"} | more
         )
 
     new = profile("new", 60_000)
-    show("ready already", Wish(profile("model-3", 60_000)), Policy())
-    show("fits somewhere", Wish(profile("new", 10_000)), Policy())
-    show("fits somewhere, spread", Wish(profile("new", 10_000)), Policy(prefer=Prefer.SPREAD))
+    show("ready already", PlacementRequest(profile("model-3", 60_000)), Policy())
+    show("fits somewhere", PlacementRequest(profile("new", 10_000)), Policy())
+    show(
+        "fits somewhere, spread",
+        PlacementRequest(profile("new", 10_000)),
+        Policy(prefer=Prefer.SPREAD),
+    )
     for strategy in Strategy:
-        show(f"needs an eviction, {strategy}", Wish(new), Policy(strategy=strategy))
+        show(f"needs an eviction, {strategy}", PlacementRequest(new), Policy(strategy=strategy))
     four = profile("new", 400_000, min_devices=4)
     for strategy in Strategy:
-        show(f"evictions on 4 devices at once, {strategy}", Wish(four), Policy(strategy=strategy))
-    show("impossible, with a reason per device", Wish(profile("new", 200_000)), Policy())
+        show(
+            f"evictions on 4 devices at once, {strategy}",
+            PlacementRequest(four),
+            Policy(strategy=strategy),
+        )
+    show(
+        "impossible, with a reason per device", PlacementRequest(profile("new", 200_000)), Policy()
+    )
 
     print()
-    print(f"{'rooms, cold':<64}{milliseconds(lambda: Rooms().of(snapshot), 5)}")
+    print(f"{'rooms, cold':<64}{milliseconds(lambda: ClusterCapacity().of(snapshot), 5)}")
     print(f"{'rooms, nothing changed':<64}{milliseconds(lambda: rooms.of(snapshot))}")
     turn = iter(range(10**9))
 

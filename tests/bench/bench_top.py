@@ -29,7 +29,7 @@ from top_rig import FedSource, NotingOperator
 
 from cortex_cli.tui.app import Top
 from cortex_cli.tui.options import Look
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.requests import RequestList, RequestState, RequestView
 
@@ -108,7 +108,7 @@ def stand_in() -> FastAPI:
             step += 1
             data = SNAPSHOT.dump_json(at_step(before, step))
             yield b"event: fleet\nid: %d.0\ndata: %b\n\n" % (step, data)
-            entry = TrailEntry(id=step, at=NOW, actor="cortex", event="evicting")
+            entry = AuditEntry(id=step, at=NOW, actor="cortex", event="evicting")
             text = entry.model_dump_json().encode()
             yield b"event: lifecycle\nid: %d.%d\ndata: %b\n\n" % (step, step, text)
             await asyncio.sleep(pause)

@@ -17,7 +17,7 @@ from clients.fetch_npm import clients_dir
 SOURCE = Path(__file__).with_name("stream.go")
 
 
-def obtain() -> Path | str:
+def acquire() -> Path | str:
     """The binary, or why there is none: it is built only where CORTEX_TEST_GO=1 asks for that."""
     version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     built = clients_dir() / f"go-stream-{version}"
@@ -37,5 +37,5 @@ def obtain() -> Path | str:
 
 if __name__ == "__main__":
     os.environ["CORTEX_TEST_GO"] = "1"
-    found = obtain()
+    found = acquire()
     print(found) if isinstance(found, Path) else sys.exit(found)

@@ -79,7 +79,7 @@ def fetch(client: Client) -> Path:
     return home / client.name / client.inside
 
 
-def obtain(client: Client) -> Path | str:
+def acquire(client: Client) -> Path | str:
     """The binary, or why there is none: it is fetched only where CORTEX_TEST_NPM=1 asks for that."""
     if (found := find(client)) is not None:
         return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients.fetch_npm import CLAUDE_CODE, obtain
+from clients.fetch_npm import CLAUDE_CODE, acquire
 from clients.programs import Ended, run
 from clients_kit import SAY, answer, asked, in_turn, say
 from dialects_kit import call, chunk, usage_chunk, wire
@@ -17,15 +17,15 @@ from rigs.plane import PlaneRig, running_plane
 
 from cortex_cli.client import Target
 from cortex_cli.client_settings import claude_code
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 
-BINARY = obtain(CLAUDE_CODE)
+BINARY = acquire(CLAUDE_CODE)
 pytestmark = [
     pytest.mark.npm,
     pytest.mark.skipif(isinstance(BINARY, str), reason=str(BINARY)),
     pytest.mark.timeout(180),
 ]
-PROFILE = ModelProfile(id="org/local", harness="scripted", aliases=("claude-*",))
+PROFILE = ModelConfig(id="org/local", harness="scripted", aliases=("claude-*",))
 
 
 async def turn(rig: PlaneRig, home: Path, prompt: str, model: str = "org/local") -> Ended:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from clients.fetch_npm import CODEX, obtain
+from clients.fetch_npm import CODEX, acquire
 from clients.programs import Ended, run
 from clients_kit import SAY, answer, asked, in_turn, say
 from dialects_kit import call, chunk, usage_chunk, wire
@@ -16,7 +16,7 @@ from rigs.plane import PlaneRig, running_plane
 from cortex_cli.client import Target
 from cortex_cli.client_settings import codex
 
-BINARY = obtain(CODEX)
+BINARY = acquire(CODEX)
 pytestmark = [
     pytest.mark.npm,
     pytest.mark.skipif(isinstance(BINARY, str), reason=str(BINARY)),

@@ -26,9 +26,9 @@ from rigs.whole import Served, running_gateway
 from cortex_common.client.control import Bookmark
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, Scope
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotFound
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.operations import PinModel, UnpinModel
 from cortex_common.schema.requests import RequestList, RequestState
 from cortex_server.auth.keys import hash_of
@@ -108,7 +108,7 @@ async def held() -> AsyncIterator[Held]:
         scripted_engine(script) as engine,
         scripted_neuron({"m": engine.url}) as neuron,
         running_gateway(
-            ModelProfile(id="m", harness="scripted"), keys=KEYS, neurons={"n1": neuron.url}
+            ModelConfig(id="m", harness="scripted"), keys=KEYS, neurons={"n1": neuron.url}
         ) as served,
     ):
         async with asyncio.timeout(10):
@@ -236,4 +236,4 @@ async def test_the_trail_names_who_did_it(held: Held):
             missed = [await anext(news), await anext(news)]
 
     assert (pinned.actor, pinned.facts["model"]) == ("ada", "m")
-    assert [e.event for e in missed if isinstance(e, TrailEntry)] == ["pinned", "unpinned"]
+    assert [e.event for e in missed if isinstance(e, AuditEntry)] == ["pinned", "unpinned"]

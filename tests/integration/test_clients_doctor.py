@@ -19,7 +19,7 @@ from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 
 CONTEXT = 2000
 CALLS = wire(
@@ -66,7 +66,7 @@ async def bad(call: Call) -> None:
 @contextlib.asynccontextmanager
 async def serving(script: Script) -> AsyncIterator[Served]:
     """A whole gateway over one model; its engine is asked to stream always, so scripts need only that."""
-    profile = ModelProfile(id="org/m", harness="scripted", context=CONTEXT, aliases=("m",))
+    profile = ModelConfig(id="org/m", harness="scripted", context=CONTEXT, aliases=("m",))
     async with (
         scripted_engine(script) as engine,
         scripted_neuron({"org/m": engine.url}) as neuron,

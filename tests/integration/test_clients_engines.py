@@ -14,7 +14,7 @@ from rigs.fleet import free_port
 from rigs.late import anthropic, openai
 from rigs.whole import Served, running_gateway
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import UpstreamEntry
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
@@ -91,7 +91,7 @@ def model(request: pytest.FixtureRequest) -> str:
 async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[Served]:
     """A gateway that knows a model of each engine, under claude- names too."""
     profiles = [
-        ModelProfile(
+        ModelConfig(
             id=engine,
             harness=harness,
             source=str(weights),

@@ -15,7 +15,7 @@ from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine, whole
 from rigs.late import openai
 from rigs.plane import PlaneRig, ready, running_plane
 
-from cortex_common.config.catalogue import ModelProfile, ParamsSection
+from cortex_common.config.catalogue import ModelConfig, ParamsSection
 from cortex_common.config.gateway import GatewaySection
 from cortex_server.dialects.engine_traits import LLAMACPP
 
@@ -303,7 +303,7 @@ async def test_embeddings_pass_with_the_clients_name_for_the_model() -> None:
     async with (
         scripted_engine(answer(body)) as engine,
         running_plane(
-            {"m": engine.url}, profiles=[ModelProfile(id="m", harness="x", aliases=("e",))]
+            {"m": engine.url}, profiles=[ModelConfig(id="m", harness="x", aliases=("e",))]
         ) as rig,
         gpt(rig.url) as sdk,
     ):
@@ -397,7 +397,7 @@ async def ruled() -> AsyncIterator[tuple[PlaneRig, list[Call]]]:
         strip=("logit_bias",),
         clamp_max_tokens=True,
     )
-    profile = ModelProfile(
+    profile = ModelConfig(
         id="org/m", harness="x", context=1000, aliases=("gpt-*", "claude-*"), params=params
     )
     async with (
@@ -440,7 +440,7 @@ async def test_what_the_client_says_beats_a_default(ruled: tuple[PlaneRig, list[
 
 async def test_the_clamp_knows_the_instances_context() -> None:
     """What the instance takes counts where it is known, the profile's context elsewhere."""
-    profile = ModelProfile(
+    profile = ModelConfig(
         id="m", harness="x", context=5000, params=ParamsSection(clamp_max_tokens=True)
     )
     async with (

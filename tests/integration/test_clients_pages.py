@@ -9,7 +9,7 @@ from rigs.engine import STREAM, Call, chunked, scripted_engine
 from rigs.plane import FACES, running_plane
 
 from cortex_common.config.gateway import GatewaySection
-from cortex_server.auth.access_control import Gate
+from cortex_server.auth.access_control import AccessControl
 
 CHAT = "/v1/chat/completions"
 BODY = {
@@ -39,7 +39,7 @@ async def test_a_page_that_may_reads_answers_listings_and_errors(face, allowed):
         await call.send(chunked(STREAM) + b"0\r\n\r\n")
 
     settings = GatewaySection(allowed_origins=(allowed,))
-    everybody = Gate(insecure=True)
+    everybody = AccessControl(insecure=True)
     async with (
         scripted_engine(answer) as engine,
         running_plane({"m": engine.url}, face=face, settings=settings, gate=everybody) as rig,

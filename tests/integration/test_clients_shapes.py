@@ -14,14 +14,14 @@ from rigs.plane import PlaneRig, running_plane
 from rigs.whole import running_gateway
 
 from cortex_common.config.access import KeyEntry, Scope
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import DoesNotFit
-from cortex_server.auth.access_control import Gate
+from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 
 PROFILES = (
-    ModelProfile(id="org/big", harness="embedded", context=8192, aliases=("claude-*", "big")),
-    ModelProfile(id="org/small", harness="embedded"),
+    ModelConfig(id="org/big", harness="embedded", context=8192, aliases=("claude-*", "big")),
+    ModelConfig(id="org/small", harness="embedded"),
 )
 VERSION = {"anthropic-version": "2023-06-01"}
 HI = [{"role": "user", "content": "hi"}]
@@ -50,7 +50,7 @@ async def served() -> AsyncIterator[Served]:
     ring.use((key("all"), key("few", models=("org/small",))), (), 0.0)
     async with (
         scripted_engine() as engine,
-        running_plane({"org/big": engine.url}, profiles=PROFILES, gate=Gate(ring)) as rig,
+        running_plane({"org/big": engine.url}, profiles=PROFILES, gate=AccessControl(ring)) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         yield Served(rig, http)

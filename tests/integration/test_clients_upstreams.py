@@ -19,13 +19,13 @@ from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_common.errors import Conflict, ModelNotFound
 from cortex_common.schema.fleet import FleetSnapshot, NodeState
 from cortex_common.schema.operations import DrainNode, LoadModel, PinModel, UnloadModel
 from cortex_server.fleet.upstream_watcher import FIRST_PAUSE_S, pause_s
-from cortex_server.placement.desired_state import Upkeep
+from cortex_server.placement.desired_state import DesiredState
 
 
 @dataclass
@@ -379,7 +379,7 @@ async def test_nothing_is_ever_loaded_or_ended_there() -> None:
     async with (
         serving(provider),
         running_gateway(
-            ModelProfile(id="m", harness="embedded", ttl=0.01), upstreams=(entry(provider),)
+            ModelConfig(id="m", harness="embedded", ttl=0.01), upstreams=(entry(provider),)
         ) as served,
         OperatorClient(served.url, who="the gateway") as operator,
     ):
@@ -391,7 +391,7 @@ async def test_nothing_is_ever_loaded_or_ended_there() -> None:
             await operator.drain(DrainNode(node="cloud"))
         with pytest.raises(Conflict, match="is an upstream"):
             await operator.load(LoadModel(model="m", node="cloud"))
-        upkeep, now = Upkeep(0.01, 10.0), 100.0
+        upkeep, now = DesiredState(0.01, 10.0), 100.0
         profile = served.gateway.fleet.profile("m")
         assert profile is not None
         for later in (now, now + 3600):

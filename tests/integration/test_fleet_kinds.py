@@ -9,7 +9,7 @@ from engines.fake_nvml import Card, FakeNvml
 from engines.served_neuron import served
 from rigs.whole import running_gateway
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 from neuron_server.hardware.cpu import CpuSource
@@ -23,7 +23,7 @@ async def test_an_engine_without_gpu_code_is_loaded_beside_the_card(tmp_path: Pa
         neuron=NeuronSection(state_dir=tmp_path / "state"),
         harnesses=(HarnessEntry(name="embedded"),),
     )
-    profile = ModelProfile(id="m", harness="embedded", source=str(weights), vram_mb=300)
+    profile = ModelConfig(id="m", harness="embedded", source=str(weights), vram_mb=300)
     body = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
     devices = (NvmlSource(FakeNvml(Card(0))), CpuSource(2000))
     async with (

@@ -21,7 +21,7 @@ from engines.neuron_rig import NeuronRig, lines_of, load, running, until
 from rigs.whole import running_gateway
 
 from cortex_common.client.neuron import NeuronClient
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import DoesNotFit
 from cortex_common.schema.hardware import DeviceReading
 from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
@@ -149,7 +149,7 @@ async def test_health_tells_nvidia_smis_numbers(rig: NeuronRig):
             assert abs((held.temp_c or 0) - temperature) <= 5
             assert held.power_w is not None
             assert abs(held.power_w - power) <= 60
-            assert held.vram_foreign_mb == held.vram_used_mb
+            assert held.vram_other_mb == held.vram_used_mb
             assert held.vram_available_mb <= idle.vram_available_mb - 8192 + NOISE_MB
         await reading(client, idle.vram_used_mb)
 
@@ -172,7 +172,7 @@ async def test_a_model_on_the_card_is_measured_and_its_memory_comes_back(
         assert promised <= taken * 1.5
         # It takes a little more with its first answer, so an older reading does not do.
         now = await reading(client, before.vram_used_mb + taken)
-        assert abs(now.vram_foreign_mb - before.vram_foreign_mb) <= NOISE_MB
+        assert abs(now.vram_other_mb - before.vram_other_mb) <= NOISE_MB
         [ready] = await client.models()
         assert ready.devices == (0,)
         assert abs((ready.vram_used_mb or 0) - taken) <= NOISE_MB
@@ -237,7 +237,7 @@ async def test_a_stream_on_the_card_outlives_its_neuron(rig: NeuronRig, weights:
         data = await streaming
         assert data[-1] == "[DONE]"
         now = (await client.health()).devices[0]
-        assert now.vram_foreign_mb < now.vram_used_mb
+        assert now.vram_other_mb < now.vram_used_mb
         await client.unload(UnloadRequest(model_id="m"))
     assert rig.engines() == []
 
@@ -249,7 +249,7 @@ async def test_three_models_take_turns_on_a_card_for_two(rig: NeuronRig, weights
         before = await reading(client)
         context = int(before.vram_available_mb * 0.4) * 1024 // KIB_PER_TOKEN
         profiles = [
-            ModelProfile(
+            ModelConfig(
                 id=name, harness="llamacpp", source=str(weights), context=context, parallel=1
             )
             for name in "abc"

@@ -14,10 +14,10 @@ from rigs.whole import running_gateway
 
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, LimitsSection, Scope
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.schema.keys import CreateKey
-from cortex_server.auth.access_control import Gate
+from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 from cortex_server.auth.permissions import rule_for
 from cortex_server.main import Gateway
@@ -125,7 +125,7 @@ async def test_without_keys_other_hosts_reach_nothing(insecure, statuses):
 
 async def test_a_key_is_made_used_listed_and_revoked_at_run_time(tmp_path):
     """A key works from the answer that made it until it is revoked, also over a restart of the gateway."""
-    models = (ModelProfile(id="m", harness="none"), ModelProfile(id="other", harness="none"))
+    models = (ModelConfig(id="m", harness="none"), ModelConfig(id="other", harness="none"))
     secret = ""
     for life in range(2):
         async with (
@@ -158,7 +158,7 @@ async def test_a_key_is_made_used_listed_and_revoked_at_run_time(tmp_path):
 
 async def test_a_key_for_an_alias_lists_the_model_under_the_name_that_it_may_use():
     """What /v1/models shows can be asked for: clients choose from it."""
-    model = ModelProfile(id="org/m", harness="none", aliases=("gpt", "mini", "claude-*"))
+    model = ModelConfig(id="org/m", harness="none", aliases=("gpt", "mini", "claude-*"))
     keys = (
         key("one", models=["gpt"]),
         key("all", models=["org/*"]),
@@ -233,11 +233,11 @@ async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
             await operator.revoke_key("fixed")
 
 
-def ring_of(*keys: KeyEntry) -> Gate:
+def ring_of(*keys: KeyEntry) -> AccessControl:
     """A gate with these keys."""
     ring = Keyring()
     ring.use(keys, (), 0.0)
-    return Gate(ring)
+    return AccessControl(ring)
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -349,7 +349,7 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         await engine.call(0)
         queued = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
         async with asyncio.timeout(5):
-            while rig.plane.turnstile.waiting < 2:
+            while rig.plane.admission.waiting < 2:
                 await asyncio.sleep(0)
         refused = await http.post(CHAT, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
@@ -361,7 +361,7 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         assert [answer.status_code for answer in answers] == [200] * 3
         assert answers[1].headers["x-cortex-queue-ms"].isdigit()
         await rig.settled()
-        assert rig.plane.turnstile.inside == 0
+        assert rig.plane.admission.inside == 0
 
 
 async def test_a_request_whose_turn_does_not_come_has_waited():
@@ -389,13 +389,13 @@ async def test_a_queued_request_whose_client_leaves_gives_its_place_up():
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
         async with asyncio.timeout(5):
-            while rig.plane.turnstile.waiting < 1:
+            while rig.plane.admission.waiting < 1:
                 await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await rig.settled()
-        assert (rig.plane.turnstile.inside, rig.plane.turnstile.waiting) == (0, 0)
+        assert (rig.plane.admission.inside, rig.plane.admission.waiting) == (0, 0)
         assert len(engine.calls) <= 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import DoesNotFit, ModelNotFound, NotFound
 from cortex_common.schema.fleet import ModelState
 from cortex_common.schema.instances import InstanceState
@@ -21,7 +21,7 @@ EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 20, "min_
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelProfile, ...]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, ...]:
     """Three that fit two at a time, one that never fits, and one without its file."""
     directory = tmp_path_factory.mktemp("models")
     return (
@@ -39,7 +39,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Neuron]:
 
 
 @pytest.fixture
-async def served(node: Neuron, models: tuple[ModelProfile, ...]) -> AsyncIterator[Served]:
+async def served(node: Neuron, models: tuple[ModelConfig, ...]) -> AsyncIterator[Served]:
     """A gateway before it that does not hesitate."""
     async with gateway({"here": node.url}, models, **EAGER) as running:
         yield running
@@ -63,7 +63,7 @@ async def test_many_who_ask_at_once_get_one_load(served: Served) -> None:
     assert [a.status_code for a in answers] == [200] * 20
     snapshot = await served.operator.fleet()
     assert len(snapshot.instances()) == 1
-    assert served.gateway.conductor.waiting(snapshot.models[0].id) == 0
+    assert served.gateway.controller.waiting(snapshot.models[0].id) == 0
 
 
 async def test_what_never_fits_is_an_immediate_explained_error(served: Served) -> None:
@@ -90,7 +90,7 @@ async def test_weights_that_are_not_there_fail_with_the_reason(served: Served) -
 
 
 async def test_an_operator_need_not_wait_until_a_failed_load_is_tried_again(
-    served: Served, models: tuple[ModelProfile, ...]
+    served: Served, models: tuple[ModelConfig, ...]
 ) -> None:
     """Requests for what has just failed are refused without a load; an operator who has mended it gets one."""
     weights = models[0].source or ""
@@ -136,13 +136,13 @@ async def test_an_operator_who_does_not_wait_hears_what_is_known_at_once(served:
 async def test_a_client_that_goes_while_waiting_leaves_nothing(served: Served) -> None:
     """Cancelled waits leave no waiter behind, and the load that was begun for them ends by itself."""
     tasks = [asyncio.create_task(served.chat("ada")) for _ in range(10)]
-    conductor = served.gateway.conductor
-    await until(lambda: conductor.waiting(served.gateway.fleet.snapshot.models[0].id) == 10)
+    controller = served.gateway.controller
+    await until(lambda: controller.waiting(served.gateway.fleet.snapshot.models[0].id) == 10)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await until(lambda: conductor.waiting(served.gateway.fleet.snapshot.models[0].id) == 0)
-    await until(lambda: conductor.progress("ada") is None)
+    await until(lambda: controller.waiting(served.gateway.fleet.snapshot.models[0].id) == 0)
+    await until(lambda: controller.progress("ada") is None)
 
 
 async def test_a_stream_is_never_cut_by_an_eviction(served: Served) -> None:
@@ -171,7 +171,7 @@ async def test_a_stream_is_never_cut_by_an_eviction(served: Served) -> None:
         assert b'"error"' not in content
 
 
-async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelProfile, ...]) -> None:
+async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelConfig, ...]) -> None:
     """Two gateways that want all three models at once get every answer, and the node is never over-committed."""
     async with (
         gateway({"here": node.url}, models, **EAGER) as one,
@@ -207,7 +207,7 @@ async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelProf
 
 
 async def test_a_deadline_tells_how_far_the_load_is(
-    node: Neuron, models: tuple[ModelProfile, ...]
+    node: Neuron, models: tuple[ModelConfig, ...]
 ) -> None:
     """Who gives up waiting gets 503 with the state and node of the load, and when to come back."""
     hasty = EAGER | {"gateway": {"metrics_listen": None, "cold_start_timeout_s": 0.05}}
@@ -221,5 +221,5 @@ async def test_a_deadline_tells_how_far_the_load_is(
         assert error["loading"]["state"] in {"starting", "loading"}
         assert error["loading"]["position"] == 1
         assert int(answer.headers["retry-after"]) >= 1
-        await until(lambda: served.gateway.conductor.progress("ada") is None)
+        await until(lambda: served.gateway.controller.progress("ada") is None)
         assert (await served.chat("ada")).status_code == 200

@@ -108,8 +108,8 @@ async def test_two_gateways_share_scarce_memory(tmp_path: Path) -> None:
         assert await watching <= ROOM_MB
         assert [text for found in answers for text in found if not is_whole(text)] == []
         for served in (one, other):
-            conductor = served.gateway.conductor
-            await until(lambda c=conductor: all(c.progress(n) is None for n in names), 60)
+            controller = served.gateway.controller
+            await until(lambda c=controller: all(c.progress(n) is None for n in names), 60)
             await until(
                 lambda s=served: all(i.in_flight == 0 for i in s.gateway.fleet.snapshot.instances())
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NodeNotFound, NotFound, StillBusy, Unavailable
 from cortex_common.schema.fleet import InstanceView, ModelState
 from cortex_common.schema.instances import InstanceState
@@ -24,7 +24,7 @@ from cortex_common.schema.operations import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.schema.plans import ApplyDefrag, DefragView, DefragWish, PlanLoad
+from cortex_common.schema.plans import ApplyDefrag, DefragRequest, DefragView, PlanLoad
 
 EAGER = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
 
@@ -78,7 +78,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     assert pin.until is not None
     told = next(e for e in served.gateway.trail.since(0) if e.event == "pinned")
     assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
-    await until(lambda: not served.gateway.conductor.pins.held)
+    await until(lambda: not served.gateway.controller.pins.held)
     assert (await served.chat("bob")).status_code == 200
 
 
@@ -116,7 +116,7 @@ async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
         served.operator.plan_load(PlanLoad(model="ada", node="her")),
         served.operator.evict(EvictModel(model="ada", node="her")),
         served.operator.pin(PinModel(model="ada", node="her")),
-        served.operator.plan_defrag(DefragWish(node="her")),
+        served.operator.plan_defrag(DefragRequest(node="her")),
         served.operator.cordon("her"),
     ):
         with pytest.raises(NodeNotFound) as raised:
@@ -241,7 +241,7 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
         await served.operator.unload(UnloadModel(model="ada"))
-        upkeep, shown = served.gateway.conductor.upkeep, await served.operator.fleet()
+        upkeep, shown = served.gateway.controller.upkeep, await served.operator.fleet()
         assert not shown.instances()
         assert not upkeep.due(shown, models, 0.0).want
         await served.operator.load(LoadModel(model="ada", wait=True))
@@ -268,7 +268,7 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
         assert target.draining
         fleet.release(target)
         await patient
-        assert "ada" in served.gateway.conductor.upkeep.ended
+        assert "ada" in served.gateway.controller.upkeep.ended
 
 
 async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
@@ -282,7 +282,7 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
         await served.operator.load(LoadModel(model="ada", wait=True))
         await served.operator.pin(PinModel(model="ada"))
         await served.operator.cordon("here")
-        await until(lambda: bool(served.gateway.conductor.knowledge.measurements("ada")))
+        await until(lambda: bool(served.gateway.controller.knowledge.measurements("ada")))
         detail = await served.operator.model("ada")
         assert detail.vram_mb == MODEL_MB
         assert detail.measured[0].loads == 1
@@ -307,7 +307,7 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
     ):
         await served.operator.load(LoadModel(model="ada", node="one", wait=True))
         await served.operator.load(LoadModel(model="bob", node="two", wait=True))
-        wish = DefragWish(across=True)
+        wish = DefragRequest(across=True)
         plan = await served.operator.plan_defrag(wish)
         assert len(plan.moves) == 1
         assert plan.after_mb >= plan.before_mb + MODEL_MB
@@ -335,7 +335,7 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
 async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -> None:
     """On a full disk the operator hears that a restart will forget it; the same for a pin."""
     sections = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path)}}
-    models = (ModelProfile(id="ada", harness="fake"),)
+    models = (ModelConfig(id="ada", harness="fake"),)
     async with gateway({"here": "http://127.0.0.1:1"}, models, **sections) as served:
         with contextlib.closing(sqlite3.connect(tmp_path / "placement.sqlite")) as other:
             for table in ("cordons", "pins"):
@@ -345,4 +345,4 @@ async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -
         with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
             await served.operator.pin(PinModel(model="ada"))
         assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]
-        assert [pin.model for pin in served.gateway.conductor.pins.all()] == ["ada"]
+        assert [pin.model for pin in served.gateway.controller.pins.all()] == ["ada"]

@@ -11,10 +11,10 @@ import pytest
 from engines.attached_rig import Attached
 from lifecycle_rig import Served, gateway, until
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.operations import LoadModel, PinModel, UnloadModel
-from cortex_common.schema.plans import ApplyDefrag, DefragWish
+from cortex_common.schema.plans import ApplyDefrag, DefragRequest
 
 AFTER = 3
 
@@ -31,9 +31,9 @@ def attached(tmp_path: Path) -> Iterator[Attached]:
         found.close()
 
 
-def profile(model: str) -> ModelProfile:
+def profile(model: str) -> ModelConfig:
     """Of a model of that engine."""
-    return ModelProfile.model_validate({"id": model, "harness": "shared", "vram_mb": 100})
+    return ModelConfig.model_validate({"id": model, "harness": "shared", "vram_mb": 100})
 
 
 def ready(served: Served) -> set[str]:
@@ -59,7 +59,7 @@ async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: A
     async with gateway({"beast": attached.rig.url}, models, **sections) as served:
         await until(lambda: ready(served) == {"org/a", "org/b"})
         operator = served.operator
-        assert (await operator.plan_defrag(DefragWish())).restarts == ()
+        assert (await operator.plan_defrag(DefragRequest())).restarts == ()
         await operator.pin(PinModel(model="org/a"))
         await operator.unload(UnloadModel(model="org/b"))
         await operator.load(LoadModel(model="org/b", wait=True))
@@ -69,11 +69,13 @@ async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: A
             return served.gateway.fleet.snapshot.nodes[0].engines[0].cycles
 
         await until(lambda: cycles() == AFTER and ready(served) == {"org/a"})
-        plan = await operator.plan_defrag(DefragWish())
+        plan = await operator.plan_defrag(DefragRequest())
         assert [(r.harness, r.models, r.chosen) for r in plan.restarts] == [
             ("shared", ("org/a",), True)
         ]
-        assert (await operator.plan_defrag(DefragWish(node="beast", max_seconds=0.01))).plan == ""
+        assert (
+            await operator.plan_defrag(DefragRequest(node="beast", max_seconds=0.01))
+        ).plan == ""
 
         long = asyncio.create_task(served.chat("org/a", stream=True, max_tokens=100))
         await until(lambda: any(i.in_flight for i in served.gateway.fleet.snapshot.instances()))
@@ -91,6 +93,6 @@ async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: A
         await operator.load(LoadModel(model="org/b", wait=True))
         config = served.gateway.config
         eager = config.eviction.model_copy(update={"defrag_after_cycles": 1})
-        served.gateway.conductor.use_config(config.model_copy(update={"eviction": eager}))
+        served.gateway.controller.use_config(config.model_copy(update={"eviction": eager}))
         await until(lambda: restarts(served) == 2)
         assert ready(served) == {"org/a", "org/b"}

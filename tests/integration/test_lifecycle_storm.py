@@ -98,6 +98,6 @@ async def test_a_storm_leaves_nothing_behind(tmp_path: Path) -> None:
             return served.gateway.fleet.snapshot.instances()
 
         await until(lambda: all(i.in_flight == 0 for i in views()))
-        conductor = served.gateway.conductor
-        await until(lambda: all(conductor.progress(name) is None for name in names), 60)
-        assert all(conductor.waiting(m.id) == 0 for m in served.gateway.fleet.snapshot.models)
+        controller = served.gateway.controller
+        await until(lambda: all(controller.progress(name) is None for name in names), 60)
+        assert all(controller.waiting(m.id) == 0 for m in served.gateway.fleet.snapshot.models)

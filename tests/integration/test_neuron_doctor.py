@@ -19,7 +19,7 @@ from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import NeuronEntry
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
-from cortex_server.fleet.neuron_watcher import Watcher
+from cortex_server.fleet.neuron_watcher import NeuronWatcher
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from neuron_server.hardware.nvml import NvmlSource
@@ -50,7 +50,7 @@ async def watched(neuron: ServedNeuron) -> AsyncIterator[Fleet]:
     entry = NeuronEntry(name="beast", endpoint=neuron.url)
     fleet = Fleet((entry,), Catalogue(), SystemClock(), Metrics())
     async with NeuronClient(neuron.url, who="beast") as client:
-        watching = asyncio.create_task(Watcher("beast", client, fleet).run())
+        watching = asyncio.create_task(NeuronWatcher("beast", client, fleet).run())
         try:
             yield fleet
         finally:

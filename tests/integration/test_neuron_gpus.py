@@ -130,7 +130,7 @@ async def test_what_is_measured_replaces_what_was_promised(runtime: Runtime, car
     """Once loaded, an engine counts with what NVML says about its processes; headroom and strangers stay out of it."""
     await runtime.load(fake("m", "--loading", "1", vram_mb=6000))
     before = runtime.health().devices
-    assert before[0].vram_foreign_mb == 5000
+    assert before[0].vram_other_mb == 5000
     assert (before[1].vram_reserved_mb, before[1].vram_available_mb) == (6000, 1000)
     async with asyncio.timeout(10):
         async for _ in runtime.changes.follow(1.0):
@@ -142,7 +142,7 @@ async def test_what_is_measured_replaces_what_was_promised(runtime: Runtime, car
     info = await ready(runtime, "m")
     assert (info.vram_used_mb, info.vram_by_device, info.vram_peak_mb) == (3500, (3500,), 3500)
     after = runtime.health().devices[1]
-    assert (after.vram_reserved_mb, after.vram_foreign_mb) == (0, 0)
+    assert (after.vram_reserved_mb, after.vram_other_mb) == (0, 0)
     assert after.vram_available_mb == 8000 - 3500 - 1000
     await runtime.load(fake("n", vram_mb=3000))
     with pytest.raises(DoesNotFit):

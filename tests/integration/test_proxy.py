@@ -24,12 +24,12 @@ from rigs.engine import (
 from rigs.late import openai
 from rigs.plane import FACES, running_plane
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.schema.requests import RequestState
 from cortex_http.client import Connection
 from cortex_server.dataplane.patience import PatientProtocol
-from cortex_server.proxy.request import Exchange
+from cortex_server.proxy.request import ProxyRequest
 
 CHAT = "/v1/chat/completions"
 BODY = {
@@ -134,7 +134,7 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
 async def test_an_alias_is_rewritten_in_place(face):
     """A request for an alias reaches the engine under the model's id, all else unchanged."""
     body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
-    profile = ModelProfile(id="m", harness="scripted", aliases=("nick",))
+    profile = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
         running_plane({"m": engine.url}, face=face, profiles=[profile]) as rig,
@@ -174,7 +174,7 @@ async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
 
 async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
     """The hint names what was probably meant."""
-    profile = ModelProfile(id="Qwen/Qwen3-32B", harness="scripted")
+    profile = ModelConfig(id="Qwen/Qwen3-32B", harness="scripted")
     async with (
         running_plane({}, face=face, profiles=[profile]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(fac
 
 async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
     """Nobody is left waiting for a load that its only client gave up."""
-    profile = ModelProfile(id="m", harness="scripted")
+    profile = ModelConfig(id="m", harness="scripted")
     async with running_plane({}, face=face, profiles=[profile]) as rig:
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
@@ -258,7 +258,7 @@ async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(fa
 
 async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
     """It is answered once the model is ready, and says that it was a cold start."""
-    profile = ModelProfile(id="m", harness="scripted")
+    profile = ModelConfig(id="m", harness="scripted")
     async with (
         scripted_engine() as engine,
         running_plane({}, face=face, profiles=[profile]) as rig,
@@ -275,7 +275,7 @@ async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
 
 async def test_a_failed_load_is_told_with_its_reason(face):
     """The waiting request gets the engine's reason as 503."""
-    profile = ModelProfile(id="m", harness="scripted")
+    profile = ModelConfig(id="m", harness="scripted")
     async with (
         running_plane({}, face=face, profiles=[profile]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
@@ -289,7 +289,7 @@ async def test_a_failed_load_is_told_with_its_reason(face):
 
 async def test_comments_keep_a_stream_alive_during_a_load(face):
     """A streamed request sees comments while it waits, then the stream itself; an SDK skips them."""
-    profile = ModelProfile(id="m", harness="scripted")
+    profile = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
         scripted_engine() as engine,
@@ -332,7 +332,7 @@ async def test_an_engines_comments_are_no_tokens(face):
 
 async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
     """The 200 is out already, so the error comes as an event and there is no [DONE]."""
-    profile = ModelProfile(id="m", harness="scripted")
+    profile = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
         running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
@@ -837,7 +837,9 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
             for _ in range(3):
                 await client.post(CHAT, json=BODY | {"stream": stream})
             await rig.settled()
-            left = [o for o in gc.get_objects() if isinstance(o, Exchange) and o.plane is rig.plane]
+            left = [
+                o for o in gc.get_objects() if isinstance(o, ProxyRequest) and o.plane is rig.plane
+            ]
         finally:
             gc.enable()
         assert len(left) <= 1  # the last of a connection is held until the next

@@ -30,7 +30,7 @@ for (let i = 0; i < 3; i++) {
 def command(client: str, url: str) -> list[str]:
     """How a client is run; skips where it is not installed."""
     if client == "go":
-        built = build_go.obtain()
+        built = build_go.acquire()
         if isinstance(built, str):
             pytest.skip(built)
         return [str(built), url, BODY]

@@ -11,17 +11,17 @@ import uvicorn
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.access import LimitsSection
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewaySection, NeuronEntry
 from cortex_common.errors import LoadFailed
 from cortex_common.schema.hardware import Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_http.server_protocol import DivertingProtocol
 from cortex_server.api.app import create_app
-from cortex_server.auth.access_control import Gate
+from cortex_server.auth.access_control import AccessControl
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
-from cortex_server.proxy.context import DataPlane
+from cortex_server.proxy.context import ProxyContext
 
 FACES = ("diverted", "asgi")
 
@@ -48,8 +48,8 @@ class ScriptedLoads:
         self.nobody = asyncio.Event()
         self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
 
-    async def obtain(
-        self, profile: ModelProfile, *, request_id: str, timeout_s: float
+    async def acquire(
+        self, profile: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """Wait for the outcome that the test sets: (instance, url), or a message to fail with."""
         self.waiting += 1
@@ -78,7 +78,7 @@ class PlaneRig:
     """
 
     fleet: Fleet
-    plane: DataPlane
+    plane: ProxyContext
     metrics: Metrics
     loads: ScriptedLoads | None = None
     port: int = 0
@@ -104,9 +104,9 @@ async def running_plane(
     engines: Mapping[str, str | Sequence[str]],
     *,
     face: str = "diverted",
-    profiles: Sequence[ModelProfile] = (),
+    profiles: Sequence[ModelConfig] = (),
     settings: GatewaySection | None = None,
-    gate: Gate | None = None,
+    gate: AccessControl | None = None,
     limits: LimitsSection | None = None,
 ) -> AsyncIterator[PlaneRig]:
     """A data plane on a free port; `engines` maps a model to the URL(s) of its ready instances."""
@@ -115,7 +115,7 @@ async def running_plane(
     fleet = Fleet(nodes, Catalogue(models=tuple(profiles)), SystemClock(), metrics)
     rig = PlaneRig(fleet, None, metrics)  # type: ignore[arg-type]  # set two lines below
     rig.loads = ScriptedLoads(rig)
-    plane = rig.plane = DataPlane(
+    plane = rig.plane = ProxyContext(
         fleet, rig.loads, metrics, settings or GatewaySection(), gate=gate, limits=limits
     )
     rig.report(

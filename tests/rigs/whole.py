@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from cortex_common.config.access import KeyEntry, LimitsSection
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_http.server import Server, listening
 from cortex_server.gateway import Gateway
@@ -42,7 +42,7 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def running_gateway(
-    *models: ModelProfile,
+    *models: ModelConfig,
     keys: tuple[KeyEntry, ...] = (),
     neurons: Mapping[str, str] | None = None,
     upstreams: tuple[UpstreamEntry, ...] = (),

@@ -38,7 +38,7 @@ from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 from cortex_cli.watch import Lost
 from cortex_common.errors import AuthenticationFailed, BadRequest, Conflict, DoesNotFit, NotFound
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.operations import (
@@ -49,7 +49,7 @@ from cortex_common.schema.operations import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.schema.plans import ApplyDefrag, DefragWish, LedgerLine, PlanView
+from cortex_common.schema.plans import ApplyDefrag, DefragRequest, LedgerLine, PlanView
 from cortex_common.schema.requests import RequestList
 
 WIDE = (140, 40)
@@ -254,7 +254,7 @@ async def test_defrag_shows_its_moves_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [ApplyDefrag(wish=DefragWish(), plan="p1")]
+        assert operator.calls == [ApplyDefrag(wish=DefragRequest(), plan="p1")]
 
 
 async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
@@ -268,7 +268,7 @@ async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [ApplyDefrag(wish=DefragWish(across=True), plan="p1")]
+        assert operator.calls == [ApplyDefrag(wish=DefragRequest(across=True), plan="p1")]
 
 
 async def test_commands_ask_as_keys_do():
@@ -505,7 +505,7 @@ async def test_events_are_followed_until_somebody_scrolls_up():
         assert events.scroll_y == at
 
 
-def entry(name: str) -> TrailEntry:
+def entry(name: str) -> AuditEntry:
     """An entry of that name."""
     return sample_trail()[0].model_copy(update={"event": name})
 

@@ -22,7 +22,7 @@ from cortex_server.auth.keys import Key, MadeKey, hash_of
 from cortex_server.auth.usage import Usage
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
-from cortex_server.proxy.access_log import Journal, RequestLine
+from cortex_server.proxy.access_log import AccessLog, RequestLine
 from cortex_server.workers.backoff import LONGEST_S, STEADY_S, Backoff
 from cortex_server.workers.board import INSIDE, ROWS, Board
 from cortex_server.workers.books import Books, changes
@@ -326,7 +326,7 @@ async def test_books_sum_what_workers_have_and_a_drain_waits_for_all_of_them():
         for name in ("m-0", "m-1")
     )
     fleet.reported("n", NodeStatus(health=Health(uptime_secs=1), models=instances))
-    books = Books(fleet, metrics, Usage(), Journal(asyncio.get_running_loop()))
+    books = Books(fleet, metrics, Usage(), AccessLog(asyncio.get_running_loop()))
     number = books.table()["m"][0].number
     books.flights(0, [(number, 2, 2)])
     books.flights(1, [(number, 1, 4)])

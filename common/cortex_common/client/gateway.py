@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from cortex_common.client.control import Bookmark, ControlClient, in_path
 from cortex_common.config.provenance import ConfigView
 from cortex_common.log_buffer import LogLine, log_lines
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
 from cortex_common.schema.operations import (
@@ -21,7 +21,7 @@ from cortex_common.schema.operations import (
     ModelAction,
     ModelDetail,
     NodeAction,
-    NodeWish,
+    NodeRequest,
     PinModel,
     PinView,
     Reloaded,
@@ -31,8 +31,8 @@ from cortex_common.schema.operations import (
 from cortex_common.schema.plans import (
     ApplyDefrag,
     DecisionView,
+    DefragRequest,
     DefragView,
-    DefragWish,
     DrainPlan,
     PlanLoad,
     PlannedEviction,
@@ -56,8 +56,8 @@ _DECISIONS = TypeAdapter(tuple[DecisionView, ...])
 _DEFRAG = TypeAdapter(DefragView)
 _DETAIL = TypeAdapter(ModelDetail)
 _CONFIG = TypeAdapter(ConfigView)
-_ENTRY = TypeAdapter(TrailEntry)
-_TRAIL = TypeAdapter(tuple[TrailEntry, ...])
+_ENTRY = TypeAdapter(AuditEntry)
+_TRAIL = TypeAdapter(tuple[AuditEntry, ...])
 _REQUESTS = TypeAdapter(RequestList)
 _REQUEST = TypeAdapter(RequestView)
 
@@ -77,7 +77,7 @@ class OperatorClient(ControlClient):
 
     async def news(
         self, bookmark: Bookmark, *, pause_s: float = 0.25, silence_s: float = 15.0
-    ) -> AsyncIterator[FleetSnapshot | TrailEntry]:
+    ) -> AsyncIterator[FleetSnapshot | AuditEntry]:
         """`fleet_events` and what is decided meanwhile; with a used bookmark also what was missed.
 
         Args:
@@ -121,7 +121,7 @@ class OperatorClient(ControlClient):
         async with self.text(path, params) as pieces:
             yield log_lines(pieces)
 
-    async def trail(self) -> tuple[TrailEntry, ...]:
+    async def trail(self) -> tuple[AuditEntry, ...]:
         """What was decided lately, the oldest first."""
         return await self.call(_TRAIL, "GET", "/operator/v1/trail")
 
@@ -183,12 +183,12 @@ class OperatorClient(ControlClient):
 
     async def cordon(self, node: str) -> NodeAction:
         """Place no new instances on a node."""
-        body = NodeWish(node=node).model_dump()
+        body = NodeRequest(node=node).model_dump()
         return await self.call(_NODE, "POST", "/operator/v1/nodes/cordon", body=body)
 
     async def uncordon(self, node: str) -> NodeAction:
         """Place instances on it again."""
-        body = NodeWish(node=node).model_dump()
+        body = NodeRequest(node=node).model_dump()
         return await self.call(_NODE, "POST", "/operator/v1/nodes/uncordon", body=body)
 
     async def drain(self, request: DrainNode) -> NodeAction:
@@ -199,7 +199,7 @@ class OperatorClient(ControlClient):
             _NODE, "POST", "/operator/v1/nodes/drain", body=body, timeout=timeout
         )
 
-    async def plan_defrag(self, wish: DefragWish) -> DefragView:
+    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
         """Which moves would make a large free block. Changes nothing."""
         body = wish.model_dump(mode="json", exclude_none=True)
         return await self.call(_DEFRAG, "POST", "/operator/v1/plan/defrag", body=body)
@@ -227,7 +227,7 @@ class OperatorClient(ControlClient):
 
     async def plan_drain(self, node: str) -> DrainPlan:
         """What emptying a node would do. Changes nothing."""
-        body = NodeWish(node=node).model_dump()
+        body = NodeRequest(node=node).model_dump()
         return await self.call(_DRAIN, "POST", "/operator/v1/plan/drain", body=body)
 
     async def decisions(self, request: str) -> tuple[DecisionView, ...]:

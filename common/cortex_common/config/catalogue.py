@@ -60,7 +60,7 @@ class ParamsSection(Section):
     32000 tokens."""
 
 
-class ModelProfile(Section):
+class ModelConfig(Section):
     """[[models]]: how one model is served."""
 
     id: Annotated[str, Field(min_length=1, max_length=512)]
@@ -180,11 +180,11 @@ class ModelProfile(Section):
 class Catalogue(Section):
     """All of models.toml."""
 
-    models: tuple[ModelProfile, ...] = ()
+    models: tuple[ModelConfig, ...] = ()
 
     @field_validator("models")
     @classmethod
-    def _names_differ(cls, models: tuple[ModelProfile, ...]) -> tuple[ModelProfile, ...]:
+    def _names_differ(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
         owner: dict[str, str] = {}
         for profile in models:
             for name in (profile.id, *profile.aliases):

@@ -8,7 +8,7 @@ from cortex_common.clock import ExactMoment
 from cortex_common.schema.base import Wire
 
 
-class TrailEntry(Wire):
+class AuditEntry(Wire):
     """One decision, or one thing that happened.
 
     Attributes:

@@ -38,7 +38,7 @@ class DeviceView:
     vram_used_mb: int = 0
     vram_free_mb: int = 0
     vram_reserved_mb: int = 0
-    vram_foreign_mb: int = 0
+    vram_other_mb: int = 0
     vram_headroom_mb: int = 0
     vram_available_mb: int = 0
     utilization_pct: int | None = None

@@ -64,7 +64,7 @@ class DeviceReading(Wire):
     temp_c: int | None = None
     power_w: float | None = None
     vram_reserved_mb: int = 0
-    vram_foreign_mb: int = 0
+    vram_other_mb: int = 0
     vram_headroom_mb: int = 0
     vram_available_mb: int = 0
     health: DeviceHealth = DeviceHealth.OK

@@ -104,7 +104,7 @@ class PinView(Wire):
     until: Moment | None = None
 
 
-class NodeWish(StrictWire):
+class NodeRequest(StrictWire):
     """POST /operator/v1/nodes/cordon and /uncordon."""
 
     node: str

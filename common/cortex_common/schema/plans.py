@@ -134,7 +134,7 @@ class DecisionView(Wire):
     evicted: tuple[str, ...] = ()
 
 
-class DefragWish(StrictWire):
+class DefragRequest(StrictWire):
     """POST /operator/v1/plan/defrag: moves that make one large free block, and restarts of attached engines.
 
     Changes nothing.
@@ -162,7 +162,7 @@ class ApplyDefrag(StrictWire):
         plan: id of the plan that was shown; refused when the fleet has changed since.
     """
 
-    wish: DefragWish = DefragWish()
+    wish: DefragRequest = DefragRequest()
     plan: str
     drain_timeout_s: Annotated[float, Field(ge=0)] = 300.0
 
@@ -189,7 +189,7 @@ class MoveView(Wire):
     interruption_s: float = 0.0
 
 
-class DeviceRoomView(Wire):
+class DeviceCapacityView(Wire):
     """A device before and after a defrag, in MiB available."""
 
     node: str
@@ -242,6 +242,6 @@ class DefragView(Wire):
     why: str
     moves: tuple[MoveView, ...] = ()
     restarts: tuple[RestartView, ...] = ()
-    devices: tuple[DeviceRoomView, ...] = ()
+    devices: tuple[DeviceCapacityView, ...] = ()
     seconds: float | None = None
     done: bool = False

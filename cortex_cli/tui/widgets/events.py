@@ -10,7 +10,7 @@ from cortex_cli.render.audit import entry_tone, facts_line
 from cortex_cli.render.table import printable
 from cortex_cli.tui.theme import ink
 from cortex_cli.tui.widgets.lines import Lines, Pieces
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 
 _KEPT = 2000
 _TONES = {Tone.GOOD: "success", Tone.WARN: "warning", Tone.BAD: "error"}
@@ -23,10 +23,10 @@ class EventLines(Lines):
 
     def __init__(self) -> None:
         super().__init__("events")
-        self._entries: deque[TrailEntry] = deque(maxlen=_KEPT)
+        self._entries: deque[AuditEntry] = deque(maxlen=_KEPT)
         self._follows = True
 
-    def note(self, entry: TrailEntry) -> None:
+    def note(self, entry: AuditEntry) -> None:
         """Add an entry, to be seen with the next drawing."""
         self._entries.append(entry)
 

@@ -11,7 +11,7 @@ from cortex_cli.render.plan import plan_text
 from cortex_common.schema.operations import MeasuredSize, ModelDetail, PinView
 from cortex_common.schema.plans import (
     DefragView,
-    DeviceRoomView,
+    DeviceCapacityView,
     LedgerLine,
     MoveView,
     PlannedEviction,
@@ -70,9 +70,9 @@ def test_a_defrag_shows_the_room_before_and_after():
     view = DefragView(
         plan="p-1", node="a", device=0, before_mb=30_000, after_mb=39_000, why="one block", moves=(MOVE,),
         devices=(
-            DeviceRoomView(node="a", device=0, total_mb=48_000, before_mb=30_000, after_mb=39_000),
-            DeviceRoomView(node="a", device=1, total_mb=48_000, before_mb=20_000, after_mb=11_000),
-            DeviceRoomView(node="a", device=2, total_mb=48_000, before_mb=5_000, after_mb=5_000),
+            DeviceCapacityView(node="a", device=0, total_mb=48_000, before_mb=30_000, after_mb=39_000),
+            DeviceCapacityView(node="a", device=1, total_mb=48_000, before_mb=20_000, after_mb=11_000),
+            DeviceCapacityView(node="a", device=2, total_mb=48_000, before_mb=5_000, after_mb=5_000),
         ),
     )  # fmt: skip
     lines = defrag_text(view, PLAIN).splitlines()

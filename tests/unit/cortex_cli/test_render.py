@@ -37,7 +37,7 @@ from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_common.log_buffer import LogLine
 from cortex_common.net.tls import Certificate
-from cortex_common.schema.audit import TrailEntry
+from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.base import Wire
 from cortex_common.schema.fleet import (
     SNAPSHOT,
@@ -200,7 +200,7 @@ def test_no_field_of_unix_seconds_is_without_its_mark():
     told = {
         kind: set(re.findall(r"^ +(\w+): Unix seconds", kind.__doc__ or "", re.MULTILINE))
         for kind in (
-            *(FleetSnapshot, NodeView, InstanceView, ModelView, TrailEntry, LogLine),
+            *(FleetSnapshot, NodeView, InstanceView, ModelView, AuditEntry, LogLine),
             *(RequestView, RequestList, DecisionView, MeasuredSize, PinView),
         )
     }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_http.client import Connection, Headers
-from cortex_server.dataplane.pool import Endpoint, Pool
+from cortex_server.dataplane.pool import Address, ConnectionPool
 from cortex_server.proxy.stream_fast_path import SizeLines
 
 
@@ -78,9 +78,9 @@ class Heard:
         self.lost = (reason, answered)
 
 
-def opened() -> tuple[Pool, Connection, Wire, Heard]:
+def opened() -> tuple[ConnectionPool, Connection, Wire, Heard]:
     """A connection that has just sent a request."""
-    pool, wire, heard = Pool(connect_timeout_s=1), Wire(), Heard()
+    pool, wire, heard = ConnectionPool(connect_timeout_s=1), Wire(), Heard()
     connection = Connection(pool, pool.endpoint("http://127.0.0.1:1"))
     connection.connection_made(wire)
     connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", heard)
@@ -217,7 +217,7 @@ async def test_bytes_that_nobody_asked_for_close_a_resting_connection():
 )
 def test_an_engines_url_is_taken_apart(url, host, port, prefix):
     """Host, port and the path before /v1."""
-    endpoint = Endpoint.parse(url)
+    endpoint = Address.parse(url)
     assert (endpoint.host, endpoint.port, endpoint.prefix) == (host, port, prefix)
 
 
@@ -225,12 +225,12 @@ def test_an_engines_url_is_taken_apart(url, host, port, prefix):
 def test_what_is_no_url_is_refused(url):
     """With words instead of a traceback later."""
     with pytest.raises(ValueError, match="not a URL"):
-        Endpoint.parse(url)
+        Address.parse(url)
 
 
 def test_a_unix_socket_is_an_endpoint_too():
     """The path is written in the place of the host, slashes escaped."""
-    assert Endpoint.parse("http+unix://%2Frun%2Fengine.sock/x").uds == "/run/engine.sock"
+    assert Address.parse("http+unix://%2Frun%2Fengine.sock/x").uds == "/run/engine.sock"
 
 
 async def test_a_connection_paused_by_its_last_piece_reads_the_next_answer():

@@ -14,7 +14,7 @@ from engines.fake_nvml import Card, FakeNvml
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.neuron import HarnessEntry
-from neuron_server.diagnostics import Fitness
+from neuron_server.diagnostics import EngineChecks
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.harness.probe import engine_client
@@ -25,13 +25,13 @@ CPU_BUILD = "Available devices:\n  (none)"
 
 
 @contextlib.asynccontextmanager
-async def fitness(entry: HarnessEntry, cards: int = 1) -> AsyncIterator[Fitness]:
+async def fitness(entry: HarnessEntry, cards: int = 1) -> AsyncIterator[EngineChecks]:
     """Of a host with one engine, whose driver offers CUDA 13.1."""
     host = Host((NvmlSource(FakeNvml(*map(Card, range(cards)))),), SystemClock())
     await host.open()
     registry = Registry([entry], engine_client())
     try:
-        yield Fitness(registry, host)
+        yield EngineChecks(registry, host)
     finally:
         await registry.close()
         await host.close()

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from cortex_common.clock import ManualClock
 from cortex_common.schema.hardware import Health
 from cortex_common.schema.instances import NodeStatus
-from neuron_server.event_log import Changes, Journal
+from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.event_stream import StatusEvents, noted_before
 
 STATUS = NodeStatus(health=Health(uptime_secs=1.0))
 
 
-def events(changes: Changes, journal: Journal, slow_s: float = 10.0) -> StatusEvents:
+def events(changes: ChangeCounter, journal: EventLog, slow_s: float = 10.0) -> StatusEvents:
     """The response to one reader of a runtime that has only what a reader needs."""
     runtime = SimpleNamespace(changes=changes, journal=journal, status=lambda _: STATUS)
     return StatusEvents(runtime, lambda _: "", None, slow_s)
@@ -46,7 +46,7 @@ def test_a_reader_resumes_where_it_was(sent, begin):
 
 async def test_a_reader_that_takes_nothing_is_cut():
     """An event that can't be sent in time ends the stream, and the node goes on."""
-    changes = Changes()
+    changes = ChangeCounter()
     sent: list[object] = []
 
     async def send(message: dict[str, object]) -> None:
@@ -54,7 +54,7 @@ async def test_a_reader_that_takes_nothing_is_cut():
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    response = events(changes, Journal(ManualClock(), changes), slow_s=0.05)
+    response = events(changes, EventLog(ManualClock(), changes), slow_s=0.05)
     async with asyncio.timeout(5):
         await response({"type": "http"}, never, send)
     assert len(sent) == 2
@@ -62,8 +62,8 @@ async def test_a_reader_that_takes_nothing_is_cut():
 
 async def test_changes_while_a_reader_is_busy_are_one_message():
     """Nothing is queued: after a slow event the latest status and all new entries come in one message."""
-    changes = Changes()
-    journal = Journal(ManualClock(), changes)
+    changes = ChangeCounter()
+    journal = EventLog(ManualClock(), changes)
     bodies: list[bytes] = []
 
     async def send(message: dict[str, object]) -> None:
@@ -88,7 +88,7 @@ async def test_changes_while_a_reader_is_busy_are_one_message():
 
 async def test_silence_is_filled_and_the_end_ends():
     """Without news a reader of changes gets None; at the neuron's end it hears of that, and is let go."""
-    changes = Changes()
+    changes = ChangeCounter()
     reader = changes.follow(0.01)
     assert await anext(reader) == 0
     assert await anext(reader) is None
@@ -102,8 +102,8 @@ async def test_silence_is_filled_and_the_end_ends():
 
 def test_the_journal_is_bounded():
     """Only the latest entries are kept, under their own numbers."""
-    changes = Changes()
-    journal = Journal(ManualClock(unix=5.0), changes)
+    changes = ChangeCounter()
+    journal = EventLog(ManualClock(unix=5.0), changes)
     for number in range(1000):
         journal.note("event", instance=number, nothing=None)
     kept = list(journal.since(0))

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from cortex_common.errors import BadRequest, DoesNotFit
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId
-from neuron_server.ledger import Books, Need, Share, accounts, admit
+from neuron_server.ledger import DeviceMemory, Grant, Need, accounts, admit
 
 CUDA, CPU = DeviceKind.CUDA, DeviceKind.CPU
 
 
-def gpu(index: int = 0, free: int = 1000, total: int = 1000, headroom: int = 0, **more) -> Books:
+def gpu(
+    index: int = 0, free: int = 1000, total: int = 1000, headroom: int = 0, **more
+) -> DeviceMemory:
     """A device."""
-    return Books(index, more.pop("kind", CUDA), total - free, free, headroom, **more)
+    return DeviceMemory(index, more.pop("kind", CUDA), total - free, free, headroom, **more)
 
 
 def need(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> Need:
@@ -24,16 +26,16 @@ def need(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> Nee
     return Need(size, count, tuple(devices), kinds)
 
 
-def share(promised: int, measured: int | None = None, *, device: int = 0, settled=False) -> Share:
+def share(promised: int, measured: int | None = None, *, device: int = 0, settled=False) -> Grant:
     """What an instance holds."""
-    return Share(InstanceId("i"), device, promised, measured, settled)
+    return Grant(InstanceId("i"), device, promised, measured, settled)
 
 
 sizes = st.integers(0, 2000)
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[list[Books], list[Share]]:
+def worlds(draw: st.DrawFn) -> tuple[list[DeviceMemory], list[Grant]]:
     """Devices with measured shares, as a node sees them: what is measured is not free."""
     books, shares = [], []
     for index in range(draw(st.integers(1, 4))):
@@ -134,11 +136,11 @@ def test_the_hosts_memory_is_promised_once(host_free, budget, headrooms, asked):
         taken = promise.per_device_mb if takes else None
         free -= taken or 0
         shares.append(share(promise.per_device_mb, taken, device=device))
-    promised = sum(s.promised_mb for s in shares)
+    promised = sum(s.granted_mb for s in shares)
     assert promised <= host_free
     if promised:
         assert promised + max(headrooms) <= host_free
-    assert sum(s.promised_mb for s in shares if s.device == 1) <= budget
+    assert sum(s.granted_mb for s in shares if s.device == 1) <= budget
 
 
 def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
@@ -159,13 +161,13 @@ def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
 def test_a_promise_counts_only_as_far_as_it_is_not_taken():
     """While an engine grows into its promise, what it took is measured and the rest is reserved."""
     (account,) = accounts([gpu(free=700)], [share(500, 300)])
-    assert (account.reserved_mb, account.foreign_mb, account.available_mb) == (200, 0, 500)
+    assert (account.reserved_mb, account.other_mb, account.available_mb) == (200, 0, 500)
 
 
 def test_an_engine_that_took_more_than_promised_is_no_foreigner():
     """Measured beyond the promise counts as ours and reserves nothing."""
     (account,) = accounts([gpu(free=300)], [share(500, 700)])
-    assert (account.reserved_mb, account.foreign_mb, account.available_mb) == (0, 0, 300)
+    assert (account.reserved_mb, account.other_mb, account.available_mb) == (0, 0, 300)
 
 
 def test_a_settled_instance_keeps_nothing_it_did_not_take():
@@ -193,7 +195,7 @@ def test_what_an_end_gives_back_is_what_was_taken_and_kept():
 def test_strangers_are_seen_and_their_memory_is_not_promised():
     """What others use is foreign and lowers what is available."""
     (account,) = accounts([gpu(free=400, headroom=100)], [share(200, 200)])
-    assert (account.foreign_mb, account.available_mb) == (400, 300)
+    assert (account.other_mb, account.available_mb) == (400, 300)
 
 
 def test_a_lost_device_gets_nothing():

@@ -18,14 +18,14 @@ from cortex_common.errors import (
     Unavailable,
 )
 from cortex_common.schema.keys import CreateKey
-from cortex_server.auth.access_control import INFER, Gate, is_loopback, is_own
-from cortex_server.auth.admission_queue import Turnstile
-from cortex_server.auth.key_service import Desk
-from cortex_server.auth.keys import Bucket, Key, Keyring, MadeKey, hash_of, new_secret
+from cortex_server.auth.access_control import INFER, AccessControl, is_loopback, is_own
+from cortex_server.auth.admission_queue import FairQueue
+from cortex_server.auth.key_service import KeyService
+from cortex_server.auth.keys import Key, Keyring, MadeKey, TokenBucket, hash_of, new_secret
 from cortex_server.auth.permissions import RULES, matrix, rule_for
 from cortex_server.auth.usage import Usage
 from cortex_server.proxy.routes import ROUTES
-from cortex_server.storage.keys import Records
+from cortex_server.storage.keys import KeyStore
 
 OPERATE = frozenset({Scope.OPERATOR})
 DOCS = Path(__file__).parents[4] / "docs" / "reference" / "scopes.md"
@@ -36,11 +36,11 @@ def entry(name: str, secret: str, **terms: object) -> KeyEntry:
     return KeyEntry.model_validate({"name": name, "hash": hash_of(secret)} | terms)
 
 
-def gate(*keys: KeyEntry, insecure: bool = False) -> Gate:
+def gate(*keys: KeyEntry, insecure: bool = False) -> AccessControl:
     """A gate with these keys."""
     ring = Keyring()
     ring.use(keys, (), 0.0)
-    return Gate(ring, insecure=insecure)
+    return AccessControl(ring, insecure=insecure)
 
 
 def bearer(secret: str) -> list[tuple[bytes, bytes]]:
@@ -196,7 +196,7 @@ def test_the_configuration_hides_a_made_key_of_the_same_name():
 )
 def test_a_bucket_never_gives_more_than_it_promises(per_minute, asks):
     """In t minutes at most 1 + t minutes' worth is given, and a wait that is told is enough."""
-    bucket = Bucket(per_minute, 0.0)
+    bucket = TokenBucket(per_minute, 0.0)
     now = given_out = 0.0
     for pause, amount in asks:
         now += pause
@@ -261,17 +261,17 @@ def key_of(name: str, **terms: object) -> Key:
 async def served(*queue: tuple[Key, int], most: int = 1) -> str:
     """The order in which those who queue behind one guest are let in, by the names of their keys."""
     log: list[str] = []
-    turnstile = Turnstile(asyncio.get_running_loop(), LimitsSection(max_in_flight=most))
+    admission = FairQueue(asyncio.get_running_loop(), LimitsSection(max_in_flight=most))
     first = Guest("first", log)
-    assert turnstile.enter(first, key_of("z"), 0)
+    assert admission.enter(first, key_of("z"), 0)
     guests = [(Guest(key.name, log), key, priority) for key, priority in queue]
     for guest, key, priority in guests:
-        assert not turnstile.enter(guest, key, priority)
-    turnstile.leave(first)
-    while turnstile.waiting or len(log) < len(queue):
+        assert not admission.enter(guest, key, priority)
+    admission.leave(first)
+    while admission.waiting or len(log) < len(queue):
         await asyncio.sleep(0)
-        if turnstile.inside:
-            turnstile.leave(next(g for g, _, _ in guests if g in turnstile._inside))
+        if admission.inside:
+            admission.leave(next(g for g, _, _ in guests if g in admission._inside))
     return "".join(log)
 
 
@@ -297,14 +297,14 @@ async def test_priority_is_capped_by_the_key():
 async def test_a_guest_that_left_the_queue_is_not_called():
     """Its place goes to the next."""
     log: list[str] = []
-    turnstile = Turnstile(asyncio.get_running_loop(), LimitsSection(max_in_flight=1))
+    admission = FairQueue(asyncio.get_running_loop(), LimitsSection(max_in_flight=1))
     first, second, third = (Guest(n, log) for n in ("1", "2", "3"))
     key = key_of("a")
-    turnstile.enter(first, key, 0)
-    turnstile.enter(second, key, 0)
-    turnstile.enter(third, key, 0)
-    turnstile.leave(second)
-    turnstile.leave(first)
+    admission.enter(first, key, 0)
+    admission.enter(second, key, 0)
+    admission.enter(third, key, 0)
+    admission.leave(second)
+    admission.leave(first)
     await asyncio.sleep(0)
     assert log == ["3"]
 
@@ -313,32 +313,32 @@ async def test_the_queue_is_bounded_in_length_and_time():
     """One too many is refused at once; one that waits too long is turned away."""
     log: list[str] = []
     limits = LimitsSection(max_in_flight=1, max_queued=1, queue_timeout_s=0.01)
-    turnstile = Turnstile(asyncio.get_running_loop(), limits)
+    admission = FairQueue(asyncio.get_running_loop(), limits)
     key = key_of("a")
-    turnstile.enter(Guest("1", log), key, 0)
-    turnstile.enter(Guest("2", log), key, 0)
+    admission.enter(Guest("1", log), key, 0)
+    admission.enter(Guest("2", log), key, 0)
     with pytest.raises(Busy):
-        turnstile.enter(Guest("3", log), key, 0)
+        admission.enter(Guest("3", log), key, 0)
     async with asyncio.timeout(5):
         while not log:
             await asyncio.sleep(0.001)
     assert log == ["-2"]
-    assert turnstile.waiting == 0
+    assert admission.waiting == 0
 
 
 def test_records_outlast_the_gateway(tmp_path: Path):
     """Keys and usage are there again when the file is opened anew, and usage adds up."""
     usage = Usage()
     for day, tokens in (("2026-01-01", 5), ("2026-01-01", 7), ("2026-01-02", 1)):
-        records = Records(tmp_path / "x.sqlite")
+        records = KeyStore(tmp_path / "x.sqlite")
         usage.count("k", "m", tokens, 2 * tokens, failed=tokens == 7)
         records.add_usage(day, usage.taken())
         records.close()
-    records = Records(tmp_path / "x.sqlite")
+    records = KeyStore(tmp_path / "x.sqlite")
     terms = KeyTerms(limits=KeyLimits(max_in_flight=2), expires="2030-01-01")
     records.add_key(MadeKey("k", hash_of("s"), terms, 7.0))
     records.close()
-    records = Records(tmp_path / "x.sqlite")
+    records = KeyStore(tmp_path / "x.sqlite")
     assert [(k.name, k.terms, k.created) for k in records.made_keys()] == [("k", terms, 7.0)]
     found = records.usage("2026-01-01", "2026-01-01")
     assert [(r.requests, r.errors, r.tokens_in, r.tokens_out) for r in found] == [(2, 1, 12, 24)]
@@ -348,8 +348,8 @@ def test_records_outlast_the_gateway(tmp_path: Path):
 
 async def test_usage_that_can_not_be_written_down_stops_nothing(tmp_path: Path):
     """What was written can be read, and the gateway ends as it should."""
-    usage, records = Usage(), Records(tmp_path / "x.sqlite")
-    desk = Desk(Keyring(), usage, records, ())
+    usage, records = Usage(), KeyStore(tmp_path / "x.sqlite")
+    desk = KeyService(Keyring(), usage, records, ())
     usage.count("k", "m", 1, 1, failed=False)
     assert len(await desk.usage("0000", "9999")) == 1
     usage.count("k", "m", 1, 1, failed=False)
@@ -363,8 +363,8 @@ async def test_usage_that_can_not_be_written_down_stops_nothing(tmp_path: Path):
 
 async def test_a_key_that_can_not_be_written_down_is_not_made(tmp_path: Path):
     """A full disk is told as such, and the name is free again once there is room."""
-    records = Records(tmp_path / "x.sqlite")
-    desk = Desk(Keyring(), Usage(), records, ())
+    records = KeyStore(tmp_path / "x.sqlite")
+    desk = KeyService(Keyring(), Usage(), records, ())
     with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
         other.execute("alter table keys rename to away")
         with pytest.raises(Unavailable, match="can't be written down"):
@@ -379,7 +379,7 @@ def test_secrets_are_long_and_their_files_hold_none(tmp_path: Path):
     """256 random bits; the records keep a hash."""
     secret = new_secret()
     assert len(secret) >= 43
-    records = Records(tmp_path / "x.sqlite")
+    records = KeyStore(tmp_path / "x.sqlite")
     records.add_key(MadeKey("k", hash_of(secret), KeyTerms(), 7.0))
     records.close()
     assert all(secret.encode() not in p.read_bytes() for p in tmp_path.iterdir())

@@ -10,8 +10,8 @@ from cortex_server.fleet.circuit_breaker import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     Breaker,
+    BreakerState,
     RetryBudget,
-    Standing,
 )
 
 
@@ -19,7 +19,7 @@ def test_three_failures_in_a_row_open_it():
     """Two are forgiven, the third opens for the first pause."""
     breaker = Breaker()
     assert [breaker.failed("x") for _ in range(FAILURES)] == [None, None, FIRST_PAUSE_S]
-    assert breaker.standing is Standing.OPEN
+    assert breaker.standing is BreakerState.OPEN
 
 
 def test_a_success_between_failures_forgives_them():
@@ -29,7 +29,7 @@ def test_a_success_between_failures_forgives_them():
         assert breaker.failed("x") is None
         assert breaker.failed("x") is None
         assert not breaker.succeeded()
-    assert breaker.standing is Standing.CLOSED
+    assert breaker.standing is BreakerState.CLOSED
 
 
 def test_a_failed_trial_doubles_the_pause_up_to_a_limit():
@@ -40,7 +40,7 @@ def test_a_failed_trial_doubles_the_pause_up_to_a_limit():
     pauses = []
     for _ in range(8):
         breaker.try_again()
-        assert breaker.standing is Standing.ON_TRIAL
+        assert breaker.standing is BreakerState.ON_TRIAL
         pauses.append(breaker.failed("x"))
     assert pauses == [
         2,
@@ -54,7 +54,7 @@ def test_a_failed_trial_doubles_the_pause_up_to_a_limit():
     ]
     breaker.try_again()
     assert breaker.succeeded()
-    assert breaker.standing is Standing.CLOSED
+    assert breaker.standing is BreakerState.CLOSED
     assert [breaker.failed("x") for _ in range(FAILURES)][-1] == FIRST_PAUSE_S
 
 
@@ -65,12 +65,12 @@ def test_it_is_open_only_after_failures_and_always_knows_why(events):
     for event in events:
         if event == "ok":
             breaker.succeeded()
-            assert breaker.standing is Standing.CLOSED
+            assert breaker.standing is BreakerState.CLOSED
         elif event == "fail":
             breaker.failed("engine gone")
         else:
             breaker.try_again()
-        if breaker.standing is not Standing.CLOSED:
+        if breaker.standing is not BreakerState.CLOSED:
             assert breaker.reason == "engine gone"
 
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
 from cortex_server.dialects.stream.text import Echo
-from cortex_server.fleet.model_aliases import Names
+from cortex_server.fleet.model_aliases import ModelAliases
 
-_NAMES = Names(
+_NAMES = ModelAliases(
     [
-        ModelProfile(id="Qwen/Qwen3-32B", harness="x", aliases=("big", "claude-*")),
-        ModelProfile(id="small", harness="x", aliases=("claude-haiku-*",)),
-        ModelProfile(id="claude-real", harness="x"),
+        ModelConfig(id="Qwen/Qwen3-32B", harness="x", aliases=("big", "claude-*")),
+        ModelConfig(id="small", harness="x", aliases=("claude-haiku-*",)),
+        ModelConfig(id="claude-real", harness="x"),
     ]
 )
 

@@ -11,22 +11,22 @@ import httpx
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.clock import SystemClock
-from cortex_common.config.catalogue import Catalogue, ModelProfile
+from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import NeuronEntry
 from cortex_common.errors import BadRequest, CortexError, StillBusy, envelope
 from cortex_common.schema.hardware import DeviceKind, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.state import Fleet
-from cortex_server.lifecycle.executor import Carrier
+from cortex_server.lifecycle.executor import Executor
 from cortex_server.metrics.series import Metrics
 from cortex_server.placement.fit import Shape, Size, SizeSource
-from cortex_server.placement.pending_loads import Order
+from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.planner import Load
 
 VICTIMS = (InstanceId("first"), InstanceId("second"))
-ORDER = Order(
+ORDER = LoadOrder(
     InstanceId("new"),
-    ModelProfile(id="wanted", harness="fake"),
+    ModelConfig(id="wanted", harness="fake"),
     Load("n1", (0,), Shape(DeviceKind.CUDA, 1, Size(100, SizeSource.CONFIGURED)), VICTIMS, "why"),
 )
 
@@ -56,7 +56,7 @@ class Heard:
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
         self._hear("admitted", actual)
 
-    def refused(self, order: Order, needed_mb: int | None) -> None:
+    def refused(self, order: LoadOrder, needed_mb: int | None) -> None:
         self._hear("refused", str(needed_mb))
 
     def failed(self, instance: InstanceId, reason: str) -> None:
@@ -86,14 +86,14 @@ async def carried(answer: Answer, *, load: bool = False) -> tuple[Fleet, Heard]:
     fleet, heard = fleet_with_victims(), Heard()
     transport = httpx.MockTransport(answer)
     async with NeuronClient("http://n1", who="node n1", transport=transport) as client:
-        carrier = Carrier(fleet, {"n1": client}, heard)
+        executor = Executor(fleet, {"n1": client}, heard)
         if load:
-            carrier.start(ORDER)
+            executor.start(ORDER)
         else:
-            carrier.make_room(ORDER, 5.0)
+            executor.make_room(ORDER, 5.0)
         async with asyncio.timeout(5):
             await heard.over.wait()
-        await carrier.close()
+        await executor.close()
     return fleet, heard
 
 

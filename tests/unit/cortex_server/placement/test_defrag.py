@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceId, ModelId
-from cortex_server.placement.capacity import node_room
+from cortex_server.placement.capacity import node_capacity
 from cortex_server.placement.defrag import Budget, Defrag, defrag
-from cortex_server.placement.eviction import Standing
-from cortex_server.placement.state import World
+from cortex_server.placement.eviction import ModelStats
+from cortex_server.placement.state import ClusterState
 
 budgets = st.builds(
     Budget,
@@ -21,12 +21,12 @@ budgets = st.builds(
 )
 
 
-def free(before: World) -> dict[tuple[str, int], int]:
+def free(before: ClusterState) -> dict[tuple[str, int], int]:
     """MiB available on each device."""
     return {(r.node.name, d.index): d.available_mb for r in before.rooms for d in r.devices}
 
 
-def carried_out(found: Defrag, before: World) -> dict[tuple[str, int], int]:
+def carried_out(found: Defrag, before: ClusterState) -> dict[tuple[str, int], int]:
     """The same after each move, with copy and original side by side in between."""
     left = free(before)
     for move in found.moves:
@@ -37,7 +37,9 @@ def carried_out(found: Defrag, before: World) -> dict[tuple[str, int], int]:
 
 
 @given(worlds(), budgets, st.one_of(st.none(), st.integers(1, 800)))
-def test_a_defrag_keeps_its_promises(before: World, budget: Budget, wanted: int | None) -> None:
+def test_a_defrag_keeps_its_promises(
+    before: ClusterState, budget: Budget, wanted: int | None
+) -> None:
     """Every copy has room when it is loaded, the block comes out as told, the budget holds, nobody pinned moves."""
     found = defrag(before.rooms, before.standings, budget, wanted_mb=wanted)
     if found is None:
@@ -53,7 +55,7 @@ def test_a_defrag_keeps_its_promises(before: World, budget: Budget, wanted: int 
 
 
 @given(worlds(), budgets)
-def test_the_largest_block_never_shrinks(before: World, budget: Budget) -> None:
+def test_the_largest_block_never_shrinks(before: ClusterState, budget: Budget) -> None:
     """Without a wish, the largest free block grows or nothing is moved."""
     found = defrag(before.rooms, before.standings, budget)
     if found is not None:
@@ -62,7 +64,7 @@ def test_the_largest_block_never_shrinks(before: World, budget: Budget) -> None:
         assert max(carried_out(found, before).values()) >= max(usable, default=0)
 
 
-def scattered(*sizes: tuple[int, ...]) -> World:
+def scattered(*sizes: tuple[int, ...]) -> ClusterState:
     """A node with a device of 300 MiB for each tuple, and an instance of each size on it."""
     placed: list[InstanceView] = []
     for at, there in enumerate(sizes):
@@ -70,7 +72,7 @@ def scattered(*sizes: tuple[int, ...]) -> World:
             made = instance(f"m{mb}", devices=(at,), mb=mb)
             placed.append(replace(made, id=InstanceId(f"{mb}@{at}")))
     fleet = node("n1", tuple(device(i, 300) for i in range(len(sizes))), tuple(placed))
-    return World(rooms=(node_room(fleet),), now=NOW)
+    return ClusterState(rooms=(node_capacity(fleet),), now=NOW)
 
 
 def test_scattered_instances_are_moved_together() -> None:
@@ -94,10 +96,10 @@ def test_the_quickest_of_equal_moves_is_taken() -> None:
     before = scattered((100,), (100,))
     slow, quick = (instance(m, devices=(at,)) for at, m in enumerate(("slow", "quick")))
     fleet = node("n1", (device(0, 300), device(1, 300)), (slow, quick))
-    before = replace(before, rooms=(node_room(fleet),))
+    before = replace(before, rooms=(node_capacity(fleet),))
     standings = {
-        ModelId("slow"): Standing(reload_s=60),
-        ModelId("quick"): Standing(reload_s=5),
+        ModelId("slow"): ModelStats(reload_s=60),
+        ModelId("quick"): ModelStats(reload_s=5),
     }
     found = defrag(before.rooms, standings, Budget(), wanted_mb=300)
     assert found is not None

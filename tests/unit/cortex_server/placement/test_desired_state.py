@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from core_worlds import NOW, device, instance, node, profile
 
-from cortex_common.config.catalogue import ModelProfile
+from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.instances import InstanceState
-from cortex_server.placement.desired_state import Upkeep, preloads
-from cortex_server.placement.load_queue import Goal
+from cortex_server.placement.desired_state import DesiredState, preloads
+from cortex_server.placement.load_queue import LoadKey
 
 
 def fleet(*instances: InstanceView, at: float = NOW) -> FleetSnapshot:
@@ -16,12 +16,12 @@ def fleet(*instances: InstanceView, at: float = NOW) -> FleetSnapshot:
     return FleetSnapshot(1, at, (node("n1", (device(0),), instances),))
 
 
-def keeper(ttl: float = 60.0) -> Upkeep:
+def keeper(ttl: float = 60.0) -> DesiredState:
     """One with a time to live for all models."""
-    return Upkeep(idle_ttl_s=ttl, scale_out_after_s=10.0)
+    return DesiredState(idle_ttl_s=ttl, scale_out_after_s=10.0)
 
 
-def wanted(**more: object) -> list[ModelProfile]:
+def wanted(**more: object) -> list[ModelConfig]:
     """The one profile of the catalogue."""
     return [profile("a", **more)]
 
@@ -80,9 +80,9 @@ def test_who_is_protected_stays() -> None:
 def test_missing_replicas_are_wanted() -> None:
     """Below replicas.min an instance is wanted, a further one when some are there; loading ones count."""
     two = wanted(replicas={"min": 2, "max": 2})
-    assert keeper().due(fleet(), two, 0.0).want == (Goal("a"),)
+    assert keeper().due(fleet(), two, 0.0).want == (LoadKey("a"),)
     one = instance("a")
-    assert keeper().due(fleet(one), two, 0.0).want == (Goal("a", another=True),)
+    assert keeper().due(fleet(one), two, 0.0).want == (LoadKey("a", another=True),)
     loading = instance("a", devices=(1,), state=InstanceState.LOADING)
     assert keeper().due(fleet(one, loading), two, 0.0).want == ()
 
@@ -93,7 +93,7 @@ def test_what_an_operator_unloaded_is_not_missed() -> None:
     upkeep.ended.add("a")
     assert upkeep.due(fleet(), kept, 0.0).want == ()
     upkeep.ended.discard("a")
-    assert upkeep.due(fleet(), kept, 1.0).want == (Goal("a"),)
+    assert upkeep.due(fleet(), kept, 1.0).want == (LoadKey("a"),)
 
 
 def test_what_another_gateway_loads_after_an_unload_is_kept_again() -> None:
@@ -104,7 +104,7 @@ def test_what_another_gateway_loads_after_an_unload_is_kept_again() -> None:
     assert upkeep.due(fleet(draining), kept, 0.0).want == ()
     assert upkeep.due(fleet(), kept, 1.0).want == ()
     assert upkeep.due(fleet(ready), kept, 2.0).want == ()
-    assert upkeep.due(fleet(), kept, 3.0).want == (Goal("a"),)
+    assert upkeep.due(fleet(), kept, 3.0).want == (LoadKey("a"),)
 
 
 def test_a_model_that_stays_full_gets_another_instance() -> None:
@@ -114,7 +114,7 @@ def test_a_model_that_stays_full_gets_another_instance() -> None:
     assert upkeep.due(fleet(full), many, 0.0).want == ()
     assert upkeep.due(fleet(replace(full, in_flight=1)), many, 8.0).want == ()
     assert upkeep.due(fleet(full), many, 9.0).want == ()
-    further = Goal("a", another=True, may_evict=False)
+    further = LoadKey("a", another=True, may_evict=False)
     assert upkeep.due(fleet(full), many, 19.0).want == (further,)
     other = instance("a", devices=(1,), parallel=2, in_flight=2)
     assert upkeep.due(fleet(full, other), many, 40.0).want == ()
@@ -127,10 +127,10 @@ def test_no_replica_is_missed_before_every_node_has_told_what_it_holds() -> None
     kept = wanted(replicas={"min": 2, "max": 2})
     assert keeper().due(begun, kept, 0.0).want == ()
     told = FleetSnapshot(1, NOW, (begun.nodes[0], replace(unheard, state=NodeState.UNREACHABLE)))
-    assert keeper().due(told, kept, 0.0).want == (Goal("a"),)
+    assert keeper().due(told, kept, 0.0).want == (LoadKey("a"),)
 
 
 def test_preloads_do_not_evict() -> None:
     """What is loaded at start is what asks for it, and it takes free room only."""
     profiles = [profile("a", preload=True), profile("b")]
-    assert preloads(profiles) == (Goal("a", may_evict=False),)
+    assert preloads(profiles) == (LoadKey("a", may_evict=False),)

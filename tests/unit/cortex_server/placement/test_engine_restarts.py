@@ -5,8 +5,8 @@ from core_worlds import NOW, device, instance, node
 
 from cortex_common.schema.fleet import EngineView, InstanceView, NodeState, NodeView
 from cortex_common.schema.instances import InstanceState, ModelId
-from cortex_server.placement.engine_restarts import Restart, affordable, due_restarts, opportune
-from cortex_server.placement.eviction import Standing
+from cortex_server.placement.engine_restarts import Restart, affordable, choose, due_restarts
+from cortex_server.placement.eviction import ModelStats
 
 AFTER = 50
 
@@ -19,7 +19,7 @@ def attached(*instances: InstanceView, cycles: int = AFTER, **more: object) -> N
 
 def due(*nodes: NodeView) -> tuple[Restart, ...]:
     """What is due among these."""
-    return due_restarts(nodes, {ModelId("a"): Standing(reload_s=40)}, AFTER, NOW)
+    return due_restarts(nodes, {ModelId("a"): ModelStats(reload_s=40)}, AFTER, NOW)
 
 
 def test_an_engine_is_due_after_so_many_loads_and_unloads():
@@ -54,18 +54,18 @@ def test_what_hinders_a_restart_is_said(there: dict[str, object], reason: str):
     """An engine that can't be restarted now is shown with the reason, and left alone."""
     found = due(attached(instance("a", state=InstanceState.LOADING), **there))
     assert reason in (found[0].hindrance or "")
-    assert opportune(found, AFTER) is None
+    assert choose(found, AFTER) is None
     assert affordable(found, 1000) == ()
 
 
 def test_a_quiet_moment_is_waited_for_but_not_for_ever():
     """A busy or lately used engine is restarted unasked only at twice the cycles."""
     for used in ({"in_flight": 1}, {"last_used": NOW - 5}):
-        assert opportune(due(attached(instance("a", **used))), AFTER) is None
+        assert choose(due(attached(instance("a", **used))), AFTER) is None
         late = due(attached(instance("a", **used), cycles=2 * AFTER))
-        assert opportune(late, AFTER) == late[0]
+        assert choose(late, AFTER) == late[0]
     quiet = due(attached(instance("a")))
-    assert opportune(quiet, AFTER) == quiet[0]
+    assert choose(quiet, AFTER) == quiet[0]
 
 
 def test_restarts_stay_within_the_seconds_there_are():

@@ -8,29 +8,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.schema.instances import InstanceId
-from cortex_server.placement.eviction import EXACT_UP_TO, Standing, Victim, cheapest, worth
+from cortex_server.placement.eviction import (
+    EXACT_UP_TO,
+    EvictionCandidate,
+    ModelStats,
+    cheapest,
+    eviction_cost,
+)
 from cortex_server.placement.policy import Strategy
 
 MISSING = st.dictionaries(st.integers(0, 2), st.integers(-50, 150), max_size=3)
 
 
 @st.composite
-def victims(draw: st.DrawFn, most: int = 8) -> list[Victim]:
+def victims(draw: st.DrawFn, most: int = 8) -> list[EvictionCandidate]:
     """Candidates on up to three devices."""
     frees = st.dictionaries(st.integers(0, 2), st.integers(0, 100), max_size=2)
     worths = st.integers(0, 30).map(lambda n: (float(n),))
     return [
-        Victim(InstanceId(f"v{at}"), draw(frees), draw(worths))
+        EvictionCandidate(InstanceId(f"v{at}"), draw(frees), draw(worths))
         for at in range(draw(st.integers(0, most)))
     ]
 
 
-def enough(chosen: tuple[Victim, ...], missing: dict[int, int]) -> bool:
+def enough(chosen: tuple[EvictionCandidate, ...], missing: dict[int, int]) -> bool:
     """Whether these victims free all that is missing."""
     return all(sum(v.frees.get(d, 0) for v in chosen) >= mb for d, mb in missing.items() if mb > 0)
 
 
-def sufficient(candidates: list[Victim], missing: dict[int, int]) -> list[tuple[Victim, ...]]:
+def sufficient(
+    candidates: list[EvictionCandidate], missing: dict[int, int]
+) -> list[tuple[EvictionCandidate, ...]]:
     """Every set of candidates that frees what is missing."""
     return [
         chosen
@@ -42,7 +50,7 @@ def sufficient(candidates: list[Victim], missing: dict[int, int]) -> list[tuple[
 
 @given(victims(), MISSING, st.sampled_from(Strategy))
 def test_a_choice_is_enough_and_exists_whenever_one_can(
-    candidates: list[Victim], missing: dict[int, int], strategy: Strategy
+    candidates: list[EvictionCandidate], missing: dict[int, int], strategy: Strategy
 ) -> None:
     """A set that frees what is missing is found exactly when all candidates together free it."""
     choice = cheapest(strategy, candidates, missing)
@@ -54,28 +62,28 @@ def test_a_choice_is_enough_and_exists_whenever_one_can(
 
 @given(victims(), MISSING)
 def test_lru_takes_the_set_whose_most_recent_member_is_oldest(
-    candidates: list[Victim], missing: dict[int, int]
+    candidates: list[EvictionCandidate], missing: dict[int, int]
 ) -> None:
     """Compared from the most recently used down, no sufficient set is older than the one chosen."""
-    candidates = [replace(v, worth=(float(at),)) for at, v in enumerate(candidates)]
+    candidates = [replace(v, cost=(float(at),)) for at, v in enumerate(candidates)]
     choice = cheapest(Strategy.LRU, candidates, missing)
     if choice is not None:
         others = [
-            sorted((v.worth for v in chosen), reverse=True)
+            sorted((v.cost for v in chosen), reverse=True)
             for chosen in sufficient(candidates, missing)
         ]
-        assert sorted((v.worth for v in choice.victims), reverse=True) == min(others)
+        assert sorted((v.cost for v in choice.victims), reverse=True) == min(others)
 
 
 @given(victims(), MISSING)
 def test_cost_takes_the_set_with_the_least_sum(
-    candidates: list[Victim], missing: dict[int, int]
+    candidates: list[EvictionCandidate], missing: dict[int, int]
 ) -> None:
     """For as many candidates as are searched exactly, no sufficient set is worth less."""
     choice = cheapest(Strategy.COST, candidates, missing)
     if choice is not None:
-        least = min(sum(v.worth[0] for v in c) for c in sufficient(candidates, missing))
-        assert sum(v.worth[0] for v in choice.victims) == least
+        least = min(sum(v.cost[0] for v in c) for c in sufficient(candidates, missing))
+        assert sum(v.cost[0] for v in choice.victims) == least
 
 
 @given(
@@ -91,24 +99,25 @@ def test_beyond_the_exact_search_the_sum_stays_within_twice_the_least(
 ) -> None:
     """On one device the greedy choice among many candidates costs at most twice the best."""
     candidates = [
-        Victim(InstanceId(f"v{at:02}"), {0: mb}, (float(w),)) for at, (mb, w) in enumerate(drawn)
+        EvictionCandidate(InstanceId(f"v{at:02}"), {0: mb}, (float(w),))
+        for at, (mb, w) in enumerate(drawn)
     ]
     choice = cheapest(Strategy.COST, candidates, {0: missing_mb})
     # The least sum for each amount freed, as in the textbook knapsack.
     least = {0: 0.0}
     for victim in candidates:
         for freed, spent in list(least.items()):
-            more, sum_ = freed + victim.frees[0], spent + victim.worth[0]
+            more, sum_ = freed + victim.frees[0], spent + victim.cost[0]
             least[more] = min(sum_, least.get(more, sum_))
     best = min((s for freed, s in least.items() if freed >= missing_mb), default=None)
     assert (choice is None) == (best is None)
     if choice is not None and best is not None:
-        assert sum(v.worth[0] for v in choice.victims) <= 2 * best
+        assert sum(v.cost[0] for v in choice.victims) <= 2 * best
 
 
 def test_nothing_missing_needs_no_victim() -> None:
     """Where there is room, nobody goes."""
-    candidates = [Victim(InstanceId("a"), {0: 10}, (1.0,))]
+    candidates = [EvictionCandidate(InstanceId("a"), {0: 10}, (1.0,))]
     choice = cheapest(Strategy.LRU, candidates, {0: 0})
     assert choice is not None
     assert choice.victims == ()
@@ -116,13 +125,15 @@ def test_nothing_missing_needs_no_victim() -> None:
 
 def test_priority_goes_before_recency() -> None:
     """Under `priority` a low one that was just used goes before a high one that was not."""
-    low = worth(Strategy.PRIORITY, instance("low", last_used=1000.0), Standing(priority=0))
-    high = worth(Strategy.PRIORITY, instance("high", last_used=1.0), Standing(priority=5))
+    low = eviction_cost(
+        Strategy.PRIORITY, instance("low", last_used=1000.0), ModelStats(priority=0)
+    )
+    high = eviction_cost(Strategy.PRIORITY, instance("high", last_used=1.0), ModelStats(priority=5))
     assert low < high
 
 
 def test_cost_weighs_reload_time_by_how_often_a_model_is_asked_for() -> None:
     """Under `cost` a slow load that is seldom asked for is worth less than a fast one that is always."""
-    slow = worth(Strategy.COST, instance("slow"), Standing(reload_s=60, rate=0.001))
-    fast = worth(Strategy.COST, instance("fast"), Standing(reload_s=5, rate=1.0))
+    slow = eviction_cost(Strategy.COST, instance("slow"), ModelStats(reload_s=60, rate=0.001))
+    fast = eviction_cost(Strategy.COST, instance("fast"), ModelStats(reload_s=5, rate=1.0))
     assert slow < fast

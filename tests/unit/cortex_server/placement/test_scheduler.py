@@ -17,16 +17,16 @@ from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_common.schema.plans import PlanView
 from cortex_server.lifecycle.views import plan_view
 from cortex_server.placement import load_errors
-from cortex_server.placement.capacity import Overlay, Rooms
-from cortex_server.placement.eviction import Standing
-from cortex_server.placement.failure_backoff import Trouble
-from cortex_server.placement.fit import Where
-from cortex_server.placement.load_queue import Ask, Goal
-from cortex_server.placement.pending_loads import Order
-from cortex_server.placement.planner import Impossible, foresee
+from cortex_server.placement.capacity import ClusterCapacity, Overlay
+from cortex_server.placement.eviction import ModelStats
+from cortex_server.placement.failure_backoff import FailureRecord
+from cortex_server.placement.fit import PlacementConstraints
+from cortex_server.placement.load_queue import LoadKey, LoadRequest
+from cortex_server.placement.pending_loads import LoadOrder
+from cortex_server.placement.planner import Impossible, dry_run
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
-from cortex_server.placement.state import Wish, World
+from cortex_server.placement.state import ClusterState, PlacementRequest
 
 SIZES = {"a": 100, "b": 100, "c": 150, "d": 250, "huge": 9999}
 
@@ -39,14 +39,14 @@ class Bench:
         self.answers: dict[int, InstanceId | CortexError] = {}
         self.answered: Counter[int] = Counter()
         self.asked: set[int] = set()
-        self.making: dict[InstanceId, Order] = {}
-        self.starting: dict[InstanceId, Order] = {}
+        self.making: dict[InstanceId, LoadOrder] = {}
+        self.starting: dict[InstanceId, LoadOrder] = {}
         self.started: list[str] = []
         self.taken_back: list[InstanceId] = []
         self.instances: dict[InstanceId, InstanceView] = {}
         self.states = {"n1": NodeState.UP, "n2": NodeState.UP}
         self.totals = {"n1": 300, "n2": 300}
-        self._rooms = Rooms()
+        self._rooms = ClusterCapacity()
         self._made = 0
         self.scheduler = Scheduler(self, policy or Policy(), self._new_id)
 
@@ -65,20 +65,20 @@ class Bench:
         self.answers[waiter] = error
         self.answered[waiter] += 1
 
-    def make_room(self, order: Order) -> None:
+    def make_room(self, order: LoadOrder) -> None:
         for victim in order.plan.evictions:
             assert not self.instances[victim].pinned
         self.making[order.instance] = order
 
-    def start(self, order: Order) -> None:
+    def start(self, order: LoadOrder) -> None:
         assert self.scheduler.waiting.count(order.profile.id)
         self.started.append(order.profile.id)
         self.starting[order.instance] = order
 
-    def abandon(self, order: Order) -> None:
+    def abandon(self, order: LoadOrder) -> None:
         del self.making[order.instance]
 
-    def take_back(self, order: Order) -> None:
+    def cancel_load(self, order: LoadOrder) -> None:
         self.taken_back.append(order.instance)
         self.instances.pop(order.instance, None)
 
@@ -101,23 +101,23 @@ class Bench:
         )
         return FleetSnapshot(1, NOW + self.now, nodes)
 
-    def look(self, overlay: Overlay) -> World:
+    def look(self, overlay: Overlay) -> ClusterState:
         rooms = self._rooms.of(self.snapshot(), overlay)
-        return World(rooms=rooms, now=NOW + self.now, standings={"p": Standing(keep=1)})
+        return ClusterState(rooms=rooms, now=NOW + self.now, standings={"p": ModelStats(keep=1)})
 
     def step(self) -> None:
         self.scheduler.step(self.look, self.now)
 
-    def ask(self, model: str, timeout_s: float = 600.0, goal: Goal | None = None) -> int:
+    def ask(self, model: str, timeout_s: float = 600.0, goal: LoadKey | None = None) -> int:
         waiter = len(self.asked) + 1
         self.asked.add(waiter)
         wanted = profile(model, SIZES[model])
-        ask = Ask(waiter, wanted, goal or Goal(model), self.now, self.now + timeout_s)
+        ask = LoadRequest(waiter, wanted, goal or LoadKey(model), self.now, self.now + timeout_s)
         self.scheduler.ask(ask, self.now)
         self.step()
         return waiter
 
-    def let_go(self, order: Order) -> None:
+    def let_go(self, order: LoadOrder) -> None:
         """Let the victims of an order leave."""
         del self.making[order.instance]
         for victim in order.plan.evictions:
@@ -125,7 +125,7 @@ class Bench:
         self.scheduler.room_made(order.instance, self.now)
         self.step()
 
-    def admit(self, order: Order) -> bool:
+    def admit(self, order: LoadOrder) -> bool:
         """Let the node answer an order by its ledger."""
         del self.starting[order.instance]
         size = order.plan.shape.size.device_mb
@@ -184,7 +184,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(["n1", "n2"]), another=st.booleans())
     def operator_asks(self, node: str, another: bool) -> None:
-        goal = Goal("a", Where(node), another=another, may_evict=not another)
+        goal = LoadKey("a", PlacementConstraints(node), another=another, may_evict=not another)
         self.bench.ask("a", goal=goal)
 
     @precondition(lambda self: self.bench.asked - set(self.bench.answered) - self.cancelled)
@@ -408,11 +408,11 @@ def test_after_a_crash_another_node_is_tried() -> None:
     assert [crash(bench) for _ in range(3)] == ["n1", "n2", "n1"]
 
 
-def foreseen(bench: Bench, *, insists: bool = False) -> PlanView:
+def foreseen(bench: Bench, *, force: bool = False) -> PlanView:
     """What a plan for model a says now."""
-    wish, world = Wish(profile("a", SIZES["a"])), bench.look(bench.scheduler.overlay())
+    wish, world = PlacementRequest(profile("a", SIZES["a"])), bench.look(bench.scheduler.overlay())
     troubles = bench.scheduler.troubles
-    found = foresee(wish, world, bench.scheduler.policy, troubles, bench.now, insists=insists)
+    found = dry_run(wish, world, bench.scheduler.policy, troubles, bench.now, force=force)
     return plan_view(wish, found, world, Policy(), troubles.told("a", bench.now))
 
 
@@ -420,7 +420,7 @@ def test_a_plan_knows_of_a_crash_what_the_load_knows() -> None:
     """For a request another node is planned, as is then tried; for an operator, who is forgiven it, the same again."""
     bench = Bench()
     crashed = crash(bench)
-    for_request, for_operator = foreseen(bench), foreseen(bench, insists=True)
+    for_request, for_operator = foreseen(bench), foreseen(bench, force=True)
     assert for_operator.node == crashed
     assert for_operator.why.endswith("; but an engine of it failed there lately")
     (line,) = [line for line in for_request.ledger if line.node == crashed]
@@ -436,7 +436,7 @@ def test_a_plan_right_after_a_crash_is_to_wait_for_all_but_operators() -> None:
     bench.admit(order)
     bench.become(order.instance, InstanceState.FAILED)
     assert foreseen(bench).action == "wait"
-    assert foreseen(bench, insists=True).action == "load"
+    assert foreseen(bench, force=True).action == "load"
 
 
 def test_a_plan_leaves_a_node_alone_that_has_just_refused() -> None:
@@ -449,7 +449,7 @@ def test_a_plan_leaves_a_node_alone_that_has_just_refused() -> None:
         del bench.starting[order.instance]
         bench.scheduler.refused(order.instance, bench.now)
         refused.append(order.plan.node)
-        planned = foreseen(bench, insists=True)
+        planned = foreseen(bench, force=True)
         assert planned.node not in refused
         bench.step()
     assert planned.action == "wait"
@@ -623,8 +623,12 @@ def test_a_load_says_which_copies_its_node_had() -> None:
     first = bench.load("a")
     there = bench.instances[first].node
     other = next(name for name in bench.states if name != there)
-    for where in (Where(there), Where(other), Where(there, (0,))):
-        bench.ask("a", goal=Goal("a", where, another=True))
+    for where in (
+        PlacementConstraints(there),
+        PlacementConstraints(other),
+        PlacementConstraints(there, (0,)),
+    ):
+        bench.ask("a", goal=LoadKey("a", where, another=True))
     told = {o.plan.node: o.known for o in bench.starting.values() if o.known is not None}
     assert (first in told[there], first in told[other]) == (True, False)
     assert [o.plan.node for o in bench.starting.values() if o.known is None] == [there]
@@ -635,7 +639,7 @@ def test_a_victim_that_does_not_drain_is_spared() -> None:
     bench = Bench()
     bench.load("d")
     bench.load("d" if not bench.instances else "c")
-    waiter = bench.ask("d", goal=Goal("d", another=True))
+    waiter = bench.ask("d", goal=LoadKey("d", another=True))
     bench.pass_time(6.0)
     order = bench.making.pop(next(iter(bench.making)))
     (stuck,) = order.plan.evictions
@@ -672,6 +676,6 @@ def test_a_hint_can_be_pasted_whatever_a_model_is_called() -> None:
     name = 'Org/It\'s "one"'
     for error in (
         load_errors.impossible(name, Impossible((), no_node=False)),
-        load_errors.load_failed(name, Trouble(1, 0.0, "no", started=True), 1.0),
+        load_errors.load_failed(name, FailureRecord(1, 0.0, "no", started=True), 1.0),
     ):
         assert shlex.split(error.hints[0])[-1] == name

@@ -13,9 +13,19 @@ from rigs.engine import CHUNK, DONE, LAST, STREAM
 from cortex_common.errors import UpstreamFailed
 from cortex_server.dialects.engine_traits import GENERIC, LLAMACPP, MISTRALRS
 from cortex_server.proxy.body import read_head
-from cortex_server.proxy.openai_adapter import OpenAi
-from cortex_server.proxy.response import Answer, Late, MendedWhole, PassedWhole, read_usage
-from cortex_server.proxy.translating_adapters import CountTokens, Messages, Responses
+from cortex_server.proxy.openai_adapter import OpenAiAdapter
+from cortex_server.proxy.response import (
+    EngineResponse,
+    LateError,
+    PassthroughBody,
+    RepairedBody,
+    read_usage,
+)
+from cortex_server.proxy.translating_adapters import (
+    CountTokensAdapter,
+    MessagesAdapter,
+    ResponsesAdapter,
+)
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -26,15 +36,17 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
-def openai(stream: bool = True, usage: bool = True, path: str = "/v1/chat/completions") -> OpenAi:
+def openai(
+    stream: bool = True, usage: bool = True, path: str = "/v1/chat/completions"
+) -> OpenAiAdapter:
     """A dialogue in OpenAI's dialect that has asked its engine."""
     body = json.dumps(ASK | {"stream": stream, "stream_options": {"include_usage": usage}}).encode()
-    dialogue = OpenAi(path, body, read_head(body), b"req-1")
+    dialogue = OpenAiAdapter(path, body, read_head(body), b"req-1")
     dialogue.ask("m", None, GENERIC)
     return dialogue
 
 
-def run(answer: Answer, data: bytes, places: list[int]) -> bytes:
+def run(answer: EngineResponse, data: bytes, places: list[int]) -> bytes:
     """All that the client gets."""
     return b"".join([answer.feed(piece) for piece in cut(data, places)]) + answer.end()
 
@@ -78,7 +90,7 @@ def test_a_whole_answer_passes_unchanged_whatever_its_size(size):
     """One beyond all reason is not held to be mended; what the engine counted is read of either."""
     body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     answer = openai(stream=False).answer(200, streamed=False)
-    assert isinstance(answer, MendedWhole)
+    assert isinstance(answer, RepairedBody)
     assert run(answer, body.encode(), [1, 5, 1_500_000]) == body.encode()
     assert answer.counted()[1] == 2
 
@@ -101,7 +113,7 @@ def test_a_whole_answer_passes_unchanged_whatever_its_size(size):
 @pytest.mark.parametrize("size", [1, 2_000_000])
 def test_what_is_no_chat_is_counted_too(body, counted, size):
     """Whichever names its usage has, at whichever end, and however much lies between."""
-    whole, answer = body.replace("DATA", "1" * size).encode(), PassedWhole()
+    whole, answer = body.replace("DATA", "1" * size).encode(), PassthroughBody()
     assert run(answer, whole, [1, 30, 60, len(whole) - 20]) == whole
     assert answer.counted()[:2] == counted
 
@@ -109,7 +121,7 @@ def test_what_is_no_chat_is_counted_too(body, counted, size):
 def test_nonsense_where_usage_stands_breaks_no_answer():
     """Brackets without an end are too deep to be read; the client has what came all the same."""
     nonsense = b'{"usage": {"a": ' + b"[" * 5000
-    answer = PassedWhole()
+    answer = PassthroughBody()
     answer.feed(nonsense)
     assert (answer.end(), answer.usage) == (b"", None)
     assert read_usage(nonsense) is None
@@ -117,7 +129,7 @@ def test_nonsense_where_usage_stands_breaks_no_answer():
 
 def test_counts_that_no_request_has_are_not_taken():
     """A counter never falls, and a number that no database holds would take the usage of others with it."""
-    answer = PassedWhole()
+    answer = PassthroughBody()
     answer.feed(b'{"usage": {"prompt_tokens": 1%b, "completion_tokens": -7}}' % (b"0" * 30))
     answer.end()
     prompt, completion, cached = answer.counted()
@@ -127,12 +139,12 @@ def test_counts_that_no_request_has_are_not_taken():
 
 def test_half_of_a_document_that_is_passed_on_can_only_be_cut():
     """There is no way to say in an audio file that half of it is missing."""
-    assert PassedWhole().broken(UpstreamFailed("gone")) is None
+    assert PassthroughBody().broken(UpstreamFailed("gone")) is None
 
 
 def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
     """The engine's words are in it."""
-    answer = Late(400, openai().event)
+    answer = LateError(400, openai().event)
     assert answer.feed(b'{"error":{"message":"bad"}}') == b""
     event = json.loads(answer.end().removeprefix(b"data: "))
     assert event["error"]["message"] == "bad"
@@ -172,7 +184,7 @@ def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
 def test_an_engine_that_cannot_cancel_is_asked_to_stream():
     """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
     body = json.dumps(ASK).encode()
-    dialogue = OpenAi("/v1/chat/completions", body, read_head(body), b"req-1")
+    dialogue = OpenAiAdapter("/v1/chat/completions", body, read_head(body), b"req-1")
     asked = json.loads(dialogue.ask("m", None, MISTRALRS))
     assert asked == ASK | {"stream": True, "stream_options": {"include_usage": True}}
     whole = json.loads(run(dialogue.answer(200, streamed=True), STREAM, [100]))
@@ -184,7 +196,7 @@ def test_an_engine_that_cannot_cancel_is_asked_to_stream():
 def test_a_route_that_an_engine_lacks_is_a_501():
     """The engine's 404 would be taken for an unknown model."""
     body = b'{"model":"m","input":"x"}'
-    dialogue = OpenAi("/v1/embeddings", body, read_head(body), b"req-1")
+    dialogue = OpenAiAdapter("/v1/embeddings", body, read_head(body), b"req-1")
     answer = dialogue.answer(404, streamed=False)
     error = json.loads(run(answer, b"Not Found", []))["error"]
     assert (answer.status, error["code"]) == (501, "not_supported")
@@ -194,7 +206,7 @@ def test_a_route_that_an_engine_lacks_is_a_501():
 def test_a_message_stream_is_the_same_however_it_is_cut(places):
     """Anthropic's events, from message_start to message_stop."""
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
-    dialogue = Messages(body, b"req-1")
+    dialogue = MessagesAdapter(body, b"req-1")
     dialogue.ask("m", None, LLAMACPP)
     told = run(dialogue.answer(200, streamed=True), STREAM, places)
     assert told.startswith(b"event: message_start")
@@ -207,7 +219,7 @@ def test_a_message_stream_is_the_same_however_it_is_cut(places):
 def test_pings_open_a_message_stream_before_an_engine_is_chosen():
     """During a cold start the stream opens with message_start; the answer goes on in the same stream."""
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
-    dialogue = Messages(body, b"req-1")
+    dialogue = MessagesAdapter(body, b"req-1")
     opened = dialogue.keep_alive(b"loading")
     assert b"message_start" in opened
     assert b"ping" in opened
@@ -217,7 +229,7 @@ def test_pings_open_a_message_stream_before_an_engine_is_chosen():
 
 def test_a_whole_response_is_told_in_openais_responses_dialect():
     """An output item with the text, completed."""
-    dialogue = Responses(b'{"model":"m","input":"x"}', b"req-1")
+    dialogue = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
     dialogue.ask("m", None, MISTRALRS)
     told = json.loads(run(dialogue.answer(200, streamed=True), STREAM, []))
     assert told["status"] == "completed"
@@ -226,7 +238,7 @@ def test_a_whole_response_is_told_in_openais_responses_dialect():
 
 def test_tokens_are_counted_by_the_engine_that_can_else_estimated():
     """llama.cpp has the route; for others, or with nothing loaded, the estimate answers at once."""
-    dialogue = CountTokens(json.dumps(ASK).encode(), b"req-1")
+    dialogue = CountTokensAdapter(json.dumps(ASK).encode(), b"req-1")
     assert dialogue.alone(LLAMACPP) is None
     assert json.loads(run(dialogue.answer(200, streamed=False), b'{"input_tokens":42}', [])) == {
         "input_tokens": 42

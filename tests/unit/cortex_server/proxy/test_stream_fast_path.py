@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rigs.late import trustme
 
 from cortex_http.client import Connection, Headers
-from cortex_server.dataplane.pool import Pool
+from cortex_server.dataplane.pool import ConnectionPool
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.proxy.stream_fast_path import Lane, SizeLines
+from cortex_server.proxy.stream_fast_path import SizeLines, StreamFastPath
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = (
@@ -55,10 +55,14 @@ class Passing:
     def upstream_read(self) -> None:
         """See `Receiver`."""
 
-    def upstream_lane(self, sizes: SizeLines) -> Lane | None:
+    def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
         """See `Receiver`."""
         around = self.repair.around
-        return Lane(around, self.repair, self.client, sizes) if self._lanes and around else None
+        return (
+            StreamFastPath(around, self.repair, self.client, sizes)
+            if self._lanes and around
+            else None
+        )
 
     def upstream_end(self) -> None:
         """See `Receiver`."""
@@ -105,7 +109,7 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.s
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     engine, far = socket.socketpair()
-    pool = Pool(connect_timeout_s=1)
+    pool = ConnectionPool(connect_timeout_s=1)
     with theirs, far:
         client, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
         connection = Connection(pool, pool.endpoint("http://127.0.0.1:1"))
@@ -260,7 +264,9 @@ async def test_an_encrypted_client_gets_no_plain_byte():
     event = EVENT % b"a"
     chunk = b"%x\r\n%b\r\n" % (len(event), event)
     head, _, foot = event.partition(b'a"}')
-    lane = Lane((head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client, {})
+    lane = StreamFastPath(
+        (head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client, {}
+    )
     for _ in range(3):
         lane.data_received(chunk)
         assert await reader.readexactly(len(chunk)) == chunk
