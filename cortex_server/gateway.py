@@ -41,6 +41,7 @@ from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
 from cortex_server.lifecycle.operations import Operations
 from cortex_server.lifecycle.rolling_update import RollingUpdate
+from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.inflight import InflightRequests, Register
@@ -79,7 +80,7 @@ class Gateway:
         clock = SystemClock()
         self.config = config
         self.reloader: Reloader | None = None
-        self.trail = AuditLog(clock)
+        self.audit_log = AuditLog(clock)
         # Lines of requests would push everything else out, and `cortex requests` shows them.
         self._kept_log = KeptLog(besides=("cortex.requests",))
         self.broken: str | None = None
@@ -109,27 +110,29 @@ class Gateway:
         )
         self._rolling_update = RollingUpdate(self.fleet, self.controller, catalogue)
         usage = Usage()
-        self.gate = AccessControl(Keyring(), insecure=config.gateway.insecure, usage=usage)
+        self.access_control = AccessControl(
+            Keyring(), insecure=config.gateway.insecure, usage=usage
+        )
         records = KeyStore(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
-        self.desk = KeyService(self.gate.keyring, usage, records, config.keys)
+        self.key_service = KeyService(self.access_control.keyring, usage, records, config.keys)
         self._spans = spans(os.environ)
-        self.plane = ProxyContext(
+        self.context = ProxyContext(
             self.fleet,
             self.controller,
             self.metrics,
             config.gateway,
-            gate=self.gate,
+            access_control=self.access_control,
             limits=config.limits,
             spans=self._spans,
         )
         self.crew = self._hired(catalogue) if config.gateway.workers > 1 else None
-        self.register: Register = self.crew or InflightRequests(self.plane)
+        self.register: Register = self.crew or InflightRequests(self.context)
         story = store_path(config.gateway.state_dir, os.environ, "story.sqlite")
-        told = (self.trail, self.plane.journal, self.controller.decisions)
+        told = (self.audit_log, self.context.access_log, self.controller.decisions)
         self._history = None if story is None else HistoryStore(story, *told)
         self._restarts = EngineRestarts(self.fleet, self.controller, clock)
         self._verbs = Operations(self.fleet, self.controller, self._restarts, self._store, clock)
-        self.app = create_app(self.fleet, lambda: self.plane, routers=self._routers())
+        self.app = create_app(self.fleet, lambda: self.context, routers=self._routers())
 
     def _hired(self, catalogue: Catalogue) -> Crew:
         """Worker processes, whose requests count for keys as this one's would."""
@@ -137,12 +140,12 @@ class Gateway:
             fleet=self.fleet,
             controller=self.controller,
             metrics=self.metrics,
-            gate=self.gate,
-            journal=self.plane.journal,
+            access_control=self.access_control,
+            access_log=self.context.access_log,
             config=self.config,
             catalogue=catalogue,
         )
-        self.desk.in_flight, self.desk.changed = crew.in_flight, crew.agreed
+        self.key_service.in_flight, self.key_service.changed = crew.in_flight, crew.agreed
         return crew
 
     def _routers(self) -> tuple[APIRouter, ...]:
@@ -150,9 +153,9 @@ class Gateway:
         fleet, verbs, nodes = self.fleet, self._verbs, self._membership.clients
         return (
             logs_router(verbs.shown, nodes, self._kept_log, lambda: fleet.closed, fleet.unknown),
-            operator_router(fleet, verbs, self.trail),
+            operator_router(fleet, verbs, self.audit_log),
             requests_router(self.register),
-            keys_router(self.desk),
+            keys_router(self.key_service),
             config_router(lambda: self.reloader),
         )
 
@@ -169,7 +172,7 @@ class Gateway:
         if self.crew is not None:
             return server(Backstage(self.app), http="httptools", tls=None, last_s=LAST_S)
         tls = None if self._tls is None else self._tls.context
-        return server(self.app, http=protocol_for(self.plane), tls=tls, last_s=LAST_S)
+        return server(self.app, http=protocol_for(self.context), tls=tls, last_s=LAST_S)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -177,7 +180,7 @@ class Gateway:
         self._kept_log.begin()
         if self._history is not None:
             self._history.recall()
-        self.trail.begin()
+        self.audit_log.begin()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
             tasks = [asyncio.create_task(w, name=name) for name, w in self._work().items()]
@@ -195,9 +198,9 @@ class Gateway:
         """What runs beside the requests, by name."""
         work = {
             "controller": self.controller.run(),
-            "silence": self.plane.watch_silence(),
-            "lag": self.plane.watch_lag(),
-            "usage": self.desk.run(),
+            "silence": self.context.watch_silence(),
+            "lag": self.context.watch_lag(),
+            "usage": self.key_service.run(),
             "rolling_update": self._rolling_update.run(),
             "restarts": self._restarts.run(),
             "ends": tell_ends(self._certificates, SystemClock(), partial(event, tls_log)),
@@ -209,14 +212,14 @@ class Gateway:
         return work
 
     async def _close(self) -> None:
-        self.trail.end()
+        self.audit_log.end()
         await self._verbs.close()
         await self._membership.close()
-        self.plane.close()
+        self.context.close()
         if self._history is not None:
             self._history.close()
         self._store.close()
-        self.desk.close()
+        self.key_service.close()
         if self._lock is not None:
             os.close(self._lock)
         if self._spans is not None:
@@ -246,9 +249,9 @@ class Gateway:
         self.fleet.use_catalogue(catalogue)
         self.controller.use_catalogue(catalogue)
         self.controller.use_config(config)
-        self.desk.configure(config.keys)
-        self.gate.insecure = config.gateway.insecure
-        self.plane.use(config.gateway, config.limits)
+        self.key_service.configure(config.keys)
+        self.access_control.insecure = config.gateway.insecure
+        self.context.use(config.gateway, config.limits)
         await self._use_nodes(config)
         if self.crew is not None:
             await self.crew.use(config, catalogue)
@@ -258,7 +261,7 @@ class Gateway:
 
         New ones are answered with 503 and Retry-After meanwhile, so that a load balancer can send them elsewhere.
         """
-        self.gate.stopping = True
+        self.access_control.stopping = True
         event(log, "gateway_draining", requests=self.register.count)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.gateway.drain_timeout_s):
@@ -273,7 +276,7 @@ class Gateway:
 
     async def _use_nodes(self, config: GatewayConfig) -> None:
         how = self._accesses
-        self.plane.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
+        self.context.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
         await self._membership.use(config.nodes, how)
 
     @contextlib.asynccontextmanager
@@ -282,7 +285,7 @@ class Gateway:
         if address is None:
             yield
             return
-        app = metrics_app(self.metrics, lambda: self.gate)
+        app = metrics_app(GatewayCollector(self.metrics), lambda: self.access_control)
         tls = None if self._tls is None else self._tls.context
         patient = type("MetricsProtocol", (PatientProtocol,), {"limits": self.config.limits})
         serving = server(app, http=patient, tls=tls, last_s=1.0)

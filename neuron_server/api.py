@@ -181,7 +181,7 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
         follow: bool = False,
     ) -> Response:
         """The engine's own output: its last lines, and with `follow` whatever comes."""
-        found = [held.instance for held in runtime.holdings.of_model(model_id, instance_id)]
+        found = [managed.instance for managed in runtime.instances.of_model(model_id, instance_id)]
         output = runtime.log_of(max(found, key=lambda instance: instance.started_at))
         position = output.size()
         text = "".join(line + "\n" for line in output.tail(lines))

@@ -24,8 +24,8 @@ class HardwareFaults:
         journal: told of each.
     """
 
-    def __init__(self, journal: EventLog) -> None:
-        self._journal = journal
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
         self._devices: dict[str, Device] = {}
         self._counts: Counter[tuple[str, int]] = Counter()
         self._lost: set[str] = set()
@@ -40,11 +40,11 @@ class HardwareFaults:
                 event, level = (
                     ("gpu_lost", logging.ERROR) if lost else ("gpu_recovered", logging.INFO)
                 )
-                self._journal.note(
+                self._events.note(
                     event, level, device=device.index, reason=sample.reason, instances=here
                 )
             for xid in sample.xids:
-                self._journal.note(
+                self._events.note(
                     "xid_error",
                     logging.WARNING,
                     device=device.index,

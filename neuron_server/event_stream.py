@@ -41,7 +41,7 @@ class StatusEvents(Response):
         self._runtime = runtime
         self._url_of = url_of
         self._slow_s = slow_s
-        self._noted = noted_before(last_event_id, runtime.journal.last)
+        self._noted = noted_before(last_event_id, runtime.events.last)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send until the reader goes, is too slow, or the neuron stops."""
@@ -68,7 +68,7 @@ class StatusEvents(Response):
     def _news(self, number: int) -> bytes:
         """What was noted since the last message, then the status."""
         blocks = []
-        for noted, entry in self._runtime.journal.since(self._noted):
+        for noted, entry in self._runtime.events.since(self._noted):
             blocks.append(_event(f"{number}.{noted}", "lifecycle", entry))
             self._noted = noted
         status = self._runtime.status(self._url_of)

@@ -26,29 +26,31 @@ class InflightCounts:
         """Requests on an instance: what is relayed to it, or what its engine told last where that is more."""
         return max(self.relayed.get(instance, 0), self._told.get(instance, 0))
 
-    async def ask(self, held: ManagedInstance) -> int:
+    async def ask(self, managed: ManagedInstance) -> int:
         """The same with what its engine tells now; an engine that does not tell counts as idle."""
-        url = held.life.url(held.instance.port)
-        own = await held.registered.harness.in_flight(url) or 0
-        self._told[held.instance.id] = own
-        return self.of(held.instance.id)
+        url = managed.runner.url(managed.instance.port)
+        own = await managed.registered.harness.in_flight(url) or 0
+        self._told[managed.instance.id] = own
+        return self.of(managed.instance.id)
 
-    async def watch(self, holdings: Iterable[ManagedInstance], changed: Callable[[], None]) -> None:
+    async def watch(
+        self, instances: Iterable[ManagedInstance], changed: Callable[[], None]
+    ) -> None:
         """Ask again and again; no part of the readings, which a slow engine must not hold up."""
         while True:
             await asyncio.sleep(ASK_EVERY_S)
             before = dict(self._told)
-            await self._ask_all(holdings)
+            await self._ask_all(instances)
             if before != self._told:
                 changed()
 
-    async def _ask_all(self, holdings: Iterable[ManagedInstance]) -> None:
+    async def _ask_all(self, instances: Iterable[ManagedInstance]) -> None:
         """Ask every engine that serves; one of somebody else's tells the sum over its models, which is no use."""
         ready = [
-            held
-            for held in holdings
-            if held.instance.state is InstanceState.READY and not held.instance.attached
+            managed
+            for managed in instances
+            if managed.instance.state is InstanceState.READY and not managed.instance.attached
         ]
-        await asyncio.gather(*(self.ask(held) for held in ready))
-        asked = {held.instance.id for held in ready}
+        await asyncio.gather(*(self.ask(managed) for managed in ready))
+        asked = {managed.instance.id for managed in ready}
         self._told = {instance: n for instance, n in self._told.items() if instance in asked}

@@ -78,7 +78,7 @@ class Grant:
 class DeviceAccount:
     """What one device's books say once the shares are entered."""
 
-    books: DeviceMemory
+    memory: DeviceMemory
     reserved_mb: int
     other_mb: int
     available_mb: int
@@ -109,37 +109,37 @@ class Reservation:
     per_device_mb: int
 
 
-def accounts(books: Iterable[DeviceMemory], shares: Sequence[Grant]) -> tuple[DeviceAccount, ...]:
+def accounts(memory: Iterable[DeviceMemory], grants: Sequence[Grant]) -> tuple[DeviceAccount, ...]:
     """Enter all shares into the books."""
-    books = tuple(books)
-    pool = [device for device in books if device.pool_free_mb is not None]
+    memory = tuple(memory)
+    pool = [device for device in memory if device.pool_free_mb is not None]
     pooled = {device.index for device in pool}
     pool_mb = (
         min((device.pool_free_mb or 0 for device in pool), default=0)
         - max((device.headroom_mb for device in pool), default=0)
-        - sum(share.reserved_mb for share in shares if share.device in pooled)
+        - sum(grant.reserved_mb for grant in grants if grant.device in pooled)
     )
     return tuple(
-        _account(device, [s for s in shares if s.device == device.index], pool_mb)
-        for device in books
+        _account(device, [s for s in grants if s.device == device.index], pool_mb)
+        for device in memory
     )
 
 
-def _account(device: DeviceMemory, shares: Sequence[Grant], pool_mb: int) -> DeviceAccount:
-    reserved = sum(share.reserved_mb for share in shares)
-    ours = sum(share.measured_mb or 0 for share in shares)
+def _account(device: DeviceMemory, grants: Sequence[Grant], pool_mb: int) -> DeviceAccount:
+    reserved = sum(grant.reserved_mb for grant in grants)
+    ours = sum(grant.measured_mb or 0 for grant in grants)
     available = device.free_mb - device.headroom_mb - reserved
     if device.pool_free_mb is not None:
         available = min(available, pool_mb)
     return DeviceAccount(
-        books=device,
+        memory=device,
         reserved_mb=reserved,
         other_mb=max(0, device.used_mb - ours),
         available_mb=max(0, available) if device.usable else 0,
     )
 
 
-def admit(need: Need, books: Sequence[DeviceMemory], shares: Sequence[Grant]) -> Reservation:
+def admit(need: Need, memory: Sequence[DeviceMemory], grants: Sequence[Grant]) -> Reservation:
     """Promise memory to a load.
 
     Among devices that fit, those with the least to spare are taken, so that large blocks stay whole.
@@ -148,23 +148,23 @@ def admit(need: Need, books: Sequence[DeviceMemory], shares: Sequence[Grant]) ->
         BadRequest: the caller named a device that is not there, or that the engine can't use.
         DoesNotFit: no choice of devices has the memory; details carry `needed_mb` and each device's numbers.
     """
-    all_accounts = accounts(books, shares)
+    all_accounts = accounts(memory, grants)
     candidates = _candidates(need, all_accounts)
     if need.per_device_mb is None:
         chosen = _apart(sorted(candidates, key=lambda a: -a.available_mb))[: need.count]
         least = min((a.available_mb for a in chosen), default=0)
         if len(chosen) == need.count and least > 0:
-            return Reservation(tuple(sorted(a.books.index for a in chosen)), least)
+            return Reservation(tuple(sorted(a.memory.index for a in chosen)), least)
         raise _refusal(need, all_accounts)
     for kind in need.kinds:
         fitting = [
             account
             for account in candidates
-            if account.books.kind == kind and account.available_mb >= need.per_device_mb
+            if account.memory.kind == kind and account.available_mb >= need.per_device_mb
         ]
-        fitting = _apart(sorted(fitting, key=lambda a: (a.available_mb, a.books.index)))
+        fitting = _apart(sorted(fitting, key=lambda a: (a.available_mb, a.memory.index)))
         if len(fitting) >= need.count:
-            chosen_indices = sorted(a.books.index for a in fitting[: need.count])
+            chosen_indices = sorted(a.memory.index for a in fitting[: need.count])
             return Reservation(tuple(chosen_indices), need.per_device_mb)
     raise _refusal(need, all_accounts)
 
@@ -173,37 +173,37 @@ def _apart(candidates: Iterable[DeviceAccount]) -> list[DeviceAccount]:
     """At most one device of the pool: what two of them have is there once only."""
     found: list[DeviceAccount] = []
     for account in candidates:
-        pooled = account.books.pool_free_mb is not None
-        if not pooled or all(other.books.pool_free_mb is None for other in found):
+        pooled = account.memory.pool_free_mb is not None
+        if not pooled or all(other.memory.pool_free_mb is None for other in found):
             found.append(account)
     return found
 
 
 def _candidates(need: Need, all_accounts: Sequence[DeviceAccount]) -> list[DeviceAccount]:
     if need.devices:
-        by_index = {account.books.index: account for account in all_accounts}
+        by_index = {account.memory.index: account for account in all_accounts}
         for index in need.devices:
             if index not in by_index:
                 known = ", ".join(map(str, by_index)) or "none"
                 raise BadRequest(
                     f"this node has no device {index} (it has {known})", param="devices"
                 )
-            if by_index[index].books.kind not in need.kinds:
-                kind = by_index[index].books.kind
+            if by_index[index].memory.kind not in need.kinds:
+                kind = by_index[index].memory.kind
                 raise BadRequest(
                     f"this engine does not run on device {index} ({kind})", param="devices"
                 )
-        return [by_index[index] for index in need.devices if by_index[index].books.usable]
-    usable = [a for a in all_accounts if a.books.usable and a.books.kind in need.kinds]
+        return [by_index[index] for index in need.devices if by_index[index].memory.usable]
+    usable = [a for a in all_accounts if a.memory.usable and a.memory.kind in need.kinds]
     if need.per_device_mb is None:
         for kind in need.kinds:  # mixing kinds is no way to find room for the unknown
-            if of_kind := [a for a in usable if a.books.kind == kind]:
+            if of_kind := [a for a in usable if a.memory.kind == kind]:
                 return of_kind
     return usable
 
 
 def _refusal(need: Need, all_accounts: Sequence[DeviceAccount]) -> DoesNotFit:
-    suitable = [a for a in all_accounts if a.books.kind in need.kinds]
+    suitable = [a for a in all_accounts if a.memory.kind in need.kinds]
     where = "one device" if need.count == 1 else f"each of {need.count} devices"
     hints: list[str] = []
     if not suitable:
@@ -223,11 +223,11 @@ def _refusal(need: Need, all_accounts: Sequence[DeviceAccount]) -> DoesNotFit:
             "needed_mb": need.per_device_mb,
             "devices": [
                 {
-                    "index": a.books.index,
-                    "free_mb": a.books.free_mb,
+                    "index": a.memory.index,
+                    "free_mb": a.memory.free_mb,
                     "reserved_mb": a.reserved_mb,
                     "other_mb": a.other_mb,
-                    "headroom_mb": a.books.headroom_mb,
+                    "headroom_mb": a.memory.headroom_mb,
                     "available_mb": a.available_mb,
                 }
                 for a in all_accounts

@@ -97,7 +97,7 @@ async def _serve(config: NeuronConfig) -> None:
             settings.load()
             settings.ssl = tls.context
             runtime.certificates = lambda: tls.certificates
-            ends = tell_ends(runtime.certificates, SystemClock(), runtime.journal.note)
+            ends = tell_ends(runtime.certificates, SystemClock(), runtime.events.note)
             beside += [tls.watch(), ends]
         tasks = [asyncio.create_task(work) for work in beside]
         try:
@@ -179,7 +179,7 @@ class _Server(uvicorn.Server):
     def _asked_to_end(self) -> None:
         systemd.notify("STOPPING=1", os.environ)
         self._runtime.stopping_s = 0.0
-        if relayed := sum(self._runtime.occupancy.relayed.values()):
+        if relayed := sum(self._runtime.inflight.relayed.values()):
             most = 0.0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
             log_event(log, "neuron_drains", relayed=relayed, at_most_s=most)
             self._runtime.stopping_s = most

@@ -47,17 +47,17 @@ class MemoryAccounting:
             BadRequest: see `ledger.admit`.
             DoesNotFit: the preferred kind's refusal.
         """
-        shares = [share for instance in instances for share in self.shares(instance)]
+        grants = [grant for instance in instances for grant in self.grants(instance)]
         refused: DoesNotFit | None = None
         for need in needs:
             try:
-                return admit(need, self._books(), shares)
+                return admit(need, self._books(), grants)
             except DoesNotFit as failed:
                 refused = refused or failed
         assert refused is not None, "there is always a need"
         raise refused
 
-    def shares(self, instance: Instance) -> list[Grant]:
+    def grants(self, instance: Instance) -> list[Grant]:
         """What an instance holds.
 
         A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
@@ -66,17 +66,17 @@ class MemoryAccounting:
         """
         if instance.state not in OCCUPIED:
             return []
-        shares = []
+        grants = []
         for index in instance.devices:
             measured = self._reading.samples[index].by_instance.get(instance.id)
             takes_at_load = instance.attached or self.kind_of(index) is not DeviceKind.CPU
             settled = takes_at_load and instance.state is not InstanceState.LOADING
-            shares.append(Grant(instance.id, index, instance.granted_mb, measured, settled))
-        return shares
+            grants.append(Grant(instance.id, index, instance.granted_mb, measured, settled))
+        return grants
 
     def counted_mb(self, instance: Instance) -> tuple[int, ...]:
         """MiB that each of an instance's devices lacks because of it: what its end would give back."""
-        return tuple(share.counted_mb for share in self.shares(instance))
+        return tuple(grant.counted_mb for grant in self.grants(instance))
 
     def measured(self, instance: Instance) -> Instance:
         """The instance with the reading's numbers."""
@@ -97,8 +97,8 @@ class MemoryAccounting:
 
     def health(self, uptime_s: float, instances: Iterable[Instance]) -> Health:
         """GET /health."""
-        shares = [share for instance in instances for share in self.shares(instance)]
-        return views.health(uptime_s, self._reading, self._books(), shares)
+        grants = [grant for instance in instances for grant in self.grants(instance)]
+        return views.health(uptime_s, self._reading, self._books(), grants)
 
     def _books(self) -> list[DeviceMemory]:
         return [

@@ -48,7 +48,7 @@ class _NodeCollector(Collector):
         power = GaugeMetricFamily("cortex_neuron_power_w", "Watts", labels=["device"])
         for reading in self._status.health.devices:
             device = str(reading.index)
-            for what in ("used", "free", "reserved", "foreign", "headroom", "available"):
+            for what in ("used", "free", "reserved", "other", "headroom", "available"):
                 memory.add_metric([device, what], getattr(reading, f"vram_{what}_mb"))
             for family, value in (
                 (usage, reading.utilization_pct),

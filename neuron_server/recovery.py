@@ -19,7 +19,7 @@ def left_running(
     registry: Registry,
     supervisor: Supervisor,
     devices: Sequence[Device],
-    journal: EventLog,
+    events: EventLog,
 ) -> Iterator[tuple[Instance, EngineProcess]]:
     """Each recorded engine that still lives and may go on, as an instance to be probed; other records are removed.
 
@@ -30,7 +30,7 @@ def left_running(
         registry: an engine whose harness is not configured any more is not taken over.
         supervisor: takes them over.
         devices: of the node, now.
-        journal: told what became of each.
+        events: told what became of each.
     """
     boot = boot_id()
     for record in state.records():
@@ -46,9 +46,9 @@ def left_running(
                 engine = supervisor.adopt(record.pid, record.started_ticks, record.instance_id)
         if engine is None or here is None:
             state.forget(record.instance_id)
-            journal.note("engine_not_adopted", instance=record.instance_id, reason=why)
+            events.note("engine_not_adopted", instance=record.instance_id, reason=why)
             continue
-        journal.note("engine_adopted", instance=record.instance_id, pid=record.pid)
+        events.note("engine_adopted", instance=record.instance_id, pid=record.pid)
         yield _instance(record, here, registry), engine
 
 

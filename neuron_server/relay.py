@@ -69,7 +69,7 @@ class Relay:
         )
 
     async def _pass_on(self, instance_id: str, path: str, request: Request) -> Response:
-        instance = self._runtime.holdings.called(instance_id)
+        instance = self._runtime.instances.called(instance_id)
         if instance.state not in _REACHABLE:
             raise Unavailable(f"instance {instance_id} is {instance.state}", retry_after=1.0)
         url = f"{self._runtime.engine_url(instance)}/{path}"
@@ -89,9 +89,7 @@ class Relay:
         )
         if not has_body:
             uploaded.set()
-        return _Relayed(
-            self._http, upstream, uploaded, self._runtime.occupancy.relayed, instance.id
-        )
+        return _Relayed(self._http, upstream, uploaded, self._runtime.inflight.relayed, instance.id)
 
 
 async def _body(receive: Receive, uploaded: asyncio.Event) -> AsyncIterator[bytes]:

@@ -1,7 +1,7 @@
 """The owner of this node's instances.
 
 All state changes happen on the event loop between two awaits, so there is nothing to lock: what was checked is
-still true when it is changed. Engines live in tasks of their own (`life.EngineLife`) and report here.
+still true when it is changed. Engines live in tasks of their own (`runner.EngineLife`) and report here.
 """
 
 from __future__ import annotations
@@ -94,20 +94,20 @@ class Runtime:
         self.changes = ChangeCounter()
         self.stopping_s: float | None = None
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
-        self.journal = EventLog(clock, self.changes)
-        self.occupancy = InflightCounts()
+        self.events = EventLog(clock, self.changes)
+        self.inflight = InflightCounts()
         self._state = state
         self._supervisor = Supervisor(state.owner, cgroups)
         self._clock = clock
         self._engine_host = engine_host
-        self.holdings = InstanceRegistry()
+        self.instances = InstanceRegistry()
         self.attached = AttachedEngines(
-            registry, self.holdings, self.occupancy, self, state, clock, hold=self._hold
+            registry, self.instances, self.inflight, self, state, clock, hold=self._hold
         )
         self._books = MemoryAccounting(config, host)
         self._began = clock.monotonic()
         self._failures: Counter[tuple[ModelId, str]] = Counter()
-        self._faults = HardwareFaults(self.journal)
+        self._faults = HardwareFaults(self.events)
         self._fitness = EngineChecks(registry, host)
         self._readers: tuple[asyncio.Task[None], ...] = ()
 
@@ -118,19 +118,19 @@ class Runtime:
         await self.host.open()
         await self.registry.prepare()
         await self._books.read({})
-        self.journal.note("engines_fenced", by=self._supervisor.fence)
+        self.events.note("engines_fenced", by=self._supervisor.fence)
         left = heads(self._state)
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
         gone = [head for instance, head in left.items() if instance not in adopted]
         if orphans := await self._supervisor.kill_orphans(adopted, gone):
-            self.journal.note("orphans_killed", logging.WARNING, pids=list(orphans))
+            self.events.note("orphans_killed", logging.WARNING, pids=list(orphans))
         await self.attached.look()
         await self.measure()
         self._readers = (
             asyncio.create_task(self._keep_reading(), name="readings"),
             asyncio.create_task(
-                self.occupancy.watch(self.holdings, self.changes.publish), name="occupancy"
+                self.inflight.watch(self.instances, self.changes.publish), name="inflight"
             ),
             asyncio.create_task(self._fitness.watch(self.changes.publish), name="fitness"),
         )
@@ -142,10 +142,12 @@ class Runtime:
         await asyncio.gather(*self._readers, return_exceptions=True)
         await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
-        kept = [h for h in self.holdings if keep or h.instance.attached]
-        await asyncio.gather(*(held.life.let_go() for held in kept))
-        ended = [h for h in self.holdings if h not in kept]
-        await asyncio.gather(*(self._stop(held, self.config.neuron.drain_s) for held in ended))
+        kept = [h for h in self.instances if keep or h.instance.attached]
+        await asyncio.gather(*(managed.runner.let_go() for managed in kept))
+        ended = [h for h in self.instances if h not in kept]
+        await asyncio.gather(
+            *(self._stop(managed, self.config.neuron.drain_s) for managed in ended)
+        )
         await self.registry.close()
         await self.host.close()
         self._state.close()
@@ -153,10 +155,10 @@ class Runtime:
     def _adopt(self) -> frozenset[str]:
         devices = self.host.devices
         found = list(
-            left_running(self._state, self.registry, self._supervisor, devices, self.journal)
+            left_running(self._state, self.registry, self._supervisor, devices, self.events)
         )
         for instance, engine in found:
-            self._hold(instance, self.registry.get(instance.spec.harness)).life.begin(engine)
+            self._hold(instance, self.registry.get(instance.spec.harness)).runner.begin(engine)
         return frozenset(str(instance.id) for instance, _ in found)
 
     # -- what callers ask ------------------------------------------------------------------
@@ -181,13 +183,13 @@ class Runtime:
         if answer := self._join(spec, known):
             return answer
         try:
-            promise = self._books.admit(needs, self.holdings.instances)
+            reservation = self._books.admit(needs, self.instances.instances)
         except DoesNotFit:
             await self.measure()  # an engine may have ended since the last reading
             if answer := self._join(spec, known):
                 return answer
-            promise = self._books.admit(needs, self.holdings.instances)
-        return self._begin(spec, registered, promise)
+            reservation = self._books.admit(needs, self.instances.instances)
+        return self._begin(spec, registered, reservation)
 
     async def unload(self, request: UnloadRequest) -> UnloadAnswer:
         """Drain and end instances; returns once their memory is measured free.
@@ -196,9 +198,9 @@ class Runtime:
             ModelNotFound: nothing of that name is here.
             StillBusy: one is in use for longer, and may not be cut.
         """
-        held = self.holdings.of_model(request.model_id, request.instance_id)
+        managed = self.instances.of_model(request.model_id, request.instance_id)
         drain_s, cut = request.drain_seconds, request.cut
-        await asyncio.gather(*(self._stop(h, drain_s, cut=cut) for h in held))
+        await asyncio.gather(*(self._stop(h, drain_s, cut=cut) for h in managed))
         return UnloadAnswer()
 
     def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointAnswer:
@@ -208,26 +210,26 @@ class Runtime:
             ModelNotFound: nothing of that name is here.
             Unavailable: it is here, but not ready.
         """
-        ready = self.holdings.ready(model_id)
-        best = min(ready, key=lambda i: (self.occupancy.of(i.id), i.started_at))
+        ready = self.instances.ready(model_id)
+        best = min(ready, key=lambda i: (self.inflight.of(i.id), i.started_at))
         return EndpointAnswer(url=url_of(best), instance_id=best.id)
 
     def engine_url(self, instance: Instance) -> str:
         """Base URL of an engine as this host reaches it."""
-        return self.holdings[instance.id].life.url(instance.port)
+        return self.instances[instance.id].runner.url(instance.port)
 
     def models(self, url_of: Callable[[Instance], str]) -> tuple[ModelInfo, ...]:
         """GET /models."""
         return tuple(
             views.model_info(
-                held.instance,
-                self.registry.engine_of(held.instance.spec.harness),
-                url_of(held.instance),
-                self._books.counted_mb(held.instance),
-                self.occupancy.of(held.instance.id),
+                managed.instance,
+                self.registry.engine_of(managed.instance.spec.harness),
+                url_of(managed.instance),
+                self._books.counted_mb(managed.instance),
+                self.inflight.of(managed.instance.id),
                 self._clock.unix(),
             )
-            for held in self.holdings
+            for managed in self.instances
         )
 
     def discovery(self) -> Discovery:
@@ -245,7 +247,7 @@ class Runtime:
 
     def health(self) -> Health:
         """GET /health: the latest reading, with the books."""
-        return self._books.health(self._clock.monotonic() - self._began, self.holdings.instances)
+        return self._books.health(self._clock.monotonic() - self._began, self.instances.instances)
 
     def status(self, url_of: Callable[[Instance], str]) -> NodeStatus:
         """One message of GET /events."""
@@ -265,87 +267,89 @@ class Runtime:
     # -- what lives ask: the Ledger protocol ----------------------------------------------
 
     def now(self, instance: InstanceId) -> Instance:
-        """See `life.Ledger.now`."""
-        return self.holdings[instance].instance
+        """See `runner.Ledger.now`."""
+        return self.instances[instance].instance
 
     def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
-        """See `life.Ledger.note`."""
-        self.journal.note(event, level, **facts)
+        """See `runner.Ledger.note`."""
+        self.events.note(event, level, **facts)
 
     def failed(self, instance: InstanceId, kind: str) -> None:
-        """See `life.Ledger.failed`."""
-        self._failures[ModelId(self.holdings[instance].instance.spec.model_id), kind] += 1
+        """See `runner.Ledger.failed`."""
+        self._failures[ModelId(self.instances[instance].instance.spec.model_id), kind] += 1
 
     def change(self, instance: Instance) -> None:
-        """See `life.Ledger.change`."""
-        held = self.holdings[instance.id]
-        before, held.instance = held.instance, instance
+        """See `runner.Ledger.change`."""
+        managed = self.instances[instance.id]
+        before, managed.instance = managed.instance, instance
         if instance.state is InstanceState.FAILED:
             self._state.forget(instance.id)
         else:
-            self._save(held)
+            self._save(managed)
         if instance.state is InstanceState.READY and before.state is InstanceState.LOADING:
             self._remember(instance)
         self.changes.publish()
 
     def another_port(self, instance: InstanceId) -> int:
-        """See `life.Ledger.another_port`."""
-        return self._port(self.holdings[instance].registered, f"{instance} {uuid.uuid4()}")
+        """See `runner.Ledger.another_port`."""
+        return self._port(self.instances[instance].registered, f"{instance} {uuid.uuid4()}")
 
     async def measure(self) -> None:
-        """See `life.Ledger.measure`."""
-        reading = await self._books.read(self.holdings.trees)
-        self._faults.enter(reading, self.holdings.instances)
-        for held in self.holdings:
-            held.instance = self._books.measured(held.instance)
+        """See `runner.Ledger.measure`."""
+        reading = await self._books.read(self.instances.trees)
+        self._faults.enter(reading, self.instances.instances)
+        for managed in self.instances:
+            managed.instance = self._books.measured(managed.instance)
         self.changes.publish()
 
     # -- inside -----------------------------------------------------------------------------
 
     def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadAnswer | None:
         """The answer for a load that is under way or done; what failed before is cleared away for a new try."""
-        for instance in self.holdings.related(spec):
+        for instance in self.instances.related(spec):
             if instance.state is InstanceState.FAILED:
                 self._drop(instance.id)
             elif answer := joined(spec, instance, known):
                 return answer
         return None
 
-    def _begin(self, spec: LoadSpec, registered: Registered, promise: Reservation) -> LoadAnswer:
+    def _begin(
+        self, spec: LoadSpec, registered: Registered, reservation: Reservation
+    ) -> LoadAnswer:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
-        if registered.harness.capabilities.exclusive_when_parallel and len(promise.devices) > 1:
-            refuse_second_parallel(spec.harness, self.holdings.instances)
+        if registered.harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
+            refuse_second_parallel(spec.harness, self.instances.instances)
         harness = registered.harness
-        kind = self._books.kind_of(promise.devices[0]) if promise.devices else None
+        kind = self._books.kind_of(reservation.devices[0]) if reservation.devices else None
         past = self._state.past_load(spec, kind) if kind else None
         attached = isinstance(harness, AttachedHarness)
         instance = Instance(
             id=instance_id,
             spec=spec,
-            devices=promise.devices,
-            granted_mb=promise.per_device_mb,
+            devices=reservation.devices,
+            granted_mb=reservation.per_device_mb,
             port=0 if attached else self._port(registered, str(instance_id)),
             started_at=self._clock.unix(),
             expected_load_s=past.seconds if past else None,
             attached=attached,
             served_as=harness.served_as(spec),
         )
-        held = self._hold(instance, registered)
+        managed = self._hold(instance, registered)
         self._state.log(instance_id).remove()
-        self.journal.note(
+        self.events.note(
             "load_admitted",
             instance=instance_id,
             model=spec.model_id,
-            devices=list(promise.devices),
-            granted_mb=promise.per_device_mb,
+            devices=list(reservation.devices),
+            granted_mb=reservation.per_device_mb,
         )
-        held.life.begin()
+        managed.runner.begin()
         self.changes.publish()
         return LoadAnswer(status="loading", instance_id=instance_id)
 
     def _hold(self, instance: Instance, registered: Registered) -> ManagedInstance:
         """Keep an instance; what its harness refuses is the caller's answer, and nothing is kept then."""
-        life = runner_for(
+        runner = runner_for(
             instance,
             registered,
             self.host.devices,
@@ -355,37 +359,41 @@ class Runtime:
             ledger=self,
             clock=self._clock,
         )
-        held = ManagedInstance(instance, life, registered)
-        self.holdings.add(held)
-        return held
+        managed = ManagedInstance(instance, runner, registered)
+        self.instances.add(managed)
+        return managed
 
-    async def _stop(self, held: ManagedInstance, drain_s: float, *, cut: bool = True) -> None:
+    async def _stop(self, managed: ManagedInstance, drain_s: float, *, cut: bool = True) -> None:
         """Stop once, however many ask."""
-        if held.stopping is None:
-            held.stopping = asyncio.create_task(self._stop_now(held, drain_s, cut=cut))
-        if not await asyncio.shield(held.stopping):
-            raise StillBusy.after(held.instance.id, drain_s)
+        if managed.stopping is None:
+            managed.stopping = asyncio.create_task(self._stop_now(managed, drain_s, cut=cut))
+        if not await asyncio.shield(managed.stopping):
+            raise StillBusy.after(managed.instance.id, drain_s)
 
-    async def _stop_now(self, held: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
+    async def _stop_now(self, managed: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
         """Whether it was stopped: one that is in use and may not be cut takes requests again."""
-        serving = held.instance.state is InstanceState.READY
+        serving = managed.instance.state is InstanceState.READY
         if serving and (drain_s > 0 or not cut):
-            self.change(advance(held.instance, InstanceState.DRAINING))
-            idle = await until_idle(self._clock, drain_s, lambda: self.occupancy.ask(held))
-            if not idle and not cut and held.instance.state is InstanceState.DRAINING:
-                held.stopping = None
-                self.change(advance(held.instance, InstanceState.READY))
+            self.change(advance(managed.instance, InstanceState.DRAINING))
+            idle = await until_idle(self._clock, drain_s, lambda: self.inflight.ask(managed))
+            if not idle and not cut and managed.instance.state is InstanceState.DRAINING:
+                managed.stopping = None
+                self.change(advance(managed.instance, InstanceState.READY))
                 return False
-        self.change(advance(held.instance, InstanceState.STOPPING))
-        self.journal.note("unloading", instance=held.instance.id, model=held.instance.spec.model_id)
-        self._remember(held.instance)
-        await held.life.end()
-        if any(held.instance.measured_mb):
-            await until_freed(self._clock, lambda: self._free_now(held.instance.devices))
+        self.change(advance(managed.instance, InstanceState.STOPPING))
+        self.events.note(
+            "unloading", instance=managed.instance.id, model=managed.instance.spec.model_id
+        )
+        self._remember(managed.instance)
+        await managed.runner.end()
+        if any(managed.instance.measured_mb):
+            await until_freed(self._clock, lambda: self._free_now(managed.instance.devices))
         else:
             await self.measure()
-        self._drop(held.instance.id)
-        self.journal.note("unloaded", instance=held.instance.id, model=held.instance.spec.model_id)
+        self._drop(managed.instance.id)
+        self.events.note(
+            "unloaded", instance=managed.instance.id, model=managed.instance.spec.model_id
+        )
         self.changes.publish()
         return True
 
@@ -394,16 +402,16 @@ class Runtime:
         return self._books.free_mb(devices)
 
     def _drop(self, instance: InstanceId) -> None:
-        self.holdings.drop(instance)
+        self.instances.drop(instance)
         self._state.forget(instance)
         self._state.log(instance).remove()
 
-    def _save(self, held: ManagedInstance) -> None:
-        if held.life.engine is None:
+    def _save(self, managed: ManagedInstance) -> None:
+        if managed.runner.engine is None:
             return
-        record = record_of(held.instance, held.life.engine, self.host.devices)
-        if record != held.saved:
-            held.saved = record if self._state.save(record) else None
+        record = record_of(managed.instance, managed.runner.engine, self.host.devices)
+        if record != managed.saved:
+            managed.saved = record if self._state.save(record) else None
 
     def _remember(self, instance: Instance) -> None:
         if instance.load_seconds is not None and instance.devices and not instance.attached:
@@ -412,7 +420,7 @@ class Runtime:
 
     def _port(self, registered: Registered, seed: str) -> int:
         ports = registered.entry.port_range
-        return free_port(ports, self._engine_host, self.holdings.ports, seed)
+        return free_port(ports, self._engine_host, self.instances.ports, seed)
 
     async def _keep_reading(self) -> None:
         for count in itertools.count(1):
@@ -421,10 +429,10 @@ class Runtime:
                 await self.measure()
                 if count % _ATTACHED_EVERY == 0:
                     await self.attached.look()
-                for held in self.holdings:
-                    self._state.log(held.instance.id).trim()
-                    if held.saved is None:
-                        self._save(held)
+                for managed in self.instances:
+                    self._state.log(managed.instance.id).trim()
+                    if managed.saved is None:
+                        self._save(managed)
             except Exception:
                 # The next one may succeed, and without readings nothing would be admitted any more.
                 log.exception("reading_failed")

@@ -34,12 +34,12 @@ def headroom_mb(config: NeuronConfig, device: Device) -> int:
 
 
 def health(
-    uptime_s: float, reading: Reading, books: Sequence[DeviceMemory], shares: Sequence[Grant]
+    uptime_s: float, reading: Reading, memory: Sequence[DeviceMemory], grants: Sequence[Grant]
 ) -> Health:
     """GET /health."""
     devices = tuple(
         DeviceReading(
-            index=account.books.index,
+            index=account.memory.index,
             vram_used_mb=sample.used_mb,
             vram_free_mb=sample.free_mb,
             utilization_pct=sample.utilization_pct,
@@ -47,12 +47,12 @@ def health(
             power_w=sample.power_w,
             vram_reserved_mb=account.reserved_mb,
             vram_other_mb=account.other_mb,
-            vram_headroom_mb=account.books.headroom_mb,
+            vram_headroom_mb=account.memory.headroom_mb,
             vram_available_mb=account.available_mb,
             health=sample.health,
             reason=sample.reason,
         )
-        for account, sample in zip(accounts(books, shares), reading.samples, strict=True)
+        for account, sample in zip(accounts(memory, grants), reading.samples, strict=True)
     )
     return Health(uptime_secs=round(uptime_s, 3), devices=devices, at=reading.at)
 

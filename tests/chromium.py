@@ -76,14 +76,14 @@ class Tab:
 @contextlib.asynccontextmanager
 async def browser(folder: Path) -> AsyncIterator[Tab]:
     """A tab of a browser whose profile is in a folder."""
-    profile = folder / "chromium"
+    model_config = folder / "chromium"
     with subprocess.Popen(  # noqa: ASYNC220 - started once, waited for at the end
-        ["chromium", *_ARGUMENTS, f"--user-data-dir={profile}", "about:blank"],
+        ["chromium", *_ARGUMENTS, f"--user-data-dir={model_config}", "about:blank"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            chosen = profile / "DevToolsActivePort"
+            chosen = model_config / "DevToolsActivePort"
             async with asyncio.timeout(60):
                 while not chosen.exists() or "\n" not in chosen.read_text():
                     await asyncio.sleep(0.1)

@@ -18,7 +18,7 @@ from cortex_server.placement.state import ClusterState
 NOW = 1_700_000_000.0
 
 
-def profile(model: str, vram_mb: int | None = 100, **more: object) -> ModelConfig:
+def model_config(model: str, vram_mb: int | None = 100, **more: object) -> ModelConfig:
     """A profile of the harness `fake`."""
     return ModelConfig.model_validate({"id": model, "harness": "fake", "vram_mb": vram_mb} | more)
 
@@ -82,15 +82,15 @@ def node(
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
 
 
-def world(
+def cluster(
     *nodes: NodeView,
     overlay: Overlay | None = None,
-    standings: dict[ModelId, ModelStats] | None = None,
+    stats: dict[ModelId, ModelStats] | None = None,
     **more: object,
 ) -> ClusterState:
     """A world of these nodes."""
-    rooms = ClusterCapacity().of(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
-    base = ClusterState(rooms=rooms, now=NOW, standings=standings or {})
+    capacities = ClusterCapacity().of(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
+    base = ClusterState(capacities=capacities, now=NOW, stats=stats or {})
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
 
 
@@ -185,19 +185,21 @@ _NODES = [nodes(f"n{i}") for i in range(4)]
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> ClusterState:
+def clusters(draw: st.DrawFn) -> ClusterState:
     """A fleet of up to 4 nodes."""
     drawn = [draw(_NODES[i]) for i in range(draw(_FLEETS))]
-    standings = dict(zip(map(ModelId, "abcde"), draw(_STANDINGS), strict=True))
+    stats = dict(zip(map(ModelId, "abcde"), draw(_STANDINGS), strict=True))
     stored = {ModelId("f"): draw(_STORED)}
-    promises: list[Reservation] = []
+    reservations: list[Reservation] = []
     for n in drawn:
         if draw(_PROMISED) == 0:
-            room = n.devices[0].vram_available_mb
-            mb = draw(st.integers(0, room))
-            promises.append(Reservation(InstanceId(f"{n.name}-z"), ModelId("z"), n.name, (0,), mb))
-    overlay = Overlay(promises=tuple(promises))
-    return world(*drawn, overlay=overlay, standings=standings, stored=stored)
+            capacity = n.devices[0].vram_available_mb
+            mb = draw(st.integers(0, capacity))
+            reservations.append(
+                Reservation(InstanceId(f"{n.name}-z"), ModelId("z"), n.name, (0,), mb)
+            )
+    overlay = Overlay(reservations=tuple(reservations))
+    return cluster(*drawn, overlay=overlay, stats=stats, stored=stored)
 
 
 _VRAM = st.one_of(st.none(), st.integers(10, 1600))
@@ -207,10 +209,10 @@ _WANTED = st.sampled_from(
 
 
 @st.composite
-def profiles(draw: st.DrawFn) -> ModelConfig:
+def model_configs(draw: st.DrawFn) -> ModelConfig:
     """A model that none of the drawn fleets has loaded."""
     least, most, mixed, kind, card_mb = draw(_WANTED)
-    return profile(
+    return model_config(
         "f",
         draw(_VRAM),
         min_devices=least,

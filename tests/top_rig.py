@@ -147,9 +147,9 @@ class NotingOperator:
         self._note(request)
         return NodeAction(node=request.node, cordoned=True)
 
-    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
+    async def plan_defrag(self, request: DefragRequest) -> DefragView:
         """See `Operator.plan_defrag`."""
-        if self.apart and not wish.across:
+        if self.apart and not request.across:
             return DefragView(why="no moves")
         move = MoveView(
             instance="gemma-1", model="google/gemma-3-12b", node="beast", device=0,

@@ -123,8 +123,8 @@ class Diverted:
     def __init__(
         self,
         protocol: DivertingProtocol,
-        plane: ProxyContext,
-        asking: RequestHead,
+        context: ProxyContext,
+        head: RequestHead,
         announced: int | None,
         *,
         modern: bool,
@@ -143,9 +143,9 @@ class Diverted:
         self.disconnected = False
         self.message_event = _NO_EVENT
         self.keep_alive = keep_alive
-        self.exchange = ProxyRequest(plane, self, asking)
+        self.exchange = ProxyRequest(context, self, head)
         self._announced = announced
-        self._limit = plane.max_body
+        self._limit = context.max_body
         if self.exchange.admit() and (self._announced or 0) > self._limit:
             self._too_large()
 
@@ -250,13 +250,13 @@ class Diverted:
 class DivertingProtocol(PatientProtocol):
     """uvicorn's protocol with a branch for the inference routes; see the module."""
 
-    plane: ProxyContext
+    context: ProxyContext
     """Set on a subclass for each gateway: uvicorn makes the protocols, so there is no other way in."""
 
     @property
     def limits(self) -> LimitsSection:  # type: ignore[override]  # they change while it runs
         """How long and how much it takes."""
-        return self.plane.limits
+        return self.context.limits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -287,7 +287,7 @@ class DivertingProtocol(PatientProtocol):
         repeat = CachedHead.of(data)
         if repeat is None or repeat.size_of(data) != received.size:
             return None
-        return repeat, received.exchange.asking
+        return repeat, received.exchange.head
 
     def on_message_begin(self) -> None:
         """Called by the parser. The ASGI scope is only built where it will be used."""
@@ -314,22 +314,22 @@ class DivertingProtocol(PatientProtocol):
             return
         self.head_complete()
         peer = self.client[0] if self.client else None
-        asking, length = RequestHead.of(route, query, self.headers, peer)
+        head, length = RequestHead.of(route, query, self.headers, peer)
         # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
         modern = self.parser.get_http_version() != "1.0"
         keep_alive = modern and self.parser.should_keep_alive()
-        self._divert(asking, length, modern=modern, keep_alive=keep_alive)
+        self._divert(head, length, modern=modern, keep_alive=keep_alive)
 
     def _divert(
         self,
-        asking: RequestHead,
+        head: RequestHead,
         length: int | None,
         *,
         modern: bool = True,
         keep_alive: bool = True,
     ) -> Diverted:
         diverted = self._diverted = self._receiving = Diverted(
-            self, self.plane, asking, length, modern=modern, keep_alive=keep_alive
+            self, self.context, head, length, modern=modern, keep_alive=keep_alive
         )
         self.cycle = cast(RequestResponseCycle, diverted)
         return diverted
@@ -402,10 +402,10 @@ def body_too_large(limit: int) -> CortexError:
     )
 
 
-def protocol_for(plane: ProxyContext) -> type[DivertingProtocol] | str:
+def protocol_for(context: ProxyContext) -> type[DivertingProtocol] | str:
     """What uvicorn is to speak HTTP with: the fast face of a data plane, or its own where that is not possible."""
     reason = compatible()
     if reason is not None:
         event(log, "diversion_off", logging.WARNING, reason=reason)
         return "httptools"
-    return type("GatewayProtocol", (DivertingProtocol,), {"plane": plane})
+    return type("GatewayProtocol", (DivertingProtocol,), {"context": context})

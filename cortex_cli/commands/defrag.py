@@ -41,7 +41,7 @@ def defrag(
 
     The moves are shown first, with the restarts of attached engines that are due; only those are made.
     """
-    wish = DefragRequest(
+    request = DefragRequest(
         model=model,
         node=node,
         max_moves=max_moves,
@@ -50,9 +50,9 @@ def defrag(
     )
     form = chosen(output, as_json=json, quiet=False)
     if apply is not None:
-        _write(run(_apply(gateway, wish, apply)), form)
+        _write(run(_apply(gateway, request, apply)), form)
         return
-    plan = run(_plan(gateway, wish))
+    plan = run(_plan(gateway, request))
     over = dry_run or not plan.plan
     if over or form in {Output.TABLE, Output.WIDE}:
         _write(plan, form)
@@ -62,7 +62,7 @@ def defrag(
     if over:
         return
     confirm(question(plan), yes=yes)
-    _write(run(_apply(gateway, wish, plan.plan)), form)
+    _write(run(_apply(gateway, request, plan.plan)), form)
 
 
 def question(plan: DefragView) -> str:
@@ -78,11 +78,11 @@ def _write(found: DefragView, form: Output) -> None:
     write_one(DEFRAGS, found, form, defrag_text(found, stdout_paint()))
 
 
-async def _plan(gateway: str | None, wish: DefragRequest) -> DefragView:
+async def _plan(gateway: str | None, request: DefragRequest) -> DefragView:
     async with connect(gateway) as client:
-        return await client.plan_defrag(wish)
+        return await client.plan_defrag(request)
 
 
-async def _apply(gateway: str | None, wish: DefragRequest, plan: str) -> DefragView:
+async def _apply(gateway: str | None, request: DefragRequest, plan: str) -> DefragView:
     async with connect(gateway) as client:
-        return await client.defrag(ApplyDefrag(wish=wish, plan=plan))
+        return await client.defrag(ApplyDefrag(request=request, plan=plan))

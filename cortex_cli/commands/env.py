@@ -32,13 +32,13 @@ def codex_(
     model: options.Model,
     *,
     gateway: options.Gateway = None,
-    profile: Annotated[
+    model_config: Annotated[
         str, typer.Option(metavar="NAME", help="What Codex is to call the gateway")
     ] = "cortex",
 ) -> None:
     """Print settings for Codex's config.toml."""
     where = target(gateway, os.environ)
-    sys.stdout.write(codex(where, model, run(_context(where, model)), profile))
+    sys.stdout.write(codex(where, model, run(_context(where, model)), model_config))
     if where.key:
         say("Codex reads the key from CORTEX_API_KEY")
 

@@ -68,7 +68,7 @@ def create(
         "tokens_per_minute": tokens_per_minute,
         "max_in_flight": max_in_flight,
     }
-    wish = _valid(
+    request = _valid(
         {
             "name": name,
             "scopes": scope or [Scope.INFER],
@@ -81,12 +81,12 @@ def create(
     )
     if offline:
         secret = "ctx_" + secrets.token_urlsafe(32)
-        sys.stdout.write(_entry(wish, secret))
+        sys.stdout.write(_entry(request, secret))
         say(f"the secret of {name}, which is kept nowhere: {secret}")
         return
 
     async def one(client: OperatorClient, _name: str) -> Done:
-        made = await client.create_key(wish)
+        made = await client.create_key(request)
         return Done(made.secret, made)
 
     # Its name alone would be of no use: the secret is told this once.
@@ -133,10 +133,10 @@ def _moment(text: str) -> datetime:
         ) from failed
 
 
-def _entry(wish: CreateKey, secret: str) -> str:
+def _entry(request: CreateKey, secret: str) -> str:
     """The [[keys]] entry of a key; only the hash of its secret."""
-    values = wish.model_dump(mode="json", exclude_defaults=True) | {
-        "name": wish.name,
+    values = request.model_dump(mode="json", exclude_defaults=True) | {
+        "name": request.name,
         "hash": "sha256:" + hashlib.sha256(secret.encode()).hexdigest(),
     }
     return "[[keys]]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items())

@@ -133,7 +133,7 @@ def load(
             ask = PlanLoad(model=name, node=where, devices=devices, another=another)
             plan = await client.plan_load(ask)
             return Done(plan_text(plan, stdout_paint()), plan)
-        wish = LoadModel(
+        request = LoadModel(
             model=name,
             node=where,
             devices=devices,
@@ -143,24 +143,24 @@ def load(
             another=another,
             ttl_s=idle,
         )
-        return await _loaded(client, wish)
+        return await _loaded(client, request)
 
     form = chosen(output, as_json=json, quiet=False)
     goes_on = "the load goes on; watch it with `cortex ps --watch`"
     run(each(gateway, models, Verb("load", form, ANY_MODEL, dry_run, goes_on), one))
 
 
-async def _loaded(client: OperatorClient, wish: LoadModel) -> Done:
+async def _loaded(client: OperatorClient, request: LoadModel) -> Done:
     began = time.monotonic()
-    if not wish.wait:
-        action = await client.load(wish)
+    if not request.wait:
+        action = await client.load(request)
         line = f"{action.state.value} {action.model}; watch it with `cortex ps --watch`"
         return Done(line, action)
-    async with progress(client, wish.model):
-        action = await client.load(wish)
+    async with progress(client, request.model):
+        action = await client.load(request)
     if action.state is not ModelState.READY:
         raise TimedOut(
-            f"{action.model} is still {action.state.value} after {show_duration(wish.timeout_s)}",
+            f"{action.model} is still {action.state.value} after {show_duration(request.timeout_s)}",
             hints=("the load goes on; watch it with `cortex ps --watch`",),
         )
     took = show_duration(time.monotonic() - began)
@@ -237,11 +237,11 @@ def evict(
     limit = seconds_of(drain_timeout, "--drain-timeout")
 
     async def one(client: OperatorClient, name: str) -> Done:
-        wish = EvictModel(model=name, node=node, drain_timeout_s=limit)
+        request = EvictModel(model=name, node=node, drain_timeout_s=limit)
         if dry_run:
-            plan = await client.plan_evict(wish)
+            plan = await client.plan_evict(request)
             return Done(cost(plan), plan)
-        action = await client.evict(wish)
+        action = await client.evict(request)
         where = f" from {', '.join(action.nodes)}" if action.nodes else ""
         return Done(f"evicted {action.model}{where}; it is {action.state.value}", action)
 

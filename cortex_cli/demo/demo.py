@@ -67,7 +67,7 @@ class _Interrupts:
             task.cancel()
 
 
-async def demo(wish: Wish) -> int:
+async def demo(request: Wish) -> int:
     """Run the demo; returns the exit code.
 
     Raises:
@@ -77,7 +77,7 @@ async def demo(wish: Wish) -> int:
     directory = Path(tempfile.mkdtemp(prefix="cortex-demo-"))
     started: list[Child] = []
     serving = asyncio.Event()
-    task = asyncio.ensure_future(_run(wish, directory, started, serving.set))
+    task = asyncio.ensure_future(_run(request, directory, started, serving.set))
     interrupts = _Interrupts(task)
     kept = True
     try:
@@ -101,13 +101,13 @@ async def demo(wish: Wish) -> int:
 
 
 async def _run(
-    wish: Wish, directory: Path, started: list[Child], serving: Callable[[], None]
+    request: Wish, directory: Path, started: list[Child], serving: Callable[[], None]
 ) -> None:
     async with _turn():
-        ports, changed = files.free_ports(wish.ports)
+        ports, changed = files.free_ports(request.ports)
         for line in changed:
             say(line)
-        models, room = _models(wish, directory)
+        models, room = _models(request, directory)
         config = files.write_files(directory, ports, models, room)
         neuron, gateway = f"http://127.0.0.1:{ports.neuron}", f"http://127.0.0.1:{ports.api}"
         options = ["--config", str(config.gateway), "--models", str(config.models)]
@@ -119,9 +119,9 @@ async def _run(
     sys.stdout.write(f"\n{summary(ports, models, directory)}\n")
     sys.stdout.flush()
     serving()
-    if wish.once:
+    if request.once:
         return
-    if wish.view and sys.stdout.isatty() and sys.stdin.isatty():
+    if request.view and sys.stdout.isatty() and sys.stdin.isatty():
         await _view(gateway)
     else:
         say("serving until interrupted")
@@ -148,10 +148,10 @@ def _taken(turn: socket.socket) -> bool:
     return True
 
 
-def _models(wish: Wish, directory: Path) -> tuple[list[DemoModel], int | None]:
+def _models(request: Wish, directory: Path) -> tuple[list[DemoModel], int | None]:
     """What the demo serves, and the MiB that there are for it; None for what the host has."""
-    if wish.model is not None:
-        return [files.own_model(wish.model)], None
+    if request.model is not None:
+        return [files.own_model(request.model)], None
     models = files.write_models(directory / "models")
     say(f"wrote {len(models)} tiny models with random weights: {', '.join(m.id for m in models)}")
     return models, files.ROOM_MB

@@ -27,7 +27,7 @@ _DOCUMENTS = {
     "NodeList": "[NodeView](gateway-api.md#nodeview)",
     "DeviceList": "[DeviceView](gateway-api.md#deviceview), its `node`, and the `models` on it",
     "RequestList": "[RequestView](gateway-api.md#requestview)",
-    "EventList": "[TrailEntry](gateway-api.md#trailentry)",
+    "EventList": "[AuditEntry](gateway-api.md#auditentry)",
     "KeyList": "[KeyView](gateway-api.md#keyview)",
     "UsageList": "[UsageRow](gateway-api.md#usagerow)",
     "SettingList": "[Setting](gateway-api.md#setting)",

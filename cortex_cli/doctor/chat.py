@@ -12,24 +12,27 @@ PATH = "/v1/chat/completions"
 HEADERS: dict[str, str] = {}
 
 
-def body(model: str, wish: Wish) -> dict[str, Any]:
+def body(model: str, request: Wish) -> dict[str, Any]:
     """A request."""
-    content: Any = wish.prompt
-    if wish.image:
+    content: Any = request.prompt
+    if request.image:
         url = {"url": f"data:image/png;base64,{PIXEL}"}
-        content = [{"type": "text", "text": wish.prompt}, {"type": "image_url", "image_url": url}]
+        content = [
+            {"type": "text", "text": request.prompt},
+            {"type": "image_url", "image_url": url},
+        ]
     asked: dict[str, Any] = {
         "model": model,
-        "max_tokens": wish.max_tokens,
+        "max_tokens": request.max_tokens,
         "messages": [{"role": "user", "content": content}],
-        "stream": wish.stream,
+        "stream": request.stream,
     }
-    if wish.stream:
+    if request.stream:
         asked["stream_options"] = {"include_usage": True}
-    if wish.tools:
+    if request.tools:
         function = {"name": TOOL, "description": ABOUT, "parameters": SCHEMA}
         asked["tools"] = [{"type": "function", "function": function}]
-    if wish.thinking:
+    if request.thinking:
         asked["reasoning_effort"] = "high"
     return asked
 

@@ -12,21 +12,21 @@ PATH = "/v1/messages"
 HEADERS = {"anthropic-version": "2023-06-01"}
 
 
-def body(model: str, wish: Wish) -> dict[str, Any]:
+def body(model: str, request: Wish) -> dict[str, Any]:
     """A request."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": wish.prompt}]
-    if wish.image:
+    content: list[dict[str, Any]] = [{"type": "text", "text": request.prompt}]
+    if request.image:
         source = {"type": "base64", "media_type": "image/png", "data": PIXEL}
         content.insert(0, {"type": "image", "source": source})
     asked: dict[str, Any] = {
         "model": model,
-        "max_tokens": wish.max_tokens,
+        "max_tokens": request.max_tokens,
         "messages": [{"role": "user", "content": content}],
-        "stream": wish.stream,
+        "stream": request.stream,
     }
-    if wish.tools:
+    if request.tools:
         asked["tools"] = [{"name": TOOL, "description": ABOUT, "input_schema": SCHEMA}]
-    if wish.thinking:
+    if request.thinking:
         asked |= {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
     return asked
 

@@ -13,26 +13,26 @@ HEADERS: dict[str, str] = {}
 _LAST = frozenset({"response.completed", "response.incomplete"})
 
 
-def body(model: str, wish: Wish) -> dict[str, Any]:
+def body(model: str, request: Wish) -> dict[str, Any]:
     """A request, with the instructions where Codex has them."""
-    parts: list[dict[str, Any]] = [{"type": "input_text", "text": wish.prompt}]
-    if wish.image:
+    parts: list[dict[str, Any]] = [{"type": "input_text", "text": request.prompt}]
+    if request.image:
         parts.append({"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"})
     developer = [{"type": "input_text", "text": "You help."}]
     asked: dict[str, Any] = {
         "model": model,
-        "max_output_tokens": wish.max_tokens,
+        "max_output_tokens": request.max_tokens,
         "input": [
             {"type": "message", "role": "developer", "content": developer},
             {"type": "message", "role": "user", "content": parts},
         ],
-        "stream": wish.stream,
+        "stream": request.stream,
         "store": False,
     }
-    if wish.tools:
+    if request.tools:
         tool = {"type": "function", "name": TOOL, "description": ABOUT, "parameters": SCHEMA}
         asked |= {"tools": [tool], "tool_choice": "auto", "parallel_tool_calls": True}
-    if wish.thinking:
+    if request.thinking:
         asked["reasoning"] = {"effort": "high", "summary": "auto"}
     return asked
 

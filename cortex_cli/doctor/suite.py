@@ -34,7 +34,7 @@ class Dialect(Protocol):
     PATH: str
     HEADERS: dict[str, str]
 
-    def body(self, model: str, wish: Wish) -> dict[str, Any]:
+    def body(self, model: str, request: Wish) -> dict[str, Any]:
         """A request."""
         ...
 
@@ -118,8 +118,8 @@ class Prober:
             except (KeyError, TypeError, IndexError, AttributeError) as missing:
                 yield error(check, f"the answer lacks what the dialect has: {missing}")
 
-    async def _stream(self, wish: Wish) -> Told:
-        body = self._dialect.body(self._model.name, wish)
+    async def _stream(self, request: Wish) -> Told:
+        body = self._dialect.body(self._model.name, request)
         events = [event async for event in self._asker.stream(self._dialect.PATH, body)]
         return self._dialect.streamed(events)
 

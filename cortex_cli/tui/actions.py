@@ -71,8 +71,8 @@ class Actions:
         self, models: Sequence[str], node: str | None = None, devices: tuple[int, ...] = ()
     ) -> None:
         """Show what loading would do, and do it after a yes; where it can't be done, show why."""
-        wishes = [PlanLoad(model=m, node=node, devices=devices) for m in models]
-        plans = [p for w in wishes if (p := await self._try(self._operator.plan_load(w), "plan"))]
+        requests = [PlanLoad(model=m, node=node, devices=devices) for m in models]
+        plans = [p for w in requests if (p := await self._try(self._operator.plan_load(w), "plan"))]
         for plan in plans:
             if plan.action == "serve":
                 self.say(headline(plan))
@@ -88,13 +88,13 @@ class Actions:
             )
         )
 
-    async def _load(self, wish: LoadModel) -> None:
+    async def _load(self, request: LoadModel) -> None:
         """Load a model and tell what came of it; that it begins is seen in the table."""
-        where = "".join(f" --gpu {wish.node}/{d}" for d in wish.devices) or (
-            f" --node {wish.node}" if wish.node else ""
+        where = "".join(f" --gpu {request.node}/{d}" for d in request.devices) or (
+            f" --node {request.node}" if request.node else ""
         )
-        line = f"cortex models load {wish.model}{where}"
-        if done := await self._try(self._operator.load(wish), line):
+        line = f"cortex models load {request.model}{where}"
+        if done := await self._try(self._operator.load(request), line):
             place = f" on {', '.join(done.nodes)}" if done.nodes else ""
             took = f" after {show_duration(done.seconds)}" if done.seconds else ""
             self.say(f"{done.model} is {done.state.value}{place}{took}", title=line)
@@ -204,12 +204,12 @@ class Actions:
     async def defrag(self, model: str | None = None) -> None:
         """Show the moves that would make a large free block, and make them after a yes."""
         line = f"cortex defrag --for {model}" if model else "cortex defrag"
-        wish = DefragRequest(model=model)
-        plan = await self._try(self._operator.plan_defrag(wish), line)
+        request = DefragRequest(model=model)
+        plan = await self._try(self._operator.plan_defrag(request), line)
         if plan is not None and not plan.plan:
             # Where a node alone has no way, moves to others may be one.
-            wish, line = DefragRequest(model=model, across=True), f"{line} --across"
-            plan = await self._try(self._operator.plan_defrag(wish), line)
+            request, line = DefragRequest(model=model, across=True), f"{line} --across"
+            plan = await self._try(self._operator.plan_defrag(request), line)
         if plan is None:
             return
         if not plan.plan:
@@ -224,7 +224,7 @@ class Actions:
             self._show_ghosts(())
         if agreed and (
             done := await self._try(
-                self._operator.defrag(ApplyDefrag(wish=wish, plan=plan.plan)), line
+                self._operator.defrag(ApplyDefrag(request=request, plan=plan.plan)), line
             )
         ):
             self.say(headline_of_defrag(done), title=line)

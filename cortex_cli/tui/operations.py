@@ -80,7 +80,7 @@ class Operator(Protocol):
         """Cordon a node and move or unload what it has."""
         ...
 
-    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
+    async def plan_defrag(self, request: DefragRequest) -> DefragView:
         """Which moves would make a large free block."""
         ...
 
@@ -166,10 +166,10 @@ class GatewayOperator:
         async with connect(self._gateway) as client:
             return await client.drain(request)
 
-    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
+    async def plan_defrag(self, request: DefragRequest) -> DefragView:
         """See `Operator.plan_defrag`."""
         async with connect(self._gateway) as client:
-            return await client.plan_defrag(wish)
+            return await client.plan_defrag(request)
 
     async def defrag(self, request: ApplyDefrag) -> DefragView:
         """See `Operator.defrag`."""

@@ -21,23 +21,25 @@ from cortex_server.proxy.routes import ROUTES
 
 
 def create_app(
-    fleet: Fleet, plane: Callable[[], ProxyContext], routers: Iterable[APIRouter]
+    fleet: Fleet, context: Callable[[], ProxyContext], routers: Iterable[APIRouter]
 ) -> FastAPI:
     """The whole API as an ASGI application.
 
     Args:
         fleet: what the listings show.
-        plane: the data plane, asked for at each request.
+        context: the data plane, asked for at each request.
         routers: further routers, such as the operator API.
     """
     # A redirect would name the scheme and host that a proxy before the gateway was asked by itself.
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
-    app.add_middleware(AuthMiddleware, gate=lambda: plane().gate, refusal=errors.response)
+    app.add_middleware(
+        AuthMiddleware, access_control=lambda: context().access_control, refusal=errors.response
+    )
     # Outside of the guard: a browser asks whether it may ask without a key.
-    app.add_middleware(CorsMiddleware, allowed=lambda: plane().settings.allowed_origins)
+    app.add_middleware(CorsMiddleware, allowed=lambda: context().settings.allowed_origins)
     ours = (
-        health_router(fleet, lambda: plane().gate.stopping),
+        health_router(fleet, lambda: context().access_control.stopping),
         hello_router(),
         models_router(fleet),
     )
@@ -45,5 +47,5 @@ def create_app(
         # As they are: `include_router` would build each route anew for the first request that passes it.
         app.router.routes.extend(router.routes)
     for route in ROUTES.values():
-        app.router.routes.append(AppRoute(route.path, AsgiRoute(plane, route), methods=["POST"]))
+        app.router.routes.append(AppRoute(route.path, AsgiRoute(context, route), methods=["POST"]))
     return app

@@ -27,12 +27,12 @@ class _Collected(Collector):
         return self._families
 
 
-def metrics_app(metrics: Collector, gate: Callable[[], AccessControl]) -> Starlette:
+def metrics_app(metrics: Collector, access_control: Callable[[], AccessControl]) -> Starlette:
     """The application of the metrics listener.
 
     Args:
         metrics: what is told.
-        gate: who may read it.
+        access_control: who may read it.
     """
 
     async def get_metrics(_: Request) -> Response:
@@ -44,6 +44,8 @@ def metrics_app(metrics: Collector, gate: Callable[[], AccessControl]) -> Starle
 
     return Starlette(
         routes=[Route("/metrics", get_metrics)],
-        middleware=[Middleware(AuthMiddleware, gate=gate, refusal=errors.response)],
+        middleware=[
+            Middleware(AuthMiddleware, access_control=access_control, refusal=errors.response)
+        ],
         exception_handlers=errors.HANDLERS,
     )

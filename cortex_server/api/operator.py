@@ -47,13 +47,13 @@ KEEP_ALIVE_S = 5.0
 """Without a change, a comment goes out this often, so that a reader can tell quiet from dead."""
 
 
-def operator_router(fleet: Fleet, verbs: Operations, trail: AuditLog) -> APIRouter:
+def operator_router(fleet: Fleet, verbs: Operations, audit_log: AuditLog) -> APIRouter:
     """The routes under /operator/v1.
 
     Args:
         fleet: what is shown.
         verbs: what can be done.
-        trail: what was done.
+        audit_log: what was done.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
@@ -73,7 +73,7 @@ def operator_router(fleet: Fleet, verbs: Operations, trail: AuditLog) -> APIRout
         come as one.
         """
         return StreamingResponse(
-            fleet_events(fleet, verbs.shown, trail, last_event_id, pause),
+            fleet_events(fleet, verbs.shown, audit_log, last_event_id, pause),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -81,32 +81,32 @@ def operator_router(fleet: Fleet, verbs: Operations, trail: AuditLog) -> APIRout
     @router.get("/trail", summary="What was decided lately, by whom and why")
     async def get_trail() -> tuple[AuditEntry, ...]:
         """The last thousand lifecycle entries, the oldest first."""
-        return trail.since(0)
+        return audit_log.since(0)
 
     @router.post("/models/load", summary="Load a model")
-    async def load(wish: LoadModel) -> ModelAction:
+    async def load(load_request: LoadModel) -> ModelAction:
         """Answers once the load is under way, or ready with `wait`."""
-        return await verbs.load(wish)
+        return await verbs.load(load_request)
 
     @router.post("/models/unload", summary="Unload a model")
-    async def unload(wish: UnloadModel) -> ModelAction:
+    async def unload(load_request: UnloadModel) -> ModelAction:
         """Drains and ends all its instances; it is loaded again when somebody asks for it."""
-        return await verbs.unload(wish)
+        return await verbs.unload(load_request)
 
     @router.post("/models/evict", summary="End one instance")
-    async def evict(wish: EvictModel) -> ModelAction:
+    async def evict(load_request: EvictModel) -> ModelAction:
         """Drains and ends one instance; the gateway may load the model again."""
-        return await verbs.evict(wish)
+        return await verbs.evict(load_request)
 
     @router.post("/models/pin", summary="Protect a model from eviction")
-    async def pin(wish: PinModel) -> PinView:
+    async def pin(load_request: PinModel) -> PinView:
         """For a time, or until it is unpinned; outlasts the gateway."""
-        return await verbs.pin(wish)
+        return await verbs.pin(load_request)
 
     @router.post("/models/unpin", summary="End a model's protection")
-    async def unpin(wish: UnpinModel) -> tuple[PinView, ...]:
+    async def unpin(load_request: UnpinModel) -> tuple[PinView, ...]:
         """Answers the pins that are left; those of its profile are not ended."""
-        return await verbs.unpin(wish)
+        return await verbs.unpin(load_request)
 
     @router.get("/models/{name:path}", summary="A model's estimate and measurements")
     async def detail(name: str) -> ModelDetail:
@@ -120,19 +120,19 @@ def operator_router(fleet: Fleet, verbs: Operations, trail: AuditLog) -> APIRout
 
 def _add_plan_routes(router: APIRouter, verbs: Operations) -> None:
     @router.post("/plan/load", summary="What would be done to load a model")
-    async def plan_load(wish: PlanLoad) -> PlanView:
+    async def plan_load(load_request: PlanLoad) -> PlanView:
         """The plan with every device's ledger; changes nothing."""
-        return verbs.plan_load(wish)
+        return verbs.plan_load(load_request)
 
     @router.post("/plan/evict", summary="Which instance an eviction would end")
-    async def plan_evict(wish: EvictModel) -> PlannedEviction:
+    async def plan_evict(load_request: EvictModel) -> PlannedEviction:
         """What it frees, and whom it disturbs; changes nothing."""
-        return verbs.plan_evict(wish)
+        return verbs.plan_evict(load_request)
 
     @router.post("/plan/drain", summary="What emptying a node would do")
-    async def plan_drain(wish: NodeRequest) -> DrainPlan:
+    async def plan_drain(load_request: NodeRequest) -> DrainPlan:
         """Where each of its models would go; changes nothing."""
-        return verbs.plan_drain(wish)
+        return verbs.plan_drain(load_request)
 
     @router.get("/decisions/{request:path}", summary="What a request waited for")
     async def decisions(request: str) -> tuple[DecisionView, ...]:
@@ -140,37 +140,37 @@ def _add_plan_routes(router: APIRouter, verbs: Operations) -> None:
         return verbs.decisions(request)
 
     @router.post("/plan/defrag", summary="Which moves would make a large free block")
-    async def plan_defrag(wish: DefragRequest) -> DefragView:
+    async def plan_defrag(load_request: DefragRequest) -> DefragView:
         """The moves with the room before and after; changes nothing."""
-        return verbs.mover.plan(wish)
+        return verbs.mover.plan(load_request)
 
     @router.post("/defrag", summary="Make the moves of a plan")
-    async def defrag(wish: ApplyDefrag) -> DefragView:
+    async def defrag(load_request: ApplyDefrag) -> DefragView:
         """Refused when the fleet has changed since the plan was shown."""
-        return await verbs.mover.apply(wish)
+        return await verbs.mover.apply(load_request)
 
 
 def _add_node_routes(router: APIRouter, verbs: Operations) -> None:
     @router.post("/nodes/cordon", summary="Place nothing new on a node")
-    async def cordon(wish: NodeRequest) -> NodeAction:
+    async def cordon(load_request: NodeRequest) -> NodeAction:
         """What it has goes on serving."""
-        return await verbs.cordon(wish.node, cordoned=True)
+        return await verbs.cordon(load_request.node, cordoned=True)
 
     @router.post("/nodes/uncordon", summary="Use a node again")
-    async def uncordon(wish: NodeRequest) -> NodeAction:
+    async def uncordon(load_request: NodeRequest) -> NodeAction:
         """New instances may be placed on it."""
-        return await verbs.cordon(wish.node, cordoned=False)
+        return await verbs.cordon(load_request.node, cordoned=False)
 
     @router.post("/nodes/drain", summary="Empty a node")
-    async def drain(wish: DrainNode) -> NodeAction:
+    async def drain(load_request: DrainNode) -> NodeAction:
         """Cordons it, loads its models elsewhere where there is room, and unloads them there."""
-        return await verbs.drain(wish)
+        return await verbs.drain(load_request)
 
 
 async def fleet_events(
     fleet: Fleet,
     show: Callable[[], FleetSnapshot],
-    trail: AuditLog,
+    audit_log: AuditLog,
     last_event_id: str = "",
     pause_s: float = LEAST_PAUSE_S,
 ) -> AsyncIterator[bytes]:
@@ -179,20 +179,20 @@ async def fleet_events(
     Args:
         fleet: whose changes are told.
         show: gives the snapshot to send.
-        trail: whose entries are told.
+        audit_log: whose entries are told.
         last_event_id: of the last event that the reader had, "VERSION.ENTRY"; a new reader begins with what comes.
         pause_s: changes within so many seconds are one event.
     """
     _, _, read = last_event_id.partition(".")
-    noted = int(read) if read.isdigit() else trail.last
+    noted = int(read) if read.isdigit() else audit_log.last
     changed = asyncio.Event()
     fleet.on_change(changed.set)
-    trail.on_entry(changed.set)
+    audit_log.on_entry(changed.set)
     try:
         while not fleet.closed:
             changed.clear()
             snapshot = show()
-            for entry in trail.since(noted):
+            for entry in audit_log.since(noted):
                 noted = entry.id
                 yield _event("lifecycle", snapshot.version, noted, entry.model_dump_json().encode())
             yield _event("fleet", snapshot.version, noted, SNAPSHOT.dump_json(snapshot))
@@ -201,7 +201,7 @@ async def fleet_events(
                 yield b": nothing new\n\n"
     finally:
         fleet.remove_listener(changed.set)
-        trail.remove_listener(changed.set)
+        audit_log.remove_listener(changed.set)
 
 
 def _event(name: str, version: int, noted: int, data: bytes) -> bytes:

@@ -37,11 +37,11 @@ class AuthMiddleware:
     def __init__(
         self,
         app: App,
-        gate: Callable[[], AccessControl],
+        access_control: Callable[[], AccessControl],
         refusal: Callable[[CortexError, Request], Response],
     ) -> None:
         self._app = app
-        self._gate = gate
+        self._access_control = access_control
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class AuthMiddleware:
             rule = rule_for(method, path)
             try:
                 own = is_own(client[0] if client else None, headers)
-                key = self._gate().check(headers, rule.scopes, own=own)
+                key = self._access_control().check(headers, rule.scopes, own=own)
                 scope[KEY] = key
                 ACTOR.set(key.name)
             except CortexError as refused:

@@ -120,8 +120,8 @@ class AsgiRoute:
         route: which one.
     """
 
-    def __init__(self, plane: Callable[[], ProxyContext], route: Route) -> None:
-        self._plane = plane
+    def __init__(self, context: Callable[[], ProxyContext], route: Route) -> None:
+        self._context = context
         self._route = route
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -130,8 +130,8 @@ class AsgiRoute:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         client_at = scope.get("client")
         peer = client_at[0] if client_at else None
-        asking, announced = RequestHead.of(self._route, scope["query_string"], headers, peer)
-        client.exchange = exchange = ProxyRequest(self._plane(), client, asking)
+        head, announced = RequestHead.of(self._route, scope["query_string"], headers, peer)
+        client.exchange = exchange = ProxyRequest(self._context(), client, head)
         try:
             if not exchange.admit() or await self._read(receive, exchange, announced or 0):
                 watch = asyncio.create_task(client.watch(receive))
@@ -146,7 +146,7 @@ class AsgiRoute:
 
     async def _read(self, receive: Receive, exchange: ProxyRequest, size: int) -> bool:
         """Read the body, of which so much is announced, and start; false when the client left meanwhile."""
-        limit = exchange.plane.max_body
+        limit = exchange.context.max_body
         pieces: list[bytes] = []
         while size <= limit:
             message = await receive()

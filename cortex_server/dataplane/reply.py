@@ -52,18 +52,18 @@ class Reply(ABC):
         "_on_repeats",
         "_opened",
         "_said_at",
+        "context",
+        "endpoint",
         "finished",
         "named",
-        "plane",
-        "target",
-        "trace",
+        "record",
     )
 
     def __init__(
         self,
-        plane: ProxyContext,
+        context: ProxyContext,
         client: Downstream,
-        trace: RequestRecord,
+        record: RequestRecord,
         named: dict[bytes, bytes],
     ) -> None:
         self.endpoint: Endpoint | None = None
@@ -74,12 +74,12 @@ class Reply(ABC):
         self._on_repeats: Sequence[tuple[bytes, bytes]] = ()  # what an engine that refuses says
         self._full = False  # the client does not keep up
         self._opened = False  # the head of the answer is out
-        self.plane = plane
-        self.trace = trace
+        self.context = context
+        self.record = record
         self.named = named
         self._client = client
-        self._loop = plane.loop
-        self._said_at = trace.started
+        self._loop = context.loop
+        self._said_at = record.started
         self._events = 0  # of the answer, when it was last looked at
 
     @abstractmethod
@@ -99,14 +99,14 @@ class Reply(ABC):
     def client_full(self) -> None:
         """The client does not keep up: stop reading from the engine."""
         self._full = True
-        self.trace.last_byte = self._loop.time()
+        self.record.last_byte = self._loop.time()
         if self._attempt is not None:
             self._attempt.pause()
 
     def client_drained(self) -> None:
         """The client keeps up again."""
         self._full = False
-        self.trace.last_byte = self._loop.time()
+        self.record.last_byte = self._loop.time()
         if self._attempt is not None:
             self._attempt.resume()
 
@@ -115,7 +115,7 @@ class Reply(ABC):
         if self._answer is not None and self._answer.complete:
             self._finish(None)  # many clients hang up as soon as they have read [DONE]
         elif not self.finished:
-            self.plane.metrics.disconnects += 1
+            self.context.metrics.disconnects += 1
             self._finish("client_disconnected")
 
     # -- from the engine ---------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Reply(ABC):
         if _MOVED <= status < _REFUSED:
             self._moved(dict(headers).get(b"location", b"nowhere").decode("latin-1"))
             return
-        self.trace.status = status
+        self.record.status = status
         assert self._dialogue is not None
         streamed = status < 400 and is_event_stream(headers)
         if status >= 400:
@@ -150,17 +150,17 @@ class Reply(ABC):
         """Send the head, once."""
         if not self._opened:
             self._opened = True
-            self._client.respond(status, head + self.trace.labels(self.endpoint), length)
+            self._client.respond(status, head + self.record.labels(self.endpoint), length)
 
     def upstream_data(self, data: bytes) -> None:
         """See `Receiver`."""
-        trace = self.trace
-        trace.last_byte = now = self._loop.time()
+        record = self.record
+        record.last_byte = now = self._loop.time()
         answer = self._answer
         assert answer is not None
         owed = answer.feed(data)
-        if trace.first_byte is None and (answer.events or not data.startswith(b":")):
-            trace.first_byte = now  # comments say that the prompt is still computed
+        if record.first_byte is None and (answer.events or not data.startswith(b":")):
+            record.first_byte = now  # comments say that the prompt is still computed
         if owed:
             if not self._opened:
                 self._open(200, answer.head, None)
@@ -187,7 +187,7 @@ class Reply(ABC):
         owed = answer.end()
         status = answer.status
         if 400 <= status < 500:
-            self.trace.status = status
+            self.record.status = status
         if not self._opened:
             head = JSON_HEAD
             if status >= 400:
@@ -202,7 +202,7 @@ class Reply(ABC):
         """See `Receiver`."""
         attempt = self._attempt
         assert attempt is not None
-        if self.trace.status:
+        if self.record.status:
             self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
         elif not attempt.replace(answered=answered):
             self._elsewhere(UpstreamFailed(f"the engine on {attempt.endpoint.node}: {reason}"))
@@ -228,44 +228,44 @@ class Reply(ABC):
             self._give_up_client("client_vanished")
             return
         if self._full:
-            if now - self.trace.last_byte > self.plane.settings.idle_timeout_s:
+            if now - self.record.last_byte > self.context.settings.idle_timeout_s:
                 self._give_up_client("client_stalled")
             return
         if self._attempt is None:
             return
         if self._answer is not None and self._answer.events != self._events:
             self._events = self._answer.events  # a lane keeps no time
-            self.trace.last_byte = now
-        settings = self.plane.settings
+            self.record.last_byte = now
+        settings = self.context.settings
         pause = settings.prefill_comment_after_s
         if (
             pause
-            and not self.trace.status
+            and not self.record.status
             and now - self._said_at > pause
             and self._may_keep_alive()
         ):
             self._said_at = now
             self._keep_alive(b"computing the prompt")
         if self._answer is not None and self._answer.lingering:
-            if now - self.trace.last_byte > LINGER_S:
+            if now - self.record.last_byte > LINGER_S:
                 self._attempt.abort()
                 self.upstream_end()
             return
-        limit = settings.idle_timeout_s if self.trace.status else settings.first_byte_timeout_s
-        if now - self.trace.last_byte > limit:
+        limit = settings.idle_timeout_s if self.record.status else settings.first_byte_timeout_s
+        if now - self.record.last_byte > limit:
             self._attempt.abort()
             self._attempt = None
             self.cut_off(UpstreamTimeout(f"the engine has been silent for {limit:g} s"))
 
     def _give_up_client(self, why: str) -> None:
         """It takes nothing, or is gone without a word: an engine works for it, and drains and evictions wait."""
-        event(log, why, logging.WARNING, request=self.trace.ident.decode())
+        event(log, why, logging.WARNING, request=self.record.ident.decode())
         self._client.abort()
         self.client_gone()
 
     def cut_off(self, error: CortexError) -> None:
         """End it now, with an error that says why."""
-        if self.trace.status and not self.finished:
+        if self.record.status and not self.finished:
             self._break_off(error)
         else:
             self.refuse(error)

@@ -27,9 +27,9 @@ class ModelAliases:
             meant.
     """
 
-    def __init__(self, profiles: Iterable[ModelConfig], unheard: tuple[str, ...] = ()) -> None:
+    def __init__(self, model_configs: Iterable[ModelConfig], unheard: tuple[str, ...] = ()) -> None:
         self.unheard = unheard
-        named = [(name, ModelId(p.id)) for p in profiles for name in (p.id, *p.aliases)]
+        named = [(name, ModelId(p.id)) for p in model_configs for name in (p.id, *p.aliases)]
         self._ids = {name: model for name, model in named if not is_pattern(name)}
         self._patterns = sorted(
             ((name, model) for name, model in named if is_pattern(name)),

@@ -151,28 +151,28 @@ class RoutingTable:
 
     def all(self) -> Iterable[tuple[Endpoint, bool]]:
         """Every target, and whether it takes requests now."""
-        ready = {target for targets in self._ready.values() for target in targets}
-        here = (target for targets in self._on.values() for target in targets.values())
-        return ((target, target in ready) for target in here)
+        ready = {endpoint for endpoints in self._ready.values() for endpoint in endpoints}
+        here = (endpoint for endpoints in self._on.values() for endpoint in endpoints.values())
+        return ((endpoint, endpoint in ready) for endpoint in here)
 
     def holds(self, model: str) -> bool:
         """Whether an instance of the model is there, be it one that takes no requests now."""
         if self._ready.get(model):
             return True
-        return any(target.model == model for target in self._by_id.values())
+        return any(endpoint.model == model for endpoint in self._by_id.values())
 
-    def spare(self, target: Endpoint) -> None:
+    def spare(self, endpoint: Endpoint) -> None:
         """Send it nothing more until its node, or its standing, changes."""
-        self._ready[target.model] = [t for t in self.ready(target.model) if t is not target]
+        self._ready[endpoint.model] = [t for t in self.ready(endpoint.model) if t is not endpoint]
 
     def told(self, infos: Iterable[ModelInfo]) -> None:
         """A node told how busy its instances are."""
         now, unix = self._clock.monotonic(), self._clock.unix()
         for info in infos:
-            if (target := self._by_id.get(info.instance_id)) is not None:
-                target.others.told(info.in_flight, target.in_flight, now)
-                if target.others.now:
-                    target.last_used = unix
+            if (endpoint := self._by_id.get(info.instance_id)) is not None:
+                endpoint.others.told(info.in_flight, endpoint.in_flight, now)
+                if endpoint.others.now:
+                    endpoint.last_used = unix
 
     def keep(self, entry: NodeEntry, infos: Iterable[ModelInfo], *, up: bool) -> None:
         """Take what a node said.
@@ -186,12 +186,12 @@ class RoutingTable:
         here: dict[InstanceId, Endpoint] = {}
         for info in infos:
             if info.status is InstanceState.READY and info.url is not None:
-                target = before.get(info.instance_id)
-                if target is None or target.url != info.url:
-                    former = target or self._left.pop(info.instance_id, None)
-                    target = self._new(entry, info, info.url)
-                    target.former = former if former is not None and former.under_way else None
-                here[info.instance_id] = target
+                endpoint = before.get(info.instance_id)
+                if endpoint is None or endpoint.url != info.url:
+                    former = endpoint or self._left.pop(info.instance_id, None)
+                    endpoint = self._new(entry, info, info.url)
+                    endpoint.former = former if former is not None and former.under_way else None
+                here[info.instance_id] = endpoint
         self._on[node] = here
         self._by_id.update(here)
         for gone in before.keys() - here.keys():
@@ -203,16 +203,16 @@ class RoutingTable:
         """Keep only what is on these nodes; of equals, those of earlier nodes come first."""
         self._order = {node: at for at, node in enumerate(nodes)}
         for node in self._on.keys() - self._order.keys():
-            for target in self._on.pop(node).values():
-                self._forget(target)
-                self.spare(target)
+            for endpoint in self._on.pop(node).values():
+                self._forget(endpoint)
+                self.spare(endpoint)
 
-    def _forget(self, target: Endpoint) -> None:
+    def _forget(self, endpoint: Endpoint) -> None:
         """It is gone from its node; a node that is configured under two names has it twice."""
-        if self._by_id.get(target.id) is target:
-            del self._by_id[target.id]
-        target.wake()
-        self._left[target.id] = target
+        if self._by_id.get(endpoint.id) is endpoint:
+            del self._by_id[endpoint.id]
+        endpoint.wake()
+        self._left[endpoint.id] = endpoint
         self._left = {i: t for i, t in self._left.items() if t.under_way}
 
     def _keep_ready(
@@ -253,8 +253,8 @@ def labels_of(node: str, instance: str) -> bytes:
     return f"x-cortex-node: {node}\r\nx-cortex-instance: {instance}\r\n".encode()
 
 
-def _usable(target: Endpoint) -> bool:
-    return not target.draining and target.breaker.standing is not BreakerState.OPEN
+def _usable(endpoint: Endpoint) -> bool:
+    return not endpoint.draining and endpoint.breaker.standing is not BreakerState.OPEN
 
 
 _NOBODY: list[Endpoint] = []

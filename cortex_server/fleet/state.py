@@ -75,8 +75,8 @@ class Fleet:
         self._clock = clock
         self.metrics = metrics
         self.started_at = clock.unix()
-        self._targets = RoutingTable(clock, metrics)
-        self._targets.use_nodes(self._nodes)
+        self._endpoints = RoutingTable(clock, metrics)
+        self._endpoints.use_nodes(self._nodes)
         self._views: dict[str, NodeView] = {}
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
         self._listeners: list[Callable[[], None]] = []
@@ -85,7 +85,7 @@ class Fleet:
         self.closed = False
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.settings: Callable[[], SettingsView] = SettingsView
-        self._profiles: dict[str, ModelConfig] = {}
+        self._model_configs: dict[str, ModelConfig] = {}
         self.names = ModelAliases(())
         self.use_catalogue(catalogue)
 
@@ -93,112 +93,114 @@ class Fleet:
 
     def ready(self, model: str) -> list[Endpoint]:
         """Instances of the model that take requests now; not to be changed by the caller."""
-        return self._targets.ready(model)
+        return self._endpoints.ready(model)
 
-    def profile(self, model: str) -> ModelConfig | None:
+    def model_config(self, model: str) -> ModelConfig | None:
         """The profile of a model id."""
-        return self._profiles.get(model)
+        return self._model_configs.get(model)
 
     def known(self, name: str) -> ModelId | None:
         """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
         found = self.names.resolve(name)
-        if found is None and self._targets.holds(name):
+        if found is None and self._endpoints.holds(name):
             return ModelId(name)
         return found
 
     def unknown(self, name: str) -> CortexError:
         """The error for a name that means nothing here, with what it may have been meant to be."""
-        return self.names.not_found(name, {target.model for target, _ in self._targets.all()})
+        return self.names.not_found(name, {endpoint.model for endpoint, _ in self._endpoints.all()})
 
-    def acquire(self, target: Endpoint) -> None:
+    def acquire(self, endpoint: Endpoint) -> None:
         """Count a request that starts on an instance."""
-        target.in_flight += 1
-        target.others.most = max(target.others.most, target.in_flight)
-        self._views.pop(target.node, None)
-        if target.breaker.standing is BreakerState.ON_TRIAL:
-            self._targets.spare(target)  # one request is the trial, the others go elsewhere
+        endpoint.in_flight += 1
+        endpoint.others.most = max(endpoint.others.most, endpoint.in_flight)
+        self._views.pop(endpoint.node, None)
+        if endpoint.breaker.standing is BreakerState.ON_TRIAL:
+            self._endpoints.spare(endpoint)  # one request is the trial, the others go elsewhere
 
-    def release(self, target: Endpoint) -> None:
+    def release(self, endpoint: Endpoint) -> None:
         """Count its end; whoever drains the instance wakes with the last one."""
-        target.in_flight -= 1
-        target.last_used = self._clock.unix()
-        self._views.pop(target.node, None)
-        if not target.in_flight:
-            target.wake()
+        endpoint.in_flight -= 1
+        endpoint.last_used = self._clock.unix()
+        self._views.pop(endpoint.node, None)
+        if not endpoint.in_flight:
+            endpoint.wake()
 
-    def answered(self, target: Endpoint) -> None:
+    def answered(self, endpoint: Endpoint) -> None:
         """The instance did its work; this ends a trial."""
-        if target.breaker.succeeded():
-            event(log, "instance_recovered", node=target.node, instance=target.id)
-            self._changed(target.node)
+        if endpoint.breaker.succeeded():
+            event(log, "instance_recovered", node=endpoint.node, instance=endpoint.id)
+            self._changed(endpoint.node)
 
-    def failed(self, target: Endpoint, reason: str) -> None:
+    def failed(self, endpoint: Endpoint, reason: str) -> None:
         """The instance did not; after a few failures in a row it is left alone for a while."""
-        pause = target.breaker.failed(reason)
+        pause = endpoint.breaker.failed(reason)
         if pause is None:
             return
         event(
             log,
             "instance_left_alone",
             logging.WARNING,
-            node=target.node,
-            instance=target.id,
+            node=endpoint.node,
+            instance=endpoint.id,
             seconds=pause,
             reason=reason,
         )
-        asyncio.get_running_loop().call_later(pause, self._try_again, target)
-        self._changed(target.node)
+        asyncio.get_running_loop().call_later(pause, self._try_again, endpoint)
+        self._changed(endpoint.node)
 
-    def untried(self, target: Endpoint) -> None:
+    def untried(self, endpoint: Endpoint) -> None:
         """A trial ended without a verdict, because its client left: the next request is the trial."""
-        if target.breaker.standing is BreakerState.ON_TRIAL:
-            self._changed(target.node)
+        if endpoint.breaker.standing is BreakerState.ON_TRIAL:
+            self._changed(endpoint.node)
 
-    def _try_again(self, target: Endpoint) -> None:
-        target.breaker.try_again()
-        self._changed(target.node)
+    def _try_again(self, endpoint: Endpoint) -> None:
+        endpoint.breaker.try_again()
+        self._changed(endpoint.node)
 
     # -- requests of worker processes --------------------------------------------------------
 
     @property
-    def targets(self) -> Iterable[tuple[Endpoint, bool]]:
+    def endpoints(self) -> Iterable[tuple[Endpoint, bool]]:
         """Every instance that is routed to, and whether it takes requests now."""
-        return self._targets.all()
+        return self._endpoints.all()
 
     def routed_by(self, agreed: Callable[[], Awaitable[None]]) -> None:
         """Others route by this table; `agreed` returns once all of them know of every change so far."""
         self._routers = agreed
 
-    def counted(self, target: Endpoint, change: int, most: int) -> None:
+    def counted(self, endpoint: Endpoint, change: int, most: int) -> None:
         """Others tell that so many more requests are on an instance, and that there were up to `most`."""
-        target.in_flight += change
-        target.others.most = max(target.others.most, most)
+        endpoint.in_flight += change
+        endpoint.others.most = max(endpoint.others.most, most)
         if change <= 0:
-            target.last_used = self._clock.unix()
-        self._views.pop(target.node, None)
-        if not target.in_flight:
-            target.wake()
+            endpoint.last_used = self._clock.unix()
+        self._views.pop(endpoint.node, None)
+        if not endpoint.in_flight:
+            endpoint.wake()
 
     # -- draining ----------------------------------------------------------------------------
 
     def set_draining(self, instance: InstanceId, draining: bool) -> None:
         """Keep new requests away from an instance, or let them come again."""
-        if (target := self._targets.get(instance)) is not None and target.draining != draining:
-            target.draining = draining
-            self._changed(target.node)
+        if (
+            endpoint := self._endpoints.get(instance)
+        ) is not None and endpoint.draining != draining:
+            endpoint.draining = draining
+            self._changed(endpoint.node)
 
     async def when_idle(self, instance: InstanceId) -> None:
         """Wait until this gateway has no request under way on the instance."""
         if self._routers is not None:
             await self._routers()
-        if (target := self._targets.get(instance)) is not None:
-            await target.when_idle()
+        if (endpoint := self._endpoints.get(instance)) is not None:
+            await endpoint.when_idle()
 
     # -- what is reported --------------------------------------------------------------------
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles."""
-        self._profiles = {profile.id: profile for profile in catalogue.models}
+        self._model_configs = {model_config.id: model_config for model_config in catalogue.models}
         self.names = ModelAliases(catalogue.models, self._unheard)
         self._views.clear()
         self._announce()
@@ -216,7 +218,7 @@ class Fleet:
                 self._nodes[name] = old
             else:
                 new.cordoned = old.cordoned
-        self._targets.use_nodes(self._nodes)
+        self._endpoints.use_nodes(self._nodes)
         for record in self._nodes.values():
             self._take(record)
         self._announce()
@@ -236,10 +238,10 @@ class Fleet:
         record = self._nodes[node]
         if record.state is not NodeState.UP:
             event(log, "node_up", node=node, models=len(status.models))
-        self.metrics.tally.reported(node, record.status, status)
+        self.metrics.counters.reported(node, record.status, status)
         record.status, record.state, record.reason = status, NodeState.UP, None
         record.seen_at = self._clock.unix()
-        self._targets.told(status.models)
+        self._endpoints.told(status.models)
         self._changed(node)
 
     def lost(self, node: str, reason: str) -> None:
@@ -296,7 +298,7 @@ class Fleet:
     def snapshot(self) -> FleetSnapshot:
         """The fleet at this moment."""
         bare = self.bare
-        models = model_views(self._profiles.values(), bare.nodes, self._waiting, self.metrics)
+        models = model_views(self._model_configs.values(), bare.nodes, self._waiting, self.metrics)
         settings = self.settings()
         return replace(bare, models=models, certificates=self.certificates(), settings=settings)
 
@@ -347,13 +349,13 @@ class Fleet:
         )
 
     def _instance_view(self, record: _Node, info: ModelInfo) -> InstanceView:
-        target = self._targets.get(info.instance_id)
-        profile = self._profiles.get(info.id)
+        endpoint = self._endpoints.get(info.instance_id)
+        model_config = self._model_configs.get(info.id)
         pinned = self.is_upstream(record.entry.name) or (
-            profile is not None and record.entry.name in profile.pinned_on
+            model_config is not None and record.entry.name in model_config.pinned_on
         )
         view = instance_view(info, record.entry.name, pinned=pinned)
-        return view if target is None else with_target(view, target)
+        return view if endpoint is None else with_target(view, endpoint)
 
     # -- keeping the table -------------------------------------------------------------------
 
@@ -365,7 +367,7 @@ class Fleet:
     def _take(self, record: _Node) -> None:
         self._views.pop(record.entry.name, None)
         infos = record.status.models if record.status is not None else ()
-        self._targets.keep(record.entry, infos, up=record.state is NodeState.UP)
+        self._endpoints.keep(record.entry, infos, up=record.state is NodeState.UP)
 
     @property
     def _unheard(self) -> tuple[str, ...]:

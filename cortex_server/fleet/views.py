@@ -94,31 +94,33 @@ def instance_view(info: ModelInfo, node: str, *, pinned: bool) -> InstanceView:
     )
 
 
-def with_target(view: InstanceView, target: Endpoint) -> InstanceView:
+def with_target(view: InstanceView, endpoint: Endpoint) -> InstanceView:
     """An instance with what its target knows: how busy it is, what it did, and whether it is routed to."""
-    failing = target.breaker.standing is not BreakerState.CLOSED
+    failing = endpoint.breaker.standing is not BreakerState.CLOSED
     return replace(
         view,
-        state=InstanceState.DRAINING if target.draining else view.state,
-        in_flight=target.under_way + target.others.now,
-        last_used=target.last_used,
-        requests=target.counts.requests,
-        errors=target.counts.errors,
-        tokens_in=target.counts.tokens_in,
-        tokens_out=target.counts.tokens_out,
-        failing=target.breaker.reason if failing else None,
+        state=InstanceState.DRAINING if endpoint.draining else view.state,
+        in_flight=endpoint.under_way + endpoint.others.now,
+        last_used=endpoint.last_used,
+        requests=endpoint.counts.requests,
+        errors=endpoint.counts.errors,
+        tokens_in=endpoint.counts.tokens_in,
+        tokens_out=endpoint.counts.tokens_out,
+        failing=endpoint.breaker.reason if failing else None,
     )
 
 
 def model_views(
-    profiles: Iterable[ModelConfig],
+    model_configs: Iterable[ModelConfig],
     nodes: tuple[NodeView, ...],
     waiting: Callable[[ModelId], int],
     metrics: Metrics,
 ) -> tuple[ModelView, ...]:
     """Each model of the catalogue, then those that nodes run without a profile."""
-    by_model: dict[str, list[InstanceView]] = {profile.id: [] for profile in profiles}
-    known = {profile.id: profile for profile in profiles}
+    by_model: dict[str, list[InstanceView]] = {
+        model_config.id: [] for model_config in model_configs
+    }
+    known = {model_config.id: model_config for model_config in model_configs}
     for node in nodes:
         if node.state is NodeState.UP:
             for instance in node.instances:
@@ -131,7 +133,7 @@ def model_views(
 
 def _model_view(
     model: ModelId,
-    profile: ModelConfig | None,
+    model_config: ModelConfig | None,
     instances: list[InstanceView],
     waiting: int,
     metrics: Metrics,
@@ -142,8 +144,8 @@ def _model_view(
     return ModelView(
         id=model,
         state=next((m for s, m in _BEST_FIRST if s in states), ModelState.UNLOADED),
-        aliases=profile.aliases if profile else (),
-        harness=profile.harness if profile else instances[0].harness,
+        aliases=model_config.aliases if model_config else (),
+        harness=model_config.harness if model_config else instances[0].harness,
         nodes=tuple(dict.fromkeys(i.node for i in ready)),
         instances=sum(i.state is not InstanceState.STOPPED for i in instances),
         waiting=waiting,
@@ -154,8 +156,12 @@ def _model_view(
         tokens_out=totals.tokens_out,
         ttft_p50_ms=totals.ttft_p50_ms,
         ttft_p95_ms=totals.ttft_p95_ms,
-        context=next((i.context for i in ready if i.context), profile.context if profile else None),
-        vram_mb=max((i.vram_used_mb for i in ready), default=profile.vram_mb if profile else None),
-        pinned_on=profile.pinned_on if profile else (),
+        context=next(
+            (i.context for i in ready if i.context), model_config.context if model_config else None
+        ),
+        vram_mb=max(
+            (i.vram_used_mb for i in ready), default=model_config.vram_mb if model_config else None
+        ),
+        pinned_on=model_config.pinned_on if model_config else (),
         error=next((i.error for i in instances if i.error), None),
     )

@@ -55,12 +55,12 @@ class LoadOutcomes:
         self,
         scheduler: Scheduler,
         placement_view: PlacementView,
-        knowledge: Measurements,
+        measurements: Measurements,
         post: Callable[[Later], None],
     ) -> None:
         self._scheduler = scheduler
         self._placement_view = placement_view
-        self._knowledge = knowledge
+        self._measurements = measurements
         self._post = post
 
     def room_made(self, instance: InstanceId) -> None:
@@ -83,7 +83,7 @@ class LoadOutcomes:
         """See `Reports.refused`."""
         if needed_mb is not None:
             shape = order.plan.shape
-            self._knowledge.refused(order.profile, shape.kind, shape.devices, needed_mb)
+            self._measurements.refused(order.model_config, shape.kind, shape.devices, needed_mb)
         self._post(lambda now: self._scheduler.refused(order.instance, now))
 
     def failed(self, instance: InstanceId, reason: str) -> None:
@@ -123,27 +123,29 @@ class Controller:
         store: PlacementStore | None = None,
     ) -> None:
         self._store = store
-        self.knowledge = Measurements(store.measurements() if store else ())
+        self.measurements = Measurements(store.measurements() if store else ())
         self.pins = PinStore(store.pins() if store else ())
         self.upkeep = DesiredState(config.eviction.idle_ttl, config.placement.scale_out_after)
         self._fleet = fleet
         self._clock = clock
         self._config = config
-        self._profiles = {p.id: p for p in catalogue.models}
+        self._model_configs = {p.id: p for p in catalogue.models}
         self._scheduler = Scheduler(self, policy_of(config), new_instance_id)
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[InstanceId]] = {}
         self._inbox: deque[Later] = deque()
         self._bell = asyncio.Event()
-        self._placement_view = PlacementView(self.knowledge, self.pins, clock)
-        self._placement_view.use_profiles(self._profiles)
+        self._placement_view = PlacementView(self.measurements, self.pins, clock)
+        self._placement_view.use_model_configs(self._model_configs)
         self.advice = PlanService(self._scheduler, self._placement_view, fleet, clock)
-        outcomes = LoadOutcomes(self._scheduler, self._placement_view, self.knowledge, self._post)
+        outcomes = LoadOutcomes(
+            self._scheduler, self._placement_view, self.measurements, self._post
+        )
         self._executor = Executor(fleet, nodes, outcomes)
         self.decisions = DecisionLog()
         self._reconciler = Reconciler(
             self.upkeep,
-            lambda profile, goal: self.want(profile, goal, timeout_s=PURSUED_FOR_S),
+            lambda model_config, key: self.want(model_config, key, timeout_s=PURSUED_FOR_S),
             self.unload,
             self._placement_view.is_leaving,
             clock,
@@ -154,7 +156,7 @@ class Controller:
     # -- what the data plane calls -----------------------------------------------------------
 
     async def acquire(
-        self, profile: ModelConfig, *, request_id: str, timeout_s: float
+        self, model_config: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """Wait until an instance of the model is ready, having it loaded where needed.
 
@@ -162,7 +164,7 @@ class Controller:
         asked yet.
 
         Args:
-            profile: of the model.
+            model_config: of the model.
             request_id: by which `decisions` remembers what it waited for.
             timeout_s: how long to wait.
 
@@ -173,21 +175,23 @@ class Controller:
             ModelLoading: `timeout_s` went by; with state, node and ETA.
             Busy: too many wait for it already.
         """
-        event(log, "cold_start", logging.DEBUG, model=profile.id, request=request_id)
-        self.upkeep.ended.discard(profile.id)
+        event(log, "cold_start", logging.DEBUG, model=model_config.id, request=request_id)
+        self.upkeep.ended.discard(model_config.id)
         began = self._clock.monotonic()
         try:
-            instance = await self.want(profile, LoadKey(profile.id), timeout_s=timeout_s)
+            instance = await self.want(model_config, LoadKey(model_config.id), timeout_s=timeout_s)
         except CortexError as failed:
-            self._waited(request_id, profile, began, None, failed.message)
+            self._waited(request_id, model_config, began, None, failed.message)
             raise
-        self._waited(request_id, profile, began, instance, "another request had it loaded already")
+        self._waited(
+            request_id, model_config, began, instance, "another request had it loaded already"
+        )
         return instance
 
     def _waited(
         self,
         request: str,
-        profile: ModelConfig,
+        model_config: ModelConfig,
         began: float,
         instance: InstanceId | None,
         otherwise: str,
@@ -195,22 +199,22 @@ class Controller:
         self.decisions.waited(
             request,
             at=self._clock.unix(),
-            model=profile.id,
+            model=model_config.id,
             seconds=self._clock.monotonic() - began,
             instance=instance,
             otherwise=otherwise,
         )
 
     async def want(
-        self, profile: ModelConfig, goal: LoadKey, *, timeout_s: float, force: bool = False
+        self, model_config: ModelConfig, key: LoadKey, *, timeout_s: float, force: bool = False
     ) -> InstanceId:
         """`acquire` for any goal, such as an instance on a certain node; see `LoadRequest.insists`."""
         if self._ended:
             raise Unavailable("the gateway is stopping", retry_after=5.0)
         if force:
-            self.upkeep.ended.discard(profile.id)
+            self.upkeep.ended.discard(model_config.id)
         now = self._clock.monotonic()
-        ask = LoadRequest(next(self._ids), profile, goal, now, now + timeout_s, force)
+        ask = LoadRequest(next(self._ids), model_config, key, now, now + timeout_s, force)
         answer: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
         self._answers[ask.id] = answer
         self._post(lambda at: self._scheduler.ask(ask, at))
@@ -289,7 +293,7 @@ class Controller:
             model,
             self._scheduler,
             self._fleet.bare,
-            self.knowledge.load_seconds(model),
+            self.measurements.load_seconds(model),
             self._clock.monotonic(),
         )
 
@@ -300,7 +304,7 @@ class Controller:
         self._fleet.on_change(self._bell.set)
         self._fleet.count_waiting(self.waiting)
         upkeep_at = self._clock.monotonic()
-        self._reconciler.begin(self._profiles)
+        self._reconciler.begin(self._model_configs)
         try:
             while True:
                 await self._next_event(upkeep_at)
@@ -343,12 +347,12 @@ class Controller:
         if not self._scheduler.waiting and not self._scheduler.loads:
             return
         snapshot = self._fleet.bare
-        self._scheduler.step(lambda overlay: self._placement_view.world(snapshot, overlay), now)
+        self._scheduler.step(lambda overlay: self._placement_view.cluster(snapshot, overlay), now)
 
     def _keep_up(self, now: float) -> None:
         """What is due with time alone."""
         snapshot = self._fleet.snapshot
-        learned = self.knowledge.observe(snapshot, self._profiles, now)
+        learned = self.measurements.observe(snapshot, self._model_configs, now)
         if self._store is not None and learned:
             self._store.remember(learned)
         if self.pins.expire(self._clock.unix()):
@@ -356,7 +360,7 @@ class Controller:
         visible = frozenset(i.id for i in snapshot.instances())
         self._placement_view.refresh(visible)
         self.decisions.forget_loads(visible.union(u.order.instance for u in self._scheduler.loads))
-        self._reconciler.do(with_pins(snapshot, self.pins), self._profiles, now)
+        self._reconciler.do(with_pins(snapshot, self.pins), self._model_configs, now)
 
     def _pins_changed(self) -> None:
         if self._store is not None:
@@ -365,11 +369,11 @@ class Controller:
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles; what is loaded stays as it is until it is loaded anew."""
-        before, self._profiles = self._profiles, {p.id: p for p in catalogue.models}
-        self._placement_view.use_profiles(self._profiles)
+        before, self._model_configs = self._model_configs, {p.id: p for p in catalogue.models}
+        self._placement_view.use_model_configs(self._model_configs)
         for changed in (p for p in catalogue.models if before.get(p.id) != p):
-            self.knowledge.ask_anew(changed.id)
-            self._post(partial(self._scheduler.profile_changed, changed))
+            self.measurements.ask_anew(changed.id)
+            self._post(partial(self._scheduler.model_config_changed, changed))
         self._bell.set()
 
     def use_config(self, config: GatewayConfig) -> None:
@@ -383,9 +387,9 @@ class Controller:
     def shown(self) -> FleetSnapshot:
         """The fleet as people see it: with operators' pins, why instances are where they are, and what is to go."""
         snapshot = with_pins(self._fleet.snapshot, self.pins)
-        failures, now = self._scheduler.troubles.failures, self._clock.monotonic()
+        failures, now = self._scheduler.failures.failures, self._clock.monotonic()
         why = self.decisions.why
-        return with_reasons(snapshot, why, self._profiles, self.upkeep, failures, now)
+        return with_reasons(snapshot, why, self._model_configs, self.upkeep, failures, now)
 
     @property
     def drain_timeout_s(self) -> float:

@@ -59,7 +59,7 @@ class DefragRunner:
         self._profile_of = profile_of
         self._check_node = check_node
 
-    def plan(self, wish: DefragRequest) -> DefragView:
+    def plan(self, request: DefragRequest) -> DefragView:
         """Moves and restarts for a wish.
 
         Raises:
@@ -67,17 +67,17 @@ class DefragRunner:
             NodeNotFound: it names a node that is not there.
             NotSupported: the model stands on several devices.
         """
-        return self._planned(wish).view
+        return self._planned(request).view
 
     async def apply(self, request: ApplyDefrag) -> DefragView:
         """Carry out exactly what was shown, one after the other: copy, shift, drain, unload; and the restarts last.
 
         Raises:
-            Conflict: the same wish gives another plan now.
+            Conflict: the same request gives another plan now.
             CortexError: a copy could not be loaded, an original not be drained or an engine not be restarted; what came
                 before stays done.
         """
-        planned = self._planned(request.wish)
+        planned = self._planned(request.request)
         view = planned.view
         if not view.plan or view.plan != request.plan:
             raise Conflict(
@@ -96,33 +96,37 @@ class DefragRunner:
     async def _make(self, move: Move, drain_s: float) -> None:
         event(log, "moving", model=move.model, instance=move.instance, to=move.to_node)
         where = PlacementConstraints(move.to_node, (move.to_device,))
-        goal = LoadKey(move.model, where, another=True, may_evict=False)
-        profile = self._profile_of(move.model)
-        await self._controller.want(profile, goal, timeout_s=max(60.0, move.seconds * 5))
+        key = LoadKey(move.model, where, another=True, may_evict=False)
+        model_config = self._profile_of(move.model)
+        await self._controller.want(model_config, key, timeout_s=max(60.0, move.seconds * 5))
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
         await self._controller.unload(move.model, views, drain_s, whole=False, why="defrag")
 
-    def _planned(self, wish: DefragRequest) -> _Planned:
-        world = self._controller.advice.world()
-        if wish.node is not None:
-            self._check_node(wish.node)
+    def _planned(self, request: DefragRequest) -> _Planned:
+        cluster = self._controller.advice.cluster()
+        if request.node is not None:
+            self._check_node(request.node)
         wanted = None
-        if wish.model is not None:
-            layout = shapes(self._profile_of(wish.model), world.sizes)[0]
+        if request.model is not None:
+            layout = shapes(self._profile_of(request.model), cluster.sizes)[0]
             if layout.devices > 1:
                 raise NotSupported(
-                    f"{wish.model} stands on {layout.devices} devices; blocks are made on one",
+                    f"{request.model} stands on {layout.devices} devices; blocks are made on one",
                     hints=("cortex plan load shows what would be evicted for it",),
                 )
             wanted = layout.size.device_mb
-        budget = Budget(wish.max_moves, wish.max_seconds, wish.across)
-        found = defrag(world.rooms, world.standings, budget, wanted_mb=wanted, only=wish.node)
+        budget = Budget(request.max_moves, request.max_seconds, request.across)
+        found = defrag(
+            cluster.capacities, cluster.stats, budget, wanted_mb=wanted, only=request.node
+        )
         moves = found.moves if found is not None else ()
         due = [
-            r for r in self._restarts.due() if wish.model is None and wish.node in {None, r.node}
+            r
+            for r in self._restarts.due()
+            if request.model is None and request.node in {None, r.node}
         ]
-        restarts = affordable(due, wish.max_seconds - sum(m.seconds for m in moves))
-        view = _view(found, world, wanted, across=wish.across).model_copy(
+        restarts = affordable(due, request.max_seconds - sum(m.seconds for m in moves))
+        view = _view(found, cluster, wanted, across=request.across).model_copy(
             update={
                 "plan": _id(found, restarts) if moves or restarts else "",
                 "restarts": tuple(_restart_view(r, chosen=r in restarts) for r in due),
@@ -157,7 +161,7 @@ def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
 
 
 def _view(
-    found: Defrag | None, world: ClusterState, wanted_mb: int | None, *, across: bool
+    found: Defrag | None, cluster: ClusterState, wanted_mb: int | None, *, across: bool
 ) -> DefragView:
     if found is None:
         size = f"a block of {wanted_mb} MiB" if wanted_mb else "a larger block"
@@ -178,15 +182,15 @@ def _view(
     names = {node for node, _ in gain}
     devices = tuple(
         DeviceCapacityView(
-            node=room.node.name,
+            node=capacity.node.name,
             device=d.index,
             total_mb=d.total_mb,
             before_mb=d.available_mb,
-            after_mb=d.available_mb + gain.get((room.node.name, d.index), 0),
+            after_mb=d.available_mb + gain.get((capacity.node.name, d.index), 0),
         )
-        for room in world.rooms
-        if room.node.name in names
-        for d in room.devices
+        for capacity in cluster.capacities
+        if capacity.node.name in names
+        for d in capacity.devices
     )
     return DefragView(
         node=found.node,

@@ -45,10 +45,10 @@ class EngineRestarts:
 
     def due(self) -> tuple[Restart, ...]:
         """Engines that are due, with what speaks against a restart now. Changes nothing."""
-        world = self._controller.advice.world()
-        nodes = (room.node for room in world.rooms)
+        cluster = self._controller.advice.cluster()
+        nodes = (capacity.node for capacity in cluster.capacities)
         after = self._controller.advice.policy.restart_after_cycles
-        return due_restarts(nodes, world.standings, after, world.now)
+        return due_restarts(nodes, cluster.stats, after, cluster.now)
 
     async def make(self, restart: Restart, drain_s: float) -> None:
         """Restart one engine; returns once its models are ready again, and only they are loaded.
@@ -80,7 +80,7 @@ class EngineRestarts:
             outcome = "busy"
             raise
         finally:
-            self._fleet.metrics.tally.restarts[restart.node, restart.harness, outcome] += 1
+            self._fleet.metrics.counters.restarts[restart.node, restart.harness, outcome] += 1
 
     async def run(self) -> None:
         """Restart what is due and quiet, one at a time; runs until cancelled."""

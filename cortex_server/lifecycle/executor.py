@@ -160,9 +160,14 @@ class Executor:
             log.error("carrier_failed", exc_info=error)
 
     async def _make_room(self, order: LoadOrder, drain_s: float) -> None:
-        model, node = order.profile.id, order.plan.node
+        model, node = order.model_config.id, order.plan.node
         event(
-            log, "evicting", logging.WARNING, node=node, victims=order.plan.evictions, model=model
+            log,
+            "evicting",
+            logging.WARNING,
+            node=node,
+            candidates=order.plan.evictions,
+            model=model,
         )
         going = set(order.plan.evictions)
         left = [i for i in self._fleet.bare.instances() if i.id in going]
@@ -172,7 +177,7 @@ class Executor:
             self._draining.pop(order.instance, None)
             while left:
                 stuck = left[0].id
-                await self._unload(left[0], drain_s, "room", order.instance, cut=False)
+                await self._unload(left[0], drain_s, "capacity", order.instance, cut=False)
                 left.pop(0)
         except StillBusy as busy:
             self._reports.room_failed(order.instance, InstanceId(busy.details["instance"]))
@@ -211,10 +216,10 @@ class Executor:
         except BaseException as stopped:
             self._open(instances, by)
             if isinstance(stopped, TimeoutError):
-                self._fleet.metrics.tally.drains["busy"] += 1
+                self._fleet.metrics.counters.drains["busy"] += 1
                 raise StillBusy.after(waited_for, drain_s) from stopped
             raise
-        self._fleet.metrics.tally.drains["idle"] += 1
+        self._fleet.metrics.counters.drains["idle"] += 1
 
     async def _unload(
         self, view: InstanceView, drain_s: float, why: str, by: object, *, cut: bool
@@ -229,12 +234,12 @@ class Executor:
                 self._open((view.id,), by)
                 raise
         self._closed_by.pop(view.id, None)
-        self._fleet.metrics.tally.unloads[view.node, why] += 1
+        self._fleet.metrics.counters.unloads[view.node, why] += 1
         event(log, "unloaded", node=view.node, model=view.model, instance=view.id, why=why)
         self._reports.left(view.id)
 
     async def _take_back(self, order: LoadOrder) -> None:
-        node, instance, model = order.plan.node, order.instance, ModelId(order.profile.id)
+        node, instance, model = order.plan.node, order.instance, ModelId(order.model_config.id)
         request = UnloadRequest(model_id=model, instance_id=instance, drain_seconds=0.0, cut=False)
         try:
             await self.client(node).unload(request)
@@ -245,13 +250,15 @@ class Executor:
 
     async def _start(self, order: LoadOrder) -> None:
         place, size = order.plan, order.plan.shape.size
-        spec = order.profile.spec(place.devices, order.instance, device_mb=size.device_mb or None)
+        spec = order.model_config.spec(
+            place.devices, order.instance, device_mb=size.device_mb or None
+        )
         event(
             log,
             "loading",
             node=place.node,
             devices=place.devices,
-            model=order.profile.id,
+            model=order.model_config.id,
             instance=order.instance,
             why=place.why,
         )

@@ -79,12 +79,14 @@ class Measurements:
         """Seconds that a load of the model takes, where one was measured."""
         return self._load_s.get(model)
 
-    def refused(self, profile: ModelConfig, kind: DeviceKind, devices: int, needed_mb: int) -> None:
+    def refused(
+        self, model_config: ModelConfig, kind: DeviceKind, devices: int, needed_mb: int
+    ) -> None:
         """A node refused a load and said what it needs.
 
         What was measured is not replaced by an estimate, unless that is larger.
         """
-        key = size_key(profile, kind, devices)
+        key = size_key(model_config, kind, devices)
         known = self._sizes.get(key)
         if known is None or needed_mb > known.device_mb:
             self._sizes[key] = Size(needed_mb, SizeSource.NODE)
@@ -98,13 +100,13 @@ class Measurements:
         }
 
     def observe(
-        self, snapshot: FleetSnapshot, profiles: Mapping[str, ModelConfig], now: float
+        self, snapshot: FleetSnapshot, model_configs: Mapping[str, ModelConfig], now: float
     ) -> list[Measurement]:
         """Learn from a snapshot.
 
         Args:
             snapshot: the fleet now.
-            profiles: by model id.
+            model_configs: by model id.
             now: monotonic seconds.
 
         Returns:
@@ -117,10 +119,10 @@ class Measurements:
         for node in snapshot.nodes:
             for instance in node.instances:
                 visible.add(instance.id)
-                profile = profiles.get(instance.model)
-                if profile is None:
+                model_config = model_configs.get(instance.model)
+                if model_config is None:
                     continue
-                measurement = _measure(profile, node, instance, snapshot.at)
+                measurement = _measure(model_config, node, instance, snapshot.at)
                 if measurement is None:
                     continue
                 known = self._measured.get(instance.id)
@@ -136,13 +138,13 @@ class Measurements:
         """What loads of a model took, by key, build and node."""
         return tuple(m for m in self._loads.values() if m.key.model == model)
 
-    def standing(self, profile: ModelConfig, now: float) -> ModelStats:
+    def stats(self, model_config: ModelConfig, now: float) -> ModelStats:
         """How a model stands; `now` is monotonic seconds."""
         return ModelStats(
-            priority=profile.priority,
-            reload_s=self._load_s.get(profile.id, UNMEASURED_LOAD_S),
-            rate=self.rate(profile.id, now),
-            keep=profile.replicas.min,
+            priority=model_config.priority,
+            reload_s=self._load_s.get(model_config.id, UNMEASURED_LOAD_S),
+            rate=self.rate(model_config.id, now),
+            keep=model_config.replicas.min,
         )
 
     def rate(self, model: str, now: float) -> float:
@@ -185,7 +187,7 @@ def decayed(weight: float, seconds: float) -> float:
 
 
 def _measure(
-    profile: ModelConfig, node: NodeView, instance: InstanceView, at: float
+    model_config: ModelConfig, node: NodeView, instance: InstanceView, at: float
 ) -> Measurement | None:
     """What a ready instance took; None while it is not ready or its node has not measured it."""
     if instance.state is not InstanceState.READY or not instance.devices:
@@ -199,7 +201,7 @@ def _measure(
     if max(shares) <= 0:
         return None
     return Measurement(
-        key=size_key(profile, kinds.pop(), len(instance.devices)),
+        key=size_key(model_config, kinds.pop(), len(instance.devices)),
         build=instance.engine_version or "",
         node=node.name,
         device_mb=max(shares),
@@ -218,10 +220,10 @@ class CurrentStats:
     """
 
     def __init__(
-        self, knowledge: Measurements, profiles: Mapping[str, ModelConfig], now: float
+        self, measurements: Measurements, model_configs: Mapping[str, ModelConfig], now: float
     ) -> None:
-        self._knowledge = knowledge
-        self._profiles = profiles
+        self._measurements = measurements
+        self._model_configs = model_configs
         self._now = now
         self._known: dict[ModelId, ModelStats] = {}
 
@@ -229,8 +231,8 @@ class CurrentStats:
         """See `Standings.get`."""
         known = self._known.get(model)
         if known is None:
-            profile = self._profiles.get(model)
-            if profile is None:
+            model_config = self._model_configs.get(model)
+            if model_config is None:
                 return default
-            known = self._known[model] = self._knowledge.standing(profile, self._now)
+            known = self._known[model] = self._measurements.stats(model_config, self._now)
         return known

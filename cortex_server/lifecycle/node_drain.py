@@ -37,12 +37,12 @@ class NodeDrain:
     def plan(self, node: str) -> DrainPlan:
         """What would become of each instance, every copy with those before it in place. Changes nothing."""
         moves: list[PlannedMove] = []
-        promised: list[Reservation] = []
+        reservations: list[Reservation] = []
         for view in self._views(node):
-            decided = self._copy(view, node, tuple(promised))
+            decided = self._copy(view, node, tuple(reservations))
             found = decided if isinstance(decided, Load) else None
             if found is not None:
-                promised.append(
+                reservations.append(
                     Reservation(
                         InstanceId(f"copy of {view.id}"),
                         ModelId(view.model),
@@ -59,7 +59,7 @@ class NodeDrain:
                     to_devices=found.devices if found else (),
                     mb=view.vram_used_mb,
                     in_flight=view.in_flight,
-                    load_s=self._controller.knowledge.load_seconds(view.model),
+                    load_s=self._controller.measurements.load_seconds(view.model),
                     why=decided.why
                     if isinstance(decided, Load | Wait)
                     else "no other node has room for a copy",
@@ -87,26 +87,28 @@ class NodeDrain:
         return found is not None and found.cordoned
 
     def _copy(
-        self, view: InstanceView, node: str, promised: tuple[Reservation, ...]
+        self, view: InstanceView, node: str, reservations: tuple[Reservation, ...]
     ) -> Plan | None:
         """Where a copy of an instance would go, without anybody else's going for it."""
-        profile = self._fleet.profile(view.model)
-        if profile is None or view.state is not InstanceState.READY:
+        model_config = self._fleet.model_config(view.model)
+        if model_config is None or view.state is not InstanceState.READY:
             return None
-        wish = PlacementRequest(profile, another=True, may_evict=False, avoid=frozenset({node}))
-        found, _ = self._controller.advice.plan(wish, promised)
+        request = PlacementRequest(
+            model_config, another=True, may_evict=False, avoid=frozenset({node})
+        )
+        found, _ = self._controller.advice.plan(request, reservations)
         return found
 
     async def _move_away(self, view: InstanceView, drain_s: float) -> str:
         """Load a copy elsewhere where there is room, then drain and end the instance; says which it was."""
         became = "unloaded"
-        profile = self._fleet.profile(view.model)
+        model_config = self._fleet.model_config(view.model)
         if not self._is_cordoned(view.node):
             return "kept"
-        if profile is not None and view.state is InstanceState.READY:
-            goal = LoadKey(profile.id, another=True, may_evict=False)
+        if model_config is not None and view.state is InstanceState.READY:
+            key = LoadKey(model_config.id, another=True, may_evict=False)
             try:
-                await self._controller.want(profile, goal, timeout_s=MOVE_S)
+                await self._controller.want(model_config, key, timeout_s=MOVE_S)
                 became = "moved"
             except CortexError as failed:
                 event(log, "no_copy", model=view.model, reason=failed.message)

@@ -69,61 +69,65 @@ class Operations:
         self._controller = controller
         self._clock = clock
         self._node_drain = NodeDrain(fleet, controller)
-        self.mover = DefragRunner(fleet, controller, restarts, clock, self.profile, self.check_node)
+        self.mover = DefragRunner(
+            fleet, controller, restarts, clock, self.model_config, self.check_node
+        )
         self._pursued: set[asyncio.Task[InstanceId]] = set()
 
     def shown(self) -> FleetSnapshot:
         """See `Controller.shown`."""
         return self._controller.shown()
 
-    async def load(self, wish: LoadModel) -> ModelAction:
+    async def load(self, request: LoadModel) -> ModelAction:
         """Have a model loaded.
 
         Raises:
             ModelNotFound: no profile has this name.
             CortexError: as `Controller.obtain`; without `wait` only what is known at once.
         """
-        profile = self.profile(wish.model)
-        if wish.node is not None:
-            self.check_node(wish.node)
+        model_config = self.model_config(request.model)
+        if request.node is not None:
+            self.check_node(request.node)
         began = self._clock.monotonic()
-        goal = LoadKey(
-            profile.id, PlacementConstraints(wish.node, wish.devices), another=wish.another
+        key = LoadKey(
+            model_config.id,
+            PlacementConstraints(request.node, request.devices),
+            another=request.another,
         )
-        if wish.ttl_s is not None:
-            self._controller.upkeep.ttls[profile.id] = wish.ttl_s
-        if wish.pin:
-            self._controller.pin(Pin(ModelId(profile.id), wish.node, None))
-        event(log, "load_asked", model=profile.id, node=wish.node)
+        if request.ttl_s is not None:
+            self._controller.upkeep.ttls[model_config.id] = request.ttl_s
+        if request.pin:
+            self._controller.pin(Pin(ModelId(model_config.id), request.node, None))
+        event(log, "load_asked", model=model_config.id, node=request.node)
         task = asyncio.create_task(
-            self._controller.want(profile, goal, timeout_s=wish.timeout_s, force=True)
+            self._controller.want(model_config, key, timeout_s=request.timeout_s, force=True)
         )
         self._pursued.add(task)
-        task.add_done_callback(partial(self._pursuit_ended, profile.id))
-        if wish.wait:
+        task.add_done_callback(partial(self._pursuit_ended, model_config.id))
+        if request.wait:
             instance = await task
-            return self._ready(profile, instance, self._clock.monotonic() - began)
+            return self._ready(model_config, instance, self._clock.monotonic() - began)
         # Two rounds: the first hears of the wish, after the second it is answered or under way.
         await self._controller.barrier()
         await asyncio.sleep(0)
         if task.done():
-            return self._ready(profile, task.result(), self._clock.monotonic() - began)
-        progress = self._controller.progress(profile.id)
+            return self._ready(model_config, task.result(), self._clock.monotonic() - began)
+        progress = self._controller.progress(model_config.id)
         nodes = (progress.node,) if progress is not None and progress.node else ()
-        return ModelAction(model=profile.id, state=ModelState.LOADING, nodes=nodes)
+        return ModelAction(model=model_config.id, state=ModelState.LOADING, nodes=nodes)
 
-    async def unload(self, wish: UnloadModel) -> ModelAction:
+    async def unload(self, request: UnloadModel) -> ModelAction:
         """Drain and end all instances of a model.
 
         Raises:
             ModelNotFound: no profile and no instance has this name.
             StillBusy: requests went on for longer than `drain_timeout_s`; nothing was ended.
         """
-        model = self.model(wish.model)
+        model = self.model(request.model)
         began = self._clock.monotonic()
         views = self.instances(model)
         event(log, "unload_asked", model=model, instances=len(views))
-        await self._controller.unload(model, views, wish.drain_timeout_s, whole=True)
+        await self._controller.unload(model, views, request.drain_timeout_s, whole=True)
         return ModelAction(
             model=model,
             state=ModelState.UNLOADED,
@@ -131,7 +135,7 @@ class Operations:
             seconds=round(self._clock.monotonic() - began, 3),
         )
 
-    async def evict(self, wish: EvictModel) -> ModelAction:
+    async def evict(self, request: EvictModel) -> ModelAction:
         """Drain and end one instance; the model may be loaded again when somebody asks for it.
 
         Raises:
@@ -139,10 +143,10 @@ class Operations:
             Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
         """
         began = self._clock.monotonic()
-        view = self._victim(wish)
+        view = self._victim(request)
         model = view.model
         event(log, "evict_asked", model=model, node=view.node, instance=view.id)
-        await self._controller.unload(model, (view,), wish.drain_timeout_s, whole=False)
+        await self._controller.unload(model, (view,), request.drain_timeout_s, whole=False)
         left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
         return ModelAction(
             model=model,
@@ -154,36 +158,36 @@ class Operations:
             vram_mb=view.vram_used_mb,
         )
 
-    def plan_evict(self, wish: EvictModel) -> PlannedEviction:
+    def plan_evict(self, request: EvictModel) -> PlannedEviction:
         """Which instance would go, and whom that disturbs. Changes nothing.
 
         Raises:
             NotFound: there is no such instance, or node.
             Conflict: it is pinned.
         """
-        return eviction(self._victim(wish), self._clock.unix())
+        return eviction(self._victim(request), self._clock.unix())
 
-    def _victim(self, wish: EvictModel) -> InstanceView:
-        model = self.model(wish.model)
-        if wish.node is not None:
-            self.check_node(wish.node)
+    def _victim(self, request: EvictModel) -> InstanceView:
+        model = self.model(request.model)
+        if request.node is not None:
+            self.check_node(request.node)
         views = [
             i
             for i in self.shown().instances()
             if i.model == model
             and i.state in TAKING_MEMORY
-            and wish.node in {None, i.node}
-            and wish.instance in {None, i.id}
+            and request.node in {None, i.node}
+            and request.instance in {None, i.id}
         ]
         if not views:
-            where = f" on {wish.node}" if wish.node else ""
+            where = f" on {request.node}" if request.node else ""
             raise NotFound(f"model {model!r} has no instance{where}", hints=("cortex ps",))
         view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
         if view.pinned:
             raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
         return view
 
-    async def pin(self, wish: PinModel) -> PinView:
+    async def pin(self, request: PinModel) -> PinView:
         """Protect a model from eviction, for a time or for good.
 
         Raises:
@@ -191,56 +195,56 @@ class Operations:
             NodeNotFound: there is no such node.
             Unavailable: it is protected, but a restart of the gateway will forget that.
         """
-        model = self.model(wish.model)
-        if wish.node is not None:
-            self.check_node(wish.node)
-        until = None if wish.for_s is None else self._clock.unix() + wish.for_s
+        model = self.model(request.model)
+        if request.node is not None:
+            self.check_node(request.node)
+        until = None if request.for_s is None else self._clock.unix() + request.for_s
         ends = None if until is None else datetime.fromtimestamp(until, UTC)
         event(
             log,
             "pinned",
             model=model,
-            node=wish.node,
+            node=request.node,
             until=ends and ends.isoformat("T", "seconds"),
         )
-        self._controller.pin(Pin(model, wish.node, until))
+        self._controller.pin(Pin(model, request.node, until))
         await self._store.kept()
-        return PinView(model=model, node=wish.node, until=until)
+        return PinView(model=model, node=request.node, until=until)
 
-    async def unpin(self, wish: UnpinModel) -> tuple[PinView, ...]:
+    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
         """End pins of a model; answers those that it still has.
 
         Raises:
             NotFound: it has no such pin.
             Unavailable: the pin is gone, but a restart of the gateway will bring it back.
         """
-        model = self.model(wish.model)
-        if not self._controller.unpin(model, wish.node):
+        model = self.model(request.model)
+        if not self._controller.unpin(model, request.node):
             raise NotFound(
                 f"model {model!r} has no such pin",
                 hints=("pinned_on in models.toml pins are changed there",),
             )
-        event(log, "unpinned", model=model, node=wish.node)
+        event(log, "unpinned", model=model, node=request.node)
         await self._store.kept()
         return self._pins_of(model)
 
-    def plan_load(self, wish: PlanLoad) -> PlanView:
+    def plan_load(self, request: PlanLoad) -> PlanView:
         """What would be done to load a model, at worst after some waiting. Changes nothing.
 
         Raises:
             ModelNotFound: no profile has this name.
         """
-        profile, advice = self.profile(wish.model), self._controller.advice
-        if wish.node is not None:
-            self.check_node(wish.node)
+        model_config, advice = self.model_config(request.model), self._controller.advice
+        if request.node is not None:
+            self.check_node(request.node)
         wanted = PlacementRequest(
-            profile,
-            where=PlacementConstraints(wish.node, wish.devices),
+            model_config,
+            where=PlacementConstraints(request.node, request.devices),
             waited_s=advice.policy.patience_s,
-            another=wish.another,
+            another=request.another,
         )
-        found, world = advice.plan(wanted, force=True)
-        return plan_view(wanted, found, world, advice.policy, advice.lately(profile.id))
+        found, cluster = advice.plan(wanted, force=True)
+        return plan_view(wanted, found, cluster, advice.policy, advice.lately(model_config.id))
 
     def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """See `Decisions.of`."""
@@ -253,8 +257,8 @@ class Operations:
             ModelNotFound: no profile and no instance has this name.
         """
         model = self.model(name)
-        profile = self._fleet.profile(model)
-        known = self._controller.knowledge
+        model_config = self._fleet.model_config(model)
+        known = self._controller.measurements
         measured = (
             MeasuredSize(
                 node=m.node,
@@ -273,9 +277,9 @@ class Operations:
         return ModelDetail(
             model=model,
             harness=view.harness if view is not None else "",
-            vram_mb=profile.vram_mb if profile is not None else None,
-            min_devices=profile.min_devices if profile is not None else 1,
-            priority=profile.priority if profile is not None else 0,
+            vram_mb=model_config.vram_mb if model_config is not None else None,
+            min_devices=model_config.min_devices if model_config is not None else 1,
+            priority=model_config.priority if model_config is not None else 0,
             rate=known.rate(model, self._clock.monotonic()),
             load_s=known.load_seconds(model),
             measured=tuple(measured),
@@ -306,26 +310,26 @@ class Operations:
         self._fleet.set_cordoned(node, cordoned)
         self._store.keep_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
 
-    async def drain(self, wish: DrainNode) -> NodeAction:
+    async def drain(self, request: DrainNode) -> NodeAction:
         """Cordon a node, load its models elsewhere where there is room, and unload them here.
 
         Raises:
             NodeNotFound: there is no such node.
             Unavailable: it is drained, but a restart of the gateway will forget that it is cordoned.
         """
-        self._cordon(wish.node, cordoned=True)
-        became = await self._node_drain.empty(wish.node, wish.timeout_s)
+        self._cordon(request.node, cordoned=True)
+        became = await self._node_drain.empty(request.node, request.timeout_s)
         await self._store.kept()
-        return NodeAction.model_validate({"node": wish.node, "cordoned": True} | became)
+        return NodeAction.model_validate({"node": request.node, "cordoned": True} | became)
 
-    def plan_drain(self, wish: NodeRequest) -> DrainPlan:
+    def plan_drain(self, request: NodeRequest) -> DrainPlan:
         """What draining a node would do. Changes nothing.
 
         Raises:
             NodeNotFound: there is no such node.
         """
-        self.check_node(wish.node)
-        return self._node_drain.plan(wish.node)
+        self.check_node(request.node)
+        return self._node_drain.plan(request.node)
 
     async def close(self) -> None:
         """Stop pursuing loads that nobody waits for."""
@@ -347,14 +351,14 @@ class Operations:
             return ModelId(name)
         raise self._fleet.unknown(name)
 
-    def profile(self, name: str) -> ModelConfig:
+    def model_config(self, name: str) -> ModelConfig:
         """The profile that a name or alias means.
 
         Raises:
             ModelNotFound: with the nearest names, or who serves it without one.
         """
         model = self.model(name)
-        if (found := self._fleet.profile(model)) is None:
+        if (found := self._fleet.model_config(model)) is None:
             there = {i.node: None for i in self._fleet.snapshot.instances() if i.model == model}
             raise ModelNotFound(
                 f"no profile says how {name!r} is loaded; it is only there as {', '.join(there)} has it",
@@ -388,10 +392,12 @@ class Operations:
             raise NotFound(f"model {model!r} is not loaded", hints=("cortex ps",))
         return found
 
-    def _ready(self, profile: ModelConfig, instance: InstanceId, seconds: float) -> ModelAction:
+    def _ready(
+        self, model_config: ModelConfig, instance: InstanceId, seconds: float
+    ) -> ModelAction:
         views = [i for i in self._fleet.snapshot.instances() if i.id == instance]
         return ModelAction(
-            model=profile.id,
+            model=model_config.id,
             state=ModelState.READY,
             nodes=tuple(v.node for v in views),
             seconds=round(seconds, 3),

@@ -29,21 +29,21 @@ class PlacementView:
         clock: for how models stand now.
     """
 
-    def __init__(self, knowledge: Measurements, pins: PinStore, clock: Clock) -> None:
-        self._knowledge = knowledge
+    def __init__(self, measurements: Measurements, pins: PinStore, clock: Clock) -> None:
+        self._measurements = measurements
         self._pins = pins
         self._clock = clock
-        self._profiles: Mapping[str, ModelConfig] = {}
+        self._model_configs: Mapping[str, ModelConfig] = {}
         self._rooms = ClusterCapacity()
         self._gone: frozenset[InstanceId] = frozenset()
         self._leaving: frozenset[InstanceId] = frozenset()
         self._returning: frozenset[Reservation] = frozenset()
-        self._standings = CurrentStats(knowledge, {}, clock.monotonic())
+        self._stats = CurrentStats(measurements, {}, clock.monotonic())
 
-    def use_profiles(self, profiles: Mapping[str, ModelConfig]) -> None:
+    def use_model_configs(self, model_configs: Mapping[str, ModelConfig]) -> None:
         """Replace the profiles, by model id."""
-        self._profiles = profiles
-        self._standings = CurrentStats(self._knowledge, profiles, self._clock.monotonic())
+        self._model_configs = model_configs
+        self._stats = CurrentStats(self._measurements, model_configs, self._clock.monotonic())
 
     def refresh(self, visible: frozenset[InstanceId]) -> None:
         """Forget the instances that no snapshot shows any more, and see anew how models stand.
@@ -51,7 +51,7 @@ class PlacementView:
         All of them are forgotten about at the same pace, so between two calls a second apart none overtakes another.
         """
         self._gone &= visible
-        self._standings = CurrentStats(self._knowledge, self._profiles, self._clock.monotonic())
+        self._stats = CurrentStats(self._measurements, self._model_configs, self._clock.monotonic())
 
     def left(self, instance: InstanceId) -> None:
         """An instance is gone, whatever an old snapshot says."""
@@ -74,16 +74,16 @@ class PlacementView:
     @contextlib.contextmanager
     def returning(self, instances: Iterable[InstanceView]) -> Iterator[None]:
         """These come back by themselves, where they were: who asks for their models meanwhile waits for that."""
-        promises = frozenset(
+        reservations = frozenset(
             Reservation(InstanceId(f"{i.id} again"), i.model, i.node, (), 0) for i in instances
         )
-        self._returning |= promises
+        self._returning |= reservations
         try:
             yield
         finally:
-            self._returning -= promises
+            self._returning -= reservations
 
-    def world(self, snapshot: FleetSnapshot, overlay: Overlay) -> ClusterState:
+    def cluster(self, snapshot: FleetSnapshot, overlay: Overlay) -> ClusterState:
         """What plans are made from.
 
         Args:
@@ -92,17 +92,17 @@ class PlacementView:
         """
         overlay = replace(
             overlay,
-            promises=(*overlay.promises, *self._returning),
+            reservations=(*overlay.reservations, *self._returning),
             leaving=overlay.leaving | self._leaving,
             gone=self._gone,
             pins=self._pins.held,
         )
         return ClusterState(
-            rooms=self._rooms.of(snapshot, overlay),
+            capacities=self._rooms.of(snapshot, overlay),
             now=snapshot.at,
-            sizes=self._knowledge.sizes,
-            standings=self._standings,
-            stored=self._knowledge.stored,
+            sizes=self._measurements.sizes,
+            stats=self._stats,
+            stored=self._measurements.stored,
         )
 
 
@@ -129,26 +129,30 @@ class PlanService:
         """The operator's choices."""
         return self._scheduler.policy
 
-    def world(self, promised: tuple[Reservation, ...] = ()) -> ClusterState:
+    def cluster(self, reservations: tuple[Reservation, ...] = ()) -> ClusterState:
         """The fleet as placement sees it now, as if these loads had been decided as well."""
         overlay = self._scheduler.overlay()
-        overlay = replace(overlay, promises=(*overlay.promises, *promised))
-        return self._placement_view.world(self._fleet.bare, overlay)
+        overlay = replace(overlay, reservations=(*overlay.reservations, *reservations))
+        return self._placement_view.cluster(self._fleet.bare, overlay)
 
     def plan(
-        self, wish: PlacementRequest, promised: tuple[Reservation, ...] = (), *, force: bool = False
+        self,
+        request: PlacementRequest,
+        reservations: tuple[Reservation, ...] = (),
+        *,
+        force: bool = False,
     ) -> tuple[Plan, ClusterState]:
         """What would be done for a wish now, and the world that this was decided on.
 
         Args:
-            wish: for what.
-            promised: see `world`.
-            insists: see `Ask.insists`.
+            request: for what.
+            reservations: see `cluster`.
+            force: see `Ask.insists`.
         """
-        world, now = self.world(promised), self._clock.monotonic()
-        troubles = self._scheduler.troubles
-        return dry_run(wish, world, self.policy, troubles, now, force=force), world
+        cluster, now = self.cluster(reservations), self._clock.monotonic()
+        failures = self._scheduler.failures
+        return dry_run(request, cluster, self.policy, failures, now, force=force), cluster
 
     def lately(self, model: str) -> Mapping[str, str]:
         """What went wrong with a model on nodes lately, for people."""
-        return self._scheduler.troubles.told(model, self._clock.monotonic())
+        return self._scheduler.failures.told(model, self._clock.monotonic())

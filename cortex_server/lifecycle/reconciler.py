@@ -39,20 +39,20 @@ class LoadRetries:
         self._under_way: dict[LoadKey, asyncio.Task[InstanceId]] = {}
         self._not_before: dict[LoadKey, float] = {}
 
-    def begin(self, profile: ModelConfig, goal: LoadKey) -> None:
+    def begin(self, model_config: ModelConfig, key: LoadKey) -> None:
         """Have an instance loaded, unless that is under way or has just failed."""
-        if goal in self._under_way or self._clock.monotonic() < self._not_before.get(goal, 0.0):
+        if key in self._under_way or self._clock.monotonic() < self._not_before.get(key, 0.0):
             return
-        event(log, "instance_wanted", model=goal.model, another=goal.another)
-        task = asyncio.create_task(self._want(profile, goal))
-        self._under_way[goal] = task
-        task.add_done_callback(lambda done: self._ended(goal, done))
+        event(log, "instance_wanted", model=key.model, another=key.another)
+        task = asyncio.create_task(self._want(model_config, key))
+        self._under_way[key] = task
+        task.add_done_callback(lambda done: self._ended(key, done))
 
-    def _ended(self, goal: LoadKey, done: asyncio.Task[InstanceId]) -> None:
-        del self._under_way[goal]
+    def _ended(self, key: LoadKey, done: asyncio.Task[InstanceId]) -> None:
+        del self._under_way[key]
         if not done.cancelled() and (failed := done.exception()) is not None:
-            self._not_before[goal] = self._clock.monotonic() + PAUSE_S
-            event(log, "want_failed", logging.WARNING, model=goal.model, reason=failed)
+            self._not_before[key] = self._clock.monotonic() + PAUSE_S
+            event(log, "want_failed", logging.WARNING, model=key.model, reason=failed)
 
     async def close(self) -> None:
         """Want nothing any more."""
@@ -109,22 +109,24 @@ class Reconciler:
         self._is_leaving = is_leaving
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, profiles: Mapping[str, ModelConfig]) -> None:
+    def begin(self, model_configs: Mapping[str, ModelConfig]) -> None:
         """Want what is to be there from the start."""
-        for goal in preloads(profiles.values()):
-            self._pursuits.begin(profiles[goal.model], goal)
+        for key in preloads(model_configs.values()):
+            self._pursuits.begin(model_configs[key.model], key)
 
-    def do(self, shown: FleetSnapshot, profiles: Mapping[str, ModelConfig], now: float) -> None:
+    def do(
+        self, shown: FleetSnapshot, model_configs: Mapping[str, ModelConfig], now: float
+    ) -> None:
         """Begin whatever is due.
 
         Args:
             shown: the fleet, with operators' pins.
-            profiles: by model id.
+            model_configs: by model id.
             now: monotonic seconds.
         """
-        chores = self._upkeep.due(shown, profiles.values(), now)
-        for goal in chores.want:
-            self._pursuits.begin(profiles[goal.model], goal)
+        chores = self._upkeep.due(shown, model_configs.values(), now)
+        for key in chores.want:
+            self._pursuits.begin(model_configs[key.model], key)
         for view in chores.unload:
             if not self._is_leaving(view.id):
                 event(log, "idle_unload", model=view.model, node=view.node, instance=view.id)

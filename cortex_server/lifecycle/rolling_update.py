@@ -36,7 +36,7 @@ class RollingUpdate:
     def __init__(self, fleet: Fleet, controller: Controller, catalogue: Catalogue) -> None:
         self._fleet = fleet
         self._controller = controller
-        self._profiles = _by_id(catalogue)
+        self._model_configs = _by_id(catalogue)
         self._stale: set[InstanceId] = set()
 
     def use(self, catalogue: Catalogue) -> int:
@@ -45,11 +45,11 @@ class RollingUpdate:
         Returns:
             How many instances are stale because what they were loaded by has changed.
         """
-        old, self._profiles = self._profiles, _by_id(catalogue)
+        old, self._model_configs = self._model_configs, _by_id(catalogue)
         changed = {
             name
-            for name, profile in self._profiles.items()
-            if name in old and profile.spec() != old[name].spec()
+            for name, model_config in self._model_configs.items()
+            if name in old and model_config.spec() != old[name].spec()
         }
         self._stale |= {
             i.id
@@ -72,17 +72,17 @@ class RollingUpdate:
         views = {i.id: i for i in self._fleet.snapshot.instances()}
         self._stale &= views.keys()
         idle = next((views[i] for i in self._stale if _is_idle(views[i])), None)
-        profile = None if idle is None else self._profiles.get(idle.model)
-        if idle is None or profile is None:
+        model_config = None if idle is None else self._model_configs.get(idle.model)
+        if idle is None or model_config is None:
             return
         event(log, "renewing", model=idle.model, node=idle.node, instance=idle.id)
-        await self._controller.unload(idle.model, (idle,), DRAIN_S, whole=False, why="profile")
+        await self._controller.unload(idle.model, (idle,), DRAIN_S, whole=False, why="model_config")
         self._stale.discard(idle.id)
-        await self._controller.want(profile, LoadKey(profile.id), timeout_s=LOAD_S)
+        await self._controller.want(model_config, LoadKey(model_config.id), timeout_s=LOAD_S)
 
 
 def _by_id(catalogue: Catalogue) -> Mapping[str, ModelConfig]:
-    return {profile.id: profile for profile in catalogue.models}
+    return {model_config.id: model_config for model_config in catalogue.models}
 
 
 def _is_idle(view: InstanceView) -> bool:

@@ -62,7 +62,7 @@ def progress_of(
         now: monotonic seconds.
     """
     position = scheduler.waiting.position(model)
-    load = next((u for u in scheduler.loads if u.goal.model == model), None)
+    load = next((u for u in scheduler.loads if u.key.model == model), None)
     views = [i for i in snapshot.instances() if i.model == model]
     if load is None:
         view = next((i for i in views if i.state is InstanceState.LOADING), None)
@@ -103,7 +103,7 @@ def with_pins(snapshot: FleetSnapshot, pins: PinStore) -> FleetSnapshot:
 def with_reasons(
     snapshot: FleetSnapshot,
     why: Mapping[InstanceId, str],
-    profiles: Mapping[str, ModelConfig],
+    model_configs: Mapping[str, ModelConfig],
     upkeep: DesiredState,
     failures: Mapping[str, FailureRecord],
     now: float,
@@ -113,7 +113,7 @@ def with_reasons(
     Args:
         snapshot: with pins already.
         why: the reasons of this gateway's loads.
-        profiles: by model id.
+        model_configs: by model id.
         upkeep: who ends idle models.
         failures: of the last load of a model; where no engine was started, no instance tells of it.
         now: monotonic seconds.
@@ -134,37 +134,41 @@ def with_reasons(
     def told(model: ModelView) -> ModelView:
         if model.state is ModelState.UNLOADED and model.id in failures:
             return replace(model, state=ModelState.FAILED, error=failures[model.id].reason)
-        profile = profiles.get(model.id)
-        if profile is None:
+        model_config = model_configs.get(model.id)
+        if model_config is None:
             return model
-        left = upkeep.ends_in(profile, of_model.get(model.id, ()), now)
+        left = upkeep.ends_in(model_config, of_model.get(model.id, ()), now)
         return model if left is None else replace(model, unload_at=snapshot.at + left)
 
     return replace(snapshot, nodes=nodes, models=tuple(map(told, snapshot.models)))
 
 
 def plan_view(
-    wish: PlacementRequest,
+    request: PlacementRequest,
     found: Plan,
-    world: ClusterState,
+    cluster: ClusterState,
     policy: Policy,
     lately: Mapping[str, str],
 ) -> PlanView:
     """What would be done for a wish, and what speaks for or against each device.
 
     Args:
-        wish: for what.
+        request: for what.
         found: what was decided.
-        world: that this was decided on.
+        cluster: that this was decided on.
         policy: the operator's choices.
         lately: by node, what went wrong with the model there.
     """
-    model = wish.profile.id
-    ledger = _ledger(wish, found, world, policy, lately)
+    model = request.model_config.id
+    ledger = _ledger(request, found, cluster, policy, lately)
     match found:
         case Serve(instances):
             why = f"ready as {', '.join(instances)}"
-            nodes = [r.node.name for r in world.rooms if {i.id for i in r.instances} & {*instances}]
+            nodes = [
+                r.node.name
+                for r in cluster.capacities
+                if {i.id for i in r.instances} & {*instances}
+            ]
             return PlanView(
                 model=model, action="serve", node=", ".join(nodes) or None, why=why, ledger=ledger
             )
@@ -188,15 +192,15 @@ def plan_view(
                 devices=found.devices,
                 device_mb=found.shape.size.device_mb or None,
                 size_source=found.shape.size.source.value,
-                evictions=_evictions(found, world),
+                evictions=_evictions(found, cluster),
                 why="; but ".join(filter(None, (found.why, lately.get(found.node)))),
                 ledger=ledger,
             )
 
 
-def _evictions(found: Load, world: ClusterState) -> tuple[PlannedEviction, ...]:
-    views = {i.id: i for room in world.rooms for i in room.instances}
-    return tuple(eviction(views[i], world.now) for i in found.evictions)
+def _evictions(found: Load, cluster: ClusterState) -> tuple[PlannedEviction, ...]:
+    views = {i.id: i for capacity in cluster.capacities for i in capacity.instances}
+    return tuple(eviction(views[i], cluster.now) for i in found.evictions)
 
 
 def eviction(view: InstanceView, now: float) -> PlannedEviction:
@@ -212,17 +216,17 @@ def eviction(view: InstanceView, now: float) -> PlannedEviction:
 
 
 def _ledger(
-    wish: PlacementRequest,
+    request: PlacementRequest,
     found: Plan,
-    world: ClusterState,
+    cluster: ClusterState,
     policy: Policy,
     lately: Mapping[str, str],
 ) -> tuple[LedgerLine, ...]:
-    rooms = {room.node.name: room for room in world.rooms}
-    layouts = shapes(wish.profile, world.sizes)
+    capacities = {capacity.node.name: capacity for capacity in cluster.capacities}
+    layouts = shapes(request.model_config, cluster.sizes)
     lines: list[LedgerLine] = []
-    for why in refusals(wish.profile, wish.where, layouts, world.rooms, policy):
-        devices = {d.index: d for d in rooms[why.node].devices}
+    for why in refusals(request.model_config, request.where, layouts, cluster.capacities, policy):
+        devices = {d.index: d for d in capacities[why.node].devices}
         device = devices.get(why.device) if why.device is not None else None
         chosen = isinstance(found, Load) and why.node == found.node and why.device in found.devices
         lines.append(

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelInfo, NodeStatus
-from cortex_server.metrics import exposition
 
 
 class Histogram:
@@ -160,8 +156,8 @@ class Totals:
     ttft_p95_ms: float | None
 
 
-class Metrics(Collector):
-    """All series of this gateway; also the collector that Prometheus reads.
+class Metrics:
+    """All series of this gateway.
 
     Args:
         snapshot: the fleet at the moment of the scrape; set by the gateway once there is a fleet.
@@ -182,7 +178,7 @@ class Metrics(Collector):
         self.overhead = Histogram(_OVERHEAD)
         self.lag = Histogram(_LAG)
         self.queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self.tally = FleetCounters()
+        self.counters = FleetCounters()
 
     def series(self, model: str, node: str) -> Series:
         """The series of a model on a node."""
@@ -210,19 +206,10 @@ class Metrics(Collector):
             ttft_p95_ms=_quantile_ms(ttfts, 0.95),
         )
 
-    def collect(self) -> Iterator[Metric]:
-        """Called by prometheus_client at each scrape."""
-        yield from exposition.of_requests(list(self._series.values()))
-        yield from exposition.of_repairs(self.repairs)
-        inside, waiting = self.queue()
-        yield from exposition.of_gateway(self.disconnects, self.overhead, self.lag, inside, waiting)
-        yield from exposition.of_tally(self.tally)
-        if self.snapshot is not None:
-            yield from exposition.of_fleet(self.snapshot())
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing is promised before the first scrape, so that registering collects nothing."""
-        return ()
+    @property
+    def all_series(self) -> tuple[Series, ...]:
+        """Every series so far, in the order of their first request."""
+        return tuple(self._series.values())
 
 
 def _quantile_ms(ascending: list[float], share: float) -> float | None:

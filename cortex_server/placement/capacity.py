@@ -46,7 +46,7 @@ class Reservation:
     node: str
     devices: tuple[int, ...]
     device_mb: int
-    victims: tuple[InstanceId, ...] = ()
+    candidates: tuple[InstanceId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Overlay:
         pins: set by operators.
     """
 
-    promises: tuple[Reservation, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
     leaving: frozenset[InstanceId] = frozenset()
     gone: frozenset[InstanceId] = frozenset()
     pins: Pins = frozenset()
@@ -104,7 +104,7 @@ class NodeCapacity:
     devices: tuple[DeviceCapacity, ...]
     instances: tuple[InstanceView, ...]
     models: frozenset[ModelId]
-    promised: tuple[Reservation, ...]
+    reservations: tuple[Reservation, ...]
 
     @cached_property
     def by_available(self) -> tuple[DeviceCapacity, ...]:
@@ -177,16 +177,16 @@ class ClusterCapacity:
         known = self._known.get(node.name)
         if known is not None and known[0] is node and known[1] == mine:
             return known[2]
-        room = node_capacity(node, mine)
-        self._known[node.name] = (node, mine, room)
-        return room
+        capacity = node_capacity(node, mine)
+        self._known[node.name] = (node, mine, capacity)
+        return capacity
 
 
 def _per_node(overlay: Overlay) -> dict[str, Overlay]:
-    promised: dict[str, list[Reservation]] = {}
-    for promise in overlay.promises:
-        promised.setdefault(promise.node, []).append(promise)
-    return {name: Overlay(promises=tuple(found)) for name, found in promised.items()}
+    reservations: dict[str, list[Reservation]] = {}
+    for reservation in overlay.reservations:
+        reservations.setdefault(reservation.node, []).append(reservation)
+    return {name: Overlay(reservations=tuple(found)) for name, found in reservations.items()}
 
 
 def _narrowed(mine: Overlay, node: NodeView, overlay: Overlay) -> Overlay:
@@ -207,11 +207,11 @@ def node_capacity(node: NodeView, overlay: Overlay = NOTHING) -> NodeCapacity:
         if instance.id in overlay.gone:
             for index, freed in frees(instance).items():
                 change[index] = change.get(index, 0) + freed
-    unseen = [p for p in overlay.promises if p.instance not in visible]
-    for promise in unseen:
-        bequeathed = _bequeathed(promise, node, overlay)
-        for index in promise.devices:
-            more = min(0, bequeathed.get(index, 0) - promise.device_mb)
+    unseen = [p for p in overlay.reservations if p.instance not in visible]
+    for reservation in unseen:
+        bequeathed = _bequeathed(reservation, node, overlay)
+        for index in reservation.devices:
+            more = min(0, bequeathed.get(index, 0) - reservation.device_mb)
             change[index] = change.get(index, 0) + more
     devices = tuple(_device_room(d, change[d.index], node) for d in node.devices)
     instances = tuple(
@@ -224,7 +224,7 @@ def node_capacity(node: NodeView, overlay: Overlay = NOTHING) -> NodeCapacity:
         devices=devices,
         instances=instances,
         models=frozenset(i.model for i in instances),
-        promised=tuple(unseen),
+        reservations=tuple(unseen),
     )
 
 
@@ -239,12 +239,12 @@ def frees(instance: InstanceView) -> dict[int, int]:
     return dict.fromkeys(devices, instance.vram_used_mb // len(devices)) if devices else {}
 
 
-def _bequeathed(promise: Reservation, node: NodeView, overlay: Overlay) -> dict[int, int]:
+def _bequeathed(reservation: Reservation, node: NodeView, overlay: Overlay) -> dict[int, int]:
     """MiB by device that a promise's victims hold still and will leave to it."""
     left: dict[int, int] = {}
     for instance in node.instances:
         going = instance.id in overlay.leaving and instance.id not in overlay.gone
-        if going and instance.id in promise.victims:
+        if going and instance.id in reservation.candidates:
             for index, mb in frees(instance).items():
                 left[index] = left.get(index, 0) + mb
     return left
@@ -255,9 +255,9 @@ def is_idle(instance: InstanceView) -> bool:
     return instance.state is InstanceState.READY and not instance.pinned and instance.in_flight == 0
 
 
-def is_serving(room: NodeCapacity, instance: InstanceView) -> bool:
+def is_serving(capacity: NodeCapacity, instance: InstanceView) -> bool:
     """Whether requests can be sent to it."""
-    return instance.state is InstanceState.READY and room.node.state is NodeState.UP
+    return instance.state is InstanceState.READY and capacity.node.state is NodeState.UP
 
 
 def _device_room(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCapacity:

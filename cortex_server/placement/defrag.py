@@ -77,8 +77,8 @@ class Defrag:
 
 
 def defrag(
-    rooms: Sequence[NodeCapacity],
-    standings: StatsByModel,
+    capacities: Sequence[NodeCapacity],
+    stats: StatsByModel,
     budget: Budget,
     *,
     wanted_mb: int | None = None,
@@ -87,8 +87,8 @@ def defrag(
     """The moves that make the block that is wanted, or the largest block.
 
     Args:
-        rooms: of the fleet.
-        standings: for the seconds of a load.
+        capacities: of the fleet.
+        stats: for the seconds of a load.
         budget: how much may be moved.
         wanted_mb: MiB that are wanted on one device: the fewest, then quickest moves; None for the largest block
             that the budget can make.
@@ -98,7 +98,7 @@ def defrag(
         None when no device gets such a block, or a larger one than there is. A plan without moves says that the block
         is there already.
     """
-    fields = [r for r in rooms if r.node.state is NodeState.UP and not r.node.cordoned]
+    fields = [r for r in capacities if r.node.state is NodeState.UP and not r.node.cordoned]
     sites = [r for r in fields if only in {None, r.node.name}]
     blocks = [(d.available_mb, r.node.name, d.index) for r in sites for d in _usable(r)]
     if not blocks:
@@ -107,12 +107,12 @@ def defrag(
     if wanted_mb is not None and largest >= wanted_mb:
         return Defrag(node, device, largest, largest, ())
     best: Defrag | None = None
-    for room in sites:
-        takers = fields if budget.across else [room]
-        for target in _usable(room):
-            for found in _emptied(room, target, takers, standings, budget):
-                after = target.available_mb + sum(m.mb for m in found)
-                plan = Defrag(room.node.name, target.index, largest, after, found)
+    for capacity in sites:
+        takers = fields if budget.across else [capacity]
+        for endpoint in _usable(capacity):
+            for found in _emptied(capacity, endpoint, takers, stats, budget):
+                after = endpoint.available_mb + sum(m.mb for m in found)
+                plan = Defrag(capacity.node.name, endpoint.index, largest, after, found)
                 if after < (wanted_mb or largest + 1):
                     continue
                 if best is None or _better(plan, best, wanted=wanted_mb is not None):
@@ -133,27 +133,29 @@ def _rank(plan: Defrag, *, wanted: bool) -> tuple[float, ...]:
     return effort if wanted else (-plan.after_mb, *effort)
 
 
-def _usable(room: NodeCapacity) -> list[DeviceCapacity]:
-    return [d for d in room.devices if d.health is DeviceHealth.OK]
+def _usable(capacity: NodeCapacity) -> list[DeviceCapacity]:
+    return [d for d in capacity.devices if d.health is DeviceHealth.OK]
 
 
 def _emptied(
-    room: NodeCapacity,
-    target: DeviceCapacity,
+    capacity: NodeCapacity,
+    endpoint: DeviceCapacity,
     takers: Sequence[NodeCapacity],
-    standings: StatsByModel,
+    stats: StatsByModel,
     budget: Budget,
 ) -> Iterator[tuple[Move, ...]]:
     """Every set of instances that can leave a device within the budget, with where each would go."""
-    movable = [i for i in room.instances if _movable(i, target.index)]
-    seconds = {i.id: standings.get(i.model, UNKNOWN).reload_s for i in movable}
+    movable = [i for i in capacity.instances if _movable(i, endpoint.index)]
+    seconds = {i.id: stats.get(i.model, UNKNOWN).reload_s for i in movable}
     movable.sort(key=lambda i: (seconds[i.id], i.id))
     for count in range(1, budget.moves + 1):
         for chosen in combinations(movable[:MOST_MOVABLE], count):
             if sum(seconds[i.id] for i in chosen) <= budget.seconds:
-                homes = _homes(chosen, target, room, takers)
+                homes = _homes(chosen, endpoint, capacity, takers)
                 if homes is not None:
-                    yield tuple(_move(i, target.index, *homes[i.id], seconds[i.id]) for i in chosen)
+                    yield tuple(
+                        _move(i, endpoint.index, *homes[i.id], seconds[i.id]) for i in chosen
+                    )
 
 
 def _movable(instance: InstanceView, device: int) -> bool:
@@ -183,8 +185,8 @@ def _move(
 
 def _homes(
     leaving: Sequence[InstanceView],
-    target: DeviceCapacity,
-    room: NodeCapacity,
+    endpoint: DeviceCapacity,
+    capacity: NodeCapacity,
     takers: Sequence[NodeCapacity],
 ) -> Mapping[InstanceId, tuple[str, int]] | None:
     """Where each goes: the largest first, into the tightest device that has room, on its own node if it can be.
@@ -195,16 +197,16 @@ def _homes(
         (r.node.name, d.index): d.available_mb
         for r in takers
         for d in _usable(r)
-        if (r.node.name, d.index) != (room.node.name, target.index)
-        and d.kind is target.kind
-        and d.name == target.name
+        if (r.node.name, d.index) != (capacity.node.name, endpoint.index)
+        and d.kind is endpoint.kind
+        and d.name == endpoint.name
     }
     harnesses = {r.node.name: r.node.harnesses for r in takers}
     homes: dict[InstanceId, tuple[str, int]] = {}
-    for instance in sorted(leaving, key=lambda i: (-frees(i)[target.index], i.id)):
-        mb = frees(instance)[target.index]
+    for instance in sorted(leaving, key=lambda i: (-frees(i)[endpoint.index], i.id)):
+        mb = frees(instance)[endpoint.index]
         able = [
-            (name != room.node.name, left, name, index)
+            (name != capacity.node.name, left, name, index)
             for (name, index), left in free.items()
             if left >= mb and instance.harness in harnesses[name]
         ]

@@ -51,12 +51,14 @@ class DesiredState:
     _idle: dict[InstanceId, _Idle] = field(default_factory=dict)
     _full: dict[str, float] = field(default_factory=dict)
 
-    def due(self, snapshot: FleetSnapshot, profiles: Iterable[ModelConfig], now: float) -> Actions:
+    def due(
+        self, snapshot: FleetSnapshot, model_configs: Iterable[ModelConfig], now: float
+    ) -> Actions:
         """What is due.
 
         Args:
             snapshot: the fleet now.
-            profiles: of the catalogue.
+            model_configs: of the catalogue.
             now: monotonic seconds.
         """
         of_model: dict[str, list[InstanceView]] = {}
@@ -68,12 +70,12 @@ class DesiredState:
         all_told = all(node.state is not NodeState.CONNECTING for node in snapshot.nodes)
         unload: list[InstanceView] = []
         want: list[LoadKey] = []
-        for profile in profiles:
-            instances = of_model.get(profile.id, [])
-            unload += self._idle_too_long(profile, instances, now)
-            goal = self._missing(profile, instances, now) if all_told else None
-            if goal is not None:
-                want.append(goal)
+        for model_config in model_configs:
+            instances = of_model.get(model_config.id, [])
+            unload += self._idle_too_long(model_config, instances, now)
+            key = self._missing(model_config, instances, now) if all_told else None
+            if key is not None:
+                want.append(key)
         return Actions(tuple(unload), tuple(want))
 
     def idle_for(self, instance: InstanceId, now: float) -> float:
@@ -82,17 +84,17 @@ class DesiredState:
         return 0.0 if known is None else now - known.since
 
     def ends_in(
-        self, profile: ModelConfig, instances: Iterable[InstanceView], now: float
+        self, model_config: ModelConfig, instances: Iterable[InstanceView], now: float
     ) -> float | None:
         """Seconds until the last of a model's instances goes, if nobody asks for it; None for never."""
-        ttl = self._ttl_s(profile)
+        ttl = self._ttl_s(model_config)
         ready = [i for i in instances if i.state is InstanceState.READY]
-        if not ttl or not ready or profile.replicas.min or any(i.pinned for i in ready):
+        if not ttl or not ready or model_config.replicas.min or any(i.pinned for i in ready):
             return None
         return max(max(0.0, ttl - self.idle_for(i.id, now)) for i in ready)
 
-    def _ttl_s(self, profile: ModelConfig) -> float:
-        said = self.ttls.get(profile.id, profile.ttl)
+    def _ttl_s(self, model_config: ModelConfig) -> float:
+        said = self.ttls.get(model_config.id, model_config.ttl)
         return self.idle_ttl_s if said is None else said
 
     def _watch(self, of_model: Mapping[str, list[InstanceView]], now: float) -> None:
@@ -108,38 +110,38 @@ class DesiredState:
         self._idle = seen
 
     def _idle_too_long(
-        self, profile: ModelConfig, instances: list[InstanceView], now: float
+        self, model_config: ModelConfig, instances: list[InstanceView], now: float
     ) -> list[InstanceView]:
-        ttl = self._ttl_s(profile)
+        ttl = self._ttl_s(model_config)
         if not ttl:
             return []
         ready = [i for i in instances if i.state is InstanceState.READY]
         old = [i for i in ready if not i.pinned and self.idle_for(i.id, now) >= ttl]
         old.sort(key=lambda i: self._idle[i.id].since)
-        return old[: max(0, len(ready) - profile.replicas.min)]
+        return old[: max(0, len(ready) - model_config.replicas.min)]
 
     def _missing(
-        self, profile: ModelConfig, instances: list[InstanceView], now: float
+        self, model_config: ModelConfig, instances: list[InstanceView], now: float
     ) -> LoadKey | None:
         here = [i for i in instances if i.state in {InstanceState.READY, InstanceState.LOADING}]
         ready = [i for i in here if i.state is InstanceState.READY]
         if ready:  # somebody asked another gateway for it
-            self.ended.discard(profile.id)
-        if profile.id in self.ended:
+            self.ended.discard(model_config.id)
+        if model_config.id in self.ended:
             return None
-        if len(here) < profile.replicas.min:
-            return LoadKey(profile.id, another=bool(here))
+        if len(here) < model_config.replicas.min:
+            return LoadKey(model_config.id, another=bool(here))
         slots = sum(i.parallel or 1 for i in ready)
         busy = bool(ready) and sum(i.in_flight for i in ready) >= slots
-        if not busy or len(here) >= profile.replicas.max or len(ready) < len(here):
-            self._full.pop(profile.id, None)
+        if not busy or len(here) >= model_config.replicas.max or len(ready) < len(here):
+            self._full.pop(model_config.id, None)
             return None
-        since = self._full.setdefault(profile.id, now)
+        since = self._full.setdefault(model_config.id, now)
         if now - since < self.scale_out_after_s:
             return None
-        return LoadKey(profile.id, another=True, may_evict=False)
+        return LoadKey(model_config.id, another=True, may_evict=False)
 
 
-def preloads(profiles: Iterable[ModelConfig]) -> tuple[LoadKey, ...]:
+def preloads(model_configs: Iterable[ModelConfig]) -> tuple[LoadKey, ...]:
     """What is loaded when the gateway starts, where there is room."""
-    return tuple(LoadKey(p.id, may_evict=False) for p in profiles if p.preload)
+    return tuple(LoadKey(p.id, may_evict=False) for p in model_configs if p.preload)

@@ -47,20 +47,20 @@ class Restart:
 
 
 def due_restarts(
-    nodes: Iterable[NodeView], standings: StatsByModel, after_cycles: int, now: float
+    nodes: Iterable[NodeView], stats: StatsByModel, after_cycles: int, now: float
 ) -> tuple[Restart, ...]:
     """Engines with at least so many loads and unloads since they started, those with most first.
 
     Args:
         nodes: of the fleet.
-        standings: for the seconds of a load.
+        stats: for the seconds of a load.
         after_cycles: how many make one due; 0 for never.
         now: Unix seconds.
     """
     if not after_cycles:
         return ()
     found = [
-        _restart(node, engine, standings, now)
+        _restart(node, engine, stats, now)
         for node in nodes
         if node.state is NodeState.UP
         for engine in node.engines
@@ -92,7 +92,7 @@ def choose(found: Iterable[Restart], after_cycles: int) -> Restart | None:
     )
 
 
-def _restart(node: NodeView, engine: EngineView, standings: StatsByModel, now: float) -> Restart:
+def _restart(node: NodeView, engine: EngineView, stats: StatsByModel, now: float) -> Restart:
     inside = tuple(
         i for i in node.instances if i.harness == engine.harness and i.state in TAKING_MEMORY
     )
@@ -102,7 +102,7 @@ def _restart(node: NodeView, engine: EngineView, standings: StatsByModel, now: f
         harness=engine.harness,
         cycles=engine.cycles,
         instances=inside,
-        seconds=sum(standings.get(i.model, UNKNOWN).reload_s for i in inside),
+        seconds=sum(stats.get(i.model, UNKNOWN).reload_s for i in inside),
         idle_s=0.0 if busy else now - max((i.last_used for i in inside), default=0.0),
         hindrance=_hindrance(engine, inside),
     )

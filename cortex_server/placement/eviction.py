@@ -76,30 +76,30 @@ class EvictionCandidate:
 class EvictionSet:
     """A set of victims, least worth first, and what is lost with it."""
 
-    victims: tuple[EvictionCandidate, ...]
+    candidates: tuple[EvictionCandidate, ...]
     cost: EvictionCost
 
 
-def eviction_cost(strategy: Strategy, instance: InstanceView, standing: ModelStats) -> EvictionCost:
+def eviction_cost(strategy: Strategy, instance: InstanceView, stats: ModelStats) -> EvictionCost:
     """What is lost when this instance goes."""
     match strategy:
         case Strategy.LRU:
             return (instance.last_used,)
         case Strategy.PRIORITY:
-            return (float(standing.priority), instance.last_used)
+            return (float(stats.priority), instance.last_used)
         case Strategy.COST:
-            return (standing.reload_s * max(standing.rate, LEAST_RATE),)
+            return (stats.reload_s * max(stats.rate, LEAST_RATE),)
 
 
-def minimum_cost(strategy: Strategy, standing: ModelStats) -> float:
+def minimum_cost(strategy: Strategy, stats: ModelStats) -> float:
     """No instance of a model that stands so has a worth that begins with less."""
     match strategy:
         case Strategy.LRU:
             return float("-inf")
         case Strategy.PRIORITY:
-            return float(standing.priority)
+            return float(stats.priority)
         case Strategy.COST:
-            return standing.reload_s * max(standing.rate, LEAST_RATE)
+            return stats.reload_s * max(stats.rate, LEAST_RATE)
 
 
 def cheapest(
@@ -131,47 +131,47 @@ def cheapest(
 
 def together(strategy: Strategy, choices: Iterable[EvictionSet]) -> EvictionSet:
     """Choices for devices that share no victim, as one: what is least on each is least on all of them."""
-    found = sorted((v for c in choices for v in c.victims), key=_least_first)
+    found = sorted((v for c in choices for v in c.candidates), key=_least_first)
     if strategy is Strategy.COST:
         return EvictionSet(tuple(found), (_sum(found),))
     return EvictionSet(tuple(found), tuple(x for v in reversed(found) for x in v.cost))
 
 
-def _least_first(victim: EvictionCandidate) -> tuple[EvictionCost, int, str]:
+def _least_first(candidate: EvictionCandidate) -> tuple[EvictionCost, int, str]:
     """Of equals, the one that frees more counts as worth less, so that fewer go."""
-    return victim.cost, -sum(victim.frees.values()), victim.id
+    return candidate.cost, -sum(candidate.frees.values()), candidate.id
 
 
-def _enough(victims: Sequence[EvictionCandidate], lack: Mapping[int, int]) -> bool:
-    return all(sum(v.frees.get(d, 0) for v in victims) >= mb for d, mb in lack.items())
+def _enough(candidates: Sequence[EvictionCandidate], lack: Mapping[int, int]) -> bool:
+    return all(sum(v.frees.get(d, 0) for v in candidates) >= mb for d, mb in lack.items())
 
 
-def _sum(victims: Sequence[EvictionCandidate]) -> float:
-    return sum(v.cost[0] for v in victims)
+def _sum(candidates: Sequence[EvictionCandidate]) -> float:
+    return sum(v.cost[0] for v in candidates)
 
 
 def _without_needless(
-    victims: list[EvictionCandidate], lack: Mapping[int, int]
+    candidates: list[EvictionCandidate], lack: Mapping[int, int]
 ) -> list[EvictionCandidate]:
     """Drop each victim that is not needed, worthiest first.
 
     For a strict order of worths this is exact: whether a set suffices is monotone, so keeping the worthiest only
     where all the others do not suffice gives the set whose worthiest member is least, then the next, and so on.
     """
-    kept = list(victims)
-    for victim in reversed(victims):
-        rest = [v for v in kept if v is not victim]
+    kept = list(candidates)
+    for candidate in reversed(candidates):
+        rest = [v for v in kept if v is not candidate]
         if _enough(rest, lack):
             kept = rest
     return kept
 
 
 def _least_sum(
-    victims: list[EvictionCandidate], lack: Mapping[int, int]
+    candidates: list[EvictionCandidate], lack: Mapping[int, int]
 ) -> list[EvictionCandidate]:
     """The sufficient set with the least sum, by branch and bound."""
-    best = _by_density(victims, lack) if len(victims) > FEW else victims
-    best_sum = _sum(best) if len(victims) > FEW else inf
+    best = _by_density(candidates, lack) if len(candidates) > FEW else candidates
+    best_sum = _sum(best) if len(candidates) > FEW else inf
 
     def search(
         at: int, chosen: list[EvictionCandidate], so_far: float, left: Mapping[int, int]
@@ -182,14 +182,14 @@ def _least_sum(
         if not left:
             best, best_sum = list(chosen), so_far
             return
-        if not _enough(victims[at:], left):
+        if not _enough(candidates[at:], left):
             return
-        victim = victims[at]
-        after = {d: mb - victim.frees.get(d, 0) for d, mb in left.items()}
+        candidate = candidates[at]
+        after = {d: mb - candidate.frees.get(d, 0) for d, mb in left.items()}
         search(
             at + 1,
-            [*chosen, victim],
-            so_far + victim.cost[0],
+            [*chosen, candidate],
+            so_far + candidate.cost[0],
             {d: mb for d, mb in after.items() if mb > 0},
         )
         search(at + 1, chosen, so_far, left)
@@ -199,25 +199,25 @@ def _least_sum(
 
 
 def _by_density(
-    victims: list[EvictionCandidate], lack: Mapping[int, int]
+    candidates: list[EvictionCandidate], lack: Mapping[int, int]
 ) -> list[EvictionCandidate]:
     """Greedy cover: per MiB that is still missing the cheapest first; every way to close is compared.
 
     Csirik, Frenk, Labbe and Zhang (1991) show a factor of 2 for the one-dimensional case.
     """
     left = dict(lack)
-    pool = list(victims)
+    pool = list(candidates)
     chosen: list[EvictionCandidate] = []
     best: list[EvictionCandidate] | None = None
     while pool and left:
 
-        def useful(victim: EvictionCandidate) -> int:
-            return sum(min(victim.frees.get(d, 0), mb) for d, mb in left.items())  # noqa: B023 - called at once
+        def useful(candidate: EvictionCandidate) -> int:
+            return sum(min(candidate.frees.get(d, 0), mb) for d, mb in left.items())  # noqa: B023 - called at once
 
         pool = [v for v in pool if useful(v) > 0]
-        for victim in pool:
-            if all(victim.frees.get(d, 0) >= mb for d, mb in left.items()):
-                closed = [*chosen, victim]
+        for candidate in pool:
+            if all(candidate.frees.get(d, 0) >= mb for d, mb in left.items()):
+                closed = [*chosen, candidate]
                 if best is None or _sum(closed) < _sum(best):
                     best = closed
         going_on = [v for v in pool if any(v.frees.get(d, 0) < mb for d, mb in left.items())]

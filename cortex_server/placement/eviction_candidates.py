@@ -47,56 +47,61 @@ class EvictionRules:
     """
 
     def __init__(
-        self, world: ClusterState, policy: Policy, wish: PlacementRequest, tier: int
+        self, cluster: ClusterState, policy: Policy, request: PlacementRequest, tier: int
     ) -> None:
         self.policy = policy
-        self.wish = wish
-        self._world = world
-        self._model = ModelId(wish.profile.id)
+        self.request = request
+        self._cluster = cluster
+        self._model = ModelId(request.model_config.id)
         self._tier = tier
         self._ready: dict[ModelId, int] = {}
 
-    def within_reach(self, rooms: Iterable[NodeCapacity], shape: Shape) -> list[NodeCapacity]:
+    def within_reach(self, capacities: Iterable[NodeCapacity], shape: Shape) -> list[NodeCapacity]:
         """Nodes that could have the room at all with everybody gone who may go at this tier."""
         kind, last, need = shape.kind, shape.devices - 1, shape.size.device_mb
         busy = self._tier >= BUSY
         found: list[NodeCapacity] = []
-        for room in rooms:
-            reach = (room.ready_reach if busy else room.idle_reach).get(kind, ())
+        for capacity in capacities:
+            reach = (capacity.ready_reach if busy else capacity.idle_reach).get(kind, ())
             if len(reach) > last and reach[last] >= need:
-                found.append(room)
+                found.append(capacity)
         return found
 
     def by_bound(
-        self, rooms: Sequence[NodeCapacity], shape: Shape
+        self, capacities: Sequence[NodeCapacity], shape: Shape
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
         """Each node after a worth that no set of victims there falls short of, the least first.
 
         Most are never asked for, so what can be left undone until then is.
         """
         if self._tier >= BUSY:
-            for room in rooms:
-                yield (), room
+            for capacity in capacities:
+                yield (), capacity
         elif self.policy.strategy is Strategy.LRU:
-            yield from self._by_last_use(rooms, shape)
+            yield from self._by_last_use(capacities, shape)
         else:
-            yield from self._by_least_model(rooms)
+            yield from self._by_least_model(capacities)
 
     def _by_last_use(
-        self, rooms: Sequence[NodeCapacity], shape: Shape
+        self, capacities: Sequence[NodeCapacity], shape: Shape
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
         asked = (shape.kind, shape.devices, shape.size.device_mb)
         bounds = [
-            (_find_latest(room, *asked) if (known := room.latest.get(asked)) is None else known, at)
-            for at, room in enumerate(rooms)
+            (
+                _find_latest(capacity, *asked)
+                if (known := capacity.latest.get(asked)) is None
+                else known,
+                at,
+            )
+            for at, capacity in enumerate(capacities)
         ]
         heapify(bounds)
         while bounds:
             bound, at = heappop(bounds)
-            yield (bound,), rooms[at]
+            yield (bound,), capacities[at]
 
     def _by_least_model(
-        self, rooms: Sequence[NodeCapacity]
+        self, capacities: Sequence[NodeCapacity]
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
         """By the least that the idle models of a node can be worth.
 
@@ -104,13 +109,14 @@ class EvictionRules:
         found that have them.
         """
         least = {
-            m: self._least_worth(m) for m in frozenset[ModelId]().union(*(r.idle for r in rooms))
+            m: self._least_worth(m)
+            for m in frozenset[ModelId]().union(*(r.idle for r in capacities))
         }
         levels: dict[float, list[ModelId]] = {}
         for model, what in least.items():
             levels.setdefault(what, []).append(model)
         ranked = sorted(levels)
-        left, begin, count = rooms, 0, 1
+        left, begin, count = capacities, 0, 1
         while left and begin < len(ranked):
             some = frozenset(m for what in ranked[begin : begin + count] for m in levels[what])
             having = [r for r in left if not some.isdisjoint(r.idle)]
@@ -123,20 +129,20 @@ class EvictionRules:
             else:
                 found = [(min(map(least.__getitem__, some & r.idle)), r) for r in having]
                 found.sort(key=itemgetter(0))
-            for what, room in found:
-                yield (what,), room
+            for what, capacity in found:
+                yield (what,), capacity
             begin, count = begin + count, 2 * count
-        for room in left:
-            yield (NEVER,), room
+        for capacity in left:
+            yield (NEVER,), capacity
 
-    def candidates(self, room: NodeCapacity) -> list[EvictionCandidate]:
+    def candidates(self, capacity: NodeCapacity) -> list[EvictionCandidate]:
         """Instances of the node that may go, the least worth first; not more of a model than it can spare."""
-        found = [(self._worth(i), i.id, i) for i in room.instances if self._may_go(i)]
+        found = [(self._worth(i), i.id, i) for i in capacity.instances if self._may_go(i)]
         found.sort(key=lambda v: v[:2])
         spare: dict[ModelId, int] = {}
         kept: list[EvictionCandidate] = []
         for what, _, i in found:
-            keep = self._standing(i.model).keep
+            keep = self._stats(i.model).keep
             if keep:
                 left = spare.setdefault(i.model, self._ready_count(i.model) - keep)
                 if left <= 0:
@@ -148,7 +154,7 @@ class EvictionRules:
     def _may_go(self, instance: InstanceView) -> bool:
         if instance.pinned or instance.state is not InstanceState.READY:
             return False
-        if instance.model == self._model or instance.id in self.wish.spared:
+        if instance.model == self._model or instance.id in self.request.spared:
             return False
         if instance.in_flight and self._tier < BUSY:
             return False
@@ -157,44 +163,44 @@ class EvictionRules:
 
     def _is_young(self, instance: InstanceView) -> bool:
         took = instance.load_seconds or 0.0
-        ready_for = self._world.now - instance.started_at - took
+        ready_for = self._cluster.now - instance.started_at - took
         return ready_for < min(took, self.policy.min_residency_s)
 
-    def _standing(self, model: ModelId) -> ModelStats:
-        return self._world.standings.get(model, UNKNOWN)
+    def _stats(self, model: ModelId) -> ModelStats:
+        return self._cluster.stats.get(model, UNKNOWN)
 
     def _least_worth(self, model: ModelId) -> float:
-        return minimum_cost(self.policy.strategy, self._standing(model))
+        return minimum_cost(self.policy.strategy, self._stats(model))
 
     def _worth(self, instance: InstanceView) -> EvictionCost:
-        return eviction_cost(self.policy.strategy, instance, self._standing(instance.model))
+        return eviction_cost(self.policy.strategy, instance, self._stats(instance.model))
 
     def _ready_count(self, model: ModelId) -> int:
         if model not in self._ready:
             self._ready[model] = sum(
-                i.model == model and is_serving(room, i)
-                for room in self._world.rooms
-                if model in room.models
-                for i in room.instances
+                i.model == model and is_serving(capacity, i)
+                for capacity in self._cluster.capacities
+                if model in capacity.models
+                for i in capacity.instances
             )
         return self._ready[model]
 
 
-def _find_latest(room: NodeCapacity, kind: DeviceKind, count: int, need_mb: int) -> float:
+def _find_latest(capacity: NodeCapacity, kind: DeviceKind, count: int, need_mb: int) -> float:
     """When the last idle instance was used that has to go, at best, oldest first on each device; remembered."""
     found: list[float] = []
-    for device in room.devices:
+    for device in capacity.devices:
         if device.kind is not kind:
             continue
         lack = need_mb - device.available_mb
-        freed, used = room.stairs.get(device.index, ((), ()))
+        freed, used = capacity.stairs.get(device.index, ((), ()))
         if lack <= 0:
             found.append(float("-inf"))
         elif (at := bisect_left(freed, lack)) < len(freed):
             found.append(used[at])
     found.sort()
     latest = found[count - 1] if len(found) >= count else NEVER
-    room.latest[kind, count, need_mb] = latest
+    capacity.latest[kind, count, need_mb] = latest
     return latest
 
 
@@ -211,59 +217,59 @@ first."""
 class EvictionPlace:
     """A set of devices, and who has to go from them."""
 
-    room: NodeCapacity
+    capacity: NodeCapacity
     devices: tuple[DeviceCapacity, ...]
     shape: Shape
     choice: EvictionSet
 
 
 def cheapest_place(
-    shape: Shape, rooms: Iterable[NodeCapacity], guard: EvictionRules
+    shape: Shape, capacities: Iterable[NodeCapacity], guard: EvictionRules
 ) -> EvictionPlace | None:
     """The least loss over the nodes; they are tried by a lower bound of it, so that few are searched."""
     best: EvictionPlace | None = None
     searched = 0
-    for bound, room in guard.by_bound(guard.within_reach(rooms, shape), shape):
+    for bound, capacity in guard.by_bound(guard.within_reach(capacities, shape), shape):
         if searched == MOST_NODES or (best is not None and bound > best.choice.cost):
             break
         searched += 1
-        best = _cheaper_on(room, shape, guard, best) or best
+        best = _cheaper_on(capacity, shape, guard, best) or best
         if best is None:
             searched = 0  # nodes that turn out to have nobody who may go do not count
     return best
 
 
 def _cheaper_on(
-    room: NodeCapacity, shape: Shape, guard: EvictionRules, best: EvictionPlace | None
+    capacity: NodeCapacity, shape: Shape, guard: EvictionRules, best: EvictionPlace | None
 ) -> EvictionPlace | None:
     """The least loss on one node, if it is less than the best so far."""
-    victims = guard.candidates(room)
+    candidates = guard.candidates(capacity)
     on: dict[int, list[EvictionCandidate]] = {}
-    for victim in victims:
-        for index in victim.frees:
-            on.setdefault(index, []).append(victim)
+    for candidate in candidates:
+        for index in candidate.frees:
+            on.setdefault(index, []).append(candidate)
     strategy, need = guard.policy.strategy, shape.size.device_mb
     summed = shape.devices > 1 and strategy is Strategy.COST
-    if best is not None and summed and _least_sum(room, shape, on) > best.choice.cost[0]:
+    if best is not None and summed and _least_sum(capacity, shape, on) > best.choice.cost[0]:
         return None
     found: EvictionPlace | None = None
-    for chosen, known in _sets(room, shape, on, guard):
-        there = on.get(chosen[0].index, []) if len(chosen) == 1 else victims
+    for chosen, known in _sets(capacity, shape, on, guard):
+        there = on.get(chosen[0].index, []) if len(chosen) == 1 else candidates
         if best is not None and there and there[0].cost > best.choice.cost:
             continue
         missing = {d.index: need - d.available_mb for d in chosen}
         choice = known or cheapest(strategy, there, missing)
         if choice is not None and (best is None or choice.cost < best.choice.cost):
-            best = found = EvictionPlace(room, chosen, shape, choice)
+            best = found = EvictionPlace(capacity, chosen, shape, choice)
     return found
 
 
 def _least_sum(
-    room: NodeCapacity, shape: Shape, on: Mapping[int, Sequence[EvictionCandidate]]
+    capacity: NodeCapacity, shape: Shape, on: Mapping[int, Sequence[EvictionCandidate]]
 ) -> float:
     """No victims on this node are worth less in sum: every device that lacks room needs one, or a share of one."""
     floors: list[float] = []
-    for device in room.devices:
+    for device in capacity.devices:
         if device.kind is not shape.kind:
             continue
         if device.available_mb >= shape.size.device_mb:
@@ -274,7 +280,7 @@ def _least_sum(
 
 
 def _sets(
-    room: NodeCapacity,
+    capacity: NodeCapacity,
     shape: Shape,
     on: Mapping[int, Sequence[EvictionCandidate]],
     guard: EvictionRules,
@@ -283,8 +289,8 @@ def _sets(
 
     Where every victim stands on one device, the cheapest devices together are the cheapest set.
     """
-    profile = guard.wish.profile
-    devices = suitable(profile, room, shape, guard.wish.where)
+    model_config = guard.request.model_config
+    devices = suitable(model_config, capacity, shape, guard.request.where)
     if shape.devices == 1:
         yield from (((d,), None) for d in devices)
         return
@@ -294,7 +300,7 @@ def _sets(
         missing = {d.index: need - d.available_mb}
         choice = cheapest(guard.policy.strategy, on.get(d.index, ()), missing)
         if choice is not None:
-            groups.setdefault("" if profile.mixed_devices else d.name, []).append((choice, d))
+            groups.setdefault("" if model_config.mixed_devices else d.name, []).append((choice, d))
     shared = any(len(v.frees) > 1 for there in on.values() for v in there)
     for group in groups.values():
         group.sort(key=lambda found: (found[0].cost, found[1].index))

@@ -29,35 +29,38 @@ class Refusal:
 
 
 def refusals(
-    profile: ModelConfig,
+    model_config: ModelConfig,
     where: PlacementConstraints,
     layouts: Sequence[Shape],
-    rooms: Sequence[NodeCapacity],
+    capacities: Sequence[NodeCapacity],
     policy: Policy,
 ) -> Iterator[Refusal]:
     """One reason for each device, or for a node whose devices need not be looked at."""
-    for room in rooms:
-        labels = policy.labels.get(room.node.name)
-        if (reason := node_refusal(profile, room.node, where, labels)) is not None:
-            yield Refusal(room.node.name, None, reason)
+    for capacity in capacities:
+        labels = policy.labels.get(capacity.node.name)
+        if (reason := node_refusal(model_config, capacity.node, where, labels)) is not None:
+            yield Refusal(capacity.node.name, None, reason)
         else:
-            yield from _of_devices(profile, where, layouts, room)
+            yield from _of_devices(model_config, where, layouts, capacity)
 
 
 def _of_devices(
-    profile: ModelConfig, where: PlacementConstraints, layouts: Sequence[Shape], room: NodeCapacity
+    model_config: ModelConfig,
+    where: PlacementConstraints,
+    layouts: Sequence[Shape],
+    capacity: NodeCapacity,
 ) -> list[Refusal]:
-    reclaimable, pinned = _held(room)
-    if not room.devices:
-        return [Refusal(room.node.name, None, "the node has no device")]
+    reclaimable, pinned = _held(capacity)
+    if not capacity.devices:
+        return [Refusal(capacity.node.name, None, "the node has no device")]
     found: list[Refusal] = []
-    for device in room.devices:
+    for device in capacity.devices:
         may_free = reclaimable[device.index]
-        reason = device_refusal(profile, device, where)
+        reason = device_refusal(model_config, device, where)
         needs = [s for s in layouts if s.kind is device.kind]
         if reason is not None or not needs:
             reason = reason or f"no layout of the model uses a {device.kind} device"
-            found.append(Refusal(room.node.name, device.index, reason, None, may_free))
+            found.append(Refusal(capacity.node.name, device.index, reason, None, may_free))
             continue
         least = min(needs, key=lambda s: s.size.device_mb)
         need, have = least.size.device_mb, device.available_mb
@@ -67,20 +70,20 @@ def _of_devices(
                 text += f", {may_free} held by instances that could go"
             if held := pinned.get(device.index):
                 text += f"; pinned there: {', '.join(sorted(held))}"
-            found.append(Refusal(room.node.name, device.index, text, need - have, may_free))
+            found.append(Refusal(capacity.node.name, device.index, text, need - have, may_free))
         else:
             text = "has room, another has less to spare"
             if least.devices > 1:
                 text = f"has room; {least.devices} such devices are needed together"
-            found.append(Refusal(room.node.name, device.index, text, None, may_free))
+            found.append(Refusal(capacity.node.name, device.index, text, None, may_free))
     return found
 
 
-def _held(room: NodeCapacity) -> tuple[Counter[int], Mapping[int, set[str]]]:
+def _held(capacity: NodeCapacity) -> tuple[Counter[int], Mapping[int, set[str]]]:
     """By device: the MiB that instances hold that could go, and the models that may not."""
     reclaimable: Counter[int] = Counter()
     pinned: defaultdict[int, set[str]] = defaultdict(set)
-    for instance in room.instances:
+    for instance in capacity.instances:
         for index, mb in frees(instance).items():
             if instance.pinned:
                 pinned[index].add(instance.model)

@@ -72,39 +72,41 @@ class Shape:
     size: Size
 
 
-def size_key(profile: ModelConfig, kind: DeviceKind, devices: int) -> SizeKey:
+def size_key(model_config: ModelConfig, kind: DeviceKind, devices: int) -> SizeKey:
     """The key under which a load of this profile is remembered."""
     return SizeKey(
-        profile.id,
-        " ".join((profile.source or profile.id, profile.file or "-", *profile.args)),
-        profile.quant,
-        profile.context,
-        profile.parallel,
-        profile.harness,
+        model_config.id,
+        " ".join(
+            (model_config.source or model_config.id, model_config.file or "-", *model_config.args)
+        ),
+        model_config.quant,
+        model_config.context,
+        model_config.parallel,
+        model_config.harness,
         kind,
         devices,
     )
 
 
-def size_of(profile: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
+def size_of(model_config: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
     """The best knowledge about the size: measured, said by a node, configured, or none."""
-    if (known := sizes.get(size_key(profile, kind, devices))) is not None:
+    if (known := sizes.get(size_key(model_config, kind, devices))) is not None:
         return known
-    if profile.vram_mb is not None:
-        return Size(-(-profile.vram_mb // devices), SizeSource.CONFIGURED)
+    if model_config.vram_mb is not None:
+        return Size(-(-model_config.vram_mb // devices), SizeSource.CONFIGURED)
     return Size(0, SizeSource.UNKNOWN)
 
 
-def shapes(profile: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
+def shapes(model_config: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
     """All ways to lay the model out, in order of preference: GPUs first, few devices first."""
     either = (DeviceKind.CUDA, DeviceKind.CPU)
-    kinds = either if profile.device_kind is None else (profile.device_kind,)
-    most = profile.max_devices or profile.min_devices
-    counts = [profile.min_devices]
+    kinds = either if model_config.device_kind is None else (model_config.device_kind,)
+    most = model_config.max_devices or model_config.min_devices
+    counts = [model_config.min_devices]
     while counts[-1] * 2 <= most:
         counts.append(counts[-1] * 2)
     return tuple(
-        Shape(kind, count, size_of(profile, kind, count, sizes))
+        Shape(kind, count, size_of(model_config, kind, count, sizes))
         for kind in kinds
         for count in counts
     )
@@ -122,7 +124,7 @@ ANYWHERE = PlacementConstraints()
 
 
 def node_refusal(
-    profile: ModelConfig,
+    model_config: ModelConfig,
     node: NodeView,
     where: PlacementConstraints = ANYWHERE,
     labels: Mapping[str, str] | None = None,
@@ -131,37 +133,39 @@ def node_refusal(
     reason: str | None = None
     if where.node is not None and node.name != where.node:
         reason = f"not {where.node}"
-    elif profile.nodes and node.name not in profile.nodes:
+    elif model_config.nodes and node.name not in model_config.nodes:
         reason = "not among the nodes of its profile"
     elif node.state is not NodeState.UP:
         reason = node.reason or f"the node is {node.state}"
     elif node.cordoned:
         reason = "the node is cordoned"
-    elif profile.harness not in node.harnesses:
-        reason = f"the node has no harness {profile.harness!r}"
-    elif profile.labels:
+    elif model_config.harness not in node.harnesses:
+        reason = f"the node has no harness {model_config.harness!r}"
+    elif model_config.labels:
         have = labels or {}
-        lacking = [f"{k}={v}" for k, v in profile.labels.items() if have.get(k) != v]
+        lacking = [f"{k}={v}" for k, v in model_config.labels.items() if have.get(k) != v]
         reason = f"the node has no label {lacking[0]}" if lacking else None
     return reason
 
 
 def device_refusal(
-    profile: ModelConfig, device: DeviceCapacity, where: PlacementConstraints
+    model_config: ModelConfig, device: DeviceCapacity, where: PlacementConstraints
 ) -> str | None:
     """Why this device can't hold the model however empty it is; None when it can."""
     reason: str | None = None
-    least = profile.min_compute_capability
+    least = model_config.min_compute_capability
     if where.devices and device.index not in where.devices:
         reason = "not among the devices asked for"
     elif device.health is not DeviceHealth.OK:
         reason = device.reason or f"the device is {device.health}"
-    elif profile.device_kind is not None and device.kind is not profile.device_kind:
-        reason = f"a {device.kind} device, not {profile.device_kind}"
-    elif profile.harness in device.unfit:
-        reason = f"engines of harness {profile.harness!r} do not run on a {device.kind} device"
-    elif device.total_mb < profile.min_device_vram_mb:
-        reason = f"has {device.total_mb} MiB in all, needs a device of {profile.min_device_vram_mb}"
+    elif model_config.device_kind is not None and device.kind is not model_config.device_kind:
+        reason = f"a {device.kind} device, not {model_config.device_kind}"
+    elif model_config.harness in device.unfit:
+        reason = f"engines of harness {model_config.harness!r} do not run on a {device.kind} device"
+    elif device.total_mb < model_config.min_device_vram_mb:
+        reason = (
+            f"has {device.total_mb} MiB in all, needs a device of {model_config.min_device_vram_mb}"
+        )
     elif least and device.kind is DeviceKind.CUDA and device.capability < version(least):
         reason = f"compute capability {'.'.join(map(str, device.capability))} is below {least}"
     return reason
@@ -173,13 +177,16 @@ def version(text: str | None) -> tuple[int, ...]:
 
 
 def suitable(
-    profile: ModelConfig, room: NodeCapacity, shape: Shape, where: PlacementConstraints = ANYWHERE
+    model_config: ModelConfig,
+    capacity: NodeCapacity,
+    shape: Shape,
+    where: PlacementConstraints = ANYWHERE,
 ) -> tuple[DeviceCapacity, ...]:
     """Devices of a node that this shape could stand on, by available memory, least first."""
     return tuple(
         d
-        for d in room.by_available
-        if d.kind is shape.kind and device_refusal(profile, d, where) is None
+        for d in capacity.by_available
+        if d.kind is shape.kind and device_refusal(model_config, d, where) is None
     )
 
 
@@ -199,8 +206,8 @@ def device_sets(
 
 
 def with_room(
-    profile: ModelConfig,
-    room: NodeCapacity,
+    model_config: ModelConfig,
+    capacity: NodeCapacity,
     shape: Shape,
     where: PlacementConstraints,
     prefer: Prefer,
@@ -208,8 +215,8 @@ def with_room(
     """The set of devices that has room for the shape as things are, the best by `prefer`.
 
     Args:
-        profile: of the model.
-        room: of the node.
+        model_config: of the model.
+        capacity: of the node.
         shape: what is to be placed.
         where: what the operator wants.
         prefer: pack takes the least that suffices, spread the most. A model whose size nobody knows is
@@ -218,14 +225,14 @@ def with_room(
     need, kind = shape.size.device_mb, shape.kind
     spread = prefer is Prefer.SPREAD or shape.size.source is SizeSource.UNKNOWN
     groups: dict[str, list[DeviceCapacity]] = {}
-    for device in reversed(room.by_available) if spread else room.by_available:
+    for device in reversed(capacity.by_available) if spread else capacity.by_available:
         if device.available_mb < need or device.kind is not kind:
             continue
-        if device_refusal(profile, device, where) is not None:
+        if device_refusal(model_config, device, where) is not None:
             continue
         if shape.devices == 1:
             return (device,)
-        group = groups.setdefault("" if profile.mixed_devices else device.name, [])
+        group = groups.setdefault("" if model_config.mixed_devices else device.name, [])
         group.append(device)
         if len(group) == shape.devices:
             return tuple(sorted(group, key=lambda d: d.index))

@@ -20,11 +20,11 @@ SHOWN = 16
 """Refusals that an error carries; `cortex plan load MODEL` shows all."""
 
 
-def load_failed(model: str, trouble: FailureRecord, retry_after: float) -> LoadFailed:
+def load_failed(model: str, failure: FailureRecord, retry_after: float) -> LoadFailed:
     """It could not be loaded; only an engine that was started has a log to look at."""
     return LoadFailed(
-        f"model {model!r} could not be loaded: {trouble.reason}",
-        hints=(f"cortex models logs {quote(model)}",) if trouble.started else (),
+        f"model {model!r} could not be loaded: {failure.reason}",
+        hints=(f"cortex models logs {quote(model)}",) if failure.started else (),
         retry_after=retry_after,
     )
 

@@ -39,8 +39,8 @@ class LoadRequest:
     """
 
     id: int
-    profile: ModelConfig
-    goal: LoadKey
+    model_config: ModelConfig
+    key: LoadKey
     since: float
     deadline: float
     force: bool = False
@@ -54,8 +54,8 @@ class LoadQueue:
         why: what is waited for, for people, as the last plan told it.
     """
 
-    goal: LoadKey
-    profile: ModelConfig
+    key: LoadKey
+    model_config: ModelConfig
     why: str | None = None
     waiters: dict[int, LoadRequest] = field(default_factory=dict)
 
@@ -77,8 +77,8 @@ class LoadQueues:
     def __len__(self) -> int:
         return len(self._goal_of)
 
-    def __contains__(self, goal: LoadKey) -> bool:
-        return goal in self._queues
+    def __contains__(self, key: LoadKey) -> bool:
+        return key in self._queues
 
     def count(self, model: str) -> int:
         """How many wait for a model."""
@@ -86,35 +86,35 @@ class LoadQueues:
 
     def add(self, ask: LoadRequest) -> None:
         """Put a waiter at the end of its queue."""
-        queue = self._queues.setdefault(ask.goal, LoadQueue(ask.goal, ask.profile))
-        queue.profile = ask.profile
+        queue = self._queues.setdefault(ask.key, LoadQueue(ask.key, ask.model_config))
+        queue.model_config = ask.model_config
         queue.waiters[ask.id] = ask
-        self._goal_of[ask.id] = ask.goal
-        self._counts[ask.goal.model] = self.count(ask.goal.model) + 1
+        self._goal_of[ask.id] = ask.key
+        self._counts[ask.key.model] = self.count(ask.key.model) + 1
         heapq.heappush(self._deadlines, (ask.deadline, ask.id))
 
-    def use_profile(self, profile: ModelConfig) -> None:
+    def use_model_config(self, model_config: ModelConfig) -> None:
         """Serve by this profile whoever waits for its model."""
-        for queue in self.of(profile.id):
-            queue.profile = profile
+        for queue in self.of(model_config.id):
+            queue.model_config = model_config
 
     def remove(self, waiter: int) -> LoadRequest | None:
         """Take out a waiter; None when it has been answered already."""
-        if (goal := self._goal_of.pop(waiter, None)) is None:
+        if (key := self._goal_of.pop(waiter, None)) is None:
             return None
-        queue = self._queues[goal]
+        queue = self._queues[key]
         ask = queue.waiters.pop(waiter)
         if not queue.waiters:
-            del self._queues[goal]
-        if self._counts[goal.model] == 1:
-            del self._counts[goal.model]
+            del self._queues[key]
+        if self._counts[key.model] == 1:
+            del self._counts[key.model]
         else:
-            self._counts[goal.model] -= 1
+            self._counts[key.model] -= 1
         return ask
 
-    def empty(self, goal: LoadKey) -> tuple[LoadRequest, ...]:
+    def empty(self, key: LoadKey) -> tuple[LoadRequest, ...]:
         """Take out all waiters of a goal, in order."""
-        queue = self._queues.get(goal)
+        queue = self._queues.get(key)
         asks = tuple(queue.waiters.values()) if queue is not None else ()
         for ask in asks:
             self.remove(ask.id)
@@ -147,11 +147,11 @@ class LoadQueues:
 
     def place_of(self, ask: LoadRequest) -> int:
         """How many goals wait longer than somebody who has just been taken out, plus one."""
-        return 1 + sum(q.since < ask.since for q in self._queues.values() if q.goal != ask.goal)
+        return 1 + sum(q.since < ask.since for q in self._queues.values() if q.key != ask.key)
 
     def position(self, model: str) -> int:
         """How many goals wait longer than the model's, plus one; 0 when nobody waits for it."""
         for at, queue in enumerate(self.queues(), start=1):
-            if queue.goal.model == model:
+            if queue.key.model == model:
                 return at
         return 0

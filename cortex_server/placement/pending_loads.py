@@ -31,7 +31,7 @@ class LoadOrder:
     """
 
     instance: InstanceId
-    profile: ModelConfig
+    model_config: ModelConfig
     plan: Load
     known: frozenset[InstanceId] | None = None
 
@@ -46,7 +46,7 @@ class PendingLoad:
     """
 
     order: LoadOrder
-    goal: LoadKey
+    key: LoadKey
     stage: Stage
     since: float
     seen: bool = False

@@ -60,7 +60,7 @@ class Scheduler:
         self._waiting = LoadQueues()
         self._loads: dict[InstanceId, PendingLoad] = {}
         self._unwanted: dict[InstanceId, LoadOrder] = {}
-        self._troubles = FailureBackoff()
+        self._failures = FailureBackoff()
         self._wake: float | None = None
 
     # -- what is going on --------------------------------------------------------------------
@@ -78,10 +78,10 @@ class Scheduler:
     def overlay(self, pins: Pins = frozenset()) -> Overlay:
         """What is decided and not yet visible in a snapshot."""
         return Overlay(
-            promises=tuple(
+            reservations=tuple(
                 Reservation(
                     u.order.instance,
-                    ModelId(u.goal.model),
+                    ModelId(u.key.model),
                     u.order.plan.node,
                     u.order.plan.devices,
                     u.order.plan.shape.size.device_mb,
@@ -104,20 +104,20 @@ class Scheduler:
         return min(times, default=None)
 
     @property
-    def troubles(self) -> FailureBackoff:
+    def failures(self) -> FailureBackoff:
         """What went wrong lately; only the scheduler enters it."""
-        return self._troubles
+        return self._failures
 
     # -- events ------------------------------------------------------------------------------
 
     def ask(self, ask: LoadRequest, now: float) -> None:
         """Somebody wants a model; answered by exactly one grant or refusal, unless cancelled."""
-        model = ask.goal.model
-        most = ask.profile.max_waiting or self.policy.max_waiting
+        model = ask.key.model
+        most = ask.model_config.max_waiting or self.policy.max_waiting
         if ask.force:
-            self._troubles.forgive(model)
-        if (trouble := self._troubles.failed_lately(model, now)) is not None:
-            error = load_errors.load_failed(model, trouble, trouble.until - now)
+            self._failures.forgive(model)
+        if (failure := self._failures.failed_lately(model, now)) is not None:
+            error = load_errors.load_failed(model, failure, failure.until - now)
             self._effects.refuse(ask.id, error)
         elif self._waiting.count(model) >= most:
             self._effects.refuse(ask.id, load_errors.queue_full(model, most))
@@ -127,15 +127,15 @@ class Scheduler:
     def cancel(self, waiter: int) -> None:
         """A waiter has gone; a load that nobody else wants is given up if its node was not asked yet."""
         ask = self._waiting.remove(waiter)
-        if ask is not None and ask.goal not in self._waiting:
-            self._abandon(ask.goal)
+        if ask is not None and ask.key not in self._waiting:
+            self._abandon(ask.key)
 
     def room_made(self, instance: InstanceId, now: float) -> None:
         """The evictions of a load are done; the node is asked if anybody still waits."""
         load = self._loads.get(instance)
         if load is None:
             return
-        if load.goal in self._waiting:
+        if load.key in self._waiting:
             load.stage, load.since = Stage.STARTING, now
             self._effects.start(load.order)
         else:
@@ -144,7 +144,7 @@ class Scheduler:
     def room_failed(self, instance: InstanceId, stuck: InstanceId, now: float) -> None:
         """A victim did not drain or go; it is spared for a while and the load planned anew."""
         self._loads.pop(instance, None)
-        self._troubles.would_not_go(stuck, now + 12 * max(self.policy.patience_s, 1.0))
+        self._failures.would_not_go(stuck, now + 12 * max(self.policy.patience_s, 1.0))
 
     def admitted(self, instance: InstanceId, actual: InstanceId, now: float) -> None:
         """The node has taken the load on; `actual` differs where it had begun the same work for another gateway."""
@@ -159,27 +159,27 @@ class Scheduler:
         """The node has no room for it after all, or can't be reached; planned anew."""
         self._unwanted.pop(instance, None)
         if (load := self._loads.pop(instance, None)) is not None:
-            self._troubles.refused(load.goal.model, load.order.plan.node, now)
+            self._failures.refused(load.key.model, load.order.plan.node, now)
 
     def failed(self, instance: InstanceId, reason: str, now: float) -> None:
         """The node could not begin with it; planned anew elsewhere, and where no node is left, waiters are told."""
         self._unwanted.pop(instance, None)
         if (load := self._loads.pop(instance, None)) is not None:
             node = load.order.plan.node
-            self._troubles.could_not_begin(load.goal.model, node, reason, now)
+            self._failures.could_not_begin(load.key.model, node, reason, now)
 
     def _fail(self, instance: InstanceId, reason: str, now: float, *, started: bool) -> None:
         """Everybody who waits for it is told why."""
         if (load := self._loads.pop(instance, None)) is not None:
-            model = load.goal.model
+            model = load.key.model
             error = self._failure(model, reason, now, started=started)
             for queue in self._waiting.of(model):
-                self._refuse_all(queue.goal, error)
+                self._refuse_all(queue.key, error)
 
     def _failure(self, model: str, reason: str, now: float, *, started: bool) -> CortexError:
         """Note that a model can't be loaded for a while; what those are told who wait for it."""
         policy = self.policy
-        trouble = self._troubles.failed(
+        failure = self._failures.failed(
             model,
             reason,
             now,
@@ -187,7 +187,7 @@ class Scheduler:
             most_s=policy.max_backoff_s,
             started=started,
         )
-        return load_errors.load_failed(model, trouble, trouble.until - now)
+        return load_errors.load_failed(model, failure, failure.until - now)
 
     def drop(self, model: str) -> None:
         """An operator unloads the model: nobody waits for it, and its loads are given up.
@@ -196,9 +196,9 @@ class Scheduler:
         """
         error = Conflict(f"model {model!r} was unloaded by an operator", retry_after=1.0)
         for queue in self._waiting.of(model):
-            self._refuse_all(queue.goal, error)
+            self._refuse_all(queue.key, error)
         for instance, load in list(self._loads.items()):
-            if load.goal.model == model:
+            if load.key.model == model:
                 if load.stage is Stage.MAKING_ROOM:
                     self._effects.abandon(load.order)
                 elif load.stage is Stage.STARTING:
@@ -206,17 +206,17 @@ class Scheduler:
                 elif not load.seen:
                     self._effects.cancel_load(load.order)
                 del self._loads[instance]
-        self._troubles.forgive(model)
+        self._failures.forgive(model)
 
-    def profile_changed(self, profile: ModelConfig, _now: float) -> None:
+    def model_config_changed(self, model_config: ModelConfig, _now: float) -> None:
         """What was tried by the old one says nothing about this; who waits is served by this."""
-        self._troubles.forgive(profile.id)
-        self._waiting.use_profile(profile)
+        self._failures.forgive(model_config.id)
+        self._waiting.use_model_config(model_config)
 
     def close(self, error: CortexError) -> None:
         """Answer everybody; nothing more is started."""
         for queue in self._waiting.queues():
-            self._refuse_all(queue.goal, error)
+            self._refuse_all(queue.key, error)
 
     # -- what has become possible ------------------------------------------------------------
 
@@ -228,61 +228,61 @@ class Scheduler:
             now: monotonic seconds.
         """
         self._wake = None
-        self._troubles.forget_old(now, self.policy.max_backoff_s)
-        for until in self._troubles.spared.values():
+        self._failures.forget_old(now, self.policy.max_backoff_s)
+        for until in self._failures.spared.values():
             self._wake_by(until, now)
         for ask in self._waiting.overdue(now):
             load, place = self.load_of(ask), self._waiting.place_of(ask)
-            self._effects.refuse(ask.id, load_errors.still_loading(ask.goal.model, load, place))
-            if ask.goal not in self._waiting:
-                self._abandon(ask.goal)
-        world = look(self.overlay())
-        self._follow_loads(world, now)
-        world = look(self.overlay())
-        loading = {u.goal for u in self._loads.values()}
+            self._effects.refuse(ask.id, load_errors.still_loading(ask.key.model, load, place))
+            if ask.key not in self._waiting:
+                self._abandon(ask.key)
+        cluster = look(self.overlay())
+        self._follow_loads(cluster, now)
+        cluster = look(self.overlay())
+        loading = {u.key for u in self._loads.values()}
         for queue in self._waiting.queues():
-            if queue.goal in loading:
-                self._serve_early(queue.goal, world)
-            elif self._serve(queue, world, now):
-                world = look(self.overlay())
+            if queue.key in loading:
+                self._serve_early(queue.key, cluster)
+            elif self._serve(queue, cluster, now):
+                cluster = look(self.overlay())
 
     def load_of(self, ask: LoadRequest) -> PendingLoad | None:
         """The load that a waiter waits for, if there is one."""
-        return next((u for u in self._loads.values() if u.goal == ask.goal), None)
+        return next((u for u in self._loads.values() if u.key == ask.key), None)
 
-    def _serve_early(self, goal: LoadKey, world: ClusterState) -> None:
+    def _serve_early(self, key: LoadKey, cluster: ClusterState) -> None:
         """Answer those whose load is under way if another instance is ready already.
 
         Else that load decides: when it is lost, it is planned anew, and not twice while a node is silent.
         """
-        found = None if goal.another else present(ModelId(goal.model), goal.where, world)
+        found = None if key.another else present(ModelId(key.model), key.where, cluster)
         if isinstance(found, Serve):
-            self._grant_all(goal, found.instances[0])
+            self._grant_all(key, found.instances[0])
 
-    def _serve(self, queue: LoadQueue, world: ClusterState, now: float) -> bool:
+    def _serve(self, queue: LoadQueue, cluster: ClusterState, now: float) -> bool:
         """Do what can be done for a queue; whether something was decided that others must see."""
-        goal = queue.goal
-        resting, unable = self._avoided(goal.model, now), self._troubles.unable(goal.model, now)
-        wish = PlacementRequest(
-            queue.profile,
-            where=goal.where,
+        key = queue.key
+        resting, unable = self._avoided(key.model, now), self._failures.unable(key.model, now)
+        request = PlacementRequest(
+            queue.model_config,
+            where=key.where,
             waited_s=now - queue.since,
-            another=goal.another,
-            may_evict=goal.may_evict,
+            another=key.another,
+            may_evict=key.may_evict,
         )
-        decided = decide(wish, world, self.policy, self._troubles, now)
+        decided = decide(request, cluster, self.policy, self._failures, now)
         queue.why = decided.why if isinstance(decided, Wait) else None
         match decided:
             case Serve(instances):
-                self._grant_all(goal, instances[0])
+                self._grant_all(key, instances[0])
             case Load() as load:
-                self._begin(queue, load, world, now)
+                self._begin(queue, load, cluster, now)
                 return True
             case Impossible() if unable and not resting:
-                error = self._failure(goal.model, "; ".join(unable.values()), now, started=False)
-                self._refuse_all(goal, error)
+                error = self._failure(key.model, "; ".join(unable.values()), now, started=False)
+                self._refuse_all(key, error)
             case Impossible() as found if not resting:
-                self._refuse_all(goal, load_errors.impossible(goal.model, found))
+                self._refuse_all(key, load_errors.impossible(key.model, found))
             case Join():
                 pass
             case _:
@@ -290,25 +290,25 @@ class Scheduler:
                     self._wake_by(queue.since + self.policy.patience_s + seconds, now)
         return False
 
-    def _begin(self, queue: LoadQueue, load: Load, world: ClusterState, now: float) -> None:
-        model = queue.goal.model
+    def _begin(self, queue: LoadQueue, load: Load, cluster: ClusterState, now: float) -> None:
+        model = queue.key.model
         known = None
-        if not queue.goal.where.devices:  # a copy elsewhere is not what somebody named devices for
-            there = (r.node.instances for r in world.rooms if r.node.name == load.node)
-            mine = (i for i, u in self._loads.items() if u.goal.model == model)
+        if not queue.key.where.devices:  # a copy elsewhere is not what somebody named devices for
+            there = (r.node.instances for r in cluster.capacities if r.node.name == load.node)
+            mine = (i for i, u in self._loads.items() if u.key.model == model)
             known = frozenset(mine).union(i.id for v in there for i in v if i.model == model)
-        order = LoadOrder(self._new_id(model), queue.profile, load, known)
+        order = LoadOrder(self._new_id(model), queue.model_config, load, known)
         stage = Stage.MAKING_ROOM if load.evictions else Stage.STARTING
-        self._loads[order.instance] = PendingLoad(order, queue.goal, stage, now)
+        self._loads[order.instance] = PendingLoad(order, queue.key, stage, now)
         if load.evictions:
             self._effects.make_room(order)
         else:
             self._effects.start(order)
 
-    def _follow_loads(self, world: ClusterState, now: float) -> None:
+    def _follow_loads(self, cluster: ClusterState, now: float) -> None:
         """See what became of loads whose nodes were asked."""
-        views = {i.id: i for room in world.rooms for i in room.node.instances}
-        states = {room.node.name: room.node.state for room in world.rooms}
+        views = {i.id: i for capacity in cluster.capacities for i in capacity.node.instances}
+        states = {capacity.node.name: capacity.node.state for capacity in cluster.capacities}
         for instance, load in list(self._loads.items()):
             if load.stage is Stage.MAKING_ROOM:
                 continue
@@ -326,12 +326,12 @@ class Scheduler:
     def _follow_seen(self, load: PendingLoad, view: InstanceView, now: float) -> None:
         if view.state is InstanceState.READY:
             del self._loads[view.id]
-            model = load.goal.model
-            self._troubles.over(model)
-            self._grant_all(load.goal, view.id)
+            model = load.key.model
+            self._failures.over(model)
+            self._grant_all(load.key, view.id)
         elif view.state is InstanceState.FAILED:
             reason = view.error or "the engine ended while loading"
-            self._troubles.has_crashed(load.goal.model, load.order.plan.node, now)
+            self._failures.has_crashed(load.key.model, load.order.plan.node, now)
             self._fail(view.id, reason, now, started=True)
         elif view.state is InstanceState.STOPPED:
             self._lose(view.id, load, now)
@@ -353,15 +353,15 @@ class Scheduler:
             self._wake_by(load.unreachable_since + UNREACHABLE_FOR_S, now)
 
     def _lose(self, instance: InstanceId, load: PendingLoad, now: float) -> None:
-        model, node = load.goal.model, load.order.plan.node
-        if self._troubles.lost(model) >= MOST_LOSSES:
+        model, node = load.key.model, load.order.plan.node
+        if self._failures.lost(model) >= MOST_LOSSES:
             self._fail(instance, f"node {node} lost the load", now, started=False)
             return
         del self._loads[instance]
-        self._troubles.refused(model, node, now)
+        self._failures.refused(model, node, now)
 
     def _avoided(self, model: str, now: float) -> frozenset[str]:
-        found = self._troubles.avoided(model, now)
+        found = self._failures.avoided(model, now)
         for until in found.values():
             self._wake_by(until, now)
         return frozenset(found)
@@ -370,17 +370,17 @@ class Scheduler:
         if at > now and (self._wake is None or at < self._wake):
             self._wake = at
 
-    def _abandon(self, goal: LoadKey) -> None:
+    def _abandon(self, key: LoadKey) -> None:
         for instance, load in list(self._loads.items()):
-            if load.goal == goal and load.stage is Stage.MAKING_ROOM:
+            if load.key == key and load.stage is Stage.MAKING_ROOM:
                 del self._loads[instance]
                 self._effects.abandon(load.order)
 
-    def _grant_all(self, goal: LoadKey, instance: InstanceId) -> None:
-        for ask in self._waiting.empty(goal):
+    def _grant_all(self, key: LoadKey, instance: InstanceId) -> None:
+        for ask in self._waiting.empty(key):
             self._effects.grant(ask.id, instance)
 
-    def _refuse_all(self, goal: LoadKey, error: CortexError) -> None:
-        for ask in self._waiting.empty(goal):
+    def _refuse_all(self, key: LoadKey, error: CortexError) -> None:
+        for ask in self._waiting.empty(key):
             self._effects.refuse(ask.id, error)
-        self._abandon(goal)
+        self._abandon(key)

@@ -24,10 +24,10 @@ class ClusterState:
         stored: names of the nodes that have loaded a model before, whose disk therefore has its weights.
     """
 
-    rooms: Sequence[NodeCapacity]
+    capacities: Sequence[NodeCapacity]
     now: float
     sizes: Sizes = field(default_factory=dict)
-    standings: StatsByModel = field(default_factory=dict[ModelId, ModelStats])
+    stats: StatsByModel = field(default_factory=dict[ModelId, ModelStats])
     stored: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
 
 
@@ -45,7 +45,7 @@ class PlacementRequest:
         avoid: nodes that lately refused or lost it.
     """
 
-    profile: ModelConfig
+    model_config: ModelConfig
     where: PlacementConstraints = ANYWHERE
     waited_s: float = 0.0
     another: bool = False

@@ -156,15 +156,15 @@ class RequestRecord(msgspec.Struct):
     turned_away: str | None = None
     for_pages: bytes = b""
 
-    def labels(self, target: Endpoint | None) -> bytes:
+    def labels(self, endpoint: Endpoint | None) -> bytes:
         """The lines of a head by which a client can tell what happened to its request."""
         labels = self.route.ident_lines.replace(b"?", self.ident)
         if self.cold:
             labels += b"x-cortex-cold-start: true\r\n"
         if self.queued_s:  # not yet known while it still waits
             labels += b"x-cortex-queue-ms: %d\r\n" % (self.queued_s * 1000)
-        if target is not None:
-            labels += b"%bx-cortex-route: %b\r\n" % (target.labels, self.reason)
+        if endpoint is not None:
+            labels += b"%bx-cortex-route: %b\r\n" % (endpoint.labels, self.reason)
         return labels + self.for_pages
 
     def asked(self) -> bytes | None:
@@ -191,20 +191,20 @@ class FinishedRequest(msgspec.Struct, frozen=True):
         error: code of what went wrong.
     """
 
-    trace: RequestRecord
+    record: RequestRecord
     ended: float
     at: float
     key: str | None
     model: str
-    target: Endpoint | None
+    endpoint: Endpoint | None
     tokens_in: int
     tokens_out: int
     error: str | None
 
     def line(self) -> RequestLine:
         """The request's line in the journal."""
-        trace, target = self.trace, self.target
-        total, first = self.ended - trace.started, trace.first_s
+        record, endpoint = self.record, self.endpoint
+        total, first = self.ended - record.started, record.first_s
         generating = total - (first or 0.0)
         speed = _tenths(self.tokens_out / generating) if self.tokens_out and generating else None
         return RequestLine(
@@ -212,23 +212,23 @@ class FinishedRequest(msgspec.Struct, frozen=True):
             level="info",
             event="request_finished",
             logger="cortex.requests",
-            request=trace.ident.decode(),
-            route=trace.route.path,
+            request=record.ident.decode(),
+            route=record.route.path,
             key=self.key,
             model=self.model or None,
-            node=target.node if target else None,
-            instance=target.id if target else None,
+            node=endpoint.node if endpoint else None,
+            instance=endpoint.id if endpoint else None,
             outcome=self.error or "ok",
-            reason=trace.reason.decode() or None,
-            cold_start=trace.cold,
-            queue_ms=int(trace.queued_s * 1000),
+            reason=record.reason.decode() or None,
+            cold_start=record.cold,
+            queue_ms=int(record.queued_s * 1000),
             time_to_first_token_ms=None if first is None else _tenths(first * 1000),
             total_latency_ms=_tenths(total * 1000),
             prompt_tokens=self.tokens_in,
             completion_tokens=self.tokens_out,
             total_tokens=self.tokens_in + self.tokens_out,
             tok_per_sec=speed,
-            dropped=trace.dropped or None,
+            dropped=record.dropped or None,
         )
 
 

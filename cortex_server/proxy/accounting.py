@@ -28,13 +28,13 @@ class Settle(Protocol):
 
     def __call__(
         self,
-        plane: ProxyContext,
-        trace: RequestRecord,
+        context: ProxyContext,
+        record: RequestRecord,
         now: float,
         *,
         key: Key | None,
         model: ModelId,
-        target: Endpoint | None,
+        endpoint: Endpoint | None,
         answer: EngineResponse | None,
         error: str | None,
     ) -> None:
@@ -43,65 +43,65 @@ class Settle(Protocol):
 
 
 def finish(
-    plane: ProxyContext,
-    trace: RequestRecord,
+    context: ProxyContext,
+    record: RequestRecord,
     now: float,
     *,
     key: Key | None,
     model: ModelId,
-    target: Endpoint | None,
+    endpoint: Endpoint | None,
     answer: EngineResponse | None,
     error: str | None,
 ) -> None:
     """Close the books on a request. Called once for each, whatever became of it.
 
     Args:
-        plane: what all requests share.
-        trace: of the request.
+        context: what all requests share.
+        record: of the request.
         now: the event loop's time.
         key: by which it came in; None when it was sent away before.
         model: that was asked for; empty when none was found.
-        target: the instance that had it last.
+        endpoint: the instance that had it last.
         answer: what was told to the client.
         error: code of what went wrong.
     """
-    if target is not None:
-        plane.fleet.release(target)
-        record_outcome(plane.fleet, target, trace.status, error)
-        series = target.series
+    if endpoint is not None:
+        context.fleet.release(endpoint)
+        record_outcome(context.fleet, endpoint, record.status, error)
+        series = endpoint.series
     else:
-        series = plane.metrics.series(model or NOWHERE, NOWHERE)
+        series = context.metrics.series(model or NOWHERE, NOWHERE)
     tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
     series.finished(
-        now - trace.started,
-        trace.first_s,
+        now - record.started,
+        record.first_s,
         tokens_in,
         tokens_out,
-        cold=trace.cold,
+        cold=record.cold,
         error=error,
         tokens_cached=cached,
-        queued=trace.queued_s,
+        queued=record.queued_s,
     )
-    if target is not None:
-        target.counts.add(tokens_in, tokens_out, failed=error is not None)
-    if answer is not None and answer.repairs and target is not None:
-        plane.metrics.repaired(answer.repairs, target.model, target.engine)
+    if endpoint is not None:
+        endpoint.counts.add(tokens_in, tokens_out, failed=error is not None)
+    if answer is not None and answer.repairs and endpoint is not None:
+        context.metrics.repaired(answer.repairs, endpoint.model, endpoint.engine)
     if key is not None:
-        plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
-    name = key.name if key else trace.turned_away
+        context.access_control.leave(key, model, tokens_in, tokens_out, failed=error is not None)
+    name = key.name if key else record.turned_away
     over = FinishedRequest(
-        trace, now, time.time(), name, model, target, tokens_in, tokens_out, error
+        record, now, time.time(), name, model, endpoint, tokens_in, tokens_out, error
     )
-    plane.journal.write(over)
-    if plane.spans is not None and trace.span is not None:
-        plane.spans.ended(trace.span, over.line(), trace.started, now)
+    context.access_log.write(over)
+    if context.spans is not None and record.span is not None:
+        context.spans.ended(record.span, over.line(), record.started, now)
 
 
-def record_outcome(fleet: Routing, target: Endpoint, status: int, error: str | None) -> None:
+def record_outcome(fleet: Routing, endpoint: Endpoint, status: int, error: str | None) -> None:
     """What a request says of its instance: see `core.breaker`."""
     if error in _CUT_OFF or status in _ENGINE_FAULTS:
-        fleet.failed(target, error or f"engine_{status}")
+        fleet.failed(endpoint, error or f"engine_{status}")
     elif status:
-        fleet.answered(target)
+        fleet.answered(endpoint)
     else:
-        fleet.untried(target)
+        fleet.untried(endpoint)

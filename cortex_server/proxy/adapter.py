@@ -47,7 +47,7 @@ class DialectAdapter(Protocol):
     def ask(
         self,
         model: str,
-        profile: ModelConfig | None,
+        model_config: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
@@ -55,7 +55,7 @@ class DialectAdapter(Protocol):
 
         Args:
             model: as the engine calls it.
-            profile: what is to be changed in requests.
+            model_config: what is to be changed in requests.
             traits: of the engine.
             context: tokens that the instance takes; None where only the profile may know.
 
@@ -95,13 +95,13 @@ def anthropic_refusal(error: CortexError, ident: bytes) -> tuple[int, bytes]:
     return error_body(error, ident.decode())
 
 
-def ruled(body: bytes, profile: ModelConfig | None, context: int | None) -> bytes:
+def ruled(body: bytes, model_config: ModelConfig | None, context: int | None) -> bytes:
     """The body as the model's profile wants it."""
-    params = None if profile is None else profile.params
-    if profile is None or params is None:
+    params = None if model_config is None else model_config.params
+    if model_config is None or params is None:
         return body
     rules = ParamRules(
         params.defaults, params.overrides, frozenset(params.strip), params.clamp_max_tokens
     )
     estimate = tokens.estimate(body) if params.clamp_max_tokens else 0
-    return apply_rules(body, rules, context=context or profile.context, prompt_tokens=estimate)
+    return apply_rules(body, rules, context=context or model_config.context, prompt_tokens=estimate)

@@ -116,8 +116,8 @@ def with_usage(body: bytes) -> bytes:
         return b'{"stream_options":{"include_usage":true},' + body.lstrip()[1:]
     fields = _decode_raw(body)
     options = _decode_options(fields.get("stream_options", b"null")) or {}
-    asking = options | {"include_usage": msgspec.Raw(b"true")}
-    return msgspec.json.encode(fields | {"stream_options": asking})
+    head = options | {"include_usage": msgspec.Raw(b"true")}
+    return msgspec.json.encode(fields | {"stream_options": head})
 
 
 def as_stream(body: bytes) -> bytes:

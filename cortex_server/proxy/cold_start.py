@@ -33,7 +33,7 @@ class ColdStart:
 
     def __init__(
         self,
-        plane: ProxyContext,
+        context: ProxyContext,
         model: ModelId,
         ident: str,
         *,
@@ -41,7 +41,7 @@ class ColdStart:
         ready: Callable[[], None],
         failed: Callable[[CortexError], None],
     ) -> None:
-        self._plane = plane
+        self._context = context
         self._model = model
         self._ident = ident
         self._comment = comment
@@ -49,7 +49,7 @@ class ColdStart:
         self._failed = failed
         self._timer: asyncio.TimerHandle | None = None
         self._comment_later()
-        self._task = plane.loop.create_task(self._wait())
+        self._task = context.loop.create_task(self._wait())
 
     def cancel(self) -> None:
         """Wait no longer; nothing is called any more."""
@@ -82,24 +82,24 @@ class ColdStart:
             Unavailable: the instances that there are fail, and are left alone for now, or are out of reach.
             CortexError: as `Loads.obtain`.
         """
-        plane = self._plane
-        profile = plane.fleet.profile(self._model)
-        if profile is None:
+        context = self._context
+        model_config = context.fleet.model_config(self._model)
+        if model_config is None:
             # Somebody else's, which nobody here can load.
-            if plane.fleet.known(self._model) is None:
-                raise plane.fleet.unknown(self._model)
+            if context.fleet.known(self._model) is None:
+                raise context.fleet.unknown(self._model)
             raise Unavailable(
                 f"what serves {self._model!r} fails or can't be reached",
                 hints=["cortex nodes ls and cortex ps show how"],
                 retry_after=5.0,
             )
         for _ in range(_MOST_ROUNDS):
-            await plane.loads.acquire(
-                profile,
+            await context.loads.acquire(
+                model_config,
                 request_id=self._ident,
-                timeout_s=plane.settings.cold_start_timeout_s,
+                timeout_s=context.settings.cold_start_timeout_s,
             )
-            if plane.fleet.ready(self._model):
+            if context.fleet.ready(self._model):
                 return
         raise Unavailable(
             f"the instances of {self._model!r} keep failing and are left alone for now",
@@ -108,9 +108,9 @@ class ColdStart:
         )
 
     def _comment_later(self) -> None:
-        seconds = self._plane.settings.cold_start_comment_after_s
+        seconds = self._context.settings.cold_start_comment_after_s
         if seconds > 0 and self._comment is not None:
-            self._timer = self._plane.loop.call_later(seconds, self._say_how_far)
+            self._timer = self._context.loop.call_later(seconds, self._say_how_far)
 
     def _say_how_far(self) -> None:
         assert self._comment is not None
@@ -118,7 +118,7 @@ class ColdStart:
         self._comment_later()
 
     def _how_far(self) -> bytes:
-        told = self._plane.loads.progress(self._model)
+        told = self._context.loads.progress(self._model)
         if told is None:
             return b"waiting"
         node = f" on {told.node}" if told.node else ""

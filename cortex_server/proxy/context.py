@@ -59,7 +59,7 @@ class Loads(Protocol):
     """Whoever gets models loaded: the conductor."""
 
     async def acquire(
-        self, profile: ModelConfig, *, request_id: str, timeout_s: float
+        self, model_config: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """Wait until an instance is ready; cancelling stops waiting.
 
@@ -101,7 +101,7 @@ class ProxyContext:
         metrics: Metrics,
         settings: GatewaySection,
         *,
-        gate: AccessControl | None = None,
+        access_control: AccessControl | None = None,
         limits: LimitsSection | None = None,
         spans: Spans | None = None,
         admission: AdmissionController | None = None,
@@ -111,7 +111,7 @@ class ProxyContext:
         self.loads = loads
         self.metrics = metrics
         self.settings = settings
-        self.gate = gate or AccessControl()
+        self.access_control = access_control or AccessControl()
         self.limits = limits = limits or LimitsSection()
         self.most = limits.max_in_flight + limits.max_queued
         self.spans = spans
@@ -120,7 +120,7 @@ class ProxyContext:
         self.settle = settled
         metrics.queue = lambda: (self.admission.inside, self.admission.waiting)
         self.pool = ConnectionPool(connect_timeout_s=settings.connect_timeout_s)
-        self.journal = AccessLog(self.loop)
+        self.access_log = AccessLog(self.loop)
         self.retries = RetryBudget()
         self.chooser = LoadBalancer()
         self.active: set[ProxyRequest] = set()
@@ -159,4 +159,4 @@ class ProxyContext:
     def close(self) -> None:
         """Let go of all connections that nobody uses, and write the last lines of the journal."""
         self.pool.close()
-        self.journal.close()
+        self.access_log.close()

@@ -57,22 +57,22 @@ class InflightRequests:
         plane: whose requests these are.
     """
 
-    def __init__(self, plane: ProxyContext) -> None:
-        self._plane = plane
+    def __init__(self, context: ProxyContext) -> None:
+        self._context = context
 
     @property
     def count(self) -> int:
         """See `Register`."""
-        return len(self._plane.active)
+        return len(self._context.active)
 
     def now(self, last: int = 0) -> RequestList:
         """`listed`, without waiting."""
-        now, unix = self._plane.loop.time(), time.time()
-        active = sorted(self._plane.active, key=lambda e: e.trace.started)
+        now, unix = self._context.loop.time(), time.time()
+        active = sorted(self._context.active, key=lambda e: e.record.started)
         return RequestList(
             at=unix,
             active=tuple(_under_way(e, now, unix) for e in active),
-            recent=tuple(map(ended, self._plane.journal.last(last))),
+            recent=tuple(map(ended, self._context.access_log.last(last))),
         )
 
     async def listed(self, last: int) -> RequestList:
@@ -87,21 +87,21 @@ class InflightRequests:
         """`cancel`, without waiting."""
         wanted = named(self.now().active, ident).id.encode()
         found = min(
-            (e for e in self._plane.active if e.trace.ident == wanted),
-            key=lambda e: e.trace.started,
+            (e for e in self._context.active if e.record.ident == wanted),
+            key=lambda e: e.record.started,
         )
         event(log, "request_cancelled", request=wanted.decode(), model=found.model)
         found.cut_off(Cancelled("an operator ended this request"))
-        return ended(self._plane.journal.entries[-1].line())
+        return ended(self._context.access_log.entries[-1].line())
 
     async def over(self) -> None:
         """See `Register`."""
-        while self._plane.active:  # noqa: ASYNC110 - an event for it would cost every request
+        while self._context.active:  # noqa: ASYNC110 - an event for it would cost every request
             await asyncio.sleep(_LOOK_S)
 
     def cut_off(self) -> None:
         """See `Register`."""
-        self._plane.cut_off()
+        self._context.cut_off()
 
 
 def named(active: Iterable[RequestView], ident: str) -> RequestView:
@@ -123,23 +123,23 @@ def named(active: Iterable[RequestView], ident: str) -> RequestView:
 
 
 def _under_way(exchange: ProxyRequest, now: float, unix: float) -> RequestView:
-    trace, target = exchange.trace, exchange.target
-    state, total = exchange.state, now - trace.started
+    record, endpoint = exchange.record, exchange.endpoint
+    state, total = exchange.state, now - record.started
     waits = state in {RequestState.QUEUE, RequestState.LOADING}
     tokens_in, tokens_out = exchange.tokens
     return RequestView(
-        id=trace.ident.decode(),
+        id=record.ident.decode(),
         key=exchange.key.name if exchange.key else None,
         model=exchange.model or None,
-        route=trace.route.path,
-        node=target.node if target else None,
-        instance=target.id if target else None,
+        route=record.route.path,
+        node=endpoint.node if endpoint else None,
+        instance=endpoint.id if endpoint else None,
         state=state,
         started=unix - total,
-        cold_start=trace.cold or state is RequestState.LOADING,
-        reason=trace.reason.decode() or None,
-        queue_ms=round((total if waits else trace.queued_s) * 1000),
-        ttft_ms=None if trace.first_s is None else trace.first_s * 1000,
+        cold_start=record.cold or state is RequestState.LOADING,
+        reason=record.reason.decode() or None,
+        queue_ms=round((total if waits else record.queued_s) * 1000),
+        ttft_ms=None if record.first_s is None else record.first_s * 1000,
         total_ms=total * 1000,
         tokens_in=tokens_in,
         tokens_out=tokens_out,

@@ -143,14 +143,14 @@ class LoadBalancer:
         self._compared: dict[ModelId, tuple[Sequence[Endpoint], Pick | None]] = {}
 
     def choose(
-        self, candidates: Sequence[Endpoint], session: bytes, dialogue: DialectAdapter
+        self, candidates: Sequence[Endpoint], session: bytes, adapter: DialectAdapter
     ) -> tuple[Endpoint, bytes]:
         """The instance, and why it is the one.
 
         Args:
             candidates: ready instances of one model, at least one.
             session: that the request's head names; empty where only its body may.
-            dialogue: of the request.
+            adapter: of the request.
 
         Raises:
             PromptTooLong: the prompt is far beyond what any of them can take.
@@ -158,21 +158,21 @@ class LoadBalancer:
         """
         if len(candidates) == 1:
             return candidates[0], b"only"
-        session = session or dialogue.session
+        session = session or adapter.session
         by_load = None if session else self._by_load(candidates)
         if by_load is not None:
             return by_load(candidates), b"least-busy"
-        fitting = _fitting(candidates, dialogue)
+        fitting = _fitting(candidates, adapter)
         reason = b"least-busy" if len(fitting) == len(candidates) else b"context"
         fitting = _at_home(fitting)
         if not session:
             return pick(fitting), reason
         names = (hash((candidates[0].model, session)),)
         matches = self._seen.matches(names, [c.id for c in fitting])
-        target = pick_with_affinity(fitting, matches)
-        self._seen.remember(names, InstanceId(target.id))
+        endpoint = pick_with_affinity(fitting, matches)
+        self._seen.remember(names, InstanceId(endpoint.id))
         known = [fitting[at].id for at in matches]
-        return target, b"session" if target.id in known else reason
+        return endpoint, b"session" if endpoint.id in known else reason
 
     def _by_load(self, candidates: Sequence[Endpoint]) -> Pick | None:
         """How to choose where their load is all that counts; compared once, since the list changes rarely."""
@@ -195,12 +195,12 @@ def _at_home(candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
     return home if any(c.in_flight < c.slots for c in home) else candidates
 
 
-def _fitting(candidates: Sequence[Endpoint], dialogue: DialectAdapter) -> Sequence[Endpoint]:
+def _fitting(candidates: Sequence[Endpoint], adapter: DialectAdapter) -> Sequence[Endpoint]:
     """Those with enough context for the prompt, where they differ in it; else the largest."""
     contexts = {c.context for c in candidates}
     if len(contexts) == 1:
         return candidates
-    prompt = dialogue.prompt_tokens()
+    prompt = adapter.prompt_tokens()
     fitting = [c for c in candidates if c.context is None or prompt * _ROOM <= c.context]
     if fitting:
         return fitting

@@ -73,7 +73,7 @@ class OpenAiAdapter:
     def ask(
         self,
         model: str,
-        profile: ModelConfig | None,
+        model_config: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
@@ -83,7 +83,7 @@ class OpenAiAdapter:
             body = self._with_model(body, self.name, model)
         if self.path not in _GENERATING:
             return body
-        body = ruled(body, profile, context)
+        body = ruled(body, model_config, context)
         if not traits.named_tool_choice:
             body = without_named_choice(body)
         if self.stream and not self._head.wants_usage:

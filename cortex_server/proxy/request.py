@@ -68,29 +68,29 @@ class ProxyRequest(Reply):
         "_coldstart",
         "_failure",
         "_tried",
-        "asking",
+        "head",
         "key",
         "model",
     )
 
-    def __init__(self, plane: ProxyContext, client: Downstream, asking: RequestHead) -> None:
-        named = asking.named
-        now = plane.loop.time()
+    def __init__(self, context: ProxyContext, client: Downstream, head: RequestHead) -> None:
+        named = head.named
+        now = context.loop.time()
         super().__init__(
-            plane, client, RequestRecord(asking.route, request_id(named), now, now), named
+            context, client, RequestRecord(head.route, request_id(named), now, now), named
         )
-        self.asking = asking
+        self.head = head
         self.key: Key | None = None
         self.model = _NO_MODEL
         self._coldstart: ColdStart | None = None
         self._failure: CortexError | None = None
         self._tried: frozenset[InstanceId] = frozenset()
-        if plane.spans is not None:
-            self.trace.span = begin(named.get(b"traceparent", b""))
-        if plane.settings.allowed_origins and (origin := named.get(b"origin")) is not None:
-            self.trace.for_pages = cors_headers(plane.settings.allowed_origins, origin)
-        plane.active.add(self)
-        plane.retries.earn()
+        if context.spans is not None:
+            self.record.span = begin(named.get(b"traceparent", b""))
+        if context.settings.allowed_origins and (origin := named.get(b"origin")) is not None:
+            self.record.for_pages = cors_headers(context.settings.allowed_origins, origin)
+        context.active.add(self)
+        context.retries.earn()
 
     # -- for those who look on ---------------------------------------------------------------
 
@@ -101,9 +101,9 @@ class ProxyRequest(Reply):
             return RequestState.DONE
         if self._coldstart is not None:
             return RequestState.LOADING
-        if self.target is None:
+        if self.endpoint is None:
             return RequestState.QUEUE
-        return RequestState.PREFILL if self.trace.first_byte is None else RequestState.DECODE
+        return RequestState.PREFILL if self.record.first_byte is None else RequestState.DECODE
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -115,13 +115,13 @@ class ProxyRequest(Reply):
 
     def admit(self) -> bool:
         """Look at the key; to be called before all else. False when the caller has been sent away."""
-        plane = self.plane
+        context = self.context
         try:
-            self.key = plane.gate.enter(self.asking.credentials, own=self.asking.own)
-            if len(plane.active) > plane.most:
+            self.key = context.access_control.enter(self.head.credentials, own=self.head.own)
+            if len(context.active) > context.most:
                 raise full()
         except CortexError as failed:
-            self.trace.turned_away = plane.gate.named(self.named)
+            self.record.turned_away = context.access_control.named(self.named)
             self.refuse(failed)
             return False
         return True
@@ -129,20 +129,20 @@ class ProxyRequest(Reply):
     def start(self, body: bytes) -> None:
         """The request is whole: find out where it goes, and send it there."""
         began = perf_counter()
-        fleet = self.plane.fleet
+        fleet = self.context.fleet
         key = self.key
         assert key is not None
         try:
-            asking = self.asking
-            dialogue = self._dialogue = asking.route.read(asking, self.trace.ident, body)
-            name = dialogue.name
+            head = self.head
+            adapter = self._dialogue = head.route.read(head, self.record.ident, body)
+            name = adapter.name
             model = fleet.known(name)
             if model is None:
                 raise fleet.unknown(name)
             if key.terms.models and not key.allows(model, name):
                 raise _not_for(key, name)
             self.model = model
-            go = self.plane.admission.enter(self, key, self._priority(key))
+            go = self.context.admission.enter(self, key, self._priority(key))
         except MalformedBody as failed:
             coding = self.named.get(b"content-encoding")
             self.refuse(failed if coding is None else _packed(coding))
@@ -152,7 +152,7 @@ class ProxyRequest(Reply):
             return
         if go:
             self._next_target()
-            self.plane.metrics.overhead.observe(perf_counter() - began)
+            self.context.metrics.overhead.observe(perf_counter() - began)
 
     def _priority(self, key: Key) -> int:
         return priority(self.named) if key.terms.max_priority else 0
@@ -160,7 +160,7 @@ class ProxyRequest(Reply):
     def admitted(self) -> None:
         """See `Guest`."""
         if not self.finished:
-            self.trace.queued_s = self._loop.time() - self.trace.started
+            self.record.queued_s = self._loop.time() - self.record.started
             self._next_target()
 
     def turned_away(self) -> None:
@@ -171,13 +171,13 @@ class ProxyRequest(Reply):
         """See `Reply`."""
         if self.finished:
             return
-        dialogue = self._dialogue
-        if self._opened and dialogue is not None:
-            self._client.write(dialogue.event(error))
+        adapter = self._dialogue
+        if self._opened and adapter is not None:
+            self._client.write(adapter.event(error))
         else:
-            refusal = self.asking.route.refusal(error, self.trace.ident)
-            status, body = refusal if dialogue is None else dialogue.refusal(error)
-            head = JSON_HEAD + lines(error_headers(error)) + self.trace.labels(self.target)
+            refusal = self.head.route.refusal(error, self.record.ident)
+            status, body = refusal if adapter is None else adapter.refusal(error)
+            head = JSON_HEAD + lines(error_headers(error)) + self.record.labels(self.endpoint)
             self._client.respond(status, head, len(body))
             self._client.write(body)
         self._client.end()
@@ -186,32 +186,32 @@ class ProxyRequest(Reply):
     # -- finding an instance -----------------------------------------------------------------
 
     def _next_target(self) -> None:
-        candidates = self.plane.fleet.ready(self.model)
+        candidates = self.context.fleet.ready(self.model)
         if self._tried:
             candidates = [c for c in candidates if c.id not in self._tried]
-            if len(self._tried) >= MOST_TRIES or (candidates and not self.plane.retries.spend()):
+            if len(self._tried) >= MOST_TRIES or (candidates and not self.context.retries.spend()):
                 candidates = []
-        dialogue, target, why = self._dialogue, None, b""
-        assert dialogue is not None
+        adapter, endpoint, why = self._dialogue, None, b""
+        assert adapter is not None
         if candidates:
             try:
-                target, why = self.plane.chooser.choose(candidates, self.asking.session, dialogue)
+                endpoint, why = self.context.chooser.choose(candidates, self.head.session, adapter)
             except CortexError as failed:
                 self.refuse(failed)
                 return
-        alone = dialogue.alone(target.traits if target is not None else None)
+        alone = adapter.alone(endpoint.traits if endpoint is not None else None)
         if alone is not None:
             self._answer_alone(alone)
-        elif target is not None:
-            self.trace.reason = self._reason(why)
-            self._send_to(target)
+        elif endpoint is not None:
+            self.record.reason = self._reason(why)
+            self._send_to(endpoint)
         elif self._failure is not None:
             self.refuse(self._failure)
         else:
             self._load_first()
 
     def _answer_alone(self, body: bytes) -> None:
-        self._client.respond(200, JSON_HEAD + self.trace.labels(self.target), len(body))
+        self._client.respond(200, JSON_HEAD + self.record.labels(self.endpoint), len(body))
         self._client.write(body)
         self._client.end()
         self._finish(None)
@@ -219,13 +219,13 @@ class ProxyRequest(Reply):
     def _reason(self, why: bytes) -> bytes:
         if self._tried:
             return b"retry"
-        return b"loaded" if self.trace.cold else why
+        return b"loaded" if self.record.cold else why
 
     def _load_first(self) -> None:
         self._coldstart = ColdStart(
-            self.plane,
+            self.context,
             self.model,
-            self.trace.ident.decode(),
+            self.record.ident.decode(),
             comment=self._comment_load if self._may_keep_alive() else None,
             ready=self._loaded,
             failed=self._not_loaded,
@@ -233,8 +233,8 @@ class ProxyRequest(Reply):
 
     def _loaded(self) -> None:
         self._coldstart = None
-        self.trace.cold = True
-        self.trace.queued_s = self._loop.time() - self.trace.started
+        self.record.cold = True
+        self.record.queued_s = self._loop.time() - self.record.started
         self._next_target()
 
     def _not_loaded(self, error: CortexError) -> None:
@@ -242,30 +242,30 @@ class ProxyRequest(Reply):
         self.refuse(error)
 
     def _comment_load(self, how_far: bytes) -> None:
-        self.trace.cold = True
+        self.record.cold = True
         self._keep_alive(how_far)
 
     # -- asking an engine --------------------------------------------------------------------
 
-    def _send_to(self, target: Endpoint) -> None:
-        plane, trace, dialogue = self.plane, self.trace, self._dialogue
-        assert dialogue is not None
+    def _send_to(self, endpoint: Endpoint) -> None:
+        context, record, adapter = self.context, self.record, self._dialogue
+        assert adapter is not None
         try:
-            profile = plane.fleet.profile(self.model)
-            body = dialogue.ask(target.served_as, profile, target.traits, target.context)
+            model_config = context.fleet.model_config(self.model)
+            body = adapter.ask(endpoint.served_as, model_config, endpoint.traits, endpoint.context)
         except CortexError as failed:
             self.refuse(failed)
             return
-        self.target = target
-        trace.dropped = dialogue.dropped
-        plane.fleet.acquire(target)
-        endpoint = plane.pool.endpoint(target.url)
-        trace.last_byte = self._loop.time()
-        traced = trace.asked() or self.named.get(b"traceparent")
+        self.endpoint = endpoint
+        record.dropped = adapter.dropped
+        context.fleet.acquire(endpoint)
+        address = context.pool.endpoint(endpoint.url)
+        record.last_byte = self._loop.time()
+        traced = record.asked() or self.named.get(b"traceparent")
         head = engine_request(
-            endpoint, dialogue.path, self.asking.passed, len(body), trace.ident, traced
+            address, adapter.path, self.head.passed, len(body), record.ident, traced
         )
-        attempt = Attempt(plane.pool, target, endpoint, head, body, self, self._elsewhere)
+        attempt = Attempt(context.pool, endpoint, address, head, body, self, self._elsewhere)
         self._attempt = attempt
         if self._full:
             attempt.pause()
@@ -273,23 +273,23 @@ class ProxyRequest(Reply):
 
     def _elsewhere(self, failure: CortexError) -> None:
         """See `Reply`."""
-        target = self.target
-        assert target is not None
+        endpoint = self.endpoint
+        assert endpoint is not None
         event(
             log,
             "instance_failed",
             logging.WARNING,
-            request=self.trace.ident.decode(),
-            node=target.node,
-            instance=target.id,
+            request=self.record.ident.decode(),
+            node=endpoint.node,
+            instance=endpoint.id,
             reason=failure.message,
         )
-        self.plane.fleet.release(target)
-        self.plane.fleet.failed(target, failure.message)
-        self.target = self._attempt = None
-        self._tried |= {target.id}
+        self.context.fleet.release(endpoint)
+        self.context.fleet.failed(endpoint, failure.message)
+        self.endpoint = self._attempt = None
+        self._tried |= {endpoint.id}
         self._failure = failure
-        if target.retries:
+        if endpoint.retries:
             self._next_target()
         else:
             self.refuse(failure)
@@ -301,26 +301,26 @@ class ProxyRequest(Reply):
         if self.finished:
             return
         self.finished = True
-        trace, answer, now = self.trace, self._answer, self._loop.time()
-        if self.model and self.target is None and not self._tried:
-            trace.queued_s = now - trace.started
-        if trace.first_byte is not None and answer is not None and not answer.events:
-            trace.first_byte = now  # of an answer that came as a whole no speed can be told
-        self.plane.active.discard(self)
+        record, answer, now = self.record, self._answer, self._loop.time()
+        if self.model and self.endpoint is None and not self._tried:
+            record.queued_s = now - record.started
+        if record.first_byte is not None and answer is not None and not answer.events:
+            record.first_byte = now  # of an answer that came as a whole no speed can be told
+        self.context.active.discard(self)
         if self._coldstart is not None:
             self._coldstart.cancel()
             self._coldstart = None
         if self._attempt is not None:
             self._attempt.abort()
             self._attempt = None
-        self.plane.admission.leave(self)
-        self.plane.settle(
-            self.plane,
-            trace,
+        self.context.admission.leave(self)
+        self.context.settle(
+            self.context,
+            record,
             now,
             key=self.key,
             model=self.model,
-            target=self.target,
+            endpoint=self.endpoint,
             answer=answer,
             error=error,
         )

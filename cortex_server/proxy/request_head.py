@@ -55,7 +55,7 @@ class RequestHead:
         """
         named = dict(headers)
         length = named.pop(b"content-length", b"")
-        asking = cls(
+        head = cls(
             route,
             query,
             named,
@@ -65,7 +65,7 @@ class RequestHead:
             next((named[name] for name in _SESSION if name in named), b""),
             named.get(b"content-type", b"").lower().startswith(b"multipart/"),
         )
-        return asking, int(length) if length.isdigit() else None
+        return head, int(length) if length.isdigit() else None
 
     @property
     def model_in_query(self) -> str | None:

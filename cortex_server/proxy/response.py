@@ -1,6 +1,6 @@
 """What happens to the bytes of an answer between the engine and the client.
 
-An `EngineResponse` receives each piece and returns the bytes for the client. The ones here pass bytes on, repaired where
+An `EngineResponse` receives each piece and returns the bytes for the client. These pass bytes on, repaired where
 they must be; those of `retold` say them in other words.
 """
 

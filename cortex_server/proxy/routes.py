@@ -40,13 +40,13 @@ _AT_ENGINES = {"/v2/rerank": "/v1/rerank"}
 """Routes that engines have elsewhere: the one that Cohere's clients ask has the same fields as the older one."""
 
 
-def _openai(asking: RequestHead, ident: bytes, body: bytes) -> DialectAdapter:
-    path = _AT_ENGINES.get(asking.route.path, asking.route.path)
-    if asking.form:
+def _openai(head: RequestHead, ident: bytes, body: bytes) -> DialectAdapter:
+    path = _AT_ENGINES.get(head.route.path, head.route.path)
+    if head.form:
         return OpenAiAdapter(
-            path, body, read_form(body, asking.model_in_query), ident, with_form_model
+            path, body, read_form(body, head.model_in_query), ident, with_form_model
         )
-    return OpenAiAdapter(path, body, read_head(body, asking.model_in_query), ident)
+    return OpenAiAdapter(path, body, read_head(body, head.model_in_query), ident)
 
 
 _BOTH_IDS = b"x-request-id: ?\r\nrequest-id: ?\r\n"

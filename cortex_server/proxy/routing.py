@@ -24,7 +24,7 @@ class Routing(Protocol):
         """Instances of the model that take requests now; not to be changed by the caller."""
         ...
 
-    def profile(self, model: str) -> ModelConfig | None:
+    def model_config(self, model: str) -> ModelConfig | None:
         """The profile of a model id."""
         ...
 
@@ -36,22 +36,22 @@ class Routing(Protocol):
         """The error for a name that means nothing here, with what it may have been meant to be."""
         ...
 
-    def acquire(self, target: Endpoint) -> None:
+    def acquire(self, endpoint: Endpoint) -> None:
         """Count a request that starts on an instance."""
         ...
 
-    def release(self, target: Endpoint) -> None:
+    def release(self, endpoint: Endpoint) -> None:
         """Count its end."""
         ...
 
-    def answered(self, target: Endpoint) -> None:
+    def answered(self, endpoint: Endpoint) -> None:
         """The instance did its work."""
         ...
 
-    def failed(self, target: Endpoint, reason: str) -> None:
+    def failed(self, endpoint: Endpoint, reason: str) -> None:
         """The instance did not."""
         ...
 
-    def untried(self, target: Endpoint) -> None:
+    def untried(self, endpoint: Endpoint) -> None:
         """A request ended without a verdict on its instance, because its client left."""
         ...

@@ -70,7 +70,7 @@ class _TranslatingAdapter(ABC):
     def ask(
         self,
         model: str,
-        profile: ModelConfig | None,
+        model_config: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
@@ -79,7 +79,7 @@ class _TranslatingAdapter(ABC):
         stream = self.stream or self._begun or not traits.cancels_unstreamed
         translated = self._translated = self._translate(model, traits, stream=stream)
         self.dropped = translated.dropped
-        return ruled(translated.body, profile, context)
+        return ruled(translated.body, model_config, context)
 
     def answer(self, status: int, *, streamed: bool) -> EngineResponse:
         """See `Dialogue`."""
@@ -225,7 +225,7 @@ class CountTokensAdapter:
     def ask(
         self,
         model: str,
-        profile: ModelConfig | None,  # noqa: ARG002
+        model_config: ModelConfig | None,  # noqa: ARG002
         traits: EngineTraits,  # noqa: ARG002
         context: int | None = None,  # noqa: ARG002
     ) -> bytes:

@@ -90,13 +90,13 @@ class Simulation:
         self,
         fleet: SimulatedFleet,
         policy: Policy,
-        standings: StandingsAt,
+        stats: StandingsAt,
         on_request: Callable[[Request], None] = lambda _request: None,
     ) -> None:
         self.outcome = Outcome()
         self._models: dict[str, Model] = {m.id: m for m in fleet.models}
-        self._profiles = {m.id: m.profile() for m in fleet.models}
-        self._standings = standings
+        self._model_configs = {m.id: m.to_config() for m in fleet.models}
+        self._stats = stats
         self._on_request = on_request
         self._empty = {n.name: n for n in fleet.nodes()}
         self._nodes: dict[str, NodeView] = dict(self._empty)
@@ -139,14 +139,14 @@ class Simulation:
         ready = self._ready.get(request.model)
         if ready:
             self._serve(min(ready, key=lambda i: i.in_flight), request)
-        elif (profile := self._profiles.get(request.model)) is None:
+        elif (model_config := self._model_configs.get(request.model)) is None:
             self.outcome.refused += 1
         else:
             waiter = next(self._ids)
             self._asked[waiter] = request
-            goal, now = LoadKey(request.model), self._now
-            fresh = goal not in self._scheduler.waiting
-            self._scheduler.ask(LoadRequest(waiter, profile, goal, now, now + DEADLINE_S), now)
+            key, now = LoadKey(request.model), self._now
+            fresh = key not in self._scheduler.waiting
+            self._scheduler.ask(LoadRequest(waiter, model_config, key, now, now + DEADLINE_S), now)
             if fresh:
                 self._step()
 
@@ -180,8 +180,8 @@ class Simulation:
 
     def make_room(self, order: LoadOrder) -> None:
         """See `Effects.make_room`."""
-        for victim in order.plan.evictions:
-            instance = self._by_id[victim]
+        for candidate in order.plan.evictions:
+            instance = self._by_id[candidate]
             instance.leaving = order
             self._ready[instance.view.model].remove(instance)
             self._stale.add(instance.view.node)
@@ -192,9 +192,9 @@ class Simulation:
             self._later(UNLOAD_S, lambda: self._unloaded(order))
 
     def _unloaded(self, order: LoadOrder) -> None:
-        for victim in order.plan.evictions:
-            instance = self._by_id.pop(victim)
-            del self._on[instance.view.node][victim]
+        for candidate in order.plan.evictions:
+            instance = self._by_id.pop(candidate)
+            del self._on[instance.view.node][candidate]
             self._stale.add(instance.view.node)
         self.outcome.evictions += len(order.plan.evictions)
         self._scheduler.room_made(order.instance, self._now)
@@ -205,14 +205,14 @@ class Simulation:
 
     def abandon(self, order: LoadOrder) -> None:
         """See `Effects.abandon`; nobody in a trace goes away, so drains are never given up but by deadlines."""
-        for victim in order.plan.evictions:
-            instance = self._by_id[victim]
+        for candidate in order.plan.evictions:
+            instance = self._by_id[candidate]
             instance.leaving = None
             self._ready[instance.view.model].append(instance)
 
     def start(self, order: LoadOrder) -> None:
         """See `Effects.start`."""
-        model, place = order.profile.id, order.plan
+        model, place = order.model_config.id, order.plan
         share = place.shape.size.device_mb
         view = InstanceView(
             id=order.instance,
@@ -246,10 +246,10 @@ class Simulation:
 
     def _step(self) -> None:
         snapshot = self._snapshot()
-        standings = self._standings(self._now)
+        stats = self._stats(self._now)
 
         def look(overlay: Overlay) -> ClusterState:
-            return ClusterState(self._rooms.of(snapshot, overlay), snapshot.at, standings=standings)
+            return ClusterState(self._rooms.of(snapshot, overlay), snapshot.at, stats=stats)
 
         self._scheduler.step(look, self._now)
         if self._tick_at is None and self._somebody_has_no_load():
@@ -263,8 +263,8 @@ class Simulation:
 
     def _somebody_has_no_load(self) -> bool:
         """Whether time alone may change something; a load under way announces its end."""
-        covered = {u.goal for u in self._scheduler.loads}
-        return any(q.goal not in covered for q in self._scheduler.waiting.queues())
+        covered = {u.key for u in self._scheduler.loads}
+        return any(q.key not in covered for q in self._scheduler.waiting.queues())
 
     def _snapshot(self) -> FleetSnapshot:
         for name in self._stale:

@@ -53,7 +53,7 @@ class Model(Section):
     priority: int = 0
     """For the "priority" strategy."""
 
-    def profile(self) -> ModelConfig:
+    def to_config(self) -> ModelConfig:
         """What placement is given."""
         return ModelConfig(
             id=self.id,

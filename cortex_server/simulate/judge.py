@@ -85,7 +85,7 @@ class Past:
         weight, at = self._weights.get(request.model, (0.0, request.at))
         self._weights[request.model] = (decayed(weight, request.at - at) + 1, request.at)
 
-    def standings(self, now: float) -> StatsByModel:
+    def stats(self, now: float) -> StatsByModel:
         """See `engine.StandingsAt`."""
         return _At(self._models, self._rate, now)
 
@@ -104,7 +104,7 @@ class Future:
             if request.model in self._times:
                 self._times[request.model].append(request.at)
 
-    def standings(self, now: float) -> StatsByModel:
+    def stats(self, now: float) -> StatsByModel:
         """See `engine.StandingsAt`."""
         return _At(self._models, self._rate, now)
 
@@ -134,13 +134,11 @@ def _run(name: str, fleet: SimulatedFleet, trace: Sequence[Request], policy: Pol
     if name == ORACLE:
         future = Future(fleet, trace)
         strategy = Strategy.COST
-        simulation = Simulation(fleet, replace(policy, strategy=strategy), future.standings)
+        simulation = Simulation(fleet, replace(policy, strategy=strategy), future.stats)
     else:
         past = Past(fleet)
         strategy = Strategy(name)
-        simulation = Simulation(
-            fleet, replace(policy, strategy=strategy), past.standings, past.take
-        )
+        simulation = Simulation(fleet, replace(policy, strategy=strategy), past.stats, past.take)
     return _row(name, simulation.run(trace), time.perf_counter() - began)
 
 
@@ -188,10 +186,10 @@ def bound(fleet: SimulatedFleet, trace: Sequence[Request]) -> float:
         busy += model.vram_mb * max(0.0, until - max(request.at, before or 0.0))
         free_from[model.id] = max(until, before or 0.0)
         end = max(end, until)
-    room = fleet.capacity_mb * end - busy
+    capacity = fleet.capacity_mb * end - busy
     gaps.sort(key=lambda gap: gap[0] / gap[1], reverse=True)
     for seconds, memory in gaps:
-        kept = min(1.0, max(0.0, room) / memory)
+        kept = min(1.0, max(0.0, capacity) / memory)
         spent += seconds * (1 - kept)
-        room -= memory
+        capacity -= memory
     return spent

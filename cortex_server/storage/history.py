@@ -72,12 +72,12 @@ class HistoryStore:
     """
 
     def __init__(
-        self, path: Path, trail: AuditLog, journal: AccessLog, decisions: DecisionLog
+        self, path: Path, audit_log: AuditLog, access_log: AccessLog, decisions: DecisionLog
     ) -> None:
         self._lock = threading.Lock()
         self._db = opened(path, _SCHEMA, rebuildable=True)
-        self._trail = trail
-        self._journal = journal
+        self._audit_log = audit_log
+        self._access_log = access_log
         self._decisions = decisions
         self._noted = 0
         self._written_to: Entry | None = None
@@ -86,11 +86,11 @@ class HistoryStore:
     def recall(self) -> None:
         """Remind them of what was written down before."""
         entries = self._db.execute("select null, entry from trail order by id")
-        self._trail.recall(e for _, e in _understood(entries, AuditEntry.model_validate_json))
-        self._noted = self._trail.last
+        self._audit_log.recall(e for _, e in _understood(entries, AuditEntry.model_validate_json))
+        self._noted = self._audit_log.last
         lines = self._db.execute("select null, line from requests order by id")
         read_line = msgspec.json.Decoder(RequestLine).decode
-        kept = self._journal.entries
+        kept = self._access_log.entries
         kept.extend(line for _, line in _understood(lines, read_line))
         self._written_to = kept[-1] if kept else None
         self._lines = self._db.execute("select max(id) from requests").fetchone()[0] or 0
@@ -131,11 +131,11 @@ class HistoryStore:
 
     def _page(self) -> _Page:
         over: list[Entry] = []
-        for entry in reversed(self._journal.entries):
+        for entry in reversed(self._access_log.entries):
             if entry is self._written_to:
                 break
             over.append(entry)
-        entries = self._trail.since(self._noted)
+        entries = self._audit_log.since(self._noted)
         return _Page(entries, self._lines + 1, over[::-1], self._decisions.fresh())
 
     def _written(self, page: _Page) -> None:

@@ -27,13 +27,13 @@ class Books:
         journal: where each request leaves its line.
     """
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, usage: Usage, journal: AccessLog) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics, usage: Usage, access_log: AccessLog) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._usage = usage
-        self._journal = journal
+        self._access_log = access_log
         self._numbers: dict[Endpoint, int] = {}
-        self._targets: dict[int, Endpoint] = {}
+        self._endpoints: dict[int, Endpoint] = {}
         self._choices: frozenset[str] = frozenset()
         self._last = 0
         self._flights: dict[int, dict[int, int]] = {}
@@ -43,47 +43,49 @@ class Books:
     def table(self) -> dict[str, tuple[Spec, ...]]:
         """The rows of each model, as workers route by them."""
         rows: dict[str, list[Spec]] = {}
-        here = dict(self._fleet.targets)
+        here = dict(self._fleet.endpoints)
         for gone in [t for t in self._numbers if t not in here and not t.in_flight]:
-            del self._targets[self._numbers.pop(gone)]
+            del self._endpoints[self._numbers.pop(gone)]
         order = {node: at for at, node in enumerate(self._fleet.entries)}
-        for target in sorted(here, key=lambda t: order.get(t.node, 0)):
-            rows.setdefault(target.model, []).append(self._spec(target, usable=here[target]))
+        for endpoint in sorted(here, key=lambda t: order.get(t.node, 0)):
+            rows.setdefault(endpoint.model, []).append(self._spec(endpoint, usable=here[endpoint]))
         self._choices = frozenset(model for model, specs in rows.items() if len(specs) > 1)
         return {model: tuple(specs) for model, specs in rows.items()}
 
-    def _spec(self, target: Endpoint, *, usable: bool) -> Spec:
-        number = self._numbers.get(target)
+    def _spec(self, endpoint: Endpoint, *, usable: bool) -> Spec:
+        number = self._numbers.get(endpoint)
         if number is None:
             self._last += 1
-            number = self._numbers[target] = self._last
-            self._targets[number] = target
-        breaker = target.breaker
+            number = self._numbers[endpoint] = self._last
+            self._endpoints[number] = endpoint
+        breaker = endpoint.breaker
         return Spec(
             number=number,
-            id=target.id,
-            model=target.model,
-            node=target.node,
-            url=target.url,
-            slots=target.slots,
-            engine=target.engine,
-            context=target.context,
-            served_as=target.served_as,
-            retries=target.retries,
-            overflow=target.overflow,
+            id=endpoint.id,
+            model=endpoint.model,
+            node=endpoint.node,
+            url=endpoint.url,
+            slots=endpoint.slots,
+            engine=endpoint.engine,
+            context=endpoint.context,
+            served_as=endpoint.served_as,
+            retries=endpoint.retries,
+            overflow=endpoint.overflow,
             usable=usable,
             trial=breaker.standing is BreakerState.ON_TRIAL,
             suspect=breaker.failures > 0 or breaker.standing is not BreakerState.CLOSED,
         )
 
-    def target(self, number: int) -> Endpoint | None:
+    def endpoint(self, number: int) -> Endpoint | None:
         """The target of that number, while anybody may speak of it."""
-        return self._targets.get(number)
+        return self._endpoints.get(number)
 
     def with_others(self, numbers: Iterable[int] | None = None) -> set[int]:
         """Those of the targets that are not the only ones of their model."""
-        found = self._targets.keys() if numbers is None else numbers
-        return {n for n in found if n in self._targets and self._targets[n].model in self._choices}
+        found = self._endpoints.keys() if numbers is None else numbers
+        return {
+            n for n in found if n in self._endpoints and self._endpoints[n].model in self._choices
+        }
 
     # -- requests under way --------------------------------------------------------------------
 
@@ -91,32 +93,32 @@ class Books:
         """A worker told of its requests: by target, those that it has, and the most that it had."""
         mine = self._flights.setdefault(worker, {})
         for number, now, most in told:
-            target = self._targets.get(number)
-            if target is None:
+            endpoint = self._endpoints.get(number)
+            if endpoint is None:
                 continue
             before = mine.pop(number, 0)
             if now:
                 mine[number] = now
-            self._fleet.counted(target, now - before, target.in_flight - before + most)
+            self._fleet.counted(endpoint, now - before, endpoint.in_flight - before + most)
 
     def lost(self, worker: int) -> set[int]:
         """A worker is gone, and its requests with it; the targets that had them."""
         had = self._flights.pop(worker, {})
         for number, count in had.items():
-            if (target := self._targets.get(number)) is not None:
-                self._fleet.counted(target, -count, 0)
-                self._metrics.series(target.model, target.node).lost(count, WORKER_DIED)
-                target.counts.requests += count
-                target.counts.errors += count
+            if (endpoint := self._endpoints.get(number)) is not None:
+                self._fleet.counted(endpoint, -count, 0)
+                self._metrics.series(endpoint.model, endpoint.node).lost(count, WORKER_DIED)
+                endpoint.counts.requests += count
+                endpoint.counts.errors += count
         return set(had)
 
     def elsewhere(self, worker: int, numbers: Iterable[int]) -> dict[int, int]:
         """What all workers but this one have on targets."""
         mine = self._flights.get(worker, {})
         return {
-            n: target.in_flight - mine.get(n, 0)
+            n: endpoint.in_flight - mine.get(n, 0)
             for n in numbers
-            if (target := self._targets.get(n)) is not None
+            if (endpoint := self._endpoints.get(n)) is not None
         }
 
     # -- requests that ended -------------------------------------------------------------------
@@ -137,9 +139,11 @@ class Books:
         )
         if error == "client_disconnected":
             self._metrics.disconnects += 1
-        target = None if told.target is None else self._targets.get(told.target)
-        if target is not None:
-            target.counts.add(line.prompt_tokens, line.completion_tokens, failed=error is not None)
+        endpoint = None if told.endpoint is None else self._endpoints.get(told.endpoint)
+        if endpoint is not None:
+            endpoint.counts.add(
+                line.prompt_tokens, line.completion_tokens, failed=error is not None
+            )
         if told.repairs:
             self._metrics.repaired(Counter(told.repairs), line.model or NOWHERE, told.engine)
         if line.key is not None and line.model is not None:
@@ -150,7 +154,7 @@ class Books:
                 line.completion_tokens,
                 failed=error is not None,
             )
-        self._journal.write(line)
+        self._access_log.write(line)
 
     def pulse(self, told: Pulse) -> None:
         """Enter what a worker's loop and way to the engines took."""

@@ -58,24 +58,24 @@ class Crew:
         fleet: Fleet,
         controller: Controller,
         metrics: Metrics,
-        gate: AccessControl,
-        journal: AccessLog,
+        access_control: AccessControl,
+        access_log: AccessLog,
         config: GatewayConfig,
         catalogue: Catalogue,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._count = config.gateway.workers
-        self._gate = gate
-        self._journal = journal
+        self._access_control = access_control
+        self._access_log = access_log
         self._board = Board.make(self._count)
         self._rows = Rows(self._board)
         self._queue = SharedQueue(loop, config.limits, self._board)
         metrics.queue = lambda: (self._board.sum(INSIDE), self._queue.waiting)
-        self._books = Books(fleet, metrics, gate.usage, journal)
+        self._books = Books(fleet, metrics, access_control.usage, access_log)
         self._house = House(
             fleet=fleet,
             controller=controller,
-            keyring=gate.keyring,
+            keyring=access_control.keyring,
             books=self._books,
             queue=self._queue,
             touched=self._touched,
@@ -121,7 +121,7 @@ class Crew:
         return Whole(version, self._books.table(), unheard, self._keys(), self._settings)
 
     def _keys(self) -> tuple[KeySpec, ...]:
-        keys = self._gate.keyring.keys
+        keys = self._access_control.keyring.keys
         rows = self._rows.of(key.name for key in keys)
         return tuple(KeySpec(k.name, k.hash, _terms(k.terms), rows[k.name]) for k in keys)
 
@@ -157,7 +157,7 @@ class Crew:
         return RequestList(
             at=time.time(),
             active=tuple(sorted(active, key=lambda r: r.started)),
-            recent=tuple(map(ended, self._journal.last(last))),
+            recent=tuple(map(ended, self._access_log.last(last))),
         )
 
     async def cancel(self, ident: str) -> RequestView:

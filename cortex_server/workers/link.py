@@ -210,13 +210,13 @@ class Link:
         house.touched({number for number, _, _ in report.flights}, report.homes)
 
     def _verdict(self, verdict: Verdict) -> None:
-        target = self._house.books.target(verdict.target)
-        if target is None:
+        endpoint = self._house.books.endpoint(verdict.endpoint)
+        if endpoint is None:
             return
         if verdict.reason is None:
-            self._house.fleet.answered(target)
+            self._house.fleet.answered(endpoint)
         else:
-            self._house.fleet.failed(target, verdict.reason)
+            self._house.fleet.failed(endpoint, verdict.reason)
         self._house.unsettled()
 
     def _queue(self, wish: Queue) -> None:
@@ -231,11 +231,11 @@ class Link:
         house, failure, instance = self._house, None, ""
         telling = self._loop.create_task(self._tell_progress(wish.model))
         try:
-            profile = house.fleet.profile(wish.model)
-            if profile is None:
+            model_config = house.fleet.model_config(wish.model)
+            if model_config is None:
                 raise ModelNotFound(f"model {wish.model!r} does not exist any more", param="model")  # noqa: TRY301
             instance = await house.controller.acquire(
-                profile, request_id=wish.request, timeout_s=wish.timeout_s
+                model_config, request_id=wish.request, timeout_s=wish.timeout_s
             )
         except CortexError as failed:
             failure = Failure.of(failed)

@@ -24,13 +24,13 @@ class RemoteLoads:
         self._progress: dict[str, HowFar] = {}
 
     async def acquire(
-        self, profile: ModelConfig, *, request_id: str, timeout_s: float
+        self, model_config: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """See `Loads`."""
         ask = next(self._numbers)
         answer: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
         self._answers[ask] = answer
-        self._channel.send(Obtain(ask, profile.id, request_id, timeout_s))
+        self._channel.send(Obtain(ask, model_config.id, request_id, timeout_s))
         try:
             return await answer
         finally:

@@ -91,21 +91,21 @@ class _Worker:
         self._start: Start | None = None
         self._told: asyncio.Future[_Desk] = asyncio.get_running_loop().create_future()
         self._serving: Server | None = None
-        self._desk: _Desk | None = None
+        self._key_service: _Desk | None = None
 
     async def run(self) -> None:
         """Serve until the end."""
-        desk = await self._told
+        key_service = await self._told
         assert self._start is not None
-        tls = server_tls(desk.tls)
-        self._serving = desk.server(tls)
+        tls = server_tls(key_service.tls)
+        self._serving = key_service.server(tls)
         sock = _listener(self._start)
         work = [
             asyncio.create_task(w)
             for w in (
-                desk.plane.watch_silence(),
-                desk.plane.watch_lag(),
-                desk.reporter.pulse(),
+                key_service.context.watch_silence(),
+                key_service.context.watch_lag(),
+                key_service.reporter.pulse(),
                 *((tls.watch(),) if tls is not None else ()),
             )
         ]
@@ -116,7 +116,7 @@ class _Worker:
         await self._serving.serve(sockets=[sock])
         for task in work:
             task.cancel()
-        desk.close()
+        key_service.close()
         self.channel.close()
 
     def _look_after(self, task: asyncio.Task[None]) -> None:
@@ -127,8 +127,8 @@ class _Worker:
 
     def _lost(self) -> None:
         """Without the control process there is nobody to work for."""
-        if self._desk is not None:
-            self._desk.plane.cut_off()
+        if self._key_service is not None:
+            self._key_service.context.cut_off()
         if self._serving is None:
             os._exit(1)
         self._serving.stop()
@@ -139,8 +139,8 @@ class _Worker:
             set_up(message.level, self.channel.send)
         elif isinstance(message, End):
             self._end()
-        elif self._desk is not None:
-            self._desk.heard(message)
+        elif self._key_service is not None:
+            self._key_service.heard(message)
         elif isinstance(message, State):
             self._begin(message)
 
@@ -150,14 +150,14 @@ class _Worker:
         assert state.settings is not None
         config = GatewayConfig.model_validate_json(state.settings.gateway)
         board = Board(self._descriptor, self._start.workers, self._column)
-        self._desk = _Desk(self.channel, board, self._start, config)
-        self._desk.use(state)
-        self._told.set_result(self._desk)
+        self._key_service = _Desk(self.channel, board, self._start, config)
+        self._key_service.use(state)
+        self._told.set_result(self._key_service)
 
     def _end(self) -> None:
-        if self._desk is None or self._serving is None:
+        if self._key_service is None or self._serving is None:
             os._exit(0)
-        self._desk.end()
+        self._key_service.end()
         self._serving.stop()
 
 
@@ -173,37 +173,37 @@ class _Desk:
         metrics = Metrics()
         self._table = Table(channel, metrics)
         self._loads = RemoteLoads(channel)
-        self._gate = SharedGate(board)
+        self._access_control = SharedGate(board)
         self._limits = self._share(config.limits)
         self._doors = SharedDoors(board, channel, self._limits)
         self._spans: Spans | None = spans(os.environ)
         self.reporter = Reporter(channel, self._table, asyncio.get_running_loop())
-        self.plane = ProxyContext(
+        self.context = ProxyContext(
             self._table,
             self._loads,
             metrics,
             config.gateway,
-            gate=self._gate,
+            access_control=self._access_control,
             limits=self._limits,
             spans=self._spans,
             admission=self._doors,
             settled=self.reporter.settle,
         )
-        self.plane.chooser = LoadBalancer(self.reporter.homes)
-        self.reporter.plane = self.plane
-        self._here = InflightRequests(self.plane)
+        self.context.chooser = LoadBalancer(self.reporter.homes)
+        self.reporter.context = self.context
+        self._here = InflightRequests(self.context)
         self._relay = Relay(
-            start.backstage, lambda: self.plane.max_body, config.gateway.connect_timeout_s
+            start.backstage, lambda: self.context.max_body, config.gateway.connect_timeout_s
         )
         self._routes = {
-            path.decode(): AsgiRoute(lambda: self.plane, route) for path, route in ROUTES.items()
+            path.decode(): AsgiRoute(lambda: self.context, route) for path, route in ROUTES.items()
         }
         self._draining: asyncio.Task[None] | None = None
 
     def server(self, tls: ServerTls | None) -> Server:
         """Serves inference here, and relays the rest."""
         context = None if tls is None else tls.context
-        return server(self._app, http=protocol_for(self.plane), tls=context, last_s=LAST_S)
+        return server(self._app, http=protocol_for(self.context), tls=context, last_s=LAST_S)
 
     async def _app(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
@@ -231,7 +231,7 @@ class _Desk:
             case Question():
                 self._channel.send(self._answer(message))
             case Drain():
-                self._gate.stopping = True
+                self._access_control.stopping = True
                 self._draining = asyncio.create_task(self._drain())
             case _:
                 raise AssertionError(message)
@@ -255,18 +255,18 @@ class _Desk:
         config = GatewayConfig.model_validate_json(settings.gateway)
         how = accesses(config.nodes, os.environ)
         self._limits = self._share(config.limits)
-        self.plane.use(config.gateway, self._limits)
-        self.plane.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
-        self._gate.insecure = config.gateway.insecure
+        self.context.use(config.gateway, self._limits)
+        self.context.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
+        self._access_control.insecure = config.gateway.insecure
         self._table.use_catalogue(Catalogue.model_validate_json(settings.catalogue))
 
     def _use_keys(self, keys: tuple[KeySpec, ...]) -> None:
-        self._gate.use_rows({key.name: key.row for key in keys})
+        self._access_control.use_rows({key.name: key.row for key in keys})
         made = [
             MadeKey(key.name, key.hash, KeyTerms.model_validate_json(key.terms), 0.0)
             for key in keys
         ]
-        self._gate.keyring.use((), made, asyncio.get_running_loop().time())
+        self._access_control.keyring.use((), made, asyncio.get_running_loop().time())
 
     def _answer(self, question: Question) -> Answer:
         try:
@@ -285,13 +285,13 @@ class _Desk:
 
     def end(self) -> None:
         """Cut off what is left."""
-        self.plane.cut_off()
+        self.context.cut_off()
         self.reporter.send()
 
     def close(self) -> None:
         """Let go of everything."""
         self.reporter.send()
-        self.plane.close()
+        self.context.close()
         self._relay.close()
         if self._spans is not None:
             self._spans.close()

@@ -65,7 +65,7 @@ class Reporter:
         self, channel: Channel[ToWorker], table: Table, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.homes = Homes()
-        self.plane: ProxyContext | None = None
+        self.context: ProxyContext | None = None
         self._channel = channel
         self._table = table
         self._loop = loop
@@ -75,43 +75,45 @@ class Reporter:
 
     def settle(
         self,
-        plane: ProxyContext,
-        trace: RequestRecord,
+        context: ProxyContext,
+        record: RequestRecord,
         now: float,
         *,
         key: Key | None,
         model: ModelId,
-        target: Endpoint | None,
+        endpoint: Endpoint | None,
         answer: EngineResponse | None,
         error: str | None,
     ) -> None:
         """See `settlement.settle`: limits and verdicts here, the books in the control process."""
-        if target is not None:
-            plane.fleet.release(target)
-            record_outcome(plane.fleet, target, trace.status, error)
+        if endpoint is not None:
+            context.fleet.release(endpoint)
+            record_outcome(context.fleet, endpoint, record.status, error)
         tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
         if key is not None:
-            plane.gate.leave(key, model, tokens_in, tokens_out, failed=error is not None)
-        name = key.name if key else trace.turned_away
+            context.access_control.leave(
+                key, model, tokens_in, tokens_out, failed=error is not None
+            )
+        name = key.name if key else record.turned_away
         over = traces.FinishedRequest(
-            trace, now, time.time(), name, model, target, tokens_in, tokens_out, error
+            record, now, time.time(), name, model, endpoint, tokens_in, tokens_out, error
         )
         line = over.line()
         ended = Ended(
             line=line,
-            target=target.number if isinstance(target, SharedTarget) else None,
-            seconds=now - trace.started,
-            first=trace.first_s,
-            queued=trace.queued_s,
+            endpoint=endpoint.number if isinstance(endpoint, SharedTarget) else None,
+            seconds=now - record.started,
+            first=record.first_s,
+            queued=record.queued_s,
             cached=cached,
-            engine=target.engine if target is not None else "",
+            engine=endpoint.engine if endpoint is not None else "",
             repairs=dict(answer.repairs) if answer is not None and answer.repairs else {},
         )
         self._ended.append(ended)
         self.soon()
-        plane.journal.entries.append(line)
-        if plane.spans is not None and trace.span is not None:
-            plane.spans.ended(trace.span, line, trace.started, now)
+        context.access_log.entries.append(line)
+        if context.spans is not None and record.span is not None:
+            context.spans.ended(record.span, line, record.started, now)
 
     def soon(self) -> None:
         """There is something to tell."""
@@ -123,11 +125,11 @@ class Reporter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        plane, touched = self.plane, self._table.touched
+        context, touched = self.context, self._table.touched
         flights = tuple((t.number, t.mine, t.most) for t in touched)
-        for target in touched:
-            target.most = target.mine
-        active = len(plane.active) if plane is not None else 0
+        for endpoint in touched:
+            endpoint.most = endpoint.mine
+        active = len(context.active) if context is not None else 0
         self._channel.send(Report(flights, tuple(self._ended), self.homes.new, active))
         touched.clear()
         self._ended.clear()
@@ -137,8 +139,8 @@ class Reporter:
         """Say that it lives, and how the loop does, until cancelled."""
         while True:
             await asyncio.sleep(PULSE_S)
-            assert self.plane is not None
-            metrics = self.plane.metrics
+            assert self.context is not None
+            metrics = self.context.metrics
             self._channel.send(Pulse(_taken(metrics.overhead), _taken(metrics.lag)))
 
 

@@ -58,8 +58,8 @@ class Table:
         self.on_touch: Callable[[], None] = lambda: None
         self._channel = channel
         self._metrics = metrics
-        self._profiles: dict[str, ModelConfig] = {}
-        self._targets: dict[int, SharedTarget] = {}
+        self._model_configs: dict[str, ModelConfig] = {}
+        self._endpoints: dict[int, SharedTarget] = {}
         self._of_model: dict[str, list[SharedTarget]] = {}
         self._ready: dict[str, list[Endpoint]] = {}
 
@@ -67,16 +67,16 @@ class Table:
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Replace the profiles."""
-        self._profiles = {profile.id: profile for profile in catalogue.models}
+        self._model_configs = {model_config.id: model_config for model_config in catalogue.models}
         self.names = ModelAliases(catalogue.models)
 
     def use(self, models: Mapping[str, Iterable[Spec]]) -> None:
         """Replace the rows of these models."""
         for model, specs in models.items():
             before = self._of_model.pop(model, [])
-            now = [self._target(spec) for spec in specs]
+            now = [self._endpoint(spec) for spec in specs]
             for gone in set(before) - set(now):
-                del self._targets[gone.number]
+                del self._endpoints[gone.number]
             if now:
                 self._of_model[model] = now
             self._ready[model] = [t for t in now if not t.draining]
@@ -86,13 +86,13 @@ class Table:
     def use_busy(self, busy: Mapping[int, int]) -> None:
         """Learn what the other workers have on targets."""
         for number, others in busy.items():
-            if (target := self._targets.get(number)) is not None:
-                target.in_flight = target.mine + others
+            if (endpoint := self._endpoints.get(number)) is not None:
+                endpoint.in_flight = endpoint.mine + others
 
-    def _target(self, spec: Spec) -> SharedTarget:
-        target = self._targets.get(spec.number)
-        if target is None:
-            target = self._targets[spec.number] = SharedTarget(
+    def _endpoint(self, spec: Spec) -> SharedTarget:
+        endpoint = self._endpoints.get(spec.number)
+        if endpoint is None:
+            endpoint = self._endpoints[spec.number] = SharedTarget(
                 id=InstanceId(spec.id),
                 model=ModelId(spec.model),
                 node=spec.node,
@@ -109,8 +109,12 @@ class Table:
                 overflow=spec.overflow,
                 number=spec.number,
             )
-        target.draining, target.trial, target.suspect = not spec.usable, spec.trial, spec.suspect
-        return target
+        endpoint.draining, endpoint.trial, endpoint.suspect = (
+            not spec.usable,
+            spec.trial,
+            spec.suspect,
+        )
+        return endpoint
 
     # -- `Routing` -----------------------------------------------------------------------------
 
@@ -118,9 +122,9 @@ class Table:
         """See `Routing`."""
         return self._ready.get(model, _NOBODY)
 
-    def profile(self, model: str) -> ModelConfig | None:
+    def model_config(self, model: str) -> ModelConfig | None:
         """See `Routing`."""
-        return self._profiles.get(model)
+        return self._model_configs.get(model)
 
     def known(self, name: str) -> ModelId | None:
         """See `Routing`."""
@@ -133,41 +137,43 @@ class Table:
         """See `Routing`."""
         return self.names.not_found(name, self._of_model)
 
-    def acquire(self, target: Endpoint) -> None:
+    def acquire(self, endpoint: Endpoint) -> None:
         """See `Routing`."""
-        assert isinstance(target, SharedTarget)
-        target.in_flight += 1
-        target.mine += 1
-        target.most = max(target.most, target.mine)
-        self.touched.add(target)
+        assert isinstance(endpoint, SharedTarget)
+        endpoint.in_flight += 1
+        endpoint.mine += 1
+        endpoint.most = max(endpoint.most, endpoint.mine)
+        self.touched.add(endpoint)
         self.on_touch()
-        if target.trial:
-            self._ready[target.model] = [t for t in self.ready(target.model) if t is not target]
+        if endpoint.trial:
+            self._ready[endpoint.model] = [
+                t for t in self.ready(endpoint.model) if t is not endpoint
+            ]
 
-    def release(self, target: Endpoint) -> None:
+    def release(self, endpoint: Endpoint) -> None:
         """See `Routing`."""
-        assert isinstance(target, SharedTarget)
-        target.in_flight -= 1
-        target.mine -= 1
-        self.touched.add(target)
+        assert isinstance(endpoint, SharedTarget)
+        endpoint.in_flight -= 1
+        endpoint.mine -= 1
+        self.touched.add(endpoint)
         self.on_touch()
 
-    def answered(self, target: Endpoint) -> None:
+    def answered(self, endpoint: Endpoint) -> None:
         """See `Routing`."""
-        assert isinstance(target, SharedTarget)
-        if target.suspect:
-            target.suspect = False
-            self._channel.send(Verdict(target.number, None))
+        assert isinstance(endpoint, SharedTarget)
+        if endpoint.suspect:
+            endpoint.suspect = False
+            self._channel.send(Verdict(endpoint.number, None))
 
-    def failed(self, target: Endpoint, reason: str) -> None:
+    def failed(self, endpoint: Endpoint, reason: str) -> None:
         """See `Routing`."""
-        assert isinstance(target, SharedTarget)
-        target.suspect = True
-        self._channel.send(Verdict(target.number, reason))
+        assert isinstance(endpoint, SharedTarget)
+        endpoint.suspect = True
+        self._channel.send(Verdict(endpoint.number, reason))
 
-    def untried(self, target: Endpoint) -> None:
+    def untried(self, endpoint: Endpoint) -> None:
         """See `Routing`."""
-        assert isinstance(target, SharedTarget)
-        ready = self._ready.setdefault(target.model, [])
-        if target.trial and not target.draining and target not in ready:
-            ready.append(target)
+        assert isinstance(endpoint, SharedTarget)
+        ready = self._ready.setdefault(endpoint.model, [])
+        if endpoint.trial and not endpoint.draining and endpoint not in ready:
+            ready.append(endpoint)

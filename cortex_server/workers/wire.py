@@ -224,7 +224,7 @@ class Ended(msgspec.Struct, array_like=True, frozen=True):
     """
 
     line: RequestLine
-    target: int | None
+    endpoint: int | None
     seconds: float
     first: float | None
     queued: float
@@ -266,7 +266,7 @@ class Pulse(_Message, frozen=True):
 class Verdict(_Message, frozen=True):
     """A target failed, with the reason; or did its work after it had failed."""
 
-    target: int
+    endpoint: int
     reason: str | None
 
 

@@ -18,6 +18,7 @@ from cortex_common.schema.instances import (
     ModelInfo,
     NodeStatus,
 )
+from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Metrics
 from generator.text import page, sentence, table
 from neuron_server.metrics import exposition
@@ -31,11 +32,11 @@ LABELS = {
     "`killed` or `hung`, or the [code](errors.md) of what ended its load",
     "harness": "kind of engine",
     "outcome": "of a load `ready` or `failed`; of a drain `idle` (done) or `busy` (given up)",
-    "reason": "`room` (an eviction), `idle`, `operator`, `defrag`, `drain` or `profile`",
+    "reason": "`room` (an eviction), `idle`, `operator`, `defrag`, `drain` or `model_config`",
     "device": "index of the device on its node",
     "state": "loading, ready, draining, stopping, stopped or failed",
     "version": "of cortex",
-    "what": "used, free, reserved, foreign, headroom or available",
+    "what": "used, free, reserved, other, headroom or available",
     "instance": "the instance",
     "file": "path of the file that the certificate was read from",
 }
@@ -48,7 +49,7 @@ The gateway's metrics have all of it but the headroom."""
 
 def metrics_page() -> str:
     """docs/reference/metrics.md."""
-    gateway = Metrics(lambda: FleetSnapshot(version=0, at=0.0)).collect()
+    gateway = GatewayCollector(Metrics(lambda: FleetSnapshot(version=0, at=0.0))).collect()
     rows = [(_name(f), sentence(f.documentation), f.type, _labels(f)) for f in gateway]
     of_node = [
         (_name(f), f.documentation, f.type, ", ".join(f"`{n}`" for n in f.samples[0].labels))

@@ -152,8 +152,8 @@ class MistralrsHarness:
         weights = self.weights_mb(spec)
         if spec.vram_mb is None or weights is None:
             return ["--pa-context-len", str(spec.context)] if spec.context else []
-        share = weights // max(1, spec.tensor_parallel)
-        budget = spec.vram_mb - share * 11 // 10 - _CUDA_CONTEXT_MB
+        grant = weights // max(1, spec.tensor_parallel)
+        budget = spec.vram_mb - grant * 11 // 10 - _CUDA_CONTEXT_MB
         return ["--pa-memory-mb", str(max(budget, _LEAST_KV_MB))]
 
 

@@ -42,16 +42,16 @@ class AttachedEngines:
     def __init__(
         self,
         registry: Registry,
-        holdings: InstanceRegistry,
-        occupancy: InflightCounts,
+        instances: InstanceRegistry,
+        inflight: InflightCounts,
         ledger: RunnerHost,
         state: StateDir,
         clock: Clock,
         hold: Callable[[Instance, Registered], ManagedInstance],
     ) -> None:
         self._registry = registry
-        self._holdings = holdings
-        self._occupancy = occupancy
+        self._instances = instances
+        self._inflight = inflight
         self._ledger = ledger
         self._state = state
         self._clock = clock
@@ -67,14 +67,14 @@ class AttachedEngines:
         for registered, harness in self._registry.attached():
             models = await harness.loaded()
             (self._reachable.discard if models is None else self._reachable.add)(harness.name)
-            held = [h.instance for h in self._holdings if h.registered is registered]
-            known = [i for i in held if i.state is not InstanceState.FAILED]
+            managed = [h.instance for h in self._instances if h.registered is registered]
+            known = [i for i in managed if i.state is not InstanceState.FAILED]
             now = self._clock.unix()
             for instance in loaded_by_others(harness.name, models or {}, known, now):
-                for failed in held:
+                for failed in managed:
                     if failed not in known and failed.spec.model_id == instance.spec.model_id:
-                        self._holdings.drop(failed.id)
-                self._hold(instance, registered).life.begin()
+                        self._instances.drop(failed.id)
+                self._hold(instance, registered).runner.begin()
         self._save()
 
     async def close(self) -> None:
@@ -144,14 +144,14 @@ class AttachedEngines:
 
     async def _in_use(self, registered: Registered, harness: AttachedHarness) -> bool:
         """Not every engine tells, so what this node relays to it counts too."""
-        held = [h.instance.id for h in self._holdings if h.registered is registered]
-        relayed = any(self._occupancy.of(instance) for instance in held)
+        managed = [h.instance.id for h in self._instances if h.registered is registered]
+        relayed = any(self._inflight.of(instance) for instance in managed)
         return relayed or bool(await harness.in_flight(harness.url))
 
     def _refuse_unsettled(self, registered: Registered) -> None:
-        for held in self._holdings:
-            instance = held.instance
-            if held.registered is registered and instance.state in _UNSETTLED:
+        for managed in self._instances:
+            instance = managed.instance
+            if managed.registered is registered and instance.state in _UNSETTLED:
                 raise Conflict(
                     f"instance {instance.id} in it is {instance.state}",
                     hints=("try again once that is over",),
@@ -164,14 +164,14 @@ class AttachedEngines:
         cycles = harness.age.cycles
         self._ledger.note("engine_restarting", harness=harness.name, cycles=cycles)
         ready = [
-            held
-            for held in self._holdings
-            if held.registered is registered and held.instance.state is InstanceState.READY
+            managed
+            for managed in self._instances
+            if managed.registered is registered and managed.instance.state is InstanceState.READY
         ]
         stage = "waiting for its engine's restart"
-        for held in ready:
-            self._ledger.change(advance(held.instance, InstanceState.LOADING, stage=stage))
-        await asyncio.gather(*(held.life.let_go() for held in ready))
+        for managed in ready:
+            self._ledger.change(advance(managed.instance, InstanceState.LOADING, stage=stage))
+        await asyncio.gather(*(managed.runner.let_go() for managed in ready))
         try:
             models = await harness.restart()
         except CortexError as failed:
@@ -180,9 +180,9 @@ class AttachedEngines:
             )
             raise
         finally:
-            for held in ready:
-                if held.instance.state is InstanceState.LOADING:
-                    held.life.begin()
+            for managed in ready:
+                if managed.instance.state is InstanceState.LOADING:
+                    managed.runner.begin()
             self._save()
         seconds = round(self._clock.monotonic() - begun, 3)
         self._ledger.note("engine_restarted", harness=harness.name, seconds=seconds)

@@ -23,7 +23,7 @@ MOST_WATCH_S = 2.0
 
 
 class AttachedRunner:
-    """Like `life.EngineLife`, without a process.
+    """Like `runner.EngineLife`, without a process.
 
     Args:
         instance: whose life.

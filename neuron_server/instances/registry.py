@@ -25,7 +25,7 @@ class ManagedInstance:
     """
 
     instance: Instance
-    life: Runner
+    runner: Runner
     registered: Registered
     saved: EngineRecord | None = None
     stopping: asyncio.Task[bool] | None = None
@@ -43,9 +43,9 @@ class InstanceRegistry:
     def __getitem__(self, instance: InstanceId) -> ManagedInstance:
         return self._by_id[instance]
 
-    def add(self, held: ManagedInstance) -> None:
+    def add(self, managed: ManagedInstance) -> None:
         """Hold it from now on."""
-        self._by_id[held.instance.id] = held
+        self._by_id[managed.instance.id] = managed
 
     def drop(self, instance: InstanceId) -> None:
         """Hold it no longer."""
@@ -54,18 +54,18 @@ class InstanceRegistry:
     @property
     def instances(self) -> list[Instance]:
         """All instances."""
-        return [held.instance for held in self]
+        return [managed.instance for managed in self]
 
     @property
     def trees(self) -> dict[InstanceId, TreeOf]:
         """What finds the processes of each engine that is ours and runs."""
-        engines = ((held.instance.id, held.life.engine) for held in self)
+        engines = ((managed.instance.id, managed.runner.engine) for managed in self)
         return {instance: engine.pids for instance, engine in engines if engine is not None}
 
     @property
     def ports(self) -> frozenset[int]:
         """Ports that are given away, whether or not an engine listens there yet."""
-        return frozenset(held.instance.port for held in self)
+        return frozenset(managed.instance.port for managed in self)
 
     def called(self, instance_id: str) -> Instance:
         """The instance of that id.
@@ -73,10 +73,10 @@ class InstanceRegistry:
         Raises:
             ModelNotFound: there is none.
         """
-        held = self._by_id.get(InstanceId(instance_id))
-        if held is None:
+        managed = self._by_id.get(InstanceId(instance_id))
+        if managed is None:
             raise ModelNotFound(f"this node has no instance {instance_id!r}")
-        return held.instance
+        return managed.instance
 
     def of_model(self, model_id: str, instance_id: str | None = None) -> list[ManagedInstance]:
         """The instances of a model, or only the one that is named.
@@ -85,9 +85,10 @@ class InstanceRegistry:
             ModelNotFound: nothing of that name is here.
         """
         found = [
-            held
-            for held in self
-            if held.instance.spec.model_id == model_id and instance_id in {None, held.instance.id}
+            managed
+            for managed in self
+            if managed.instance.spec.model_id == model_id
+            and instance_id in {None, managed.instance.id}
         ]
         if not found:
             raise self._unknown(model_id, instance_id)
@@ -100,7 +101,7 @@ class InstanceRegistry:
             ModelNotFound: nothing of that name is here.
             Unavailable: it is here, but not ready.
         """
-        found = [held.instance for held in self.of_model(model_id)]
+        found = [managed.instance for managed in self.of_model(model_id)]
         ready = [instance for instance in found if instance.state is InstanceState.READY]
         if not ready:
             states = ", ".join(sorted({str(instance.state) for instance in found}))

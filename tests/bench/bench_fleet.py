@@ -58,9 +58,9 @@ def status(node: int, devices: int, instances: int) -> NodeStatus:
 def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     """Run all situations."""
     names = [f"n{i:04}" for i in range(nodes)]
-    profiles = tuple(ModelConfig(id=f"model-{i}", harness="vllm") for i in range(MODELS))
+    model_configs = tuple(ModelConfig(id=f"model-{i}", harness="vllm") for i in range(MODELS))
     entries = tuple(NeuronEntry(name=n, endpoint=f"http://{n}:9090") for n in names)
-    fleet = Fleet(entries, Catalogue(models=profiles), SystemClock(), Metrics())
+    fleet = Fleet(entries, Catalogue(models=model_configs), SystemClock(), Metrics())
     statuses = [status(i, devices, instances // nodes) for i in range(nodes)]
     for name, said in zip(names, statuses, strict=True):
         fleet.discovered(name, discovery(devices))
@@ -90,7 +90,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     show("snapshot, nothing changed", milliseconds(lambda: fleet.snapshot))
     show("snapshot for placement, nothing changed", milliseconds(lambda: fleet.bare))
     show("snapshot and rooms after a request", milliseconds(after_a_request))
-    fleet.use_catalogue(Catalogue(models=profiles))
+    fleet.use_catalogue(Catalogue(models=model_configs))
     show("snapshot, every view anew", milliseconds(lambda: fleet.snapshot, 1))
 
 

@@ -88,23 +88,28 @@ def full_node(name: str, devices: int, models: int, rng: random.Random) -> NodeV
 
 def known(models: int, rng: random.Random) -> CurrentStats:
     """How the models stand, as a gateway has it from their loads and requests; few are favourites."""
-    profiles = {
+    model_configs = {
         name: ModelConfig.model_validate({"id": name, "harness": "vllm"})
         for name in (f"model-{m}" for m in range(models))
     }
     loads = (
         Measurement(
-            size_key(profile, DeviceKind.CUDA, 1), "", "n", SMALLEST_MB, rng.uniform(5, 90), NOW
+            size_key(model_config, DeviceKind.CUDA, 1),
+            "",
+            "n",
+            SMALLEST_MB,
+            rng.uniform(5, 90),
+            NOW,
         )
-        for profile in profiles.values()
+        for model_config in model_configs.values()
     )
-    knowledge = Measurements(loads)
+    measurements = Measurements(loads)
     counted = tuple(
         ModelView(ModelId(name), ModelState.READY, requests=int(1000 * rng.random() ** 4))
-        for name in profiles
+        for name in model_configs
     )
-    knowledge.observe(FleetSnapshot(1, NOW, (), counted), {}, 0.0)
-    return CurrentStats(knowledge, profiles, 60.0)
+    measurements.observe(FleetSnapshot(1, NOW, (), counted), {}, 0.0)
+    return CurrentStats(measurements, model_configs, 60.0)
 
 
 def milliseconds(work: Callable[[], object], times: int = 30) -> str:
@@ -122,32 +127,32 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
     rng = random.Random(7)
     made = tuple(full_node(f"n{i:04}", devices, models, rng) for i in range(nodes))
     snapshot = FleetSnapshot(1, NOW, made)
-    rooms = ClusterCapacity()
-    standings = known(models, rng)
-    world = ClusterState(rooms=rooms.of(snapshot), now=NOW, standings=standings)
+    capacities = ClusterCapacity()
+    stats = known(models, rng)
+    cluster = ClusterState(capacities=capacities.of(snapshot), now=NOW, stats=stats)
     instances = len(snapshot.instances())
     print(f"{nodes} nodes x {devices} devices, {models} models, {instances} instances, all full\n")
 
-    def show(name: str, wish: PlacementRequest, policy: Policy) -> None:
-        kind = type(plan(wish, world, policy)).__name__
-        print(f"{name:<52}{kind:<12}{milliseconds(lambda: plan(wish, world, policy))}")
+    def show(name: str, request: PlacementRequest, policy: Policy) -> None:
+        kind = type(plan(request, cluster, policy)).__name__
+        print(f"{name:<52}{kind:<12}{milliseconds(lambda: plan(request, cluster, policy))}")
 
-    def profile(name: str, mb: int, **more: object) -> ModelConfig:
+    def model_config(name: str, mb: int, **more: object) -> ModelConfig:
         return ModelConfig.model_validate(
             {"id": name, "harness": "vllm", "vram_mb": mb, "device_kind": "cuda"} | more
         )
 
-    new = profile("new", 60_000)
-    show("ready already", PlacementRequest(profile("model-3", 60_000)), Policy())
-    show("fits somewhere", PlacementRequest(profile("new", 10_000)), Policy())
+    new = model_config("new", 60_000)
+    show("ready already", PlacementRequest(model_config("model-3", 60_000)), Policy())
+    show("fits somewhere", PlacementRequest(model_config("new", 10_000)), Policy())
     show(
         "fits somewhere, spread",
-        PlacementRequest(profile("new", 10_000)),
+        PlacementRequest(model_config("new", 10_000)),
         Policy(prefer=Prefer.SPREAD),
     )
     for strategy in Strategy:
         show(f"needs an eviction, {strategy}", PlacementRequest(new), Policy(strategy=strategy))
-    four = profile("new", 400_000, min_devices=4)
+    four = model_config("new", 400_000, min_devices=4)
     for strategy in Strategy:
         show(
             f"evictions on 4 devices at once, {strategy}",
@@ -155,18 +160,20 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
             Policy(strategy=strategy),
         )
     show(
-        "impossible, with a reason per device", PlacementRequest(profile("new", 200_000)), Policy()
+        "impossible, with a reason per device",
+        PlacementRequest(model_config("new", 200_000)),
+        Policy(),
     )
 
     print()
     print(f"{'rooms, cold':<64}{milliseconds(lambda: ClusterCapacity().of(snapshot), 5)}")
-    print(f"{'rooms, nothing changed':<64}{milliseconds(lambda: rooms.of(snapshot))}")
+    print(f"{'capacities, nothing changed':<64}{milliseconds(lambda: capacities.of(snapshot))}")
     turn = iter(range(10**9))
 
     def one_changed() -> None:
         at = next(turn) % nodes
         changed = replace(made[at], seen_at=NOW + next(turn))
-        rooms.of(replace(snapshot, nodes=(*made[:at], changed, *made[at + 1 :])))
+        capacities.of(replace(snapshot, nodes=(*made[:at], changed, *made[at + 1 :])))
 
     print(f"{'rooms, one node changed':<64}{milliseconds(one_changed)}")
 

@@ -11,7 +11,7 @@ from clients.programs import Ended, run
 from clients_kit import SAY, answer, asked, in_turn, say
 from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import scripted_engine
-from rigs.plane import PlaneRig, running_plane
+from rigs.proxy import PlaneRig, running_plane
 
 from cortex_cli.client import Target
 from cortex_cli.client_settings import codex

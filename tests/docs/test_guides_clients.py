@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clients_kit import SAY, answer, asked, completion, say
 from rigs.engine import Call, scripted_engine
-from rigs.plane import running_plane
+from rigs.proxy import running_plane
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 PAGES = ("openai-sdk.md", "claude-code.md", "codex.md")

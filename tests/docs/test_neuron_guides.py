@@ -31,7 +31,7 @@ async def ready(runtime: Runtime) -> None:
     """Wait until the only instance is ready."""
     async with asyncio.timeout(20):
         async for _ in runtime.changes.follow(1.0):
-            (instance,) = runtime.holdings.instances
+            (instance,) = runtime.instances.instances
             assert instance.state is not InstanceState.FAILED, instance.error
             if instance.state is InstanceState.READY:
                 return
@@ -58,7 +58,7 @@ async def test_whoever_follows_the_guide_has_a_harness_that_works(tmp_path: Path
         await runtime.load(LoadSpec(model_id="files", harness="toy"))
         await ready(runtime)
         await runtime.unload(UnloadRequest(model_id="files"))
-        assert runtime.holdings.instances == []
+        assert runtime.instances.instances == []
     finally:
         await runtime.close()
 

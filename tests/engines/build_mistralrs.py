@@ -32,12 +32,12 @@ def build() -> Path:
     if cargo is None:
         sys.exit("there is no cargo on PATH: install Rust 1.88 or later (rustup.rs)")
     target = engines_dir() / "mistralrs-build"
-    profile = {f"CARGO_PROFILE_RELEASE_{name}": value for name, value in _QUICK.items()}
+    model_config = {f"CARGO_PROFILE_RELEASE_{name}": value for name, value in _QUICK.items()}
     install = [cargo, "install", CRATE, "--version", VERSION, "--locked"]
     subprocess.run(
         [*install, "--root", engines_dir() / "mistralrs"],
         check=True,
-        env=os.environ | profile | {"CARGO_TARGET_DIR": str(target)},
+        env=os.environ | model_config | {"CARGO_TARGET_DIR": str(target)},
     )
     built = find()
     if built is None:

@@ -29,8 +29,8 @@ def parse() -> argparse.Namespace:
     add("--port", type=int, required=True)
     add("--model", default="fake", help="id in /v1/models and in answers")
     add("--context", type=int, default=4096, help="context announced in /v1/models")
-    life = parser.add_argument_group("life")
-    add = life.add_argument
+    runner = parser.add_argument_group("runner")
+    add = runner.add_argument
     add(
         "--listen-after",
         type=float,
@@ -376,5 +376,5 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     chosen = parse()
-    held = load(chosen)
+    managed = load(chosen)
     asyncio.run(main(chosen))

@@ -22,7 +22,7 @@ def main() -> None:
     ):
         if failed:
             sys.exit(f"CUDA error {failed}")
-    print("held", flush=True)
+    print("managed", flush=True)
     sys.stdin.read()
 
 

@@ -23,7 +23,7 @@ from clients_kit import (
 from dialects_kit import anthropic_told, chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine
 from rigs.late import anthropic
-from rigs.plane import PlaneRig, running_plane
+from rigs.proxy import PlaneRig, running_plane
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
@@ -142,7 +142,7 @@ async def test_the_tool_loop_goes_around() -> None:
 async def test_tokens_are_counted_without_a_load() -> None:
     """count_tokens of a model that is not loaded is an estimate, at once."""
     async with (
-        running_plane({}, profiles=[ModelConfig(id="m", harness="embedded")]) as rig,
+        running_plane({}, model_configs=[ModelConfig(id="m", harness="embedded")]) as rig,
         claude(rig.url) as sdk,
     ):
         short = await sdk.messages.count_tokens(model="m", messages=HI)
@@ -223,7 +223,7 @@ async def test_a_stream_is_kept_alive_while_its_model_loads() -> None:
         scripted_engine(say(SAY)) as engine,
         running_plane(
             {},
-            profiles=[ModelConfig(id="m", harness="embedded")],
+            model_configs=[ModelConfig(id="m", harness="embedded")],
             settings=GatewaySection(cold_start_comment_after_s=0.02),
         ) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,

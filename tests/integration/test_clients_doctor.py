@@ -66,11 +66,11 @@ async def bad(call: Call) -> None:
 @contextlib.asynccontextmanager
 async def serving(script: Script) -> AsyncIterator[Served]:
     """A whole gateway over one model; its engine is asked to stream always, so scripts need only that."""
-    profile = ModelConfig(id="org/m", harness="scripted", context=CONTEXT, aliases=("m",))
+    model_config = ModelConfig(id="org/m", harness="scripted", context=CONTEXT, aliases=("m",))
     async with (
         scripted_engine(script) as engine,
         scripted_neuron({"org/m": engine.url}) as neuron,
-        running_gateway(profile, neurons={"n1": neuron.url}) as served,
+        running_gateway(model_config, neurons={"n1": neuron.url}) as served,
     ):
         fleet = served.gateway.fleet
         async with asyncio.timeout(10):

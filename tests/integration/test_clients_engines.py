@@ -90,7 +90,7 @@ def model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[Served]:
     """A gateway that knows a model of each engine, under claude- names too."""
-    profiles = [
+    model_configs = [
         ModelConfig(
             id=engine,
             harness=harness,
@@ -103,7 +103,7 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[Served]:
         )
         for engine, harness in (("embedded", "embedded"), ("llamacpp", "own-build"))
     ]
-    async with running_gateway(*profiles, neurons={"n1": neuron.url}) as gateway:
+    async with running_gateway(*model_configs, neurons={"n1": neuron.url}) as gateway:
         yield gateway
         await gateway.settled()
         async with asyncio.timeout(30):

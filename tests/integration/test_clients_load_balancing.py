@@ -10,7 +10,7 @@ import httpx
 import pytest
 from clients_kit import SAY, say
 from rigs.engine import ScriptedEngine, scripted_engine
-from rigs.plane import PlaneRig, ready, running_plane
+from rigs.proxy import PlaneRig, ready, running_plane
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 

@@ -13,11 +13,12 @@ from clients_kit import HI, SAY, SCHEMA, TALK, answer, asked, completion, gpt, s
 from dialects_kit import call, chunk, responses_told, usage, usage_chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine, whole
 from rigs.late import openai
-from rigs.plane import PlaneRig, ready, running_plane
+from rigs.proxy import PlaneRig, ready, running_plane
 
 from cortex_common.config.catalogue import ModelConfig, ParamsSection
 from cortex_common.config.gateway import GatewaySection
 from cortex_server.dialects.engine_traits import LLAMACPP
+from cortex_server.metrics.exposition import GatewayCollector
 
 FUNCTION = {"name": "weather", "parameters": SCHEMA}
 TOOLS = [{"type": "function", "function": FUNCTION}]
@@ -75,7 +76,12 @@ async def test_calls_of_a_careless_engine_arrive_whole_and_the_repairs_are_count
             final = await stream.get_final_completion()
         await idle(rig)
         counted = Counter(rig.metrics.repairs)
-        told = [s.labels for f in rig.metrics.collect() for s in f.samples if s.name == COUNTED]
+        told = [
+            s.labels
+            for f in GatewayCollector(rig.metrics).collect()
+            for s in f.samples
+            if s.name == COUNTED
+        ]
     calls = final.choices[0].message.tool_calls
     assert [(c.id, json.loads(c.function.arguments)["city"]) for c in calls] == [
         ("a", "Paris"),
@@ -303,7 +309,7 @@ async def test_embeddings_pass_with_the_clients_name_for_the_model() -> None:
     async with (
         scripted_engine(answer(body)) as engine,
         running_plane(
-            {"m": engine.url}, profiles=[ModelConfig(id="m", harness="x", aliases=("e",))]
+            {"m": engine.url}, model_configs=[ModelConfig(id="m", harness="x", aliases=("e",))]
         ) as rig,
         gpt(rig.url) as sdk,
     ):
@@ -397,12 +403,12 @@ async def ruled() -> AsyncIterator[tuple[PlaneRig, list[Call]]]:
         strip=("logit_bias",),
         clamp_max_tokens=True,
     )
-    profile = ModelConfig(
+    model_config = ModelConfig(
         id="org/m", harness="x", context=1000, aliases=("gpt-*", "claude-*"), params=params
     )
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"org/m": engine.url}, profiles=[profile]) as rig,
+        running_plane({"org/m": engine.url}, model_configs=[model_config]) as rig,
     ):
         yield rig, engine.calls
 
@@ -440,12 +446,12 @@ async def test_what_the_client_says_beats_a_default(ruled: tuple[PlaneRig, list[
 
 async def test_the_clamp_knows_the_instances_context() -> None:
     """What the instance takes counts where it is known, the profile's context elsewhere."""
-    profile = ModelConfig(
+    model_config = ModelConfig(
         id="m", harness="x", context=5000, params=ParamsSection(clamp_max_tokens=True)
     )
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"m": engine.url}, profiles=[profile]) as rig,
+        running_plane({"m": engine.url}, model_configs=[model_config]) as rig,
         gpt(rig.url) as sdk,
     ):
         for context in (None, 1000):

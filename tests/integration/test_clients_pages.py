@@ -6,7 +6,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 from rigs.engine import STREAM, Call, chunked, scripted_engine
-from rigs.plane import FACES, running_plane
+from rigs.proxy import FACES, running_plane
 
 from cortex_common.config.gateway import GatewaySection
 from cortex_server.auth.access_control import AccessControl
@@ -42,7 +42,9 @@ async def test_a_page_that_may_reads_answers_listings_and_errors(face, allowed):
     everybody = AccessControl(insecure=True)
     async with (
         scripted_engine(answer) as engine,
-        running_plane({"m": engine.url}, face=face, settings=settings, gate=everybody) as rig,
+        running_plane(
+            {"m": engine.url}, face=face, settings=settings, access_control=everybody
+        ) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
     ):
         asked = await page.options(CHAT, headers=ASKS)
@@ -83,7 +85,7 @@ async def test_origins_that_change_count_from_then_on():
         httpx.AsyncClient(base_url=rig.url) as page,
     ):
         assert (await page.options(CHAT, headers=ASKS)).status_code == 401
-        rig.plane.use(GatewaySection(allowed_origins=(PAGE,)), rig.plane.limits)
+        rig.context.use(GatewaySection(allowed_origins=(PAGE,)), rig.context.limits)
         assert (await page.options(CHAT, headers=ASKS)).status_code == 200
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rigs.engine import scripted_engine
 from rigs.late import anthropic, openai
-from rigs.plane import PlaneRig, running_plane
+from rigs.proxy import PlaneRig, running_plane
 from rigs.whole import running_gateway
 
 from cortex_common.config.access import KeyEntry, Scope
@@ -50,7 +50,9 @@ async def served() -> AsyncIterator[Served]:
     ring.use((key("all"), key("few", models=("org/small",))), (), 0.0)
     async with (
         scripted_engine() as engine,
-        running_plane({"org/big": engine.url}, profiles=PROFILES, gate=AccessControl(ring)) as rig,
+        running_plane(
+            {"org/big": engine.url}, model_configs=PROFILES, access_control=AccessControl(ring)
+        ) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         yield Served(rig, http)

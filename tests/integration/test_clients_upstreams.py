@@ -221,7 +221,7 @@ async def test_of_two_servers_on_one_host_each_gets_its_own_key() -> None:
         base = f"{provider.url}/other"
         below = UpstreamEntry(name="b", base_url=base, key="two", api_path="/api", models=["y"])
         async with running_gateway(upstreams=(above, below)) as served:
-            pool = served.gateway.plane.pool
+            pool = served.gateway.context.pool
             for upstream, key in ((above, b"Bearer one"), (below, b"Bearer two")):
                 found = pool.endpoint(upstream.endpoint)
                 told = (found.authorization, found.api_path.decode())
@@ -261,12 +261,12 @@ async def test_a_server_is_trusted_by_the_authority_that_is_named(tmp_path: Path
 async def test_a_model_in_both_places_is_balanced() -> None:
     """Requests at once are shared between a node and an upstream of the same model."""
     provider = Provider([{"id": "m"}])
-    gate = asyncio.Event()
+    access_control = asyncio.Event()
     local: list[Call] = []
 
     async def slow(call: Call) -> None:
         local.append(call)
-        await gate.wait()
+        await access_control.wait()
         await call.send(SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
 
     async with (
@@ -288,7 +288,7 @@ async def test_a_model_in_both_places_is_balanced() -> None:
         async with asyncio.timeout(10):
             while not (local and provider.asked):
                 await asyncio.sleep(0)
-        gate.set()
+        access_control.set()
         await asyncio.gather(*tasks)
         await served.settled()
         assert len(local) + len(provider.asked) == 8
@@ -392,10 +392,10 @@ async def test_nothing_is_ever_loaded_or_ended_there() -> None:
         with pytest.raises(Conflict, match="is an upstream"):
             await operator.load(LoadModel(model="m", node="cloud"))
         upkeep, now = DesiredState(0.01, 10.0), 100.0
-        profile = served.gateway.fleet.profile("m")
-        assert profile is not None
+        model_config = served.gateway.fleet.model_config("m")
+        assert model_config is not None
         for later in (now, now + 3600):
-            assert upkeep.due(snapshot, [profile], later).unload == ()
+            assert upkeep.due(snapshot, [model_config], later).unload == ()
 
 
 async def test_a_mistyped_name_suggests_what_only_a_node_knows() -> None:

@@ -23,12 +23,12 @@ async def test_an_engine_without_gpu_code_is_loaded_beside_the_card(tmp_path: Pa
         neuron=NeuronSection(state_dir=tmp_path / "state"),
         harnesses=(HarnessEntry(name="embedded"),),
     )
-    profile = ModelConfig(id="m", harness="embedded", source=str(weights), vram_mb=300)
+    model_config = ModelConfig(id="m", harness="embedded", source=str(weights), vram_mb=300)
     body = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
     devices = (NvmlSource(FakeNvml(Card(0))), CpuSource(2000))
     async with (
         served(config, devices) as neuron,
-        running_gateway(profile, neurons={"n": neuron.url}) as gateway,
+        running_gateway(model_config, neurons={"n": neuron.url}) as gateway,
         httpx.AsyncClient(base_url=gateway.url, timeout=60) as http,
     ):
         answer = await http.post("/v1/chat/completions", json=body)

@@ -248,14 +248,14 @@ async def test_three_models_take_turns_on_a_card_for_two(rig: NeuronRig, weights
     async with rig.client() as client:
         before = await reading(client)
         context = int(before.vram_available_mb * 0.4) * 1024 // KIB_PER_TOKEN
-        profiles = [
+        model_configs = [
             ModelConfig(
                 id=name, harness="llamacpp", source=str(weights), context=context, parallel=1
             )
             for name in "abc"
         ]
         async with (
-            running_gateway(*profiles, neurons={"card": rig.url}) as gateway,
+            running_gateway(*model_configs, neurons={"card": rig.url}) as gateway,
             httpx.AsyncClient(base_url=gateway.url, timeout=90) as http,
         ):
             there = []

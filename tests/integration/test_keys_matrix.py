@@ -9,7 +9,7 @@ import httpx
 import pytest
 from rigs.engine import Call, answer_stream, scripted_engine
 from rigs.late import anthropic, openai
-from rigs.plane import FACES, running_plane
+from rigs.proxy import FACES, running_plane
 from rigs.whole import running_gateway
 
 from cortex_common.client.gateway import OperatorClient
@@ -243,10 +243,12 @@ def ring_of(*keys: KeyEntry) -> AccessControl:
 @pytest.mark.parametrize("face", FACES)
 async def test_the_official_sdk_sees_its_own_errors(face):
     """The SDK raises its classes for a bad key, a forbidden model and a limit, and Retry-After is there."""
-    gate = ring_of(key("good", models=["m"], limits={"requests_per_minute": 1}))
+    access_control = ring_of(key("good", models=["m"], limits={"requests_per_minute": 1}))
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url, "n": engine.url}, face=face, gate=gate) as rig,
+        running_plane(
+            {"m": engine.url, "n": engine.url}, face=face, access_control=access_control
+        ) as rig,
     ):
 
         async def ask(secret: str, model: str) -> None:
@@ -263,19 +265,19 @@ async def test_the_official_sdk_sees_its_own_errors(face):
         with pytest.raises(openai.RateLimitError) as caught:
             await ask("good", "m")
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
-        gate.keyring.use([key("good", models=["m"])], (), 0.0)
+        access_control.keyring.use([key("good", models=["m"])], (), 0.0)
         with pytest.raises(openai.PermissionDeniedError):
             await ask("good", "n")
         await rig.settled()
-        assert gate.keyring.named("good").account.in_flight == 0
+        assert access_control.keyring.named("good").account.in_flight == 0
 
 
 async def test_anthropics_sdk_sees_its_own_errors():
     """Over /v1/messages a bad key, a forbidden model and a limit are Anthropic's errors, each with its type."""
-    gate = ring_of(key("good", models=["m"], limits={"requests_per_minute": 2}))
+    access_control = ring_of(key("good", models=["m"], limits={"requests_per_minute": 2}))
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url, "n": engine.url}, gate=gate) as rig,
+        running_plane({"m": engine.url, "n": engine.url}, access_control=access_control) as rig,
     ):
 
         async def ask(secret: str, model: str) -> str:
@@ -309,10 +311,10 @@ async def test_limits_hold_under_concurrency(face):
         await held.wait()
         await answer_stream(call)
 
-    gate = ring_of(key("k", limits={"max_in_flight": 5}))
+    access_control = ring_of(key("k", limits={"max_in_flight": 5}))
     async with (
         scripted_engine(hold) as engine,
-        running_plane({"m": engine.url}, face=face, gate=gate) as rig,
+        running_plane({"m": engine.url}, face=face, access_control=access_control) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"x-api-key": "k"}, timeout=30) as http,
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(40)]
@@ -326,8 +328,8 @@ async def test_limits_hold_under_concurrency(face):
         assert (statuses.count(200), statuses.count(429)) == (5, 35)
         assert len(engine.calls) == 5
         await rig.settled()
-        assert gate.keyring.named("k").account.in_flight == 0
-        assert {entry.line().key for entry in rig.plane.journal.entries} == {"k"}
+        assert access_control.keyring.named("k").account.in_flight == 0
+        assert {entry.line().key for entry in rig.context.journal.entries} == {"k"}
 
 
 async def test_a_full_gateway_queues_some_and_refuses_the_rest():
@@ -349,7 +351,7 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         await engine.call(0)
         queued = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
         async with asyncio.timeout(5):
-            while rig.plane.admission.waiting < 2:
+            while rig.context.admission.waiting < 2:
                 await asyncio.sleep(0)
         refused = await http.post(CHAT, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
@@ -361,7 +363,7 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         assert [answer.status_code for answer in answers] == [200] * 3
         assert answers[1].headers["x-cortex-queue-ms"].isdigit()
         await rig.settled()
-        assert rig.plane.admission.inside == 0
+        assert rig.context.admission.inside == 0
 
 
 async def test_a_request_whose_turn_does_not_come_has_waited():
@@ -375,7 +377,7 @@ async def test_a_request_whose_turn_does_not_come_has_waited():
         first = asyncio.create_task(http.post(CHAT, json=BODY))
         await engine.call(0)
         assert (await http.post(CHAT, json=BODY)).status_code == 429
-        (turned_away,) = rig.plane.journal.entries
+        (turned_away,) = rig.context.journal.entries
         assert turned_away.line().queue_ms >= 50
         first.cancel()
 
@@ -389,13 +391,13 @@ async def test_a_queued_request_whose_client_leaves_gives_its_place_up():
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
         async with asyncio.timeout(5):
-            while rig.plane.admission.waiting < 1:
+            while rig.context.admission.waiting < 1:
                 await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await rig.settled()
-        assert (rig.plane.admission.inside, rig.plane.admission.waiting) == (0, 0)
+        assert (rig.context.admission.inside, rig.context.admission.waiting) == (0, 0)
         assert len(engine.calls) <= 2
 
 
@@ -403,14 +405,14 @@ async def test_usage_is_told_by_key_model_and_day():
     """Tokens that the engine counted are the key's, at once in the usage."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, gate=ring_of(key("a"), key("b"))) as rig,
+        running_plane({"m": engine.url}, access_control=ring_of(key("a"), key("b"))) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         for secret, times in (("a", 2), ("b", 1)):
             for _ in range(times):
                 await http.post(CHAT, json=BODY, headers={"x-api-key": secret})
         await rig.settled()
-        used = rig.plane.gate.usage.taken()
+        used = rig.context.access_control.usage.taken()
         assert {k: (u.requests, u.tokens_in, u.tokens_out) for k, u in used.items()} == {
             ("a", "m"): (2, 14, 6),
             ("b", "m"): (1, 7, 3),
@@ -420,12 +422,12 @@ async def test_usage_is_told_by_key_model_and_day():
 @pytest.mark.parametrize("face", FACES)
 async def test_a_refused_client_keeps_its_connection(face):
     """A client at its limit gets its 429s over one connection, whether its body comes with the head or after it."""
-    gate = ring_of(key("k", limits={"requests_per_minute": 1}))
-    gate.enter([(b"x-api-key", b"k")], own=False)
+    access_control = ring_of(key("k", limits={"requests_per_minute": 1}))
+    access_control.enter([(b"x-api-key", b"k")], own=False)
     body = json.dumps(BODY).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
     async with (
-        running_plane({}, face=face, gate=gate) as rig,
+        running_plane({}, face=face, access_control=access_control) as rig,
         asyncio.timeout(10),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)

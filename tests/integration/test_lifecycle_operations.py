@@ -76,7 +76,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     await served.operator.load(LoadModel(model="ada", wait=True))
     pin = await served.operator.pin(PinModel(model="ada", node="here", for_s=0.5))
     assert pin.until is not None
-    told = next(e for e in served.gateway.trail.since(0) if e.event == "pinned")
+    told = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
     assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
     await until(lambda: not served.gateway.controller.pins.held)
     assert (await served.chat("bob")).status_code == 200
@@ -175,7 +175,7 @@ async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> No
         copying = "loading", "one"
         await until(
             lambda: any(
-                (e.event, e.facts.get("node")) == copying for e in served.gateway.trail.since(0)
+                (e.event, e.facts.get("node")) == copying for e in served.gateway.audit_log.since(0)
             )
         )
         await served.operator.uncordon("two")
@@ -195,8 +195,8 @@ async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path
             await served.operator.load(LoadModel(model=name, node="a", wait=True))
         plan = await served.operator.plan_drain("a")
         assert sorted(str(m.to_node) for m in plan.moves) == ["None", "b"]
-        victim = await served.operator.plan_evict(EvictModel(model="ada"))
-        assert victim.instance in {m.instance for m in plan.moves}
+        candidate = await served.operator.plan_evict(EvictModel(model="ada"))
+        assert candidate.instance in {m.instance for m in plan.moves}
         assert len(ready(served)) == 2
         done = await served.operator.drain(DrainNode(node="a"))
         assert done.moved == tuple(m.model for m in plan.moves if m.to_node == "b")
@@ -282,7 +282,7 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
         await served.operator.load(LoadModel(model="ada", wait=True))
         await served.operator.pin(PinModel(model="ada"))
         await served.operator.cordon("here")
-        await until(lambda: bool(served.gateway.controller.knowledge.measurements("ada")))
+        await until(lambda: bool(served.gateway.controller.measurements.measurements("ada")))
         detail = await served.operator.model("ada")
         assert detail.vram_mb == MODEL_MB
         assert detail.measured[0].loads == 1
@@ -299,28 +299,30 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
 ) -> None:
     """A shown plan is carried out without an interruption; shown for another state, it is refused."""
     models = (tiny(weights, "ada"), tiny(weights, "bob"))
-    room = 2 * MODEL_MB + 8
+    capacity = 2 * MODEL_MB + 8
     async with (
-        neuron(tmp_path / "one", room, ports=(18200, 18249)) as one,
-        neuron(tmp_path / "two", room, ports=(18250, 18299)) as two,
+        neuron(tmp_path / "one", capacity, ports=(18200, 18249)) as one,
+        neuron(tmp_path / "two", capacity, ports=(18250, 18299)) as two,
         gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
     ):
         await served.operator.load(LoadModel(model="ada", node="one", wait=True))
         await served.operator.load(LoadModel(model="bob", node="two", wait=True))
-        wish = DefragRequest(across=True)
-        plan = await served.operator.plan_defrag(wish)
+        request = DefragRequest(across=True)
+        plan = await served.operator.plan_defrag(request)
         assert len(plan.moves) == 1
         assert plan.after_mb >= plan.before_mb + MODEL_MB
         with pytest.raises(Conflict):
-            await served.operator.defrag(ApplyDefrag(wish=wish, plan="0123456789ab"))
+            await served.operator.defrag(ApplyDefrag(request=request, plan="0123456789ab"))
 
         async def as_shown() -> DefragView:
             while (
                 True
             ):  # a node that measures anew between showing and doing makes the plan an old one
-                shown = await served.operator.plan_defrag(wish)
+                shown = await served.operator.plan_defrag(request)
                 with contextlib.suppress(Conflict):
-                    return await served.operator.defrag(ApplyDefrag(wish=wish, plan=shown.plan))
+                    return await served.operator.defrag(
+                        ApplyDefrag(request=request, plan=shown.plan)
+                    )
 
         moving = asyncio.create_task(as_shown())
         while not moving.done():
@@ -329,7 +331,7 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
         assert (await moving).done
         await until(lambda: len({i.node for i in ready(served)}) == 1)
         assert sorted(i.model for i in ready(served)) == ["ada", "bob"]
-        assert (await served.operator.plan_defrag(wish)).moves == ()
+        assert (await served.operator.plan_defrag(request)).moves == ()
 
 
 async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def attached(tmp_path: Path) -> Iterator[Attached]:
         found.close()
 
 
-def profile(model: str) -> ModelConfig:
+def model_config(model: str) -> ModelConfig:
     """Of a model of that engine."""
     return ModelConfig.model_validate({"id": model, "harness": "shared", "vram_mb": 100})
 
@@ -44,7 +44,7 @@ def ready(served: Served) -> set[str]:
 
 def restarts(served: Served) -> int:
     """How many restarts the gateway has had done."""
-    return served.gateway.metrics.tally.restarts["beast", "shared", "restarted"]
+    return served.gateway.metrics.counters.restarts["beast", "shared", "restarted"]
 
 
 def whole(answer: httpx.Response) -> bool:
@@ -54,7 +54,7 @@ def whole(answer: httpx.Response) -> bool:
 
 async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: Attached) -> None:
     """The plan says so first; no stream is cut, who asks meanwhile waits, and at twice the cycles nobody has to ask."""
-    models = (profile("org/a"), profile("org/b"))
+    models = (model_config("org/a"), model_config("org/b"))
     sections = {"eviction": {"defrag_after_cycles": AFTER}}
     async with gateway({"beast": attached.rig.url}, models, **sections) as served:
         await until(lambda: ready(served) == {"org/a", "org/b"})

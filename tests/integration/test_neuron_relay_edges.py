@@ -83,7 +83,7 @@ async def attached(directory: Path, url: str) -> AsyncIterator[tuple[ServedNeuro
     async with served(config) as neuron:
         async with asyncio.timeout(10):
             async for _ in neuron.runtime.changes.follow(1.0):
-                (instance,) = neuron.runtime.holdings.instances
+                (instance,) = neuron.runtime.instances.instances
                 if instance.state is InstanceState.READY:
                     break
         yield neuron, f"/engines/{instance.id}/v1/chat/completions"
@@ -132,10 +132,10 @@ async def test_a_caller_that_leaves_ends_the_engines_side(
         _, writer = await ask(neuron, path, length=length)
         async with asyncio.timeout(10):
             await engine.begun.wait()
-            assert sum(neuron.runtime.occupancy.relayed.values()) == 1
+            assert sum(neuron.runtime.inflight.relayed.values()) == 1
             writer.close()
             await engine.gone.wait()
-            while neuron.runtime.occupancy.relayed:
+            while neuron.runtime.inflight.relayed:
                 await asyncio.sleep(0)
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
 

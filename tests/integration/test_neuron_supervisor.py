@@ -188,16 +188,16 @@ async def test_a_crashed_engine_comes_back_with_back_off(rig: NeuronRig, tmp_pat
 async def test_a_crash_is_as_grave_at_the_gateway_as_on_its_node(rig: NeuronRig):
     """The gateway's trail tells what a node saw with the level that the node gave it."""
     async with running_gateway(neurons={"n1": rig.url}) as served, rig.client() as client:
-        trail = served.gateway.trail
+        audit_log = served.gateway.audit_log
         async with asyncio.timeout(20):
-            while not any(e.event == "node_up" for e in trail.since(0)):
+            while not any(e.event == "node_up" for e in audit_log.since(0)):
                 await asyncio.sleep(0.01)
             await client.load(fake("grave", "--exit-at-load", "3"))
-            while not (told := [e for e in trail.since(0) if e.event == "instance_failed"]):
+            while not (told := [e for e in audit_log.since(0) if e.event == "instance_failed"]):
                 await asyncio.sleep(0.01)
         await client.unload(UnloadRequest(model_id="grave"))
     assert [(e.actor, e.level) for e in told] == [("node n1", "warn")]
-    levels = {e.event: e.level for e in trail.since(0)}
+    levels = {e.event: e.level for e in audit_log.since(0)}
     assert levels["load_admitted"] == "info"
 
 

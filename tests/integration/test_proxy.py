@@ -22,7 +22,7 @@ from rigs.engine import (
     whole,
 )
 from rigs.late import openai
-from rigs.plane import FACES, running_plane
+from rigs.proxy import FACES, running_plane
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
@@ -134,10 +134,10 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
 async def test_an_alias_is_rewritten_in_place(face):
     """A request for an alias reaches the engine under the model's id, all else unchanged."""
     body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
-    profile = ModelConfig(id="m", harness="scripted", aliases=("nick",))
+    model_config = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_plane({"m": engine.url}, face=face, profiles=[profile]) as rig,
+        running_plane({"m": engine.url}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         await client.post(CHAT, content=body)
@@ -174,9 +174,9 @@ async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
 
 async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
     """The hint names what was probably meant."""
-    profile = ModelConfig(id="Qwen/Qwen3-32B", harness="scripted")
+    model_config = ModelConfig(id="Qwen/Qwen3-32B", harness="scripted")
     async with (
-        running_plane({}, face=face, profiles=[profile]) as rig,
+        running_plane({}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         error = (await client.post(CHAT, json=BODY | {"model": "qwen3-32"})).json()["error"]
@@ -199,7 +199,7 @@ async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstr
             await engine.idle()
         await rig.settled()
         assert rig.fleet.snapshot.instances()[0].in_flight == 0
-        assert rig.plane.pool.live == 0
+        assert rig.context.pool.live == 0
 
 
 async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face):
@@ -245,8 +245,8 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(fac
 
 async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
     """Nobody is left waiting for a load that its only client gave up."""
-    profile = ModelConfig(id="m", harness="scripted")
-    async with running_plane({}, face=face, profiles=[profile]) as rig:
+    model_config = ModelConfig(id="m", harness="scripted")
+    async with running_plane({}, face=face, model_configs=[model_config]) as rig:
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
         await rig.loads.asked.wait()
@@ -258,16 +258,16 @@ async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(fa
 
 async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
     """It is answered once the model is ready, and says that it was a cold start."""
-    profile = ModelConfig(id="m", harness="scripted")
+    model_config = ModelConfig(id="m", harness="scripted")
     async with (
         scripted_engine() as engine,
-        running_plane({}, face=face, profiles=[profile]) as rig,
+        running_plane({}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
-        asking = asyncio.ensure_future(client.post(CHAT, json=BODY))
+        head = asyncio.ensure_future(client.post(CHAT, json=BODY))
         await rig.loads.asked.wait()
         rig.loads.outcome.set_result(("m-1", engine.url))
-        answer = await asking
+        answer = await head
         assert answer.content == STREAM
         assert answer.headers["x-cortex-cold-start"] == "true"
         assert rig.metrics.series("m", "n1").cold_starts == 1
@@ -275,9 +275,9 @@ async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
 
 async def test_a_failed_load_is_told_with_its_reason(face):
     """The waiting request gets the engine's reason as 503."""
-    profile = ModelConfig(id="m", harness="scripted")
+    model_config = ModelConfig(id="m", harness="scripted")
     async with (
-        running_plane({}, face=face, profiles=[profile]) as rig,
+        running_plane({}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         rig.loads.outcome.set_result(("out of memory", ""))
@@ -289,11 +289,11 @@ async def test_a_failed_load_is_told_with_its_reason(face):
 
 async def test_comments_keep_a_stream_alive_during_a_load(face):
     """A streamed request sees comments while it waits, then the stream itself; an SDK skips them."""
-    profile = ModelConfig(id="m", harness="scripted")
+    model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
         scripted_engine() as engine,
-        running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
+        running_plane({}, face=face, model_configs=[model_config], settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -323,7 +323,7 @@ async def test_an_engines_comments_are_no_tokens(face):
     ):
         pieces = answer.aiter_raw()
         assert await anext(pieces) == b": wait\n\n"
-        (exchange,) = rig.plane.active
+        (exchange,) = rig.context.active
         assert exchange.state is RequestState.PREFILL
         go.set()
         assert b"".join([piece async for piece in pieces]) == STREAM
@@ -332,10 +332,10 @@ async def test_an_engines_comments_are_no_tokens(face):
 
 async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
     """The 200 is out already, so the error comes as an event and there is no [DONE]."""
-    profile = ModelConfig(id="m", harness="scripted")
+    model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
-        running_plane({}, face=face, profiles=[profile], settings=settings) as rig,
+        running_plane({}, face=face, model_configs=[model_config], settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -395,7 +395,9 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
         answer = whole(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
         await call.send(answer[:-9])
         loop = asyncio.get_running_loop()
-        while not any((e.trace.first_byte or loop.time()) < loop.time() for e in rig.plane.active):
+        while not any(
+            (e.trace.first_byte or loop.time()) < loop.time() for e in rig.context.active
+        ):
             await asyncio.sleep(0)
         await call.send(answer[-9:])
 
@@ -409,7 +411,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
         series = rig.metrics.series("m", "n1")
         assert (series.tokens_out, sum(series.ttft.counts)) == (3, 1)
         assert sum(series.speed.counts) == sum(series.between.counts) == 0
-        assert rig.plane.journal.last(1)[0].tok_per_sec is None
+        assert rig.context.access_log.last(1)[0].tok_per_sec is None
 
 
 async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
@@ -537,7 +539,7 @@ async def test_a_stream_may_last_as_long_as_its_events_come(face):
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
         pieces, began = answer.aiter_raw(), asyncio.get_running_loop().time()
-        exchange = rig.plane.active.pop()  # nobody but this test looks at it
+        exchange = rig.context.active.pop()  # nobody but this test looks at it
         for number, word in enumerate((b"a", b"b", b"c")):
             assert await anext(pieces) == CHUNK % word
             exchange.check_silence(began + 60 * number)
@@ -606,7 +608,7 @@ async def test_a_client_that_takes_nothing_is_given_up(face):
         began = asyncio.get_running_loop().time()
         await reader.readuntil(b"\r\n\r\n")
         await stalled(sent)
-        (exchange,) = rig.plane.active
+        (exchange,) = rig.context.active
         exchange.check_silence(began + 99)
         assert not exchange.finished
         exchange.check_silence(asyncio.get_running_loop().time() + 101)
@@ -838,7 +840,9 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
                 await client.post(CHAT, json=BODY | {"stream": stream})
             await rig.settled()
             left = [
-                o for o in gc.get_objects() if isinstance(o, ProxyRequest) and o.plane is rig.plane
+                o
+                for o in gc.get_objects()
+                if isinstance(o, ProxyRequest) and o.context is rig.context
             ]
         finally:
             gc.enable()
@@ -855,7 +859,7 @@ async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collecto
                 async with httpx.AsyncClient(base_url=rig.url) as client:
                     await client.post(CHAT, json=BODY)
             await rig.settled()
-            rig.plane.pool.close()
+            rig.context.pool.close()
             async with asyncio.timeout(30):
                 while any(isinstance(o, Connection | PatientProtocol) for o in gc.get_objects()):
                     await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ import json
 import httpx
 import pytest
 from rigs.engine import STREAM, Call, chunked, scripted_engine, whole
-from rigs.plane import FACES, running_plane
+from rigs.proxy import FACES, running_plane
 
 
 @pytest.fixture(params=FACES)
@@ -140,7 +140,7 @@ async def test_a_client_that_closes_in_its_body_leaves_nothing_behind(face):
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
         await writer.drain()
         async with asyncio.timeout(5):
-            while not rig.plane.active:
+            while not rig.context.active:
                 await asyncio.sleep(0)
         writer.close()
         await rig.settled()

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from clients import build_go
 from rigs.engine import STREAM, scripted_engine
-from rigs.plane import FACES, running_plane
+from rigs.proxy import FACES, running_plane
 
 BODY = json.dumps(
     {"model": "m", "messages": [], "stream": True, "stream_options": {"include_usage": True}}

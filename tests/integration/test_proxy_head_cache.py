@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rigs.engine import Call, scripted_engine, whole
 from rigs.fleet import free_port
-from rigs.plane import running_plane
+from rigs.proxy import running_plane
 
 from cortex_common.config.access import KeyEntry
 from cortex_server.auth.access_control import AccessControl
@@ -96,7 +96,7 @@ async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
     ring.use([KeyEntry(name="k", hash=hash_of("secret"))], (), 0.0)
     async with (
         scripted_engine(what_came) as engine,
-        running_plane({"m": engine.url}, gate=AccessControl(ring)) as rig,
+        running_plane({"m": engine.url}, access_control=AccessControl(ring)) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"authorization": "Bearer secret"}) as client,
     ):
         body = {"model": "m", "prompt": "a"}

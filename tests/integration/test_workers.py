@@ -54,7 +54,7 @@ class House:
 
     gateway: GatewayProcess
     engine: ScriptedEngine
-    gate: Gated
+    access_control: Gated
     operator: OperatorClient
 
     def workers(self) -> list[int]:
@@ -97,10 +97,10 @@ class House:
 @contextlib.asynccontextmanager
 async def house(folder, *tables: str, **more: str) -> AsyncIterator[House]:
     """A running one; its model is ready."""
-    gate = Gated()
+    access_control = Gated()
     more["gateway"] = WORKERS + more.get("gateway", "")
     async with (
-        scripted_engine(gate) as engine,
+        scripted_engine(access_control) as engine,
         contextlib.AsyncExitStack() as at_the_end,
         scripted_neuron({"m": engine.url}) as neuron,
         gateway_process(folder, neuron_table("n", neuron.url), *tables, **more) as gateway,
@@ -108,7 +108,7 @@ async def house(folder, *tables: str, **more: str) -> AsyncIterator[House]:
     ):
         at_the_end.push_async_callback(engine.idle)
         await gateway.until(lambda s: bool(s.instances()), SECONDS)
-        yield House(gateway, engine, gate, operator)
+        yield House(gateway, engine, access_control, operator)
         # In order, so that no connection of a worker outlives its test.
         gateway.signal(signal.SIGTERM)
         assert await gateway.ended(SECONDS) == 0
@@ -129,7 +129,7 @@ def test_streams_through_both_workers_add_up(shared):
     """Requests over many connections reach both workers; counts, listings and metrics are the sums, and end at zero."""
 
     async def story(it: House) -> None:
-        it.gate.open.clear()
+        it.access_control.open.clear()
         before = len(it.engine.calls)
         asked = [asyncio.create_task(it.ask()) for _ in range(24)]
         await it.engine.call(before + 23)
@@ -142,7 +142,7 @@ def test_streams_through_both_workers_add_up(shared):
         ]
         assert len(connections) == 2
         assert min(connections) > 0
-        it.gate.open.set()
+        it.access_control.open.set()
         answers = await asyncio.gather(*asked)
         assert {a.content for a in answers} == {ANSWER}
         assert {a.headers["x-cortex-instance"] for a in answers} == {"m-0"}
@@ -198,7 +198,7 @@ def test_an_operator_ends_a_request_of_any_worker(shared):
     """Each of several requests is listed and can be cancelled, whichever worker has it."""
 
     async def story(it: House) -> None:
-        it.gate.open.clear()
+        it.access_control.open.clear()
         before = len(it.engine.calls)
         asked = [asyncio.create_task(it.ask()) for _ in range(6)]
         await it.engine.call(before + 5)
@@ -208,7 +208,7 @@ def test_an_operator_ends_a_request_of_any_worker(shared):
             assert (ended.id, ended.outcome) == (view.id, "cancelled")
         for answer in await asyncio.gather(*asked):
             assert b'"code":"cancelled"' in answer.content
-        it.gate.open.set()
+        it.access_control.open.set()
         await it.in_flight(0)
 
     shared(story)
@@ -218,14 +218,14 @@ def test_a_drained_instance_gets_nothing_more_from_any_worker(shared):
     """While an operator's unload waits for streams of both workers no request is let through, and no stream is cut."""
 
     async def story(it: House) -> None:
-        it.gate.open.clear()
+        it.access_control.open.clear()
         before = len(it.engine.calls)
         asked = [asyncio.create_task(it.ask()) for _ in range(8)]
         await it.engine.call(before + 7)
         with pytest.raises(CortexError) as busy:
             await it.operator.unload(UnloadModel(model="m", drain_timeout_s=0.3))
         assert busy.value.code == "still_busy"
-        it.gate.open.set()
+        it.access_control.open.set()
         assert {a.content for a in await asyncio.gather(*asked)} == {ANSWER}
         assert (await it.ask()).content == ANSWER
         await it.in_flight(0)
@@ -247,7 +247,7 @@ def test_an_instance_that_fails_is_left_alone_by_all_workers_and_tried_again(sha
         assert 503 in statuses
         (instance,) = (await it.operator.fleet()).instances()
         assert "closed the connection" in (instance.failing or "")
-        it.engine.script = it.gate
+        it.engine.script = it.access_control
         async with asyncio.timeout(SECONDS):
             while (await it.ask()).status_code != 200:
                 await asyncio.sleep(0.05)
@@ -266,7 +266,7 @@ def test_keys_made_at_run_time_hold_at_once_and_their_limits_for_all_workers(sha
         operator = await it.operator.create_key(CreateKey(name="op", scopes=("infer", "operator")))
         boss = it.gateway.operator(operator.secret)
         made = await boss.create_key(CreateKey(name="few", limits=limits))
-        it.gate.open.clear()
+        it.access_control.open.clear()
         before = len(it.engine.calls)
         asked = [asyncio.create_task(it.ask(made.secret)) for _ in range(12)]
         await it.engine.call(before + 3)
@@ -274,7 +274,7 @@ def test_keys_made_at_run_time_hold_at_once_and_their_limits_for_all_workers(sha
             while sum(t.done() for t in asked) < 8:
                 await asyncio.sleep(0.02)
         assert [k.in_flight for k in await boss.keys() if k.name == "few"] == [4]
-        it.gate.open.set()
+        it.access_control.open.set()
         statuses = sorted(a.status_code for a in await asyncio.gather(*asked))
         assert statuses == [200] * 4 + [429] * 8
         # Ten a minute: six are left, a few more come back while this runs.
@@ -298,7 +298,7 @@ def test_a_killed_worker_takes_only_its_own_connections_along(shared):
     """After kill -9 under load the other worker's streams end whole, the dead one is forgotten and replaced."""
 
     async def story(it: House) -> None:
-        it.gate.open.clear()
+        it.access_control.open.clear()
         before = len(it.engine.calls)
         asked = [asyncio.create_task(it.ask()) for _ in range(24)]
         await it.engine.call(before + 23)
@@ -312,7 +312,7 @@ def test_a_killed_worker_takes_only_its_own_connections_along(shared):
         await it.in_flight(lambda: sum(not t.done() for t in asked))
         lost = [t for t in asked if t.done()]
         assert all(isinstance(t.exception(), httpx.TransportError) for t in lost)
-        it.gate.open.set()
+        it.access_control.open.set()
         answers = await asyncio.gather(*(t for t in asked if t not in lost))
         assert {a.content for a in answers} == {ANSWER}
         assert 0 < len(answers) < 24
@@ -335,7 +335,7 @@ async def test_settings_queue_and_end_hold_for_both_workers(tmp_path):
         it.gateway.write(*tables, gateway=WORKERS, models=MODEL + 'aliases = ["nick"]\n')
         await it.operator.reload()
         assert (await it.ask()).status_code == 401
-        it.gate.open.clear()
+        it.access_control.open.clear()
         before = len(it.engine.calls)
         asked = [asyncio.create_task(it.ask("k", model="nick")) for _ in range(12)]
         await it.engine.call(before + 3)
@@ -350,7 +350,7 @@ async def test_settings_queue_and_end_hold_for_both_workers(tmp_path):
         assert (refused.status_code, int(refused.headers["retry-after"]) > 0) == (503, True)
         async with httpx.AsyncClient(base_url=it.gateway.url, timeout=SECONDS) as http:
             assert (await http.get("/ready")).status_code == 503
-        it.gate.open.set()
+        it.access_control.open.set()
         assert {a.content for a in await asyncio.gather(*asked)} == {ANSWER}
         assert await it.gateway.ended() == 0
 

@@ -36,7 +36,7 @@ class Served:
     async def settled(self) -> None:
         """Wait until no request is under way."""
         async with asyncio.timeout(10):
-            while self.gateway.plane.active:
+            while self.gateway.context.active:
                 await asyncio.sleep(0)
 
 

@@ -254,7 +254,7 @@ async def test_defrag_shows_its_moves_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [ApplyDefrag(wish=DefragRequest(), plan="p1")]
+        assert operator.calls == [ApplyDefrag(request=DefragRequest(), plan="p1")]
 
 
 async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
@@ -268,7 +268,7 @@ async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [ApplyDefrag(wish=DefragRequest(across=True), plan="p1")]
+        assert operator.calls == [ApplyDefrag(request=DefragRequest(across=True), plan="p1")]
 
 
 async def test_commands_ask_as_keys_do():

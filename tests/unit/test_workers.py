@@ -173,10 +173,10 @@ def test_a_key_is_limited_over_both_workers(boards):
     limits = KeyLimits(max_in_flight=2, requests_per_minute=3)
     gates = [SharedGate(view) for view in views]
     headers = [(b"authorization", b"Bearer s")]
-    for gate in gates:
-        gate.use_rows(rows)
+    for access_control in gates:
+        access_control.use_rows(rows)
         made = MadeKey("few", hash_of("s"), KeyTerms(limits=limits), 0.0)
-        gate.keyring.use((), [made], 0.0)
+        access_control.keyring.use((), [made], 0.0)
     key = gates[0].enter(headers, own=False)
     gates[1].enter(headers, own=False)
     with pytest.raises(RateLimited, match="2 requests under way"):

@@ -199,9 +199,9 @@ class OperatorClient(ControlClient):
             _NODE, "POST", "/operator/v1/nodes/drain", body=body, timeout=timeout
         )
 
-    async def plan_defrag(self, wish: DefragRequest) -> DefragView:
+    async def plan_defrag(self, request: DefragRequest) -> DefragView:
         """Which moves would make a large free block. Changes nothing."""
-        body = wish.model_dump(mode="json", exclude_none=True)
+        body = request.model_dump(mode="json", exclude_none=True)
         return await self.call(_DEFRAG, "POST", "/operator/v1/plan/defrag", body=body)
 
     async def defrag(self, request: ApplyDefrag) -> DefragView:
@@ -211,8 +211,8 @@ class OperatorClient(ControlClient):
             Conflict: the fleet has changed since.
         """
         body = request.model_dump(mode="json", exclude_none=True)
-        moves = request.wish.max_moves
-        timeout = request.wish.max_seconds * 3 + moves * request.drain_timeout_s + 300.0
+        moves = request.request.max_moves
+        timeout = request.request.max_seconds * 3 + moves * request.drain_timeout_s + 300.0
         return await self.call(_DEFRAG, "POST", "/operator/v1/defrag", body=body, timeout=timeout)
 
     async def plan_load(self, request: PlanLoad) -> PlanView:
@@ -246,9 +246,9 @@ class OperatorClient(ControlClient):
         """All API keys, without their secrets."""
         return await self.call(_KEYS, "GET", "/operator/v1/keys")
 
-    async def create_key(self, wish: CreateKey) -> CreatedKey:
+    async def create_key(self, request: CreateKey) -> CreatedKey:
         """Make a key; the answer is the only time that its secret is told."""
-        body = wish.model_dump(mode="json", exclude_defaults=True)
+        body = request.model_dump(mode="json", exclude_defaults=True)
         return await self.call(_CREATED, "POST", "/operator/v1/keys", body=body)
 
     async def revoke_key(self, name: str) -> KeyView:

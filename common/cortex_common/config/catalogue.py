@@ -186,11 +186,11 @@ class Catalogue(Section):
     @classmethod
     def _names_differ(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
         owner: dict[str, str] = {}
-        for profile in models:
-            for name in (profile.id, *profile.aliases):
+        for model_config in models:
+            for name in (model_config.id, *model_config.aliases):
                 if name in owner:
                     raise ValueError(
-                        f"{name!r} names two models: {owner[name]!r} and {profile.id!r}"
+                        f"{name!r} names two models: {owner[name]!r} and {model_config.id!r}"
                     )
-                owner[name] = profile.id
+                owner[name] = model_config.id
         return models

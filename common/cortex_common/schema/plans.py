@@ -158,11 +158,11 @@ class ApplyDefrag(StrictWire):
     """POST /operator/v1/defrag: carry out exactly the moves that were shown.
 
     Attributes:
-        wish: that was planned for.
+        request: the request that was planned for.
         plan: id of the plan that was shown; refused when the fleet has changed since.
     """
 
-    wish: DefragRequest = DefragRequest()
+    request: DefragRequest = DefragRequest()
     plan: str
     drain_timeout_s: Annotated[float, Field(ge=0)] = 300.0
 

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Histogram, Metrics
 
 
 def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """What Prometheus would read."""
     registry = CollectorRegistry()
-    registry.register(metrics)
+    registry.register(GatewayCollector(metrics))
     text = generate_latest(registry).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

@@ -18,9 +18,9 @@ from neuron_server.event_stream import StatusEvents, noted_before
 STATUS = NodeStatus(health=Health(uptime_secs=1.0))
 
 
-def events(changes: ChangeCounter, journal: EventLog, slow_s: float = 10.0) -> StatusEvents:
+def stream(changes: ChangeCounter, events: EventLog, slow_s: float = 10.0) -> StatusEvents:
     """The response to one reader of a runtime that has only what a reader needs."""
-    runtime = SimpleNamespace(changes=changes, journal=journal, status=lambda _: STATUS)
+    runtime = SimpleNamespace(changes=changes, events=events, status=lambda _: STATUS)
     return StatusEvents(runtime, lambda _: "", None, slow_s)
 
 
@@ -54,7 +54,7 @@ async def test_a_reader_that_takes_nothing_is_cut():
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    response = events(changes, EventLog(ManualClock(), changes), slow_s=0.05)
+    response = stream(changes, EventLog(ManualClock(), changes), slow_s=0.05)
     async with asyncio.timeout(5):
         await response({"type": "http"}, never, send)
     assert len(sent) == 2
@@ -63,7 +63,7 @@ async def test_a_reader_that_takes_nothing_is_cut():
 async def test_changes_while_a_reader_is_busy_are_one_message():
     """Nothing is queued: after a slow event the latest status and all new entries come in one message."""
     changes = ChangeCounter()
-    journal = EventLog(ManualClock(), changes)
+    events = EventLog(ManualClock(), changes)
     bodies: list[bytes] = []
 
     async def send(message: dict[str, object]) -> None:
@@ -72,12 +72,12 @@ async def test_changes_while_a_reader_is_busy_are_one_message():
         bodies.append(message["body"])
         if len(bodies) == 1:
             for number in range(5):
-                journal.note(f"entry_{number}")
+                events.note(f"entry_{number}")
         elif len(bodies) == 2:
             changes.end()
 
     async with asyncio.timeout(5):
-        await events(changes, journal)({"type": "http"}, never, send)
+        await stream(changes, events)({"type": "http"}, never, send)
     first, second, third, last = bodies
     assert first.count(b"event: status") == 1
     assert second.count(b"event: status") == 1
@@ -103,11 +103,11 @@ async def test_silence_is_filled_and_the_end_ends():
 def test_the_journal_is_bounded():
     """Only the latest entries are kept, under their own numbers."""
     changes = ChangeCounter()
-    journal = EventLog(ManualClock(unix=5.0), changes)
+    events = EventLog(ManualClock(unix=5.0), changes)
     for number in range(1000):
-        journal.note("event", instance=number, nothing=None)
-    kept = list(journal.since(0))
+        events.note("event", instance=number, nothing=None)
+    kept = list(events.since(0))
     assert len(kept) == 256
-    assert kept[-1][0] == journal.last == 1000
+    assert kept[-1][0] == events.last == 1000
     assert kept[-1][1].facts == {"instance": "999"}
-    assert list(journal.since(1000)) == []
+    assert list(events.since(1000)) == []

@@ -36,7 +36,7 @@ def entry(name: str, secret: str, **terms: object) -> KeyEntry:
     return KeyEntry.model_validate({"name": name, "hash": hash_of(secret)} | terms)
 
 
-def gate(*keys: KeyEntry, insecure: bool = False) -> AccessControl:
+def access_control(*keys: KeyEntry, insecure: bool = False) -> AccessControl:
     """A gate with these keys."""
     ring = Keyring()
     ring.use(keys, (), 0.0)
@@ -50,7 +50,7 @@ def bearer(secret: str) -> list[tuple[bytes, bytes]]:
 
 def test_either_credential_header_being_right_is_enough():
     """A stale bearer token beside a good x-api-key opens, and the other way round."""
-    guarded = gate(entry("a", "good"))
+    guarded = access_control(entry("a", "good"))
     for headers in (
         [(b"authorization", b"Bearer stale"), (b"x-api-key", b"good")],
         [(b"x-api-key", b"stale"), (b"authorization", b"bearer good")],
@@ -73,12 +73,12 @@ def test_either_credential_header_being_right_is_enough():
 def test_what_is_not_the_secret_opens_nothing(headers):
     """Neither no credential, nor another, nor the right one in the wrong place."""
     with pytest.raises(AuthenticationFailed):
-        gate(entry("a", "good")).check(headers, INFER, own=True)
+        access_control(entry("a", "good")).check(headers, INFER, own=True)
 
 
 def test_an_expired_key_opens_nothing_and_still_guards():
     """After its end a key is refused by name, and this host is not let in again because of that."""
-    guarded = gate(entry("a", "good", expires="2001-01-01"))
+    guarded = access_control(entry("a", "good", expires="2001-01-01"))
     with pytest.raises(AuthenticationFailed, match="'a' ended at 2001-01-01"):
         guarded.check(bearer("good"), INFER, own=True)
     with pytest.raises(AuthenticationFailed):
@@ -88,14 +88,14 @@ def test_an_expired_key_opens_nothing_and_still_guards():
 def test_a_key_without_the_scope_is_told_which_it_has():
     """403 names the scope that lacks."""
     with pytest.raises(PermissionRefused, match="lacks the scope operator; it has infer"):
-        gate(entry("a", "s"), entry("o", "t", scopes=["operator"])).check(
+        access_control(entry("a", "s"), entry("o", "t", scopes=["operator"])).check(
             bearer("s"), OPERATE, own=True
         )
 
 
 def test_without_keys_only_this_host_is_served():
     """Loopback passes; another host and what a proxy passes on do not, and are told how to open it."""
-    free = gate()
+    free = access_control()
     assert free.check([], INFER, own=True).name == "anybody"
     assert free.check(bearer("none"), OPERATE, own=True).name == "anybody"
     for headers, peer in (([], "10.0.0.1"), ([(b"x-forwarded-for", b"10.0.0.1")], "127.0.0.1")):
@@ -106,7 +106,7 @@ def test_without_keys_only_this_host_is_served():
 
 def test_insecure_opens_inference_but_never_the_operator_api():
     """Another host may ask models, and may not operate."""
-    free = gate(insecure=True)
+    free = access_control(insecure=True)
     assert free.check([], INFER, own=False).name == "anybody"
     with pytest.raises(AuthenticationFailed):
         free.check([], OPERATE, own=False)
@@ -114,13 +114,16 @@ def test_insecure_opens_inference_but_never_the_operator_api():
 
 def test_a_key_for_inference_does_not_lock_the_operator_out():
     """Each scope is guarded from its first key on, and not before."""
-    guarded = gate(entry("a", "s"))
+    guarded = access_control(entry("a", "s"))
     assert guarded.check([], OPERATE, own=True).name == "anybody"
 
 
 def test_insecure_still_counts_for_the_key_that_is_sent():
     """Who sends a key is that key, also where none is needed."""
-    assert gate(entry("a", "s"), insecure=True).check(bearer("s"), INFER, own=False).name == "a"
+    assert (
+        access_control(entry("a", "s"), insecure=True).check(bearer("s"), INFER, own=False).name
+        == "a"
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_a_bucket_never_gives_more_than_it_promises(per_minute, asks):
 
 def test_requests_a_minute_are_bounded_and_the_wait_is_told():
     """The third of two a minute is refused with the seconds until the next."""
-    guarded = gate(entry("a", "s", limits={"requests_per_minute": 2}))
+    guarded = access_control(entry("a", "s", limits={"requests_per_minute": 2}))
     for _ in range(2):
         guarded.leave(guarded.enter(bearer("s"), own=False), "m", 1, 1, failed=False)
     with pytest.raises(Busy) as caught:
@@ -223,7 +226,7 @@ def test_requests_a_minute_are_bounded_and_the_wait_is_told():
 
 def test_tokens_a_minute_are_counted_when_they_are_known():
     """An answer that overdraws the minute is whole; the next request waits for the debt."""
-    guarded = gate(entry("a", "s", limits={"tokens_per_minute": 100}))
+    guarded = access_control(entry("a", "s", limits={"tokens_per_minute": 100}))
     guarded.leave(guarded.enter(bearer("s"), own=False), "m", 100, 100, failed=False)
     with pytest.raises(Busy) as caught:
         guarded.enter(bearer("s"), own=False)
@@ -232,7 +235,7 @@ def test_tokens_a_minute_are_counted_when_they_are_known():
 
 def test_requests_at_once_are_bounded():
     """A place is free again when a request leaves."""
-    guarded = gate(entry("a", "s", limits={"max_in_flight": 1}))
+    guarded = access_control(entry("a", "s", limits={"max_in_flight": 1}))
     key = guarded.enter(bearer("s"), own=False)
     with pytest.raises(Busy):
         guarded.enter(bearer("s"), own=False)
@@ -349,29 +352,29 @@ def test_records_outlast_the_gateway(tmp_path: Path):
 async def test_usage_that_can_not_be_written_down_stops_nothing(tmp_path: Path):
     """What was written can be read, and the gateway ends as it should."""
     usage, records = Usage(), KeyStore(tmp_path / "x.sqlite")
-    desk = KeyService(Keyring(), usage, records, ())
+    key_service = KeyService(Keyring(), usage, records, ())
     usage.count("k", "m", 1, 1, failed=False)
-    assert len(await desk.usage("0000", "9999")) == 1
+    assert len(await key_service.usage("0000", "9999")) == 1
     usage.count("k", "m", 1, 1, failed=False)
     with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
         other.execute(
             "create trigger full before insert on usage begin select raise(abort, 'full'); end"
         )
-    assert len(await desk.usage("0000", "9999")) == 1
-    desk.close()
+    assert len(await key_service.usage("0000", "9999")) == 1
+    key_service.close()
 
 
 async def test_a_key_that_can_not_be_written_down_is_not_made(tmp_path: Path):
     """A full disk is told as such, and the name is free again once there is room."""
     records = KeyStore(tmp_path / "x.sqlite")
-    desk = KeyService(Keyring(), Usage(), records, ())
+    key_service = KeyService(Keyring(), Usage(), records, ())
     with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
         other.execute("alter table keys rename to away")
         with pytest.raises(Unavailable, match="can't be written down"):
-            await desk.create(CreateKey(name="k"))
-        assert desk.keys() == ()
+            await key_service.create(CreateKey(name="k"))
+        assert key_service.keys() == ()
         other.execute("alter table away rename to keys")
-    assert (await desk.create(CreateKey(name="k"))).key.name == "k"
+    assert (await key_service.create(CreateKey(name="k"))).key.name == "k"
     records.close()
 
 
@@ -410,7 +413,7 @@ def test_the_page_on_scopes_is_the_table():
 
 def test_problems_are_cortex_errors():
     """Whatever bytes come, the answer is an error of the tree, never another exception."""
-    guarded = gate(entry("a", "s"))
+    guarded = access_control(entry("a", "s"))
     for value in (b"\xff\xfe", b"Bearer ", b"bearer \x00", b"Bearer " + b"x" * 100_000):
         with pytest.raises(CortexError):
             guarded.check([(b"authorization", value)], INFER, own=False)

@@ -79,8 +79,8 @@ async def test_a_stream_is_counted_on_when_its_node_is_renamed_or_moved():
     old, renamed, moved = entry("a", "http://a"), entry("b", "http://a"), entry("b", "http://c")
     known = fleet(old)
     known.reported("a", status("i-1"))
-    (target,) = known.ready("m")
-    known.acquire(target)
+    (endpoint,) = known.ready("m")
+    known.acquire(endpoint)
     for now in (renamed, moved):
         known.use_nodes((now,))
         known.reported("b", status("i-1"))
@@ -88,5 +88,5 @@ async def test_a_stream_is_counted_on_when_its_node_is_renamed_or_moved():
     waiting = asyncio.create_task(known.when_idle(InstanceId("i-1")))
     await asyncio.sleep(0)
     assert not waiting.done()
-    known.release(target)
+    known.release(endpoint)
     await waiting

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core_worlds import NOW, device, instance, node, world, worlds
+from core_worlds import NOW, cluster, clusters, device, instance, node
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ budgets = st.builds(
 
 def free(before: ClusterState) -> dict[tuple[str, int], int]:
     """MiB available on each device."""
-    return {(r.node.name, d.index): d.available_mb for r in before.rooms for d in r.devices}
+    return {(r.node.name, d.index): d.available_mb for r in before.capacities for d in r.devices}
 
 
 def carried_out(found: Defrag, before: ClusterState) -> dict[tuple[str, int], int]:
@@ -36,16 +36,16 @@ def carried_out(found: Defrag, before: ClusterState) -> dict[tuple[str, int], in
     return left
 
 
-@given(worlds(), budgets, st.one_of(st.none(), st.integers(1, 800)))
+@given(clusters(), budgets, st.one_of(st.none(), st.integers(1, 800)))
 def test_a_defrag_keeps_its_promises(
     before: ClusterState, budget: Budget, wanted: int | None
 ) -> None:
     """Every copy has room when it is loaded, the block comes out as told, the budget holds, nobody pinned moves."""
-    found = defrag(before.rooms, before.standings, budget, wanted_mb=wanted)
+    found = defrag(before.capacities, before.stats, budget, wanted_mb=wanted)
     if found is None:
         return
     after = carried_out(found, before)
-    instances = {i.id: i for r in before.rooms for i in r.instances}
+    instances = {i.id: i for r in before.capacities for i in r.instances}
     assert after[found.node, found.device] == found.after_mb
     assert found.after_mb >= (wanted or 0)
     assert len(found.moves) <= budget.moves
@@ -54,12 +54,12 @@ def test_a_defrag_keeps_its_promises(
     assert budget.across or all(m.node == m.to_node for m in found.moves)
 
 
-@given(worlds(), budgets)
+@given(clusters(), budgets)
 def test_the_largest_block_never_shrinks(before: ClusterState, budget: Budget) -> None:
     """Without a wish, the largest free block grows or nothing is moved."""
-    found = defrag(before.rooms, before.standings, budget)
+    found = defrag(before.capacities, before.stats, budget)
     if found is not None:
-        usable = [d.available_mb for r in before.rooms for d in r.devices]
+        usable = [d.available_mb for r in before.capacities for d in r.devices]
         assert found.after_mb > found.before_mb
         assert max(carried_out(found, before).values()) >= max(usable, default=0)
 
@@ -72,13 +72,13 @@ def scattered(*sizes: tuple[int, ...]) -> ClusterState:
             made = instance(f"m{mb}", devices=(at,), mb=mb)
             placed.append(replace(made, id=InstanceId(f"{mb}@{at}")))
     fleet = node("n1", tuple(device(i, 300) for i in range(len(sizes))), tuple(placed))
-    return ClusterState(rooms=(node_capacity(fleet),), now=NOW)
+    return ClusterState(capacities=(node_capacity(fleet),), now=NOW)
 
 
 def test_scattered_instances_are_moved_together() -> None:
     """Two halves of free memory become one block by the one move that needs least."""
     before = scattered((100, 50), (150,))
-    found = defrag(before.rooms, {}, Budget(), wanted_mb=300)
+    found = defrag(before.capacities, {}, Budget(), wanted_mb=300)
     assert found is not None
     assert [(m.instance, m.to_device) for m in found.moves] == [("150@1", 0)]
     assert found.after_mb == 300
@@ -87,7 +87,7 @@ def test_scattered_instances_are_moved_together() -> None:
 def test_a_block_that_is_there_needs_no_move() -> None:
     """When the block exists already, the plan says where, and moves nothing."""
     before = scattered((100,), ())
-    found = defrag(before.rooms, {}, Budget(), wanted_mb=250)
+    found = defrag(before.capacities, {}, Budget(), wanted_mb=250)
     assert found == Defrag("n1", 1, 300, 300, ())
 
 
@@ -96,12 +96,12 @@ def test_the_quickest_of_equal_moves_is_taken() -> None:
     before = scattered((100,), (100,))
     slow, quick = (instance(m, devices=(at,)) for at, m in enumerate(("slow", "quick")))
     fleet = node("n1", (device(0, 300), device(1, 300)), (slow, quick))
-    before = replace(before, rooms=(node_capacity(fleet),))
-    standings = {
+    before = replace(before, capacities=(node_capacity(fleet),))
+    stats = {
         ModelId("slow"): ModelStats(reload_s=60),
         ModelId("quick"): ModelStats(reload_s=5),
     }
-    found = defrag(before.rooms, standings, Budget(), wanted_mb=300)
+    found = defrag(before.capacities, stats, Budget(), wanted_mb=300)
     assert found is not None
     assert [m.model for m in found.moves] == ["quick"]
 
@@ -110,8 +110,8 @@ def test_other_nodes_take_instances_only_when_allowed() -> None:
     """A block that needs another node's room is planned only with `across`."""
     one = node("n1", (device(0, 300),), (instance("a"),))
     two = node("n2", (device(0, 300),), (instance("b", "n2", mb=150),))
-    rooms = world(one, two).rooms
-    assert defrag(rooms, {}, Budget(), wanted_mb=300) is None
-    found = defrag(rooms, {}, Budget(across=True), wanted_mb=300)
+    capacities = cluster(one, two).capacities
+    assert defrag(capacities, {}, Budget(), wanted_mb=300) is None
+    found = defrag(capacities, {}, Budget(across=True), wanted_mb=300)
     assert found is not None
     assert [(m.node, m.to_node) for m in found.moves] == [("n1", "n2")]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core_worlds import NOW, device, instance, node, profile
+from core_worlds import NOW, device, instance, model_config, node
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
@@ -23,7 +23,7 @@ def keeper(ttl: float = 60.0) -> DesiredState:
 
 def wanted(**more: object) -> list[ModelConfig]:
     """The one profile of the catalogue."""
-    return [profile("a", **more)]
+    return [model_config("a", **more)]
 
 
 def test_an_idle_instance_goes_after_its_time() -> None:
@@ -66,15 +66,15 @@ def test_a_clock_that_jumps_unloads_nothing() -> None:
 def test_who_is_protected_stays() -> None:
     """Pinned and kept instances stay, and a profile's own time, 0 for never, wins over the general one."""
     a = instance("a")
-    for shown, profiles in (
+    for shown, model_configs in (
         (replace(a, pinned=True), wanted()),
         (a, wanted(replicas={"min": 1, "max": 1})),
         (a, wanted(ttl=0)),
         (replace(a, state=InstanceState.LOADING), wanted()),
     ):
         upkeep = keeper()
-        upkeep.due(fleet(shown), profiles, 0.0)
-        assert upkeep.due(fleet(shown), profiles, 1e6).unload == ()
+        upkeep.due(fleet(shown), model_configs, 0.0)
+        assert upkeep.due(fleet(shown), model_configs, 1e6).unload == ()
 
 
 def test_missing_replicas_are_wanted() -> None:
@@ -132,5 +132,5 @@ def test_no_replica_is_missed_before_every_node_has_told_what_it_holds() -> None
 
 def test_preloads_do_not_evict() -> None:
     """What is loaded at start is what asks for it, and it takes free room only."""
-    profiles = [profile("a", preload=True), profile("b")]
-    assert preloads(profiles) == (LoadKey("a", may_evict=False),)
+    model_configs = [model_config("a", preload=True), model_config("b")]
+    assert preloads(model_configs) == (LoadKey("a", may_evict=False),)

@@ -21,7 +21,7 @@ MISSING = st.dictionaries(st.integers(0, 2), st.integers(-50, 150), max_size=3)
 
 
 @st.composite
-def victims(draw: st.DrawFn, most: int = 8) -> list[EvictionCandidate]:
+def candidates(draw: st.DrawFn, most: int = 8) -> list[EvictionCandidate]:
     """Candidates on up to three devices."""
     frees = st.dictionaries(st.integers(0, 2), st.integers(0, 100), max_size=2)
     worths = st.integers(0, 30).map(lambda n: (float(n),))
@@ -48,7 +48,7 @@ def sufficient(
     ]
 
 
-@given(victims(), MISSING, st.sampled_from(Strategy))
+@given(candidates(), MISSING, st.sampled_from(Strategy))
 def test_a_choice_is_enough_and_exists_whenever_one_can(
     candidates: list[EvictionCandidate], missing: dict[int, int], strategy: Strategy
 ) -> None:
@@ -56,11 +56,11 @@ def test_a_choice_is_enough_and_exists_whenever_one_can(
     choice = cheapest(strategy, candidates, missing)
     assert (choice is not None) == enough(tuple(candidates), missing)
     if choice is not None:
-        assert enough(choice.victims, missing)
-        assert len({v.id for v in choice.victims}) == len(choice.victims)
+        assert enough(choice.candidates, missing)
+        assert len({v.id for v in choice.candidates}) == len(choice.candidates)
 
 
-@given(victims(), MISSING)
+@given(candidates(), MISSING)
 def test_lru_takes_the_set_whose_most_recent_member_is_oldest(
     candidates: list[EvictionCandidate], missing: dict[int, int]
 ) -> None:
@@ -72,10 +72,10 @@ def test_lru_takes_the_set_whose_most_recent_member_is_oldest(
             sorted((v.cost for v in chosen), reverse=True)
             for chosen in sufficient(candidates, missing)
         ]
-        assert sorted((v.cost for v in choice.victims), reverse=True) == min(others)
+        assert sorted((v.cost for v in choice.candidates), reverse=True) == min(others)
 
 
-@given(victims(), MISSING)
+@given(candidates(), MISSING)
 def test_cost_takes_the_set_with_the_least_sum(
     candidates: list[EvictionCandidate], missing: dict[int, int]
 ) -> None:
@@ -83,7 +83,7 @@ def test_cost_takes_the_set_with_the_least_sum(
     choice = cheapest(Strategy.COST, candidates, missing)
     if choice is not None:
         least = min(sum(v.cost[0] for v in c) for c in sufficient(candidates, missing))
-        assert sum(v.cost[0] for v in choice.victims) == least
+        assert sum(v.cost[0] for v in choice.candidates) == least
 
 
 @given(
@@ -105,14 +105,14 @@ def test_beyond_the_exact_search_the_sum_stays_within_twice_the_least(
     choice = cheapest(Strategy.COST, candidates, {0: missing_mb})
     # The least sum for each amount freed, as in the textbook knapsack.
     least = {0: 0.0}
-    for victim in candidates:
+    for candidate in candidates:
         for freed, spent in list(least.items()):
-            more, sum_ = freed + victim.frees[0], spent + victim.cost[0]
+            more, sum_ = freed + candidate.frees[0], spent + candidate.cost[0]
             least[more] = min(sum_, least.get(more, sum_))
     best = min((s for freed, s in least.items() if freed >= missing_mb), default=None)
     assert (choice is None) == (best is None)
     if choice is not None and best is not None:
-        assert sum(v.cost[0] for v in choice.victims) <= 2 * best
+        assert sum(v.cost[0] for v in choice.candidates) <= 2 * best
 
 
 def test_nothing_missing_needs_no_victim() -> None:
@@ -120,7 +120,7 @@ def test_nothing_missing_needs_no_victim() -> None:
     candidates = [EvictionCandidate(InstanceId("a"), {0: 10}, (1.0,))]
     choice = cheapest(Strategy.LRU, candidates, {0: 0})
     assert choice is not None
-    assert choice.victims == ()
+    assert choice.candidates == ()
 
 
 def test_priority_goes_before_recency() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_worlds import NOW, device, instance, node, profile, profiles, world, worlds
+from core_worlds import NOW, cluster, clusters, device, instance, model_config, model_configs, node
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,134 +36,134 @@ from cortex_server.placement.state import ClusterState, PlacementRequest
 LRU = Policy()
 PATIENCE_OVER = 1e9
 
-wishes = st.builds(
+requests = st.builds(
     PlacementRequest,
-    profile=profiles(),
+    model_config=model_configs(),
     waited_s=st.sampled_from([0.0, PATIENCE_OVER]),
     may_evict=st.booleans(),
 )
 policies = st.builds(Policy, strategy=st.sampled_from(Strategy), prefer=st.sampled_from(Prefer))
 
 
-def after(found: Load, wish: PlacementRequest, before: ClusterState) -> ClusterState:
+def after(found: Load, request: PlacementRequest, before: ClusterState) -> ClusterState:
     """The world once a plan is decided: its victims are leaving and its memory is promised."""
-    promise = Reservation(
+    reservation = Reservation(
         InstanceId("new"),
-        ModelId(wish.profile.id),
+        ModelId(request.model_config.id),
         found.node,
         found.devices,
         found.shape.size.device_mb,
         found.evictions,
     )
-    others = tuple(p for r in before.rooms for p in r.promised)
-    overlay = Overlay(promises=(*others, promise), leaving=frozenset(found.evictions))
-    snapshot = FleetSnapshot(2, NOW, tuple(r.node for r in before.rooms))
-    return replace(before, rooms=ClusterCapacity().of(snapshot, overlay))
+    others = tuple(p for r in before.capacities for p in r.reservations)
+    overlay = Overlay(reservations=(*others, reservation), leaving=frozenset(found.evictions))
+    snapshot = FleetSnapshot(2, NOW, tuple(r.node for r in before.capacities))
+    return replace(before, capacities=ClusterCapacity().of(snapshot, overlay))
 
 
-@given(wishes, worlds(), policies)
+@given(requests, clusters(), policies)
 def test_a_load_never_takes_more_than_there_is(
-    wish: PlacementRequest, before: ClusterState, policy: Policy
+    request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
     """On each device of a planned load, what is available and what its evictions free covers its share."""
-    found = plan(wish, before, policy)
+    found = plan(request, before, policy)
     if isinstance(found, Load):
-        room = next(r for r in before.rooms if r.node.name == found.node)
-        victims = [i for i in room.instances if i.id in found.evictions]
-        assert len(victims) == len(found.evictions)
+        capacity = next(r for r in before.capacities if r.node.name == found.node)
+        candidates = [i for i in capacity.instances if i.id in found.evictions]
+        assert len(candidates) == len(found.evictions)
         assert len(set(found.devices)) == found.shape.devices
-        for d in room.devices:
+        for d in capacity.devices:
             if d.index in found.devices:
-                freed = sum(frees(v).get(d.index, 0) for v in victims)
+                freed = sum(frees(v).get(d.index, 0) for v in candidates)
                 assert d.available_mb + freed >= found.shape.size.device_mb
-                assert device_refusal(wish.profile, d, wish.where) is None
-        assert node_refusal(wish.profile, room.node) is None
+                assert device_refusal(request.model_config, d, request.where) is None
+        assert node_refusal(request.model_config, capacity.node) is None
 
 
-@given(wishes, worlds(), policies)
+@given(requests, clusters(), policies)
 def test_victims_are_only_those_who_may_go(
-    wish: PlacementRequest, before: ClusterState, policy: Policy
+    request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
     """Nobody pinned, loading or kept by replicas.min goes, nor anybody busy before patience has ended."""
-    found = plan(wish, before, policy)
+    found = plan(request, before, policy)
     if isinstance(found, Load) and found.evictions:
-        assert wish.may_evict
-        instances = {i.id: i for r in before.rooms for i in r.instances}
+        assert request.may_evict
+        instances = {i.id: i for r in before.capacities for i in r.instances}
         for gone in found.evictions:
-            victim = instances[gone]
-            assert not victim.pinned
-            assert victim.state is InstanceState.READY
-            assert wish.waited_s or not victim.in_flight
-            keep = before.standings[victim.model].keep
+            candidate = instances[gone]
+            assert not candidate.pinned
+            assert candidate.state is InstanceState.READY
+            assert request.waited_s or not candidate.in_flight
+            keep = before.stats[candidate.model].keep
             stays = [
                 i
-                for r in before.rooms
+                for r in before.capacities
                 for i in r.instances
                 if r.node.state is NodeState.UP
-                and i.model == victim.model
+                and i.model == candidate.model
                 and i.state is InstanceState.READY
                 and i.id not in found.evictions
             ]
             assert len(stays) >= keep
 
 
-@given(wishes, worlds(), policies)
+@given(requests, clusters(), policies)
 def test_the_same_inputs_give_the_same_plan(
-    wish: PlacementRequest, before: ClusterState, policy: Policy
+    request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
     """A plan depends on nothing but its inputs."""
-    assert plan(wish, before, policy) == plan(wish, before, policy)
+    assert plan(request, before, policy) == plan(request, before, policy)
 
 
-@given(wishes, worlds(), policies)
+@given(requests, clusters(), policies)
 def test_a_decided_plan_leaves_nothing_to_do(
-    wish: PlacementRequest, before: ClusterState, policy: Policy
+    request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
     """Planning again after a load was decided joins it, wherever and whatever it evicts."""
-    found = plan(wish, before, policy)
+    found = plan(request, before, policy)
     if isinstance(found, Load):
-        again = plan(wish, after(found, wish, before), policy)
+        again = plan(request, after(found, request, before), policy)
         assert again == Join(found.node, None)
 
 
-@given(wishes, profiles(), worlds(), policies)
+@given(requests, model_configs(), clusters(), policies)
 def test_two_decided_plans_do_not_count_on_the_same_memory(
-    wish: PlacementRequest, other: ModelConfig, before: ClusterState, policy: Policy
+    request: PlacementRequest, other: ModelConfig, before: ClusterState, policy: Policy
 ) -> None:
     """A load planned while another's victims are still leaving has its memory without what they leave."""
-    first = plan(wish, before, policy)
+    first = plan(request, before, policy)
     if not isinstance(first, Load):
         return
     second_wish = PlacementRequest(other.model_copy(update={"id": "g"}), waited_s=PATIENCE_OVER)
-    second = plan(second_wish, after(first, wish, before), policy)
+    second = plan(second_wish, after(first, request, before), policy)
     if not isinstance(second, Load):
         return
     assert not set(first.evictions) & set(second.evictions)
-    for room in before.rooms:
-        instances = {i.id: i for i in room.instances}
-        for d in room.devices:
+    for capacity in before.capacities:
+        instances = {i.id: i for i in capacity.instances}
+        for d in capacity.devices:
             left = d.available_mb
             for found in (
                 second,
                 first,
             ):  # the second may be carried out before the first has its room
-                if room.node.name == found.node:
+                if capacity.node.name == found.node:
                     left += sum(frees(instances[v]).get(d.index, 0) for v in found.evictions)
                     left -= found.shape.size.device_mb if d.index in found.devices else 0
                     assert left >= 0
 
 
-@given(wishes, worlds(), policies)
+@given(requests, clusters(), policies)
 def test_nobody_goes_while_there_is_room(
-    wish: PlacementRequest, before: ClusterState, policy: Policy
+    request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
     """An eviction is planned only when no layout fits as things are."""
-    found = plan(wish, before, policy)
+    found = plan(request, before, policy)
     if isinstance(found, Load) and found.evictions:
-        assert not isinstance(plan(replace(wish, may_evict=False), before, policy), Load)
+        assert not isinstance(plan(replace(request, may_evict=False), before, policy), Load)
 
 
-@given(profiles(), worlds(), policies)
+@given(model_configs(), clusters(), policies)
 def test_impossible_means_that_waiting_would_not_help(
     wanted: ModelConfig, before: ClusterState, policy: Policy
 ) -> None:
@@ -171,15 +171,15 @@ def test_impossible_means_that_waiting_would_not_help(
     found = plan(PlacementRequest(wanted, waited_s=PATIENCE_OVER), before, policy)
     if not isinstance(found, Impossible):
         return
-    for room in before.rooms:
-        if node_refusal(wanted, room.node) is not None:
+    for capacity in before.capacities:
+        if node_refusal(wanted, capacity.node) is not None:
             continue
-        movable = [i for i in room.instances if not i.pinned and not before.standings[i.model].keep]
+        movable = [i for i in capacity.instances if not i.pinned and not before.stats[i.model].keep]
         for shape in shapes(wanted, {}):
             able: dict[str, int] = {}
-            for d in room.devices:
+            for d in capacity.devices:
                 freed = sum(frees(i).get(d.index, 0) for i in movable)
-                freed += sum(p.device_mb for p in room.promised if d.index in p.devices)
+                freed += sum(p.device_mb for p in capacity.reservations if d.index in p.devices)
                 roomy = d.available_mb + freed >= shape.size.device_mb
                 if (
                     roomy
@@ -191,18 +191,20 @@ def test_impossible_means_that_waiting_would_not_help(
             assert all(count < shape.devices for count in able.values())
 
 
-@given(worlds())
+@given(clusters())
 def test_remembered_rooms_are_the_rooms(before: ClusterState) -> None:
     """What `ClusterCapacity` remembers is what it would build anew."""
-    rooms = ClusterCapacity()
-    snapshot = FleetSnapshot(1, NOW, tuple(r.node for r in before.rooms))
+    capacities = ClusterCapacity()
+    snapshot = FleetSnapshot(1, NOW, tuple(r.node for r in before.capacities))
     assert (
-        rooms.of(snapshot) == rooms.of(snapshot) == tuple(node_capacity(n) for n in snapshot.nodes)
+        capacities.of(snapshot)
+        == capacities.of(snapshot)
+        == tuple(node_capacity(n) for n in snapshot.nodes)
     )
     gone = frozenset(i.id for i in snapshot.instances())
-    emptied = rooms.of(snapshot, Overlay(gone=gone))
-    assert all(not room.instances for room in emptied)
-    assert rooms.of(snapshot, NOTHING) == tuple(node_capacity(n) for n in snapshot.nodes)
+    emptied = capacities.of(snapshot, Overlay(gone=gone))
+    assert all(not capacity.instances for capacity in emptied)
+    assert capacities.of(snapshot, NOTHING) == tuple(node_capacity(n) for n in snapshot.nodes)
 
 
 # -- preferences ------------------------------------------------------------------------------------
@@ -212,14 +214,14 @@ def test_a_ready_instance_is_served() -> None:
     """A model that is ready is not loaded again."""
     a = instance("a")
     assert plan(
-        PlacementRequest(profile("a")), world(node("n1", (device(0),), (a,))), LRU
+        PlacementRequest(model_config("a")), cluster(node("n1", (device(0),), (a,))), LRU
     ) == Serve((a.id,))
 
 
 def test_an_instance_on_a_lost_node_serves_nobody() -> None:
     """A ready instance on a node that does not answer counts for nothing; another node loads the model."""
     lost = node("n1", (device(0),), (instance("a"),), state=NodeState.UNREACHABLE)
-    found = plan(PlacementRequest(profile("a")), world(lost, node("n2", (device(0),))), LRU)
+    found = plan(PlacementRequest(model_config("a")), cluster(lost, node("n2", (device(0),))), LRU)
     assert isinstance(found, Load)
     assert found.node == "n2"
 
@@ -227,14 +229,16 @@ def test_an_instance_on_a_lost_node_serves_nobody() -> None:
 def test_a_load_under_way_is_joined() -> None:
     """A model that another gateway loads is waited for."""
     a = instance("a", state=InstanceState.LOADING)
-    found = plan(PlacementRequest(profile("a")), world(node("n1", (device(0),), (a,))), LRU)
+    found = plan(PlacementRequest(model_config("a")), cluster(node("n1", (device(0),), (a,))), LRU)
     assert found == Join("n1", a.id)
 
 
 def test_packing_keeps_the_largest_block_whole() -> None:
     """`pack` takes the tightest device that has room."""
     n1 = node("n1", (device(0, 1000), device(1, 300)))
-    found = plan(PlacementRequest(profile("a", 200)), world(n1, node("n2", (device(0, 400),))), LRU)
+    found = plan(
+        PlacementRequest(model_config("a", 200)), cluster(n1, node("n2", (device(0, 400),))), LRU
+    )
     assert isinstance(found, Load)
     assert (found.node, found.devices) == ("n1", (1,))
 
@@ -244,7 +248,7 @@ def test_spreading_takes_the_emptiest_device() -> None:
     n1 = node("n1", (device(0, 1000), device(1, 300)))
     policy = Policy(prefer=Prefer.SPREAD)
     found = plan(
-        PlacementRequest(profile("a", 200)), world(n1, node("n2", (device(0, 400),))), policy
+        PlacementRequest(model_config("a", 200)), cluster(n1, node("n2", (device(0, 400),))), policy
     )
     assert isinstance(found, Load)
     assert (found.node, found.devices) == ("n1", (0,))
@@ -252,12 +256,12 @@ def test_spreading_takes_the_emptiest_device() -> None:
 
 def test_weights_on_disk_outweigh_a_tighter_fit() -> None:
     """Of nodes with room, one that has loaded the model before comes first."""
-    here = world(
+    here = cluster(
         node("n1", (device(0, 200),)),
         node("n2", (device(0, 1000),)),
         stored={ModelId("a"): frozenset({"n2"})},
     )
-    found = plan(PlacementRequest(profile("a", 200)), here, LRU)
+    found = plan(PlacementRequest(model_config("a", 200)), here, LRU)
     assert isinstance(found, Load)
     assert found.node == "n2"
 
@@ -265,21 +269,21 @@ def test_weights_on_disk_outweigh_a_tighter_fit() -> None:
 def test_a_gpu_comes_before_a_cpu() -> None:
     """A cpu device is used only where no GPU has room."""
     cpu = device(1, 200, kind=DeviceKind.CPU, name="cpu")
-    fleet = world(node("n1", (cpu, device(0, 1000))))
-    found = plan(PlacementRequest(profile("a", 200)), fleet, LRU)
+    fleet = cluster(node("n1", (cpu, device(0, 1000))))
+    found = plan(PlacementRequest(model_config("a", 200)), fleet, LRU)
     assert isinstance(found, Load)
     assert found.devices == (0,)
-    full = world(node("n1", (cpu, device(0, 100))))
-    found = plan(PlacementRequest(profile("a", 200)), full, LRU)
+    full = cluster(node("n1", (cpu, device(0, 100))))
+    found = plan(PlacementRequest(model_config("a", 200)), full, LRU)
     assert isinstance(found, Load)
     assert found.devices == (1,)
 
 
 def test_a_measured_size_beats_the_configured_one() -> None:
     """What a load was measured to take is planned with, whatever the profile says."""
-    wanted = profile("a", 900)
+    wanted = model_config("a", 900)
     sizes = {size_key(wanted, DeviceKind.CUDA, 1): Size(300, SizeSource.MEASURED)}
-    found = plan(PlacementRequest(wanted), world(node("n1", (device(0, 400),)), sizes=sizes), LRU)
+    found = plan(PlacementRequest(wanted), cluster(node("n1", (device(0, 400),)), sizes=sizes), LRU)
     assert isinstance(found, Load)
     assert found.shape.size == Size(300, SizeSource.MEASURED)
 
@@ -287,20 +291,20 @@ def test_a_measured_size_beats_the_configured_one() -> None:
 def test_a_model_is_spread_further_where_that_makes_it_fit() -> None:
     """A model too large for its least number of devices takes twice as many, where its profile allows."""
     four = node("n1", tuple(device(i, 300) for i in range(4)))
-    tight = profile("a", 1000, min_devices=2)
-    assert isinstance(plan(PlacementRequest(tight), world(four), LRU), Impossible)
-    wide = profile("a", 1000, min_devices=2, max_devices=4)
-    found = plan(PlacementRequest(wide), world(four), LRU)
+    tight = model_config("a", 1000, min_devices=2)
+    assert isinstance(plan(PlacementRequest(tight), cluster(four), LRU), Impossible)
+    wide = model_config("a", 1000, min_devices=2, max_devices=4)
+    found = plan(PlacementRequest(wide), cluster(four), LRU)
     assert isinstance(found, Load)
     assert found.devices == (0, 1, 2, 3)
 
 
 def test_unequal_cards_do_not_share_a_model_unless_allowed() -> None:
     """Devices of different types are put together only for `mixed_devices`."""
-    unequal = world(node("n1", (device(0, 500, name="L40"), device(1, 500, name="H200"))))
-    pair = profile("a", 800, min_devices=2)
+    unequal = cluster(node("n1", (device(0, 500, name="L40"), device(1, 500, name="H200"))))
+    pair = model_config("a", 800, min_devices=2)
     assert isinstance(plan(PlacementRequest(pair), unequal, LRU), Impossible)
-    mixed = profile("a", 800, min_devices=2, mixed_devices=True)
+    mixed = model_config("a", 800, min_devices=2, mixed_devices=True)
     assert isinstance(plan(PlacementRequest(mixed), unequal, LRU), Load)
 
 
@@ -320,7 +324,9 @@ def test_unequal_cards_do_not_share_a_model_unless_allowed() -> None:
 def test_each_refusal_says_why(wanted: dict[str, object], at: int | None, reason: str) -> None:
     """An impossible model gets, for each device or node, the requirement that is not met."""
     policy = Policy(labels={"n1": {"rack": "a"}})
-    found = plan(PlacementRequest(profile("a", **wanted)), world(node("n1", (device(0),))), policy)
+    found = plan(
+        PlacementRequest(model_config("a", **wanted)), cluster(node("n1", (device(0),))), policy
+    )
     assert isinstance(found, Impossible)
     assert [(r.node, r.device, r.reason) for r in found.refusals] == [("n1", at, reason)]
     assert not found.no_node
@@ -340,7 +346,9 @@ def test_a_cordon_that_is_in_the_way_is_named(
         node("n3", (device(0, 100),)),
     )
     found = plan(
-        PlacementRequest(profile("a", mb), where=PlacementConstraints(at)), world(*nodes), LRU
+        PlacementRequest(model_config("a", mb), where=PlacementConstraints(at)),
+        cluster(*nodes),
+        LRU,
     )
     assert isinstance(found, Impossible)
     assert found.cordoned == named
@@ -350,10 +358,10 @@ def test_an_engine_stands_only_on_devices_that_it_runs_on() -> None:
     """A card with more room is nothing for an engine without GPU code, as its node tells."""
     devices = (device(0), device(1, 500, kind=DeviceKind.CPU, name="EPYC"))
     here = node("n1", devices, harness_kinds={"fake": (DeviceKind.CPU,)})
-    found = plan(PlacementRequest(profile("a")), world(here), LRU)
+    found = plan(PlacementRequest(model_config("a")), cluster(here), LRU)
     assert isinstance(found, Load)
     assert (found.devices, found.shape.kind) == ((1,), DeviceKind.CPU)
-    too_large = plan(PlacementRequest(profile("a", 600)), world(here), LRU)
+    too_large = plan(PlacementRequest(model_config("a", 600)), cluster(here), LRU)
     assert isinstance(too_large, Impossible)
     assert too_large.refusals[0].reason == "engines of harness 'fake' do not run on a cuda device"
 
@@ -361,7 +369,7 @@ def test_an_engine_stands_only_on_devices_that_it_runs_on() -> None:
 def test_a_lost_device_holds_nothing() -> None:
     """A device that the driver lost is refused with the driver's reason."""
     lost = device(0, health=DeviceHealth.LOST, reason="fallen off the bus")
-    found = plan(PlacementRequest(profile("a")), world(node("n1", (lost,))), LRU)
+    found = plan(PlacementRequest(model_config("a")), cluster(node("n1", (lost,))), LRU)
     assert isinstance(found, Impossible)
     assert found.refusals[0].reason == "fallen off the bus"
 
@@ -369,7 +377,7 @@ def test_a_lost_device_holds_nothing() -> None:
 def test_a_fleet_that_does_not_answer_is_another_error() -> None:
     """With no node up, the plan says so instead of talking about memory."""
     down = node("n1", (device(0),), state=NodeState.UNREACHABLE, reason="connection refused")
-    found = plan(PlacementRequest(profile("a")), world(down), LRU)
+    found = plan(PlacementRequest(model_config("a")), cluster(down), LRU)
     assert isinstance(found, Impossible)
     assert found.no_node
     assert found.refusals[0].reason == "connection refused"
@@ -380,7 +388,7 @@ def test_a_node_that_would_do_and_does_not_answer_is_no_want_of_room(mb: int, pa
     """That others answer, which can't hold the model, makes nothing final of an outage of the one that can."""
     down = node("n1", (device(0),), state=NodeState.UNREACHABLE)
     small = node("n2", (device(0, 100),))
-    found = plan(PlacementRequest(profile("a", mb)), world(down, small), LRU)
+    found = plan(PlacementRequest(model_config("a", mb)), cluster(down, small), LRU)
     assert isinstance(found, Impossible)
     assert found.no_node is passes
 
@@ -390,7 +398,7 @@ def test_a_node_that_never_answered_may_have_what_the_others_lack() -> None:
     off = node("n1", (), state=NodeState.UNREACHABLE, harnesses=())
     small = node("n2", (device(0, 100),))
     found = [
-        plan(PlacementRequest(profile("a", 600, nodes=names)), world(off, small), LRU)
+        plan(PlacementRequest(model_config("a", 600, nodes=names)), cluster(off, small), LRU)
         for names in ((), ("n1",), ("n2",))
     ]
     assert [f.no_node for f in found if isinstance(f, Impossible)] == [True, True, False]
@@ -409,22 +417,22 @@ def test_a_node_that_never_answered_may_have_what_the_others_lack() -> None:
 def test_a_node_that_was_just_lost_is_expected_back(more: dict[str, float], waits: bool) -> None:
     """A neuron that restarts turns nobody away, however long it relays; one that stays away, or can't, does."""
     lost = node("n1", (device(0),), state=NodeState.UNREACHABLE, **more)
-    assert isinstance(plan(PlacementRequest(profile("a")), world(lost), LRU), Wait) is waits
+    assert isinstance(plan(PlacementRequest(model_config("a")), cluster(lost), LRU), Wait) is waits
     other = replace(lost, harnesses=("other",))
-    assert isinstance(plan(PlacementRequest(profile("a")), world(other), LRU), Impossible)
+    assert isinstance(plan(PlacementRequest(model_config("a")), cluster(other), LRU), Impossible)
 
 
 def test_a_node_not_heard_of_yet_is_waited_for() -> None:
     """While a gateway starts, a model is not called impossible before all nodes were tried."""
     new = node("n1", (), state=NodeState.CONNECTING)
-    assert isinstance(plan(PlacementRequest(profile("a")), world(new), LRU), Wait)
+    assert isinstance(plan(PlacementRequest(model_config("a")), cluster(new), LRU), Wait)
 
 
 def test_what_a_node_not_heard_of_yet_may_hold_is_not_loaded_twice() -> None:
     """A gateway that has just begun waits for the node that may have the model, and for no other."""
-    fleet = world(node("n1", (), state=NodeState.CONNECTING), node("n2", (device(0),)))
-    assert isinstance(plan(PlacementRequest(profile("a")), fleet, LRU), Wait)
-    assert isinstance(plan(PlacementRequest(profile("a", nodes=("n2",))), fleet, LRU), Load)
+    fleet = cluster(node("n1", (), state=NodeState.CONNECTING), node("n2", (device(0),)))
+    assert isinstance(plan(PlacementRequest(model_config("a")), fleet, LRU), Wait)
+    assert isinstance(plan(PlacementRequest(model_config("a", nodes=("n2",))), fleet, LRU), Load)
 
 
 # -- evictions ---------------------------------------------------------------------------------------
@@ -432,7 +440,7 @@ def test_what_a_node_not_heard_of_yet_may_hold_is_not_loaded_twice() -> None:
 
 def full(*instances: InstanceView) -> ClusterState:
     """A fleet of one device of 300 MiB that holds these instances."""
-    return world(node("n1", (device(0, 300),), instances))
+    return cluster(node("n1", (device(0, 300),), instances))
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -442,7 +450,7 @@ def test_the_least_recently_used_goes_first() -> None:
         instance("b", last_used=NOW - 99),
         instance("c", last_used=NOW - 50),
     )
-    found = plan(PlacementRequest(profile("f", 100)), fleet, LRU)
+    found = plan(PlacementRequest(model_config("f", 100)), fleet, LRU)
     assert isinstance(found, Load)
     assert found.evictions == ("b@n1/0",)
 
@@ -450,8 +458,10 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_a_young_instance_is_spared_until_patience_ends() -> None:
     """An instance that was ready for less time than its load took goes only after waiting."""
     fleet = full(instance("a", mb=300, started_at=NOW - 30, load_seconds=20.0))
-    assert isinstance(plan(PlacementRequest(profile("f", 100), waited_s=0.0), fleet, LRU), Wait)
-    found = plan(PlacementRequest(profile("f", 100), waited_s=5.0), fleet, LRU)
+    assert isinstance(
+        plan(PlacementRequest(model_config("f", 100), waited_s=0.0), fleet, LRU), Wait
+    )
+    found = plan(PlacementRequest(model_config("f", 100), waited_s=5.0), fleet, LRU)
     assert isinstance(found, Load)
     assert found.evictions == ("a@n1/0",)
 
@@ -459,28 +469,28 @@ def test_a_young_instance_is_spared_until_patience_ends() -> None:
 def test_a_busy_instance_is_drained_only_after_patience_ends() -> None:
     """Room that running requests hold is waited for, then drained."""
     fleet = full(instance("a", mb=300, in_flight=3))
-    assert plan(PlacementRequest(profile("f"), waited_s=0.0), fleet, LRU) == Wait(
+    assert plan(PlacementRequest(model_config("f"), waited_s=0.0), fleet, LRU) == Wait(
         (InstanceId("a@n1/0"),), "the room is held by busy instances on n1"
     )
-    assert isinstance(plan(PlacementRequest(profile("f"), waited_s=5.0), fleet, LRU), Load)
+    assert isinstance(plan(PlacementRequest(model_config("f"), waited_s=5.0), fleet, LRU), Load)
 
 
 def test_a_busy_young_instance_is_drained_last_of_all() -> None:
     """What was just loaded and is in use stays for its residency more than patience, so that models do not thrash."""
     made = instance("a", mb=300, in_flight=3, started_at=NOW - 30, load_seconds=20.0)
     fleet = full(made)
-    assert isinstance(plan(PlacementRequest(profile("f"), waited_s=5.0), fleet, LRU), Wait)
+    assert isinstance(plan(PlacementRequest(model_config("f"), waited_s=5.0), fleet, LRU), Wait)
     late = LRU.patience_s + LRU.min_residency_s
-    assert isinstance(plan(PlacementRequest(profile("f"), waited_s=late), fleet, LRU), Load)
+    assert isinstance(plan(PlacementRequest(model_config("f"), waited_s=late), fleet, LRU), Load)
 
 
 def test_an_idle_instance_elsewhere_goes_before_a_busy_one() -> None:
     """A node with an idle victim is chosen over one whose victim is busy, however long ago that was used."""
-    fleet = world(
+    fleet = cluster(
         node("n1", (device(0, 100),), (instance("a", in_flight=1, last_used=NOW - 999),)),
         node("n2", (device(0, 100),), (instance("b", "n2", last_used=NOW - 1),)),
     )
-    found = plan(PlacementRequest(profile("f", 100), waited_s=PATIENCE_OVER), fleet, LRU)
+    found = plan(PlacementRequest(model_config("f", 100), waited_s=PATIENCE_OVER), fleet, LRU)
     assert isinstance(found, Load)
     assert found.evictions == ("b@n2/0",)
 
@@ -488,7 +498,7 @@ def test_an_idle_instance_elsewhere_goes_before_a_busy_one() -> None:
 def test_a_pinned_fleet_is_impossible_at_once() -> None:
     """Where only pinned instances hold the memory, nobody is kept waiting."""
     fleet = full(instance("a", mb=300, pinned=True))
-    found = plan(PlacementRequest(profile("f"), waited_s=0.0), fleet, LRU)
+    found = plan(PlacementRequest(model_config("f"), waited_s=0.0), fleet, LRU)
     assert isinstance(found, Impossible)
     assert found.refusals[0].missing_mb == 100
     assert found.refusals[0].reason.endswith("; pinned there: a")
@@ -498,10 +508,10 @@ def test_an_operators_pin_holds_like_a_configured_one() -> None:
     """A pin laid over the snapshot protects the instance, on its node or on any."""
     fleet = node("n1", (device(0, 300),), (instance("a", mb=300),))
     for where in ("n1", None):
-        pinned = world(fleet, overlay=Overlay(pins=frozenset({(ModelId("a"), where)})))
-        assert isinstance(plan(PlacementRequest(profile("f")), pinned, LRU), Impossible)
-    elsewhere = world(fleet, overlay=Overlay(pins=frozenset({(ModelId("a"), "n2")})))
-    assert isinstance(plan(PlacementRequest(profile("f")), elsewhere, LRU), Load)
+        pinned = cluster(fleet, overlay=Overlay(pins=frozenset({(ModelId("a"), where)})))
+        assert isinstance(plan(PlacementRequest(model_config("f")), pinned, LRU), Impossible)
+    elsewhere = cluster(fleet, overlay=Overlay(pins=frozenset({(ModelId("a"), "n2")})))
+    assert isinstance(plan(PlacementRequest(model_config("f")), elsewhere, LRU), Load)
 
 
 def test_the_last_kept_replica_stays() -> None:
@@ -509,10 +519,10 @@ def test_the_last_kept_replica_stays() -> None:
     kept = {ModelId("a"): ModelStats(keep=1)}
     one = node("n1", (device(0, 100),), (instance("a"),))
     assert isinstance(
-        plan(PlacementRequest(profile("f")), world(one, standings=kept), LRU), Impossible
+        plan(PlacementRequest(model_config("f")), cluster(one, stats=kept), LRU), Impossible
     )
     two = node("n2", (device(0, 100),), (instance("a", "n2", last_used=NOW - 999),))
-    found = plan(PlacementRequest(profile("f")), world(one, two, standings=kept), LRU)
+    found = plan(PlacementRequest(model_config("f")), cluster(one, two, stats=kept), LRU)
     assert isinstance(found, Load)
     assert found.evictions == ("a@n2/0",)
 
@@ -522,38 +532,41 @@ def test_room_that_is_on_its_way_is_waited_for() -> None:
     for state in (InstanceState.STOPPING, InstanceState.LOADING):
         fleet = full(instance("a", mb=300, state=state))
         assert isinstance(
-            plan(PlacementRequest(profile("f"), waited_s=PATIENCE_OVER), fleet, LRU), Wait
+            plan(PlacementRequest(model_config("f"), waited_s=PATIENCE_OVER), fleet, LRU), Wait
         )
 
 
 def test_cost_keeps_what_is_asked_for_often() -> None:
     """Under `cost` the model that nobody asks for goes, though the other was used longer ago."""
-    standings = {
+    stats = {
         ModelId("hot"): ModelStats(reload_s=30, rate=1.0),
         ModelId("cold"): ModelStats(reload_s=30, rate=0.0001),
     }
-    fleet = world(
+    fleet = cluster(
         node(
             "n1",
             (device(0, 200),),
             (instance("hot", last_used=NOW - 60), instance("cold", last_used=NOW - 1)),
         ),
-        standings=standings,
+        stats=stats,
     )
-    found = plan(PlacementRequest(profile("f", 100)), fleet, Policy(strategy=Strategy.COST))
+    found = plan(PlacementRequest(model_config("f", 100)), fleet, Policy(strategy=Strategy.COST))
     assert isinstance(found, Load)
     assert found.evictions == ("cold@n1/0",)
 
 
 def test_an_operator_chooses_node_and_devices() -> None:
     """A wish for a node and a device is placed there and nowhere else."""
-    fleet = world(
+    fleet = cluster(
         node("n1", (device(0), device(1))),
         node("n2", (device(0), device(1)), (instance("a", "n2", (0,)),)),
     )
-    found = plan(PlacementRequest(profile("a"), where=PlacementConstraints("n1", (1,))), fleet, LRU)
+    found = plan(
+        PlacementRequest(model_config("a"), where=PlacementConstraints("n1", (1,))), fleet, LRU
+    )
     assert isinstance(found, Load)
     assert (found.node, found.devices) == ("n1", (1,))
     assert isinstance(
-        plan(PlacementRequest(profile("a"), where=PlacementConstraints("n2")), fleet, LRU), Serve
+        plan(PlacementRequest(model_config("a"), where=PlacementConstraints("n2")), fleet, LRU),
+        Serve,
     )

@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from dataclasses import replace
 
-from core_worlds import NOW, device, instance, node, profile
+from core_worlds import NOW, device, instance, model_config, node
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -66,13 +66,13 @@ class Bench:
         self.answered[waiter] += 1
 
     def make_room(self, order: LoadOrder) -> None:
-        for victim in order.plan.evictions:
-            assert not self.instances[victim].pinned
+        for candidate in order.plan.evictions:
+            assert not self.instances[candidate].pinned
         self.making[order.instance] = order
 
     def start(self, order: LoadOrder) -> None:
-        assert self.scheduler.waiting.count(order.profile.id)
-        self.started.append(order.profile.id)
+        assert self.scheduler.waiting.count(order.model_config.id)
+        self.started.append(order.model_config.id)
         self.starting[order.instance] = order
 
     def abandon(self, order: LoadOrder) -> None:
@@ -102,17 +102,19 @@ class Bench:
         return FleetSnapshot(1, NOW + self.now, nodes)
 
     def look(self, overlay: Overlay) -> ClusterState:
-        rooms = self._rooms.of(self.snapshot(), overlay)
-        return ClusterState(rooms=rooms, now=NOW + self.now, standings={"p": ModelStats(keep=1)})
+        capacities = self._rooms.of(self.snapshot(), overlay)
+        return ClusterState(
+            capacities=capacities, now=NOW + self.now, stats={"p": ModelStats(keep=1)}
+        )
 
     def step(self) -> None:
         self.scheduler.step(self.look, self.now)
 
-    def ask(self, model: str, timeout_s: float = 600.0, goal: LoadKey | None = None) -> int:
+    def ask(self, model: str, timeout_s: float = 600.0, key: LoadKey | None = None) -> int:
         waiter = len(self.asked) + 1
         self.asked.add(waiter)
-        wanted = profile(model, SIZES[model])
-        ask = LoadRequest(waiter, wanted, goal or LoadKey(model), self.now, self.now + timeout_s)
+        wanted = model_config(model, SIZES[model])
+        ask = LoadRequest(waiter, wanted, key or LoadKey(model), self.now, self.now + timeout_s)
         self.scheduler.ask(ask, self.now)
         self.step()
         return waiter
@@ -120,8 +122,8 @@ class Bench:
     def let_go(self, order: LoadOrder) -> None:
         """Let the victims of an order leave."""
         del self.making[order.instance]
-        for victim in order.plan.evictions:
-            self.instances.pop(victim, None)
+        for candidate in order.plan.evictions:
+            self.instances.pop(candidate, None)
         self.scheduler.room_made(order.instance, self.now)
         self.step()
 
@@ -134,7 +136,7 @@ class Bench:
             self.step()
             return False
         self.instances[order.instance] = instance(
-            order.profile.id,
+            order.model_config.id,
             order.plan.node,
             mb=size,
             id=order.instance,
@@ -157,7 +159,7 @@ class Bench:
         self.ask(model)
         while self.making:
             self.let_go(next(iter(self.making.values())))
-        order = next(o for o in self.starting.values() if o.profile.id == model)
+        order = next(o for o in self.starting.values() if o.model_config.id == model)
         assert self.admit(order)
         self.become(order.instance, InstanceState.READY)
         return order.instance
@@ -184,8 +186,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(["n1", "n2"]), another=st.booleans())
     def operator_asks(self, node: str, another: bool) -> None:
-        goal = LoadKey("a", PlacementConstraints(node), another=another, may_evict=not another)
-        self.bench.ask("a", goal=goal)
+        key = LoadKey("a", PlacementConstraints(node), another=another, may_evict=not another)
+        self.bench.ask("a", key=key)
 
     @precondition(lambda self: self.bench.asked - set(self.bench.answered) - self.cancelled)
     @rule(data=st.data())
@@ -274,8 +276,8 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def a_victim_belongs_to_one_order(self) -> None:
-        victims = Counter(v for o in self.bench.making.values() for v in o.plan.evictions)
-        assert all(n == 1 for n in victims.values())
+        candidates = Counter(v for o in self.bench.making.values() for v in o.plan.evictions)
+        assert all(n == 1 for n in candidates.values())
 
     @invariant()
     def orders_and_loads_agree(self) -> None:
@@ -410,10 +412,13 @@ def test_after_a_crash_another_node_is_tried() -> None:
 
 def foreseen(bench: Bench, *, force: bool = False) -> PlanView:
     """What a plan for model a says now."""
-    wish, world = PlacementRequest(profile("a", SIZES["a"])), bench.look(bench.scheduler.overlay())
-    troubles = bench.scheduler.troubles
-    found = dry_run(wish, world, bench.scheduler.policy, troubles, bench.now, force=force)
-    return plan_view(wish, found, world, Policy(), troubles.told("a", bench.now))
+    request, cluster = (
+        PlacementRequest(model_config("a", SIZES["a"])),
+        bench.look(bench.scheduler.overlay()),
+    )
+    failures = bench.scheduler.failures
+    found = dry_run(request, cluster, bench.scheduler.policy, failures, bench.now, force=force)
+    return plan_view(request, found, cluster, Policy(), failures.told("a", bench.now))
 
 
 def test_a_plan_knows_of_a_crash_what_the_load_knows() -> None:
@@ -628,7 +633,7 @@ def test_a_load_says_which_copies_its_node_had() -> None:
         PlacementConstraints(other),
         PlacementConstraints(there, (0,)),
     ):
-        bench.ask("a", goal=LoadKey("a", where, another=True))
+        bench.ask("a", key=LoadKey("a", where, another=True))
     told = {o.plan.node: o.known for o in bench.starting.values() if o.known is not None}
     assert (first in told[there], first in told[other]) == (True, False)
     assert [o.plan.node for o in bench.starting.values() if o.known is None] == [there]
@@ -639,7 +644,7 @@ def test_a_victim_that_does_not_drain_is_spared() -> None:
     bench = Bench()
     bench.load("d")
     bench.load("d" if not bench.instances else "c")
-    waiter = bench.ask("d", goal=LoadKey("d", another=True))
+    waiter = bench.ask("d", key=LoadKey("d", another=True))
     bench.pass_time(6.0)
     order = bench.making.pop(next(iter(bench.making)))
     (stuck,) = order.plan.evictions

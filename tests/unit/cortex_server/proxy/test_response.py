@@ -41,9 +41,9 @@ def openai(
 ) -> OpenAiAdapter:
     """A dialogue in OpenAI's dialect that has asked its engine."""
     body = json.dumps(ASK | {"stream": stream, "stream_options": {"include_usage": usage}}).encode()
-    dialogue = OpenAiAdapter(path, body, read_head(body), b"req-1")
-    dialogue.ask("m", None, GENERIC)
-    return dialogue
+    adapter = OpenAiAdapter(path, body, read_head(body), b"req-1")
+    adapter.ask("m", None, GENERIC)
+    return adapter
 
 
 def run(answer: EngineResponse, data: bytes, places: list[int]) -> bytes:
@@ -164,13 +164,13 @@ def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
     engine_commented, engine_told
 ):
     """A client of events reads over anything else, and would take its stream for a whole one without a word."""
-    dialogue = openai()
-    comment = dialogue.keep_alive(b"computing the prompt")
+    adapter = openai()
+    comment = adapter.keep_alive(b"computing the prompt")
     if engine_commented:
         answer = openai().answer(200, streamed=True)
         assert answer.feed(comment) == comment
     else:
-        answer = dialogue.answer(200, streamed=True)
+        answer = adapter.answer(200, streamed=True)
     if engine_told:
         said = run(answer, b'data: {"error":{"message":"gone"}}\n\n' + DONE, [])
     else:
@@ -184,10 +184,10 @@ def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
 def test_an_engine_that_cannot_cancel_is_asked_to_stream():
     """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
     body = json.dumps(ASK).encode()
-    dialogue = OpenAiAdapter("/v1/chat/completions", body, read_head(body), b"req-1")
-    asked = json.loads(dialogue.ask("m", None, MISTRALRS))
+    adapter = OpenAiAdapter("/v1/chat/completions", body, read_head(body), b"req-1")
+    asked = json.loads(adapter.ask("m", None, MISTRALRS))
     assert asked == ASK | {"stream": True, "stream_options": {"include_usage": True}}
-    whole = json.loads(run(dialogue.answer(200, streamed=True), STREAM, [100]))
+    whole = json.loads(run(adapter.answer(200, streamed=True), STREAM, [100]))
     assert whole["object"] == "chat.completion"
     assert whole["choices"][0]["message"]["content"] == "onetwothree"
     assert whole["usage"]["completion_tokens"] == 3
@@ -196,8 +196,8 @@ def test_an_engine_that_cannot_cancel_is_asked_to_stream():
 def test_a_route_that_an_engine_lacks_is_a_501():
     """The engine's 404 would be taken for an unknown model."""
     body = b'{"model":"m","input":"x"}'
-    dialogue = OpenAiAdapter("/v1/embeddings", body, read_head(body), b"req-1")
-    answer = dialogue.answer(404, streamed=False)
+    adapter = OpenAiAdapter("/v1/embeddings", body, read_head(body), b"req-1")
+    answer = adapter.answer(404, streamed=False)
     error = json.loads(run(answer, b"Not Found", []))["error"]
     assert (answer.status, error["code"]) == (501, "not_supported")
 
@@ -206,9 +206,9 @@ def test_a_route_that_an_engine_lacks_is_a_501():
 def test_a_message_stream_is_the_same_however_it_is_cut(places):
     """Anthropic's events, from message_start to message_stop."""
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
-    dialogue = MessagesAdapter(body, b"req-1")
-    dialogue.ask("m", None, LLAMACPP)
-    told = run(dialogue.answer(200, streamed=True), STREAM, places)
+    adapter = MessagesAdapter(body, b"req-1")
+    adapter.ask("m", None, LLAMACPP)
+    told = run(adapter.answer(200, streamed=True), STREAM, places)
     assert told.startswith(b"event: message_start")
     assert told.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert b"".join(p.split(b'"')[0] for p in told.split(b'"text_delta","text":"')[1:]) == (
@@ -219,29 +219,29 @@ def test_a_message_stream_is_the_same_however_it_is_cut(places):
 def test_pings_open_a_message_stream_before_an_engine_is_chosen():
     """During a cold start the stream opens with message_start; the answer goes on in the same stream."""
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
-    dialogue = MessagesAdapter(body, b"req-1")
-    opened = dialogue.keep_alive(b"loading")
+    adapter = MessagesAdapter(body, b"req-1")
+    opened = adapter.keep_alive(b"loading")
     assert b"message_start" in opened
     assert b"ping" in opened
-    dialogue.ask("m", None, GENERIC)
-    assert b"message_start" not in run(dialogue.answer(200, streamed=True), STREAM, [])
+    adapter.ask("m", None, GENERIC)
+    assert b"message_start" not in run(adapter.answer(200, streamed=True), STREAM, [])
 
 
 def test_a_whole_response_is_told_in_openais_responses_dialect():
     """An output item with the text, completed."""
-    dialogue = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
-    dialogue.ask("m", None, MISTRALRS)
-    told = json.loads(run(dialogue.answer(200, streamed=True), STREAM, []))
+    adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
+    adapter.ask("m", None, MISTRALRS)
+    told = json.loads(run(adapter.answer(200, streamed=True), STREAM, []))
     assert told["status"] == "completed"
     assert told["output"][0]["content"][0]["text"] == "onetwothree"
 
 
 def test_tokens_are_counted_by_the_engine_that_can_else_estimated():
     """llama.cpp has the route; for others, or with nothing loaded, the estimate answers at once."""
-    dialogue = CountTokensAdapter(json.dumps(ASK).encode(), b"req-1")
-    assert dialogue.alone(LLAMACPP) is None
-    assert json.loads(run(dialogue.answer(200, streamed=False), b'{"input_tokens":42}', [])) == {
+    adapter = CountTokensAdapter(json.dumps(ASK).encode(), b"req-1")
+    assert adapter.alone(LLAMACPP) is None
+    assert json.loads(run(adapter.answer(200, streamed=False), b'{"input_tokens":42}', [])) == {
         "input_tokens": 42
     }
     for traits in (GENERIC, None):
-        assert json.loads(dialogue.alone(traits) or b"")["input_tokens"] > 0
+        assert json.loads(adapter.alone(traits) or b"")["input_tokens"] > 0

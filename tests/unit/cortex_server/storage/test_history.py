@@ -28,17 +28,17 @@ class Memory:
     """Everything that a gateway remembers, with the diary that goes with it."""
 
     def __init__(self, path: Path) -> None:
-        self.trail = AuditLog(SystemClock())
-        self.journal = AccessLog(asyncio.get_running_loop())
+        self.audit_log = AuditLog(SystemClock())
+        self.access_log = AccessLog(asyncio.get_running_loop())
         self.decisions = DecisionLog()
-        self.history = HistoryStore(path, self.trail, self.journal, self.decisions)
+        self.history = HistoryStore(path, self.audit_log, self.access_log, self.decisions)
         self.history.recall()
 
     def happens(self, number: int) -> None:
         """An event, a request, and its wait."""
-        self.trail.begin()
+        self.audit_log.begin()
         event(log, "evicting", number=number)
-        self.trail.end()
+        self.audit_log.end()
         line = RequestLine(
             ts=datetime.now(UTC),
             level="info",
@@ -49,7 +49,7 @@ class Memory:
             outcome="ok",
             total_latency_ms=1.0,
         )
-        self.journal.entries.append(line)
+        self.access_log.entries.append(line)
         self.decisions.keep(f"r{number}", WAITED)
 
 
@@ -64,10 +64,10 @@ async def test_events_requests_and_waits_outlast_the_gateway(tmp_path: Path):
     second.decisions.keep("r0", WAITED)
     second.history.close()
     third = Memory(tmp_path / "story")
-    entries = third.trail.since(0)
+    entries = third.audit_log.since(0)
     assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
     assert [e.id for e in entries] == sorted({e.id for e in entries})
-    assert [line.request for line in third.journal.last()] == ["r3", "r2", "r1", "r0"]
+    assert [line.request for line in third.access_log.last()] == ["r3", "r2", "r1", "r0"]
     assert [len(third.decisions.of(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
     third.history.close()
 
@@ -113,8 +113,8 @@ async def test_what_another_version_wrote_is_passed_over(tmp_path: Path):
         db.execute("insert into trail values (7, '{')")
         db.execute("insert into waits values ('x', '[{}]')")
     second = Memory(tmp_path / "story")
-    assert [line.request for line in second.journal.last()] == ["r1"]
-    assert len(second.trail.since(0)) == len(second.decisions.of("r1")) == 1
+    assert [line.request for line in second.access_log.last()] == ["r1"]
+    assert len(second.audit_log.since(0)) == len(second.decisions.of("r1")) == 1
     second.history.close()
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from core_worlds import NOW, device, instance, node, profile
+from core_worlds import NOW, device, instance, model_config, node
 
 from cortex_common.errors import ConfigError, Unavailable
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
@@ -19,7 +19,7 @@ from cortex_server.storage.database import opened
 from cortex_server.storage.keys import KeyStore
 from cortex_server.storage.placement import PlacementStore, store_path
 
-A = profile("a", 500, quant="Q4", context=4096)
+A = model_config("a", 500, quant="Q4", context=4096)
 KEY = size_key(A, DeviceKind.CUDA, 1)
 
 

@@ -49,7 +49,7 @@ class ScriptedLoads:
         self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
 
     async def acquire(
-        self, profile: ModelConfig, *, request_id: str, timeout_s: float
+        self, model_config: ModelConfig, *, request_id: str, timeout_s: float
     ) -> InstanceId:
         """Wait for the outcome that the test sets: (instance, url), or a message to fail with."""
         self.waiting += 1
@@ -62,7 +62,7 @@ class ScriptedLoads:
                 self.nobody.set()
         if not url:
             raise LoadFailed(instance)
-        self._rig.report("n1", ready(instance, profile.id, url))
+        self._rig.report("n1", ready(instance, model_config.id, url))
         return InstanceId(instance)
 
     def progress(self, model_id: ModelId) -> None:
@@ -78,7 +78,7 @@ class PlaneRig:
     """
 
     fleet: Fleet
-    plane: ProxyContext
+    context: ProxyContext
     metrics: Metrics
     loads: ScriptedLoads | None = None
     port: int = 0
@@ -95,7 +95,7 @@ class PlaneRig:
     async def settled(self) -> None:
         """Wait until no request is under way."""
         async with asyncio.timeout(10):
-            while self.plane.active:
+            while self.context.active:
                 await asyncio.sleep(0)
 
 
@@ -104,19 +104,24 @@ async def running_plane(
     engines: Mapping[str, str | Sequence[str]],
     *,
     face: str = "diverted",
-    profiles: Sequence[ModelConfig] = (),
+    model_configs: Sequence[ModelConfig] = (),
     settings: GatewaySection | None = None,
-    gate: AccessControl | None = None,
+    access_control: AccessControl | None = None,
     limits: LimitsSection | None = None,
 ) -> AsyncIterator[PlaneRig]:
     """A data plane on a free port; `engines` maps a model to the URL(s) of its ready instances."""
     metrics = Metrics()
     nodes = tuple(NeuronEntry(name=n, endpoint="http://127.0.0.1:1") for n in ("n1", "n2"))
-    fleet = Fleet(nodes, Catalogue(models=tuple(profiles)), SystemClock(), metrics)
+    fleet = Fleet(nodes, Catalogue(models=tuple(model_configs)), SystemClock(), metrics)
     rig = PlaneRig(fleet, None, metrics)  # type: ignore[arg-type]  # set two lines below
     rig.loads = ScriptedLoads(rig)
-    plane = rig.plane = ProxyContext(
-        fleet, rig.loads, metrics, settings or GatewaySection(), gate=gate, limits=limits
+    context = rig.context = ProxyContext(
+        fleet,
+        rig.loads,
+        metrics,
+        settings or GatewaySection(),
+        access_control=access_control,
+        limits=limits,
     )
     rig.report(
         "n1",
@@ -127,9 +132,9 @@ async def running_plane(
         ),
     )
     rig.report("n2")
-    protocol = type("TestProtocol", (DivertingProtocol,), {"plane": plane})
+    protocol = type("TestProtocol", (DivertingProtocol,), {"context": context})
     config = uvicorn.Config(
-        create_app(fleet, lambda: plane, routers=()),
+        create_app(fleet, lambda: context, routers=()),
         host="127.0.0.1",
         port=0,
         http=protocol if face == "diverted" else "httptools",
@@ -141,7 +146,7 @@ async def running_plane(
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
     serving = asyncio.create_task(server.serve())
-    silence = asyncio.create_task(plane.watch_silence())
+    silence = asyncio.create_task(context.watch_silence())
     try:
         while not server.started:
             await asyncio.sleep(0)
@@ -151,5 +156,5 @@ async def running_plane(
         silence.cancel()
         server.should_exit = True
         await serving
-        plane.close()
+        context.close()
         await asyncio.gather(silence, return_exceptions=True)
