@@ -231,7 +231,7 @@ async def test_the_trail_names_who_did_it(held: Held):
             await anext(news)
         await client.pin(PinModel(model="m"))
         await client.unpin(UnpinModel(model="m"))
-        (pinned,) = [e for e in await client.audit_log() if e.event == "pinned"]
+        (pinned,) = [e for e in await client.trail() if e.event == "pinned"]
         async with asyncio.timeout(10), contextlib.aclosing(client.news(bookmark)) as news:
             missed = [await anext(news), await anext(news)]
 

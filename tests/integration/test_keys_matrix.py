@@ -329,7 +329,7 @@ async def test_limits_hold_under_concurrency(face):
         assert len(engine.calls) == 5
         await rig.settled()
         assert access_control.keyring.named("k").account.in_flight == 0
-        assert {entry.line().key for entry in rig.context.journal.entries} == {"k"}
+        assert {entry.line().key for entry in rig.context.access_log.entries} == {"k"}
 
 
 async def test_a_full_gateway_queues_some_and_refuses_the_rest():
@@ -377,7 +377,7 @@ async def test_a_request_whose_turn_does_not_come_has_waited():
         first = asyncio.create_task(http.post(CHAT, json=BODY))
         await engine.call(0)
         assert (await http.post(CHAT, json=BODY)).status_code == 429
-        (turned_away,) = rig.context.journal.entries
+        (turned_away,) = rig.context.access_log.entries
         assert turned_away.line().queue_ms >= 50
         first.cancel()
 

@@ -255,18 +255,18 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
         fleet = served.gateway.fleet
-        ((target, _),) = fleet.targets
-        fleet.acquire(target)
+        ((endpoint, _),) = fleet.endpoints
+        fleet.acquire(endpoint)
         patient = asyncio.create_task(served.operator.unload(UnloadModel(model="ada")))
-        await until(lambda: target.draining)
+        await until(lambda: endpoint.draining)
         for hasty in (
             served.operator.unload(UnloadModel(model="ada", drain_timeout_s=0.0)),
             served.operator.evict(EvictModel(model="ada", drain_timeout_s=0.0)),
         ):
             with pytest.raises(StillBusy):
                 await hasty
-        assert target.draining
-        fleet.release(target)
+        assert endpoint.draining
+        fleet.release(endpoint)
         await patient
         assert "ada" in served.gateway.controller.upkeep.ended
 

@@ -112,7 +112,7 @@ async def ready(runtime: Runtime, model: str) -> ModelInfo:
 
 def engine_pid(runtime: Runtime) -> int:
     """The pid of the only engine."""
-    entries = [e.facts for _, e in runtime.journal.since(0) if e.event == "engine_started"]
+    entries = [e.facts for _, e in runtime.events.since(0) if e.event == "engine_started"]
     return int(entries[-1]["pid"])
 
 
@@ -134,7 +134,7 @@ async def test_what_is_measured_replaces_what_was_promised(runtime: Runtime, car
     assert (before[1].vram_reserved_mb, before[1].vram_available_mb) == (6000, 1000)
     async with asyncio.timeout(10):
         async for _ in runtime.changes.follow(1.0):
-            if any(e.event == "engine_started" for _, e in runtime.journal.since(0)):
+            if any(e.event == "engine_started" for _, e in runtime.events.since(0)):
                 break
     mine = SimpleNamespace(pid=engine_pid(runtime), usedGpuMemory=3500 * MIB)
     cards[1].answers["ComputeRunningProcesses"] = [mine]
@@ -176,7 +176,7 @@ async def test_an_xid_of_a_card_is_told_and_stays_a_warning(
     before = runtime.status(lambda _: "").discovery
     cards[1].events.extend([(XID, 48), (XID, 48), (XID, 31)])
     await runtime.measure()
-    told = [e.facts for _, e in runtime.journal.since(0) if e.event == "xid_error"]
+    told = [e.facts for _, e in runtime.events.since(0) if e.event == "xid_error"]
     assert [(t["device"], t["xid"], t["instances"]) for t in told] == [
         ("1", "48", "i"),
         ("1", "48", "i"),
@@ -206,7 +206,7 @@ async def test_a_card_that_is_lost_and_comes_back_is_told_once_each(
     for answer in (failing(15), failing(15), busy, busy):
         cards[1].answers["UtilizationRates"] = answer
         await runtime.measure()
-    told = [e for _, e in runtime.journal.since(0) if e.event.startswith("gpu_")]
+    told = [e for _, e in runtime.events.since(0) if e.event.startswith("gpu_")]
     assert [(e.event, e.facts["device"]) for e in told] == [
         ("gpu_lost", "1"),
         ("gpu_recovered", "1"),

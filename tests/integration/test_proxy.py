@@ -327,7 +327,7 @@ async def test_an_engines_comments_are_no_tokens(face):
         assert exchange.state is RequestState.PREFILL
         go.set()
         assert b"".join([piece async for piece in pieces]) == STREAM
-        assert exchange.trace.first_byte is not None
+        assert exchange.record.first_byte is not None
 
 
 async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
@@ -396,7 +396,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
         await call.send(answer[:-9])
         loop = asyncio.get_running_loop()
         while not any(
-            (e.trace.first_byte or loop.time()) < loop.time() for e in rig.context.active
+            (e.record.first_byte or loop.time()) < loop.time() for e in rig.context.active
         ):
             await asyncio.sleep(0)
         await call.send(answer[-9:])

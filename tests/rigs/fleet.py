@@ -134,7 +134,7 @@ def _engines_below(folder: Path) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
-            if "neuron_server.engines" in line and str(folder) in line:
+            if "neuron_server.embedded_engine" in line and str(folder) in line:
                 yield process
 
 

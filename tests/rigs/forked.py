@@ -66,7 +66,7 @@ class Forked:
         for path in files[1:]:
             path.touch()  # a test may look into it at once
         self._process: ForkServerProcess = _FORKS.Process(
-            endpoint=_run, args=(tuple(argv), files, environ), daemon=True
+            target=_run, args=(tuple(argv), files, environ), daemon=True
         )
         self._process.start()
         assert self._process.pid is not None
