@@ -15,19 +15,19 @@ from cortex_common.config.catalogue import Duration
 from cortex_common.config.loader import ENV_PREFIX
 from generator.text import page, sentence
 
-_DURATION = "seconds, or a text such as `10m`"
+_DURATION = 'duration: seconds, or a string such as `"10m"`'
 _TITLES = {
-    File.GATEWAY: "Settings of the gateway",
-    File.MODELS: "Settings of models",
-    File.NEURON: "Settings of a neuron",
+    File.GATEWAY: "Gateway settings",
+    File.MODELS: "Model settings",
+    File.NEURON: "Neuron settings",
 }
-_ABOUT = """`{name}` is read from `/etc/cortex/{name}`, or from where {option} says. A variable wins over the file; its
-value is written as in TOML, and quotes around a text may be left out. `cortex config init {file}` prints a file with
-all of this, `cortex config check` says whether a file is right, `cortex config show {file} --origin` where each value
-comes from."""
+_ABOUT = """`{name}` is read from `/etc/cortex/{name}` unless {option} names another file. An environment variable
+overrides the file. Its value is written as in TOML; quotes around a string can be omitted. `cortex config init {file}`
+prints a file with all settings and their defaults, `cortex config check` validates a file, and
+`cortex config show {file} --origin` shows where each value comes from."""
 _OPTIONS = {
     File.GATEWAY: "`cortex serve gateway --config`",
-    File.MODELS: "`models` of [`[gateway]`](gateway-settings.md) or `cortex serve gateway --models`",
+    File.MODELS: "`models` in [`[gateway]`](gateway-settings.md) or `cortex serve gateway --models`",
     File.NEURON: "`cortex serve neuron --config`",
 }
 
@@ -83,10 +83,10 @@ def _is_duration(field: FieldInfo) -> bool:
 
 
 _WORDS = {
-    "string": "text",
-    "integer": "whole number",
+    "string": "string",
+    "integer": "integer",
     "number": "number",
-    "boolean": "`true` or `false`",
+    "boolean": "boolean",
     "object": "table",
 }
 _BOUNDS = {
