@@ -19,7 +19,7 @@ KEPT = 1000
 
 LOGS = tuple(
     f"cortex.{part}"
-    for part in ("fleet", "keys", "lifecycle", "nodes", "operator", "reload", "tls", "workers")
+    for part in ("fleet", "keys", "lifecycle", "nodes", "operator", "reload", "tls")
 )
 """The loggers whose events make the trail."""
 

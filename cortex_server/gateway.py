@@ -44,14 +44,12 @@ from cortex_server.lifecycle.rolling_update import RollingUpdate
 from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.context import ProxyContext
-from cortex_server.proxy.inflight import InflightRequests, Register
+from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.tracing import spans
 from cortex_server.reload import Reloader
 from cortex_server.storage.history import HistoryStore
 from cortex_server.storage.keys import KeyStore
 from cortex_server.storage.placement import PlacementStore, store_path
-from cortex_server.workers.crew import Crew
-from cortex_server.workers.relay import Backstage
 
 log = logging.getLogger("cortex.gateway")
 tls_log = logging.getLogger("cortex.tls")
@@ -70,8 +68,7 @@ class Gateway:
 
     Attributes:
         reloader: reads the settings again; set by whoever knows their files.
-        crew: its worker processes; None where it is one process.
-        register: of the requests under way.
+        inflight: The requests in flight.
         broken: which of its parts died, if any.
         on_broken: called when one does.
     """
@@ -125,8 +122,7 @@ class Gateway:
             limits=config.limits,
             spans=self._spans,
         )
-        self.crew = self._hired(catalogue) if config.gateway.workers > 1 else None
-        self.register: Register = self.crew or InflightRequests(self.context)
+        self.inflight = InflightRequests(self.context)
         story = store_path(config.gateway.state_dir, os.environ, "story.sqlite")
         told = (self.audit_log, self.context.access_log, self.controller.decisions)
         self._history = None if story is None else HistoryStore(story, *told)
@@ -134,27 +130,13 @@ class Gateway:
         self._verbs = Operations(self.fleet, self.controller, self._restarts, self._store, clock)
         self.app = create_app(self.fleet, lambda: self.context, routers=self._routers())
 
-    def _hired(self, catalogue: Catalogue) -> Crew:
-        """Worker processes, whose requests count for keys as this one's would."""
-        crew = Crew(
-            fleet=self.fleet,
-            controller=self.controller,
-            metrics=self.metrics,
-            access_control=self.access_control,
-            access_log=self.context.access_log,
-            config=self.config,
-            catalogue=catalogue,
-        )
-        self.key_service.in_flight, self.key_service.changed = crew.in_flight, crew.agreed
-        return crew
-
     def _routers(self) -> tuple[APIRouter, ...]:
         """The operator API."""
         fleet, verbs, nodes = self.fleet, self._verbs, self._membership.clients
         return (
             logs_router(verbs.shown, nodes, self._kept_log, lambda: fleet.closed, fleet.unknown),
             operator_router(fleet, verbs, self.audit_log),
-            requests_router(self.register),
+            requests_router(self.inflight),
             keys_router(self.key_service),
             config_router(lambda: self.reloader),
         )
@@ -165,12 +147,7 @@ class Gateway:
         return self._tls is not None
 
     def server(self) -> Server:
-        """A server for the API, with the inference routes diverted where uvicorn allows it.
-
-        With workers they serve those, and this one what they pass on.
-        """
-        if self.crew is not None:
-            return server(Backstage(self.app), http="httptools", tls=None, last_s=LAST_S)
+        """A server for the API, with the inference routes diverted where uvicorn allows it."""
         tls = None if self._tls is None else self._tls.context
         return server(self.app, http=protocol_for(self.context), tls=tls, last_s=LAST_S)
 
@@ -253,8 +230,6 @@ class Gateway:
         self.access_control.insecure = config.gateway.insecure
         self.context.use(config.gateway, config.limits)
         await self._use_nodes(config)
-        if self.crew is not None:
-            await self.crew.use(config, catalogue)
 
     async def drain(self) -> None:
         """Take no new requests and wait for those under way, for as long as the settings allow.
@@ -262,11 +237,11 @@ class Gateway:
         New ones are answered with 503 and Retry-After meanwhile, so that a load balancer can send them elsewhere.
         """
         self.access_control.stopping = True
-        event(log, "gateway_draining", requests=self.register.count)
+        event(log, "gateway_draining", requests=self.inflight.count)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.gateway.drain_timeout_s):
-                await self.register.over()
-        self.register.cut_off()
+                await self.inflight.wait_idle()
+        self.inflight.cut_off()
         self.fleet.close()
 
     def _certificates(self) -> tuple[Certificate, ...]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import resource
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import uvloop
 
@@ -23,7 +21,7 @@ from cortex_common.log import event
 from cortex_common.net import systemd
 from cortex_common.net.tls import server_tls
 from cortex_common.schema.fleet import NodeState
-from cortex_http.server import Server, holding, listening, settle_memory, url_of
+from cortex_http.server import Server, listening, settle_memory, url_of
 from cortex_server.fleet.credentials import accesses
 from cortex_server.fleet.state import Fleet
 from cortex_server.gateway import Gateway
@@ -77,15 +75,11 @@ def check(config: GatewayConfig) -> None:
 async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
     gateway = Gateway(files[0].value, files[1].value)
     inherited = systemd.inherited_socket(os.environ)
-    listen = listening if gateway.crew is None else holding
-    with inherited or listen(gateway.config.gateway.listen, "listen") as sock:
+    settings = gateway.config.gateway
+    with inherited or listening(settings.listen, "listen", reuse_port=settings.reuse_port) as sock:
         server = gateway.server()
         ending = _Ending(gateway, server)
-        async with (
-            gateway.running(),
-            _served(gateway, sock, inherited=inherited is not None) as served,
-            asyncio.TaskGroup() as beside,
-        ):
+        async with gateway.running(), asyncio.TaskGroup() as beside:
             work = [beside.create_task(systemd.keep_alive(os.environ))]
             if read is not None:
                 gateway.reloader = Reloader(files, read, gateway.use, SystemClock())
@@ -94,34 +88,16 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
             ending.follow_signals()
             gateway.on_broken = server.stop
             settle_memory()
-            workers = None if gateway.crew is None else gateway.config.gateway.workers
-            event(
-                log,
-                "gateway_listening",
-                url=url_of(sock, tls=gateway.speaks_tls),
-                workers=workers,
-            )
+            event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
             _tell_who_may_ask(gateway)
             _keep_status_told(gateway.fleet)
             systemd.notify("READY=1", os.environ)
-            await server.serve(sockets=[served])
+            await server.serve(sockets=[sock])
             for task in work:
                 task.cancel()
     event(log, "gateway_stopped")
     if gateway.broken is not None:
         raise CortexError(f"the gateway's {gateway.broken} died; the log above says how")
-
-
-@contextlib.asynccontextmanager
-async def _served(
-    gateway: Gateway, sock: socket.socket, *, inherited: bool
-) -> AsyncIterator[socket.socket]:
-    """What this process serves: the address itself, or what its workers pass on."""
-    if gateway.crew is None:
-        yield sock
-    else:
-        async with gateway.crew.running(sock, inherited=inherited) as backstage:
-            yield backstage
 
 
 def _tell_who_may_ask(gateway: Gateway) -> None:

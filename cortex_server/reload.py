@@ -30,7 +30,7 @@ NEEDS_RESTART = frozenset(
         "gateway.metrics_listen",
         "gateway.state_dir",
         "gateway.models",
-        "gateway.workers",
+        "gateway.reuse_port",
         "tls",
     }
 )

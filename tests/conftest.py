@@ -55,7 +55,6 @@ LONG = ANTHROPIC | {
     "test_reload_gateway.py",
     "test_top_keys.py",
     "test_top_pictures.py",
-    "test_workers.py",
 }
 """Files that begin first: one of them at the end would keep one process busy and the others idle."""
 

@@ -14,15 +14,13 @@ from typing import Any
 import uvicorn
 
 from cortex_common.config.base import split_host_port
-from cortex_common.net.sockets import listen, probe
+from cortex_common.net.sockets import listen
 from cortex_server.dataplane.patience import PatientProtocol
 
 log = logging.getLogger("cortex.gateway")
 
 _KEEP_ALIVE_S = 75
 """Seconds that an idle client connection is kept; above the 60 s of common load balancers, so that they close first."""
-
-_BACKLOG = 4096
 
 _LOOK_EVERY_S = 1.0
 
@@ -92,53 +90,19 @@ def server(app: Any, *, http: Any, tls: ssl.SSLContext | None, last_s: float) ->
     return Server(config)
 
 
-def listening(address: str, setting: str) -> socket.socket:
-    """A socket that listens.
+def listening(address: str, setting: str, *, reuse_port: bool = False) -> socket.socket:
+    """Open a listening socket.
 
     Args:
         address: host:port; port 0 takes a free one.
-        setting: which one of [gateway] names the address, for the error.
+        setting: Key of [gateway] that names the address, for the error.
+        reuse_port: Share the address with other processes that set this too (SO_REUSEPORT).
 
     Raises:
-        ConfigError: it can't be listened on.
+        ConfigError: The address can't be listened on.
     """
     chosen_by = f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()},"
-    return listen(*split_host_port(address), chosen_by)
-
-
-def holding(address: str, setting: str) -> socket.socket:
-    """A socket that keeps an address for the processes that listen there together, and listens not.
-
-    Raises:
-        ConfigError: it can't be listened on.
-    """
-    # Without SO_REUSEPORT first: with it, a second gateway would quietly take half of the connections.
-    with listening(address, setting) as alone:
-        host, port = alone.getsockname()[:2]
-    return _shared(host, port)
-
-
-def joined(host: str, port: int) -> socket.socket:
-    """A listening socket beside those of other processes: the kernel spreads connections over them.
-
-    Raises:
-        OSError: it can't be listened on.
-    """
-    sock = _shared(host, port)
-    sock.listen(_BACKLOG)
-    return sock
-
-
-def _shared(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family is socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    sock.bind((host, port))
-    probe(sock)
-    return sock
+    return listen(*split_host_port(address), chosen_by, reuse_port=reuse_port)
 
 
 def settle_memory() -> None:

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query
 
 from cortex_common.schema.requests import RequestList, RequestView
 from cortex_server.proxy.access_log import KEPT
-from cortex_server.proxy.inflight import Register
+from cortex_server.proxy.inflight import InflightRequests
 
 
-def requests_router(register: Register) -> APIRouter:
+def requests_router(inflight: InflightRequests) -> APIRouter:
     """The routes under /operator/v1/requests.
 
     Args:
-        register: of the requests.
+        inflight: The requests in flight.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
@@ -24,11 +24,11 @@ def requests_router(register: Register) -> APIRouter:
         last: Annotated[int, Query(ge=0, description="At most so many that ended")] = KEPT,
     ) -> RequestList:
         """Who asked for what, how far it is, and how long each part took; no text of anybody's."""
-        return await register.listed(last)
+        return inflight.list(last)
 
     @router.post("/requests/{ident:path}/cancel", summary="End a request")
     async def cancel(ident: str) -> RequestView:
         """Tells its client that an operator ended it, and its engine to stop. A unique beginning of an id will do."""
-        return await register.cancel(ident)
+        return inflight.cancel(ident)
 
     return router

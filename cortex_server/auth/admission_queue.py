@@ -27,38 +27,6 @@ class Waiter(Protocol):
         ...
 
 
-class AdmissionController(Protocol):
-    """Whoever lets a bounded number of requests in.
-
-    Attributes:
-        limits: may be replaced at any time.
-    """
-
-    limits: LimitsSection
-
-    @property
-    def inside(self) -> int:
-        """Requests that are worked on."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        ...
-
-    def enter(self, guest: Waiter, key: Key, priority: int) -> bool:
-        """Whether the guest may go on at once; if not, it is called when its turn has come.
-
-        Raises:
-            Busy: the queue is full.
-        """
-        ...
-
-    def leave(self, guest: Waiter) -> None:
-        """The guest is done, or waits no longer."""
-        ...
-
-
 class FairQueue:
     """Lets a bounded number in and keeps a bounded queue, shared fairly between keys.
 
@@ -95,7 +63,14 @@ class FairQueue:
         return len(self._waiting)
 
     def enter(self, guest: Waiter, key: Key, priority: int) -> bool:
-        """See `AdmissionController`."""
+        """Admit the request now if there is capacity, else queue it.
+
+        Returns:
+            True when it was admitted; False when it waits, and `admitted` or `turned_away` will be called.
+
+        Raises:
+            Busy: The queue is full.
+        """
         if len(self._inside) < self.limits.max_in_flight and not self._waiting:
             self._inside.add(guest)
             return True
@@ -117,7 +92,7 @@ class FairQueue:
             heapq.heapify(self._queue)
 
     def leave(self, guest: Waiter) -> None:
-        """See `AdmissionController`."""
+        """Remove a request that has finished or no longer waits."""
         if (timer := self._waiting.pop(guest, None)) is not None:
             timer.cancel()
         else:

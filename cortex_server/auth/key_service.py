@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from cortex_common.config.access import KeyEntry, KeyTerms
@@ -32,10 +32,6 @@ class KeyService:
         usage: what is written down now and then.
         records: where made keys and usage are kept.
         configured: the keys of cortex.toml.
-
-    Attributes:
-        in_flight: how many requests of a key are under way.
-        changed: called when a key was made or revoked; returns once everybody who checks keys knows of it.
     """
 
     def __init__(
@@ -45,8 +41,6 @@ class KeyService:
         self._usage = usage
         self._records = records
         self._configured = tuple(configured)
-        self.in_flight: Callable[[str], int] = self._in_flight
-        self.changed: Callable[[], Awaitable[None]] | None = None
         self._made = {key.name: key for key in records.made_keys()}
         self._apply()
 
@@ -83,7 +77,6 @@ class KeyService:
             raise
         self._apply()
         event(log, "key_created", key=made.name, scopes=",".join(terms.scopes))
-        await self._tell()
         key = self._ring.named(made.name)
         assert key is not None
         return CreatedKey(secret=secret, key=self._view(key))
@@ -111,7 +104,6 @@ class KeyService:
         assert key is not None
         del self._made[name]
         self._apply()
-        await self._tell()
         event(log, "key_revoked", key=name)
         try:
             await asyncio.to_thread(self._records.remove_key, name)
@@ -153,14 +145,6 @@ class KeyService:
                 log.exception("usage_not_written")
         self._records.close()
 
-    async def _tell(self) -> None:
-        if self.changed is not None:
-            await self.changed()
-
-    def _in_flight(self, name: str) -> int:
-        key = self._ring.named(name)
-        return 0 if key is None else key.account.in_flight
-
     def _view(self, key: Key) -> KeyView:
         terms = key.terms.model_dump(include=set(KeyTerms.model_fields))
         return KeyView(
@@ -169,7 +153,7 @@ class KeyService:
             origin="config" if key.configured else "made",
             created=None if key.configured else key.created,
             expired=key.expires <= time.time(),
-            in_flight=self.in_flight(key.name),
+            in_flight=key.account.in_flight,
         )
 
     def _apply(self) -> None:

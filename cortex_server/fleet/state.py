@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common import __version__
@@ -80,7 +80,6 @@ class Fleet:
         self._views: dict[str, NodeView] = {}
         self._waiting: Callable[[ModelId], int] = lambda _model: 0
         self._listeners: list[Callable[[], None]] = []
-        self._routers: Callable[[], Awaitable[None]] | None = None
         self._version = 0
         self.closed = False
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
@@ -158,26 +157,10 @@ class Fleet:
         endpoint.breaker.try_again()
         self._changed(endpoint.node)
 
-    # -- requests of worker processes --------------------------------------------------------
-
     @property
     def endpoints(self) -> Iterable[tuple[Endpoint, bool]]:
-        """Every instance that is routed to, and whether it takes requests now."""
+        """Every endpoint, and whether it takes requests now."""
         return self._endpoints.all()
-
-    def routed_by(self, agreed: Callable[[], Awaitable[None]]) -> None:
-        """Others route by this table; `agreed` returns once all of them know of every change so far."""
-        self._routers = agreed
-
-    def counted(self, endpoint: Endpoint, change: int, most: int) -> None:
-        """Others tell that so many more requests are on an instance, and that there were up to `most`."""
-        endpoint.in_flight += change
-        endpoint.others.most = max(endpoint.others.most, most)
-        if change <= 0:
-            endpoint.last_used = self._clock.unix()
-        self._views.pop(endpoint.node, None)
-        if not endpoint.in_flight:
-            endpoint.wake()
 
     # -- draining ----------------------------------------------------------------------------
 
@@ -191,8 +174,6 @@ class Fleet:
 
     async def when_idle(self, instance: InstanceId) -> None:
         """Wait until this gateway has no request under way on the instance."""
-        if self._routers is not None:
-            await self._routers()
         if (endpoint := self._endpoints.get(instance)) is not None:
             await endpoint.when_idle()
 

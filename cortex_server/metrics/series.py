@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cortex_common.schema.fleet import FleetSnapshot
@@ -34,17 +34,6 @@ class Histogram:
         """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
-
-    def taken(self) -> tuple[tuple[int, ...], float]:
-        """What was counted, and the sum of it; counting begins anew."""
-        taken = tuple(self.counts), self.total
-        self.counts, self.total = [0] * len(self.counts), 0.0
-        return taken
-
-    def add(self, counts: Sequence[int], total: float) -> None:
-        """Count what another histogram of the same bounds had counted."""
-        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.total += total
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulated counts with the bound of each bucket as text, "+Inf" last."""
@@ -137,11 +126,6 @@ class Series:
             if tokens_out > 1 and seconds > ttft:
                 self.between.observe((seconds - ttft) / (tokens_out - 1))
                 self.speed.observe((tokens_out - 1) / (seconds - ttft))
-
-    def lost(self, count: int, error: str) -> None:
-        """Count requests that ended here with whoever could have told more of them."""
-        self.requests += count
-        self.errors[error] += count
 
 
 @dataclass(frozen=True, slots=True)

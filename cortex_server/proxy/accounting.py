@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.instances import ModelId
 from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint
+from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import NOWHERE
 from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
 from cortex_server.proxy.response import EngineResponse
-from cortex_server.proxy.routing import Routing
 
 if TYPE_CHECKING:
     from cortex_server.proxy.context import ProxyContext
@@ -21,25 +21,6 @@ _CUT_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
 
 _ENGINE_FAULTS = frozenset({500, 502, 504})
 """503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
-
-
-class Settle(Protocol):
-    """Closes the books on a request: `finish`, or what a worker process does instead."""
-
-    def __call__(
-        self,
-        context: ProxyContext,
-        record: RequestRecord,
-        now: float,
-        *,
-        key: Key | None,
-        model: ModelId,
-        endpoint: Endpoint | None,
-        answer: EngineResponse | None,
-        error: str | None,
-    ) -> None:
-        """See `finish`."""
-        ...
 
 
 def finish(
@@ -97,7 +78,7 @@ def finish(
         context.spans.ended(record.span, over.line(), record.started, now)
 
 
-def record_outcome(fleet: Routing, endpoint: Endpoint, status: int, error: str | None) -> None:
+def record_outcome(fleet: Fleet, endpoint: Endpoint, status: int, error: str | None) -> None:
     """What a request says of its instance: see `core.breaker`."""
     if error in _CUT_OFF or status in _ENGINE_FAULTS:
         fleet.failed(endpoint, error or f"engine_{status}")

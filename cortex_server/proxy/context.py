@@ -4,73 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import Protocol
 
 from cortex_common.config.access import LimitsSection
-from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.errors import Unavailable
-from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.auth.access_control import AccessControl
-from cortex_server.auth.admission_queue import AdmissionController, FairQueue
+from cortex_server.auth.admission_queue import FairQueue
 from cortex_server.dataplane.pool import ConnectionPool
 from cortex_server.fleet.circuit_breaker import RetryBudget
+from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.access_log import AccessLog
-from cortex_server.proxy.accounting import Settle, finish
 from cortex_server.proxy.load_balancer import LoadBalancer
+from cortex_server.proxy.ports import Loads
 from cortex_server.proxy.request import ProxyRequest
-from cortex_server.proxy.routing import Routing
 from cortex_server.proxy.tracing import Spans
 
 _LAG_EVERY_S = 0.25
-
-
-class Progress(Protocol):
-    """How far a load is that requests wait for."""
-
-    @property
-    def state(self) -> str:
-        """What is being done, in one word."""
-        ...
-
-    @property
-    def node(self) -> str | None:
-        """Where."""
-        ...
-
-    @property
-    def position(self) -> int:
-        """1 when nobody waits longer for another model."""
-        ...
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds until ready, from past loads."""
-        ...
-
-    @property
-    def why(self) -> str | None:
-        """What is waited for before it can begin, for people."""
-        ...
-
-
-class Loads(Protocol):
-    """Whoever gets models loaded: the conductor."""
-
-    async def acquire(
-        self, model_config: ModelConfig, *, request_id: str, timeout_s: float
-    ) -> InstanceId:
-        """Wait until an instance is ready; cancelling stops waiting.
-
-        Raises:
-            CortexError: it will not be, or not in time; the error says why.
-        """
-        ...
-
-    def progress(self, model_id: ModelId) -> Progress | None:
-        """How far the load is."""
-        ...
 
 
 class ProxyContext:
@@ -84,8 +34,6 @@ class ProxyContext:
         gate: who may ask; by default whoever is on this host.
         limits: how much at once.
         spans: who is told of requests as parts of distributed traces.
-        turnstile: who lets requests in; by default one of this plane's own.
-        settled: closes the books on each request.
 
     Attributes:
         retries: how many second tries are left.
@@ -96,7 +44,7 @@ class ProxyContext:
 
     def __init__(
         self,
-        fleet: Routing,
+        fleet: Fleet,
         loads: Loads,
         metrics: Metrics,
         settings: GatewaySection,
@@ -104,8 +52,6 @@ class ProxyContext:
         access_control: AccessControl | None = None,
         limits: LimitsSection | None = None,
         spans: Spans | None = None,
-        admission: AdmissionController | None = None,
-        settled: Settle = finish,
     ) -> None:
         self.fleet = fleet
         self.loads = loads
@@ -116,8 +62,7 @@ class ProxyContext:
         self.most = limits.max_in_flight + limits.max_queued
         self.spans = spans
         self.loop = asyncio.get_running_loop()
-        self.admission: AdmissionController = admission or FairQueue(self.loop, self.limits)
-        self.settle = settled
+        self.admission = FairQueue(self.loop, self.limits)
         metrics.queue = lambda: (self.admission.inside, self.admission.waiting)
         self.pool = ConnectionPool(connect_timeout_s=settings.connect_timeout_s)
         self.access_log = AccessLog(self.loop)

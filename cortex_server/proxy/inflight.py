@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import Protocol
 
 from cortex_common.errors import Cancelled, Conflict, NotFound
 from cortex_common.log import event
@@ -17,44 +16,14 @@ from cortex_server.proxy.request import ProxyRequest
 
 log = logging.getLogger("cortex.operator")
 
-_LOOK_S = 0.02
-
-
-class Register(Protocol):
-    """All requests of this gateway, in whichever process they are."""
-
-    @property
-    def count(self) -> int:
-        """Requests under way."""
-        ...
-
-    async def listed(self, last: int) -> RequestList:
-        """Those under way and so many of the last that ended."""
-        ...
-
-    async def cancel(self, ident: str) -> RequestView:
-        """End a request. A unique beginning of its id will do.
-
-        Raises:
-            NotFound: none of that id is under way.
-            Conflict: the beginning of an id fits several.
-        """
-        ...
-
-    async def over(self) -> None:
-        """Return once none is under way; new ones are sent away meanwhile."""
-        ...
-
-    def cut_off(self) -> None:
-        """End those that are still under way, each with an error that says so."""
-        ...
+_POLL_S = 0.02
 
 
 class InflightRequests:
-    """The requests of one data plane, in this process.
+    """The requests in flight on this gateway.
 
     Args:
-        plane: whose requests these are.
+        context: Shared state of the proxy.
     """
 
     def __init__(self, context: ProxyContext) -> None:
@@ -62,49 +31,46 @@ class InflightRequests:
 
     @property
     def count(self) -> int:
-        """See `Register`."""
+        """Number of requests in flight."""
         return len(self._context.active)
 
-    def now(self, last: int = 0) -> RequestList:
-        """`listed`, without waiting."""
+    def list(self, last: int = 0) -> RequestList:
+        """Return the requests in flight, oldest first, and the `last` finished ones."""
         now, unix = self._context.loop.time(), time.time()
         active = sorted(self._context.active, key=lambda e: e.record.started)
         return RequestList(
             at=unix,
-            active=tuple(_under_way(e, now, unix) for e in active),
-            recent=tuple(map(ended, self._context.access_log.last(last))),
+            active=tuple(_active_view(e, now, unix) for e in active),
+            recent=tuple(map(_finished_view, self._context.access_log.last(last))),
         )
 
-    async def listed(self, last: int) -> RequestList:
-        """See `Register`."""
-        return self.now(last)
+    def cancel(self, ident: str) -> RequestView:
+        """Cancel a request, given its id or a unique prefix of it.
 
-    async def cancel(self, ident: str) -> RequestView:
-        """See `Register`."""
-        return self.cancelled(ident)
-
-    def cancelled(self, ident: str) -> RequestView:
-        """`cancel`, without waiting."""
-        wanted = named(self.now().active, ident).id.encode()
+        Raises:
+            NotFound: No request in flight has that id.
+            Conflict: The prefix matches several requests.
+        """
+        found_id = _match(self.list().active, ident).id.encode()
         found = min(
-            (e for e in self._context.active if e.record.ident == wanted),
+            (e for e in self._context.active if e.record.ident == found_id),
             key=lambda e: e.record.started,
         )
-        event(log, "request_cancelled", request=wanted.decode(), model=found.model)
-        found.cut_off(Cancelled("an operator ended this request"))
-        return ended(self._context.access_log.entries[-1].line())
+        event(log, "request_cancelled", request=found_id.decode(), model=found.model)
+        found.cut_off(Cancelled("an operator cancelled this request"))
+        return _finished_view(self._context.access_log.entries[-1].line())
 
-    async def over(self) -> None:
-        """See `Register`."""
+    async def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
         while self._context.active:  # noqa: ASYNC110 - an event for it would cost every request
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
     def cut_off(self) -> None:
-        """See `Register`."""
+        """Abort the requests in flight, each with an error that says that the gateway is stopping."""
         self._context.cut_off()
 
 
-def named(active: Iterable[RequestView], ident: str) -> RequestView:
+def _match(active: Iterable[RequestView], ident: str) -> RequestView:
     """The request of that id; the oldest where a client gave it to several.
 
     Raises:
@@ -122,7 +88,7 @@ def named(active: Iterable[RequestView], ident: str) -> RequestView:
     return min(exact or fits, key=lambda r: r.started)
 
 
-def _under_way(exchange: ProxyRequest, now: float, unix: float) -> RequestView:
+def _active_view(exchange: ProxyRequest, now: float, unix: float) -> RequestView:
     record, endpoint = exchange.record, exchange.endpoint
     state, total = exchange.state, now - record.started
     waits = state in {RequestState.QUEUE, RequestState.LOADING}
@@ -146,7 +112,7 @@ def _under_way(exchange: ProxyRequest, now: float, unix: float) -> RequestView:
     )
 
 
-def ended(line: RequestLine) -> RequestView:
+def _finished_view(line: RequestLine) -> RequestView:
     """A request that the journal tells of."""
     return RequestView(
         id=line.request,

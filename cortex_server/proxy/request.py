@@ -38,6 +38,7 @@ from cortex_server.auth.keys import Key
 from cortex_server.dataplane.reply import Reply
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.access_log import RequestRecord
+from cortex_server.proxy.accounting import finish
 from cortex_server.proxy.attempt import Attempt
 from cortex_server.proxy.cold_start import ColdStart
 from cortex_server.proxy.request_head import RequestHead
@@ -314,7 +315,7 @@ class ProxyRequest(Reply):
             self._attempt.abort()
             self._attempt = None
         self.context.admission.leave(self)
-        self.context.settle(
+        finish(
             self.context,
             record,
             now,

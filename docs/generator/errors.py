@@ -42,7 +42,6 @@ _OTHERS = """## Other codes
 |---|---|---|
 | `client_disconnected` | logs, metrics | the client left or vanished, or took nothing for `idle_timeout_s` |
 | `engine_400` to `engine_599` | logs, metrics | the engine answered with that status; its body went to the client |
-| `worker_died` | metrics | the worker process that had the request died, and its clients' connections with it |
 """
 
 

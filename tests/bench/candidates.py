@@ -97,13 +97,12 @@ def direct(backend: int, _work: Path, _cpus: str) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def cortex(backend: int, work: Path, cpus: str, workers: int = 1) -> Iterator[Running]:
+def cortex(backend: int, work: Path, cpus: str) -> Iterator[Running]:
     """The real `cortex serve gateway`, 20 models on 8 instances, everything on that is on by default."""
     port, neuron = free_port(), free_port()
     config = work / "cortex.toml"
     config.write_text(
         f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{free_port()}"\n'
-        f"workers = {workers}\n"
         f'[[neurons]]\nname = "bench"\nendpoint = "http://127.0.0.1:{neuron}"\n'
     )
     (work / "models.toml").write_text("")
@@ -120,7 +119,7 @@ def cortex(backend: int, work: Path, cpus: str, workers: int = 1) -> Iterator[Ru
         process(command, port, work / "cortex.log", cpus) as gateway,
     ):
         time.sleep(1.0)  # the first report of the node
-        yield Running(port, (gateway.pid, *_children(gateway.pid)))
+        yield Running(port, (gateway.pid,))
 
 
 def _children(pid: int) -> tuple[int, ...]:
@@ -220,7 +219,6 @@ def _package_here() -> str:
 CANDIDATES = (
     Candidate("direct", direct, lambda: ""),
     Candidate("cortex", cortex, _package_here),
-    Candidate("cortex-2-workers", lambda b, w, c: cortex(b, w, c, workers=2), _package_here),
     Candidate("nginx", nginx, lambda: _first_line(["nginx", "-v"])),
     Candidate("go-proxy", go_proxy, lambda: _first_line(["go", "version"])),
     Candidate(

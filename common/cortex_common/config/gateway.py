@@ -23,9 +23,9 @@ class GatewaySection(Section):
     metrics_listen: Address | None = "127.0.0.1:9100"
     """Address of the Prometheus metrics, a listener of its own."""
 
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that serve requests. One process is one core; with more of them, each takes a share of the
-    connections, and one further process decides about loads, limits and keys for all."""
+    reuse_port: bool = False
+    """Share `listen` with other gateways on this host (SO_REUSEPORT): the kernel spreads connections over them. All
+    of them must set it."""
 
     models: Path = Path("models.toml")
     """The catalogue of models, relative to this file."""

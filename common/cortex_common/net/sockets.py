@@ -63,20 +63,23 @@ def vanished(sock: socket.socket) -> bool:
 _BACKLOG = 4096
 
 
-def listen(host: str, port: int, chosen_by: str) -> socket.socket:
+def listen(host: str, port: int, chosen_by: str, *, reuse_port: bool = False) -> socket.socket:
     """A socket that listens; port 0 takes a free one.
 
     Args:
         host: an address or name of this host.
         port: of it.
         chosen_by: which setting, for the error.
+        reuse_port: Share the port with other processes that set this too (SO_REUSEPORT).
 
     Raises:
         ConfigError: it can't be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=reuse_port
+        )
     except OSError as failed:
         raise ConfigError(
             f"can't listen on {host}:{port}: {failed.strerror or failed}",

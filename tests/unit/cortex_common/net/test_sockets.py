@@ -16,7 +16,6 @@ DAEMONS = {
     "gateway": lambda: server.listening("127.0.0.1:0", "listen"),
     "neuron": lambda: main.listening("127.0.0.1", 0),
 }
-WORKER = {"worker": lambda: server.joined("127.0.0.1", 0)}
 
 
 @pytest.mark.parametrize("listen", DAEMONS.values(), ids=DAEMONS)
@@ -30,7 +29,7 @@ def test_a_small_write_waits_for_no_acknowledgement(listen: Callable[[], socket.
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.parametrize("listen", (DAEMONS | WORKER).values(), ids=DAEMONS | WORKER)
+@pytest.mark.parametrize("listen", DAEMONS.values(), ids=DAEMONS)
 def test_a_client_that_vanishes_is_noticed(listen: Callable[[], socket.socket]):
     """The kernel asks after half a minute of silence, on connections of whoever listens."""
     with (
