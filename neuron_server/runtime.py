@@ -223,7 +223,6 @@ class Runtime:
         return tuple(
             views.model_info(
                 managed.instance,
-                self.registry.engine_of(managed.instance.spec.harness),
                 url_of(managed.instance),
                 self._books.counted_mb(managed.instance),
                 self.inflight.of(managed.instance.id),
@@ -242,7 +241,7 @@ class Runtime:
             *self._faults.warnings(),
             *self._state.warnings(),
         )
-        found = self.host.discovery(self.registry.device_kinds, warnings)
+        found = self.host.discovery(self.registry.info(), warnings)
         return found.model_copy(update={"certificates": self.certificates()})
 
     def health(self) -> Health:

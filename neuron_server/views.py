@@ -59,7 +59,6 @@ def health(
 
 def model_info(
     instance: Instance,
-    engine: str,
     url: str,
     counted_mb: tuple[int, ...],
     in_flight: int,
@@ -69,7 +68,6 @@ def model_info(
 
     Args:
         instance: what it is about.
-        engine: the kind of its engine.
         url: where its requests go.
         counted_mb: MiB that each of its devices lacks because of it.
         in_flight: requests on it, as far as the node knows.
@@ -84,7 +82,6 @@ def model_info(
     return ModelInfo(
         id=ModelId(instance.spec.model_id),
         harness=instance.spec.harness,
-        engine=engine,
         status=instance.state,
         devices=instance.devices,
         vram_used_mb=sum(counted_mb),

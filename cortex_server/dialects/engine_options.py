@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw, Struct
 
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects.chat import ChatRequest, NamedFunction, Tool, ToolChoice
-from cortex_server.dialects.engine_traits import EngineTraits
 
 
 class _Named(Struct):
@@ -74,19 +74,19 @@ class Thoughts:
 def apply_thoughts(chat: ChatRequest, thoughts: Thoughts, traits: EngineTraits) -> None:
     """Set the fields that say it. At most one switch is set: engines refuse contradictions."""
     if thoughts.wanted is False or thoughts.effort == "none":
-        if traits.thinking_switch:
+        if traits.enable_thinking:
             chat.enable_thinking = False
         else:
-            chat.reasoning_effort = traits.efforts.get("none", "none")
+            chat.reasoning_effort = traits.effort_names.get("none", "none")
         return
     budget = thoughts.budget_tokens
-    if budget is not None and traits.thinking_budget:
+    if budget is not None and traits.thinking_budget_tokens:
         chat.thinking_budget_tokens = budget
     if thoughts.effort is not None:
-        chat.reasoning_effort = traits.efforts.get(thoughts.effort, thoughts.effort)
-    elif thoughts.wanted and traits.thinking_switch:
+        chat.reasoning_effort = traits.effort_names.get(thoughts.effort, thoughts.effort)
+    elif thoughts.wanted and traits.enable_thinking:
         chat.enable_thinking = True
-    elif budget is not None and not traits.thinking_budget:
+    elif budget is not None and not traits.thinking_budget_tokens:
         chat.reasoning_effort = _effort_of(budget)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cortex_common.clock import Clock
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
+from cortex_common.schema.engine_traits import OPENAI, EngineTraits
+from cortex_common.schema.hardware import HarnessInfo
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo
-from cortex_server.dialects.engine_traits import EngineTraits, traits_of
 from cortex_server.fleet.circuit_breaker import Breaker, BreakerState
 from cortex_server.metrics.series import Metrics, Series
 
@@ -71,8 +72,8 @@ class Endpoint:
         served_as: the model's name as its engine knows it.
         retries: a request that fails here before its first byte may go elsewhere.
         overflow: it is asked only while the others are full.
-        engine: its kind.
-        traits: how that must be spoken to.
+        engine: the kind of its engine.
+        traits: how chat requests to that must be worded.
         context: tokens that a request may use; None where unknown.
         labels: the lines of a response's head that name it.
         breaker: its record of failures.
@@ -88,12 +89,12 @@ class Endpoint:
     url: str
     slots: int
     series: Series
-    engine: str
     context: int | None
-    traits: EngineTraits
     labels: bytes
     last_used: float
     served_as: str
+    engine: str = ""
+    traits: EngineTraits = OPENAI
     retries: bool = True
     overflow: bool = False
     draining: bool = False
@@ -174,11 +175,24 @@ class RoutingTable:
                 if endpoint.others.now:
                     endpoint.last_used = unix
 
-    def keep(self, entry: NodeEntry, infos: Iterable[ModelInfo], *, up: bool) -> None:
-        """Take what a node said.
+    def keep(
+        self,
+        entry: NodeEntry,
+        infos: Iterable[ModelInfo],
+        harnesses: Mapping[str, HarnessInfo],
+        *,
+        up: bool,
+    ) -> None:
+        """Update the endpoints of a node from its report.
 
-        Targets of a node that can't be reached are kept, so that the requests that still run on them are counted
-        when it is back, but nothing new is sent there.
+        Endpoints of an unreachable node are kept, so that the requests still running on them are counted when it
+        is back, but they get no new requests.
+
+        Args:
+            entry: the node's settings.
+            infos: the instances that it reported.
+            harnesses: the harnesses that it reported, by name.
+            up: whether the node is reachable.
         """
         node = entry.name
         self._order.setdefault(node, len(self._order))
@@ -191,6 +205,8 @@ class RoutingTable:
                     former = endpoint or self._left.pop(info.instance_id, None)
                     endpoint = self._new(entry, info, info.url)
                     endpoint.former = former if former is not None and former.under_way else None
+                harness = harnesses.get(info.harness) or HarnessInfo(engine=info.harness)
+                endpoint.engine, endpoint.traits = harness.engine, harness.traits
                 here[info.instance_id] = endpoint
         self._on[node] = here
         self._by_id.update(here)
@@ -228,7 +244,6 @@ class RoutingTable:
 
     def _new(self, entry: NodeEntry, info: ModelInfo, url: str) -> Endpoint:
         upstream = entry if isinstance(entry, UpstreamEntry) else None
-        engine = info.engine or info.harness  # an older neuron tells only the harness
         return Endpoint(
             id=info.instance_id,
             model=info.id,
@@ -236,9 +251,7 @@ class RoutingTable:
             url=url,
             slots=info.parallel or 1,
             series=self._metrics.series(info.id, entry.name),
-            engine=engine,
             context=info.context,
-            traits=traits_of(engine),
             labels=labels_of(entry.name, info.instance_id),
             last_used=self._clock.unix(),
             served_as=info.served_as or info.id,

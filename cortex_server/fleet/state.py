@@ -348,7 +348,8 @@ class Fleet:
     def _take(self, record: _Node) -> None:
         self._views.pop(record.entry.name, None)
         infos = record.status.models if record.status is not None else ()
-        self._endpoints.keep(record.entry, infos, up=record.state is NodeState.UP)
+        harnesses = record.discovery.harness_info if record.discovery is not None else {}
+        self._endpoints.keep(record.entry, infos, harnesses, up=record.state is NodeState.UP)
 
     @property
     def _unheard(self) -> tuple[str, ...]:

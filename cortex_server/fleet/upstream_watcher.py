@@ -15,7 +15,8 @@ import msgspec
 from cortex_common.client.control import in_words, tls_for
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
-from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.engine_traits import UPSTREAM_TRAITS
+from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.dataplane.pool import NodeAccess
 from cortex_server.fleet.model_aliases import is_pattern
@@ -89,7 +90,6 @@ def _instance(entry: UpstreamEntry, model: Listed) -> ModelInfo:
     return ModelInfo(
         id=ModelId(entry.prefix + model.id),
         harness=entry.engine,
-        engine=entry.engine,
         status=InstanceState.READY,
         instance_id=_instance_id(entry.name, model.id),
         url=entry.endpoint,
@@ -142,7 +142,7 @@ class UpstreamWatcher:
             verify=self._access.tls or tls_for(entry.endpoint),
             trust_env=False,
         ) as http:
-            fleet.discovered(entry.name, Discovery(hostname=http.base_url.host, os="", kernel=""))
+            fleet.discovered(entry.name, _discovery(entry, http.base_url.host))
             while True:
                 try:
                     found = instances(entry, await _list(http, f"{entry.api_path}/models"))
@@ -155,6 +155,18 @@ class UpstreamWatcher:
                 pause = pause_s(entry.refresh, failures)
                 # Spread out, so that many gateways do not ask as one.
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+
+
+def _discovery(entry: UpstreamEntry, host: str) -> Discovery:
+    """Describe an upstream as a node with one harness, named after its engine."""
+    info = HarnessInfo(engine=entry.engine, traits=UPSTREAM_TRAITS[entry.engine])
+    return Discovery(
+        hostname=host,
+        os="",
+        kernel="",
+        harnesses=(entry.engine,),
+        harness_info={entry.engine: info},
+    )
 
 
 async def _list(http: httpx.AsyncClient, path: str) -> list[Listed] | None:

@@ -41,7 +41,7 @@ def with_host(view: NodeView, found: Discovery) -> NodeView:
         cuda_version=found.cuda_version,
         neuron_version=found.neuron_version,
         harnesses=found.harnesses,
-        harness_kinds=found.harness_kinds,
+        harness_kinds={name: h.device_kinds for name, h in found.harness_info.items()},
         warnings=tuple(w.message for w in found.warnings),
         certificates=found.certificates,
     )

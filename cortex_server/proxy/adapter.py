@@ -10,9 +10,9 @@ from typing import Protocol
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, envelope_bytes
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic.errors import error_body
-from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
 from cortex_server.proxy.response import EngineResponse
 

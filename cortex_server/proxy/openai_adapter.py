@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
 from cortex_server.dialects.engine_errors import from_answer
 from cortex_server.dialects.engine_options import without_named_choice
-from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.openai_errors import engine_error_body
 from cortex_server.dialects.stream.aggregate import Assembler
 from cortex_server.dialects.stream.chunk_repair import mend_answer

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
+from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic import request as anthropic_request
 from cortex_server.dialects.anthropic.errors import error_body
@@ -15,7 +16,6 @@ from cortex_server.dialects.anthropic.request import Translated
 from cortex_server.dialects.anthropic.response import to_message
 from cortex_server.dialects.anthropic.stream import MessagesStream
 from cortex_server.dialects.engine_errors import from_answer
-from cortex_server.dialects.engine_traits import GENERIC, EngineTraits
 from cortex_server.dialects.responses import request as responses_request
 from cortex_server.dialects.responses.response import to_response
 from cortex_server.dialects.responses.stream import ResponsesStream
@@ -65,7 +65,7 @@ class _TranslatingAdapter(ABC):
 
     def prompt_tokens(self) -> int:
         """See `Dialogue`."""
-        return tokens.estimate(self._translate(self.name, GENERIC, stream=self.stream).body)
+        return tokens.estimate(self._translate(self.name, OPENAI, stream=self.stream).body)
 
     def ask(
         self,
@@ -112,7 +112,7 @@ class _TranslatingAdapter(ABC):
     def _opened(self) -> ClientStream:
         """The client's stream. It may open before an engine is chosen: ids of calls depend on none."""
         if self._open is None:
-            translated = self._translated or self._translate(self.name, GENERIC, stream=True)
+            translated = self._translated or self._translate(self.name, OPENAI, stream=True)
             self._open = self._stream(translated)
         return self._open
 
@@ -242,7 +242,7 @@ class CountTokensAdapter:
 
     def _estimate(self) -> int:
         chat = anthropic_request.to_chat(
-            self._request, model=self.name, traits=GENERIC, stream=False
+            self._request, model=self.name, traits=OPENAI, stream=False
         )
         return tokens.estimate(chat.body)
 
@@ -260,6 +260,6 @@ class CountTokensAdapter:
 
     def alone(self, traits: EngineTraits | None) -> bytes | None:
         """See `Dialogue`."""
-        if traits is not None and traits.counts_tokens:
+        if traits is not None and traits.count_tokens:
             return None
         return tokens.count_body(self._estimate())

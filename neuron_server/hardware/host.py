@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from cortex_common import __version__
 from cortex_common.clock import Clock
-from cortex_common.schema.hardware import Device, DeviceHealth, DeviceKind, Discovery, HostWarning
+from cortex_common.schema.hardware import (
+    Device,
+    DeviceHealth,
+    Discovery,
+    HarnessInfo,
+    HostWarning,
+)
 from cortex_common.schema.instances import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
 from neuron_server.process.process_table import TreeOf, read_table
@@ -84,10 +90,15 @@ class Host:
 
     def discovery(
         self,
-        harnesses: Mapping[str, tuple[DeviceKind, ...]],
+        harnesses: Mapping[str, HarnessInfo],
         warnings: tuple[HostWarning, ...] = (),
     ) -> Discovery:
-        """GET /discovery; `harnesses` tells what each runs on, `warnings` are those about engines."""
+        """Return the answer of GET /discovery.
+
+        Args:
+            harnesses: the node's harnesses, by name.
+            warnings: warnings about engines, added to those about devices.
+        """
         return Discovery(
             hostname=socket.gethostname(),
             os=_os_name(),
@@ -96,7 +107,7 @@ class Host:
             driver_version=self._inventory.driver_version,
             devices=self.devices,
             harnesses=tuple(harnesses),
-            harness_kinds=dict(harnesses),
+            harness_info=dict(harnesses),
             neuron_version=__version__,
             warnings=(*self._inventory.warnings, *warnings),
         )

@@ -7,26 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What an engine's HTTP face does, so that nobody need find out by failing.
+    """What is known of an engine before it runs; reported to gateways in part, as `HarnessInfo`.
 
     Attributes:
-        cancels_unstreamed: a client's disconnect ends a non-streaming request (mistral.rs: no).
-        usage_in_stream: how usage comes in a stream: as OpenAI's extra chunk when "asked" for, in
-            the "finish" chunk, or "never".
+        engine: the kind of engine, whatever its harness is called: "llamacpp", "vllm", "command", ...
+        traits: how chat requests to it must be worded.
         routes: the OpenAI routes it has, such as "/v1/embeddings".
         kinds: the devices it runs on, the preferred first.
         stop_signal: what asks the engine to end.
         exclusive_when_parallel: two instances that spread over several devices can't share a host.
     """
 
-    cancels_unstreamed: bool = True
-    usage_in_stream: str = "asked"
+    engine: str
+    traits: EngineTraits = OPENAI
     routes: frozenset[str] = field(
         default_factory=lambda: frozenset({"/v1/chat/completions", "/v1/completions"})
     )

@@ -22,6 +22,7 @@ import httpx
 
 from cortex_common.config.neuron import COMMAND_FIELDS, HarnessEntry, command_fields
 from cortex_common.errors import ConfigError
+from cortex_common.schema.engine_traits import OPENAI, SGLANG, VLLM, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
@@ -66,6 +67,7 @@ class Preset:
     queue_path: str | None = None
     example: tuple[str, ...] = ()
     kinds: tuple[DeviceKind, ...] = (DeviceKind.CUDA, DeviceKind.CPU)
+    traits: EngineTraits = OPENAI
 
 
 _PRESETS: Mapping[str, Preset] = {
@@ -94,6 +96,7 @@ _PRESETS: Mapping[str, Preset] = {
         ),
         routes=_DIALECTS,
         version_path="/version",
+        traits=VLLM,
         running_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         kinds=(DeviceKind.CUDA,),
     ),
@@ -124,6 +127,7 @@ _PRESETS: Mapping[str, Preset] = {
         ),
         env=(("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false"),),
         routes=_DIALECTS,
+        traits=SGLANG,
         running_metrics=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
         kinds=(DeviceKind.CUDA,),
     ),
@@ -164,6 +168,8 @@ class CommandHarness:
         self._env = dict(preset.env) | entry.env
         self._http = http
         self.capabilities = EngineCapabilities(
+            engine=entry.preset or "command",
+            traits=preset.traits,
             routes=frozenset(entry.routes or preset.routes),
             kinds=preset.kinds,
             stop_signal=signal.Signals[f"SIG{entry.stop_signal or preset.stop_signal}"],

@@ -10,6 +10,7 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import NotSupported
+from cortex_common.schema.engine_traits import MISTRALRS, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
@@ -17,6 +18,8 @@ from neuron_server.harness.probe import get_json
 from neuron_server.harness.weights import gguf_file, size_mb
 from neuron_server.process.program import absence
 
+_TRAITS = EngineTraits(parallel_tool_calls=False, effort_names=MISTRALRS.effort_names)
+"""mistral.rs without its server: it spells efforts the same way, but has none of the extensions."""
 _INTERPRETER_MB = 220
 """Resident memory of a worker before its weights: Python, the wheel, the HTTP server."""
 _WORTH_THREADS_MB = 64
@@ -32,7 +35,9 @@ class EmbeddedHarness:
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
         self.name = entry.name
-        self.capabilities = EngineCapabilities(kinds=(DeviceKind.CPU,))
+        self.capabilities = EngineCapabilities(
+            engine="embedded", traits=_TRAITS, kinds=(DeviceKind.CPU,)
+        )
         self._env = entry.env
         self._http = http
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from cortex_common.config.neuron import HarnessEntry
+from cortex_common.schema.engine_traits import LLAMACPP
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
@@ -35,6 +36,8 @@ class LlamaCppHarness:
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
         self.name = entry.name
         self.capabilities = EngineCapabilities(
+            engine="llamacpp",
+            traits=LLAMACPP,
             routes=frozenset(
                 {
                     "/v1/chat/completions",
@@ -45,7 +48,7 @@ class LlamaCppHarness:
                     "/v1/messages",
                     "/v1/messages/count_tokens",
                 }
-            )
+            ),
         )
         self._env = entry.env
         self._http = http

@@ -16,6 +16,7 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import BadRequest
+from cortex_common.schema.engine_traits import MISTRALRS
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
@@ -25,8 +26,8 @@ from neuron_server.harness.weights import gguf_file, local_path, repository, siz
 from neuron_server.process.program import Program, links_no_cuda
 
 CAPABILITIES = EngineCapabilities(
-    cancels_unstreamed=False,
-    usage_in_stream="finish",
+    engine="mistralrs",
+    traits=MISTRALRS,
     routes=frozenset(
         {
             "/v1/chat/completions",

@@ -13,9 +13,9 @@ import httpx
 
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import BadRequest, ConfigError, nearest
-from cortex_common.schema.hardware import DeviceKind, HostWarning
+from cortex_common.schema.hardware import HarnessInfo, HostWarning
 from neuron_server.harness.attached import AttachHarness
-from neuron_server.harness.base import AttachedHarness, Harness
+from neuron_server.harness.base import AttachedHarness, EngineCapabilities, Harness
 from neuron_server.harness.command import CommandHarness
 from neuron_server.harness.embedded import EmbeddedHarness
 from neuron_server.harness.llamacpp import LlamaCppHarness
@@ -89,14 +89,9 @@ class Registry:
         """All names, in the order of neuron.toml."""
         return tuple(self._by_name)
 
-    @property
-    def device_kinds(self) -> Mapping[str, tuple[DeviceKind, ...]]:
-        """What the engines of each harness run on, in the order of neuron.toml."""
-        return {name: r.harness.capabilities.kinds for name, r in self._by_name.items()}
-
-    def engine_of(self, name: str) -> str:
-        """The kind of engine behind a harness; one that the settings have no more goes by its name."""
-        return self._by_name[name].entry.engine if name in self._by_name else name
+    def info(self) -> Mapping[str, HarnessInfo]:
+        """Return what GET /discovery reports of each harness, in the order of neuron.toml."""
+        return {name: _info(r.harness.capabilities) for name, r in self._by_name.items()}
 
     def get(self, name: str) -> Registered:
         """The harness of a name.
@@ -113,6 +108,14 @@ class Registry:
                 hints=(f"did you mean {close[0]!r}?",) if close else (),
             )
         return self._by_name[name]
+
+
+def _info(capabilities: EngineCapabilities) -> HarnessInfo:
+    return HarnessInfo(
+        engine=capabilities.engine,
+        device_kinds=capabilities.kinds,
+        traits=capabilities.traits,
+    )
 
 
 def _build(

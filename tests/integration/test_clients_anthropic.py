@@ -27,7 +27,7 @@ from rigs.proxy import PlaneRig, running_plane
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
-from cortex_server.dialects.engine_traits import EngineTraits
+from cortex_common.schema.engine_traits import EngineTraits
 
 WEATHER = {"name": "weather", "input_schema": SCHEMA}
 ASK = {"model": "m", "max_tokens": 99, "messages": HI}

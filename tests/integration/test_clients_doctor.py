@@ -20,8 +20,10 @@ from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 
 from cortex_common.config.catalogue import ModelConfig
+from cortex_common.schema.engine_traits import EngineTraits
 
 CONTEXT = 2000
+NO_CANCEL = EngineTraits(cancels_unstreamed=False)
 CALLS = wire(
     chunk(call(0, '{"city":"Paris"}', ident="a", name="get_weather")),
     chunk(call(1, '{"city":"Rome"}', ident="b", name="get_weather")),
@@ -69,15 +71,13 @@ async def serving(script: Script) -> AsyncIterator[Served]:
     model_config = ModelConfig(id="org/m", harness="scripted", context=CONTEXT, aliases=("m",))
     async with (
         scripted_engine(script) as engine,
-        scripted_neuron({"org/m": engine.url}) as neuron,
+        scripted_neuron({"org/m": engine.url}, traits=NO_CANCEL) as neuron,
         running_gateway(model_config, neurons={"n1": neuron.url}) as served,
     ):
         fleet = served.gateway.fleet
         async with asyncio.timeout(10):
             while not fleet.ready("org/m"):
                 await asyncio.sleep(0.01)
-        traits = fleet.ready("org/m")[0]
-        traits.traits = type(traits.traits)(cancels_unstreamed=False)
         yield served
 
 

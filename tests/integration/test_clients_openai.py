@@ -17,7 +17,7 @@ from rigs.proxy import PlaneRig, ready, running_plane
 
 from cortex_common.config.catalogue import ModelConfig, ParamsSection
 from cortex_common.config.gateway import GatewaySection
-from cortex_server.dialects.engine_traits import LLAMACPP
+from cortex_common.schema.engine_traits import LLAMACPP
 from cortex_server.metrics.exposition import GatewayCollector
 
 FUNCTION = {"name": "weather", "parameters": SCHEMA}

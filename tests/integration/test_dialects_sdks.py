@@ -17,12 +17,12 @@ from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.late import anthropic, openai
 
 from cortex_common.errors import CortexError, UpstreamFailed
+from cortex_common.schema.engine_traits import OPENAI
 from cortex_server.dialects.anthropic import request as anthropic_request
 from cortex_server.dialects.anthropic.errors import error_body
 from cortex_server.dialects.anthropic.models import Served, entry_body, page_body
 from cortex_server.dialects.anthropic.response import to_message
 from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.engine_traits import GENERIC
 from cortex_server.dialects.responses import request as responses_request
 from cortex_server.dialects.responses.response import to_response
 from cortex_server.dialects.responses.stream import ResponsesStream
@@ -102,7 +102,7 @@ class _Routes(BaseHTTPRequestHandler):
 
     def _messages(self, body: bytes) -> Answer:
         request = anthropic_request.read_request(body)
-        translated = anthropic_request.to_chat(request, model="engine", traits=GENERIC, stream=True)
+        translated = anthropic_request.to_chat(request, model="engine", traits=OPENAI, stream=True)
         if request.stream:
             stream = MessagesStream(message_id="msg_1", model=request.model, request_id="req_1")
             return self._streamed(translated.body, stream.feed, stream.end, stream.ping())
@@ -111,12 +111,12 @@ class _Routes(BaseHTTPRequestHandler):
 
     def _count(self, body: bytes) -> Answer:
         request = anthropic_request.read_request(body)
-        chat = anthropic_request.to_chat(request, model="engine", traits=GENERIC, stream=False)
+        chat = anthropic_request.to_chat(request, model="engine", traits=OPENAI, stream=False)
         return 200, "application/json", [count_body(estimate(chat.body))]
 
     def _responses(self, body: bytes) -> Answer:
         request = responses_request.read_request(body)
-        translated = responses_request.to_chat(request, model="engine", traits=GENERIC, stream=True)
+        translated = responses_request.to_chat(request, model="engine", traits=OPENAI, stream=True)
         if request.stream:
             stream = ResponsesStream(
                 response_id="resp_1",

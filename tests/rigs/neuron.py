@@ -8,7 +8,8 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from cortex_common.schema.hardware import Discovery, Health
+from cortex_common.schema.engine_traits import OPENAI, EngineTraits
+from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from rigs.server import serving
 
@@ -19,13 +20,19 @@ class ScriptedNeuron:
 
     Attributes:
         url: where it listens.
-        heads: of all requests so far.
+        heads: the request heads received so far.
+        traits: the traits that it reports of its engines.
     """
 
     engines: Mapping[str, str]
     token: str | None = None
+    traits: EngineTraits = OPENAI
     url: str = ""
     heads: list[bytes] = field(default_factory=list)
+
+    def _discovery(self) -> Discovery:
+        info = HarnessInfo(engine="scripted", traits=self.traits)
+        return Discovery(hostname="n", os="Linux", kernel="", harness_info={"scripted": info})
 
     def _status(self) -> NodeStatus:
         return NodeStatus(
@@ -55,7 +62,7 @@ class ScriptedNeuron:
                 elif head.startswith(b"GET /events"):
                     break
                 else:
-                    body = Discovery(hostname="n", os="Linux", kernel="").model_dump_json().encode()
+                    body = self._discovery().model_dump_json().encode()
                     writer.write(
                         b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
                     )
@@ -71,9 +78,13 @@ class ScriptedNeuron:
 
 @contextlib.asynccontextmanager
 async def scripted_neuron(
-    engines: Mapping[str, str], *, token: str | None = None, tls: ssl.SSLContext | None = None
+    engines: Mapping[str, str],
+    *,
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    traits: EngineTraits = OPENAI,
 ) -> AsyncIterator[ScriptedNeuron]:
     """A neuron on a free loopback port; `engines` maps a model to the URL of its ready instance."""
-    neuron = ScriptedNeuron(engines, token)
+    neuron = ScriptedNeuron(engines, token, traits)
     async with serving(neuron.serve, tls) as neuron.url:
         yield neuron

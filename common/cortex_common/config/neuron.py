@@ -201,12 +201,6 @@ class HarnessEntry(Section):
     """Environment for all its engines. For kind `command`, {port} and the other fields of a command are replaced in it:
     OLLAMA_HOST = "{host}:{port}"."""
 
-    @property
-    def engine(self) -> str:
-        """The kind of its engines, whatever its name: "llamacpp", "mistralrs", "embedded", a preset, or "command"."""
-        kind = self.kind or self.name
-        return self.preset or ("mistralrs" if kind == "attach" else kind)
-
     @field_validator("command")
     @classmethod
     def _fields_known(cls, command: tuple[str, ...]) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ class NodeView:
         seen_at: Unix seconds of the last message from it.
         stopping_s: what that said of how long its neuron, told to stop, still gives to relayed requests.
         cordoned: no new instances are placed on it.
-        harness_kinds: see `Discovery`.
+        harness_kinds: the kinds of devices that the engines of each harness run on, the preferred first.
         engines: of somebody else, that it drives.
         certificates: of its neuron.
         failures: of its engines.

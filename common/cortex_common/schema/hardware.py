@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cortex_common.net.tls import Certificate
 from cortex_common.schema.base import Wire
+from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 
 
 class DeviceKind(StrEnum):
@@ -83,13 +84,27 @@ class HostWarning(Wire):
     message: str
 
 
-class Discovery(Wire):
-    """GET /discovery: what does not change while the neuron runs.
+class HarnessInfo(Wire):
+    """What a node reports of one of its harnesses.
 
     Attributes:
-        harness_kinds: the kinds of devices that the engines of each harness run on, the preferred first; an older
-            neuron does not tell.
-        certificates: that the neuron is asked with.
+        engine: the kind of its engines, whatever the harness is called: "llamacpp", "vllm", "command", ...
+        device_kinds: the kinds of devices that its engines run on, the preferred first.
+        traits: how chat requests to its engines must be worded.
+    """
+
+    engine: str
+    device_kinds: tuple[DeviceKind, ...] = ()
+    traits: EngineTraits = OPENAI
+
+
+class Discovery(Wire):
+    """GET /discovery: facts about a node that rarely change while its neuron runs.
+
+    Attributes:
+        harnesses: names of the node's harnesses, in the order of neuron.toml.
+        harness_info: details of each of them, by name.
+        certificates: the TLS certificates that the neuron serves.
     """
 
     hostname: str
@@ -99,7 +114,7 @@ class Discovery(Wire):
     driver_version: str | None = None
     devices: tuple[Device, ...] = ()
     harnesses: tuple[str, ...] = ()
-    harness_kinds: dict[str, tuple[DeviceKind, ...]] = Field(default_factory=dict)
+    harness_info: dict[str, HarnessInfo] = Field(default_factory=dict)
     neuron_version: str = ""
     warnings: tuple[HostWarning, ...] = ()
     certificates: tuple[Certificate, ...] = ()

@@ -105,7 +105,6 @@ class ModelInfo(Wire):
     Attributes:
         id: the model's name.
         harness: its name in the node's settings.
-        engine: the kind of engine behind it, which decides how requests are worded: "llamacpp", "vllm", ...
         status: the instance's state.
         devices: indices of the devices that it stands on.
         vram_used_mb: MiB that its devices lack because of it, which its end would give back: what is measured
@@ -126,7 +125,6 @@ class ModelInfo(Wire):
 
     id: ModelId
     harness: str
-    engine: str = ""
     status: InstanceState
     devices: tuple[int, ...] = ()
     vram_used_mb: int = 0

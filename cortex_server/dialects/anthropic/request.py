@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects.anthropic import content as block_of
 from cortex_server.dialects.anthropic.tools import AnthropicChoice, choose, tool
 from cortex_server.dialects.chat import (
@@ -29,7 +30,6 @@ from cortex_server.dialects.chat import (
 )
 from cortex_server.dialects.conversation import Conversation
 from cortex_server.dialects.engine_options import Thoughts, apply_thoughts
-from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.json_input import read, read_body
 
 
@@ -182,19 +182,19 @@ def to_chat(
         stop=request.stop_sequences or UNSET,
         tools=sent_tools or UNSET,
         tool_choice=sent_choice,
-        parallel_tool_calls=False if no_parallel and traits.parallel_switch else UNSET,
+        parallel_tool_calls=False if no_parallel and traits.parallel_tool_calls else UNSET,
         response_format=_response_format(request),
         stream=True if stream else UNSET,
         stream_options=StreamOptions() if stream else UNSET,
     )
     apply_thoughts(chat, _thoughts(request), traits)
-    if traits.continues and _is_begun(messages[-1]):
+    if traits.continue_final_message and _is_begun(messages[-1]):
         chat.continue_final_message = True
         chat.add_generation_prompt = False
     return Translated(
         body=msgspec.json.encode(chat),
         call_ids=frozenset(talk.call_ids),
-        only_first_call=no_parallel and not traits.parallel_switch,
+        only_first_call=no_parallel and not traits.parallel_tool_calls,
         dropped=tuple(dropped),
     )
 
@@ -255,7 +255,7 @@ def _assistant_turn(
                 dropped.append(f"{place}: {kind}")
             case _:
                 raise block_of.refuse(kind, place)
-    reasoning = "".join(thoughts) if traits.takes_reasoning else ""
+    reasoning = "".join(thoughts) if traits.reasoning_content else ""
     talk.assistant("".join(texts), reasoning, calls)
 
 

@@ -10,9 +10,9 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects.chat import Function, Tool, ToolChoice
 from cortex_server.dialects.engine_options import named_choice
-from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.json_input import read
 
 

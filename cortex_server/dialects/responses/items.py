@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects.chat import (
     CalledFunction,
     ImagePart,
@@ -17,7 +18,6 @@ from cortex_server.dialects.chat import (
     ToolCall,
 )
 from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.json_input import read, type_of
 from cortex_server.dialects.responses.tools import FlatTools
 
@@ -152,7 +152,7 @@ class InputItems:
         return ToolCall(call.call_id, CalledFunction(name, arguments or "{}"))
 
     def _think(self, item: ReasoningInput, where: str) -> None:
-        if self._traits.takes_reasoning:
+        if self._traits.reasoning_content:
             parts = item.content or item.summary or []
             self._thoughts += [read(_parts, part, where).text for part in parts]
 

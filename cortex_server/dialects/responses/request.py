@@ -12,11 +12,11 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
+from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects.anthropic.request import Translated
 from cortex_server.dialects.chat import ChatRequest, JsonSchema, ResponseFormat, StreamOptions
 from cortex_server.dialects.conversation import Conversation
 from cortex_server.dialects.engine_options import Thoughts, apply_thoughts
-from cortex_server.dialects.engine_traits import EngineTraits
 from cortex_server.dialects.json_input import read_body
 from cortex_server.dialects.responses.items import InputItems
 from cortex_server.dialects.responses.tools import FlatTools, choose
@@ -124,7 +124,7 @@ def to_chat(
         items.add(request.input)
     sent_tools, sent_choice = choose(request.tool_choice, tools, traits)
     no_parallel = bool(sent_tools) and request.parallel_tool_calls is False
-    parallel = request.parallel_tool_calls if sent_tools and traits.parallel_switch else None
+    parallel = request.parallel_tool_calls if sent_tools and traits.parallel_tool_calls else None
     chat = ChatRequest(
         model=model,
         messages=talk.finish(),
@@ -143,7 +143,7 @@ def to_chat(
     return Translated(
         body=msgspec.json.encode(chat),
         call_ids=frozenset(talk.call_ids),
-        only_first_call=no_parallel and not traits.parallel_switch,
+        only_first_call=no_parallel and not traits.parallel_tool_calls,
         dropped=tuple(dropped),
         function_names=tools.namespaced,
     )

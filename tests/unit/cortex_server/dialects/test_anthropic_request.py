@@ -12,20 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
+from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI, EngineTraits
 from cortex_server.dialects.anthropic.request import Translated, read_request, to_chat
-from cortex_server.dialects.engine_traits import (
-    EMBEDDED,
-    GENERIC,
-    LLAMACPP,
-    MISTRALRS,
-    EngineTraits,
-    traits_of,
-)
+
+_EFFORT_ONLY = EngineTraits(effort_names=MISTRALRS.effort_names)
 
 
-def _translate(
-    traits: EngineTraits = GENERIC, *, stream: bool = False, **fields: Any
-) -> Translated:
+def _translate(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> Translated:
     body = {
         "model": "claude-x",
         "max_tokens": 100,
@@ -35,7 +28,7 @@ def _translate(
     return to_chat(request, model="engine", traits=traits, stream=stream)
 
 
-def _chat(traits: EngineTraits = GENERIC, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
+def _chat(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(_translate(traits, stream=stream, **fields).body)
     return found
 
@@ -151,18 +144,18 @@ def test_a_stream_asks_for_usage() -> None:
         ),
         (MISTRALRS, {"type": "disabled"}, "high", {"enable_thinking": False}),
         (MISTRALRS, None, "max", {"reasoning_effort": "xhigh"}),
-        (GENERIC, {"type": "enabled", "budget_tokens": 2048}, None, {"reasoning_effort": "low"}),
-        (GENERIC, {"type": "enabled", "budget_tokens": 32000}, None, {"reasoning_effort": "high"}),
-        (EMBEDDED, {"type": "disabled"}, "high", {"reasoning_effort": "off"}),
+        (OPENAI, {"type": "enabled", "budget_tokens": 2048}, None, {"reasoning_effort": "low"}),
+        (OPENAI, {"type": "enabled", "budget_tokens": 32000}, None, {"reasoning_effort": "high"}),
+        (_EFFORT_ONLY, {"type": "disabled"}, "high", {"reasoning_effort": "off"}),
         (
-            EMBEDDED,
+            _EFFORT_ONLY,
             {"type": "enabled", "budget_tokens": 8192},
             None,
             {"reasoning_effort": "medium"},
         ),
-        (GENERIC, {"type": "disabled"}, None, {"reasoning_effort": "none"}),
-        (GENERIC, None, "xhigh", {"reasoning_effort": "xhigh"}),
-        (GENERIC, None, None, {}),
+        (OPENAI, {"type": "disabled"}, None, {"reasoning_effort": "none"}),
+        (OPENAI, None, "xhigh", {"reasoning_effort": "xhigh"}),
+        (OPENAI, None, None, {}),
     ],
 )
 def test_thinking_is_worded_for_the_engine(
@@ -301,7 +294,7 @@ def test_results_stand_before_the_rest_of_the_turn_and_images_after_them() -> No
     ("traits", "last", "continued"),
     [
         (LLAMACPP, {"role": "assistant", "content": "{"}, True),
-        (GENERIC, {"role": "assistant", "content": "{"}, False),
+        (OPENAI, {"role": "assistant", "content": "{"}, False),
         (LLAMACPP, {"role": "assistant", "content": [_USE]}, False),
         (LLAMACPP, {"role": "user", "content": "{"}, False),
     ],
@@ -491,11 +484,11 @@ def test_tools_that_anthropic_runs_are_dropped(kind: str) -> None:
 @pytest.mark.parametrize(
     ("traits", "choice", "expected", "tools"),
     [
-        (GENERIC, {"type": "auto"}, "auto", 2),
-        (GENERIC, {"type": "any"}, "required", 2),
-        (GENERIC, {"type": "none"}, "none", 2),
+        (OPENAI, {"type": "auto"}, "auto", 2),
+        (OPENAI, {"type": "any"}, "required", 2),
+        (OPENAI, {"type": "none"}, "none", 2),
         (
-            GENERIC,
+            OPENAI,
             {"type": "tool", "name": "g"},
             {"type": "function", "function": {"name": "g"}},
             2,
@@ -673,7 +666,7 @@ _EVERYTHING = {
 }
 
 
-@given(spoiled(_EVERYTHING), st.sampled_from([GENERIC, LLAMACPP, MISTRALRS]))
+@given(spoiled(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
 def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
     """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
     with contextlib.suppress(BadRequest):
@@ -685,12 +678,3 @@ def test_a_body_that_is_no_text_is_refused() -> None:
     body = json.dumps(_EVERYTHING, ensure_ascii=False).encode().replace("é".encode(), b"\xc3")
     with pytest.raises(MalformedBody, match="UTF-8"):
         read_request(body)
-
-
-def test_engines_have_their_traits() -> None:
-    """What is unknown is taken at OpenAI's word."""
-    assert traits_of("embedded") is EMBEDDED
-    assert traits_of("mistralrs") is MISTRALRS
-    assert traits_of("llamacpp") is LLAMACPP
-    assert traits_of("vllm").counts_tokens
-    assert traits_of("command") is GENERIC

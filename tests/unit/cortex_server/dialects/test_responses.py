@@ -19,25 +19,23 @@ from cortex_common.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI, EngineTraits
 from cortex_server.dialects.anthropic.request import Translated
-from cortex_server.dialects.engine_traits import GENERIC, LLAMACPP, MISTRALRS, EngineTraits
 from cortex_server.dialects.responses.request import read_request, to_chat
 from cortex_server.dialects.responses.response import error_of, to_response
 
 
-def _translate(
-    traits: EngineTraits = GENERIC, *, stream: bool = False, **fields: Any
-) -> Translated:
+def _translate(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> Translated:
     request = read_request(json.dumps({"model": "gpt-x", "input": "hi"} | fields).encode())
     return to_chat(request, model="engine", traits=traits, stream=stream)
 
 
-def _chat(traits: EngineTraits = GENERIC, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
+def _chat(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(_translate(traits, stream=stream, **fields).body)
     return found
 
 
-def _messages(*items: dict[str, Any], traits: EngineTraits = GENERIC) -> list[dict[str, Any]]:
+def _messages(*items: dict[str, Any], traits: EngineTraits = OPENAI) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = _chat(traits, input=list(items))["messages"]
     return found
 
@@ -241,17 +239,17 @@ def test_earlier_calls_in_a_namespace_have_the_flat_name() -> None:
 @pytest.mark.parametrize(
     ("traits", "choice", "expected", "tools"),
     [
-        (GENERIC, "auto", "auto", 2),
-        (GENERIC, "required", "required", 2),
+        (OPENAI, "auto", "auto", 2),
+        (OPENAI, "required", "required", 2),
         (
-            GENERIC,
+            OPENAI,
             {"type": "function", "name": "f"},
             {"type": "function", "function": {"name": "f"}},
             2,
         ),
         (LLAMACPP, {"type": "function", "name": "f"}, "required", 1),
         (
-            GENERIC,
+            OPENAI,
             {
                 "type": "allowed_tools",
                 "mode": "required",
@@ -260,7 +258,7 @@ def test_earlier_calls_in_a_namespace_have_the_flat_name() -> None:
             "required",
             1,
         ),
-        (GENERIC, {"type": "web_search"}, "auto", 2),
+        (OPENAI, {"type": "web_search"}, "auto", 2),
     ],
 )
 def test_tool_choice_is_worded_for_the_engine(
@@ -351,7 +349,7 @@ _EVERYTHING = {
 }
 
 
-@given(spoiled(_EVERYTHING), st.sampled_from([GENERIC, LLAMACPP, MISTRALRS]))
+@given(spoiled(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
 def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
     """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
     with contextlib.suppress(BadRequest):

@@ -7,8 +7,9 @@ import asyncio
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import NeuronEntry
+from cortex_common.schema.engine_traits import LLAMACPP, OPENAI
 from cortex_common.schema.fleet import FleetSnapshot
-from cortex_common.schema.hardware import Health
+from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
@@ -54,6 +55,20 @@ def test_no_name_is_called_unknown_before_every_node_was_heard():
     assert "n2 has still to say" in early.message
     known.lost("n2", "refused")
     assert known.names.not_found("m").status == 404
+
+
+def test_requests_are_worded_by_the_traits_that_a_node_reports():
+    """A harness that the node no longer has gets OpenAI's own traits; a new report replaces them."""
+    nodes = fleet(entry("a", "http://a"))
+    nodes.discovered("a", Discovery(hostname="a", os="", kernel=""))
+    nodes.reported("a", status("i-1"))
+    (endpoint,) = nodes.ready("m")
+    assert (endpoint.engine, endpoint.traits) == ("fake", OPENAI)
+
+    info = HarnessInfo(engine="llamacpp", traits=LLAMACPP)
+    nodes.discovered("a", Discovery(hostname="a", os="", kernel="", harness_info={"fake": info}))
+    assert nodes.ready("m") == [endpoint]
+    assert (endpoint.engine, endpoint.traits) == ("llamacpp", LLAMACPP)
 
 
 def test_a_cordoned_node_stays_so_when_its_endpoint_moves():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rigs.engine import CHUNK, DONE, LAST, STREAM
 
 from cortex_common.errors import UpstreamFailed
-from cortex_server.dialects.engine_traits import GENERIC, LLAMACPP, MISTRALRS
+from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI
 from cortex_server.proxy.body import read_head
 from cortex_server.proxy.openai_adapter import OpenAiAdapter
 from cortex_server.proxy.response import (
@@ -42,7 +42,7 @@ def openai(
     """A dialogue in OpenAI's dialect that has asked its engine."""
     body = json.dumps(ASK | {"stream": stream, "stream_options": {"include_usage": usage}}).encode()
     adapter = OpenAiAdapter(path, body, read_head(body), b"req-1")
-    adapter.ask("m", None, GENERIC)
+    adapter.ask("m", None, OPENAI)
     return adapter
 
 
@@ -223,7 +223,7 @@ def test_pings_open_a_message_stream_before_an_engine_is_chosen():
     opened = adapter.keep_alive(b"loading")
     assert b"message_start" in opened
     assert b"ping" in opened
-    adapter.ask("m", None, GENERIC)
+    adapter.ask("m", None, OPENAI)
     assert b"message_start" not in run(adapter.answer(200, streamed=True), STREAM, [])
 
 
@@ -243,5 +243,5 @@ def test_tokens_are_counted_by_the_engine_that_can_else_estimated():
     assert json.loads(run(adapter.answer(200, streamed=False), b'{"input_tokens":42}', [])) == {
         "input_tokens": 42
     }
-    for traits in (GENERIC, None):
+    for traits in (OPENAI, None):
         assert json.loads(adapter.alone(traits) or b"")["input_tokens"] > 0

@@ -13,6 +13,14 @@ from pydantic import ValidationError
 
 from cortex_common.config.neuron import COMMAND_FIELDS, HarnessEntry
 from cortex_common.errors import BadRequest, ConfigError, NotSupported
+from cortex_common.schema.engine_traits import (
+    LLAMACPP,
+    MISTRALRS,
+    OPENAI,
+    SGLANG,
+    VLLM,
+    EngineTraits,
+)
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import AttachedHarness, Launch, ProcessHarness
@@ -57,22 +65,29 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("entry", "engine"),
+    ("entry", "engine", "traits"),
     [
-        ({"name": "embedded"}, "embedded"),
-        ({"name": "llama-vulkan", "kind": "llamacpp"}, "llamacpp"),
-        ({"name": "lab", "kind": "attach", "url": "http://127.0.0.1:1"}, "mistralrs"),
-        ({"name": "fast", "kind": "command", "preset": "vllm"}, "vllm"),
-        ({"name": "own", "kind": "command", "command": ["own"]}, "command"),
+        (
+            {"name": "embedded"},
+            "embedded",
+            EngineTraits(parallel_tool_calls=False, effort_names=MISTRALRS.effort_names),
+        ),
+        ({"name": "llama-vulkan", "kind": "llamacpp"}, "llamacpp", LLAMACPP),
+        ({"name": "own", "kind": "mistralrs"}, "mistralrs", MISTRALRS),
+        ({"name": "lab", "kind": "attach", "url": "http://127.0.0.1:1"}, "mistralrs", MISTRALRS),
+        ({"name": "fast", "kind": "command", "preset": "vllm"}, "vllm", VLLM),
+        ({"name": "fast", "kind": "command", "preset": "sglang"}, "sglang", SGLANG),
+        ({"name": "own", "kind": "command", "command": ["own"]}, "command", OPENAI),
     ],
 )
-def test_an_engine_is_told_whatever_its_harness_is_called(
-    entry: dict[str, object], engine: str, http: httpx.AsyncClient
+def test_a_harness_reports_its_engine_and_traits_whatever_its_name(
+    entry: dict[str, object], engine: str, traits: EngineTraits, http: httpx.AsyncClient
 ):
     """A gateway words requests for the engine, and two harnesses of one kind need two names."""
     registry = Registry((HarnessEntry.model_validate(entry),), http)
 
-    assert registry.engine_of(str(entry["name"])) == engine
+    info = registry.info()[str(entry["name"])]
+    assert (info.engine, info.traits) == (engine, traits)
 
 
 def test_gpus_are_given_by_uuid_in_bus_order():

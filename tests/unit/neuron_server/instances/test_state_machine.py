@@ -145,7 +145,7 @@ def test_progress_is_a_share_that_never_claims_the_end(past, expected, measured)
 def test_a_load_that_takes_longer_than_those_before_says_no_more_when_it_ends(past, left):
     """A hanging engine is not about to be ready; "0 s to go" for minutes would say so."""
     loading = instance(expected_load_s=10.0, started_at=1000.0)
-    assert model_info(loading, "llamacpp", "", (0,), 0, 1000.0 + past).eta_s == left
+    assert model_info(loading, "", (0,), 0, 1000.0 + past).eta_s == left
 
 
 def test_progress_follows_past_loads_before_memory():

@@ -1,0 +1,79 @@
+"""Engine traits: which extensions of the OpenAI chat API an engine supports, and which standard fields it lacks.
+
+A neuron reports the traits of each harness in GET /discovery, and the gateway words requests accordingly. The traits
+of an engine that both a harness and an external upstream (`engine` of [[upstreams]]) can name are defined here; any
+other harness defines its own.
+
+Sources: llama.cpp `common/chat.cpp` and `tools/server`, mistral.rs `mistralrs-server-core`, and the `entrypoints` of
+vLLM 0.32 and SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from cortex_common.schema.base import Wire
+
+
+class EngineTraits(Wire):
+    """How a chat request must be worded for an engine. The defaults describe OpenAI's own API.
+
+    Attributes:
+        named_tool_choice: accepts a `tool_choice` object that names a function. llama.cpp silently reads it as
+            "auto"; it gets "required" and only the named tool instead.
+        parallel_tool_calls: accepts `parallel_tool_calls`. For other engines the gateway keeps only the first call
+            of an answer.
+        reasoning_content: renders `reasoning_content` of earlier assistant messages.
+        enable_thinking: accepts `enable_thinking`. Elsewhere effort "none" turns thinking off.
+        thinking_budget_tokens: accepts `thinking_budget_tokens`. Other engines get the nearest effort.
+        cancels_unstreamed: stops computing an unstreamed answer when the client disconnects. mistral.rs does not,
+            so the gateway always requests a stream from it.
+        count_tokens: has POST /v1/messages/count_tokens.
+        continue_final_message: accepts `continue_final_message`. Without it, vLLM starts a new answer, and
+            llama.cpp repeats the prefilled text before continuing it.
+        effort_names: the engine's spelling of `reasoning_effort` values that it names differently. "none" means no
+            thinking.
+    """
+
+    named_tool_choice: bool = True
+    parallel_tool_calls: bool = True
+    reasoning_content: bool = False
+    enable_thinking: bool = False
+    thinking_budget_tokens: bool = False
+    cancels_unstreamed: bool = True
+    count_tokens: bool = False
+    continue_final_message: bool = False
+    effort_names: Mapping[str, str] = Field(default_factory=dict)
+
+
+OPENAI = EngineTraits()
+LLAMACPP = EngineTraits(
+    named_tool_choice=False,
+    reasoning_content=True,
+    thinking_budget_tokens=True,
+    count_tokens=True,
+    continue_final_message=True,
+)
+MISTRALRS = EngineTraits(
+    parallel_tool_calls=False,
+    enable_thinking=True,
+    cancels_unstreamed=False,
+    count_tokens=True,
+    effort_names={"max": "xhigh", "minimal": "low", "none": "off"},
+)
+VLLM = EngineTraits(reasoning_content=True, count_tokens=True, continue_final_message=True)
+SGLANG = VLLM
+CORTEX = EngineTraits(reasoning_content=True, count_tokens=True, continue_final_message=True)
+"""Another cortex gateway, which adapts requests to its own engines."""
+
+UPSTREAM_TRAITS: Mapping[str, EngineTraits] = {
+    "openai": OPENAI,
+    "llamacpp": LLAMACPP,
+    "mistralrs": MISTRALRS,
+    "vllm": VLLM,
+    "sglang": SGLANG,
+    "cortex": CORTEX,
+}
+"""Traits of external upstreams, by `engine` of [[upstreams]]."""
