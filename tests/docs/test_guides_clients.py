@@ -1,4 +1,4 @@
-"""The guides for clients work as pasted: their Python runs."""
+"""The Python programs in the client guides run as printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """All code blocks of a language, with their page."""
+    """Return all code blocks in a language, with their page."""
     return [
         (page, text)
         for page in PAGES
@@ -28,8 +28,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
-async def test_python_runs_as_pasted(page: str, code: str) -> None:
-    """Each program runs to its end against a gateway, and prints what the model says."""
+async def test_python_runs_as_printed(page: str, code: str) -> None:
+    """Every program runs against a gateway and prints the answer of the model."""
 
     async def model(call: Call) -> None:
         script = say(SAY) if asked(call).get("stream") else answer(completion("hello"))
@@ -47,6 +47,6 @@ async def test_python_runs_as_pasted(page: str, code: str) -> None:
     assert "hello" in out.decode()
 
 
-def test_there_is_something_to_check() -> None:
-    """The pattern finds what the pages have."""
+def test_all_programs_are_found() -> None:
+    """The pattern finds every Python block of the guides."""
     assert len(blocks("python")) == 2

@@ -1,4 +1,4 @@
-"""The pages about engines say what the code does."""
+"""The pages about engines match the code."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code of a page in some language."""
+    """Return the code blocks of a page in a language."""
     text = (DOCS / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 async def ready(runtime: Runtime) -> None:
-    """Wait until the only instance is ready."""
+    """Wait until the only instance is ready; fail if it fails."""
     async with asyncio.timeout(20):
         async for _ in runtime.changes.follow(1.0):
             (instance,) = runtime.instances.instances
@@ -37,8 +37,8 @@ async def ready(runtime: Runtime) -> None:
                 return
 
 
-async def test_whoever_follows_the_guide_has_a_harness_that_works(tmp_path: Path):
-    """Module, entry and configuration of the page, put where it says, load an engine and unload it."""
+async def test_the_harness_of_the_guide_works(tmp_path: Path):
+    """The module, table entry and configuration of the guide load and unload an engine."""
     module, entry = blocks("guides/add-a-harness.md", "python")
     names: dict[str, Builder] = {}
     exec(compile(module, "toy.py", "exec"), names)
@@ -64,6 +64,6 @@ async def test_whoever_follows_the_guide_has_a_harness_that_works(tmp_path: Path
 
 
 def test_every_kind_of_harness_has_its_row():
-    """No kind is missing from the table of engines, and none is there that is not."""
+    """The table of engines has exactly the kinds that exist."""
     rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "reference/engines.md").read_text(), re.MULTILINE)
     assert rows == list(KINDS)

@@ -1,4 +1,4 @@
-"""Every page of the documentation: its links lead somewhere, its commands parse, its settings load, its names exist."""
+"""Every page of the documentation: links resolve, commands parse, settings load, and names exist."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from cortex_common.errors import BY_CODE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+OUTSIDE = ("README.md", "CONTRIBUTING.md")
+"""Pages outside docs, which are not part of the site."""
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text(encoding="utf-8")
-    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+    for page in (*(ROOT / name for name in OUTSIDE), *sorted(DOCS.rglob("*.md")))
 }
 WRITTEN = {
     name: text for name, text in PAGES.items() if "Written by `make reference`" not in text[:200]
@@ -39,43 +41,43 @@ _METRIC = re.compile(r"\bcortex_[a-z_]+\b")
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    """The code blocks of a page in these languages."""
+    """Return the code blocks of a page in the given languages."""
     return [code for _, kind, code in _FENCE.findall(text) if kind in languages]
 
 
 @cache
 def prose(name: str) -> str:
-    """A page without its code blocks."""
+    """Return a page without its code blocks."""
     return _FENCE.sub("", PAGES[name])
 
 
 @cache
 def anchors(name: str) -> frozenset[str]:
-    """What the headings of a page are linked by; the same for the site and for forges."""
+    """Return the anchors of a page's headings, which are the same on the site and on forges."""
     titles = re.findall(r"^#+ (.+)$", prose(name), re.MULTILINE)
     plain = (re.sub(r"\]\([^)]*\)", "", title).lower() for title in titles)
     return frozenset(re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_to_files_and_headings_that_exist(name: str) -> None:
-    """Each link inside the repository, and each picture, is there; so is the heading that is named."""
+def test_links_resolve(name: str) -> None:
+    """Every link within the repository leads to an existing file and heading."""
     broken = []
     for link in _LINK.findall(re.sub(r"`[^`\n]*`", "", prose(name))):
         if re.match(r"[a-z]+:", link):
             continue
         path, _, anchor = link.partition("#")
         target = (ROOT / name).parent.joinpath(path).resolve() if path else ROOT / name
-        known = target.exists() and (target.is_relative_to(DOCS) or name == "README.md")
-        if not known or (anchor and anchor not in anchors(str(target.relative_to(ROOT)))):
+        exists = target.exists() and (target.is_relative_to(DOCS) or name in OUTSIDE)
+        if not exists or (anchor and anchor not in anchors(str(target.relative_to(ROOT)))):
             broken.append(link)
     assert broken == []
 
 
 def test_every_page_is_in_the_site() -> None:
-    """The navigation of mkdocs.yml names all pages and no others."""
-    told = re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(_site())["nav"]))
-    assert sorted(told) == sorted(n.removeprefix("docs/") for n in PAGES if n != "README.md")
+    """The navigation of mkdocs.yml lists exactly the existing pages."""
+    listed = re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(_site())["nav"]))
+    assert sorted(listed) == sorted(n.removeprefix("docs/") for n in PAGES if n not in OUTSIDE)
 
 
 def _site() -> str:
@@ -83,40 +85,40 @@ def _site() -> str:
 
 
 def commands(text: str) -> set[str]:
-    """Every command line of cortex that a page shows, in blocks and between backticks."""
+    """Return every cortex command line of a page, in code blocks and code spans."""
     shown = [*blocks(text, "sh", "console"), *_SPAN.findall(_FENCE.sub("", text))]
     return {line.strip() for code in shown for line in _COMMAND.findall(code.replace("\\\n", " "))}
 
 
 @pytest.mark.parametrize("name", [n for n in WRITTEN if commands(WRITTEN[n])])
-def test_commands_exist_with_their_options(name: str) -> None:
-    """Each command line that is shown is one that the command takes."""
-    wrong = {line: why for line in commands(WRITTEN[name]) if (why := _refused(line))}
-    assert wrong == {}
+def test_commands_are_valid(name: str) -> None:
+    """Every command line parses: the commands and options exist."""
+    errors = {line: error for line in commands(WRITTEN[name]) if (error := _parse_error(line))}
+    assert errors == {}
 
 
 _ROOT_COMMAND: Any = typer.main.get_command(app)
 
 
-def _refused(line: str) -> str | None:
-    """Why the command would not take a line; None when it would."""
+def _parse_error(line: str) -> str | None:
+    """Return why the command rejects a line, or None if it accepts it."""
     words = shlex.split(line)
     command = _ROOT_COMMAND
     context = command.make_context("cortex", [], resilient_parsing=True)
     while hasattr(command, "get_command") and words:
-        named = command.get_command(context, words[0])
-        if named is None:
-            return f"there is no {words[0]}"
+        subcommand = command.get_command(context, words[0])
+        if subcommand is None:
+            return f"no such command: {words[0]}"
         context = command.make_context(words.pop(0), [], parent=context, resilient_parsing=True)
-        command = named
+        command = subcommand
     if hasattr(command, "get_command"):
-        return None  # a group is named, not run
+        return None  # the line mentions a group and does not run it
     try:
         command.make_context(line, words)
-    except typer.BadParameter as wrong:
-        # Files of the reader's are not here, and a command may be named without what it needs.
-        said = wrong.format_message()
-        return said if words and "does not exist" not in said else None
+    except typer.BadParameter as error:
+        # The reader's files do not exist here, and a mentioned command can lack its arguments.
+        message = error.format_message()
+        return message if words and "does not exist" not in message else None
     except typer.Exit:
         return None
     return None
@@ -126,24 +128,24 @@ def _refused(line: str) -> str | None:
     ("name", "text"), [(n, t) for n, page in WRITTEN.items() for t in blocks(page, "toml")]
 )
 def test_settings_load(name: str, text: str, tmp_path: Path) -> None:
-    """Each piece of configuration is one that the program of its file takes."""
+    """Every TOML block is a valid configuration file."""
     if isinstance(tomllib.loads(text).get("keys"), dict):
-        pytest.skip("the command's own file, whose keys are names of actions")
-    file = tmp_path / "some.toml"
+        pytest.skip("configuration of the command, where [keys] maps actions to keys")
+    file = tmp_path / "config.toml"
     file.write_text(text, encoding="utf-8")
     kind = kind_of(file)
     load(SCHEMAS[kind], file, {}, siblings=tuple(SCHEMAS.values()))
 
 
-def test_every_json_block_is_json() -> None:
-    """Each block of JSON can be read."""
+def test_json_blocks_are_valid() -> None:
+    """Every JSON block parses."""
     for text in WRITTEN.values():
         for code in blocks(text, "json"):
             json.loads(code)
 
 
 def test_every_variable_exists() -> None:
-    """Each environment variable that is named is a setting or one of the command's."""
+    """Every environment variable is a setting or is documented by the command."""
     for name, text in WRITTEN.items():
         for variable in set(_VARIABLE.findall(text)):
             assert variable in ENVIRONMENT or _is_setting(variable), f"{name}: {variable}"
@@ -157,24 +159,24 @@ def _is_setting(variable: str) -> bool:
 
 
 def test_every_metric_exists() -> None:
-    """Each metric that is named is one that is served."""
-    known = PAGES["docs/reference/metrics.md"]
+    """Every metric is exported by a daemon."""
+    exported = PAGES["docs/reference/metrics.md"]
     packages = {f"cortex_{end}" for end in ("server", "cli", "common", "http", "gpu", "")}
     for name, text in WRITTEN.items():
         for metric in set(_METRIC.findall(text)) - packages:
             plain = re.sub(r"_(bucket|sum|count)$", "", metric)
-            assert f"`{plain}`" in known, f"{name}: {metric}"
+            assert f"`{plain}`" in exported, f"{name}: {metric}"
 
 
-def test_troubleshooting_knows_every_error_that_an_operator_may_meet() -> None:
-    """Each code of the tree that calls for more than a look at the request stands on the page."""
+def test_troubleshooting_covers_every_error() -> None:
+    """The page has every error code, except those that the request itself explains."""
     page = PAGES["docs/troubleshooting.md"]
     for code in set(BY_CODE) - {"invalid_request", "not_found", "node_not_found", "conflict"}:
         assert f"`{code}`" in page, code
 
 
-def test_troubleshooting_knows_every_warning_of_a_host() -> None:
-    """Each warning that a neuron can have about its host stands on the page."""
+def test_troubleshooting_covers_every_host_warning() -> None:
+    """The page has every warning that a neuron reports about its host."""
     page = PAGES["docs/troubleshooting.md"]
     sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "neuron_server").rglob("*.py"))
     codes = set(re.findall(r"HostWarning\(\s*code=\"(\w+)\"", sources))

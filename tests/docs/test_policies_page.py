@@ -1,4 +1,4 @@
-"""The included fleets and traces, and what the page on policies says that they say."""
+"""The included fleets and traces produce the figures on the page about eviction policies."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MADE_BY = {
 
 @cache
 def included(name: str) -> tuple[SimulatedFleet, list[Request]]:
-    """A fleet and its trace."""
+    """Return an included fleet and its trace."""
     lines = (INCLUDED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return load(SimulatedFleet, INCLUDED / f"{name}.toml", {}).value, list(read(lines, name))
 
 
 def row(name: str) -> list[str]:
-    """What the page says about a trace."""
+    """Return the row of a trace in the table of the page."""
     page = (ROOT / "docs" / "concepts" / "policies.md").read_text(encoding="utf-8")
     line = next(x for x in page.splitlines() if x.startswith(f"| `{name}` |"))
     return [cell.strip() for cell in line.split("|")[2:-1]]
@@ -39,7 +39,7 @@ def row(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", MADE_BY)
 def test_an_included_trace_is_what_the_generator_makes(name: str):
-    """The files parse, nobody has touched them up, and the page gives their bound."""
+    """The files match the generator's output, and the page has their bound."""
     fleet, trace = included(name)
     made = generate(MADE_BY[name], [m.id for m in fleet.models])
     assert [(round(r.at, 3), r.model, r.tokens) for r in made] == [
@@ -48,13 +48,13 @@ def test_an_included_trace_is_what_the_generator_makes(name: str):
     assert row(name)[4] == show_duration(bound(fleet, trace))
 
 
-def test_cost_beats_lru_on_an_included_trace_by_what_the_page_says():
-    """The smallest trace is played; the others would take longer than they are worth here."""
+def test_the_page_has_the_figures_of_lru_and_cost():
+    """Simulating the smallest trace gives the figures on the page; the other traces take too long for a test."""
     report = judge(*included("workstation"), ["lru", "cost"], Policy())
     lru, cost = (r.cold_start_s for r in report.rows)
-    said = row("workstation")
-    assert (said[0], said[2]) == (show_duration(lru), show_duration(cost))
-    assert said[5:] == [
+    printed = row("workstation")
+    assert (printed[0], printed[2]) == (show_duration(lru), show_duration(cost))
+    assert printed[5:] == [
         f"{1 - cost / lru:.0%}",
         f"{lru / report.bound_s:.1f}",
         f"{cost / report.bound_s:.1f}",

@@ -1,4 +1,4 @@
-"""The generated reference says what the code does; `make reference` writes it anew."""
+"""The generated reference pages match the code (`make reference` updates them)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from generator.pages import PAGES, REFERENCE
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_up_to_date(name):
-    """A change of the code that a page describes is written into the page, too (`make reference`)."""
+    """A page equals what the generator produces (run `make reference` if it does not)."""
     assert (REFERENCE / name).read_text(encoding="utf-8") == PAGES[name]()
 
 
 def test_every_command_has_its_section():
-    """No command is missing from the reference."""
+    """The reference has a section for every command."""
     page = commands_page()
 
     assert [name for name in COMMANDS if f"## cortex {name}\n" not in page] == []
