@@ -1,4 +1,4 @@
-"""GET /metrics: the node's latest reading and its instances, in Prometheus's text format."""
+"""GET /metrics: the latest readings of the node's devices and its instances, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -8,9 +8,26 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from cortex_common.net.tls import Certificate
-from cortex_common.schema.instances import InstanceState, NodeStatus
+from cortex_common.schema.hardware import DeviceReading
+from cortex_common.schema.instances import InstanceState, ModelInfo, NodeStatus
+from cortex_common.units import BYTES_PER_MIB
+
+_MEMORY_KINDS = ("used", "free", "reserved", "other", "headroom", "available")
+
+
+def exposition(status: NodeStatus, certificates: Iterable[Certificate]) -> bytes:
+    """Return the metrics of a node in Prometheus's text format.
+
+    Args:
+        status: the current status of the node.
+        certificates: the certificates that the neuron uses.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_NodeCollector(status, certificates))
+    return generate_latest(registry)
 
 
 class _NodeCollector(Collector):
@@ -18,72 +35,78 @@ class _NodeCollector(Collector):
         self._status = status
         self._certificates = certificates
 
+    @override
     def collect(self) -> Iterator[Metric]:
-        yield from self._devices()
-        yield from self._instances()
-        ends = GaugeMetricFamily(
+        yield from _device_metrics(self._status.health.devices)
+        yield from _instance_metrics(self._status.models)
+        expiry = GaugeMetricFamily(
             "cortex_neuron_certificate_expiry_timestamp_seconds",
-            "Unix time at which a certificate ends",
+            "Unix time at which a certificate expires",
             labels=["file"],
         )
         for certificate in self._certificates:
-            ends.add_metric([certificate.file], certificate.ends_at)
+            expiry.add_metric([certificate.file], certificate.ends_at)
         failures = CounterMetricFamily(
             "cortex_neuron_engine_failures",
-            "Engines that crashed, hung or could not be loaded",
+            "Engines that crashed, hung or failed to load",
             labels=["model", "kind"],
         )
-        for failed in self._status.failures:
-            failures.add_metric([failed.model, failed.kind], failed.count)
-        yield from (ends, failures)
-
-    def _devices(self) -> Iterator[Metric]:
-        memory = GaugeMetricFamily(
-            "cortex_neuron_vram_mb", "MiB of a device, by what they are", labels=["device", "what"]
-        )
-        usage = GaugeMetricFamily(
-            "cortex_neuron_utilization_pct", "How busy a device is", labels=["device"]
-        )
-        heat = GaugeMetricFamily("cortex_neuron_temp_c", "Degrees Celsius", labels=["device"])
-        power = GaugeMetricFamily("cortex_neuron_power_w", "Watts", labels=["device"])
-        for reading in self._status.health.devices:
-            device = str(reading.index)
-            for what in ("used", "free", "reserved", "other", "headroom", "available"):
-                memory.add_metric([device, what], getattr(reading, f"vram_{what}_mb"))
-            for family, value in (
-                (usage, reading.utilization_pct),
-                (heat, reading.temp_c),
-                (power, reading.power_w),
-            ):
-                if value is not None:
-                    family.add_metric([device], value)
-        yield from (memory, usage, heat, power)
-
-    def _instances(self) -> Iterator[Metric]:
-        labels = ["instance", "model"]
-        state = GaugeMetricFamily(
-            "cortex_neuron_instance_state",
-            "1 for the state that an instance is in",
-            labels=[*labels, "state"],
-        )
-        memory = GaugeMetricFamily(
-            "cortex_neuron_instance_vram_mb", "MiB that its end would give back", labels=labels
-        )
-        seconds = GaugeMetricFamily(
-            "cortex_neuron_instance_load_seconds", "What its load took", labels=labels
-        )
-        for info in self._status.models:
-            names = [str(info.instance_id), str(info.id)]
-            for possible in InstanceState:
-                state.add_metric([*names, possible], float(info.status is possible))
-            memory.add_metric(names, info.vram_used_mb)
-            if info.load_seconds is not None:
-                seconds.add_metric(names, info.load_seconds)
-        yield from (state, memory, seconds)
+        for failure in self._status.failures:
+            failures.add_metric([failure.model, failure.kind], failure.count)
+        yield from (expiry, failures)
 
 
-def exposition(status: NodeStatus, certificates: Iterable[Certificate]) -> bytes:
-    """The status as Prometheus scrapes it, and when certificates end."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(status, certificates))
-    return generate_latest(registry)
+def _device_metrics(readings: Iterable[DeviceReading]) -> Iterator[Metric]:
+    memory = GaugeMetricFamily(
+        "cortex_neuron_device_memory_bytes",
+        "Memory of a device by kind",
+        labels=["device", "kind"],
+    )
+    utilization = GaugeMetricFamily(
+        "cortex_neuron_device_utilization_ratio",
+        "Share of time in which the device was busy",
+        labels=["device"],
+    )
+    temperature = GaugeMetricFamily(
+        "cortex_neuron_device_temperature_celsius", "Temperature of the device", labels=["device"]
+    )
+    power = GaugeMetricFamily(
+        "cortex_neuron_device_power_watts", "Power draw of the device", labels=["device"]
+    )
+    for reading in readings:
+        device = str(reading.index)
+        for kind in _MEMORY_KINDS:
+            mib = getattr(reading, f"vram_{kind}_mb")
+            memory.add_metric([device, kind], mib * BYTES_PER_MIB)
+        if reading.utilization_pct is not None:
+            utilization.add_metric([device], reading.utilization_pct / 100)
+        if reading.temp_c is not None:
+            temperature.add_metric([device], reading.temp_c)
+        if reading.power_w is not None:
+            power.add_metric([device], reading.power_w)
+    yield from (memory, utilization, temperature, power)
+
+
+def _instance_metrics(instances: Iterable[ModelInfo]) -> Iterator[Metric]:
+    labels = ["instance", "model"]
+    state = GaugeMetricFamily(
+        "cortex_neuron_instance_state",
+        "1 for the current state of an instance, 0 for the others",
+        labels=[*labels, "state"],
+    )
+    memory = GaugeMetricFamily(
+        "cortex_neuron_instance_memory_bytes",
+        "Device memory that unloading the instance would free",
+        labels=labels,
+    )
+    seconds = GaugeMetricFamily(
+        "cortex_neuron_instance_load_seconds", "Duration of the instance's load", labels=labels
+    )
+    for info in instances:
+        values = [str(info.instance_id), str(info.id)]
+        for possible in InstanceState:
+            state.add_metric([*values, possible], float(info.status is possible))
+        memory.add_metric(values, info.vram_used_mb * BYTES_PER_MIB)
+        if info.load_seconds is not None:
+            seconds.add_metric(values, info.load_seconds)
+    yield from (state, memory, seconds)

@@ -1,4 +1,4 @@
-"""The reference of all metrics: the families that a gateway and a neuron hand out, with their labels."""
+"""The metrics reference: the metrics of the gateway and of the neuron, with their labels."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ from generator.text import page, sentence, table
 from neuron_server.metrics import exposition
 
 LABELS = {
-    "model": "the model; `none` for requests that never got to one",
-    "node": "the node; `none` for requests that never got to one, and for the gateway's own",
-    "code": "[error code](errors.md), or `engine_` and the status that an engine answered",
-    "side": "whose fault it is: `client`, `engine` or `cortex`",
-    "kind": "what was mended, such as `missing_usage`; of an engine how it ended, such as `crash`, `out_of_memory`, "
-    "`killed` or `hung`, or the [code](errors.md) of what ended its load",
+    "model": "the model; `none` for requests that reached no model",
+    "node": "the node; `none` for requests that reached no node, and for the gateway's own certificates",
+    "code": "[error code](errors.md), or `engine_` and the HTTP status of an engine's error",
+    "side": "whose fault the error is: `client`, `engine` or `cortex`",
+    "kind": "of a repair, what was repaired, such as `missing_usage`; of an engine failure `crash`, `out_of_memory`, "
+    "`killed`, `hung` or the [error code](errors.md) of the failed load; of memory `used`, `free`, `reserved`, "
+    "`other`, `headroom` or `available`",
     "harness": "kind of engine",
-    "outcome": "of a load `ready` or `failed`; of a drain `idle` (done) or `busy` (given up)",
-    "reason": "`room` (an eviction), `idle`, `operator`, `defrag`, `drain` or `model_config`",
+    "outcome": "of a load `ready` or `failed`; of a drain `idle` (completed) or `busy` (timed out); of a restart "
+    "`restarted`, `kept` (another gateway had it done), `busy` or `failed`",
+    "reason": "`eviction`, `idle`, `operator`, `defrag`, `drain` or `config_change`",
     "device": "index of the device on its node",
-    "state": "loading, ready, draining, stopping, stopped or failed",
-    "version": "of cortex",
-    "what": "used, free, reserved, other, headroom or available",
-    "instance": "the instance",
-    "file": "path of the file that the certificate was read from",
+    "state": "`loading`, `ready`, `draining`, `stopping`, `stopped` or `failed`",
+    "version": "version of cortex",
+    "instance": "id of the instance",
+    "file": "path of the file that contains the certificate",
 }
-_ABOUT = """The gateway serves these on `metrics_listen` of [`[gateway]`](gateway-settings.md), by itself on
-`http://127.0.0.1:9100/metrics`. [Grafana](../guides/grafana.md) tells how to have them read and drawn. A counter's name
-ends in `_total`; a histogram has the series `_bucket`, `_sum` and `_count`."""
-_NEURON = """A neuron serves its own readings at `/metrics` on its port, for hosts that are watched without a gateway.
-The gateway's metrics have all of it but the headroom."""
+_ABOUT = """The gateway serves these metrics on `metrics_listen` of [`[gateway]`](gateway-settings.md), by default
+`http://127.0.0.1:9100/metrics`. [Grafana](../guides/grafana.md) describes how to scrape and plot them. Names of
+counters end in `_total`; a histogram has the series `_bucket`, `_sum` and `_count`."""
+_NEURON = """A neuron serves the readings of its own node at `/metrics` on its port, for hosts monitored without
+a gateway. The gateway's metrics include all of them except the headroom."""
 
 
 def metrics_page() -> str:
-    """docs/reference/metrics.md."""
+    """Return docs/reference/metrics.md."""
     gateway = GatewayCollector(Metrics(lambda: FleetSnapshot(version=0, at=0.0))).collect()
     rows = [(_name(f), sentence(f.documentation), f.type, _labels(f)) for f in gateway]
-    of_node = [
+    neuron = [
         (_name(f), f.documentation, f.type, ", ".join(f"`{n}`" for n in f.samples[0].labels))
-        for f in _of_neuron()
+        for f in _neuron_families()
     ]
-    header = ("name", "what it is", "type", "labels")
+    header = ("name", "description", "type", "labels")
     labels = table(("label", "values"), ((f"`{k}`", v) for k, v in LABELS.items()))
     return page(
         "Metrics",
@@ -63,9 +64,9 @@ def metrics_page() -> str:
         table(header, ((f"`{n}`", *rest) for n, *rest in rows)),
         "## Labels",
         labels,
-        "## Of a neuron",
+        "## Metrics of a neuron",
         _NEURON,
-        table(header, ((f"`{n}`", *rest) for n, *rest in of_node)),
+        table(header, ((f"`{n}`", *rest) for n, *rest in neuron)),
     )
 
 
@@ -74,13 +75,13 @@ def _name(family: Metric) -> str:
 
 
 def _labels(family: Metric) -> str:
-    # A family without samples tells its labels nowhere else.
+    # A family without samples exposes its label names nowhere else.
     names = vars(family)["_labelnames"]
     assert all(name in LABELS for name in names), names
     return ", ".join(f"`{n}`" for n in names) or "–"
 
 
-def _of_neuron() -> Iterator[Metric]:
+def _neuron_families() -> Iterator[Metric]:
     reading = DeviceReading(
         index=0, vram_used_mb=0, vram_free_mb=0, utilization_pct=0, temp_c=0, power_w=0
     )

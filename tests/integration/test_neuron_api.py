@@ -277,10 +277,10 @@ async def test_metrics_show_devices_and_instances(rig: NeuronRig):
     async with rig.client() as client, httpx.AsyncClient(base_url=rig.url) as http:
         await load(client, fake("org/seen", instance_id="seen"))
         text = (await http.get("/metrics")).text
-        assert 'cortex_neuron_vram_mb{device="0",what="available"} 800.0' in text
+        assert 'cortex_neuron_device_memory_bytes{device="0",kind="available"} 8.388608e+08' in text
         names = 'instance="seen",model="org/seen"'
         assert f'cortex_neuron_instance_state{{{names},state="ready"}} 1.0' in text
-        assert f"cortex_neuron_instance_vram_mb{{{names}}} 100.0" in text
+        assert f"cortex_neuron_instance_memory_bytes{{{names}}} 1.048576e+08" in text
         await client.unload(UnloadRequest(model_id="org/seen"))
 
 
