@@ -1,7 +1,7 @@
-"""The audit trail: what the gateway logs about the fleet's life, kept for operators with who was behind it.
+"""The audit log: the lifecycle events that the gateway logs, kept for operators together with who caused them.
 
-Whatever decides logs it already, by `cortex_common.log.event`; a handler of the standard library's logging keeps
-those events. So the trail and the log can't tell different stories, and nobody has to say everything twice.
+Code that decides something logs it with `cortex_common.log.event`; this handler of the standard library's logging
+records those events. So the audit log and the log always agree, and nothing has to be reported twice.
 """
 
 from __future__ import annotations
@@ -11,76 +11,81 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
+from typing_extensions import override
+
 from cortex_common.clock import Clock
 from cortex_common.log import level_name
 from cortex_common.schema.audit import AuditEntry
 
-KEPT = 1000
+MAX_ENTRIES = 1000
 
-LOGS = tuple(
+AUDITED_LOGGERS = tuple(
     f"cortex.{part}"
     for part in ("fleet", "keys", "lifecycle", "nodes", "operator", "reload", "tls")
 )
-"""The loggers whose events make the trail."""
+"""The loggers whose events are recorded."""
 
 ACTOR: ContextVar[str] = ContextVar("actor", default="cortex")
-"""Who is behind what this task does: set where a request is let in, and by whoever speaks for a node."""
+"""Who caused what the current task does: set when a request is authorized, and by the watcher of a node."""
 
 
 class AuditLog(logging.Handler):
-    """The latest events; all calls come from the event loop's thread.
+    """The latest audit entries. All calls come from the event loop's thread.
 
     Args:
-        clock: entries are numbered from its milliseconds, so that numbers grow over restarts too.
+        clock: ids start at its current time in milliseconds, so that they grow across restarts too.
+
+    Attributes:
+        last_id: id of the latest entry.
     """
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(logging.INFO)
-        self.last = int(clock.unix() * 1000)
-        self._entries: deque[AuditEntry] = deque(maxlen=KEPT)
+        self.last_id = int(clock.unix() * 1000)
+        self._entries: deque[AuditEntry] = deque(maxlen=MAX_ENTRIES)
         self._listeners: list[Callable[[], None]] = []
 
-    def begin(self) -> None:
-        """Keep what is logged from now on, also where the log itself is set to less."""
-        for name in LOGS:
-            log = logging.getLogger(name)
-            log.addHandler(self)
-            if not log.isEnabledFor(logging.INFO):
-                log.setLevel(logging.INFO)
+    def attach(self) -> None:
+        """Start to record events, even if the log level hides them from the log itself."""
+        for name in AUDITED_LOGGERS:
+            logger = logging.getLogger(name)
+            logger.addHandler(self)
+            if not logger.isEnabledFor(logging.INFO):
+                logger.setLevel(logging.INFO)
 
-    def end(self) -> None:
-        """Keep no more."""
-        for name in LOGS:
+    def detach(self) -> None:
+        """Stop recording."""
+        for name in AUDITED_LOGGERS:
             logging.getLogger(name).removeHandler(self)
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep an event; a line without facts, such as a traceback, is none."""
         facts = getattr(record, "facts", None)
-        if facts is None:
+        if facts is None:  # a traceback, for example, is not an event
             return
-        self.last += 1
+        self.last_id += 1
         self._entries.append(
             AuditEntry(
-                id=self.last,
+                id=self.last_id,
                 at=record.created,
                 actor=ACTOR.get(),
                 event=record.getMessage(),
                 level=level_name(record.levelno),
-                facts={name: _told(value) for name, value in facts.items()},
+                facts={name: _fact_text(value) for name, value in facts.items()},
             )
         )
         for listener in tuple(self._listeners):
             listener()
 
-    def since(self, number: int) -> tuple[AuditEntry, ...]:
-        """The entries after a number that are still kept, the oldest first."""
-        return tuple(entry for entry in self._entries if entry.id > number)
+    def since(self, entry_id: int) -> tuple[AuditEntry, ...]:
+        """Return the entries with a greater id that are still kept, oldest first."""
+        return tuple(entry for entry in self._entries if entry.id > entry_id)
 
-    def recall(self, entries: Iterable[AuditEntry]) -> None:
-        """Begin with what was kept elsewhere, the oldest first."""
+    def restore(self, entries: Iterable[AuditEntry]) -> None:
+        """Add the entries of earlier runs, oldest first."""
         self._entries.extend(entries)
         if self._entries:
-            self.last = max(self.last, self._entries[-1].id)
+            self.last_id = max(self.last_id, self._entries[-1].id)
 
     def on_entry(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each entry; it must not block."""
@@ -91,7 +96,7 @@ class AuditLog(logging.Handler):
         self._listeners.remove(listener)
 
 
-def _told(value: object) -> str:
+def _fact_text(value: object) -> str:
     if isinstance(value, tuple | list | set | frozenset):
         return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -32,7 +32,7 @@ from cortex_server.audit_log import AuditLog
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.key_service import KeyService
 from cortex_server.auth.keys import Keyring
-from cortex_server.auth.usage import Usage
+from cortex_server.auth.usage import UsageCounter
 from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.fleet.credentials import accesses, certificates_of
 from cortex_server.fleet.membership import Membership
@@ -47,9 +47,10 @@ from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.tracing import spans
 from cortex_server.reload import Reloader
+from cortex_server.storage.database import Database, database_path
 from cortex_server.storage.history import HistoryStore
 from cortex_server.storage.keys import KeyStore
-from cortex_server.storage.placement import PlacementStore, store_path
+from cortex_server.storage.placement import PlacementStore
 
 log = logging.getLogger("cortex.gateway")
 tls_log = logging.getLogger("cortex.tls")
@@ -91,10 +92,11 @@ class Gateway:
         self.fleet.settings = lambda: self.reloader.view if self.reloader else SettingsView()
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._membership = Membership(self.fleet)
-        placement = store_path(config.gateway.state_dir, os.environ)
-        # Each of two gateways would write its own pins and cordons over the other's.
-        self._lock = None if placement is None else held(placement.parent, "gateway")
-        self._store = PlacementStore(placement)
+        path = database_path(config.gateway.state_dir, os.environ)
+        # Two gateways would overwrite each other's pins and cordons.
+        self._lock = None if path is None else held(path.parent, "gateway")
+        self._database = Database(path)
+        self._store = PlacementStore(self._database)
         for node in self._store.cordons().intersection(self.fleet.entries):
             self.fleet.set_cordoned(node, True)
         self.controller = Controller(
@@ -106,12 +108,13 @@ class Gateway:
             store=self._store,
         )
         self._rolling_update = RollingUpdate(self.fleet, self.controller, catalogue)
-        usage = Usage()
+        usage = UsageCounter()
         self.access_control = AccessControl(
             Keyring(), insecure=config.gateway.insecure, usage=usage
         )
-        records = KeyStore(store_path(config.gateway.state_dir, os.environ, "access.sqlite"))
-        self.key_service = KeyService(self.access_control.keyring, usage, records, config.keys)
+        self.key_service = KeyService(
+            self.access_control.keyring, usage, KeyStore(self._database), config.keys
+        )
         self._spans = spans(os.environ)
         self.context = ProxyContext(
             self.fleet,
@@ -123,9 +126,11 @@ class Gateway:
             spans=self._spans,
         )
         self.inflight = InflightRequests(self.context)
-        story = store_path(config.gateway.state_dir, os.environ, "story.sqlite")
-        told = (self.audit_log, self.context.access_log, self.controller.decisions)
-        self._history = None if story is None else HistoryStore(story, *told)
+        self._history: HistoryStore | None = None
+        if path is not None:
+            self._history = HistoryStore(
+                self._database, self.audit_log, self.context.access_log, self.controller.decisions
+            )
         self._restarts = EngineRestarts(self.fleet, self.controller, clock)
         self._verbs = Operations(self.fleet, self.controller, self._restarts, self._store, clock)
         self.app = create_app(self.fleet, lambda: self.context, routers=self._routers())
@@ -156,8 +161,8 @@ class Gateway:
         """Everything that works in the background: watchers, conductor, metrics."""
         self._kept_log.begin()
         if self._history is not None:
-            self._history.recall()
-        self.audit_log.begin()
+            self._history.restore()
+        self.audit_log.attach()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
             tasks = [asyncio.create_task(w, name=name) for name, w in self._work().items()]
@@ -189,14 +194,14 @@ class Gateway:
         return work
 
     async def _close(self) -> None:
-        self.audit_log.end()
+        self.audit_log.detach()
         await self._verbs.close()
         await self._membership.close()
         self.context.close()
         if self._history is not None:
-            self._history.close()
-        self._store.close()
-        self.key_service.close()
+            await self._history.close()
+        await self.key_service.close()
+        await asyncio.to_thread(self._database.close)
         if self._lock is not None:
             os.close(self._lock)
         if self._spans is not None:

@@ -104,7 +104,7 @@ def _tell_who_may_ask(gateway: Gateway) -> None:
     """What an operator who has just started it, and whose clients are refused, should know."""
     if gateway.access_control.insecure:
         event(log, "insecure", logging.WARNING, hint="whoever can connect may ask; make keys")
-    elif Scope.INFER not in gateway.access_control.keyring.guarded:
+    elif Scope.INFER not in gateway.access_control.keyring.protected:
         event(log, "own_host_only", hint="`cortex keys create NAME` makes keys for other hosts")
 
 

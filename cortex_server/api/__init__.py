@@ -1,1 +1,1 @@
-"""Routers of the control side, thin."""
+"""The gateway's HTTP API without the inference routes: health, models, operator API, metrics and errors."""

@@ -1,4 +1,4 @@
-"""What Anthropic's clients ask beside messages: the model list, a sign of life, and errors that they can read."""
+"""What Anthropic's clients request besides messages: models, a reachability check, and errors in their format."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from cortex_server.dialects.anthropic.models import Served, entry_body, page_bod
 _JSON = "application/json"
 
 
-def reads(request: Request) -> bool:
-    """Whether the client reads Anthropic's shapes; `x-api-key` alone is how older ones send their key."""
+def expects_anthropic_models(request: Request) -> bool:
+    """Return whether the client expects Anthropic's model list; older clients send nothing but `x-api-key`."""
     return "anthropic-version" in request.headers or "x-api-key" in request.headers
 
 
-def speaks(request: Request) -> bool:
-    """Whether an error is to be in Anthropic's shape: on its routes, and for those who name its version."""
+def expects_anthropic_errors(request: Request) -> bool:
+    """Return whether the client expects Anthropic's errors: on its routes, or if it sends `anthropic-version`."""
     path = request.url.path
     return path.startswith("/v1/messages") or "anthropic-version" in request.headers
 
 
-def refusal(error: CortexError, headers: Mapping[str, str]) -> Response:
-    """The answer that carries an error."""
+def error_response(error: CortexError, headers: Mapping[str, str]) -> Response:
+    """Return an error in Anthropic's format."""
     ident = request_id({}).decode()
     status, body = error_body(error, ident)
     return Response(body, status, headers={**headers, "request-id": ident}, media_type=_JSON)
 
 
-def served(view: ModelView, name: str, created: float) -> Served:
-    """A model under the name that the client knows."""
+def served_model(view: ModelView, name: str, created: float) -> Served:
+    """Return a model under the name that the client may use."""
     return Served(name, created=created, context=view.context)
 
 
-def page(
+def models_response(
     models: Sequence[Served], *, limit: int | None, after_id: str | None, before_id: str | None
 ) -> Response:
-    """GET /v1/models."""
+    """Return the response to GET /v1/models."""
     body = page_body(models, limit=limit, after_id=after_id, before_id=before_id)
     return Response(body, media_type=_JSON)
 
 
-def one(model: Served) -> Response:
-    """GET /v1/models/{id}."""
+def model_response(model: Served) -> Response:
+    """Return the response to GET /v1/models/{id}."""
     return Response(entry_body(model), media_type=_JSON)
 
 
 def hello_router() -> APIRouter:
-    """What Claude Code asks when it starts, without credentials; any quick answer will do."""
+    """Return the routes that Claude Code requests at startup, without credentials; any quick response satisfies it."""
     router = APIRouter(tags=["health"])
 
     async def hello() -> Response:
-        """The gateway is here: 200 without a body."""
+        """Respond with 200 and an empty body."""
         return Response()
 
     for method, path in product(("GET", "HEAD"), ("/", "/api/hello")):

@@ -1,4 +1,4 @@
-"""The whole API as one ASGI application."""
+"""The gateway's API as one ASGI application."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from starlette.routing import Route as AppRoute
 from cortex_common import __version__
 from cortex_server.api import errors
 from cortex_server.api.anthropic import hello_router
+from cortex_server.api.auth_middleware import AuthMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
-from cortex_server.auth.middleware import AuthMiddleware
 from cortex_server.dataplane.asgi import AsgiRoute
 from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.context import ProxyContext
@@ -23,28 +23,30 @@ from cortex_server.proxy.routes import ROUTES
 def create_app(
     fleet: Fleet, context: Callable[[], ProxyContext], routers: Iterable[APIRouter]
 ) -> FastAPI:
-    """The whole API as an ASGI application.
+    """Return the application.
 
     Args:
-        fleet: what the listings show.
-        context: the data plane, asked for at each request.
-        routers: further routers, such as the operator API.
+        fleet: the live state of the fleet.
+        context: returns the state of the proxy; called for each request.
+        routers: further routers, such as those of the operator API.
     """
-    # A redirect would name the scheme and host that a proxy before the gateway was asked by itself.
+    # No redirects: they would contain the scheme and host that a reverse proxy used, not those of the client.
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     app.add_middleware(
-        AuthMiddleware, access_control=lambda: context().access_control, refusal=errors.response
+        AuthMiddleware,
+        access_control=lambda: context().access_control,
+        error_response=errors.error_response,
     )
-    # Outside of the guard: a browser asks whether it may ask without a key.
-    app.add_middleware(CorsMiddleware, allowed=lambda: context().settings.allowed_origins)
-    ours = (
+    # Outside of authentication: browsers send preflight requests without a key.
+    app.add_middleware(CorsMiddleware, allowed_origins=lambda: context().settings.allowed_origins)
+    own_routers = (
         health_router(fleet, lambda: context().access_control.stopping),
         hello_router(),
         models_router(fleet),
     )
-    for router in (*ours, *routers):
-        # As they are: `include_router` would build each route anew for the first request that passes it.
+    for router in (*own_routers, *routers):
+        # Not `include_router`, which builds each route again when the first request reaches it.
         app.router.routes.extend(router.routes)
     for route in ROUTES.values():
         app.router.routes.append(AppRoute(route.path, AsgiRoute(context, route), methods=["POST"]))

@@ -1,4 +1,4 @@
-"""Lets the scripts of web pages use the API from a browser (CORS)."""
+"""Cross-origin resource sharing (CORS): lets scripts of web pages use the API from a browser."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class CorsMiddleware:
-    """ASGI middleware: Starlette's, for origins that may change.
+    """ASGI middleware: Starlette's CORS middleware, with origins that can change at run time.
 
-    On the hot path `Exchange` says the same on its own; what browsers ask beforehand comes here for all routes.
+    Preflight requests of all routes come here. Inference responses get their CORS headers from the proxy.
 
     Args:
-        app: what is used.
-        allowed: returns the origins of pages that may; an asterisk stands for all.
+        app: the application to wrap.
+        allowed_origins: returns the origins that are allowed; an asterisk stands for all.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(self, app: ASGIApp, allowed_origins: Callable[[], tuple[str, ...]]) -> None:
         self._app = app
-        self._allowed = allowed
+        self._allowed_origins = allowed_origins
         self._origins: tuple[str, ...] = ()
-        self._within = app
+        self._wrapped = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; answer a browser that asks whether it may send one."""
-        if (origins := self._allowed()) != self._origins:
-            self._origins, self._within = origins, _for(origins, self._app)
-        await self._within(scope, receive, send)
+        """Handle one ASGI connection."""
+        if (origins := self._allowed_origins()) != self._origins:
+            self._origins, self._wrapped = origins, _wrap(self._app, origins)
+        await self._wrapped(scope, receive, send)
 
 
-def _for(origins: tuple[str, ...], app: ASGIApp) -> ASGIApp:
+def _wrap(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     if not origins:
         return app
     return CORSMiddleware(

@@ -1,4 +1,4 @@
-"""Errors of the FastAPI side, each in the shape that its client reads."""
+"""Error responses of the FastAPI routes, each in the format that its client expects."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ log = logging.getLogger("cortex.api")
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app, ours or the framework's, one of our answers with the right status."""
-    for kind, handler in HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    """Register handlers that turn every exception of the application into an error response of cortex."""
+    for exception, handler in HANDLERS.items():
+        app.add_exception_handler(exception, handler)
 
 
-def response(error: CortexError, request: Request, status: int | None = None) -> Response:
-    """The answer that carries an error.
+def error_response(error: CortexError, request: Request, status: int | None = None) -> Response:
+    """Return the response for an error.
 
     Args:
-        error: what went wrong.
-        request: whose client reads it.
-        status: where it is not the error's own.
+        error: the error.
+        request: the request that failed; its client determines the format.
+        status: HTTP status, if it differs from the error's own.
     """
     headers = {n.decode(): v.decode() for n, v in error_headers(error)}
-    if anthropic.speaks(request):
-        return anthropic.refusal(error, headers)
+    if anthropic.expects_anthropic_errors(request):
+        return anthropic.error_response(error, headers)
     return Response(
         envelope_bytes(error),
         status or error.status,
@@ -45,41 +45,42 @@ def response(error: CortexError, request: Request, status: int | None = None) ->
 
 async def _cortex_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CortexError)
-    return response(error, request)
+    return error_response(error, request)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(where) or None
-    what = first.get("ctx", {}).get("error", first["msg"])
-    return response(BadRequest(f"{param or 'body'}: {what}", param=param), request)
+    location = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(location) or None
+    reason = first.get("ctx", {}).get("error", first["msg"])
+    return error_response(BadRequest(f"{param or 'body'}: {reason}", param=param), request)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 404:
-        found = suggest_route(path) or NotFound(
-            f"there is no {path} here", hints=["GET /openapi.json lists the routes"]
+        not_found = suggest_route(path) or NotFound(
+            f"there is no route {path}", hints=["GET /openapi.json lists the routes"]
         )
-        return response(found, request)
+        return error_response(not_found, request)
     if error.status_code == 405:
-        refused = BadRequest(f"{path} does not take {request.method}")
-        return response(refused, request, 405)
-    return response(BadRequest(str(error.detail)), request, error.status_code)
+        return error_response(
+            BadRequest(f"{path} does not support the method {request.method}"), request, 405
+        )
+    return error_response(BadRequest(str(error.detail)), request, error.status_code)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def _unexpected_error(request: Request, error: Exception) -> Response:
     log.error("request_failed", exc_info=error)
-    return response(CortexError("the gateway failed; its log says how"), request)
+    return error_response(CortexError("internal error; see the gateway's log"), request)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
     CortexError: _cortex_error,
-    RequestValidationError: _invalid,
+    RequestValidationError: _validation_error,
     HTTPException: _http_error,
-    Exception: _unexpected,
+    Exception: _unexpected_error,
 }
-"""What each kind of error becomes, for any application of Starlette's."""
+"""Exception handlers for any Starlette application."""

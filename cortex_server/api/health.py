@@ -1,4 +1,4 @@
-"""Whether the gateway lives, and whether it can serve."""
+"""Liveness and readiness probes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from cortex_common.schema.fleet import NodeState
 from cortex_server.fleet.state import Fleet
 
 
-class HealthAnswer(Wire):
-    """GET /health and GET /ready.
+class HealthStatus(Wire):
+    """Response to GET /health and GET /ready.
 
     Attributes:
-        status: "ok" with all nodes up, "degraded" with some, "unavailable" with none.
-        nodes_up: nodes that answer.
-        nodes: nodes of the configuration.
+        status: "ok" if all nodes are up, "degraded" if some are, "unavailable" if none is.
+        nodes_up: number of nodes that are up.
+        nodes: number of configured nodes.
+        version: version of cortex.
     """
 
     status: str
@@ -27,35 +28,35 @@ class HealthAnswer(Wire):
     version: str = __version__
 
 
-def health_router(fleet: Fleet, stopping: Callable[[], bool]) -> APIRouter:
-    """Routes that need no key: load balancers and probes ask them.
+def health_router(fleet: Fleet, is_stopping: Callable[[], bool]) -> APIRouter:
+    """Return the probe routes, which need no key.
 
     Args:
-        fleet: whose nodes count.
-        stopping: whether new requests are sent away.
+        fleet: the live state of the fleet.
+        is_stopping: returns whether the gateway rejects new requests because it is stopping.
     """
     router = APIRouter(tags=["health"])
 
-    def look() -> HealthAnswer:
+    def current_status() -> HealthStatus:
         states = [fleet.state(name) for name in fleet.entries]
         up = sum(state is NodeState.UP for state in states)
         status = "ok" if up == len(states) and up else "degraded" if up else "unavailable"
-        return HealthAnswer(status=status, nodes_up=up, nodes=len(states))
+        return HealthStatus(status=status, nodes_up=up, nodes=len(states))
 
     @router.get("/health")
-    async def health() -> HealthAnswer:
-        """The gateway lives: always 200."""
-        return look()
+    async def health() -> HealthStatus:
+        """Liveness: always 200."""
+        return current_status()
 
-    @router.get("/ready", responses={503: {"model": HealthAnswer}})
-    async def ready(response: Response) -> HealthAnswer:
-        """200 when at least one node can be used and the gateway is not about to end, else 503."""
-        answer = look()
-        if not answer.nodes_up or stopping():
+    @router.get("/ready", responses={503: {"model": HealthStatus}})
+    async def ready(response: Response) -> HealthStatus:
+        """Readiness: 200 if at least one node is up and the gateway is not stopping, otherwise 503."""
+        status = current_status()
+        if not status.nodes_up or is_stopping():
             response.status_code = 503
-        return answer
+        return status
 
-    # As `wget --spider` and some monitors ask.
-    for path, answer in (("/health", health), ("/ready", ready)):
-        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+    # `wget --spider` and some monitoring tools send HEAD.
+    for path, handler in (("/health", health), ("/ready", ready)):
+        router.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
     return router

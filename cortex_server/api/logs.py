@@ -1,4 +1,4 @@
-"""The operator API's routes for logs: the gateway's own, and those of nodes and engines, relayed by their node."""
+"""Operator routes for logs: the gateway's own, and those of nodes and engines, which their neuron serves."""
 
 from __future__ import annotations
 
@@ -14,114 +14,120 @@ from cortex_common.errors import CortexError, NodeNotFound, NotFound, NotSupport
 from cortex_common.log_buffer import MEDIA_TYPE, MOST_LINES, KeptLog
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 
-_MOST_ENGINE_LINES = 100_000
-_FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
+_MAX_ENGINE_LINES = 100_000
+_UNCACHED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 Lines = Annotated[int, Query(ge=0, le=MOST_LINES)]
 
 
 def logs_router(
-    show: Callable[[], FleetSnapshot],
+    snapshot: Callable[[], FleetSnapshot],
     nodes: Mapping[str, NeuronClient],
-    own: KeptLog,
-    over: Callable[[], bool],
-    unknown: Callable[[str], CortexError],
+    log_buffer: KeptLog,
+    is_closed: Callable[[], bool],
+    model_not_found: Callable[[str], CortexError],
 ) -> APIRouter:
-    """The routes below /operator/v1; to be added before those that take any path of a model.
+    """Return the log routes. Include them before routes that match any path below /models.
 
     Args:
-        show: the fleet now.
+        snapshot: returns the current state of the fleet.
         nodes: client of each node's neuron.
-        own: what the gateway logged.
-        over: whether the gateway lets its readers go.
-        unknown: the error for a name that no model has.
+        log_buffer: the gateway's own log.
+        is_closed: returns whether streams have to end because the gateway is stopping.
+        model_not_found: returns the error for a name that no model has.
     """
     router = APIRouter(prefix="/operator/v1", tags=["operator"])
 
-    @router.get("/logs", summary="What the gateway logged", response_class=Response)
-    async def get_own(lines: Lines = 200, follow: bool = False) -> Response:
-        """Its last lines, one JSON object a line, and with `follow` whatever comes. Requests are told elsewhere."""
-        if not follow:
-            return Response(own.tail(lines), media_type=MEDIA_TYPE, headers=_FRESH)
-        return StreamingResponse(own.follow(lines, over), media_type=MEDIA_TYPE, headers=_FRESH)
+    @router.get("/logs", summary="Log of the gateway", response_class=Response)
+    async def get_gateway_log(lines: Lines = 200, follow: bool = False) -> Response:
+        """The last lines, one JSON object per line, and with `follow` new lines as they are logged.
 
-    @router.get("/nodes/{name}/logs", summary="What a node logged", response_class=Response)
-    async def get_node(name: str, lines: Lines = 200, follow: bool = False) -> Response:
-        """The same of the neuron on a node."""
-        if show().node(name) is None:
-            raise NodeNotFound.among(name, (n.name for n in show().nodes))
-        reading = _client(nodes, name).own_log(lines=lines, follow=follow)
-        return await _relayed(reading, MEDIA_TYPE, {"x-cortex-node": name})
+        Requests are not included; `/operator/v1/requests` lists them.
+        """
+        if not follow:
+            return Response(log_buffer.tail(lines), media_type=MEDIA_TYPE, headers=_UNCACHED)
+        return StreamingResponse(
+            log_buffer.follow(lines, is_closed), media_type=MEDIA_TYPE, headers=_UNCACHED
+        )
+
+    @router.get("/nodes/{name}/logs", summary="Log of a node", response_class=Response)
+    async def get_node_log(name: str, lines: Lines = 200, follow: bool = False) -> Response:
+        """The log of the neuron on a node, in the same format."""
+        if snapshot().node(name) is None:
+            raise NodeNotFound.among(name, (node.name for node in snapshot().nodes))
+        log = _client(nodes, name).own_log(lines=lines, follow=follow)
+        return await _relay(log, MEDIA_TYPE, {"x-cortex-node": name})
 
     @router.get(
         "/models/{name:path}/logs",
-        summary="What a model's engine wrote",
+        summary="Output of a model's engine",
         response_class=StreamingResponse,
     )
-    async def get_log(
+    async def get_engine_log(
         name: str,
         instance: str | None = None,
-        lines: Annotated[int, Query(ge=0, le=_MOST_ENGINE_LINES)] = 200,
+        lines: Annotated[int, Query(ge=0, le=_MAX_ENGINE_LINES)] = 200,
         follow: bool = False,
     ) -> StreamingResponse:
-        """Its last lines, and with `follow` whatever comes. Of several instances the one that started last."""
-        view = _instance(show(), name, instance, unknown)
-        reading = _client(nodes, view.node).log(view.model, view.id, lines=lines, follow=follow)
-        told = {"x-cortex-node": view.node, "x-cortex-instance": view.id}
-        return await _relayed(reading, "text/plain; charset=utf-8", told)
+        """The last lines, and with `follow` new lines as they are written.
+
+        If the model has several instances, the one that started last is chosen.
+        """
+        view = _find_instance(snapshot(), name, instance, model_not_found)
+        log = _client(nodes, view.node).log(view.model, view.id, lines=lines, follow=follow)
+        headers = {"x-cortex-node": view.node, "x-cortex-instance": view.id}
+        return await _relay(log, "text/plain; charset=utf-8", headers)
 
     return router
 
 
 def _client(nodes: Mapping[str, NeuronClient], name: str) -> NeuronClient:
     if (client := nodes.get(name)) is None:
-        raise NotSupported(f"{name} is an upstream: it shows no logs")
+        raise NotSupported(f"{name} is an external upstream, whose logs are not available")
     return client
 
 
-async def _relayed(
-    reading: AbstractAsyncContextManager[AsyncIterator[str]], media_type: str, told: dict[str, str]
+async def _relay(
+    log: AbstractAsyncContextManager[AsyncIterator[str]], media_type: str, headers: dict[str, str]
 ) -> StreamingResponse:
-    pieces = _pieces(reading)
-    # Up to the head of the node's answer: what is wrong is an error, not the first line of a log.
-    await anext(pieces)
-    return StreamingResponse(pieces, media_type=media_type, headers=_FRESH | told)
+    chunks = _chunks(log)
+    # Wait for the head of the node's response, so that an error becomes an error response, not the start of a log.
+    await anext(chunks)
+    return StreamingResponse(chunks, media_type=media_type, headers=_UNCACHED | headers)
 
 
-async def _pieces(
-    reading: AbstractAsyncContextManager[AsyncIterator[str]],
-) -> AsyncIterator[str]:
-    """Nothing once the node has answered, then the log; closing it closes the node's side too."""
-    async with reading as pieces:
+async def _chunks(log: AbstractAsyncContextManager[AsyncIterator[str]]) -> AsyncIterator[str]:
+    """Yield an empty string once the node has responded, then the log. Closing this closes the node's response too."""
+    async with log as chunks:
         yield ""
-        async for piece in pieces:
-            yield piece
+        async for chunk in chunks:
+            yield chunk
 
 
-def _instance(
+def _find_instance(
     snapshot: FleetSnapshot,
     name: str,
-    wanted: str | None,
-    unknown: Callable[[str], CortexError],
+    id_prefix: str | None,
+    model_not_found: Callable[[str], CortexError],
 ) -> InstanceView:
-    """The instance that is meant.
+    """Return the newest instance of a model whose id begins with `id_prefix`.
 
     Raises:
         NotFound: there is none.
     """
     model = snapshot.model(name)
-    known = model.id if model is not None else name
-    found = [
-        i
-        for i in snapshot.instances()
-        if i.model == known and (wanted is None or i.id.startswith(wanted))
+    model_id = model.id if model is not None else name
+    matches = [
+        instance
+        for instance in snapshot.instances()
+        if instance.model == model_id and (id_prefix is None or instance.id.startswith(id_prefix))
     ]
-    if not found and model is None:
-        raise unknown(name)
-    if not found:
-        which = f" {wanted!r}" if wanted else ""
+    if not matches and model is None:
+        raise model_not_found(name)
+    if not matches:
+        which = f" {id_prefix!r}" if id_prefix else ""
         raise NotFound(
             f"model {name!r} has no instance{which}",
-            hints=("`cortex ps -o wide` lists instances; a log goes with its instance",),
+            hints=("`cortex ps -o wide` lists instances; logs are deleted with their instance",),
         )
-    return max(found, key=lambda i: i.started_at)
+    return max(matches, key=lambda instance: instance.started_at)

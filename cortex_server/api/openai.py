@@ -1,4 +1,4 @@
-"""GET /v1/models: in OpenAI's shape with what the fleet knows beside it, or in Anthropic's for its clients."""
+"""GET /v1/models: in OpenAI's format with additional fields, or in Anthropic's format for its clients."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastapi.responses import Response
 from cortex_common.schema.base import Wire
 from cortex_common.schema.fleet import ModelState, ModelView
 from cortex_server.api import anthropic
+from cortex_server.api.auth_middleware import KEY
 from cortex_server.auth.keys import Key
-from cortex_server.auth.middleware import KEY
 from cortex_server.fleet.model_aliases import is_pattern
 from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.routes import suggest_route
@@ -21,11 +21,11 @@ class ModelEntry(Wire):
     """One model.
 
     Attributes:
-        created: Unix seconds; OpenAI's clients require it. The start of this gateway.
-        state: the best state of its instances, "unloaded" without any.
-        nodes: where it is ready.
-        context_length: tokens a request may use, where known.
-        aliases: other names for it.
+        created: Unix seconds at which the gateway started; OpenAI's clients require the field.
+        state: the best state of the model's instances; "unloaded" if there are none.
+        nodes: the nodes on which it is ready.
+        context_length: maximum tokens of one request, if known.
+        aliases: other names of the model.
     """
 
     id: str
@@ -46,7 +46,7 @@ class ModelList(Wire):
 
 
 def models_router(fleet: Fleet) -> APIRouter:
-    """The model list that clients choose from."""
+    """Return the routes of the model list."""
     router = APIRouter(tags=["models"])
     created = int(fleet.started_at)
 
@@ -71,42 +71,46 @@ def models_router(fleet: Fleet) -> APIRouter:
         after_id: str | None = None,
         before_id: str | None = None,
     ) -> ModelList | Response:
-        """Each model that can be asked for, loaded or not; with a key, those that it may use, by names that it may use.
+        """All configured models, loaded or not. A key that is restricted to some models lists only those.
 
-        Whoever sends `anthropic-version` or `x-api-key` gets Anthropic's page, which the parameters cut; it carries
-        OpenAI's keys too.
+        Clients that send `anthropic-version` or `x-api-key` get Anthropic's format, which the parameters paginate; it
+        contains OpenAI's fields too.
         """
         key = key_of(request)
-        listed = [(v, name) for v in fleet.snapshot.models for name in _names(v, key)]
-        if anthropic.reads(request):
-            served = [anthropic.served(v, name, created) for v, name in listed]
-            return anthropic.page(served, limit=limit, after_id=after_id, before_id=before_id)
-        return ModelList(data=tuple(entry(v, name) for v, name in listed))
+        models = [
+            (view, name) for view in fleet.snapshot.models for name in _allowed_names(view, key)
+        ]
+        if anthropic.expects_anthropic_models(request):
+            served = [anthropic.served_model(view, name, created) for view, name in models]
+            return anthropic.models_response(
+                served, limit=limit, after_id=after_id, before_id=before_id
+            )
+        return ModelList(data=tuple(entry(view, name) for view, name in models))
 
     @router.get("/v1/models/{name:path}", response_model=ModelEntry)
     async def get_model(name: str, request: Request) -> ModelEntry | Response:
         """One model, by name or alias."""
-        if not name and (meant := suggest_route(request.url.path)) is not None:
-            raise meant
+        if not name and (suggestion := suggest_route(request.url.path)) is not None:
+            raise suggestion
         snapshot = fleet.snapshot
         view = snapshot.model(fleet.known(name) or name)
         key = key_of(request)
-        if view is None or not key.allows(view.id, name):
+        if view is None or not key.allows_model(view.id, name):
             raise fleet.unknown(name)
-        if anthropic.reads(request):
-            return anthropic.one(anthropic.served(view, name, created))
-        return entry(view, view.id if key.allows(view.id) else name)
+        if anthropic.expects_anthropic_models(request):
+            return anthropic.model_response(anthropic.served_model(view, name, created))
+        return entry(view, view.id if key.allows_model(view.id) else name)
 
-    # As monitors and some clients ask before they use a server.
-    for path, answer in (("/v1/models", list_models), ("/v1/models/{name:path}", get_model)):
+    # Monitoring tools and some clients send HEAD before they use a server.
+    for path, handler in (("/v1/models", list_models), ("/v1/models/{name:path}", get_model)):
         router.add_api_route(
-            path, answer, methods=["HEAD"], response_model=None, include_in_schema=False
+            path, handler, methods=["HEAD"], response_model=None, include_in_schema=False
         )
     return router
 
 
-def _names(view: ModelView, key: Key) -> list[str]:
-    """Its id, or where the key may only use other names of it, those."""
-    if key.allows(view.id):
+def _allowed_names(view: ModelView, key: Key) -> list[str]:
+    """Return the id of the model or, if the key only allows some of its aliases, those."""
+    if key.allows_model(view.id):
         return [view.id]
-    return [name for name in view.aliases if not is_pattern(name) and key.allows(name)]
+    return [name for name in view.aliases if not is_pattern(name) and key.allows_model(name)]

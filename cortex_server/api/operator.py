@@ -184,7 +184,7 @@ async def fleet_events(
         pause_s: changes within so many seconds are one event.
     """
     _, _, read = last_event_id.partition(".")
-    noted = int(read) if read.isdigit() else audit_log.last
+    noted = int(read) if read.isdigit() else audit_log.last_id
     changed = asyncio.Event()
     fleet.on_change(changed.set)
     audit_log.on_entry(changed.set)

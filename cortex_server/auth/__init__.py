@@ -1,1 +1,1 @@
-"""Who may do what, how much of it, and how much it was: keys, scopes, limits, usage."""
+"""API keys: authentication, scopes, limits, usage, and the queue that admits requests."""

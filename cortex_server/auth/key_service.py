@@ -1,163 +1,212 @@
-"""Makes, lists and revokes keys, and keeps the usage book."""
+"""Creates, lists and revokes API keys, and saves their usage."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Protocol
 
 from cortex_common.config.access import KeyEntry, KeyTerms
 from cortex_common.errors import Conflict, NotFound, Unavailable, nearest
 from cortex_common.log import event
 from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
-from cortex_server.auth.keys import ANYBODY, Key, Keyring, MadeKey, hash_of, new_secret
-from cortex_server.auth.usage import Usage
-from cortex_server.storage.keys import KeyStore
+from cortex_server.auth.keys import ANONYMOUS, Key, Keyring, RuntimeKey, hash_of, new_secret
+from cortex_server.auth.usage import UsageCounter, UsageCounts
 
 log = logging.getLogger("cortex.keys")
 
-WRITE_EVERY_S = 5.0
-"""What a crash of the gateway may lose of the usage."""
+SAVE_INTERVAL_S = 5.0
+"""At most this much usage is lost when the gateway crashes."""
+
+
+class KeyStorage(Protocol):
+    """Persistent storage of keys created at run time and of the usage of all keys."""
+
+    def load_keys(self) -> tuple[RuntimeKey, ...]:
+        """Return all keys; blocks."""
+        ...
+
+    async def add_key(self, key: RuntimeKey) -> None:
+        """Add a key.
+
+        Raises:
+            Unavailable: it cannot be saved.
+        """
+        ...
+
+    async def remove_key(self, name: str) -> None:
+        """Remove a key.
+
+        Raises:
+            Unavailable: that cannot be saved.
+        """
+        ...
+
+    async def add_usage(self, day: str, counts: Mapping[tuple[str, str], UsageCounts]) -> None:
+        """Add to the usage of a day.
+
+        Args:
+            day: such as "2026-11-23".
+            counts: by key and model.
+
+        Raises:
+            Unavailable: it cannot be saved.
+        """
+        ...
+
+    async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
+        """Return the usage from one day to another, both included."""
+        ...
 
 
 class KeyService:
-    """See the module.
+    """Owner of the keys created at run time, and of what is saved about all keys.
 
     Args:
-        keyring: kept in line with the configuration and the records.
-        usage: what is written down now and then.
-        records: where made keys and usage are kept.
-        configured: the keys of cortex.toml.
+        keyring: kept up to date with the configuration and the storage.
+        usage: the counts to save.
+        storage: where keys and usage are saved.
+        configured: the keys from cortex.toml.
     """
 
     def __init__(
-        self, keyring: Keyring, usage: Usage, records: KeyStore, configured: Iterable[KeyEntry]
+        self,
+        keyring: Keyring,
+        usage: UsageCounter,
+        storage: KeyStorage,
+        configured: Iterable[KeyEntry],
     ) -> None:
-        self._ring = keyring
+        self._keyring = keyring
         self._usage = usage
-        self._records = records
+        self._storage = storage
         self._configured = tuple(configured)
-        self._made = {key.name: key for key in records.made_keys()}
-        self._apply()
+        self._created = {key.name: key for key in storage.load_keys()}
+        self._update_keyring()
 
     def configure(self, keys: Iterable[KeyEntry]) -> None:
-        """Take over the keys of a new configuration."""
+        """Replace the keys from cortex.toml."""
         self._configured = tuple(keys)
-        self._apply()
+        self._update_keyring()
 
     def keys(self) -> tuple[KeyView, ...]:
-        """All keys, by name."""
-        return tuple(map(self._view, self._ring.keys))
+        """Return all keys, sorted by name."""
+        return tuple(map(_view, self._keyring.keys))
 
-    async def create(self, wish: CreateKey) -> CreatedKey:
-        """Make a key.
+    async def create(self, request: CreateKey) -> CreatedKey:
+        """Create a key.
 
         Raises:
-            Conflict: there is one of that name.
-            Unavailable: it can't be written down; there is no such key then.
+            Conflict: the name is taken.
+            Unavailable: the key cannot be saved, so it was not created.
         """
-        if wish.name == ANYBODY or self._ring.named(wish.name) or wish.name in self._made:
+        name = request.name
+        if name == ANONYMOUS or self._keyring.get(name) or name in self._created:
             raise Conflict(
-                f"there is a key {wish.name!r} already",
+                f"a key named {name!r} already exists",
                 hints=["revoke it first, or choose another name"],
             )
         secret = new_secret()
-        terms = KeyTerms.model_validate(wish.model_dump(exclude={"name"}))
-        made = MadeKey(wish.name, hash_of(secret), terms, time.time())
-        # Before the first await, so that a second wish for the same name finds it taken.
-        self._made[made.name] = made
+        terms = KeyTerms.model_validate(request.model_dump(exclude={"name"}))
+        created = RuntimeKey(name, hash_of(secret), terms, time.time())
+        # Before the first await, so that a concurrent request for the same name finds it taken.
+        self._created[name] = created
         try:
-            await asyncio.to_thread(self._records.add_key, made)
-        except BaseException:
-            del self._made[made.name]
+            await self._storage.add_key(created)
+        except Unavailable:
+            del self._created[name]
             raise
-        self._apply()
-        event(log, "key_created", key=made.name, scopes=",".join(terms.scopes))
-        key = self._ring.named(made.name)
+        self._update_keyring()
+        event(log, "key_created", key=name, scopes=",".join(terms.scopes))
+        key = self._keyring.get(name)
         assert key is not None
-        return CreatedKey(secret=secret, key=self._view(key))
+        return CreatedKey(secret=secret, key=_view(key))
 
     async def revoke(self, name: str) -> KeyView:
-        """End a key at once; requests that it has under way go on.
+        """Revoke a key immediately; its requests in flight continue.
 
         Raises:
             NotFound: there is no such key.
-            Conflict: it stands in cortex.toml.
-            Unavailable: that can't be written down; it has ended, and would be back with the next start.
+            Conflict: the key is defined in cortex.toml.
+            Unavailable: the key is revoked, but that cannot be saved: it is valid again after a restart.
         """
         if any(entry.name == name for entry in self._configured):
             raise Conflict(
-                f"key {name!r} stands in cortex.toml",
-                hints=["remove it there, then `cortex config reload`"],
+                f"key {name!r} is defined in cortex.toml",
+                hints=["remove it there, then run `cortex config reload`"],
             )
-        if name not in self._made:
-            close = nearest(name, self._made)
+        if name not in self._created:
+            close = nearest(name, self._created)
             raise NotFound(
                 f"there is no key {name!r}",
                 hints=[f"did you mean {close[0]!r}?"] if close else ["`cortex keys ls` lists them"],
             )
-        key = self._ring.named(name)
+        key = self._keyring.get(name)
         assert key is not None
-        del self._made[name]
-        self._apply()
+        del self._created[name]
+        self._update_keyring()
         event(log, "key_revoked", key=name)
         try:
-            await asyncio.to_thread(self._records.remove_key, name)
-        except Unavailable as failed:
-            failed.message += f"; {name!r} has ended, and comes back when the gateway starts anew"
-            raise
-        return self._view(key)
+            await self._storage.remove_key(name)
+        except Unavailable as error:
+            raise Unavailable(
+                f"{error.message}; {name!r} is revoked until the gateway restarts, then valid again",
+                hints=error.hints,
+            ) from error
+        return _view(key)
 
     async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
-        """What keys used from one day to another, both included, up to now."""
-        with contextlib.suppress(sqlite3.Error):  # told by `run`; what was written can be read
-            await self.write_usage()
-        return await asyncio.to_thread(self._records.usage, since, until)
+        """Return the usage of all keys from one day to another, both included, up to now."""
+        with contextlib.suppress(Unavailable):  # `run` logs it; what is saved can be read
+            await self.save_usage()
+        return await self._storage.usage(since, until)
 
     async def run(self) -> None:
-        """Write the usage down every few seconds; runs until cancelled."""
+        """Save the usage every few seconds; runs until cancelled."""
         while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            try:
-                await self.write_usage()
-            except Exception:
-                log.exception("usage_not_written")
+            await asyncio.sleep(SAVE_INTERVAL_S)
+            await self._try_save_usage()
 
-    async def write_usage(self) -> None:
-        """Write down what was counted since the last time."""
-        if used := self._usage.taken():
+    async def save_usage(self) -> None:
+        """Save what was counted since the last time.
+
+        Raises:
+            Unavailable: it cannot be saved; the next call tries again.
+        """
+        if counts := self._usage.take():
             try:
-                await asyncio.to_thread(self._records.add_usage, _today(), used)
-            except sqlite3.Error:
-                self._usage.put_back(used)
+                await self._storage.add_usage(_today(), counts)
+            except Unavailable:
+                self._usage.put_back(counts)
                 raise
 
-    def close(self) -> None:
-        """Write down the rest and close the records."""
-        if used := self._usage.taken():
-            try:
-                self._records.add_usage(_today(), used)
-            except sqlite3.Error:
-                log.exception("usage_not_written")
-        self._records.close()
+    async def close(self) -> None:
+        """Save the rest of the usage; a failure is logged."""
+        await self._try_save_usage()
 
-    def _view(self, key: Key) -> KeyView:
-        terms = key.terms.model_dump(include=set(KeyTerms.model_fields))
-        return KeyView(
-            **terms,
-            name=key.name,
-            origin="config" if key.configured else "made",
-            created=None if key.configured else key.created,
-            expired=key.expires <= time.time(),
-            in_flight=key.account.in_flight,
-        )
+    async def _try_save_usage(self) -> None:
+        try:
+            await self.save_usage()
+        except Exception:
+            log.exception("usage_write_failed")
 
-    def _apply(self) -> None:
-        self._ring.use(self._configured, self._made.values(), time.monotonic())
+    def _update_keyring(self) -> None:
+        self._keyring.replace(self._configured, self._created.values(), time.monotonic())
+
+
+def _view(key: Key) -> KeyView:
+    terms = key.terms.model_dump(include=set(KeyTerms.model_fields))
+    return KeyView(
+        **terms,
+        name=key.name,
+        origin="config" if key.configured else "runtime",
+        created=None if key.configured else key.created,
+        expired=key.expires <= time.time(),
+        in_flight=key.account.in_flight,
+    )
 
 
 def _today() -> str:

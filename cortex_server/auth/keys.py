@@ -1,4 +1,4 @@
-"""API keys as the gateway holds them: found by the hash of their secret, never with the secret itself."""
+"""API keys in memory: found by the hash of their secret, which itself is never stored."""
 
 from __future__ import annotations
 
@@ -11,62 +11,58 @@ from fnmatch import fnmatchcase
 
 from cortex_common.config.access import KeyEntry, KeyLimits, KeyTerms, Scope
 
+ANONYMOUS = "anonymous"
+"""Name under which requests without a key are counted."""
 
-class TokenBucket:
-    """An allowance that refills evenly and holds at most what a minute gives.
-
-    Args:
-        per_minute: how much a minute gives.
-        now: monotonic seconds.
-        level: how much is there; by default all of it.
-    """
-
-    __slots__ = ("_at", "_level", "per_minute")
-
-    def __init__(self, per_minute: int, now: float, level: float | None = None) -> None:
-        self.per_minute = per_minute
-        self._level = float(per_minute) if level is None else level
-        self._at = now
-
-    @property
-    def state(self) -> tuple[float, float]:
-        """How much was there, and when, in monotonic seconds."""
-        return self._level, self._at
-
-    def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is there; 0 when it is there now."""
-        level = min(self._level + (now - self._at) * self.per_minute / 60, self.per_minute)
-        self._level, self._at = level, now
-        return max(0.0, (amount - level) * 60 / self.per_minute)
-
-    def take(self, amount: float) -> None:
-        """Use some of it; what is used up in hindsight leaves a debt."""
-        self._level -= amount
-
-
-ANYBODY = "anybody"
-"""Whom requests without a key are counted for."""
-
-_PREFIX = "ctx_"
-"""So that people and secret scanners know one when they see it."""
+_KEY_PREFIX = "ctx_"
+"""Lets people and secret scanners recognize a key of cortex."""
 
 
 def new_secret() -> str:
-    """A secret of 256 random bits; so many that a plain hash of it can't be turned back."""
-    return _PREFIX + secrets.token_urlsafe(32)
+    """Return a secret of 256 random bits: enough that a plain hash of it cannot be reversed."""
+    return _KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_of(secret: str) -> str:
-    """What is kept of a secret, as [[keys]] has it."""
+    """Return the hash of a secret in the form of `[[keys]] hash`: "sha256:" and 64 hex digits."""
     return "sha256:" + hashlib.sha256(secret.encode()).hexdigest()
 
 
+class TokenBucket:
+    """A token bucket that refills at a constant rate and holds at most one minute's worth.
+
+    Args:
+        per_minute: tokens added per minute, and the capacity.
+        now: monotonic seconds.
+    """
+
+    __slots__ = ("_level", "_updated_at", "per_minute")
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._updated_at = now
+
+    def wait(self, amount: float, now: float) -> float:
+        """Return the seconds until `amount` tokens are available; 0 if they are available now."""
+        level = min(self._level + (now - self._updated_at) * self.per_minute / 60, self.per_minute)
+        self._level, self._updated_at = level, now
+        return max(0.0, (amount - level) * 60 / self.per_minute)
+
+    def take(self, amount: float) -> None:
+        """Remove tokens. The level becomes negative if more is removed than was available."""
+        self._level -= amount
+
+
 class Account:
-    """What a key uses now, and the rest of its limits.
+    """Current usage of one key, measured against its limits.
 
     Attributes:
-        in_flight: its requests under way.
-        limited: it has limits.
+        in_flight: requests in flight.
+        limits: the limits of the key.
+        limited: whether there are any limits.
+        requests: bucket of the limit on requests per minute, if any.
+        tokens: bucket of the limit on tokens per minute, if any.
     """
 
     __slots__ = ("in_flight", "limited", "limits", "requests", "tokens")
@@ -78,8 +74,8 @@ class Account:
         self.requests: TokenBucket | None = None
         self.tokens: TokenBucket | None = None
 
-    def limit(self, limits: KeyLimits, now: float) -> None:
-        """Apply limits; those that did not change go on as they stand."""
+    def set_limits(self, limits: KeyLimits, now: float) -> None:
+        """Replace the limits. The buckets of limits that did not change keep their level."""
         old, self.limits = self.limits, limits
         if limits.requests_per_minute != old.requests_per_minute:
             self.requests = _bucket(limits.requests_per_minute, now)
@@ -94,16 +90,16 @@ def _bucket(per_minute: int | None, now: float) -> TokenBucket | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Key:
-    """A key that opens something.
+    """An API key.
 
     Attributes:
-        name: what operators call it.
-        hash: of its secret, "sha256:..."; empty where there is none.
-        terms: what it may do.
-        configured: it stands in cortex.toml; else it was made at run time.
-        created: Unix seconds; 0 for one of cortex.toml.
-        expires: Unix seconds; infinity for never.
-        account: shared by all versions of the key, so that a reload resets no count.
+        name: unique name.
+        hash: hash of its secret, "sha256:..."; empty for the anonymous key.
+        terms: scopes, models, limits and expiry.
+        configured: whether it comes from cortex.toml; otherwise it was created at run time.
+        created: Unix seconds; 0 for a key from cortex.toml.
+        expires: Unix seconds; infinity if it never expires.
+        account: current usage, shared by all versions of the key so that a reload resets no count.
     """
 
     name: str
@@ -115,26 +111,27 @@ class Key:
     expires: float = field(init=False)
 
     def __post_init__(self) -> None:
-        until = self.terms.expires
-        object.__setattr__(self, "expires", float("inf") if until is None else until.timestamp())
+        expires = self.terms.expires
+        timestamp = float("inf") if expires is None else expires.timestamp()
+        object.__setattr__(self, "expires", timestamp)
 
-    def opens(self, scopes: frozenset[Scope]) -> bool:
-        """Whether it has one of the scopes."""
+    def has_any_scope(self, scopes: frozenset[Scope]) -> bool:
+        """Return whether the key has at least one of the scopes."""
         return not scopes.isdisjoint(self.terms.scopes)
 
-    def allows(self, *names: str) -> bool:
-        """Whether it may ask for the model that goes by these names."""
+    def allows_model(self, *names: str) -> bool:
+        """Return whether the key may use the model that has these names."""
         patterns = self.terms.models
         return not patterns or any(fnmatchcase(n, p) for p in patterns for n in names)
 
-    def expired(self) -> str:
-        """When it ended, for a message."""
+    def expiry(self) -> str:
+        """Return the time of expiry as text for an error message."""
         return datetime.fromtimestamp(self.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @dataclass(frozen=True, slots=True)
-class MadeKey:
-    """A key made at run time, as it is kept.
+class RuntimeKey:
+    """A key created at run time, as it is stored.
 
     Attributes:
         created: Unix seconds.
@@ -147,45 +144,52 @@ class MadeKey:
 
 
 class Keyring:
-    """All keys, found by their secret with one look-up."""
+    """All keys, found by their secret in one lookup.
+
+    Attributes:
+        anonymous: the key of requests without a key.
+        protected: scopes that at least one key has, and that therefore require a key.
+    """
 
     def __init__(self) -> None:
-        self.anybody = Key(ANYBODY, "", KeyTerms())
+        self.anonymous = Key(ANONYMOUS, "", KeyTerms())
+        self.protected: frozenset[Scope] = frozenset()
         self._by_name: dict[str, Key] = {}
         self._by_digest: dict[bytes, Key] = {}
-        self.guarded: frozenset[Scope] = frozenset()
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """All of them, by name."""
+        """All keys, sorted by name."""
         return tuple(self._by_name[name] for name in sorted(self._by_name))
 
-    def use(self, configured: Iterable[KeyEntry], made: Iterable[MadeKey], now: float) -> None:
-        """Replace all keys. A name of the configuration hides the same name made at run time.
+    def replace(
+        self, configured: Iterable[KeyEntry], created: Iterable[RuntimeKey], now: float
+    ) -> None:
+        """Replace all keys. A key from cortex.toml hides one of the same name that was created at run time.
 
         Args:
-            configured: of cortex.toml.
-            made: at run time.
+            configured: keys from cortex.toml.
+            created: keys created at run time.
             now: monotonic seconds.
         """
-        kept = {name: key.account for name, key in self._by_name.items()}
-        keys = {m.name: Key(m.name, m.hash, m.terms, created=m.created) for m in made}
-        keys |= {e.name: Key(e.name, e.hash, e, configured=True) for e in configured}
-        keys = {n: replace(k, account=kept.get(n, k.account)) for n, k in keys.items()}
+        accounts = {name: key.account for name, key in self._by_name.items()}
+        keys = {k.name: Key(k.name, k.hash, k.terms, created=k.created) for k in created}
+        keys |= {k.name: Key(k.name, k.hash, k, configured=True) for k in configured}
+        keys = {n: replace(k, account=accounts.get(n, k.account)) for n, k in keys.items()}
         for key in keys.values():
-            key.account.limit(key.terms.limits, now)
+            key.account.set_limits(key.terms.limits, now)
         self._by_name = keys
         self._by_digest = {bytes.fromhex(k.hash.removeprefix("sha256:")): k for k in keys.values()}
-        # An expired key still guards: what it opened must not stand open because it ended.
-        self.guarded = frozenset(scope for k in keys.values() for scope in k.terms.scopes)
+        # Expired keys count too: expiry must not make an API accessible without a key.
+        self.protected = frozenset(scope for k in keys.values() for scope in k.terms.scopes)
 
-    def named(self, name: str) -> Key | None:
-        """The key of that name."""
+    def get(self, name: str) -> Key | None:
+        """Return the key with this name."""
         return self._by_name.get(name)
 
     def find(self, secret: bytes) -> Key | None:
-        """The key that a caller's secret belongs to.
+        """Return the key with this secret.
 
-        What is looked up is the secret's hash, so the time that it takes tells nothing about any secret.
+        The lookup uses the hash of the secret, so its timing reveals nothing about any secret.
         """
         return self._by_digest.get(hashlib.sha256(secret).digest())

@@ -1,4 +1,4 @@
-"""Which scope opens which route: the one table that is enforced, and that docs/reference/scopes.md is made from."""
+"""The scopes that each route requires: the table that is enforced, and the source of docs/reference/scopes.md."""
 
 from __future__ import annotations
 
@@ -6,81 +6,87 @@ from dataclasses import dataclass
 
 from cortex_common.config.access import Scope
 
-_OPEN: frozenset[Scope] = frozenset()
+_PUBLIC: frozenset[Scope] = frozenset()
 _INFER = frozenset({Scope.INFER})
-_OPERATE = frozenset({Scope.OPERATOR})
-_EITHER = frozenset({Scope.INFER, Scope.OPERATOR})
+_OPERATOR = frozenset({Scope.OPERATOR})
+_INFER_OR_OPERATOR = frozenset({Scope.INFER, Scope.OPERATOR})
 _READ = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What opens the paths that begin in one way.
+    """The scopes that a group of routes requires.
 
     Attributes:
-        prefix: of the path.
-        scopes: one of them is needed; none for what is open to all.
-        what: the routes, for people.
-        methods: that it is about; empty for all.
-        whole: `prefix` is the whole path.
+        prefix: beginning of the path.
+        scopes: any one of them is sufficient; empty for public routes.
+        description: what the routes are, for the documentation.
+        methods: HTTP methods that the rule covers; empty for all.
+        exact: whether `prefix` is the whole path.
     """
 
     prefix: str
     scopes: frozenset[Scope]
-    what: str
+    description: str
     methods: frozenset[str] = frozenset()
-    whole: bool = False
+    exact: bool = False
 
     def covers(self, method: str, path: str) -> bool:
-        """Whether it is about this request."""
-        fits = path == self.prefix if self.whole else path.startswith(self.prefix)
-        return fits and (not self.methods or method in self.methods)
+        """Return whether the rule applies to a request."""
+        matches = path == self.prefix if self.exact else path.startswith(self.prefix)
+        return matches and (not self.methods or method in self.methods)
 
 
 RULES = (
-    Rule("/health", _OPEN, "whether the gateway lives", whole=True),
-    Rule("/ready", _OPEN, "whether it can serve", whole=True),
-    Rule("/", _OPEN, "a sign of life, which Anthropic's clients ask for", _READ, whole=True),
-    Rule("/api/hello", _OPEN, "the same", _READ, whole=True),
-    Rule("/metrics", frozenset({Scope.METRICS}), "the metrics, on their own listener", whole=True),
-    Rule("/v1/models", _EITHER, "which models there are", _READ),
+    Rule("/health", _PUBLIC, "liveness probe", exact=True),
+    Rule("/ready", _PUBLIC, "readiness probe", exact=True),
+    Rule("/", _PUBLIC, "reachability check of Anthropic's clients", _READ, exact=True),
+    Rule("/api/hello", _PUBLIC, "reachability check of Anthropic's clients", _READ, exact=True),
+    Rule(
+        "/metrics",
+        frozenset({Scope.METRICS}),
+        "Prometheus metrics, on their own listener",
+        exact=True,
+    ),
+    Rule("/v1/models", _INFER_OR_OPERATOR, "list of models", _READ),
     Rule("/v1/", _INFER, "inference"),
-    Rule("/rerank", _INFER, "the same under the path that some tools ask", whole=True),
-    Rule("/v2/rerank", _INFER, "the same for Cohere's clients", whole=True),
-    Rule("/tokenize", _INFER, "counting tokens", whole=True),
-    Rule("/detokenize", _INFER, "and the way back", whole=True),
-    Rule("/openapi.json", _EITHER, "the description of this API", whole=True),
-    Rule("/docs", _EITHER, "the same, to be read"),
-    Rule("/operator/", _OPERATE, "the operator API"),
-    Rule("/", _OPERATE, "whatever else there is"),
+    Rule("/rerank", _INFER, "reranking, under the path that some clients use", exact=True),
+    Rule("/v2/rerank", _INFER, "reranking, for Cohere's clients", exact=True),
+    Rule("/tokenize", _INFER, "text to tokens", exact=True),
+    Rule("/detokenize", _INFER, "tokens to text", exact=True),
+    Rule("/openapi.json", _INFER_OR_OPERATOR, "OpenAPI description of this API", exact=True),
+    Rule("/docs", _INFER_OR_OPERATOR, "API documentation as a web page"),
+    Rule("/operator/", _OPERATOR, "operator API"),
+    Rule("/", _OPERATOR, "everything else"),
 )
-"""The first that covers a request counts; the last covers everything, so that nothing is open by omission."""
+"""The first rule that covers a request applies. The last one covers every request, so that no route is public by
+omission."""
 
-OTHERWISE = RULES[-1]
-"""The rule of paths that none of the others knows."""
+DEFAULT_RULE = RULES[-1]
+"""The rule for paths that no other rule covers."""
 
 
 def rule_for(method: str, path: str) -> Rule:
-    """What opens a route."""
+    """Return the rule that applies to a request."""
     return next(rule for rule in RULES if rule.covers(method, path))
 
 
 def matrix() -> str:
-    """The table as Markdown."""
+    """Return the rules as a Markdown table."""
     lines = [
-        "| routes | what they are | without a key | infer | operator | metrics |",
+        "| routes | description | without a key | infer | operator | metrics |",
         "|---|---|---|---|---|---|",
     ]
     for rule in RULES:
         methods = f"{'/'.join(sorted(rule.methods))} " if rule.methods else ""
-        path = rule.prefix if rule.whole else f"{rule.prefix}*"
-        marks = [
-            _mark(not rule.scopes),
-            *(_mark(not rule.scopes or s in rule.scopes) for s in Scope),
+        path = rule.prefix if rule.exact else f"{rule.prefix}*"
+        cells = [
+            _cell(not rule.scopes),
+            *(_cell(not rule.scopes or scope in rule.scopes) for scope in Scope),
         ]
-        lines.append(f"| `{methods}{path}` | {rule.what} | {' | '.join(marks)} |")
+        lines.append(f"| `{methods}{path}` | {rule.description} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _mark(opened: bool) -> str:
-    return "yes" if opened else "–"
+def _cell(allowed: bool) -> str:
+    return "yes" if allowed else "–"

@@ -1,4 +1,4 @@
-"""What keys used, counted on the hot path in plain numbers and written down in batches."""
+"""Usage of API keys: counted in memory for every request, and saved in batches."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Used:
-    """What was used of one model with one key."""
+class UsageCounts:
+    """What one key used of one model."""
 
     requests: int = 0
     errors: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
 
+    def add(self, other: UsageCounts) -> None:
+        """Add the counts of `other`."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.tokens_in += other.tokens_in
+        self.tokens_out += other.tokens_out
 
-class Usage:
-    """Counts since the last `taken`."""
+
+class UsageCounter:
+    """Counts by key and model since the last `take`."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, str], Used] = {}
+        self._counts: dict[tuple[str, str], UsageCounts] = {}
 
     def count(self, key: str, model: str, tokens_in: int, tokens_out: int, *, failed: bool) -> None:
-        """Count one request that ended."""
-        row = self._rows.get((key, model))
+        """Count one finished request."""
+        row = self._counts.get((key, model))
         if row is None:
-            row = self._rows[key, model] = Used()
+            row = self._counts[key, model] = UsageCounts()
         row.requests += 1
         row.tokens_in += tokens_in
         row.tokens_out += tokens_out
         if failed:
             row.errors += 1
 
-    def put_back(self, rows: Mapping[tuple[str, str], Used]) -> None:
-        """Add what was taken and could not be written down."""
-        for place, used in rows.items():
-            row = self._rows.setdefault(place, Used())
-            row.requests += used.requests
-            row.errors += used.errors
-            row.tokens_in += used.tokens_in
-            row.tokens_out += used.tokens_out
+    def take(self) -> Mapping[tuple[str, str], UsageCounts]:
+        """Return the counts by key and model, and reset them."""
+        counts, self._counts = self._counts, {}
+        return counts
 
-    def taken(self) -> Mapping[tuple[str, str], Used]:
-        """What was counted, by key and model; counting begins anew."""
-        rows, self._rows = self._rows, {}
-        return rows
+    def put_back(self, counts: Mapping[tuple[str, str], UsageCounts]) -> None:
+        """Add counts that were taken but could not be saved."""
+        for key_and_model, row in counts.items():
+            self._counts.setdefault(key_and_model, UsageCounts()).add(row)

@@ -219,7 +219,7 @@ class Fleet:
         record = self._nodes[node]
         if record.state is not NodeState.UP:
             event(log, "node_up", node=node, models=len(status.models))
-        self.metrics.counters.reported(node, record.status, status)
+        self.metrics.counters.count_loads(node, record.status, status)
         record.status, record.state, record.reason = status, NodeState.UP, None
         record.seen_at = self._clock.unix()
         self._endpoints.told(status.models)

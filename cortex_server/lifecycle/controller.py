@@ -27,6 +27,7 @@ from cortex_server.lifecycle.executor import Executor
 from cortex_server.lifecycle.measurements import Measurements
 from cortex_server.lifecycle.pins import Pin, PinStore
 from cortex_server.lifecycle.placement_view import PlacementView, PlanService
+from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.lifecycle.reconciler import Reconciler
 from cortex_server.lifecycle.views import WaitProgress, progress_of, with_pins, with_reasons
 from cortex_server.placement.desired_state import DesiredState
@@ -35,7 +36,6 @@ from cortex_server.placement.load_queue import LoadKey, LoadRequest
 from cortex_server.placement.pending_loads import LoadOrder
 from cortex_server.placement.policy import new_instance_id, policy_of
 from cortex_server.placement.scheduler import Scheduler
-from cortex_server.storage.placement import PlacementStore
 
 Later = Callable[[float], None]
 """An event for the conductor's task, called there with the monotonic time."""
@@ -120,7 +120,7 @@ class Controller:
         catalogue: Catalogue,
         config: GatewayConfig,
         clock: Clock,
-        store: PlacementStore | None = None,
+        store: PlacementStorage | None = None,
     ) -> None:
         self._store = store
         self.measurements = Measurements(store.measurements() if store else ())
@@ -354,7 +354,7 @@ class Controller:
         snapshot = self._fleet.snapshot
         learned = self.measurements.observe(snapshot, self._model_configs, now)
         if self._store is not None and learned:
-            self._store.remember(learned)
+            self._store.add_measurements(learned)
         if self.pins.expire(self._clock.unix()):
             self._pins_changed()
         visible = frozenset(i.id for i in snapshot.instances())
@@ -364,7 +364,7 @@ class Controller:
 
     def _pins_changed(self) -> None:
         if self._store is not None:
-            self._store.keep_pins(self.pins.all())
+            self._store.replace_pins(self.pins.all())
         self._fleet.touch()
 
     def use_catalogue(self, catalogue: Catalogue) -> None:

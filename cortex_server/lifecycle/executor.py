@@ -177,7 +177,7 @@ class Executor:
             self._draining.pop(order.instance, None)
             while left:
                 stuck = left[0].id
-                await self._unload(left[0], drain_s, "capacity", order.instance, cut=False)
+                await self._unload(left[0], drain_s, "eviction", order.instance, cut=False)
                 left.pop(0)
         except StillBusy as busy:
             self._reports.room_failed(order.instance, InstanceId(busy.details["instance"]))

@@ -35,12 +35,12 @@ from cortex_server.lifecycle.defrag import DefragRunner
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
 from cortex_server.lifecycle.node_drain import NodeDrain
 from cortex_server.lifecycle.pins import Pin
+from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.lifecycle.views import eviction, plan_view
 from cortex_server.placement.capacity import TAKING_MEMORY
 from cortex_server.placement.fit import PlacementConstraints
 from cortex_server.placement.load_queue import LoadKey
 from cortex_server.placement.state import PlacementRequest
-from cortex_server.storage.placement import PlacementStore
 
 log = logging.getLogger("cortex.operator")
 
@@ -61,7 +61,7 @@ class Operations:
         fleet: Fleet,
         controller: Controller,
         restarts: EngineRestarts,
-        store: PlacementStore,
+        store: PlacementStorage,
         clock: Clock,
     ) -> None:
         self._fleet = fleet
@@ -208,7 +208,7 @@ class Operations:
             until=ends and ends.isoformat("T", "seconds"),
         )
         self._controller.pin(Pin(model, request.node, until))
-        await self._store.kept()
+        await self._store.saved()
         return PinView(model=model, node=request.node, until=until)
 
     async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
@@ -225,7 +225,7 @@ class Operations:
                 hints=("pinned_on in models.toml pins are changed there",),
             )
         event(log, "unpinned", model=model, node=request.node)
-        await self._store.kept()
+        await self._store.saved()
         return self._pins_of(model)
 
     def plan_load(self, request: PlanLoad) -> PlanView:
@@ -301,14 +301,14 @@ class Operations:
             Unavailable: that is so now, but no longer after a restart of the gateway.
         """
         self._cordon(node, cordoned=cordoned)
-        await self._store.kept()
+        await self._store.saved()
         return NodeAction(node=node, cordoned=cordoned)
 
     def _cordon(self, node: str, *, cordoned: bool) -> None:
         self.check_node(node)
         event(log, "cordoned" if cordoned else "uncordoned", node=node)
         self._fleet.set_cordoned(node, cordoned)
-        self._store.keep_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
+        self._store.replace_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
 
     async def drain(self, request: DrainNode) -> NodeAction:
         """Cordon a node, load its models elsewhere where there is room, and unload them here.
@@ -319,7 +319,7 @@ class Operations:
         """
         self._cordon(request.node, cordoned=True)
         became = await self._node_drain.empty(request.node, request.timeout_s)
-        await self._store.kept()
+        await self._store.saved()
         return NodeAction.model_validate({"node": request.node, "cordoned": True} | became)
 
     def plan_drain(self, request: NodeRequest) -> DrainPlan:

@@ -76,7 +76,9 @@ class RollingUpdate:
         if idle is None or model_config is None:
             return
         event(log, "renewing", model=idle.model, node=idle.node, instance=idle.id)
-        await self._controller.unload(idle.model, (idle,), DRAIN_S, whole=False, why="model_config")
+        await self._controller.unload(
+            idle.model, (idle,), DRAIN_S, whole=False, why="config_change"
+        )
         self._stale.discard(idle.id)
         await self._controller.want(model_config, LoadKey(model_config.id), timeout_s=LOAD_S)
 

@@ -1,4 +1,4 @@
-"""Folds what was counted into the families that Prometheus reads."""
+"""Converts the gateway's counters and the state of the fleet to Prometheus metric families."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from cortex_common.units import BYTES_PER_MIB
 from cortex_server.metrics.series import FleetCounters, Histogram, Metrics, Series
 
 _COUNTERS: tuple[tuple[str, str, Callable[[Series], float]], ...] = (
-    ("cortex_requests", "Requests that ended, however they ended", lambda s: s.requests),
+    ("cortex_requests", "Finished requests, successful or not", lambda s: s.requests),
     ("cortex_cold_starts", "Requests that waited for a load", lambda s: s.cold_starts),
-    ("cortex_prompt_tokens", "Prompt tokens, as the engines count", lambda s: s.tokens_in),
+    ("cortex_prompt_tokens", "Prompt tokens, as counted by the engines", lambda s: s.tokens_in),
     (
         "cortex_cached_prompt_tokens",
         "Prompt tokens that the engines had in their caches",
@@ -31,7 +31,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Series], float]], ...] = (
     ),
     (
         "cortex_completion_tokens",
-        "Completion tokens, as the engines count",
+        "Completion tokens, as counted by the engines",
         lambda s: s.tokens_out,
     ),
 )
@@ -39,98 +39,100 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Series], float]], ...] = (
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[Series], Histogram]], ...] = (
     (
         "cortex_request_duration_seconds",
-        "From a request's arrival to its last byte",
+        "Time from arrival of a request to its last byte",
         lambda s: s.duration,
     ),
     (
         "cortex_time_to_first_token_seconds",
-        "From a request's arrival to the answer's first byte",
+        "Time from arrival of a request to the first byte of the response",
         lambda s: s.ttft,
     ),
     (
         "cortex_queue_wait_seconds",
-        "Wait for a place or for a load, of requests that waited",
+        "Time that requests waited for admission or for a load, without those that did not wait",
         lambda s: s.queue,
     ),
     (
         "cortex_inter_token_seconds",
-        "From one token to the next, the mean of each request",
-        lambda s: s.between,
+        "Time between tokens, the mean of each request",
+        lambda s: s.inter_token,
     ),
     (
         "cortex_request_tokens_per_second",
-        "Tokens a second from the first on, of each request",
-        lambda s: s.speed,
+        "Generation speed of each request, without the time to the first token",
+        lambda s: s.tokens_per_second,
     ),
 )
 
 _DEVICE_GAUGES: tuple[tuple[str, str, Callable[[DeviceView], float | None]], ...] = (
     (
         "cortex_device_memory_total_bytes",
-        "Memory of the device",
+        "Total memory of the device",
         lambda d: d.vram_total_mb * BYTES_PER_MIB,
     ),
     (
         "cortex_device_memory_used_bytes",
-        "Memory in use by anybody",
+        "Memory in use by any process",
         lambda d: d.vram_used_mb * BYTES_PER_MIB,
     ),
     (
         "cortex_device_memory_reserved_bytes",
-        "Memory promised to loads and not yet used",
+        "Memory reserved for loads and not yet used",
         lambda d: d.vram_reserved_mb * BYTES_PER_MIB,
     ),
     (
         "cortex_device_memory_other_bytes",
-        "Memory used by processes that cortex did not start",
+        "Memory used by processes that cortex does not manage",
         lambda d: d.vram_other_mb * BYTES_PER_MIB,
     ),
     (
         "cortex_device_memory_available_bytes",
-        "Memory that a new load can be promised",
+        "Memory that a new load can use",
         lambda d: d.vram_available_mb * BYTES_PER_MIB,
     ),
     (
         "cortex_device_utilization_ratio",
-        "Share of time in which the device computed",
+        "Share of time in which the device was busy",
         lambda d: None if d.utilization_pct is None else d.utilization_pct / 100,
     ),
     ("cortex_device_temperature_celsius", "Temperature of the device", lambda d: d.temp_c),
-    ("cortex_device_power_watts", "Power that the device draws", lambda d: d.power_w),
+    ("cortex_device_power_watts", "Power draw of the device", lambda d: d.power_w),
     (
         "cortex_device_healthy",
-        "1 when the device can be given work",
+        "1 if the device is healthy",
         lambda d: float(d.health == "ok"),
     ),
 )
 
 
-def of_requests(rows: Iterable[Series]) -> Iterator[Metric]:
-    """What requests did, by model and node."""
+def _request_metrics(rows: Iterable[Series]) -> Iterator[Metric]:
+    """Yield requests, tokens and latencies by model and node."""
     rows = tuple(rows)
-    by = ["model", "node"]
+    model_and_node = ["model", "node"]
     for name, text, read in _COUNTERS:
-        family = CounterMetricFamily(name, text, labels=by)
+        family = CounterMetricFamily(name, text, labels=model_and_node)
         for s in rows:
             family.add_metric([s.model, s.node], read(s))
         yield family
     errors = CounterMetricFamily(
-        "cortex_request_errors", "Requests that ended in an error", labels=[*by, "code", "side"]
+        "cortex_request_errors",
+        "Requests that ended in an error",
+        labels=[*model_and_node, "code", "side"],
     )
     for s in rows:
         for code, count in s.errors.items():
-            errors.add_metric([s.model, s.node, code, side_of(code)], count)
+            errors.add_metric([s.model, s.node, code, error_side(code)], count)
     yield errors
     for name, text, read_histogram in _HISTOGRAMS:
-        histogram = HistogramMetricFamily(name, text, labels=by)
+        histogram = HistogramMetricFamily(name, text, labels=model_and_node)
         for s in rows:
             h = read_histogram(s)
             histogram.add_metric([s.model, s.node], buckets=h.buckets(), sum_value=h.total)
         yield histogram
 
 
-def side_of(code: str) -> str:
-    """Whose fault an error is: "client", "engine" or "cortex"."""
+def error_side(code: str) -> str:
+    """Return whose fault an error is: "client", "engine" or "cortex"."""
     if code.startswith(("engine_", "upstream_")):
         return "engine"
     kind = BY_CODE.get(code)
@@ -139,11 +141,11 @@ def side_of(code: str) -> str:
     return "cortex"
 
 
-def of_repairs(repairs: Mapping[tuple[str, str, str], int]) -> Iterator[Metric]:
-    """What was mended, by kind, model and harness."""
+def _repair_metrics(repairs: Mapping[tuple[str, str, str], int]) -> Iterator[Metric]:
+    """Yield the repaired responses by kind, model and harness."""
     family = CounterMetricFamily(
         "cortex_stream_repairs",
-        "What was wrong in engines' answers and mended on the way",
+        "Defects in responses of engines that the gateway repaired",
         labels=["kind", "model", "harness"],
     )
     for labels, count in repairs.items():
@@ -151,18 +153,19 @@ def of_repairs(repairs: Mapping[tuple[str, str, str], int]) -> Iterator[Metric]:
     yield family
 
 
-def of_gateway(
-    disconnects: int, overhead: Histogram, lag: Histogram, inside: int, waiting: int
+def _gateway_metrics(
+    disconnects: int, overhead: Histogram, lag: Histogram, admitted: int, queued: int
 ) -> Iterator[Metric]:
-    """How the gateway itself does."""
-    gone = CounterMetricFamily(
-        "cortex_client_disconnects", "Requests whose client left before the end of the answer"
+    """Yield the metrics of the gateway process itself."""
+    disconnects_total = CounterMetricFamily(
+        "cortex_client_disconnects",
+        "Requests whose client disconnected before the end of the response",
     )
-    gone.add_metric([], disconnects)
-    yield gone
+    disconnects_total.add_metric([], disconnects)
+    yield disconnects_total
     for name, text, value in (
-        ("cortex_requests_admitted", "Requests that are worked on", inside),
-        ("cortex_requests_queued", "Requests that wait for a place", waiting),
+        ("cortex_requests_admitted", "Admitted requests that have not finished", admitted),
+        ("cortex_requests_queued", "Requests that wait for admission", queued),
     ):
         gauge = GaugeMetricFamily(name, text)
         gauge.add_metric([], value)
@@ -170,10 +173,10 @@ def of_gateway(
     for name, text, histogram in (
         (
             "cortex_overhead_seconds",
-            "From a whole request to its being on its way to an engine, where nothing was waited for",
+            "Gateway overhead from complete request to upstream send, queueing excluded",
             overhead,
         ),
-        ("cortex_event_loop_lag_seconds", "How late the event loop was", lag),
+        ("cortex_event_loop_lag_seconds", "Delay of the event loop", lag),
     ):
         family = HistogramMetricFamily(name, text)
         family.add_metric([], buckets=histogram.buckets(), sum_value=histogram.total)
@@ -183,48 +186,50 @@ def of_gateway(
     yield build
 
 
-def of_tally(counters: FleetCounters) -> Iterator[Metric]:
-    """What happened to instances."""
+def _fleet_counter_metrics(counters: FleetCounters) -> Iterator[Metric]:
+    """Yield loads, unloads, drains and restarts."""
     loads = CounterMetricFamily(
-        "cortex_loads", "Loads that ended", labels=["model", "node", "outcome"]
+        "cortex_loads", "Finished loads, successful or not", labels=["model", "node", "outcome"]
     )
     for labels, count in counters.loads.items():
         loads.add_metric(list(labels), count)
     yield loads
     seconds = HistogramMetricFamily(
-        "cortex_load_seconds", "Of loads that became ready", labels=["model", "node"]
+        "cortex_load_seconds", "Duration of loads that became ready", labels=["model", "node"]
     )
     for (model, node), histogram in counters.load_seconds.items():
         seconds.add_metric([model, node], buckets=histogram.buckets(), sum_value=histogram.total)
     yield seconds
     unloads = CounterMetricFamily(
         "cortex_unloads",
-        "Instances that were ended, by reason; evictions have the reason room",
+        "Unloaded instances by reason",
         labels=["node", "reason"],
     )
     for (node, reason), count in counters.unloads.items():
         unloads.add_metric([node, reason], count)
     yield unloads
-    drains = CounterMetricFamily("cortex_drains", "Drains that ended", labels=["outcome"])
+    drains = CounterMetricFamily(
+        "cortex_drains", "Finished drains, successful or not", labels=["outcome"]
+    )
     for outcome, count in counters.drains.items():
         drains.add_metric([outcome], count)
     yield drains
     restarts = CounterMetricFamily(
         "cortex_defrag_restarts",
-        "Restarts of attached engines that were asked for",
+        "Requested restarts of attached engines",
         labels=["node", "harness", "outcome"],
     )
-    for told, count in counters.restarts.items():
-        restarts.add_metric(list(told), count)
+    for labels, count in counters.restarts.items():
+        restarts.add_metric(list(labels), count)
     yield restarts
 
 
-def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
-    """Nodes, devices and instances as they are now."""
-    up = GaugeMetricFamily("cortex_node_up", "1 when the node answers", labels=["node"])
+def _fleet_metrics(fleet: FleetSnapshot) -> Iterator[Metric]:
+    """Yield the current state of nodes, devices and instances."""
+    node_up = GaugeMetricFamily("cortex_node_up", "1 if the node is reachable", labels=["node"])
     for node in fleet.nodes:
-        up.add_metric([node.name], float(node.state == "up"))
-    yield up
+        node_up.add_metric([node.name], float(node.state == "up"))
+    yield node_up
     devices = [(node.name, device) for node in fleet.nodes for device in node.devices]
     for name, text, read in _DEVICE_GAUGES:
         gauge = GaugeMetricFamily(name, text, labels=["node", "device"])
@@ -243,56 +248,57 @@ def of_fleet(fleet: FleetSnapshot) -> Iterator[Metric]:
     yield cycles
     failures = CounterMetricFamily(
         "cortex_engine_failures",
-        "Engines that crashed, hung or could not be loaded, since their neuron started",
+        "Engines that crashed, hung or failed to load, since their neuron started",
         labels=["node", "model", "kind"],
     )
     for node in fleet.nodes:
-        for failed in node.failures:
-            failures.add_metric([node.name, failed.model, failed.kind], failed.count)
+        for failure in node.failures:
+            failures.add_metric([node.name, failure.model, failure.kind], failure.count)
     yield failures
-    yield _of_certificates(fleet)
-    yield from _of_settings(fleet.settings)
-    yield from _of_instances(fleet)
+    yield _certificate_metrics(fleet)
+    yield from _config_metrics(fleet.settings)
+    yield from _instance_metrics(fleet)
 
 
-def _of_certificates(fleet: FleetSnapshot) -> Metric:
-    ends = GaugeMetricFamily(
+def _certificate_metrics(fleet: FleetSnapshot) -> Metric:
+    expiry = GaugeMetricFamily(
         "cortex_certificate_expiry_timestamp_seconds",
-        "Unix time at which a certificate ends",
+        "Unix time at which a certificate expires",
         labels=["node", "file"],
     )
     for node, certificates in fleet.all_certificates:
         for certificate in certificates:
-            ends.add_metric([node or "none", certificate.file], certificate.ends_at)
-    return ends
+            expiry.add_metric([node or "none", certificate.file], certificate.ends_at)
+    return expiry
 
 
-def _of_settings(settings: SettingsView) -> Iterator[Metric]:
-    followed = GaugeMetricFamily(
-        "cortex_config_last_reload_successful", "1 while the gateway runs by its files"
+def _config_metrics(settings: SettingsView) -> Iterator[Metric]:
+    reloaded = GaugeMetricFamily(
+        "cortex_config_last_reload_successful",
+        "1 if the last reload of the configuration succeeded",
     )
-    at = GaugeMetricFamily(
+    reloaded_at = GaugeMetricFamily(
         "cortex_config_last_reload_success_timestamp_seconds",
-        "Unix time at which the settings in force were read",
+        "Unix time of the last successful reload of the configuration",
     )
     if settings.read_at:
-        followed.add_metric([], float(settings.refused is None))
-        at.add_metric([], settings.read_at)
-    yield from (followed, at)
+        reloaded.add_metric([], float(settings.refused is None))
+        reloaded_at.add_metric([], settings.read_at)
+    yield from (reloaded, reloaded_at)
 
 
-def _of_instances(fleet: FleetSnapshot) -> Iterator[Metric]:
+def _instance_metrics(fleet: FleetSnapshot) -> Iterator[Metric]:
     sums: Counter[tuple[str, str]] = Counter()
     states: Counter[tuple[str, str, str]] = Counter()
     for instance in fleet.instances():
         sums[instance.model, instance.node] += instance.in_flight
         states[instance.model, instance.node, instance.state] += 1
-    flight = GaugeMetricFamily(
-        "cortex_in_flight_requests", "Requests under way", labels=["model", "node"]
+    in_flight = GaugeMetricFamily(
+        "cortex_in_flight_requests", "Requests in flight on instances", labels=["model", "node"]
     )
     for place, count in sums.items():
-        flight.add_metric(list(place), count)
-    yield flight
+        in_flight.add_metric(list(place), count)
+    yield in_flight
     waiting = GaugeMetricFamily(
         "cortex_waiting_requests", "Requests that wait for a load", labels=["model"]
     )
@@ -308,7 +314,7 @@ def _of_instances(fleet: FleetSnapshot) -> Iterator[Metric]:
 
 
 class GatewayCollector(Collector):
-    """Collector that Prometheus reads.
+    """Collector of all metrics of a gateway for prometheus_client.
 
     Args:
         metrics: the series and counters to expose.
@@ -320,14 +326,16 @@ class GatewayCollector(Collector):
     @override
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
-        yield from of_requests(metrics.all_series)
-        yield from of_repairs(metrics.repairs)
-        inside, waiting = metrics.queue()
-        yield from of_gateway(metrics.disconnects, metrics.overhead, metrics.lag, inside, waiting)
-        yield from of_tally(metrics.counters)
+        yield from _request_metrics(metrics.all_series)
+        yield from _repair_metrics(metrics.repairs)
+        admitted, queued = metrics.queue()
+        yield from _gateway_metrics(
+            metrics.disconnects, metrics.overhead, metrics.lag, admitted, queued
+        )
+        yield from _fleet_counter_metrics(metrics.counters)
         if metrics.snapshot is not None:
-            yield from of_fleet(metrics.snapshot())
+            yield from _fleet_metrics(metrics.snapshot())
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not collect."""
+        """Return no metrics, so that registration does not collect."""
         return ()

@@ -1,8 +1,8 @@
-"""What the gateway counts: plain numbers on the hot path, folded into Prometheus families at scrape.
+"""Counters of the gateway: plain numbers on the hot path, converted to Prometheus metrics at scrape time.
 
-A counter of prometheus_client costs a microsecond or two with its label lookup; an integer in a slot a
-twentieth of that. So each model on each node has a `Series` that the data plane holds on to, and `families`
-makes of them what Prometheus reads when it asks.
+A counter of prometheus_client costs one to two microseconds including its label lookup, an integer attribute a
+twentieth of that. So each model on each node has a `Series` that the proxy holds a reference to, and
+`cortex_server.metrics.exposition` builds the metric families when Prometheus scrapes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,28 @@ from dataclasses import dataclass, field
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelInfo, NodeStatus
 
+NOWHERE = "none"
+"""Model and node label of requests that reached no model or node: names sent by clients must not become labels."""
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
+_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_TOKENS_PER_SECOND = (1, 2.5, 5, 10, 20, 35, 50, 75, 100, 150, 250, 500, 1000)
+_OVERHEAD = (25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6, 0.001, 0.0025, 0.005, 0.01, 0.05)
+_LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_LOAD_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)
+
+_RECENT_REQUESTS = 128
+
 
 class Histogram:
-    """Counts by bucket, as Prometheus wants them cumulated at scrape.
+    """Counts by bucket.
 
     Args:
-        bounds: upper bounds of the buckets, ascending, without infinity.
+        bounds: upper bounds of the buckets in ascending order, without infinity.
+
+    Attributes:
+        counts: observations per bucket, not cumulative; the last bucket has no bound.
+        total: sum of the observations.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -36,36 +52,31 @@ class Histogram:
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulated counts with the bound of each bucket as text, "+Inf" last."""
-        cumulated, rows = 0, []
+        """Return the bounds and cumulative counts as prometheus_client expects them, "+Inf" last."""
+        cumulative, rows = 0, []
         for bound, count in zip((*self.bounds, None), self.counts, strict=True):
-            cumulated += count
-            rows.append(("+Inf" if bound is None else str(float(bound)), float(cumulated)))
+            cumulative += count
+            rows.append(("+Inf" if bound is None else str(float(bound)), float(cumulative)))
         return rows
-
-
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
-_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
-_SPEEDS = (1, 2.5, 5, 10, 20, 35, 50, 75, 100, 150, 250, 500, 1000)
-_OVERHEAD = (25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6, 0.001, 0.0025, 0.005, 0.01, 0.05)
-_LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-_RECENT = 128
-
-NOWHERE = "none"
-"""Label of a model or node that a request never got to: unknown names must not become labels."""
 
 
 @dataclass(slots=True, eq=False)
 class Series:
-    """The numbers of one model on one node; they only grow.
+    """Counters of one model on one node.
 
     Attributes:
-        errors: by error code of cortex, or "engine_<status>" for an engine's own.
-        tokens_cached: of the prompt tokens, those that the engine had in its cache.
-        queue: seconds that requests waited for their turn or for a load, of those that waited.
-        between: seconds from one token to the next, the mean of each request.
-        speed: tokens a second from the first on, of each request.
-        recent_ttft: seconds to the first token of the latest requests that found a ready instance.
+        requests: finished requests.
+        errors: failed requests by error code of cortex, or "engine_<status>" for an engine's own error.
+        cold_starts: requests that waited for a load.
+        tokens_in: prompt tokens.
+        tokens_out: completion tokens.
+        tokens_cached: prompt tokens that the engine had in its cache.
+        duration: seconds from arrival to the last byte.
+        ttft: seconds from arrival to the first byte of the response.
+        queue: seconds that requests waited for admission or for a load, without those that did not wait.
+        inter_token: seconds between tokens, the mean of each request.
+        tokens_per_second: generation speed of each request, without the time to the first token.
+        recent_ttft: seconds to the first byte of the latest requests that found a ready instance.
     """
 
     model: str
@@ -79,11 +90,11 @@ class Series:
     duration: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
     ttft: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
     queue: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
-    between: Histogram = field(default_factory=lambda: Histogram(_TOKEN_SECONDS))
-    speed: Histogram = field(default_factory=lambda: Histogram(_SPEEDS))
-    recent_ttft: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    inter_token: Histogram = field(default_factory=lambda: Histogram(_TOKEN_SECONDS))
+    tokens_per_second: Histogram = field(default_factory=lambda: Histogram(_TOKENS_PER_SECOND))
+    recent_ttft: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_REQUESTS))
 
-    def finished(
+    def count_request(
         self,
         seconds: float,
         ttft: float | None,
@@ -95,17 +106,17 @@ class Series:
         tokens_cached: int = 0,
         queued: float = 0.0,
     ) -> None:
-        """Count a request that ended here.
+        """Count a finished request.
 
         Args:
-            seconds: from its arrival to its last byte.
-            ttft: seconds from its arrival to the first byte of the answer; None when none came.
-            tokens_in: prompt tokens, as the engine counted.
-            tokens_out: completion tokens, as the engine counted.
-            cold: it waited for a load.
-            error: code of what went wrong.
-            tokens_cached: of the prompt tokens, those that the engine had in its cache.
-            queued: seconds that it waited for its turn or for a load.
+            seconds: from arrival to the last byte.
+            ttft: seconds from arrival to the first byte of the response; None if there was none.
+            tokens_in: prompt tokens, as counted by the engine.
+            tokens_out: completion tokens, as counted by the engine.
+            cold: whether it waited for a load.
+            error: error code, if it failed.
+            tokens_cached: prompt tokens that the engine had in its cache.
+            queued: seconds that it waited for admission or for a load.
         """
         self.requests += 1
         self.tokens_in += tokens_in
@@ -122,15 +133,15 @@ class Series:
             self.ttft.observe(ttft)
             if not cold:
                 self.recent_ttft.append(ttft)
-            # One token tells nothing about the time between tokens, nor does an answer that came as a whole.
+            # A single token, or a response in one piece, has no time between tokens.
             if tokens_out > 1 and seconds > ttft:
-                self.between.observe((seconds - ttft) / (tokens_out - 1))
-                self.speed.observe((tokens_out - 1) / (seconds - ttft))
+                self.inter_token.observe((seconds - ttft) / (tokens_out - 1))
+                self.tokens_per_second.observe((tokens_out - 1) / (seconds - ttft))
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The numbers of one model over all nodes."""
+    """Counters of one model, summed over all nodes."""
 
     requests: int
     errors: int
@@ -141,81 +152,80 @@ class Totals:
 
 
 class Metrics:
-    """All series of this gateway.
+    """All counters of a gateway.
 
     Args:
-        snapshot: the fleet at the moment of the scrape; set by the gateway once there is a fleet.
+        snapshot: returns the fleet at scrape time; set by the gateway once there is a fleet.
 
     Attributes:
-        overhead: seconds from a whole request to its being on its way to an engine, where nothing was waited for.
-        lag: seconds by which the event loop was late, looked at a few times a second.
-        queue: requests that are worked on, and that wait for their turn, at the moment of the scrape.
-        tally: what happened to instances.
+        disconnects: requests whose client disconnected early.
+        repairs: repaired responses by kind, model and harness.
+        overhead: seconds from complete request to upstream send, queueing excluded.
+        lag: seconds by which the event loop was late, sampled a few times per second.
+        queue: returns the numbers of admitted and of queued requests at scrape time.
+        counters: loads, unloads, drains and restarts.
     """
 
     def __init__(self, snapshot: Callable[[], FleetSnapshot] | None = None) -> None:
         self._series: dict[tuple[str, str], Series] = {}
-        self._of_model: dict[str, list[Series]] = {}
+        self._by_model: dict[str, list[Series]] = {}
         self.snapshot = snapshot
         self.disconnects = 0
         self.repairs: Counter[tuple[str, str, str]] = Counter()
         self.overhead = Histogram(_OVERHEAD)
-        self.lag = Histogram(_LAG)
+        self.lag = Histogram(_LAG_SECONDS)
         self.queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.counters = FleetCounters()
 
     def series(self, model: str, node: str) -> Series:
-        """The series of a model on a node."""
-        found = self._series.get((model, node))
-        if found is None:
-            found = self._series[model, node] = Series(model, node)
-            self._of_model.setdefault(model, []).append(found)
-        return found
+        """Return the counters of a model on a node, and create them if needed."""
+        series = self._series.get((model, node))
+        if series is None:
+            series = self._series[model, node] = Series(model, node)
+            self._by_model.setdefault(model, []).append(series)
+        return series
 
-    def repaired(self, repairs: Counter[str], model: str, harness: str) -> None:
-        """Count what had to be mended in an answer."""
+    def count_repairs(self, repairs: Counter[str], model: str, harness: str) -> None:
+        """Count the repairs of one response, by kind."""
         for kind, count in repairs.items():
             self.repairs[kind, model, harness] += count
 
     def totals(self, model: str) -> Totals:
-        """The sums of a model over its nodes."""
-        mine = tuple(self._of_model.get(model, ()))
-        ttfts = sorted(t for s in mine for t in list(s.recent_ttft))
+        """Return the counters of a model, summed over its nodes."""
+        rows = tuple(self._by_model.get(model, ()))
+        ttfts = sorted(ttft for series in rows for ttft in list(series.recent_ttft))
         return Totals(
-            requests=sum(s.requests for s in mine),
-            errors=sum(s.errors.total() for s in mine),
-            tokens_in=sum(s.tokens_in for s in mine),
-            tokens_out=sum(s.tokens_out for s in mine),
+            requests=sum(s.requests for s in rows),
+            errors=sum(s.errors.total() for s in rows),
+            tokens_in=sum(s.tokens_in for s in rows),
+            tokens_out=sum(s.tokens_out for s in rows),
             ttft_p50_ms=_quantile_ms(ttfts, 0.5),
             ttft_p95_ms=_quantile_ms(ttfts, 0.95),
         )
 
     @property
     def all_series(self) -> tuple[Series, ...]:
-        """Every series so far, in the order of their first request."""
+        """All series in the order of their creation."""
         return tuple(self._series.values())
 
 
-def _quantile_ms(ascending: list[float], share: float) -> float | None:
+def _quantile_ms(ascending: list[float], quantile: float) -> float | None:
     if not ascending:
         return None
-    return round(ascending[min(len(ascending) - 1, int(len(ascending) * share))] * 1000, 1)
-
-
-_LOAD_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)
+    return round(ascending[min(len(ascending) - 1, int(len(ascending) * quantile))] * 1000, 1)
 
 
 class FleetCounters:
-    """Plain counts that only grow.
+    """Counters of what happened to instances.
 
     Attributes:
-        loads: by model, node and outcome ("ready", "failed").
-        load_seconds: of the loads that became ready, by model and node.
-        unloads: by node and reason: "room" for evictions that make room, "idle", "operator", "defrag", "drain",
-            "profile".
-        restarts: of engines of somebody else, by node, harness and outcome: "restarted", "kept" when another
-            gateway had it done, "busy" when requests did not end in time, "failed".
-        drains: by outcome: "idle" when the requests ended in time, "busy" when they did not.
+        loads: by model, node and outcome: "ready" or "failed".
+        load_seconds: duration of the loads that became ready, by model and node.
+        unloads: by node and reason: "eviction" (to free memory for another model), "idle", "operator", "defrag",
+            "drain" or "config_change".
+        restarts: restarts of attached engines by node, harness and outcome: "restarted", "kept" if another gateway
+            had it restarted, "busy" if its requests did not finish in time, or "failed".
+        drains: by outcome: "idle" if the requests finished in time, otherwise "busy".
     """
 
     def __init__(self) -> None:
@@ -225,23 +235,25 @@ class FleetCounters:
         self.drains: Counter[str] = Counter()
         self.restarts: Counter[tuple[str, str, str]] = Counter()
 
-    def reported(self, node: str, before: NodeStatus | None, now: NodeStatus) -> None:
-        """Count the loads that ended between two reports of a node."""
-        loading = _loading(before)
+    def count_loads(self, node: str, before: NodeStatus | None, now: NodeStatus) -> None:
+        """Count the loads that ended between two status reports of a node."""
+        loading = _loading_instances(before)
         for info in now.models:
             if info.instance_id in loading:
-                self._ended(node, info)
+                self._count_load(node, info)
 
-    def _ended(self, node: str, info: ModelInfo) -> None:
+    def _count_load(self, node: str, info: ModelInfo) -> None:
         if info.status is InstanceState.FAILED:
             self.loads[info.id, node, "failed"] += 1
         elif info.status is InstanceState.READY:
             self.loads[info.id, node, "ready"] += 1
             if info.load_seconds is not None:
-                found = self.load_seconds.setdefault((info.id, node), Histogram(_LOAD_SECONDS))
-                found.observe(info.load_seconds)
+                key = (info.id, node)
+                self.load_seconds.setdefault(key, Histogram(_LOAD_SECONDS)).observe(
+                    info.load_seconds
+                )
 
 
-def _loading(status: NodeStatus | None) -> Mapping[InstanceId, ModelInfo]:
+def _loading_instances(status: NodeStatus | None) -> Mapping[InstanceId, ModelInfo]:
     models = () if status is None else status.models
     return {i.instance_id: i for i in models if i.status is InstanceState.LOADING}

@@ -53,7 +53,7 @@ def finish(
     else:
         series = context.metrics.series(model or NOWHERE, NOWHERE)
     tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
-    series.finished(
+    series.count_request(
         now - record.started,
         record.first_s,
         tokens_in,
@@ -66,9 +66,9 @@ def finish(
     if endpoint is not None:
         endpoint.counts.add(tokens_in, tokens_out, failed=error is not None)
     if answer is not None and answer.repairs and endpoint is not None:
-        context.metrics.repaired(answer.repairs, endpoint.model, endpoint.engine)
+        context.metrics.count_repairs(answer.repairs, endpoint.model, endpoint.engine)
     if key is not None:
-        context.access_control.leave(key, model, tokens_in, tokens_out, failed=error is not None)
+        context.access_control.release(key, model, tokens_in, tokens_out, failed=error is not None)
     name = key.name if key else record.turned_away
     over = FinishedRequest(
         record, now, time.time(), name, model, endpoint, tokens_in, tokens_out, error

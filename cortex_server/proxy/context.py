@@ -63,7 +63,7 @@ class ProxyContext:
         self.spans = spans
         self.loop = asyncio.get_running_loop()
         self.admission = FairQueue(self.loop, self.limits)
-        metrics.queue = lambda: (self.admission.inside, self.admission.waiting)
+        metrics.queue = lambda: (self.admission.admitted, self.admission.queued)
         self.pool = ConnectionPool(connect_timeout_s=settings.connect_timeout_s)
         self.access_log = AccessLog(self.loop)
         self.retries = RetryBudget()

@@ -33,7 +33,7 @@ from cortex_http.headers import (
     priority,
     request_id,
 )
-from cortex_server.auth.admission_queue import full
+from cortex_server.auth.admission_queue import queue_full
 from cortex_server.auth.keys import Key
 from cortex_server.dataplane.reply import Reply
 from cortex_server.fleet.routing_table import Endpoint
@@ -118,11 +118,11 @@ class ProxyRequest(Reply):
         """Look at the key; to be called before all else. False when the caller has been sent away."""
         context = self.context
         try:
-            self.key = context.access_control.enter(self.head.credentials, own=self.head.own)
+            self.key = context.access_control.admit(self.head.credentials, local=self.head.local)
             if len(context.active) > context.most:
-                raise full()
+                raise queue_full()
         except CortexError as failed:
-            self.record.turned_away = context.access_control.named(self.named)
+            self.record.turned_away = context.access_control.key_name(self.named)
             self.refuse(failed)
             return False
         return True
@@ -140,7 +140,7 @@ class ProxyRequest(Reply):
             model = fleet.known(name)
             if model is None:
                 raise fleet.unknown(name)
-            if key.terms.models and not key.allows(model, name):
+            if key.terms.models and not key.allows_model(model, name):
                 raise _not_for(key, name)
             self.model = model
             go = self.context.admission.enter(self, key, self._priority(key))
@@ -158,15 +158,15 @@ class ProxyRequest(Reply):
     def _priority(self, key: Key) -> int:
         return priority(self.named) if key.terms.max_priority else 0
 
-    def admitted(self) -> None:
-        """See `Guest`."""
+    def on_admitted(self) -> None:
+        """Start the request after it has waited in the queue."""
         if not self.finished:
             self.record.queued_s = self._loop.time() - self.record.started
             self._next_target()
 
-    def turned_away(self) -> None:
-        """See `Guest`."""
-        self.refuse(full())
+    def on_queue_timeout(self) -> None:
+        """Fail the request because it has waited in the queue for too long."""
+        self.refuse(queue_full())
 
     def refuse(self, error: CortexError) -> None:
         """See `Reply`."""

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 from cortex_http.client import Headers
 from cortex_http.headers import TO_ENGINE
-from cortex_server.auth.access_control import CREDENTIALS, is_own
+from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
 
 if TYPE_CHECKING:
     from cortex_server.proxy.routes import Route
@@ -26,7 +26,7 @@ class RequestHead:
         query: of its URL.
         named: its headers by name, in lower case, without the body's length.
         credentials: those of them that the gate looks at.
-        own: this host itself asks.
+        local: whether it was made by a program on this host.
         passed: those of them that an engine gets, as lines.
         session: the conversation that they name; empty where they name none.
         form: the body is a form, not JSON.
@@ -36,7 +36,7 @@ class RequestHead:
     query: bytes
     named: dict[bytes, bytes]
     credentials: Headers
-    own: bool
+    local: bool
     passed: bytes
     session: bytes
     form: bool
@@ -59,8 +59,8 @@ class RequestHead:
             route,
             query,
             named,
-            [h for h in headers if h[0] in CREDENTIALS],
-            is_own(peer, headers),
+            [h for h in headers if h[0] in CREDENTIAL_HEADERS],
+            is_local_request(peer, headers),
             b"".join([b"%b: %b\r\n" % h for h in headers if h[0] in TO_ENGINE]),
             next((named[name] for name in _SESSION if name in named), b""),
             named.get(b"content-type", b"").lower().startswith(b"multipart/"),

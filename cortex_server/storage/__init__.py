@@ -1,1 +1,1 @@
-"""The gateway's SQLite database: keys, placement state and history."""
+"""The gateway's SQLite database, and the stores for keys, placement state and history in it."""

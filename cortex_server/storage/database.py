@@ -1,82 +1,169 @@
-"""The SQLite files of the gateway's state directory, opened."""
+"""The gateway's SQLite database: one file in state_dir, one connection, one thread."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
+import os
 import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-from cortex_common.errors import ConfigError
-from cortex_common.log import event
+from cortex_common.errors import ConfigError, Unavailable
+from cortex_common.net.state_dir import unusable
 
-log = logging.getLogger("cortex.store")
+T = TypeVar("T")
 
-BUSY_S = 10.0
-"""Seconds to wait for another writer of a file."""
+FILE_NAME = "cortex.sqlite"
+
+BUSY_TIMEOUT_S = 10.0
+"""Seconds to wait for another process, such as a backup, that locks the file."""
 
 
-def opened(path: Path | None, schema: str, *, rebuildable: bool) -> sqlite3.Connection:
-    """A database with these tables, for one thread at a time.
+def database_path(state_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the path of the database file, and create its directory if it is missing.
 
     Args:
-        path: the file; None keeps everything in memory.
-        schema: what makes its tables, where they are missing.
-        rebuildable: one that is damaged is put aside and begun anew, since use fills it again.
+        state_dir: directory from the settings, if any.
+        environ: environment of the process; systemd sets STATE_DIRECTORY.
+
+    Returns:
+        None if there is no state directory, so that nothing outlives the gateway.
 
     Raises:
-        ConfigError: it can't be used.
+        ConfigError: the directory cannot be created, or the directory or the file is not writable.
     """
-    try:
-        return _checked(path, schema)
-    except sqlite3.Error as failed:
-        # Its subclasses tell of the disk or of another version; the file itself may be sound then.
-        if path is None or not rebuildable or type(failed) is not sqlite3.DatabaseError:
-            raise _useless(path, failed) from failed
-        aside = path.with_name(f"{path.name}.damaged")
-        event(log, "state_damaged", logging.ERROR, file=path, kept=aside, reason=failed)
-        for left in ("-wal", "-shm"):
-            path.with_name(path.name + left).unlink(missing_ok=True)
-        path.replace(aside)
-    try:
-        return _checked(path, schema)
-    except sqlite3.Error as failed:
-        raise _useless(path, failed) from failed
-
-
-def _checked(path: Path | None, schema: str) -> sqlite3.Connection:
-    if path is not None:
-        with contextlib.suppress(OSError):  # what is wrong with it SQLite tells
-            if not path.exists():
-                _begin(path, schema)
-            # SQLite takes an empty file for a new one.
-            if not path.stat().st_size:
-                raise sqlite3.DatabaseError("the file is empty, so what it held is lost")
-    db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, check_same_thread=False)
-    try:
-        db.execute("pragma journal_mode = wal")
-        (found,) = db.execute("pragma quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        db.executescript(schema)
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _begin(path: Path, schema: str) -> None:
-    """Make the file, at its place only once it is whole: a start that is broken off must not look like a loss."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)  # who used what, and hashes of keys, are no matter of other users
-    with contextlib.closing(sqlite3.connect(new)) as db:
-        db.executescript(schema)
-    new.replace(path)
-
-
-def _useless(path: Path | None, failed: sqlite3.Error) -> ConfigError:
-    return ConfigError(
-        f"can't use {path}: {failed}",
-        hints=("put a backup in its place, or move it away to begin anew without what it holds",),
+    directory = state_dir or (
+        Path(environ["STATE_DIRECTORY"]) if environ.get("STATE_DIRECTORY") else None
     )
+    if directory is None:
+        return None
+    path = directory / FILE_NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for needed in (directory, path):
+            if needed.exists() and not os.access(needed, os.W_OK):
+                raise PermissionError(f"{needed} is not writable")
+    except OSError as error:
+        raise unusable(path, "gateway", error) from error
+    return path
+
+
+class Database:
+    """The SQLite database of a gateway.
+
+    One thread owns the only connection, so that a slow disk never blocks the event loop. Work is done in the order in
+    which it is submitted, each piece in a transaction of its own.
+
+    A damaged or empty file is an error rather than a reason to start over: without its keys, the gateway would accept
+    every request from its own host.
+
+    Args:
+        path: the file, created if it is missing; None keeps everything in memory.
+
+    Raises:
+        ConfigError: the file cannot be opened or created, or it is damaged or empty.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="database")
+        try:
+            self._connection = self._executor.submit(_open, path).result()
+        except sqlite3.Error as error:
+            self._executor.shutdown()
+            raise self._unusable(error) from error
+
+    def submit(self, work: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Run `work` on the database's thread, in a transaction.
+
+        Returns:
+            A future with the result of `work`, or with the exception that rolled the transaction back.
+        """
+        return self._executor.submit(self._transact, work)
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as `submit` does, and wait for it. It is completed even if the caller is cancelled."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(work)))
+
+    def run_blocking(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as `submit` does, and block until it is done; for startup, before there are requests.
+
+        Raises:
+            ConfigError: SQLite reports an error.
+        """
+        try:
+            return self.submit(work).result()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def create_tables(self, schema: str) -> None:
+        """Run a script of `create ... if not exists` statements; blocks until it is done.
+
+        Raises:
+            ConfigError: a statement fails.
+        """
+        self.run_blocking(lambda connection: connection.executescript(schema))
+
+    def close(self) -> None:
+        """Finish the work that was submitted and close the file."""
+        self._executor.submit(self._connection.close).result()
+        self._executor.shutdown()
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._connection:
+            return work(self._connection)
+
+    def _unusable(self, error: sqlite3.Error) -> ConfigError:
+        return ConfigError(
+            f"can't use {self._path}: {error}",
+            hints=(
+                "restore the file from a backup, or move it away to start without its keys, usage, pins and cordons",
+            ),
+        )
+
+
+def save_failed(what: str, error: sqlite3.Error) -> Unavailable:
+    """Return the error for a caller whose change could not be written.
+
+    Args:
+        what: the clause that says what could not be saved.
+        error: what SQLite reported.
+    """
+    return Unavailable(
+        f"{what}: {error}", hints=("check for free space on the disk of the gateway's state_dir",)
+    )
+
+
+def _open(path: Path | None) -> sqlite3.Connection:
+    if path is not None:
+        with contextlib.suppress(OSError):  # SQLite reports it below, with the same path
+            if not path.exists():
+                _create(path)
+            # SQLite would accept an empty file as a new database.
+            if not path.stat().st_size:
+                raise sqlite3.DatabaseError("the file is empty, so its contents are lost")
+    connection = sqlite3.connect(path or ":memory:", timeout=BUSY_TIMEOUT_S)
+    try:
+        connection.execute("pragma journal_mode = wal")
+        (result,) = connection.execute("pragma quick_check(1)").fetchone()
+        if result != "ok":
+            raise sqlite3.DatabaseError(result)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file under a temporary name, so that an interrupted first start does not look like a damaged file."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)  # hashes of keys, and who used what, are not for other users
+    with contextlib.closing(sqlite3.connect(temporary)) as connection:
+        connection.execute(
+            "pragma journal_mode = wal"
+        )  # writes the header, so that the file is not empty
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""What happened, written down now and then, so that it can be told after a restart: see `HistoryStore`."""
+"""The audit log, ended requests and placement decisions in the gateway's database, so that they outlive a restart."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,156 +15,176 @@ from pydantic import TypeAdapter
 
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.plans import DecisionView
-from cortex_server import audit_log as trails
+from cortex_server import audit_log as audit_logs
 from cortex_server.audit_log import AuditLog
-from cortex_server.lifecycle import decision_log as waits
+from cortex_server.lifecycle import decision_log as decision_logs
 from cortex_server.lifecycle.decision_log import DecisionLog
-from cortex_server.proxy import access_log as journals
+from cortex_server.proxy import access_log as access_logs
 from cortex_server.proxy.access_log import AccessLog, Entry, RequestLine
-from cortex_server.storage.database import opened
+from cortex_server.storage.database import Database
 
 T = TypeVar("T")
 
 log = logging.getLogger("cortex.store")
 
-WRITE_EVERY_S = 2.0
-"""What a crash of the gateway may lose."""
+FLUSH_INTERVAL_S = 2.0
+"""At most this much history is lost when the gateway crashes."""
 
 _SCHEMA = """
-create table if not exists trail (id integer primary key, entry text not null);
+create table if not exists audit (id integer primary key, entry text not null);
 create table if not exists requests (id integer primary key, line text not null);
-create table if not exists waits (request text primary key, decisions text not null);
+create table if not exists decisions (request text primary key, decisions text not null);
 """
 
-_PRUNE = (
-    ("trail", trails.KEPT),
-    ("requests", journals.KEPT),
-    ("waits", waits.KEPT),
+_MAX_ROWS = (
+    ("audit", audit_logs.MAX_ENTRIES),
+    ("requests", access_logs.KEPT),
+    ("decisions", decision_logs.KEPT),
 )
 
 _DECISIONS = TypeAdapter(tuple[DecisionView, ...])
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """What is new since the last time that something was written; the first line's number is `first`."""
+class _Batch:
+    """What is new since the last flush.
 
-    entries: Sequence[AuditEntry]
-    first: int
+    Attributes:
+        first_id: row id of the first of `requests`.
+    """
+
+    audit: Sequence[AuditEntry]
+    first_id: int
     requests: Sequence[Entry]
-    waits: Mapping[str, tuple[DecisionView, ...]]
+    decisions: Mapping[str, tuple[DecisionView, ...]]
 
 
 class HistoryStore:
-    """A SQLite file with as much of the trail, of ended requests and of what they waited for as the gateway remembers.
+    """The tables `audit`, `requests` and `decisions`, with as many rows as the gateway keeps in memory.
 
-    Those who remember know nothing of it. Every few seconds it looks at what is new there and writes that in a thread,
-    so that neither a request nor a decision waits for a disk; of more requests than are remembered the last are kept.
+    The logs do not know this store. It reads what is new in them every few seconds and writes that on the database's
+    thread, so that neither a request nor a decision waits for a disk.
 
     Args:
-        path: the file.
-        trail, journal, decisions: who remember.
+        database: the gateway's database.
+        audit_log: the log behind `audit`.
+        access_log: the log behind `requests`.
+        decision_log: the log behind `decisions`.
 
     Raises:
-        ConfigError: it can't be used.
+        ConfigError: the tables cannot be created.
     """
 
     def __init__(
-        self, path: Path, audit_log: AuditLog, access_log: AccessLog, decisions: DecisionLog
+        self,
+        database: Database,
+        audit_log: AuditLog,
+        access_log: AccessLog,
+        decision_log: DecisionLog,
     ) -> None:
-        self._lock = threading.Lock()
-        self._db = opened(path, _SCHEMA, rebuildable=True)
+        self._database = database
         self._audit_log = audit_log
         self._access_log = access_log
-        self._decisions = decisions
-        self._noted = 0
-        self._written_to: Entry | None = None
-        self._lines = 0
+        self._decision_log = decision_log
+        self._last_audit_id = 0
+        self._last_request: Entry | None = None
+        self._last_request_id = 0
+        database.create_tables(_SCHEMA)
 
-    def recall(self) -> None:
-        """Remind them of what was written down before."""
-        entries = self._db.execute("select null, entry from trail order by id")
-        self._audit_log.recall(e for _, e in _understood(entries, AuditEntry.model_validate_json))
-        self._noted = self._audit_log.last
-        lines = self._db.execute("select null, line from requests order by id")
-        read_line = msgspec.json.Decoder(RequestLine).decode
-        kept = self._access_log.entries
-        kept.extend(line for _, line in _understood(lines, read_line))
-        self._written_to = kept[-1] if kept else None
-        self._lines = self._db.execute("select max(id) from requests").fetchone()[0] or 0
-        waits = self._db.execute("select request, decisions from waits order by rowid")
-        self._decisions.recall(dict(_understood(waits, _DECISIONS.validate_json)))
+    def restore(self) -> None:
+        """Fill the logs with what was saved before the restart; blocks.
+
+        Raises:
+            ConfigError: SQLite reports an error.
+        """
+        entries = self._fetch("select id, entry from audit order by id")
+        self._audit_log.restore(e for _, e in _parsed(entries, AuditEntry.model_validate_json))
+        self._last_audit_id = self._audit_log.last_id
+        lines = self._fetch("select id, line from requests order by id")
+        self._last_request_id = lines[-1][0] if lines else 0
+        requests = self._access_log.entries
+        parse_line = msgspec.json.Decoder(RequestLine).decode
+        requests.extend(line for _, line in _parsed(lines, parse_line))
+        self._last_request = requests[-1] if requests else None
+        decisions = self._fetch("select request, decisions from decisions order by rowid")
+        self._decision_log.recall(dict(_parsed(decisions, _DECISIONS.validate_json)))
 
     async def run(self) -> None:
-        """Write every few seconds; runs until cancelled."""
+        """Flush every few seconds; runs until cancelled."""
         failing = False
         while True:
-            await asyncio.sleep(WRITE_EVERY_S)
+            await asyncio.sleep(FLUSH_INTERVAL_S)
             try:
-                await self.write()
+                await self.flush()
                 failing = False
             except sqlite3.Error:
                 if not failing:
-                    log.exception("diary_not_written")
+                    log.exception("history_write_failed")
                 failing = True
 
-    async def write(self) -> None:
+    async def flush(self) -> None:
         """Write what is new.
 
         Raises:
-            sqlite3.Error: the disk is full, say; the next time tries again.
+            sqlite3.Error: it cannot be written, for example because the disk is full; the next flush tries again.
         """
-        page = self._page()
-        await asyncio.to_thread(self._write, page)
-        self._written(page)
-
-    def close(self) -> None:
-        """Write the rest and close the file."""
-        # Perhaps once more what a thread is just writing: everything has its number, so that changes nothing.
-        try:
-            self._write(self._page())
-        except sqlite3.Error:
-            log.exception("diary_not_written")
-        self._db.close()
-
-    def _page(self) -> _Page:
-        over: list[Entry] = []
-        for entry in reversed(self._access_log.entries):
-            if entry is self._written_to:
-                break
-            over.append(entry)
-        entries = self._audit_log.since(self._noted)
-        return _Page(entries, self._lines + 1, over[::-1], self._decisions.fresh())
-
-    def _written(self, page: _Page) -> None:
-        if page.entries:
-            self._noted = page.entries[-1].id
-        if page.requests:
-            self._written_to = page.requests[-1]
-            self._lines += len(page.requests)
-        self._decisions.kept(page.waits)
-
-    def _write(self, page: _Page) -> None:
-        if not (page.entries or page.requests or page.waits):
+        batch = self._next_batch()
+        if not (batch.audit or batch.requests or batch.decisions):
             return
-        encode = msgspec.json.Encoder().encode
-        entries = [(e.id, e.model_dump_json(exclude_defaults=True)) for e in page.entries]
-        over = enumerate(page.requests, page.first)
-        lines = [(n, encode(entry.line()).decode()) for n, entry in over]
-        decisions = [(name, _DECISIONS.dump_json(d).decode()) for name, d in page.waits.items()]
-        with self._lock, self._db:
-            self._db.executemany("insert or replace into trail values (?, ?)", entries)
-            self._db.executemany("insert or replace into requests values (?, ?)", lines)
-            self._db.executemany("insert or replace into waits values (?, ?)", decisions)
-            for table, kept in _PRUNE:
-                oldest = f"select rowid from {table} order by rowid desc limit 1 offset {kept}"  # noqa: S608 - our names
-                self._db.execute(f"delete from {table} where rowid <= ({oldest})")  # noqa: S608 - as above
+        await self._database.run(lambda db: _write(db, batch))
+        if batch.audit:
+            self._last_audit_id = batch.audit[-1].id
+        if batch.requests:
+            self._last_request = batch.requests[-1]
+            self._last_request_id += len(batch.requests)
+        self._decision_log.kept(batch.decisions)
+
+    async def close(self) -> None:
+        """Write the rest; a failure is logged."""
+        # This can write a batch again that a cancelled `run` is still writing: the rows have the same ids.
+        try:
+            await self.flush()
+        except sqlite3.Error:
+            log.exception("history_write_failed")
+
+    def _next_batch(self) -> _Batch:
+        requests: list[Entry] = []
+        for entry in reversed(self._access_log.entries):
+            if entry is self._last_request:
+                break
+            requests.append(entry)
+        return _Batch(
+            audit=self._audit_log.since(self._last_audit_id),
+            first_id=self._last_request_id + 1,
+            requests=requests[::-1],
+            decisions=self._decision_log.fresh(),
+        )
+
+    def _fetch(self, query: str) -> list[tuple[Any, str]]:
+        return self._database.run_blocking(lambda db: db.execute(query).fetchall())
 
 
-def _understood(
-    rows: Iterable[tuple[Any, str]], read: Callable[[str], T]
-) -> Iterator[tuple[Any, T]]:
-    """The rows with their texts read; what another version of cortex wrote in another way is passed over."""
-    for name, text in rows:
+def _write(db: sqlite3.Connection, batch: _Batch) -> None:
+    """Write a batch and delete the oldest rows. Encoding happens here too, off the event loop."""
+    encode = msgspec.json.Encoder().encode
+    audit = [(entry.id, entry.model_dump_json(exclude_defaults=True)) for entry in batch.audit]
+    requests = [
+        (row_id, encode(entry.line()).decode())
+        for row_id, entry in enumerate(batch.requests, batch.first_id)
+    ]
+    decisions = [
+        (request, _DECISIONS.dump_json(made).decode()) for request, made in batch.decisions.items()
+    ]
+    db.executemany("insert or replace into audit values (?, ?)", audit)
+    db.executemany("insert or replace into requests values (?, ?)", requests)
+    db.executemany("insert or replace into decisions values (?, ?)", decisions)
+    for table, rows in _MAX_ROWS:
+        oldest = f"select rowid from {table} order by rowid desc limit 1 offset {rows}"  # noqa: S608 - our names
+        db.execute(f"delete from {table} where rowid <= ({oldest})")  # noqa: S608 - as above
+
+
+def _parsed(rows: Iterable[tuple[Any, str]], parse: Callable[[str], T]) -> Iterator[tuple[Any, T]]:
+    """Yield the rows with their JSON parsed, without those that another version of cortex wrote differently."""
+    for row_id, text in rows:
         with contextlib.suppress(ValueError):
-            yield name, read(text)
+            yield row_id, parse(text)

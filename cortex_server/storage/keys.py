@@ -1,18 +1,19 @@
-"""What outlasts the gateway about keys: those made at run time, and what each used on each day."""
+"""API keys created at run time, and the daily usage of every key, in the gateway's database."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
 
 from cortex_common.config.access import KeyTerms
-from cortex_common.errors import Unavailable
 from cortex_common.schema.keys import UsageRow
-from cortex_server.auth.keys import MadeKey
-from cortex_server.auth.usage import Used
-from cortex_server.storage.database import opened
+from cortex_server.auth.key_service import KeyStorage
+from cortex_server.auth.keys import RuntimeKey
+from cortex_server.auth.usage import UsageCounts
+from cortex_server.storage.database import Database, save_failed
 
 _SCHEMA = """
 create table if not exists keys (
@@ -24,101 +25,72 @@ create table if not exists usage (
 );
 """
 
-_ADD = """
+_ADD_USAGE = """
 insert into usage values (?, ?, ?, ?, ?, ?, ?)
 on conflict do update set
     requests = requests + excluded.requests, errors = errors + excluded.errors,
     tokens_in = tokens_in + excluded.tokens_in, tokens_out = tokens_out + excluded.tokens_out
 """
 
-_READ = """
+_READ_USAGE = """
 select day, key, model, requests, errors, tokens_in, tokens_out from usage
 where day >= ? and day <= ? order by day, key, model
 """
 
 
-class KeyStore:
-    """Two tables of a SQLite file. Every call blocks for a disk; call it in a thread.
+class KeyStore(KeyStorage):
+    """The tables `keys` and `usage`.
 
     Args:
-        path: the file; None keeps everything in memory.
+        database: the gateway's database.
 
     Raises:
-        ConfigError: it can't be used. Without its keys the gateway would serve its host to anybody there.
+        ConfigError: the tables cannot be created.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._lock = threading.Lock()
-        self._db = opened(path, _SCHEMA, rebuildable=False)
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.create_tables(_SCHEMA)
 
-    def made_keys(self) -> tuple[MadeKey, ...]:
-        """The keys made at run time."""
-        with self._lock:
-            rows = self._db.execute("select name, hash, terms, created from keys").fetchall()
+    @override
+    def load_keys(self) -> tuple[RuntimeKey, ...]:
+        read = "select name, hash, terms, created from keys"
+        rows = self._database.run_blocking(lambda db: db.execute(read).fetchall())
         return tuple(
-            MadeKey(name, hashed, KeyTerms.model_validate_json(terms), created)
-            for name, hashed, terms, created in rows
+            RuntimeKey(name, key_hash, KeyTerms.model_validate_json(terms), created)
+            for name, key_hash, terms, created in rows
         )
 
-    def add_key(self, key: MadeKey) -> None:
-        """Keep a key.
-
-        Raises:
-            Unavailable: the file can't be written.
-        """
+    @override
+    async def add_key(self, key: RuntimeKey) -> None:
         row = (key.name, key.hash, key.terms.model_dump_json(exclude_defaults=True), key.created)
-        self._write("insert into keys values (?, ?, ?, ?)", row)
+        await self._write("insert into keys values (?, ?, ?, ?)", [row])
 
-    def remove_key(self, name: str) -> None:
-        """Forget a key.
+    @override
+    async def remove_key(self, name: str) -> None:
+        await self._write("delete from keys where name = ?", [(name,)])
 
-        Raises:
-            Unavailable: the file can't be written.
-        """
-        self._write("delete from keys where name = ?", (name,))
-
-    def _write(self, statement: str, row: tuple[object, ...]) -> None:
-        try:
-            with self._lock, self._db:
-                self._db.execute(statement, row)
-        except sqlite3.Error as failed:
-            raise Unavailable(
-                f"keys can't be written down: {failed}",
-                hints=("is there room on the disk of the gateway's state_dir?",),
-            ) from failed
-
-    def add_usage(self, day: str, used: Mapping[tuple[str, str], Used]) -> None:
-        """Add to what was used on a day.
-
-        Args:
-            day: like 2026-11-23.
-            used: by key and model.
-        """
+    @override
+    async def add_usage(self, day: str, counts: Mapping[tuple[str, str], UsageCounts]) -> None:
         rows = [
-            (day, key, model, u.requests, u.errors, u.tokens_in, u.tokens_out)
-            for (key, model), u in used.items()
+            (day, key, model, c.requests, c.errors, c.tokens_in, c.tokens_out)
+            for (key, model), c in counts.items()
         ]
-        with self._lock, self._db:
-            self._db.executemany(_ADD, rows)
+        await self._write(_ADD_USAGE, rows)
 
-    def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
-        """What was used from one day to another, both included."""
-        with self._lock:
-            rows = self._db.execute(_READ, (since, until)).fetchall()
-        return tuple(
-            UsageRow(
-                day=day,
-                key=key,
-                model=model,
-                requests=requests,
-                errors=errors,
-                tokens_in=tokens_in,
-                tokens_out=tokens_out,
+    @override
+    async def usage(self, since: str, until: str) -> tuple[UsageRow, ...]:
+        def read(db: sqlite3.Connection) -> tuple[UsageRow, ...]:
+            cursor = db.execute(_READ_USAGE, (since, until))
+            columns = [column[0] for column in cursor.description]
+            return tuple(
+                UsageRow.model_validate(dict(zip(columns, row, strict=True))) for row in cursor
             )
-            for day, key, model, requests, errors, tokens_in, tokens_out in rows
-        )
 
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+        return await self._database.run(read)
+
+    async def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        try:
+            await self._database.run(lambda db: db.executemany(statement, rows))
+        except sqlite3.Error as error:
+            raise save_failed("keys and usage cannot be saved", error) from error

@@ -1,112 +1,83 @@
-"""What outlasts the gateway about placement: what loads took, and pins and cordons. Small; use rebuilds the former."""
+"""Measured sizes and load times, pins and cordons in the gateway's database."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 
-from cortex_common.errors import Unavailable
-from cortex_common.net.state_dir import unusable
+from typing_extensions import override
+
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import ModelId
 from cortex_server.lifecycle.measurements import Measurement
 from cortex_server.lifecycle.pins import Pin
+from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.placement.fit import SizeKey
-from cortex_server.storage.database import opened
-
-T = TypeVar("T")
+from cortex_server.storage.database import Database, save_failed
 
 log = logging.getLogger("cortex.store")
 
-_LOADS = """
-create table if not exists loads (
+_MEASUREMENTS = """
+create table if not exists measurements (
     model text not null, weights text not null, quant text, context integer, parallel integer, harness text not null,
     kind text not null, devices integer not null, build text not null, node text not null,
     n integer not null, max_mb integer not null, last_mb integer not null, last_s real not null, at real not null
 );
-create unique index if not exists loads_key on loads (
+create unique index if not exists measurements_key on measurements (
     model, weights, coalesce(quant, ''), coalesce(context, 0), coalesce(parallel, 0),
     harness, kind, devices, build, node
 );
 """
 
-_WISHES = """
+_PINS_AND_CORDONS = """
 create table if not exists pins (
     model text not null, node text not null, until real, primary key (model, node)
 );
 create table if not exists cordons (node text primary key);
 """
 
-_REMEMBER = """
-insert into loads values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+_ADD_MEASUREMENT = """
+insert into measurements values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 on conflict do update set
     n = n + excluded.n, max_mb = max(max_mb, excluded.max_mb), last_mb = excluded.last_mb,
     last_s = excluded.last_s, at = excluded.at
 """
 
-_READ = """
+_READ_MEASUREMENTS = """
 select model, weights, quant, context, parallel, harness, kind, devices, build, node, max_mb, last_s, at, n, last_mb
-from loads order by at
+from measurements order by at
 """
 
-
-def store_path(
-    state_dir: Path | None, environ: Mapping[str, str], name: str = "placement.sqlite"
-) -> Path | None:
-    """A file in the state directory, which is made if missing; None where nothing is to outlast the gateway.
-
-    Args:
-        state_dir: as configured.
-        environ: of the process; systemd sets STATE_DIRECTORY.
-        name: of the file.
-
-    Raises:
-        ConfigError: it can't be made, or written.
-    """
-    directory = state_dir or (
-        Path(environ["STATE_DIRECTORY"]) if environ.get("STATE_DIRECTORY") else None
-    )
-    if directory is None:
-        return None
-    path = directory / name
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for needed in (directory, path):
-            if needed.exists() and not os.access(needed, os.W_OK):
-                raise PermissionError(f"{needed} can't be written")
-    except OSError as failed:
-        raise unusable(path, "gateway", failed) from failed
-    return path
+_Rows = Sequence[tuple[object, ...]]
 
 
-class PlacementStore:
-    """A SQLite file, written by a thread of its own so that a slow disk delays no request.
+class PlacementStore(PlacementStorage):
+    """The tables `measurements`, `pins` and `cordons`.
 
     Args:
-        path: the file; None keeps everything in memory.
+        database: the gateway's database.
 
     Raises:
-        ConfigError: it can't be used.
+        ConfigError: the tables cannot be created.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._db = self._run(lambda: _opened(path)).result()
-        self._wish: Future[None] | None = None
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._last_change: Future[None] | None = None
+        database.run_blocking(_drop_incompatible_measurements)
+        database.create_tables(_PINS_AND_CORDONS + _MEASUREMENTS)
 
+    @override
     def measurements(self) -> tuple[Measurement, ...]:
-        """All that were remembered, the latest last; those of the same key, build and node are one."""
-        return self._run(lambda: tuple(map(_measurement, self._db.execute(_READ)))).result()
+        rows = self._fetch(_READ_MEASUREMENTS)
+        return tuple(map(_measurement, rows))
 
-    def remember(self, measurements: Iterable[Measurement]) -> None:
-        """Keep what loads took; returns at once."""
+    @override
+    def add_measurements(self, measurements: Iterable[Measurement]) -> None:
         rows = [
             (
                 m.key.model,
@@ -127,85 +98,72 @@ class PlacementStore:
             )
             for m in measurements
         ]
+
+        def add(db: sqlite3.Connection) -> None:
+            db.executemany(_ADD_MEASUREMENT, rows)
+
         if rows:
-            self._run(lambda: self._write(_REMEMBER, rows)).add_done_callback(_report)
+            self._database.submit(add).add_done_callback(_log_failure)
 
+    @override
     def pins(self) -> tuple[Pin, ...]:
-        """All pins, expired ones included."""
-        read = "select model, node, until from pins"
-        rows = self._run(lambda: self._db.execute(read).fetchall()).result()
-        return tuple(Pin(ModelId(model), node or None, until) for model, node, until in rows)
+        rows = self._fetch("select model, node, until from pins")
+        return tuple(
+            Pin(ModelId(str(model)), str(node) or None, until if isinstance(until, float) else None)
+            for model, node, until in rows
+        )
 
-    def keep_pins(self, pins: Iterable[Pin]) -> None:
-        """Replace all pins; returns at once: see `kept`."""
-        rows = [(p.model, p.node or "", p.until) for p in pins]
+    @override
+    def replace_pins(self, pins: Iterable[Pin]) -> None:
+        rows = [(pin.model, pin.node or "", pin.until) for pin in pins]
         self._replace("delete from pins", "insert into pins values (?, ?, ?)", rows)
 
+    @override
     def cordons(self) -> frozenset[str]:
-        """Names of the nodes that an operator has cordoned."""
-        rows = self._run(lambda: self._db.execute("select node from cordons").fetchall()).result()
-        return frozenset(str(node) for (node,) in rows)
+        return frozenset(str(node) for (node,) in self._fetch("select node from cordons"))
 
-    def keep_cordons(self, nodes: Iterable[str]) -> None:
-        """Replace all of them; returns at once: see `kept`."""
+    @override
+    def replace_cordons(self, nodes: Iterable[str]) -> None:
         rows = [(node,) for node in nodes]
         self._replace("delete from cordons", "insert into cordons values (?)", rows)
 
-    def _replace(self, clear: str, fill: str, rows: Sequence[tuple[object, ...]]) -> None:
-        def replace() -> None:
-            with self._db:
-                self._db.execute(clear)
-                self._db.executemany(fill, rows)
-
-        self._wish = self._run(replace)
-        self._wish.add_done_callback(_report)
-
-    async def kept(self) -> None:
-        """Wait until the last change of pins or cordons is on the disk.
-
-        Raises:
-            Unavailable: it can't be written; it holds all the same, until the gateway ends.
-        """
+    @override
+    async def saved(self) -> None:
         try:
-            if self._wish is not None:
-                await asyncio.wrap_future(self._wish)
-        except sqlite3.Error as failed:
-            raise Unavailable(
-                f"done, but forgotten when the gateway ends: it can't be written down: {failed}",
-                hints=("is there room on the disk of the gateway's state_dir?",),
-            ) from failed
+            if self._last_change is not None:
+                await asyncio.shield(asyncio.wrap_future(self._last_change))
+        except sqlite3.Error as error:
+            what = "done, but it will be lost when the gateway stops because it cannot be saved"
+            raise save_failed(what, error) from error
 
-    def close(self) -> None:
-        """Finish writing and close the file."""
-        self._run(self._db.close).result()
-        self._thread.shutdown()
+    def _fetch(self, query: str) -> _Rows:
+        return self._database.run_blocking(lambda db: db.execute(query).fetchall())
 
-    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        with self._db:
-            self._db.executemany(statement, rows)
+    def _replace(self, clear: str, insert: str, rows: _Rows) -> None:
+        def replace(db: sqlite3.Connection) -> None:
+            db.execute(clear)
+            db.executemany(insert, rows)
 
-    def _run(self, work: Callable[[], T]) -> Future[T]:
-        return self._thread.submit(work)
+        self._last_change = self._database.submit(replace)
+        self._last_change.add_done_callback(_log_failure)
 
 
-def _report(done: Future[None]) -> None:
-    if (failed := done.exception()) is not None:
-        log.error("store_failed", exc_info=failed)
+def _log_failure(future: Future[None]) -> None:
+    if (error := future.exception()) is not None:
+        log.error("placement_write_failed", exc_info=error)
 
 
-def _opened(path: Path | None) -> sqlite3.Connection:
-    db = opened(path, _WISHES, rebuildable=True)
-    with contextlib.closing(sqlite3.connect(":memory:")) as example:
-        example.executescript(_LOADS)
-        wanted = _columns(example)
-    if _columns(db) not in {(), wanted}:
-        db.execute("drop table loads")  # of another version; the next loads are measured anew
-    db.executescript(_LOADS)
-    return db
+def _drop_incompatible_measurements(db: sqlite3.Connection) -> None:
+    """Drop the measurements of a version of cortex with other columns: later loads measure them again."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as current:
+        current.executescript(_MEASUREMENTS)
+        expected = _columns(current)
+    if _columns(db) not in {(), expected}:
+        db.execute("drop table measurements")
 
 
 def _columns(db: sqlite3.Connection) -> tuple[str, ...]:
-    return tuple(row[1] for row in db.execute("pragma table_info(loads)"))
+    return tuple(row[1] for row in db.execute("pragma table_info(measurements)"))
 
 
 def _measurement(row: tuple[object, ...]) -> Measurement:
@@ -220,11 +178,11 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
         devices,
         build,
         node,
-        most,
-        took,
+        max_mb,
+        load_s,
         at,
         n,
-        last,
+        last_mb,
     ) = row
     key = SizeKey(
         str(model),
@@ -240,9 +198,9 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
         key=key,
         build=str(build),
         node=str(node),
-        device_mb=int(str(most)),
-        load_s=float(str(took)),
+        device_mb=int(str(max_mb)),
+        load_s=float(str(load_s)),
         at=float(str(at)),
         n=int(str(n)),
-        last_mb=int(str(last)),
+        last_mb=int(str(last_mb)),
     )

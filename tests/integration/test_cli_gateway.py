@@ -438,12 +438,12 @@ def test_events_are_told_as_they_happen(fleet: DemoFleet):
     """`cortex events -w` writes a line when a model becomes ready and when it is unloaded, with who asked."""
     with lines_of("events", "-w", "--since", "1h", "--about", "cleo", "-g", fleet.url) as (_, seen):
         fleet.cortex("models", "load", "demo/cleo")
-        assert "anybody" in until(seen, "load_asked")
+        assert "anonymous" in until(seen, "load_asked")
         until(seen, "instance_ready")
         fleet.cortex("models", "unload", "demo/cleo")
-        assert "why=operator" in until(seen, "unloaded            anybody")
+        assert "why=operator" in until(seen, "unloaded            anonymous")
     again = items(fleet.cortex("events", "--type", "unload_asked", "--about", "cleo", "--json"))
-    assert [e["actor"] for e in again] == ["anybody"] * len(again) != []
+    assert [e["actor"] for e in again] == ["anonymous"] * len(again) != []
     assert "events fits" in fleet.cortex("events", "--type", "no_such_event").stderr
 
 

@@ -47,7 +47,7 @@ class Served:
 async def served() -> AsyncIterator[Served]:
     """A plane with two models and the keys "all" and "few", which may use one of them."""
     ring = Keyring()
-    ring.use((key("all"), key("few", models=("org/small",))), (), 0.0)
+    ring.replace((key("all"), key("few", models=("org/small",))), (), 0.0)
     async with (
         scripted_engine() as engine,
         running_plane(

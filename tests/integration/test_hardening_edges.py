@@ -319,8 +319,8 @@ async def test_a_thousand_hostile_connections_leave_nothing_behind():
             while gateway.server.server_state.connections:
                 await asyncio.sleep(0.02)
         await still_serves(gateway)
-        assert gateway.gateway.context.admission.inside == 0
-        assert gateway.gateway.access_control.keyring.anybody.account.in_flight == 0
+        assert gateway.gateway.context.admission.admitted == 0
+        assert gateway.gateway.access_control.keyring.anonymous.account.in_flight == 0
 
 
 def test_a_client_context_checks_names():

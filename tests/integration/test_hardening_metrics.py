@@ -156,7 +156,7 @@ async def test_each_request_leaves_one_line(tmp_path):
             ("id-2", "ok"),
         ]
         assert lines[2]["node"] == "n"
-        assert lines[2]["key"] == "anybody"
+        assert lines[2]["key"] == "anonymous"
         assert lines[2]["reason"] == "only"
 
 

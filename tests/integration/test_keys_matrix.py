@@ -236,7 +236,7 @@ async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
 def ring_of(*keys: KeyEntry) -> AccessControl:
     """A gate with these keys."""
     ring = Keyring()
-    ring.use(keys, (), 0.0)
+    ring.replace(keys, (), 0.0)
     return AccessControl(ring)
 
 
@@ -265,11 +265,11 @@ async def test_the_official_sdk_sees_its_own_errors(face):
         with pytest.raises(openai.RateLimitError) as caught:
             await ask("good", "m")
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
-        access_control.keyring.use([key("good", models=["m"])], (), 0.0)
+        access_control.keyring.replace([key("good", models=["m"])], (), 0.0)
         with pytest.raises(openai.PermissionDeniedError):
             await ask("good", "n")
         await rig.settled()
-        assert access_control.keyring.named("good").account.in_flight == 0
+        assert access_control.keyring.get("good").account.in_flight == 0
 
 
 async def test_anthropics_sdk_sees_its_own_errors():
@@ -328,7 +328,7 @@ async def test_limits_hold_under_concurrency(face):
         assert (statuses.count(200), statuses.count(429)) == (5, 35)
         assert len(engine.calls) == 5
         await rig.settled()
-        assert access_control.keyring.named("k").account.in_flight == 0
+        assert access_control.keyring.get("k").account.in_flight == 0
         assert {entry.line().key for entry in rig.context.access_log.entries} == {"k"}
 
 
@@ -351,7 +351,7 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         await engine.call(0)
         queued = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
         async with asyncio.timeout(5):
-            while rig.context.admission.waiting < 2:
+            while rig.context.admission.queued < 2:
                 await asyncio.sleep(0)
         refused = await http.post(CHAT, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
@@ -363,7 +363,7 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         assert [answer.status_code for answer in answers] == [200] * 3
         assert answers[1].headers["x-cortex-queue-ms"].isdigit()
         await rig.settled()
-        assert rig.context.admission.inside == 0
+        assert rig.context.admission.admitted == 0
 
 
 async def test_a_request_whose_turn_does_not_come_has_waited():
@@ -391,13 +391,13 @@ async def test_a_queued_request_whose_client_leaves_gives_its_place_up():
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
         async with asyncio.timeout(5):
-            while rig.context.admission.waiting < 1:
+            while rig.context.admission.queued < 1:
                 await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await rig.settled()
-        assert (rig.context.admission.inside, rig.context.admission.waiting) == (0, 0)
+        assert (rig.context.admission.admitted, rig.context.admission.queued) == (0, 0)
         assert len(engine.calls) <= 2
 
 
@@ -412,7 +412,7 @@ async def test_usage_is_told_by_key_model_and_day():
             for _ in range(times):
                 await http.post(CHAT, json=BODY, headers={"x-api-key": secret})
         await rig.settled()
-        used = rig.context.access_control.usage.taken()
+        used = rig.context.access_control.usage.take()
         assert {k: (u.requests, u.tokens_in, u.tokens_out) for k, u in used.items()} == {
             ("a", "m"): (2, 14, 6),
             ("b", "m"): (1, 7, 3),
@@ -423,7 +423,7 @@ async def test_usage_is_told_by_key_model_and_day():
 async def test_a_refused_client_keeps_its_connection(face):
     """A client at its limit gets its 429s over one connection, whether its body comes with the head or after it."""
     access_control = ring_of(key("k", limits={"requests_per_minute": 1}))
-    access_control.enter([(b"x-api-key", b"k")], own=False)
+    access_control.admit([(b"x-api-key", b"k")], local=False)
     body = json.dumps(BODY).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
     async with (

@@ -339,12 +339,12 @@ async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -
     sections = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path)}}
     models = (ModelConfig(id="ada", harness="fake"),)
     async with gateway({"here": "http://127.0.0.1:1"}, models, **sections) as served:
-        with contextlib.closing(sqlite3.connect(tmp_path / "placement.sqlite")) as other:
+        with contextlib.closing(sqlite3.connect(tmp_path / "cortex.sqlite")) as other:
             for table in ("cordons", "pins"):
                 other.execute(f"drop table {table}")
-        with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
+        with pytest.raises(Unavailable, match="cannot be saved"):
             await served.operator.cordon("here")
-        with pytest.raises(Unavailable, match="forgotten when the gateway ends"):
+        with pytest.raises(Unavailable, match="cannot be saved"):
             await served.operator.pin(PinModel(model="ada"))
         assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]
         assert [pin.model for pin in served.gateway.controller.pins.all()] == ["ada"]

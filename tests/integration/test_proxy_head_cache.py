@@ -93,7 +93,7 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
 async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
     """Who asks again with the same words is looked at again."""
     ring = Keyring()
-    ring.use([KeyEntry(name="k", hash=hash_of("secret"))], (), 0.0)
+    ring.replace([KeyEntry(name="k", hash=hash_of("secret"))], (), 0.0)
     async with (
         scripted_engine(what_came) as engine,
         running_plane({"m": engine.url}, access_control=AccessControl(ring)) as rig,
@@ -102,7 +102,7 @@ async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
         body = {"model": "m", "prompt": "a"}
         for _ in range(3):
             assert (await client.post("/v1/completions", json=body)).status_code == 200
-        ring.use([KeyEntry(name="k", hash=hash_of("another"))], (), 1.0)
+        ring.replace([KeyEntry(name="k", hash=hash_of("another"))], (), 1.0)
         assert (await client.post("/v1/completions", json=body)).status_code == 401
         assert len(engine.calls) == 3
 

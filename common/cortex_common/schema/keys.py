@@ -26,7 +26,7 @@ class KeyView(KeyTerms):
     name: str
     """What operators call it."""
 
-    origin: Literal["config", "made"]
+    origin: Literal["config", "runtime"]
     """Whether it stands in cortex.toml or was made at run time."""
 
     created: Moment | None = None
@@ -55,7 +55,7 @@ class UsageRow(Wire):
 
     Attributes:
         day: like 2026-11-23, in UTC.
-        key: its name; "anybody" for requests without one.
+        key: its name; "anonymous" for requests without one.
         errors: requests that ended in an error; counted in `requests` too.
     """
 

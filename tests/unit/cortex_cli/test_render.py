@@ -187,7 +187,7 @@ def test_a_moment_reads_as_what_it_was(seconds: float, exact: bool):
             "at",
             "2023-11-14T22:13:20.250Z",
         ),
-        (KeyView(name="k", origin="made", created=0.5), "created", "1970-01-01T00:00:00Z"),
+        (KeyView(name="k", origin="runtime", created=0.5), "created", "1970-01-01T00:00:00Z"),
     ],
 )
 def test_fractions_are_written_where_they_matter(value: Wire, field: str, text: str | None):

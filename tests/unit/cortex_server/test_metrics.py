@@ -1,4 +1,4 @@
-"""Plain numbers, folded into Prometheus families."""
+"""Conversion of the gateway's counters to Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cortex_server.metrics.series import Histogram, Metrics
 
 
 def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """What Prometheus would read."""
+    """Return the samples that Prometheus would scrape, by name and labels."""
     registry = CollectorRegistry()
     registry.register(GatewayCollector(metrics))
     text = generate_latest(registry).decode()
@@ -24,8 +24,8 @@ def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 
 @given(st.lists(st.floats(0, 1000)))
-def test_a_histogram_counts_every_value_once(values):
-    """The last bucket holds all values, and each bucket those up to its bound."""
+def test_histogram_buckets_are_cumulative(values):
+    """The last bucket contains all values, and each bucket those up to its bound."""
     histogram = Histogram((0.5, 10, 100))
     for value in values:
         histogram.observe(value)
@@ -34,31 +34,30 @@ def test_a_histogram_counts_every_value_once(values):
     assert buckets["10.0"] == sum(v <= 10 for v in values)
 
 
-def test_the_metrics_of_the_requirements_are_there():
-    """Requests, duration, errors and cold starts carry model and node."""
+def test_the_required_metrics_are_exposed():
+    """Requests, duration, errors and cold starts have the labels model and node."""
     metrics = Metrics()
     series = metrics.series("m", "beast")
-    series.finished(1.5, 0.2, 7, 3, cold=True, error=None)
-    series.finished(0.5, None, 0, 0, cold=False, error="engine_500")
-    got = scrape(metrics)
-    by = (("model", "m"), ("node", "beast"))
-    assert got["cortex_requests_total", by] == 2
-    assert got["cortex_cold_starts_total", by] == 1
-    assert got["cortex_prompt_tokens_total", by] == 7
-    assert got["cortex_completion_tokens_total", by] == 3
-    assert got["cortex_request_duration_seconds_sum", by] == 2.0
-    assert (
-        got["cortex_request_errors_total", (("code", "engine_500"), *by, ("side", "engine"))] == 1
-    )
-    assert got["cortex_time_to_first_token_seconds_count", by] == 1
+    series.count_request(1.5, 0.2, 7, 3, cold=True, error=None)
+    series.count_request(0.5, None, 0, 0, cold=False, error="engine_500")
+    samples = scrape(metrics)
+    labels = (("model", "m"), ("node", "beast"))
+    assert samples["cortex_requests_total", labels] == 2
+    assert samples["cortex_cold_starts_total", labels] == 1
+    assert samples["cortex_prompt_tokens_total", labels] == 7
+    assert samples["cortex_completion_tokens_total", labels] == 3
+    assert samples["cortex_request_duration_seconds_sum", labels] == 2.0
+    error_labels = (("code", "engine_500"), *labels, ("side", "engine"))
+    assert samples["cortex_request_errors_total", error_labels] == 1
+    assert samples["cortex_time_to_first_token_seconds_count", labels] == 1
 
 
 def test_totals_sum_a_model_over_its_nodes():
-    """The snapshot shows one number a model; cold starts stay out of its usual time to first token."""
+    """Cold starts are excluded from the time to first token."""
     metrics = Metrics()
-    metrics.series("m", "a").finished(1, 0.1, 1, 2, cold=False, error=None)
-    metrics.series("m", "b").finished(1, 60.0, 1, 2, cold=True, error="busy")
-    metrics.series("other", "b").finished(1, 0.9, 5, 5, cold=False, error=None)
+    metrics.series("m", "a").count_request(1, 0.1, 1, 2, cold=False, error=None)
+    metrics.series("m", "b").count_request(1, 60.0, 1, 2, cold=True, error="busy")
+    metrics.series("other", "b").count_request(1, 0.9, 5, 5, cold=False, error=None)
     totals = metrics.totals("m")
     assert (totals.requests, totals.errors, totals.tokens_out) == (2, 1, 4)
     assert totals.ttft_p95_ms == 100.0

@@ -9,8 +9,8 @@ import pytest
 from cortex_common.config.secrets import read_secret
 from cortex_common.errors import ConfigError
 from cortex_common.log import _Console, event
-from cortex_server.auth.usage import Usage
-from cortex_server.metrics.exposition import side_of
+from cortex_server.auth.usage import UsageCounter
+from cortex_server.metrics.exposition import error_side
 
 
 def test_a_secret_comes_from_its_file_without_the_newline(tmp_path):
@@ -54,12 +54,12 @@ def test_log_lines_do_not_act_on_terminals():
 
 def test_usage_that_could_not_be_written_is_not_lost():
     """What is put back adds to what was counted meanwhile."""
-    usage = Usage()
+    usage = UsageCounter()
     usage.count("k", "m", 1, 2, failed=False)
-    taken = usage.taken()
+    taken = usage.take()
     usage.count("k", "m", 10, 20, failed=True)
     usage.put_back(taken)
-    used = usage.taken()["k", "m"]
+    used = usage.take()["k", "m"]
     assert (used.requests, used.errors, used.tokens_in, used.tokens_out) == (2, 1, 11, 22)
 
 
@@ -78,4 +78,4 @@ def test_usage_that_could_not_be_written_is_not_lost():
 )
 def test_each_error_has_a_side(code, side):
     """Whose fault an error is follows from its code."""
-    assert side_of(code) == side
+    assert error_side(code) == side

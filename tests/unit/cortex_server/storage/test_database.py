@@ -1,27 +1,110 @@
-"""The SQLite files of a state directory."""
+"""The SQLite database of a gateway."""
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from cortex_common.errors import ConfigError
-from cortex_server.storage.database import opened
+from cortex_server.storage.database import FILE_NAME, Database, database_path
+from cortex_server.storage.keys import KeyStore
 
-TABLE = "create table if not exists kept (word text)"
+TABLE = "create table if not exists words (word text)"
 
 
-def test_what_is_kept_is_no_matter_of_other_users(tmp_path: Path):
-    """Neither the file nor what SQLite puts beside it while it is written can be read by others."""
-    with contextlib.closing(opened(tmp_path / "a.sqlite", TABLE, rebuildable=False)) as db:
-        db.execute("insert into kept values ('x')")
-        db.commit()
+def insert(word: str):
+    """Return work that adds a row."""
+    return lambda db: db.execute("insert into words values (?)", (word,)) and None
+
+
+def test_files_are_readable_by_their_owner_only(tmp_path: Path):
+    """Neither the database nor the files that SQLite creates beside it can be read by other users."""
+    with contextlib.closing(Database(tmp_path / "a.sqlite")) as database:
+        database.create_tables(TABLE)
+        database.submit(insert("x")).result()
         assert {p.stat().st_mode & 0o077 for p in tmp_path.iterdir()} == {0}
 
 
-def test_a_file_that_cannot_be_made_is_told_by_name(tmp_path: Path):
-    """Its folder is missing."""
+def test_work_runs_in_order_and_in_transactions(tmp_path: Path):
+    """Failed work is rolled back and reported to its caller; work after it is not affected."""
+
+    def fail(db: sqlite3.Connection) -> None:
+        db.execute("insert into words values ('lost')")
+        db.execute("insert into nowhere values (1)")
+
+    database = Database(tmp_path / "a.sqlite")
+    database.create_tables(TABLE)
+    database.submit(insert("a"))
+    failed = database.submit(fail)
+    database.submit(insert("b"))
+    database.close()
+    assert isinstance(failed.exception(), sqlite3.OperationalError)
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite")) as other:
+        assert other.execute("select word from words").fetchall() == [("a",), ("b",)]
+
+
+def test_work_is_completed_on_close(tmp_path: Path):
+    """Closing waits for everything that was submitted."""
+    database = Database(tmp_path / "a.sqlite")
+    database.create_tables(TABLE)
+    for number in range(100):
+        database.submit(insert(str(number)))
+    database.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite")) as other:
+        assert other.execute("select count(*) from words").fetchall() == [(100,)]
+
+
+def test_a_file_that_cannot_be_created_is_named(tmp_path: Path):
+    """The error names the file if its directory is missing."""
     with pytest.raises(ConfigError, match=r"can't use .*/nowhere/a\.sqlite: unable to open"):
-        opened(tmp_path / "nowhere" / "a.sqlite", TABLE, rebuildable=True)
+        Database(tmp_path / "nowhere" / "a.sqlite")
+
+
+def test_an_unusable_state_directory_is_a_config_error(tmp_path: Path):
+    """The error for a path that is not a directory names the setting."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't use") as caught:
+        database_path(tmp_path / "file" / "state", {})
+    assert "state_dir" in caught.value.hints[0]
+
+
+def test_the_state_directory_of_systemd_is_used(tmp_path: Path):
+    """The setting wins over STATE_DIRECTORY; without either there is no file."""
+    environ = {"STATE_DIRECTORY": str(tmp_path / "unit")}
+    assert database_path(None, environ) == tmp_path / "unit" / FILE_NAME
+    assert database_path(tmp_path / "set", environ) == tmp_path / "set" / FILE_NAME
+    assert database_path(None, {}) is None
+
+
+def test_an_interrupted_first_start_is_not_a_loss(tmp_path: Path):
+    """The next start ignores the temporary file, however far it got."""
+    path = tmp_path / "cortex.sqlite"
+    for leftover in (b"", b"SQLite format 3\0"):
+        (tmp_path / "cortex.sqlite.new").write_bytes(leftover)
+        with contextlib.closing(Database(path)) as database:
+            KeyStore(database)
+        assert [file.name for file in tmp_path.iterdir()] == ["cortex.sqlite"]
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "truncated", "empty"])
+def test_a_damaged_file_is_never_replaced(tmp_path: Path, damage: str):
+    """Without its keys a gateway would accept every request from its own host, so it does not start."""
+    path = tmp_path / "cortex.sqlite"
+    with contextlib.closing(Database(path)) as database:
+        KeyStore(database)
+    damaged = {"overwritten": b"x" * 9000, "truncated": path.read_bytes()[:5000], "empty": b""}
+    path.write_bytes(damaged[damage])
+    said = {
+        "overwritten": "file is not a database",
+        "truncated": "malformed",
+        "empty": "the file is empty",
+    }
+    with pytest.raises(ConfigError, match=rf"cortex\.sqlite: .*{said[damage]}") as caught:
+        Database(path)
+    assert "backup" in caught.value.hints[0]
+    assert path.read_bytes() == damaged[damage]

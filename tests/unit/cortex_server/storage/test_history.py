@@ -1,10 +1,12 @@
-"""What the gateway remembers of what happened outlasts it."""
+"""The audit log, requests and decisions in the database."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,31 +16,31 @@ import pytest
 from cortex_common.clock import SystemClock
 from cortex_common.log import event
 from cortex_common.schema.plans import DecisionView
-from cortex_server.audit_log import KEPT as TRAIL_KEPT
-from cortex_server.audit_log import AuditLog
+from cortex_server.audit_log import MAX_ENTRIES, AuditLog
 from cortex_server.lifecycle.decision_log import DecisionLog
 from cortex_server.proxy.access_log import KEPT, AccessLog, RequestLine
+from cortex_server.storage.database import Database
 from cortex_server.storage.history import HistoryStore
 
-WAITED = DecisionView(at=1.0, model="m", waited_s=2.0, instance="m-1", why="most room")
+DECISION = DecisionView(at=1.0, model="m", waited_s=2.0, instance="m-1", why="most memory")
 log = logging.getLogger("cortex.lifecycle")
 
 
-class Memory:
-    """Everything that a gateway remembers, with the diary that goes with it."""
+class Run:
+    """The logs of one run of a gateway, with their store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, database: Database) -> None:
         self.audit_log = AuditLog(SystemClock())
         self.access_log = AccessLog(asyncio.get_running_loop())
-        self.decisions = DecisionLog()
-        self.history = HistoryStore(path, self.audit_log, self.access_log, self.decisions)
-        self.history.recall()
+        self.decision_log = DecisionLog()
+        self.history = HistoryStore(database, self.audit_log, self.access_log, self.decision_log)
+        self.history.restore()
 
-    def happens(self, number: int) -> None:
-        """An event, a request, and its wait."""
-        self.audit_log.begin()
+    def record(self, number: int) -> None:
+        """Record an event, a request, and the decision that it waited for."""
+        self.audit_log.attach()
         event(log, "evicting", number=number)
-        self.audit_log.end()
+        self.audit_log.detach()
         line = RequestLine(
             ts=datetime.now(UTC),
             level="info",
@@ -50,80 +52,107 @@ class Memory:
             total_latency_ms=1.0,
         )
         self.access_log.entries.append(line)
-        self.decisions.keep(f"r{number}", WAITED)
+        self.decision_log.keep(f"r{number}", DECISION)
 
 
-async def test_events_requests_and_waits_outlast_the_gateway(tmp_path: Path):
-    """A second gateway tells them in their order, numbers its own events after them, and goes on writing."""
-    first = Memory(tmp_path / "story")
-    for number in range(3):
-        first.happens(number)
-    first.history.close()
-    second = Memory(tmp_path / "story")
-    second.happens(3)
-    second.decisions.keep("r0", WAITED)
-    second.history.close()
-    third = Memory(tmp_path / "story")
-    entries = third.audit_log.since(0)
-    assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
-    assert [e.id for e in entries] == sorted({e.id for e in entries})
-    assert [line.request for line in third.access_log.last()] == ["r3", "r2", "r1", "r0"]
-    assert [len(third.decisions.of(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
-    third.history.close()
+@contextlib.contextmanager
+def started(path: Path) -> Iterator[Run]:
+    """Run a gateway; its database is closed at the end, without a flush."""
+    with closing(Database(path)) as database:
+        yield Run(database)
 
 
-async def test_the_file_has_a_bound(tmp_path: Path):
-    """However many requests there were, no more are kept than the gateway remembers."""
-    memory = Memory(tmp_path / "story")
-    for _ in range(3):
-        for number in range(KEPT):
-            memory.happens(number)
-        await memory.history.write()
-    memory.history.close()
-    with sqlite3.connect(tmp_path / "story") as db:
+async def test_history_outlives_the_gateway(tmp_path: Path):
+    """The next run restores everything in order, continues the ids, and adds to the same tables."""
+    path = tmp_path / "cortex.sqlite"
+    with started(path) as first:
+        for number in range(3):
+            first.record(number)
+        await first.history.close()
+    with started(path) as second:
+        second.record(3)
+        second.decision_log.keep("r0", DECISION)
+        await second.history.close()
+    with started(path) as third:
+        entries = third.audit_log.since(0)
+        assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
+        assert [e.id for e in entries] == sorted({e.id for e in entries})
+        assert [line.request for line in third.access_log.last()] == ["r3", "r2", "r1", "r0"]
+        assert [len(third.decision_log.of(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
+
+
+async def test_the_tables_are_bounded(tmp_path: Path):
+    """The tables never have more rows than the gateway keeps in memory."""
+    path = tmp_path / "cortex.sqlite"
+    with started(path) as run:
+        for _ in range(3):
+            for number in range(KEPT):
+                run.record(number)
+            await run.history.flush()
+    with closing(sqlite3.connect(path)) as db:
         counts = [
             db.execute(f"select count(*) from {table}").fetchone()[0]
-            for table in ("trail", "requests", "waits")
+            for table in ("audit", "requests", "decisions")
         ]
-    assert counts == [TRAIL_KEPT, KEPT, KEPT]
+    assert counts == [MAX_ENTRIES, KEPT, KEPT]
 
 
-async def test_what_is_written_while_it_runs_is_written_once(tmp_path: Path):
-    """A crash loses only what came after the last writing, and a second writing adds nothing."""
-    memory = Memory(tmp_path / "story")
-    memory.happens(1)
-    await memory.history.write()
-    with sqlite3.connect(tmp_path / "story") as db:
+async def test_a_flush_writes_what_is_new_once(tmp_path: Path):
+    """A crash loses only what came after the last flush, and a second flush adds nothing."""
+    path = tmp_path / "cortex.sqlite"
+    with started(path) as run, closing(sqlite3.connect(path)) as db:
+        run.record(1)
+        await run.history.flush()
         assert db.execute("select count(*) from requests").fetchall() == [(1,)]
-    memory.happens(2)
-    await memory.history.write()
-    await memory.history.write()
-    memory.history.close()
-    with sqlite3.connect(tmp_path / "story") as db:
+        run.record(2)
+        await run.history.flush()
+        await run.history.flush()
+        await run.history.close()
         assert db.execute("select count(*) from requests").fetchall() == [(2,)]
 
 
-async def test_what_another_version_wrote_is_passed_over(tmp_path: Path):
-    """Rows that can't be understood keep no gateway from starting; the others are there."""
-    memory = Memory(tmp_path / "story")
-    memory.happens(1)
-    memory.history.close()
-    with sqlite3.connect(tmp_path / "story") as db:
+async def test_a_cancelled_flush_is_repeated_without_duplicates(tmp_path: Path):
+    """The final flush writes the same rows again that a cancelled one was still writing."""
+    path = tmp_path / "cortex.sqlite"
+    with started(path) as run:
+        run.record(1)
+        flush = asyncio.create_task(run.history.flush())
+        await asyncio.sleep(0)
+        flush.cancel()
+        await asyncio.gather(flush, return_exceptions=True)
+        assert flush.cancelled()
+        run.record(2)
+        await run.history.close()
+    with started(path) as run:
+        assert [line.request for line in run.access_log.last()] == ["r2", "r1"]
+        assert len(run.audit_log.since(0)) == 2
+
+
+async def test_rows_of_another_version_are_skipped(tmp_path: Path):
+    """Rows that can't be parsed do not prevent a start; the others are restored."""
+    path = tmp_path / "cortex.sqlite"
+    with started(path) as run:
+        run.record(1)
+        await run.history.close()
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("insert into requests (line) values ('{}')")
-        db.execute("insert into trail values (7, '{')")
-        db.execute("insert into waits values ('x', '[{}]')")
-    second = Memory(tmp_path / "story")
-    assert [line.request for line in second.access_log.last()] == ["r1"]
-    assert len(second.audit_log.since(0)) == len(second.decisions.of("r1")) == 1
-    second.history.close()
+        db.execute("insert into audit values (7, '{')")
+        db.execute("insert into decisions values ('x', '[{}]')")
+    with started(path) as run:
+        assert [line.request for line in run.access_log.last()] == ["r1"]
+        assert len(run.audit_log.since(0)) == len(run.decision_log.of("r1")) == 1
 
 
-async def test_a_full_disk_keeps_no_gateway_from_its_end(tmp_path: Path):
-    """What can't be written is lost, with a line in the log; the file is closed all the same."""
-    memory = Memory(tmp_path / "story")
-    memory.happens(1)
-    with closing(sqlite3.connect(tmp_path / "story")) as other:
-        other.execute("alter table trail rename to away")
-    memory.history.close()
-    with pytest.raises(sqlite3.ProgrammingError):
-        memory.history.recall()
+async def test_a_full_disk_does_not_prevent_shutdown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """What can't be written is lost and logged; the file is closed nevertheless."""
+    path = tmp_path / "cortex.sqlite"
+    with started(path) as run:
+        run.record(1)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("alter table audit rename to away")
+        await run.history.close()
+    assert "history_write_failed" in caplog.messages
+    with pytest.raises(RuntimeError):  # the database takes no more work
+        run.history.restore()

@@ -1,0 +1,62 @@
+"""ASGI middleware that enforces the scopes of `cortex_server.auth.permissions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cortex_common.errors import CortexError
+from cortex_server.audit_log import ACTOR
+from cortex_server.auth.access_control import AccessControl, is_local_request
+from cortex_server.auth.permissions import DEFAULT_RULE, rule_for
+from cortex_server.proxy.routes import ROUTES, suggest_route
+
+KEY = "cortex.key"
+"""Entry of the ASGI scope in which routes find the `Key` of the request."""
+
+
+class AuthMiddleware:
+    """Authenticates every request except inference requests, which `ProxyRequest` authenticates and counts itself.
+
+    Args:
+        app: the application to protect.
+        access_control: returns the current access control; called for each request.
+        error_response: renders an error in the format that the client expects.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        access_control: Callable[[], AccessControl],
+        error_response: Callable[[CortexError, Request], Response],
+    ) -> None:
+        self._app = app
+        self._access_control = access_control
+        self._error_response = error_response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        inference = path.encode() in ROUTES
+        if method != "POST" or not inference:
+            client = scope.get("client")
+            headers = [(name.lower(), value) for name, value in scope["headers"]]
+            rule = rule_for(method, path)
+            try:
+                local = is_local_request(client[0] if client else None, headers)
+                key = self._access_control().authorize(headers, rule.scopes, local=local)
+                scope[KEY] = key
+                ACTOR.set(key.name)
+            except CortexError as error:
+                # If the base URL lacks its /v1, "lacks the scope operator" would be misleading.
+                mistyped = rule is DEFAULT_RULE and not inference
+                shown = (suggest_route(path) if mistyped else None) or error
+                await self._error_response(shown, Request(scope))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
