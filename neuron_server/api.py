@@ -102,7 +102,7 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
     @app.get("/harnesses")
     async def harnesses() -> tuple[AttachedEngine, ...]:
         """The engines that someone else runs."""
-        return runtime.attached.shown()
+        return runtime.attached.views()
 
     @app.post("/harnesses/{name}/restart")
     async def restart(name: str, request: RestartRequest | None = None) -> RestartAnswer:
@@ -170,7 +170,7 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
         """What this neuron logged, one JSON object a line: its last lines, and with `follow` whatever comes."""
         if not follow:
             return Response(kept.tail(lines), media_type=MEDIA_TYPE)
-        lasting = kept.follow(lines, lambda: runtime.changes.ended)
+        lasting = kept.follow(lines, lambda: runtime.changes.closed)
         return StreamingResponse(lasting, media_type=MEDIA_TYPE)
 
     @app.get("/models/{model_id:path}/logs")
@@ -181,8 +181,8 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
         follow: bool = False,
     ) -> Response:
         """The engine's own output: its last lines, and with `follow` whatever comes."""
-        found = [managed.instance for managed in runtime.instances.of_model(model_id, instance_id)]
-        output = runtime.log_of(max(found, key=lambda instance: instance.started_at))
+        found = [managed.instance for managed in runtime.instances.find(model_id, instance_id)]
+        output = runtime.engine_log(max(found, key=lambda instance: instance.started_at))
         position = output.size()
         text = "".join(line + "\n" for line in output.tail(lines))
         if not follow:
@@ -190,7 +190,7 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
 
         async def on() -> AsyncIterator[bytes]:
             yield text.encode()
-            async for chunk in output.follow(position, lambda: runtime.changes.ended):
+            async for chunk in output.follow(position, lambda: runtime.changes.closed):
                 yield chunk
 
         return StreamingResponse(on(), media_type="text/plain; charset=utf-8")

@@ -1,4 +1,4 @@
-"""What the neuron decided and what happened to its instances: logged, and kept for readers of /events."""
+"""The neuron's event log: lifecycle entries, logged and kept for subscribers of /events."""
 
 from __future__ import annotations
 
@@ -13,75 +13,83 @@ from cortex_common.log import level_name as name_of_level
 from cortex_common.log import plain
 from cortex_common.schema.instances import LifecycleEntry
 
+log = logging.getLogger(__name__)
+
+_MAX_ENTRIES = 256
+
 
 class ChangeCounter:
-    """A counter that can be waited for. Nothing is queued: a slow reader sees the latest number only.
+    """A counter that tasks can wait on.
+
+    Nothing is queued: a slow subscriber skips intermediate values and sees only the latest one.
 
     Attributes:
-        ended: readers are let go.
+        closed: no further changes will follow.
     """
 
     def __init__(self) -> None:
-        self._number = 0
-        self.ended = False
+        self._count = 0
+        self.closed = False
         self._next = asyncio.Event()
 
-    def publish(self) -> None:
-        """Something changed."""
-        self._number += 1
+    def increment(self) -> None:
+        """Wake all subscribers because something changed."""
+        self._count += 1
         self._next.set()
         self._next = asyncio.Event()
 
-    def end(self) -> None:
-        """Let all readers go, once they have seen the last change."""
-        self.ended = True
-        self.publish()
+    def close(self) -> None:
+        """End all subscriptions after they have delivered the last change."""
+        self.closed = True
+        self.increment()
 
-    async def follow(self, silence_s: float) -> AsyncGenerator[int | None]:
-        """The number now, and after each change; None when nothing changed for a while."""
+    async def subscribe(self, idle_s: float) -> AsyncGenerator[int | None]:
+        """Yield the current count, then the count after each change.
+
+        Args:
+            idle_s: seconds without a change after which None is yielded.
+        """
         seen = -1
         while True:
-            if seen != self._number:
-                seen = self._number
+            if seen != self._count:
+                seen = self._count
                 yield seen
                 continue
-            if self.ended:
+            if self.closed:
                 return
             try:
-                await asyncio.wait_for(self._next.wait(), silence_s)
+                await asyncio.wait_for(self._next.wait(), idle_s)
             except TimeoutError:
                 yield None
 
 
-log = logging.getLogger(__name__)
-
-_KEPT = 256
-
-
 class EventLog:
-    """The latest entries, numbered from 1 over the neuron's life.
+    """The latest lifecycle entries, numbered from 1 since the neuron started.
 
     Args:
-        clock: for the times of entries.
-        changes: told of each entry.
+        clock: provides the entries' timestamps.
+        changes: incremented for each entry.
+
+    Attributes:
+        last_number: number of the latest entry; 0 before the first.
     """
 
     def __init__(self, clock: Clock, changes: ChangeCounter) -> None:
-        self.last = 0
+        self.last_number = 0
         self._clock = clock
         self._changes = changes
-        self._entries: deque[tuple[int, LifecycleEntry]] = deque(maxlen=_KEPT)
+        self._entries: deque[tuple[int, LifecycleEntry]] = deque(maxlen=_MAX_ENTRIES)
 
-    def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
-        """Log an event and keep it."""
+    def record(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+        """Log an event and keep it for subscribers."""
         log_event(log, event, level, **facts)
-        self.last += 1
-        shown = {n: str(plain(value)) for n, value in facts.items() if value is not None}
+        self.last_number += 1
+        texts = {n: str(plain(value)) for n, value in facts.items() if value is not None}
         level_name = name_of_level(level)
-        entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, facts=shown)
-        self._entries.append((self.last, entry))
-        self._changes.publish()
+        entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, facts=texts)
+        self._entries.append((self.last_number, entry))
+        self._changes.increment()
 
     def since(self, number: int) -> Iterator[tuple[int, LifecycleEntry]]:
-        """The entries after a number that are still kept."""
+        """Yield the retained entries with a number greater than `number`."""
         return ((n, entry) for n, entry in tuple(self._entries) if n > number)

@@ -1,4 +1,4 @@
-"""How busy engines are, whoever keeps them so: callers that we relay, and callers that reach an engine themselves."""
+"""Requests in flight per instance, both relayed by this neuron and sent to engines directly."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from collections.abc import Callable, Iterable
 from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server.instances.registry import ManagedInstance
 
-ASK_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 
 
 class InflightCounts:
-    """Requests by instance.
+    """Requests in flight, by instance.
 
     Attributes:
-        relayed: those that pass through this neuron now.
+        relayed: requests that currently pass through this neuron's relay.
     """
 
     def __init__(self) -> None:
         self.relayed: dict[InstanceId, int] = {}
-        self._told: dict[InstanceId, int] = {}
+        self._reported: dict[InstanceId, int] = {}
 
-    def of(self, instance: InstanceId) -> int:
-        """Requests on an instance: what is relayed to it, or what its engine told last where that is more."""
-        return max(self.relayed.get(instance, 0), self._told.get(instance, 0))
+    def count(self, instance: InstanceId) -> int:
+        """Return the requests in flight: relayed ones, or the engine's last report if that is higher."""
+        return max(self.relayed.get(instance, 0), self._reported.get(instance, 0))
 
-    async def ask(self, managed: ManagedInstance) -> int:
-        """The same with what its engine tells now; an engine that does not tell counts as idle."""
+    async def refresh(self, managed: ManagedInstance) -> int:
+        """Query the engine, then return `count`; an engine that reports nothing counts as idle."""
         url = managed.runner.url(managed.instance.port)
-        own = await managed.registered.harness.in_flight(url) or 0
-        self._told[managed.instance.id] = own
-        return self.of(managed.instance.id)
+        reported = await managed.registered.harness.in_flight(url) or 0
+        self._reported[managed.instance.id] = reported
+        return self.count(managed.instance.id)
 
-    async def watch(
-        self, instances: Iterable[ManagedInstance], changed: Callable[[], None]
+    async def poll(
+        self, instances: Iterable[ManagedInstance], on_change: Callable[[], None]
     ) -> None:
-        """Ask again and again; no part of the readings, which a slow engine must not hold up."""
+        """Query all engines periodically, apart from device readings so that a slow engine can't delay those."""
         while True:
-            await asyncio.sleep(ASK_EVERY_S)
-            before = dict(self._told)
-            await self._ask_all(instances)
-            if before != self._told:
-                changed()
+            await asyncio.sleep(POLL_INTERVAL_S)
+            before = dict(self._reported)
+            await self._refresh_all(instances)
+            if before != self._reported:
+                on_change()
 
-    async def _ask_all(self, instances: Iterable[ManagedInstance]) -> None:
-        """Ask every engine that serves; one of somebody else's tells the sum over its models, which is no use."""
+    async def _refresh_all(self, instances: Iterable[ManagedInstance]) -> None:
+        """Query every ready engine except attached ones, which report only the sum over their models."""
         ready = [
             managed
             for managed in instances
             if managed.instance.state is InstanceState.READY and not managed.instance.attached
         ]
-        await asyncio.gather(*(self.ask(managed) for managed in ready))
-        asked = {managed.instance.id for managed in ready}
-        self._told = {instance: n for instance, n in self._told.items() if instance in asked}
+        await asyncio.gather(*(self.refresh(managed) for managed in ready))
+        queried = {managed.instance.id for managed in ready}
+        self._reported = {i: count for i, count in self._reported.items() if i in queried}

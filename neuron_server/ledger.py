@@ -1,15 +1,15 @@
-"""Who has been promised how much memory on which device, and whether one more load fits. All numbers are MiB.
+"""The memory ledger: which instance was granted how much memory on which device, and whether another load fits.
 
-Measured use and promises meet in one formula. What is free is measured, so it already lacks what engines have
-taken; a promise counts only as far as its engine has not taken it yet::
+All sizes are MiB. Measured use and grants meet in one formula. Free memory is measured, so it already excludes what
+engines have allocated; a grant counts only as far as its engine has not allocated it yet::
 
-    available = free - headroom - sum over claims of max(0, promised - measured)
+    available = free - headroom - sum over grants of max(0, granted - measured)
 
-Devices that share the host's memory (a unified GPU and the cpu device) are accounts of one pool: a promise on any of
-them counts on all, and what one of them is to keep free, all keep free.
+Devices that share the host's memory (a unified GPU and the cpu device) form one pool: a grant on one of them counts on
+all of them, and the largest headroom of the pool applies to all.
 
-Hence two loads that start together can't be promised the same memory, an engine that took more than promised is
-seen at once, and the memory of an ended engine comes back when the device says so and not before.
+Consequently, two concurrent loads can't be granted the same memory, an engine that allocates more than it was granted
+is noticed immediately, and the memory of a stopped engine becomes available when the device reports it free.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from cortex_common.schema.instances import InstanceId
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """One device as measured at one moment.
+    """One device's memory as measured at one moment.
 
     Attributes:
-        used_mb: somebody uses it now; what the driver keeps for itself is neither used nor free.
-        free_mb: nobody uses it now.
-        headroom_mb: the operator wants it kept free.
-        usable: the device can be given work.
-        pool_free_mb: what is free of the host's memory, for a device that shares it; None for one with its own.
+        index: the device's index on the node.
+        kind: the device's kind.
+        used_mb: memory used by processes; memory that the driver reserves is neither used nor free.
+        free_mb: unused memory.
+        headroom_mb: memory that the operator wants kept free.
+        usable: whether the device can be given work.
+        pool_free_mb: free memory of the host, for a device that shares it; None for a device with its own memory.
     """
 
     index: int
@@ -45,30 +47,33 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One instance's part of one device.
+    """The memory granted to one instance on one device.
 
     Attributes:
-        promised_mb: admitted for it.
-        measured_mb: used by its processes, in the same moment as the books; None when the device can't tell.
-        settled: it is loaded, so that what it did not take is not kept for it any longer.
+        instance: the instance.
+        device: the device's index.
+        granted_mb: size that was admitted.
+        measured_mb: memory used by the instance's processes as of the same reading; None if the driver can't
+            attribute memory to processes.
+        unused_released: the instance has finished loading, so the part that it did not allocate is no longer reserved.
     """
 
     instance: InstanceId
     device: int
     granted_mb: int
     measured_mb: int | None = None
-    settled: bool = False
+    unused_released: bool = False
 
     @property
     def reserved_mb(self) -> int:
-        """Promised and not taken yet."""
-        if self.settled:
+        """MiB granted and not yet allocated."""
+        if self.unused_released:
             return 0
         return max(0, self.granted_mb - (self.measured_mb or 0))
 
     @property
-    def counted_mb(self) -> int:
-        """What the device lacks because of this instance: taken, or kept for it; the promise where nobody can tell."""
+    def footprint_mb(self) -> int:
+        """MiB allocated or reserved for the instance; the grant if use can't be measured."""
         if self.measured_mb is None:
             return self.granted_mb
         return self.measured_mb + self.reserved_mb
@@ -76,7 +81,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAccount:
-    """What one device's books say once the shares are entered."""
+    """One device's memory with all grants applied.
+
+    Attributes:
+        memory: the measured device.
+        reserved_mb: granted to instances and not yet allocated.
+        other_mb: used by processes that are not this node's engines.
+        available_mb: what a new load can be granted.
+    """
 
     memory: DeviceMemory
     reserved_mb: int
@@ -85,14 +97,14 @@ class DeviceAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a load asks for.
+class MemoryRequest:
+    """The memory that a load asks for.
 
     Attributes:
-        per_device_mb: on each device; None takes all that is available on the emptiest, because nobody knows.
-        count: devices to spread over.
-        devices: the caller's choice of devices; empty lets the ledger choose.
-        kinds: kinds of device that the engine runs on, the preferred first.
+        per_device_mb: size on each device; None, for an unknown size, takes all available memory of the emptiest.
+        count: number of devices to spread over.
+        devices: device indices chosen by the caller; empty lets the ledger choose.
+        kinds: kinds of device that the engine supports, in order of preference.
     """
 
     per_device_mb: int | None
@@ -103,14 +115,16 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What was admitted."""
+    """The devices and the size per device that were admitted for a load."""
 
     devices: tuple[int, ...]
     per_device_mb: int
 
 
-def accounts(memory: Iterable[DeviceMemory], grants: Sequence[Grant]) -> tuple[DeviceAccount, ...]:
-    """Enter all shares into the books."""
+def compute_accounts(
+    memory: Iterable[DeviceMemory], grants: Sequence[Grant]
+) -> tuple[DeviceAccount, ...]:
+    """Apply all grants to the measured devices."""
     memory = tuple(memory)
     pool = [device for device in memory if device.pool_free_mb is not None]
     pooled = {device.index for device in pool}
@@ -120,12 +134,12 @@ def accounts(memory: Iterable[DeviceMemory], grants: Sequence[Grant]) -> tuple[D
         - sum(grant.reserved_mb for grant in grants if grant.device in pooled)
     )
     return tuple(
-        _account(device, [s for s in grants if s.device == device.index], pool_mb)
+        _compute_account(device, [g for g in grants if g.device == device.index], pool_mb)
         for device in memory
     )
 
 
-def _account(device: DeviceMemory, grants: Sequence[Grant], pool_mb: int) -> DeviceAccount:
+def _compute_account(device: DeviceMemory, grants: Sequence[Grant], pool_mb: int) -> DeviceAccount:
     reserved = sum(grant.reserved_mb for grant in grants)
     ours = sum(grant.measured_mb or 0 for grant in grants)
     available = device.free_mb - device.headroom_mb - reserved
@@ -139,88 +153,95 @@ def _account(device: DeviceMemory, grants: Sequence[Grant], pool_mb: int) -> Dev
     )
 
 
-def admit(need: Need, memory: Sequence[DeviceMemory], grants: Sequence[Grant]) -> Reservation:
-    """Promise memory to a load.
+def admit(
+    request: MemoryRequest, memory: Sequence[DeviceMemory], grants: Sequence[Grant]
+) -> Reservation:
+    """Reserve memory for a load.
 
-    Among devices that fit, those with the least to spare are taken, so that large blocks stay whole.
+    Among the devices that fit, those with the least available memory are chosen, so that large blocks stay whole.
 
     Raises:
-        BadRequest: the caller named a device that is not there, or that the engine can't use.
+        BadRequest: the caller named a device that does not exist, or that the engine does not support.
         DoesNotFit: no choice of devices has the memory; details carry `needed_mb` and each device's numbers.
     """
-    all_accounts = accounts(memory, grants)
-    candidates = _candidates(need, all_accounts)
-    if need.per_device_mb is None:
-        chosen = _apart(sorted(candidates, key=lambda a: -a.available_mb))[: need.count]
+    accounts = compute_accounts(memory, grants)
+    candidates = _candidates(request, accounts)
+    if request.per_device_mb is None:
+        emptiest = _one_per_pool(sorted(candidates, key=lambda a: -a.available_mb))
+        chosen = emptiest[: request.count]
         least = min((a.available_mb for a in chosen), default=0)
-        if len(chosen) == need.count and least > 0:
+        if len(chosen) == request.count and least > 0:
             return Reservation(tuple(sorted(a.memory.index for a in chosen)), least)
-        raise _refusal(need, all_accounts)
-    for kind in need.kinds:
+        raise _does_not_fit(request, accounts)
+    for kind in request.kinds:
         fitting = [
             account
             for account in candidates
-            if account.memory.kind == kind and account.available_mb >= need.per_device_mb
+            if account.memory.kind == kind and account.available_mb >= request.per_device_mb
         ]
-        fitting = _apart(sorted(fitting, key=lambda a: (a.available_mb, a.memory.index)))
-        if len(fitting) >= need.count:
-            chosen_indices = sorted(a.memory.index for a in fitting[: need.count])
-            return Reservation(tuple(chosen_indices), need.per_device_mb)
-    raise _refusal(need, all_accounts)
+        fitting = _one_per_pool(sorted(fitting, key=lambda a: (a.available_mb, a.memory.index)))
+        if len(fitting) >= request.count:
+            indices = sorted(a.memory.index for a in fitting[: request.count])
+            return Reservation(tuple(indices), request.per_device_mb)
+    raise _does_not_fit(request, accounts)
 
 
-def _apart(candidates: Iterable[DeviceAccount]) -> list[DeviceAccount]:
-    """At most one device of the pool: what two of them have is there once only."""
-    found: list[DeviceAccount] = []
+def _one_per_pool(candidates: Iterable[DeviceAccount]) -> list[DeviceAccount]:
+    """Keep at most one device of the memory pool, because its devices share the same memory."""
+    kept: list[DeviceAccount] = []
     for account in candidates:
         pooled = account.memory.pool_free_mb is not None
-        if not pooled or all(other.memory.pool_free_mb is None for other in found):
-            found.append(account)
-    return found
+        if not pooled or all(other.memory.pool_free_mb is None for other in kept):
+            kept.append(account)
+    return kept
 
 
-def _candidates(need: Need, all_accounts: Sequence[DeviceAccount]) -> list[DeviceAccount]:
-    if need.devices:
-        by_index = {account.memory.index: account for account in all_accounts}
-        for index in need.devices:
+def _candidates(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> list[DeviceAccount]:
+    if request.devices:
+        by_index = {account.memory.index: account for account in accounts}
+        for index in request.devices:
             if index not in by_index:
-                known = ", ".join(map(str, by_index)) or "none"
+                existing = ", ".join(map(str, by_index)) or "none"
                 raise BadRequest(
-                    f"this node has no device {index} (it has {known})", param="devices"
+                    f"this node has no device {index} (it has {existing})", param="devices"
                 )
-            if by_index[index].memory.kind not in need.kinds:
+            if by_index[index].memory.kind not in request.kinds:
                 kind = by_index[index].memory.kind
                 raise BadRequest(
-                    f"this engine does not run on device {index} ({kind})", param="devices"
+                    f"this engine does not support device {index} ({kind})", param="devices"
                 )
-        return [by_index[index] for index in need.devices if by_index[index].memory.usable]
-    usable = [a for a in all_accounts if a.memory.usable and a.memory.kind in need.kinds]
-    if need.per_device_mb is None:
-        for kind in need.kinds:  # mixing kinds is no way to find room for the unknown
+        return [by_index[index] for index in request.devices if by_index[index].memory.usable]
+    usable = [a for a in accounts if a.memory.usable and a.memory.kind in request.kinds]
+    if request.per_device_mb is None:
+        for kind in request.kinds:  # a load of unknown size is never spread over two kinds
             if of_kind := [a for a in usable if a.memory.kind == kind]:
                 return of_kind
     return usable
 
 
-def _refusal(need: Need, all_accounts: Sequence[DeviceAccount]) -> DoesNotFit:
-    suitable = [a for a in all_accounts if a.memory.kind in need.kinds]
-    where = "one device" if need.count == 1 else f"each of {need.count} devices"
+def _does_not_fit(request: MemoryRequest, accounts: Sequence[DeviceAccount]) -> DoesNotFit:
+    suitable = [a for a in accounts if a.memory.kind in request.kinds]
+    where = "one device" if request.count == 1 else f"each of {request.count} devices"
     hints: list[str] = []
     if not suitable:
-        wanted = " or ".join(need.kinds)
-        message = f"this node has no device of kind {wanted}"
-        if DeviceKind.CPU in need.kinds:
+        kinds = " or ".join(request.kinds)
+        message = f"this node has no device of kind {kinds}"
+        if DeviceKind.CPU in request.kinds:
             hints.append("set offer = true in [cpu] of neuron.toml to offer the host's RAM")
     else:
         most = max(a.available_mb for a in suitable)
-        asked = f"{need.per_device_mb} MiB" if need.per_device_mb is not None else "an unknown size"
-        message = f"{asked} on {where} does not fit: the most that is available is {most} MiB"
-        hints.append("unload a model on this node, or use a smaller quantisation or context")
+        size = (
+            f"{request.per_device_mb} MiB"
+            if request.per_device_mb is not None
+            else "a load of unknown size"
+        )
+        message = f"{size} on {where} does not fit: at most {most} MiB are available"
+        hints.append("unload a model on this node, or use a smaller quantization or context")
     return DoesNotFit(
         message,
         hints=hints,
         details={
-            "needed_mb": need.per_device_mb,
+            "needed_mb": request.per_device_mb,
             "devices": [
                 {
                     "index": a.memory.index,
@@ -230,7 +251,7 @@ def _refusal(need: Need, all_accounts: Sequence[DeviceAccount]) -> DoesNotFit:
                     "headroom_mb": a.memory.headroom_mb,
                     "available_mb": a.available_mb,
                 }
-                for a in all_accounts
+                for a in accounts
             ],
         },
     )

@@ -31,7 +31,7 @@ from neuron_server.hardware.nvml import NvmlSource, load_library
 from neuron_server.hardware.sample import DeviceSource
 from neuron_server.harness.probe import engine_client
 from neuron_server.harness.registry import Registry
-from neuron_server.process.cgroups import find as find_cgroups
+from neuron_server.process.cgroups import find_cgroups
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
 from neuron_server.state_store import StateDir
@@ -97,7 +97,7 @@ async def _serve(config: NeuronConfig) -> None:
             settings.load()
             settings.ssl = tls.context
             runtime.certificates = lambda: tls.certificates
-            ends = tell_ends(runtime.certificates, SystemClock(), runtime.events.note)
+            ends = tell_ends(runtime.certificates, SystemClock(), runtime.events.record)
             beside += [tls.watch(), ends]
         tasks = [asyncio.create_task(work) for work in beside]
         try:
@@ -185,4 +185,4 @@ class _Server(uvicorn.Server):
             self._runtime.stopping_s = most
         self.force_exit = self.should_exit
         self.should_exit = True
-        self._runtime.changes.end()
+        self._runtime.changes.close()

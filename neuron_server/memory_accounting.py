@@ -1,4 +1,4 @@
-"""The node's books: the latest reading of its devices, and what instances hold of them."""
+"""Memory accounting of a node: the latest reading of its devices, joined with its instances' grants."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server import views
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.hardware.sample import DeviceSample
-from neuron_server.instances.state_machine import OCCUPIED, Instance
-from neuron_server.ledger import DeviceMemory, Grant, Need, Reservation, admit
-from neuron_server.process.process_table import TreeOf
+from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance
+from neuron_server.ledger import DeviceMemory, Grant, MemoryRequest, Reservation, admit
+from neuron_server.process.process_table import ProcessFinder
 
 
 class MemoryAccounting:
-    """Joins measured devices and promised memory, always of the same moment.
+    """Joins measured and granted memory, both as of the same reading.
 
     Args:
-        config: for headrooms.
+        config: sets the headroom of each device.
         host: the devices.
     """
 
@@ -30,56 +30,59 @@ class MemoryAccounting:
         self._host = host
         self._reading = Reading(0.0, (), (), {})
 
-    async def read(self, trees: Mapping[InstanceId, TreeOf]) -> Reading:
-        """Measure now; `trees` finds the processes of each instance's engine."""
-        self._reading = await self._host.read(trees)
+    async def read(self, finders: Mapping[InstanceId, ProcessFinder]) -> Reading:
+        """Read the devices now; `finders` find the processes of each instance's engine."""
+        self._reading = await self._host.read(finders)
         return self._reading
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The devices as they were when they were measured."""
+        """The devices as of the latest reading."""
         return self._reading.devices
 
-    def admit(self, needs: Sequence[Need], instances: Iterable[Instance]) -> Reservation:
-        """Promise memory on the preferred kind of device, or on the next.
+    def admit(
+        self, requests: Sequence[MemoryRequest], instances: Iterable[Instance]
+    ) -> Reservation:
+        """Reserve memory for the first request that fits.
 
         Raises:
             BadRequest: see `ledger.admit`.
-            DoesNotFit: the preferred kind's refusal.
+            DoesNotFit: none fits; the error is that of the first request.
         """
         grants = [grant for instance in instances for grant in self.grants(instance)]
-        refused: DoesNotFit | None = None
-        for need in needs:
+        first_error: DoesNotFit | None = None
+        for request in requests:
             try:
-                return admit(need, self._books(), grants)
+                return admit(request, self._device_memory(), grants)
             except DoesNotFit as failed:
-                refused = refused or failed
-        assert refused is not None, "there is always a need"
-        raise refused
+                first_error = first_error or failed
+        assert first_error is not None, "there is always a request"
+        raise first_error
 
     def grants(self, instance: Instance) -> list[Grant]:
-        """What an instance holds.
+        """Return an instance's grants, one per device.
 
-        A cpu device's promise stands as long as the instance does: its books are a budget, and resident memory
-        grows with use. A GPU's engine takes what it needs while it loads, whether or not the driver can tell whose
-        memory it is (in some containers it can't, and an attached engine's is not ours): free memory lacks it then.
+        On a cpu device the whole grant stays reserved for as long as the instance exists: it is a budget, and resident
+        memory grows with use. On a GPU an engine allocates all its memory while it loads, so the unused part is
+        released afterwards. This holds even where the driver can't attribute memory to processes (in some containers,
+        or for an attached engine), because free memory is measured.
         """
-        if instance.state not in OCCUPIED:
+        if instance.state not in HOLDING_MEMORY:
             return []
         grants = []
         for index in instance.devices:
             measured = self._reading.samples[index].by_instance.get(instance.id)
-            takes_at_load = instance.attached or self.kind_of(index) is not DeviceKind.CPU
-            settled = takes_at_load and instance.state is not InstanceState.LOADING
-            grants.append(Grant(instance.id, index, instance.granted_mb, measured, settled))
+            allocates_at_load = instance.attached or self.device_kind(index) is not DeviceKind.CPU
+            released = allocates_at_load and instance.state is not InstanceState.LOADING
+            grants.append(Grant(instance.id, index, instance.granted_mb, measured, released))
         return grants
 
-    def counted_mb(self, instance: Instance) -> tuple[int, ...]:
-        """MiB that each of an instance's devices lacks because of it: what its end would give back."""
-        return tuple(grant.counted_mb for grant in self.grants(instance))
+    def footprint_mb(self, instance: Instance) -> tuple[int, ...]:
+        """Return the MiB that unloading an instance would free on each of its devices."""
+        return tuple(grant.footprint_mb for grant in self.grants(instance))
 
-    def measured(self, instance: Instance) -> Instance:
-        """The instance with the reading's numbers."""
+    def with_measurements(self, instance: Instance) -> Instance:
+        """Return the instance with the latest reading's measurements."""
         found = [self._reading.samples[i].by_instance.get(instance.id) for i in instance.devices]
         sizes = tuple(size for size in found if size is not None)
         if len(sizes) < len(found):
@@ -88,19 +91,19 @@ class MemoryAccounting:
         return dataclasses.replace(instance, measured_mb=sizes, peak_mb=peak)
 
     def free_mb(self, devices: Iterable[int]) -> list[int]:
-        """MiB that nobody uses, on each of some devices."""
+        """Return the free MiB of each given device."""
         return [self._reading.samples[index].free_mb for index in devices]
 
-    def kind_of(self, index: int) -> DeviceKind:
-        """The kind of a device."""
+    def device_kind(self, index: int) -> DeviceKind:
+        """Return the kind of a device."""
         return self.devices[index].kind
 
     def health(self, uptime_s: float, instances: Iterable[Instance]) -> Health:
-        """GET /health."""
+        """Return the body of GET /health."""
         grants = [grant for instance in instances for grant in self.grants(instance)]
-        return views.health(uptime_s, self._reading, self._books(), grants)
+        return views.health(uptime_s, self._reading, self._device_memory(), grants)
 
-    def _books(self) -> list[DeviceMemory]:
+    def _device_memory(self) -> list[DeviceMemory]:
         return [
             DeviceMemory(
                 index=device.index,
@@ -116,7 +119,7 @@ class MemoryAccounting:
 
 
 def _pool_free_mb(device: Device, sample: DeviceSample) -> int | None:
-    """A lost device of the pool still has its instances there, but says nothing about what is free."""
+    """Return the pool's free MiB; a lost device stays in the pool without constraining it."""
     if not device.unified:
         return None
     return device.vram_total_mb if sample.pool_free_mb is None else sample.pool_free_mb

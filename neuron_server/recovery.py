@@ -1,4 +1,4 @@
-"""Finding the engines that an earlier neuron of this state directory left running."""
+"""Recovery after a restart: adopting the engines that the previous neuron of a state directory left running."""
 
 from __future__ import annotations
 
@@ -10,60 +10,62 @@ from neuron_server.harness.registry import Registry
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.process_table import boot_id
-from neuron_server.process.supervisor import Head, Supervisor
+from neuron_server.process.supervisor import GroupLeader, Supervisor
 from neuron_server.state_store import EngineRecord, StateDir
 
 
-def left_running(
+def adopt_engines(
     state: StateDir,
     registry: Registry,
     supervisor: Supervisor,
     devices: Sequence[Device],
     events: EventLog,
 ) -> Iterator[tuple[Instance, EngineProcess]]:
-    """Each recorded engine that still lives and may go on, as an instance to be probed; other records are removed.
+    """Yield each recorded engine that still runs and can be adopted; remove the other records.
 
-    A pid alone proves nothing: boot, start time and the mark in its environment must be the recorded ones.
+    A pid alone identifies nothing: boot id, start time and the marker in the environment must match the record.
 
     Args:
-        state: the records.
-        registry: an engine whose harness is not configured any more is not taken over.
-        supervisor: takes them over.
-        devices: of the node, now.
-        events: told what became of each.
+        state: holds the records.
+        registry: an engine is adopted only if its harness is still configured.
+        supervisor: adopts the processes.
+        devices: the node's current devices.
+        events: receives the outcome for each record.
     """
     boot = boot_id()
     for record in state.records():
-        here = _devices_now(record, devices)
+        indices = _current_indices(record, devices)
         engine = None
         if record.spec.harness not in registry.names:
-            why = f"this neuron has no harness {record.spec.harness!r} any more"
-        elif here is None:
-            why = "this host has not all of its devices any more"
+            reason = f"harness {record.spec.harness!r} is no longer configured"
+        elif indices is None:
+            reason = "a device of the instance is missing"
         else:
-            why = "it has ended"
+            reason = "the process has ended"
             if record.boot == boot:
                 engine = supervisor.adopt(record.pid, record.started_ticks, record.instance_id)
-        if engine is None or here is None:
-            state.forget(record.instance_id)
-            events.note("engine_not_adopted", instance=record.instance_id, reason=why)
+        if engine is None or indices is None:
+            state.remove_record(record.instance_id)
+            events.record("engine_adoption_skipped", instance=record.instance_id, reason=reason)
             continue
-        events.note("engine_adopted", instance=record.instance_id, pid=record.pid)
-        yield _instance(record, here, registry), engine
+        events.record("engine_adopted", instance=record.instance_id, pid=record.pid)
+        yield _restored_instance(record, indices, registry), engine
 
 
-def heads(state: StateDir) -> dict[str, Head]:
-    """The heads of the engines that the neuron before started in this boot, by instance; many may have ended."""
+def recorded_leaders(state: StateDir) -> dict[str, GroupLeader]:
+    """Return the group leaders of engines started in this boot, by instance; they may have ended."""
     boot = boot_id()
     return {
-        record.instance_id: Head(record.pid, record.started_ticks)
+        record.instance_id: GroupLeader(record.pid, record.started_ticks)
         for record in state.records()
         if record.boot == boot
     }
 
 
-def record_of(instance: Instance, engine: EngineProcess, devices: Sequence[Device]) -> EngineRecord:
-    """What the next neuron must know of a running engine; `devices` are those of the node."""
+def engine_record(
+    instance: Instance, engine: EngineProcess, devices: Sequence[Device]
+) -> EngineRecord:
+    """Return what the next neuron needs to adopt a running engine; `devices` are those of the node."""
     return EngineRecord(
         instance_id=instance.id,
         spec=instance.spec,
@@ -79,16 +81,18 @@ def record_of(instance: Instance, engine: EngineProcess, devices: Sequence[Devic
     )
 
 
-def _devices_now(record: EngineRecord, devices: Sequence[Device]) -> tuple[int, ...] | None:
-    """The numbers that its devices have now; None where one is not there any more."""
+def _current_indices(record: EngineRecord, devices: Sequence[Device]) -> tuple[int, ...] | None:
+    """Return the current indices of a record's devices; None if one of them is missing."""
     if not record.uuids:
         return record.devices if max(record.devices, default=0) < len(devices) else None
-    numbers = {device.uuid: device.index for device in devices}
-    found = tuple(numbers[uuid] for uuid in record.uuids if uuid in numbers)
-    return found if len(found) == len(record.uuids) else None
+    by_uuid = {device.uuid: device.index for device in devices}
+    indices = tuple(by_uuid[uuid] for uuid in record.uuids if uuid in by_uuid)
+    return indices if len(indices) == len(record.uuids) else None
 
 
-def _instance(record: EngineRecord, devices: tuple[int, ...], registry: Registry) -> Instance:
+def _restored_instance(
+    record: EngineRecord, devices: tuple[int, ...], registry: Registry
+) -> Instance:
     return Instance(
         id=record.instance_id,
         spec=record.spec,

@@ -1,7 +1,8 @@
-"""The owner of this node's instances.
+"""The runtime: owns this node's instances and connects them with devices, harnesses and stored state.
 
-All state changes happen on the event loop between two awaits, so there is nothing to lock: what was checked is
-still true when it is changed. Engines live in tasks of their own (`runner.EngineLife`) and report here.
+All state changes happen on the event loop between two awaits, so no locks are needed: a condition that was checked
+still holds when the change is made. Engines are driven by runners in tasks of their own (`instances.runner`), which
+report here.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import itertools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.errors import DoesNotFit, StillBusy
 from cortex_common.net.tls import Certificate
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
@@ -32,50 +32,49 @@ from cortex_common.schema.instances import (
     UnloadRequest,
 )
 from neuron_server import views
-from neuron_server.admission import joined, needs_of, refuse_second_parallel
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
 from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host
-from neuron_server.harness.base import AttachedHarness
-from neuron_server.harness.registry import Registered, Registry
+from neuron_server.harness.registry import Registry
 from neuron_server.inflight import InflightCounts
 from neuron_server.instances.attached_engines import AttachedEngines
+from neuron_server.instances.loader import Loader
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
-from neuron_server.instances.runner import until_freed, until_idle
-from neuron_server.instances.runner_factory import runner_for
-from neuron_server.instances.state_machine import Instance, advance
-from neuron_server.ledger import Reservation
+from neuron_server.instances.state_machine import Instance
+from neuron_server.instances.unloader import Unloader
 from neuron_server.memory_accounting import MemoryAccounting
 from neuron_server.process.cgroups import Cgroups
 from neuron_server.process.engine_log import EngineLog
-from neuron_server.process.ports import free_port
 from neuron_server.process.supervisor import Supervisor
-from neuron_server.recovery import heads, left_running, record_of
+from neuron_server.recovery import adopt_engines, engine_record, recorded_leaders
 from neuron_server.state_store import PastLoad, StateDir
 
 log = logging.getLogger(__name__)
 
-READING_EVERY_S = 1.0
-_ATTACHED_EVERY = 5
+READING_INTERVAL_S = 1.0
+_READINGS_PER_ATTACHED_REFRESH = 5
 
 
 class Runtime:
-    """This node's instances, devices and books.
+    """This node's instances, devices and memory accounting.
 
     Args:
         config: neuron.toml.
         host: the devices.
         registry: the harnesses.
-        state: where records and logs are kept.
-        clock: for times and durations.
+        state: keeps records and logs on disk.
+        clock: measures durations and provides timestamps.
         engine_host: address that engines listen on.
-        cgroups: where engines get one each, where the neuron may make some.
+        cgroups: creates a cgroup per engine, if the neuron is allowed to create cgroups.
 
     Attributes:
-        holdings: the instances.
-        occupancy: how busy they are.
-        attached: the engines that someone else runs.
-        certificates: that this node is asked with.
+        changes: incremented whenever the node's status changes.
+        events: the event log.
+        instances: the instances.
+        inflight: the requests in flight of each instance.
+        attached: the attached engines.
+        stopping_s: once the neuron is stopping, the seconds that relayed requests have left.
+        certificates: returns the certificates that the API is served with.
     """
 
     def __init__(
@@ -96,148 +95,152 @@ class Runtime:
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.events = EventLog(clock, self.changes)
         self.inflight = InflightCounts()
-        self._state = state
-        self._supervisor = Supervisor(state.owner, cgroups)
-        self._clock = clock
-        self._engine_host = engine_host
         self.instances = InstanceRegistry()
-        self.attached = AttachedEngines(
-            registry, self.instances, self.inflight, self, state, clock, hold=self._hold
+        self._state = state
+        self._clock = clock
+        self._supervisor = Supervisor(state.owner, cgroups)
+        self._memory = MemoryAccounting(config, host)
+        self._loader = Loader(
+            registry,
+            self.instances,
+            host,
+            self._memory,
+            self,
+            state=state,
+            supervisor=self._supervisor,
+            clock=clock,
+            engine_host=engine_host,
+            remove=self._remove,
         )
-        self._books = MemoryAccounting(config, host)
-        self._began = clock.monotonic()
+        self.attached = AttachedEngines(
+            registry, self.instances, self.inflight, self, state, clock, self._loader.manage
+        )
+        self._unloader = Unloader(
+            self.inflight,
+            self,
+            clock,
+            free_mb=self._memory.free_mb,
+            before_stop=self._save_past_load,
+            after_stop=lambda instance: self._remove(instance.id),
+        )
+        self._started_at = clock.monotonic()
         self._failures: Counter[tuple[ModelId, str]] = Counter()
         self._faults = HardwareFaults(self.events)
-        self._fitness = EngineChecks(registry, host)
-        self._readers: tuple[asyncio.Task[None], ...] = ()
+        self._engine_checks = EngineChecks(registry, host)
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
-    # -- opening and closing ---------------------------------------------------------------
+    # -- start and stop --------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Find the devices, adopt the engines of the last neuron, begin to read."""
+        """Find the devices, adopt the previous neuron's engines, and start the background tasks."""
         await self.host.open()
         await self.registry.prepare()
-        await self._books.read({})
-        self.events.note("engines_fenced", by=self._supervisor.fence)
-        left = heads(self._state)
+        await self._memory.read({})
+        self.events.record("engine_isolation", by=self._supervisor.isolation)
+        leaders = recorded_leaders(self._state)
         adopted = self._adopt()
         self._state.remove_logs(keep=adopted)
-        gone = [head for instance, head in left.items() if instance not in adopted]
-        if orphans := await self._supervisor.kill_orphans(adopted, gone):
-            self.events.note("orphans_killed", logging.WARNING, pids=list(orphans))
-        await self.attached.look()
+        orphaned = [leader for instance, leader in leaders.items() if instance not in adopted]
+        if orphans := await self._supervisor.kill_orphans(adopted, orphaned):
+            self.events.record("orphans_killed", logging.WARNING, pids=list(orphans))
+        await self.attached.refresh()
         await self.measure()
-        self._readers = (
-            asyncio.create_task(self._keep_reading(), name="readings"),
-            asyncio.create_task(
-                self.inflight.watch(self.instances, self.changes.publish), name="inflight"
-            ),
-            asyncio.create_task(self._fitness.watch(self.changes.publish), name="fitness"),
+        on_change = self.changes.increment
+        self._tasks = (
+            asyncio.create_task(self._read_periodically(), name="readings"),
+            asyncio.create_task(self.inflight.poll(self.instances, on_change), name="inflight"),
+            asyncio.create_task(self._engine_checks.run(on_change), name="engine checks"),
         )
 
     async def close(self) -> None:
-        """Stop or keep the engines, as the configuration says."""
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        """Stop the engines, or leave them running if configured to."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
-        kept = [h for h in self.instances if keep or h.instance.attached]
-        await asyncio.gather(*(managed.runner.let_go() for managed in kept))
-        ended = [h for h in self.instances if h not in kept]
-        await asyncio.gather(
-            *(self._stop(managed, self.config.neuron.drain_s) for managed in ended)
-        )
+        kept = [managed for managed in self.instances if keep or managed.instance.attached]
+        await asyncio.gather(*(managed.runner.detach() for managed in kept))
+        stopped = [managed for managed in self.instances if managed not in kept]
+        drain_s = self.config.neuron.drain_s
+        await asyncio.gather(*(self._unloader.unload(managed, drain_s) for managed in stopped))
         await self.registry.close()
         await self.host.close()
         self._state.close()
 
     def _adopt(self) -> frozenset[str]:
-        devices = self.host.devices
-        found = list(
-            left_running(self._state, self.registry, self._supervisor, devices, self.events)
+        adopted = list(
+            adopt_engines(
+                self._state, self.registry, self._supervisor, self.host.devices, self.events
+            )
         )
-        for instance, engine in found:
-            self._hold(instance, self.registry.get(instance.spec.harness)).runner.begin(engine)
-        return frozenset(str(instance.id) for instance, _ in found)
+        for instance, engine in adopted:
+            registered = self.registry.get(instance.spec.harness)
+            self._loader.manage(instance, registered).runner.start(engine)
+        return frozenset(str(instance.id) for instance, _ in adopted)
 
-    # -- what callers ask ------------------------------------------------------------------
+    # -- the API's requests ----------------------------------------------------------------
 
     async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
         """Admit an instance and start it; returns before it is ready.
 
         Args:
-            spec: which.
-            known: as for `admission.joined`.
+            spec: the load.
+            known: the model's other instances that the caller knows of: see `admission.join_existing`.
 
         Raises:
-            BadRequest: no such harness, weights or device.
-            Conflict: the instance id runs with another spec, or is just ending.
-            DoesNotFit: the ledger refuses.
+            BadRequest: the harness, the weights or a device does not exist.
+            Conflict: the instance id is in use with another spec, or is ending.
+            DoesNotFit: the ledger refuses the load.
         """
-        registered = self.registry.get(spec.harness)
-        if answer := self._join(spec, known):
-            return answer
-        here = {d.kind for d in self.host.devices if not spec.devices or d.index in spec.devices}
-        needs = await needs_of(spec, registered.harness, here, self._state)
-        if answer := self._join(spec, known):
-            return answer
-        try:
-            reservation = self._books.admit(needs, self.instances.instances)
-        except DoesNotFit:
-            await self.measure()  # an engine may have ended since the last reading
-            if answer := self._join(spec, known):
-                return answer
-            reservation = self._books.admit(needs, self.instances.instances)
-        return self._begin(spec, registered, reservation)
+        return await self._loader.load(spec, known)
 
     async def unload(self, request: UnloadRequest) -> UnloadAnswer:
-        """Drain and end instances; returns once their memory is measured free.
+        """Drain and stop instances; returns once their memory is measured free.
 
         Raises:
-            ModelNotFound: nothing of that name is here.
-            StillBusy: one is in use for longer, and may not be cut.
+            ModelNotFound: no instance matches.
+            StillBusy: requests are still in flight and must not be cut.
         """
-        managed = self.instances.of_model(request.model_id, request.instance_id)
+        found = self.instances.find(request.model_id, request.instance_id)
         drain_s, cut = request.drain_seconds, request.cut
-        await asyncio.gather(*(self._stop(h, drain_s, cut=cut) for h in managed))
+        await asyncio.gather(*(self._unloader.unload(m, drain_s, cut=cut) for m in found))
         return UnloadAnswer()
 
     def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointAnswer:
-        """Where a model's requests go: its ready instance with the least to do.
+        """Return the endpoint of a model's least busy ready instance.
 
         Raises:
-            ModelNotFound: nothing of that name is here.
-            Unavailable: it is here, but not ready.
+            ModelNotFound: the node has no instance of the model.
+            Unavailable: no instance is ready.
         """
         ready = self.instances.ready(model_id)
-        best = min(ready, key=lambda i: (self.inflight.of(i.id), i.started_at))
+        best = min(ready, key=lambda i: (self.inflight.count(i.id), i.started_at))
         return EndpointAnswer(url=url_of(best), instance_id=best.id)
 
     def engine_url(self, instance: Instance) -> str:
-        """Base URL of an engine as this host reaches it."""
+        """Return the base URL of an engine as this host reaches it."""
         return self.instances[instance.id].runner.url(instance.port)
 
     def models(self, url_of: Callable[[Instance], str]) -> tuple[ModelInfo, ...]:
-        """GET /models."""
+        """Return the body of GET /models."""
         return tuple(
             views.model_info(
                 managed.instance,
                 url_of(managed.instance),
-                self._books.counted_mb(managed.instance),
-                self.inflight.of(managed.instance.id),
+                self._memory.footprint_mb(managed.instance),
+                self.inflight.count(managed.instance.id),
                 self._clock.unix(),
             )
             for managed in self.instances
         )
 
     def discovery(self) -> Discovery:
-        """GET /discovery."""
-        lost = views.lost(self.health(), self._books.devices)
+        """Return the body of GET /discovery."""
         warnings = (
             *self.registry.missing(),
-            *self._fitness.warnings,
-            *lost,
+            *self._engine_checks.warnings,
+            *views.lost_device_warnings(self.health(), self._memory.devices),
             *self._faults.warnings(),
             *self._state.warnings(),
         )
@@ -245,193 +248,95 @@ class Runtime:
         return found.model_copy(update={"certificates": self.certificates()})
 
     def health(self) -> Health:
-        """GET /health: the latest reading, with the books."""
-        return self._books.health(self._clock.monotonic() - self._began, self.instances.instances)
+        """Return the body of GET /health: the latest reading with the memory accounts."""
+        uptime_s = self._clock.monotonic() - self._started_at
+        return self._memory.health(uptime_s, self.instances.snapshots)
 
     def status(self, url_of: Callable[[Instance], str]) -> NodeStatus:
-        """One message of GET /events."""
+        """Return a `status` message of GET /events."""
         return NodeStatus(
             health=self.health(),
             models=self.models(url_of),
-            attached=self.attached.shown(),
+            attached=self.attached.views(),
             discovery=views.fingerprint(self.discovery()),
             stopping_s=self.stopping_s,
             failures=tuple(EngineFailures(m, k, n) for (m, k), n in self._failures.items()),
         )
 
-    def log_of(self, instance: Instance) -> EngineLog:
-        """An instance's output."""
+    def engine_log(self, instance: Instance) -> EngineLog:
+        """Return the log of an instance's engine."""
         return self._state.log(instance.id)
 
-    # -- what lives ask: the Ledger protocol ----------------------------------------------
+    # -- the runners' requests: the RunnerHost protocol -------------------------------------
 
-    def now(self, instance: InstanceId) -> Instance:
-        """See `runner.Ledger.now`."""
+    def current(self, instance: InstanceId) -> Instance:
+        """Return the current snapshot of an instance."""
         return self.instances[instance].instance
 
-    def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
-        """See `runner.Ledger.note`."""
-        self.events.note(event, level, **facts)
+    def record_event(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+        """Add an entry to the event log."""
+        self.events.record(event, level, **facts)
 
-    def failed(self, instance: InstanceId, kind: str) -> None:
-        """See `runner.Ledger.failed`."""
+    def count_failure(self, instance: InstanceId, kind: str) -> None:
+        """Count a failure of an instance's engine: see `EngineFailures`."""
         self._failures[ModelId(self.instances[instance].instance.spec.model_id), kind] += 1
 
-    def change(self, instance: Instance) -> None:
-        """See `runner.Ledger.change`."""
+    def update(self, instance: Instance) -> None:
+        """Replace the snapshot of an instance, save it if needed, and notify subscribers."""
         managed = self.instances[instance.id]
         before, managed.instance = managed.instance, instance
         if instance.state is InstanceState.FAILED:
-            self._state.forget(instance.id)
+            self._state.remove_record(instance.id)
         else:
-            self._save(managed)
+            self._save_record(managed)
         if instance.state is InstanceState.READY and before.state is InstanceState.LOADING:
-            self._remember(instance)
-        self.changes.publish()
+            self._save_past_load(instance)
+        self.changes.increment()
 
-    def another_port(self, instance: InstanceId) -> int:
-        """See `runner.Ledger.another_port`."""
-        return self._port(self.instances[instance].registered, f"{instance} {uuid.uuid4()}")
+    def pick_port(self, instance: InstanceId) -> int:
+        """Return another free port of the range of an instance's harness."""
+        registered = self.instances[instance].registered
+        return self._loader.free_port(registered, f"{instance} {uuid.uuid4()}")
 
     async def measure(self) -> None:
-        """See `runner.Ledger.measure`."""
-        reading = await self._books.read(self.instances.trees)
-        self._faults.enter(reading, self.instances.instances)
+        """Read the devices now and apply the measurements."""
+        reading = await self._memory.read(self.instances.process_finders)
+        self._faults.update(reading, self.instances.snapshots)
         for managed in self.instances:
-            managed.instance = self._books.measured(managed.instance)
-        self.changes.publish()
+            managed.instance = self._memory.with_measurements(managed.instance)
+        self.changes.increment()
 
-    # -- inside -----------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------
 
-    def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadAnswer | None:
-        """The answer for a load that is under way or done; what failed before is cleared away for a new try."""
-        for instance in self.instances.related(spec):
-            if instance.state is InstanceState.FAILED:
-                self._drop(instance.id)
-            elif answer := joined(spec, instance, known):
-                return answer
-        return None
-
-    def _begin(
-        self, spec: LoadSpec, registered: Registered, reservation: Reservation
-    ) -> LoadAnswer:
-        instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
-        if registered.harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
-            refuse_second_parallel(spec.harness, self.instances.instances)
-        harness = registered.harness
-        kind = self._books.kind_of(reservation.devices[0]) if reservation.devices else None
-        past = self._state.past_load(spec, kind) if kind else None
-        attached = isinstance(harness, AttachedHarness)
-        instance = Instance(
-            id=instance_id,
-            spec=spec,
-            devices=reservation.devices,
-            granted_mb=reservation.per_device_mb,
-            port=0 if attached else self._port(registered, str(instance_id)),
-            started_at=self._clock.unix(),
-            expected_load_s=past.seconds if past else None,
-            attached=attached,
-            served_as=harness.served_as(spec),
-        )
-        managed = self._hold(instance, registered)
-        self._state.log(instance_id).remove()
-        self.events.note(
-            "load_admitted",
-            instance=instance_id,
-            model=spec.model_id,
-            devices=list(reservation.devices),
-            granted_mb=reservation.per_device_mb,
-        )
-        managed.runner.begin()
-        self.changes.publish()
-        return LoadAnswer(status="loading", instance_id=instance_id)
-
-    def _hold(self, instance: Instance, registered: Registered) -> ManagedInstance:
-        """Keep an instance; what its harness refuses is the caller's answer, and nothing is kept then."""
-        runner = runner_for(
-            instance,
-            registered,
-            self.host.devices,
-            engine_host=self._engine_host,
-            state=self._state,
-            supervisor=self._supervisor,
-            ledger=self,
-            clock=self._clock,
-        )
-        managed = ManagedInstance(instance, runner, registered)
-        self.instances.add(managed)
-        return managed
-
-    async def _stop(self, managed: ManagedInstance, drain_s: float, *, cut: bool = True) -> None:
-        """Stop once, however many ask."""
-        if managed.stopping is None:
-            managed.stopping = asyncio.create_task(self._stop_now(managed, drain_s, cut=cut))
-        if not await asyncio.shield(managed.stopping):
-            raise StillBusy.after(managed.instance.id, drain_s)
-
-    async def _stop_now(self, managed: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
-        """Whether it was stopped: one that is in use and may not be cut takes requests again."""
-        serving = managed.instance.state is InstanceState.READY
-        if serving and (drain_s > 0 or not cut):
-            self.change(advance(managed.instance, InstanceState.DRAINING))
-            idle = await until_idle(self._clock, drain_s, lambda: self.inflight.ask(managed))
-            if not idle and not cut and managed.instance.state is InstanceState.DRAINING:
-                managed.stopping = None
-                self.change(advance(managed.instance, InstanceState.READY))
-                return False
-        self.change(advance(managed.instance, InstanceState.STOPPING))
-        self.events.note(
-            "unloading", instance=managed.instance.id, model=managed.instance.spec.model_id
-        )
-        self._remember(managed.instance)
-        await managed.runner.end()
-        if any(managed.instance.measured_mb):
-            await until_freed(self._clock, lambda: self._free_now(managed.instance.devices))
-        else:
-            await self.measure()
-        self._drop(managed.instance.id)
-        self.events.note(
-            "unloaded", instance=managed.instance.id, model=managed.instance.spec.model_id
-        )
-        self.changes.publish()
-        return True
-
-    async def _free_now(self, devices: Sequence[int]) -> list[int]:
-        await self.measure()
-        return self._books.free_mb(devices)
-
-    def _drop(self, instance: InstanceId) -> None:
-        self.instances.drop(instance)
-        self._state.forget(instance)
+    def _remove(self, instance: InstanceId) -> None:
+        self.instances.remove(instance)
+        self._state.remove_record(instance)
         self._state.log(instance).remove()
 
-    def _save(self, managed: ManagedInstance) -> None:
+    def _save_record(self, managed: ManagedInstance) -> None:
         if managed.runner.engine is None:
             return
-        record = record_of(managed.instance, managed.runner.engine, self.host.devices)
+        record = engine_record(managed.instance, managed.runner.engine, self.host.devices)
         if record != managed.saved:
-            managed.saved = record if self._state.save(record) else None
+            managed.saved = record if self._state.save_record(record) else None
 
-    def _remember(self, instance: Instance) -> None:
+    def _save_past_load(self, instance: Instance) -> None:
         if instance.load_seconds is not None and instance.devices and not instance.attached:
             load = PastLoad(seconds=instance.load_seconds, per_device_mb=instance.peak_mb or None)
-            self._state.remember_load(instance.spec, self._books.kind_of(instance.devices[0]), load)
+            kind = self._memory.device_kind(instance.devices[0])
+            self._state.save_past_load(instance.spec, kind, load)
 
-    def _port(self, registered: Registered, seed: str) -> int:
-        ports = registered.entry.port_range
-        return free_port(ports, self._engine_host, self.instances.ports, seed)
-
-    async def _keep_reading(self) -> None:
+    async def _read_periodically(self) -> None:
         for count in itertools.count(1):
-            await asyncio.sleep(READING_EVERY_S)
+            await asyncio.sleep(READING_INTERVAL_S)
             try:
                 await self.measure()
-                if count % _ATTACHED_EVERY == 0:
-                    await self.attached.look()
+                if count % _READINGS_PER_ATTACHED_REFRESH == 0:
+                    await self.attached.refresh()
                 for managed in self.instances:
                     self._state.log(managed.instance.id).trim()
                     if managed.saved is None:
-                        self._save(managed)
+                        self._save_record(managed)
             except Exception:
-                # The next one may succeed, and without readings nothing would be admitted any more.
+                # The next reading may succeed; without readings no load would ever be admitted again.
                 log.exception("reading_failed")

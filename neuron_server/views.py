@@ -1,4 +1,4 @@
-"""How instances, readings and books look on the wire. Pure."""
+"""Wire representations of instances, readings and memory accounts (pure functions)."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from cortex_common.schema.hardware import (
 from cortex_common.schema.instances import InstanceState, ModelId, ModelInfo
 from neuron_server.hardware.host import Reading
 from neuron_server.instances.state_machine import Instance
-from neuron_server.ledger import DeviceMemory, Grant, accounts
+from neuron_server.ledger import DeviceMemory, Grant, compute_accounts
 
 _CPU_HEADROOM = "10%"
 _REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
 
 
 def headroom_mb(config: NeuronConfig, device: Device) -> int:
-    """MiB that the operator wants kept free on a device."""
+    """Return the MiB that the operator wants kept free on a device."""
     if device.kind is DeviceKind.CPU:
         default = "0%" if config.cpu.memory_mb is not None else _CPU_HEADROOM
         return headroom_mib(config.cpu.headroom or default, device.vram_total_mb)
-    own = next((entry.headroom for entry in config.devices if entry.uuid == device.uuid), None)
-    return headroom_mib(own or config.memory.headroom, device.vram_total_mb)
+    override = next((e.headroom for e in config.devices if e.uuid == device.uuid), None)
+    return headroom_mib(override or config.memory.headroom, device.vram_total_mb)
 
 
 def health(
     uptime_s: float, reading: Reading, memory: Sequence[DeviceMemory], grants: Sequence[Grant]
 ) -> Health:
-    """GET /health."""
+    """Return the body of GET /health."""
     devices = tuple(
         DeviceReading(
             index=account.memory.index,
@@ -52,7 +52,7 @@ def health(
             health=sample.health,
             reason=sample.reason,
         )
-        for account, sample in zip(accounts(memory, grants), reading.samples, strict=True)
+        for account, sample in zip(compute_accounts(memory, grants), reading.samples, strict=True)
     )
     return Health(uptime_secs=round(uptime_s, 3), devices=devices, at=reading.at)
 
@@ -60,36 +60,36 @@ def health(
 def model_info(
     instance: Instance,
     url: str,
-    counted_mb: tuple[int, ...],
+    footprint_mb: tuple[int, ...],
     in_flight: int,
     now: float,
 ) -> ModelInfo:
-    """One entry of GET /models.
+    """Return one entry of GET /models.
 
     Args:
-        instance: what it is about.
-        url: where its requests go.
-        counted_mb: MiB that each of its devices lacks because of it.
-        in_flight: requests on it, as far as the node knows.
-        now: Unix seconds, for the time that is left of a load.
+        instance: the instance.
+        url: base URL for its requests.
+        footprint_mb: MiB allocated or reserved for it on each of its devices.
+        in_flight: requests in flight on it, as far as the node knows.
+        now: Unix seconds, to compute the remaining time of a load.
     """
     loading = instance.state is InstanceState.LOADING
     eta = None
     if loading and instance.expected_load_s is not None:
-        left = round(instance.expected_load_s - (now - instance.started_at), 1)
-        # Past loads know nothing of one that takes longer than they did.
-        eta = left if left > 0 else None
+        remaining = round(instance.expected_load_s - (now - instance.started_at), 1)
+        # Past loads say nothing about a load that takes longer than they did.
+        eta = remaining if remaining > 0 else None
     return ModelInfo(
         id=ModelId(instance.spec.model_id),
         harness=instance.spec.harness,
         status=instance.state,
         devices=instance.devices,
-        vram_used_mb=sum(counted_mb),
+        vram_used_mb=sum(footprint_mb),
         instance_id=instance.id,
         url=url if instance.state in _REACHABLE else None,
         context=instance.context or instance.spec.context,
         parallel=instance.parallel or instance.spec.parallel,
-        vram_by_device=counted_mb,
+        vram_by_device=footprint_mb,
         vram_measured_mb=instance.measured_mb,
         vram_peak_mb=instance.peak_mb,
         progress=instance.progress,
@@ -105,16 +105,16 @@ def model_info(
 
 
 def fingerprint(discovery: Discovery) -> str:
-    """Differs whenever GET /discovery has something else to say."""
+    """Return a value that changes whenever the body of GET /discovery changes."""
     return f"{zlib.crc32(discovery.model_dump_json().encode()):08x}"
 
 
-def lost(health: Health, devices: Sequence[Device]) -> tuple[HostWarning, ...]:
-    """A warning for each device that does not answer now."""
+def lost_device_warnings(health: Health, devices: Sequence[Device]) -> tuple[HostWarning, ...]:
+    """Return a warning for each device that does not respond."""
     return tuple(
         HostWarning(
             code="gpu_lost",
-            message=f"GPU {device.index} ({device.name}) is lost: {reading.reason}; see dmesg for its XID error",
+            message=f"GPU {device.index} ({device.name}) is lost: {reading.reason}; check dmesg for its XID error",
         )
         for device, reading in zip(devices, health.devices, strict=True)
         if reading.health is DeviceHealth.LOST

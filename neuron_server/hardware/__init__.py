@@ -1,1 +1,1 @@
-"""Reading devices: NVML, and the host itself."""
+"""Device inventory and readings, from NVML and from the host itself."""

@@ -1,4 +1,4 @@
-"""The host's processor and RAM as one device, with real books: RSS of engines against what the host offers."""
+"""The host's CPU and RAM as one device: resident memory of engines against the offered RAM."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ CPU_UUID = "CPU-0"
 
 
 class CpuSource:
-    """One device of kind cpu.
+    """A source with one device of kind cpu.
 
-    Free is the smaller of what the offer has left and what the host really has left, so the device is honest
-    both as a budget ("use at most 8 GiB") and on a host that is short of memory for other reasons.
+    Its free memory is the smaller of what is left of the offered RAM and what the host has available, so that the
+    device works both as a budget ("use at most 8 GiB") and on a host whose memory is used by other processes.
 
     Args:
-        memory_mb: MiB of RAM that engines may use together; None offers all of it.
+        memory_mb: MiB of RAM that all engines together can use; None offers all of it.
     """
 
     def __init__(self, memory_mb: int | None) -> None:
         host_mb = psutil.virtual_memory().total // BYTES_PER_MIB
         self._total_mb = min(memory_mb or host_mb, host_mb)
-        psutil.cpu_percent(None)  # the first call only sets the mark that the next measures from
+        psutil.cpu_percent(None)  # the first call only sets the reference for the next
 
     def inventory(self) -> Inventory:
-        """The one device."""
+        """Return the inventory: one device."""
         device = Device(
             index=0,
             uuid=CPU_UUID,
@@ -44,24 +44,24 @@ class CpuSource:
         )
         return Inventory(devices=(device,))
 
-    def sample(self, trees: Mapping[InstanceId, frozenset[int]]) -> tuple[DeviceSample, ...]:
-        """Resident memory of each instance's process tree, and what the host has left."""
+    def sample(self, pids: Mapping[InstanceId, frozenset[int]]) -> tuple[DeviceSample, ...]:
+        """Measure the resident memory of each instance's processes, and the host's available memory."""
         table = read_table()
-        ours = {instance: table.rss_mb(pids) for instance, pids in trees.items()}
+        by_instance = {instance: table.rss_mb(of) for instance, of in pids.items()}
         available = psutil.virtual_memory().available // BYTES_PER_MIB
-        free = max(0, min(self._total_mb - sum(ours.values()), available))
+        free = max(0, min(self._total_mb - sum(by_instance.values()), available))
         sample = DeviceSample(
             uuid=CPU_UUID,
             used_mb=self._total_mb - free,
             free_mb=free,
             utilization_pct=round(psutil.cpu_percent(None)),
-            by_instance=ours,
+            by_instance=by_instance,
             pool_free_mb=available,
         )
         return (sample,)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing; no resources are held."""
 
 
 def _processor_name() -> str:

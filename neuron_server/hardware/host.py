@@ -1,4 +1,4 @@
-"""All devices of this host behind one numbering, read on a thread of their own."""
+"""All devices of this host with common indices, read on a dedicated thread."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cortex_common.schema.hardware import (
 )
 from cortex_common.schema.instances import InstanceId
 from neuron_server.hardware.sample import DeviceSample, DeviceSource, Inventory
-from neuron_server.process.process_table import TreeOf, read_table
+from neuron_server.process.process_table import ProcessFinder, read_table
 
-_LOOK_AGAIN_S = 60.0
+_REDISCOVERY_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +31,23 @@ class Reading:
 
     Attributes:
         at: Unix seconds.
-        samples: of each of `devices`, in their order.
-        trees: the pids that were counted for each instance.
+        devices: the devices.
+        samples: a sample of each device, in the same order.
+        pids: the pids that were attributed to each instance.
     """
 
     at: float
     devices: tuple[Device, ...]
     samples: tuple[DeviceSample, ...]
-    trees: Mapping[InstanceId, frozenset[int]]
+    pids: Mapping[InstanceId, frozenset[int]]
 
 
 class Host:
-    """The devices of some sources. NVML calls block, so they are made on one thread, one after another.
+    """The devices of several sources, read on one thread because NVML calls block.
 
     Args:
-        sources: the cpu's last, so that adding it renumbers no GPU.
-        clock: for the times of readings.
+        sources: the cpu source last, so that adding it does not change the indices of GPUs.
+        clock: provides the readings' timestamps.
     """
 
     def __init__(self, sources: Sequence[DeviceSource], clock: Clock) -> None:
@@ -54,38 +55,38 @@ class Host:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hardware")
         self._inventory = Inventory()
-        self._looked_at = 0.0
-        self._amiss = False
+        self._discovered_at = 0.0
+        self._degraded = False
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """All devices, numbered over all sources."""
+        """All devices, with indices across all sources."""
         return self._inventory.devices
 
     async def open(self) -> None:
         """Find the devices."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._look)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._discover)
 
     async def close(self) -> None:
-        """Let go of drivers and thread."""
+        """Release the drivers and the thread."""
         loop = asyncio.get_running_loop()
         for source in self._sources:
             await loop.run_in_executor(self._thread, source.close)
         self._thread.shutdown()
 
-    async def read(self, trees: Mapping[InstanceId, TreeOf]) -> Reading:
+    async def read(self, finders: Mapping[InstanceId, ProcessFinder]) -> Reading:
         """Read all devices now.
 
         Args:
-            trees: finds each instance's processes.
+            finders: find each instance's processes.
         """
         return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._read, dict(trees)
+            self._thread, self._read, dict(finders)
         )
 
     @property
     def cuda_version(self) -> str | None:
-        """The highest that the driver offers."""
+        """The highest CUDA version that the driver supports, such as "13.0"."""
         return self._inventory.cuda_version
 
     def discovery(
@@ -93,7 +94,7 @@ class Host:
         harnesses: Mapping[str, HarnessInfo],
         warnings: tuple[HostWarning, ...] = (),
     ) -> Discovery:
-        """Return the answer of GET /discovery.
+        """Return the body of GET /discovery.
 
         Args:
             harnesses: the node's harnesses, by name.
@@ -112,41 +113,44 @@ class Host:
             warnings=(*self._inventory.warnings, *warnings),
         )
 
-    def _look(self) -> None:
-        """Find devices. Those known before keep their numbers, for instances stand on them; new ones come after."""
+    def _discover(self) -> None:
+        """Find the devices; known devices keep their indices, which instances refer to, and new ones follow."""
         inventories = [source.inventory() for source in self._sources]
-        found = {device.uuid: device for i in inventories for device in i.devices}
-        known = [found.pop(device.uuid, device) for device in self.devices]
+        new = {device.uuid: device for i in inventories for device in i.devices}
+        known = [new.pop(device.uuid, device) for device in self.devices]
         self._inventory = Inventory(
             devices=tuple(
                 device.model_copy(update={"index": index})
-                for index, device in enumerate([*known, *found.values()])
+                for index, device in enumerate([*known, *new.values()])
             ),
             driver_version=next((i.driver_version for i in inventories if i.driver_version), None),
             cuda_version=next((i.cuda_version for i in inventories if i.cuda_version), None),
             warnings=tuple(warning for i in inventories for warning in i.warnings),
         )
-        self._looked_at = self._clock.monotonic()
+        self._discovered_at = self._clock.monotonic()
 
-    def _read(self, finders: dict[InstanceId, TreeOf]) -> Reading:
-        if self._amiss and self._clock.monotonic() - self._looked_at > _LOOK_AGAIN_S:
-            self._look()  # the driver may be loaded long after the neuron, a reset card may be back
+    def _read(self, finders: dict[InstanceId, ProcessFinder]) -> Reading:
+        if (
+            self._degraded
+            and self._clock.monotonic() - self._discovered_at > _REDISCOVERY_INTERVAL_S
+        ):
+            self._discover()  # a driver may have been loaded, or a GPU may be back after a reset
         table = read_table()
-        trees = {instance: find(table) for instance, find in finders.items()}
-        by_uuid = {s.uuid: s for source in self._sources for s in source.sample(trees)}
+        pids = {instance: find(table) for instance, find in finders.items()}
+        by_uuid = {s.uuid: s for source in self._sources for s in source.sample(pids)}
         devices = self.devices
-        samples = tuple(by_uuid.get(d.uuid) or _vanished(d) for d in devices)
-        self._amiss = not samples or any(s.health is not DeviceHealth.OK for s in samples)
-        return Reading(self._clock.unix(), devices, samples, trees)
+        samples = tuple(by_uuid.get(d.uuid) or _missing_sample(d) for d in devices)
+        self._degraded = not samples or any(s.health is not DeviceHealth.OK for s in samples)
+        return Reading(self._clock.unix(), devices, samples, pids)
 
 
-def _vanished(device: Device) -> DeviceSample:
+def _missing_sample(device: Device) -> DeviceSample:
     return DeviceSample(
         device.uuid,
         used_mb=device.vram_total_mb,
         free_mb=0,
         health=DeviceHealth.LOST,
-        reason="the driver does not list it any more",
+        reason="the driver no longer lists it",
     )
 
 

@@ -1,4 +1,4 @@
-"""What any source of devices tells: an inventory once, samples again and again."""
+"""The interface of a source of devices: an inventory, and samples of each device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from cortex_common.schema.instances import InstanceId
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What is there. `devices` are numbered from 0 within their source.
+    """The devices of a source.
 
     Attributes:
-        driver_version: of the NVIDIA driver.
-        cuda_version: the highest that the driver offers, such as "13.0".
-        warnings: what an operator should mend.
+        devices: the devices, with indices from 0 within the source.
+        driver_version: version of the NVIDIA driver.
+        cuda_version: highest CUDA version that the driver supports, such as "13.0".
+        warnings: problems that an operator should fix.
     """
 
     devices: tuple[Device, ...] = ()
@@ -28,13 +29,13 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSample:
-    """One device at one moment; MiB.
+    """One device at one moment; sizes are MiB.
 
     Attributes:
-        by_instance: MiB used by each instance's processes; an instance is missing where the driver can't tell.
+        by_instance: memory used by each instance's processes; lacks instances whose use the driver can't attribute.
         reason: why the device is not healthy.
-        pool_free_mb: MiB that the host has left, for a device that shares its memory.
-        xids: errors that the driver reported since the sample before.
+        pool_free_mb: the host's available memory, for a device that shares it.
+        xids: XID errors that the driver reported since the previous sample.
     """
 
     uuid: str
@@ -51,16 +52,16 @@ class DeviceSample:
 
 
 class DeviceSource(Protocol):
-    """A kind of hardware. Every call may block for milliseconds and is made from one thread."""
+    """A kind of hardware. Every call can block for milliseconds; all calls are made on one thread."""
 
     def inventory(self) -> Inventory:
-        """What is there now; called again to find a driver that was loaded later."""
+        """Find the devices; called again later to find a driver that was loaded in the meantime."""
         ...
 
-    def sample(self, trees: Mapping[InstanceId, frozenset[int]]) -> tuple[DeviceSample, ...]:
-        """Read all devices; `trees` are the pids of each instance's processes. Never raises."""
+    def sample(self, pids: Mapping[InstanceId, frozenset[int]]) -> tuple[DeviceSample, ...]:
+        """Read all devices; `pids` are those of each instance's processes. Never raises."""
         ...
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         ...

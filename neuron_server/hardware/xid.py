@@ -1,7 +1,7 @@
-"""XID errors: what the driver tells of a card's troubles, often before anything else shows them.
+"""XID errors: GPU errors reported by the driver, often the first sign of a problem.
 
-Facts: events are queued by the driver from registration on, and a wait returns at once when one is queued; cards of
-some kinds (and all under WSL) have no events; a lost card may fail any call.
+The driver queues events from registration on, and a wait returns immediately if one is queued. Some GPUs (and all under
+WSL) do not support events, and any call can fail for a lost GPU.
 """
 
 from __future__ import annotations
@@ -9,52 +9,52 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-_OF_ENGINES = {
-    13: "a kernel of the engine did what it may not",
-    31: "the engine touched memory that is not its own",
-    43: "the engine's work was stopped after an error of its own",
-    45: "the engine's work was cleaned up after its end or another error",
+_ENGINE_FAULTS = {
+    13: "a kernel of the engine raised an exception",
+    31: "the engine accessed invalid memory",
+    43: "the engine's work was stopped after an error in the engine",
+    45: "the engine's work was removed after the engine ended or failed",
     68: "the engine's video decoding failed",
-    109: "the engine's work did not let the GPU switch away",
+    109: "the engine's work did not yield the GPU in time for a context switch",
 }
-_OF_CARDS = {
-    48: "uncorrectable memory error: reset the GPU, replace it when this comes back",
-    62: "the GPU's own processor halted: reset the GPU",
-    63: "a bad row of memory is to be remapped: reset the GPU at the next occasion",
-    64: "a bad row of memory could not be remapped: replace the GPU",
-    74: "NVLink error: reset the GPUs, check bridges and switches when this comes back",
+_GPU_FAULTS = {
+    48: "uncorrectable memory error: reset the GPU, and replace it if the error recurs",
+    62: "the GPU's internal microcontroller halted: reset the GPU",
+    63: "a faulty memory row will be remapped: reset the GPU at the next opportunity",
+    64: "a faulty memory row could not be remapped: replace the GPU",
+    74: "NVLink error: reset the GPUs, and check bridges and switches if the error recurs",
     79: "the GPU has fallen off the bus: restart the host, check power, cooling and seating",
-    92: "many corrected memory errors: watch this GPU",
-    94: "uncorrectable memory error, contained to one engine: reset the GPU at the next occasion",
+    92: "high rate of corrected memory errors: monitor this GPU",
+    94: "uncorrectable memory error, contained to one engine: reset the GPU at the next opportunity",
     95: "uncorrectable memory error, not contained: reset the GPU",
-    119: "the GPU's system processor does not answer: reset the GPU or restart the host",
-    120: "the GPU's system processor failed: reset the GPU or restart the host",
+    119: "the GPU System Processor (GSP) does not respond: reset the GPU or restart the host",
+    120: "the GPU System Processor (GSP) failed: reset the GPU or restart the host",
     140: "uncorrectable memory errors: reset the GPU",
 }
 
 
-def is_of_engine(xid: int) -> bool:
-    """Whether an engine's own fault is the usual cause, so that nothing on the host needs mending."""
-    return xid in _OF_ENGINES
+def is_engine_fault(xid: int) -> bool:
+    """Return whether an XID is usually caused by the engine, so that the host needs no attention."""
+    return xid in _ENGINE_FAULTS
 
 
-def meaning(xid: int) -> str:
-    """What an XID says and asks for, for people."""
-    return _OF_ENGINES.get(xid) or _OF_CARDS.get(xid) or "look it up in NVIDIA's XID catalogue"
+def describe_xid(xid: int) -> str:
+    """Return a description of an XID with the recommended action."""
+    return _ENGINE_FAULTS.get(xid) or _GPU_FAULTS.get(xid) or "see NVIDIA's XID documentation"
 
 
 _WAIT_MS = 1
-_MOST_AT_ONCE = 32
-"""A card in trouble may tell faster than it is read; the rest comes with the next reading."""
+_MAX_PER_POLL = 32
+"""A faulty GPU can report errors faster than they are read; the rest follows with the next poll."""
 
 
 class XidListener:
-    """The XID events of some cards; a card without events has none, and nothing here ever fails.
+    """Collects the XID events of GPUs; never raises, and reports nothing for a GPU without event support.
 
-    Each card has an event set of its own, so that no card that may be lost must be asked whose an event is.
+    Each GPU has its own event set, so that events can be attributed without querying a GPU that may be lost.
 
     Args:
-        library: the pynvml module, or something of its shape.
+        library: the pynvml module, or a compatible object.
     """
 
     def __init__(self, library: Any) -> None:
@@ -62,7 +62,7 @@ class XidListener:
         self._sets: dict[str, Any] = {}
 
     def listen(self, uuid: str, handle: Any) -> None:
-        """Begin to collect a card's events."""
+        """Start collecting a GPU's events."""
         nvml = self._nvml
         with contextlib.suppress(nvml.NVMLError):
             events = nvml.nvmlEventSetCreate()
@@ -72,21 +72,21 @@ class XidListener:
             except nvml.NVMLError:
                 self._free(self._sets.pop(uuid))
 
-    def news(self, uuid: str) -> tuple[int, ...]:
-        """The XIDs of a card since the last call, the oldest first."""
+    def poll(self, uuid: str) -> tuple[int, ...]:
+        """Return the XIDs of a GPU since the last call, oldest first."""
         events = self._sets.get(uuid)
-        found: list[int] = []
+        xids: list[int] = []
         if events is None:
             return ()
-        with contextlib.suppress(self._nvml.NVMLError):  # a timeout: nothing more is queued
-            while len(found) < _MOST_AT_ONCE:
+        with contextlib.suppress(self._nvml.NVMLError):  # a timeout means that the queue is empty
+            while len(xids) < _MAX_PER_POLL:
                 event = self._nvml.nvmlEventSetWait_v2(events, _WAIT_MS)
                 if event.eventType == self._nvml.nvmlEventTypeXidCriticalError:
-                    found.append(int(event.eventData))
-        return tuple(found)
+                    xids.append(int(event.eventData))
+        return tuple(xids)
 
     def close(self) -> None:
-        """Give all event sets back."""
+        """Free all event sets."""
         for events in self._sets.values():
             self._free(events)
         self._sets.clear()

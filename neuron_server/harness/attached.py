@@ -24,7 +24,7 @@ from cortex_common.errors import (
 )
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineAge, Probe
+from neuron_server.harness.base import LoadCycles, Probe
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.mistralrs import CAPABILITIES, models_of, started_of, version_of
 from neuron_server.harness.probe import get, get_json
@@ -43,7 +43,7 @@ class AttachHarness:
         self.name = entry.name
         self.capabilities = CAPABILITIES
         self.url = entry.url
-        self.age = EngineAge()
+        self.load_cycles = LoadCycles()
         self._unit = entry.unit
         self._limit_s = entry.load_timeout_s or _RELOAD_LIMIT_S
         self._http = http
@@ -97,7 +97,7 @@ class AttachHarness:
         listed = await get_json(self._http, self.url + "/v1/models")
         if listed is None:
             return None
-        self.age = self.age.seen(started_of(listed))
+        self.load_cycles = self.load_cycles.observed(started_of(listed))
         return models_of(listed)
 
     async def restart(self) -> Mapping[str, bool]:
@@ -148,7 +148,7 @@ class AttachHarness:
                 raise UpstreamFailed(
                     f"the engine did not unload {name}: {answer.get('error') or answer.get('status')}"
                 )
-            self.age = self.age.grown()
+            self.load_cycles = self.load_cycles.incremented()
 
     async def _bring_back(self, name: str) -> None:
         """Restart for a lost model, where that harms nobody."""
@@ -163,7 +163,7 @@ class AttachHarness:
         async with self._restarting:
             await self._systemctl("restart", why)
             await self._until_reachable()
-            self.age = EngineAge(self.age.started)
+            self.load_cycles = LoadCycles(self.load_cycles.started)
             self._lost.clear()
 
     async def _restarted(self) -> None:
@@ -176,7 +176,7 @@ class AttachHarness:
         if answer.get("status") != "loaded":
             why = answer.get("error") or answer.get("status")
             raise LoadFailed(f"the engine could not load {name}: {why}")
-        self.age = self.age.grown()
+        self.load_cycles = self.load_cycles.incremented()
 
     async def _settled(self, name: str) -> str:
         """The model's status once it is no longer reloading, or "reloading" when that takes too long."""

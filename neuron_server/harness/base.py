@@ -70,24 +70,24 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineAge:
-    """How long an attached engine has been at it.
+class LoadCycles:
+    """Loads and unloads of an attached engine since it started.
 
     Attributes:
-        started: Unix seconds at which it started; None where it does not tell.
-        cycles: loads and unloads since then.
+        started: Unix seconds at which the engine started; None if it does not report that.
+        count: loads and unloads by this node since then.
     """
 
     started: int | None = None
-    cycles: int = 0
+    count: int = 0
 
-    def grown(self) -> EngineAge:
-        """After one more load or unload."""
-        return replace(self, cycles=self.cycles + 1)
+    def incremented(self) -> LoadCycles:
+        """Return the cycles after one more load or unload."""
+        return replace(self, count=self.count + 1)
 
-    def seen(self, started: int | None) -> EngineAge:
-        """The age of the engine that answers now: one that was started since begins anew."""
-        return self if started in {None, self.started} else EngineAge(started)
+    def observed(self, started: int | None) -> LoadCycles:
+        """Return the cycles of an engine with the given start time: 0 if it was restarted."""
+        return self if started in {None, self.started} else LoadCycles(started)
 
 
 class Harness(Protocol):
@@ -167,11 +167,11 @@ class AttachedHarness(Harness, Protocol):
     """An engine that someone else runs, driven through its own management calls.
 
     Attributes:
-        age: kept by the harness, over the node's own restarts by the runtime.
+        load_cycles: counted by the harness; the runtime keeps them across restarts of the neuron.
     """
 
     url: str
-    age: EngineAge
+    load_cycles: LoadCycles
 
     @property
     def restartable(self) -> bool:

@@ -16,7 +16,7 @@ from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import EngineCapabilities, Launch, Probe
 from neuron_server.harness.probe import get_json
 from neuron_server.harness.weights import gguf_file, size_mb
-from neuron_server.process.program import absence
+from neuron_server.process.program import missing_reason
 
 _TRAITS = EngineTraits(parallel_tool_calls=False, effort_names=MISTRALRS.effort_names)
 """mistral.rs without its server: it spells efforts the same way, but has none of the extensions."""
@@ -49,7 +49,7 @@ class EmbeddedHarness:
     @property
     def missing(self) -> str | None:
         """The wheel."""
-        return absence(_require_wheel)
+        return missing_reason(_require_wheel)
 
     async def prepare(self) -> None:
         """Nothing to look at."""

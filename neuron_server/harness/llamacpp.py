@@ -66,7 +66,7 @@ class LlamaCppHarness:
 
     async def prepare(self) -> None:
         """Read the flags that this build has."""
-        await self._program.look()
+        await self._program.inspect()
 
     async def without_gpu(self) -> str | None:
         """Its own list of devices, which asks the driver: with -ngl alone it would go on without a word."""
@@ -99,13 +99,13 @@ class LlamaCppHarness:
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """See `Harness.launch`."""
-        where_known = self._program.where_known
-        argv = [self._program.required(), *_source(spec), "--alias", spec.model_id]
+        if_supported = self._program.if_supported
+        argv = [self._program.require_path(), *_source(spec), "--alias", spec.model_id]
         argv += ["--host", host, "--port", str(port), *_size(spec), *_placement(devices)]
-        argv += ["--metrics", *where_known("-fit", "off")]
-        argv += where_known("--no-ui") or where_known("--no-webui")
+        argv += ["--metrics", *if_supported("-fit", "off")]
+        argv += if_supported("--no-ui") or if_supported("--no-webui")
         if not gpu_count(devices):
-            argv += where_known("-dev", "none")
+            argv += if_supported("-dev", "none")
         environment = device_environment(devices) | self._env | spec.env
         return Launch(argv=(*argv, *spec.args), env=environment)
 

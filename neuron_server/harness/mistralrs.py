@@ -23,7 +23,7 @@ from neuron_server.harness.base import EngineCapabilities, Launch, Probe
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
-from neuron_server.process.program import Program, links_no_cuda
+from neuron_server.process.program import Program, lacks_cuda
 
 CAPABILITIES = EngineCapabilities(
     engine="mistralrs",
@@ -58,7 +58,11 @@ class MistralrsHarness:
         self._env = entry.env
         self._http = http
         self._program = Program(
-            "mistralrs", entry.binary, "serve", "--help", assumed=frozenset({"--no-ui", "--quant"})
+            "mistralrs",
+            entry.binary,
+            "serve",
+            "--help",
+            assumed_flags=frozenset({"--no-ui", "--quant"}),
         )
 
     @property
@@ -73,12 +77,12 @@ class MistralrsHarness:
 
     async def prepare(self) -> None:
         """Read the flags that this build has."""
-        await self._program.look()
+        await self._program.inspect()
 
     async def without_gpu(self) -> str | None:
         """From what it links: its `doctor` asks the network, too."""
         path = self._program.path
-        if path is None or not await links_no_cuda(path):
+        if path is None or not await lacks_cuda(path):
             return None
         return (
             f"{path} links no CUDA, so models are loaded on the processor: "
@@ -104,8 +108,8 @@ class MistralrsHarness:
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
         """See `ProcessHarness.launch`."""
-        argv = [self._program.required(), "serve", "--host", host, "-p", str(port)]
-        argv += self._program.where_known("--no-ui")
+        argv = [self._program.require_path(), "serve", "--host", host, "-p", str(port)]
+        argv += self._program.if_supported("--no-ui")
         model = _model_argument(spec) if local_path(spec) else repository(spec)
         argv += ["-m", model, *self._format(spec)]
         if spec.parallel is not None:
@@ -140,14 +144,14 @@ class MistralrsHarness:
 
     def _format(self, spec: LoadSpec) -> list[str]:
         if _is_gguf(spec):
-            told = self._program.where_known("--format", "gguf")
+            told = self._program.if_supported("--format", "gguf")
             return [*told, "-f", gguf_file(spec).name]
         if spec.file is not None:
             return ["-f", spec.file]
         if spec.quant is None:
             return []
         level = _level(spec.quant)
-        return self._program.where_known("--quant", level) or ["--isq", level]
+        return self._program.if_supported("--quant", level) or ["--isq", level]
 
     def _kv_cache(self, spec: LoadSpec) -> list[str]:
         weights = self.weights_mb(spec)

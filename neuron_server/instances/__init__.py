@@ -1,1 +1,1 @@
-"""Instances: their state machine, runners and registry."""
+"""Instances: their state machine, registry, runners, loading and unloading."""

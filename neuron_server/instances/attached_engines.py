@@ -1,4 +1,4 @@
-"""The engines that someone else runs: what is loaded in them, how long they have been at it, and their restart."""
+"""The attached engines of a node: their loaded models, their load cycles, and their restarts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cortex_common.schema.instances import (
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import Registered, Registry
 from neuron_server.inflight import InflightCounts
-from neuron_server.instances.attached_runner import loaded_by_others
+from neuron_server.instances.attached_runner import externally_loaded
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.runner import RunnerHost
 from neuron_server.instances.state_machine import Instance, advance
 from neuron_server.state_store import StateDir
 
-_UNSETTLED = {InstanceState.LOADING, InstanceState.DRAINING, InstanceState.STOPPING}
+_IN_TRANSITION = {InstanceState.LOADING, InstanceState.DRAINING, InstanceState.STOPPING}
 
 
 class AttachedEngines:
@@ -31,12 +31,12 @@ class AttachedEngines:
 
     Args:
         registry: the harnesses.
-        holdings: the instances.
-        occupancy: how busy they are.
-        ledger: the runtime.
-        state: keeps the ages over restarts of the neuron.
-        clock: for times and durations.
-        hold: makes something an instance of the node.
+        instances: the node's instances.
+        inflight: the requests in flight of each instance.
+        host: the runtime.
+        state: keeps the load cycles across restarts of the neuron.
+        clock: measures durations and provides timestamps.
+        manage: adds an instance to the node.
     """
 
     def __init__(
@@ -44,48 +44,48 @@ class AttachedEngines:
         registry: Registry,
         instances: InstanceRegistry,
         inflight: InflightCounts,
-        ledger: RunnerHost,
+        host: RunnerHost,
         state: StateDir,
         clock: Clock,
-        hold: Callable[[Instance, Registered], ManagedInstance],
+        manage: Callable[[Instance, Registered], ManagedInstance],
     ) -> None:
         self._registry = registry
         self._instances = instances
         self._inflight = inflight
-        self._ledger = ledger
+        self._host = host
         self._state = state
         self._clock = clock
-        self._hold = hold
+        self._manage = manage
         self._reachable: set[str] = set()
         self._restarts: dict[str, asyncio.Task[RestartAnswer]] = {}
-        self._saved = state.ages()
+        self._saved = state.load_cycles()
         for _, harness in registry.attached():
-            harness.age = self._saved.get(harness.name, harness.age)
+            harness.load_cycles = self._saved.get(harness.name, harness.load_cycles)
 
-    async def look(self) -> None:
-        """Show the models that are loaded in them as instances."""
+    async def refresh(self) -> None:
+        """Add an instance for each model that other clients have loaded."""
         for registered, harness in self._registry.attached():
             models = await harness.loaded()
             (self._reachable.discard if models is None else self._reachable.add)(harness.name)
-            managed = [h.instance for h in self._instances if h.registered is registered]
-            known = [i for i in managed if i.state is not InstanceState.FAILED]
+            snapshots = [m.instance for m in self._instances if m.registered is registered]
+            existing = [i for i in snapshots if i.state is not InstanceState.FAILED]
             now = self._clock.unix()
-            for instance in loaded_by_others(harness.name, models or {}, known, now):
-                for failed in managed:
-                    if failed not in known and failed.spec.model_id == instance.spec.model_id:
-                        self._instances.drop(failed.id)
-                self._hold(instance, registered).runner.begin()
+            for instance in externally_loaded(harness.name, models or {}, existing, now):
+                for other in snapshots:
+                    if other not in existing and other.spec.model_id == instance.spec.model_id:
+                        self._instances.remove(other.id)
+                self._manage(instance, registered).runner.start()
         self._save()
 
     async def close(self) -> None:
-        """Wait for no restart any longer; the service manager carries it out all the same."""
+        """Stop waiting for restarts; the service manager completes them regardless."""
         tasks = tuple(self._restarts.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def shown(self) -> tuple[AttachedEngine, ...]:
-        """GET /harnesses."""
+    def views(self) -> tuple[AttachedEngine, ...]:
+        """Return the body of GET /harnesses."""
         return tuple(
             AttachedEngine(
                 harness=harness.name,
@@ -93,29 +93,30 @@ class AttachedEngines:
                 reachable=harness.name in self._reachable,
                 restartable=harness.restartable,
                 restarting=harness.name in self._restarts,
-                cycles=harness.age.cycles,
+                cycles=harness.load_cycles.count,
             )
             for _, harness in self._registry.attached()
         )
 
     async def restart(self, name: str, request: RestartRequest) -> RestartAnswer:
-        """Restart an engine, once however many ask; returns once it lists its models again.
+        """Restart an engine, once for all concurrent callers; return once it lists its models again.
 
         Raises:
             NotFound: there is no such harness.
-            NotSupported: it is not attached, or its unit is not known.
-            Conflict: something in it is being loaded or unloaded.
-            StillBusy: it is computing, and may not be cut.
+            NotSupported: it is not attached, or its systemd unit is not configured.
+            Conflict: one of its models is being loaded or unloaded.
+            StillBusy: requests are in flight and must not be cut.
             LoadFailed: systemd refused, or the engine did not come back.
         """
         registered, harness = self._attached(name)
         if name not in self._restarts:
-            if harness.age.cycles < request.min_cycles:
-                return RestartAnswer(status="kept", models=_names(await harness.loaded() or {}))
-            if not request.cut and await self._in_use(registered, harness):
-                raise StillBusy(f"the engine at {harness.url} is computing")
+            if harness.load_cycles.count < request.min_cycles:
+                models = await harness.loaded() or {}
+                return RestartAnswer(status="kept", models=_loaded_names(models))
+            if not request.cut and await self._is_busy(registered, harness):
+                raise StillBusy(f"the engine at {harness.url} has requests in flight")
         if name not in self._restarts:
-            self._refuse_unsettled(registered)
+            self._check_no_transition(registered)
             task = asyncio.create_task(self._restart(registered, harness), name=f"restart {name}")
             self._restarts[name] = task
             task.add_done_callback(lambda _: self._restarts.pop(name))
@@ -129,71 +130,71 @@ class AttachedEngines:
         harness = registered.harness
         if not isinstance(harness, AttachedHarness):
             raise NotSupported(
-                f"harness {name!r} starts a process for each instance, there is nothing to restart",
+                f"harness {name!r} starts a process per instance, so it has no engine to restart",
                 hints=("unload the instance and load it again",),
             )
         if not harness.restartable:
             raise NotSupported(
-                f"nobody told this node how to restart the engine at {harness.url}",
+                f"no systemd unit is configured for the engine at {harness.url}",
                 hints=(
                     f"set unit of harness {name!r} in neuron.toml",
-                    "or restart the engine yourself: the node notices",
+                    "or restart the engine yourself; the node detects it",
                 ),
             )
         return registered, harness
 
-    async def _in_use(self, registered: Registered, harness: AttachedHarness) -> bool:
-        """Not every engine tells, so what this node relays to it counts too."""
-        managed = [h.instance.id for h in self._instances if h.registered is registered]
-        relayed = any(self._inflight.of(instance) for instance in managed)
+    async def _is_busy(self, registered: Registered, harness: AttachedHarness) -> bool:
+        """Return whether requests are in flight, including relayed ones, as not every engine reports them."""
+        ids = [m.instance.id for m in self._instances if m.registered is registered]
+        relayed = any(self._inflight.count(instance) for instance in ids)
         return relayed or bool(await harness.in_flight(harness.url))
 
-    def _refuse_unsettled(self, registered: Registered) -> None:
+    def _check_no_transition(self, registered: Registered) -> None:
         for managed in self._instances:
             instance = managed.instance
-            if managed.registered is registered and instance.state in _UNSETTLED:
+            if managed.registered is registered and instance.state in _IN_TRANSITION:
                 raise Conflict(
-                    f"instance {instance.id} in it is {instance.state}",
-                    hints=("try again once that is over",),
+                    f"instance {instance.id} of this engine is {instance.state}",
+                    hints=("try again when that has finished",),
                     details={"instance": instance.id, "state": str(instance.state)},
                 )
 
     async def _restart(self, registered: Registered, harness: AttachedHarness) -> RestartAnswer:
-        """Its instances load meanwhile, and are ready again with what came back."""
-        begun = self._clock.monotonic()
-        cycles = harness.age.cycles
-        self._ledger.note("engine_restarting", harness=harness.name, cycles=cycles)
+        """Restart an engine; its ready instances are loading meanwhile."""
+        started = self._clock.monotonic()
+        cycles = harness.load_cycles.count
+        self._host.record_event("engine_restart_started", harness=harness.name, cycles=cycles)
         ready = [
             managed
             for managed in self._instances
             if managed.registered is registered and managed.instance.state is InstanceState.READY
         ]
-        stage = "waiting for its engine's restart"
+        stage = "waiting for the engine's restart"
         for managed in ready:
-            self._ledger.change(advance(managed.instance, InstanceState.LOADING, stage=stage))
-        await asyncio.gather(*(managed.runner.let_go() for managed in ready))
+            self._host.update(advance(managed.instance, InstanceState.LOADING, stage=stage))
+        await asyncio.gather(*(managed.runner.detach() for managed in ready))
         try:
             models = await harness.restart()
         except CortexError as failed:
-            self._ledger.note(
+            self._host.record_event(
                 "engine_restart_failed", logging.ERROR, harness=harness.name, reason=failed.message
             )
             raise
         finally:
             for managed in ready:
                 if managed.instance.state is InstanceState.LOADING:
-                    managed.runner.begin()
+                    managed.runner.start()
             self._save()
-        seconds = round(self._clock.monotonic() - begun, 3)
-        self._ledger.note("engine_restarted", harness=harness.name, seconds=seconds)
-        return RestartAnswer(status="restarted", models=_names(models), seconds=seconds)
+        seconds = round(self._clock.monotonic() - started, 3)
+        self._host.record_event("engine_restarted", harness=harness.name, seconds=seconds)
+        return RestartAnswer(status="restarted", models=_loaded_names(models), seconds=seconds)
 
     def _save(self) -> None:
-        ages = {harness.name: harness.age for _, harness in self._registry.attached()}
-        if ages != self._saved:
-            self._state.save_ages(ages)
-            self._saved = ages
+        cycles = {harness.name: harness.load_cycles for _, harness in self._registry.attached()}
+        if cycles != self._saved:
+            self._state.save_load_cycles(cycles)
+            self._saved = cycles
 
 
-def _names(models: Mapping[str, bool]) -> tuple[str, ...]:
+def _loaded_names(models: Mapping[str, bool]) -> tuple[str, ...]:
     return tuple(sorted(name for name, loaded in models.items() if loaded))

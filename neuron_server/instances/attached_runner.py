@@ -1,4 +1,4 @@
-"""The life of a model inside an engine that someone else runs: loaded and unloaded by its own calls, and watched."""
+"""The runner of a model inside an attached engine: loads and unloads it through the engine's API, and watches it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from neuron_server.process.exit_reason import ExitKind
 
 log = logging.getLogger(__name__)
 
-MOST_WATCH_S = 2.0
-"""Seconds between looks at a model that somebody else may unload, at most."""
+MAX_WATCH_INTERVAL_S = 2.0
+"""Longest interval between checks of a model, which other clients of the engine can unload."""
 
 
 class AttachedRunner:
-    """Like `runner.EngineLife`, without a process.
+    """Runs an instance in an engine that this node does not start.
 
     Args:
-        instance: whose life.
-        harness: the engine.
-        ledger: the runtime.
-        clock: for durations and times.
-        watch_s: seconds between looks at the engine.
+        instance: the instance's id.
+        harness: the adapter for the engine.
+        host: the runtime.
+        clock: measures durations and provides timestamps.
+        watch_interval_s: seconds between checks of the engine.
     """
 
     engine: EngineProcess | None = None
@@ -39,63 +39,63 @@ class AttachedRunner:
         self,
         instance: InstanceId,
         harness: AttachedHarness,
-        ledger: RunnerHost,
+        host: RunnerHost,
         clock: Clock,
-        watch_s: float = MOST_WATCH_S,
+        watch_interval_s: float = MAX_WATCH_INTERVAL_S,
     ) -> None:
         self.id = instance
         self._harness = harness
-        self._ledger = ledger
+        self._host = host
         self._clock = clock
-        self._watch_s = watch_s
+        self._watch_interval_s = watch_interval_s
         self._task: asyncio.Task[None] | None = None
 
     def url(self, port: int) -> str:  # noqa: ARG002 - other engines' URLs depend on it
-        """Base URL of the engine."""
+        """Return the base URL of the engine."""
         return self._harness.url
 
-    def begin(self, adopted: EngineProcess | None = None) -> None:  # noqa: ARG002 - there is no process to adopt
-        """Load the model, then watch it."""
-        self._task = asyncio.create_task(self._live(), name=f"life of {self.id}")
+    def start(self, adopted: EngineProcess | None = None) -> None:  # noqa: ARG002 - there is no process to adopt
+        """Load the model and watch it from then on, in a task."""
+        self._task = asyncio.create_task(self._run(), name=f"runner of {self.id}")
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """Unload the model."""
-        await self.let_go()
+        await self.detach()
         try:
-            await self._harness.unload(self._ledger.now(self.id).spec)
-        except CortexError as failed:  # an engine that is gone holds nothing
-            self._ledger.note(
+            await self._harness.unload(self._host.current(self.id).spec)
+        except CortexError as failed:  # an engine that is gone holds no model
+            self._host.record_event(
                 "unload_failed", logging.WARNING, instance=self.id, reason=failed.message
             )
 
-    async def let_go(self) -> None:
-        """Stop watching."""
+    async def detach(self) -> None:
+        """Stop watching; the model stays loaded."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    async def _live(self) -> None:
-        instance = self._ledger.now(self.id)
+    async def _run(self) -> None:
+        instance = self._host.current(self.id)
         try:
-            await self._become_ready(instance)
+            await self._load(instance)
             while await self._still_loaded():
                 pass
         except CortexError as failed:
-            self._ledger.failed(self.id, failed.code)
+            self._host.count_failure(self.id, failed.code)
             self._fail(failed.message)
         except Exception as failed:
-            log.exception("instance_life_broke", extra={"facts": {"instance": self.id}})
-            self._ledger.failed(self.id, CortexError.code)
+            log.exception("runner_failed", extra={"facts": {"instance": self.id}})
+            self._host.count_failure(self.id, CortexError.code)
             self._fail(f"internal error: {failed!r}")
 
-    async def _become_ready(self, instance: Instance) -> None:
-        begun = self._clock.monotonic()
+    async def _load(self, instance: Instance) -> None:
+        started = self._clock.monotonic()
         probe = await self._harness.load(instance.spec)
-        await self._ledger.measure()
-        seconds = round(self._clock.monotonic() - begun, 3)
+        await self._host.measure()
+        seconds = round(self._clock.monotonic() - started, 3)
         ready = advance(
-            self._ledger.now(self.id),
+            self._host.current(self.id),
             InstanceState.READY,
             ready_at=self._clock.unix(),
             load_seconds=instance.load_seconds or seconds,
@@ -103,43 +103,44 @@ class AttachedRunner:
             context=instance.spec.context,
             parallel=instance.spec.parallel,
         )
-        self._ledger.change(ready)
-        self._ledger.note("instance_ready", instance=self.id, model=instance.spec.model_id)
+        self._host.update(ready)
+        self._host.record_event("instance_ready", instance=self.id, model=instance.spec.model_id)
 
     async def _still_loaded(self) -> bool:
-        """Look again after a while; False once somebody else unloaded the model or the engine is gone."""
-        await asyncio.sleep(self._watch_s)
+        """Check again after the interval; return False once the model is unloaded or the engine is gone."""
+        await asyncio.sleep(self._watch_interval_s)
         models = await self._harness.loaded()
-        instance = self._ledger.now(self.id)
+        instance = self._host.current(self.id)
         if instance.state is not InstanceState.READY:
             return False
         name = instance.spec.source or instance.spec.model_id
         if models is not None and models.get(name, False):
             return True
-        gone = models is None
-        if gone:
-            self._ledger.failed(self.id, ExitKind.HUNG)
-        self._fail("the engine does not answer" if gone else "somebody else unloaded it")
+        if models is None:
+            self._host.count_failure(self.id, ExitKind.HUNG)
+            self._fail("the engine does not respond")
+        else:
+            self._fail("another client of the engine unloaded it")
         return False
 
-    def _fail(self, why: str) -> None:
-        self._ledger.note("instance_failed", logging.WARNING, instance=self.id, reason=why)
-        instance = self._ledger.now(self.id)
-        self._ledger.change(advance(instance, InstanceState.FAILED, error=why))
+    def _fail(self, reason: str) -> None:
+        self._host.record_event("instance_failed", logging.WARNING, instance=self.id, reason=reason)
+        instance = self._host.current(self.id)
+        self._host.update(advance(instance, InstanceState.FAILED, error=reason))
 
 
-def loaded_by_others(
-    harness: str, models: Mapping[str, bool], known: Iterable[Instance], now: float
+def externally_loaded(
+    harness: str, models: Mapping[str, bool], existing: Iterable[Instance], now: float
 ) -> list[Instance]:
-    """Models that are loaded in an engine of someone else's and are no instances yet.
+    """Return new instances for models that other clients of an attached engine have loaded.
 
     Args:
-        harness: that drives the engine.
+        harness: name of the engine's harness.
         models: see `AttachedHarness.loaded`.
-        known: the instances in it that are no failures.
+        existing: the engine's instances, failed ones excluded.
         now: Unix seconds.
     """
-    names = {instance.spec.source or instance.spec.model_id for instance in known}
+    names = {instance.spec.source or instance.spec.model_id for instance in existing}
     return [
         Instance(
             id=InstanceId(f"{harness}-{zlib.crc32(name.encode()):08x}"),

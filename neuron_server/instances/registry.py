@@ -1,4 +1,4 @@
-"""The instances that a node holds, each with what runs it, found by what callers know of them."""
+"""The registry of a node's instances and their runners."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 from neuron_server.harness.registry import Registered
 from neuron_server.instances.runner import Runner
 from neuron_server.instances.state_machine import Instance
-from neuron_server.process.process_table import TreeOf
+from neuron_server.process.process_table import ProcessFinder
 from neuron_server.state_store import EngineRecord
 
 
 @dataclass(slots=True)
 class ManagedInstance:
-    """An instance with what runs it.
+    """An instance with its runner and harness.
 
     Attributes:
-        saved: its record on disk, where there is one.
-        stopping: ends it, once somebody asked for that; tells whether it did.
+        instance: the current snapshot.
+        runner: loads, watches and stops it.
+        registered: its harness.
+        saved: its record on disk, if there is one.
+        stopping: the task that stops it, once requested; its result is whether the instance was stopped.
     """
 
     instance: Instance
@@ -32,7 +35,7 @@ class ManagedInstance:
 
 
 class InstanceRegistry:
-    """All that a node holds; iterates in the order in which it came."""
+    """All instances of a node; iterates in the order in which they were added."""
 
     def __init__(self) -> None:
         self._by_id: dict[InstanceId, ManagedInstance] = {}
@@ -44,45 +47,45 @@ class InstanceRegistry:
         return self._by_id[instance]
 
     def add(self, managed: ManagedInstance) -> None:
-        """Hold it from now on."""
+        """Add an instance."""
         self._by_id[managed.instance.id] = managed
 
-    def drop(self, instance: InstanceId) -> None:
-        """Hold it no longer."""
+    def remove(self, instance: InstanceId) -> None:
+        """Remove an instance, if present."""
         self._by_id.pop(instance, None)
 
     @property
-    def instances(self) -> list[Instance]:
-        """All instances."""
+    def snapshots(self) -> list[Instance]:
+        """Current snapshots of all instances."""
         return [managed.instance for managed in self]
 
     @property
-    def trees(self) -> dict[InstanceId, TreeOf]:
-        """What finds the processes of each engine that is ours and runs."""
+    def process_finders(self) -> dict[InstanceId, ProcessFinder]:
+        """Functions that find the processes of each running engine of this node."""
         engines = ((managed.instance.id, managed.runner.engine) for managed in self)
         return {instance: engine.pids for instance, engine in engines if engine is not None}
 
     @property
     def ports(self) -> frozenset[int]:
-        """Ports that are given away, whether or not an engine listens there yet."""
+        """Ports assigned to instances, whether or not an engine listens on them yet."""
         return frozenset(managed.instance.port for managed in self)
 
     def called(self, instance_id: str) -> Instance:
-        """The instance of that id.
+        """Return the instance with an id.
 
         Raises:
-            ModelNotFound: there is none.
+            ModelNotFound: there is no such instance.
         """
         managed = self._by_id.get(InstanceId(instance_id))
         if managed is None:
             raise ModelNotFound(f"this node has no instance {instance_id!r}")
         return managed.instance
 
-    def of_model(self, model_id: str, instance_id: str | None = None) -> list[ManagedInstance]:
-        """The instances of a model, or only the one that is named.
+    def find(self, model_id: str, instance_id: str | None = None) -> list[ManagedInstance]:
+        """Return the instances of a model, or only the one with the given id.
 
         Raises:
-            ModelNotFound: nothing of that name is here.
+            ModelNotFound: no instance matches.
         """
         found = [
             managed
@@ -91,33 +94,33 @@ class InstanceRegistry:
             and instance_id in {None, managed.instance.id}
         ]
         if not found:
-            raise self._unknown(model_id, instance_id)
+            raise self._not_found(model_id, instance_id)
         return found
 
     def ready(self, model_id: str) -> list[Instance]:
-        """The instances of a model that take requests; there is one at least.
+        """Return the instances of a model that accept requests; at least one.
 
         Raises:
-            ModelNotFound: nothing of that name is here.
-            Unavailable: it is here, but not ready.
+            ModelNotFound: the node has no instance of the model.
+            Unavailable: no instance is ready.
         """
-        found = [managed.instance for managed in self.of_model(model_id)]
+        found = [managed.instance for managed in self.find(model_id)]
         ready = [instance for instance in found if instance.state is InstanceState.READY]
         if not ready:
             states = ", ".join(sorted({str(instance.state) for instance in found}))
             raise Unavailable(f"{model_id} is {states} on this node", retry_after=1.0)
         return ready
 
-    def related(self, spec: LoadSpec) -> list[Instance]:
-        """The instances that a load may turn out to mean: of its model, or of its instance id."""
+    def matching(self, spec: LoadSpec) -> list[Instance]:
+        """Return the instances with a spec's model or instance id."""
         return [
             instance
-            for instance in self.instances
+            for instance in self.snapshots
             if instance.spec.model_id == spec.model_id or instance.id == spec.instance_id
         ]
 
-    def _unknown(self, model_id: str, instance_id: str | None) -> ModelNotFound:
-        names = {instance.spec.model_id for instance in self.instances}
-        what = f"no instance {instance_id!r} of {model_id!r}" if instance_id else f"no {model_id!r}"
+    def _not_found(self, model_id: str, instance_id: str | None) -> ModelNotFound:
+        names = {instance.spec.model_id for instance in self.snapshots}
+        what = f"instance {instance_id!r} of {model_id!r}" if instance_id else f"model {model_id!r}"
         hints = [f"did you mean {name!r}?" for name in nearest(model_id, names)]
-        return ModelNotFound(f"this node has {what} loaded", hints=hints, param="model_id")
+        return ModelNotFound(f"{what} is not loaded on this node", hints=hints, param="model_id")

@@ -1,4 +1,4 @@
-"""The life of one engine: start, wait until it is ready, watch it, bring it back after a crash."""
+"""The runner of an instance: starts its engine, waits until it is ready, watches it, and restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from cortex_common.clock import Clock
@@ -23,125 +23,88 @@ from neuron_server.instances.state_machine import (
 )
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.engine_process import EngineProcess
-from neuron_server.process.exit_reason import Exit, ExitKind, classify
+from neuron_server.process.exit_reason import ExitKind, ExitReason, classify
 from neuron_server.process.process_table import listening_pids, read_table
 from neuron_server.process.supervisor import Supervisor
 
-_IDLE_POLL_S = 0.1
-_IDLE_LOOKS = 2
-_FREED_POLL_S = 0.1
-_FREED_LIMIT_S = 15.0
-_NOISE_MB = 8
-
-
-async def until_idle(
-    clock: Clock, within_s: float, in_flight: Callable[[], Awaitable[int | None]]
-) -> bool:
-    """Wait until an engine has nothing to do, or the time is over; says whether it is idle.
-
-    Two looks in a row must agree: a request may be on its way in. An engine that can't tell is not waited for.
-    """
-    deadline = clock.monotonic() + within_s
-    idle = 0
-    while True:
-        idle = 0 if await in_flight() else idle + 1
-        if idle == _IDLE_LOOKS:
-            return True
-        if not idle and clock.monotonic() >= deadline:
-            return False
-        await asyncio.sleep(_IDLE_POLL_S)
-
-
-async def until_freed(clock: Clock, free_mb: Callable[[], Awaitable[list[int]]]) -> None:
-    """Wait until free memory no longer rises: drivers give it back some time after the process is gone."""
-    deadline = clock.monotonic() + _FREED_LIMIT_S
-    last = await free_mb()
-    while clock.monotonic() < deadline:
-        await asyncio.sleep(_FREED_POLL_S)
-        now = await free_mb()
-        if all(new <= old + _NOISE_MB for new, old in zip(now, last, strict=True)):
-            return
-        last = now
-
-
 log = logging.getLogger(__name__)
 
-_PROBE_EVERY_S = (0.05, 0.5)
-"""Seconds between probes: at first, and at most."""
-_PORT_TRIES = 3
-_LAST_LINES = 500
-"""vLLM prints an error and its stack once for each process that it passes through, the cause first."""
-_SILENT_LOOKS = 3
-_LOOK_LIMIT_S = 5.0
+_PROBE_INTERVAL_S = (0.05, 0.5)
+"""Seconds between probes of a loading engine: the first, and the longest."""
+_PORT_ATTEMPTS = 3
+_LOG_TAIL_LINES = 500
+"""Enough for vLLM, which prints an error and its stack once per process that it passes through, the cause first."""
+_MAX_FAILED_PROBES = 3
+_MAX_HEALTH_TIMEOUT_S = 5.0
 
 
 class Runner(Protocol):
-    """What the runtime asks of an instance's life, whatever runs it."""
+    """Runs one instance; the runtime's view of `EngineRunner` and `AttachedRunner`."""
 
     @property
     def engine(self) -> EngineProcess | None:
-        """The engine's process, where it is ours and runs."""
+        """The engine's process, if this node started it and it runs."""
         ...
 
     def url(self, port: int) -> str:
-        """Base URL of the engine, as this host reaches it."""
+        """Return the base URL of the engine, as this host reaches it."""
         ...
 
-    def begin(self, adopted: EngineProcess | None = None) -> None:
-        """Start living; with an engine that runs already when there is one."""
+    def start(self, adopted: EngineProcess | None = None) -> None:
+        """Load the model and watch it from then on, in a task; `adopted` is an engine that already runs."""
         ...
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """Stop the engine; nothing of the instance is left when this returns."""
         ...
 
-    async def let_go(self) -> None:
-        """Stop watching; the engine goes on."""
+    async def detach(self) -> None:
+        """Stop watching; the engine keeps running."""
         ...
 
 
 class RunnerHost(Protocol):
-    """What a life tells and asks the runtime, all at once and without waiting."""
+    """What a runner needs from the runtime; all calls except `measure` return immediately."""
 
-    def now(self, instance: InstanceId) -> Instance:
-        """The instance as it stands."""
+    def current(self, instance: InstanceId) -> Instance:
+        """Return the current snapshot of an instance."""
         ...
 
-    def note(self, event: str, level: int = logging.INFO, **facts: object) -> None:
-        """Put something into the journal."""
+    def record_event(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+        """Add an entry to the event log."""
         ...
 
-    def failed(self, instance: InstanceId, kind: str) -> None:
-        """Count that its engine failed: see `EngineFailures`."""
+    def count_failure(self, instance: InstanceId, kind: str) -> None:
+        """Count a failure of an instance's engine: see `EngineFailures`."""
         ...
 
-    def change(self, instance: Instance) -> None:
-        """Make this the instance's state, on disk where it matters, and tell everybody."""
+    def update(self, instance: Instance) -> None:
+        """Replace the snapshot of an instance, save it if needed, and notify subscribers."""
         ...
 
-    def another_port(self, instance: InstanceId) -> int:
-        """A free port of its harness's range."""
+    def pick_port(self, instance: InstanceId) -> int:
+        """Return another free port of the range of an instance's harness."""
         ...
 
     async def measure(self) -> None:
-        """Read the devices now and enter the numbers."""
+        """Read the devices now and apply the measurements."""
         ...
 
 
 class EngineRunner:
-    """One instance's engine over all its restarts.
+    """Runs an instance whose engine is a process of this node, across restarts of that process.
 
     Args:
-        instance: whose life.
-        harness: its kind of engine.
+        instance: the instance's id.
+        harness: the adapter for its engine.
         entry: the harness's settings.
-        launch: makes the command line for a port.
-        host: address that the engine listens on.
-        engine_log: where its output goes.
-        supervisor: starts its engine.
-        ledger: the runtime.
-        clock: for durations and times.
-        weights_mb: MiB that a load reads, for its deadline.
+        launch: returns the command line for a port.
+        address: address that the engine listens on.
+        engine_log: receives the engine's output.
+        supervisor: starts the engine.
+        host: the runtime.
+        clock: measures durations and provides timestamps.
+        weights_mb: MiB of weights that a load reads, to compute its deadline.
     """
 
     def __init__(
@@ -151,10 +114,10 @@ class EngineRunner:
         harness: ProcessHarness,
         entry: HarnessEntry,
         launch: Callable[[int], Launch],
-        host: str,
+        address: str,
         engine_log: EngineLog,
         supervisor: Supervisor,
-        ledger: RunnerHost,
+        host: RunnerHost,
         clock: Clock,
         weights_mb: int | None,
     ) -> None:
@@ -163,33 +126,33 @@ class EngineRunner:
         self._harness = harness
         self._entry = entry
         self._launch = launch
-        self._host = host
+        self._address = address
         self._log = engine_log
         self._supervisor = supervisor
-        self._ledger = ledger
+        self._host = host
         self._clock = clock
         self._weights_mb = weights_mb
         self._task: asyncio.Task[None] | None = None
 
     def url(self, port: int) -> str:
-        """Base URL of the engine, as this host reaches it."""
-        return f"http://{self._host}:{port}"
+        """Return the base URL of the engine, as this host reaches it."""
+        return f"http://{self._address}:{port}"
 
-    def begin(self, adopted: EngineProcess | None = None) -> None:
-        """Start living; with an engine that runs already when there is one."""
+    def start(self, adopted: EngineProcess | None = None) -> None:
+        """Load the model and watch it from then on, in a task; `adopted` is an engine that already runs."""
         self.engine = adopted
-        self._task = asyncio.create_task(self._live(), name=f"life of {self.id}")
+        self._task = asyncio.create_task(self._run(), name=f"runner of {self.id}")
 
-    async def end(self) -> None:
-        """Stop the engine, whatever it is doing; nothing of it is left when this returns."""
+    async def stop(self) -> None:
+        """Stop the engine in any state; nothing of it is left when this returns."""
         await self._cancel()
         await self._stop_engine()
 
-    async def let_go(self) -> None:
-        """Stop watching; the engine goes on."""
+    async def detach(self) -> None:
+        """Stop watching; the engine keeps running."""
         await self._cancel()
         if self.engine is not None:
-            self.engine.let_go()
+            self.engine.detach()
 
     async def _cancel(self) -> None:
         if self._task is not None:
@@ -203,36 +166,36 @@ class EngineRunner:
             await self.engine.stop(stop_signal, self._entry.stop_timeout_s)
             self.engine = None
 
-    async def _live(self) -> None:
+    async def _run(self) -> None:
         try:
             while True:
                 try:
-                    await self._become_ready()
+                    await self._load()
                 except CortexError as failed:
-                    self._ledger.failed(self.id, failed.details.get("exit") or failed.code)
+                    self._host.count_failure(self.id, failed.details.get("exit") or failed.code)
                     await self._fail(failed.message)
                     return
-                if not await self._until_crash():
+                if not await self._watch():
                     return
         except Exception as failed:
-            log.exception("instance_life_broke", extra={"facts": {"instance": self.id}})
-            self._ledger.failed(self.id, CortexError.code)
+            log.exception("runner_failed", extra={"facts": {"instance": self.id}})
+            self._host.count_failure(self.id, CortexError.code)
             await self._fail(f"internal error: {failed!r}")
 
-    async def _fail(self, why: str) -> None:
+    async def _fail(self, reason: str) -> None:
         await self._stop_engine()
-        await self._ledger.measure()  # whoever sees it failed sees its memory free too
-        instance = advance(self._ledger.now(self.id), InstanceState.FAILED, error=why)
-        self._ledger.note("instance_failed", logging.WARNING, instance=self.id, reason=why)
-        self._ledger.change(instance)
+        await self._host.measure()  # the failure is published together with the freed memory
+        instance = advance(self._host.current(self.id), InstanceState.FAILED, error=reason)
+        self._host.record_event("instance_failed", logging.WARNING, instance=self.id, reason=reason)
+        self._host.update(instance)
 
-    async def _become_ready(self) -> None:
-        """Start the engine unless it was adopted, wait for its sign, measure it."""
-        begun = self._clock.monotonic()
-        probe = await self._first_sign(begun)
-        seconds = self._clock.monotonic() - begun
-        await self._ledger.measure()
-        loading = self._ledger.now(self.id)
+    async def _load(self) -> None:
+        """Start the engine unless it was adopted, wait until it is ready, and measure it."""
+        started = self._clock.monotonic()
+        probe = await self._start_until_ready(started)
+        seconds = self._clock.monotonic() - started
+        await self._host.measure()
+        loading = self._host.current(self.id)
         ready = advance(
             loading,
             InstanceState.READY,
@@ -243,163 +206,176 @@ class EngineRunner:
             engine_version=probe.version,
             error=None,
         )
-        self._ledger.change(ready)
-        self._ledger.note(
+        self._host.update(ready)
+        self._host.record_event(
             "instance_ready", instance=self.id, model=loading.spec.model_id, seconds=seconds
         )
 
-    async def _first_sign(self, begun: float) -> Probe:
-        """Wait until the engine answers, on another port when its own was snatched away."""
-        for _ in range(_PORT_TRIES - 1):
+    async def _start_until_ready(self, started: float) -> Probe:
+        """Start the engine and wait until it is ready; try another port if another process took the first."""
+        for attempt in range(_PORT_ATTEMPTS):
+            if self.engine is None:
+                self._start_engine()
             try:
-                return await self._started_sign(begun)
+                return await self._wait_until_ready(started)
             except _PortTaken:
+                if attempt == _PORT_ATTEMPTS - 1:
+                    raise
                 await self._stop_engine()
-                port = self._ledger.another_port(self.id)
-                self._ledger.change(dataclasses.replace(self._ledger.now(self.id), port=port))
-        return await self._started_sign(begun)
+                port = self._host.pick_port(self.id)
+                self._host.update(dataclasses.replace(self._host.current(self.id), port=port))
+        raise AssertionError("the last attempt returns or raises")
 
-    async def _started_sign(self, begun: float) -> Probe:
-        if self.engine is None:
-            self._start()
-        return await self._await_sign(begun)
-
-    def _start(self) -> None:
-        instance = self._ledger.now(self.id)
+    def _start_engine(self) -> None:
+        instance = self._host.current(self.id)
         launch = self._launch(instance.port)
         with self._log.open_for_engine() as output:
             self.engine = self._supervisor.start(launch, output, self.id)
-        self._ledger.note(
+        self._host.record_event(
             "engine_started",
             instance=self.id,
             model=instance.spec.model_id,
             pid=self.engine.pid,
             port=instance.port,
         )
-        self._ledger.change(dataclasses.replace(instance, stage="starting"))
+        self._host.update(dataclasses.replace(instance, stage="starting"))
 
-    async def _await_sign(self, begun: float) -> Probe:
+    async def _wait_until_ready(self, started: float) -> Probe:
         assert self.engine is not None
-        patience = LoadDeadline(
+        deadline = LoadDeadline(
             self._clock,
             self._entry.load_timeout_s,
-            load_deadline_s(self._weights_mb, self._ledger.now(self.id).expected_load_s),
+            load_deadline_s(self._weights_mb, self._host.current(self.id).expected_load_s),
         )
-        ended = asyncio.ensure_future(self.engine.wait())
-        pause = _PROBE_EVERY_S[0]
+        exited = asyncio.ensure_future(self.engine.wait())
+        interval = _PROBE_INTERVAL_S[0]
         try:
-            while not ended.done():
+            while not exited.done():
                 probe = await self._probe()
                 if probe.ready:
                     return probe
-                self._note_progress(probe, begun)
-                instance = self._ledger.now(self.id)
-                signs = (probe.progress, instance.measured_mb, self._log.size())
-                patience.look(probe.stage, signs)
-                await asyncio.wait({ended}, timeout=pause)
-                pause = min(pause * 1.2, _PROBE_EVERY_S[1])
+                self._update_progress(probe, started)
+                instance = self._host.current(self.id)
+                deadline.check(
+                    probe.stage, (probe.progress, instance.measured_mb, self._log.size())
+                )
+                await asyncio.wait({exited}, timeout=interval)
+                interval = min(interval * 1.2, _PROBE_INTERVAL_S[1])
         finally:
-            ended.cancel()
+            exited.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({ended})
-        end = self._why(self.engine)
-        failure = _PortTaken if end.kind is ExitKind.PORT_TAKEN else LoadFailed
-        raise failure(end.message, details={"exit": str(end.kind)})
+                await asyncio.wait({exited})
+        reason = self._exit_reason(self.engine)
+        error = _PortTaken if reason.kind is ExitKind.PORT_TAKEN else LoadFailed
+        raise error(reason.message, details={"exit": str(reason.kind)})
 
     async def _probe(self) -> Probe:
-        instance = self._ledger.now(self.id)
+        instance = self._host.current(self.id)
         probe = await self._harness.probe(instance.spec, self.url(instance.port))
         if not probe.ready:
             return probe
         assert self.engine is not None
         if not listening_pids(instance.port, self.engine.pids(read_table())):
-            raise _PortTaken(
-                f"port {instance.port} is answered by a process that is not the engine"
-            )
+            raise _PortTaken(f"a process other than the engine listens on port {instance.port}")
         return probe
 
-    def _note_progress(self, probe: Probe, begun: float) -> None:
-        instance = self._ledger.now(self.id)
-        past = self._clock.monotonic() - begun
-        progress = probe.progress if probe.progress is not None else load_progress(instance, past)
+    def _update_progress(self, probe: Probe, started: float) -> None:
+        instance = self._host.current(self.id)
+        elapsed = self._clock.monotonic() - started
+        progress = probe.progress
+        if progress is None:
+            progress = load_progress(instance, elapsed)
         if (probe.stage, progress) != (instance.stage, instance.progress):
-            changed = dataclasses.replace(instance, stage=probe.stage, progress=progress)
-            self._ledger.change(changed)
+            self._host.update(dataclasses.replace(instance, stage=probe.stage, progress=progress))
 
-    async def _until_crash(self) -> bool:
-        """Wait for the engine's end, or until it hangs; True once it is time to start it again."""
+    async def _watch(self) -> bool:
+        """Wait until the engine ends or hangs; return whether it should be started again."""
         assert self.engine is not None
-        end = await self._end_or_hang(self.engine)
-        await self._stop_engine()  # what the head left behind
-        instance = self._ledger.now(self.id)
+        reason = await self._wait_for_failure(self.engine)
+        await self._stop_engine()  # kills child processes that the engine left behind
+        instance = self._host.current(self.id)
         if instance.state is not InstanceState.READY:
-            return False  # it was being drained, and whoever drains it does the rest
-        again = restart_delay_s(instance, self._clock.unix())
-        self._ledger.failed(self.id, end.kind)
-        self._ledger.note("engine_crashed", logging.ERROR, instance=self.id, kind=end.kind)
-        if again is None:
-            await self._fail(end.message)
+            return False  # it was being drained; the unloader finishes that
+        restart = restart_delay_s(instance, self._clock.unix())
+        self._host.count_failure(self.id, reason.kind)
+        self._host.record_event("engine_crashed", logging.ERROR, instance=self.id, kind=reason.kind)
+        if restart is None:
+            await self._fail(reason.message)
             return False
-        delay, crashes = again
-        stage = f"restarting in {delay:.0f} s after a crash"
-        self._ledger.change(
+        delay, crashes = restart
+        self._host.update(
             advance(
-                instance, InstanceState.LOADING, crashes=crashes, stage=stage, error=end.message
+                instance,
+                InstanceState.LOADING,
+                crashes=crashes,
+                stage=f"restarting in {delay:.0f} s after a crash",
+                error=reason.message,
             )
         )
         await asyncio.sleep(delay)
         return True
 
-    async def _end_or_hang(self, engine: EngineProcess) -> Exit:
-        every, silent = self._entry.health_every_s, 0
-        while silent < _SILENT_LOOKS:
+    async def _wait_for_failure(self, engine: EngineProcess) -> ExitReason:
+        interval, failed_probes = self._entry.health_every_s, 0
+        while failed_probes < _MAX_FAILED_PROBES:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(engine.wait(), every)
-                return self._why(engine)
-            silent = 0 if await self._answers(min(every, _LOOK_LIMIT_S)) else silent + 1
-        return Exit(ExitKind.HUNG, f"the engine did not answer {_SILENT_LOOKS} times in a row")
+                await asyncio.wait_for(engine.wait(), interval)
+                return self._exit_reason(engine)
+            healthy = await self._is_healthy(min(interval, _MAX_HEALTH_TIMEOUT_S))
+            failed_probes = 0 if healthy else failed_probes + 1
+        return ExitReason(
+            ExitKind.HUNG,
+            f"the engine did not answer {_MAX_FAILED_PROBES} consecutive health checks",
+        )
 
-    def _why(self, engine: EngineProcess) -> Exit:
-        """Why an engine ended."""
-        return classify(engine.status, self._log.tail(_LAST_LINES), engine.oom_kills)
+    def _exit_reason(self, engine: EngineProcess) -> ExitReason:
+        return classify(engine.status, self._log.tail(_LOG_TAIL_LINES), engine.oom_kills)
 
-    async def _answers(self, within_s: float) -> bool:
-        instance = self._ledger.now(self.id)
+    async def _is_healthy(self, timeout_s: float) -> bool:
+        instance = self._host.current(self.id)
         url = self.url(instance.port)
         with contextlib.suppress(TimeoutError):
-            probe = await asyncio.wait_for(self._harness.probe(instance.spec, url), within_s)
+            probe = await asyncio.wait_for(self._harness.probe(instance.spec, url), timeout_s)
             return probe.ready
         return False
 
 
 class _PortTaken(LoadFailed):
-    """Somebody else listens on the port that was free a moment ago."""
+    """Another process listens on the port that was free when it was chosen."""
 
 
 class LoadDeadline:
-    """Gives a load up when nothing moves for the deadline's length, or at the operator's own limit."""
+    """Aborts a load that makes no progress for some time, or that exceeds the operator's limit.
+
+    Args:
+        clock: measures durations.
+        limit_s: the operator's limit in seconds, which replaces the limit without progress.
+        stuck_s: seconds without progress after which the load is aborted.
+    """
 
     def __init__(self, clock: Clock, limit_s: float | None, stuck_s: float) -> None:
         self._clock = clock
         self._limit_s = limit_s
         self._stuck_s = stuck_s
-        self._begun = self._moved = clock.monotonic()
-        self._seen: object = None
+        self._started = self._last_change = clock.monotonic()
+        self._last: object = None
 
-    def look(self, stage: str | None, signs: object) -> None:
-        """Compare the stage and the other signs of progress with the last.
+    def check(self, stage: str | None, signals: object) -> None:
+        """Compare the stage and other signals of progress with those of the last call.
 
         Raises:
-            UpstreamTimeout: it took too long.
+            UpstreamTimeout: a limit is exceeded.
         """
         now = self._clock.monotonic()
-        if (stage, signs) != self._seen:
-            self._seen, self._moved = (stage, signs), now
-        last = "nothing answers at its port" if stage == "starting" else stage or "it says nothing"
-        if self._limit_s is not None and now - self._begun > self._limit_s:
-            raise UpstreamTimeout(f"the engine was not ready after {self._limit_s:.0f} s: {last}")
-        if self._limit_s is None and now - self._moved > self._stuck_s:
+        if (stage, signals) != self._last:
+            self._last, self._last_change = (stage, signals), now
+        status = (
+            "nothing answers on its port" if stage == "starting" else stage or "no status reported"
+        )
+        if self._limit_s is not None and now - self._started > self._limit_s:
+            raise UpstreamTimeout(f"the engine was not ready after {self._limit_s:.0f} s: {status}")
+        if self._limit_s is None and now - self._last_change > self._stuck_s:
             raise UpstreamTimeout(
-                f"the load made no progress for {self._stuck_s:.0f} s: {last}",
+                f"the load made no progress for {self._stuck_s:.0f} s: {status}",
                 hints=("set load_timeout_s of the harness in neuron.toml",),
             )

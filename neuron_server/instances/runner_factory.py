@@ -1,4 +1,4 @@
-"""Which life an instance leads: with an engine of its own, or inside one that someone else runs."""
+"""Creates the runner of an instance: with an engine process of its own, or inside an attached engine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cortex_common.clock import Clock
 from cortex_common.schema.hardware import Device
 from neuron_server.harness.base import AttachedHarness, ProcessHarness
 from neuron_server.harness.registry import Registered
-from neuron_server.instances.attached_runner import MOST_WATCH_S, AttachedRunner
+from neuron_server.instances.attached_runner import MAX_WATCH_INTERVAL_S, AttachedRunner
 from neuron_server.instances.runner import EngineRunner, Runner, RunnerHost
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.state_store import StateDir
 
 
-def runner_for(
+def create_runner(
     instance: Instance,
     registered: Registered,
     devices: Iterable[Device],
@@ -24,45 +24,45 @@ def runner_for(
     engine_host: str,
     state: StateDir,
     supervisor: Supervisor,
-    ledger: RunnerHost,
+    host: RunnerHost,
     clock: Clock,
 ) -> Runner:
-    """The life of an instance, not begun yet.
+    """Return the runner of an instance, not started yet.
 
     Args:
-        instance: whose; one that is adopted has a stage already.
+        instance: the instance; an adopted one already has a stage.
         registered: its harness.
-        devices: of the node.
+        devices: the node's devices.
         engine_host: address that engines listen on.
-        state: where logs are kept.
+        state: provides the engine's log.
         supervisor: starts engines.
-        ledger: the runtime.
-        clock: for durations and times.
+        host: the runtime.
+        clock: measures durations and provides timestamps.
 
     Raises:
         BadRequest: see `ProcessHarness.launch`.
-        NotSupported: the same.
+        NotSupported: see `ProcessHarness.launch`.
     """
     harness = registered.harness
     if isinstance(harness, AttachedHarness):
-        watch_s = min(registered.entry.health_every_s, MOST_WATCH_S)
-        return AttachedRunner(instance.id, harness, ledger, clock, watch_s)
-    assert isinstance(harness, ProcessHarness), "there are two sorts of harness"
-    own = [device for device in devices if device.index in instance.devices]
-    promised = instance.spec.model_copy(update={"vram_mb": instance.granted_mb})
-    launch = partial(harness.launch, promised, own, engine_host)
+        interval_s = min(registered.entry.health_every_s, MAX_WATCH_INTERVAL_S)
+        return AttachedRunner(instance.id, harness, host, clock, interval_s)
+    assert isinstance(harness, ProcessHarness), "a harness is one or the other"
+    own_devices = [device for device in devices if device.index in instance.devices]
+    granted = instance.spec.model_copy(update={"vram_mb": instance.granted_mb})
+    launch = partial(harness.launch, granted, own_devices, engine_host)
     new = instance.stage is None
     if new:
-        launch(instance.port)  # what the harness refuses is refused now
+        launch(instance.port)  # raises now if the harness rejects the spec
     return EngineRunner(
         instance.id,
         harness=harness,
         entry=registered.entry,
         launch=launch,
-        host=engine_host,
+        address=engine_host,
         engine_log=state.log(instance.id),
         supervisor=supervisor,
-        ledger=ledger,
+        host=host,
         clock=clock,
         weights_mb=harness.weights_mb(instance.spec) if new else None,
     )

@@ -1,4 +1,4 @@
-"""The life of one instance as a state machine, and when a crashed one may come back."""
+"""The state machine of an instance, its restart policy and its load progress (pure functions)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from cortex_common.errors import Conflict
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 
-_NEXT: dict[InstanceState, frozenset[InstanceState]] = {
+_TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
     InstanceState.LOADING: frozenset(
         {InstanceState.READY, InstanceState.STOPPING, InstanceState.FAILED}
     ),
@@ -28,7 +28,7 @@ _NEXT: dict[InstanceState, frozenset[InstanceState]] = {
     InstanceState.FAILED: frozenset({InstanceState.STOPPING}),
 }
 
-OCCUPIED = frozenset(
+HOLDING_MEMORY = frozenset(
     {
         InstanceState.LOADING,
         InstanceState.READY,
@@ -36,28 +36,29 @@ OCCUPIED = frozenset(
         InstanceState.STOPPING,
     }
 )
-"""States in which an instance holds memory, or may."""
+"""States in which an instance can hold memory."""
 
-CRASHES_FORGIVEN_AFTER_S = 600.0
-MOST_CRASHES = 5
-_FIRST_DELAY_S = 1.0
-_LONGEST_DELAY_S = 60.0
+CRASH_RESET_S = 600.0
+"""Seconds of health after which earlier crashes no longer count."""
+MAX_CRASHES = 5
+_MIN_DELAY_S = 1.0
+_MAX_DELAY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One loaded copy of a model.
+    """An immutable snapshot of one loaded copy of a model.
 
     Attributes:
         devices: indices of its devices.
-        promised_mb: MiB promised on each of them.
-        measured_mb: MiB measured on each of them, in their order; empty when not measured.
-        peak_mb: the most that was ever measured on one of them.
-        attached: someone else runs the engine, which holds the memory whether or not the model is loaded.
-        started_at: Unix seconds at which its load began.
+        granted_mb: MiB granted on each of them.
+        measured_mb: MiB measured on each of them, in the same order; empty if not measured.
+        peak_mb: highest MiB ever measured on one of them.
+        attached: the engine is not started by this node, and keeps its memory whether or not the model is loaded.
+        started_at: Unix seconds at which its load started.
         ready_at: Unix seconds at which it became ready; 0 before.
-        served_as: the name that the engine wants in requests, where it is not the model's.
-        crashes: how often it crashed since it was last healthy for long.
+        served_as: the name that the engine expects in requests, if it differs from the model's.
+        crashes: number of crashes since it was last healthy for `CRASH_RESET_S`.
     """
 
     id: InstanceId
@@ -84,12 +85,12 @@ class Instance:
 
 
 def advance(instance: Instance, to: InstanceState, **changes: Any) -> Instance:
-    """The instance in its next state.
+    """Return the instance in its next state.
 
     Raises:
-        Conflict: that state does not follow from the present one.
+        Conflict: the transition is not allowed.
     """
-    if to not in _NEXT[instance.state]:
+    if to not in _TRANSITIONS[instance.state]:
         raise Conflict(
             f"instance {instance.id} is {instance.state}, it can't become {to}",
             details={"state": str(instance.state)},
@@ -99,54 +100,54 @@ def advance(instance: Instance, to: InstanceState, **changes: Any) -> Instance:
     return replace(instance, state=to, **changes)
 
 
-def same_work(one: LoadSpec, other: LoadSpec) -> bool:
-    """Whether two specs ask for the same engine, whatever their instances are called.
+def is_same_work(one: LoadSpec, other: LoadSpec) -> bool:
+    """Return whether two specs describe the same engine, regardless of their instance ids.
 
-    Devices that the caller left to the node match any.
+    A spec that leaves the choice of devices to the node matches any devices.
     """
-    blank: dict[str, Any] = {"instance_id": None}
+    ignored: dict[str, Any] = {"instance_id": None}
     if not one.devices or not other.devices:
-        blank["devices"] = ()
-    return one.model_copy(update=blank) == other.model_copy(update=blank)
+        ignored["devices"] = ()
+    return one.model_copy(update=ignored) == other.model_copy(update=ignored)
 
 
 def restart_delay_s(instance: Instance, now: float) -> tuple[float, int] | None:
-    """When a crashed instance may start again, and its new count of crashes.
+    """Return when a crashed instance can be restarted, and its new crash count.
 
-    Only an instance that was ready before comes back: one that never loaded would fail again.
+    Only an instance that was ready before is restarted: one that never loaded would fail again.
 
     Returns:
-        Seconds to wait and the count; None when it stays failed.
+        Seconds to wait and the crash count; None if it stays failed.
     """
     if instance.ready_at == 0.0:
         return None
-    healthy = now - instance.ready_at >= CRASHES_FORGIVEN_AFTER_S
+    healthy = now - instance.ready_at >= CRASH_RESET_S
     crashes = 1 if healthy else instance.crashes + 1
-    if crashes > MOST_CRASHES:
+    if crashes > MAX_CRASHES:
         return None
-    return min(_FIRST_DELAY_S * 2.0 ** (crashes - 1), _LONGEST_DELAY_S), crashes
+    return min(_MIN_DELAY_S * 2.0 ** (crashes - 1), _MAX_DELAY_S), crashes
 
 
 def load_deadline_s(weights_mb: int | None, expected_s: float | None) -> float:
-    """Seconds without progress after which a load counts as stuck.
+    """Return the seconds without progress after which a load is considered stuck.
 
-    A slow disk reads 50 MiB a second, a first start compiles kernels for minutes; what took long before may take
-    three times as long again. Unknown weights may still have to be downloaded.
+    A slow disk reads 50 MiB/s, and a first start can compile kernels for minutes; the limit is at least three times
+    the expected load time. Weights of unknown size may have to be downloaded first.
     """
     by_size = 120.0 + (weights_mb / 50.0 if weights_mb is not None else 3600.0)
     return max(by_size, 3.0 * (expected_s or 0.0))
 
 
-def load_progress(instance: Instance, past_s: float) -> float | None:
-    """How far a load is whose engine does not tell, 0 to 0.95.
+def load_progress(instance: Instance, elapsed_s: float) -> float | None:
+    """Estimate the progress, 0 to 0.95, of a load whose engine reports none.
 
-    By the time that the last such load took on this host; the first time by the memory that it has taken of what it
-    was promised. None when neither is known.
+    The estimate is based on the time that the last equal load took on this host, or else on the share of the granted
+    memory that is allocated. None if neither is known.
     """
     if instance.expected_load_s:
-        done = past_s / instance.expected_load_s
+        progress = elapsed_s / instance.expected_load_s
     elif instance.measured_mb and instance.granted_mb:
-        done = sum(instance.measured_mb) / (instance.granted_mb * len(instance.devices))
+        progress = sum(instance.measured_mb) / (instance.granted_mb * len(instance.devices))
     else:
         return None
-    return round(min(0.95, done), 2)
+    return round(min(0.95, progress), 2)

@@ -1,11 +1,11 @@
-"""A cgroup (v2) for each engine, below the one that systemd delegates to the neuron's unit.
+"""A cgroup (v2) per engine, below the one that systemd delegates to the neuron's unit.
 
-A process can leave its group, its session and its parent, but not its cgroup: what an engine started is found and
-killed there, whatever it did to hide. Below the delegated cgroup the neuron itself lives in `neuron` and each engine in
-`engines/<instance>`, for a cgroup that has processes of its own can't share resources out among its children.
+A process can leave its process group, its session and its parent, but not its cgroup, so all processes that an engine
+started can be found and killed there. Below the delegated cgroup the neuron itself runs in `neuron` and each engine in
+`engines/<instance>`, because a cgroup that contains processes can't distribute resources to child cgroups.
 
-Facts: cgroups(7), "Delegating a hierarchy"; systemd's CGROUP_DELEGATION.md: a delegated cgroup carries the extended
-attribute `user.delegate` or `trusted.delegate` with the value 1. cgroup.kill came with Linux 5.14.
+References: cgroups(7), "Delegating a hierarchy"; systemd's CGROUP_DELEGATION.md: a delegated cgroup carries the
+extended attribute `user.delegate` or `trusted.delegate` with the value 1. cgroup.kill requires Linux 5.14.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from cortex_common.errors import ConfigError
 
-_OWN_LEAF = "neuron"
+_NEURON_LEAF = "neuron"
 _ENGINES = "engines"
-_DELEGATED = ("user.delegate", "trusted.delegate")
+_DELEGATE_XATTRS = ("user.delegate", "trusted.delegate")
 
 
 class EngineCgroup:
@@ -35,17 +35,17 @@ class EngineCgroup:
         self._path = path
 
     def create(self) -> int:
-        """Make it, empty of whatever an earlier engine of the instance left; returns the file to write to.
+        """Create the cgroup, without leftover processes; return a descriptor of its cgroup.procs for writing.
 
         Raises:
-            OSError: it can't be made.
+            OSError: it can't be created.
         """
         self.kill()
         self._path.mkdir(parents=True, exist_ok=True)
         return os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def pids(self) -> frozenset[int]:
-        """Its processes, zombies left out; none once it is gone."""
+        """Return its processes without zombies; empty if the cgroup does not exist."""
         found: set[int] = set()
         for directory in _directories(self._path):
             with contextlib.suppress(OSError):
@@ -53,96 +53,96 @@ class EngineCgroup:
         return frozenset(found)
 
     def kill(self) -> None:
-        """Kill all that is in it, also what is being forked."""
+        """Kill all its processes, including those being forked."""
         try:
             (self._path / "cgroup.kill").write_bytes(b"1")
-        except OSError:  # gone, or a kernel without cgroup.kill
+        except OSError:  # removed, or a kernel without cgroup.kill
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
 
     def remove(self) -> None:
-        """Remove it and what the engine made below it; one that is not empty stays."""
+        """Remove it and all cgroups below it; those that contain processes stay."""
         for directory in reversed(_directories(self._path)):
             with contextlib.suppress(OSError):
                 directory.rmdir()
 
 
 class Cgroups:
-    """The cgroups of this neuron's engines.
+    """Creates and lists the cgroups of this neuron's engines.
 
     Args:
-        root: the delegated cgroup's directory.
+        root: directory of the delegated cgroup.
 
     Raises:
-        OSError: it can't be written to.
+        OSError: it can't be used.
     """
 
     def __init__(self, root: Path) -> None:
         if not (root / "cgroup.procs").exists():
-            raise FileNotFoundError(errno.ENOENT, "there is no cgroup of version 2")
+            raise FileNotFoundError(errno.ENOENT, "not a cgroup v2 directory")
         self.root = root
         self._engines = root / _ENGINES
         self._engines.mkdir(exist_ok=True)
         own = own_cgroup()
         if own is not None and own.samefile(root):
-            (root / _OWN_LEAF).mkdir(exist_ok=True)
-            (root / _OWN_LEAF / "cgroup.procs").write_bytes(b"0")
+            (root / _NEURON_LEAF).mkdir(exist_ok=True)
+            (root / _NEURON_LEAF / "cgroup.procs").write_bytes(b"0")
 
-    def of(self, instance: str) -> EngineCgroup:
-        """An engine's, whether or not it was made."""
+    def for_instance(self, instance: str) -> EngineCgroup:
+        """Return the cgroup of an instance's engine, created or not."""
         return EngineCgroup(self._engines / instance)
 
-    def left(self) -> Iterator[tuple[str, EngineCgroup]]:
-        """All that exist, by instance."""
+    def existing(self) -> Iterator[tuple[str, EngineCgroup]]:
+        """Yield all existing engine cgroups with their instance ids."""
         for path in self._engines.iterdir():
             if path.is_dir():
                 yield path.name, EngineCgroup(path)
 
 
-def find(wanted: Path | None) -> Cgroups | None:
-    """The cgroups to put engines into; None where there is no delegated one.
+def find_cgroups(configured: Path | None) -> Cgroups | None:
+    """Return the cgroups to run engines in; None if no cgroup is delegated to this process.
 
     Args:
-        wanted: the operator's own choice.
+        configured: the cgroup that the operator configured, if any.
 
     Raises:
-        ConfigError: the operator's choice can't be used.
+        ConfigError: the configured cgroup can't be used.
     """
-    if wanted is None:
-        root = delegated(own_cgroup())
+    if configured is None:
+        root = find_delegated(own_cgroup())
         with contextlib.suppress(OSError):
             return None if root is None else Cgroups(root)
         return None
     try:
-        return Cgroups(wanted)
+        return Cgroups(configured)
     except OSError as failed:
         raise ConfigError(
-            f"can't use the cgroup {wanted}: {failed.strerror or failed}",
-            hints=("make it writable for the neuron's user, or leave cgroup in [neuron] out",),
+            f"can't use the cgroup {configured}: {failed.strerror or failed}",
+            hints=("make it writable for the neuron's user, or remove cgroup from [neuron]",),
         ) from failed
 
 
-def delegated(own: Path | None) -> Path | None:
-    """The cgroup that was delegated to a process in `own`: that one, or the one above where it was put into a leaf."""
+def find_delegated(own: Path | None) -> Path | None:
+    """Return the cgroup delegated to a process in `own`: that cgroup, or its parent if `own` is a leaf of it."""
     candidates = () if own is None else (own, own.parent)
     return next((path for path in candidates if _is_delegated(path)), None)
 
 
 def own_cgroup() -> Path | None:
-    """The directory of this process's cgroup; None where no hierarchy of version 2 is mounted or it is not in sight."""
+    """Return the directory of this process's cgroup; None if no cgroup v2 hierarchy that contains it is mounted."""
     lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    mount = _mount()
+    mount = _cgroup_mount()
     if own is None or mount is None:
         return None
-    top, point = mount
-    path = point / os.path.relpath(own, top)
+    mounted_root, mount_point = mount
+    path = mount_point / os.path.relpath(own, mounted_root)
     return path if path.is_dir() else None
 
 
-def _mount() -> tuple[str, Path] | None:
-    """What of the hierarchy is mounted, and where."""
+def _cgroup_mount() -> tuple[str, Path] | None:
+    """Return the root of the mounted cgroup v2 hierarchy and its mount point."""
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         fields = line.split()
         if fields[fields.index("-") + 1] == "cgroup2":
@@ -151,7 +151,7 @@ def _mount() -> tuple[str, Path] | None:
 
 
 def _is_delegated(path: Path) -> bool:
-    for name in _DELEGATED:
+    for name in _DELEGATE_XATTRS:
         with contextlib.suppress(OSError):
             if os.getxattr(path, name) == b"1":
                 return True
@@ -159,5 +159,5 @@ def _is_delegated(path: Path) -> bool:
 
 
 def _directories(path: Path) -> list[Path]:
-    """A cgroup and all below it, each before what is below it; empty when it is gone."""
+    """Return a cgroup and all below it, parents first; empty if it does not exist."""
     return [Path(found) for found, _, _ in os.walk(path)]

@@ -1,8 +1,9 @@
-"""One engine process and all that it started, to an end that leaves nothing.
+"""An engine process with all its descendants.
 
-Engines are trees: workers of tensor parallelism outlive their head, a crashed head leaves children to init. So every
-engine has a cgroup where the neuron may make some, and carries a mark in its environment, which its children inherit.
-Stopping it means that no process of its cgroup, its group, its tree or its mark is left.
+Engines are process trees: tensor-parallel workers outlive their leader, and the children of a crashed leader are
+reparented to init. Each engine therefore runs in a cgroup of its own, if the neuron is allowed to create cgroups, and
+carries a marker in its environment, which its descendants inherit. Stopping an engine means that no process is left in
+its cgroup, its process group, its process tree, or with its marker.
 """
 
 from __future__ import annotations
@@ -17,36 +18,38 @@ from neuron_server.process.cgroups import EngineCgroup
 from neuron_server.process.pidfd import pidfd_open, pidfd_send_signal
 from neuron_server.process.process_table import (
     ProcessTable,
-    marked,
     oom_kills,
+    pids_with_marker,
     read_process,
     read_table,
 )
 
-SWEEP_EVERY_S = 0.05
-SWEEP_LIMIT_S = 5.0
+KILL_INTERVAL_S = 0.05
+KILL_TIMEOUT_S = 5.0
 
 
 class EngineProcess:
-    """A running engine, started by this neuron or adopted from the one before.
+    """A running engine, started by this neuron or adopted from the previous one.
 
     Args:
-        mark: "NAME=value" in the environment of all its processes.
-        child: set where this neuron started it.
-        cgroup: set where it has one.
+        pid: pid of its group leader.
+        started_ticks: start time of the leader: see `process_table.Process`.
+        marker: "NAME=value" in the environment of all its processes.
+        child: the leader as a child of this process, if this neuron started it.
+        cgroup: its cgroup, if it has one.
 
     Attributes:
-        pid: of its head, which is also its process group and session.
-        started_ticks: see `processes.Process`.
-        status: how it ended, as subprocess tells it; None while it runs, and for an adopted one.
-        oom_kills: processes of this host that the kernel ended for want of memory meanwhile.
+        pid: pid of its group leader, which is also its process group and session id.
+        started_ticks: start time of the leader: see `process_table.Process`.
+        status: exit status as in subprocess; None while it runs, and for an adopted engine.
+        oom_kills: processes of this host that the kernel's OOM killer killed while the engine ran.
     """
 
     def __init__(
         self,
         pid: int,
         started_ticks: int,
-        mark: str,
+        marker: str,
         *,
         child: subprocess.Popen[bytes] | None = None,
         cgroup: EngineCgroup | None = None,
@@ -56,85 +59,85 @@ class EngineProcess:
         self.status: int | None = None
         self.oom_kills = 0
         self._oom_kills_before = oom_kills()
-        self._mark = mark
+        self._marker = marker
         self._child = child
         self._cgroup = cgroup
         self._ended = asyncio.Event()
-        self._watch()
+        self._open_pidfd()
 
     def pids(self, table: ProcessTable) -> frozenset[int]:
-        """Its living processes: all of its cgroup, and those of its tree that never had one."""
+        """Return its live processes: those of its process tree and of its cgroup."""
         tree = table.tree(self.pid)
         return tree if self._cgroup is None else tree | self._cgroup.pids()
 
     @property
     def alive(self) -> bool:
-        """Whether the head runs."""
+        """Whether the leader runs."""
         return not self._ended.is_set()
 
     async def wait(self) -> int | None:
-        """Wait for the head's end."""
+        """Wait until the leader has ended; return its exit status."""
         await self._ended.wait()
         return self.status
 
-    async def stop(self, with_signal: signal.Signals, within_s: float) -> None:
-        """Ask the head to end, kill what has not ended in time, and wait until nothing is left.
+    async def stop(self, stop_signal: signal.Signals, timeout_s: float) -> None:
+        """Terminate the leader, kill what has not ended in time, and wait until no process is left.
 
-        Its workers are not asked: it ends them itself. Told at once with it, SGLang's scheduler dies with all that it
-        holds, and its head sees a crash, for which it dumps stacks and cards before it ends.
+        Only the leader is signalled, since it ends its workers itself: if SGLang's scheduler is signalled as well, it
+        dies with its requests, and the leader treats that as a crash and dumps stacks and GPU state before it ends.
 
         Args:
-            with_signal: what asks the engine to end.
-            within_s: seconds until it is killed.
+            stop_signal: signal that asks the engine to end.
+            timeout_s: seconds until it is killed.
         """
-        known = self.pids(read_table())
+        before = self.pids(read_table())
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
-                pidfd_send_signal(self._pidfd, with_signal)
+                pidfd_send_signal(self._pidfd, stop_signal)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), within_s)
-        await self._sweep(known)
+                await asyncio.wait_for(self._ended.wait(), timeout_s)
+        await self._kill_remaining(before)
 
-    def let_go(self) -> None:
-        """Stop watching an engine that is to outlive this neuron."""
+    def detach(self) -> None:
+        """Stop watching an engine that will outlive this neuron."""
         if self._child is not None and self.alive:
-            self._child.returncode = 0  # tells Popen that nobody will wait for it here
-        self._unwatch()
+            self._child.returncode = 0  # tells Popen that the child will not be waited for
+        self._close_pidfd()
 
-    def _watch(self) -> None:
+    def _open_pidfd(self) -> None:
         self._pidfd: int | None = pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
 
-    def _unwatch(self) -> None:
+    def _close_pidfd(self) -> None:
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
 
     def _on_end(self) -> None:
-        self._unwatch()
+        self._close_pidfd()
         if self._child is not None:
             self.status = self._child.wait()
         self.oom_kills = oom_kills() - self._oom_kills_before
         self._ended.set()
 
-    async def _sweep(self, known: frozenset[int]) -> None:
-        """Kill until neither cgroup nor group nor tree nor mark has a living process."""
+    async def _kill_remaining(self, before: frozenset[int]) -> None:
+        """Kill until no process is left; `before` are the processes before the leader was signalled."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + SWEEP_LIMIT_S
-        starts = {pid: p.started_ticks for pid in known if (p := read_process(pid)) is not None}
+        deadline = loop.time() + KILL_TIMEOUT_S
+        starts = {pid: p.started_ticks for pid in before if (p := read_process(pid)) is not None}
         while loop.time() < deadline:
             if self._cgroup is not None:
                 self._cgroup.kill()
             table = read_table()
-            left = self.pids(table) | marked(table, self._mark)
-            left |= {pid for pid, ticks in starts.items() if table.is_same(pid, ticks)}
-            left = frozenset(p for p in left if p in table.by_pid and not table.by_pid[p].zombie)
-            if not left and not self.alive:
+            remaining = self.pids(table) | pids_with_marker(table, self._marker)
+            remaining |= {pid for pid, ticks in starts.items() if table.is_same(pid, ticks)}
+            live = [p for p in remaining if p in table.by_pid and not table.by_pid[p].zombie]
+            if not live and not self.alive:
                 break
-            for pid in left:
+            for pid in live:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(SWEEP_EVERY_S)
+            await asyncio.sleep(KILL_INTERVAL_S)
         if self._cgroup is not None:
             self._cgroup.remove()

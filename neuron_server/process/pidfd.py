@@ -1,7 +1,7 @@
-"""Descriptors of processes (Linux 5.3), whichever Python runs.
+"""Process file descriptors (Linux 5.3) for any Python build.
 
-A Python that was built for the headers of older systems, as uv's portable ones are, lacks the functions; the kernel has
-the calls all the same, by the same numbers on every architecture.
+A Python built against older kernel headers, such as uv's portable builds, lacks these functions, but the system calls
+exist with the same numbers on every architecture.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def pidfd_open(pid: int) -> int:
-    """A descriptor that becomes readable when the process ends, whether or not it is our child.
+    """Return a descriptor that becomes readable when the process ends, whether or not it is a child.
 
     Raises:
-        ProcessLookupError: there is none of that id.
+        ProcessLookupError: there is no process with that pid.
     """
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
@@ -28,10 +28,10 @@ def pidfd_open(pid: int) -> int:
 
 
 def pidfd_send_signal(pidfd: int, number: signal.Signals) -> None:
-    """Send a signal to the process of a descriptor, and never to one that got its id since.
+    """Send a signal to the process of a descriptor, never to another process that reuses its pid.
 
     Raises:
-        ProcessLookupError: it has ended.
+        ProcessLookupError: the process has ended.
     """
     if hasattr(signal, "pidfd_send_signal"):
         signal.pidfd_send_signal(pidfd, number)
@@ -40,8 +40,8 @@ def pidfd_send_signal(pidfd: int, number: signal.Signals) -> None:
 
 
 def _syscall(number: int, *arguments: int | None) -> int:
-    words = [None if a is None else ctypes.c_long(a) for a in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *words))
+    values = [None if a is None else ctypes.c_long(a) for a in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *values))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

@@ -1,4 +1,4 @@
-"""Which port an engine gets."""
+"""Selection of free ports for engines."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def choose_port(
     is_free: Callable[[int], bool],
     seed: str,
 ) -> int:
-    """A port of the range that nobody uses.
+    """Return an unused port of a range.
 
-    The search begins at a place given by `seed`, so that several neurons on one host, or a port that its last
-    owner has just left, seldom meet.
+    The search starts at an offset derived from `seed`, so that several neurons on one host rarely pick the same port,
+    and a port that was just closed is rarely reused.
 
     Args:
-        first: of the range.
-        last: of the range, included.
-        taken: ports that were given away, whether or not their engine listens yet.
-        is_free: asks the host.
+        first: first port of the range.
+        last: last port of the range.
+        taken: ports assigned to engines, whether or not they listen yet.
+        is_free: checks whether the host lets a port be bound.
         seed: usually the instance's id.
 
     Raises:
@@ -47,17 +47,27 @@ def choose_port(
 
 
 def free_port(ports: tuple[int, int], host: str, taken: Collection[int], seed: str) -> int:
-    """See `core.ports.choose_port`; `ports` are the first and the last, `host` the address to listen on."""
-    free = partial(_is_free, host)
-    return choose_port(*ports, taken=taken, is_free=free, seed=seed)
+    """Return a port of a range that can be bound now.
+
+    Args:
+        ports: first and last port of the range.
+        host: address to listen on.
+        taken: see `choose_port`.
+        seed: see `choose_port`.
+
+    Raises:
+        Unavailable: the whole range is in use.
+    """
+    is_free = partial(_can_bind, host)
+    return choose_port(*ports, taken=taken, is_free=is_free, seed=seed)
 
 
-def _is_free(host: str, port: int) -> bool:
+def _can_bind(host: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((host, port))
+            sock.bind((host, port))
         except OSError:
             return False
     return True

@@ -1,4 +1,4 @@
-"""The host's process table as /proc shows it at one moment: trees, groups and marks."""
+"""The host's process table, read from /proc: process trees, process groups and environment markers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One line of the table.
+    """One process.
 
     Attributes:
-        group: process group; an engine leads its own.
-        started_ticks: clock ticks after boot at which it started; pid and this together never repeat in a boot.
+        parent: pid of its parent.
+        group: its process group; an engine leads its own.
+        started_ticks: start time in clock ticks since boot; pid and start time are unique within a boot.
         rss_bytes: resident memory.
-        zombie: it has ended and only waits to be reaped.
+        zombie: it has ended and has not been reaped.
     """
 
     pid: int
@@ -31,7 +32,7 @@ class Process:
 
 
 def oom_kills() -> int:
-    """Processes that the kernel has ended for want of memory since boot (Linux 4.13; 0 before)."""
+    """Return the number of processes that the OOM killer has killed since boot (Linux 4.13; 0 before)."""
     lines = (_PROC / "vmstat").read_text(encoding="ascii").splitlines()
     return next((int(line[9:]) for line in lines if line.startswith("oom_kill ")), 0)
 
@@ -42,55 +43,55 @@ class ProcessTable:
 
     by_pid: Mapping[int, Process]
 
-    def tree(self, head: int) -> frozenset[int]:
-        """The pids of a process, its descendants, and its process group with theirs.
+    def tree(self, leader: int) -> frozenset[int]:
+        """Return the live pids of a process, of its process group, and of all their descendants.
 
-        The group is what remains to be found when the head died and init became its children's parent.
+        The process group still identifies the children of a leader that died, which were reparented to init.
         """
         children: dict[int, list[int]] = {}
         for process in self.by_pid.values():
             children.setdefault(process.parent, []).append(process.pid)
-        todo = [p.pid for p in self.by_pid.values() if head in {p.pid, p.group}]
+        pending = [p.pid for p in self.by_pid.values() if leader in {p.pid, p.group}]
         found: set[int] = set()
-        while todo:
-            pid = todo.pop()
+        while pending:
+            pid = pending.pop()
             if pid not in found:
                 found.add(pid)
-                todo.extend(children.get(pid, ()))
+                pending.extend(children.get(pid, ()))
         return frozenset(pid for pid in found if not self.by_pid[pid].zombie)
 
-    def left_of(self, head: int, started_ticks: int) -> frozenset[int]:
-        """What lives of the tree that a head led, itself ended or not; nothing once its pid is somebody else's.
+    def remaining_tree(self, leader: int, started_ticks: int) -> frozenset[int]:
+        """Return the live pids of a leader's tree, whether or not the leader has ended; empty if its pid was reused.
 
-        The kernel gives a pid to nobody while a process group of that number has members.
+        The kernel does not reuse a pid while a process group with that id has members.
         """
-        now = self.by_pid.get(head)
-        mine = now is None or now.started_ticks == started_ticks
-        return self.tree(head) if mine else frozenset()
+        current = self.by_pid.get(leader)
+        same = current is None or current.started_ticks == started_ticks
+        return self.tree(leader) if same else frozenset()
 
     def rss_mb(self, pids: frozenset[int]) -> int:
-        """Resident MiB of some processes together."""
+        """Return the resident memory of some processes in MiB."""
         return sum(self.by_pid[p].rss_bytes for p in pids if p in self.by_pid) // (1024 * 1024)
 
     def is_same(self, pid: int, started_ticks: int) -> bool:
-        """Whether the process that had this pid then still lives."""
+        """Return whether a process with this pid and start time is still running."""
         process = self.by_pid.get(pid)
         return process is not None and process.started_ticks == started_ticks and not process.zombie
 
 
-TreeOf = Callable[[ProcessTable], frozenset[int]]
-"""Finds the processes of one engine in a table."""
+ProcessFinder = Callable[[ProcessTable], frozenset[int]]
+"""Finds the pids of one engine in a process table."""
 
 
 def read_table() -> ProcessTable:
-    """Read /proc once; a few milliseconds on a host with hundreds of processes."""
-    return ProcessTable({process.pid: process for process in _read()})
+    """Read all of /proc; takes a few milliseconds on a host with hundreds of processes."""
+    return ProcessTable({process.pid: process for process in _read_all()})
 
 
 def read_process(pid: int) -> Process | None:
-    """One process, or None when there is none of that pid."""
+    """Return a process; None if there is none with that pid."""
     try:
-        # No Path: a thousand of them at each reading of the devices are a waste.
+        # No Path: this is called about a thousand times per device reading.
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
@@ -101,25 +102,25 @@ def read_process(pid: int) -> Process | None:
         parent=int(fields[1]),
         group=int(fields[2]),
         started_ticks=int(fields[19]),
-        rss_bytes=int(fields[21]) * _PAGE,
+        rss_bytes=int(fields[21]) * _PAGE_BYTES,
         zombie=fields[0] in b"ZX",
     )
 
 
-def _read() -> Iterator[Process]:
-    for name in os.listdir(_PROC):  # noqa: PTH208 - thousands of Path objects a second are a waste
+def _read_all() -> Iterator[Process]:
+    for name in os.listdir(_PROC):  # noqa: PTH208 - avoids a Path per process
         if name.isdigit() and (process := read_process(int(name))) is not None:
             yield process
 
 
-def marked(table: ProcessTable, mark: str) -> frozenset[int]:
-    """The pids whose environment carries `mark` ("NAME=value"); of processes that this user may look at."""
-    wanted = mark.encode()
-    return frozenset(pid for pid in table.by_pid if wanted in environment(pid))
+def pids_with_marker(table: ProcessTable, marker: str) -> frozenset[int]:
+    """Return the pids whose environment, as far as this user can read it, contains `marker` ("NAME=value")."""
+    variable = marker.encode()
+    return frozenset(pid for pid in table.by_pid if variable in environment(pid))
 
 
 def environment(pid: int) -> tuple[bytes, ...]:
-    """The environment that a process was started with; empty when it is gone or not ours to read."""
+    """Return the environment that a process was started with; empty if it has ended or can't be read."""
     try:
         return tuple((_PROC / str(pid) / "environ").read_bytes().split(b"\0"))
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -127,18 +128,18 @@ def environment(pid: int) -> tuple[bytes, ...]:
 
 
 def boot_id() -> str:
-    """Names this boot of the kernel; pids mean nothing beyond it."""
+    """Return the id of the current boot; pids are meaningful only within it."""
     return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def listening_pids(port: int, candidates: frozenset[int]) -> frozenset[int]:
-    """Which of some processes hold a listening TCP socket on a port."""
+    """Return the candidates that hold a listening TCP socket on a port."""
     inodes = _listening_inodes(port)
     return frozenset(pid for pid in candidates if inodes & _socket_inodes(pid))
 
 
 def _listening_inodes(port: int) -> set[str]:
-    found: set[str] = set()
+    inodes: set[str] = set()
     for table in ("net/tcp", "net/tcp6"):
         try:
             lines = (_PROC / table).read_text(encoding="ascii").splitlines()[1:]
@@ -147,15 +148,15 @@ def _listening_inodes(port: int) -> set[str]:
         for line in lines:
             fields = line.split()
             if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                found.add(fields[9])
-    return found
+                inodes.add(fields[9])
+    return inodes
 
 
 def _socket_inodes(pid: int) -> set[str]:
     found: set[str] = set()
     try:
         for entry in (_PROC / str(pid) / "fd").iterdir():
-            target = os.readlink(entry)  # noqa: PTH115 - "socket:[1]" is no path
+            target = os.readlink(entry)  # noqa: PTH115 - "socket:[1]" is not a path
             if target.startswith("socket:["):
                 found.add(target[8:-1])
     except (FileNotFoundError, ProcessLookupError, PermissionError):

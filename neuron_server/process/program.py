@@ -1,4 +1,4 @@
-"""Asking an engine's program something on its command line, and what it was built against."""
+"""Inspection of engine programs: their flags, their version, and the CUDA libraries that they link."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cortex_common.errors import NotSupported
 from neuron_server.harness.base import Launch
 from neuron_server.process.supervisor import engine_environment
 
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _CUDA_RUNTIME = re.compile(r"lib(?:cudart|cublas)\.so\.(\d+)")
-_CUDA = re.compile(r"lib(?:cuda|cudart|cublas)\.so\.")
+_CUDA_LIBRARY = re.compile(r"lib(?:cuda|cudart|cublas)\.so\.")
 
 
 async def run_program(
     program: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> str | None:
-    """What a program prints on stdout; None when it can't be run, fails, or takes too long."""
+    """Run a program and return its stdout; None if it can't be run, fails, or takes too long."""
     environment = engine_environment(os.environ, Launch(argv=(program,), env=env or {}), {})
     try:
         child = await asyncio.create_subprocess_exec(
@@ -37,7 +37,7 @@ async def run_program(
     except OSError:
         return None
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             output, _ = await child.communicate()
     except TimeoutError:
         return None
@@ -49,58 +49,58 @@ async def run_program(
     return output.decode("utf-8", "replace") if child.returncode == 0 else None
 
 
-def absence(check: Callable[[], object]) -> str | None:
-    """What a check finds missing of an engine, with its hints; None where it finds nothing."""
+def missing_reason(check: Callable[[], object]) -> str | None:
+    """Return the message and hints of the NotSupported error that a check raises; None if it raises none."""
     try:
         check()
-    except NotSupported as absent:
-        return ": ".join((str(absent), *absent.hints))
+    except NotSupported as missing:
+        return ": ".join((str(missing), *missing.hints))
     return None
 
 
 class Program:
-    """An engine's program: where it is, and which flags this build of it has.
+    """An engine's program: its path, and the flags that this build supports.
 
     Args:
-        name: on PATH, where no path is configured.
-        configured: the operator's path.
-        asked: the arguments that make it print its flags.
-        assumed: the flags that count as known while it could not be asked.
+        name: name to look up on PATH if no path is configured.
+        configured: the configured path.
+        help_args: arguments that make it print its flags.
+        assumed_flags: flags that count as supported if its help can't be read.
 
     Attributes:
-        version: what it says on stdout when asked for it.
+        version: the version that `--version` prints; None if unknown.
     """
 
     def __init__(
         self,
         name: str,
         configured: Path | None,
-        *asked: str,
-        assumed: frozenset[str] = frozenset(),
+        *help_args: str,
+        assumed_flags: frozenset[str] = frozenset(),
     ) -> None:
         self._name = name
         self._configured = configured
-        self._asked = asked
-        self._assumed = assumed
+        self._help_args = help_args
+        self._assumed_flags = assumed_flags
         self.version: str | None = None
         self._help: str | None = None
-        self._looked_at: tuple[str, int] | None = None
+        self._inspected: tuple[str, int] | None = None
 
     @property
     def path(self) -> str | None:
-        """Where it is, or where the operator says that it is."""
+        """The configured path, or the path found on PATH."""
         return str(self._configured) if self._configured else shutil.which(self._name)
 
     @property
     def missing(self) -> str | None:
-        """That it is not there, and what to do; None where it is."""
-        return absence(self.required)
+        """Why the program can't be run, and what to do about it; None if it can."""
+        return missing_reason(self.require_path)
 
-    def required(self) -> str:
-        """Its path.
+    def require_path(self) -> str:
+        """Return the path.
 
         Raises:
-            NotSupported: it is not there, or may not be run.
+            NotSupported: the program does not exist, or is not executable.
         """
         path = self.path
         if path is None or not Path(path).is_file():
@@ -110,55 +110,56 @@ class Program:
             )
         if not os.access(path, os.X_OK):
             raise NotSupported(
-                f"the neuron may not run {path} on this node", hints=(f"`chmod a+x {quote(path)}`",)
+                f"{path} is not executable for the neuron's user",
+                hints=(f"`chmod a+x {quote(path)}`",),
             )
         return path
 
-    async def look(self) -> None:
-        """Ask it for its flags and version, unless it is the one that was asked before."""
+    async def inspect(self) -> None:
+        """Read its flags and version, unless this build has been inspected before."""
         build = self._build()
-        if build != self._looked_at:
-            self._help = None if build is None else await run_program(build[0], *self._asked)
-            told = None if build is None else await run_program(build[0], "--version")
-            found = re.search(r"\d+\.\d+\.\d+\S*", told or "")
+        if build != self._inspected:
+            self._help = None if build is None else await run_program(build[0], *self._help_args)
+            printed = None if build is None else await run_program(build[0], "--version")
+            found = re.search(r"\d+\.\d+\.\d+\S*", printed or "")
             self.version = found[0] if found else None
-            self._looked_at = build
+            self._inspected = build
 
     def _build(self) -> tuple[str, int] | None:
-        return None if self.path is None else build_of(self.path)
+        return None if self.path is None else build_id(self.path)
 
-    def where_known(self, flag: str, *values: str) -> list[str]:
-        """The flag with its values, when this build has it."""
+    def if_supported(self, flag: str, *values: str) -> list[str]:
+        """Return the flag with its values if this build supports it, else an empty list."""
         if self._help is None:
-            return [flag, *values] if flag in self._assumed else []
-        known = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", self._help)
-        return [flag, *values] if known else []
+            return [flag, *values] if flag in self._assumed_flags else []
+        supported = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", self._help)
+        return [flag, *values] if supported else []
 
 
-def build_of(program: str) -> tuple[str, int] | None:
-    """What of a program changes with an upgrade; None where it is not there."""
+def build_id(program: str) -> tuple[str, int] | None:
+    """Return a value that changes when a program is replaced; None if it does not exist."""
     try:
         return program, Path(program).stat().st_mtime_ns
     except OSError:
         return None
 
 
-async def links_no_cuda(program: str) -> bool:
-    """Whether a program is known to link nothing of CUDA; one that `ldd` can't read might."""
+async def lacks_cuda(program: str) -> bool:
+    """Return whether a program is known to link no CUDA library; False if `ldd` can't read it."""
     printed = await run_program("ldd", program)
-    return printed is not None and not _CUDA.search(printed)
+    return printed is not None and not _CUDA_LIBRARY.search(printed)
 
 
-async def linked_cuda(program: str) -> int | None:
-    """The major version of the CUDA runtime that a program or its CUDA backend beside it links; None for none."""
-    for candidate in _linking(Path(program)):
+async def linked_cuda_version(program: str) -> int | None:
+    """Return the major version of the CUDA runtime that a program links, directly or in a backend; None for none."""
+    for candidate in _cuda_candidates(Path(program)):
         printed = await run_program("ldd", str(candidate)) or ""
         if found := _CUDA_RUNTIME.search(printed):
             return int(found[1])
     return None
 
 
-def _linking(program: Path) -> list[Path]:
-    """llama.cpp opens its CUDA backend at run time, so the program itself need not link CUDA."""
-    here = program.resolve()
-    return [path for path in (here, here.with_name("libggml-cuda.so")) if path.is_file()]
+def _cuda_candidates(program: Path) -> list[Path]:
+    """Return the files that can link CUDA: the program, and the backend that llama.cpp loads at run time."""
+    resolved = program.resolve()
+    return [path for path in (resolved, resolved.with_name("libggml-cuda.so")) if path.is_file()]

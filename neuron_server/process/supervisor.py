@@ -1,7 +1,7 @@
-"""Starts engines, takes over those of the neuron before, and kills what nobody knows.
+"""Starts engine processes, adopts those of the previous neuron, and kills orphans.
 
-Each gets a session of its own, a cgroup of its own where the neuron may make some, and a scrubbed environment that
-carries the neuron's marks.
+Each engine gets a session of its own, a cgroup of its own if the neuron is allowed to create cgroups, and a sanitized
+environment that contains the neuron's markers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from typing import BinaryIO
 from cortex_common.errors import LoadFailed
 from neuron_server.harness.base import Launch
 from neuron_server.process.cgroups import Cgroups, EngineCgroup
-from neuron_server.process.engine_process import SWEEP_EVERY_S, SWEEP_LIMIT_S, EngineProcess
-from neuron_server.process.process_table import environment, marked, read_process, read_table
+from neuron_server.process.engine_process import KILL_INTERVAL_S, KILL_TIMEOUT_S, EngineProcess
+from neuron_server.process.process_table import (
+    environment,
+    pids_with_marker,
+    read_process,
+    read_table,
+)
 
-_MARK = "CORTEX_INSTANCE"
-_OWNER_MARK = "CORTEX_NEURON"
+_INSTANCE_VARIABLE = "CORTEX_INSTANCE"
+_OWNER_VARIABLE = "CORTEX_NEURON"
 
-_ALLOWED = frozenset(
+_ALLOWED_VARIABLES = frozenset(
     [
         "PATH",
         "HOME",
@@ -60,40 +65,41 @@ _ALLOWED = frozenset(
 
 
 def engine_environment(
-    host: Mapping[str, str], launch: Launch, marks: Mapping[str, str]
+    host: Mapping[str, str], launch: Launch, markers: Mapping[str, str]
 ) -> dict[str, str]:
-    """What an engine gets to see: an allow-list of the host's variables, what it needs, and its marks.
+    """Return an engine's environment: allowed variables of the host, those of the launch, and the markers.
 
-    Engines read settings from variables (LLAMA_ARG_*, VLLM_*), so what happens to be set on the host must not
-    reach them.
+    Engines read settings from variables (LLAMA_ARG_*, VLLM_*), so other variables of the host must not reach them.
     """
     allowed = {
-        name: value for name, value in host.items() if name in _ALLOWED or name.startswith("LC_")
+        name: value
+        for name, value in host.items()
+        if name in _ALLOWED_VARIABLES or name.startswith("LC_")
     }
-    return allowed | dict(launch.env) | dict(marks)
+    return allowed | dict(launch.env) | dict(markers)
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """An engine's first process, which leads its group; see `processes.Process`."""
+class GroupLeader:
+    """An engine's first process, which leads its process group: see `process_table.Process`."""
 
     pid: int
     started_ticks: int
 
 
 class Supervisor:
-    """What a neuron does with engine processes.
+    """Starts, adopts and kills engine processes.
 
     Args:
-        owner: marks the engines of the neuron's state directory.
-        cgroups: where engines get one each; None leaves them with their process group.
+        owner: id that marks the engines of the neuron's state directory.
+        cgroups: creates a cgroup per engine; None isolates engines by process group only.
 
     Attributes:
-        fence: what holds an engine's processes together, for people.
+        isolation: description of how an engine's processes are kept together.
     """
 
     def __init__(self, owner: str, cgroups: Cgroups | None = None) -> None:
-        self.fence = "process groups" if cgroups is None else str(cgroups.root)
+        self.isolation = "process groups" if cgroups is None else str(cgroups.root)
         self._cgroups = cgroups
         self._owner = owner
 
@@ -101,109 +107,115 @@ class Supervisor:
         """Start an engine.
 
         Raises:
-            LoadFailed: the program can't be started, or its cgroup not be made.
+            LoadFailed: the program can't be started, or its cgroup can't be created.
         """
-        marks = {_OWNER_MARK: self._owner, _MARK: instance}
+        markers = {_OWNER_VARIABLE: self._owner, _INSTANCE_VARIABLE: instance}
         cgroup = self._cgroup(instance)
         with contextlib.ExitStack() as until_started:
-            enter = None
+            join_cgroup = None
             if cgroup is not None:
-                enter = _enter(cgroup, instance, until_started)
+                join_cgroup = _create_cgroup(cgroup, instance, until_started)
             try:
                 child = subprocess.Popen(
                     launch.argv,
-                    env=engine_environment(os.environ, launch, marks),
+                    env=engine_environment(os.environ, launch, markers),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=enter,  # noqa: PLW1509 - one write to an open file: no lock, no import
+                    preexec_fn=join_cgroup,  # noqa: PLW1509 - one write to an open file: no lock, no import
                 )
             except (OSError, subprocess.SubprocessError) as failed:
                 if cgroup is not None:
                     cgroup.remove()
-                why = getattr(failed, "strerror", None) or failed
-                raise LoadFailed(f"can't start {launch.argv[0]}: {why}") from failed
+                reason = getattr(failed, "strerror", None) or failed
+                raise LoadFailed(f"can't start {launch.argv[0]}: {reason}") from failed
         process = read_process(child.pid)
         assert process is not None, "an unreaped child has an entry"
         return EngineProcess(
-            child.pid, process.started_ticks, _mark(instance), child=child, cgroup=cgroup
+            child.pid, process.started_ticks, _marker(instance), child=child, cgroup=cgroup
         )
 
     def adopt(self, pid: int, started_ticks: int, instance: str) -> EngineProcess | None:
-        """Take over an engine that another neuron started; None when it is not there any more."""
+        """Adopt an engine that another neuron started; return None if it has ended."""
         process = read_process(pid)
         if process is None or process.zombie or process.started_ticks != started_ticks:
             return None
-        if _mark(instance).encode() not in environment(pid):
+        if _marker(instance).encode() not in environment(pid):
             return None
         cgroup = self._cgroup(instance)
-        if cgroup is not None and pid not in cgroup.pids():  # it was started without one
+        if cgroup is not None and pid not in cgroup.pids():  # it was started without a cgroup
             cgroup = None
         try:
-            return EngineProcess(pid, started_ticks, _mark(instance), cgroup=cgroup)
+            return EngineProcess(pid, started_ticks, _marker(instance), cgroup=cgroup)
         except ProcessLookupError:
             return None
 
     async def kill_orphans(
-        self, spared: frozenset[str], gone: Collection[Head] = ()
+        self, adopted: frozenset[str], leaders: Collection[GroupLeader] = ()
     ) -> tuple[int, ...]:
-        """Kill engines that a neuron of this state directory started and that were not adopted.
+        """Kill the engines of this state directory's neurons that were not adopted.
 
-        Marks alone don't find them all: vLLM's and SGLang's workers write their title over their environment, and
-        live on without their head.
+        Markers alone don't find all processes: the workers of vLLM and SGLang overwrite their environment with their
+        process title, and keep running without their leader.
 
         Args:
-            spared: instances that were adopted.
-            gone: the heads of those that were not.
+            adopted: the adopted instances.
+            leaders: group leaders of the engines that were not adopted.
 
         Returns:
             The pids that were killed.
         """
         table = read_table()
-        spared_marks = frozenset().union(*(marked(table, _mark(i)) for i in spared))
-        orphans = marked(table, f"{_OWNER_MARK}={self._owner}") - spared_marks - {os.getpid()}
+        adopted_pids = frozenset().union(*(pids_with_marker(table, _marker(i)) for i in adopted))
+        orphans = (
+            pids_with_marker(table, f"{_OWNER_VARIABLE}={self._owner}")
+            - adopted_pids
+            - {os.getpid()}
+        )
         orphans = orphans.union(
             *(table.tree(pid) for pid in orphans),
-            *(table.left_of(head.pid, head.started_ticks) for head in gone),
+            *(table.remaining_tree(leader.pid, leader.started_ticks) for leader in leaders),
         )
-        cgroups = [cgroup for instance, cgroup in self._left() if instance not in spared]
+        cgroups = [
+            cgroup for instance, cgroup in self._existing_cgroups() if instance not in adopted
+        ]
         orphans = orphans.union(*(cgroup.pids() for cgroup in cgroups))
         for cgroup in cgroups:
             cgroup.kill()
         for pid in orphans:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        for _ in range(round(SWEEP_LIMIT_S / SWEEP_EVERY_S)):
+        for _ in range(round(KILL_TIMEOUT_S / KILL_INTERVAL_S)):
             if all(p.zombie for pid in orphans if (p := read_process(pid)) is not None):
                 break
-            await asyncio.sleep(SWEEP_EVERY_S)
+            await asyncio.sleep(KILL_INTERVAL_S)
         for cgroup in cgroups:
             cgroup.remove()
         return tuple(sorted(orphans))
 
     def _cgroup(self, instance: str) -> EngineCgroup | None:
-        return None if self._cgroups is None else self._cgroups.of(instance)
+        return None if self._cgroups is None else self._cgroups.for_instance(instance)
 
-    def _left(self) -> tuple[tuple[str, EngineCgroup], ...]:
-        return () if self._cgroups is None else tuple(self._cgroups.left())
+    def _existing_cgroups(self) -> tuple[tuple[str, EngineCgroup], ...]:
+        return () if self._cgroups is None else tuple(self._cgroups.existing())
 
 
-def _enter(
+def _create_cgroup(
     cgroup: EngineCgroup, instance: str, until_started: contextlib.ExitStack
 ) -> Callable[[], None]:
-    """Makes the cgroup; what a child calls before it becomes the engine, so that none of its children is outside."""
+    """Create a cgroup; return a function that a child calls before it executes the engine, to join the cgroup."""
     try:
         procs = cgroup.create()
     except OSError as failed:
-        raise LoadFailed(f"can't make a cgroup for {instance}: {failed}") from failed
+        raise LoadFailed(f"can't create a cgroup for {instance}: {failed}") from failed
     until_started.callback(os.close, procs)
 
-    def enter() -> None:
+    def join() -> None:
         os.write(procs, b"0")
 
-    return enter
+    return join
 
 
-def _mark(instance: str) -> str:
-    return f"{_MARK}={instance}"
+def _marker(instance: str) -> str:
+    return f"{_INSTANCE_VARIABLE}={instance}"

@@ -31,7 +31,7 @@ async def ready(runtime: Runtime) -> None:
     """Wait until the only instance is ready; fail if it fails."""
     async with asyncio.timeout(20):
         async for _ in runtime.changes.follow(1.0):
-            (instance,) = runtime.instances.instances
+            (instance,) = runtime.instances.snapshots
             assert instance.state is not InstanceState.FAILED, instance.error
             if instance.state is InstanceState.READY:
                 return
@@ -58,7 +58,7 @@ async def test_the_harness_of_the_guide_works(tmp_path: Path):
         await runtime.load(LoadSpec(model_id="files", harness="toy"))
         await ready(runtime)
         await runtime.unload(UnloadRequest(model_id="files"))
-        assert runtime.instances.instances == []
+        assert runtime.instances.snapshots == []
     finally:
         await runtime.close()
 

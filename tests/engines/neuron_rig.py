@@ -99,9 +99,9 @@ stop_timeout_s = 1.0
 
     def engines(self) -> list[psutil.Process]:
         """All living processes that neurons of this directory started."""
-        from neuron_server.state_store import owner_of
+        from neuron_server.state_store import owner_id
 
-        mark = owner_of(self.directory / "state")
+        mark = owner_id(self.directory / "state")
         return [p for p in psutil.process_iter() if marked(p, mark)]
 
     def close(self) -> None:

@@ -24,8 +24,8 @@ from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
 from cortex_common.schema.instances import InstanceState, LoadSpec, ModelInfo, UnloadRequest
 from neuron_server.hardware.nvml import NvmlSource
-from neuron_server.process.process_table import marked, read_table
-from neuron_server.state_store import owner_of
+from neuron_server.process.process_table import pids_with_marker, read_table
+from neuron_server.state_store import owner_id
 
 PATIENCE_S = 500.0
 """What a load may take on two slow cores that others use."""
@@ -79,7 +79,7 @@ class PresetRig:
     def kill_left(self) -> None:
         """Nothing of it is left at the end of a test that fails, either."""
         table = read_table()
-        for head in marked(table, owner_of(self.directory / "state")):
+        for head in pids_with_marker(table, owner_id(self.directory / "state")):
             for pid in table.tree(head):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -62,7 +62,7 @@ async def test_the_idle_model_goes_and_not_the_one_another_gateway_uses(tmp_path
         over.set()
         await asyncio.gather(*clients)
         held = {i.id for i in node.runtime.models(lambda _: "")}
-        assert {i.spec.model_id for i in node.runtime.instances.instances} == {"busy", "new"}
+        assert {i.spec.model_id for i in node.runtime.instances.snapshots} == {"busy", "new"}
         assert len(held) == 2
 
 
@@ -75,7 +75,7 @@ async def test_what_both_are_asked_for_at_once_is_loaded_once(tmp_path: Path) ->
         gateway({"here": node.url}, models) as other,
     ):
         await asyncio.gather(one.chat("cold"), other.chat("cold"))
-        assert len(node.runtime.instances.instances) == 1
+        assert len(node.runtime.instances.snapshots) == 1
 
 
 @pytest.mark.timeout(240)

@@ -268,8 +268,14 @@ async def test_events_tell_what_was_decided_and_resume(rig: NeuronRig):
     async with rig.client() as client:
         await load(client, fake("noted"))
         await client.unload(UnloadRequest(model_id="noted"))
-    story = ["load_admitted", "engine_started", "instance_ready", "unloading", "unloaded"]
-    assert (await read(last, "unloaded"))[0] == story
+    story = [
+        "load_admitted",
+        "engine_started",
+        "instance_ready",
+        "unload_started",
+        "instance_unloaded",
+    ]
+    assert (await read(last, "instance_unloaded"))[0] == story
 
 
 async def test_metrics_show_devices_and_instances(rig: NeuronRig):
@@ -351,7 +357,7 @@ async def test_a_state_directory_that_cant_be_written_stops_nothing(small: Neuro
         records.rename(records.with_name("elsewhere"))
         meanwhile = await load(client, fake("meanwhile"))
         warnings = (await client.discovery()).warnings
-        assert [w.code for w in warnings] == ["state_not_written"]
+        assert [w.code for w in warnings] == ["state_write_failed"]
         await client.unload(UnloadRequest(model_id="before"))
         assert [m.id for m in await client.models()] == ["meanwhile"]
         assert len(small.engines()) == 1

@@ -59,7 +59,7 @@ async def test_no_process_of_an_engine_escapes_its_cgroup(cgroup: Path, tmp_path
             await client.unload(UnloadRequest(model_id="gone"))
             assert not (cgroup / "engines" / "gone").exists()
             rig.stop(signal.SIGKILL)
-        assert f"engines_fenced by={cgroup}" in rig.log.read_text()
+        assert f"engine_isolation by={cgroup}" in rig.log.read_text()
         (rig.directory / "state" / "instances" / "lost.json").unlink()
         rig.start()
         async with rig.client() as client:
@@ -88,7 +88,7 @@ def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: P
         pytest.skip("cgroups have no extended attributes here")
     start = cgroup / leaf
     start.mkdir(exist_ok=True)
-    code = "import neuron_server.process.cgroups as c; print(c.find(None).root, c.own_cgroup())"
+    code = "import neuron_server.process.cgroups as c; print(c.find_cgroups(None).root, c.own_cgroup())"
     launch = f"echo $$ > {start}/cgroup.procs && exec {shlex.quote(sys.executable)} -c '{code}'"
     said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
     assert said.stdout.split() == [str(cgroup), str(cgroup / "neuron")]
@@ -97,7 +97,7 @@ def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: P
 
 def test_a_cgroup_that_was_not_delegated_is_left_alone(cgroup: Path):
     """Being able to write there is no permission: root can write everywhere."""
-    code = "import neuron_server.process.cgroups as c; print(c.find(None))"
+    code = "import neuron_server.process.cgroups as c; print(c.find_cgroups(None))"
     launch = f"echo $$ > {cgroup}/cgroup.procs && exec {shlex.quote(sys.executable)} -c '{code}'"
     said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
     assert said.stdout.strip() == "None"

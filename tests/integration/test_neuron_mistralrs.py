@@ -121,7 +121,7 @@ async def test_a_model_unloaded_by_others_is_no_longer_ready(attached: Attached)
         models = await until(client, lambda ms: any(m.status is InstanceState.FAILED for m in ms))
         failed = next(m for m in models if m.status is InstanceState.FAILED)
         assert failed.id == "org/a"
-        assert failed.error == "somebody else unloaded it"
+        assert failed.error == "another client of the engine unloaded it"
         with pytest.raises(Unavailable):
             await client.endpoint("org/a")
 
@@ -213,7 +213,7 @@ async def test_a_refused_reload_and_a_dead_engine_without_unit_say_so(tmp_path: 
         found.rig.start()
         async with found.rig.client() as client:
             await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
-            with pytest.raises(NotSupported, match="nobody told this node"):
+            with pytest.raises(NotSupported, match="no systemd unit is configured"):
                 await client.restart("shared", RestartRequest())
             await client.unload(UnloadRequest(model_id="org/b"))
             await client.load(shared("org/b"))

@@ -83,7 +83,7 @@ async def attached(directory: Path, url: str) -> AsyncIterator[tuple[ServedNeuro
     async with served(config) as neuron:
         async with asyncio.timeout(10):
             async for _ in neuron.runtime.changes.follow(1.0):
-                (instance,) = neuron.runtime.instances.instances
+                (instance,) = neuron.runtime.instances.snapshots
                 if instance.state is InstanceState.READY:
                     break
         yield neuron, f"/engines/{instance.id}/v1/chat/completions"

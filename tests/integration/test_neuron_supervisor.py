@@ -76,7 +76,7 @@ async def failure_of(client: NeuronClient, *faults: str, **more: object) -> str:
         (("--oom-at-load",), "the engine ran out of memory (exit status 1)"),
         (("--crash-at-load",), "the engine crashed (SIGABRT)"),
         (("--no-such-flag",), "did not accept its arguments (exit status 2)"),
-        (("--exit-at-load", "0"), "the engine ended by itself (exit status 0)"),
+        (("--exit-at-load", "0"), "the engine exited by itself (exit status 0)"),
     ],
 )
 async def test_an_engine_that_fails_to_load_is_classified(
@@ -253,7 +253,7 @@ async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
         (engine,) = rig.engines()
         engine.suspend()
         (down,) = await until(client, is_state(InstanceState.LOADING))
-        assert down.error == "the engine did not answer 3 times in a row"
+        assert down.error == "the engine did not answer 3 consecutive health checks"
         await until(client, is_state(InstanceState.READY))
         assert engine not in rig.engines()
         await client.unload(UnloadRequest(model_id="frozen"))

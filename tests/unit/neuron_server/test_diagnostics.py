@@ -25,7 +25,7 @@ CPU_BUILD = "Available devices:\n  (none)"
 
 
 @contextlib.asynccontextmanager
-async def fitness(entry: HarnessEntry, cards: int = 1) -> AsyncIterator[EngineChecks]:
+async def engine_checks(entry: HarnessEntry, cards: int = 1) -> AsyncIterator[EngineChecks]:
     """Of a host with one engine, whose driver offers CUDA 13.1."""
     host = Host((NvmlSource(FakeNvml(*map(Card, range(cards)))),), SystemClock())
     await host.open()
@@ -47,8 +47,8 @@ def llama(path: Path, printed: str) -> HarnessEntry:
 
 async def codes(entry: HarnessEntry, cards: int = 1) -> list[str]:
     """The warnings about an engine."""
-    async with fitness(entry, cards) as found:
-        await found.look()
+    async with engine_checks(entry, cards) as found:
+        await found.check()
         return [warning.code for warning in found.warnings]
 
 
@@ -59,11 +59,11 @@ async def test_a_program_for_a_newer_cuda_is_a_warning(
     entry = llama(tmp_path, CUDA_BUILD)
     script(tmp_path / "ldd", "echo '  libcudart.so.14 => /usr/lib/libcudart.so.14 (0x0)'")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    async with fitness(entry) as found:
-        await found.look()
+    async with engine_checks(entry) as found:
+        await found.check()
         (warning,) = found.warnings
     assert warning.code == "engine_cuda_mismatch"
-    assert "built for CUDA 14, the driver offers 13.1" in warning.message
+    assert "built for CUDA 14 but the driver supports 13.1" in warning.message
     script(tmp_path / "ldd", "echo '  libcudart.so.13 => /usr/lib/libcudart.so.13 (0x0)'")
     assert await codes(entry) == []
 
@@ -102,12 +102,12 @@ async def test_the_variables_of_the_harness_are_set_when_its_program_is_asked(tm
 
 async def test_a_program_is_asked_until_it_is_fit_and_then_not_again(tmp_path: Path):
     """The warning goes once a build with CUDA is there; that one is not started every minute."""
-    async with fitness(llama(tmp_path, CPU_BUILD)) as found:
-        await found.look()
+    async with engine_checks(llama(tmp_path, CPU_BUILD)) as found:
+        await found.check()
         assert "-DGGML_CUDA=ON" in found.warnings[0].message
         llama(tmp_path, CUDA_BUILD)
-        await found.look()
-        await found.look()
+        await found.check()
+        await found.check()
         assert found.warnings == ()
     assert (tmp_path / "asked").read_text().splitlines() == ["--list-devices"] * 2
 

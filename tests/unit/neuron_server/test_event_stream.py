@@ -13,15 +13,15 @@ from cortex_common.clock import ManualClock
 from cortex_common.schema.hardware import Health
 from cortex_common.schema.instances import NodeStatus
 from neuron_server.event_log import ChangeCounter, EventLog
-from neuron_server.event_stream import StatusEvents, noted_before
+from neuron_server.event_stream import StatusEvents, parse_last_entry
 
 STATUS = NodeStatus(health=Health(uptime_secs=1.0))
 
 
-def stream(changes: ChangeCounter, events: EventLog, slow_s: float = 10.0) -> StatusEvents:
+def stream(changes: ChangeCounter, events: EventLog, send_timeout_s: float = 10.0) -> StatusEvents:
     """The response to one reader of a runtime that has only what a reader needs."""
     runtime = SimpleNamespace(changes=changes, events=events, status=lambda _: STATUS)
-    return StatusEvents(runtime, lambda _: "", None, slow_s)
+    return StatusEvents(runtime, lambda _: "", None, send_timeout_s)
 
 
 async def never() -> dict[str, object]:
@@ -33,7 +33,7 @@ async def never() -> dict[str, object]:
 @given(st.text() | st.none(), st.integers(0, 300))
 def test_any_last_event_id_is_taken(last_event_id, last):
     """Whatever a reader sends, it begins at a number that exists."""
-    assert 0 <= noted_before(last_event_id, last) <= last
+    assert 0 <= parse_last_entry(last_event_id, last) <= last
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_any_last_event_id_is_taken(last_event_id, last):
 )
 def test_a_reader_resumes_where_it_was(sent, begin):
     """The second number counts; a new reader, or one of another neuron, begins with what comes."""
-    assert noted_before(sent, 5) == begin
+    assert parse_last_entry(sent, 5) == begin
 
 
 async def test_a_reader_that_takes_nothing_is_cut():
@@ -54,7 +54,7 @@ async def test_a_reader_that_takes_nothing_is_cut():
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    response = stream(changes, EventLog(ManualClock(), changes), slow_s=0.05)
+    response = stream(changes, EventLog(ManualClock(), changes), send_timeout_s=0.05)
     async with asyncio.timeout(5):
         await response({"type": "http"}, never, send)
     assert len(sent) == 2
@@ -72,9 +72,9 @@ async def test_changes_while_a_reader_is_busy_are_one_message():
         bodies.append(message["body"])
         if len(bodies) == 1:
             for number in range(5):
-                events.note(f"entry_{number}")
+                events.record(f"entry_{number}")
         elif len(bodies) == 2:
-            changes.end()
+            changes.close()
 
     async with asyncio.timeout(5):
         await stream(changes, events)({"type": "http"}, never, send)
@@ -89,12 +89,12 @@ async def test_changes_while_a_reader_is_busy_are_one_message():
 async def test_silence_is_filled_and_the_end_ends():
     """Without news a reader of changes gets None; at the neuron's end it hears of that, and is let go."""
     changes = ChangeCounter()
-    reader = changes.follow(0.01)
+    reader = changes.subscribe(0.01)
     assert await anext(reader) == 0
     assert await anext(reader) is None
-    changes.publish()
+    changes.increment()
     assert await anext(reader) == 1
-    changes.end()
+    changes.close()
     assert await anext(reader) == 2
     with pytest.raises(StopAsyncIteration):
         await anext(reader)
@@ -105,9 +105,9 @@ def test_the_journal_is_bounded():
     changes = ChangeCounter()
     events = EventLog(ManualClock(unix=5.0), changes)
     for number in range(1000):
-        events.note("event", instance=number, nothing=None)
+        events.record("event", instance=number, nothing=None)
     kept = list(events.since(0))
     assert len(kept) == 256
-    assert kept[-1][0] == events.last == 1000
+    assert kept[-1][0] == events.last_number == 1000
     assert kept[-1][1].facts == {"instance": "999"}
     assert list(events.since(1000)) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cortex_common.errors import BadRequest, DoesNotFit
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId
-from neuron_server.ledger import DeviceMemory, Grant, Need, accounts, admit
+from neuron_server.ledger import DeviceMemory, Grant, MemoryRequest, admit, compute_accounts
 
 CUDA, CPU = DeviceKind.CUDA, DeviceKind.CPU
 
@@ -21,14 +21,16 @@ def gpu(
     return DeviceMemory(index, more.pop("kind", CUDA), total - free, free, headroom, **more)
 
 
-def need(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> Need:
+def need(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> MemoryRequest:
     """What a load asks for."""
-    return Need(size, count, tuple(devices), kinds)
+    return MemoryRequest(size, count, tuple(devices), kinds)
 
 
-def grant(promised: int, measured: int | None = None, *, device: int = 0, settled=False) -> Grant:
+def grant(
+    promised: int, measured: int | None = None, *, device: int = 0, unused_released=False
+) -> Grant:
     """What an instance holds."""
-    return Grant(InstanceId("i"), device, promised, measured, settled)
+    return Grant(InstanceId("i"), device, promised, measured, unused_released)
 
 
 sizes = st.integers(0, 2000)
@@ -41,7 +43,12 @@ def worlds(draw: st.DrawFn) -> tuple[list[DeviceMemory], list[Grant]]:
     for index in range(draw(st.integers(1, 4))):
         total = draw(st.integers(1, 4000))
         mine = [
-            grant(draw(sizes), draw(st.none() | sizes), device=index, settled=draw(st.booleans()))
+            grant(
+                draw(sizes),
+                draw(st.none() | sizes),
+                device=index,
+                unused_released=draw(st.booleans()),
+            )
             for _ in range(draw(st.integers(0, 3)))
         ]
         used = sum(s.measured_mb or 0 for s in mine) + draw(sizes)
@@ -57,7 +64,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[DeviceMemory], list[Grant]]:
 def test_promises_never_exceed_what_is_free(world, asked):
     """However many loads ask one after another, the promises of a device fit into what is free beyond its headroom."""
     memory, grants = world
-    before = {a.memory.index: a for a in accounts(memory, grants)}
+    before = {a.memory.index: a for a in compute_accounts(memory, grants)}
     for size, count in asked:
         try:
             reservation = admit(need(size, count), memory, grants)
@@ -65,7 +72,7 @@ def test_promises_never_exceed_what_is_free(world, asked):
             continue
         assert len(set(reservation.devices)) == count
         grants = [*grants, *(grant(size, device=index) for index in reservation.devices)]
-    for account in accounts(memory, grants):
+    for account in compute_accounts(memory, grants):
         promised = account.reserved_mb - before[account.memory.index].reserved_mb
         assert promised <= before[account.memory.index].available_mb
         if promised:
@@ -103,7 +110,7 @@ def test_the_fullest_device_that_fits_is_taken(world, size):
     except DoesNotFit:
         return
     available = {
-        a.memory.index: a.available_mb for a in accounts(memory, grants) if a.memory.usable
+        a.memory.index: a.available_mb for a in compute_accounts(memory, grants) if a.memory.usable
     }
     assert available[taken] == min(mb for mb in available.values() if mb >= size)
 
@@ -155,7 +162,7 @@ def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
         gpu(2, 1000),
     ]
     loads = [grant(300, device=0), grant(200, device=1)]
-    assert [a.available_mb for a in accounts(memory, loads)] == [400, 350, 1000]
+    assert [a.available_mb for a in compute_accounts(memory, loads)] == [400, 350, 1000]
     with pytest.raises(DoesNotFit):
         admit(need(500, kinds=(CUDA,), devices=(0,)), memory, loads)
     with pytest.raises(DoesNotFit, match="each of 2 devices"):
@@ -164,41 +171,41 @@ def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
 
 def test_a_promise_counts_only_as_far_as_it_is_not_taken():
     """While an engine grows into its promise, what it took is measured and the rest is reserved."""
-    (account,) = accounts([gpu(free=700)], [grant(500, 300)])
+    (account,) = compute_accounts([gpu(free=700)], [grant(500, 300)])
     assert (account.reserved_mb, account.other_mb, account.available_mb) == (200, 0, 500)
 
 
 def test_an_engine_that_took_more_than_promised_is_no_foreigner():
     """Measured beyond the promise counts as ours and reserves nothing."""
-    (account,) = accounts([gpu(free=300)], [grant(500, 700)])
+    (account,) = compute_accounts([gpu(free=300)], [grant(500, 700)])
     assert (account.reserved_mb, account.other_mb, account.available_mb) == (0, 0, 300)
 
 
 def test_a_settled_instance_keeps_nothing_it_did_not_take():
     """Once loaded and measured, an overestimate is available to others."""
-    (account,) = accounts([gpu(free=700)], [grant(500, 300, settled=True)])
+    (account,) = compute_accounts([gpu(free=700)], [grant(500, 300, unused_released=True)])
     assert account.available_mb == 700
 
 
 def test_memory_that_nobody_can_attribute_is_not_counted_twice():
     """Where the driver can't tell whose memory it is, a loaded engine's is just missing from what is free."""
-    loaded = grant(300, None, settled=True)
-    (account,) = accounts([gpu(free=700)], [loaded])
+    loaded = grant(300, None, unused_released=True)
+    (account,) = compute_accounts([gpu(free=700)], [loaded])
     assert account.available_mb == 700
-    assert loaded.counted_mb == 300
+    assert loaded.footprint_mb == 300
 
 
 def test_what_an_end_gives_back_is_what_was_taken_and_kept():
     """An instance counts with its measured memory and the open rest of its promise."""
-    assert grant(500, 300).counted_mb == 500
-    assert grant(500, 700).counted_mb == 700
-    assert grant(500, 300, settled=True).counted_mb == 300
-    assert grant(500).counted_mb == 500
+    assert grant(500, 300).footprint_mb == 500
+    assert grant(500, 700).footprint_mb == 700
+    assert grant(500, 300, unused_released=True).footprint_mb == 300
+    assert grant(500).footprint_mb == 500
 
 
 def test_strangers_are_seen_and_their_memory_is_not_promised():
     """What others use is foreign and lowers what is available."""
-    (account,) = accounts([gpu(free=400, headroom=100)], [grant(200, 200)])
+    (account,) = compute_accounts([gpu(free=400, headroom=100)], [grant(200, 200)])
     assert (account.other_mb, account.available_mb) == (400, 300)
 
 
@@ -216,7 +223,7 @@ def test_named_devices_are_used_and_nothing_else():
         admit(need(500, devices=(1,)), memory, [])
     with pytest.raises(BadRequest, match="no device 7"):
         admit(need(1, devices=(7,)), memory, [])
-    with pytest.raises(BadRequest, match="does not run on device 0"):
+    with pytest.raises(BadRequest, match="does not support device 0"):
         admit(need(1, devices=(0,), kinds=(CPU,)), memory, [])
 
 

@@ -19,14 +19,14 @@ from cortex_common.config.neuron import NeuronConfig, headroom_mib
 from cortex_common.errors import ConfigError, Conflict
 from cortex_common.net.state_dir import held
 from cortex_common.schema.instances import InstanceId, LoadSpec
-from neuron_server.instances.runner import until_freed, until_idle
+from neuron_server.instances.unloader import wait_until_freed, wait_until_idle
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.process_table import (
     Process,
     ProcessTable,
     environment,
     listening_pids,
-    marked,
+    pids_with_marker,
     read_process,
     read_table,
 )
@@ -60,7 +60,7 @@ def record(name: str, pid: int = 1) -> EngineRecord:
 
 def test_a_log_stays_within_its_bounds_while_its_engine_writes(tmp_path: Path):
     """The file that the engine holds open is cut in place; tail still gives the latest lines in order."""
-    log = EngineLog(tmp_path / "logs" / "i.log", limit_bytes=1000)
+    log = EngineLog(tmp_path / "logs" / "i.log", max_bytes=1000)
     with log.open_for_engine() as output:
         for number in range(500):
             output.write(f"line {number}\n".encode())
@@ -77,7 +77,7 @@ def test_a_log_stays_within_its_bounds_while_its_engine_writes(tmp_path: Path):
 
 async def test_a_followed_log_goes_on_over_a_cut(tmp_path: Path):
     """Who follows gets what is written, also after the file was cut in between, until the instance is gone."""
-    log = EngineLog(tmp_path / "logs" / "i.log", limit_bytes=10)
+    log = EngineLog(tmp_path / "logs" / "i.log", max_bytes=10)
     with log.open_for_engine() as output:
         output.write(b"before the follower\n")
         follower = log.follow(log.size(), lambda: False)
@@ -93,15 +93,15 @@ async def test_a_followed_log_goes_on_over_a_cut(tmp_path: Path):
 
 def test_records_survive_and_broken_ones_are_removed(state: StateDir):
     """What was saved is read back; a file that is no record is gone afterwards."""
-    state.save(record("a"))
-    state.save(record("b"))
-    state.save(record("b", pid=9))
+    state.save_record(record("a"))
+    state.save_record(record("b"))
+    state.save_record(record("b", pid=9))
     broken = state.path / "instances" / "c.json"
     broken.write_text("{")
     assert {r.instance_id: r.pid for r in state.records()} == {"a": 1, "b": 9}
     assert not broken.exists()
-    state.forget(InstanceId("a"))
-    state.forget(InstanceId("a"))
+    state.remove_record(InstanceId("a"))
+    state.remove_record(InstanceId("a"))
     assert [r.instance_id for r in state.records()] == ["b"]
 
 
@@ -133,7 +133,7 @@ def test_a_state_directory_that_cant_be_made_is_a_mistake_in_the_settings(tmp_pa
 
 def test_past_loads_are_known_by_what_they_depend_on(state: StateDir):
     """The same spec on the same kind of device is remembered; another context is another load."""
-    state.remember_load(SPEC, "cuda", PastLoad(seconds=3.5, per_device_mb=700))
+    state.save_past_load(SPEC, "cuda", PastLoad(seconds=3.5, per_device_mb=700))
     found = state.past_load(SPEC.model_copy(update={"instance_id": "x"}), "cuda")
     assert found == PastLoad(seconds=3.5, per_device_mb=700)
     assert state.past_load(SPEC, "cpu") is None
@@ -169,9 +169,9 @@ def test_what_an_ended_head_left_is_its_group_and_never_a_strangers():
         return Process(pid, 1, 7, started, 0, zombie=False)
 
     worker, stranger = process(8, 90), process(7, 500)
-    assert ProcessTable({8: worker}).left_of(7, 80) == {8}
-    assert ProcessTable({7: process(7, 80), 8: worker}).left_of(7, 80) == {7, 8}
-    assert ProcessTable({7: stranger}).left_of(7, 80) == frozenset()
+    assert ProcessTable({8: worker}).remaining_tree(7, 80) == {8}
+    assert ProcessTable({7: process(7, 80), 8: worker}).remaining_tree(7, 80) == {7, 8}
+    assert ProcessTable({7: stranger}).remaining_tree(7, 80) == frozenset()
 
 
 def test_processes_are_found_by_mark_tree_and_port(tmp_path: Path):
@@ -190,7 +190,7 @@ def test_processes_are_found_by_mark_tree_and_port(tmp_path: Path):
         wait_for(lambda: ready.exists() and ready.read_text() != "", 10)
         table = read_table()
         assert child.pid in table.tree(os.getpid())
-        assert marked(table, mark) == {child.pid}
+        assert pids_with_marker(table, mark) == {child.pid}
         assert mark.encode() in environment(child.pid)
         assert listening_pids(int(ready.read_text()), table.tree(child.pid)) == {child.pid}
         assert listening_pids(1, table.tree(child.pid)) == set()
@@ -216,14 +216,14 @@ async def test_an_engine_must_be_seen_idle_twice():
     async def in_flight() -> int | None:
         return next(seen)
 
-    await until_idle(clock, 10.0, in_flight)
+    await wait_until_idle(clock, 10.0, in_flight)
     assert next(seen) == 5
 
     async def silent() -> int | None:
         return None
 
     begun = clock.monotonic()
-    await until_idle(clock, 10.0, silent)
+    await wait_until_idle(clock, 10.0, silent)
     assert clock.monotonic() - begun < 5
 
 
@@ -234,7 +234,7 @@ async def test_memory_is_waited_for_while_it_rises():
     async def free() -> list[int]:
         return next(readings)
 
-    await until_freed(SystemClock(), free)
+    await wait_until_freed(SystemClock(), free)
     assert next(readings) == [9999, 9999]
 
 

@@ -16,7 +16,7 @@ from cortex_common.schema.instances import InstanceId
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
-from neuron_server.hardware.xid import meaning
+from neuron_server.hardware.xid import describe_xid
 
 MINE = InstanceId("mine")
 
@@ -213,7 +213,7 @@ def test_a_lost_card_still_tells_why():
 @given(st.integers(0, 1000))
 def test_every_xid_has_words(xid):
     """Known or not, an XID comes with what it means or where to look it up."""
-    assert meaning(xid)
+    assert describe_xid(xid)
 
 
 async def test_the_cpu_device_comes_last():
@@ -245,7 +245,7 @@ async def test_a_vanished_card_keeps_its_number_and_comes_back():
         reading = await host.read({})
         assert [d.uuid for d in host.devices] == ["GPU-0", "GPU-1"]
         assert [s.health for s in reading.samples] == ["lost", "ok"]
-        assert reading.samples[0].reason == "the driver does not list it any more"
+        assert reading.samples[0].reason == "the driver no longer lists it"
         library.cards = (Card(0), second)
         clock.advance(61)
         assert [s.health for s in (await host.read({})).samples] == ["ok", "ok"]

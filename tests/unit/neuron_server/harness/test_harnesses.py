@@ -441,7 +441,7 @@ async def test_an_engine_that_may_not_be_run_is_a_warning(tmp_path: Path):
         (told,) = registry.missing()
         assert told.code == "engine_missing"
         assert told.message == (
-            f"llamacpp: the neuron may not run {program} on this node: `chmod a+x {program}`"
+            f"llamacpp: {program} is not executable for the neuron's user: `chmod a+x {program}`"
         )
         program.chmod(0o755)
         assert registry.missing() == ()

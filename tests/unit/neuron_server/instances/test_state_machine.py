@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from cortex_common.errors import Conflict, Unavailable
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
-from neuron_server.admission import joined
+from neuron_server.admission import join_existing
 from neuron_server.instances.state_machine import (
-    CRASHES_FORGIVEN_AFTER_S,
-    MOST_CRASHES,
+    CRASH_RESET_S,
+    MAX_CRASHES,
     Instance,
     advance,
+    is_same_work,
     load_deadline_s,
     load_progress,
     restart_delay_s,
-    same_work,
 )
 from neuron_server.process.exit_reason import ExitKind, classify
 from neuron_server.process.ports import choose_port
@@ -74,13 +74,13 @@ def test_back_off_doubles_and_ends():
         delays.append(again[0])
         now = dataclasses.replace(now, crashes=again[1])
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert len(delays) == MOST_CRASHES
+    assert len(delays) == MAX_CRASHES
 
 
 def test_long_health_forgives_crashes():
     """A crash after a long healthy time starts the count anew."""
-    tired = instance(InstanceState.READY, ready_at=100.0, crashes=MOST_CRASHES)
-    assert restart_delay_s(tired, 100.0 + CRASHES_FORGIVEN_AFTER_S) == (1.0, 1)
+    tired = instance(InstanceState.READY, ready_at=100.0, crashes=MAX_CRASHES)
+    assert restart_delay_s(tired, 100.0 + CRASH_RESET_S) == (1.0, 1)
 
 
 def test_same_work_ignores_names_and_open_choices():
@@ -88,37 +88,39 @@ def test_same_work_ignores_names_and_open_choices():
     named = SPEC.model_copy(update={"instance_id": "x"})
     on_one = SPEC.model_copy(update={"devices": (1,)})
     on_two = SPEC.model_copy(update={"devices": (2,)})
-    assert same_work(SPEC, named)
-    assert same_work(SPEC, on_one)
-    assert not same_work(on_one, on_two)
-    assert not same_work(SPEC, SPEC.model_copy(update={"context": 1}))
+    assert is_same_work(SPEC, named)
+    assert is_same_work(SPEC, on_one)
+    assert not is_same_work(on_one, on_two)
+    assert not is_same_work(SPEC, SPEC.model_copy(update={"context": 1}))
 
 
 def test_a_load_joins_what_serves_it():
     """The same work joins; another instance id makes another instance; the same id with other work is a conflict."""
     ready = instance(InstanceState.READY)
-    answer = joined(SPEC, ready)
+    answer = join_existing(SPEC, ready)
     assert answer is not None
     assert (answer.status, answer.instance_id) == ("loaded", "i")
-    assert joined(SPEC.model_copy(update={"instance_id": "other"}), ready) is None
-    assert joined(SPEC.model_copy(update={"context": 9}), ready) is None
-    assert joined(SPEC, instance(InstanceState.STOPPING)) is None
-    with pytest.raises(Conflict, match="another spec"):
-        joined(SPEC.model_copy(update={"instance_id": "i", "context": 9}), ready)
-    with pytest.raises(Conflict, match="on its way out"):
-        joined(SPEC.model_copy(update={"instance_id": "i"}), instance(InstanceState.STOPPING))
+    assert join_existing(SPEC.model_copy(update={"instance_id": "other"}), ready) is None
+    assert join_existing(SPEC.model_copy(update={"context": 9}), ready) is None
+    assert join_existing(SPEC, instance(InstanceState.STOPPING)) is None
+    with pytest.raises(Conflict, match="a different spec"):
+        join_existing(SPEC.model_copy(update={"instance_id": "i", "context": 9}), ready)
+    with pytest.raises(Conflict, match="about to end"):
+        join_existing(
+            SPEC.model_copy(update={"instance_id": "i"}), instance(InstanceState.STOPPING)
+        )
 
 
 def test_a_load_joins_a_copy_that_its_caller_does_not_know():
     """Another gateway was first, whatever size it has measured; a copy that is known is to get a second one."""
     mine = SPEC.model_copy(update={"instance_id": "mine", "vram_mb": 7, "devices": (0,)})
     theirs = instance(InstanceState.LOADING)
-    answer = joined(mine, theirs, known=[])
+    answer = join_existing(mine, theirs, known=[])
     assert answer is not None
     assert (answer.status, answer.instance_id) == ("loading", "i")
-    assert joined(mine, theirs, known=["i"]) is None
-    assert joined(mine.model_copy(update={"context": 9}), theirs, known=[]) is None
-    assert joined(mine, instance(InstanceState.STOPPING), known=[]) is None
+    assert join_existing(mine, theirs, known=["i"]) is None
+    assert join_existing(mine.model_copy(update={"context": 9}), theirs, known=[]) is None
+    assert join_existing(mine, instance(InstanceState.STOPPING), known=[]) is None
 
 
 def test_the_deadline_of_a_load_grows_with_its_weights():

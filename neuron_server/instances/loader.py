@@ -1,0 +1,166 @@
+"""Loading: joins a load to an existing instance, or admits and starts a new one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Collection
+
+from cortex_common.clock import Clock
+from cortex_common.errors import DoesNotFit
+from cortex_common.schema.instances import InstanceId, InstanceState, LoadAnswer, LoadSpec
+from neuron_server.admission import join_existing, memory_requests, reject_second_parallel
+from neuron_server.hardware.host import Host
+from neuron_server.harness.base import AttachedHarness
+from neuron_server.harness.registry import Registered, Registry
+from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
+from neuron_server.instances.runner import RunnerHost
+from neuron_server.instances.runner_factory import create_runner
+from neuron_server.instances.state_machine import Instance
+from neuron_server.ledger import Reservation
+from neuron_server.memory_accounting import MemoryAccounting
+from neuron_server.process.ports import free_port
+from neuron_server.process.supervisor import Supervisor
+from neuron_server.state_store import StateDir
+
+
+class Loader:
+    """Admits loads, and adds instances together with their runners.
+
+    Args:
+        registry: the harnesses.
+        instances: the node's instances.
+        devices: the node's devices.
+        memory: admits loads.
+        host: the runtime, for the runners.
+        state: holds what past loads took, and the engines' logs.
+        supervisor: starts engines.
+        clock: measures durations and provides timestamps.
+        engine_host: address that engines listen on.
+        remove: removes a failed instance.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        instances: InstanceRegistry,
+        devices: Host,
+        memory: MemoryAccounting,
+        host: RunnerHost,
+        *,
+        state: StateDir,
+        supervisor: Supervisor,
+        clock: Clock,
+        engine_host: str,
+        remove: Callable[[InstanceId], None],
+    ) -> None:
+        self._registry = registry
+        self._instances = instances
+        self._devices = devices
+        self._memory = memory
+        self._host = host
+        self._state = state
+        self._supervisor = supervisor
+        self._clock = clock
+        self._engine_host = engine_host
+        self._remove = remove
+
+    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
+        """Admit an instance and start it; returns before it is ready.
+
+        Args:
+            spec: the load.
+            known: see `admission.join_existing`.
+
+        Raises:
+            BadRequest: the harness, the weights or a device does not exist.
+            Conflict: the instance id is in use with another spec, or is ending.
+            DoesNotFit: the ledger refuses the load.
+        """
+        registered = self._registry.get(spec.harness)
+        if answer := self._join(spec, known):
+            return answer
+        devices = self._devices.devices
+        kinds = {d.kind for d in devices if not spec.devices or d.index in spec.devices}
+        requests = await memory_requests(spec, registered.harness, kinds, self._state)
+        if answer := self._join(spec, known):
+            return answer
+        try:
+            reservation = self._memory.admit(requests, self._instances.snapshots)
+        except DoesNotFit:
+            await self._host.measure()  # an engine may have ended since the last reading
+            if answer := self._join(spec, known):
+                return answer
+            reservation = self._memory.admit(requests, self._instances.snapshots)
+        return self._start(spec, registered, reservation)
+
+    def manage(self, instance: Instance, registered: Registered) -> ManagedInstance:
+        """Add an instance with its runner, not started yet.
+
+        Raises:
+            BadRequest: the harness rejects the spec; nothing is added.
+            NotSupported: the engine is not installed; nothing is added.
+        """
+        runner = create_runner(
+            instance,
+            registered,
+            self._devices.devices,
+            engine_host=self._engine_host,
+            state=self._state,
+            supervisor=self._supervisor,
+            host=self._host,
+            clock=self._clock,
+        )
+        managed = ManagedInstance(instance, runner, registered)
+        self._instances.add(managed)
+        return managed
+
+    def free_port(self, registered: Registered, seed: str) -> int:
+        """Return a free port of a harness's range; `seed` varies the choice.
+
+        Raises:
+            Unavailable: the whole range is in use.
+        """
+        ports = registered.entry.port_range
+        return free_port(ports, self._engine_host, self._instances.ports, seed)
+
+    def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadAnswer | None:
+        """Return the answer of an instance that already serves a load; remove failed ones for another attempt."""
+        for instance in self._instances.matching(spec):
+            if instance.state is InstanceState.FAILED:
+                self._remove(instance.id)
+            elif answer := join_existing(spec, instance, known):
+                return answer
+        return None
+
+    def _start(
+        self, spec: LoadSpec, registered: Registered, reservation: Reservation
+    ) -> LoadAnswer:
+        instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
+        harness = registered.harness
+        if harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
+            reject_second_parallel(spec.harness, self._instances.snapshots)
+        kind = self._memory.device_kind(reservation.devices[0]) if reservation.devices else None
+        past = self._state.past_load(spec, kind) if kind else None
+        attached = isinstance(harness, AttachedHarness)
+        instance = Instance(
+            id=instance_id,
+            spec=spec,
+            devices=reservation.devices,
+            granted_mb=reservation.per_device_mb,
+            port=0 if attached else self.free_port(registered, str(instance_id)),
+            started_at=self._clock.unix(),
+            expected_load_s=past.seconds if past else None,
+            attached=attached,
+            served_as=harness.served_as(spec),
+        )
+        managed = self.manage(instance, registered)
+        self._state.log(instance_id).remove()
+        self._host.record_event(
+            "load_admitted",
+            instance=instance_id,
+            model=spec.model_id,
+            devices=list(reservation.devices),
+            granted_mb=reservation.per_device_mb,
+        )
+        managed.runner.start()
+        return LoadAnswer(status="loading", instance_id=instance_id)

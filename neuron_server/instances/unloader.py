@@ -1,0 +1,128 @@
+"""Unloading: draining instances, stopping their engines, and waiting until their memory is free."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from cortex_common.clock import Clock
+from cortex_common.errors import StillBusy
+from cortex_common.schema.instances import InstanceState
+from neuron_server.inflight import InflightCounts
+from neuron_server.instances.registry import ManagedInstance
+from neuron_server.instances.runner import RunnerHost
+from neuron_server.instances.state_machine import Instance, advance
+
+_IDLE_POLL_S = 0.1
+_IDLE_POLLS = 2
+_FREED_POLL_S = 0.1
+_FREED_TIMEOUT_S = 15.0
+_NOISE_MB = 8
+
+
+class Unloader:
+    """Stops instances, each of them once, however many callers request it.
+
+    Args:
+        inflight: the requests in flight of each instance.
+        host: the runtime.
+        clock: measures durations.
+        free_mb: returns the free MiB of devices as of the latest reading.
+        before_stop: called with an instance before its engine is stopped.
+        after_stop: called with an instance once its memory is free.
+    """
+
+    def __init__(
+        self,
+        inflight: InflightCounts,
+        host: RunnerHost,
+        clock: Clock,
+        *,
+        free_mb: Callable[[Sequence[int]], list[int]],
+        before_stop: Callable[[Instance], None],
+        after_stop: Callable[[Instance], None],
+    ) -> None:
+        self._inflight = inflight
+        self._host = host
+        self._clock = clock
+        self._free_mb = free_mb
+        self._before_stop = before_stop
+        self._after_stop = after_stop
+
+    async def unload(self, managed: ManagedInstance, drain_s: float, *, cut: bool = True) -> None:
+        """Drain and stop an instance; return once its memory is measured free.
+
+        Args:
+            managed: the instance.
+            drain_s: seconds to wait for requests in flight.
+            cut: abort requests that are still in flight after that.
+
+        Raises:
+            StillBusy: requests are still in flight and must not be cut.
+        """
+        if managed.stopping is None:
+            managed.stopping = asyncio.create_task(self._unload(managed, drain_s, cut=cut))
+        if not await asyncio.shield(managed.stopping):
+            raise StillBusy.after(managed.instance.id, drain_s)
+
+    async def _unload(self, managed: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
+        """Return whether the instance was stopped; a busy one that must not be cut becomes ready again."""
+        serving = managed.instance.state is InstanceState.READY
+        if serving and (drain_s > 0 or not cut):
+            self._host.update(advance(managed.instance, InstanceState.DRAINING))
+            idle = await wait_until_idle(
+                self._clock, drain_s, lambda: self._inflight.refresh(managed)
+            )
+            if not idle and not cut and managed.instance.state is InstanceState.DRAINING:
+                managed.stopping = None
+                self._host.update(advance(managed.instance, InstanceState.READY))
+                return False
+        self._host.update(advance(managed.instance, InstanceState.STOPPING))
+        model = managed.instance.spec.model_id
+        self._host.record_event("unload_started", instance=managed.instance.id, model=model)
+        self._before_stop(managed.instance)
+        await managed.runner.stop()
+        if any(managed.instance.measured_mb):
+            await wait_until_freed(
+                self._clock, lambda: self._measure_free_mb(managed.instance.devices)
+            )
+        else:
+            await self._host.measure()
+        self._after_stop(managed.instance)
+        self._host.record_event("instance_unloaded", instance=managed.instance.id, model=model)
+        return True
+
+    async def _measure_free_mb(self, devices: Sequence[int]) -> list[int]:
+        await self._host.measure()
+        return self._free_mb(devices)
+
+
+async def wait_until_idle(
+    clock: Clock, timeout_s: float, in_flight: Callable[[], Awaitable[int | None]]
+) -> bool:
+    """Wait until an engine has no requests in flight; return False if it is still busy at the timeout.
+
+    Two consecutive polls must agree, because a request can be on its way in. An engine that reports no count is
+    treated as idle.
+    """
+    deadline = clock.monotonic() + timeout_s
+    idle_polls = 0
+    while True:
+        idle_polls = 0 if await in_flight() else idle_polls + 1
+        if idle_polls == _IDLE_POLLS:
+            return True
+        if not idle_polls and clock.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_IDLE_POLL_S)
+
+
+async def wait_until_freed(clock: Clock, free_mb: Callable[[], Awaitable[list[int]]]) -> None:
+    """Wait until free memory stops rising: drivers release it some time after the process has ended."""
+    deadline = clock.monotonic() + _FREED_TIMEOUT_S
+    before = await free_mb()
+    while clock.monotonic() < deadline:
+        await asyncio.sleep(_FREED_POLL_S)
+        now = await free_mb()
+        if all(new <= old + _NOISE_MB for new, old in zip(now, before, strict=True)):
+            return
+        before = now
