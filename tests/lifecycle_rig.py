@@ -84,7 +84,7 @@ async def neuron(
         try:
             yield Neuron(url, runtime)
         finally:
-            runtime.changes.end()
+            runtime.changes.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ async def cards_node(folder: Path) -> AsyncIterator[tuple[str, list[Card]]]:
         try:
             yield f"http://127.0.0.1:{sock.getsockname()[1]}", cards
         finally:
-            runtime.changes.end()
+            runtime.changes.close()
             server.should_exit = True
             await serving
 

@@ -30,7 +30,7 @@ def blocks(page: str, language: str) -> list[str]:
 async def ready(runtime: Runtime) -> None:
     """Wait until the only instance is ready; fail if it fails."""
     async with asyncio.timeout(20):
-        async for _ in runtime.changes.follow(1.0):
+        async for _ in runtime.changes.subscribe(1.0):
             (instance,) = runtime.instances.snapshots
             assert instance.state is not InstanceState.FAILED, instance.error
             if instance.state is InstanceState.READY:

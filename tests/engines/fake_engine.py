@@ -1,8 +1,9 @@
-"""An engine process with scripted faults, for what real engines do not do on demand.
+"""A scriptable engine process, with faults that real engines do not produce on demand.
 
-Serves /health, /metrics, /v1/models, /v1/chat/completions and /v1/completions like a llama-server whose model says
-"word0 word1 word2 ...". Standard library only, so it starts in a tenth of a second. `--help` lists the faults;
-GET /fake/stats tells what it saw: {"started", "finished", "cancelled", "in_flight"}.
+Serves /health, /metrics, /v1/models, /v1/chat/completions and /v1/completions like a llama-server whose model answers
+"word0 word1 word2 ...". It uses only the standard library, so it starts in a tenth of a second. Options select faults;
+those named `--...-on FILE` wait for a file to appear, so that a test decides when something happens. GET /fake/stats
+returns {"started", "finished", "cancelled", "in_flight"}.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import sys
 import time
 from pathlib import Path
 
+POLL_S = 0.01
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 def parse() -> argparse.Namespace:
-    """Read the script of this run."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,6 +40,8 @@ def parse() -> argparse.Namespace:
         metavar="S",
         help="refuse connections for S seconds",
     )
+    add("--listen-on", type=Path, metavar="FILE", help="refuse connections until FILE exists")
+    add("--ready-on", type=Path, metavar="FILE", help="answer 503 until FILE exists")
     add(
         "--loading",
         type=float,
@@ -52,7 +56,7 @@ def parse() -> argparse.Namespace:
     add("--oom-at-load", action="store_true", help="print CUDA's out-of-memory line and exit 1")
     add("--crash-at-load", action="store_true", help="abort (SIGABRT) instead of listening")
     add("--hang-at-load", action="store_true", help="never listen")
-    add("--wrong-port", action="store_true", help="be ready, but listen nowhere")
+    add("--wrong-port", action="store_true", help="keep running without listening")
     add("--ignore-term", action="store_true", help="ignore SIGTERM")
     add(
         "--slow-term",
@@ -65,24 +69,23 @@ def parse() -> argparse.Namespace:
     add(
         "--daemon-child",
         action="store_true",
-        help="the same in a session of its own, its parent dead",
+        help="start such a child in a session of its own, reparented to init",
     )
     add(
         "--hidden-child",
         action="store_true",
-        help="the same with an empty environment",
+        help="start such a daemon with an empty environment",
     )
     add(
         "--bare-child",
         action="store_true",
-        help="start a child without an environment, as vLLM's workers seem to be",
+        help="start a child without an environment, as vLLM's workers appear",
     )
-    add("--die-after", type=float, metavar="S", help="crash (exit 1) S seconds after being ready")
     add(
-        "--die-once",
+        "--crash-on",
         type=Path,
         metavar="FILE",
-        help="with --die-after: only when FILE does not exist; makes it",
+        help="once FILE exists: remove it and crash (exit 1)",
     )
     add("--memory-mb", type=int, default=0, metavar="N", help="hold N MiB of resident memory")
     add("--chatty", type=int, default=0, metavar="N", help="print N lines of 100 bytes at start")
@@ -95,13 +98,14 @@ def parse() -> argparse.Namespace:
         metavar="N",
         help="words in an answer unless max_tokens is less",
     )
+    add("--finish-on", type=Path, metavar="FILE", help="continue answers until FILE exists")
     add("--interval", type=float, default=0.0, metavar="S", help="seconds between words")
     add("--first-byte", type=float, default=0.0, metavar="S", help="seconds before the first byte")
     add("--status", type=int, metavar="CODE", help="answer every generation with this HTTP status")
-    add("--die-at", type=int, metavar="N", help="kill itself (SIGKILL) before word N")
+    add("--die-at", type=int, metavar="N", help="SIGKILL the process before word N")
     add("--close-at", type=int, metavar="N", help="close the connection before word N")
-    add("--hang-at", type=int, metavar="N", help="say nothing more from word N on")
-    add("--garbage-at", type=int, metavar="N", help="word N is bytes that are no JSON")
+    add("--hang-at", type=int, metavar="N", help="send nothing more from word N on")
+    add("--garbage-at", type=int, metavar="N", help="send invalid JSON as word N")
     add(
         "--half-utf8-at",
         type=int,
@@ -112,14 +116,14 @@ def parse() -> argparse.Namespace:
         "--error-at",
         type=int,
         metavar="N",
-        help="an error event instead of word N, then the end without [DONE]",
+        help="send an error event instead of word N, then end without [DONE]",
     )
     add("--no-done", action="store_true", help="end streams without [DONE]")
     add("--no-usage", action="store_true", help="never send usage")
     add(
         "--usage-in-finish",
         action="store_true",
-        help="usage in the finish chunk, as mistral.rs does",
+        help="send usage in the finish chunk, as mistral.rs does",
     )
     return parser.parse_args()
 
@@ -128,6 +132,7 @@ class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.ready_at = time.monotonic() + options.loading
+        self.ready_on: Path | None = options.ready_on
         self.stats = {"started": 0, "finished": 0, "cancelled": 0, "in_flight": 0}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,7 +144,7 @@ class Engine:
             await writer.wait_closed()
 
     async def one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; True when the connection stays open."""
+        """Answer one request; return whether the connection stays open."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, path, _ = head[0].split(" ", 2)
         headers = {
@@ -150,7 +155,7 @@ class Engine:
         path = path.split("?")[0]
         if path == "/fake/stats":
             return await respond(writer, 200, self.stats)
-        if time.monotonic() < self.ready_at:
+        if self.loading():
             error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
             return await respond(writer, 503, {"error": error})
         if path in {"/health", "/metrics"}:
@@ -168,6 +173,11 @@ class Engine:
             return await self.generate(reader, writer, json.loads(body), chat="chat" in path)
         return await respond(writer, 404, {"error": {"message": f"no {path}", "code": 404}})
 
+    def loading(self) -> bool:
+        """Return whether requests are still answered with 503."""
+        waiting = self.ready_on is not None and not self.ready_on.exists()
+        return waiting or time.monotonic() < self.ready_at
+
     async def generate(
         self,
         reader: asyncio.StreamReader,
@@ -182,16 +192,18 @@ class Engine:
         self.stats["started"] += 1
         self.stats["in_flight"] += 1
         answering = asyncio.ensure_future(self.answer(writer, request, chat))
-        leaving = asyncio.ensure_future(reader.read(1))  # a pipelined byte counts as leaving too
+        disconnected = asyncio.ensure_future(
+            reader.read(1)
+        )  # a pipelined byte counts as a disconnect too
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
             finished = answering.done() and answering.exception() is None
             self.stats["finished" if finished else "cancelled"] += 1
         finally:
             self.stats["in_flight"] -= 1
             answering.cancel()
-            leaving.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            disconnected.cancel()
+            await asyncio.gather(answering, disconnected, return_exceptions=True)
         return False
 
     async def answer(self, writer: asyncio.StreamWriter, request: dict, chat: bool) -> None:
@@ -204,9 +216,7 @@ class Engine:
         usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
         finish = "length" if count < options.tokens else "stop"
         if not request.get("stream"):
-            for number in range(count):
-                await asyncio.sleep(options.interval)
-                self.misbehave(number)
+            await self.compute(count)
             text = "".join(f"word{n} " for n in range(count))
             shape = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choice = {"index": 0, **shape, "finish_reason": finish}
@@ -221,6 +231,10 @@ class Engine:
         for number in range(count):
             if not await self.word(writer, number, chat):
                 return
+        while options.finish_on is not None and not exists(options.finish_on):
+            if not await self.word(writer, count, chat):
+                return
+            await asyncio.sleep(POLL_S)
         last = self.frame(chat, [choice_of(chat, "", finish)])
         if options.usage_in_finish:
             last["usage"] = usage
@@ -234,9 +248,17 @@ class Engine:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
+    async def compute(self, count: int) -> None:
+        """Take the time that an answer takes."""
+        for number in range(count):
+            await asyncio.sleep(self.options.interval)
+            self.kill_at(number)
+        if self.options.finish_on is not None:
+            await appears(self.options.finish_on)
+
     async def word(self, writer: asyncio.StreamWriter, number: int, chat: bool) -> bool:
         options = self.options
-        self.misbehave(number)
+        self.kill_at(number)
         if number == options.close_at:
             writer.transport.abort()
             return False
@@ -267,7 +289,7 @@ class Engine:
         await asyncio.sleep(options.interval)
         return True
 
-    def misbehave(self, number: int) -> None:
+    def kill_at(self, number: int) -> None:
         if number == self.options.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -283,14 +305,14 @@ class Engine:
 
 
 def choice_of(chat: bool, text: str, finish: str | None) -> dict:
-    """One choice of a chunk."""
+    """Return one choice of a chunk."""
     if chat:
         return {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}
     return {"index": 0, "text": text, "finish_reason": finish}
 
 
 def event(data: dict) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -302,7 +324,7 @@ def send(writer: asyncio.StreamWriter, data: bytes) -> None:
 async def respond(
     writer: asyncio.StreamWriter, status: int, body: dict | str, *, close: bool = False
 ) -> bool:
-    """Answer with JSON, or with text; False when the connection is to be closed."""
+    """Answer with JSON or text; return whether the connection stays open."""
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
     connection = b"close" if close else b"keep-alive"
     writer.write(
@@ -315,7 +337,7 @@ async def respond(
 
 
 def start_children(options: argparse.Namespace) -> None:
-    """The processes that are to be left behind."""
+    """Start the child processes that the options ask for."""
     if options.child:
         subprocess.Popen([sys.executable, "-c", CHILD])
     if options.bare_child:
@@ -328,7 +350,7 @@ def start_children(options: argparse.Namespace) -> None:
 
 
 def load(options: argparse.Namespace) -> list[bytearray]:
-    """Everything that happens before the socket opens; returns the memory it holds."""
+    """Do everything that precedes listening; return the allocated memory."""
     for text in options.say:
         print(text, file=sys.stderr, flush=True)
     for number in range(options.chatty):
@@ -349,7 +371,32 @@ def load(options: argparse.Namespace) -> list[bytearray]:
     if options.hang_at_load:
         time.sleep(3600)
     time.sleep(options.listen_after)
+    while options.listen_on is not None and not options.listen_on.exists():
+        time.sleep(POLL_S)
     return [bytearray(b"x" * 1024 * 1024) for _ in range(options.memory_mb)]
+
+
+async def appears(file: Path) -> None:
+    """Wait until a file exists."""
+    while not exists(file):
+        await asyncio.sleep(POLL_S)
+
+
+def exists(file: Path | None) -> bool:
+    """Return whether a file is given and exists."""
+    return file is not None and file.exists()
+
+
+async def crash(file: Path) -> None:
+    """Crash once a file exists; the file is removed, so that the restarted engine keeps running."""
+    await appears(file)
+    remove(file)
+    os._exit(1)
+
+
+def remove(file: Path) -> None:
+    """Remove a file."""
+    file.unlink()
 
 
 async def main(options: argparse.Namespace) -> None:
@@ -361,10 +408,9 @@ async def main(options: argparse.Namespace) -> None:
         loop.add_signal_handler(
             signal.SIGTERM, lambda: loop.call_later(options.slow_term, stop.set)
         )
-    if options.die_after is not None and not (options.die_once and options.die_once.exists()):
-        if options.die_once:
-            options.die_once.touch()
-        loop.call_later(options.loading + options.die_after, os._exit, 1)
+    tasks = set()
+    if options.crash_on is not None:
+        tasks.add(asyncio.create_task(crash(options.crash_on)))
     if options.wrong_port:
         await stop.wait()
         return
@@ -376,5 +422,5 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     chosen = parse()
-    managed = load(chosen)
+    memory = load(chosen)
     asyncio.run(main(chosen))

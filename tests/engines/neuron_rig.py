@@ -1,4 +1,4 @@
-"""Real neurons for tests: a process of its own, in a directory of its own, with its client."""
+"""Neuron processes for tests, each with a directory of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -23,7 +23,7 @@ FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
 
 class NeuronRig:
-    """A neuron process. Its engines carry its state directory's mark, so that `close` finds what it left."""
+    """A neuron process; `close` finds its remaining engines by the marker of its state directory."""
 
     def __init__(
         self,
@@ -87,25 +87,25 @@ stop_timeout_s = 1.0
         return self
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the process and return its status."""
+        """Stop the process and return its exit status."""
         assert self.process is not None
         process, self.process = self.process, None
         process.send_signal(number)
         return process.wait(30)
 
     def client(self, token: str | None = None) -> NeuronClient:
-        """A client of it."""
+        """Return a client of the neuron."""
         return NeuronClient(self.url, who="node test", token=token)
 
     def engines(self) -> list[psutil.Process]:
-        """All living processes that neurons of this directory started."""
+        """Return all running processes that neurons of this directory started."""
         from neuron_server.state_store import owner_id
 
-        mark = owner_id(self.directory / "state")
-        return [p for p in psutil.process_iter() if marked(p, mark)]
+        owner = owner_id(self.directory / "state")
+        return [p for p in psutil.process_iter() if is_engine_of(p, owner)]
 
     def close(self) -> None:
-        """End everything, the hard way where needed."""
+        """Stop the neuron, and kill its remaining engines."""
         if self.process is not None and self.process.poll() is None:
             self.stop()
         for process in self.engines():
@@ -113,8 +113,8 @@ stop_timeout_s = 1.0
                 process.kill()
 
 
-def marked(process: psutil.Process, owner: str) -> bool:
-    """Whether a living process was started by neurons of that mark."""
+def is_engine_of(process: psutil.Process, owner: str) -> bool:
+    """Return whether a running process was started by neurons with an owner id."""
     try:
         return (
             process.environ().get("CORTEX_NEURON") == owner
@@ -125,75 +125,93 @@ def marked(process: psutil.Process, owner: str) -> bool:
 
 
 def wait_for(
-    condition: Callable[[], bool], seconds: float, say: Callable[[], object] = lambda: ""
+    condition: Callable[[], bool], seconds: float, context: Callable[[], object] = lambda: ""
 ) -> None:
-    """Wait for a condition outside of asyncio."""
+    """Wait for a condition without asyncio."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after {seconds} s: {say()}"
+        assert time.monotonic() < deadline, f"not met after {seconds} s: {context()}"
         time.sleep(0.02)
 
 
+Condition = Callable[[Sequence[ModelInfo]], bool]
+
+
+@contextlib.asynccontextmanager
+async def following(
+    client: NeuronClient, seconds: float = 60.0
+) -> AsyncIterator[Callable[[Condition], Awaitable[tuple[ModelInfo, ...]]]]:
+    """Subscribe to a neuron's events; yield a function that waits until its instances meet a condition.
+
+    Calls of that function miss no change in between, however short.
+    """
+    async with contextlib.aclosing(client.status_events()) as events:
+        latest = (await anext(events)).models
+
+        async def wait(condition: Condition) -> tuple[ModelInfo, ...]:
+            nonlocal latest
+            try:
+                async with asyncio.timeout(seconds):
+                    while not condition(latest):
+                        latest = (await anext(events)).models
+            except TimeoutError:
+                raise AssertionError(f"not met after {seconds} s: {latest}") from None
+            return latest
+
+        yield wait
+
+
 async def until(
-    client: NeuronClient, condition: Callable[[Sequence[ModelInfo]], bool], seconds: float = 20.0
+    client: NeuronClient, condition: Condition, seconds: float = 60.0
 ) -> tuple[ModelInfo, ...]:
-    """Follow a neuron's events until its instances are as wanted."""
-    latest: tuple[ModelInfo, ...] = ()
-    try:
-        async with asyncio.timeout(seconds):
-            async with contextlib.aclosing(client.status_events()) as events:
-                async for status in events:
-                    latest = status.models
-                    if condition(latest):
-                        return latest
-    except TimeoutError:
-        raise AssertionError(f"still not so after {seconds} s: {latest}") from None
-    raise AssertionError("the events ended")
+    """Follow a neuron's events until its instances meet a condition."""
+    async with following(client, seconds) as wait:
+        return await wait(condition)
 
 
-async def load(client: NeuronClient, spec: LoadSpec, seconds: float = 30.0) -> ModelInfo:
-    """Load an instance and wait until it is ready; a failed load fails the test with its reason."""
+async def load(client: NeuronClient, spec: LoadSpec, seconds: float = 60.0) -> ModelInfo:
+    """Load an instance and wait until it is ready; fail the test with the reason if the load fails."""
     answer = await client.load(spec)
 
-    def settled(models: Sequence[ModelInfo]) -> bool:
-        mine = [m for m in models if m.instance_id == answer.instance_id]
-        return bool(mine) and mine[0].status in {InstanceState.READY, InstanceState.FAILED}
+    def finished(models: Sequence[ModelInfo]) -> bool:
+        found = [m for m in models if m.instance_id == answer.instance_id]
+        return bool(found) and found[0].status in {InstanceState.READY, InstanceState.FAILED}
 
-    models = await until(client, settled, seconds)
-    mine = next(m for m in models if m.instance_id == answer.instance_id)
-    assert mine.status is InstanceState.READY, mine.error
-    return mine
+    models = await until(client, finished, seconds)
+    model = next(m for m in models if m.instance_id == answer.instance_id)
+    assert model.status is InstanceState.READY, model.error
+    return model
 
 
 async def lines_of(model: ModelInfo, tokens: int, first: asyncio.Event) -> list[str]:
-    """All data lines of a long stream; `first` is set when it has begun."""
+    """Return all data lines of a stream; `first` is set when the first has arrived."""
     body = {
         "model": model.id,
         "messages": [{"role": "user", "content": "go"}],
         "max_tokens": tokens,
         "stream": True,
     }
-    found: list[str] = []
+    lines: list[str] = []
     async with (
         httpx.AsyncClient(base_url=model.url or "", timeout=60) as http,
         http.stream("POST", "/v1/chat/completions", json=body) as answer,
     ):
         async for line in answer.aiter_lines():
             if line.startswith("data: "):
-                found.append(line[6:])
+                lines.append(line[6:])
                 first.set()
-    return found
+    return lines
 
 
 def fake(model: str, *args: str, vram_mb: int = 100, **more: object) -> LoadSpec:
-    """A spec of the fake engine with some faults."""
+    """Return a spec for the fake engine with some of its options."""
     return LoadSpec.model_validate(
         {"model_id": model, "harness": "fake", "args": args, "vram_mb": vram_mb} | more
     )
 
 
 def running(rig: NeuronRig) -> Iterator[NeuronRig]:
-    """For fixtures: a started neuron, and nothing of it left at the end."""
+    """Start a neuron for a fixture, and close it at the end."""
     try:
         yield rig.start()
     finally:

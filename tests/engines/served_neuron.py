@@ -1,4 +1,4 @@
-"""A neuron served on the test's own event loop, so that a test can hold its devices and its engines."""
+"""A neuron served on the test's event loop, so that a test can access its runtime."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from neuron_server.runtime import Runtime
 
 @dataclass(frozen=True)
 class ServedNeuron:
-    """A neuron that listens.
+    """A listening neuron.
 
     Attributes:
-        runtime: its inside.
-        port: of its API, on loopback whatever its configuration says.
+        runtime: its runtime.
+        port: port of its API, on loopback regardless of its configuration.
     """
 
     runtime: Runtime
@@ -29,7 +29,7 @@ class ServedNeuron:
 
     @property
     def url(self) -> str:
-        """Base URL."""
+        """Base URL of its API."""
         return f"http://127.0.0.1:{self.port}"
 
 
@@ -37,7 +37,7 @@ class ServedNeuron:
 async def served(
     config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
 ) -> AsyncIterator[ServedNeuron]:
-    """Serve a neuron until the block ends."""
+    """Serve a neuron until the block exits."""
     runtime = create_runtime(config, sources)
     settings = uvicorn.Config(
         create_app(config, runtime), log_config=None, ws="none", timeout_graceful_shutdown=1
@@ -52,6 +52,6 @@ async def served(
                 await asyncio.sleep(0)
             yield ServedNeuron(runtime, listener.getsockname()[1])
         finally:
-            runtime.changes.end()
+            runtime.changes.close()
             server.should_exit = True
             await serving

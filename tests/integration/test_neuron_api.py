@@ -1,4 +1,4 @@
-"""A real neuron with the real embedded engine, over its HTTP API."""
+"""The neuron's HTTP API, with a real neuron process, the embedded engine and the fake engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from engines.neuron_rig import NeuronRig, fake, load, running, until
+from engines.neuron_rig import NeuronRig, fake, lines_of, load, running, until
 from rigs.late import openai
 
 from cortex_common.errors import BadRequest, Conflict, DoesNotFit, ModelNotFound, UpstreamFailed
@@ -22,30 +22,36 @@ from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 2 MB."""
+    """A 2 MB model."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=3)
 
 
 @pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2 MB model whose answers never end by themselves, with a context that no test fills."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "endless.gguf", context=1 << 20)
+
+
+@pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron that this module's tests share, each leaving it empty."""
+    """A neuron that the tests of this module share; each of them unloads what it loaded."""
     yield from running(NeuronRig(tmp_path_factory.mktemp("neuron"), memory_mb=900))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron of the test's own, to be ended by it."""
+    """A neuron for one test, which can stop it."""
     yield from running(NeuronRig(tmp_path / "neuron", memory_mb=1000))
 
 
 def tiny(weights: Path, model: str = "tiny/one", **more: object) -> LoadSpec:
-    """A spec of the embedded engine."""
+    """Return a spec for the embedded engine."""
     spec = {"model_id": model, "harness": "embedded", "source": str(weights), "vram_mb": 300}
     return LoadSpec.model_validate(spec | more)
 
 
-async def test_discovery_tells_the_cpu_device_and_the_harnesses(rig: NeuronRig):
-    """A host without GPUs offers its RAM as a device when the configuration says so."""
+async def test_discovery_lists_the_cpu_device_and_the_harnesses(rig: NeuronRig):
+    """A host without GPUs offers its RAM as a device if configured to."""
     async with rig.client() as client:
         found = await client.discovery()
         health = await client.health()
@@ -59,8 +65,8 @@ async def test_discovery_tells_the_cpu_device_and_the_harnesses(rig: NeuronRig):
     assert health.uptime_secs > 0
 
 
-async def test_a_model_is_loaded_asked_and_unloaded(rig: NeuronRig, weights: Path):
-    """The six calls lead from a file to a streamed answer and back to an empty node."""
+async def test_a_model_is_loaded_queried_and_unloaded(rig: NeuronRig, weights: Path):
+    """A load, a streamed answer and an unload, after which the node is empty again."""
     async with rig.client() as client:
         ready = await load(client, tiny(weights))
         where = await client.endpoint("tiny/one")
@@ -92,20 +98,20 @@ async def test_a_model_is_loaded_asked_and_unloaded(rig: NeuronRig, weights: Pat
         assert (await client.health()).devices[0].vram_used_mb == 0
 
 
-async def test_two_loads_of_one_model_are_one_instance(rig: NeuronRig):
-    """A repeated load without an instance id joins the one that is under way."""
+async def test_concurrent_loads_of_one_model_share_an_instance(rig: NeuronRig, tmp_path: Path):
+    """A repeated load without an instance id joins the pending one."""
     async with rig.client() as client:
         first, second = await asyncio.gather(
-            client.load(fake("twice", "--listen-after", "0.3")),
-            client.load(fake("twice", "--listen-after", "0.3")),
+            client.load(fake("twice", "--listen-on", str(tmp_path / "never"))),
+            client.load(fake("twice", "--listen-on", str(tmp_path / "never"))),
         )
         assert first.instance_id == second.instance_id
         assert {first.status, second.status} == {"loading"}
         await client.unload(UnloadRequest(model_id="twice"))
 
 
-async def test_a_model_may_have_several_instances(rig: NeuronRig):
-    """Different instance ids make different copies, and each can be unloaded alone."""
+async def test_a_model_can_have_several_instances(rig: NeuronRig):
+    """Different instance ids create separate copies, which can be unloaded individually."""
     async with rig.client() as client:
         await load(client, fake("pair", instance_id="left"))
         await load(client, fake("pair", instance_id="right"))
@@ -116,7 +122,7 @@ async def test_a_model_may_have_several_instances(rig: NeuronRig):
 
 
 async def test_an_instance_id_with_another_spec_is_a_conflict(rig: NeuronRig):
-    """A repeat is only a repeat when it asks for the same."""
+    """An instance id can be reused only with the same spec."""
     async with rig.client() as client:
         await client.load(fake("mine", instance_id="one"))
         with pytest.raises(Conflict):
@@ -125,12 +131,12 @@ async def test_an_instance_id_with_another_spec_is_a_conflict(rig: NeuronRig):
         await client.unload(UnloadRequest(model_id="mine"))
 
 
-async def test_what_is_wrong_with_a_request_is_said(rig: NeuronRig, tmp_path: Path):
-    """Mistakes of the caller are 400 or 404 with the nearest names, never 422 or 500."""
+async def test_invalid_requests_are_rejected_with_hints(rig: NeuronRig, tmp_path: Path):
+    """Client errors get 400 or 404 with suggestions, never 422 or 500."""
     async with rig.client() as client, httpx.AsyncClient(base_url=rig.url) as raw:
-        with pytest.raises(BadRequest, match="no harness 'embeded'") as wrong:
+        with pytest.raises(BadRequest, match="no harness 'embeded'") as unknown:
             await client.load(LoadSpec(model_id="m", harness="embeded"))
-        assert wrong.value.hints == ("did you mean 'embedded'?",)
+        assert unknown.value.hints == ("did you mean 'embedded'?",)
         with pytest.raises(BadRequest, match="there is no file"):
             await client.load(tiny(tmp_path / "nothing.gguf"))
         with pytest.raises(BadRequest, match="no device 7"):
@@ -147,14 +153,14 @@ async def test_what_is_wrong_with_a_request_is_said(rig: NeuronRig, tmp_path: Pa
             assert answer.json()["error"]["src"] == "cortex"
         assert (await raw.get("/nothing")).json()["error"]["code"] == "not_found"
         await client.load(fake("org/name"))
-        with pytest.raises(ModelNotFound) as close:
+        with pytest.raises(ModelNotFound) as misspelled:
             await client.endpoint("org/nam")
-        assert close.value.hints == ("did you mean 'org/name'?",)
+        assert misspelled.value.hints == ("did you mean 'org/name'?",)
         await client.unload(UnloadRequest(model_id="org/name"))
 
 
-async def test_what_does_not_fit_is_refused_with_numbers(rig: NeuronRig):
-    """A device of 900 MiB holds two models of 400 MiB and refuses the third with what it has."""
+async def test_a_load_that_does_not_fit_is_refused_with_numbers(rig: NeuronRig):
+    """A device of 900 MiB holds two models of 400 MiB; the refusal of a third reports the available memory."""
     async with rig.client() as client:
         await load(client, fake("first", vram_mb=400))
         await load(client, fake("second", vram_mb=400))
@@ -171,11 +177,11 @@ async def test_what_does_not_fit_is_refused_with_numbers(rig: NeuronRig):
         await client.unload(UnloadRequest(model_id="third"))
 
 
-async def test_twenty_loads_at_once_admit_exactly_what_fits(rig: NeuronRig):
-    """Loads that start together are never promised the same memory, and refused ones leave no promise behind."""
+async def test_of_twenty_concurrent_loads_exactly_those_that_fit_are_admitted(rig: NeuronRig):
+    """Concurrent loads are never granted the same memory, and refused loads leave no reservation behind."""
     async with rig.client() as client:
-        asked = [client.load(fake(f"m{n}", "--loading", "5", vram_mb=200)) for n in range(20)]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        specs = [fake(f"m{n}", "--hang-at-load", vram_mb=200) for n in range(20)]
+        answers = await asyncio.gather(*map(client.load, specs), return_exceptions=True)
         refused = [a for a in answers if isinstance(a, DoesNotFit)]
         assert len(refused) == 16
         for refusal in refused:
@@ -190,66 +196,62 @@ async def test_twenty_loads_at_once_admit_exactly_what_fits(rig: NeuronRig):
         assert after.vram_available_mb == 900
 
 
-async def test_a_disconnect_ends_the_generation(rig: NeuronRig, weights: Path):
-    """When the client of the embedded engine goes, streaming or not, the engine stops computing."""
+async def test_a_disconnect_cancels_the_generation(rig: NeuronRig, endless: Path):
+    """When a client of the embedded engine disconnects, streaming or not, the engine stops computing."""
     async with rig.client() as client:
-        ready = await load(client, tiny(weights, "tiny/gone"))
+        ready = await load(client, tiny(endless, "tiny/gone"))
         for stream in (True, False):
             body = {
                 "messages": [{"role": "user", "content": "x"}],
                 "stream": stream,
-                "max_tokens": 4000,
+                "max_tokens": 1_000_000,
             }
             async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
-                asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-                async with asyncio.timeout(10):
+                request = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+                async with asyncio.timeout(30):
                     while (await http.get("/health")).json()["running"] == 0:
                         pass
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
-                async with asyncio.timeout(1):
+                    request.cancel()
+                    await asyncio.gather(request, return_exceptions=True)
                     while (await http.get("/health")).json()["running"] > 0:
                         pass
         await client.unload(UnloadRequest(model_id="tiny/gone"))
 
 
-async def test_events_begin_with_the_whole_status_and_follow_every_change(rig: NeuronRig):
-    """A reader sees the instance appear, become ready and vanish, each time with all that there is."""
-    seen: list[tuple[str, ...]] = []
-    begun = asyncio.Event()
+async def test_events_start_with_the_whole_status_and_follow_changes(
+    rig: NeuronRig, tmp_path: Path
+):
+    """A subscriber sees an instance appear, become ready and vanish, each time in a complete status."""
+    listen = tmp_path / "listen"
+    async with (
+        rig.client() as client,
+        asyncio.timeout(60),
+        contextlib.aclosing(client.status_events()) as events,
+    ):
 
-    async def follow() -> None:
-        async with rig.client() as client:
-            async for status in client.status_events():
-                states = tuple(str(m.status) for m in status.models)
-                if not seen or seen[-1] != states:
-                    seen.append(states)
-                begun.set()
-                if len(seen) > 1 and not states:
+        async def expect(*states: str) -> None:
+            async for status in events:
+                if tuple(str(model.status) for model in status.models) == states:
                     return
+            raise AssertionError(f"the stream ended before {states}")
 
-    following = asyncio.create_task(follow())
-    async with rig.client() as client:
-        async with asyncio.timeout(5):
-            await begun.wait()
-        await load(client, fake("watched", "--listen-after", "0.2"))
+        await expect()
+        await client.load(fake("watched", "--listen-on", str(listen)))
+        await expect("loading")
+        listen.touch()
+        await expect("ready")
         await client.unload(UnloadRequest(model_id="watched"))
-    async with asyncio.timeout(5):
-        await following
-    assert seen[0] == ()
-    assert ("loading",) in seen
-    assert ("ready",) in seen
-    assert seen[-1] == ()
+        await expect()
 
 
-async def test_events_tell_what_was_decided_and_resume(rig: NeuronRig):
-    """Lifecycle entries come in order, and a reader that returns with its last id gets those that it missed."""
+async def test_lifecycle_events_can_be_resumed(rig: NeuronRig):
+    """Lifecycle entries arrive in order, and a subscriber that reconnects with its last id gets those it missed."""
 
-    async def read(last: str | None, enough: str) -> tuple[list[str], str]:
+    async def read(last: str | None, until_event: str) -> tuple[list[str], str]:
         headers = {"last-event-id": last} if last else {}
         names, number, kind = [], "", ""
         async with (
-            asyncio.timeout(10),
+            asyncio.timeout(60),
             httpx.AsyncClient(base_url=rig.url) as http,
             http.stream("GET", "/events", headers=headers) as stream,
         ):
@@ -259,27 +261,27 @@ async def test_events_tell_what_was_decided_and_resume(rig: NeuronRig):
                 kind = value if key == "event" else kind
                 if key == "data" and kind == "lifecycle":
                     names.append(json.loads(value)["event"])
-                if key == "data" and enough in {kind, *names[-1:]}:
+                if key == "data" and until_event in {kind, *names[-1:]}:
                     return names, number
         raise AssertionError(f"the stream ended: {names}")
 
-    nothing, last = await read(None, "status")
-    assert nothing == []
+    events, last = await read(None, "status")
+    assert events == []
     async with rig.client() as client:
-        await load(client, fake("noted"))
-        await client.unload(UnloadRequest(model_id="noted"))
-    story = [
+        await load(client, fake("logged"))
+        await client.unload(UnloadRequest(model_id="logged"))
+    expected = [
         "load_admitted",
         "engine_started",
         "instance_ready",
         "unload_started",
         "instance_unloaded",
     ]
-    assert (await read(last, "instance_unloaded"))[0] == story
+    assert (await read(last, "instance_unloaded"))[0] == expected
 
 
 async def test_metrics_show_devices_and_instances(rig: NeuronRig):
-    """Prometheus gets the numbers of /health and the state of each instance."""
+    """GET /metrics has the numbers of /health and the state of each instance."""
     async with rig.client() as client, httpx.AsyncClient(base_url=rig.url) as http:
         await load(client, fake("org/seen", instance_id="seen"))
         text = (await http.get("/metrics")).text
@@ -290,23 +292,24 @@ async def test_metrics_show_devices_and_instances(rig: NeuronRig):
         await client.unload(UnloadRequest(model_id="org/seen"))
 
 
-async def test_unload_waits_for_an_idle_engine(rig: NeuronRig, weights: Path):
-    """A drained instance finishes its stream before it ends."""
-    async with rig.client() as client:
-        ready = await load(client, tiny(weights, "tiny/drain"))
-        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 500}
-        async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
-            asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-            async with asyncio.timeout(10):
-                while (await http.get("/health")).json()["running"] == 0:
-                    pass
-            await client.unload(UnloadRequest(model_id="tiny/drain", drain_seconds=30))
-            answer = await asking
-        assert answer.json()["usage"]["completion_tokens"] == 500
+async def test_unload_waits_for_an_idle_engine(rig: NeuronRig, tmp_path: Path):
+    """A draining instance finishes its stream before it is stopped."""
+    finish, first = tmp_path / "finish", asyncio.Event()
+    async with rig.client() as client, asyncio.timeout(60):
+        ready = await load(client, fake("drained", "--finish-on", str(finish)))
+        stream = asyncio.create_task(lines_of(ready, tokens=5, first=first))
+        await first.wait()
+        request = UnloadRequest(model_id="drained", drain_seconds=60)
+        unloading = asyncio.create_task(client.unload(request))
+        await until(client, lambda models: models[0].status is InstanceState.DRAINING)
+        assert not stream.done()
+        finish.touch()
+        assert (await stream)[-1] == "[DONE]"
+        await unloading
 
 
-async def test_sigterm_leaves_no_engine_behind(small: NeuronRig, weights: Path):
-    """A neuron that is told to stop drains and ends its engines and exits with 0."""
+async def test_sigterm_stops_all_engines(small: NeuronRig, weights: Path):
+    """A neuron that receives SIGTERM drains and stops its engines, and exits with status 0."""
     async with small.client() as client:
         await load(client, tiny(weights))
         await client.load(fake("loading", "--hang-at-load"))
@@ -316,32 +319,30 @@ async def test_sigterm_leaves_no_engine_behind(small: NeuronRig, weights: Path):
     assert small.engines() == []
 
 
-async def test_the_engine_survives_a_killed_neuron_and_is_adopted(small: NeuronRig, weights: Path):
-    """Kill -9 of the neuron cuts no stream; the next neuron takes the engine over and can unload it."""
+async def test_the_engine_survives_a_killed_neuron_and_is_adopted(small: NeuronRig, tmp_path: Path):
+    """Killing the neuron cuts no stream; the next neuron adopts the engine and can unload it."""
+    finish, first = tmp_path / "finish", asyncio.Event()
     async with small.client() as client:
-        ready = await load(client, tiny(weights, "tiny/kept", instance_id="kept"))
-    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2500, "stream": True}
-    async with httpx.AsyncClient(base_url=ready.url or "", timeout=30) as http:
-        async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
-            lines = stream.aiter_lines()
-            await anext(lines)
-            assert await asyncio.to_thread(small.stop, signal.SIGKILL) == -signal.SIGKILL
-            small.start()
-            async with small.client() as client:
-                models = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")
-            assert [m.instance_id for m in models] == ["kept"]
-            assert models[0].url == ready.url
-            assert models[0].status is InstanceState.READY
-            rest = [line async for line in lines if line.startswith("data:")]
-        assert rest[-1] == "data: [DONE]"
-    async with small.client() as client:
-        await client.unload(UnloadRequest(model_id="tiny/kept"))
-        assert await client.models() == ()
+        spec = fake("kept", "--finish-on", str(finish), instance_id="kept")
+        ready = await load(client, spec)
+    stream = asyncio.create_task(lines_of(ready, tokens=5, first=first))
+    async with asyncio.timeout(60):
+        await first.wait()
+        assert await asyncio.to_thread(small.stop, signal.SIGKILL) == -signal.SIGKILL
+        small.start()
+        async with small.client() as client:
+            (adopted,) = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")
+            assert (adopted.instance_id, adopted.url) == ("kept", ready.url)
+            assert not stream.done()
+            finish.touch()
+            assert (await stream)[-1] == "[DONE]"
+            await client.unload(UnloadRequest(model_id="kept"))
+            assert await client.models() == ()
     assert small.engines() == []
 
 
-async def test_a_dead_neuron_is_an_error_of_its_own(tmp_path: Path):
-    """Calling a neuron that is not there says who can't be reached."""
+async def test_an_unreachable_neuron_is_named_in_the_error(tmp_path: Path):
+    """The error for an unreachable neuron names the node."""
     rig = NeuronRig(tmp_path / "neuron").start()
     rig.stop()
     async with rig.client() as client:
@@ -349,8 +350,8 @@ async def test_a_dead_neuron_is_an_error_of_its_own(tmp_path: Path):
             await client.health()
 
 
-async def test_a_state_directory_that_cant_be_written_stops_nothing(small: NeuronRig):
-    """Engines are loaded and unloaded meanwhile, the host says so, and records are written once that is possible."""
+async def test_an_unwritable_state_directory_only_causes_a_warning(small: NeuronRig):
+    """Loads and unloads still work, the host reports a warning, and records are written once that is possible again."""
     records = small.directory / "state" / "instances"
     async with small.client() as client:
         before = await load(client, fake("before"))
@@ -362,7 +363,7 @@ async def test_a_state_directory_that_cant_be_written_stops_nothing(small: Neuro
         assert [m.id for m in await client.models()] == ["meanwhile"]
         assert len(small.engines()) == 1
         records.mkdir()
-        async with asyncio.timeout(10), contextlib.aclosing(client.status_events()) as events:
+        async with asyncio.timeout(60), contextlib.aclosing(client.status_events()) as events:
             async for _ in events:
                 if not (await client.discovery()).warnings:
                     break

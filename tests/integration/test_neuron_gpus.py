@@ -102,7 +102,7 @@ async def opened(
 async def ready(runtime: Runtime, model: str) -> ModelInfo:
     """Wait until a model is ready."""
     async with asyncio.timeout(20):
-        async for _ in runtime.changes.follow(1.0):
+        async for _ in runtime.changes.subscribe(1.0):
             info = next(m for m in runtime.models(lambda _: "url") if m.id == model)
             assert info.status is not InstanceState.FAILED, info.error
             if info.status is InstanceState.READY:
@@ -133,7 +133,7 @@ async def test_what_is_measured_replaces_what_was_promised(runtime: Runtime, car
     assert before[0].vram_other_mb == 5000
     assert (before[1].vram_reserved_mb, before[1].vram_available_mb) == (6000, 1000)
     async with asyncio.timeout(10):
-        async for _ in runtime.changes.follow(1.0):
+        async for _ in runtime.changes.subscribe(1.0):
             if any(e.event == "engine_started" for _, e in runtime.events.since(0)):
                 break
     mine = SimpleNamespace(pid=engine_pid(runtime), usedGpuMemory=3500 * MIB)

@@ -190,7 +190,7 @@ async def test_a_failed_restart_says_why_and_its_models_serve_on(attached: Attac
     await asyncio.to_thread(attached.rig.start)
     async with attached.rig.client() as client:
         assert [(e.cycles, e.reachable) for e in await client.attached()] == [(1, True)]
-        with pytest.raises(NotSupported, match="nothing to restart"):
+        with pytest.raises(NotSupported, match="no engine to restart"):
             await client.restart("fake", RestartRequest())
         with pytest.raises(NotFound, match="no harness 'share'"):
             await client.restart("share", RestartRequest())

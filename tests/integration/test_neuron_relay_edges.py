@@ -82,7 +82,7 @@ async def attached(directory: Path, url: str) -> AsyncIterator[tuple[ServedNeuro
     )
     async with served(config) as neuron:
         async with asyncio.timeout(10):
-            async for _ in neuron.runtime.changes.follow(1.0):
+            async for _ in neuron.runtime.changes.subscribe(1.0):
                 (instance,) = neuron.runtime.instances.snapshots
                 if instance.state is InstanceState.READY:
                     break

@@ -1,4 +1,4 @@
-"""The supervisor against engines that misbehave: the fake engine process with scripted faults."""
+"""Supervision of misbehaving engines, with the fake engine process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from engines.neuron_rig import NeuronRig, fake, load, running, until, wait_for
+from engines.neuron_rig import NeuronRig, fake, following, load, running, until, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.whole import running_gateway
 
@@ -23,41 +23,41 @@ from cortex_common.schema.instances import InstanceState, ModelInfo, UnloadReque
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.process_table import read_process
 
-HEAD = """
+LEADER = """
 import signal, subprocess, sys
-worker = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('by my head')"
+worker = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('stopped by the leader')"
 child = subprocess.Popen([sys.executable, "-c", worker, sys.argv[1]], stdin=subprocess.PIPE)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print("up", flush=True)
 signal.sigwait({signal.SIGTERM})
 child.communicate()
 """
-"""An engine whose worker ends, having given back what it holds, when its head closes a pipe."""
+"""An engine whose worker shuts down cleanly when its leader closes a pipe."""
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron whose engines get one second to stop; "hasty" ones little time, "telling" ones say how busy they are."""
+    """A neuron with two more harnesses: "impatient" has short timeouts, "reporting" reports requests in flight."""
     directory = tmp_path_factory.mktemp("neuron")
     rig = NeuronRig(directory, memory_mb=1000)
     config = rig.config.read_text()
-    plain = config.split("[[harnesses]]")[2]
-    for name, more in (
-        ("hasty", "load_timeout_s = 1.5\nhealth_every_s = 0.2\n"),
-        ("telling", 'running_metrics = ["fake_running"]\n'),
+    template = config.split("[[harnesses]]")[2]
+    for name, settings in (
+        ("impatient", "load_timeout_s = 1.5\nhealth_every_s = 0.2\n"),
+        ("reporting", 'running_metrics = ["fake_running"]\n'),
     ):
-        config += "[[harnesses]]" + plain.replace('name = "fake"', f'name = "{name}"') + more
+        config += "[[harnesses]]" + template.replace('name = "fake"', f'name = "{name}"') + settings
     rig.config.write_text(config)
     yield from running(rig)
 
 
 def is_state(state: InstanceState) -> Callable[[Sequence[ModelInfo]], bool]:
-    """Whether the only instance is in a state."""
+    """Return a condition: the only instance is in a state."""
     return lambda models: bool(models) and models[0].status is state
 
 
-async def failure_of(client: NeuronClient, *faults: str, **more: object) -> str:
-    """Load an engine that fails, and return what the neuron says about it."""
+async def failed_load(client: NeuronClient, *faults: str, **more: object) -> str:
+    """Load an engine that fails, unload it, and return the error."""
     answer = await client.load(fake("faulty", *faults, **more))
     models = await until(client, is_state(InstanceState.FAILED))
     assert models[0].instance_id == answer.instance_id
@@ -70,7 +70,7 @@ async def failure_of(client: NeuronClient, *faults: str, **more: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("faults", "said"),
+    ("faults", "error"),
     [
         (("--exit-at-load", "3", "--say", "no such layer"), "engine crashed (exit status 3)"),
         (("--oom-at-load",), "the engine ran out of memory (exit status 1)"),
@@ -80,27 +80,27 @@ async def failure_of(client: NeuronClient, *faults: str, **more: object) -> str:
     ],
 )
 async def test_an_engine_that_fails_to_load_is_classified(
-    rig: NeuronRig, faults: tuple[str, ...], said: str
+    rig: NeuronRig, faults: tuple[str, ...], error: str
 ):
-    """The way an engine ended and its last words are in the error, and its promise is returned."""
+    """The error says how the engine ended and includes its last output; its grant is released."""
     async with rig.client() as client:
-        assert said in await failure_of(client, *faults)
+        assert error in await failed_load(client, *faults)
 
 
-async def test_the_last_words_of_an_engine_are_in_the_error(rig: NeuronRig):
-    """What the engine printed before it died is what an operator reads."""
+async def test_the_last_output_of_an_engine_is_in_the_error(rig: NeuronRig):
+    """The error ends with what the engine printed before it exited."""
     async with rig.client() as client:
-        said = await failure_of(
+        error = await failed_load(
             client, "--exit-at-load", "1", "--say", "tensor foo has wrong shape"
         )
-    assert said.endswith("tensor foo has wrong shape")
+    assert error.endswith("tensor foo has wrong shape")
 
 
-async def test_a_load_beyond_its_deadline_is_given_up(rig: NeuronRig):
-    """An engine that hangs while it loads is killed at the operator's limit."""
+async def test_a_load_beyond_its_deadline_is_aborted(rig: NeuronRig):
+    """An engine that hangs while loading is killed at the configured limit."""
     async with rig.client() as client:
-        said = await failure_of(client, "--hang-at-load", harness="hasty")
-    assert said == "the engine was not ready after 2 s: nothing answers at its port"
+        error = await failed_load(client, "--hang-at-load", harness="impatient")
+    assert error == "the engine was not ready after 2 s: nothing answers on its port"
     assert rig.engines() == []
 
 
@@ -114,106 +114,106 @@ async def test_a_failed_load_can_be_repeated(rig: NeuronRig):
         await client.unload(UnloadRequest(model_id="again"))
 
 
-async def test_an_engine_that_ignores_sigterm_is_gone_with_its_children(rig: NeuronRig):
-    """Within its deadline everything that the engine started is killed, and the books are as before."""
+async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(rig: NeuronRig):
+    """All processes that the engine started are killed after the stop timeout, and its memory is free again."""
     async with rig.client() as client:
         before = (await client.health()).devices[0].vram_available_mb
         await load(client, fake("tough", "--ignore-term", "--child", "--daemon-child"))
         assert len(rig.engines()) == 3
-        begun = asyncio.get_running_loop().time()
         await client.unload(UnloadRequest(model_id="tough"))
-        assert asyncio.get_running_loop().time() - begun < 5
         assert rig.engines() == []
         assert (await client.health()).devices[0].vram_available_mb == before
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Path:
-    """Where the worker of an engine writes who ended it."""
-    return tmp_path / "told"
+def worker_output(tmp_path: Path) -> Path:
+    """The file that the worker of `leader` writes when it shuts down."""
+    return tmp_path / "worker_output"
 
 
 @pytest.fixture
-def head(told: Path) -> subprocess.Popen[bytes]:
-    """An engine that runs."""
-    argv = [sys.executable, "-c", HEAD, str(told)]
-    head = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE)
-    assert head.stdout is not None
-    with head.stdout as output:
+def leader(worker_output: Path) -> subprocess.Popen[bytes]:
+    """The leader of a running engine."""
+    argv = [sys.executable, "-c", LEADER, str(worker_output)]
+    leader = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE)
+    assert leader.stdout is not None
+    with leader.stdout as output:
         assert output.readline() == b"up\n"
-    return head
+    return leader
 
 
-async def test_the_head_alone_is_asked_to_end(head: subprocess.Popen[bytes], told: Path):
-    """It ends its workers itself, as SGLang does: one that is told with it can't give back what it holds."""
-    process = read_process(head.pid)
+async def test_only_the_leader_is_signalled(leader: subprocess.Popen[bytes], worker_output: Path):
+    """The leader stops its workers itself, as SGLang does: a worker that is signalled can't shut down cleanly."""
+    process = read_process(leader.pid)
     assert process is not None
-    engine = EngineProcess(head.pid, process.started_ticks, f"TOLD={told}", child=head)
-    await engine.stop(signal.SIGTERM, 20)
+    marker = f"OUTPUT={worker_output}"
+    engine = EngineProcess(leader.pid, process.started_ticks, marker, child=leader)
+    await engine.stop(signal.SIGTERM, 60)
     assert engine.status == 0
-    assert await asyncio.to_thread(told.read_text) == "by my head"
+    assert await asyncio.to_thread(worker_output.read_text) == "stopped by the leader"
 
 
 async def test_children_of_a_crashed_engine_are_killed(rig: NeuronRig, tmp_path: Path):
-    """When the head dies, what it left behind goes too before the engine starts again."""
-    once = tmp_path / "died"
+    """When the leader crashes, its remaining children are killed before the engine is started again."""
+    crash = tmp_path / "crash"
     async with rig.client() as client:
-        ready = await load(
-            client, fake("head", "--child", "--die-after", "0.8", "--die-once", str(once))
-        )
+        ready = await load(client, fake("head", "--child", "--crash-on", str(crash)))
         children = set(rig.engines())
         assert len(children) == 2
-        await until(client, is_state(InstanceState.LOADING))
-        models = await until(client, is_state(InstanceState.READY))
+        async with following(client) as wait:
+            crash.touch()
+            await wait(is_state(InstanceState.LOADING))
+            models = await wait(is_state(InstanceState.READY))
         assert models[0].instance_id == ready.instance_id
         assert len(rig.engines()) == 2
         assert not children & set(rig.engines())
         await client.unload(UnloadRequest(model_id="head"))
 
 
-async def test_a_crashed_engine_comes_back_with_back_off(rig: NeuronRig, tmp_path: Path):
-    """An engine that was ready before is restarted after a second, and the reason stays to be seen meanwhile."""
+async def test_a_crashed_engine_is_restarted_after_a_delay(rig: NeuronRig, tmp_path: Path):
+    """An engine that was ready before is restarted after a second; the reason is visible in the meantime."""
     async with rig.client() as client:
-        await load(
-            client, fake("phoenix", "--die-after", "0.6", "--die-once", str(tmp_path / "died"))
-        )
-        (down,) = await until(client, is_state(InstanceState.LOADING))
-        assert "crashed" in (down.error or "")
-        assert down.stage == "restarting in 1 s after a crash"
-        (up,) = await until(client, is_state(InstanceState.READY))
+        crash = tmp_path / "crash"
+        await load(client, fake("phoenix", "--crash-on", str(crash)))
+        async with following(client) as wait:
+            crash.touch()
+            (down,) = await wait(is_state(InstanceState.LOADING))
+            assert "crashed" in (down.error or "")
+            assert down.stage == "restarting in 1 s after a crash"
+            (up,) = await wait(is_state(InstanceState.READY))
         assert up.error is None
         await client.unload(UnloadRequest(model_id="phoenix"))
 
 
-async def test_a_crash_is_as_grave_at_the_gateway_as_on_its_node(rig: NeuronRig):
-    """The gateway's trail tells what a node saw with the level that the node gave it."""
+async def test_a_nodes_events_keep_their_level_at_the_gateway(rig: NeuronRig):
+    """The gateway's audit log records a node's events with the level that the node gave them."""
     async with running_gateway(neurons={"n1": rig.url}) as served, rig.client() as client:
         audit_log = served.gateway.audit_log
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(e.event == "node_up" for e in audit_log.since(0)):
                 await asyncio.sleep(0.01)
-            await client.load(fake("grave", "--exit-at-load", "3"))
-            while not (told := [e for e in audit_log.since(0) if e.event == "instance_failed"]):
+            await client.load(fake("failing", "--exit-at-load", "3"))
+            while not (failures := [e for e in audit_log.since(0) if e.event == "instance_failed"]):
                 await asyncio.sleep(0.01)
-        await client.unload(UnloadRequest(model_id="grave"))
-    assert [(e.actor, e.level) for e in told] == [("node n1", "warn")]
+        await client.unload(UnloadRequest(model_id="failing"))
+    assert [(e.actor, e.level) for e in failures] == [("node n1", "warn")]
     levels = {e.event: e.level for e in audit_log.since(0)}
     assert levels["load_admitted"] == "info"
 
 
-async def test_each_failure_of_an_engine_is_counted_once_by_its_kind(
-    rig: NeuronRig, tmp_path: Path
-):
-    """Loading or serving, at the node and at its gateway; an engine that comes back is counted, too."""
+async def test_engine_failures_are_counted_once_by_kind(rig: NeuronRig, tmp_path: Path):
+    """Failures while loading and while serving are counted at the node and its gateway, restarted engines included."""
     async with running_gateway(neurons={"n1": rig.url}) as served, rig.client() as client:
-        await failure_of(client, "--exit-at-load", "3")
-        await failure_of(client, "--oom-at-load")
-        once = str(tmp_path / "died")
-        await load(client, fake("counted", "--die-after", "0.3", "--die-once", once))
-        await until(client, is_state(InstanceState.LOADING))
-        await until(client, is_state(InstanceState.READY))
+        await failed_load(client, "--exit-at-load", "3")
+        await failed_load(client, "--oom-at-load")
+        crash = tmp_path / "crash"
+        await load(client, fake("counted", "--crash-on", str(crash)))
+        async with following(client) as wait:
+            crash.touch()
+            await wait(is_state(InstanceState.LOADING))
+            await wait(is_state(InstanceState.READY))
         await client.unload(UnloadRequest(model_id="counted"))
-        async with httpx.AsyncClient() as http, asyncio.timeout(20):
+        async with httpx.AsyncClient() as http, asyncio.timeout(60):
             of_node = await failures_at(http, f"{rig.url}/metrics")
             while await failures_at(http, f"{served.metrics_url}/metrics") != of_node:
                 await asyncio.sleep(0.02)
@@ -222,7 +222,7 @@ async def test_each_failure_of_an_engine_is_counted_once_by_its_kind(
 
 
 async def failures_at(http: httpx.AsyncClient, url: str) -> dict[tuple[str, str], float]:
-    """What a daemon's metrics say about engines that failed, by model and kind."""
+    """Return the engine failures in a daemon's metrics, by model and kind."""
     return {
         (s.labels["model"], s.labels["kind"]): s.value
         for family in text_string_to_metric_families((await http.get(url)).text)
@@ -231,45 +231,49 @@ async def failures_at(http: httpx.AsyncClient, url: str) -> dict[tuple[str, str]
     }
 
 
-async def test_an_engine_tells_its_requests_where_its_metrics_are_named(rig: NeuronRig):
-    """Those of a gateway on the same host pass by the neuron, and count for its other gateways all the same."""
+async def test_requests_in_flight_are_read_from_the_engines_metrics(rig: NeuronRig, tmp_path: Path):
+    """Requests that bypass the neuron, such as those of a gateway on its host, are counted too."""
     async with rig.client() as client:
-        spec = fake("busy", "--interval", "0.05", "--tokens", "400", harness="telling")
+        spec = fake("busy", "--finish-on", str(tmp_path / "never"), harness="reporting")
         ready = await load(client, spec)
         async with httpx.AsyncClient(base_url=ready.url or "", timeout=20) as http:
             body = {"messages": [], "stream": True}
-            asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+            request = asyncio.create_task(http.post("/v1/chat/completions", json=body))
             await until(client, lambda models: models[0].in_flight == 1)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
         await until(client, lambda models: models[0].in_flight == 0)
         await client.unload(UnloadRequest(model_id="busy"))
 
 
 async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
-    """A process that lives but answers nothing is killed and started again."""
+    """An engine that runs but does not respond is killed and started again."""
     async with rig.client() as client:
-        await load(client, fake("frozen", harness="hasty"))
+        await load(client, fake("frozen", harness="impatient"))
         (engine,) = rig.engines()
-        engine.suspend()
-        (down,) = await until(client, is_state(InstanceState.LOADING))
-        assert down.error == "the engine did not answer 3 consecutive health checks"
-        await until(client, is_state(InstanceState.READY))
+        async with following(client) as wait:
+            engine.suspend()
+            (down,) = await wait(is_state(InstanceState.LOADING))
+            assert down.error == "the engine did not answer 3 consecutive health checks"
+            await wait(is_state(InstanceState.READY))
         assert engine not in rig.engines()
         await client.unload(UnloadRequest(model_id="frozen"))
 
 
-async def test_a_restarting_instance_can_be_unloaded(rig: NeuronRig):
-    """Unloading while the back-off runs ends the instance at once."""
+async def test_a_restarting_instance_can_be_unloaded(rig: NeuronRig, tmp_path: Path):
+    """Unloading during the restart delay removes the instance immediately."""
     async with rig.client() as client:
-        await load(client, fake("doomed", "--die-after", "0.6"))
-        await until(client, is_state(InstanceState.LOADING))
+        crash = tmp_path / "crash"
+        await load(client, fake("doomed", "--crash-on", str(crash)))
+        async with following(client) as wait:
+            crash.touch()
+            await wait(is_state(InstanceState.LOADING))
         await client.unload(UnloadRequest(model_id="doomed"))
         assert await client.models() == ()
 
 
-async def test_unload_during_a_load_ends_the_engine(rig: NeuronRig):
-    """A load under way can be called off; its promise is returned."""
+async def test_unload_during_a_load_stops_the_engine(rig: NeuronRig):
+    """A pending load can be cancelled; its reservation is released."""
     async with rig.client() as client:
         await client.load(fake("hanging", "--hang-at-load"))
         await until(client, is_state(InstanceState.LOADING))
@@ -278,15 +282,18 @@ async def test_unload_during_a_load_ends_the_engine(rig: NeuronRig):
         assert (await client.health()).devices[0].vram_reserved_mb == 0
 
 
-async def test_a_stranger_on_the_port_is_not_taken_for_the_engine(rig: NeuronRig):
+async def test_another_process_on_the_port_is_not_mistaken_for_the_engine(
+    rig: NeuronRig, tmp_path: Path
+):
     """When another process answers on the engine's port, the instance moves to another port."""
     async with rig.client() as client:
-        answer = await client.load(fake("moved", "--listen-after", "1"))
+        listen = tmp_path / "listen"
+        answer = await client.load(fake("moved", "--listen-on", str(listen)))
         (loading,) = await until(client, is_state(InstanceState.LOADING))
         assert loading.instance_id == answer.instance_id
         taken = port_of(rig, answer.instance_id)
-        stranger = await asyncio.start_server(_answer_ok, "127.0.0.1", taken)
-        async with stranger:
+        async with await asyncio.start_server(_answer_ok, "127.0.0.1", taken):
+            listen.touch()
             (ready,) = await until(client, is_state(InstanceState.READY))
         assert ready.url is not None
         assert not ready.url.endswith(f":{taken}")
@@ -301,16 +308,16 @@ async def _answer_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 def port_of(rig: NeuronRig, instance: str) -> int:
-    """The port that an instance's engine was started with."""
+    """Return the port that an instance's engine was started with."""
     for process in rig.engines():
         if process.environ()["CORTEX_INSTANCE"] == instance:
-            words = process.cmdline()
-            return int(words[words.index("--port") + 1])
+            argv = process.cmdline()
+            return int(argv[argv.index("--port") + 1])
     raise AssertionError(f"no engine of {instance}")
 
 
-async def test_resident_memory_is_in_the_books(rig: NeuronRig):
-    """An engine that takes more than it was promised is counted with what it takes."""
+async def test_resident_memory_beyond_the_grant_is_counted(rig: NeuronRig):
+    """An engine that allocates more than it was granted is counted with what it allocates."""
     async with rig.client() as client:
         ready = await load(client, fake("greedy", "--memory-mb", "300", vram_mb=100))
         assert ready.vram_used_mb >= 300
@@ -322,7 +329,7 @@ async def test_resident_memory_is_in_the_books(rig: NeuronRig):
 
 
 async def test_the_log_can_be_read_and_followed(rig: NeuronRig):
-    """Tail and follow give the engine's own output, and a log is bounded."""
+    """Tail and follow return the engine's output; an unknown instance is not found."""
     async with rig.client() as client:
         await load(client, fake("org/chatty", "--say", "hello from the engine"))
         async with httpx.AsyncClient(base_url=rig.url) as http:
@@ -340,8 +347,8 @@ async def test_the_log_can_be_read_and_followed(rig: NeuronRig):
             await client.endpoint("org/chatty")
 
 
-async def test_a_true_orphan_is_killed_at_the_next_start(tmp_path: Path):
-    """An engine without a record, left by a killed neuron, does not survive the next start; a stranger does."""
+async def test_an_orphan_is_killed_at_the_next_start(tmp_path: Path):
+    """An engine without a record, left by a killed neuron, does not survive the next start; other processes do."""
     rig = NeuronRig(tmp_path / "neuron").start()
     try:
         async with rig.client() as client:
@@ -357,8 +364,8 @@ async def test_a_true_orphan_is_killed_at_the_next_start(tmp_path: Path):
         rig.close()
 
 
-async def test_a_record_of_a_dead_engine_is_cleaned(tmp_path: Path):
-    """An engine that died with its neuron is not adopted, and its memory is not promised."""
+async def test_the_record_of_an_ended_engine_is_removed(tmp_path: Path):
+    """An engine that ended with its neuron is not adopted, and no memory is granted to it."""
     rig = NeuronRig(tmp_path / "neuron").start()
     try:
         async with rig.client() as client:
@@ -366,7 +373,7 @@ async def test_a_record_of_a_dead_engine_is_cleaned(tmp_path: Path):
             rig.stop(signal.SIGKILL)
         for process in rig.engines():
             process.kill()
-        wait_for(lambda: rig.engines() == [], 5)
+        wait_for(lambda: rig.engines() == [], 60)
         rig.start()
         async with rig.client() as client:
             assert await client.models() == ()
@@ -377,7 +384,7 @@ async def test_a_record_of_a_dead_engine_is_cleaned(tmp_path: Path):
 
 
 async def test_on_stop_keep_leaves_engines_for_the_next_neuron(tmp_path: Path):
-    """With on_stop = "keep" a stopped neuron's engine serves on and is adopted; a crash of it is then restarted."""
+    """With on_stop = "keep" an engine keeps running, is adopted by the next neuron, and is restarted after a crash."""
     rig = NeuronRig(tmp_path / "neuron", neuron='on_stop = "keep"').start()
     try:
         async with rig.client() as client:
@@ -390,9 +397,10 @@ async def test_on_stop_keep_leaves_engines_for_the_next_neuron(tmp_path: Path):
         async with rig.client() as client:
             (after,) = await until(client, is_state(InstanceState.READY))
             assert (after.instance_id, after.url) == (before.instance_id, before.url)
-            engine.kill()
-            await until(client, is_state(InstanceState.LOADING))
-            (again,) = await until(client, is_state(InstanceState.READY))
+            async with following(client) as wait:
+                engine.kill()
+                await wait(is_state(InstanceState.LOADING))
+                (again,) = await wait(is_state(InstanceState.READY))
             assert again.instance_id == before.instance_id
             await client.unload(UnloadRequest(model_id="kept"))
     finally:
@@ -400,18 +408,20 @@ async def test_on_stop_keep_leaves_engines_for_the_next_neuron(tmp_path: Path):
     assert rig.engines() == []
 
 
-async def test_a_load_under_way_is_adopted_too(tmp_path: Path):
-    """An engine that was still loading when its neuron died is waited for by the next one."""
+async def test_a_pending_load_is_adopted_too(tmp_path: Path):
+    """The next neuron waits for an engine that was still loading when the previous neuron was killed."""
     rig = NeuronRig(tmp_path / "neuron").start()
     try:
         async with rig.client() as client:
-            await client.load(fake("slow", "--loading", "3"))
+            ready = tmp_path / "ready"
+            await client.load(fake("slow", "--ready-on", str(ready)))
             await until(client, lambda models: models[0].stage == "loading")
         (engine,) = rig.engines()
         rig.stop(signal.SIGKILL)
         rig.start()
         async with rig.client() as client:
             assert (await client.models())[0].status is InstanceState.LOADING
+            ready.touch()
             await until(client, is_state(InstanceState.READY))
         assert rig.engines() == [engine]
     finally:
@@ -419,7 +429,7 @@ async def test_a_load_under_way_is_adopted_too(tmp_path: Path):
 
 
 async def test_one_state_directory_has_one_neuron(tmp_path: Path):
-    """A second neuron on the same directory refuses to start and says why."""
+    """A second neuron with the same directory does not start, and its error says why."""
     rig = NeuronRig(tmp_path / "neuron").start()
     second = NeuronRig(tmp_path / "neuron")
     try:
