@@ -1,4 +1,4 @@
-"""The ledger: what may be promised, and what its numbers say."""
+"""The memory ledger: admission and the numbers that it reports."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ CUDA, CPU = DeviceKind.CUDA, DeviceKind.CPU
 def gpu(
     index: int = 0, free: int = 1000, total: int = 1000, headroom: int = 0, **more
 ) -> DeviceMemory:
-    """A device."""
+    """Return a measured device."""
     return DeviceMemory(index, more.pop("kind", CUDA), total - free, free, headroom, **more)
 
 
-def need(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> MemoryRequest:
-    """What a load asks for."""
+def request(size: int | None, count: int = 1, devices=(), kinds=(CUDA, CPU)) -> MemoryRequest:
+    """Return a load's memory request."""
     return MemoryRequest(size, count, tuple(devices), kinds)
 
 
 def grant(
-    promised: int, measured: int | None = None, *, device: int = 0, unused_released=False
+    size: int, measured: int | None = None, *, device: int = 0, unused_released=False
 ) -> Grant:
-    """What an instance holds."""
-    return Grant(InstanceId("i"), device, promised, measured, unused_released)
+    """Return a grant of an instance."""
+    return Grant(InstanceId("i"), device, size, measured, unused_released)
 
 
 sizes = st.integers(0, 2000)
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[list[DeviceMemory], list[Grant]]:
-    """Devices with measured shares, as a node sees them: what is measured is not free."""
+def nodes(draw: st.DrawFn) -> tuple[list[DeviceMemory], list[Grant]]:
+    """Draw devices and grants as a node sees them: measured memory is not free."""
     memory, grants = [], []
     for index in range(draw(st.integers(1, 4))):
         total = draw(st.integers(1, 4000))
-        mine = [
+        own = [
             grant(
                 draw(sizes),
                 draw(st.none() | sizes),
@@ -51,68 +51,68 @@ def worlds(draw: st.DrawFn) -> tuple[list[DeviceMemory], list[Grant]]:
             )
             for _ in range(draw(st.integers(0, 3)))
         ]
-        used = sum(s.measured_mb or 0 for s in mine) + draw(sizes)
+        used = sum(g.measured_mb or 0 for g in own) + draw(sizes)
         free = max(0, total - used)
         memory.append(
             gpu(index, free, total, draw(st.integers(0, 500)), usable=draw(st.booleans()))
         )
-        grants += mine
+        grants += own
     return memory, grants
 
 
-@given(worlds(), st.lists(st.tuples(sizes, st.integers(1, 3)), max_size=12))
-def test_promises_never_exceed_what_is_free(world, asked):
-    """However many loads ask one after another, the promises of a device fit into what is free beyond its headroom."""
-    memory, grants = world
+@given(nodes(), st.lists(st.tuples(sizes, st.integers(1, 3)), max_size=12))
+def test_grants_never_exceed_free_memory(node, requests):
+    """However many loads are admitted, a device's reservations fit into its free memory without the headroom."""
+    memory, grants = node
     before = {a.memory.index: a for a in compute_accounts(memory, grants)}
-    for size, count in asked:
+    for size, count in requests:
         try:
-            reservation = admit(need(size, count), memory, grants)
+            reservation = admit(request(size, count), memory, grants)
         except DoesNotFit:
             continue
         assert len(set(reservation.devices)) == count
         grants = [*grants, *(grant(size, device=index) for index in reservation.devices)]
     for account in compute_accounts(memory, grants):
-        promised = account.reserved_mb - before[account.memory.index].reserved_mb
-        assert promised <= before[account.memory.index].available_mb
-        if promised:
+        added = account.reserved_mb - before[account.memory.index].reserved_mb
+        assert added <= before[account.memory.index].available_mb
+        if added:
             assert account.memory.usable
             assert account.reserved_mb + account.memory.headroom_mb <= account.memory.free_mb
 
 
-@given(worlds(), sizes, st.integers(1, 3))
-def test_a_refusal_is_right_and_its_numbers_add_up(world, size, count):
-    """A load is refused only when fewer devices than it needs have the room, and the details say so."""
-    memory, grants = world
+@given(nodes(), sizes, st.integers(1, 3))
+def test_a_refusal_is_correct_and_its_numbers_add_up(node, size, count):
+    """A load is refused only if too few devices have enough memory, and the details show that."""
+    memory, grants = node
     try:
-        admit(need(size, count), memory, grants)
-    except DoesNotFit as refused:
-        details = refused.details
+        admit(request(size, count), memory, grants)
+    except DoesNotFit as error:
+        details = error.details
     else:
         return
     assert details["needed_mb"] == size
     rows = details["devices"]
     assert [row["index"] for row in rows] == [b.index for b in memory]
     for row, device in zip(rows, memory, strict=True):
-        room = row["free_mb"] - row["headroom_mb"] - row["reserved_mb"]
-        assert row["available_mb"] == (max(0, room) if device.usable else 0)
+        unreserved = row["free_mb"] - row["headroom_mb"] - row["reserved_mb"]
+        assert row["available_mb"] == (max(0, unreserved) if device.usable else 0)
     usable = {b.index for b in memory if b.usable}
     fitting = [r for r in rows if r["available_mb"] >= size and r["index"] in usable]
     assert len(fitting) < count
 
 
-@given(worlds(), sizes)
-def test_the_fullest_device_that_fits_is_taken(world, size):
-    """Large free blocks stay whole: no other device that fits has less to spare."""
-    memory, grants = world
+@given(nodes(), sizes)
+def test_the_fullest_device_that_fits_is_chosen(node, size):
+    """Large free blocks stay whole: no other device that fits has less available memory."""
+    memory, grants = node
     try:
-        (taken,) = admit(need(size), memory, grants).devices
+        (chosen,) = admit(request(size), memory, grants).devices
     except DoesNotFit:
         return
     available = {
         a.memory.index: a.available_mb for a in compute_accounts(memory, grants) if a.memory.usable
     }
-    assert available[taken] == min(mb for mb in available.values() if mb >= size)
+    assert available[chosen] == min(mb for mb in available.values() if mb >= size)
 
 
 @given(
@@ -129,33 +129,33 @@ def test_the_fullest_device_that_fits_is_taken(world, size):
         max_size=15,
     ),
 )
-def test_the_hosts_memory_is_promised_once(host_free, budget, headrooms, asked):
-    """On a host whose GPU shares its RAM with the cpu device, all that was promised can be taken at once."""
+def test_the_hosts_memory_is_granted_once(host_free, budget, headrooms, requests):
+    """If a GPU shares the host's RAM with the cpu device, all grants together fit into that RAM."""
     free, grants = host_free, []
-    for kinds, size, count, takes in asked:
-        on_cpu = sum(s.measured_mb or 0 for s in grants if s.device == 1)
+    for kinds, size, count, allocates in requests:
+        on_cpu = sum(g.measured_mb or 0 for g in grants if g.device == 1)
         cpu_free = max(0, min(budget - on_cpu, free))
         memory = [
             gpu(0, free, 8000, headrooms[0], pool_free_mb=free),
             gpu(1, cpu_free, budget, headrooms[1], kind=CPU, pool_free_mb=free),
         ]
         try:
-            reservation = admit(need(size, count, kinds=kinds), memory, grants)
+            reservation = admit(request(size, count, kinds=kinds), memory, grants)
         except DoesNotFit:
             continue
         (device,) = reservation.devices
-        taken = reservation.per_device_mb if takes else None
-        free -= taken or 0
-        grants.append(grant(reservation.per_device_mb, taken, device=device))
-    promised = sum(s.granted_mb for s in grants)
-    assert promised <= host_free
-    if promised:
-        assert promised + max(headrooms) <= host_free
-    assert sum(s.granted_mb for s in grants if s.device == 1) <= budget
+        allocated = reservation.per_device_mb if allocates else None
+        free -= allocated or 0
+        grants.append(grant(reservation.per_device_mb, allocated, device=device))
+    granted = sum(g.granted_mb for g in grants)
+    assert granted <= host_free
+    if granted:
+        assert granted + max(headrooms) <= host_free
+    assert sum(g.granted_mb for g in grants if g.device == 1) <= budget
 
 
 def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
-    """What is promised on the unified GPU is missing from what the cpu device offers, and the other way round."""
+    """A grant on the unified GPU reduces what is available on the cpu device, and vice versa."""
     memory = [
         gpu(0, 1000, 1000, 100, pool_free_mb=1000),
         gpu(1, 600, 600, 50, kind=CPU, pool_free_mb=1000),
@@ -164,87 +164,87 @@ def test_a_load_on_one_device_of_the_pool_leaves_less_on_the_other():
     loads = [grant(300, device=0), grant(200, device=1)]
     assert [a.available_mb for a in compute_accounts(memory, loads)] == [400, 350, 1000]
     with pytest.raises(DoesNotFit):
-        admit(need(500, kinds=(CUDA,), devices=(0,)), memory, loads)
+        admit(request(500, kinds=(CUDA,), devices=(0,)), memory, loads)
     with pytest.raises(DoesNotFit, match="each of 2 devices"):
-        admit(need(1, 2, kinds=(CUDA,)), [memory[0], gpu(3, pool_free_mb=1000)], [])
+        admit(request(1, 2, kinds=(CUDA,)), [memory[0], gpu(3, pool_free_mb=1000)], [])
 
 
-def test_a_promise_counts_only_as_far_as_it_is_not_taken():
-    """While an engine grows into its promise, what it took is measured and the rest is reserved."""
+def test_only_the_unallocated_part_of_a_grant_is_reserved():
+    """While an engine allocates its grant, the allocated part is measured and the rest is reserved."""
     (account,) = compute_accounts([gpu(free=700)], [grant(500, 300)])
     assert (account.reserved_mb, account.other_mb, account.available_mb) == (200, 0, 500)
 
 
-def test_an_engine_that_took_more_than_promised_is_no_foreigner():
-    """Measured beyond the promise counts as ours and reserves nothing."""
+def test_memory_beyond_a_grant_is_not_other_memory():
+    """Memory measured beyond the grant is attributed to the instance, and nothing is reserved."""
     (account,) = compute_accounts([gpu(free=300)], [grant(500, 700)])
     assert (account.reserved_mb, account.other_mb, account.available_mb) == (0, 0, 300)
 
 
-def test_a_settled_instance_keeps_nothing_it_did_not_take():
-    """Once loaded and measured, an overestimate is available to others."""
+def test_a_loaded_instance_releases_what_it_did_not_allocate():
+    """Once an instance is loaded, the unused part of its grant is available to other loads."""
     (account,) = compute_accounts([gpu(free=700)], [grant(500, 300, unused_released=True)])
     assert account.available_mb == 700
 
 
-def test_memory_that_nobody_can_attribute_is_not_counted_twice():
-    """Where the driver can't tell whose memory it is, a loaded engine's is just missing from what is free."""
+def test_memory_that_cannot_be_attributed_is_not_counted_twice():
+    """If the driver can't attribute memory to processes, a loaded engine's memory is just not free."""
     loaded = grant(300, None, unused_released=True)
     (account,) = compute_accounts([gpu(free=700)], [loaded])
     assert account.available_mb == 700
     assert loaded.footprint_mb == 300
 
 
-def test_what_an_end_gives_back_is_what_was_taken_and_kept():
-    """An instance counts with its measured memory and the open rest of its promise."""
+def test_a_footprint_is_allocated_and_reserved_memory():
+    """The footprint is the measured memory plus the reserved rest of the grant."""
     assert grant(500, 300).footprint_mb == 500
     assert grant(500, 700).footprint_mb == 700
     assert grant(500, 300, unused_released=True).footprint_mb == 300
     assert grant(500).footprint_mb == 500
 
 
-def test_strangers_are_seen_and_their_memory_is_not_promised():
-    """What others use is foreign and lowers what is available."""
+def test_memory_of_other_processes_is_not_granted():
+    """Memory of other processes is reported as other, and reduces what is available."""
     (account,) = compute_accounts([gpu(free=400, headroom=100)], [grant(200, 200)])
     assert (account.other_mb, account.available_mb) == (400, 300)
 
 
 def test_a_lost_device_gets_nothing():
-    """A device that does not answer is no candidate, whatever its last numbers were."""
+    """A device that does not respond is not a candidate, regardless of its last numbers."""
     with pytest.raises(DoesNotFit):
-        admit(need(1), [gpu(usable=False)], [])
+        admit(request(1), [gpu(usable=False)], [])
 
 
-def test_named_devices_are_used_and_nothing_else():
-    """The caller's choice is kept even where another device would be the better fit."""
+def test_only_the_requested_devices_are_used():
+    """The caller's choice is respected even if another device would fit better."""
     memory = [gpu(0, free=1000), gpu(1, free=400)]
-    assert admit(need(100, devices=(0,)), memory, []).devices == (0,)
+    assert admit(request(100, devices=(0,)), memory, []).devices == (0,)
     with pytest.raises(DoesNotFit):
-        admit(need(500, devices=(1,)), memory, [])
+        admit(request(500, devices=(1,)), memory, [])
     with pytest.raises(BadRequest, match="no device 7"):
-        admit(need(1, devices=(7,)), memory, [])
+        admit(request(1, devices=(7,)), memory, [])
     with pytest.raises(BadRequest, match="does not support device 0"):
-        admit(need(1, devices=(0,), kinds=(CPU,)), memory, [])
+        admit(request(1, devices=(0,), kinds=(CPU,)), memory, [])
 
 
 def test_the_preferred_kind_of_device_wins():
-    """An engine that runs on both goes to the GPU while it has room, then to the CPU."""
+    """An engine that supports both is placed on the GPU while it has memory, then on the CPU."""
     memory = [gpu(0, free=500), gpu(1, free=9000, kind=CPU)]
-    assert admit(need(400), memory, []).devices == (0,)
-    assert admit(need(600), memory, []).devices == (1,)
+    assert admit(request(400), memory, []).devices == (0,)
+    assert admit(request(600), memory, []).devices == (1,)
 
 
 def test_an_unknown_size_takes_all_of_the_emptiest_device():
-    """When nobody knows what a load needs, nothing else is promised beside it."""
+    """A load of unknown size is granted all available memory of a device."""
     memory = [gpu(0, free=500), gpu(1, free=800, headroom=50)]
-    reservation = admit(need(None), memory, [])
+    reservation = admit(request(None), memory, [])
     assert (reservation.devices, reservation.per_device_mb) == ((1,), 750)
     with pytest.raises(DoesNotFit, match="unknown size"):
-        admit(need(None), [gpu(free=0)], [])
+        admit(request(None), [gpu(free=0)], [])
 
 
-def test_a_node_without_a_suitable_device_says_how_to_get_one():
-    """An engine for CPUs on a node that offers none is refused with the setting to change."""
+def test_a_node_without_a_suitable_device_hints_at_the_setting():
+    """The refusal of a CPU-only engine on a node without a cpu device names the setting to change."""
     with pytest.raises(DoesNotFit, match="no device of kind cpu") as refused:
-        admit(need(1, kinds=(CPU,)), [gpu()], [])
+        admit(request(1, kinds=(CPU,)), [gpu()], [])
     assert "offer = true" in refused.value.hints[0]

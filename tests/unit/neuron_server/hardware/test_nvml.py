@@ -1,4 +1,4 @@
-"""NVML's states through a library of the same shape, for everything that one machine can't show."""
+"""GPU states that no single machine can show, through a fake NVML library."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.hardware.xid import describe_xid
 
-MINE = InstanceId("mine")
+INSTANCE = InstanceId("i")
 
 
-def one(**answers) -> tuple[NvmlSource, FakeNvml]:
-    """A source with one card, and its library."""
+def single_gpu(**answers) -> tuple[NvmlSource, FakeNvml]:
+    """Return a source with one GPU, and its library."""
     library = FakeNvml(Card(0, **answers))
     source = NvmlSource(library)
     source.inventory()
     return source, library
 
 
-def test_cards_are_listed_with_what_the_driver_says():
-    """Index, UUID, name, size and compute capability come from NVML; versions as people write them."""
+def test_gpus_are_listed_with_the_drivers_data():
+    """Index, UUID, name, memory, compute capability and versions come from NVML."""
     found = NvmlSource(FakeNvml(Card(0), Card(1))).inventory()
     assert [d.uuid for d in found.devices] == ["GPU-0", "GPU-1"]
     assert found.devices[1].index == 1
@@ -40,32 +40,32 @@ def test_cards_are_listed_with_what_the_driver_says():
     assert found.warnings == ()
 
 
-def test_a_reading_has_memory_load_temperature_and_power():
-    """MiB, percent, degrees and watts, as nvidia-smi shows them."""
-    source, _ = one()
+def test_a_sample_has_memory_utilization_temperature_and_power():
+    """MiB, percent, degrees Celsius and watts, as nvidia-smi shows them."""
+    source, _ = single_gpu()
     (sample,) = source.sample({})
     assert (sample.used_mb, sample.free_mb) == (2000, 6000)
     assert (sample.utilization_pct, sample.temp_c, sample.power_w) == (42, 55, 123.456)
     assert sample.health is DeviceHealth.OK
 
 
-def test_what_the_driver_keeps_for_itself_is_not_used():
-    """As in nvidia-smi, rounded like there; a driver before 510 can't tell it apart."""
-    with_it = SimpleNamespace(
+def test_memory_reserved_by_the_driver_is_not_used():
+    """As in nvidia-smi, with the same rounding; a driver before 510 does not report it separately."""
+    inclusive = SimpleNamespace(
         total=8000 * MIB, free=5399 * MIB + MIB // 2, used=2600 * MIB + MIB // 2
     )
-    without = SimpleNamespace(**vars(with_it) | {"used": 2000 * MIB})
-    source, _ = one(MemoryInfo=with_it, MemoryInfo_v2=without)
+    exclusive = SimpleNamespace(**vars(inclusive) | {"used": 2000 * MIB})
+    source, _ = single_gpu(MemoryInfo=inclusive, MemoryInfo_v2=exclusive)
     (sample,) = source.sample({})
     assert (sample.used_mb, sample.free_mb) == (2000, 5400)
-    source, _ = one(MemoryInfo=with_it, MemoryInfo_v2=13)
+    source, _ = single_gpu(MemoryInfo=inclusive, MemoryInfo_v2=13)
     (sample,) = source.sample({})
     assert (sample.used_mb, sample.free_mb) == (2601, 5400)
 
 
 @pytest.mark.parametrize("code", [12, 9, 18, 999])
-def test_no_driver_is_a_state(code):
-    """A missing library, an unloaded module and a mismatch give no devices, and a warning unless there is no driver."""
+def test_a_missing_driver_is_not_an_error(code):
+    """A missing library, an unloaded module and a mismatch result in no devices, and a warning if a driver exists."""
     source = NvmlSource(FakeNvml(init=code))
     found = source.inventory()
     assert found.devices == ()
@@ -80,25 +80,27 @@ def test_no_driver_is_a_state(code):
     source.close()
 
 
-def test_without_the_package_there_are_no_gpus():
-    """A host without nvidia-ml-py is a host without GPUs."""
+def test_without_pynvml_there_are_no_gpus():
+    """A host without nvidia-ml-py has no GPUs."""
     assert NvmlSource(None).inventory().devices == ()
 
 
-def test_an_unsupported_field_is_none_and_the_device_lives():
-    """NotSupported on one field never fails a device."""
-    source, _ = one(UtilizationRates=failing(3), Temperature=failing(3), PowerUsage=failing(4))
+def test_an_unsupported_field_is_none():
+    """NotSupported for a field does not affect the device's health."""
+    source, _ = single_gpu(
+        UtilizationRates=failing(3), Temperature=failing(3), PowerUsage=failing(4)
+    )
     (sample,) = source.sample({})
     assert (sample.utilization_pct, sample.temp_c, sample.power_w) == (None, None, None)
     assert sample.health is DeviceHealth.OK
 
 
 @pytest.mark.parametrize(
-    "trouble", [failing(15), failing(16), failing(999), RuntimeError("mismatch")]
+    "failure", [failing(15), failing(16), failing(999), RuntimeError("mismatch")]
 )
-def test_a_lost_card_is_marked_and_the_others_go_on(trouble):
-    """A card that falls off the bus is lost with nothing free; its neighbour is still read."""
-    source = NvmlSource(FakeNvml(Card(0, UtilizationRates=trouble), Card(1)))
+def test_a_lost_gpu_does_not_affect_others(failure):
+    """A GPU that has fallen off the bus is lost with no free memory; the other GPU is still read."""
+    source = NvmlSource(FakeNvml(Card(0, UtilizationRates=failure), Card(1)))
     source.inventory()
     lost, fine = source.sample({})
     assert lost.health is DeviceHealth.LOST
@@ -107,16 +109,16 @@ def test_a_lost_card_is_marked_and_the_others_go_on(trouble):
     assert fine.health is DeviceHealth.OK
 
 
-def test_a_card_that_does_not_answer_at_start_is_a_warning():
-    """Enumeration goes on without it."""
+def test_a_gpu_that_does_not_respond_at_start_is_a_warning():
+    """Enumeration continues without it."""
     found = NvmlSource(FakeNvml(Card(0, UUID=15), Card(1))).inventory()
     assert [d.uuid for d in found.devices] == ["GPU-1"]
     assert [w.code for w in found.warnings] == ["gpu_lost"]
 
 
 def test_unified_memory_is_the_hosts():
-    """Where NVML has no memory to tell (GB10), the host's numbers stand in, and the device says so."""
-    source, _ = one(MemoryInfo=3)
+    """If NVML reports no memory (GB10), the host's numbers are used and the device is marked as unified."""
+    source, _ = single_gpu(MemoryInfo=3)
     (device,) = source.inventory().devices
     assert device.unified
     assert device.vram_total_mb == psutil.virtual_memory().total // MIB
@@ -125,32 +127,32 @@ def test_unified_memory_is_the_hosts():
     assert 0 < sample.free_mb <= device.vram_total_mb
 
 
-def test_a_card_larger_than_the_hosts_memory_is_no_unified_one():
-    """Only a card without a memory window of its own shares the host's."""
+def test_a_gpu_with_more_memory_than_the_host_is_not_unified():
+    """Only a GPU without a BAR1 shares the host's memory."""
     huge = psutil.virtual_memory().total * 2
     memory = SimpleNamespace(total=huge, free=huge // 2, used=huge // 2)
-    discrete, _ = one(MemoryInfo=memory)
+    discrete, _ = single_gpu(MemoryInfo=memory)
     assert not discrete.inventory().devices[0].unified
-    shared, _ = one(MemoryInfo=memory, BAR1MemoryInfo=failing(3))
+    shared, _ = single_gpu(MemoryInfo=memory, BAR1MemoryInfo=failing(3))
     assert shared.inventory().devices[0].unified
 
 
 def test_memory_of_a_process_tree_is_summed():
-    """An instance's memory is that of all its processes; strangers are not counted, and unknown stays unknown."""
+    """All processes of an instance count, others do not; unknown memory stays unknown."""
     processes = [
         SimpleNamespace(pid=10, usedGpuMemory=500 * MIB),
         SimpleNamespace(pid=11, usedGpuMemory=300 * MIB),
         SimpleNamespace(pid=99, usedGpuMemory=900 * MIB),
     ]
-    source, _ = one(ComputeRunningProcesses=processes)
-    (sample,) = source.sample({MINE: frozenset({10, 11, 12})})
-    assert sample.by_instance == {MINE: 800}
-    unknown, _ = one(ComputeRunningProcesses=[SimpleNamespace(pid=10, usedGpuMemory=None)])
-    assert unknown.sample({MINE: frozenset({10})})[0].by_instance == {}
+    source, _ = single_gpu(ComputeRunningProcesses=processes)
+    (sample,) = source.sample({INSTANCE: frozenset({10, 11, 12})})
+    assert sample.by_instance == {INSTANCE: 800}
+    unknown, _ = single_gpu(ComputeRunningProcesses=[SimpleNamespace(pid=10, usedGpuMemory=None)])
+    assert unknown.sample({INSTANCE: frozenset({10})})[0].by_instance == {}
 
 
-def test_operators_are_warned():
-    """Persistence mode off, MIG on and uncorrected ECC errors each have a stable code."""
+def test_misconfigurations_are_warnings():
+    """Persistence mode off, MIG enabled and uncorrected ECC errors each have a stable code."""
     found = NvmlSource(
         FakeNvml(Card(0, PersistenceMode=0, MigMode=[1, 1], TotalEccErrors=[2]))
     ).inventory()
@@ -158,8 +160,8 @@ def test_operators_are_warned():
 
 
 def test_nvml_is_shut_down_as_often_as_it_was_started():
-    """Looking again for devices leaks no reference of the driver."""
-    source, library = one()
+    """Repeated discovery leaks no reference to the driver."""
+    source, library = single_gpu()
     source.inventory()
     assert library.inits == 1
     source.close()
@@ -167,8 +169,8 @@ def test_nvml_is_shut_down_as_often_as_it_was_started():
     assert library.inits == 0
 
 
-def test_xid_errors_come_with_the_next_reading_of_their_card():
-    """Each card tells its own, in order and once; events of other types are no XIDs."""
+def test_xid_errors_are_reported_with_the_next_sample():
+    """Each GPU reports its own XIDs, in order and once; other event types are ignored."""
     library = FakeNvml(Card(0), Card(1))
     source = NvmlSource(library)
     source.inventory()
@@ -177,21 +179,21 @@ def test_xid_errors_come_with_the_next_reading_of_their_card():
     assert [sample.xids for sample in source.sample({})] == [(), ()]
 
 
-def test_a_storm_of_xid_errors_delays_no_reading():
-    """However many are queued, one reading takes a bounded number, and none is lost."""
-    source, library = one()
+def test_many_xid_errors_do_not_delay_a_sample():
+    """A sample takes a bounded number of queued errors, and none is lost."""
+    source, library = single_gpu()
     library.cards[0].events.extend((XID, number) for number in range(1000))
-    told: list[int] = []
-    for most in (100, 1000):
-        while len(told) < most:
+    xids: list[int] = []
+    for count in (100, 1000):
+        while len(xids) < count:
             (sample,) = source.sample({})
             assert 0 < len(sample.xids) <= 100
-            told += sample.xids
-    assert told == list(range(1000))
+            xids += sample.xids
+    assert xids == list(range(1000))
 
 
-def test_cards_without_events_are_read_as_ever():
-    """A card that can't register events lives, beside one that can, and no event set is left behind."""
+def test_gpus_without_event_support_are_still_read():
+    """A GPU that can't register events works next to one that can, and no event set is leaked."""
     library = FakeNvml(Card(0, RegisterEvents=3), Card(1))
     source = NvmlSource(library)
     assert source.inventory().warnings == ()
@@ -202,22 +204,22 @@ def test_cards_without_events_are_read_as_ever():
     assert library.event_sets == 0
 
 
-def test_a_lost_card_still_tells_why():
-    """The XID that announces a card's end comes with the reading that finds it lost."""
-    source, library = one(UtilizationRates=failing(15))
+def test_a_lost_gpu_still_reports_its_xid():
+    """The XID that precedes a loss is reported with the sample that finds the GPU lost."""
+    source, library = single_gpu(UtilizationRates=failing(15))
     library.cards[0].events.extend([(XID, 79), 15])
     (sample,) = source.sample({})
     assert (sample.health, sample.xids) == (DeviceHealth.LOST, (79,))
 
 
 @given(st.integers(0, 1000))
-def test_every_xid_has_words(xid):
-    """Known or not, an XID comes with what it means or where to look it up."""
+def test_every_xid_has_a_description(xid):
+    """Known XIDs have a description, others a reference."""
     assert describe_xid(xid)
 
 
 async def test_the_cpu_device_comes_last():
-    """Offering the CPU renumbers no GPU."""
+    """Offering the CPU does not change the indices of GPUs."""
     host = Host((NvmlSource(FakeNvml(Card(0), Card(1))), CpuSource(512)), SystemClock())
     await host.open()
     try:
@@ -230,8 +232,8 @@ async def test_the_cpu_device_comes_last():
         await host.close()
 
 
-async def test_a_vanished_card_keeps_its_number_and_comes_back():
-    """A card that the driver no longer lists is lost, its neighbours keep their numbers, and it may return."""
+async def test_a_missing_gpu_keeps_its_index_and_can_return():
+    """A GPU that the driver no longer lists is lost; indices stay the same, and it can return."""
     clock = ManualClock()
     library = FakeNvml(Card(0), Card(1))
     host = Host((NvmlSource(library),), clock)
@@ -255,7 +257,7 @@ async def test_a_vanished_card_keeps_its_number_and_comes_back():
 
 
 async def test_a_driver_that_is_loaded_later_is_found():
-    """A host without a driver is looked at again, so that the neuron need not be restarted."""
+    """Discovery is repeated on a host without a driver, so that the neuron need not be restarted."""
     clock = ManualClock()
     library = FakeNvml(Card(0), init=9)
     host = Host((NvmlSource(library),), clock)

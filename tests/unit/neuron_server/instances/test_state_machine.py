@@ -1,4 +1,4 @@
-"""The life of an instance, ports, and the ends of engines: pure rules."""
+"""State machine, admission, progress, ports and exit reasons: pure functions."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ SPEC = LoadSpec(model_id="m", harness="h")
 
 
 def instance(state: InstanceState = InstanceState.LOADING, **more) -> Instance:
-    """An instance in some state."""
+    """Return an instance in a state."""
     return Instance(InstanceId("i"), SPEC, (0,), 100, 8100, state=state, **more)
 
 
 @given(st.lists(st.sampled_from(InstanceState), max_size=12))
-def test_no_instance_leaves_stopped_or_skips_its_end(path):
-    """Whatever is asked, an instance becomes ready only by loading, or by being spared, and stops only by stopping."""
-    now = instance()
-    seen = [now.state]
+def test_transitions_follow_the_state_machine(path):
+    """For any sequence, ready follows loading or draining, draining follows ready, and stopped follows stopping."""
+    current = instance()
+    seen = [current.state]
     for state in path:
         try:
-            now = advance(now, state)
+            current = advance(current, state)
         except Conflict:
             continue
-        seen.append(now.state)
+        seen.append(current.state)
     if InstanceState.STOPPED in seen:
         assert seen.index(InstanceState.STOPPED) == len(seen) - 1
         assert seen[-2] is InstanceState.STOPPING
@@ -55,36 +55,36 @@ def test_no_instance_leaves_stopped_or_skips_its_end(path):
             assert before is InstanceState.READY
 
 
-def test_progress_is_forgotten_once_a_load_is_over():
-    """Stage and progress belong to loading."""
+def test_progress_is_cleared_after_a_load():
+    """Only a loading instance has a stage and progress."""
     loading = instance(stage="reading", progress=0.5)
     ready = advance(loading, InstanceState.READY)
     assert (ready.stage, ready.progress) == (None, None)
 
 
-def test_a_failed_load_is_not_tried_again():
-    """Only an instance that was ready before comes back after a crash."""
+def test_a_failed_load_is_not_retried():
+    """Only an instance that was ready before is restarted after a crash."""
     assert restart_delay_s(instance(), now=50.0) is None
 
 
-def test_back_off_doubles_and_ends():
-    """Each crash in a row waits twice as long, and after the last allowed one the instance stays failed."""
-    now, delays = instance(InstanceState.READY, ready_at=100.0), []
-    while (again := restart_delay_s(now, 110.0)) is not None:
-        delays.append(again[0])
-        now = dataclasses.replace(now, crashes=again[1])
+def test_restart_delays_double_up_to_a_maximum_count():
+    """The delay doubles with each consecutive crash, and after the last allowed crash the instance stays failed."""
+    current, delays = instance(InstanceState.READY, ready_at=100.0), []
+    while (restart := restart_delay_s(current, 110.0)) is not None:
+        delays.append(restart[0])
+        current = dataclasses.replace(current, crashes=restart[1])
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert len(delays) == MAX_CRASHES
 
 
-def test_long_health_forgives_crashes():
-    """A crash after a long healthy time starts the count anew."""
-    tired = instance(InstanceState.READY, ready_at=100.0, crashes=MAX_CRASHES)
-    assert restart_delay_s(tired, 100.0 + CRASH_RESET_S) == (1.0, 1)
+def test_crashes_are_reset_after_a_healthy_period():
+    """A crash after a long healthy period is counted as the first."""
+    crashed = instance(InstanceState.READY, ready_at=100.0, crashes=MAX_CRASHES)
+    assert restart_delay_s(crashed, 100.0 + CRASH_RESET_S) == (1.0, 1)
 
 
-def test_same_work_ignores_names_and_open_choices():
-    """Two specs ask for the same engine when only the instance id, or devices left to the node, differ."""
+def test_same_work_ignores_ids_and_unspecified_devices():
+    """Specs are the same work if only the instance ids, or devices left to the node, differ."""
     named = SPEC.model_copy(update={"instance_id": "x"})
     on_one = SPEC.model_copy(update={"devices": (1,)})
     on_two = SPEC.model_copy(update={"devices": (2,)})
@@ -94,8 +94,8 @@ def test_same_work_ignores_names_and_open_choices():
     assert not is_same_work(SPEC, SPEC.model_copy(update={"context": 1}))
 
 
-def test_a_load_joins_what_serves_it():
-    """The same work joins; another instance id makes another instance; the same id with other work is a conflict."""
+def test_a_load_joins_an_instance_that_serves_it():
+    """The same work joins; another id needs another instance; the same id with other work is a conflict."""
     ready = instance(InstanceState.READY)
     answer = join_existing(SPEC, ready)
     assert answer is not None
@@ -111,8 +111,8 @@ def test_a_load_joins_what_serves_it():
         )
 
 
-def test_a_load_joins_a_copy_that_its_caller_does_not_know():
-    """Another gateway was first, whatever size it has measured; a copy that is known is to get a second one."""
+def test_a_load_joins_an_instance_that_its_caller_does_not_know():
+    """An instance unknown to the caller serves its load, whatever its size; for a known one, another is started."""
     mine = SPEC.model_copy(update={"instance_id": "mine", "vram_mb": 7, "devices": (0,)})
     theirs = instance(InstanceState.LOADING)
     answer = join_existing(mine, theirs, known=[])
@@ -124,7 +124,7 @@ def test_a_load_joins_a_copy_that_its_caller_does_not_know():
 
 
 def test_the_deadline_of_a_load_grows_with_its_weights():
-    """Large weights, unknown weights and slow loads of the past get more time."""
+    """Large weights, unknown weights and slow past loads get more time."""
     small, large = load_deadline_s(100, None), load_deadline_s(200_000, None)
     assert 100 < small < 130
     assert large > 4000
@@ -135,30 +135,30 @@ def test_the_deadline_of_a_load_grows_with_its_weights():
 @given(
     st.floats(0, 1e6), st.none() | st.floats(0.1, 1e5), st.lists(st.integers(0, 9000), max_size=1)
 )
-def test_progress_is_a_share_that_never_claims_the_end(past, expected, measured):
-    """Whatever is known, a load that is not ready is at most 95% done."""
+def test_estimated_progress_never_exceeds_95_percent(elapsed, expected, measured):
+    """A load that is not ready is at most 95% complete, whatever is known."""
     loading = instance(expected_load_s=expected, measured_mb=tuple(measured))
-    progress = load_progress(loading, past)
+    progress = load_progress(loading, elapsed)
     assert (progress is None) == (expected is None and not measured)
     assert progress is None or 0 <= progress <= 0.95
 
 
-@pytest.mark.parametrize(("past", "left"), [(4.0, 6.0), (10.0, None), (60.0, None)])
-def test_a_load_that_takes_longer_than_those_before_says_no_more_when_it_ends(past, left):
-    """A hanging engine is not about to be ready; "0 s to go" for minutes would say so."""
+@pytest.mark.parametrize(("elapsed", "eta"), [(4.0, 6.0), (10.0, None), (60.0, None)])
+def test_a_load_slower_than_past_loads_has_no_eta(elapsed, eta):
+    """An ETA of 0 s for minutes would be wrong, for example for a hanging engine."""
     loading = instance(expected_load_s=10.0, started_at=1000.0)
-    assert model_info(loading, "", (0,), 0, 1000.0 + past).eta_s == left
+    assert model_info(loading, "", (0,), 0, 1000.0 + elapsed).eta_s == eta
 
 
-def test_progress_follows_past_loads_before_memory():
-    """The time of the last load says more than the memory that was taken."""
+def test_progress_is_based_on_past_loads_before_memory():
+    """The duration of the last load takes precedence over allocated memory."""
     assert load_progress(instance(expected_load_s=10.0, measured_mb=(90,)), 5.0) == 0.5
     assert load_progress(instance(measured_mb=(25,)), 5.0) == 0.25
 
 
 @given(st.integers(1, 60000), st.integers(0, 30), st.data())
 def test_ports_come_from_the_range_and_are_free(first, size, data):
-    """A chosen port is in the range, not given away and free on the host; a full range is said so."""
+    """A chosen port is in the range, unassigned and free on the host; a full range is an error."""
     last = first + size
     ports = list(range(first, last + 1))
     taken = set(data.draw(st.lists(st.sampled_from(ports))))
@@ -212,23 +212,23 @@ def test_ports_come_from_the_range_and_are_free(first, size, data):
         (0, ["CUDA out of memory, once"], ExitKind.ENDED),
     ],
 )
-def test_ends_are_told_apart(status, lines, kind):
-    """The exit status and the last words decide what an operator is told."""
-    end = classify(status, lines)
-    assert end.kind is kind
+def test_exit_reasons_are_classified(status, lines, kind):
+    """The exit status and the last output decide the kind of exit."""
+    reason = classify(status, lines)
+    assert reason.kind is kind
     for line in lines:
-        assert line in end.message
+        assert line in reason.message
 
 
-def test_a_victim_of_the_kernels_is_told_from_one_of_an_operators():
-    """SIGKILL looks the same from both; what the kernel counted meanwhile does not."""
+def test_an_oom_kill_is_distinguished_from_another_sigkill():
+    """The exit status is the same; the kernel's OOM kill counter makes the difference."""
     assert classify(-9, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
     assert classify(None, [], oom_kills=1).kind is ExitKind.OUT_OF_MEMORY
     assert classify(-11, [], oom_kills=1).kind is ExitKind.CRASH
     assert classify(-9, [], oom_kills=0).kind is ExitKind.KILLED
 
 
-VLLM_ENDS = (
+VLLM_OUTPUT = (
     """
 (EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] EngineCore failed to start.
 (EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] Traceback (most recent call last):
@@ -254,11 +254,11 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 )
 
 
-def test_the_stacks_of_pythons_processes_do_not_hide_what_happened():
-    """An error of vLLM's passes through its processes, and each prints its stack; the cause is told once."""
-    end = classify(1, VLLM_ENDS.splitlines())
-    assert end.kind is ExitKind.OUT_OF_MEMORY
-    assert end.message.splitlines()[1:] == [
+def test_python_stack_traces_do_not_hide_the_cause():
+    """VLLM prints an error with its stack in each process that it passes through; the cause is reported once."""
+    reason = classify(1, VLLM_OUTPUT.splitlines())
+    assert reason.kind is ExitKind.OUT_OF_MEMORY
+    assert reason.message.splitlines()[1:] == [
         "(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] EngineCore failed to start.",
         "(EngineCore pid=9) ERROR 11-26 10:16:37 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.",
         "Process EngineCore:",
@@ -276,7 +276,7 @@ def test_the_stacks_of_pythons_processes_do_not_hide_what_happened():
     ],
 )
 def test_a_stack_trace_does_not_hide_the_error_before_it(frame: str):
-    """llama-server tells a CUDA error first, then where it was, over dozens of lines."""
-    end = classify(-6, ["CUDA error: out of memory", "  current device: 0", *[frame] * 30])
-    assert end.kind is ExitKind.OUT_OF_MEMORY
-    assert end.message.endswith("CUDA error: out of memory\n  current device: 0")
+    """llama-server prints a CUDA error before dozens of lines of stack trace."""
+    reason = classify(-6, ["CUDA error: out of memory", "  current device: 0", *[frame] * 30])
+    assert reason.kind is ExitKind.OUT_OF_MEMORY
+    assert reason.message.endswith("CUDA error: out of memory\n  current device: 0")

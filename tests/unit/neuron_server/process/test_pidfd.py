@@ -1,4 +1,4 @@
-"""Descriptors of processes, with the functions of this Python and without."""
+"""Process file descriptors, with and without support in the Python build."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from neuron_server.process.pidfd import pidfd_open, pidfd_send_signal
 
 
-@pytest.fixture(params=["as built", "for older systems"])
+@pytest.fixture(params=["built in", "system call"])
 def sleeper(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child, under a Python that has the functions or lacks them."""
-    if request.param != "as built":
+    """A child process, with Python's functions or without them."""
+    if request.param != "built in":
         monkeypatch.delattr(os, "pidfd_open", raising=False)
         monkeypatch.delattr(signal, "pidfd_send_signal", raising=False)
     with subprocess.Popen(["sleep", "60"]) as child:
@@ -26,13 +26,13 @@ def sleeper(
         child.kill()
 
 
-def test_a_process_is_signalled_and_its_end_seen(sleeper):
-    """The descriptor is readable from the end on, and then there is nobody to signal."""
+def test_a_process_can_be_signalled_and_waited_for(sleeper):
+    """The descriptor becomes readable when the process ends, after which it can't be signalled."""
     descriptor = pidfd_open(sleeper.pid)
     try:
         assert not select.select([descriptor], [], [], 0)[0]
         pidfd_send_signal(descriptor, signal.SIGTERM)
-        assert select.select([descriptor], [], [], 10)[0]
+        assert select.select([descriptor], [], [], 60)[0]
         assert sleeper.wait() == -signal.SIGTERM
         with pytest.raises(ProcessLookupError):
             pidfd_send_signal(descriptor, signal.SIGTERM)
@@ -40,8 +40,8 @@ def test_a_process_is_signalled_and_its_end_seen(sleeper):
         os.close(descriptor)
 
 
-def test_a_process_that_is_gone_is_told(sleeper):
-    """As everywhere else, by an error of that name."""
+def test_opening_an_ended_process_fails(sleeper):
+    """Opening raises ProcessLookupError."""
     sleeper.kill()
     sleeper.wait()
     with pytest.raises(ProcessLookupError):
