@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import httpx
 import uvicorn
-from engines.fake_nvml import MIB, Card, FakeNvml
+from engines.fake_nvml import MIB, FakeGpu, FakeNvml
 from engines.neuron_rig import NeuronRig
 from rigs.fleet import free_port
 from rigs.gateway import GatewayProcess, gateway_process, neuron_table
@@ -48,12 +48,12 @@ TINY = ("demo/ada", "demo/bob", "demo/cleo")
 
 
 @contextlib.asynccontextmanager
-async def cards_node(folder: Path) -> AsyncIterator[tuple[str, list[Card]]]:
+async def gpu_node(folder: Path) -> AsyncIterator[tuple[str, list[FakeGpu]]]:
     """A neuron with two cards that are none; its URL."""
-    cards = [Card(0), Card(1)]
+    gpus = [FakeGpu(0), FakeGpu(1)]
     config = NeuronConfig.model_validate(
         {
-            "neuron": {"state_dir": folder / "cards"},
+            "neuron": {"state_dir": folder / "gpus"},
             "harnesses": [
                 {
                     "name": "scripted",
@@ -67,23 +67,23 @@ async def cards_node(folder: Path) -> AsyncIterator[tuple[str, list[Card]]]:
             ],
         }
     )
-    runtime = create_runtime(config, (NvmlSource(FakeNvml(*cards)),))
+    runtime = create_runtime(config, (NvmlSource(FakeNvml(*gpus)),))
     app = create_app(config, runtime)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
     with socket.create_server(("127.0.0.1", 0)) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}", cards
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}", gpus
         finally:
             runtime.changes.close()
             server.should_exit = True
             await serving
 
 
-async def warm(cards: list[Card]) -> None:
+async def warm(gpus: list[FakeGpu]) -> None:
     """Let the cards' numbers move."""
     for second in itertools.count():
-        for number, card in enumerate(cards):
+        for number, card in enumerate(gpus):
             busy = 0.5 + 0.4 * math.sin(second / 20 + number)
             used = int((2000 + 500 * busy) * MIB)
             card.answers |= {
@@ -181,11 +181,11 @@ async def main(minutes: float) -> int:
     try:
         rig.start()
         async with (
-            cards_node(folder) as (cards_url, cards),
+            gpu_node(folder) as (cards_url, gpus),
             gateway_process(
                 folder,
                 neuron_table("here", rig.url),
-                neuron_table("cards", cards_url),
+                neuron_table("gpus", cards_url),
                 "[eviction]\nmin_residency = 5\n",
                 "[limits]\nmax_in_flight = 4\n",
                 models=models_toml(folder),
@@ -196,7 +196,7 @@ async def main(minutes: float) -> int:
             with prometheus(folder, scraped) as url:
                 work = [
                     asyncio.create_task(w)
-                    for w in (warm(cards), visitors(gateway.url), operate(gateway))
+                    for w in (warm(gpus), visitors(gateway.url), operate(gateway))
                 ]
                 start = time.time()
                 done, _ = await asyncio.wait(

@@ -1,4 +1,4 @@
-"""A library of pynvml's shape, for every state of a GPU that one machine can't show."""
+"""A fake of the pynvml library, for GPU states that no single machine can show."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class FakeNvmlError(Exception):
         self.value = value
 
 
-class Card:
-    """One card's answers; an int in place of an answer is the error code that it fails with.
+class FakeGpu:
+    """One GPU's answers; an int in place of an answer is the error code that the call fails with.
 
-    Its driver's events are in `events`: (type, data) each, or the error code that waiting for one fails with.
+    `events` are the driver's queued events: (type, data), or the error code that waiting for one fails with.
     """
 
     def __init__(self, number: int, **answers) -> None:
@@ -44,10 +44,10 @@ class Card:
 
 
 class EventSet:
-    """Events of the cards that were registered with it."""
+    """The events of the GPUs that were registered with it."""
 
     def __init__(self) -> None:
-        self.cards: list[Card] = []
+        self.gpus: list[FakeGpu] = []
 
 
 class FakeNvml:
@@ -57,8 +57,8 @@ class FakeNvml:
     NVML_VOLATILE_ECC = 0
     nvmlMemory_v2 = 0x02000028  # noqa: N815 - the library's name
 
-    def __init__(self, *cards: Card, init: int | None = None) -> None:
-        self.cards = cards
+    def __init__(self, *gpus: FakeGpu, init: int | None = None) -> None:
+        self.gpus = gpus
         self.init = init
         self.inits = 0
         self.event_sets = 0
@@ -81,39 +81,39 @@ class FakeNvml:
         self.event_sets += 1
         return EventSet()
 
-    def nvmlDeviceRegisterEvents(self, card: Card, types: int, events: EventSet) -> None:  # noqa: N802 - the library's name
+    def nvmlDeviceRegisterEvents(self, gpu: FakeGpu, types: int, events: EventSet) -> None:  # noqa: N802 - the library's name
         assert types == XID
-        code = card.answers["RegisterEvents"]
+        code = gpu.answers["RegisterEvents"]
         if code is not None:
             raise FakeNvmlError(code)
-        events.cards.append(card)
+        events.gpus.append(gpu)
 
     def nvmlEventSetWait_v2(self, events: EventSet, _timeout_ms: int) -> SimpleNamespace:  # noqa: N802 - the library's name
-        (card,) = events.cards
-        event = card.events.popleft() if card.events else TIMEOUT
+        (gpu,) = events.gpus
+        event = gpu.events.popleft() if gpu.events else TIMEOUT
         if isinstance(event, int):
             raise FakeNvmlError(event)
-        return SimpleNamespace(device=card, eventType=event[0], eventData=event[1])
+        return SimpleNamespace(device=gpu, eventType=event[0], eventData=event[1])
 
     def nvmlEventSetFree(self, _events: EventSet) -> None:  # noqa: N802 - the library's name
         self.event_sets -= 1
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802 - the library's name
-        return len(self.cards)
+        return len(self.gpus)
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:  # noqa: N802 - the library's name
-        return self.cards[index]
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:  # noqa: N802 - the library's name
+        return self.gpus[index]
 
-    def nvmlDeviceGetUUID(self, card: Card) -> str:  # noqa: N802 - the library's name
-        answer = card.answers.get("UUID", card.uuid)
+    def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:  # noqa: N802 - the library's name
+        answer = gpu.answers.get("UUID", gpu.uuid)
         if isinstance(answer, int):
             raise FakeNvmlError(answer)
         return answer
 
-    def nvmlDeviceGetMemoryInfo(self, card: Card, version: int | None = None) -> object:  # noqa: N802 - the library's name
-        answer = card.answers["MemoryInfo"]
+    def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu, version: int | None = None) -> object:  # noqa: N802 - the library's name
+        answer = gpu.answers["MemoryInfo"]
         if version is not None:
-            answer = card.answers.get("MemoryInfo_v2", answer)
+            answer = gpu.answers.get("MemoryInfo_v2", answer)
         if isinstance(answer, int):
             raise FakeNvmlError(answer)
         return answer
@@ -121,8 +121,8 @@ class FakeNvml:
     def __getattr__(self, name: str):
         field = name.removeprefix("nvmlDeviceGet")
 
-        def ask(card: Card, *_: object) -> object:
-            answer = card.answers[field]
+        def query(gpu: FakeGpu, *_: object) -> object:
+            answer = gpu.answers[field]
             if isinstance(answer, Exception):
                 raise answer
             if isinstance(answer, int) and field in {"MigMode", "TotalEccErrors"}:
@@ -131,9 +131,9 @@ class FakeNvml:
                 raise FakeNvmlError(answer[1])
             return answer
 
-        return ask
+        return query
 
 
 def failing(code: int) -> tuple[str, int]:
-    """An answer that is this error."""
+    """Return an answer that raises an NVML error."""
     return ("error", code)

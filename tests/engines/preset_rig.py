@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from engines.fake_nvml import Card, FakeNvml
+from engines.fake_nvml import FakeGpu, FakeNvml
 from engines.neuron_rig import lines_of, load, until
 from engines.served_neuron import served
 from rigs.whole import running_gateway
@@ -66,7 +66,7 @@ class PresetRig:
         section = NeuronSection(state_dir=self.directory / "state", on_stop="keep")
         config = NeuronConfig(neuron=section, harnesses=(harness,))
         async with (
-            served(config, (NvmlSource(FakeNvml(Card(0))),)) as node,
+            served(config, (NvmlSource(FakeNvml(FakeGpu(0))),)) as node,
             NeuronClient(node.url, who="preset test") as client,
         ):
             yield client

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from engines.fake_nvml import Card, FakeNvml
+from engines.fake_nvml import FakeGpu, FakeNvml
 from engines.served_neuron import served
 from rigs.whole import running_gateway
 
@@ -25,7 +25,7 @@ async def test_an_engine_without_gpu_code_is_loaded_beside_the_card(tmp_path: Pa
     )
     model_config = ModelConfig(id="m", harness="embedded", source=str(weights), vram_mb=300)
     body = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
-    devices = (NvmlSource(FakeNvml(Card(0))), CpuSource(2000))
+    devices = (NvmlSource(FakeNvml(FakeGpu(0))), CpuSource(2000))
     async with (
         served(config, devices) as neuron,
         running_gateway(model_config, neurons={"n": neuron.url}) as gateway,

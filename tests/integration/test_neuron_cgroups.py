@@ -1,4 +1,4 @@
-"""Engines in cgroups of their own, on a host that lets the tests make some."""
+"""Engines in cgroups of their own, on a host where the tests can create cgroups."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from neuron_server.process.cgroups import own_cgroup
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A cgroup of the test's own, with nothing in it."""
+    """An empty cgroup."""
     own = own_cgroup()
     path = (own or Path("/proc")) / f"cortex-test-{uuid.uuid4().hex[:8]}"
     try:
         path.mkdir()
     except OSError:
-        pytest.skip("no cgroup of version 2 can be made here")
+        pytest.skip("cgroups can't be created here")
     if not (path / "cgroup.kill").exists():
         pytest.skip("this kernel has no cgroup.kill")
     yield path
     (path / "cgroup.kill").write_text("1")
-    wait_for(lambda: "populated 0" in (path / "cgroup.events").read_text(), 5)
-    for found in sorted(path.rglob("*"), reverse=True):
-        if found.is_dir():
-            found.rmdir()
+    wait_for(lambda: "populated 0" in (path / "cgroup.events").read_text(), 60)
+    for child in sorted(path.rglob("*"), reverse=True):
+        if child.is_dir():
+            child.rmdir()
     path.rmdir()
 
 
 def pids(cgroup: Path) -> set[int]:
-    """The processes of a cgroup; none when it is gone."""
+    """Return the processes of a cgroup; empty if it does not exist."""
     procs = cgroup / "cgroup.procs"
     return set(map(int, procs.read_text().split())) if procs.exists() else set()
 
 
 async def test_no_process_of_an_engine_escapes_its_cgroup(cgroup: Path, tmp_path: Path):
-    """A child without parent, session, group or mark ends with its engine: adopted and unloaded, or an orphan."""
+    """A child without parent, session, group or marker ends with its engine, unloaded or orphaned."""
     rig = NeuronRig(tmp_path / "neuron", neuron=f'cgroup = "{cgroup}"').start()
     try:
         async with rig.client() as client:
@@ -53,9 +53,9 @@ async def test_no_process_of_an_engine_escapes_its_cgroup(cgroup: Path, tmp_path
                 await load(client, fake(name, "--hidden-child", "--ignore-term", instance_id=name))
             kept, lost = (pids(cgroup / "engines" / name) for name in ("kept", "lost"))
             assert [len(kept), len(lost)] == [2, 2]
-            assert len(rig.engines()) == 2, "the children carry no mark"
+            assert len(rig.engines()) == 2, "the children have no marker"
             await client.load(fake("gone", "--hidden-child", "--hang-at-load", instance_id="gone"))
-            wait_for(lambda: len(pids(cgroup / "engines" / "gone")) == 2, 10)
+            wait_for(lambda: len(pids(cgroup / "engines" / "gone")) == 2, 60)
             await client.unload(UnloadRequest(model_id="gone"))
             assert not (cgroup / "engines" / "gone").exists()
             rig.stop(signal.SIGKILL)
@@ -74,14 +74,14 @@ async def test_no_process_of_an_engine_escapes_its_cgroup(cgroup: Path, tmp_path
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs."""
+    """Return whether a process is running."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
 
 
 @pytest.mark.parametrize("leaf", ["", "neuron"])
-def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: Path, leaf: str):
-    """Whether systemd starts it in the unit's cgroup, as before 254, or in DelegateSubgroup=neuron."""
+def test_a_delegated_cgroup_is_found_and_the_neuron_moves_to_a_leaf(cgroup: Path, leaf: str):
+    """This works in the unit's cgroup (systemd before 254) and in DelegateSubgroup=neuron."""
     try:
         os.setxattr(cgroup, "user.delegate", b"1")
     except OSError:
@@ -90,15 +90,15 @@ def test_a_delegated_cgroup_is_found_and_the_neuron_is_in_a_leaf_of_it(cgroup: P
     start.mkdir(exist_ok=True)
     code = "import neuron_server.process.cgroups as c; print(c.find_cgroups(None).root, c.own_cgroup())"
     launch = f"echo $$ > {start}/cgroup.procs && exec {shlex.quote(sys.executable)} -c '{code}'"
-    said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
-    assert said.stdout.split() == [str(cgroup), str(cgroup / "neuron")]
+    result = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
+    assert result.stdout.split() == [str(cgroup), str(cgroup / "neuron")]
     assert (cgroup / "engines").is_dir()
 
 
-def test_a_cgroup_that_was_not_delegated_is_left_alone(cgroup: Path):
-    """Being able to write there is no permission: root can write everywhere."""
+def test_a_cgroup_that_is_not_delegated_is_not_used(cgroup: Path):
+    """Write access is not enough: root can write to every cgroup."""
     code = "import neuron_server.process.cgroups as c; print(c.find_cgroups(None))"
     launch = f"echo $$ > {cgroup}/cgroup.procs && exec {shlex.quote(sys.executable)} -c '{code}'"
-    said = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
-    assert said.stdout.strip() == "None"
-    assert [found for found in cgroup.iterdir() if found.is_dir()] == []
+    result = subprocess.run(["sh", "-c", launch], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "None"
+    assert [path for path in cgroup.iterdir() if path.is_dir()] == []

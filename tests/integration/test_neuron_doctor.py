@@ -1,4 +1,4 @@
-"""What a node's operator should mend, all the way from the driver to `cortex doctor`."""
+"""Warnings of a node, from the driver to `cortex doctor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engines.attached_rig import script
 from engines.build_llama import find
-from engines.fake_nvml import XID, Card, FakeNvml
+from engines.fake_nvml import XID, FakeGpu, FakeNvml
 from engines.served_neuron import ServedNeuron, served
 
 from cortex_cli.doctor.checks import Finding, Verdict, fleet_checks
@@ -27,26 +27,26 @@ from neuron_server.hardware.nvml import NvmlSource
 LLAMA = find()
 
 
-async def seen(fleet: Fleet, condition: Callable[[list[Finding]], bool]) -> list[Finding]:
-    """What doctor finds on the node, once it is as wanted."""
-    found: list[Finding] = []
+async def findings_of(fleet: Fleet, condition: Callable[[list[Finding]], bool]) -> list[Finding]:
+    """Return doctor's findings about the node, once they meet a condition."""
+    findings: list[Finding] = []
     changed = asyncio.Event()
     fleet.on_change(changed.set)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
-                found = [f for f in fleet_checks(fleet.snapshot, "") if f.check == "node beast"]
-                if condition(found):
-                    return found
+                findings = [f for f in fleet_checks(fleet.snapshot, "") if f.check == "node beast"]
+                if condition(findings):
+                    return findings
                 await changed.wait()
                 changed.clear()
     except TimeoutError:
-        raise AssertionError(f"still not so: {found}") from None
+        raise AssertionError(f"not met: {findings}") from None
 
 
 @contextlib.asynccontextmanager
 async def watched(neuron: ServedNeuron) -> AsyncIterator[Fleet]:
-    """A gateway's view of a neuron."""
+    """Watch a neuron as a gateway does."""
     entry = NeuronEntry(name="beast", endpoint=neuron.url)
     fleet = Fleet((entry,), Catalogue(), SystemClock(), Metrics())
     async with NeuronClient(neuron.url, who="beast") as client:
@@ -58,42 +58,46 @@ async def watched(neuron: ServedNeuron) -> AsyncIterator[Fleet]:
             await asyncio.gather(watching, return_exceptions=True)
 
 
-async def without_gpu(directory: Path, llama_server: Path) -> list[Finding]:
-    """What doctor says of a host with a card and this llama-server."""
+async def llama_findings(directory: Path, llama_server: Path) -> list[Finding]:
+    """Return doctor's findings on a host with a GPU and this llama-server."""
     config = NeuronConfig(
         neuron=NeuronSection(state_dir=directory / "state"),
         harnesses=(HarnessEntry(name="llamacpp", binary=llama_server),),
     )
-    sources = (NvmlSource(FakeNvml(Card(0))),)
+    sources = (NvmlSource(FakeNvml(FakeGpu(0))),)
     async with served(config, sources) as neuron, watched(neuron) as fleet:
-        return await seen(fleet, lambda f: any("llama-server" in one.about for one in f))
+        return await findings_of(
+            fleet, lambda f: any("llama-server" in finding.about for finding in f)
+        )
 
 
-async def test_doctor_shows_an_engine_that_would_leave_the_gpu_idle(tmp_path: Path):
-    """A llama-server without CUDA on a host with a card says nothing itself, and loads on the processor."""
+async def test_doctor_reports_an_engine_that_does_not_use_the_gpu(tmp_path: Path):
+    """A llama-server without CUDA silently loads on the CPU, so doctor reports it."""
     program = script(tmp_path / "llama-server", "echo 'Available devices:'\necho '  (none)'")
-    (found,) = await without_gpu(tmp_path, program)
-    assert found.verdict is Verdict.WARNING
-    assert "processor" in found.about
+    (finding,) = await llama_findings(tmp_path, program)
+    assert finding.verdict is Verdict.WARNING
+    assert "processor" in finding.about
 
 
 @pytest.mark.llama
 @pytest.mark.skipif(LLAMA is None, reason="no llama-server: run make engines")
-async def test_doctor_shows_a_real_llama_server_without_cuda(tmp_path: Path):
-    """The one that `make engines` builds computes on the processor."""
+async def test_doctor_reports_a_real_llama_server_without_cuda(tmp_path: Path):
+    """The one that `make engines` builds supports only the CPU."""
     assert LLAMA is not None
-    (found,) = await without_gpu(tmp_path, LLAMA)
-    assert "--list-devices shows no GPU" in found.about
+    (finding,) = await llama_findings(tmp_path, LLAMA)
+    assert "--list-devices shows no GPU" in finding.about
 
 
-async def test_doctor_shows_warnings_of_nodes_old_and_new(tmp_path: Path):
-    """What was amiss at the start is shown, and what goes amiss later too, without a new connection."""
+async def test_doctor_reports_initial_and_later_warnings(tmp_path: Path):
+    """Warnings that exist at the start and those that appear later are reported on the same connection."""
     config = NeuronConfig(neuron=NeuronSection(state_dir=tmp_path / "state"))
-    library = FakeNvml(Card(0, PersistenceMode=0))
+    library = FakeNvml(FakeGpu(0, PersistenceMode=0))
     async with served(config, (NvmlSource(library),)) as neuron, watched(neuron) as fleet:
-        first = await seen(fleet, lambda f: any("persistence" in one.about for one in f))
-        assert [one.verdict for one in first] == [Verdict.WARNING]
-        library.cards[0].events.append((XID, 74))
+        first = await findings_of(
+            fleet, lambda f: any("persistence" in finding.about for finding in f)
+        )
+        assert [finding.verdict for finding in first] == [Verdict.WARNING]
+        library.gpus[0].events.append((XID, 74))
         await neuron.runtime.measure()
-        second = await seen(fleet, lambda f: len(f) == 2)
-        assert any("XID 74" in one.about and "NVLink" in one.about for one in second)
+        second = await findings_of(fleet, lambda f: len(f) == 2)
+        assert any("XID 74" in f.about and "NVLink" in f.about for f in second)

@@ -1,4 +1,4 @@
-"""What a dead neuron's dead engine left behind."""
+"""Worker processes left behind by an engine that ended after its neuron."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def rig(tmp_path: Path) -> Iterator[NeuronRig]:
     yield from running(NeuronRig(tmp_path / "neuron"))
 
 
-async def killed_with_its_neuron(rig: NeuronRig) -> psutil.Process:
-    """The child, without a mark, of an engine whose neuron was killed, and then itself."""
+async def orphaned_worker(rig: NeuronRig) -> psutil.Process:
+    """Kill a neuron, then its engine; return the engine's worker, which has no marker."""
     async with rig.client() as client:
         await load(client, fake("lost", "--bare-child"))
     (engine,) = rig.engines()
-    (child,) = engine.children()
+    (worker,) = engine.children()
     rig.stop(signal.SIGKILL)
     engine.kill()
-    return child
+    return worker
 
 
-async def test_a_worker_that_outlived_its_head_is_killed_at_the_next_start(rig: NeuronRig):
-    """It holds a card's memory, and neither a living head nor a mark leads to it: its process group does."""
-    worker = await killed_with_its_neuron(rig)
+async def test_a_worker_that_outlived_its_leader_is_killed_at_the_next_start(rig: NeuronRig):
+    """It has neither a running leader nor a marker, but is found by its process group."""
+    worker = await orphaned_worker(rig)
     try:
         assert worker.is_running()
         rig.start()
@@ -41,8 +41,8 @@ async def test_a_worker_that_outlived_its_head_is_killed_at_the_next_start(rig: 
             worker.kill()
 
 
-async def test_the_workers_of_an_engine_that_is_not_wanted_any_more_go_with_it(rig: NeuronRig):
-    """Its harness is gone from neuron.toml, so it is not adopted; nothing of it is left."""
+async def test_workers_of_an_engine_without_a_harness_are_killed_with_it(rig: NeuronRig):
+    """An engine whose harness was removed from neuron.toml is not adopted, and no process of it is left."""
     async with rig.client() as client:
         await load(client, fake("old", "--bare-child"))
     (engine,) = rig.engines()

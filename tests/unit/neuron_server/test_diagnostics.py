@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from engines.attached_rig import script
-from engines.fake_nvml import Card, FakeNvml
+from engines.fake_nvml import FakeGpu, FakeNvml
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.neuron import HarnessEntry
@@ -27,7 +27,7 @@ CPU_BUILD = "Available devices:\n  (none)"
 @contextlib.asynccontextmanager
 async def engine_checks(entry: HarnessEntry, gpus: int = 1) -> AsyncIterator[EngineChecks]:
     """Create the checks of a host with one engine and a driver that supports CUDA 13.1."""
-    host = Host((NvmlSource(FakeNvml(*map(Card, range(gpus)))),), SystemClock())
+    host = Host((NvmlSource(FakeNvml(*map(FakeGpu, range(gpus)))),), SystemClock())
     await host.open()
     registry = Registry([entry], engine_client())
     try:

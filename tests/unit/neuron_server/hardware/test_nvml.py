@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from engines.fake_nvml import MIB, XID, Card, FakeNvml, failing
+from engines.fake_nvml import MIB, XID, FakeGpu, FakeNvml, failing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ INSTANCE = InstanceId("i")
 
 def single_gpu(**answers) -> tuple[NvmlSource, FakeNvml]:
     """Return a source with one GPU, and its library."""
-    library = FakeNvml(Card(0, **answers))
+    library = FakeNvml(FakeGpu(0, **answers))
     source = NvmlSource(library)
     source.inventory()
     return source, library
@@ -31,7 +31,7 @@ def single_gpu(**answers) -> tuple[NvmlSource, FakeNvml]:
 
 def test_gpus_are_listed_with_the_drivers_data():
     """Index, UUID, name, memory, compute capability and versions come from NVML."""
-    found = NvmlSource(FakeNvml(Card(0), Card(1))).inventory()
+    found = NvmlSource(FakeNvml(FakeGpu(0), FakeGpu(1))).inventory()
     assert [d.uuid for d in found.devices] == ["GPU-0", "GPU-1"]
     assert found.devices[1].index == 1
     assert found.devices[0].vram_total_mb == 8000
@@ -100,7 +100,7 @@ def test_an_unsupported_field_is_none():
 )
 def test_a_lost_gpu_does_not_affect_others(failure):
     """A GPU that has fallen off the bus is lost with no free memory; the other GPU is still read."""
-    source = NvmlSource(FakeNvml(Card(0, UtilizationRates=failure), Card(1)))
+    source = NvmlSource(FakeNvml(FakeGpu(0, UtilizationRates=failure), FakeGpu(1)))
     source.inventory()
     lost, fine = source.sample({})
     assert lost.health is DeviceHealth.LOST
@@ -111,7 +111,7 @@ def test_a_lost_gpu_does_not_affect_others(failure):
 
 def test_a_gpu_that_does_not_respond_at_start_is_a_warning():
     """Enumeration continues without it."""
-    found = NvmlSource(FakeNvml(Card(0, UUID=15), Card(1))).inventory()
+    found = NvmlSource(FakeNvml(FakeGpu(0, UUID=15), FakeGpu(1))).inventory()
     assert [d.uuid for d in found.devices] == ["GPU-1"]
     assert [w.code for w in found.warnings] == ["gpu_lost"]
 
@@ -154,7 +154,7 @@ def test_memory_of_a_process_tree_is_summed():
 def test_misconfigurations_are_warnings():
     """Persistence mode off, MIG enabled and uncorrected ECC errors each have a stable code."""
     found = NvmlSource(
-        FakeNvml(Card(0, PersistenceMode=0, MigMode=[1, 1], TotalEccErrors=[2]))
+        FakeNvml(FakeGpu(0, PersistenceMode=0, MigMode=[1, 1], TotalEccErrors=[2]))
     ).inventory()
     assert [w.code for w in found.warnings] == ["persistence_mode_off", "mig_enabled", "ecc_errors"]
 
@@ -171,10 +171,10 @@ def test_nvml_is_shut_down_as_often_as_it_was_started():
 
 def test_xid_errors_are_reported_with_the_next_sample():
     """Each GPU reports its own XIDs, in order and once; other event types are ignored."""
-    library = FakeNvml(Card(0), Card(1))
+    library = FakeNvml(FakeGpu(0), FakeGpu(1))
     source = NvmlSource(library)
     source.inventory()
-    library.cards[1].events.extend([(XID, 31), (2, 7), (XID, 79)])
+    library.gpus[1].events.extend([(XID, 31), (2, 7), (XID, 79)])
     assert [sample.xids for sample in source.sample({})] == [(), (31, 79)]
     assert [sample.xids for sample in source.sample({})] == [(), ()]
 
@@ -182,7 +182,7 @@ def test_xid_errors_are_reported_with_the_next_sample():
 def test_many_xid_errors_do_not_delay_a_sample():
     """A sample takes a bounded number of queued errors, and none is lost."""
     source, library = single_gpu()
-    library.cards[0].events.extend((XID, number) for number in range(1000))
+    library.gpus[0].events.extend((XID, number) for number in range(1000))
     xids: list[int] = []
     for count in (100, 1000):
         while len(xids) < count:
@@ -194,11 +194,11 @@ def test_many_xid_errors_do_not_delay_a_sample():
 
 def test_gpus_without_event_support_are_still_read():
     """A GPU that can't register events works next to one that can, and no event set is leaked."""
-    library = FakeNvml(Card(0, RegisterEvents=3), Card(1))
+    library = FakeNvml(FakeGpu(0, RegisterEvents=3), FakeGpu(1))
     source = NvmlSource(library)
     assert source.inventory().warnings == ()
     assert library.event_sets == 1
-    library.cards[1].events.append((XID, 48))
+    library.gpus[1].events.append((XID, 48))
     assert [(s.health, s.xids) for s in source.sample({})] == [("ok", ()), ("ok", (48,))]
     source.close()
     assert library.event_sets == 0
@@ -207,7 +207,7 @@ def test_gpus_without_event_support_are_still_read():
 def test_a_lost_gpu_still_reports_its_xid():
     """The XID that precedes a loss is reported with the sample that finds the GPU lost."""
     source, library = single_gpu(UtilizationRates=failing(15))
-    library.cards[0].events.extend([(XID, 79), 15])
+    library.gpus[0].events.extend([(XID, 79), 15])
     (sample,) = source.sample({})
     assert (sample.health, sample.xids) == (DeviceHealth.LOST, (79,))
 
@@ -220,7 +220,7 @@ def test_every_xid_has_a_description(xid):
 
 async def test_the_cpu_device_comes_last():
     """Offering the CPU does not change the indices of GPUs."""
-    host = Host((NvmlSource(FakeNvml(Card(0), Card(1))), CpuSource(512)), SystemClock())
+    host = Host((NvmlSource(FakeNvml(FakeGpu(0), FakeGpu(1))), CpuSource(512)), SystemClock())
     await host.open()
     try:
         assert [d.index for d in host.devices] == [0, 1, 2]
@@ -235,20 +235,20 @@ async def test_the_cpu_device_comes_last():
 async def test_a_missing_gpu_keeps_its_index_and_can_return():
     """A GPU that the driver no longer lists is lost; indices stay the same, and it can return."""
     clock = ManualClock()
-    library = FakeNvml(Card(0), Card(1))
+    library = FakeNvml(FakeGpu(0), FakeGpu(1))
     host = Host((NvmlSource(library),), clock)
     await host.open()
     try:
-        first, second = library.cards
+        first, second = library.gpus
         first.answers["UtilizationRates"] = failing(15)
         assert [s.health for s in (await host.read({})).samples] == ["lost", "ok"]
-        library.cards = (second,)
+        library.gpus = (second,)
         clock.advance(61)
         reading = await host.read({})
         assert [d.uuid for d in host.devices] == ["GPU-0", "GPU-1"]
         assert [s.health for s in reading.samples] == ["lost", "ok"]
         assert reading.samples[0].reason == "the driver no longer lists it"
-        library.cards = (Card(0), second)
+        library.gpus = (FakeGpu(0), second)
         clock.advance(61)
         assert [s.health for s in (await host.read({})).samples] == ["ok", "ok"]
         assert [d.index for d in host.devices] == [0, 1]
@@ -259,7 +259,7 @@ async def test_a_missing_gpu_keeps_its_index_and_can_return():
 async def test_a_driver_that_is_loaded_later_is_found():
     """Discovery is repeated on a host without a driver, so that the neuron need not be restarted."""
     clock = ManualClock()
-    library = FakeNvml(Card(0), init=9)
+    library = FakeNvml(FakeGpu(0), init=9)
     host = Host((NvmlSource(library),), clock)
     await host.open()
     try:
