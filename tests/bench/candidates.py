@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,14 @@ class Running:
     """A started gateway.
 
     Attributes:
-        pids: processes whose CPU time is its cost.
+        pids: processes of the gateway, whose CPU time is its cost.
+        relay_pids: processes of a neuron that relays between the gateway and the engine.
         strict: its answers are the backend's bytes, so each is checked; else events are only counted.
     """
 
     port: int
     pids: tuple[int, ...]
+    relay_pids: tuple[int, ...] = ()
     strict: bool = True
 
 
@@ -98,28 +101,76 @@ def direct(backend: int, _work: Path, _cpus: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def cortex(backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """The real `cortex serve gateway`, 20 models on 8 instances, everything on that is on by default."""
-    port, neuron = free_port(), free_port()
+    """The real `cortex serve gateway` with its defaults: 20 models on 8 instances, engines reached directly."""
+    neuron = free_port()
+    node = [sys.executable, "-m", "tests.bench.neuron", str(neuron), f"http://127.0.0.1:{backend}"]
+    with (
+        process(node, neuron, work / "neuron.log", "0"),
+        _gateway(neuron, "", work, cpus) as (port, gateway),
+    ):
+        time.sleep(1.0)  # until the first status of the node
+        yield Running(port, (gateway,))
+
+
+@contextlib.contextmanager
+def cortex_relayed(_backend: int, work: Path, cpus: str) -> Iterator[Running]:
+    """The real gateway and a real neuron whose engine listens on loopback: each request passes through both.
+
+    The engine is the mock backend, started by the neuron. Gateway and neuron share the gateway's CPUs.
+    """
+    neuron = free_port()
+    first = free_port()
+    # A neuron that does not listen on loopback relays to its engines.
+    (work / "neuron.toml").write_text(
+        f'[neuron]\nlisten = "0.0.0.0:{neuron}"\nstate_dir = "{work}/neuron"\n'
+        "[cpu]\noffer = true\n"
+        f'[[harnesses]]\nname = "mock"\nkind = "command"\nport_range = [{first}, {min(first + 50, 65535)}]\n'
+        f'command = ["taskset", "-c", "0", "{CACHE / "mock"}", "-p", "{{port}}"]\n'
+    )
+    models = '[[models]]\nid = "mock"\nharness = "mock"\nvram_mb = 16\nparallel = 4096\n'
+    node = [_command(), "serve", "neuron", "--config", str(work / "neuron.toml")]
+    with (
+        process(node, neuron, work / "relay.log", cpus) as relay,
+        _gateway(neuron, models, work, cpus) as (port, gateway),
+    ):
+        _first_answer(port)
+        yield Running(port, (gateway,), relay_pids=(relay.pid,))
+
+
+def _command() -> str:
+    return str(Path(sys.executable).with_name("cortex"))
+
+
+@contextlib.contextmanager
+def _gateway(neuron: int, models: str, work: Path, cpus: str) -> Iterator[tuple[int, int]]:
+    """Port and pid of a gateway whose only node is on a loopback port."""
+    port = free_port()
     config = work / "cortex.toml"
     config.write_text(
         f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{free_port()}"\n'
         f'[[neurons]]\nname = "bench"\nendpoint = "http://127.0.0.1:{neuron}"\n'
     )
-    (work / "models.toml").write_text("")
-    node = [sys.executable, "-m", "tests.bench.neuron", str(neuron), f"http://127.0.0.1:{backend}"]
-    command = [
-        str(Path(sys.executable).with_name("cortex")),
-        "serve",
-        "gateway",
-        "--config",
-        str(config),
-    ]
-    with (
-        process(node, neuron, work / "neuron.log", "0"),
-        process(command, port, work / "cortex.log", cpus) as gateway,
-    ):
-        time.sleep(1.0)  # the first report of the node
-        yield Running(port, (gateway.pid,))
+    (work / "models.toml").write_text(models)
+    argv = [_command(), "serve", "gateway", "--config", str(config)]
+    with process(argv, port, work / "cortex.log", cpus) as gateway:
+        yield port, gateway.pid
+
+
+def _first_answer(port: int) -> None:
+    """Load the model `mock` with a first request.
+
+    Raises:
+        RuntimeError: no answer within a minute.
+    """
+    body = b'{"model":"mock","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        request = urllib.request.Request(url, body, {"content-type": "application/json"})
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=30):
+            return
+        time.sleep(0.2)
+    raise RuntimeError("the model was not loaded within a minute")
 
 
 def _children(pid: int) -> tuple[int, ...]:
@@ -154,16 +205,17 @@ def _tool(name: str, program: str) -> str | None:
 
 @contextlib.contextmanager
 def router(name: str, backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """sglang-router or vllm-router: Rust, started through their Python launchers."""
+    """One of the Rust routers that come as Python packages, with its defaults."""
     port = free_port()
-    python = CACHE / name / "bin" / "python"
-    module = name.replace("-", "_") + ".launch_router"
-    argv = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port)]
+    programs = {"smg": ("bin/smg", "launch"), "vllm-router": ("bin/vllm-router",)}
+    program, *verb = programs[name]
+    argv = [str(CACHE / name / program), *verb, "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--worker-urls", f"http://127.0.0.1:{backend}", "--policy", "round_robin"]
     argv += ["--prometheus-port", str(free_port()), "--log-level", "error"]
+    argv += ["--backend", "openai"] if name == "smg" else []
     with process(argv, port, work / f"{name}.log", cpus) as run:
         time.sleep(3.0)  # it probes its workers before it routes to them
-        yield Running(port, (run.pid,))
+        yield Running(port, (run.pid, *_children(run.pid)))
 
 
 @contextlib.contextmanager
@@ -219,13 +271,10 @@ def _package_here() -> str:
 CANDIDATES = (
     Candidate("direct", direct, lambda: ""),
     Candidate("cortex", cortex, _package_here),
+    Candidate("cortex-relayed", cortex_relayed, _package_here),
     Candidate("nginx", nginx, lambda: _first_line(["nginx", "-v"])),
     Candidate("go-proxy", go_proxy, lambda: _first_line(["go", "version"])),
-    Candidate(
-        "sglang-router",
-        lambda b, w, c: router("sglang-router", b, w, c),
-        lambda: _package("sglang-router"),
-    ),
+    Candidate("smg", lambda b, w, c: router("smg", b, w, c), lambda: _package("smg")),
     Candidate(
         "vllm-router",
         lambda b, w, c: router("vllm-router", b, w, c),

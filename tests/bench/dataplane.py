@@ -65,7 +65,8 @@ def measure(
 ) -> dict[str, Any]:
     """One run of one scenario: the load client's JSON."""
     argv = ["taskset", "-c", cpus.client, str(tools.loadgen), "-p", str(running.port), "-m", "mock"]
-    argv += [*SCENARIOS[scenario], "-d", str(seconds), "-w", "500", "-M", str(mock_pid)]
+    argv += [*SCENARIOS[scenario], "-d", str(seconds), "-w", "500"]
+    argv += ["-M", ",".join(map(str, running.relay_pids or (mock_pid,)))]
     if running.pids:
         argv += ["-K", ",".join(map(str, running.pids))]
     if not running.strict:
@@ -73,7 +74,12 @@ def measure(
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if not done.stdout.startswith("{"):
         raise RuntimeError(f"loadgen: {done.stdout}{done.stderr}")
-    return dict(json.loads(done.stdout))
+    got = dict(json.loads(done.stdout))
+    if running.relay_pids:
+        # The second group of processes that the load client measures is the neuron here.
+        got["relay_us_per_req"] = got["mock_cpu"] * 1e6 / max(got["reqs"], 1)
+        got["relay_us_per_event"] = got["mock_cpu"] * 1e6 / max(got["events"], 1)
+    return got
 
 
 def run(
@@ -129,7 +135,12 @@ def line(name: str, scenario: str, got: dict[str, Any]) -> str:
     return (
         f"{name:14} {scenario:6} {got['rps']:9.0f} req/s {got['eps']:9.0f} ev/s "
         f"{got['cpu_us_per_req']:9.1f} us/req {got['cpu_us_per_event']:8.2f} us/ev "
-        f"ttft p99 {got['ttft']['p99'] / 1000:8.1f} ms  err {got['err']} bad {got['bad']} non200 {got['non200']}"
+        + (
+            f"relay {got['relay_us_per_req']:9.1f} us/req {got['relay_us_per_event']:8.2f} us/ev "
+            if "relay_us_per_req" in got
+            else ""
+        )
+        + f"ttft p99 {got['ttft']['p99'] / 1000:8.1f} ms  err {got['err']} bad {got['bad']} non200 {got['non200']}"
     )
 
 

@@ -17,7 +17,7 @@ COLUMNS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: a row a candidate, medians over the rounds."""
+    """Return a Markdown table: a row per candidate, medians over the rounds, gateway + relay where there is one."""
     heads = ["gateway", *(title for title, *_ in COLUMNS)]
     rows = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(COLUMNS)}"]
     for name, scenarios in report["results"].items():
@@ -30,9 +30,16 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+_RELAY = {"cpu_us_per_req": "relay_us_per_req", "cpu_us_per_event": "relay_us_per_event"}
+
+
 def _cell(runs: list[dict[str, Any]], path: tuple[str, ...], shape: str) -> str:
     value = median(runs, *path)
     if path == ("ttft", "p99"):
         value /= 1000
-    wrong = sum(r["err"] + r["bad"] + r["non200"] for r in runs)
-    return shape.format(value) + (f" ({wrong} failed)" if wrong else "")
+    text = shape.format(value)
+    relay = _RELAY.get(path[0], "")
+    if relay in runs[0]:
+        text += " + " + shape.format(median(runs, relay))
+    failed = sum(r["err"] + r["bad"] + r["non200"] for r in runs)
+    return text + (f" ({failed} failed)" if failed else "")
