@@ -1,4 +1,4 @@
-"""Reads the configuration again while the gateway runs: all of it, or nothing."""
+"""Reloads the configuration while the gateway runs: all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from cortex_server.fleet.credentials import files_of
 
 log = logging.getLogger("cortex.reload")
 
-LOOK_EVERY_S = 1.0
-"""How often the files are looked at; a change is acted on once they have stood still for as long."""
+CHECK_INTERVAL_S = 1.0
+"""Interval at which files are checked for changes. A change is loaded once the files are stable for as long."""
 
 NEEDS_RESTART = frozenset(
     {
@@ -34,80 +34,88 @@ NEEDS_RESTART = frozenset(
         "tls",
     }
 )
-"""What is read at start alone."""
+"""Settings that are read at startup only."""
 
 Files = tuple[Loaded[GatewayConfig], Loaded[Catalogue]]
 Stamps = Mapping[Path, Stamp]
 
 
 class Reloader:
-    """See the module.
+    """Reloads the configuration on demand, and when its files change.
 
     Args:
-        files: what the gateway runs by now.
-        read: reads them again. Raises: ConfigError.
-        use: makes the gateway run by new settings. Raises: ConfigError, and then has changed nothing.
-        clock: for when they were read.
+        files: the configuration that the gateway was started with.
+        read: reads the files again. Raises: ConfigError.
+        apply: applies new settings to the gateway. Raises: ConfigError, after which nothing has changed.
+        clock: for the time of the last reload.
 
     Attributes:
-        files: what the gateway runs by now.
-        view: how that stands to the files on the disk.
+        files: the configuration in force.
+        view: the state of the configuration as operators see it.
     """
 
     def __init__(
         self,
         files: Files,
         read: Callable[[], Files],
-        use: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
+        apply: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
         clock: Clock,
     ) -> None:
         self.files = files
         self.view = SettingsView(clock.unix())
-        self._begun_by = files
+        self._started_with = files
         self._clock = clock
         self._read = read
-        self._use = use
+        self._apply = apply
         self._lock = asyncio.Lock()
-        self._seen = self._looked()
+        self._stamps = self._current_stamps()
 
     async def reload(self) -> Reloaded:
-        """Read the files and run by them.
+        """Read the files and apply them.
 
         Raises:
-            ConfigError: they are wrong; nothing has changed.
+            ConfigError: the files are invalid; nothing has changed.
         """
         async with self._lock:
-            before, self._seen = self._seen, self._looked()
+            previous, self._stamps = self._stamps, self._current_stamps()
             try:
                 files = await asyncio.to_thread(self._read)
-                await self._use(files[0].value, files[1].value)
-            except ConfigError as failed:
-                self.view = replace(self.view, refused=failed.message)
-                event(log, "reload_refused", logging.ERROR, reason=failed.message)
+                await self._apply(files[0].value, files[1].value)
+            except ConfigError as error:
+                self.view = replace(self.view, refused=error.message)
+                event(log, "config_rejected", logging.ERROR, reason=error.message)
                 raise
-            changed = (*_differences(self.files, files), *self._replaced(before))
+            changed = (*_changed_settings(self.files, files), *self._changed_secrets(previous))
             self.files = files
-            later = tuple(k for k in _differences(self._begun_by, files) if k in NEEDS_RESTART)
-            self.view = SettingsView(self._clock.unix(), restart=later)
-            # What is read now may name other files. Those of before were looked at before they were read.
-            self._seen = {p: self._seen.get(p, s) for p, s in self._looked().items()}
+            pending = tuple(
+                key for key in _changed_settings(self._started_with, files) if key in NEEDS_RESTART
+            )
+            self.view = SettingsView(self._clock.unix(), restart=pending)
+            # The new settings can name other files. The stamps of known files were taken before they were read.
+            current = self._current_stamps()
+            self._stamps = {path: self._stamps.get(path, current[path]) for path in current}
         restart = tuple(key for key in changed if key in NEEDS_RESTART)
-        event(log, "reloaded", changed=", ".join(changed) or "nothing", restart=", ".join(restart))
+        event(
+            log,
+            "config_reloaded",
+            changed=", ".join(changed) or "nothing",
+            restart=", ".join(restart),
+        )
         return Reloaded(changed=changed, restart=restart)
 
     async def watch(self) -> None:
         """Reload when a file has changed; runs until cancelled."""
-        before = self._seen
+        previous = self._stamps
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            now = self._looked()
-            # An editor may write in several steps: two looks alike are a file that is whole.
-            if now != self._seen and now == before:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            current = self._current_stamps()
+            # Editors can write in several steps: a file is complete once it is the same in two checks.
+            if current != self._stamps and current == previous:
                 await self.try_reload()
-            before = now
+            previous = current
 
     async def try_reload(self) -> None:
-        """`reload`, for callers whom nobody hears: the log has told what is wrong."""
+        """Reload, without raising: `reload` has logged what is wrong."""
         try:
             await self.reload()
         except CortexError:
@@ -115,21 +123,21 @@ class Reloader:
         except Exception:
             log.exception("reload_failed")
 
-    def _looked(self) -> Stamps:
-        """The configuration's files, and those that it names for its nodes."""
+    def _current_stamps(self) -> Stamps:
+        """Return the stamps of the configuration files and of the files of secrets and certificates that they name."""
         own = (loaded.path for loaded in self.files if loaded.path is not None)
         named = files_of(self.files[0].value.nodes, os.environ)
         return {path: stamp_of(path) for path in (*own, *named)}
 
-    def _replaced(self, before: Stamps) -> Iterator[str]:
-        """Files of secrets and certificates that hold something else than before."""
+    def _changed_secrets(self, previous: Stamps) -> Iterator[str]:
+        """Yield the paths of secrets and certificates whose content has changed."""
         for path in files_of(self.files[0].value.nodes, os.environ):
-            if before.get(path) != self._seen.get(path):
+            if previous.get(path) != self._stamps.get(path):
                 yield str(path)
 
 
-def _differences(old: Files, new: Files) -> Iterator[str]:
-    """What differs: keys of [gateway], and the other tables as wholes."""
+def _changed_settings(old: Files, new: Files) -> Iterator[str]:
+    """Yield what differs: keys of [gateway], names of the other tables, and "models"."""
     before, after = old[0].value, new[0].value
     for key in type(before.gateway).model_fields:
         if getattr(before.gateway, key) != getattr(after.gateway, key):

@@ -20,70 +20,70 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream":
 
 
 async def run(*args: str, **env: str):
-    """One command, beside the engines that live in this loop."""
+    """Run one command in a thread, because the engines run in this event loop."""
     return await asyncio.to_thread(lambda: cortex(*args, **env))
 
 
-async def test_the_life_of_a_key_by_commands(tmp_path):
-    """Made, listed, used, its usage shown, revoked; the secret is on stdout once and nowhere else."""
+async def test_the_lifecycle_of_a_key(tmp_path):
+    """A key is created, listed, used and revoked; its secret is printed once, on stdout."""
     async with (
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}) as neuron,
         gateway_process(tmp_path, neuron_table("n", neuron.url)) as gateway,
         httpx.AsyncClient(base_url=gateway.url) as http,
     ):
-        here = {"CORTEX_GATEWAY_URL": gateway.url}
-        nothing = await run("keys", "ls", **here)
-        assert (nothing.stdout, nothing.returncode) == ("", 0)
-        assert "cortex keys create" in nothing.stderr
-        made = await run(
+        env = {"CORTEX_GATEWAY_URL": gateway.url}
+        empty = await run("keys", "ls", **env)
+        assert (empty.stdout, empty.returncode) == ("", 0)
+        assert "cortex keys create" in empty.stderr
+        created = await run(
             *("keys", "create", "alice", "--model", "m", "--requests-per-minute", "5"),
             *("--expires", "90d"),
-            **here,
+            **env,
         )
-        assert made.returncode == 0, made.stderr
-        secret = made.stdout.strip()
-        assert secret not in made.stderr
-        listed = await run("keys", "ls", **here)
+        assert created.returncode == 0, created.stderr
+        secret = created.stdout.strip()
+        assert secret not in created.stderr
+        listed = await run("keys", "ls", **env)
         assert listed.stdout.splitlines()[1].split()[:3] == ["alice", "infer", "m"]
         assert "5 req/min" in listed.stdout
-        assert secret not in (await run("keys", "ls", "-o", "json", **here)).stdout
+        assert secret not in (await run("keys", "ls", "-o", "json", **env)).stdout
         await gateway.until(lambda s: bool(s.instances()))
         answer = await http.post(CHAT, json=BODY, headers={"x-api-key": secret})
         assert answer.status_code == 200
         since = ("--since", "99999999d")
-        used = await run("usage", "-o", "json", "--by", "key", "--by", "model", *since, **here)
+        used = await run("usage", "-o", "json", "--by", "key", "--by", "model", *since, **env)
         rows = json.loads(used.stdout)["items"]
         assert [(r["key"], r["model"], r["requests"], r["tokens_in"]) for r in rows] == [
             ("alice", "m", 1, 7)
         ]
-        table = await run("usage", "--by", "day", **here)
+        table = await run("usage", "--by", "day", **env)
         assert table.stdout.split()[:2] == ["DAY", "REQUESTS"]
-        gone = await run("keys", "revoke", "alice", "--yes", **here)
+        gone = await run("keys", "revoke", "alice", "--yes", **env)
         assert gone.stdout == "revoked alice\n"
         assert "no key of the scope infer is left" in gone.stderr
-        again = await run("keys", "revoke", "alice", "--yes", **here)
+        again = await run("keys", "revoke", "alice", "--yes", **env)
         assert again.returncode == 3
 
 
-async def test_an_offline_key_is_an_entry_for_the_configuration():
-    """The entry loads, holds the hash of the secret that was told on stderr, and not the secret."""
-    made = await run(
+async def test_an_offline_key_is_a_configuration_entry():
+    """The entry is valid and contains the hash of the secret, which is printed on stderr."""
+    created = await run(
         *("keys", "create", "ci", "--offline", "--scope", "infer", "--scope", "metrics"),
         *("--max-in-flight", "3", "--expires", "2031-01-31"),
     )
-    assert made.returncode == 0, made.stderr
-    secret = made.stderr.split()[-1]
-    entry = GatewayConfig.model_validate(tomllib.loads(made.stdout)).keys[0]
+    assert created.returncode == 0, created.stderr
+    secret = created.stderr.split()[-1]
+    entry = GatewayConfig.model_validate(tomllib.loads(created.stdout)).keys[0]
     assert entry.hash == hash_of(secret)
     assert entry.scopes == ("infer", "metrics")
     assert entry.limits.max_in_flight == 3
     assert entry.expires.year == 2031
-    assert secret not in made.stdout
+    assert secret not in created.stdout
 
 
-async def test_wrong_wishes_are_told_at_the_command_line():
-    """A bad name, limit or date ends with 2 before any gateway is asked."""
+async def test_invalid_options_are_usage_errors():
+    """An invalid name, limit or date exits with 2 without a request to the gateway."""
     for wrong in (
         ["a b"],
         ["a", "--weight", "0"],
@@ -95,27 +95,27 @@ async def test_wrong_wishes_are_told_at_the_command_line():
         assert done.returncode == 2, done.stderr
 
 
-async def test_a_guarded_operator_api_asks_the_command_for_its_key(tmp_path):
-    """With an operator key configured the command needs it; the wrong one ends with 4."""
+async def test_the_operator_api_requires_a_key_with_the_scope(tmp_path):
+    """If an operator key is configured, commands need it; a missing or wrong one exits with 4."""
     key = f'[[keys]]\nname = "o"\nhash = "{hash_of("S")}"\nscopes = ["operator"]\n'
     async with gateway_process(tmp_path, key) as gateway:
-        here = {"CORTEX_GATEWAY_URL": gateway.url}
-        assert (await run("keys", "ls", **here)).returncode == 4
-        assert (await run("keys", "ls", CORTEX_API_KEY="T", **here)).returncode == 4
+        env = {"CORTEX_GATEWAY_URL": gateway.url}
+        assert (await run("keys", "ls", **env)).returncode == 4
+        assert (await run("keys", "ls", CORTEX_API_KEY="T", **env)).returncode == 4
         (tmp_path / "secret").write_text("S\n")
-        good = await run("keys", "ls", "-q", CORTEX_API_KEY_FILE=str(tmp_path / "secret"), **here)
+        good = await run("keys", "ls", "-q", CORTEX_API_KEY_FILE=str(tmp_path / "secret"), **env)
         assert good.stdout == "o\n"
 
 
-async def test_config_reload_tells_what_changed_or_what_is_wrong(tmp_path):
-    """One line on success; on a wrong file the error with file and key, and exit code 1."""
+async def test_config_reload_prints_the_changes_or_the_error(tmp_path):
+    """One line on success; for an invalid file the error with file and key, and exit code 1."""
     async with gateway_process(tmp_path) as gateway:
-        here = {"CORTEX_GATEWAY_URL": gateway.url}
+        env = {"CORTEX_GATEWAY_URL": gateway.url}
         gateway.write(gateway='metrics_lisen = "127.0.0.1:1"\n')
-        wrong = await run("config", "reload", **here)
+        wrong = await run("config", "reload", **env)
         assert wrong.returncode == 1
         assert "unknown key gateway.metrics_lisen" in wrong.stderr
         assert "did you mean 'metrics_listen'?" in wrong.stderr
         gateway.write("[limits]\nmax_in_flight = 7\n")
-        done = await run("config", "reload", **here)
+        done = await run("config", "reload", **env)
         assert done.stdout.startswith("reloaded; changed: ")

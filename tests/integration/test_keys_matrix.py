@@ -1,4 +1,4 @@
-"""Every scope against every route of a live gateway, from the table that is enforced."""
+"""Scopes, keys and limits on a live gateway: every scope against every route, from the table that is enforced."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from cortex_server.proxy.routes import ROUTES
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-ELSEWHERE = {"x-forwarded-for": "203.0.113.7"}
-"""A client of another host, as a proxy on this one passes it on."""
+FROM_ANOTHER_HOST = {"x-forwarded-for": "203.0.113.7"}
+"""Headers of a client on another host, as a reverse proxy on this one sends them."""
 
 
 def key(name: str, *scopes: Scope, **terms: object) -> KeyEntry:
-    """A key whose secret is its name."""
+    """Return a key whose secret is its name."""
     fields = {"name": name, "hash": hash_of(name), "scopes": scopes or (Scope.INFER,)} | terms
     return KeyEntry.model_validate(fields)
 
 
 def routes_of(gateway: Gateway) -> list[tuple[str, str]]:
-    """Every method and path that the gateway answers, from its own description."""
-    described = gateway.app.openapi()["paths"]
-    listed = [(m.upper(), path) for path, methods in described.items() for m in methods]
+    """Return every method and path that the gateway serves, from its own OpenAPI description."""
+    paths = gateway.app.openapi()["paths"]
+    documented = [(m.upper(), path) for path, methods in paths.items() for m in methods]
     return [
-        *listed,
+        *documented,
         *(("POST", route.path) for route in ROUTES.values()),
         ("GET", "/openapi.json"),
         ("GET", "/docs"),
@@ -50,33 +50,33 @@ def routes_of(gateway: Gateway) -> list[tuple[str, str]]:
 
 
 async def test_every_scope_against_every_route():
-    """A caller gets past the gate where the table says so, and nowhere else."""
+    """A request is authorized exactly where the table says so."""
     keys = (
         *(key(scope.value, scope) for scope in Scope),
         key("old", *Scope, expires="2001-01-01"),
     )
     callers = {scope.value: {scope} for scope in Scope} | {"": set(), "wrong": set(), "old": set()}
     async with running_gateway(keys=keys) as served, httpx.AsyncClient(base_url=served.url) as http:
-        asked = 0
+        requests = 0
         for method, path in routes_of(served.gateway):
             if path == "/operator/v1/events":
-                continue  # it answers without end; the next test has it
+                continue  # an endless stream; the next test covers it
             filled = path.replace("{name}", "x").replace("{model}", "x").replace("{node}", "x")
             for caller, scopes in callers.items():
                 headers = {"authorization": f"Bearer {caller}"} if caller else {}
                 answer = await http.request(method, filled, headers=headers, content=b"{}")
                 needed = rule_for(method, filled).scopes
-                opened = not needed or bool(needed & scopes)
-                assert (answer.status_code not in {401, 403}) is opened, (method, path, caller)
-                if not opened:
+                allowed = not needed or bool(needed & scopes)
+                assert (answer.status_code not in {401, 403}) is allowed, (method, path, caller)
+                if not allowed:
                     assert answer.status_code == (403 if scopes else 401), (method, path, caller)
                     assert answer.json()["error"]["message"]
-                asked += 1
-        assert asked > 100
+                requests += 1
+        assert requests > 100
 
 
 async def test_the_event_stream_of_the_operator_api_needs_the_scope():
-    """Refused without it, open with it."""
+    """The stream is rejected without the scope and sent with it."""
     async with (
         running_gateway(keys=(key("op", Scope.OPERATOR), key("inf"))) as served,
         httpx.AsyncClient(base_url=served.url) as http,
@@ -87,8 +87,8 @@ async def test_the_event_stream_of_the_operator_api_needs_the_scope():
                 assert answer.status_code == status
 
 
-async def test_the_metrics_listener_asks_for_its_scope():
-    """Any other key, and none, is refused on the metrics port."""
+async def test_the_metrics_listener_requires_its_scope():
+    """Other keys, and requests without one, are rejected on the metrics port."""
     async with (
         running_gateway(keys=(key("met", Scope.METRICS), key("op", Scope.OPERATOR))) as served,
         httpx.AsyncClient(base_url=served.metrics_url) as http,
@@ -107,36 +107,36 @@ async def test_the_metrics_listener_asks_for_its_scope():
         (True, {CHAT: 404, "/operator/v1/fleet": 401}),
     ],
 )
-async def test_without_keys_other_hosts_reach_nothing(insecure, statuses):
-    """Another host may ask no model unless --insecure, and may never operate; this host may both."""
+async def test_without_keys_other_hosts_are_rejected(insecure, statuses):
+    """Other hosts can use models only with --insecure, and never the operator API; this host can use both."""
     async with (
         running_gateway(insecure=insecure) as served,
         httpx.AsyncClient(base_url=served.url) as http,
     ):
         for path, status in statuses.items():
             method = "POST" if path == CHAT else "GET"
-            far = await http.request(method, path, json=BODY, headers=ELSEWHERE)
-            near = await http.request(method, path, json=BODY)
-            assert far.status_code == status
-            assert near.status_code in {200, 404}
-        assert (await http.get("/health", headers=ELSEWHERE)).status_code == 200
-        assert (await http.head("/health", headers=ELSEWHERE)).status_code == 200
+            remote = await http.request(method, path, json=BODY, headers=FROM_ANOTHER_HOST)
+            local = await http.request(method, path, json=BODY)
+            assert remote.status_code == status
+            assert local.status_code in {200, 404}
+        assert (await http.get("/health", headers=FROM_ANOTHER_HOST)).status_code == 200
+        assert (await http.head("/health", headers=FROM_ANOTHER_HOST)).status_code == 200
 
 
-async def test_a_key_is_made_used_listed_and_revoked_at_run_time(tmp_path):
-    """A key works from the answer that made it until it is revoked, also over a restart of the gateway."""
+async def test_a_key_is_created_used_listed_and_revoked_at_run_time(tmp_path):
+    """A key is valid from its creation until it is revoked, across a restart of the gateway."""
     models = (ModelConfig(id="m", harness="none"), ModelConfig(id="other", harness="none"))
     secret = ""
-    for life in range(2):
+    for run in range(2):
         async with (
             running_gateway(*models, state_dir=tmp_path) as served,
             OperatorClient(served.url, who="the gateway") as operator,
             httpx.AsyncClient(base_url=served.url) as http,
         ):
-            if life == 0:
-                made = await operator.create_key(CreateKey(name="alice", models=("m",)))
-                secret = made.secret
-                with pytest.raises(CortexError, match="already"):
+            if run == 0:
+                created = await operator.create_key(CreateKey(name="alice", models=("m",)))
+                secret = created.secret
+                with pytest.raises(CortexError, match="already exists"):
                     await operator.create_key(CreateKey(name="alice"))
             headers = {"authorization": f"Bearer {secret}"}
             assert [k.name for k in await operator.keys()] == ["alice"]
@@ -145,19 +145,19 @@ async def test_a_key_is_made_used_listed_and_revoked_at_run_time(tmp_path):
             refused = await http.post(CHAT, json=BODY | {"model": "other"}, headers=headers)
             assert (refused.status_code, refused.json()["error"]["param"]) == (403, "model")
             assert (await http.post(CHAT, json=BODY)).status_code == 401
-            if life == 1:
+            if run == 1:
                 await operator.revoke_key("alice")
                 assert await operator.keys() == ()
                 assert (
-                    await http.get("/v1/models", headers=ELSEWHERE | headers)
+                    await http.get("/v1/models", headers=FROM_ANOTHER_HOST | headers)
                 ).status_code == 401
                 with pytest.raises(CortexError, match="no key 'alice'"):
                     await operator.revoke_key("alice")
     assert all(secret.encode() not in p.read_bytes() for p in tmp_path.iterdir())
 
 
-async def test_a_key_for_an_alias_lists_the_model_under_the_name_that_it_may_use():
-    """What /v1/models shows can be asked for: clients choose from it."""
+async def test_a_key_for_an_alias_lists_the_model_under_that_alias():
+    """Every name that /v1/models lists can be used with the key."""
     model = ModelConfig(id="org/m", harness="none", aliases=("gpt", "mini", "claude-*"))
     keys = (
         key("one", models=["gpt"]),
@@ -181,7 +181,7 @@ async def test_a_key_for_an_alias_lists_the_model_under_the_name_that_it_may_use
 
 
 @pytest.mark.parametrize(
-    ("path", "meant"),
+    ("path", "suggested"),
     [
         ("/chat/completions", CHAT),
         ("//v1/chat/completions", CHAT),
@@ -190,41 +190,41 @@ async def test_a_key_for_an_alias_lists_the_model_under_the_name_that_it_may_use
         ("/models", "/v1/models"),
     ],
 )
-async def test_a_wrong_base_url_is_told_as_such(path: str, meant: str):
-    """Whoever forgets /v1 hears of that, not of a scope that would not help."""
+async def test_a_wrong_base_url_gets_a_suggestion(path: str, suggested: str):
+    """A missing or repeated /v1 is reported as such, not as a missing scope."""
     async with (
         running_gateway(keys=(key("good"),)) as served,
         httpx.AsyncClient() as http,
     ):
         answer = await http.post(f"{served.url}{path}", headers={"authorization": "Bearer good"})
         assert answer.status_code == 404
-        assert f"did you mean {meant}?" in answer.json()["error"]["message"]
+        assert f"did you mean {suggested}?" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("method", "meant"), [("POST", CHAT), ("GET", "/v1/models")])
-async def test_a_slash_too_many_is_told_and_never_redirected(method: str, meant: str):
-    """Behind a proxy that ends TLS a redirect would lead to where nobody listens."""
+@pytest.mark.parametrize(("method", "suggested"), [("POST", CHAT), ("GET", "/v1/models")])
+async def test_a_trailing_slash_is_never_redirected(method: str, suggested: str):
+    """Behind a reverse proxy that terminates TLS, a redirect would have the wrong scheme."""
     async with (
         running_gateway(keys=(key("good"),)) as served,
         httpx.AsyncClient(headers={"authorization": "Bearer good"}) as http,
     ):
-        answer = await http.request(method, f"{served.url}{meant}/")
+        answer = await http.request(method, f"{served.url}{suggested}/")
         assert answer.status_code == 404
-        assert f"did you mean {meant}?" in answer.json()["error"]["message"]
+        assert f"did you mean {suggested}?" in answer.json()["error"]["message"]
 
 
-async def test_a_request_to_the_metrics_listener_is_told_where_it_is() -> None:
-    """Two addresses stand in cortex.toml side by side, and one is easily taken for the other."""
+async def test_an_api_request_to_the_metrics_listener_gets_a_hint() -> None:
+    """The error explains that this is not the address of the API."""
     async with running_gateway() as served, httpx.AsyncClient() as http:
         answer = await http.post(f"{served.metrics_url}{CHAT}")
         assert answer.status_code == 404
-        told = answer.json()["error"]
-        assert told["message"] == f"there is no {CHAT} here, where the metrics are"
-        assert "listen" in told["hints"][0]
+        error = answer.json()["error"]
+        assert error["message"] == f"there is no {CHAT} here, where the metrics are"
+        assert "listen" in error["hints"][0]
 
 
-async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
-    """The operator is told where it stands."""
+async def test_a_configured_key_cannot_be_revoked_at_run_time():
+    """The error says where the key is defined."""
     async with (
         running_gateway(keys=(key("fixed"),)) as served,
         OperatorClient(served.url, who="the gateway") as operator,
@@ -233,17 +233,17 @@ async def test_a_key_of_the_configuration_is_not_revoked_at_run_time():
             await operator.revoke_key("fixed")
 
 
-def ring_of(*keys: KeyEntry) -> AccessControl:
-    """A gate with these keys."""
-    ring = Keyring()
-    ring.replace(keys, (), 0.0)
-    return AccessControl(ring)
+def access_with(*keys: KeyEntry) -> AccessControl:
+    """Return an access control with these keys."""
+    keyring = Keyring()
+    keyring.replace(keys, (), 0.0)
+    return AccessControl(keyring)
 
 
 @pytest.mark.parametrize("face", FACES)
-async def test_the_official_sdk_sees_its_own_errors(face):
-    """The SDK raises its classes for a bad key, a forbidden model and a limit, and Retry-After is there."""
-    access_control = ring_of(key("good", models=["m"], limits={"requests_per_minute": 1}))
+async def test_openais_sdk_raises_its_own_errors(face):
+    """The SDK raises its own classes for an invalid key, a forbidden model and a limit, with Retry-After."""
+    access_control = access_with(key("good", models=["m"], limits={"requests_per_minute": 1}))
     async with (
         scripted_engine() as engine,
         running_plane(
@@ -251,7 +251,7 @@ async def test_the_official_sdk_sees_its_own_errors(face):
         ) as rig,
     ):
 
-        async def ask(secret: str, model: str) -> None:
+        async def send(secret: str, model: str) -> None:
             base = f"{rig.url}/v1"
             async with openai.AsyncOpenAI(base_url=base, api_key=secret, max_retries=0) as sdk:
                 stream = await sdk.chat.completions.create(
@@ -260,27 +260,27 @@ async def test_the_official_sdk_sees_its_own_errors(face):
                 assert [chunk async for chunk in stream]
 
         with pytest.raises(openai.AuthenticationError):
-            await ask("bad", "m")
-        await ask("good", "m")
+            await send("bad", "m")
+        await send("good", "m")
         with pytest.raises(openai.RateLimitError) as caught:
-            await ask("good", "m")
+            await send("good", "m")
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
         access_control.keyring.replace([key("good", models=["m"])], (), 0.0)
         with pytest.raises(openai.PermissionDeniedError):
-            await ask("good", "n")
+            await send("good", "n")
         await rig.settled()
         assert access_control.keyring.get("good").account.in_flight == 0
 
 
-async def test_anthropics_sdk_sees_its_own_errors():
-    """Over /v1/messages a bad key, a forbidden model and a limit are Anthropic's errors, each with its type."""
-    access_control = ring_of(key("good", models=["m"], limits={"requests_per_minute": 2}))
+async def test_anthropics_sdk_raises_its_own_errors():
+    """On /v1/messages an invalid key, a forbidden model and a limit are Anthropic's errors with the right type."""
+    access_control = access_with(key("good", models=["m"], limits={"requests_per_minute": 2}))
     async with (
         scripted_engine() as engine,
         running_plane({"m": engine.url, "n": engine.url}, access_control=access_control) as rig,
     ):
 
-        async def ask(secret: str, model: str) -> str:
+        async def send(secret: str, model: str) -> str:
             async with anthropic.AsyncAnthropic(
                 base_url=rig.url, api_key=secret, max_retries=0
             ) as sdk:
@@ -290,28 +290,28 @@ async def test_anthropics_sdk_sees_its_own_errors():
             return answer.type
 
         with pytest.raises(anthropic.AuthenticationError) as bad:
-            await ask("bad", "m")
+            await send("bad", "m")
         assert bad.value.body["error"]["type"] == "authentication_error"
         with pytest.raises(anthropic.PermissionDeniedError) as forbidden:
-            await ask("good", "n")
+            await send("good", "n")
         assert forbidden.value.body["error"]["type"] == "permission_error"
-        assert await ask("good", "m") == "message"
+        assert await send("good", "m") == "message"
         with pytest.raises(anthropic.RateLimitError) as limited:
-            await ask("good", "m")
+            await send("good", "m")
         assert limited.value.body["error"]["type"] == "rate_limit_error"
         assert int(limited.value.response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("face", FACES)
 async def test_limits_hold_under_concurrency(face):
-    """Of forty requests at once with a key for five, exactly five reach the engine and the rest get 429 at once."""
-    held = asyncio.Event()
+    """Of forty concurrent requests with a limit of five, exactly five reach the engine and the others get 429."""
+    release = asyncio.Event()
 
     async def hold(call: Call) -> None:
-        await held.wait()
+        await release.wait()
         await answer_stream(call)
 
-    access_control = ring_of(key("k", limits={"max_in_flight": 5}))
+    access_control = access_with(key("k", limits={"max_in_flight": 5}))
     async with (
         scripted_engine(hold) as engine,
         running_plane({"m": engine.url}, face=face, access_control=access_control) as rig,
@@ -323,7 +323,7 @@ async def test_limits_hold_under_concurrency(face):
             await asyncio.wait(
                 [t for t in tasks if not t.done()], return_when=asyncio.FIRST_COMPLETED
             )
-        held.set()
+        release.set()
         statuses = [answer.status_code for answer in await asyncio.gather(*tasks)]
         assert (statuses.count(200), statuses.count(429)) == (5, 35)
         assert len(engine.calls) == 5
@@ -332,8 +332,8 @@ async def test_limits_hold_under_concurrency(face):
         assert {entry.line().key for entry in rig.context.access_log.entries} == {"k"}
 
 
-async def test_a_full_gateway_queues_some_and_refuses_the_rest():
-    """With one place and two in the queue, the fourth request gets 429 at once; the others are answered."""
+async def test_a_gateway_at_capacity_queues_some_and_rejects_the_rest():
+    """With one admitted and two queued, the fourth request gets 429 immediately; the others succeed."""
     release = asyncio.Semaphore(0)
 
     async def hold(call: Call) -> None:
@@ -366,8 +366,8 @@ async def test_a_full_gateway_queues_some_and_refuses_the_rest():
         assert rig.context.admission.admitted == 0
 
 
-async def test_a_request_whose_turn_does_not_come_has_waited():
-    """What it spent in the queue is told of it, though it got to no instance."""
+async def test_a_queue_timeout_is_logged_with_its_wait():
+    """The access log has the time in the queue of a request that reached no instance."""
     limits = LimitsSection(max_in_flight=1, max_queued=1, queue_timeout_s=0.05)
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
@@ -377,13 +377,13 @@ async def test_a_request_whose_turn_does_not_come_has_waited():
         first = asyncio.create_task(http.post(CHAT, json=BODY))
         await engine.call(0)
         assert (await http.post(CHAT, json=BODY)).status_code == 429
-        (turned_away,) = rig.context.access_log.entries
-        assert turned_away.line().queue_ms >= 50
+        (timed_out,) = rig.context.access_log.entries
+        assert timed_out.line().queue_ms >= 50
         first.cancel()
 
 
-async def test_a_queued_request_whose_client_leaves_gives_its_place_up():
-    """Nobody waits in the queue for a client that is gone."""
+async def test_a_queued_request_is_removed_when_its_client_disconnects():
+    """Neither the queue nor the admitted requests keep a disconnected client."""
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
         running_plane({"m": engine.url}, limits=LimitsSection(max_in_flight=1)) as rig,
@@ -401,28 +401,28 @@ async def test_a_queued_request_whose_client_leaves_gives_its_place_up():
         assert len(engine.calls) <= 2
 
 
-async def test_usage_is_told_by_key_model_and_day():
-    """Tokens that the engine counted are the key's, at once in the usage."""
+async def test_usage_is_counted_by_key_and_model():
+    """Tokens that the engine counted are added to the usage of the key immediately."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, access_control=ring_of(key("a"), key("b"))) as rig,
+        running_plane({"m": engine.url}, access_control=access_with(key("a"), key("b"))) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         for secret, times in (("a", 2), ("b", 1)):
             for _ in range(times):
                 await http.post(CHAT, json=BODY, headers={"x-api-key": secret})
         await rig.settled()
-        used = rig.context.access_control.usage.take()
-        assert {k: (u.requests, u.tokens_in, u.tokens_out) for k, u in used.items()} == {
+        counts = rig.context.access_control.usage.take()
+        assert {k: (u.requests, u.tokens_in, u.tokens_out) for k, u in counts.items()} == {
             ("a", "m"): (2, 14, 6),
             ("b", "m"): (1, 7, 3),
         }
 
 
 @pytest.mark.parametrize("face", FACES)
-async def test_a_refused_client_keeps_its_connection(face):
-    """A client at its limit gets its 429s over one connection, whether its body comes with the head or after it."""
-    access_control = ring_of(key("k", limits={"requests_per_minute": 1}))
+async def test_a_rejected_client_keeps_its_connection(face):
+    """A client at its limit gets 429 repeatedly on one connection, whether or not the body comes with the head."""
+    access_control = access_with(key("k", limits={"requests_per_minute": 1}))
     access_control.admit([(b"x-api-key", b"k")], local=False)
     body = json.dumps(BODY).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -435,7 +435,7 @@ async def test_a_refused_client_keeps_its_connection(face):
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
-                await asyncio.sleep(0.02)  # so that each comes in a read of its own
+                await asyncio.sleep(0.02)  # so that each piece is a separate read
             answer = await reader.readuntil(b"\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 429 ")
             length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])

@@ -1,4 +1,4 @@
-"""A running gateway takes new settings over, and ends in order."""
+"""A running gateway applies new settings, and shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ MODEL = '[[models]]\nid = "m"\nharness = "scripted"\n'
 
 
 def key_table(name: str, *lines: str) -> str:
-    """A [[keys]] entry whose secret is its name."""
+    """Return a [[keys]] entry whose secret is its name."""
     return "\n".join([f'[[keys]]\nname = "{name}"\nhash = "{hash_of(name)}"', *lines, ""])
 
 
-class Held:
-    """An engine's script: half of the answer at once, the rest when the test says so."""
+class PausedStream:
+    """An engine that sends half of a stream immediately, and the rest once `resume` is set."""
 
     def __init__(self) -> None:
-        self.rest = asyncio.Event()
+        self.resume = asyncio.Event()
 
     async def __call__(self, call: Call) -> None:
-        """Answer one request."""
+        """Respond to one request."""
         await call.send(SSE_HEAD + chunked(CHUNK % b"half"))
-        await self.rest.wait()
+        await self.resume.wait()
         await call.send(chunked(LAST, DONE) + b"0\r\n\r\n")
 
 
-async def test_a_reload_under_a_hundred_streams_loses_none(tmp_path):
-    """Streams that began before end whole after neurons, keys, limits and aliases were replaced under them."""
-    held = Held()
+async def test_a_reload_interrupts_no_stream(tmp_path):
+    """A hundred streams complete although neurons, keys, limits and aliases are replaced meanwhile."""
+    paused = PausedStream()
     async with (
-        scripted_engine(held) as engine,
+        scripted_engine(paused) as engine,
         scripted_neuron({"m": engine.url}) as first,
         scripted_neuron({"n": engine.url}) as second,
         gateway_process(tmp_path, neuron_table("one", first.url), models=MODEL) as gateway,
@@ -66,29 +66,29 @@ async def test_a_reload_under_a_hundred_streams_loses_none(tmp_path):
             models=MODEL + 'aliases = ["nick"]\n',
         )
         gateway.signal(signal.SIGHUP)
-        told = await gateway.logged("reloaded")
-        assert set(told["changed"].split(", ")) == {"limits", "keys", "neurons", "models"}
-        held.rest.set()
+        reloaded = await gateway.logged("config_reloaded")
+        assert set(reloaded["changed"].split(", ")) == {"limits", "keys", "neurons", "models"}
+        paused.resume.set()
         answers = await asyncio.gather(*streams)
         assert {a.content for a in answers} == {CHUNK % b"half" + LAST + DONE}
-        refused = await http.post(CHAT, json=BODY | {"model": "nick"})
-        assert refused.status_code == 401
-        asked = BODY | {"model": "nick"}
-        answer = await http.post(CHAT, json=asked, headers={"x-api-key": "k"})
+        rejected = await http.post(CHAT, json=BODY | {"model": "nick"})
+        assert rejected.status_code == 401
+        body = BODY | {"model": "nick"}
+        answer = await http.post(CHAT, json=body, headers={"x-api-key": "k"})
         assert answer.status_code == 200
         await gateway.until(
             lambda s: {n.name for n in s.nodes if n.state == "up"} == {"one", "two"}
         )
 
 
-async def test_a_wrong_file_changes_nothing_and_says_why(tmp_path):
-    """The operator is told file, line and key; the gateway runs on, and takes the mended file."""
+async def test_an_invalid_file_changes_nothing(tmp_path):
+    """The error names file, line and key; the gateway continues, and applies the fixed file."""
     async with (
         gateway_process(tmp_path, models=MODEL) as gateway,
         gateway.operator() as operator,
     ):
-        for wrong in ("[limits]\nmax_in_flght = 1\n", "[[", '[[neurons]]\nname = "a"\n'):
-            gateway.write(wrong, key_table("k"))
+        for invalid in ("[limits]\nmax_in_flght = 1\n", "[[", '[[neurons]]\nname = "a"\n'):
+            gateway.write(invalid, key_table("k"))
             with pytest.raises(ConfigError) as caught:
                 await operator.reload()
             assert "cortex.toml" in caught.value.message
@@ -103,10 +103,10 @@ async def test_a_wrong_file_changes_nothing_and_says_why(tmp_path):
         assert [k.name for k in await operator.keys()] == ["k"]
 
 
-async def test_a_refused_file_stays_told_until_it_is_mended(tmp_path):
-    """In the fleet's picture with the reason, and in the two metrics that Prometheus' own server has for it."""
+async def test_a_rejected_file_is_visible_until_it_is_fixed(tmp_path):
+    """The fleet snapshot has the reason, and the two metrics have the names that Prometheus's own server uses."""
 
-    async def told(url: str) -> dict[str, float]:
+    async def scrape(url: str) -> dict[str, float]:
         async with httpx.AsyncClient() as http:
             text = (await http.get(url)).text
         name = "cortex_config_last_reload_"
@@ -119,50 +119,52 @@ async def test_a_refused_file_stays_told_until_it_is_mended(tmp_path):
 
     async with gateway_process(tmp_path, models=MODEL) as gateway, gateway.operator() as operator:
         metrics = f"http://127.0.0.1:{gateway.metrics_port}/metrics"
-        began = await told(metrics)
+        before = await scrape(metrics)
         gateway.write("[limits]\nmax_in_flght = 1\n")
         with pytest.raises(ConfigError):
             await operator.reload()
         settings = (await operator.fleet()).settings
         assert "limits.max_in_flght" in (settings.refused or "")
-        refused = await told(metrics)
+        rejected = await scrape(metrics)
         gateway.write(models=MODEL)
         await operator.reload()
         assert (await operator.fleet()).settings.refused is None
-        mended = await told(metrics)
+        fixed = await scrape(metrics)
 
     at = "success_timestamp_seconds"
-    assert [t["successful"] for t in (began, refused, mended)] == [1, 0, 1]
-    assert began[at] == refused[at] == settings.read_at < mended[at]
+    assert [t["successful"] for t in (before, rejected, fixed)] == [1, 0, 1]
+    assert before[at] == rejected[at] == settings.read_at < fixed[at]
 
 
-async def test_a_changed_file_is_read_by_itself(tmp_path):
-    """Nobody has to say that models.toml has changed."""
+async def test_a_changed_file_is_reloaded_automatically(tmp_path):
+    """A change of models.toml is applied without a command."""
     async with gateway_process(tmp_path, models=MODEL) as gateway:
         gateway.write(models=MODEL.replace('"m"', '"other"'))
         await gateway.until(lambda s: [m.id for m in s.models] == ["other"])
 
 
-async def test_what_needs_a_restart_is_told(tmp_path):
-    """A changed address is named as what takes effect only with a restart."""
+async def test_settings_that_need_a_restart_are_reported(tmp_path):
+    """A changed address is reported as a setting that takes effect after a restart."""
     async with gateway_process(tmp_path) as gateway, gateway.operator() as operator:
         gateway.port, old = free_port(), gateway.port
         gateway.write(gateway="max_body_mb = 1\n")
         gateway.port = old
         await operator.reload()
-        told = await gateway.logged("reloaded")
-        if told["changed"] == "nothing":  # the gateway had seen the new file by itself
-            told = json.loads(next(x for x in gateway.log.splitlines() if '"reloaded"' in x))
-        assert set(told["changed"].split(", ")) == {"gateway.listen", "gateway.max_body_mb"}
-        assert told["restart"] == "gateway.listen"
+        reloaded = await gateway.logged("config_reloaded")
+        if reloaded["changed"] == "nothing":  # the gateway had reloaded the file automatically
+            reloaded = json.loads(
+                next(x for x in gateway.log.splitlines() if '"config_reloaded"' in x)
+            )
+        assert set(reloaded["changed"].split(", ")) == {"gateway.listen", "gateway.max_body_mb"}
+        assert reloaded["restart"] == "gateway.listen"
         assert (await operator.fleet()).settings.restart == ("gateway.listen",)
         big = json.dumps(BODY | {"x": "y" * (1 << 20)})
         async with httpx.AsyncClient(base_url=gateway.url) as http:
             assert (await http.post(CHAT, content=big)).status_code == 413
 
 
-async def test_a_node_that_is_taken_out_is_forgotten(tmp_path):
-    """Its watcher ends, its models are not offered any more."""
+async def test_a_node_that_is_removed_is_forgotten(tmp_path):
+    """Its watcher ends, and its models are no longer served."""
     async with (
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}) as neuron,
@@ -178,8 +180,8 @@ async def test_a_node_that_is_taken_out_is_forgotten(tmp_path):
         assert (await http.post(CHAT, json=BODY)).status_code == 404
 
 
-async def test_a_key_is_rotated_under_load_without_a_refusal(tmp_path):
-    """While requests come with the old key and then the new one, a change of files refuses neither in its time."""
+async def test_a_key_is_rotated_under_load_without_a_rejection(tmp_path):
+    """Requests with the old key and then the new one all succeed while the file is changed."""
     async with (
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}) as neuron,
@@ -188,14 +190,14 @@ async def test_a_key_is_rotated_under_load_without_a_refusal(tmp_path):
         httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
     ):
         await gateway.until(lambda s: any(n.instances for n in s.nodes))
-        secret, statuses, over = "old", [], False
+        secret, statuses, done = "old", [], False
 
-        async def ask() -> None:
-            while not over:
+        async def send_requests() -> None:
+            while not done:
                 answer = await http.post(CHAT, json=BODY, headers={"x-api-key": secret})
                 statuses.append(answer.status_code)
 
-        askers = [asyncio.create_task(ask()) for _ in range(8)]
+        senders = [asyncio.create_task(send_requests()) for _ in range(8)]
         tables = (neuron_table("n", neuron.url), key_table("old"), key_table("new"))
         gateway.write(*tables)
         await operator.reload()
@@ -209,18 +211,18 @@ async def test_a_key_is_rotated_under_load_without_a_refusal(tmp_path):
         async with asyncio.timeout(20):
             while len(statuses) < seen + 50:
                 await asyncio.sleep(0.01)
-        over = True
-        await asyncio.gather(*askers)
+        done = True
+        await asyncio.gather(*senders)
         assert set(statuses) == {200}
         old = await http.post(CHAT, json=BODY, headers={"x-api-key": "old"})
         assert old.status_code == 401
 
 
-async def test_sigterm_lets_streams_end_and_sends_new_requests_away(tmp_path):
-    """While streams end, a new request gets 503 with Retry-After and /ready says no; then the process ends with 0."""
-    held = Held()
+async def test_sigterm_drains_streams_and_rejects_new_requests(tmp_path):
+    """Meanwhile new requests get 503 with Retry-After, and /ready fails; then the process exits with 0."""
+    paused = PausedStream()
     async with (
-        scripted_engine(held) as engine,
+        scripted_engine(paused) as engine,
         scripted_neuron({"m": engine.url}) as neuron,
         gateway_process(tmp_path, neuron_table("n", neuron.url)) as gateway,
         httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
@@ -235,16 +237,16 @@ async def test_sigterm_lets_streams_end_and_sends_new_requests_away(tmp_path):
         assert int(refused.headers["retry-after"]) >= 1
         assert (await http.get("/ready")).status_code == 503
         assert (await http.get("/health")).status_code == 200
-        held.rest.set()
+        paused.resume.set()
         answers = await asyncio.gather(*streams)
         assert {a.content for a in answers} == {CHUNK % b"half" + LAST + DONE}
         assert await gateway.ended() == 0
 
 
-async def test_the_drain_has_a_limit_and_says_so(tmp_path):
-    """A stream that outlasts the limit ends with an error event, not with a clean-looking end."""
+async def test_a_drain_that_times_out_ends_streams_with_an_error(tmp_path):
+    """A stream that takes longer than drain_timeout_s ends with an error event, not as if it were complete."""
     async with (
-        scripted_engine(Held()) as engine,
+        scripted_engine(PausedStream()) as engine,
         scripted_neuron({"m": engine.url}) as neuron,
         gateway_process(
             tmp_path, neuron_table("n", neuron.url), gateway="drain_timeout_s = 0.3\n"
@@ -261,18 +263,18 @@ async def test_the_drain_has_a_limit_and_says_so(tmp_path):
         assert await gateway.ended() == 0
 
 
-async def test_two_signals_at_once_end_it_too(tmp_path):
-    """As when a wrapper passes on what its process group got as well; the second comes before the drain has begun."""
+async def test_two_simultaneous_signals_stop_the_gateway(tmp_path):
+    """A wrapper can forward a signal that its process group received too; it arrives before the drain starts."""
     async with gateway_process(tmp_path) as gateway:
         gateway.signal(signal.SIGSTOP)
         gateway.signal(signal.SIGTERM)
-        gateway.signal(signal.SIGINT)  # of the same number one would be left
+        gateway.signal(signal.SIGINT)  # two signals of the same number would be merged
         gateway.signal(signal.SIGCONT)
         assert await gateway.ended() == 0
 
 
-async def test_an_open_event_stream_does_not_hold_the_end(tmp_path):
-    """An operator who watches is no reason to wait: the stream ends, then the process."""
+async def test_an_open_event_stream_does_not_delay_the_shutdown(tmp_path):
+    """The stream ends, then the process."""
     async with (
         gateway_process(tmp_path) as gateway,
         httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
@@ -288,8 +290,8 @@ async def test_an_open_event_stream_does_not_hold_the_end(tmp_path):
         assert time.monotonic() - began < 5
 
 
-async def test_systemd_hears_of_start_watchdog_and_end(tmp_path):
-    """READY=1 once it listens, WATCHDOG=1 again and again, STOPPING=1 at the end and how long the drain may take."""
+async def test_systemd_is_notified_of_start_watchdog_and_stop(tmp_path):
+    """READY=1 once it listens, WATCHDOG=1 periodically, STOPPING=1 at the end with the time that the drain can take."""
     loop = asyncio.get_running_loop()
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -297,11 +299,11 @@ async def test_systemd_hears_of_start_watchdog_and_end(tmp_path):
         sock.setblocking(False)
         environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"}
         async with gateway_process(tmp_path, environ=environ) as gateway, asyncio.timeout(20):
-            heard: list[bytes] = []
+            messages: list[bytes] = []
 
-            async def until(word: bytes, times: int = 1) -> None:
-                while heard.count(word) < times:
-                    heard.append(await loop.sock_recv(sock, 1024))
+            async def until(message: bytes, times: int = 1) -> None:
+                while messages.count(message) < times:
+                    messages.append(await loop.sock_recv(sock, 1024))
 
             await until(b"READY=1")
             await until(b"WATCHDOG=1", 3)
@@ -311,8 +313,8 @@ async def test_systemd_hears_of_start_watchdog_and_end(tmp_path):
             assert await gateway.ended() == 0
 
 
-async def test_a_socket_that_systemd_hands_over_is_listened_on(tmp_path):
-    """With LISTEN_FDS the gateway serves the socket that it was given, and a successor goes on with the same one."""
+async def test_a_socket_from_systemd_is_used(tmp_path):
+    """With LISTEN_FDS the gateway serves the socket that it inherited, and its successor uses the same one."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         (tmp_path / "cortex.toml").write_text("[gateway]\nmetrics_listen = '127.0.0.1:0'\n")
@@ -324,14 +326,14 @@ async def test_a_socket_that_systemd_hands_over_is_listened_on(tmp_path):
         command = [sys.executable, "-c", hand_over, str(sock.fileno())]
         command += ["serve", "gateway", "-c", str(tmp_path / "cortex.toml")]
         for _ in range(2):
-            with subprocess.Popen(  # noqa: ASYNC220 - it starts at once; its end is waited for in a thread
+            with subprocess.Popen(  # noqa: ASYNC220 - starts immediately; its exit is awaited in a thread
                 command,
                 pass_fds=[sock.fileno()],
                 env={k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")},
                 stderr=subprocess.DEVNULL,
             ) as process:
                 async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-                    # Accepted by the kernel before anybody serves, answered once somebody does.
+                    # The kernel accepts the connection before the gateway runs, which then responds.
                     assert (await http.get("/health")).status_code == 200
                 process.terminate()
                 assert await asyncio.to_thread(process.wait, 20) == 0

@@ -1,4 +1,4 @@
-"""Instances whose profile changes are replaced when nobody uses them, by real engines."""
+"""Instances whose model config changes are replaced once they are idle, with real engines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceState
 
 
-async def test_a_changed_profile_replaces_its_idle_instance_and_no_other(tmp_path):
-    """After the context of one model changes, its instance is loaded anew with it; the other model keeps its own."""
+async def test_a_changed_model_config_replaces_its_idle_instance_only(tmp_path):
+    """After the context of one model changes, its instance is reloaded with it; the other instance is kept."""
     changed, kept = tiny(tmp_path, "changed"), tiny(tmp_path, "kept")
     async with (
         neuron(tmp_path, 2048) as node,
@@ -40,36 +40,36 @@ async def test_a_changed_profile_replaces_its_idle_instance_and_no_other(tmp_pat
 
 
 async def test_a_busy_instance_is_replaced_only_after_its_requests(tmp_path):
-    """A request under way ends on the old instance; then the new one takes over."""
+    """A request in flight completes on the old instance; then the new one replaces it."""
     model = tiny(tmp_path, "busy")
     async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (model,)) as served:
         await until(lambda: served.gateway.fleet.state("n") == "up")
         assert (await served.chat("busy")).status_code == 200
         old = served.gateway.fleet.snapshot.instances()[0].id
-        long = asyncio.create_task(served.chat("busy", max_tokens=2000))
+        request = asyncio.create_task(served.chat("busy", max_tokens=2000))
         await until(lambda: any(v.in_flight for v in served.gateway.fleet.snapshot.instances()))
         catalogue = Catalogue(models=(model.model_copy(update={"context": 512}),))
         await served.gateway.use(served.gateway.config, catalogue)
-        answer = await long
+        answer = await request
         assert answer.status_code == 200
         assert answer.headers["x-cortex-instance"] == old
         await until(lambda: all(v.id != old for v in served.gateway.fleet.snapshot.instances()))
 
 
-async def test_a_mended_profile_is_tried_at_once(tmp_path):
-    """What an old profile failed by holds up nobody who asks by the new one."""
-    whole = tiny(tmp_path, "mended")
-    broken = whole.model_copy(update={"source": "/nowhere.gguf"})
+async def test_a_fixed_model_config_is_loaded_immediately(tmp_path):
+    """The backoff after failures of the old model config does not apply to the new one."""
+    fixed = tiny(tmp_path, "fixed")
+    broken = fixed.model_copy(update={"source": "/nowhere.gguf"})
     async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (broken,)) as served:
         await until(lambda: served.gateway.fleet.state("n") == "up")
-        assert (await served.chat("mended")).status_code == 503
-        await served.gateway.use(served.gateway.config, Catalogue(models=(whole,)))
-        answer = await served.chat("mended")
+        assert (await served.chat("fixed")).status_code == 503
+        await served.gateway.use(served.gateway.config, Catalogue(models=(fixed,)))
+        answer = await served.chat("fixed")
         assert answer.status_code == 200, answer.text
 
 
-async def test_a_size_that_an_operator_sets_beats_what_a_node_had_estimated(tmp_path):
-    """A model that was refused for the size of its file is loaded once its profile says what it needs."""
+async def test_a_configured_size_overrides_the_estimate_of_a_node(tmp_path):
+    """A model that was rejected because of its file size is loaded once its model config sets the size."""
     sized = tiny(tmp_path, "sized")
     os.truncate(tmp_path / "sized.gguf", 4 << 30)
     unsized = sized.model_copy(update={"vram_mb": None})

@@ -94,7 +94,7 @@ async def test_a_nodes_authority_and_token_are_read_again_when_their_files_chang
             await gateway.until(lambda s: "401" in (s.nodes[0].reason or ""))
             token.write_text("new")
             await gateway.until(lambda s: s.nodes[0].state == "up")
-            assert (await gateway.logged("reloaded"))["changed"] == str(token)
+            assert (await gateway.logged("config_reloaded"))["changed"] == str(token)
 
 
 async def test_a_client_certificate_is_asked_for(tmp_path):
