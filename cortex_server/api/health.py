@@ -45,12 +45,12 @@ def health_router(fleet: Fleet, is_stopping: Callable[[], bool]) -> APIRouter:
 
     @router.get("/health")
     async def health() -> HealthStatus:
-        """Liveness: always 200."""
+        """Report liveness: always 200."""
         return current_status()
 
     @router.get("/ready", responses={503: {"model": HealthStatus}})
     async def ready(response: Response) -> HealthStatus:
-        """Readiness: 200 if at least one node is up and the gateway is not stopping, otherwise 503."""
+        """Report readiness: 200 if at least one node is up and the gateway is not stopping, otherwise 503."""
         status = current_status()
         if not status.nodes_up or is_stopping():
             response.status_code = 503

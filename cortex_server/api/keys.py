@@ -18,24 +18,24 @@ def keys_router(key_service: KeyService) -> APIRouter:
 
     @router.get("/keys", summary="All keys")
     async def list_keys() -> tuple[KeyView, ...]:
-        """Each key with its scopes, models and limits, without its secret."""
+        """Return each key with its scopes, models and limits, without its secret."""
         return key_service.keys()
 
     @router.post("/keys", summary="Create a key", status_code=201)
     async def create_key(request: CreateKey) -> CreatedKey:
-        """The response contains the secret, which cannot be retrieved later."""
+        """Return the new key with its secret, which cannot be retrieved later."""
         return await key_service.create(request)
 
     @router.delete("/keys/{name}", summary="Revoke a key")
     async def revoke_key(name: str) -> KeyView:
-        """The key is invalid immediately; its requests in flight continue."""
+        """Invalidate the key immediately; its requests in flight continue."""
         return await key_service.revoke(name)
 
     @router.get("/usage", summary="Usage of the keys")
     async def get_usage(
         since: date | None = None, until: date | None = None
     ) -> tuple[UsageRow, ...]:
-        """Usage by day (UTC), key and model; by default of the last 30 days."""
+        """Return the usage by day (UTC), key and model; by default of the last 30 days."""
         today = datetime.now(UTC).date()
         first = since or today - timedelta(days=_DEFAULT_DAYS - 1)
         return await key_service.usage(first.isoformat(), (until or today).isoformat())

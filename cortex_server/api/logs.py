@@ -40,7 +40,7 @@ def logs_router(
 
     @router.get("/logs", summary="Log of the gateway", response_class=Response)
     async def get_gateway_log(lines: Lines = 200, follow: bool = False) -> Response:
-        """The last lines, one JSON object per line, and with `follow` new lines as they are logged.
+        """Return the last lines, one JSON object per line, and with `follow` new lines as they are logged.
 
         Requests are not included; `/operator/v1/requests` lists them.
         """
@@ -52,7 +52,7 @@ def logs_router(
 
     @router.get("/nodes/{name}/logs", summary="Log of a node", response_class=Response)
     async def get_node_log(name: str, lines: Lines = 200, follow: bool = False) -> Response:
-        """The log of the neuron on a node, in the same format."""
+        """Return the log of the neuron on a node, in the same format."""
         if snapshot().node(name) is None:
             raise NodeNotFound.among(name, (node.name for node in snapshot().nodes))
         log = _client(nodes, name).own_log(lines=lines, follow=follow)
@@ -69,7 +69,7 @@ def logs_router(
         lines: Annotated[int, Query(ge=0, le=_MAX_ENGINE_LINES)] = 200,
         follow: bool = False,
     ) -> StreamingResponse:
-        """The last lines, and with `follow` new lines as they are written.
+        """Return the last lines, and with `follow` new lines as they are written.
 
         If the model has several instances, the one that started last is chosen.
         """

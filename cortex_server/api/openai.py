@@ -71,7 +71,7 @@ def models_router(fleet: Fleet) -> APIRouter:
         after_id: str | None = None,
         before_id: str | None = None,
     ) -> ModelList | Response:
-        """All configured models, loaded or not. A key that is restricted to some models lists only those.
+        """Return all configured models, loaded or not. A key that is restricted to some models lists only those.
 
         Clients that send `anthropic-version` or `x-api-key` get Anthropic's format, which the parameters paginate; it
         contains OpenAI's fields too.
@@ -89,7 +89,7 @@ def models_router(fleet: Fleet) -> APIRouter:
 
     @router.get("/v1/models/{name:path}", response_model=ModelEntry)
     async def get_model(name: str, request: Request) -> ModelEntry | Response:
-        """One model, by name or alias."""
+        """Return one model, by name or alias."""
         if not name and (suggestion := suggest_route(request.url.path)) is not None:
             raise suggestion
         snapshot = fleet.snapshot
