@@ -284,7 +284,7 @@ async def progress(client: OperatorClient, model: str) -> AsyncIterator[None]:
 async def _show_progress(client: OperatorClient, model: str) -> None:
     # The load itself reports what goes wrong; a lost progress line is not worth a word.
     with suppress(CortexError):
-        async for snapshot in client.fleet_events():
+        async for snapshot in client.watch_fleet():
             parts = [
                 f"{place(i)} {progress_text(i)}".strip()
                 for i in snapshot.instances()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex_common.config.base import BaseUrl, Section
 from cortex_common.config.loader import load
-from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound, nearest
+from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound, nearest_names
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -98,7 +98,7 @@ def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
         return Target(DEFAULT_GATEWAY, _key(environ, None))
     entry = config.contexts.get(name)
     if entry is None:
-        close = nearest(name, config.contexts)
+        close = nearest_names(name, config.contexts)
         hint = (
             f"did you mean {close[0]!r}?"
             if close

@@ -12,7 +12,7 @@ from typing import Any
 from cortex_common.config.base import Section
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import Loaded, load
+from cortex_common.config.loader import LoadedConfig, load
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.errors import ConfigError
 
@@ -49,7 +49,7 @@ def system_file(file: File) -> Path | None:
     return path if path.exists() else None
 
 
-def read_gateway(path: Path | None, environ: Mapping[str, str]) -> Loaded[GatewayConfig]:
+def read_gateway(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig[GatewayConfig]:
     """The gateway's settings from a file, or /etc/cortex/cortex.toml, or defaults, under the environment's.
 
     Raises:
@@ -60,7 +60,7 @@ def read_gateway(path: Path | None, environ: Mapping[str, str]) -> Loaded[Gatewa
     )
 
 
-def read_neuron(path: Path | None, environ: Mapping[str, str]) -> Loaded[NeuronConfig]:
+def read_neuron(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig[NeuronConfig]:
     """A neuron's settings; see `read_gateway`."""
     return load(
         NeuronConfig, path or system_file(File.NEURON), environ, siblings=_siblings(File.NEURON)
@@ -68,8 +68,8 @@ def read_neuron(path: Path | None, environ: Mapping[str, str]) -> Loaded[NeuronC
 
 
 def read_catalogue(
-    path: Path | None, gateway: Loaded[GatewayConfig], environ: Mapping[str, str]
-) -> Loaded[Catalogue]:
+    path: Path | None, gateway: LoadedConfig[GatewayConfig], environ: Mapping[str, str]
+) -> LoadedConfig[Catalogue]:
     """The catalogue: the file named, or the one that the gateway's settings name.
 
     A relative path of the settings starts at their file's directory. Only where nobody named a file may
@@ -83,7 +83,7 @@ def read_catalogue(
     return load(Catalogue, path, environ, siblings=_siblings(File.MODELS))
 
 
-def read_any(file: File, path: Path | None, environ: Mapping[str, str]) -> Loaded[Any]:
+def read_any(file: File, path: Path | None, environ: Mapping[str, str]) -> LoadedConfig[Any]:
     """One file by its kind, for commands that only look at it."""
     where = path or system_file(file)
     return load(SCHEMAS[file], where, environ, siblings=_siblings(file))

@@ -7,7 +7,8 @@ import re
 from cortex_cli.color import Paint
 from cortex_common import errors
 from cortex_common.errors import CortexError
-from cortex_common.net.tls import EXPIRED, RENEW
+from cortex_common.net.tls import PEER_EXPIRED
+from cortex_common.schema.certificates import RENEW_HINT
 
 EXIT_CODES = {
     0: "success",
@@ -25,7 +26,7 @@ EXIT_CODES = {
 _BY_CLASS: tuple[tuple[type[CortexError], int], ...] = (
     (errors.NotFound, 3),
     (errors.AuthenticationFailed, 4),
-    (errors.PermissionRefused, 4),
+    (errors.PermissionDenied, 4),
     (errors.DoesNotFit, 6),
     (errors.Busy, 6),
     (errors.Conflict, 6),
@@ -39,7 +40,7 @@ _FALLBACK_HINTS: tuple[tuple[type[CortexError], str], ...] = (
         errors.AuthenticationFailed,
         "put the key into CORTEX_API_KEY, or its file into CORTEX_API_KEY_FILE",
     ),
-    (errors.PermissionRefused, "use a key with the operator scope"),
+    (errors.PermissionDenied, "use a key with the operator scope"),
     (errors.ModelNotFound, "`cortex models ls` lists the models"),
     (errors.NodeNotFound, "`cortex nodes ls` lists the nodes"),
     (errors.ModelLoading, "the load goes on; watch it with `cortex ps --watch`"),
@@ -51,7 +52,7 @@ _FOR_CLIENTS = ("GET /v1/models lists", "send it as `Authorization")
 
 _WAYS = (
     ("Hostname mismatch|IP address mismatch", "its URL must say a name that its certificate has"),
-    (EXPIRED, RENEW),
+    (PEER_EXPIRED, RENEW_HINT),
     (
         "CERTIFICATE_VERIFY_FAILED",
         "SSL_CERT_FILE names the file of the authority that its certificate is from",

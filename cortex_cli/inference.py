@@ -13,35 +13,35 @@ import httpx
 from pydantic import ValidationError
 
 from cortex_cli.client import Target
-from cortex_common.client.control import in_words, tls_for
+from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 
 
-class Usage(Wire):
+class Usage(WireModel):
     """Token counts at the end of an answer."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class _Delta(Wire):
+class _Delta(WireModel):
     content: str | None = None
     reasoning_content: str | None = None
 
 
-class _Choice(Wire):
+class _Choice(WireModel):
     delta: _Delta = _Delta()
     finish_reason: str | None = None
 
 
-class _Chunk(Wire):
+class _Chunk(WireModel):
     choices: tuple[_Choice, ...] = ()
     usage: Usage | None = None
     error: dict[str, Any] | None = None
 
 
-class Message(Wire):
+class Message(WireModel):
     """One turn of a conversation."""
 
     role: str
@@ -85,7 +85,7 @@ class Inference:
             # A cold start or a long prompt is silent for minutes; the gateway has the deadlines.
             timeout=httpx.Timeout(None, connect=5.0),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            verify=tls_for(where.url),
+            verify=tls_verify(where.url),
             trust_env=False,
         )
 
@@ -141,7 +141,7 @@ class Inference:
         except httpx.TimeoutException as failed:
             raise UpstreamTimeout(f"the gateway at {self._url} did not answer in time") from failed
         except httpx.HTTPError as failed:
-            reason = in_words(failed)
+            reason = describe_http_error(failed)
             raise UpstreamFailed(
                 f"the gateway at {self._url} can't be reached: {reason}",
                 details={"unreachable": isinstance(failed, httpx.ConnectError)},

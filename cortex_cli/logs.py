@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cortex_cli.color import Paint
 from cortex_cli.output import stdout_paint
 from cortex_cli.render.log import engine_line, line_text
-from cortex_common.errors import NotFound, nearest
+from cortex_common.errors import NotFound, nearest_names
 from cortex_common.schema.fleet import FleetSnapshot
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def log_of(name: str, fleet: FleetSnapshot) -> LogOf:
     node, model = fleet.node(place), fleet.model(rest)
     if node is None or model is None:
         known = [GATEWAY, *(n.name for n in fleet.nodes), *(m.id for m in fleet.models)]
-        close = nearest(name, known)
+        close = nearest_names(name, known)
         hint = f"did you mean {close[0]!r}?" if close else "say gateway, a node, or a model"
         raise NotFound(f"nothing that logs is called {name!r}", hints=(hint,))
     there = [i for i in node.instances if i.model == model.id]

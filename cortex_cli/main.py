@@ -19,7 +19,7 @@ import typer.core
 import typer.main
 
 from cortex_cli.color import ColorWhen, paint_for
-from cortex_common.errors import CortexError, nearest
+from cortex_common.errors import CortexError, nearest_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Root(typer.core.TyperGroup):
             exact = [
                 f"{name} {cmd_name}" for name, g in groups if cmd_name in getattr(g, "commands", ())
             ]
-            meant = exact or nearest(cmd_name, COMMANDS)
+            meant = exact or nearest_names(cmd_name, COMMANDS)
             close = " or ".join(f"`cortex {name}`" for name in meant)
             ctx.fail(
                 f"there is no command {cmd_name!r}" + (f"; did you mean {close}?" if close else "")

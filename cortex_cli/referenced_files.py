@@ -11,11 +11,11 @@ from pydantic import BaseModel
 
 from cortex_common.config.access import TlsSection
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import Loaded
+from cortex_common.config.loader import LoadedConfig
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.config.secrets import read_secret, secret_path
 from cortex_common.errors import ConfigError
-from cortex_common.net.tls import client_context, in_use, server_tls
+from cortex_common.net.tls import client_context, read_certificates, server_tls
 
 _SECRETS = ("token_file", "key_file")
 _ELSEWHERE = ("state_dir", "cgroup", "models", "binary")
@@ -40,7 +40,7 @@ class Looked:
 
 
 def look(
-    loaded: Loaded[GatewayConfig] | Loaded[NeuronConfig], environ: Mapping[str, str]
+    loaded: LoadedConfig[GatewayConfig] | LoadedConfig[NeuronConfig], environ: Mapping[str, str]
 ) -> Looked:
     """Look at all files that the settings name."""
     found = Looked()
@@ -116,5 +116,5 @@ def _look_into(key: str, files: _Files, tls: TlsSection | None, found: Looked) -
         client_context(*files) if tls is None else server_tls(tls)
     except ConfigError as failed:
         found.wrong.append(f"{key}: {failed.message.removeprefix('TLS: ')}")
-    troubles = (c.trouble(time.time()) for c in in_use(own, authorities))
+    troubles = (c.problem(time.time()) for c in read_certificates(own, authorities))
     found.doubtful += [f"{key}: {trouble}" for trouble in troubles if trouble]

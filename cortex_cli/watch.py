@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cortex_cli.client import connect
-from cortex_common.errors import AuthenticationFailed, CortexError, PermissionRefused
+from cortex_common.errors import AuthenticationFailed, CortexError, PermissionDenied
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot
 
@@ -55,18 +55,18 @@ async def news(
         AuthenticationFailed, PermissionRefused: waiting would not help.
     """
     # httpx comes with it, which `--help` does without.
-    from cortex_common.client.control import Bookmark
+    from cortex_common.client.control import EventCursor
 
-    bookmark = Bookmark(FROM_THE_FIRST if again else None)
+    cursor = EventCursor(FROM_THE_FIRST if again else None)
     pause = 0.5
     while True:
         try:
             async with connect(gateway) as client:
-                async for seen in client.news(bookmark, pause_s=pause_s):
+                async for seen in client.watch(cursor, pause_s=pause_s):
                     pause = 0.5
                     yield seen
             why = "the gateway ended the stream"
-        except (AuthenticationFailed, PermissionRefused):
+        except (AuthenticationFailed, PermissionDenied):
             raise
         except CortexError as lost:
             why = lost.message
@@ -124,7 +124,7 @@ async def poll(
         while True:
             try:
                 text = draw(await ask(client))
-            except (AuthenticationFailed, PermissionRefused):
+            except (AuthenticationFailed, PermissionDenied):
                 raise
             except CortexError as failed:
                 lost = True

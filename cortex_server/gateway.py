@@ -15,9 +15,10 @@ from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.log import event
-from cortex_common.log_buffer import KeptLog
-from cortex_common.net.state_dir import held
-from cortex_common.net.tls import Certificate, server_tls, tell_ends
+from cortex_common.log_buffer import LogBuffer
+from cortex_common.net.state_dir import lock_state_dir
+from cortex_common.net.tls import report_expiring_certificates, server_tls
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import SettingsView
 from cortex_http.server import LAST_S, Server, listening, server, url_of
 from cortex_http.server_protocol import protocol_for
@@ -80,7 +81,7 @@ class Gateway:
         self.reloader: Reloader | None = None
         self.audit_log = AuditLog(clock)
         # Lines of requests would push everything else out, and `cortex requests` shows them.
-        self._kept_log = KeptLog(besides=("cortex.requests",))
+        self._log_buffer = LogBuffer(exclude=("cortex.requests",))
         self.broken: str | None = None
         self.on_broken: Callable[[], None] = lambda: None
         self._accesses = accesses(config.nodes, os.environ)
@@ -94,7 +95,7 @@ class Gateway:
         self._membership = Membership(self.fleet)
         path = database_path(config.gateway.state_dir, os.environ)
         # Two gateways would overwrite each other's pins and cordons.
-        self._lock = None if path is None else held(path.parent, "gateway")
+        self._lock = None if path is None else lock_state_dir(path.parent, "gateway")
         self._database = Database(path)
         self._store = PlacementStore(self._database)
         for node in self._store.cordons().intersection(self.fleet.entries):
@@ -139,7 +140,7 @@ class Gateway:
         """The operator API."""
         fleet, verbs, nodes = self.fleet, self._verbs, self._membership.clients
         return (
-            logs_router(verbs.shown, nodes, self._kept_log, lambda: fleet.closed, fleet.unknown),
+            logs_router(verbs.shown, nodes, self._log_buffer, lambda: fleet.closed, fleet.unknown),
             operator_router(fleet, verbs, self.audit_log),
             requests_router(self.inflight),
             keys_router(self.key_service),
@@ -159,7 +160,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Everything that works in the background: watchers, conductor, metrics."""
-        self._kept_log.begin()
+        self._log_buffer.attach()
         if self._history is not None:
             self._history.restore()
         self.audit_log.attach()
@@ -185,7 +186,9 @@ class Gateway:
             "usage": self.key_service.run(),
             "rolling_update": self._rolling_update.run(),
             "restarts": self._restarts.run(),
-            "ends": tell_ends(self._certificates, SystemClock(), partial(event, tls_log)),
+            "ends": report_expiring_certificates(
+                self._certificates, SystemClock(), partial(event, tls_log)
+            ),
         }
         if self._history is not None:
             work["history"] = self._history.run()
@@ -206,7 +209,7 @@ class Gateway:
             os.close(self._lock)
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
-        self._kept_log.end()
+        self._log_buffer.detach()
 
     def _look_after(self, task: asyncio.Task[None]) -> None:
         """Without one of its parts a gateway only looks alive: better that it ends, and is started anew."""

@@ -12,15 +12,15 @@ from collections.abc import Callable
 import uvloop
 
 from cortex_common.clock import SystemClock
-from cortex_common.config.access import Scope
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import Loaded
+from cortex_common.config.loader import LoadedConfig
 from cortex_common.errors import CortexError
 from cortex_common.log import event
 from cortex_common.net import systemd
 from cortex_common.net.tls import server_tls
 from cortex_common.schema.fleet import NodeState
+from cortex_common.schema.keys import Scope
 from cortex_http.server import Server, listening, settle_memory, url_of
 from cortex_server.fleet.credentials import accesses
 from cortex_server.fleet.state import Fleet
@@ -36,8 +36,8 @@ _CLOSING_S = 15.0
 
 
 def serve(
-    config: Loaded[GatewayConfig],
-    catalogue: Loaded[Catalogue],
+    config: LoadedConfig[GatewayConfig],
+    catalogue: LoadedConfig[Catalogue],
     read: Callable[[], Files] | None = None,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT.
@@ -80,7 +80,7 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
         server = gateway.server()
         ending = _Ending(gateway, server)
         async with gateway.running(), asyncio.TaskGroup() as beside:
-            work = [beside.create_task(systemd.keep_alive(os.environ))]
+            work = [beside.create_task(systemd.run_watchdog(os.environ))]
             if read is not None:
                 gateway.reloader = Reloader(files, read, gateway.use, SystemClock())
                 work.append(beside.create_task(gateway.reloader.watch()))

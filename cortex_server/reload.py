@@ -12,7 +12,7 @@ from pathlib import Path
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import Loaded, Stamp, stamp_of
+from cortex_common.config.loader import FileStamp, LoadedConfig, file_stamp
 from cortex_common.errors import ConfigError, CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import SettingsView
@@ -36,8 +36,8 @@ NEEDS_RESTART = frozenset(
 )
 """Settings that are read at startup only."""
 
-Files = tuple[Loaded[GatewayConfig], Loaded[Catalogue]]
-Stamps = Mapping[Path, Stamp]
+Files = tuple[LoadedConfig[GatewayConfig], LoadedConfig[Catalogue]]
+Stamps = Mapping[Path, FileStamp]
 
 
 class Reloader:
@@ -82,7 +82,7 @@ class Reloader:
                 files = await asyncio.to_thread(self._read)
                 await self._apply(files[0].value, files[1].value)
             except ConfigError as error:
-                self.view = replace(self.view, refused=error.message)
+                self.view = replace(self.view, reload_error=error.message)
                 event(log, "config_rejected", logging.ERROR, reason=error.message)
                 raise
             changed = (*_changed_settings(self.files, files), *self._changed_secrets(previous))
@@ -127,7 +127,7 @@ class Reloader:
         """Return the stamps of the configuration files and of the files of secrets and certificates that they name."""
         own = (loaded.path for loaded in self.files if loaded.path is not None)
         named = files_of(self.files[0].value.nodes, os.environ)
-        return {path: stamp_of(path) for path in (*own, *named)}
+        return {path: file_stamp(path) for path in (*own, *named)}
 
     def _changed_secrets(self, previous: Stamps) -> Iterator[str]:
         """Yield the paths of secrets and certificates whose content has changed."""

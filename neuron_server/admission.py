@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from cortex_common.errors import Conflict
 from cortex_common.schema.hardware import DeviceKind
-from cortex_common.schema.instances import InstanceState, LoadAnswer, LoadSpec
+from cortex_common.schema.instances import InstanceState, LoadResponse, LoadSpec
 from neuron_server.harness.base import AttachedHarness, Harness
 from neuron_server.instances.state_machine import HOLDING_MEMORY, Instance, is_same_work
 from neuron_server.ledger import MemoryRequest
@@ -55,7 +55,7 @@ async def _size_mb(
 
 def join_existing(
     spec: LoadSpec, instance: Instance, known: Collection[str] | None = None
-) -> LoadAnswer | None:
+) -> LoadResponse | None:
     """Return the answer for a load that an instance already serves; None if it needs an instance of its own.
 
     Args:
@@ -83,7 +83,7 @@ def join_existing(
     if not matches:
         return None
     ready = instance.state is InstanceState.READY
-    return LoadAnswer(status="loaded" if ready else "loading", instance_id=instance.id)
+    return LoadResponse(status="loaded" if ready else "loading", instance_id=instance.id)
 
 
 def _without_placement(spec: LoadSpec) -> LoadSpec:

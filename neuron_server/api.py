@@ -21,18 +21,18 @@ from cortex_common.errors import (
     NotFound,
     envelope,
 )
-from cortex_common.log_buffer import MEDIA_TYPE, MOST_LINES, KeptLog
+from cortex_common.log_buffer import MAX_TAIL_LINES, MEDIA_TYPE, LogBuffer
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     AttachedEngine,
-    EndpointAnswer,
-    LoadAnswer,
+    EndpointResponse,
+    LoadResponse,
     LoadSpec,
     ModelInfo,
-    RestartAnswer,
     RestartRequest,
-    UnloadAnswer,
+    RestartResponse,
     UnloadRequest,
+    UnloadResponse,
 )
 from neuron_server.event_stream import StatusEvents
 from neuron_server.instances.state_machine import Instance
@@ -53,11 +53,11 @@ def create_app(
         relay: passes requests on to engines; None where callers reach engines themselves.
         on_open: called once the runtime is open.
     """
-    kept = KeptLog()
+    kept = LogBuffer()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        kept.begin()
+        kept.attach()
         await runtime.open()
         on_open()
         try:
@@ -66,7 +66,7 @@ def create_app(
             await runtime.close()
             if relay is not None:
                 await relay.close()
-            kept.end()
+            kept.detach()
 
     guard = [Depends(_token_check(runtime.config.neuron.token))]
     app = FastAPI(title="cortex neuron", version=__version__, lifespan=lifespan, dependencies=guard)
@@ -105,7 +105,7 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
         return runtime.attached.views()
 
     @app.post("/harnesses/{name}/restart")
-    async def restart(name: str, request: RestartRequest | None = None) -> RestartAnswer:
+    async def restart(name: str, request: RestartRequest | None = None) -> RestartResponse:
         """Restart such an engine; answers once it lists its models again."""
         return await runtime.attached.restart(name, request or RestartRequest())
 
@@ -140,7 +140,7 @@ def _add_model_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request]
         spec: LoadSpec,
         response: Response,
         known: Annotated[str | None, Query(description="instances, by commas")] = None,
-    ) -> LoadAnswer:
+    ) -> LoadResponse:
         """Admit and start an instance: 202 while it loads, 200 when it is ready already.
 
         With `known`, the copies of the model that the caller knows of, one that it doesn't know is the answer when it
@@ -151,20 +151,20 @@ def _add_model_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request]
         return answer
 
     @app.post("/models/unload")
-    async def unload(request: UnloadRequest) -> UnloadAnswer:
+    async def unload(request: UnloadRequest) -> UnloadResponse:
         """Drain and end instances."""
         return await runtime.unload(request)
 
     @app.get("/models/{model_id:path}/endpoint")
-    async def endpoint(model_id: str, request: Request) -> EndpointAnswer:
+    async def endpoint(model_id: str, request: Request) -> EndpointResponse:
         """Where the model's inference requests go."""
         return runtime.endpoint(model_id, url_of(request))
 
 
-def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
+def _add_log_routes(app: FastAPI, runtime: Runtime, kept: LogBuffer) -> None:
     @app.get("/logs", response_class=Response)
     async def own_log(
-        lines: Annotated[int, Query(ge=0, le=MOST_LINES)] = 200,
+        lines: Annotated[int, Query(ge=0, le=MAX_TAIL_LINES)] = 200,
         follow: bool = False,
     ) -> Response:
         """What this neuron logged, one JSON object a line: its last lines, and with `follow` whatever comes."""
@@ -177,7 +177,7 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, kept: KeptLog) -> None:
     async def engine_log(
         model_id: str,
         instance_id: str | None = None,
-        lines: Annotated[int, Query(ge=0, le=MOST_LINES)] = 200,
+        lines: Annotated[int, Query(ge=0, le=MAX_TAIL_LINES)] = 200,
         follow: bool = False,
     ) -> Response:
         """The engine's own output: its last lines, and with `follow` whatever comes."""

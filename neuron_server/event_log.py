@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from cortex_common.clock import Clock
 from cortex_common.log import event as log_event
 from cortex_common.log import level_name as name_of_level
-from cortex_common.log import plain
+from cortex_common.log import to_field_value
 from cortex_common.schema.instances import LifecycleEntry
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class EventLog:
         """Log an event and keep it for subscribers."""
         log_event(log, event, level, **facts)
         self.last_number += 1
-        texts = {n: str(plain(value)) for n, value in facts.items() if value is not None}
+        texts = {n: str(to_field_value(value)) for n, value in facts.items() if value is not None}
         level_name = name_of_level(level)
         entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, facts=texts)
         self._entries.append((self.last_number, entry))

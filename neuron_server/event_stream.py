@@ -9,7 +9,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 from neuron_server.instances.state_machine import Instance
 from neuron_server.runtime import Runtime
 
@@ -82,7 +82,7 @@ class StatusEvents(Response):
         return b"".join(blocks)
 
 
-def _event(event_id: str, name: str, data: Wire) -> bytes:
+def _event(event_id: str, name: str, data: WireModel) -> bytes:
     return f"id: {event_id}\nevent: {name}\ndata: {data.model_dump_json()}\n\n".encode()
 
 

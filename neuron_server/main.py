@@ -17,13 +17,13 @@ from fastapi import FastAPI
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.base import split_host_port
-from cortex_common.config.loader import Loaded
+from cortex_common.config.loader import LoadedConfig
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.config.secrets import read_secret
 from cortex_common.log import event as log_event
 from cortex_common.net import systemd
 from cortex_common.net.sockets import listen
-from cortex_common.net.tls import server_tls, tell_ends
+from cortex_common.net.tls import report_expiring_certificates, server_tls
 from neuron_server.api import create_app as _create_api
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
@@ -49,7 +49,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(config: Loaded[NeuronConfig]) -> None:
+def serve(config: LoadedConfig[NeuronConfig]) -> None:
     """Serve a neuron until SIGTERM or SIGINT; the port may be 0 for a free one.
 
     Raises:
@@ -92,12 +92,14 @@ async def _serve(config: NeuronConfig) -> None:
             access_log=False,
             timeout_graceful_shutdown=math.ceil(config.neuron.relay_drain_s),
         )
-        beside = [systemd.keep_alive(os.environ)]
+        beside = [systemd.run_watchdog(os.environ)]
         if tls is not None:
             settings.load()
             settings.ssl = tls.context
             runtime.certificates = lambda: tls.certificates
-            ends = tell_ends(runtime.certificates, SystemClock(), runtime.events.record)
+            ends = report_expiring_certificates(
+                runtime.certificates, SystemClock(), runtime.events.record
+            )
             beside += [tls.watch(), ends]
         tasks = [asyncio.create_task(work) for work in beside]
         try:

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from cortex_common.net.tls import Certificate
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.hardware import DeviceReading
 from cortex_common.schema.instances import InstanceState, ModelInfo, NodeStatus
 from cortex_common.units import BYTES_PER_MIB
@@ -45,7 +45,7 @@ class _NodeCollector(Collector):
             labels=["file"],
         )
         for certificate in self._certificates:
-            expiry.add_metric([certificate.file], certificate.ends_at)
+            expiry.add_metric([certificate.file], certificate.expires_at)
         failures = CounterMetricFamily(
             "cortex_neuron_engine_failures",
             "Engines that crashed, hung or failed to load",

@@ -16,20 +16,20 @@ from collections.abc import Callable, Collection
 
 from cortex_common.clock import Clock
 from cortex_common.config.neuron import NeuronConfig
-from cortex_common.net.tls import Certificate
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
-    EndpointAnswer,
+    EndpointResponse,
     EngineFailures,
     InstanceId,
     InstanceState,
-    LoadAnswer,
+    LoadResponse,
     LoadSpec,
     ModelId,
     ModelInfo,
     NodeStatus,
-    UnloadAnswer,
     UnloadRequest,
+    UnloadResponse,
 )
 from neuron_server import views
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
@@ -181,7 +181,7 @@ class Runtime:
 
     # -- the API's requests ----------------------------------------------------------------
 
-    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
+    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadResponse:
         """Admit an instance and start it; returns before it is ready.
 
         Args:
@@ -195,7 +195,7 @@ class Runtime:
         """
         return await self._loader.load(spec, known)
 
-    async def unload(self, request: UnloadRequest) -> UnloadAnswer:
+    async def unload(self, request: UnloadRequest) -> UnloadResponse:
         """Drain and stop instances; returns once their memory is measured free.
 
         Raises:
@@ -205,9 +205,9 @@ class Runtime:
         found = self.instances.find(request.model_id, request.instance_id)
         drain_s, cut = request.drain_seconds, request.cut
         await asyncio.gather(*(self._unloader.unload(m, drain_s, cut=cut) for m in found))
-        return UnloadAnswer()
+        return UnloadResponse()
 
-    def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointAnswer:
+    def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointResponse:
         """Return the endpoint of a model's least busy ready instance.
 
         Raises:
@@ -216,7 +216,7 @@ class Runtime:
         """
         ready = self.instances.ready(model_id)
         best = min(ready, key=lambda i: (self.inflight.count(i.id), i.started_at))
-        return EndpointAnswer(url=url_of(best), instance_id=best.id)
+        return EndpointResponse(url=url_of(best), instance_id=best.id)
 
     def engine_url(self, instance: Instance) -> str:
         """Return the base URL of an engine as this host reaches it."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from cortex_common.log import event
-from cortex_common.net.state_dir import held, unusable
-from cortex_common.schema.base import Wire
+from cortex_common.net.state_dir import lock_state_dir, state_dir_error
+from cortex_common.schema.base import WireModel
 from cortex_common.schema.hardware import HostWarning
 from cortex_common.schema.instances import InstanceId, LoadSpec
 from neuron_server.harness.base import LoadCycles
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _LOAD_CYCLES = TypeAdapter(dict[str, LoadCycles])
 
 
-class EngineRecord(Wire):
+class EngineRecord(WireModel):
     """What the next neuron needs to find and adopt an engine.
 
     Attributes:
@@ -46,7 +46,7 @@ class EngineRecord(Wire):
     uuids: tuple[str, ...] = ()
 
 
-class PastLoad(Wire):
+class PastLoad(WireModel):
     """The time and memory that the last load of a spec took on this host.
 
     Attributes:
@@ -75,12 +75,12 @@ class StateDir:
         self._loads_file = self.path / "loads.json"
         self._cycles_file = self.path / "attached.json"
         self._write_errors: dict[Path, str] = {}
-        self._lock = held(self.path, "neuron")
+        self._lock = lock_state_dir(self.path, "neuron")
         try:
             self._records_dir.mkdir(mode=0o700, exist_ok=True)  # specs can contain tokens
         except OSError as failed:
             os.close(self._lock)
-            raise unusable(self._records_dir, "neuron", failed) from failed
+            raise state_dir_error(self._records_dir, "neuron", failed) from failed
 
     @property
     def owner(self) -> str:

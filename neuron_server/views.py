@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from cortex_common.config.neuron import NeuronConfig, headroom_mib
+from cortex_common.config.neuron import NeuronConfig, parse_headroom_mib
 from cortex_common.schema.hardware import (
     Device,
     DeviceHealth,
@@ -28,9 +28,9 @@ def headroom_mb(config: NeuronConfig, device: Device) -> int:
     """Return the MiB that the operator wants kept free on a device."""
     if device.kind is DeviceKind.CPU:
         default = "0%" if config.cpu.memory_mb is not None else _CPU_HEADROOM
-        return headroom_mib(config.cpu.headroom or default, device.vram_total_mb)
+        return parse_headroom_mib(config.cpu.headroom or default, device.vram_total_mb)
     override = next((e.headroom for e in config.devices if e.uuid == device.uuid), None)
-    return headroom_mib(override or config.memory.headroom, device.vram_total_mb)
+    return parse_headroom_mib(override or config.memory.headroom, device.vram_total_mb)
 
 
 def health(

@@ -78,7 +78,7 @@ async def cold(served: Served) -> list[str]:
 async def measure(folder: Path) -> dict[str, list[str]]:
     """Trace both on a node that has room for one model."""
     models = (tiny(folder, "ada"), tiny(folder, "bob"))
-    eager = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
+    eager = {"placement": {"drain_after": 0.2}, "eviction": {"min_residency": 0}}
     async with (
         neuron(folder, MODEL_MB + 8) as node,
         gateway({"here": node.url}, models, **eager) as served,

@@ -1,3 +1,3 @@
-"""The vocabulary that cortex's command, gateway and neuron share."""
+"""Types, settings and clients shared by the cortex command, the gateway and the neuron."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Time as something that is handed in, so that whatever depends on it can be tested at once."""
+"""Clocks that are passed in, so that code that depends on time can be tested without waiting."""
 
 from __future__ import annotations
 
@@ -6,65 +6,67 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
+from typing_extensions import override
+
 
 @dataclass(frozen=True, slots=True)
 class UnixTime:
-    """Marks a field whose number is a moment in Unix seconds, 0 for none; the command writes it as RFC 3339.
+    """Marks a number as a point in time in Unix seconds, 0 for none. The command prints it as RFC 3339.
 
     Attributes:
-        exact: fractions of its seconds matter.
+        exact: whether fractions of a second matter.
     """
 
     exact: bool = False
 
 
-Moment = Annotated[float, UnixTime()]
-"""Unix seconds at which something began, changed or was last seen."""
+Timestamp = Annotated[float, UnixTime()]
+"""Unix seconds at which something started, changed or was last seen."""
 
-ExactMoment = Annotated[float, UnixTime(exact=True)]
-"""Unix seconds of something that is put in order with others, such as a line of a log."""
+PreciseTimestamp = Annotated[float, UnixTime(exact=True)]
+"""Unix seconds of something that is ordered relative to others, such as a log line."""
 
 
 class Clock(Protocol):
-    """What code that computes with time is given."""
+    """The source of time for code that computes with it."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back; for deadlines and durations."""
+        """Return seconds that never decrease, for deadlines and durations."""
         ...
 
     def unix(self) -> float:
-        """Seconds since 1970 as the host believes; for what people and other hosts read."""
+        """Return the host's time in seconds since 1970, for display and for other hosts."""
         ...
 
 
-class SystemClock:
+class SystemClock(Clock):
     """The host's clock."""
 
+    @override
     def monotonic(self) -> float:
-        """See `Clock.monotonic`."""
         return time.monotonic()
 
+    @override
     def unix(self) -> float:
-        """See `Clock.unix`."""
         return time.time()
 
 
-class ManualClock:
-    """A clock that stands still until it is moved; for tests and simulation."""
+class ManualClock(Clock):
+    """A clock that only moves when `advance` is called, for tests and simulation."""
 
     def __init__(self, monotonic: float = 0.0, unix: float = 1_700_000_000.0) -> None:
         self._monotonic = monotonic
         self._unix = unix
 
+    @override
     def monotonic(self) -> float:
-        """See `Clock.monotonic`."""
         return self._monotonic
 
+    @override
     def unix(self) -> float:
-        """See `Clock.unix`."""
         return self._unix
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move both times forward."""
         self._monotonic += seconds
         self._unix += seconds

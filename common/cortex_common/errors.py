@@ -1,34 +1,34 @@
-"""Every error that cortex reports, as one tree.
+"""The errors that cortex reports, as one class tree.
 
-Split by what the caller can do about it::
+Classes are grouped by what the caller can do about them::
 
     CortexError                      500  internal_error      report it
     ├── BadRequest                   400  invalid_request     change the request
     │   ├── MalformedBody            400  malformed_body
     │   ├── MissingModel             400  missing_model
     │   ├── BodyTooLarge             413  body_too_large
-    │   ├── PromptTooLong            400  context_length_exceeded  shorten it, or use a larger context
-    │   └── ConfigError              400  invalid_config      change the file or the variable
-    ├── AuthenticationFailed         401  authentication_failed   send a (valid) key
-    ├── PermissionRefused            403  permission_refused      use a key with that scope
-    ├── NotFound                     404  not_found           name something that exists
+    │   ├── PromptTooLong            400  context_length_exceeded  shorten the prompt, or use a larger context
+    │   └── ConfigError              400  invalid_config      change the file or the environment variable
+    ├── AuthenticationFailed         401  authentication_failed   send a valid key
+    ├── PermissionDenied             403  permission_denied   use a key with the required scope
+    ├── NotFound                     404  not_found           use a name that exists
     │   ├── ModelNotFound            404  model_not_found
     │   └── NodeNotFound             404  node_not_found
-    ├── Conflict                     409  conflict            look at the state, then decide
-    │   └── StillBusy                409  still_busy          allow its requests longer, or cancel them
-    ├── Cancelled                    400  cancelled           nothing: an operator ended the request
-    ├── Busy                         429  busy                wait (`retry_after`), then repeat
-    │   └── RateLimited              429  rate_limited        the same, or ask for a key with higher limits
+    ├── Conflict                     409  conflict            check the current state, then decide
+    │   └── InstanceBusy             409  instance_busy       allow more time to drain, or cancel the requests
+    ├── Cancelled                    400  cancelled           none: an operator cancelled the request
+    ├── Busy                         429  busy                wait `retry_after` seconds, then retry
+    │   └── RateLimited              429  rate_limited        the same, or use a key with higher limits
     ├── NotSupported                 501  not_supported       use another model or engine
-    ├── Unavailable                  503  unavailable         wait (`retry_after`), or mend the fleet
+    ├── Unavailable                  503  unavailable         wait `retry_after` seconds, or fix the fleet
     │   ├── NoHealthyNode            503  no_healthy_node
     │   ├── ModelLoading             503  model_loading
     │   └── LoadFailed               503  load_failed
-    ├── DoesNotFit                   507  does_not_fit        free memory or choose a smaller model
+    ├── DoesNotFit                   507  does_not_fit        free memory, or choose a smaller model
     └── UpstreamFailed               502  upstream_failed     the engine or node failed, not the request
         └── UpstreamTimeout          504  upstream_timeout
 
-The `code` of a class never changes once released: clients match on it.
+Clients match on `code`, so the code of a class never changes once released.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 JsonValue = Any
-"""A value that json.dumps takes; details of an error are such values."""
+"""A value that `json.dumps` accepts, used for error details."""
 
 
 class CortexError(Exception):
-    """Base of all errors that reach a user.
+    """Base class of all errors that reach a user.
 
     Args:
-        message: one sentence without a final full stop that says what is wrong.
+        message: one sentence, without a final period, that says what is wrong.
         hints: what to do about it, each a sentence or a command to paste.
-        param: the field of the request or setting that is at fault.
-        retry_after: seconds after which a repeat makes sense.
-        details: further keys of the error object on the wire (numbers, names, states).
+        param: field of the request, or setting, that caused the error.
+        retry_after: seconds after which a retry makes sense.
+        details: additional keys of the error object on the wire (numbers, names, states).
     """
 
     code: ClassVar[str] = "internal_error"
@@ -74,7 +74,7 @@ class CortexError(Exception):
 
 
 class BadRequest(CortexError):
-    """The request can't be served as it stands."""
+    """The request is invalid."""
 
     code = "invalid_request"
     status = 400
@@ -87,102 +87,102 @@ class MalformedBody(BadRequest):
 
 
 class MissingModel(BadRequest):
-    """The body names no model."""
+    """The body does not name a model."""
 
     code = "missing_model"
 
 
 class BodyTooLarge(BadRequest):
-    """The body is over the limit of the gateway."""
+    """The body exceeds the gateway's size limit."""
 
     code = "body_too_large"
     status = 413
 
 
 class PromptTooLong(BadRequest):
-    """The prompt has more tokens than any instance of the model has context.
+    """The prompt has more tokens than the largest context of any instance of the model.
 
-    `details` carry `n_prompt_tokens` and `n_ctx` where they are known. The code is OpenAI's own, which
-    clients match on.
+    `details` holds `n_prompt_tokens` and `n_ctx` if known. The code is the one that OpenAI uses, because clients
+    match on it.
     """
 
     code = "context_length_exceeded"
 
 
 class ConfigError(BadRequest):
-    """A setting is unknown, of the wrong type, or contradicts another."""
+    """A setting is unknown, has the wrong type, or contradicts another setting."""
 
     code = "invalid_config"
 
 
 class AuthenticationFailed(CortexError):
-    """No key, or none that is known."""
+    """The request has no API key, or an unknown one."""
 
     code = "authentication_failed"
     status = 401
 
 
-class PermissionRefused(CortexError):
-    """The key is known but does not carry the scope."""
+class PermissionDenied(CortexError):
+    """The key is valid but lacks the required scope."""
 
-    code = "permission_refused"
+    code = "permission_denied"
     status = 403
 
 
 class NotFound(CortexError):
-    """What the request names does not exist."""
+    """Something that the request names does not exist."""
 
     code = "not_found"
     status = 404
 
 
 class ModelNotFound(NotFound):
-    """No profile, no alias and no instance has this name."""
+    """No model config, alias or instance has this name."""
 
     code = "model_not_found"
 
 
 class NodeNotFound(NotFound):
-    """No node of the fleet has this name; the hint is the one that may have been meant, or the names of all."""
+    """No node of the fleet has this name. The hint suggests the closest name, or lists all nodes."""
 
     code = "node_not_found"
 
     @classmethod
-    def among(cls, name: str, nodes: Iterable[str]) -> NodeNotFound:
-        """The error for a name that none of the nodes has, with the one that may have been meant."""
+    def for_name(cls, name: str, nodes: Iterable[str]) -> NodeNotFound:
+        """Create the error for an unknown node name, with the closest of the existing names as a hint."""
         known = tuple(nodes)
-        close = nearest(name, known)
+        close = nearest_names(name, known)
         hint = f"did you mean {close[0]!r}?" if close else f"nodes: {', '.join(known) or 'none'}"
-        return cls(f"there is no node {name!r}", hints=(hint,), details={"nearest": close})
+        return cls(f"node {name!r} does not exist", hints=(hint,), details={"nearest": close})
 
 
 class Conflict(CortexError):
-    """The state is not one in which this can be done."""
+    """The current state does not allow this operation."""
 
     code = "conflict"
     status = 409
 
 
-class StillBusy(Conflict):
-    """An instance had requests under way for longer than it may take to drain; details name it as `instance`."""
+class InstanceBusy(Conflict):
+    """An instance still has requests in flight after its drain timeout. `details` names it as `instance`."""
 
-    code = "still_busy"
+    code = "instance_busy"
 
     @classmethod
-    def after(cls, instance: str, seconds: float) -> StillBusy:
-        """The error for an instance that was given so many seconds."""
+    def after_drain(cls, instance: str, seconds: float) -> InstanceBusy:
+        """Create the error for an instance that did not become idle within the drain timeout, in seconds."""
         return cls(
-            f"instance {instance} still answers requests after {seconds:.0f} s",
-            hints=("allow it longer, or cancel its requests",),
+            f"instance {instance} still has requests in flight after {seconds:.0f} s",
+            hints=("allow more time to drain, or cancel its requests",),
             retry_after=5.0,
             details={"instance": instance},
         )
 
 
 class Cancelled(CortexError):
-    """An operator ended the request.
+    """An operator cancelled the request.
 
-    A status that official SDKs do not repeat on their own, as they do 409 and 5xx.
+    The status is one that the official SDKs do not retry automatically, unlike 409 and 5xx.
     """
 
     code = "cancelled"
@@ -190,79 +190,81 @@ class Cancelled(CortexError):
 
 
 class Busy(CortexError):
-    """A bound (queue, rate, concurrency) is reached."""
+    """A limit on queue length, rate or concurrency is reached."""
 
     code = "busy"
     status = 429
 
 
 class RateLimited(Busy):
-    """The caller's key has used what it may."""
+    """The limits of the caller's key are used up."""
 
     code = "rate_limited"
 
 
 class NotSupported(CortexError):
-    """The engine behind this model has no such route or feature."""
+    """The engine that serves this model does not have this route or feature."""
 
     code = "not_supported"
     status = 501
 
 
 class Unavailable(CortexError):
-    """Nothing can serve this now."""
+    """Nothing can serve this request at the moment."""
 
     code = "unavailable"
     status = 503
 
 
 class NoHealthyNode(Unavailable):
-    """No node that could serve the model answers, or those that could load it are cordoned."""
+    """No node that could serve the model responds, or all nodes that could load it are cordoned."""
 
     code = "no_healthy_node"
 
 
 class ModelLoading(Unavailable):
-    """The model is on its way, but not within the caller's deadline."""
+    """The model is loading and will not be ready within the caller's deadline."""
 
     code = "model_loading"
 
 
 class LoadFailed(Unavailable):
-    """The engine could not load the model; the reason is the engine's."""
+    """The engine could not load the model. The reason comes from the engine."""
 
     code = "load_failed"
 
 
 class DoesNotFit(CortexError):
-    """The devices do not have the memory; details carry the numbers in MiB."""
+    """The devices lack the memory. `details` holds the numbers in MiB."""
 
     code = "does_not_fit"
     status = 507
 
 
 class UpstreamFailed(CortexError):
-    """An engine or a node broke off or answered what can't be understood."""
+    """An engine or a node closed the connection, or sent a response that can't be parsed."""
 
     code = "upstream_failed"
     status = 502
 
 
 class UpstreamTimeout(UpstreamFailed):
-    """An engine or a node did not answer in time."""
+    """An engine or a node did not respond in time."""
 
     code = "upstream_timeout"
     status = 504
 
 
-def _tree(cls: type[CortexError]) -> Iterable[type[CortexError]]:
+def _subclasses(cls: type[CortexError]) -> Iterable[type[CortexError]]:
     yield cls
     for child in cls.__subclasses__():
-        yield from _tree(child)
+        yield from _subclasses(child)
 
 
-BY_CODE: Mapping[str, type[CortexError]] = {cls.code: cls for cls in _tree(CortexError)}
-"""The error class of each code, for clients that get one over the wire."""
+ERRORS_BY_CODE: Mapping[str, type[CortexError]] = {
+    cls.code: cls for cls in _subclasses(CortexError)
+}
+"""The error class of each code, for clients that receive an error over the wire."""
 
 _OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -276,10 +278,10 @@ _OPENAI_TYPES = {
 
 
 def envelope(error: CortexError) -> dict[str, JsonValue]:
-    """The body of an error answer, in OpenAI's shape plus `hints` and `src`.
+    """Return the body of an error response, in OpenAI's shape plus `hints` and `src`.
 
-    `src` is "cortex" for errors that the gateway or a neuron made, so that a client can tell
-    them from an engine's, which are passed on as they came; one that had to be said anew has neither.
+    `src` is "cortex" for errors that the gateway or a neuron created, which distinguishes them from an engine's errors:
+    those are passed on unchanged. An engine's error that had to be rewritten has neither `src` nor `hints`.
     """
     body: dict[str, JsonValue] = {
         "message": error.message,
@@ -295,47 +297,50 @@ def envelope(error: CortexError) -> dict[str, JsonValue]:
 
 
 def envelope_bytes(error: CortexError) -> bytes:
-    """`envelope` as compact UTF-8 JSON."""
+    """Return `envelope` as compact UTF-8 JSON."""
     return json.dumps(envelope(error), separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def from_envelope(body: bytes, status: int, what: str) -> CortexError:
-    """The error that an answer of a gateway or neuron carries.
+def from_envelope(body: bytes, status: int, call: str) -> CortexError:
+    """Parse the error response of a gateway or neuron.
 
     Args:
-        body: the answer's body, whatever it is.
-        status: the answer's HTTP status.
-        what: names the call for the message when the body says nothing, like "GET /discovery".
+        body: the response body, which can be anything.
+        status: HTTP status of the response.
+        call: the request, such as "GET /discovery"; part of the message if the body can't be parsed.
     """
     try:
-        found = json.loads(body)["error"]
-        message, code = str(found["message"]), str(found["code"])
+        parsed = json.loads(body)["error"]
+        message, code = str(parsed["message"]), str(parsed["code"])
     except (ValueError, KeyError, TypeError, RecursionError):
         text = body[:200].decode("utf-8", "replace").strip()
-        return UpstreamFailed(f"{what} answered {status}: {text or 'no body'}")
-    # Whom the one that answered could not reach is no concern of this caller, who did reach somebody.
+        return UpstreamFailed(f"{call} returned {status}: {text or 'empty body'}")
+    # "unreachable" describes a peer of the server that responded; this caller did reach that server.
     known = {"message", "type", "param", "code", "src", "hints", "unreachable"}
-    cls = BY_CODE.get(code, UpstreamFailed)
-    hints = found.get("hints")
+    cls = ERRORS_BY_CODE.get(code, UpstreamFailed)
+    hints = parsed.get("hints")
     return cls(
         message,
         hints=tuple(map(str, hints)) if isinstance(hints, list) else (),
-        param=found.get("param"),
-        details={k: v for k, v in found.items() if k not in known},
+        param=parsed.get("param"),
+        details={k: v for k, v in parsed.items() if k not in known},
     )
 
 
-def nearest(name: str, names: Iterable[str], *, most: int = 3) -> tuple[str, ...]:
-    """The known names that a mistyped or shortened one may stand for, best first.
+def nearest_names(name: str, names: Iterable[str], *, limit: int = 3) -> tuple[str, ...]:
+    """Return the existing names that a misspelled or abbreviated one could stand for, best match first.
 
-    Names that contain the whole of what was asked come first ("qwen3" for "Qwen/Qwen3-32B"), then those that look
-    alike, with or without the organisation before the slash.
+    Names that contain the given one come first ("qwen3" for "Qwen/Qwen3-32B"), then similar ones, compared with and
+    without the organization before the slash.
     """
     lowered = {n.lower(): n for n in names}
-    short = {n.rsplit("/", 1)[-1]: full for n, full in lowered.items()}
-    asked = name.lower()
-    containing = [full for n, full in lowered.items() if len(asked) > 2 and asked in n]
-    alike = difflib.get_close_matches(asked, list(lowered), n=most, cutoff=0.5)
-    tail = difflib.get_close_matches(asked.rsplit("/", 1)[-1], list(short), n=most, cutoff=0.6)
-    found = sorted(containing, key=len) + [lowered[n] for n in alike] + [short[n] for n in tail]
-    return tuple(dict.fromkeys(found))[:most]
+    without_org = {n.rsplit("/", 1)[-1]: full for n, full in lowered.items()}
+    wanted = name.lower()
+    containing = [full for n, full in lowered.items() if len(wanted) > 2 and wanted in n]
+    similar = difflib.get_close_matches(wanted, list(lowered), n=limit, cutoff=0.5)
+    similar_tails = difflib.get_close_matches(
+        wanted.rsplit("/", 1)[-1], list(without_org), n=limit, cutoff=0.6
+    )
+    matches = sorted(containing, key=len)
+    matches += [lowered[n] for n in similar] + [without_org[n] for n in similar_tails]
+    return tuple(dict.fromkeys(matches))[:limit]

@@ -1,7 +1,7 @@
-"""Structured logging on the standard library: an event name and keys, as console lines or JSON.
+"""Structured logging on the standard library: an event name and fields, as console lines or JSON.
 
-`logs.event(log, "model_loaded", model=id, node=name)`: the name never changes and is what people search for;
-the keys carry the facts. No prompt text, no secret is ever a key.
+`event(log, "model_loaded", model=id, node=name)`: the event name is constant, so that it can be searched for; the
+fields hold the values. Prompts and secrets are never logged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from typing_extensions import override
+
 LogFormat = Literal["console", "json"]
 Level = Literal["debug", "info", "warn", "error"]
 LEVELS: dict[Level, int] = {
@@ -20,31 +22,56 @@ LEVELS: dict[Level, int] = {
     "warn": logging.WARNING,
     "error": logging.ERROR,
 }
-"""What the log names its levels, and what `logging` does."""
+"""Level names used in the log, and their numbers in `logging`."""
 
-_NAMES = {number: name for name, number in LEVELS.items()} | {logging.CRITICAL: "error"}
+_LEVEL_NAMES = {number: name for name, number in LEVELS.items()} | {logging.CRITICAL: "error"}
 
 
-def event(log: logging.Logger, name: str, level: int = logging.INFO, **keys: object) -> None:
-    """Log one event; keys whose value is None are left out."""
+def configure_logging(level: str = "info", fmt: LogFormat = "console") -> None:
+    """Send all logging of this process to stderr in one format.
+
+    Args:
+        level: debug, info, warning or error.
+        fmt: "console" for people, "json" for log collectors.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if fmt == "json" else _ConsoleFormatter())
+    # Set on the handler too, because a logger with other handlers can have a lower level of its own.
+    handler.setLevel(level.upper())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for verbose in ("httpx", "httpcore", "uvicorn", "asyncio"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)
+
+
+def event(log: logging.Logger, name: str, level: int = logging.INFO, **fields: object) -> None:
+    """Log one event. Fields whose value is None are omitted."""
     if log.isEnabledFor(level):
-        facts = {k: v for k, v in keys.items() if v is not None}
+        facts = {k: v for k, v in fields.items() if v is not None}
         log.log(level, name, extra={"facts": facts}, stacklevel=2)
 
 
+def logs_json() -> bool:
+    """Return whether this process logs JSON lines to stderr, so that a fast path can write its own lines there."""
+    handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
+    return len(handlers) == 1 and isinstance(handlers[0].formatter, _JsonFormatter)
+
+
 def level_name(number: int) -> Level:
-    """The name of one of `logging`'s levels; others count as info."""
-    return _NAMES.get(number, "info")
+    """Return the name of a `logging` level; unknown levels count as info."""
+    return _LEVEL_NAMES.get(number, "info")
 
 
-def plain(value: object) -> str | int | float | bool:
-    """A fact as the log tells it."""
+def to_field_value(value: object) -> str | int | float | bool:
+    """Convert a field to what the log writes: numbers, booleans and strings, floats rounded to 4 digits."""
     if isinstance(value, float):
         return round(value, 4)
     return value if isinstance(value, str | int | bool) else str(value)
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
+    @override
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -52,49 +79,25 @@ class _Json(logging.Formatter):
             "event": record.getMessage(),
             "logger": record.name,
         }
-        line |= {k: plain(v) for k, v in getattr(record, "facts", {}).items()}
+        line |= {k: to_field_value(v) for k, v in getattr(record, "facts", {}).items()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 
-class _Console(logging.Formatter):
+class _ConsoleFormatter(logging.Formatter):
+    @override
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        facts = "".join(
-            f" {k}={_quoted(plain(v))}" for k, v in getattr(record, "facts", {}).items()
-        )
-        text = f"{at} {level_name(record.levelno):<5} {record.getMessage()}{facts}"
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        facts = getattr(record, "facts", {}).items()
+        fields = "".join(f" {k}={_quote(to_field_value(v))}" for k, v in facts)
+        text = f"{time} {level_name(record.levelno):<5} {record.getMessage()}{fields}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     text = str(value)
     if not text.isprintable():
-        # What engines and clients wrote must not act on the terminal.
+        # Escape control characters from engines and clients so that they can't act on the terminal.
         return json.dumps(text)
     return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=') else text
-
-
-def writes_json() -> bool:
-    """Whether this process logs JSON lines to stderr, so that a fast writer may add lines of its own there."""
-    out = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    return len(out) == 1 and isinstance(out[0].formatter, _Json)
-
-
-def set_up(level: str = "info", fmt: LogFormat = "console") -> None:
-    """Send all logging of this process to stderr in one format.
-
-    Args:
-        level: debug, info, warning or error.
-        fmt: "console" for people, "json" for collectors.
-    """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if fmt == "json" else _Console())
-    # On the handler too: a logger that others listen to may have a level of its own.
-    handler.setLevel(level.upper())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "uvicorn", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

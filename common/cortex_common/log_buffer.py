@@ -1,6 +1,6 @@
-"""What a daemon logged lately, kept in its memory so that operators can read it from where they are.
+"""The latest log lines of a daemon, kept in memory so that operators can read them over its API.
 
-The log itself goes to stderr, and from there wherever the host keeps logs; this is the end of it, within bounds.
+The log itself goes to stderr, and from there to wherever the host stores logs. The buffer is bounded in bytes.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ from collections.abc import (
 from itertools import islice
 
 from pydantic import Field, ValidationError
+from typing_extensions import override
 
-from cortex_common.clock import ExactMoment
+from cortex_common.clock import PreciseTimestamp
 from cortex_common.errors import UpstreamFailed
-from cortex_common.log import level_name, plain
-from cortex_common.schema.base import Wire
+from cortex_common.log import level_name, to_field_value
+from cortex_common.schema.base import WireModel
 
-KEPT_BYTES = 1024 * 1024
-"""Bytes of lines that a daemon keeps, about four thousand lines."""
+DEFAULT_MAX_BYTES = 1024 * 1024
+"""Bytes of log lines that a daemon keeps, about four thousand lines."""
 
-MOST_LINES = 10_000
+MAX_TAIL_LINES = 10_000
+"""Number of lines that one request can ask for."""
 
 MEDIA_TYPE = "application/x-ndjson"
-"""One `LogLine` a line (https://github.com/ndjson/ndjson-spec)."""
+"""One `LogLine` per line (https://github.com/ndjson/ndjson-spec)."""
 
-_FOLLOW_EVERY_S = 0.2
+_FOLLOW_INTERVAL_S = 0.2
 _KEEP_ALIVE_S = 5.0
 
 
-class LogLine(Wire):
+class LogLine(WireModel):
     """One line of a daemon's log.
 
     Attributes:
         at: Unix seconds.
         level: debug, info, warn or error.
-        event: stable name, such as "gateway_listening".
-        logger: which part said it.
-        facts: what it is about.
-        exception: traceback, where there is one.
+        event: stable event name, such as "gateway_listening".
+        logger: name of the logger.
+        facts: fields of the event.
+        exception: traceback, if there is one.
     """
 
-    at: ExactMoment
+    at: PreciseTimestamp
     level: str
     event: str
     logger: str
@@ -58,68 +60,85 @@ class LogLine(Wire):
     exception: str | None = None
 
 
-class KeptLog(logging.Handler):
-    """The last lines that a process logged, whichever thread they came from.
+class LogBuffer(logging.Handler):
+    """Keeps the latest lines that a process logged, from any thread.
 
     Args:
-        besides: loggers whose lines are kept elsewhere, such as those of requests.
-        most_bytes: how much is kept.
+        exclude: names of loggers whose lines are stored elsewhere, such as the access log.
+        max_bytes: bytes to keep; older lines are dropped.
     """
 
-    def __init__(self, besides: Sequence[str] = (), most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, exclude: Sequence[str] = (), max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         super().__init__()
-        self._besides = frozenset(besides)
-        self._most = most_bytes
+        self._exclude = frozenset(exclude)
+        self._max_bytes = max_bytes
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._count = 0
 
-    def begin(self) -> None:
-        """Keep what this process logs from now on."""
+    def attach(self) -> None:
+        """Start to record everything that this process logs."""
         logging.getLogger().addHandler(self)
 
-    def end(self) -> None:
-        """Keep no more."""
+    def detach(self) -> None:
+        """Stop recording."""
         logging.getLogger().removeHandler(self)
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line; the caller holds the handler's lock."""
-        if record.name in self._besides:
+        # The caller, `logging.Handler.handle`, holds the handler's lock.
+        if record.name in self._exclude:
             return
-        line = _line_of(record).model_dump_json(exclude_defaults=True).encode() + b"\n"
+        line = _to_line(record).model_dump_json(exclude_defaults=True).encode() + b"\n"
         self._lines.append(line)
         self._count += 1
         self._bytes += len(line)
-        while self._bytes > self._most:
+        while self._bytes > self._max_bytes:
             self._bytes -= len(self._lines.popleft())
 
     def tail(self, lines: int) -> bytes:
-        """The last lines as `LogLine`s in JSON, the oldest first."""
-        return self._after(self._count - lines)[0]
+        """Return the last lines as newline-delimited JSON `LogLine`s, oldest first."""
+        return self._since(self._count - lines)[0]
 
-    async def follow(self, lines: int, over: Callable[[], bool]) -> AsyncGenerator[bytes]:
-        """`tail`, and whatever comes until it is over; an empty line now and then tells quiet from dead."""
-        seen, quiet_s = self._count - lines, 0.0
-        while not over():
-            fresh, seen = self._after(seen)
-            if fresh or quiet_s >= _KEEP_ALIVE_S:
+    async def follow(self, lines: int, is_stopped: Callable[[], bool]) -> AsyncGenerator[bytes]:
+        """Yield `tail`, then new lines until stopped; empty lines as keep-alives show that the stream is alive."""
+        position, quiet_s = self._count - lines, 0.0
+        while not is_stopped():
+            chunk, position = self._since(position)
+            if chunk or quiet_s >= _KEEP_ALIVE_S:
                 quiet_s = 0.0
-                yield fresh or b"\n"
-            await asyncio.sleep(_FOLLOW_EVERY_S)
-            quiet_s += _FOLLOW_EVERY_S
+                yield chunk or b"\n"
+            await asyncio.sleep(_FOLLOW_INTERVAL_S)
+            quiet_s += _FOLLOW_INTERVAL_S
 
-    def _after(self, number: int) -> tuple[bytes, int]:
-        """What is kept of the lines after a number, and the number of the last."""
+    def _since(self, position: int) -> tuple[bytes, int]:
+        """Return the lines after the first `position` ones, as far as they are kept, and the new position."""
         self.acquire()
         try:
-            fresh = min(self._count - number, len(self._lines))
-            first = len(self._lines) - fresh
-            return b"".join(islice(self._lines, first, None)), self._count
+            new = min(self._count - position, len(self._lines))
+            start = len(self._lines) - new
+            return b"".join(islice(self._lines, start, None)), self._count
         finally:
             self.release()
 
 
-def _line_of(record: logging.LogRecord) -> LogLine:
+async def parse_log_lines(chunks: AsyncIterable[str]) -> AsyncIterator[LogLine]:
+    """Parse a daemon's log response, split into chunks at arbitrary places.
+
+    Raises:
+        UpstreamFailed: the response is not a log.
+    """
+    rest = ""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        for line in filter(None, lines):
+            try:
+                yield LogLine.model_validate_json(line)
+            except ValidationError as error:
+                raise UpstreamFailed(f"not a log line: {line[:80]!r}") from error
+
+
+def _to_line(record: logging.LogRecord) -> LogLine:
     facts = getattr(record, "facts", {})
     exception = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else None
     return LogLine(
@@ -127,22 +146,6 @@ def _line_of(record: logging.LogRecord) -> LogLine:
         level=level_name(record.levelno),
         event=record.getMessage(),
         logger=record.name,
-        facts={name: plain(value) for name, value in facts.items()},
+        facts={name: to_field_value(value) for name, value in facts.items()},
         exception=exception,
     )
-
-
-async def log_lines(pieces: AsyncIterable[str]) -> AsyncIterator[LogLine]:
-    """The lines of a daemon's answer, which comes in any pieces.
-
-    Raises:
-        UpstreamFailed: it is something else.
-    """
-    rest = ""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split("\n")
-        for line in filter(None, lines):
-            try:
-                yield LogLine.model_validate_json(line)
-            except ValidationError as failed:
-                raise UpstreamFailed(f"this is no log: {line[:80]!r}") from failed

@@ -1,4 +1,4 @@
-"""Sizes in MiB and durations in seconds: how people write them and how we show them."""
+"""Parsing and formatting of sizes in MiB and durations in seconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 
 BYTES_PER_MIB = 1024 * 1024
 
+DURATION_PATTERN = r"^\s*(\d+(\.\d+)?|(\d+(\.\d+)?\s*([mM][sS]|[smhdwSMHDW])\s*)+)\s*$"
+"""The strings that `parse_duration` accepts, for JSON schemas."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-DURATION_PATTERN = r"^\s*(\d+(\.\d+)?|(\d+(\.\d+)?\s*([mM][sS]|[smhdwSMHDW])\s*)+)\s*$"
-"""What `parse_duration` takes, for JSON schemas."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|kib|mib|gib|tib|kb|mb|gb|tb|k|m|g|t)?", re.IGNORECASE)
 _SIZE_BYTES = {
     "b": 1,
@@ -28,16 +29,16 @@ _SIZE_BYTES = {
 }
 
 
-def mib(size_bytes: int) -> int:
-    """Bytes as whole MiB, rounded up: a byte too few is a load that fails."""
+def bytes_to_mib(size_bytes: int) -> int:
+    """Convert bytes to whole MiB, rounded up because a load that is one byte short fails."""
     return -(-size_bytes // BYTES_PER_MIB)
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from "90", "1.5s", "2h" or "1h30m".
+    """Parse a duration such as "90", "1.5s", "2h" or "1h30m" into seconds.
 
     Raises:
-        ValueError: the text is no duration.
+        ValueError: the text is not a duration.
     """
     text = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
@@ -48,10 +49,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "4096", "64MiB", "2 GiB" or "10GB" (decimal with B alone after the letter).
+    """Parse a size such as "4096", "64MiB", "2 GiB" or "10GB" into bytes; KB, MB, GB and TB are decimal.
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the text is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -59,8 +60,8 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _SIZE_BYTES[(match[2] or "b").lower()])
 
 
-def show_mib(size_mib: float | None) -> str:
-    """MiB as people read them: "812M", "18.6G", "–" for unknown."""
+def format_mib(size_mib: float | None) -> str:
+    """Format MiB for people: "812M", "18.6G", or "–" if unknown."""
     if size_mib is None:
         return "–"
     if size_mib < 1000:
@@ -69,8 +70,8 @@ def show_mib(size_mib: float | None) -> str:
     return f"{gib:.1f}G" if gib < 1000 else f"{gib / 1024:.1f}T"
 
 
-def show_duration(seconds: float | None) -> str:
-    """Seconds as people read them: "0.8s", "42s", "3m10s", "2h05m", "4d3h"; "–" for unknown."""
+def format_duration(seconds: float | None) -> str:
+    """Format seconds for people: "0.8s", "42s", "3m10s", "2h05m", "4d3h", or "–" if unknown."""
     if seconds is None:
         return "–"
     if seconds < 10:

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from cortex_common.config.access import LimitsSection
 from cortex_common.errors import BodyTooLarge, CortexError
 from cortex_common.log import event
-from cortex_common.net.sockets import vanished
+from cortex_common.net.sockets import is_peer_unresponsive
 from cortex_http.client import Headers
 from cortex_http.head_cache import CachedHead
 from cortex_http.headers import lines
@@ -244,7 +244,9 @@ class Diverted:
     def vanished(self) -> bool:
         """See `Downstream`."""
         transport = self._protocol.transport
-        return not transport.is_closing() and vanished(transport.get_extra_info("socket"))
+        return not transport.is_closing() and is_peer_unresponsive(
+            transport.get_extra_info("socket")
+        )
 
 
 class DivertingProtocol(PatientProtocol):

@@ -9,7 +9,7 @@ from datetime import datetime
 from cortex_cli.color import Paint, Tone
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column, table
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Sample:
     error: str | None = None
 
 
-class Percentiles(Wire):
+class Percentiles(WireModel):
     """Milliseconds."""
 
     p50: float
@@ -39,7 +39,7 @@ class Percentiles(Wire):
     p99: float
 
 
-class Level(Wire):
+class Level(WireModel):
     """The figures of one concurrency.
 
     Attributes:
@@ -60,7 +60,7 @@ class Level(Wire):
     total: Percentiles | None = None
 
 
-class BenchRun(Wire):
+class BenchRun(WireModel):
     """A run, as it is saved.
 
     Attributes:

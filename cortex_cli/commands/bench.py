@@ -19,7 +19,7 @@ from cortex_cli.output import Output, as_text, document, say, stdout_paint
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
 from cortex_common.schema.operations import UnloadModel
-from cortex_common.units import show_duration
+from cortex_common.units import format_duration
 
 app = verb()
 
@@ -111,7 +111,7 @@ def _write(found: BenchRun, earlier: BenchRun | None, form: Output) -> None:
     if form in {Output.TABLE, Output.WIDE}:
         say("times in milliseconds")
         if found.cold_load_s is not None:
-            sys.stdout.write(f"\ncold start to first token: {show_duration(found.cold_load_s)}\n")
+            sys.stdout.write(f"\ncold start to first token: {format_duration(found.cold_load_s)}\n")
         if earlier is not None:
             sys.stdout.write(f"\n{differences_text(compare(earlier, found), paint)}\n")
 

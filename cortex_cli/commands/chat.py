@@ -18,7 +18,7 @@ from cortex_cli.options import verb
 from cortex_cli.output import say, stdout_paint
 from cortex_common.errors import ModelNotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelState
-from cortex_common.units import show_duration
+from cortex_common.units import format_duration
 
 app = verb()
 
@@ -178,7 +178,7 @@ def stats_line(model: str, pieces: list[Piece]) -> str:
     facts.append(f"{count} tokens" if usage else f"{count} chunks")
     if spoken:
         first, last = spoken[0].at, spoken[-1].at
-        facts.append(f"first after {show_duration(first)}")
+        facts.append(f"first after {format_duration(first)}")
         if last > first and count >= _ENOUGH_FOR_A_RATE:
             facts.append(f"{(count - 1) / (last - first):.1f}/s")
     return ", ".join(facts)

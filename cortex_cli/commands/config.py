@@ -30,7 +30,7 @@ from cortex_cli.output import Output, as_text, say, stderr_paint, stdout_paint
 from cortex_cli.referenced_files import Looked, look
 from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
-from cortex_common.config.provenance import Setting, settings
+from cortex_common.config.provenance import Setting, list_settings
 from cortex_common.errors import BadRequest, ConfigError, NotFound
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def show(
 ) -> None:
     """Show the settings in force: file, environment and defaults; secrets are hidden."""
     found = (
-        run(_running(gateway, which)) if running else settings(read_any(which, file, os.environ))
+        run(_running(gateway, which))
+        if running
+        else list_settings(read_any(which, file, os.environ))
     )
     form = chosen(output, as_json=json, quiet=False)
     text = as_text(setting_kind(origin=origin), found, form, paint=stdout_paint())

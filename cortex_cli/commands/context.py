@@ -16,7 +16,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Kind, Output, as_text, say, stdout_paint
 from cortex_cli.render.formats import toml_key, toml_value
 from cortex_cli.render.table import Column
-from cortex_common.errors import NotFound, nearest
+from cortex_common.errors import NotFound, nearest_names
 
 app = noun("Choose between gateways")
 
@@ -106,7 +106,7 @@ def rm(name: Name) -> None:
 
 def _known(config: ClientConfig, name: str) -> None:
     if name not in config.contexts:
-        close = nearest(name, config.contexts)
+        close = nearest_names(name, config.contexts)
         hint = f"did you mean {close[0]!r}?" if close else "`cortex context ls` lists them"
         raise NotFound(f"there is no context {name!r}", hints=(hint,))
 

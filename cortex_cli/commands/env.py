@@ -50,15 +50,15 @@ async def _context(where: Target, model: str) -> int | None:
         CortexError: there is no such model, or no gateway.
     """
     from cortex_cli.doctor.http import Asker, Refused
-    from cortex_common.client.control import in_path
-    from cortex_common.errors import BY_CODE, UpstreamFailed
+    from cortex_common.client.control import quote_path
+    from cortex_common.errors import ERRORS_BY_CODE, UpstreamFailed
 
     async with Asker(where, {}) as asker:
         try:
-            found: dict[str, Any] = await asker.get(f"/v1/models/{in_path(model)}")
+            found: dict[str, Any] = await asker.get(f"/v1/models/{quote_path(model)}")
         except Refused as refused:
             said = refused.body["error"] if isinstance(refused.body, dict) else {}
-            kind = BY_CODE.get(said.get("code", ""), UpstreamFailed)
+            kind = ERRORS_BY_CODE.get(said.get("code", ""), UpstreamFailed)
             raise kind(
                 str(said.get("message") or refused), hints=said.get("hints", ())
             ) from refused

@@ -49,7 +49,7 @@ def events(
     form = chosen(output, as_json=json, quiet=False)
 
     def wanted(entry: AuditEntry) -> bool:
-        return type_ in entry.event and entry.holds(about) and entry.at >= (first or 0.0)
+        return type_ in entry.event and entry.matches(about) and entry.at >= (first or 0.0)
 
     if watch:
         run(_follow(gateway, wanted, form, again=first is not None))

@@ -17,8 +17,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text, say, stdout_paint
 from cortex_cli.render.formats import toml_value
 from cortex_cli.render.keys import KEYS
-from cortex_common.config.access import Scope
-from cortex_common.schema.keys import CreateKey, KeyView
+from cortex_common.schema.keys import CreateKey, KeyView, Scope
 from cortex_common.units import parse_duration
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cortex_cli.logs import LogOf, log_of, write_engine_log
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.log import LEVELS, LOG, line_text
-from cortex_common.log_buffer import MOST_LINES, LogLine
+from cortex_common.log_buffer import MAX_TAIL_LINES, LogLine
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -38,7 +38,7 @@ def logs(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes")] = False,
     tail: Annotated[
-        int, typer.Option("--tail", min=0, max=MOST_LINES, help="So many of the last lines")
+        int, typer.Option("--tail", min=0, max=MAX_TAIL_LINES, help="So many of the last lines")
     ] = 200,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only of the last time, like 10m or 2h")

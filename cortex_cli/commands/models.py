@@ -32,7 +32,7 @@ from cortex_cli.render.plan import cost, plan_text
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.operations import EvictModel, LoadModel, PinModel, UnloadModel, UnpinModel
 from cortex_common.schema.plans import PlanLoad
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -160,11 +160,11 @@ async def _loaded(client: OperatorClient, request: LoadModel) -> Done:
         action = await client.load(request)
     if action.state is not ModelState.READY:
         raise TimedOut(
-            f"{action.model} is still {action.state.value} after {show_duration(request.timeout_s)}",
+            f"{action.model} is still {action.state.value} after {format_duration(request.timeout_s)}",
             hints=("the load goes on; watch it with `cortex ps --watch`",),
         )
-    took = show_duration(time.monotonic() - began)
-    size = "" if action.vram_mb is None else f" ({show_mib(action.vram_mb)})"
+    took = format_duration(time.monotonic() - began)
+    size = "" if action.vram_mb is None else f" ({format_mib(action.vram_mb)})"
     return Done(f"loaded {action.model} on {', '.join(action.nodes)} in {took}{size}", action)
 
 
@@ -187,7 +187,7 @@ def unload(
             confirm(f"{model.id} has {model.in_flight} requests under way; unload it?", yes=yes)
         began = time.monotonic()
         action = await client.unload(UnloadModel(model=name, drain_timeout_s=limit))
-        took = show_duration(time.monotonic() - began)
+        took = format_duration(time.monotonic() - began)
         return Done(f"unloaded {action.model} in {took}", action)
 
     form = chosen(output, as_json=json, quiet=False)
@@ -267,7 +267,7 @@ def pin(
     async def one(client: OperatorClient, name: str) -> Done:
         done = await client.pin(PinModel(model=name, node=node, for_s=seconds))
         where = f" on {done.node}" if done.node else ""
-        limit = f" for {show_duration(seconds)}" if seconds else ""
+        limit = f" for {format_duration(seconds)}" if seconds else ""
         return Done(f"pinned {done.model}{where}{limit}", done)
 
     form = chosen(output, as_json=json, quiet=False)

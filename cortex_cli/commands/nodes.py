@@ -66,7 +66,7 @@ def describe(
     snapshot = run(_fleet(gateway))
     found = snapshot.node(node)
     if found is None:
-        raise NodeNotFound.among(node, (n.name for n in snapshot.nodes))
+        raise NodeNotFound.for_name(node, (n.name for n in snapshot.nodes))
     form = chosen(output, as_json=json, quiet=False)
     write_one(NODES, found, form, node_text(found, snapshot, stdout_paint()))
 

@@ -14,7 +14,7 @@ from cortex_cli.options import noun
 from cortex_common import log
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
-from cortex_common.config.loader import Loaded
+from cortex_common.config.loader import LoadedConfig
 from cortex_common.errors import NotSupported
 
 app = noun("Run the gateway or a neuron")
@@ -67,7 +67,7 @@ def gateway(
         return
     _set_up_logs(log_level, log_format)
 
-    def read() -> tuple[Loaded[GatewayConfig], Loaded[Catalogue]]:
+    def read() -> tuple[LoadedConfig[GatewayConfig], LoadedConfig[Catalogue]]:
         again = read_gateway(config, os.environ)
         return again, read_catalogue(models, again, os.environ)
 
@@ -106,7 +106,7 @@ def _set_up_logs(level: str, fmt: str) -> None:
     if fmt and fmt not in formats:
         raise typer.BadParameter(f"{fmt!r} is not a format", param_hint="--log-format")
     by_default: log.LogFormat = "console" if sys.stderr.isatty() else "json"
-    log.set_up(level, "json" if fmt == "json" else "console" if fmt else by_default)
+    log.configure_logging(level, "json" if fmt == "json" else "console" if fmt else by_default)
 
 
 def _is_extra(missing: ModuleNotFoundError, package: str) -> bool:

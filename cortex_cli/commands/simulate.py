@@ -16,7 +16,7 @@ from cortex_cli.output import Kind, Output, as_text, say, stdout_paint
 from cortex_cli.render.table import Column
 from cortex_common.config.loader import load
 from cortex_common.errors import BadRequest
-from cortex_common.units import show_duration
+from cortex_common.units import format_duration
 
 if TYPE_CHECKING:
     from cortex_server.simulate.judge import Row
@@ -41,15 +41,15 @@ def rows_kind(bound: float) -> Kind[Row]:
             Column("POLICY", lambda r: r.policy),
             Column("COLD STARTS", lambda r: str(r.cold_starts), right=True),
             Column("LOADS", lambda r: str(r.loads), right=True),
-            Column("COLD-START TIME", lambda r: show_duration(r.cold_start_s), right=True),
+            Column("COLD-START TIME", lambda r: format_duration(r.cold_start_s), right=True),
             Column(
                 "× BOUND", lambda r: f"{r.cold_start_s / bound:.1f}" if bound else "", right=True
             ),
-            Column("WAIT P50", lambda r: show_duration(r.wait_p50_s), right=True),
-            Column("WAIT P99", lambda r: show_duration(r.wait_p99_s), right=True),
+            Column("WAIT P50", lambda r: format_duration(r.wait_p50_s), right=True),
+            Column("WAIT P99", lambda r: format_duration(r.wait_p99_s), right=True),
             Column("EVICTIONS", lambda r: str(r.evictions), right=True),
             Column("REFUSED", lambda r: str(r.refused), right=True),
-            Column("RAN", lambda r: show_duration(r.took_s), right=True, wide=True),
+            Column("RAN", lambda r: format_duration(r.took_s), right=True, wide=True),
         ),
         name=lambda r: r.policy,
         nothing="no policy was asked for",
@@ -135,6 +135,6 @@ def simulate(
     for saving in savings(report.rows):
         say(saving)
     say(
-        f"offline bound: {show_duration(report.bound_s)} of cold-start time; no policy can need less that "
+        f"offline bound: {format_duration(report.bound_s)} of cold-start time; no policy can need less that "
         "serves each request as it comes"
     )

@@ -27,7 +27,7 @@ from cortex_common.client.gateway import OperatorClient
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.fleet import ModelState, NodeState
 from cortex_common.schema.operations import LoadModel
-from cortex_common.units import show_duration
+from cortex_common.units import format_duration
 
 QUESTION = "Say something only you would say."
 _HEALTHY_S = 60.0
@@ -165,7 +165,7 @@ async def _start(name: str, options: list[str], directory: Path) -> Child:
 
 async def _up(child: Child, url: str) -> None:
     took = await processes.healthy(child, url, _HEALTHY_S)
-    say(f"the {child.name} is up on {url} after {show_duration(took)}")
+    say(f"the {child.name} is up on {url} after {format_duration(took)}")
 
 
 async def _load(gateway: str, model: DemoModel) -> None:
@@ -176,14 +176,14 @@ async def _load(gateway: str, model: DemoModel) -> None:
             action = await client.load(LoadModel(model=model.id, wait=True, timeout_s=_LOAD_S))
     if action.state is not ModelState.READY:
         raise UpstreamTimeout(f"{model.id} is still {action.state.value}")
-    say(f"loaded {model.id} in {show_duration(action.seconds)}")
+    say(f"loaded {model.id} in {format_duration(action.seconds)}")
 
 
 async def _node_up(client: OperatorClient) -> None:
     """Wait until the gateway sees its node."""
     try:
         async with asyncio.timeout(_HEALTHY_S):
-            async for snapshot in client.fleet_events():
+            async for snapshot in client.watch_fleet():
                 if any(n.state is NodeState.UP for n in snapshot.nodes):
                     return
     except TimeoutError as failed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cortex_cli.render.formats import toml_value
-from cortex_common.units import mib
+from cortex_common.units import bytes_to_mib
 
 TINY_MODELS = ("demo/ada", "demo/bob", "demo/cleo")
 TINY_MODEL_MB = 256
@@ -101,7 +101,9 @@ def write_models(directory: Path) -> list[DemoModel]:
 def own_model(path: Path) -> DemoModel:
     """A model of the user's."""
     # Weights, and about as much again for what the engine computes with.
-    return DemoModel(path.stem, path.resolve(), 2 * mib(path.stat().st_size) + TINY_MODEL_MB)
+    return DemoModel(
+        path.stem, path.resolve(), 2 * bytes_to_mib(path.stat().st_size) + TINY_MODEL_MB
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from cortex_common.client.control import tls_for
+from cortex_common.client.control import tls_verify
 from cortex_common.errors import LoadFailed, UpstreamTimeout
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -74,7 +74,7 @@ async def healthy(child: Child, url: str, timeout_s: float) -> float:
         UpstreamTimeout: it did not get there in time.
     """
     began = time.monotonic()
-    async with httpx.AsyncClient(trust_env=False, timeout=2.0, verify=tls_for(url)) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=2.0, verify=tls_verify(url)) as http:
         while time.monotonic() - began < timeout_s:
             if child.process.returncode is not None:
                 raise LoadFailed(

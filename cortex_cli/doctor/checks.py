@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from cortex_cli.color import Tone
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column
-from cortex_common.net.tls import EXPIRED, RENEW
+from cortex_common.net.tls import PEER_EXPIRED
+from cortex_common.schema.certificates import RENEW_HINT
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView, SettingsView
 from cortex_common.schema.hardware import DeviceHealth
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 _SILENT_S = 30.0
 _LEAST_FILES = 4096
@@ -101,10 +102,10 @@ def host_checks(weights: Path) -> list[Finding]:
             f"only {files} allowed; each stream of a gateway takes two",
             "raise LimitNOFILE in the unit, or ulimit -Hn",
         ),
-        ok("disk", f"{show_mib(free / 1024**2)} free on {weights}")
+        ok("disk", f"{format_mib(free / 1024**2)} free on {weights}")
         if free >= _LEAST_DISK_BYTES
         else warning(
-            "disk", f"{show_mib(free / 1024**2)} free on {weights}", "make room for weights"
+            "disk", f"{format_mib(free / 1024**2)} free on {weights}", "make room for weights"
         ),
     ]
 
@@ -139,9 +140,9 @@ def _versions(fleet: FleetSnapshot, version: str) -> Finding:
 
 def _settings(settings: SettingsView, now: float) -> list[Finding]:
     found: list[Finding] = []
-    if settings.refused:
-        age = show_duration(max(0.0, now - settings.read_at))
-        reason, *_ = settings.refused.splitlines()
+    if settings.reload_error:
+        age = format_duration(max(0.0, now - settings.read_at))
+        reason, *_ = settings.reload_error.splitlines()
         about = f"the gateway runs by what it read {age} ago: {reason}"
         hint = "mend the file, which is then read by itself; a gateway that starts would refuse it"
         found.append(error("settings", about, hint))
@@ -159,7 +160,7 @@ def _node(node: NodeView, now: float) -> list[Finding]:
     silent = now - node.seen_at
     if silent > _SILENT_S:
         hint = "the node or the network is overloaded, or the clocks differ"
-        found.append(warning(name, f"silent for {show_duration(silent)}", hint))
+        found.append(warning(name, f"silent for {format_duration(silent)}", hint))
     found += [warning(name, text) for text in node.warnings]
     for device in node.devices:
         if device.health is DeviceHealth.LOST:
@@ -177,12 +178,12 @@ def _certificates(fleet: FleetSnapshot) -> list[Finding]:
     found: list[Finding] = []
     for node, certificates in fleet.all_certificates:
         for certificate in certificates:
-            if about := certificate.trouble(fleet.at):
-                over = certificate.over(fleet.at) or certificate.refused
+            if about := certificate.problem(fleet.at):
+                over = certificate.has_expired(fleet.at) or certificate.reload_error
                 told = error if over else warning
                 check = f"certificate of {node or 'the gateway'}"
-                found.append(told(check, about, RENEW))
-    ends = sorted(c.ends for _, certificates in fleet.all_certificates for c in certificates)
+                found.append(told(check, about, RENEW_HINT))
+    ends = sorted(c.expires for _, certificates in fleet.all_certificates for c in certificates)
     if ends and not found:
         found.append(ok("certificates", f"{len(ends)}, the first ends on {ends[0]}"))
     return found
@@ -193,7 +194,7 @@ _WAYS: tuple[tuple[str, str], ...] = (
         "Hostname mismatch|IP address mismatch",
         "`endpoint` must say a name that the certificate has",
     ),
-    (EXPIRED, RENEW),
+    (PEER_EXPIRED, RENEW_HINT),
     ("not yet valid", "are both clocks right?"),
     ("CERTIFICATE_REQUIRED", "it asks for a certificate: name one as `certificate` under {table}"),
     (
@@ -213,7 +214,7 @@ _WAYS: tuple[tuple[str, str], ...] = (
         "token of this neuron|needs its token",
         "give both the same text: `token_file` in its neuron.toml and under {table}",
     ),
-    ("answered 401|answered 403", "`key_file` under {table} names the file of a key that it takes"),
+    ("returned 401|returned 403", "`key_file` under {table} names the file of a key that it takes"),
     (
         "name resolution|Name or service|nodename nor|No address associated",
         "no name server knows {host}: mend `endpoint`, or say its address",
@@ -223,7 +224,7 @@ _WAYS: tuple[tuple[str, str], ...] = (
         "is the host up? a firewall may drop what goes to {host}: `{curl}` from the gateway's host",
     ),
     (
-        "answered 404|there is no /events",
+        "returned 404|there is no /events",
         "something else listens there: is the port of `endpoint` the right one?",
     ),
     (

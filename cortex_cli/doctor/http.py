@@ -12,7 +12,7 @@ import httpx
 
 from cortex_cli.client import Target
 from cortex_cli.doctor.probe import Broken, Event
-from cortex_common.client.control import in_words, tls_for
+from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.errors import UpstreamFailed
 
 
@@ -51,7 +51,7 @@ class Asker:
             headers=headers | credential,
             # A cold start or a long prompt is silent for minutes; the gateway has the deadlines.
             timeout=httpx.Timeout(None, connect=5.0),
-            verify=tls_for(where.url),
+            verify=tls_verify(where.url),
             trust_env=False,
         )
 
@@ -122,7 +122,7 @@ def _json(data: bytes) -> Any:
 
 
 def _unreachable(http: httpx.AsyncClient, failed: httpx.HTTPError) -> UpstreamFailed:
-    reason = in_words(failed)
+    reason = describe_http_error(failed)
     return UpstreamFailed(
         f"the gateway at {http.base_url} can't be reached: {reason}",
         details={"unreachable": isinstance(failed, httpx.ConnectError)},

@@ -8,7 +8,7 @@ from cortex_cli.color import Paint, Tone
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DefragView, DeviceCapacityView, MoveView, RestartView
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 _BAR = 24
 
@@ -16,10 +16,10 @@ _MOVES: Sequence[Column[MoveView]] = (
     Column("MODEL", lambda m: m.model),
     Column("FROM", lambda m: f"{m.node}/{m.device}"),
     Column("TO", lambda m: f"{m.to_node}/{m.to_device}"),
-    Column("SIZE", lambda m: show_mib(m.mb), right=True),
-    Column("COPY LOADS IN", lambda m: show_duration(m.load_s), right=True),
+    Column("SIZE", lambda m: format_mib(m.mb), right=True),
+    Column("COPY LOADS IN", lambda m: format_duration(m.load_s), right=True),
     Column("ACTIVE", lambda m: str(m.in_flight), right=True),
-    Column("INTERRUPTION", lambda m: show_duration(m.interruption_s), right=True),
+    Column("INTERRUPTION", lambda m: format_duration(m.interruption_s), right=True),
 )
 
 DEFRAGS: Kind[DefragView] = Kind("DefragList", (), lambda d: d.plan, "no plan")
@@ -30,11 +30,11 @@ def headline(defrag: DefragView) -> str:
     if not defrag.moves:
         return printable(defrag.why)
     verb = "made" if defrag.done else "would make"
-    took = f" in {show_duration(defrag.seconds)}" if defrag.seconds is not None else ""
+    took = f" in {format_duration(defrag.seconds)}" if defrag.seconds is not None else ""
     many = "s" * (len(defrag.moves) != 1)
     return printable(
-        f"{len(defrag.moves)} move{many} {verb} {show_mib(defrag.after_mb)} free on"
-        f" {defrag.node}/{defrag.device}{took}, where {show_mib(defrag.before_mb)} was the most"
+        f"{len(defrag.moves)} move{many} {verb} {format_mib(defrag.after_mb)} free on"
+        f" {defrag.node}/{defrag.device}{took}, where {format_mib(defrag.before_mb)} was the most"
     )
 
 
@@ -42,7 +42,7 @@ def move_line(move: MoveView) -> str:
     """One move in words."""
     return printable(
         f"moves {move.model} from {move.node}/{move.device} to {move.to_node}/{move.to_device}:"
-        f" {show_mib(move.mb)}, a copy loads first (about {show_duration(move.load_s)})"
+        f" {format_mib(move.mb)}, a copy loads first (about {format_duration(move.load_s)})"
     )
 
 
@@ -53,7 +53,7 @@ def restart_line(restart: RestartView) -> str:
         return printable(f"{restart.node}/{restart.harness} is not restarted: {restart.why}")
     return printable(
         f"restarts {restart.harness} on {restart.node} and loads {models} again"
-        f" (about {show_duration(restart.interruption_s)}, requests wait): {restart.why}"
+        f" (about {format_duration(restart.interruption_s)}, requests wait): {restart.why}"
     )
 
 
@@ -63,8 +63,8 @@ def _room(device: DeviceCapacityView, paint: Paint) -> str:
         return "#" * (_BAR - free) + paint.good("." * free)
 
     return (
-        f"{device.node}/{device.device}  [{bar(device.before_mb)}] {show_mib(device.before_mb):>6} free"
-        f"  ->  [{bar(device.after_mb)}] {show_mib(device.after_mb):>6} free"
+        f"{device.node}/{device.device}  [{bar(device.before_mb)}] {format_mib(device.before_mb):>6} free"
+        f"  ->  [{bar(device.after_mb)}] {format_mib(device.after_mb):>6} free"
     )
 
 

@@ -21,7 +21,7 @@ from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeView
 from cortex_common.schema.operations import MeasuredSize, ModelDetail, PinView
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestView
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def why_text(request: RequestView, decisions: Sequence[DecisionView]) -> str:
     """The story of a request, a line for each thing that was decided."""
     lines = [f"{request.id} asked for {request.model or 'no model'} and is {_state(request)}"]
     if request.queue_ms:
-        lines.append(f"it waited {show_duration(request.queue_ms / 1000)}")
+        lines.append(f"it waited {format_duration(request.queue_ms / 1000)}")
     lines += [_waited(d) for d in decisions]
     if request.instance is not None:
         reason = REASONS.get(request.reason or "", request.reason or "for no reason that is known")
@@ -91,7 +91,7 @@ def _state(request: RequestView) -> str:
 
 
 def _waited(decision: DecisionView) -> str:
-    waited = show_duration(decision.waited_s)
+    waited = format_duration(decision.waited_s)
     if decision.instance is None:
         return f"in vain for {waited}: {decision.why}"
     gone = f", after {', '.join(decision.evicted)} had gone" if decision.evicted else ""
@@ -100,7 +100,7 @@ def _waited(decision: DecisionView) -> str:
 
 def node_text(node: NodeView, snapshot: FleetSnapshot, paint: Paint) -> str:
     """For people: facts, devices, instances."""
-    seen = show_duration(max(0.0, snapshot.at - node.seen_at)) if node.seen_at else ""
+    seen = format_duration(max(0.0, snapshot.at - node.seen_at)) if node.seen_at else ""
     facts = [
         ("state", paint.tone(node.state.value, state_tone(node.state))),
         ("reason", node.reason or ""),
@@ -132,9 +132,9 @@ def _kept(value: str) -> str:
 _MEASURED: Sequence[Column[MeasuredSize]] = (
     Column("NODE", lambda m: m.node),
     Column("DEVICES", lambda m: f"{m.devices} {m.kind}"),
-    Column("EACH", lambda m: show_mib(m.device_mb), right=True),
-    Column("LAST", lambda m: show_mib(m.last_mb), right=True),
-    Column("LOADED IN", lambda m: show_duration(m.load_s), right=True),
+    Column("EACH", lambda m: format_mib(m.device_mb), right=True),
+    Column("LAST", lambda m: format_mib(m.last_mb), right=True),
+    Column("LOADED IN", lambda m: format_duration(m.load_s), right=True),
     Column("LOADS", lambda m: str(m.loads), right=True),
     Column("ENGINE", lambda m: m.build),
 )
@@ -158,11 +158,11 @@ def model_text(
     facts += [
         (
             "estimate",
-            f"{show_mib(detail.vram_mb)} over {detail.min_devices} device(s), by models.toml"
+            f"{format_mib(detail.vram_mb)} over {detail.min_devices} device(s), by models.toml"
             if detail.vram_mb
             else "",
         ),
-        ("load takes", show_duration(detail.load_s) if detail.load_s else ""),
+        ("load takes", format_duration(detail.load_s) if detail.load_s else ""),
         ("pinned", "; ".join(_pin(p, snapshot.at) for p in detail.pins)),
         ("pinned by profile", ", ".join(view.pinned_on) if view else ""),
     ]
@@ -181,7 +181,7 @@ def model_text(
 
 
 def _pin(pin: PinView, now: float) -> str:
-    left = f" for {show_duration(max(0.0, pin.until - now))} more" if pin.until else ""
+    left = f" for {format_duration(max(0.0, pin.until - now))} more" if pin.until else ""
     return f"on {pin.node or 'any node'}{left}"
 
 

@@ -18,7 +18,7 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.schema.instances import InstanceState
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 _STATE_TONES = {
     "ready": Tone.GOOD,
@@ -70,7 +70,7 @@ def progress_text(instance: InstanceView) -> str:
     parts = [
         f"{100 * instance.progress:.0f}%" if instance.progress is not None else "",
         instance.stage or "",
-        f"~{show_duration(instance.eta_s)} left" if instance.eta_s is not None else "",
+        f"~{format_duration(instance.eta_s)} left" if instance.eta_s is not None else "",
     ]
     return " ".join(p for p in parts if p)
 
@@ -115,7 +115,9 @@ def _until(row: InstanceRow) -> str:
     if instance.in_flight:
         return "in use"
     return (
-        f"idle {show_duration(max(0.0, row.at - instance.last_used))}" if instance.last_used else ""
+        f"idle {format_duration(max(0.0, row.at - instance.last_used))}"
+        if instance.last_used
+        else ""
     )
 
 
@@ -127,7 +129,7 @@ INSTANCES: Kind[InstanceRow] = Kind(
             "STATE", lambda r: r.instance.state.value, tone=lambda r: state_tone(r.instance.state)
         ),
         Column("NODE/DEVICE", lambda r: place(r.instance)),
-        Column("VRAM", lambda r: show_mib(r.instance.vram_used_mb), right=True),
+        Column("VRAM", lambda r: format_mib(r.instance.vram_used_mb), right=True),
         Column("CTX", lambda r: str(r.instance.context or "–"), right=True),
         Column("ACTIVE", lambda r: str(r.instance.in_flight), right=True),
         Column("WAITING", lambda r: str(r.model_waiting), right=True),
@@ -135,7 +137,7 @@ INSTANCES: Kind[InstanceRow] = Kind(
         Column("INSTANCE", lambda r: r.instance.id, wide=True),
         Column("HARNESS", lambda r: r.instance.harness, wide=True),
         Column(
-            "LOADED IN", lambda r: show_duration(r.instance.load_seconds), wide=True, right=True
+            "LOADED IN", lambda r: format_duration(r.instance.load_seconds), wide=True, right=True
         ),
         Column("ENDPOINT", lambda r: r.instance.url or "", wide=True),
         Column("WHY HERE", lambda r: r.instance.reason or "", wide=True),
@@ -157,7 +159,7 @@ MODELS: Kind[ModelView] = Kind(
         Column("NAME", lambda m: m.id),
         Column("STATE", lambda m: m.state.value, tone=lambda m: state_tone(m.state)),
         Column("NODES", _model_places),
-        Column("VRAM", lambda m: show_mib(m.vram_mb), right=True),
+        Column("VRAM", lambda m: format_mib(m.vram_mb), right=True),
         Column("CTX", lambda m: str(m.context or "–"), right=True),
         Column("ACTIVE", lambda m: str(m.in_flight), right=True),
         Column("WAITING", lambda m: str(m.waiting), right=True),
@@ -199,7 +201,7 @@ def _node_devices(node: NodeView) -> str:
 
 def _node_vram(node: NodeView) -> str:
     used, total = node_memory(node)
-    return f"{show_mib(used)}/{show_mib(total)}" if total else "–"
+    return f"{format_mib(used)}/{format_mib(total)}" if total else "–"
 
 
 NODES: Kind[NodeView] = Kind(
@@ -279,10 +281,10 @@ ROOMS: Kind[RoomRow] = Kind(
     kind="RoomList",
     columns=(
         Column("NODE", lambda r: r.node),
-        Column("AVAILABLE", lambda r: show_mib(r.available), right=True),
-        Column("LARGEST", lambda r: show_mib(r.largest), right=True),
+        Column("AVAILABLE", lambda r: format_mib(r.available), right=True),
+        Column("LARGEST", lambda r: format_mib(r.largest), right=True),
         Column("FRAGMENTED", lambda r: f"{100 * r.fragmented:.0f}%", right=True),
-        Column("BY DEVICE", lambda r: " ".join(map(show_mib, r.devices))),
+        Column("BY DEVICE", lambda r: " ".join(map(format_mib, r.devices))),
     ),
     name=lambda r: r.node,
     nothing="no node offers a device",
@@ -299,11 +301,11 @@ DEVICES: Kind[DeviceRow] = Kind(
     columns=(
         Column("DEVICE", lambda r: f"{r.node}/{r.device.index}"),
         Column("NAME", lambda r: r.device.name),
-        Column("USED", lambda r: show_mib(r.device.vram_used_mb), right=True),
-        Column("PROMISED", lambda r: show_mib(r.device.vram_reserved_mb), right=True),
-        Column("FOREIGN", lambda r: show_mib(r.device.vram_other_mb), right=True),
-        Column("AVAILABLE", lambda r: show_mib(r.device.vram_available_mb), right=True),
-        Column("TOTAL", lambda r: show_mib(r.device.vram_total_mb), right=True),
+        Column("USED", lambda r: format_mib(r.device.vram_used_mb), right=True),
+        Column("PROMISED", lambda r: format_mib(r.device.vram_reserved_mb), right=True),
+        Column("FOREIGN", lambda r: format_mib(r.device.vram_other_mb), right=True),
+        Column("AVAILABLE", lambda r: format_mib(r.device.vram_available_mb), right=True),
+        Column("TOTAL", lambda r: format_mib(r.device.vram_total_mb), right=True),
         Column("UTIL", lambda r: _unit(r.device.utilization_pct, "%"), right=True),
         Column("TEMP", lambda r: _unit(r.device.temp_c, "°C"), right=True),
         Column("POWER", lambda r: _unit(r.device.power_w, "W"), right=True, wide=True),
@@ -334,11 +336,11 @@ def troubles(snapshot: FleetSnapshot) -> list[str]:
             if d.health is DeviceHealth.LOST
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
-    if snapshot.settings.refused:
-        found.append(f"the gateway runs by older settings: {brief(snapshot.settings.refused)}")
+    if snapshot.settings.reload_error:
+        found.append(f"the gateway runs by older settings: {brief(snapshot.settings.reload_error)}")
     for owner, certificates in snapshot.all_certificates:
         about = f"node {owner}: " if owner else ""
-        found += [f"{about}{t}" for c in certificates if (t := c.trouble(snapshot.at))]
+        found += [f"{about}{t}" for c in certificates if (t := c.problem(snapshot.at))]
     found += [
         f"model {i.model} is being restarted on {i.node}: {brief(i.error)}"
         for i in snapshot.instances()

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from cortex_cli.color import Tone
 from cortex_cli.output import Kind
 from cortex_cli.render.table import Column
-from cortex_common.config.access import KeyLimits
-from cortex_common.schema.keys import KeyView, UsageRow
+from cortex_common.schema.keys import KeyLimits, KeyView, UsageRow
 
 
 def _limits(limits: KeyLimits) -> str:

@@ -9,7 +9,7 @@ from cortex_cli.output import Kind
 from cortex_cli.render.fleet import device_list
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 _HEADLINES = {
     "serve": "{model} is ready on {place}; nothing would be loaded",
@@ -31,10 +31,10 @@ def _tone(line: LedgerLine) -> Tone | None:
 _LEDGER: Sequence[Column[LedgerLine]] = (
     Column("DEVICE", lambda x: x.node if x.device is None else f"{x.node}/{x.device}"),
     Column("NAME", lambda x: x.name),
-    Column("TOTAL", lambda x: show_mib(x.total_mb) if x.total_mb else "–", right=True),
-    Column("AVAILABLE", lambda x: show_mib(x.available_mb) if x.total_mb else "–", right=True),
-    Column("MISSING", lambda x: show_mib(x.missing_mb), right=True),
-    Column("RECLAIMABLE", lambda x: show_mib(x.reclaimable_mb or None), right=True),
+    Column("TOTAL", lambda x: format_mib(x.total_mb) if x.total_mb else "–", right=True),
+    Column("AVAILABLE", lambda x: format_mib(x.available_mb) if x.total_mb else "–", right=True),
+    Column("MISSING", lambda x: format_mib(x.missing_mb), right=True),
+    Column("RECLAIMABLE", lambda x: format_mib(x.reclaimable_mb or None), right=True),
     Column("VERDICT", _verdict, tone=_tone),
 )
 
@@ -63,8 +63,8 @@ def cost(eviction: PlannedEviction) -> str:
     """Who would go, and whom that disturbs."""
     busy = f", after {eviction.in_flight} requests under way" if eviction.in_flight else ""
     return printable(
-        f"evicts {eviction.model} from {eviction.node}: frees {show_mib(eviction.frees_mb)},"
-        f" idle {show_duration(eviction.idle_s)}{busy}"
+        f"evicts {eviction.model} from {eviction.node}: frees {format_mib(eviction.frees_mb)},"
+        f" idle {format_duration(eviction.idle_s)}{busy}"
     )
 
 
@@ -78,11 +78,13 @@ def drain_text(plan: DrainPlan) -> str:
 def _fate(move: PlannedMove) -> str:
     busy = f", after {move.in_flight} requests under way" if move.in_flight else ""
     if move.to_node is None:
-        return printable(f"unloads {move.model} ({show_mib(move.mb)}){busy}: {move.why}")
+        return printable(f"unloads {move.model} ({format_mib(move.mb)}){busy}: {move.why}")
     devices = device_list(move.to_devices)
     where = f"{move.to_node}/{devices}" if devices else move.to_node
-    took = f" in about {show_duration(move.load_s)}" if move.load_s is not None else ""
-    return printable(f"moves {move.model} ({show_mib(move.mb)}) to {where}{took}{busy}: {move.why}")
+    took = f" in about {format_duration(move.load_s)}" if move.load_s is not None else ""
+    return printable(
+        f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.why}"
+    )
 
 
 def plan_text(plan: PlanView, paint: Paint) -> str:
@@ -90,7 +92,7 @@ def plan_text(plan: PlanView, paint: Paint) -> str:
     good = plan.action in {"serve", "join", "load"}
     lines = [paint.tone(headline(plan), Tone.GOOD if good else Tone.BAD)]
     if plan.device_mb is not None:
-        lines.append(f"needs {show_mib(plan.device_mb)} on each device ({plan.size_source})")
+        lines.append(f"needs {format_mib(plan.device_mb)} on each device ({plan.size_source})")
     lines += [cost(e) for e in plan.evictions]
     if plan.ledger:
         lines += ["", table(_LEDGER, plan.ledger, paint=paint)]

@@ -13,7 +13,7 @@ from cortex_cli.render.fleet import (
 )
 from cortex_cli.render.table import printable, table
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 _BAR = 20
 
@@ -37,7 +37,7 @@ def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
     verdict = paint.warn("degraded") if troubles(snapshot) else paint.good("ok")
     # A clock that was set back since it started would make it younger than nothing.
     age = (
-        f" {snapshot.gateway_version} up {show_duration(max(0.0, snapshot.at - snapshot.started_at))}"
+        f" {snapshot.gateway_version} up {format_duration(max(0.0, snapshot.at - snapshot.started_at))}"
         if snapshot.started_at
         else ""
     )
@@ -45,7 +45,7 @@ def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
         f"gateway {paint.hint(url)}{age}",
         f"nodes {up}/{len(snapshot.nodes)}",
         f"models {ready}/{len(snapshot.models)} ready",
-        f"memory {show_mib(used)}/{show_mib(total)} {percent(used, total)}",
+        f"memory {format_mib(used)}/{format_mib(total)} {percent(used, total)}",
         f"active {sum(m.in_flight for m in snapshot.models)}",
         f"waiting {sum(m.waiting for m in snapshot.models)}",
     ]
@@ -62,11 +62,11 @@ def _node(node: NodeView, paint: Paint) -> str:
         full = Tone.BAD if share >= 0.95 else Tone.WARN if share >= 0.85 else Tone.GOOD
         filled = round(_BAR * min(1.0, share))
         bar = paint.tone("#" * filled, full) + "." * (_BAR - filled)
-        used, total = show_mib(device.vram_used_mb), show_mib(device.vram_total_mb)
+        used, total = format_mib(device.vram_used_mb), format_mib(device.vram_total_mb)
         busy = "" if device.utilization_pct is None else f"  {device.utilization_pct}% busy"
         warm = "" if device.temp_c is None else f"  {device.temp_c}°C"
         lines.append(
             f"  {device.index}  {printable(device.name)}  [{bar}] {used}/{total}"
-            f"  {show_mib(device.vram_available_mb)} available{busy}{warm}"
+            f"  {format_mib(device.vram_available_mb)} available{busy}{warm}"
         )
     return "\n".join(lines)

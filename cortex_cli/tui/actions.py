@@ -28,7 +28,7 @@ from cortex_common.schema.operations import (
     UnpinModel,
 )
 from cortex_common.schema.plans import ApplyDefrag, DefragRequest, PlanLoad, PlanView
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 T = TypeVar("T")
 
@@ -96,14 +96,14 @@ class Actions:
         line = f"cortex models load {request.model}{where}"
         if done := await self._try(self._operator.load(request), line):
             place = f" on {', '.join(done.nodes)}" if done.nodes else ""
-            took = f" after {show_duration(done.seconds)}" if done.seconds else ""
+            took = f" after {format_duration(done.seconds)}" if done.seconds else ""
             self.say(f"{done.model} is {done.state.value}{place}{took}", title=line)
 
     async def _agreed(self, plans: Sequence[PlanView]) -> bool:
         details = []
         for plan in plans:
             each = " on each device" if len(plan.devices) > 1 else ""
-            needs = f", {show_mib(plan.device_mb)}{each}" if plan.device_mb else ""
+            needs = f", {format_mib(plan.device_mb)}{each}" if plan.device_mb else ""
             details.append(headline(plan) + needs)
             details += [f"  {cost(e)}" for e in plan.evictions]
         if len(plans) > 1:
@@ -277,7 +277,7 @@ def _disturbed(models: Sequence[ModelView], fleet: FleetSnapshot) -> list[str]:
     """The memory that the end of these models gives back, and who is waited for."""
     meant = {m.id for m in models}
     freed = [
-        f"frees {show_mib(i.vram_used_mb)} on {i.node}: {i.model}"
+        f"frees {format_mib(i.vram_used_mb)} on {i.node}: {i.model}"
         for i in fleet.instances()
         if i.model in meant and i.vram_used_mb
     ]

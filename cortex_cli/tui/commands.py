@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cortex_cli.tui.view import Sort
-from cortex_common.errors import BadRequest, nearest
+from cortex_common.errors import BadRequest, nearest_names
 
 
 class Verb(StrEnum):
@@ -81,7 +81,7 @@ def parse(line: str) -> Command:
         raise BadRequest(str(failed)) from failed
     verb = _SHORT.get(word) or next((v for v in Verb if v == word), None)
     if verb is None:
-        close = nearest(word, list(Verb))
+        close = nearest_names(word, list(Verb))
         hint = f"did you mean {close[0]}?" if close else f"say one of {', '.join(Verb)}"
         raise BadRequest(f"there is no command {word!r}", hints=(hint,))
     words, node, devices = _options(rest)

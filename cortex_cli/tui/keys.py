@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 
 from cortex_cli.tui.commands import Verb
-from cortex_common.errors import ConfigError, nearest
+from cortex_common.errors import ConfigError, nearest_names
 
 _NAMES = {
     "slash": "/",
@@ -99,7 +99,7 @@ def remapped(wanted: Mapping[str, str]) -> Mapping[str, str]:
     known = {b.id for b in KEYS if isinstance(b, Binding) and b.id}
     for name in wanted:
         if name not in known:
-            close = nearest(name, known)
+            close = nearest_names(name, known)
             hint = f"did you mean {close[0]!r}?" if close else f"names: {', '.join(sorted(known))}"
             raise ConfigError(f"[keys] {name}: no key of `cortex top` goes by that", hints=(hint,))
     return wanted

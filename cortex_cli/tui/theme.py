@@ -8,7 +8,7 @@ from textual.app import App
 from textual.theme import Theme
 
 from cortex_cli.tui.bars import PALETTE
-from cortex_common.errors import BadRequest, nearest
+from cortex_common.errors import BadRequest, nearest_names
 
 _DARK = ("#7aa2f7", "#9ece6a", "#e0af68", "#bb9af7", "#7dcfff", "#f7768e", "#73daca", "#ff9e64")
 _LIGHT = ("#2e5fbf", "#3f7a1c", "#8a5a00", "#7a3fb5", "#0b7285", "#b4233c", "#0b7a63", "#b34d00")
@@ -55,7 +55,7 @@ def wear(app: App[Any], name: str) -> None:
         app.register_theme(theme)
     known = app.available_themes
     if name not in known:
-        close = nearest(name, known)
+        close = nearest_names(name, known)
         hint = f"did you mean {close[0]!r}?" if close else f"themes: {', '.join(sorted(known))}"
         raise BadRequest(f"there is no theme {name!r}", hints=(hint,))
     app.theme = name

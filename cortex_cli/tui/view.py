@@ -15,7 +15,7 @@ from cortex_cli.tui.history import History, Rate
 from cortex_cli.tui.lazy_rows import Rows
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState
-from cortex_common.units import show_duration, show_mib
+from cortex_common.units import format_duration, format_mib
 
 
 class Sort(StrEnum):
@@ -114,7 +114,7 @@ def summary(snapshot: FleetSnapshot, history: History) -> Summary:
         nodes=f"{sum(n.state is NodeState.UP for n in snapshot.nodes)}/{len(snapshot.nodes)}",
         devices=sum(len(n.devices) for n in snapshot.nodes),
         models=f"{sum(m.state is ModelState.READY for m in snapshot.models)}/{len(snapshot.models)}",
-        memory=f"{show_mib(used)}/{show_mib(total)} {percent(used, total)}",
+        memory=f"{format_mib(used)}/{format_mib(total)} {percent(used, total)}",
         requests=show_rate(rate.requests),
         tokens=show_rate(rate.tokens),
         queue=sum(m.waiting for m in snapshot.models),
@@ -193,7 +193,7 @@ def _row(
         name=printable(model.id),
         state=model.state.value,
         place=" ".join(_place(i) for i in instances if i.state is not InstanceState.STOPPED),
-        vram=show_mib(model.vram_mb) if model.vram_mb else "–",
+        vram=format_mib(model.vram_mb) if model.vram_mb else "–",
         requests="–" if idle or rate is None else show_rate(rate.requests),
         tokens="–" if idle or rate is None else show_rate(rate.tokens),
         ttft="–" if model.ttft_p50_ms is None else f"{model.ttft_p50_ms:.0f}ms",
@@ -217,11 +217,11 @@ def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned
     if pinned:
         return "pinned"
     if model.unload_at is not None and model.state is ModelState.READY:
-        return f"unloads in {show_duration(max(0.0, model.unload_at - at))}"
+        return f"unloads in {format_duration(max(0.0, model.unload_at - at))}"
     if model.in_flight or not instances:
         return ""
     last = max(i.last_used for i in instances)
-    return f"idle {show_duration(max(0.0, at - last))}" if last else ""
+    return f"idle {format_duration(max(0.0, at - last))}" if last else ""
 
 
 def as_json(model: ModelView) -> str:
@@ -242,7 +242,7 @@ def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> lis
         ("aliases", ", ".join(model.aliases)),
         ("harness", model.harness),
         ("context", str(model.context or "")),
-        ("memory", show_mib(model.vram_mb) if model.vram_mb else ""),
+        ("memory", format_mib(model.vram_mb) if model.vram_mb else ""),
         ("pinned on", ", ".join(model.pinned_on)),
         ("requests", f"{model.requests}, {show_rate(rate.requests)}/s, {model.errors} errors"),
         ("tokens", f"{model.tokens_in} in, {model.tokens_out} out, {show_rate(rate.tokens)}/s"),
@@ -258,12 +258,12 @@ def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> lis
 
 def _describe_instance(instance: InstanceView, at: float) -> list[tuple[str, str]]:
     pinned = ", pinned" if instance.pinned else ""
-    age = show_duration(at - instance.started_at) if instance.started_at else ""
+    age = format_duration(at - instance.started_at) if instance.started_at else ""
     return [
         (_place(instance), f"{instance.state.value}{pinned} {progress_text(instance)}".rstrip()),
         ("  instance", instance.id),
-        ("  memory", show_mib(instance.vram_used_mb)),
-        ("  age", f"{age}, loaded in {show_duration(instance.load_seconds)}" if age else ""),
+        ("  memory", format_mib(instance.vram_used_mb)),
+        ("  age", f"{age}, loaded in {format_duration(instance.load_seconds)}" if age else ""),
         ("  engine", f"{instance.harness} {instance.engine_version or ''}".strip()),
         ("  slots", f"{instance.in_flight}/{instance.parallel}" if instance.parallel else ""),
         ("  why here", instance.reason or ""),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from cortex_common.config.provenance import ConfigView, settings
+from cortex_common.config.provenance import ConfigView, list_settings
 from cortex_common.errors import NotSupported
 from cortex_common.schema.operations import Reloaded
 from cortex_server.reload import Reloader
@@ -30,7 +30,7 @@ def config_router(reloader: Callable[[], Reloader | None]) -> APIRouter:
     async def get_config() -> ConfigView:
         """Each value with the file and line, or the variable, that it came from; secrets are hidden."""
         gateway, models = reader().files
-        return ConfigView(gateway=settings(gateway), models=settings(models))
+        return ConfigView(gateway=list_settings(gateway), models=list_settings(models))
 
     @router.post("/config/reload", summary="Read the configuration again")
     async def reload() -> Reloaded:

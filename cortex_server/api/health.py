@@ -7,12 +7,12 @@ from collections.abc import Callable
 from fastapi import APIRouter, Response
 
 from cortex_common import __version__
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 from cortex_common.schema.fleet import NodeState
 from cortex_server.fleet.state import Fleet
 
 
-class HealthStatus(Wire):
+class HealthStatus(WireModel):
     """Response to GET /health and GET /ready.
 
     Attributes:

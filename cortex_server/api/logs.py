@@ -11,19 +11,19 @@ from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import CortexError, NodeNotFound, NotFound, NotSupported
-from cortex_common.log_buffer import MEDIA_TYPE, MOST_LINES, KeptLog
+from cortex_common.log_buffer import MAX_TAIL_LINES, MEDIA_TYPE, LogBuffer
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 
 _MAX_ENGINE_LINES = 100_000
 _UNCACHED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
-Lines = Annotated[int, Query(ge=0, le=MOST_LINES)]
+Lines = Annotated[int, Query(ge=0, le=MAX_TAIL_LINES)]
 
 
 def logs_router(
     snapshot: Callable[[], FleetSnapshot],
     nodes: Mapping[str, NeuronClient],
-    log_buffer: KeptLog,
+    log_buffer: LogBuffer,
     is_closed: Callable[[], bool],
     model_not_found: Callable[[str], CortexError],
 ) -> APIRouter:
@@ -54,8 +54,8 @@ def logs_router(
     async def get_node_log(name: str, lines: Lines = 200, follow: bool = False) -> Response:
         """Return the log of the neuron on a node, in the same format."""
         if snapshot().node(name) is None:
-            raise NodeNotFound.among(name, (node.name for node in snapshot().nodes))
-        log = _client(nodes, name).own_log(lines=lines, follow=follow)
+            raise NodeNotFound.for_name(name, (node.name for node in snapshot().nodes))
+        log = _client(nodes, name).daemon_log(lines=lines, follow=follow)
         return await _relay(log, MEDIA_TYPE, {"x-cortex-node": name})
 
     @router.get(

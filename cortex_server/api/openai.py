@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 from cortex_common.schema.fleet import ModelState, ModelView
 from cortex_server.api import anthropic
 from cortex_server.api.auth_middleware import KEY
@@ -17,7 +17,7 @@ from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.routes import suggest_route
 
 
-class ModelEntry(Wire):
+class ModelEntry(WireModel):
     """One model.
 
     Attributes:
@@ -38,7 +38,7 @@ class ModelEntry(Wire):
     aliases: tuple[str, ...] = ()
 
 
-class ModelList(Wire):
+class ModelList(WireModel):
     """All models, each once."""
 
     object: str = "list"

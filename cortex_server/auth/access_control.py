@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from cortex_common.config.access import Scope
 from cortex_common.errors import (
     AuthenticationFailed,
     CortexError,
-    PermissionRefused,
+    PermissionDenied,
     RateLimited,
     Unavailable,
 )
+from cortex_common.schema.keys import Scope
 from cortex_server.auth.keys import Account, Key, Keyring
 from cortex_server.auth.usage import UsageCounter
 
@@ -204,7 +204,7 @@ def _key_error(key: Key | None, scopes: frozenset[Scope]) -> CortexError | None:
     if scopes and not key.has_any_scope(scopes):
         names = " or ".join(sorted(scopes))
         has = ", ".join(sorted(key.terms.scopes))
-        return PermissionRefused(f"key {key.name!r} lacks the scope {names}; it has {has}")
+        return PermissionDenied(f"key {key.name!r} lacks the scope {names}; it has {has}")
     return None
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
-from cortex_common.config.access import KeyEntry, KeyTerms
-from cortex_common.errors import Conflict, NotFound, Unavailable, nearest
+from cortex_common.config.access import KeyEntry
+from cortex_common.errors import Conflict, NotFound, Unavailable, nearest_names
 from cortex_common.log import event
-from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
+from cortex_common.schema.keys import CreatedKey, CreateKey, KeyTerms, KeyView, UsageRow
 from cortex_server.auth.keys import ANONYMOUS, Key, Keyring, RuntimeKey, hash_of, new_secret
 from cortex_server.auth.usage import UsageCounter, UsageCounts
 
@@ -139,7 +139,7 @@ class KeyService:
                 hints=["remove it there, then run `cortex config reload`"],
             )
         if name not in self._created:
-            close = nearest(name, self._created)
+            close = nearest_names(name, self._created)
             raise NotFound(
                 f"there is no key {name!r}",
                 hints=[f"did you mean {close[0]!r}?"] if close else ["`cortex keys ls` lists them"],

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
-from cortex_common.config.access import KeyEntry, KeyLimits, KeyTerms, Scope
+from cortex_common.config.access import KeyEntry
+from cortex_common.schema.keys import KeyLimits, KeyTerms, Scope
 
 ANONYMOUS = "anonymous"
 """Name under which requests without a key are counted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cortex_common.config.access import Scope
+from cortex_common.schema.keys import Scope
 
 _PUBLIC: frozenset[Scope] = frozenset()
 _INFER = frozenset({Scope.INFER})

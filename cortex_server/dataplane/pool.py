@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from cortex_common.config.loader import Stamp
+from cortex_common.config.loader import FileStamp
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
-from cortex_common.net.sockets import probe
+from cortex_common.net.sockets import enable_keepalive
 from cortex_http.client import Connection
 from cortex_server.proxy.stream_fast_path import SizeLines
 
@@ -85,7 +85,7 @@ class NodeAccess:
     tls: ssl.SSLContext | None = None
     token: str | None = None
     api_path: str = _API_PATH.decode()
-    certificates: tuple[Stamp, ...] = ()
+    certificates: tuple[FileStamp, ...] = ()
 
     @property
     def authorization(self) -> bytes | None:
@@ -165,7 +165,7 @@ class ConnectionPool:
                         endpoint.port,
                         ssl=endpoint.tls,
                     )
-                    probe(transport.get_extra_info("socket"))
+                    enable_keepalive(transport.get_extra_info("socket"))
         except TimeoutError as failed:
             raise UpstreamTimeout(
                 f"the engine at {where} did not accept a connection in {self._connect_timeout_s:g} s"

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
-from cortex_common.schema.msgspec_errors import what_and_where
+from cortex_common.schema.msgspec_errors import parse_validation_error
 from cortex_server.dialects.stream.text import is_text
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def type_of(data: Raw, where: str) -> str | None:
 
 
 def _named(error: msgspec.ValidationError, where: str) -> BadRequest:
-    what, inner = what_and_where(str(error))
+    what, inner = parse_validation_error(str(error))
     path = ".".join(part for part in (where, inner) if part)
     if not path and what == "Object missing required field model":
         return MissingModel("The body names no model", param="model")

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
-from cortex_common.config.loader import stamp_of
+from cortex_common.config.loader import file_stamp
 from cortex_common.config.secrets import read_secret, secret_path
-from cortex_common.net.tls import Certificate, client_context, in_use
+from cortex_common.net.tls import client_context, read_certificates
+from cortex_common.schema.certificates import Certificate
 from cortex_server.dataplane.pool import NodeAccess
 
 Accesses = Mapping[str, NodeAccess]
@@ -36,7 +37,7 @@ def files_of(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterat
 def certificates_of(entries: Iterable[NodeEntry]) -> tuple[Certificate, ...]:
     """When the certificates end that the gateway knows nodes by, and those that it shows them."""
     files = [_certificates(entry) for entry in entries]
-    return tuple(found for trusted, mine, _ in files for found in in_use(mine, trusted))
+    return tuple(found for trusted, mine, _ in files for found in read_certificates(mine, trusted))
 
 
 def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
@@ -46,7 +47,7 @@ def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
         secret = read_secret(entry.token, entry.token_file, environ)
     files = _certificates(entry)
     # Looked at before they are read: what is replaced meanwhile differs the next time.
-    stamps = tuple(map(stamp_of, files))
+    stamps = tuple(map(file_stamp, files))
     tls = client_context(*files) if entry.endpoint.startswith("https:") else None
     return NodeAccess(tls, secret, entry.api_path, stamps)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from cortex_common.config.catalogue import ModelConfig
-from cortex_common.errors import CortexError, ModelNotFound, Unavailable, nearest
+from cortex_common.errors import CortexError, ModelNotFound, Unavailable, nearest_names
 from cortex_common.schema.instances import ModelId
 
 _HEARD_S = 1.0
@@ -56,7 +56,7 @@ class ModelAliases:
                 hints=["GET /v1/models lists the models of this fleet"],
                 retry_after=_HEARD_S,
             )
-        close = nearest(name, [*self._ids, *loaded])
+        close = nearest_names(name, [*self._ids, *loaded])
         hints = [f"did you mean {', '.join(repr(c) for c in close)}?"] if close else []
         hints.append("GET /v1/models lists the models of this fleet")
         return ModelNotFound(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 
-from cortex_common.client.control import Bookmark
+from cortex_common.client.control import EventCursor
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import CortexError
 from cortex_common.log import LEVELS
@@ -40,12 +40,12 @@ class NeuronWatcher:
     async def run(self) -> None:
         """Watch until cancelled."""
         pause = FIRST_PAUSE_S
-        bookmark = Bookmark()
+        cursor = EventCursor()
         ACTOR.set(f"node {self._node}")
         while True:
             try:
                 known: str | None = None
-                async for news in self._client.news(silence_s=SILENCE_S, bookmark=bookmark):
+                async for news in self._client.watch(silence_s=SILENCE_S, cursor=cursor):
                     pause = FIRST_PAUSE_S
                     if isinstance(news, LifecycleEntry):
                         self._pass_on(news)

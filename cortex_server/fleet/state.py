@@ -17,7 +17,7 @@ from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.errors import CortexError
 from cortex_common.log import event
-from cortex_common.net.tls import Certificate
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import (
     FleetSnapshot,
     InstanceView,

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import httpx
 import msgspec
 
-from cortex_common.client.control import in_words, tls_for
+from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.schema.engine_traits import UPSTREAM_TRAITS
@@ -139,7 +139,7 @@ class UpstreamWatcher:
             base_url=entry.endpoint,
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=TIMEOUT_S,
-            verify=self._access.tls or tls_for(entry.endpoint),
+            verify=self._access.tls or tls_verify(entry.endpoint),
             trust_env=False,
         ) as http:
             fleet.discovered(entry.name, _discovery(entry, http.base_url.host))
@@ -178,7 +178,7 @@ async def _list(http: httpx.AsyncClient, path: str) -> list[Listed] | None:
     try:
         answer = await http.get(path)
     except httpx.HTTPError as failed:
-        reason = in_words(failed)
+        reason = describe_http_error(failed)
         raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from failed
     if answer.status_code in _LISTS_NOTHING:
         return None

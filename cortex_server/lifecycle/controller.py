@@ -20,7 +20,7 @@ from cortex_common.config.gateway import GatewayConfig
 from cortex_common.errors import Conflict, CortexError, ModelLoading, Unavailable
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
-from cortex_common.schema.instances import InstanceId, ModelId, RestartAnswer
+from cortex_common.schema.instances import InstanceId, ModelId, RestartResponse
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.decision_log import DecisionLog
 from cortex_server.lifecycle.executor import Executor
@@ -276,7 +276,7 @@ class Controller:
         finally:
             self._bell.set()
 
-    async def restart(self, restart: Restart, drain_s: float) -> RestartAnswer:
+    async def restart(self, restart: Restart, drain_s: float) -> RestartResponse:
         """Drain what is in an engine of somebody else, and have it restarted; see `Executor.restart`.
 
         Who asks for a model of it meanwhile waits until that is back, and has none loaded elsewhere.

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, StillBusy, UpstreamFailed
+from cortex_common.errors import CortexError, InstanceBusy, UpstreamFailed
 from cortex_common.log import event
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceState
@@ -76,7 +76,7 @@ class EngineRestarts:
             if answer.status == "restarted":
                 await self._all_back(restart)
                 await self._only_those(restart, len(answer.models))
-        except StillBusy:
+        except InstanceBusy:
             outcome = "busy"
             raise
         finally:

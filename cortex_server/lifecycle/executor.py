@@ -8,14 +8,14 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import Protocol
 
 from cortex_common.client.neuron import NeuronClient
-from cortex_common.errors import CortexError, DoesNotFit, NodeNotFound, StillBusy, UpstreamFailed
+from cortex_common.errors import CortexError, DoesNotFit, InstanceBusy, NodeNotFound, UpstreamFailed
 from cortex_common.log import event
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import (
     InstanceId,
     ModelId,
-    RestartAnswer,
     RestartRequest,
+    RestartResponse,
     UnloadRequest,
 )
 from cortex_server.fleet.state import Fleet
@@ -119,7 +119,7 @@ class Executor:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def restart(self, restart: Restart, drain_s: float) -> RestartAnswer:
+    async def restart(self, restart: Restart, drain_s: float) -> RestartResponse:
         """Drain what is in an engine of somebody else, and have it restarted.
 
         Args:
@@ -145,7 +145,7 @@ class Executor:
             NodeNotFound: there is no such node.
         """
         if (client := self._nodes.get(node)) is None:
-            raise NodeNotFound.among(node, self._nodes)
+            raise NodeNotFound.for_name(node, self._nodes)
         return client
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -179,7 +179,7 @@ class Executor:
                 stuck = left[0].id
                 await self._unload(left[0], drain_s, "eviction", order.instance, cut=False)
                 left.pop(0)
-        except StillBusy as busy:
+        except InstanceBusy as busy:
             self._reports.room_failed(order.instance, InstanceId(busy.details["instance"]))
         except CortexError as failed:
             event(log, "evict_failed", logging.WARNING, node=node, reason=failed.message)
@@ -217,7 +217,7 @@ class Executor:
             self._open(instances, by)
             if isinstance(stopped, TimeoutError):
                 self._fleet.metrics.counters.drains["busy"] += 1
-                raise StillBusy.after(waited_for, drain_s) from stopped
+                raise InstanceBusy.after_drain(waited_for, drain_s) from stopped
             raise
         self._fleet.metrics.counters.drains["idle"] += 1
 

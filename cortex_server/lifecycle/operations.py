@@ -374,7 +374,7 @@ class Operations:
             Conflict: it is an upstream.
         """
         if name not in self._fleet.entries:
-            raise NodeNotFound.among(name, self._fleet.entries)
+            raise NodeNotFound.for_name(name, self._fleet.entries)
         if self._fleet.is_upstream(name):
             raise Conflict(f"{name} is an upstream: cortex loads and unloads nothing there")
 

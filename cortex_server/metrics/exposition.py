@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from cortex_common import __version__
-from cortex_common.errors import BY_CODE
+from cortex_common.errors import ERRORS_BY_CODE
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, SettingsView
 from cortex_common.units import BYTES_PER_MIB
 from cortex_server.metrics.series import FleetCounters, Histogram, Metrics, Series
@@ -135,7 +135,7 @@ def error_side(code: str) -> str:
     """Return whose fault an error is: "client", "engine" or "cortex"."""
     if code.startswith(("engine_", "upstream_")):
         return "engine"
-    kind = BY_CODE.get(code)
+    kind = ERRORS_BY_CODE.get(code)
     if code == "client_disconnected" or (kind is not None and kind.status < 500):
         return "client"
     return "cortex"
@@ -268,7 +268,7 @@ def _certificate_metrics(fleet: FleetSnapshot) -> Metric:
     )
     for node, certificates in fleet.all_certificates:
         for certificate in certificates:
-            expiry.add_metric([node or "none", certificate.file], certificate.ends_at)
+            expiry.add_metric([node or "none", certificate.file], certificate.expires_at)
     return expiry
 
 
@@ -282,7 +282,7 @@ def _config_metrics(settings: SettingsView) -> Iterator[Metric]:
         "Unix time of the last successful reload of the configuration",
     )
     if settings.read_at:
-        reloaded.add_metric([], float(settings.refused is None))
+        reloaded.add_metric([], float(settings.reload_error is None))
         reloaded_at.add_metric([], settings.read_at)
     yield from (reloaded, reloaded_at)
 

@@ -62,7 +62,7 @@ def policy_of(config: GatewayConfig) -> Policy:
         strategy=Strategy(config.eviction.strategy),
         prefer=Prefer(config.placement.prefer),
         min_residency_s=config.eviction.min_residency,
-        patience_s=config.placement.patience,
+        patience_s=config.placement.drain_after,
         max_waiting=config.placement.max_waiting,
         restart_after_cycles=config.eviction.defrag_after_cycles,
         labels={n.name: n.labels for n in config.neurons},

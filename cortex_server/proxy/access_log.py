@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol, Self
 
 import msgspec
 
-from cortex_common.log import event, writes_json
+from cortex_common.log import event, logs_json
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.routes import Route
 from cortex_server.proxy.trace_context import Span
@@ -105,7 +105,7 @@ class AccessLog:
         self._timer = None
         lines = [entry.line() for entry in self._waiting]
         self._waiting = []
-        if not writes_json():
+        if not logs_json():
             for line in lines:
                 keys = {k: v for k, v in msgspec.structs.asdict(line).items() if k not in _ENVELOPE}
                 event(log, line.event, **{k: v for k, v in keys.items() if v})

@@ -11,7 +11,7 @@ import re
 import msgspec
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
-from cortex_common.schema.msgspec_errors import what_and_where
+from cortex_common.schema.msgspec_errors import parse_validation_error
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ def missing_model() -> MissingModel:
 
 
 def _wrong_type(message: str) -> BadRequest:
-    what, field = what_and_where(message)
+    what, field = parse_validation_error(message)
     if field.split(".")[0] in BodyFields.__struct_fields__:
         return BadRequest(f"`{field}`: {what}", param=field)
     return MalformedBody(f"the body must be a JSON object: {message}")

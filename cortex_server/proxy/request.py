@@ -20,7 +20,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from cortex_common.errors import CortexError, MalformedBody, PermissionRefused
+from cortex_common.errors import CortexError, MalformedBody, PermissionDenied
 from cortex_common.log import event
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_common.schema.requests import RequestState
@@ -335,8 +335,8 @@ def _packed(coding: bytes) -> MalformedBody:
     )
 
 
-def _not_for(key: Key, model: str) -> PermissionRefused:
-    return PermissionRefused(
+def _not_for(key: Key, model: str) -> PermissionDenied:
+    return PermissionDenied(
         f"key {key.name!r} may not use model {model!r}",
         hints=[f"it may use {', '.join(key.terms.models)}"],
         param="model",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cortex_common.errors import ConfigError, Unavailable
-from cortex_common.net.state_dir import unusable
+from cortex_common.net.state_dir import state_dir_error
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def database_path(state_dir: Path | None, environ: Mapping[str, str]) -> Path | 
             if needed.exists() and not os.access(needed, os.W_OK):
                 raise PermissionError(f"{needed} is not writable")
     except OSError as error:
-        raise unusable(path, "gateway", error) from error
+        raise state_dir_error(path, "gateway", error) from error
     return path
 
 

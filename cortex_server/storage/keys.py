@@ -8,8 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from cortex_common.config.access import KeyTerms
-from cortex_common.schema.keys import UsageRow
+from cortex_common.schema.keys import KeyTerms, UsageRow
 from cortex_server.auth.key_service import KeyStorage
 from cortex_server.auth.keys import RuntimeKey
 from cortex_server.auth.usage import UsageCounts

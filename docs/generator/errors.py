@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cortex_common import errors
-from cortex_common.errors import BY_CODE, CortexError
+from cortex_common.errors import ERRORS_BY_CODE, CortexError
 from generator.text import page, sentence, table
 
 _ROOT = Path(__file__).parents[2]
@@ -49,11 +49,12 @@ def errors_page() -> str:
     """docs/reference/errors.md."""
     advice = _advice()
     rows = [
-        (f"[`{code}`](#{code})", str(kind.status), advice[kind]) for code, kind in BY_CODE.items()
+        (f"[`{code}`](#{code})", str(kind.status), advice[kind])
+        for code, kind in ERRORS_BY_CODE.items()
     ]
     said = _said()
     parts = [_ABOUT, table(("code", "status", "what the caller can do"), rows)]
-    for code, kind in BY_CODE.items():
+    for code, kind in ERRORS_BY_CODE.items():
         parts += [f"## {code}", (inspect.getdoc(kind) or "").partition("\n\nArgs:")[0]]
         if found := said[kind.__name__]:
             lines = (
@@ -68,7 +69,7 @@ def _advice() -> Mapping[type[CortexError], str]:
     told = {name: text.strip() for name, _, _, text in _LINE.findall(errors.__doc__ or "")}
     return {
         kind: next(told[c.__name__] for c in kind.__mro__ if told.get(c.__name__))
-        for kind in BY_CODE.values()
+        for kind in ERRORS_BY_CODE.values()
     }
 
 

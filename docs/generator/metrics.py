@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from cortex_common.net.tls import Certificate
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.hardware import DeviceReading, Health
 from cortex_common.schema.instances import (
@@ -98,5 +98,5 @@ def _neuron_families() -> Iterator[Metric]:
         failures=(EngineFailures(info.id, "crash", 1),),
     )
     yield from text_string_to_metric_families(
-        exposition(status, (Certificate(file="", ends_at=0.0),)).decode()
+        exposition(status, (Certificate(file="", expires_at=0.0),)).decode()
     )

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cortex_common.errors import BadRequest, JsonValue, MalformedBody
-from cortex_common.schema.msgspec_errors import what_and_where
+from cortex_common.schema.msgspec_errors import parse_validation_error
 
 Kind = Literal["chat", "text"]
 
@@ -151,7 +151,7 @@ def parse_job(kind: Kind, body: bytes) -> Job:
     try:
         return _chat(body) if kind == "chat" else _text(body)
     except msgspec.ValidationError as failed:
-        what, where = what_and_where(str(failed))
+        what, where = parse_validation_error(str(failed))
         missing = what.partition("missing required field ")[2]
         param = ".".join(part for part in (where, missing) if part)
         raise BadRequest(f"{param or 'body'}: {what}", param=param or None) from failed

@@ -159,7 +159,7 @@ def main() -> None:
         "--context", type=int, help="tokens a request may use; default: the model's"
     )
     options = parser.parse_args()
-    log.set_up()
+    log.configure_logging()
     runner = load_runner(options.model, options.parallel)
     asyncio.run(_serve(runner, options))
 

@@ -20,7 +20,7 @@ from cortex_common.errors import (
     LoadFailed,
     NotSupported,
     UpstreamFailed,
-    nearest,
+    nearest_names,
 )
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import LoadSpec
@@ -128,7 +128,7 @@ class AttachHarness:
                     f"the engine at {self.url} was not configured with {name!r}",
                     param="source",
                     hints=(
-                        *(f"did you mean {n!r}?" for n in nearest(name, known)),
+                        *(f"did you mean {n!r}?" for n in nearest_names(name, known)),
                         "mistral.rs can't add models at run time: add it to its start-up configuration",
                     ),
                 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from cortex_common.client.control import tls_for
+from cortex_common.client.control import tls_verify
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.schema.hardware import Device, DeviceKind
 
@@ -33,7 +33,7 @@ _TIMEOUT = httpx.Timeout(5.0, connect=1.0)
 
 def engine_tls(entries: Sequence[HarnessEntry]) -> ssl.SSLContext | bool:
     """What httpx takes as `verify` for these engines; most need none, and reading all authorities takes 20 ms."""
-    return next((tls for entry in entries if (tls := tls_for(entry.url or ""))), False)
+    return next((tls for entry in entries if (tls := tls_verify(entry.url or ""))), False)
 
 
 def engine_client(entries: Sequence[HarnessEntry] = ()) -> httpx.AsyncClient:

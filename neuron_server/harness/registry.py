@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 
 from cortex_common.config.neuron import HarnessEntry
-from cortex_common.errors import BadRequest, ConfigError, nearest
+from cortex_common.errors import BadRequest, ConfigError, nearest_names
 from cortex_common.schema.hardware import HarnessInfo, HostWarning
 from neuron_server.harness.attached import AttachHarness
 from neuron_server.harness.base import AttachedHarness, EngineCapabilities, Harness
@@ -101,7 +101,7 @@ class Registry:
         """
         if name not in self._by_name:
             known = ", ".join(self._by_name) or "none"
-            close = nearest(name, self._by_name)
+            close = nearest_names(name, self._by_name)
             raise BadRequest(
                 f"this node has no harness {name!r} (it has {known})",
                 param="harness",

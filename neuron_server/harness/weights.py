@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cortex_common.errors import BadRequest
 from cortex_common.schema.instances import LoadSpec
-from cortex_common.units import mib
+from cortex_common.units import bytes_to_mib
 
 _SHARD = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
 _WEIGHT_SUFFIXES = {".safetensors", ".gguf", ".bin", ".uqff", ".pt"}
@@ -78,4 +78,4 @@ def size_mb(path: Path) -> int:
         files = [f for f in path.parent.glob("*.gguf") if f.name.startswith(shard[1] + "-")]
     else:
         files = [path]
-    return mib(sum(f.stat().st_size for f in files))
+    return bytes_to_mib(sum(f.stat().st_size for f in files))

@@ -7,12 +7,19 @@ import logging
 from collections.abc import Callable, Mapping
 
 from cortex_common.clock import Clock
-from cortex_common.errors import Conflict, CortexError, NotFound, NotSupported, StillBusy, nearest
+from cortex_common.errors import (
+    Conflict,
+    CortexError,
+    InstanceBusy,
+    NotFound,
+    NotSupported,
+    nearest_names,
+)
 from cortex_common.schema.instances import (
     AttachedEngine,
     InstanceState,
-    RestartAnswer,
     RestartRequest,
+    RestartResponse,
 )
 from neuron_server.harness.base import AttachedHarness
 from neuron_server.harness.registry import Registered, Registry
@@ -57,7 +64,7 @@ class AttachedEngines:
         self._clock = clock
         self._manage = manage
         self._reachable: set[str] = set()
-        self._restarts: dict[str, asyncio.Task[RestartAnswer]] = {}
+        self._restarts: dict[str, asyncio.Task[RestartResponse]] = {}
         self._saved = state.load_cycles()
         for _, harness in registry.attached():
             harness.load_cycles = self._saved.get(harness.name, harness.load_cycles)
@@ -98,7 +105,7 @@ class AttachedEngines:
             for _, harness in self._registry.attached()
         )
 
-    async def restart(self, name: str, request: RestartRequest) -> RestartAnswer:
+    async def restart(self, name: str, request: RestartRequest) -> RestartResponse:
         """Restart an engine, once for all concurrent callers; return once it lists its models again.
 
         Raises:
@@ -112,9 +119,9 @@ class AttachedEngines:
         if name not in self._restarts:
             if harness.load_cycles.count < request.min_cycles:
                 models = await harness.loaded() or {}
-                return RestartAnswer(status="kept", models=_loaded_names(models))
+                return RestartResponse(status="kept", models=_loaded_names(models))
             if not request.cut and await self._is_busy(registered, harness):
-                raise StillBusy(f"the engine at {harness.url} has requests in flight")
+                raise InstanceBusy(f"the engine at {harness.url} has requests in flight")
         if name not in self._restarts:
             self._check_no_transition(registered)
             task = asyncio.create_task(self._restart(registered, harness), name=f"restart {name}")
@@ -124,7 +131,9 @@ class AttachedEngines:
 
     def _attached(self, name: str) -> tuple[Registered, AttachedHarness]:
         if name not in self._registry.names:
-            hints = tuple(f"did you mean {near!r}?" for near in nearest(name, self._registry.names))
+            hints = tuple(
+                f"did you mean {near!r}?" for near in nearest_names(name, self._registry.names)
+            )
             raise NotFound(f"this node has no harness {name!r}", hints=hints)
         registered = self._registry.get(name)
         harness = registered.harness
@@ -159,7 +168,7 @@ class AttachedEngines:
                     details={"instance": instance.id, "state": str(instance.state)},
                 )
 
-    async def _restart(self, registered: Registered, harness: AttachedHarness) -> RestartAnswer:
+    async def _restart(self, registered: Registered, harness: AttachedHarness) -> RestartResponse:
         """Restart an engine; its ready instances are loading meanwhile."""
         started = self._clock.monotonic()
         cycles = harness.load_cycles.count
@@ -187,7 +196,7 @@ class AttachedEngines:
             self._save()
         seconds = round(self._clock.monotonic() - started, 3)
         self._host.record_event("engine_restarted", harness=harness.name, seconds=seconds)
-        return RestartAnswer(status="restarted", models=_loaded_names(models), seconds=seconds)
+        return RestartResponse(status="restarted", models=_loaded_names(models), seconds=seconds)
 
     def _save(self) -> None:
         cycles = {harness.name: harness.load_cycles for _, harness in self._registry.attached()}

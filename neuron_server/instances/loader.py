@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from cortex_common.clock import Clock
 from cortex_common.errors import DoesNotFit
-from cortex_common.schema.instances import InstanceId, InstanceState, LoadAnswer, LoadSpec
+from cortex_common.schema.instances import InstanceId, InstanceState, LoadResponse, LoadSpec
 from neuron_server.admission import join_existing, memory_requests, reject_second_parallel
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
@@ -64,7 +64,7 @@ class Loader:
         self._engine_host = engine_host
         self._remove = remove
 
-    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
+    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadResponse:
         """Admit an instance and start it; returns before it is ready.
 
         Args:
@@ -123,7 +123,7 @@ class Loader:
         ports = registered.entry.port_range
         return free_port(ports, self._engine_host, self._instances.ports, seed)
 
-    def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadAnswer | None:
+    def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadResponse | None:
         """Return the answer of an instance that already serves a load; remove failed ones for another attempt."""
         for instance in self._instances.matching(spec):
             if instance.state is InstanceState.FAILED:
@@ -134,7 +134,7 @@ class Loader:
 
     def _start(
         self, spec: LoadSpec, registered: Registered, reservation: Reservation
-    ) -> LoadAnswer:
+    ) -> LoadResponse:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         harness = registered.harness
         if harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
@@ -163,4 +163,4 @@ class Loader:
             granted_mb=reservation.per_device_mb,
         )
         managed.runner.start()
-        return LoadAnswer(status="loading", instance_id=instance_id)
+        return LoadResponse(status="loading", instance_id=instance_id)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cortex_common.errors import ModelNotFound, Unavailable, nearest
+from cortex_common.errors import ModelNotFound, Unavailable, nearest_names
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 from neuron_server.harness.registry import Registered
 from neuron_server.instances.runner import Runner
@@ -122,5 +122,5 @@ class InstanceRegistry:
     def _not_found(self, model_id: str, instance_id: str | None) -> ModelNotFound:
         names = {instance.spec.model_id for instance in self.snapshots}
         what = f"instance {instance_id!r} of {model_id!r}" if instance_id else f"model {model_id!r}"
-        hints = [f"did you mean {name!r}?" for name in nearest(model_id, names)]
+        hints = [f"did you mean {name!r}?" for name in nearest_names(model_id, names)]
         return ModelNotFound(f"{what} is not loaded on this node", hints=hints, param="model_id")

@@ -316,7 +316,7 @@ class EngineRunner:
         return True
 
     async def _wait_for_failure(self, engine: EngineProcess) -> ExitReason:
-        interval, failed_probes = self._entry.health_every_s, 0
+        interval, failed_probes = self._entry.health_interval_s, 0
         while failed_probes < _MAX_FAILED_PROBES:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(engine.wait(), interval)

@@ -45,7 +45,7 @@ def create_runner(
     """
     harness = registered.harness
     if isinstance(harness, AttachedHarness):
-        interval_s = min(registered.entry.health_every_s, MAX_WATCH_INTERVAL_S)
+        interval_s = min(registered.entry.health_interval_s, MAX_WATCH_INTERVAL_S)
         return AttachedRunner(instance.id, harness, host, clock, interval_s)
     assert isinstance(harness, ProcessHarness), "a harness is one or the other"
     own_devices = [device for device in devices if device.index in instance.devices]

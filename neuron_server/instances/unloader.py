@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from cortex_common.clock import Clock
-from cortex_common.errors import StillBusy
+from cortex_common.errors import InstanceBusy
 from cortex_common.schema.instances import InstanceState
 from neuron_server.inflight import InflightCounts
 from neuron_server.instances.registry import ManagedInstance
@@ -63,7 +63,7 @@ class Unloader:
         if managed.stopping is None:
             managed.stopping = asyncio.create_task(self._unload(managed, drain_s, cut=cut))
         if not await asyncio.shield(managed.stopping):
-            raise StillBusy.after(managed.instance.id, drain_s)
+            raise InstanceBusy.after_drain(managed.instance.id, drain_s)
 
     async def _unload(self, managed: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
         """Return whether the instance was stopped; a busy one that must not be cut becomes ready again."""

@@ -18,7 +18,7 @@ from cortex_cli.commands.help import ENVIRONMENT
 from cortex_cli.config_files import SCHEMAS, kind_of
 from cortex_cli.main import app
 from cortex_common.config.loader import load
-from cortex_common.errors import BY_CODE
+from cortex_common.errors import ERRORS_BY_CODE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -171,7 +171,12 @@ def test_every_metric_exists() -> None:
 def test_troubleshooting_covers_every_error() -> None:
     """The page has every error code, except those that the request itself explains."""
     page = PAGES["docs/troubleshooting.md"]
-    for code in set(BY_CODE) - {"invalid_request", "not_found", "node_not_found", "conflict"}:
+    for code in set(ERRORS_BY_CODE) - {
+        "invalid_request",
+        "not_found",
+        "node_not_found",
+        "conflict",
+    }:
         assert f"`{code}`" in page, code
 
 

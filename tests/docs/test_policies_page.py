@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cortex_common.config.loader import load
-from cortex_common.units import show_duration
+from cortex_common.units import format_duration
 from cortex_server.placement.policy import Policy
 from cortex_server.simulate.fleet import SimulatedFleet
 from cortex_server.simulate.judge import bound, judge
@@ -45,7 +45,7 @@ def test_an_included_trace_is_what_the_generator_makes(name: str):
     assert [(round(r.at, 3), r.model, r.tokens) for r in made] == [
         (r.at, r.model, r.tokens) for r in trace
     ]
-    assert row(name)[4] == show_duration(bound(fleet, trace))
+    assert row(name)[4] == format_duration(bound(fleet, trace))
 
 
 def test_the_page_has_the_figures_of_lru_and_cost():
@@ -53,7 +53,7 @@ def test_the_page_has_the_figures_of_lru_and_cost():
     report = judge(*included("workstation"), ["lru", "cost"], Policy())
     lru, cost = (r.cold_start_s for r in report.rows)
     printed = row("workstation")
-    assert (printed[0], printed[2]) == (show_duration(lru), show_duration(cost))
+    assert (printed[0], printed[2]) == (format_duration(lru), format_duration(cost))
     assert printed[5:] == [
         f"{1 - cost / lru:.0%}",
         f"{lru / report.bound_s:.1f}",

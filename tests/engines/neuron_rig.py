@@ -145,7 +145,7 @@ async def following(
 
     Calls of that function miss no change in between, however short.
     """
-    async with contextlib.aclosing(client.status_events()) as events:
+    async with contextlib.aclosing(client.watch_status()) as events:
         latest = (await anext(events)).models
 
         async def wait(condition: Condition) -> tuple[ModelInfo, ...]:

@@ -23,12 +23,13 @@ from rigs.engine import (
 from rigs.neuron import scripted_neuron
 from rigs.whole import Served, running_gateway
 
-from cortex_common.client.control import Bookmark
+from cortex_common.client.control import EventCursor
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.access import KeyEntry, Scope
+from cortex_common.config.access import KeyEntry
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.audit import AuditEntry
+from cortex_common.schema.keys import Scope
 from cortex_common.schema.operations import PinModel, UnpinModel
 from cortex_common.schema.requests import RequestList, RequestState
 from cortex_server.auth.keys import hash_of
@@ -226,13 +227,13 @@ async def test_instances_count_what_they_did(held: Held):
 async def test_the_trail_names_who_did_it(held: Held):
     """A pin stands in the trail with the operator's key; a stream that lost it gets it when it is resumed."""
     async with held.operator() as client:
-        bookmark = Bookmark()
-        async with contextlib.aclosing(client.news(bookmark)) as news:
+        cursor = EventCursor()
+        async with contextlib.aclosing(client.watch(cursor)) as news:
             await anext(news)
         await client.pin(PinModel(model="m"))
         await client.unpin(UnpinModel(model="m"))
         (pinned,) = [e for e in await client.trail() if e.event == "pinned"]
-        async with asyncio.timeout(10), contextlib.aclosing(client.news(bookmark)) as news:
+        async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as news:
             missed = [await anext(news), await anext(news)]
 
     assert (pinned.actor, pinned.facts["model"]) == ("ada", "m")

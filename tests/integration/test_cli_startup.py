@@ -149,7 +149,7 @@ def test_authorities_that_cannot_be_read_are_named(tmp_path: Path):
     for name in (str(path), "/nowhere.pem"):
         done = cortex("ps", "--gateway", "https://127.0.0.1:9", SSL_CERT_FILE=name)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"error: no authorities can be read from {name}: ")
+        assert done.stderr.startswith(f"error: certificate authorities can't be read from {name}: ")
 
 
 def test_version_without_a_gateway():

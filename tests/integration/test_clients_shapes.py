@@ -13,9 +13,10 @@ from rigs.late import anthropic, openai
 from rigs.proxy import PlaneRig, running_plane
 from rigs.whole import running_gateway
 
-from cortex_common.config.access import KeyEntry, Scope
+from cortex_common.config.access import KeyEntry
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import DoesNotFit
+from cortex_common.schema.keys import Scope
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 

@@ -74,7 +74,7 @@ def spec(weights: Path, model: str, **more: object) -> LoadSpec:
 async def reading(client: NeuronClient, used_mb: int | None = None) -> DeviceReading:
     """The card as the neuron sees it; with `used_mb`, once it is near that."""
     async with asyncio.timeout(30):
-        async with contextlib.aclosing(client.status_events()) as events:
+        async with contextlib.aclosing(client.watch_status()) as events:
             async for status in events:
                 now = status.health.devices[0]
                 if used_mb is None or abs(now.vram_used_mb - used_mb) <= NOISE_MB:
@@ -91,7 +91,7 @@ async def as_smi(client: NeuronClient, least_mb: int) -> tuple[DeviceReading, li
         The reading; and nvidia-smi's used and free MiB, degrees and watts.
     """
     async with asyncio.timeout(30):
-        async with contextlib.aclosing(client.status_events()) as events:
+        async with contextlib.aclosing(client.watch_status()) as events:
             async for status in events:
                 now = status.health.devices[0]
                 told = smi("memory.used", "memory.free", "temperature.gpu", "power.draw")

@@ -13,10 +13,10 @@ from rigs.proxy import FACES, running_plane
 from rigs.whole import running_gateway
 
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.access import KeyEntry, LimitsSection, Scope
+from cortex_common.config.access import KeyEntry, LimitsSection
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
-from cortex_common.schema.keys import CreateKey
+from cortex_common.schema.keys import CreateKey, Scope
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 from cortex_server.auth.permissions import rule_for

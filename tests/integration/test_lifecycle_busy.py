@@ -10,7 +10,7 @@ import httpx
 import pytest
 from engines.neuron_rig import NeuronRig, fake, load, running, until
 
-from cortex_common.errors import StillBusy
+from cortex_common.errors import InstanceBusy
 from cortex_common.schema.instances import InstanceState, UnloadRequest
 
 TOKEN = "only-for-this-test"
@@ -40,7 +40,7 @@ async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
             busy = await until(client, lambda models: models[0].in_flight == 1)
             assert busy[0].status is InstanceState.READY
             request = UnloadRequest(model_id="slow", drain_seconds=0.2, cut=False)
-            with pytest.raises(StillBusy) as refused:
+            with pytest.raises(InstanceBusy) as refused:
                 await client.unload(request)
             assert refused.value.details["instance"] == ready.instance_id
             assert (await client.models())[0].status is InstanceState.READY
@@ -62,7 +62,7 @@ async def test_whoever_may_cut_ends_what_others_spare(rig: NeuronRig) -> None:
         async with http.stream("POST", url, json={"messages": [], "stream": True}) as answer:
             lines = answer.aiter_lines()
             await anext(lines)
-            with pytest.raises(StillBusy):
+            with pytest.raises(InstanceBusy):
                 await client.unload(UnloadRequest(model_id="held", cut=False))
             async with asyncio.timeout(10):
                 await client.unload(UnloadRequest(model_id="held", drain_seconds=0.2))

@@ -17,7 +17,7 @@ from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.operations import LoadModel, UnloadModel
 from cortex_server.fleet.state import Fleet
 
-EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
+EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from lifecycle_rig import MODEL_MB, Served, gateway, neuron, tiny, until
 from cortex_common.schema.fleet import InstanceView
 
 ROOM_MB = 2 * MODEL_MB + 8
-EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 30, "min_residency": 0}}
+EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 30, "min_residency": 0}}
 
 
 def view(served: Served, model: str) -> InstanceView | None:

@@ -13,7 +13,7 @@ import pytest
 from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
 from cortex_common.config.catalogue import ModelConfig
-from cortex_common.errors import Conflict, NodeNotFound, NotFound, StillBusy, Unavailable
+from cortex_common.errors import Conflict, InstanceBusy, NodeNotFound, NotFound, Unavailable
 from cortex_common.schema.fleet import InstanceView, ModelState
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.operations import (
@@ -26,7 +26,7 @@ from cortex_common.schema.operations import (
 )
 from cortex_common.schema.plans import ApplyDefrag, DefragRequest, DefragView, PlanLoad
 
-EAGER = {"placement": {"patience": 0.2}, "eviction": {"min_residency": 0}}
+EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"min_residency": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
             served.operator.unload(UnloadModel(model="ada", drain_timeout_s=0.0)),
             served.operator.evict(EvictModel(model="ada", drain_timeout_s=0.0)),
         ):
-            with pytest.raises(StillBusy):
+            with pytest.raises(InstanceBusy):
                 await hasty
         assert endpoint.draining
         fleet.release(endpoint)

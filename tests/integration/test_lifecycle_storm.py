@@ -77,7 +77,7 @@ async def test_a_storm_leaves_nothing_behind(tmp_path: Path) -> None:
     names = [f"m{i}" for i in range(6)]
     models = tuple(tiny(tmp_path, name) for name in names)
     sections = {
-        "placement": {"patience": 0.3},
+        "placement": {"drain_after": 0.3},
         "eviction": {"drain_timeout": 60, "min_residency": 1, "strategy": "cost"},
     }
     async with (

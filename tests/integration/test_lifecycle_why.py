@@ -13,7 +13,7 @@ from cortex_cli.output import Output, document
 from cortex_cli.render.details import why_text
 from cortex_common.errors import NotFound
 
-EAGER = {"placement": {"patience": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
+EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
 
 
 async def test_a_request_knows_what_it_waited_for(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ async def test_events_start_with_the_whole_status_and_follow_changes(
     async with (
         rig.client() as client,
         asyncio.timeout(60),
-        contextlib.aclosing(client.status_events()) as events,
+        contextlib.aclosing(client.watch_status()) as events,
     ):
 
         async def expect(*states: str) -> None:
@@ -363,7 +363,7 @@ async def test_an_unwritable_state_directory_only_causes_a_warning(small: Neuron
         assert [m.id for m in await client.models()] == ["meanwhile"]
         assert len(small.engines()) == 1
         records.mkdir()
-        async with asyncio.timeout(60), contextlib.aclosing(client.status_events()) as events:
+        async with asyncio.timeout(60), contextlib.aclosing(client.watch_status()) as events:
             async for _ in events:
                 if not (await client.discovery()).warnings:
                     break

@@ -114,7 +114,7 @@ class Served:
         self.systemctl.chmod(self.systemctl.stat().st_mode | stat.S_IXUSR)
         self.rig = NeuronRig(directory / "neuron")
         section = f'[[harnesses]]\nname = "shared"\nkind = "attach"\nurl = "http://127.0.0.1:{self.port}"\n'
-        section += 'unit = "mistralrs.service"\nhealth_every_s = 0.5\nload_timeout_s = 20\n'
+        section += 'unit = "mistralrs.service"\nhealth_interval_s = 0.5\nload_timeout_s = 20\n'
         self.rig.config.write_text(self.rig.config.read_text() + section)
         self._path = os.environ["PATH"]
         os.environ["PATH"] = f"{bin_dir}:{self._path}"

@@ -131,7 +131,7 @@ async def stopping(
 
 async def _last_told(client: NeuronClient, heard: asyncio.Event) -> NodeStatus:
     """The last message of a neuron's events; `heard` is set with the first."""
-    async for status in client.status_events():
+    async for status in client.watch_status():
         heard.set()
         last = status
     return last

@@ -43,7 +43,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
     config = rig.config.read_text()
     template = config.split("[[harnesses]]")[2]
     for name, settings in (
-        ("impatient", "load_timeout_s = 1.5\nhealth_every_s = 0.2\n"),
+        ("impatient", "load_timeout_s = 1.5\nhealth_interval_s = 0.2\n"),
         ("reporting", 'running_metrics = ["fake_running"]\n'),
     ):
         config += "[[harnesses]]" + template.replace('name = "fake"', f'name = "{name}"') + settings

@@ -124,11 +124,11 @@ async def test_a_rejected_file_is_visible_until_it_is_fixed(tmp_path):
         with pytest.raises(ConfigError):
             await operator.reload()
         settings = (await operator.fleet()).settings
-        assert "limits.max_in_flght" in (settings.refused or "")
+        assert "limits.max_in_flght" in (settings.reload_error or "")
         rejected = await scrape(metrics)
         gateway.write(models=MODEL)
         await operator.reload()
-        assert (await operator.fleet()).settings.refused is None
+        assert (await operator.fleet()).settings.reload_error is None
         fixed = await scrape(metrics)
 
     at = "success_timestamp_seconds"

@@ -129,10 +129,10 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
             pem.write_text("nonsense")
             assert not tls.refresh()
             assert await shown_by(port, trusted) == first
-            assert [bool(c.refused) for c in tls.certificates] == [True]
+            assert [bool(c.reload_error) for c in tls.certificates] == [True]
             certificate(ca, pem)
             assert tls.refresh()
-            assert [c.refused for c in tls.certificates] == [None]
+            assert [c.reload_error for c in tls.certificates] == [None]
             assert await shown_by(port, trusted) != first
             assert not tls.refresh()
 
@@ -160,7 +160,7 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
             gateway_process(tmp_path, *tables) as gateway,
             httpx.AsyncClient(verify=trusted) as http,
         ):
-            assert (await gateway.logged("certificate_ends"))["file"] == str(mine)
+            assert (await gateway.logged("certificate_expiring"))["file"] == str(mine)
             await gateway.logged("node_up")
             told = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
             of_node = (await http.get(f"{url}/metrics")).text
@@ -186,9 +186,9 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
     assert (found["none", str(mine)], found["n", str(theirs)]) == (at, at)
     assert ("none", str(ca_pem)) in found
     assert f'cortex_neuron_{name}{{file="{theirs}"}}' in of_node
-    assert "certificate_ends" in (tmp_path / "neuron.log").read_text()
-    assert f"{mine} ends on" in doctor.stdout
-    assert f"{theirs} ends on" in doctor.stdout
+    assert "certificate_expiring" in (tmp_path / "neuron.log").read_text()
+    assert f"{mine} expires on" in doctor.stdout
+    assert f"{theirs} expires on" in doctor.stdout
 
 
 @pytest.mark.parametrize("what", ["missing", "key of another"])

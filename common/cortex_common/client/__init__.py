@@ -1,1 +1,1 @@
-"""HTTP clients of the gateway's and the neuron's APIs."""
+"""HTTP clients of the gateway's operator API and of the neuron's API."""

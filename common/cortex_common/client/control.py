@@ -1,4 +1,4 @@
-"""One way to call a neuron's or a gateway's control API: typed answers, errors from the tree."""
+"""The base of the clients of the control APIs: typed responses, errors as classes, event streams."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from cortex_common.errors import ConfigError, UpstreamFailed, UpstreamTimeout, f
 
 T = TypeVar("T")
 
-
-_NO_CONNECTION = {
+_CONNECTION_ERRORS = {
     errno.ECONNREFUSED,
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
@@ -29,48 +28,50 @@ _NO_CONNECTION = {
 }
 
 
-def tls_for(url: str) -> ssl.SSLContext | bool:
-    """What httpx takes as `verify` for a server: the well-known authorities, or those that SSL_CERT_FILE names.
+def tls_verify(url: str) -> ssl.SSLContext | bool:
+    """Return httpx's `verify` argument for a server: the default authorities, or those in SSL_CERT_FILE.
 
     Raises:
-        ConfigError: that file can't be used.
+        ConfigError: that file can't be read.
     """
-    return _system_tls() if url.startswith("https:") else False
+    return _default_tls_context() if url.startswith("https:") else False
 
 
 @cache
-def _system_tls() -> ssl.SSLContext:
-    """As httpx makes it for each client; once is enough, as reading all authorities takes 20 ms."""
+def _default_tls_context() -> ssl.SSLContext:
+    """Create httpx's default context, once for all clients: reading all authorities takes 20 ms."""
     try:
         return httpx.create_ssl_context()
-    except OSError as failed:
-        named = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
-        raise ConfigError(f"no authorities can be read from {named}: {failed}") from failed
+    except OSError as error:
+        location = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+        raise ConfigError(
+            f"certificate authorities can't be read from {location}: {error}"
+        ) from error
 
 
-def in_words(failed: httpx.HTTPError) -> str:
-    """Why a request failed, for people; timeouts have no words of their own."""
-    silent = isinstance(failed, httpx.TimeoutException)
-    if isinstance(failed, httpx.ConnectError) and (number := _errno(failed)) is not None:
+def describe_http_error(error: httpx.HTTPError) -> str:
+    """Return why a request failed, for people, including for timeouts, which have no message of their own."""
+    is_timeout = isinstance(error, httpx.TimeoutException)
+    if isinstance(error, httpx.ConnectError) and (number := _connection_errno(error)) is not None:
         return os.strerror(number)
-    return str(failed) or ("it timed out" if silent else type(failed).__name__)
+    return str(error) or ("timed out" if is_timeout else type(error).__name__)
 
 
-def _errno(failed: BaseException | None) -> int | None:
-    """The system's word on a connection, below what httpx and anyio make of it: "All connection attempts failed"."""
-    while failed is not None:
-        if isinstance(failed, ExceptionGroup):
-            failed = failed.exceptions[0]
-        if isinstance(failed, OSError) and failed.errno in _NO_CONNECTION:
-            return failed.errno
-        failed = failed.__cause__ or failed.__context__
+def _connection_errno(error: BaseException | None) -> int | None:
+    """Return the system's error behind the "All connection attempts failed" of httpx and anyio."""
+    while error is not None:
+        if isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and error.errno in _CONNECTION_ERRORS:
+            return error.errno
+        error = error.__cause__ or error.__context__
     return None
 
 
-def in_path(name: str) -> str:
-    """A name as part of a URL's path; its slashes stay.
+def quote_path(name: str) -> str:
+    """Quote a name for the path of a URL; slashes are kept.
 
-    ".." between them is escaped, or httpx would take it and what is before it away:
+    Segments "." and ".." are escaped, because httpx would otherwise remove them:
     https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4.
     """
     segments = name.split("/")
@@ -78,21 +79,21 @@ def in_path(name: str) -> str:
 
 
 @dataclass(slots=True)
-class Bookmark:
-    """How far an event stream has been read, so that a new connection goes on there."""
+class EventCursor:
+    """The position in an event stream from which a new connection continues."""
 
     last_id: str | None = None
 
 
 class ControlClient:
-    """A base URL and the httpx client behind it.
+    """An HTTP client for one gateway or neuron.
 
     Args:
-        base_url: without a slash at its end.
-        who: what to call the other side in errors, such as "node beast".
-        token: bearer token, where the other side asks for one.
-        tls: with which authorities and certificate to ask; None for the system's.
-        transport: for tests that run the server in this process.
+        base_url: without a trailing slash.
+        who: what to call the server in errors, such as "node beast".
+        token: bearer token, if the server requires one.
+        tls: authorities and client certificate; None for the defaults.
+        transport: for tests that run the server in the same process.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class ControlClient:
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(10.0, connect=5.0),
             transport=transport,
-            verify=tls or tls_for(base_url),
+            verify=tls or tls_verify(base_url),
             trust_env=False,
         )
 
@@ -132,7 +133,7 @@ class ControlClient:
 
     async def call(
         self,
-        answer: TypeAdapter[T],
+        response_type: TypeAdapter[T],
         method: str,
         path: str,
         *,
@@ -140,51 +141,43 @@ class ControlClient:
         params: Mapping[str, str] | None = None,
         timeout: float = 10.0,  # noqa: ASYNC109 - httpx applies it to each phase of the call
     ) -> T:
-        """Send a request and parse its answer.
+        """Send a request and parse the response.
 
         Raises:
-            CortexError: the one that the other side reported, by its code.
-            UpstreamTimeout: no answer in time.
-            UpstreamFailed: the other side can't be reached or answered something else.
+            CortexError: the error that the server reported, as the class of its code.
+            UpstreamTimeout: the server did not respond in time.
+            UpstreamFailed: the server can't be reached, or its response can't be parsed.
         """
-        what = f"{method} {path}"
+        call = f"{method} {path}"
         try:
             response = await self._http.request(
                 method, path, json=body, params=params, timeout=timeout
             )
-        except httpx.TimeoutException as failed:
+        except httpx.TimeoutException as error:
             raise UpstreamTimeout(
-                f"{self.who} at {self.base_url} did not answer {what} in time"
-            ) from failed
-        except httpx.HTTPError as failed:
-            reason = in_words(failed)
+                f"{self.who} at {self.base_url} did not respond to {call} in time"
+            ) from error
+        except httpx.HTTPError as error:
             raise UpstreamFailed(
-                f"{self.who} at {self.base_url} can't be reached: {reason}",
+                f"{self.who} at {self.base_url} can't be reached: {describe_http_error(error)}",
                 details={"unreachable": True},
-            ) from failed
+            ) from error
         if response.status_code >= 400:
-            raise from_envelope(response.content, response.status_code, what)
+            raise from_envelope(response.content, response.status_code, call)
         try:
-            return answer.validate_json(response.content)
-        except ValidationError as failed:
+            return response_type.validate_json(response.content)
+        except ValidationError as error:
             raise UpstreamFailed(
-                f"{self.who} answered {what} with something else: {failed.errors()[0]['msg']}"
-            ) from failed
-
-    def _broken(self, failed: httpx.HTTPError) -> UpstreamFailed:
-        """Why a stream can't be had, or ended before its end."""
-        reason = in_words(failed)
-        if isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout):
-            return UpstreamFailed(f"{self.who} at {self.base_url} can't be reached: {reason}")
-        return UpstreamFailed(f"{self.who} at {self.base_url} broke off: {reason}")
+                f"{self.who} sent an unexpected response to {call}: {error.errors()[0]['msg']}"
+            ) from error
 
     @asynccontextmanager
     async def text(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[str]]:
-        """A body of text, piece by piece as it comes; it may never end.
+        """Stream a text response chunk by chunk; it can be endless.
 
         Raises:
-            CortexError: the one that the other side reported, by its code.
-            UpstreamFailed: the other side can't be reached, or broke off.
+            CortexError: the error that the server reported, as the class of its code.
+            UpstreamFailed: the server can't be reached, or closed the connection.
         """
         timeout = httpx.Timeout(None, connect=5.0)
         try:
@@ -192,25 +185,25 @@ class ControlClient:
                 if response.status_code >= 400:
                     raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
                 yield response.aiter_text()
-        except httpx.HTTPError as failed:
-            raise self._broken(failed) from failed
+        except httpx.HTTPError as error:
+            raise self._stream_error(error) from error
 
     async def events(
-        self, path: str, *, silence_s: float, bookmark: Bookmark | None = None
+        self, path: str, *, silence_s: float, cursor: EventCursor | None = None
     ) -> AsyncIterator[tuple[str, bytes]]:
         """Follow a server-sent event stream as (event name, data).
 
         Args:
-            path: of the stream.
-            silence_s: seconds without a byte, comments included, after which the stream counts as dead.
-            bookmark: where an earlier connection ended; kept up to date.
+            path: path of the stream.
+            silence_s: seconds without a byte, comments included, after which the connection is considered dead.
+            cursor: where an earlier connection ended; updated with every event.
 
         Raises:
-            UpstreamFailed: the stream can't be had, broke, or fell silent.
+            UpstreamFailed: the stream can't be opened, was closed, or is silent for too long.
         """
         timeout = httpx.Timeout(silence_s, connect=5.0)
-        mark = bookmark or Bookmark()
-        headers = {"last-event-id": mark.last_id} if mark.last_id else {}
+        cursor = cursor or EventCursor()
+        headers = {"last-event-id": cursor.last_id} if cursor.last_id else {}
         try:
             async with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:
                 if response.status_code >= 400:
@@ -220,11 +213,18 @@ class ControlClient:
                     if line.startswith("event:"):
                         name = line[6:].strip()
                     elif line.startswith("id:"):
-                        mark.last_id = line[3:].strip()
+                        cursor.last_id = line[3:].strip()
                     elif line.startswith("data:"):
                         data += line[5:].lstrip().encode()
                     elif not line and data:
                         yield name, bytes(data)
                         name, data = "message", bytearray()
-        except httpx.HTTPError as failed:
-            raise self._broken(failed) from failed
+        except httpx.HTTPError as error:
+            raise self._stream_error(error) from error
+
+    def _stream_error(self, error: httpx.HTTPError) -> UpstreamFailed:
+        """Return the error for a stream that can't be opened, or ended early."""
+        reason = describe_http_error(error)
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return UpstreamFailed(f"{self.who} at {self.base_url} can't be reached: {reason}")
+        return UpstreamFailed(f"{self.who} at {self.base_url} closed the connection: {reason}")

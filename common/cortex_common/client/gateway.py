@@ -8,9 +8,9 @@ from datetime import date
 
 from pydantic import TypeAdapter
 
-from cortex_common.client.control import Bookmark, ControlClient, in_path
+from cortex_common.client.control import ControlClient, EventCursor, quote_path
 from cortex_common.config.provenance import ConfigView
-from cortex_common.log_buffer import LogLine, log_lines
+from cortex_common.log_buffer import LogLine, parse_log_lines
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
@@ -69,25 +69,25 @@ class OperatorClient(ControlClient):
         """The fleet now."""
         return await self.call(SNAPSHOT, "GET", "/operator/v1/fleet")
 
-    async def fleet_events(self, *, silence_s: float = 15.0) -> AsyncIterator[FleetSnapshot]:
+    async def watch_fleet(self, *, silence_s: float = 15.0) -> AsyncIterator[FleetSnapshot]:
         """The fleet now and after each change; see `ControlClient.events`."""
         async for name, data in self.events("/operator/v1/events", silence_s=silence_s):
             if name == "fleet":
                 yield SNAPSHOT.validate_json(data)
 
-    async def news(
-        self, bookmark: Bookmark, *, pause_s: float = 0.25, silence_s: float = 15.0
+    async def watch(
+        self, cursor: EventCursor, *, pause_s: float = 0.25, silence_s: float = 15.0
     ) -> AsyncIterator[FleetSnapshot | AuditEntry]:
-        """`fleet_events` and what is decided meanwhile; with a used bookmark also what was missed.
+        """`watch_fleet` and what is decided meanwhile; with a used cursor also what was missed.
 
         Args:
-            bookmark: what was read.
+            cursor: what was read.
             pause_s: changes within so many seconds come as one; 0.25 to 10.
             silence_s: see `ControlClient.events`; on top of the pause.
         """
         path = f"/operator/v1/events?pause={pause_s:g}"
         silence_s += pause_s
-        async for name, data in self.events(path, silence_s=silence_s, bookmark=bookmark):
+        async for name, data in self.events(path, silence_s=silence_s, cursor=cursor):
             if name == "fleet":
                 yield SNAPSHOT.validate_json(data)
             elif name == "lifecycle":
@@ -104,7 +104,7 @@ class OperatorClient(ControlClient):
         """What a model's engine wrote, piece by piece; see `ControlClient.text`."""
         params = {"lines": str(lines), "follow": str(follow).lower()}
         params |= {"instance": instance} if instance else {}
-        async with self.text(f"/operator/v1/models/{in_path(model)}/logs", params) as pieces:
+        async with self.text(f"/operator/v1/models/{quote_path(model)}/logs", params) as pieces:
             yield pieces
 
     @asynccontextmanager
@@ -116,10 +116,12 @@ class OperatorClient(ControlClient):
         Raises:
             UpstreamFailed: it answered with something else.
         """
-        path = "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{in_path(node)}/logs"
+        path = (
+            "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{quote_path(node)}/logs"
+        )
         params = {"lines": str(lines), "follow": str(follow).lower()}
         async with self.text(path, params) as pieces:
-            yield log_lines(pieces)
+            yield parse_log_lines(pieces)
 
     async def trail(self) -> tuple[AuditEntry, ...]:
         """What was decided lately, the oldest first."""
@@ -164,7 +166,7 @@ class OperatorClient(ControlClient):
 
     async def model(self, name: str) -> ModelDetail:
         """A model's estimate beside what was measured."""
-        return await self.call(_DETAIL, "GET", f"/operator/v1/models/{in_path(name)}")
+        return await self.call(_DETAIL, "GET", f"/operator/v1/models/{quote_path(name)}")
 
     async def requests(self, last: int | None = None) -> RequestList:
         """The requests under way, and those that ended last: at most so many, or all that are kept."""
@@ -178,7 +180,7 @@ class OperatorClient(ControlClient):
             NotFound: none is under way.
             Conflict: several begin so.
         """
-        path = f"/operator/v1/requests/{in_path(request)}/cancel"
+        path = f"/operator/v1/requests/{quote_path(request)}/cancel"
         return await self.call(_REQUEST, "POST", path)
 
     async def cordon(self, node: str) -> NodeAction:
@@ -232,7 +234,7 @@ class OperatorClient(ControlClient):
 
     async def decisions(self, request: str) -> tuple[DecisionView, ...]:
         """What a request waited for; nothing when it had not to, or that was long ago."""
-        return await self.call(_DECISIONS, "GET", f"/operator/v1/decisions/{in_path(request)}")
+        return await self.call(_DECISIONS, "GET", f"/operator/v1/decisions/{quote_path(request)}")
 
     async def reload(self) -> Reloaded:
         """Have the gateway read its configuration again.
@@ -253,7 +255,7 @@ class OperatorClient(ControlClient):
 
     async def revoke_key(self, name: str) -> KeyView:
         """End a key."""
-        return await self.call(_KEY, "DELETE", f"/operator/v1/keys/{in_path(name)}")
+        return await self.call(_KEY, "DELETE", f"/operator/v1/keys/{quote_path(name)}")
 
     async def usage(
         self, since: date | None = None, until: date | None = None

@@ -1,4 +1,4 @@
-"""Typed async client of a neuron (port 9090)."""
+"""Async client of a neuron's API (port 9090)."""
 
 from __future__ import annotations
 
@@ -7,69 +7,70 @@ from contextlib import asynccontextmanager
 
 from pydantic import TypeAdapter
 
-from cortex_common.client.control import Bookmark, ControlClient, in_path
+from cortex_common.client.control import ControlClient, EventCursor, quote_path
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     AttachedEngine,
-    EndpointAnswer,
+    EndpointResponse,
     LifecycleEntry,
-    LoadAnswer,
+    LoadResponse,
     LoadSpec,
     ModelInfo,
     NodeStatus,
-    RestartAnswer,
     RestartRequest,
-    UnloadAnswer,
+    RestartResponse,
     UnloadRequest,
+    UnloadResponse,
 )
 
 _DISCOVERY = TypeAdapter(Discovery)
 _HEALTH = TypeAdapter(Health)
 _MODELS = TypeAdapter(tuple[ModelInfo, ...])
-_LOAD = TypeAdapter(LoadAnswer)
-_UNLOAD = TypeAdapter(UnloadAnswer)
-_ENDPOINT = TypeAdapter(EndpointAnswer)
+_LOAD = TypeAdapter(LoadResponse)
+_UNLOAD = TypeAdapter(UnloadResponse)
+_ENDPOINT = TypeAdapter(EndpointResponse)
 _ATTACHED = TypeAdapter(tuple[AttachedEngine, ...])
-_RESTART = TypeAdapter(RestartAnswer)
+_RESTART = TypeAdapter(RestartResponse)
 _STATUS = TypeAdapter(NodeStatus)
 _ENTRY = TypeAdapter(LifecycleEntry)
 
 
 class NeuronClient(ControlClient):
-    """The calls of the requirements and /events. Errors: see `ControlClient.call`."""
+    """The calls of a neuron's API. For the errors that every call raises see `ControlClient.call`."""
 
     async def discovery(self) -> Discovery:
-        """What the host is."""
+        """Return the description of the host."""
         return await self.call(_DISCOVERY, "GET", "/discovery")
 
     async def health(self) -> Health:
-        """The latest reading."""
+        """Return the latest readings of the devices."""
         return await self.call(_HEALTH, "GET", "/health")
 
     async def models(self) -> tuple[ModelInfo, ...]:
-        """Its instances."""
+        """Return all instances on the node."""
         return await self.call(_MODELS, "GET", "/models")
 
-    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadAnswer:
-        """Ask for an instance; returns once it is admitted, not once it is ready.
+    async def load(self, spec: LoadSpec, known: Collection[str] | None = None) -> LoadResponse:
+        """Request a new instance; returns when it is admitted, not when it is ready.
 
         Args:
-            spec: which.
-            known: the copies of the model that it comes on top of; another that does the same work is the answer.
+            spec: the instance to start.
+            known: the instances of the model that the caller already knows. If there is another one with the same spec,
+                it is returned instead of starting a new one.
 
         Raises:
-            DoesNotFit: the node's ledger refuses; details carry needed_mb and the devices' numbers.
-            Conflict: this instance id runs with another spec.
+            DoesNotFit: the node's ledger refused; details hold needed_mb and the numbers of each device.
+            Conflict: an instance with this id runs with a different spec.
         """
         body = spec.model_dump(mode="json", exclude_defaults=True)
         query = "" if known is None else f"?known={','.join(sorted(known))}"
         return await self.call(_LOAD, "POST", f"/models/load{query}", body=body, timeout=60.0)
 
-    async def unload(self, request: UnloadRequest) -> UnloadAnswer:
-        """End instances; returns once their memory is measured free.
+    async def unload(self, request: UnloadRequest) -> UnloadResponse:
+        """Stop instances; returns when their memory is measured as free.
 
         Raises:
-            StillBusy: one has requests under way after `drain_seconds`, and `cut` is off.
+            InstanceBusy: an instance has requests in flight after `drain_seconds`, and `cut` is off.
         """
         body = request.model_dump(mode="json", exclude_defaults=True)
         return await self.call(
@@ -80,12 +81,12 @@ class NeuronClient(ControlClient):
             timeout=request.drain_seconds + 120.0,
         )
 
-    async def endpoint(self, model_id: str) -> EndpointAnswer:
-        """Where the model's inference requests go."""
-        return await self.call(_ENDPOINT, "GET", f"/models/{in_path(model_id)}/endpoint")
+    async def endpoint(self, model_id: str) -> EndpointResponse:
+        """Return where to send inference requests for a model."""
+        return await self.call(_ENDPOINT, "GET", f"/models/{quote_path(model_id)}/endpoint")
 
     async def attached(self) -> tuple[AttachedEngine, ...]:
-        """Its engines that someone else runs."""
+        """Return the node's attached engines."""
         return await self.call(_ATTACHED, "GET", "/harnesses")
 
     async def restart(
@@ -94,34 +95,35 @@ class NeuronClient(ControlClient):
         request: RestartRequest,
         *,
         timeout_s: float = 1920.0,
-    ) -> RestartAnswer:
-        """Restart an attached engine; returns once it lists its models again. A repeat joins the one under way.
+    ) -> RestartResponse:
+        """Restart an attached engine; returns when it lists its models again. A repeated call joins a running restart.
 
         Raises:
             NotFound: the node has no such harness.
-            NotSupported: it is not attached, or the node knows no unit to restart.
-            Conflict: a load or unload is under way in it; StillBusy: it is computing, and `cut` is off.
+            NotSupported: the harness is not attached, or the node knows no systemd unit for it.
+            Conflict: a load or unload is in progress in the engine.
+            InstanceBusy: the engine is processing requests, and `cut` is off.
             LoadFailed: systemd refused, or the engine did not come back.
         """
         return await self.call(
             _RESTART,
             "POST",
-            f"/harnesses/{in_path(harness)}/restart",
+            f"/harnesses/{quote_path(harness)}/restart",
             body=request.model_dump(mode="json", exclude_defaults=True),
             timeout=timeout_s,
         )
 
-    async def status_events(self, *, silence_s: float = 10.0) -> AsyncIterator[NodeStatus]:
-        """The node's status now and after each change; see `ControlClient.events`."""
-        async for news in self.news(silence_s=silence_s):
-            if isinstance(news, NodeStatus):
-                yield news
+    async def watch_status(self, *, silence_s: float = 10.0) -> AsyncIterator[NodeStatus]:
+        """Yield the node's status now and after each change; see `ControlClient.events`."""
+        async for message in self.watch(silence_s=silence_s):
+            if isinstance(message, NodeStatus):
+                yield message
 
-    async def news(
-        self, *, silence_s: float = 10.0, bookmark: Bookmark | None = None
+    async def watch(
+        self, *, silence_s: float = 10.0, cursor: EventCursor | None = None
     ) -> AsyncIterator[NodeStatus | LifecycleEntry]:
-        """`status_events`, and what the node decided or saw happen; with a bookmark also what was missed."""
-        async for name, data in self.events("/events", silence_s=silence_s, bookmark=bookmark):
+        """Yield status changes and lifecycle entries; with a cursor, also the entries missed in between."""
+        async for name, data in self.events("/events", silence_s=silence_s, cursor=cursor):
             if name == "status":
                 yield _STATUS.validate_json(data)
             elif name == "lifecycle":
@@ -131,14 +133,14 @@ class NeuronClient(ControlClient):
     async def log(
         self, model_id: str, instance: str, *, lines: int, follow: bool
     ) -> AsyncIterator[AsyncIterator[str]]:
-        """What an instance's engine wrote, piece by piece; see `ControlClient.text`."""
+        """Stream the output of an instance's engine in chunks; see `ControlClient.text`."""
         params = {"instance_id": instance, "lines": str(lines), "follow": str(follow).lower()}
-        async with self.text(f"/models/{in_path(model_id)}/logs", params) as pieces:
-            yield pieces
+        async with self.text(f"/models/{quote_path(model_id)}/logs", params) as chunks:
+            yield chunks
 
     @asynccontextmanager
-    async def own_log(self, *, lines: int, follow: bool) -> AsyncIterator[AsyncIterator[str]]:
-        """What the neuron itself logged, as `daemon_log.LogLine`s; see `ControlClient.text`."""
+    async def daemon_log(self, *, lines: int, follow: bool) -> AsyncIterator[AsyncIterator[str]]:
+        """Stream the neuron's own log in chunks of `log_buffer.LogLine`s; see `ControlClient.text`."""
         params = {"lines": str(lines), "follow": str(follow).lower()}
-        async with self.text("/logs", params) as pieces:
-            yield pieces
+        async with self.text("/logs", params) as chunks:
+            yield chunks

@@ -1,1 +1,1 @@
-"""Configuration: TOML files and environment variables into validated settings, each with its origin."""
+"""Configuration: TOML files and environment variables, validated, with the origin of each value."""

@@ -1,121 +1,67 @@
-"""Who may use the gateway and how much of it: the [[keys]], [limits] and [tls] parts of the configuration."""
+"""Access to the gateway: the [[keys]], [limits] and [tls] tables."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from cortex_common.config.base import Section
-
-
-class Scope(StrEnum):
-    """What a key opens."""
-
-    INFER = "infer"
-    OPERATOR = "operator"
-    METRICS = "metrics"
-
-
-def _aware(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-
-
-Moment = Annotated[datetime, AfterValidator(_aware)]
-"""A date, or a date and time; in UTC unless it says otherwise."""
-
-KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]{0,63}$")]
-"""What operators call a key; never the secret."""
-
-
-class KeyLimits(Section):
-    """[keys.limits]: how much a key may use."""
-
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """Requests that may begin a minute. Default: no limit."""
-
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """Tokens a minute, prompts and answers together, counted as requests end. Default: no limit."""
-
-    max_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Requests that may be under way at once. Default: no limit."""
-
-
-class KeyTerms(Section):
-    """What a key may do, wherever it is written down."""
-
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = (Scope.INFER,)
-    """What it opens: "infer" the inference routes, "operator" the operator API, "metrics" the metrics."""
-
-    models: tuple[str, ...] = ()
-    """Models that it may ask for, as names, aliases or patterns like "qwen*". Default: all."""
-
-    limits: KeyLimits = KeyLimits()
-    """How much it may use."""
-
-    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Its share beside other keys when requests queue for `max_in_flight` of [limits]."""
-
-    max_priority: Annotated[int, Field(ge=0, le=9)] = 0
-    """Highest priority that its requests may ask for with the header X-Cortex-Priority; higher ones leave the
-    queue first."""
-
-    expires: Moment | None = None
-    """From when on it opens nothing. Default: never."""
+from cortex_common.schema.keys import KeyName, KeyTerms
 
 
 class KeyEntry(KeyTerms):
     """[[keys]]: an API key."""
 
     name: KeyName
-    """What operators call it."""
+    """Display name of the key."""
 
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    """SHA-256 of the secret, as `cortex keys create --offline` prints it. The secret itself is in no file."""
+    """SHA-256 hash of the secret, as printed by `cortex keys create --offline`. The secret itself is never stored in a
+    file."""
 
 
 class LimitsSection(Section):
-    """[limits]: how much the gateway takes on, and how long clients may take."""
+    """[limits]: limits on concurrent requests, and on slow or oversized clients."""
 
     max_in_flight: Annotated[int, Field(ge=1)] = 4096
-    """Requests that are worked on at once, those that wait for a load among them."""
+    """Requests processed at the same time, including those that wait for a model to load."""
 
     max_queued: Annotated[int, Field(ge=0)] = 1024
-    """Requests beyond them that may wait; further ones get 429 at once."""
+    """Requests that can wait in the queue once `max_in_flight` is reached; further requests are rejected with 429."""
 
     queue_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds that a request waits in that queue before it gets 429."""
+    """Seconds that a request waits in that queue before it is rejected with 429."""
 
     header_timeout_s: Annotated[float, Field(gt=0)] = 15.0
-    """Seconds that a client may take to send a request's headers."""
+    """Seconds within which a client must send the headers of a request."""
 
     body_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds without a byte of a request's body after which the client is given up."""
+    """Seconds without receiving any byte of a request body after which the connection is closed."""
 
     max_header_kb: Annotated[int, Field(ge=4, le=1024)] = 64
-    """Largest head of a request in KiB; beyond it the connection is closed with 431."""
+    """Maximum size of request line and headers in KiB. Larger ones are rejected with 431 and the connection is
+    closed."""
 
     max_connections: Annotated[int, Field(ge=1)] = 16384
-    """Client connections that may be open; further ones are closed at once."""
+    """Maximum number of open client connections; further ones are closed immediately."""
 
 
 class TlsSection(Section):
-    """[tls]: serve HTTPS. The files are read again when they change, without a restart."""
+    """[tls]: serve HTTPS. The files are reloaded when they change, without a restart."""
 
     certificate: Path | None = None
-    """PEM file with the certificate and those between it and its root. Default: plain HTTP."""
+    """PEM file with the certificate, followed by any intermediate certificates. Default: serve plain HTTP."""
 
     key: Path | None = None
-    """PEM file with its private key. Default: in `certificate`."""
+    """PEM file with the private key. Default: the key is in `certificate`."""
 
     client_ca: Path | None = None
-    """PEM file with certificates of authorities; clients must show a certificate of one of them."""
+    """PEM file with certificate authorities. If set, clients must present a certificate issued by one of them."""
 
     @model_validator(mode="after")
-    def _certificate_first(self) -> Self:
+    def _require_certificate(self) -> Self:
         if self.certificate is None and (self.key is not None or self.client_ca is not None):
-            raise ValueError("key and client_ca need certificate")
+            raise ValueError("key and client_ca require certificate")
         return self

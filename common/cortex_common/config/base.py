@@ -1,4 +1,4 @@
-"""The base of every part of a configuration file, and the types its fields share."""
+"""The base class of all configuration tables, and the field types that they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A TOML table. Unknown keys are errors; a field's docstring is its reference text."""
+    """A TOML table. Unknown keys are errors. The docstring of a field is its text in the settings reference."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
@@ -16,7 +16,7 @@ class Section(BaseModel):
 
 
 def split_host_port(text: str) -> tuple[str, int]:
-    """Host and port of "0.0.0.0:8000" or "[::]:8000".
+    """Split an address such as "0.0.0.0:8000" or "[::]:8000" into host and port.
 
     Raises:
         ValueError: the text is not an address with a port from 0 to 65535.
@@ -42,18 +42,18 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def _origin(text: str) -> str:
-    found = text.lower().rstrip("/")
-    scheme, _, authority = found.partition("://")
+    origin = text.lower().rstrip("/")
+    scheme, _, authority = origin.partition("://")
     if text != "*" and (not scheme or not authority or "/" in authority or "*" in authority):
         raise ValueError(f"{text!r} is not an origin like https://chat.example.org, or *")
-    return found.removesuffix(_DEFAULT_PORTS.get(scheme, ""))  # as browsers leave it out
+    return origin.removesuffix(_DEFAULT_PORTS.get(scheme, ""))  # browsers omit the default port
 
 
 Address = Annotated[str, AfterValidator(_address)]
-"""host:port to listen on; port 0 takes a free one."""
+"""host:port to listen on; port 0 picks a free port."""
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
-"""http:// or https:// URL without a slash at its end."""
+"""http:// or https:// URL, stored without a trailing slash."""
 
 Origin = Annotated[str, AfterValidator(_origin)]
-"""Scheme, host and port of a web page, as browsers name it; or an asterisk for any."""
+"""Scheme, host and port of a web page, as browsers send it; "*" for any."""

@@ -1,4 +1,4 @@
-"""models.toml: the profiles, that is, how each model is served."""
+"""models.toml: the catalogue of model configs, which say how each model is served."""
 
 from __future__ import annotations
 
@@ -12,136 +12,140 @@ from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import DURATION_PATTERN, parse_duration
 
 
-def _seconds(value: object) -> object:
+def _to_seconds(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
 
-_WRITTEN: dict[str, Any] = {
+_DURATION_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]
 }
 
 Duration = Annotated[
-    float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_WRITTEN, mode="validation")
+    float,
+    BeforeValidator(_to_seconds),
+    Field(ge=0),
+    WithJsonSchema(_DURATION_SCHEMA, mode="validation"),
 ]
-"""Seconds, written as a number or as a text like "90s", "10m" or "1h30m"."""
+"""Seconds, written as a number or as a string like "90s", "10m" or "1h30m"."""
 
 
 class Replicas(Section):
-    """[models.replicas]: how many instances of a model the fleet may run."""
+    """[models.replicas]: number of instances of a model across the fleet."""
 
     min: Annotated[int, Field(ge=0)] = 0
-    """Instances that are kept loaded; eviction leaves this many. After an operator's unload there is none until
-    somebody asks for the model again, or another gateway that keeps it loaded, or a restarted one, misses it."""
+    """Instances to keep loaded; eviction never goes below this number. After an operator unloads the model, no instance
+    is loaded until a client requests it, the gateway restarts, or another gateway keeps it loaded."""
 
     max: Annotated[int, Field(ge=1)] = 1
-    """Instances that may run side by side. A further one is started when requests queue and room is free."""
+    """Maximum number of instances. Another one is started when requests queue and memory is free."""
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _check_order(self) -> Self:
         if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+            raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
         return self
 
 
 class ParamsSection(Section):
-    """[models.params]: what is changed in requests for chats and completions before the model's engine sees them."""
+    """[models.params]: changes to chat and completion requests before they are sent to the engine."""
 
     defaults: dict[str, Any] = Field(default_factory=dict)
-    """Fields for requests that lack them, such as {temperature = 0.6}."""
+    """Fields to add to requests that lack them, such as {temperature = 0.6}."""
 
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Fields that replace what the client sent."""
+    """Fields that replace the client's values."""
 
     strip: tuple[str, ...] = ()
-    """Fields that the engine does not bear."""
+    """Request fields to drop because the engine rejects them."""
 
     clamp_max_tokens: bool = False
-    """Cut the length that the client asks for to what `context` leaves after the prompt. Claude Code always asks for
-    32000 tokens."""
+    """Limit the requested completion length to the part of `context` that the prompt leaves. Claude Code, for example,
+    always requests 32000 tokens."""
 
 
 class ModelConfig(Section):
     """[[models]]: how one model is served."""
 
     id: Annotated[str, Field(min_length=1, max_length=512)]
-    """The name that clients send, usually the Hugging Face id."""
+    """Name that clients send, usually the Hugging Face id."""
 
     harness: str
-    """Which engine runs it: embedded, llamacpp, mistralrs, ... as named in the nodes' neuron.toml."""
+    """Harness that runs it: embedded, llamacpp, mistralrs, ..., as named in neuron.toml on the nodes."""
 
     source: str | None = None
-    """Where its weights are: a path on the nodes or a Hugging Face repository. Default: the id."""
+    """Location of the weights: a path on the nodes, or a Hugging Face repository. Default: the id."""
 
     file: str | None = None
-    """The file inside `source`, where there are several."""
+    """File inside `source`, if it has more than one."""
 
     quant: str | None = None
-    """Quantisation, such as "Q4_K_M"."""
+    """Quantization, such as "Q4_K_M"."""
 
     vram_mb: Annotated[int, Field(ge=0)] | None = None
-    """First guess of the MiB it needs over all its devices; measured loads replace it.
-    Default: from the size of the weights."""
+    """Estimated memory in MiB over all of its devices, until a load has been measured.
+    Default: derived from the size of the weights."""
 
     min_devices: Annotated[int, Field(ge=1, le=64)] = 1
-    """How many devices it is spread over."""
+    """Number of devices that one instance is split across."""
 
     max_devices: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Most devices it may be spread over where `min_devices` of them have no room; tried in doublings of
-    `min_devices`, which are the tensor-parallel sizes that divide. Default: `min_devices`."""
+    """Maximum number of devices to split across when it does not fit on `min_devices`. `min_devices` is doubled until
+    it fits, which yields valid tensor-parallel sizes. Default: `min_devices`."""
 
     min_device_vram_mb: Annotated[int, Field(ge=0)] = 0
-    """Smallest total VRAM in MiB that a device must have to be considered."""
+    """Minimum total memory of a device in MiB; smaller devices are not considered."""
 
     device_kind: DeviceKind | None = None
-    """Only devices of this kind, "cuda" or "cpu". Default: any, GPUs first."""
+    """Device kind to use, "cuda" or "cpu". Default: any, GPUs first."""
 
     min_compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d+$")] | None = None
-    """Least CUDA compute capability, such as "8.9"."""
+    """Minimum CUDA compute capability, such as "8.9"."""
 
     mixed_devices: bool = False
-    """Allow cards of different types to share it."""
+    """Allow splitting across GPUs of different models."""
 
     nodes: tuple[str, ...] = ()
-    """Nodes that may run it. Default: all."""
+    """Nodes that can run it. Default: all."""
 
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a node must have, as given in its [[neurons]] entry."""
+    """Labels that a node must have in its [[neurons]] entry."""
 
     context: Annotated[int, Field(ge=1)] | None = None
-    """Tokens a request may use, prompt and answer. Default: the model's own."""
+    """Context size in tokens: prompt and completion of one request. Default: the model's own."""
 
     parallel: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Requests computed side by side. Default: the engine's."""
+    """Number of requests that an instance processes at the same time. Default: the engine's own."""
 
     pinned_on: tuple[str, ...] = ()
     """Nodes on which it is never evicted."""
 
     priority: int = 0
-    """Under the "priority" strategy the lowest is evicted first."""
+    """With `strategy = "priority"`, models with the lowest priority are evicted first."""
 
     ttl: Duration | None = None
-    """Seconds without a request after which it is unloaded; 0 never. Default: [eviction] idle_ttl."""
+    """Time without requests after which it is unloaded; 0 disables this. Default: `idle_ttl` of [eviction]."""
 
     preload: bool = False
-    """Load it when the gateway starts, where there is room."""
+    """Load it when the gateway starts, if memory is free."""
 
     replicas: Replicas = Replicas()
-    """How many instances may run."""
+    """Number of instances."""
 
     max_waiting: Annotated[int, Field(ge=1)] | None = None
-    """Requests that may wait for it to load; further ones get 429. Default: [placement] max_waiting."""
+    """Maximum number of requests that wait for it to load; further requests are rejected with 429.
+    Default: `max_waiting` of [placement]."""
 
     aliases: tuple[str, ...] = ()
-    """Other names under which clients may ask for it; with `*` and `?` a pattern, such as "claude-*"."""
+    """Additional names that clients can use. Names with `*` or `?` are patterns, such as "claude-*"."""
 
     params: ParamsSection | None = None
-    """What is changed in requests before the engine sees them."""
+    """Changes to requests before they are sent to the engine."""
 
     args: tuple[str, ...] = ()
-    """Further arguments for the engine's command line."""
+    """Additional command-line arguments for the engine."""
 
     env: dict[str, str] = Field(default_factory=dict)
-    """Further environment variables for the engine."""
+    """Additional environment variables for the engine."""
 
     def spec(
         self,
@@ -150,16 +154,16 @@ class ModelConfig(Section):
         *,
         device_mb: int | None = None,
     ) -> LoadSpec:
-        """What a node is asked to load.
+        """Return the load request to send to a node.
 
         Args:
             devices: indices on the node; empty lets the node choose.
-            instance_id: what the instance is to be called.
-            device_mb: MiB that each device must have; None takes `vram_mb`, shared evenly.
+            instance_id: id of the new instance.
+            device_mb: MiB required on each device; None splits `vram_mb` evenly.
         """
-        shared = max(self.min_devices, len(devices))
+        device_count = max(self.min_devices, len(devices))
         if device_mb is None and self.vram_mb is not None:
-            device_mb = -(-self.vram_mb // shared)
+            device_mb = -(-self.vram_mb // device_count)
         return LoadSpec(
             model_id=self.id,
             harness=self.harness,
@@ -167,7 +171,7 @@ class ModelConfig(Section):
             source=self.source,
             file=self.file,
             quant=self.quant,
-            tensor_parallel=shared,
+            tensor_parallel=device_count,
             devices=devices,
             context=self.context,
             parallel=self.parallel,
@@ -178,19 +182,19 @@ class ModelConfig(Section):
 
 
 class Catalogue(Section):
-    """All of models.toml."""
+    """The whole models.toml."""
 
     models: tuple[ModelConfig, ...] = ()
 
     @field_validator("models")
     @classmethod
-    def _names_differ(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+    def _require_unique_names(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
         owner: dict[str, str] = {}
         for model_config in models:
             for name in (model_config.id, *model_config.aliases):
                 if name in owner:
                     raise ValueError(
-                        f"{name!r} names two models: {owner[name]!r} and {model_config.id!r}"
+                        f"{name!r} is the name of two models: {owner[name]!r} and {model_config.id!r}"
                     )
                 owner[name] = model_config.id
         return models

@@ -15,201 +15,204 @@ from cortex_common.config.catalogue import Duration
 
 
 class GatewaySection(Section):
-    """[gateway]: where it listens and what it accepts."""
+    """[gateway]: listeners, state and timeouts."""
 
     listen: Address = "127.0.0.1:8000"
-    """Address of the API. Use 0.0.0.0:8000 to serve other hosts."""
+    """Address of the API. Use 0.0.0.0:8000 to accept connections from other hosts."""
 
     metrics_listen: Address | None = "127.0.0.1:9100"
-    """Address of the Prometheus metrics, a listener of its own."""
+    """Address of the Prometheus metrics, which have their own listener."""
 
     reuse_port: bool = False
-    """Share `listen` with other gateways on this host (SO_REUSEPORT): the kernel spreads connections over them. All
-    of them must set it."""
+    """Share `listen` with other gateways on this host (SO_REUSEPORT). The kernel distributes connections among them.
+    All of them must set this."""
 
     models: Path = Path("models.toml")
-    """The catalogue of models, relative to this file."""
+    """Path of the model catalogue, relative to this file."""
 
     state_dir: Path | None = None
-    """Directory for what outlasts the gateway: keys made at run time, usage, measured sizes.
-    Default: $STATE_DIRECTORY, which systemd sets; without either nothing outlasts it."""
+    """Directory for state that survives restarts: keys created at run time, usage, measured sizes.
+    Default: $STATE_DIRECTORY, which systemd sets. Without either, state is kept in memory only."""
 
     insecure: bool = False
-    """Serve inference and metrics without a key to whoever can connect. Default: to this host only, until there
-    are keys."""
+    """Serve inference and metrics without a key to every client that can connect. Default: as long as no keys exist,
+    only clients on this host are served."""
 
     allowed_origins: tuple[Origin, ...] = ()
-    """Origins of the web pages whose scripts may use the API from a browser (CORS), such as
-    "https://chat.example.org"; "*" means any. They need a key as everybody else does."""
+    """Origins of web pages whose scripts can use the API from a browser (CORS), such as "https://chat.example.org"; "*"
+    allows any. Such requests need a key like all others."""
 
     max_body_mb: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Largest request body in MiB; beyond it the answer is 413."""
+    """Maximum size of a request body in MiB; larger requests are rejected with 413."""
 
     cold_start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds that a request waits for a model that is being loaded before it is told to come back later."""
+    """Seconds that a request waits for a model to load before it is rejected with 503 and Retry-After."""
 
     cold_start_comment_after_s: Annotated[float, Field(ge=0)] = 5.0
-    """Seconds that a streamed request waits for a load before comments keep its stream alive, and between them.
-    0 sends none: then errors during the load come as HTTP errors, however late."""
+    """Seconds that a streaming request waits for a load before the gateway starts the response and keeps it alive with
+    comments, and the interval between them. 0 disables comments; errors during the load then always have an HTTP error
+    status."""
 
     prefill_comment_after_s: Annotated[float, Field(ge=0)] = 15.0
-    """Seconds that a streamed request waits for its engine's first byte before comments (or pings) keep its stream
-    alive, and between them. 0 sends none."""
+    """Seconds that a streaming request waits for the engine's first byte before comments (or pings) keep the connection
+    alive, and the interval between them. 0 disables comments."""
 
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds to connect to an engine or a node before trying elsewhere."""
+    """Seconds to wait for a connection to an engine or a node before another instance is tried."""
 
     first_byte_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds of silence before an engine's first byte. Long prompts compute for minutes without a byte."""
+    """Seconds to wait for the first byte of an engine's response. Long prompts can take minutes to process."""
 
     idle_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds of silence inside an answer before the engine is given up, and seconds before a client is that does not
-    take what is there for it."""
+    """Seconds without a byte from the engine during a response after which the request fails, and seconds without
+    progress after which a client that does not read its response is disconnected."""
 
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds that requests under way may go on after the gateway was told to stop."""
+    """Seconds that requests in flight can continue when the gateway shuts down."""
 
 
 class EvictionSection(Section):
-    """[eviction]: which models make room for others."""
+    """[eviction]: which instances are evicted to free memory, and when idle ones are unloaded."""
 
     strategy: Literal["lru", "priority", "cost"] = "lru"
-    """How victims are chosen: "lru" takes the one whose last request ended longest ago, "priority" the
-    lowest `priority` and then the same, "cost" the one whose absence is expected to cost least: measured
-    seconds of its load times how often it is asked for, for the memory that is needed."""
+    """How instances to evict are chosen: "lru" evicts the least recently used one; "priority" the one with the lowest
+    `priority`, then the least recently used; "cost" the one with the lowest expected cost, which is its measured load
+    time multiplied by its request rate, relative to the memory that it frees."""
 
     idle_ttl: Duration = 0.0
-    """Seconds without a request after which a model is unloaded; 0 never. A profile's `ttl` wins."""
+    """Time without requests after which a model is unloaded; 0 disables this. `ttl` of a model takes precedence."""
 
     min_residency: Duration = 30.0
-    """An instance is not evicted before it was ready for as long as its load took, at most this long, unless
-    nothing else makes room."""
+    """Upper limit of the time after a load in which an instance is not evicted, unless nothing else can be. The
+    protection lasts as long as the load took, at most this long."""
 
     drain_timeout: Duration = 300.0
-    """Seconds that an instance which has to make room may go on answering the requests that it has. Beyond
-    them it stays, and other room is looked for."""
+    """Time that an instance chosen for eviction has to finish its requests. If it is still busy afterwards, it is kept,
+    and other instances are considered."""
 
     defrag_after_cycles: Annotated[int, Field(ge=0)] = 50
-    """Loads and unloads in an attached engine after which it is drained and restarted, and loaded with what was in it:
-    unasked once nobody has used it for a minute, or at twice as many; 0 never. Its neuron must know its unit."""
+    """Loads and unloads in an attached engine after which it is drained and restarted with the same models loaded, to
+    defragment its memory: once it has been idle for a minute, or at twice as many cycles even if it is in use.
+    0 disables this. The neuron must know the engine's systemd unit."""
 
 
 class PlacementSection(Section):
-    """[placement]: where models are loaded, and who waits how long for that."""
+    """[placement]: where models are loaded, and how long requests wait for it."""
 
     prefer: Literal["pack", "spread"] = "pack"
-    """Which device with room is taken: "pack" the tightest, which keeps large blocks whole; "spread" the emptiest."""
+    """Which of the devices that fit is used: "pack" the one with the least free memory, which keeps large blocks
+    available; "spread" the one with the most."""
 
-    patience: Duration = 5.0
-    """Seconds that a request waits for room which busy models hold before one of them is drained for it."""
+    drain_after: Duration = 5.0
+    """Time that a request waits for memory held by busy models before one of them is drained and evicted."""
 
     max_waiting: Annotated[int, Field(ge=1)] = 1000
-    """Requests that may wait for one model to load; further ones get 429."""
+    """Maximum number of requests that wait for one model to load; further requests are rejected with 429."""
 
     scale_out_after: Duration = 10.0
-    """Seconds for which all slots of a model must be taken before a further instance is started, where its
-    `replicas.max` allows one and room is free."""
+    """Time that all slots of a model must be busy before another instance is started, if `replicas.max` allows it and
+    memory is free."""
 
 
 class NeuronEntry(Section):
     """[[neurons]]: one GPU host."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """What operators call the host."""
+    """Name of the node in the command, logs and metrics."""
 
     endpoint: BaseUrl
-    """URL of the host's neuron."""
+    """URL of the neuron."""
 
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that profiles can ask for, such as {rack = "a2"}."""
+    """Labels that models can require, such as {rack = "a2"}."""
 
     token: str | None = None
-    """Token that its neuron asks for; better in a file or a variable."""
+    """Token that the neuron requires. Prefer `token_file` or the environment variable."""
 
     token_file: Path | None = None
-    """File that holds the token; a bare name is looked up among systemd's credentials first."""
+    """File that contains the token. A bare file name is looked up among systemd's credentials first."""
 
     ca: Path | None = None
-    """PEM file of the authorities that its certificate may come from. Default: the system's."""
+    """PEM file of certificate authorities that the neuron's certificate is verified against. Default: the system's."""
 
     certificate: Path | None = None
-    """PEM file of the certificate to show it, where it asks for one."""
+    """PEM file of the client certificate, if the neuron requires one."""
 
     certificate_key: Path | None = None
-    """PEM file of that certificate's key. Default: in `certificate`."""
+    """PEM file of the client certificate's private key. Default: the key is in `certificate`."""
 
     @property
     def api_path(self) -> str:
-        """Where its engines have their API."""
+        """Path of the engines' API."""
         return "/v1"
 
 
 class UpstreamEntry(Section):
-    """[[upstreams]]: an OpenAI-compatible server that stands in the fleet as a node without a neuron.
+    """[[upstreams]]: an external OpenAI-compatible server that is part of the fleet as a node without a neuron.
 
-    Its models are listed, routed and balanced beside those of the nodes; nothing is ever loaded or evicted there.
+    Its models are listed, routed and balanced like those of the other nodes, but never loaded or evicted.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """What operators call it."""
+    """Name of the node in the command, logs and metrics."""
 
     base_url: BaseUrl
-    """Its URL, with or without /v1 at the end."""
+    """URL of the server, with or without a trailing /v1."""
 
     api_path: Annotated[str, Field(pattern=r"^(/[^\s?#]*[^/\s?#])?$")] = "/v1"
-    """Path below base_url where its API is. For a provider whose base URL ends otherwise, such as
-    https://generativelanguage.googleapis.com/v1beta/openai, give that as base_url and "" here."""
+    """Path of the API below base_url. For a provider whose base URL ends differently, such as
+    https://generativelanguage.googleapis.com/v1beta/openai, set base_url to that URL and this to ""."""
 
     key: str | None = None
-    """Key that is sent to it, never the client's own; better in a file or a variable."""
+    """API key to send, in place of the client's own. Prefer `key_file` or the environment variable."""
 
     key_file: Path | None = None
-    """File that holds the key; a bare name is looked up among systemd's credentials first."""
+    """File that contains the key. A bare file name is looked up among systemd's credentials first."""
 
     ca: Path | None = None
-    """PEM file of the authorities that its certificate may come from. Default: the system's."""
+    """PEM file of certificate authorities that the server's certificate is verified against. Default: the system's."""
 
     engine: Literal["openai", "llamacpp", "mistralrs", "vllm", "sglang", "cortex"] = "openai"
-    """What kind of server it is, which decides how chat requests are worded for it."""
+    """Kind of server, which determines how requests are adapted for it."""
 
     models: tuple[str, ...] = ()
-    """Which of its models are offered; with `*` and `?` a pattern. Default: all that it lists. A server without
-    /v1/models needs their names here."""
+    """Models to offer; names with `*` or `?` are patterns. Default: all that the server lists. For a server without
+    /v1/models, list their names here."""
 
     prefix: str = ""
-    """Put before the names of its models, such as "cloud/". Without it a model of the same name elsewhere in the fleet
-    shares its requests with this server."""
+    """Prefix for the names of its models, such as "cloud/". Without one, requests for a model that also exists
+    elsewhere in the fleet are balanced across both."""
 
     context: Annotated[int, Field(ge=1)] | None = None
-    """Tokens a request may use, where the server does not tell."""
+    """Context size in tokens, if the server does not report it."""
 
     parallel: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Requests that each of its models computes side by side, as balancing weighs it."""
+    """Number of requests that each of its models processes at the same time, for load balancing."""
 
     refresh: Duration = 15.0
-    """How often its models are listed, which is also how it is seen to be there."""
+    """Interval at which its models are listed, which also serves as the health check."""
 
     overflow: bool = False
-    """Ask it only while all slots of a model's other instances are taken, or there are none."""
+    """Use it only while all slots of the model's other instances are busy, or there are no other instances."""
 
     retries: bool = True
-    """Try another instance when a request fails here before its first byte."""
+    """Retry on another instance when a request to it fails before the first byte."""
 
     breaker: bool = True
-    """Leave a model of it alone for a while after several failures in a row."""
+    """Stop sending requests to one of its models for a while after several consecutive failures."""
 
     @property
     def endpoint(self) -> str:
-        """Its URL without the API's path."""
+        """URL of the server without the path of its API."""
         return self.base_url.removesuffix(self.api_path)
 
 
 NodeEntry = NeuronEntry | UpstreamEntry
-"""What stands in the fleet as a node."""
+"""The entry of a node of the fleet."""
 
 
 class GatewayConfig(Section):
-    """All of cortex.toml."""
+    """The whole cortex.toml."""
 
     gateway: GatewaySection = GatewaySection()
     eviction: EvictionSection = EvictionSection()
@@ -222,39 +225,39 @@ class GatewayConfig(Section):
 
     @property
     def nodes(self) -> tuple[NodeEntry, ...]:
-        """All that stands in the fleet as a node."""
+        """All nodes of the fleet."""
         return (*self.neurons, *self.upstreams)
 
     @field_validator("keys")
     @classmethod
-    def _keys_differ(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
-        for what, values in (("name", [k.name for k in keys]), ("hash", [k.hash for k in keys])):
-            twice = [value for value, n in Counter(values).items() if n > 1]
-            if twice:
-                raise ValueError(f"two keys have the {what} {twice[0]!r}")
+    def _require_unique_keys(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+        if name := _duplicate(k.name for k in keys):
+            raise ValueError(f"two keys have the name {name!r}")
+        if key_hash := _duplicate(k.hash for k in keys):
+            raise ValueError(f"two keys have the hash {key_hash!r}")
         return keys
 
     @field_validator("neurons")
     @classmethod
-    def _names_differ(cls, neurons: tuple[NeuronEntry, ...]) -> tuple[NeuronEntry, ...]:
-        if twice := _repeated(n.name for n in neurons):
-            raise ValueError(f"two neurons are called {twice!r}")
-        if twice := _repeated(n.endpoint for n in neurons):
-            raise ValueError(f"two neurons have the endpoint {twice!r}")
+    def _require_unique_neurons(cls, neurons: tuple[NeuronEntry, ...]) -> tuple[NeuronEntry, ...]:
+        if name := _duplicate(n.name for n in neurons):
+            raise ValueError(f"two neurons have the name {name!r}")
+        if endpoint := _duplicate(n.endpoint for n in neurons):
+            raise ValueError(f"two neurons have the endpoint {endpoint!r}")
         return neurons
 
     @field_validator("upstreams")
     @classmethod
-    def _upstreams_differ(
+    def _require_unique_upstreams(
         cls, upstreams: tuple[UpstreamEntry, ...], info: ValidationInfo
     ) -> tuple[UpstreamEntry, ...]:
         nodes = (*info.data.get("neurons", ()), *upstreams)
-        if twice := _repeated(n.name for n in nodes):
-            raise ValueError(f"two nodes are called {twice!r}")
-        if twice := _repeated(u.endpoint for u in upstreams):
-            raise ValueError(f"two upstreams have the URL {twice!r}")
+        if name := _duplicate(n.name for n in nodes):
+            raise ValueError(f"two nodes have the name {name!r}")
+        if url := _duplicate(u.endpoint for u in upstreams):
+            raise ValueError(f"two upstreams have the URL {url!r}")
         return upstreams
 
 
-def _repeated(values: Iterable[str]) -> str | None:
+def _duplicate(values: Iterable[str]) -> str | None:
     return next((value for value, n in Counter(values).items() if n > 1), None)

@@ -1,4 +1,4 @@
-"""Settings as rows of key, value and origin, secrets hidden: for people who ask what is in force."""
+"""The effective settings as rows of key, value and origin, with secrets hidden."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cortex_common.config.base import Section
-from cortex_common.config.loader import Loaded
+from cortex_common.config.loader import LoadedConfig
 from cortex_common.config.secrets import is_secret
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 
 T = TypeVar("T", bound=Section)
 
 HIDDEN = "***"
+"""Shown in place of a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value that is in force.
+    """One effective setting.
 
     Attributes:
         key: dotted, such as "gateway.listen" or "neurons.0.name".
-        value: as JSON has it; `HIDDEN` for a secret.
+        value: as in JSON; `HIDDEN` for a secret.
         origin: file and line, "$VARIABLE", or "default".
     """
 
@@ -31,26 +32,37 @@ class Setting:
     origin: str
 
 
-def settings(loaded: Loaded[T]) -> tuple[Setting, ...]:
-    """All values of a file's schema, with where each came from."""
-    plain = loaded.value.model_dump(mode="json")
+class ConfigView(WireModel):
+    """GET /operator/v1/config: the effective configuration of a gateway.
+
+    Attributes:
+        gateway: settings of cortex.toml and its environment variables.
+        models: settings of models.toml.
+    """
+
+    gateway: tuple[Setting, ...]
+    models: tuple[Setting, ...]
+
+
+def list_settings(loaded: LoadedConfig[T]) -> tuple[Setting, ...]:
+    """Return all settings of a file, including defaults, with the origin of each."""
     return tuple(
         Setting(
             key, HIDDEN if value is not None and is_secret(key) else value, _origin(key, loaded)
         )
-        for key, value in _flat(plain)
+        for key, value in _flatten(loaded.value.model_dump(mode="json"))
     )
 
 
-def _origin(key: str, loaded: Loaded[T]) -> str:
+def _origin(key: str, loaded: LoadedConfig[T]) -> str:
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
-        if found := loaded.origins.get(".".join(parts[:length])):
-            return found
+        if origin := loaded.origins.get(".".join(parts[:length])):
+            return origin
     return "default"
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         pairs = [(str(k), v) for k, v in value.items()]
     elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
@@ -59,16 +71,4 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
         return
     for key, inner in pairs:
-        yield from _flat(inner, f"{path}.{key}" if path else key)
-
-
-class ConfigView(Wire):
-    """GET /operator/v1/config: what a gateway runs by.
-
-    Attributes:
-        gateway: of cortex.toml and its variables.
-        models: of models.toml.
-    """
-
-    gateway: tuple[Setting, ...]
-    models: tuple[Setting, ...]
+        yield from _flatten(inner, f"{path}.{key}" if path else key)

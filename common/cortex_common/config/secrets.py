@@ -1,4 +1,4 @@
-"""Secrets from files, so that they stand in no configuration and in no command line."""
+"""Secrets that are read from files, so that they appear in no configuration file and no command line."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 
 from cortex_common.errors import ConfigError
 
-_WORDS = ("token", "secret", "password", "api_key", "apikey")
-_PATHS = ("tls.key", "certificate_key")
+_SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey")
+_PATH_KEYS = ("tls.key", "certificate_key")
 
 
 def is_secret(key: str) -> bool:
-    """Whether a dotted key names a secret; files that hold secrets are none."""
-    # Counted tokens ("tokens_per_minute") are no secret ones.
+    """Return whether a dotted key holds a secret. Keys that hold the path of a secret do not."""
+    # Token counts ("tokens_per_minute") are not secrets.
     last = key.rsplit(".", 1)[-1].lower().replace("tokens", "")
-    if last.endswith(("_file", "_path")) or key.endswith(_PATHS):
+    if last.endswith(("_file", "_path")) or key.endswith(_PATH_KEYS):
         return False
-    return last == "key" or last.endswith("_key") or any(word in last for word in _WORDS)
+    return last == "key" or last.endswith("_key") or any(word in last for word in _SECRET_WORDS)
 
 
 def secret_path(file: Path, environ: Mapping[str, str]) -> Path:
-    """Where the file of a secret is; see `read_secret`."""
+    """Return the path of a secret's file, which is in systemd's credentials directory for a bare name found there."""
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     if credentials and len(file.parts) == 1 and (Path(credentials) / file).exists():
         return Path(credentials) / file
@@ -29,13 +29,13 @@ def secret_path(file: Path, environ: Mapping[str, str]) -> Path:
 
 
 def read_secret(value: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:
-    """The secret that a setting and its `_file` sister mean; None without either.
+    """Return the secret given by a setting or by its `_file` counterpart; None if neither is set.
 
     Args:
-        value: the secret itself, from the environment as a rule.
-        file: where it stands. A bare name is looked up among systemd's credentials first
+        value: the secret itself, usually from the environment.
+        file: the file that contains it. A bare name is looked up among systemd's credentials first
             (LoadCredential=, https://systemd.io/CREDENTIALS/).
-        environ: of the process.
+        environ: environment of the process.
 
     Raises:
         ConfigError: the file can't be read or is empty.
@@ -44,10 +44,10 @@ def read_secret(value: str | None, file: Path | None, environ: Mapping[str, str]
         return value
     file = secret_path(file, environ)
     try:
-        found = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as failed:
-        reason = failed.strerror if isinstance(failed, OSError) else "not UTF-8"
-        raise ConfigError(f"the secret in {file} can't be read: {reason}") from failed
-    if not found:
+        secret = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"can't read the secret in {file}: {reason}") from error
+    if not secret:
         raise ConfigError(f"the secret in {file} is empty")
-    return found
+    return secret

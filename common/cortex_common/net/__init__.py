@@ -1,1 +1,1 @@
-"""Sockets, TLS, systemd and the state directory."""
+"""Sockets, TLS, systemd integration and the state directory of the daemons."""

@@ -1,4 +1,4 @@
-"""The directory that a daemon keeps its state in: made where it is missing, and held by one of its kind at a time."""
+"""The state directory of a daemon: created if missing, and locked by one process of each kind."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from pathlib import Path
 from cortex_common.errors import ConfigError, Conflict
 
 
-def held(directory: Path, daemon: str) -> int:
-    """Take a directory; it is held until the descriptor that this returns is closed, or the process ends.
+def lock_state_dir(directory: Path, daemon: str) -> int:
+    """Create and lock a state directory, and return the file descriptor that holds the lock.
 
-    A gateway and a neuron may share one: no file of theirs has the same name.
+    The lock is held until the descriptor is closed or the process ends. A gateway and a neuron can share a directory,
+    because their file names differ.
 
     Args:
-        directory: is made where it is missing.
-        daemon: "gateway" or "neuron", as its section of the settings is called.
+        directory: created if missing.
+        daemon: "gateway" or "neuron", the name of its section in the settings.
 
     Raises:
-        ConfigError: it can't be made, or written.
-        Conflict: another process of that kind holds it.
+        ConfigError: the directory can't be created or written to.
+        Conflict: another process of that kind holds the lock.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / f"{daemon}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as failed:
-        raise unusable(directory, daemon, failed) from failed
+    except OSError as error:
+        raise state_dir_error(directory, daemon, error) from error
     try:
         os.lockf(lock, os.F_TLOCK, 0)
-    except OSError as failed:
+    except OSError as error:
         os.close(lock)
         raise Conflict(
             f"another {daemon} uses {directory}",
-            hints=("stop it, or give this one a state_dir of its own",),
-        ) from failed
+            hints=("stop it, or set another state_dir for this one",),
+        ) from error
     return lock
 
 
-def unusable(path: Path, daemon: str, failed: OSError) -> ConfigError:
-    """The error for a state directory, or a file in it, that can't be used."""
+def state_dir_error(path: Path, daemon: str, error: OSError) -> ConfigError:
+    """Return the error for a state directory, or a file in it, that can't be used."""
     return ConfigError(
-        f"can't use {path}: {failed.strerror or failed}",
+        f"can't use {path}: {error.strerror or error}",
         hints=(f"set state_dir in [{daemon}], or CORTEX_{daemon.upper()}__STATE_DIR",),
     )

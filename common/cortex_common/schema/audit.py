@@ -1,28 +1,28 @@
-"""The audit trail as operators see it: what was decided about the fleet, by whom, and why."""
+"""The audit trail: decisions about the fleet, who made them, and why."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from cortex_common.clock import ExactMoment
-from cortex_common.schema.base import Wire
+from cortex_common.clock import PreciseTimestamp
+from cortex_common.schema.base import WireModel
 
 
-class AuditEntry(Wire):
-    """One decision, or one thing that happened.
+class AuditEntry(WireModel):
+    """One decision or event.
 
     Attributes:
-        id: grows from entry to entry, also over restarts of the gateway.
+        id: increases with every entry, across restarts of the gateway.
         at: Unix seconds.
-        actor: name of the key that asked for it, "node NAME" for what a node did, "cortex" for what the gateway
-            decided by itself.
-        event: stable name, such as "evicting" or "instance_ready"; the log has it under the same name.
+        actor: name of the key that requested it, "node NAME" for what a node did, "cortex" for what the gateway
+            decided on its own.
+        event: stable name, such as "evicting" or "instance_ready"; the log uses the same name.
         level: info, warn or error.
-        facts: what it is about: model, node, instance, reason, ...
+        facts: model, node, instance, reason and other values.
     """
 
     id: int
-    at: ExactMoment
+    at: PreciseTimestamp
     actor: str
     event: str
     level: str = "info"
@@ -30,11 +30,11 @@ class AuditEntry(Wire):
 
     @property
     def subject(self) -> str:
-        """The model, else whatever it is about."""
-        named = (self.facts.get(k) for k in ("model", "instance", "key", "request", "node"))
-        return next((found for found in named if found), "")
+        """The model, or else the instance, key, request or node that the entry is about."""
+        values = (self.facts.get(k) for k in ("model", "instance", "key", "request", "node"))
+        return next((value for value in values if value), "")
 
-    def holds(self, words: str) -> bool:
-        """Whether each word is in its name, its actor or one of its facts."""
+    def matches(self, words: str) -> bool:
+        """Return whether every word occurs in the event name, the actor or a fact, ignoring case."""
         text = " ".join((self.event, self.actor, *self.facts.values())).lower()
         return all(word in text for word in words.lower().split())

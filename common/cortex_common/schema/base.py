@@ -1,17 +1,17 @@
-"""The base of everything that crosses a socket as JSON."""
+"""Base classes of all messages that are sent as JSON."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
 
-class Wire(BaseModel):
-    """An immutable message; keys that a newer peer adds are ignored."""
+class WireModel(BaseModel):
+    """An immutable message. Unknown keys, which a newer peer can send, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class StrictWire(Wire):
-    """A message that people write by hand too: an unknown key is an error, not a wish unheard."""
+class StrictWireModel(WireModel):
+    """A message that people also write by hand. Unknown keys are errors, so that typos are noticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

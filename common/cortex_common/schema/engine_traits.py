@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
 
 
-class EngineTraits(Wire):
+class EngineTraits(WireModel):
     """How a chat request must be worded for an engine. The defaults describe OpenAI's own API.
 
     Attributes:

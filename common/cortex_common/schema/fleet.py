@@ -1,7 +1,7 @@
-"""The fleet as the gateway sees it: what the router reads, the operator API sends, CLI and TUI draw.
+"""The fleet as the gateway sees it: computed by the router, sent by the operator API, shown by CLI and TUI.
 
-Frozen dataclasses, because the pure cores compute on them thousands of times a second;
-`SNAPSHOT` reads and writes them as JSON. Nobody changes a snapshot: a change is a new one.
+Frozen dataclasses, because pure placement code computes on them thousands of times per second. `SNAPSHOT` serializes
+them as JSON. A snapshot is never modified; every change creates a new one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from enum import StrEnum
 
 from pydantic import TypeAdapter
 
-from cortex_common.clock import Moment
-from cortex_common.net.tls import Certificate
+from cortex_common.clock import Timestamp
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_common.schema.instances import EngineFailures, InstanceId, InstanceState, ModelId
 
 
 class NodeState(StrEnum):
-    """Whether the gateway can use a node."""
+    """Whether the gateway can reach a node."""
 
     CONNECTING = "connecting"
     UP = "up"
@@ -28,7 +28,7 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device with its latest reading; MiB throughout. See `hardware.DeviceReading`."""
+    """A device with its latest readings; all sizes in MiB. See `hardware.DeviceReading`."""
 
     index: int
     uuid: str
@@ -55,13 +55,13 @@ class InstanceView:
     """One loaded copy of a model.
 
     Attributes:
-        in_flight: requests under way on it: this gateway's, and those of others that its node tells of.
-        last_used: Unix seconds at which its last request ended (its load, before the first).
-        pinned: never evicted, by the profile or by an operator.
-        reason: why the scheduler put it there.
-        failing: why the gateway leaves it alone for now although it is ready: its last failure.
-        requests, errors, tokens_in, tokens_out: totals of this gateway since the instance was loaded;
-            they only grow, so a reader gets rates from two snapshots.
+        in_flight: requests in flight: those of this gateway, and those of others that its node reports.
+        last_used: Unix seconds at which its last request ended; before the first one, at which its load ended.
+        pinned: whether its model config or an operator protects it from eviction.
+        reason: why the scheduler placed it there.
+        failing: the last failure, if the gateway currently sends it no requests although it is ready.
+        requests, errors, tokens_in, tokens_out: totals of this gateway since the instance was loaded. They only
+            increase, so rates can be computed from two snapshots.
     """
 
     id: InstanceId
@@ -80,8 +80,8 @@ class InstanceView:
     eta_s: float | None = None
     load_seconds: float | None = None
     in_flight: int = 0
-    last_used: Moment = 0.0
-    started_at: Moment = 0.0
+    last_used: Timestamp = 0.0
+    started_at: Timestamp = 0.0
     pinned: bool = False
     error: str | None = None
     engine_version: str | None = None
@@ -95,7 +95,7 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """An engine that somebody else runs and a node drives. See `models.AttachedEngine`."""
+    """An attached engine of a node. See `instances.AttachedEngine`."""
 
     harness: str
     reachable: bool = True
@@ -106,25 +106,25 @@ class EngineView:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A host that runs a neuron, or a server of somebody else.
+    """A host that runs a neuron, or an external upstream.
 
     Attributes:
-        upstream: it has no neuron: nothing is loaded or ended there.
+        upstream: whether it is an external upstream, on which nothing is loaded or unloaded.
         reason: why it is not up.
         seen_at: Unix seconds of the last message from it.
-        stopping_s: what that said of how long its neuron, told to stop, still gives to relayed requests.
-        cordoned: no new instances are placed on it.
-        harness_kinds: the kinds of devices that the engines of each harness run on, the preferred first.
-        engines: of somebody else, that it drives.
-        certificates: of its neuron.
-        failures: of its engines.
+        stopping_s: seconds that its neuron, which is shutting down, gives to relayed requests; 0 if it is not.
+        cordoned: whether new instances are not placed on it.
+        harness_kinds: device kinds that the engines of each harness run on, preferred first.
+        engines: its attached engines.
+        certificates: TLS certificates of its neuron.
+        failures: failure counts of its engines.
     """
 
     name: str
     endpoint: str
     state: NodeState = NodeState.CONNECTING
     reason: str | None = None
-    seen_at: Moment = 0.0
+    seen_at: Timestamp = 0.0
     stopping_s: float = 0.0
     hostname: str = ""
     os: str = ""
@@ -147,7 +147,7 @@ class NodeView:
 
 
 class ModelState(StrEnum):
-    """The state of a model over all its instances: the best of them."""
+    """The state of a model: the best state of its instances."""
 
     READY = "ready"
     LOADING = "loading"
@@ -159,18 +159,18 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """A name that clients can send.
+    """A model that clients can request.
 
     Attributes:
         nodes: names of the nodes with a ready instance.
-        waiting: requests that wait for a load of it.
-        in_flight: requests under way on its instances.
-        context: tokens a request may use, where known.
+        waiting: requests that wait for it to load.
+        in_flight: requests in flight on its instances.
+        context: context size in tokens, if known.
         error: why the last load failed.
-        requests, errors, tokens_in, tokens_out: totals of this gateway since it started; they only grow,
-            so a reader gets rates from two snapshots.
-        ttft_p50_ms, ttft_p95_ms: milliseconds to the first token of its recent requests, cold starts left out.
-        unload_at: Unix seconds at which it is unloaded when nobody asks for it; None for never.
+        requests, errors, tokens_in, tokens_out: totals of this gateway since it started. They only increase, so rates
+            can be computed from two snapshots.
+        ttft_p50_ms, ttft_p95_ms: milliseconds to the first token of recent requests, cold starts excluded.
+        unload_at: Unix seconds at which it is unloaded if it is not used; None for never.
     """
 
     id: ModelId
@@ -191,63 +191,63 @@ class ModelView:
     tokens_out: int = 0
     ttft_p50_ms: float | None = None
     ttft_p95_ms: float | None = None
-    unload_at: Moment | None = None
+    unload_at: Timestamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsView:
-    """How the gateway's settings stand to their files.
+    """The state of the gateway's settings relative to its configuration files.
 
     Attributes:
-        read_at: Unix seconds at which those in force were read; 0 where they are from no files.
-        refused: why the files, as they are now, are not followed.
-        restart: settings whose change is followed after a restart only.
+        read_at: Unix seconds at which the effective settings were read; 0 if they do not come from files.
+        reload_error: why the current content of the files is not used.
+        restart: changed settings that require a restart.
     """
 
-    read_at: Moment = 0.0
-    refused: str | None = None
+    read_at: Timestamp = 0.0
+    reload_error: str | None = None
     restart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """Everything that is known about the fleet at one moment.
+    """The whole fleet at one point in time.
 
     Attributes:
-        version: grows by one with every change; orders snapshots of one gateway.
+        version: increases by one with every change, which orders the snapshots of one gateway.
         at: Unix seconds.
-        gateway_version: version of cortex that the gateway runs.
+        gateway_version: cortex version of the gateway.
         started_at: Unix seconds at which the gateway started.
-        certificates: of the gateway, those that it knows nodes by among them.
-        settings: of the gateway.
+        certificates: TLS certificates of the gateway, including those that it verifies nodes with.
+        settings: state of the gateway's settings.
     """
 
     version: int
-    at: Moment
+    at: Timestamp
     nodes: tuple[NodeView, ...] = ()
     models: tuple[ModelView, ...] = ()
     gateway_version: str = ""
-    started_at: Moment = 0.0
+    started_at: Timestamp = 0.0
     certificates: tuple[Certificate, ...] = ()
     settings: SettingsView = SettingsView()
 
     def node(self, name: str) -> NodeView | None:
-        """The node of that name."""
+        """Return the node with a name."""
         return next((n for n in self.nodes if n.name == name), None)
 
     def model(self, name: str) -> ModelView | None:
-        """The model of that name or alias."""
+        """Return the model with a name or alias."""
         return next((m for m in self.models if name == m.id or name in m.aliases), None)
 
     @property
     def all_certificates(self) -> tuple[tuple[str, tuple[Certificate, ...]], ...]:
-        """Of each node by its name; those of the gateway, whose name is empty, come first."""
+        """The certificates by node name, after those of the gateway with an empty name."""
         return (("", self.certificates), *((n.name, n.certificates) for n in self.nodes))
 
     def instances(self) -> tuple[InstanceView, ...]:
-        """All instances of all nodes."""
+        """Return all instances of all nodes."""
         return tuple(i for n in self.nodes for i in n.instances)
 
 
 SNAPSHOT: TypeAdapter[FleetSnapshot] = TypeAdapter(FleetSnapshot)
-"""Reads and writes a snapshot as JSON."""
+"""Serializes and parses a snapshot as JSON."""

@@ -1,4 +1,4 @@
-"""What a neuron tells about its host: the wire of GET /discovery and GET /health."""
+"""A neuron's report about its host: the wire types of GET /discovery and GET /health."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from cortex_common.net.tls import Certificate
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 
 
 class DeviceKind(StrEnum):
-    """What kind of memory and compute a device is."""
+    """The type of a device."""
 
     CUDA = "cuda"
     CPU = "cpu"
 
 
-class Device(Wire):
-    """A GPU, or the host's CPU and RAM offered as one.
+class Device(WireModel):
+    """A GPU, or the host's CPU and RAM offered as a device.
 
     Attributes:
-        index: position in PCI bus order on this host; what people type. The cpu device comes last.
-        uuid: the driver's name for the card, stable over reboots; what engines are started with.
+        index: position in PCI bus order on this host, which people type. The cpu device comes last.
+        uuid: the driver's identifier of the GPU, stable across reboots, which engines are started with.
         vram_total_mb: MiB that the driver reports; for a cpu device, the MiB that the host offers.
-        compute_capability: such as "9.0"; None where there is none.
-        unified: memory is shared with the host, so the numbers are the host's.
+        compute_capability: such as "9.0"; None if it has none.
+        unified: whether memory is shared with the host, so that the numbers are those of the host.
     """
 
     index: int
@@ -39,22 +39,25 @@ class Device(Wire):
 
 
 class DeviceHealth(StrEnum):
-    """Whether a device can be given work."""
+    """Whether a device is usable."""
 
     OK = "ok"
     LOST = "lost"
 
 
-class DeviceReading(Wire):
-    """One device at one moment; a field that the driver does not support is None.
+class DeviceReading(WireModel):
+    """One device at one point in time. A field that the driver does not support is None.
 
     Attributes:
-        vram_used_mb: MiB in use by anybody, as measured.
-        vram_free_mb: MiB that nobody uses now. Not a promise: see `vram_reserved_mb`.
-        vram_reserved_mb: MiB promised to loads under way and not yet measured as used.
-        vram_foreign_mb: MiB used by processes that this neuron did not start.
+        vram_used_mb: measured MiB in use by any process.
+        vram_free_mb: MiB not in use; part of it can be reserved, see `vram_reserved_mb`.
+        vram_reserved_mb: MiB reserved for loads in progress and not yet measured as used.
+        vram_other_mb: MiB used by processes that this neuron did not start.
         vram_headroom_mb: MiB that this host keeps free on this device.
-        vram_available_mb: MiB that a new load can be promised: what the node's ledger says.
+        vram_available_mb: MiB that a new load can reserve, according to the node's ledger.
+        utilization_pct: percentage of time that the device was busy.
+        temp_c: temperature in degrees Celsius.
+        power_w: power draw in watts.
         reason: why the device is not ok.
     """
 
@@ -72,8 +75,8 @@ class DeviceReading(Wire):
     reason: str | None = None
 
 
-class HostWarning(Wire):
-    """Something on the host that an operator should mend.
+class HostWarning(WireModel):
+    """A problem on the host that an operator should fix.
 
     Attributes:
         code: stable, such as "driver_not_loaded".
@@ -84,13 +87,13 @@ class HostWarning(Wire):
     message: str
 
 
-class HarnessInfo(Wire):
-    """What a node reports of one of its harnesses.
+class HarnessInfo(WireModel):
+    """A harness of a node.
 
     Attributes:
-        engine: the kind of its engines, whatever the harness is called: "llamacpp", "vllm", "command", ...
-        device_kinds: the kinds of devices that its engines run on, the preferred first.
-        traits: how chat requests to its engines must be worded.
+        engine: the kind of its engines, regardless of its name: "llamacpp", "vllm", "command", ...
+        device_kinds: device kinds that its engines run on, preferred first.
+        traits: how chat requests must be adapted for its engines.
     """
 
     engine: str
@@ -98,13 +101,13 @@ class HarnessInfo(Wire):
     traits: EngineTraits = OPENAI
 
 
-class Discovery(Wire):
+class Discovery(WireModel):
     """GET /discovery: facts about a node that rarely change while its neuron runs.
 
     Attributes:
         harnesses: names of the node's harnesses, in the order of neuron.toml.
-        harness_info: details of each of them, by name.
-        certificates: the TLS certificates that the neuron serves.
+        harness_info: details of each harness, by name.
+        certificates: TLS certificates of the neuron.
     """
 
     hostname: str
@@ -120,8 +123,8 @@ class Discovery(Wire):
     certificates: tuple[Certificate, ...] = ()
 
 
-class Health(Wire):
-    """GET /health: the latest reading.
+class Health(WireModel):
+    """GET /health: the latest readings.
 
     Attributes:
         uptime_secs: seconds since the neuron started.

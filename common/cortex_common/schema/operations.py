@@ -6,15 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cortex_common.clock import Moment
-from cortex_common.schema.base import StrictWire, Wire
+from cortex_common.clock import Timestamp
+from cortex_common.schema.base import StrictWireModel, WireModel
 from cortex_common.schema.fleet import ModelState
 
 LONGEST_S = 100 * 365 * 86_400.0
 """Seconds beyond which a time is a slip, and no date."""
 
 
-class LoadModel(StrictWire):
+class LoadModel(StrictWireModel):
     """POST /operator/v1/models/load.
 
     Attributes:
@@ -38,7 +38,7 @@ class LoadModel(StrictWire):
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 
-class UnloadModel(StrictWire):
+class UnloadModel(StrictWireModel):
     """POST /operator/v1/models/unload.
 
     Attributes:
@@ -50,7 +50,7 @@ class UnloadModel(StrictWire):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
 
 
-class EvictModel(StrictWire):
+class EvictModel(StrictWireModel):
     """POST /operator/v1/models/evict: end one instance; the gateway may load it again.
 
     Attributes:
@@ -66,7 +66,7 @@ class EvictModel(StrictWire):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
 
 
-class PinModel(StrictWire):
+class PinModel(StrictWireModel):
     """POST /operator/v1/models/pin: protect a model from eviction, defrag and idle unload.
 
     Attributes:
@@ -80,7 +80,7 @@ class PinModel(StrictWire):
     for_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
 
 
-class UnpinModel(StrictWire):
+class UnpinModel(StrictWireModel):
     """POST /operator/v1/models/unpin: end pins that operators set; those of profiles stay.
 
     Attributes:
@@ -92,7 +92,7 @@ class UnpinModel(StrictWire):
     node: str | None = None
 
 
-class PinView(Wire):
+class PinView(WireModel):
     """A pin that an operator set.
 
     Attributes:
@@ -101,16 +101,16 @@ class PinView(Wire):
 
     model: str
     node: str | None = None
-    until: Moment | None = None
+    until: Timestamp | None = None
 
 
-class NodeRequest(StrictWire):
+class NodeRequest(StrictWireModel):
     """POST /operator/v1/nodes/cordon and /uncordon."""
 
     node: str
 
 
-class DrainNode(StrictWire):
+class DrainNode(StrictWireModel):
     """POST /operator/v1/nodes/drain: cordon a node and move or unload all its instances.
 
     Attributes:
@@ -122,7 +122,7 @@ class DrainNode(StrictWire):
     timeout_s: Annotated[float, Field(ge=0)] = 300.0
 
 
-class NodeAction(Wire):
+class NodeAction(WireModel):
     """What became of a node.
 
     Attributes:
@@ -138,7 +138,7 @@ class NodeAction(Wire):
     kept: tuple[str, ...] = ()
 
 
-class MeasuredSize(Wire):
+class MeasuredSize(WireModel):
     """What loads of a model took on one node.
 
     Attributes:
@@ -158,10 +158,10 @@ class MeasuredSize(Wire):
     device_mb: int
     last_mb: int
     load_s: float
-    at: Moment
+    at: Timestamp
 
 
-class ModelDetail(Wire):
+class ModelDetail(WireModel):
     """GET /operator/v1/models/{name}: the profile's estimate beside what was measured.
 
     Attributes:
@@ -182,7 +182,7 @@ class ModelDetail(Wire):
     pins: tuple[PinView, ...] = ()
 
 
-class Reloaded(Wire):
+class Reloaded(WireModel):
     """What a reload of the configuration changed.
 
     Attributes:
@@ -195,7 +195,7 @@ class Reloaded(Wire):
     restart: tuple[str, ...] = ()
 
 
-class ModelAction(Wire):
+class ModelAction(WireModel):
     """What became of a model.
 
     Attributes:

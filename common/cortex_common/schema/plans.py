@@ -1,4 +1,4 @@
-"""Plans of the operator API: what a load, an eviction, a drain or a defragmentation would do, and why."""
+"""Plans of the operator API: what a load, an eviction, a drain or a defrag would do, and why."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cortex_common.clock import ExactMoment
-from cortex_common.schema.base import StrictWire, Wire
+from cortex_common.clock import PreciseTimestamp
+from cortex_common.schema.base import StrictWireModel, WireModel
 
 
-class PlanLoad(StrictWire):
-    """POST /operator/v1/plan/load: what would be done to load a model. Changes nothing.
+class PlanLoad(StrictWireModel):
+    """POST /operator/v1/plan/load: return what loading a model would do, without changing anything.
 
     Attributes:
         model: name or alias.
-        node: only there.
-        devices: only these.
-        another: a further instance.
+        node: only consider this node.
+        devices: only consider these devices.
+        another: plan an additional instance.
     """
 
     model: str
@@ -26,12 +26,12 @@ class PlanLoad(StrictWire):
     another: bool = False
 
 
-class PlannedEviction(Wire):
-    """An instance that would go.
+class PlannedEviction(WireModel):
+    """An instance that would be evicted.
 
     Attributes:
-        frees_mb: MiB that it frees over all its devices.
-        in_flight: requests that would be waited for.
+        frees_mb: MiB freed on all of its devices.
+        in_flight: requests that would have to finish first.
         idle_s: seconds since its last request.
     """
 
@@ -43,14 +43,14 @@ class PlannedEviction(Wire):
     idle_s: float
 
 
-class PlannedMove(Wire):
-    """What would become of one instance when its node is emptied.
+class PlannedMove(WireModel):
+    """What would happen to one instance when its node is drained.
 
     Attributes:
-        to_node: where a copy would be loaded first; None when it would only be ended.
-        mb: MiB that it frees here.
-        in_flight: requests that would be waited for.
-        load_s: seconds that its copy is expected to load.
+        to_node: where a copy would be loaded first; None if it would only be unloaded.
+        mb: MiB that it frees on the drained node.
+        in_flight: requests that would have to finish first.
+        load_s: expected seconds to load the copy.
     """
 
     instance: str
@@ -63,23 +63,23 @@ class PlannedMove(Wire):
     why: str
 
 
-class DrainPlan(Wire):
-    """POST /operator/v1/plan/drain: what emptying a node would do."""
+class DrainPlan(WireModel):
+    """POST /operator/v1/plan/drain: what draining a node would do."""
 
     node: str
     moves: tuple[PlannedMove, ...] = ()
 
 
-class LedgerLine(Wire):
-    """One device, or a node whose devices are not considered, in a plan.
+class LedgerLine(WireModel):
+    """A device, or a node whose devices are not considered, in a plan.
 
     Attributes:
-        device: index; None for the whole node.
-        available_mb: MiB that a new load can be promised.
-        chosen: the plan uses it.
+        device: index of the device; None for the whole node.
+        available_mb: MiB that a new load can reserve.
+        chosen: whether the plan uses it.
         reason: why it is not chosen.
         missing_mb: MiB that it lacks.
-        reclaimable_mb: MiB on it that unpinned instances hold.
+        reclaimable_mb: MiB on it held by instances that are not pinned.
     """
 
     node: str
@@ -93,15 +93,15 @@ class LedgerLine(Wire):
     reclaimable_mb: int = 0
 
 
-class PlanView(Wire):
+class PlanView(WireModel):
     """What would be done, and why.
 
     Attributes:
-        action: serve (it is ready), join (a load is under way), load, wait or impossible.
-        device_mb: MiB that it takes on each of its devices, as far as known.
-        size_source: measured, node, configured or unknown.
-        why: the reason for the choice.
-        ledger: every device with what speaks for or against it.
+        action: serve (an instance is ready), join (a load is in progress), load, wait or impossible.
+        device_mb: MiB required on each device, if known.
+        size_source: where that number comes from: measured, node, configured or unknown.
+        why: reason for the choice.
+        ledger: every device, with the reason for or against it.
     """
 
     model: str
@@ -115,18 +115,18 @@ class PlanView(Wire):
     ledger: tuple[LedgerLine, ...] = ()
 
 
-class DecisionView(Wire):
-    """GET /operator/v1/decisions/{request}: what a request waited for, and what became of that.
+class DecisionView(WireModel):
+    """GET /operator/v1/decisions/{request}: what a request waited for, and the outcome.
 
     Attributes:
         at: Unix seconds at which the wait ended.
-        waited_s: how long it was.
-        instance: that became ready for it; None when it waited in vain.
+        waited_s: duration of the wait in seconds.
+        instance: the instance that became ready; None if there was none.
         why: why the instance was loaded where it was, or why there was none.
-        evicted: instances that went for it.
+        evicted: instances that were evicted for it.
     """
 
-    at: ExactMoment
+    at: PreciseTimestamp
     model: str
     waited_s: float
     instance: str | None = None
@@ -134,17 +134,18 @@ class DecisionView(Wire):
     evicted: tuple[str, ...] = ()
 
 
-class DefragRequest(StrictWire):
-    """POST /operator/v1/plan/defrag: moves that make one large free block, and restarts of attached engines.
+class DefragRequest(StrictWireModel):
+    """POST /operator/v1/plan/defrag: plan moves that create one large free block, and restarts of attached engines.
 
     Changes nothing.
 
     Attributes:
-        model: make room for this model, and restart nothing; the largest block that the budget can make when absent.
-        node: make the block there.
-        max_moves: at most so many instances move.
-        max_seconds: at most so many seconds of loading, moves and restarts together.
-        across: instances may move to other nodes.
+        model: free enough memory for this model, and restart no engines. Default: the largest block possible within the
+            limits.
+        node: create the block on this node.
+        max_moves: maximum number of instances to move.
+        max_seconds: maximum total seconds of loading for moves and restarts.
+        across: allow moves to other nodes.
     """
 
     model: str | None = None
@@ -154,12 +155,13 @@ class DefragRequest(StrictWire):
     across: bool = False
 
 
-class ApplyDefrag(StrictWire):
-    """POST /operator/v1/defrag: carry out exactly the moves that were shown.
+class ApplyDefrag(StrictWireModel):
+    """POST /operator/v1/defrag: carry out exactly the planned moves.
 
     Attributes:
-        request: the request that was planned for.
-        plan: id of the plan that was shown; refused when the fleet has changed since.
+        request: the request that the plan was made for.
+        plan: id of the plan; rejected if the fleet has changed since.
+        drain_timeout_s: seconds that requests in flight on a moved instance can continue.
     """
 
     request: DefragRequest = DefragRequest()
@@ -167,14 +169,14 @@ class ApplyDefrag(StrictWire):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 300.0
 
 
-class MoveView(Wire):
-    """One instance that changes its device: a copy is loaded first, then the original drained and ended.
+class MoveView(WireModel):
+    """A move of one instance to another device: a copy is loaded first, then the original is drained and stopped.
 
     Attributes:
-        mb: MiB that it takes and frees.
-        load_s: seconds that its copy is expected to load; requests go on meanwhile.
-        in_flight: requests that end on the original.
-        interruption_s: seconds for which the model can't be asked; 0 as the copy comes first.
+        mb: MiB that it needs on the new device and frees on the old one.
+        load_s: expected seconds to load the copy; the original serves requests meanwhile.
+        in_flight: requests in flight on the original.
+        interruption_s: seconds during which the model is unavailable; 0, because the copy is loaded first.
     """
 
     instance: str
@@ -189,8 +191,8 @@ class MoveView(Wire):
     interruption_s: float = 0.0
 
 
-class DeviceCapacityView(Wire):
-    """A device before and after a defrag, in MiB available."""
+class DeviceCapacityView(WireModel):
+    """Available MiB of a device before and after a defrag."""
 
     node: str
     device: int
@@ -199,16 +201,16 @@ class DeviceCapacityView(Wire):
     after_mb: int
 
 
-class RestartView(Wire):
-    """An engine of somebody else whose memory its loads and unloads have scattered.
+class RestartView(WireModel):
+    """An attached engine whose memory is fragmented by loads and unloads.
 
     Attributes:
-        cycles: how many there were since it started.
-        models: what is in it, and is loaded again afterwards.
-        in_flight: requests that are waited for first.
-        interruption_s: seconds that its models are expected to be away; requests for them wait.
-        chosen: it is part of the plan.
-        why: the reason for that.
+        cycles: number of loads and unloads since it started.
+        models: the models loaded in it, which are loaded again after the restart.
+        in_flight: requests that have to finish first.
+        interruption_s: expected seconds during which its models are unavailable; requests for them wait.
+        chosen: whether the plan restarts it.
+        why: reason for that.
     """
 
     node: str
@@ -221,17 +223,18 @@ class RestartView(Wire):
     why: str = ""
 
 
-class DefragView(Wire):
-    """Moves and what they gain, and engines to be restarted after them.
+class DefragView(WireModel):
+    """The moves of a defrag and their effect, and the engines to restart after them.
 
     Attributes:
-        plan: id of exactly these moves and restarts on exactly this state; empty when there is nothing to be done.
-        node, device: where the block comes to be.
-        before_mb: the largest free block before.
-        after_mb: the block afterwards.
-        why: what the plan does, or why there is none.
+        plan: id of exactly these moves and restarts in exactly this state; empty if there is nothing to do.
+        node, device: location of the free block.
+        before_mb: size of the largest free block before, in MiB.
+        after_mb: size of the block afterwards, in MiB.
+        why: what the plan does, or why there is nothing to do.
         restarts: attached engines with more loads and unloads than `[eviction] defrag_after_cycles`.
-        done: the moves and restarts have been made.
+        seconds: expected or actual total seconds.
+        done: whether the moves and restarts have been carried out.
     """
 
     plan: str = ""

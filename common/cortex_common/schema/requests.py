@@ -1,49 +1,50 @@
-"""Requests as operators see them: those under way, and the last that ended. Numbers and names, never text."""
+"""Requests as operators see them: those in flight, and the latest finished ones. Numbers and names, never text."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from cortex_common.clock import ExactMoment
-from cortex_common.schema.base import Wire
+from cortex_common.clock import PreciseTimestamp
+from cortex_common.schema.base import WireModel
 
 
 class RequestState(StrEnum):
-    """How far a request is."""
+    """The phase that a request is in."""
 
     QUEUE = "queue"
-    """It is still being sent, or waits for its turn."""
+    """The request is being received, or waits in the admission queue."""
 
     LOADING = "loading"
-    """It waits for a load."""
+    """It waits for a model to load."""
 
     PREFILL = "prefill"
-    """An instance has it and has not answered yet."""
+    """It was sent to an instance, which has not responded yet."""
 
     DECODE = "decode"
-    """Its answer is coming."""
+    """The response is being streamed."""
 
     DONE = "done"
+    """It has finished."""
 
 
-class RequestView(Wire):
+class RequestView(WireModel):
     """One request.
 
     Attributes:
-        id: as x-request-id has it; a client may choose its own, so it need not be the only one.
-        key: name of the key that it came in by; None before that was looked at.
-        model: that was asked for; None before that is known.
+        id: value of x-request-id; not necessarily unique, because clients can choose it.
+        key: name of the API key; None before authentication.
+        model: the requested model; None before it is known.
         route: path of the API.
-        node, instance: which has it, or had it last.
+        node, instance: where it is being processed, or was processed last.
         started: Unix seconds.
-        cold_start: it waited for a load.
-        reason: why it went to that instance.
-        queue_ms: milliseconds that it waited for its turn or for a load, so far.
-        ttft_ms: milliseconds to the first byte of its answer.
+        cold_start: whether it waited for a load.
+        reason: why the load balancer picked that instance.
+        queue_ms: milliseconds spent waiting in the queue or for a load, so far.
+        ttft_ms: milliseconds to the first byte of the response.
         total_ms: milliseconds from its first byte to its last, or so far.
-        tokens_in: of the prompt, once the engine told.
-        tokens_out: so far.
-        outcome: "ok" or the code of an error; None while it is under way.
+        tokens_in: prompt tokens, once the engine reported them.
+        tokens_out: generated tokens so far.
+        outcome: "ok" or an error code; None while it is in flight.
     """
 
     id: str
@@ -53,7 +54,7 @@ class RequestView(Wire):
     node: str | None = None
     instance: str | None = None
     state: RequestState
-    started: ExactMoment
+    started: PreciseTimestamp
     cold_start: bool = False
     reason: str | None = None
     queue_ms: int = 0
@@ -65,27 +66,27 @@ class RequestView(Wire):
 
     @property
     def active(self) -> bool:
-        """Whether it is under way."""
+        """Whether the request is in flight."""
         return self.state is not RequestState.DONE
 
     @property
     def tokens_per_s(self) -> float | None:
-        """The speed at which its answer came, or comes."""
+        """Generated tokens per second since the first byte; None before that."""
         if self.ttft_ms is None or not self.tokens_out:
             return None
         seconds = (self.total_ms - self.ttft_ms) / 1000
         return self.tokens_out / seconds if seconds > 0 else None
 
 
-class RequestList(Wire):
+class RequestList(WireModel):
     """GET /operator/v1/requests.
 
     Attributes:
         at: Unix seconds.
-        active: under way, the oldest first.
-        recent: ended, the newest first.
+        active: requests in flight, oldest first.
+        recent: finished requests, newest first.
     """
 
-    at: ExactMoment
+    at: PreciseTimestamp
     active: tuple[RequestView, ...] = ()
     recent: tuple[RequestView, ...] = ()

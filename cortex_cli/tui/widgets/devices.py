@@ -14,7 +14,7 @@ from cortex_cli.tui.widgets.lines import Lines, Piece, Pieces, joined
 from cortex_cli.tui.widgets.table import fitted
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, NodeState, NodeView
 from cortex_common.schema.hardware import DeviceHealth
-from cortex_common.units import show_mib
+from cortex_common.units import format_mib
 
 _NARROW = 80
 _HISTORY = 12
@@ -96,7 +96,7 @@ class DevicePanel(Lines):
             return [(name, "bold"), (fitted(why, room), ink(self.app, "error"))]
         used = sum(d.vram_used_mb for d in node.devices)
         total = sum(d.vram_total_mb for d in node.devices)
-        text = f" {show_mib(used)}/{show_mib(total)} {len(node.devices)} devices"
+        text = f" {format_mib(used)}/{format_mib(total)} {len(node.devices)} devices"
         share = used / total if total else 0.0
         room = max(4, width - len(name) - len(text) - 2)
         filled = round(room * min(1.0, share))
@@ -111,7 +111,7 @@ class DevicePanel(Lines):
             why = f"lost: {device.reason or 'no reason given'}"
             return [(name, ""), (why, ink(self.app, "error"))]
         share = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else 0.0
-        numbers = f" {show_mib(device.vram_used_mb):>6}/{show_mib(device.vram_total_mb):<6}"
+        numbers = f" {format_mib(device.vram_used_mb):>6}/{format_mib(device.vram_total_mb):<6}"
         tail = self._tail(key, device) if width >= _NARROW else []
         room = max(6, width - len(name) - len(numbers) - sum(len(t) for t, _ in tail) - 2)
         left, right = ("[", "]") if self._ascii else ("▐", "▌")

@@ -60,7 +60,7 @@ def test_files_that_are_no_certificate_and_key_are_told_as_such(tmp_path: Path):
     path = tmp_path / "cert.pem"
     path.write_text("x")
 
-    with pytest.raises(ConfigError, match=r"cert\.pem: no certificate and key in PEM"):
+    with pytest.raises(ConfigError, match=r"cert\.pem: not a PEM certificate and key"):
         ServerTls(TlsSection(certificate=path, key=path))
 
 

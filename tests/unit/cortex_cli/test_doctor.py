@@ -10,7 +10,7 @@ from sample_fleet import NOW, busy_fleet, empty_fleet
 from cortex_cli.doctor.checks import Verdict, counted, fleet_checks, host_checks, way_to, worst
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import UpstreamFailed
-from cortex_common.net.tls import SOON_S, Certificate
+from cortex_common.schema.certificates import EXPIRY_WARNING_S, Certificate
 from cortex_common.schema.fleet import FleetSnapshot, SettingsView
 
 
@@ -61,18 +61,22 @@ def test_a_server_of_others_is_asked_by_what_it_has():
     ("reason", "upstream", "hint"),
     [
         ("can't be reached: Connection refused", False, "`systemctl status neuron` on attic"),
-        ("can't be reached: it timed out", False, "firewall may drop what goes to 10.0.0.7"),
+        ("can't be reached: timed out", False, "firewall may drop what goes to 10.0.0.7"),
         ("can't be reached: [Errno -2] Name or service not known", True, "mend `base_url`"),
         ("this neuron needs its token: see token and token_file", False, "the same text"),
-        ("GET /v1/models answered 401: who are you", True, "`key_file` under [[upstreams]]"),
+        ("GET /v1/models returned 401: who are you", True, "`key_file` under [[upstreams]]"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] ... self-signed certificate", False, "`ca` under"),
         (
             "[SSL: CERTIFICATE_VERIFY_FAILED] ... Hostname mismatch, certificate is not valid",
             *(False, "a name that the certificate has"),
         ),
         ("[SSL: WRONG_VERSION_NUMBER] wrong version number", False, "begins with http://"),
-        ("broke off: Server disconnected without sending a response.", False, "https://"),
-        ("GET /events answered 404: <html>", False, "something else listens there"),
+        (
+            "closed the connection: Server disconnected without sending a response.",
+            False,
+            "https://",
+        ),
+        ("GET /events returned 404: <html>", False, "something else listens there"),
         ("there is no /events here", False, "something else listens there"),
         ("a reason of its own", False, "is its neuron running? `curl http://10.0.0.7:9090/health`"),
     ],
@@ -146,11 +150,11 @@ def test_a_certificate_near_its_end_is_a_warning_and_one_past_it_an_error():
     assert named["certificate of the gateway"].verdict is Verdict.WARNING
     assert named[f"certificate of {node.name}"].verdict is Verdict.ERROR
     assert all("without a restart" in f.hint for f in named.values())
-    later = Certificate("later.pem", NOW + 2 * SOON_S)
-    wrong = replace(fleet, at=NOW, certificates=(replace(later, refused="no key"),))
+    later = Certificate("later.pem", NOW + 2 * EXPIRY_WARNING_S)
+    wrong = replace(fleet, at=NOW, certificates=(replace(later, reload_error="no key"),))
     assert told(wrong)["certificate of the gateway"] == (
         Verdict.ERROR,
-        "the certificate in later.pem is not used as it is now: no key",
+        "the current content of later.pem is not used: no key",
     )
     well = fleet_checks(replace(fleet, at=NOW, certificates=(later,)), "0.1.0")
     assert [f.verdict for f in well if f.check == "certificates"] == [Verdict.OK]

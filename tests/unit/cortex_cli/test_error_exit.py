@@ -5,8 +5,8 @@ import pytest
 from cortex_cli.color import Paint
 from cortex_cli.error_exit import EXIT_CODES, PartialSuccess, TimedOut, describe, exit_code
 from cortex_common import errors
-from cortex_common.errors import BY_CODE, CortexError, UpstreamFailed
-from cortex_common.net.tls import RENEW
+from cortex_common.errors import ERRORS_BY_CODE, CortexError, UpstreamFailed
+from cortex_common.schema.certificates import RENEW_HINT
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from cortex_common.net.tls import RENEW
         (errors.ModelNotFound("no"), 3),
         (errors.NodeNotFound("no"), 3),
         (errors.AuthenticationFailed("no"), 4),
-        (errors.PermissionRefused("no"), 4),
+        (errors.PermissionDenied("no"), 4),
         (UpstreamFailed("no", details={"unreachable": True}), 5),
         (UpstreamFailed("no"), 1),
         (errors.DoesNotFit("no"), 6),
@@ -36,7 +36,7 @@ def test_exit_codes(error: Exception, code: int):
 
 def test_every_exit_code_is_documented():
     """No error of the tree ends with a code that the help does not explain."""
-    assert {exit_code(cls("no")) for cls in BY_CODE.values()} <= set(EXIT_CODES)
+    assert {exit_code(cls("no")) for cls in ERRORS_BY_CODE.values()} <= set(EXIT_CODES)
 
 
 def test_an_error_is_three_lines():
@@ -58,7 +58,7 @@ def test_a_gateway_whose_certificate_has_ended_needs_a_new_one():
     reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
     error = UpstreamFailed(reason, details={"unreachable": True})
 
-    assert describe(error, Paint()).endswith("hint: " + RENEW)
+    assert describe(error, Paint()).endswith("hint: " + RENEW_HINT)
 
 
 @pytest.mark.parametrize(

@@ -112,4 +112,4 @@ def test_a_certificate_that_ends_soon_is_doubtful(tmp_path: Path) -> None:
     found = looked(tmp_path, f'[tls]\ncertificate = "{mine}"\n')
 
     assert found.wrong == []
-    assert found.doubtful[0].startswith(f"tls: the certificate in {mine} ends on ")
+    assert found.doubtful[0].startswith(f"tls: the certificate in {mine} expires on ")

@@ -36,9 +36,9 @@ from cortex_cli.render.log import engine_line
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_common.log_buffer import LogLine
-from cortex_common.net.tls import Certificate
 from cortex_common.schema.audit import AuditEntry
-from cortex_common.schema.base import Wire
+from cortex_common.schema.base import WireModel
+from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import (
     SNAPSHOT,
     FleetSnapshot,
@@ -132,7 +132,7 @@ def test_what_the_gateway_has_against_its_own_files_is_a_trouble():
     found = troubles(replace(fleet, nodes=(node,), certificates=(ends,), settings=refused))
 
     assert found[0] == "the gateway runs by older settings: cortex.toml:3: unknown key"
-    assert [t.partition(" ended on ")[0] for t in found[1:]] == [
+    assert [t.partition(" expired on ")[0] for t in found[1:]] == [
         "the certificate in cert.pem",
         "node n: the certificate in cert.pem",
     ]
@@ -158,7 +158,15 @@ def test_documents_differ_from_the_wire_in_times_alone():
 
     def without(value: object) -> object:
         if isinstance(value, dict):
-            times = {"at", "started_at", "seen_at", "last_used", "unload_at", "read_at", "ends_at"}
+            times = {
+                "at",
+                "started_at",
+                "seen_at",
+                "last_used",
+                "unload_at",
+                "read_at",
+                "expires_at",
+            }
             return {k: without(v) for k, v in value.items() if k not in times}
         return [without(v) for v in value] if isinstance(value, list) else value
 
@@ -190,7 +198,7 @@ def test_a_moment_reads_as_what_it_was(seconds: float, exact: bool):
         (KeyView(name="k", origin="runtime", created=0.5), "created", "1970-01-01T00:00:00Z"),
     ],
 )
-def test_fractions_are_written_where_they_matter(value: Wire, field: str, text: str | None):
+def test_fractions_are_written_where_they_matter(value: WireModel, field: str, text: str | None):
     """A line of a log has milliseconds, a pin's end has none, and what never ends has null."""
     assert plain(value)[field] == text
 

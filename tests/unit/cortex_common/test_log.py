@@ -1,4 +1,4 @@
-"""What daemons keep of their logs, and which log a name means."""
+"""The log buffer of the daemons, and the names of logs in `cortex logs`."""
 
 from __future__ import annotations
 
@@ -10,82 +10,82 @@ from sample_fleet import busy_fleet
 from cortex_cli.logs import LogOf, log_of
 from cortex_common.errors import NotFound, UpstreamFailed
 from cortex_common.log import event
-from cortex_common.log_buffer import KeptLog, log_lines
+from cortex_common.log_buffer import LogBuffer, parse_log_lines
 
 
 @pytest.fixture
 def log():
-    """A logger that no other test shares."""
-    made = logging.Logger("test")  # noqa: LOG001 - as said
-    made.setLevel(logging.INFO)
-    return made
+    """Return a logger that is not shared with other tests."""
+    logger = logging.Logger("test")  # noqa: LOG001 - not shared
+    logger.setLevel(logging.INFO)
+    return logger
 
 
-async def pieces(data: bytes, size: int):
-    """The bytes in pieces, as a socket may bring them."""
+async def split(data: bytes, size: int):
+    """Yield the text in chunks of a size, as a socket could return it."""
     for at in range(0, len(data), size):
         yield data[at : at + size].decode()
 
 
-async def test_the_last_lines_come_back_as_they_were_said(log: logging.Logger):
-    """Names, levels and facts survive any cut into pieces; a secret of another logger's is not there."""
-    kept = KeptLog(besides=("test.requests",))
-    log.addHandler(kept)
+async def test_tail_returns_the_last_lines(log: logging.Logger):
+    """Events, levels and fields survive any chunking; lines of excluded loggers are missing."""
+    buffer = LogBuffer(exclude=("test.requests",))
+    log.addHandler(buffer)
     for number in range(5):
-        event(log, "said", logging.WARNING, number=number, none=None, share=0.123456)
-    kept.emit(logging.LogRecord("test.requests", logging.INFO, "", 0, "elsewhere", None, None))
-    lines = [line async for line in log_lines(pieces(kept.tail(2), 7))]
+        event(log, "logged", logging.WARNING, number=number, none=None, share=0.123456)
+    buffer.emit(logging.LogRecord("test.requests", logging.INFO, "", 0, "elsewhere", None, None))
+    lines = [line async for line in parse_log_lines(split(buffer.tail(2), 7))]
     assert [(x.event, x.level, dict(x.facts)) for x in lines] == [
-        ("said", "warn", {"number": 3, "share": 0.1235}),
-        ("said", "warn", {"number": 4, "share": 0.1235}),
+        ("logged", "warn", {"number": 3, "share": 0.1235}),
+        ("logged", "warn", {"number": 4, "share": 0.1235}),
     ]
 
 
-async def test_what_is_kept_has_a_bound(log: logging.Logger):
-    """However much is logged, the oldest lines go and the newest stay; asking for more than there is is no error."""
-    kept = KeptLog(most_bytes=2000)
-    log.addHandler(kept)
+async def test_buffer_is_bounded(log: logging.Logger):
+    """The oldest lines are dropped; asking for more lines than there are is not an error."""
+    buffer = LogBuffer(max_bytes=2000)
+    log.addHandler(buffer)
     for number in range(200):
-        event(log, "said", number=number)
-    lines = [line async for line in log_lines(pieces(kept.tail(10_000), 4096))]
-    assert len(kept.tail(10_000)) <= 2000
+        event(log, "logged", number=number)
+    lines = [line async for line in parse_log_lines(split(buffer.tail(10_000), 4096))]
+    assert len(buffer.tail(10_000)) <= 2000
     assert lines[-1].facts["number"] == 199
-    assert kept.tail(0) == b""
+    assert buffer.tail(0) == b""
 
 
-async def test_a_reader_that_follows_misses_nothing(log: logging.Logger):
-    """First the tail, then what comes, and the end when it is over."""
-    kept, over = KeptLog(), []
-    log.addHandler(kept)
+async def test_follower_misses_no_line(log: logging.Logger):
+    """It gets the tail, then new lines, and ends when stopped."""
+    buffer, stopped = LogBuffer(), []
+    log.addHandler(buffer)
     event(log, "before")
-    reading = kept.follow(10, lambda: bool(over))
-    assert b"before" in await anext(reading)
+    follower = buffer.follow(10, lambda: bool(stopped))
+    assert b"before" in await anext(follower)
     event(log, "after")
-    assert b"after" in await anext(reading)
-    over.append(True)
-    assert [piece async for piece in reading] == []
+    assert b"after" in await anext(follower)
+    stopped.append(True)
+    assert [chunk async for chunk in follower] == []
 
 
-async def test_an_exception_is_told_with_its_way(log: logging.Logger):
-    """The traceback is in the line."""
-    kept = KeptLog()
-    log.addHandler(kept)
+async def test_exceptions_have_a_traceback(log: logging.Logger):
+    """The traceback is part of the line."""
+    buffer = LogBuffer()
+    log.addHandler(buffer)
     try:
         raise ValueError("broken")  # noqa: TRY301 - to have a traceback
     except ValueError:
         log.exception("failed")
-    (line,) = [line async for line in log_lines(pieces(kept.tail(1), 100))]
+    (line,) = [line async for line in parse_log_lines(split(buffer.tail(1), 100))]
     assert (line.level, "ValueError: broken" in (line.exception or "")) == ("error", True)
 
 
-async def test_something_else_than_a_log_is_an_error():
-    """A proxy's page is not shown as a log."""
-    with pytest.raises(UpstreamFailed, match="no log"):
-        [line async for line in log_lines(pieces(b"<html>\n", 100))]
+async def test_response_that_is_not_a_log_is_an_error():
+    """The HTML page of a proxy is not shown as a log."""
+    with pytest.raises(UpstreamFailed, match="not a log"):
+        [line async for line in parse_log_lines(split(b"<html>\n", 100))]
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "expected"),
     [
         ("gateway", LogOf()),
         ("beast", LogOf(node="beast")),
@@ -93,13 +93,13 @@ async def test_something_else_than_a_log_is_an_error():
         ("beast/google/gemma-3-12b", LogOf("beast", "google/gemma-3-12b", "gemma-1")),
     ],
 )
-def test_a_name_means_a_log(name: str, meant: LogOf):
-    """The gateway, a node, a model, or a model on a node, whatever slashes are in its name."""
-    assert log_of(name, busy_fleet()) == meant
+def test_name_identifies_a_log(name: str, expected: LogOf):
+    """It can be the gateway, a node, a model, or a model on a node; model names can contain slashes."""
+    assert log_of(name, busy_fleet()) == expected
 
 
-def test_a_name_of_nothing_gets_a_hint():
-    """The nearest name is offered."""
-    with pytest.raises(NotFound) as refused:
+def test_unknown_log_name_gets_a_hint():
+    """The closest name is suggested."""
+    with pytest.raises(NotFound) as error:
         log_of("beest", busy_fleet())
-    assert "beast" in refused.value.hints[0]
+    assert "beast" in error.value.hints[0]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.loader import load
-from cortex_common.config.neuron import NeuronConfig, headroom_mib
+from cortex_common.config.neuron import NeuronConfig, parse_headroom_mib
 from cortex_common.errors import ConfigError, Conflict
-from cortex_common.net.state_dir import held
+from cortex_common.net.state_dir import lock_state_dir
 from cortex_common.schema.instances import InstanceId, LoadSpec
 from neuron_server.instances.unloader import wait_until_freed, wait_until_idle
 from neuron_server.process.engine_log import EngineLog
@@ -109,9 +109,12 @@ def test_records_survive_and_broken_ones_are_removed(state: StateDir):
 def test_a_state_directory_has_one_owner(tmp_path: Path, daemon: str):
     """A directory in use is refused to another process, and available again once it is released."""
     path = tmp_path / "state"
-    script = "import sys, pathlib, cortex_common.net.state_dir as s; s.held(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    script = (
+        "import sys; from pathlib import Path; from cortex_common.net.state_dir import lock_state_dir;"
+        "lock_state_dir(Path(sys.argv[1]), sys.argv[2])"
+    )
     argv = [sys.executable, "-c", script, str(path), daemon]
-    lock = held(path, daemon)
+    lock = lock_state_dir(path, daemon)
     refused = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert f"{Conflict.__name__}: another {daemon} uses {path}" in refused.stderr
     other = [*argv[:-1], "neuron" if daemon == "gateway" else "gateway"]
@@ -242,15 +245,15 @@ async def test_an_unload_waits_while_free_memory_rises():
 )
 def test_headroom_is_a_size_or_a_share(text, total, mib):
     """Both notations are converted to MiB."""
-    assert headroom_mib(text, total) == mib
+    assert parse_headroom_mib(text, total) == mib
 
 
 @pytest.mark.parametrize(
     ("toml", "error"),
     [
         ('[memory]\nheadroom = "lots"', "is not a size"),
-        ('[memory]\nheadroom = "120%"', "more than all"),
-        ('[neuron]\nengine_access = "direct"', "needs engine_host"),
+        ('[memory]\nheadroom = "120%"', "more than 100%"),
+        ('[neuron]\nengine_access = "direct"', "requires engine_host"),
         ('[neuron]\non_stop = "maybe"', "on_stop"),
         ('[[harnesses]]\nname = "x"\nport_range = [9, 8]', "not a first and a last port"),
         ('[[harnesses]]\nname = "x"\nunit = "rm -rf"', "unit"),

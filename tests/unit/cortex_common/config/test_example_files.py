@@ -20,7 +20,7 @@ from cortex_cli.render.template import template
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.loader import load
-from cortex_common.config.provenance import HIDDEN, settings
+from cortex_common.config.provenance import HIDDEN, list_settings
 from cortex_common.config.secrets import is_secret
 from cortex_common.errors import ConfigError
 from cortex_common.units import parse_duration
@@ -36,35 +36,35 @@ def test_examples_load(file: File):
 
 @pytest.mark.parametrize("file", list(File))
 def test_schemas_are_up_to_date(file: File):
-    """config/*.schema.json is what `cortex config schema` prints (write it anew when this fails)."""
-    kept = (EXAMPLES / f"{file.value}.schema.json").read_text(encoding="utf-8")
+    """config/*.schema.json equals the output of `cortex config schema`; regenerate it if this fails."""
+    stored = (EXAMPLES / f"{file.value}.schema.json").read_text(encoding="utf-8")
 
-    assert kept == json_schema(file)
+    assert stored == json_schema(file)
 
 
 @pytest.mark.parametrize("text", ["90", "1.5s", "10m", "1h30m", "2 H", "", "m", "5 parsecs"])
-def test_editors_take_the_durations_that_the_gateway_takes(text: str):
-    """The schema of a duration is a number or a text, and of texts just those that are read."""
+def test_duration_schema_matches_parser(text: str):
+    """The schema of a duration accepts numbers, and exactly the strings that `parse_duration` accepts."""
     field = GatewayConfig.model_json_schema()["$defs"]["EvictionSection"]["properties"]["idle_ttl"]
-    number, written = field["anyOf"]
+    number, string = field["anyOf"]
     try:
         parse_duration(text)
     except ValueError:
-        is_read = False
+        is_valid = False
     else:
-        is_read = True
+        is_valid = True
 
     assert number == {"type": "number", "minimum": 0}
-    assert bool(re.search(written["pattern"], text)) == is_read
+    assert bool(re.search(string["pattern"], text)) == is_valid
 
 
 @pytest.mark.parametrize("file", list(File))
-def test_every_setting_is_explained(file: File):
-    """Each setting of each file has a docstring, which is its reference text."""
+def test_every_setting_has_a_docstring(file: File):
+    """Every setting has a docstring, which is its text in the settings reference."""
 
-    def unexplained(node: object) -> list[str]:
+    def undocumented(node: object) -> list[str]:
         if isinstance(node, list):
-            return [name for inner in node for name in unexplained(inner)]
+            return [name for inner in node for name in undocumented(inner)]
         if not isinstance(node, dict):
             return []
         here = [
@@ -72,14 +72,14 @@ def test_every_setting_is_explained(file: File):
             for name, field in node.get("properties", {}).items()
             if "$ref" not in json.dumps(field) and "description" not in field
         ]
-        return here + [name for inner in node.values() for name in unexplained(inner)]
+        return here + [name for inner in node.values() for name in undocumented(inner)]
 
-    assert unexplained(json.loads(json_schema(file))) == []
+    assert undocumented(json.loads(json_schema(file))) == []
 
 
 @pytest.mark.parametrize("file", list(File))
-def test_templates_are_valid_and_mean_the_defaults(file: File, tmp_path: Path):
-    """`cortex config init` prints a file that loads as it stands and changes nothing."""
+def test_templates_are_valid_and_set_only_defaults(file: File, tmp_path: Path):
+    """The output of `cortex config init` loads unchanged and has only default values."""
     path = tmp_path / NAMES[file]
     path.write_text(template(file))
 
@@ -87,8 +87,8 @@ def test_templates_are_valid_and_mean_the_defaults(file: File, tmp_path: Path):
 
 
 @pytest.mark.parametrize("file", list(File))
-def test_templates_name_every_setting(file: File):
-    """A setting that is added appears in the template by itself."""
+def test_templates_contain_every_setting(file: File):
+    """A new setting appears in the template automatically."""
     schema, text = json.loads(json_schema(file)), template(file)
     tables = re.findall(r"#/\$defs/(\w+)", json.dumps(schema["properties"]))
 
@@ -105,16 +105,16 @@ def test_templates_name_every_setting(file: File):
         ("[neuron]\n[cpu]\n", File.NEURON),
     ],
 )
-def test_a_file_is_known_by_its_tables(tmp_path: Path, text: str, file: File):
-    """A file of any name is checked against the schema that knows its tables."""
+def test_file_kind_is_detected_from_its_tables(tmp_path: Path, text: str, file: File):
+    """A file with any name is checked against the schema that has its tables."""
     path = tmp_path / "some.toml"
     path.write_text(text)
 
     assert kind_of(path) is file
 
 
-def test_a_file_of_nothing_known_is_refused(tmp_path: Path):
-    """A file that no schema knows is not guessed at."""
+def test_file_with_unknown_tables_is_rejected(tmp_path: Path):
+    """If no schema has the tables of a file, its kind is not guessed."""
     path = tmp_path / "some.toml"
     path.write_text("[weather]\n")
 
@@ -124,8 +124,8 @@ def test_a_file_of_nothing_known_is_refused(tmp_path: Path):
     assert "--kind" in caught.value.hints[0]
 
 
-def test_the_catalogue_lies_beside_the_settings(tmp_path: Path):
-    """The gateway's `models` path starts at the directory of its own file."""
+def test_catalogue_path_is_relative_to_gateway_file(tmp_path: Path):
+    """The `models` path of the gateway is relative to the directory of its file."""
     (tmp_path / "cortex.toml").write_text('[gateway]\nmodels = "my-models.toml"\n')
     (tmp_path / "my-models.toml").write_text("[[models]]\nid = 'a'\nharness = 'x'\n")
     gateway = read_gateway(tmp_path / "cortex.toml", {})
@@ -133,8 +133,8 @@ def test_the_catalogue_lies_beside_the_settings(tmp_path: Path):
     assert [m.id for m in read_catalogue(None, gateway, {}).value.models] == ["a"]
 
 
-def test_a_catalogue_that_is_named_must_be_there(tmp_path: Path):
-    """A `models` setting that points nowhere is an error; without the setting there may be no file."""
+def test_configured_catalogue_must_exist(tmp_path: Path):
+    """A `models` setting for a missing file is an error; without the setting the file is optional."""
     (tmp_path / "cortex.toml").write_text('[gateway]\nmodels = "none.toml"\n')
     with pytest.raises(ConfigError, match="No such file"):
         read_catalogue(None, read_gateway(tmp_path / "cortex.toml", {}), {})
@@ -144,14 +144,14 @@ def test_a_catalogue_that_is_named_must_be_there(tmp_path: Path):
     assert read_catalogue(None, gateway, {}).value == Catalogue()
 
 
-def test_settings_tell_value_and_origin(tmp_path: Path):
+def test_settings_have_value_and_origin(tmp_path: Path):
     """Each setting is listed with file and line, variable, or "default"."""
     path = tmp_path / "cortex.toml"
     path.write_text(
         "[gateway]\nmax_body_mb = 5\n[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
     )
     loaded = read_gateway(path, {"CORTEX_GATEWAY__LISTEN": "127.0.0.1:1"})
-    found = {s.key: (s.value, s.origin) for s in settings(loaded)}
+    found = {s.key: (s.value, s.origin) for s in list_settings(loaded)}
 
     assert found["gateway.max_body_mb"] == (5, f"{path}:2")
     assert found["gateway.listen"] == ("127.0.0.1:1", "$CORTEX_GATEWAY__LISTEN")
@@ -159,20 +159,20 @@ def test_settings_tell_value_and_origin(tmp_path: Path):
     assert found["neurons.0.name"] == ("a", f"{path}:4")
 
 
-def test_secrets_are_not_shown(tmp_path: Path):
-    """A token in a profile's environment is listed without its value."""
+def test_secrets_are_hidden(tmp_path: Path):
+    """A token in the environment of a model config is listed without its value."""
     path = tmp_path / "models.toml"
     path.write_text(
         '[[models]]\nid = "a"\nharness = "x"\nenv = { HF_TOKEN = "hf_abc", HOME = "/x" }\n'
     )
-    found = {s.key: s.value for s in settings(load(Catalogue, path, {}))}
+    found = {s.key: s.value for s in list_settings(load(Catalogue, path, {}))}
 
     assert found["models.0.env.HF_TOKEN"] == HIDDEN
     assert found["models.0.env.HOME"] == "/x"
 
 
-def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path):
-    """The error names the key and keeps the value to itself."""
+def test_misplaced_secret_is_not_in_the_error(tmp_path: Path):
+    """The error names the key, but does not contain the value."""
     path = tmp_path / "cortex.toml"
     path.write_text('[[keys]]\nname = "a"\nhash = "ctx_s3cret"\n')
 
@@ -181,17 +181,17 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path):
     assert "s3cret" not in caught.value.message
 
 
-def test_files_of_secrets_are_shown():
-    """Where a secret lies is no secret, nor is a counted token; an upstream's key is one."""
-    secret = ("a.token", "upstreams.0.key", "API_KEY", "models.0.env.WANDB_KEY")
-    plain = ("a.token_file", "tokens_per_minute", "tls.key", "neurons.0.certificate_key")
+def test_paths_of_secrets_are_shown():
+    """The path of a secret is not a secret, nor is a token count; an upstream's key is."""
+    secrets = ("a.token", "upstreams.0.key", "API_KEY", "models.0.env.WANDB_KEY")
+    others = ("a.token_file", "tokens_per_minute", "tls.key", "neurons.0.certificate_key")
 
-    assert all(map(is_secret, secret))
-    assert not any(map(is_secret, plain))
+    assert all(map(is_secret, secrets))
+    assert not any(map(is_secret, others))
 
 
-def test_what_is_hardly_meant_is_a_warning(tmp_path: Path):
-    """A pin on a node that the gateway does not know is told."""
+def test_pin_on_unknown_node_is_a_warning(tmp_path: Path):
+    """A pin on a node that is not in [[neurons]] is probably a typo."""
     gateway = load(SCHEMAS[File.GATEWAY], EXAMPLES / "cortex.toml", {}).value
     catalogue = Catalogue.model_validate(
         {"models": [{"id": "a", "harness": "x", "pinned_on": ["best"]}]}

@@ -40,8 +40,8 @@ pinned_on = ["beast"]   # never evicted from these neurons
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file and tells its path."""
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a file and returns its path."""
 
     def write(text: str, name: str = "cortex.toml") -> Path:
         path = tmp_path / name
@@ -51,9 +51,9 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_the_original_gateway_file_loads(written):
-    """The cortex.toml of the requirements loads unchanged, with the meaning that it had."""
-    config = load(GatewayConfig, written(CORTEX_TOML), {}).value
+def test_original_gateway_file_loads(write_config):
+    """The cortex.toml of the requirements loads unchanged, with the same meaning."""
+    config = load(GatewayConfig, write_config(CORTEX_TOML), {}).value
 
     assert config.gateway.listen == "0.0.0.0:8000"
     assert config.gateway.metrics_listen == "0.0.0.0:9100"
@@ -63,9 +63,9 @@ def test_the_original_gateway_file_loads(written):
     ]
 
 
-def test_the_original_catalogue_loads(written):
-    """The models.toml of the requirements loads unchanged, with the meaning that it had."""
-    (model,) = load(Catalogue, written(MODELS_TOML), {}).value.models
+def test_original_catalogue_loads(write_config):
+    """The models.toml of the requirements loads unchanged, with the same meaning."""
+    (model,) = load(Catalogue, write_config(MODELS_TOML), {}).value.models
 
     assert model.id == "Qwen/Qwen3-Coder-30B-A3B-Instruct"
     assert (model.harness, model.quant, model.vram_mb) == ("mistralrs", "Q4_K_M", 19000)
@@ -73,26 +73,26 @@ def test_the_original_catalogue_loads(written):
     assert model.pinned_on == ("beast",)
 
 
-def test_the_original_harness_entry_loads(written):
+def test_original_harness_entry_loads(write_config):
     """The [[harnesses]] entry of the requirements loads unchanged."""
     text = '[[harnesses]]\nname="llamacpp"\nbinary="/usr/local/bin/llama-server"\nport_range=[8100, 8199]\n'
-    (harness,) = load(NeuronConfig, written(text, "neuron.toml"), {}).value.harnesses
+    (harness,) = load(NeuronConfig, write_config(text, "neuron.toml"), {}).value.harnesses
 
     assert (harness.name, harness.port_range) == ("llamacpp", (8100, 8199))
     assert harness.binary == Path("/usr/local/bin/llama-server")
 
 
-def test_without_a_file_there_are_defaults():
-    """No file and no variable give the defaults, and no value has an origin."""
+def test_defaults_apply_without_a_file():
+    """Without a file and variables, all values are defaults, and none has an origin."""
     loaded = load(GatewayConfig, None, {})
 
     assert loaded.value == GatewayConfig()
     assert loaded.origins == {}
 
 
-def test_a_variable_wins_over_the_file(written):
-    """CORTEX_GATEWAY__LISTEN replaces the file's value, and the origin says so."""
-    path = written(CORTEX_TOML)
+def test_variable_takes_precedence_over_file(write_config):
+    """CORTEX_GATEWAY__LISTEN replaces the value of the file and is recorded as its origin."""
+    path = write_config(CORTEX_TOML)
     loaded = load(GatewayConfig, path, {"CORTEX_GATEWAY__LISTEN": "127.0.0.1:7000"})
 
     assert loaded.value.gateway.listen == "127.0.0.1:7000"
@@ -100,33 +100,33 @@ def test_a_variable_wins_over_the_file(written):
     assert loaded.origins["gateway.metrics_listen"] == f"{path}:3"
 
 
-def test_a_variable_can_change_and_append_list_entries(written):
+def test_variables_change_and_append_list_entries(write_config):
     """CORTEX_NEURONS__0__NAME changes the first neuron, and the next index appends one."""
     environ = {
         "CORTEX_NEURONS__0__NAME": "monster",
         "CORTEX_NEURONS__1__NAME": "mule",
         "CORTEX_NEURONS__1__ENDPOINT": "http://mule:9090",
     }
-    neurons = load(GatewayConfig, written(CORTEX_TOML), environ).value.neurons
+    neurons = load(GatewayConfig, write_config(CORTEX_TOML), environ).value.neurons
 
     assert [n.name for n in neurons] == ["monster", "mule"]
 
 
-def test_a_gap_in_list_entries_is_an_error():
-    """An index beyond the next one names the variable that is wrong."""
-    with pytest.raises(ConfigError, match=r"\$CORTEX_NEURONS__3__NAME: there is no entry 3"):
+def test_gap_in_list_entries_is_an_error():
+    """An index beyond the next one is an error that names the variable."""
+    with pytest.raises(ConfigError, match=r"\$CORTEX_NEURONS__3__NAME: no entry 3"):
         load(GatewayConfig, None, {"CORTEX_NEURONS__3__NAME": "x"})
 
 
-def test_variables_of_the_other_service_are_left_alone():
-    """A host that runs both daemons may set both services' variables in one environment."""
+def test_variables_of_other_service_are_ignored():
+    """A host that runs both daemons can set the variables of both in one environment."""
     environ = {"CORTEX_NEURON__LISTEN": "127.0.0.1:1", "CORTEX_API_KEY": "not a setting"}
 
     assert load(GatewayConfig, None, environ, siblings=(NeuronConfig,)).value == GatewayConfig()
 
 
-def test_a_variable_of_no_service_is_an_error():
-    """A mistyped section in a variable is an error with a suggestion."""
+def test_variable_of_no_service_is_an_error():
+    """A misspelled section in a variable is an error with a suggestion."""
     with pytest.raises(ConfigError) as caught:
         load(GatewayConfig, None, {"CORTEX_GATEWY__LISTEN": "127.0.0.1:1"})
 
@@ -150,7 +150,7 @@ def test_a_variable_of_no_service_is_an_error():
         ),
         (
             "[[neurons]]\nname='a'\nendpoint='http://a'\n[[neurons]]\nname='a'\nendpoint='http://b'\n",
-            "are called 'a'",
+            "have the name 'a'",
             None,
         ),
         (
@@ -164,14 +164,14 @@ def test_a_variable_of_no_service_is_an_error():
         (
             "[neurons]\nname = 'a'\n",
             "{path}:1: neurons: Input should be a list",
-            "a table of a list begins with [[neurons]]",
+            "use [[neurons]] for a list of tables",
         ),
         ("[[keys]]\nmodels = 'a'\n", "{path}:2: keys.0.models: Input should be a list", None),
     ],
 )  # fmt: skip
-def test_mistakes_are_named(written, text: str, message: str, hint: str | None):
-    """A mistake is an error with file, line and key, and with what was meant where a name is close."""
-    path = written(text)
+def test_mistakes_are_located(write_config, text: str, message: str, hint: str | None):
+    """A mistake is an error with file, line and key, and with a suggestion if a similar name exists."""
+    path = write_config(text)
 
     with pytest.raises(ConfigError) as caught:
         load(GatewayConfig, path, {})
@@ -181,9 +181,9 @@ def test_mistakes_are_named(written, text: str, message: str, hint: str | None):
         assert hint in caught.value.hints
 
 
-def test_all_mistakes_are_told_at_once(written):
-    """Two mistakes in a file give two lines, not two runs."""
-    path = written("[gateway]\nlisen = 1\nmax_body_mb = 0\n")
+def test_all_mistakes_are_reported_together(write_config):
+    """Two mistakes in a file yield two lines in one error."""
+    path = write_config("[gateway]\nlisen = 1\nmax_body_mb = 0\n")
 
     with pytest.raises(ConfigError) as caught:
         load(GatewayConfig, path, {})
@@ -191,24 +191,24 @@ def test_all_mistakes_are_told_at_once(written):
     assert len(caught.value.message.splitlines()) == 2
 
 
-def test_a_wrong_variable_is_named_not_the_file(written):
-    """When the bad value came from the environment, the message names the variable."""
+def test_invalid_variable_is_named_instead_of_the_file(write_config):
+    """If an invalid value came from the environment, the message names the variable."""
     with pytest.raises(ConfigError, match=r"^\$CORTEX_GATEWAY__MAX_BODY_MB: gateway.max_body_mb"):
-        load(GatewayConfig, written(CORTEX_TOML), {"CORTEX_GATEWAY__MAX_BODY_MB": "lots"})
+        load(GatewayConfig, write_config(CORTEX_TOML), {"CORTEX_GATEWAY__MAX_BODY_MB": "lots"})
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path):
-    """A named file that does not exist is an error, not a silent default."""
+def test_missing_file_is_an_error(tmp_path: Path):
+    """A given file that does not exist is an error; defaults are not used silently."""
     with pytest.raises(ConfigError, match="No such file"):
         load(GatewayConfig, tmp_path / "none.toml", {})
 
 
-def test_two_models_cannot_share_a_name(written):
-    """An alias that is another model's id is refused with both names."""
+def test_models_must_have_unique_names(write_config):
+    """An alias equal to the id of another model is rejected, with both ids."""
     text = "[[models]]\nid='a'\nharness='x'\n[[models]]\nid='b'\nharness='x'\naliases=['a']\n"
 
-    with pytest.raises(ConfigError, match="'a' names two models: 'a' and 'b'"):
-        load(Catalogue, written(text, "models.toml"), {})
+    with pytest.raises(ConfigError, match="'a' is the name of two models: 'a' and 'b'"):
+        load(Catalogue, write_config(text, "models.toml"), {})
 
 
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8)
@@ -216,8 +216,8 @@ SCALARS = st.integers(-(2**40), 2**40) | st.booleans() | st.text(max_size=20)
 
 
 @given(st.dictionaries(KEYS, st.dictionaries(KEYS, SCALARS, max_size=4), max_size=4))
-def test_each_key_is_found_on_its_line(tables: dict[str, dict[str, object]]):
-    """The line that is reported for a key is the line that holds it."""
+def test_each_key_is_located_on_its_line(tables: dict[str, dict[str, object]]):
+    """The line reported for a key is the line that contains it."""
     lines: list[str] = []
     expected: dict[tuple[str, ...], int] = {}
     for table, values in tables.items():
@@ -236,8 +236,8 @@ def test_each_key_is_found_on_its_line(tables: dict[str, dict[str, object]]):
 
 
 @given(st.lists(st.sampled_from(["listen", "models"]), min_size=1, max_size=2, unique=True))
-def test_environment_values_are_the_values_of_the_file(names: list[str]):
-    """A text value means the same in the environment, quoted as TOML or bare."""
+def test_environment_values_can_be_quoted_or_bare(names: list[str]):
+    """A string in the environment means the same with TOML quotes and without."""
     values = {"listen": "127.0.0.1:81", "models": "m.toml"}
     bare = {f"CORTEX_GATEWAY__{n.upper()}": values[n] for n in names}
     quoted = {k: f'"{v}"' for k, v in bare.items()}
@@ -250,6 +250,6 @@ def test_environment_values_are_the_values_of_the_file(names: list[str]):
         SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3)
     )
 )
-def test_toml_values_can_be_read_back(value: object):
-    """What is written as a TOML value reads as the same value."""
+def test_toml_values_round_trip(value: object):
+    """A value written as TOML is parsed as the same value."""
     assert tomllib.loads(f"v = {toml_value(value)}")["v"] == value

@@ -8,21 +8,21 @@ import pytest
 
 from cortex_common.config.secrets import read_secret
 from cortex_common.errors import ConfigError
-from cortex_common.log import _Console, event
+from cortex_common.log import _ConsoleFormatter, event
 from cortex_server.auth.usage import UsageCounter
 from cortex_server.metrics.exposition import error_side
 
 
-def test_a_secret_comes_from_its_file_without_the_newline(tmp_path):
-    """Editors end files with a newline; secrets do not."""
+def test_secret_is_read_without_surrounding_whitespace(tmp_path):
+    """Editors end files with a newline, which is not part of the secret."""
     (tmp_path / "t").write_text(" s3cret \n")
     assert read_secret(None, tmp_path / "t", {}) == "s3cret"
     assert read_secret("given", tmp_path / "t", {}) == "given"
     assert read_secret(None, None, {}) is None
 
 
-def test_a_bare_name_is_looked_up_among_credentials(tmp_path):
-    """What systemd hands over in a directory is found by name; a path stays a path."""
+def test_bare_name_is_looked_up_among_credentials(tmp_path):
+    """A bare name is found in systemd's credentials directory; a path is used as is."""
     (tmp_path / "t").write_text("s3cret")
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert read_secret(None, Path("t"), environ) == "s3cret"
@@ -31,29 +31,29 @@ def test_a_bare_name_is_looked_up_among_credentials(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe"])
-def test_a_useless_file_of_a_secret_is_an_error_that_names_it(tmp_path, content):
-    """Empty or no text: the file is named, its content is not."""
+def test_unusable_secret_file_is_named_in_the_error(tmp_path, content):
+    """If a file is empty or not text, the error contains its name but not its content."""
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(ConfigError, match=str(tmp_path / "t")):
         read_secret(None, tmp_path / "t", {})
 
 
-def test_log_lines_do_not_act_on_terminals():
-    """Escape sequences and line breaks in what others wrote are shown, not obeyed."""
+def test_log_lines_escape_control_characters():
+    """Escape sequences and line breaks in external text are escaped, so that a terminal does not execute them."""
     sink = io.StringIO()
     handler = logging.StreamHandler(sink)
-    handler.setFormatter(_Console())
-    log = logging.Logger("test")  # noqa: LOG001 - one that no other test shares
+    handler.setFormatter(_ConsoleFormatter())
+    log = logging.Logger("test")  # noqa: LOG001 - not shared with other tests
     log.addHandler(handler)
-    event(log, "engine_said", text="\x1b[2Jgone\r\nevent=forged \x9b31m", plain="ok")
+    event(log, "engine_output", text="\x1b[2Jgone\r\nevent=forged \x9b31m", plain="ok")
     line = sink.getvalue()
     assert line.count("\n") == 1
     assert line.rstrip("\n").isprintable()
     assert "plain=ok" in line
 
 
-def test_usage_that_could_not_be_written_is_not_lost():
-    """What is put back adds to what was counted meanwhile."""
+def test_usage_that_could_not_be_stored_is_not_lost():
+    """Usage that is put back is added to what was counted in the meantime."""
     usage = UsageCounter()
     usage.count("k", "m", 1, 2, failed=False)
     taken = usage.take()
@@ -76,6 +76,6 @@ def test_usage_that_could_not_be_written_is_not_lost():
         ("does_not_fit", "cortex"),
     ],
 )
-def test_each_error_has_a_side(code, side):
-    """Whose fault an error is follows from its code."""
+def test_each_error_code_has_a_side(code, side):
+    """The code of an error determines whose fault it is."""
     assert error_side(code) == side

@@ -1,4 +1,4 @@
-"""The sockets that the daemons listen on."""
+"""Listening sockets of the daemons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cortex_common.net.sockets import vanished
+from cortex_common.net.sockets import is_peer_unresponsive
 from cortex_http import server
 from neuron_server import main
 
@@ -19,8 +19,8 @@ DAEMONS = {
 
 
 @pytest.mark.parametrize("listen", DAEMONS.values(), ids=DAEMONS)
-def test_a_small_write_waits_for_no_acknowledgement(listen: Callable[[], socket.socket]):
-    """Connections of either daemon send a token at once, whichever loop serves them."""
+def test_small_writes_are_sent_immediately(listen: Callable[[], socket.socket]):
+    """Connections of both daemons have TCP_NODELAY, with any event loop."""
     with (
         listen() as sock,
         socket.create_connection(sock.getsockname()),
@@ -30,8 +30,8 @@ def test_a_small_write_waits_for_no_acknowledgement(listen: Callable[[], socket.
 
 
 @pytest.mark.parametrize("listen", DAEMONS.values(), ids=DAEMONS)
-def test_a_client_that_vanishes_is_noticed(listen: Callable[[], socket.socket]):
-    """The kernel asks after half a minute of silence, on connections of whoever listens."""
+def test_connections_have_keepalive(listen: Callable[[], socket.socket]):
+    """The kernel probes the client after 30 seconds of silence, on connections of both daemons."""
     with (
         listen() as sock,
         socket.create_connection(sock.getsockname()),
@@ -41,22 +41,22 @@ def test_a_client_that_vanishes_is_noticed(listen: Callable[[], socket.socket]):
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 
-def test_a_client_that_only_reads_nothing_has_not_vanished():
-    """Its kernel acknowledges what it is asked, however full its buffers are; nor has one that was just written to."""
+def test_client_that_does_not_read_is_responsive():
+    """Its kernel acknowledges probes even if its buffers are full; nor is one unresponsive that was just sent data."""
     with (
         server.listening("127.0.0.1:0", "listen") as sock,
         socket.create_connection(sock.getsockname()),
         sock.accept()[0] as connection,
     ):
         connection.send(b"x")
-        assert not vanished(connection)
+        assert not is_peer_unresponsive(connection)
         connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while connection.send(b"x" * 65536):
                 pass
-        assert not vanished(connection)
+        assert not is_peer_unresponsive(connection)
         connection.close()
-        assert not vanished(connection)
-    one, other = socket.socketpair()
-    with one, other:
-        assert not vanished(one)
+        assert not is_peer_unresponsive(connection)
+    first, second = socket.socketpair()
+    with first, second:
+        assert not is_peer_unresponsive(first)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cortex_common.config.access import KeyEntry, Scope
-from cortex_common.errors import AuthenticationFailed, Busy, CortexError, PermissionRefused
+from cortex_common.config.access import KeyEntry
+from cortex_common.errors import AuthenticationFailed, Busy, CortexError, PermissionDenied
+from cortex_common.schema.keys import Scope
 from cortex_server.auth.access_control import INFER, AccessControl, is_local_request, is_loopback
 from cortex_server.auth.keys import Keyring, hash_of
 
@@ -69,7 +70,7 @@ def test_an_expired_key_is_rejected_and_still_protects():
 def test_a_missing_scope_is_named():
     """The error names the missing scope and those that the key has."""
     access = access_control(entry("a", "s"), entry("o", "t", scopes=["operator"]))
-    with pytest.raises(PermissionRefused, match="lacks the scope operator; it has infer"):
+    with pytest.raises(PermissionDenied, match="lacks the scope operator; it has infer"):
         access.authorize(bearer("s"), OPERATOR, local=True)
 
 

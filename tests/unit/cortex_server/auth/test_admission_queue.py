@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from cortex_common.config.access import KeyTerms, LimitsSection
+from cortex_common.config.access import LimitsSection
 from cortex_common.errors import Busy
+from cortex_common.schema.keys import KeyTerms
 from cortex_server.auth.admission_queue import FairQueue
 from cortex_server.auth.keys import Key, hash_of
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex_common.config.access import KeyLimits, KeyTerms
 from cortex_common.errors import Unavailable
-from cortex_common.schema.keys import CreateKey
+from cortex_common.schema.keys import CreateKey, KeyLimits, KeyTerms
 from cortex_server.auth.key_service import KeyService
 from cortex_server.auth.keys import Keyring, RuntimeKey, hash_of, new_secret
 from cortex_server.auth.usage import UsageCounter

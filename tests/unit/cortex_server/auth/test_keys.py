@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_common.config.access import KeyEntry, KeyTerms
+from cortex_common.config.access import KeyEntry
+from cortex_common.schema.keys import KeyTerms
 from cortex_server.auth.keys import Key, Keyring, RuntimeKey, TokenBucket, hash_of
 
 

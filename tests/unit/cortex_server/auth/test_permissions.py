@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex_common.config.access import Scope
+from cortex_common.schema.keys import Scope
 from cortex_server.auth.access_control import INFER
 from cortex_server.auth.permissions import RULES, matrix, rule_for
 from cortex_server.proxy.routes import ROUTES

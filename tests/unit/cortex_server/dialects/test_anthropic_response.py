@@ -20,7 +20,7 @@ from cortex_common.errors import (
     ModelLoading,
     ModelNotFound,
     NotSupported,
-    PermissionRefused,
+    PermissionDenied,
     PromptTooLong,
     Unavailable,
     UpstreamFailed,
@@ -195,7 +195,7 @@ def test_what_is_no_answer_is_an_error_of_the_engine(body: bytes, kind: type[Cor
     [
         (BadRequest("x"), 400, "invalid_request_error"),
         (AuthenticationFailed("x"), 401, "authentication_error"),
-        (PermissionRefused("x"), 403, "permission_error"),
+        (PermissionDenied("x"), 403, "permission_error"),
         (ModelNotFound("x"), 404, "not_found_error"),
         (BodyTooLarge("x"), 413, "request_too_large"),
         (Busy("x"), 429, "rate_limit_error"),

@@ -13,7 +13,7 @@ from cortex_common.client.neuron import NeuronClient
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import NeuronEntry
-from cortex_common.errors import BadRequest, CortexError, StillBusy, envelope
+from cortex_common.errors import BadRequest, CortexError, InstanceBusy, envelope
 from cortex_common.schema.hardware import DeviceKind, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.state import Fleet
@@ -122,7 +122,7 @@ async def test_a_victim_that_others_use_is_spared() -> None:
         asked.append(json.loads(request.content))
         if asked[-1]["instance_id"] == "first":
             return httpx.Response(200, json={"status": "unloaded"})
-        return says(StillBusy.after("second", 5.0))(request)
+        return says(InstanceBusy.after_drain("second", 5.0))(request)
 
     fleet, heard = await carried(answer)
     assert [a["cut"] for a in asked] == [False, False]
