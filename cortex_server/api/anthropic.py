@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import ModelView
 from cortex_http.headers import request_id
-from cortex_server.dialects.anthropic.errors import error_body
-from cortex_server.dialects.anthropic.models import Served, entry_body, page_body
+from cortex_server.dialects.anthropic import errors
+from cortex_server.dialects.anthropic.models import ServedModel, encode_model, encode_model_page
 
 _JSON = "application/json"
 
@@ -31,26 +31,26 @@ def expects_anthropic_errors(request: Request) -> bool:
 def error_response(error: CortexError, headers: Mapping[str, str]) -> Response:
     """Return an error in Anthropic's format."""
     ident = request_id({}).decode()
-    status, body = error_body(error, ident)
+    status, body = errors.error_response(error, ident)
     return Response(body, status, headers={**headers, "request-id": ident}, media_type=_JSON)
 
 
-def served_model(view: ModelView, name: str, created: float) -> Served:
+def served_model(view: ModelView, name: str, created: float) -> ServedModel:
     """Return a model under the name that the client may use."""
-    return Served(name, created=created, context=view.context)
+    return ServedModel(name, created=created, context=view.context)
 
 
 def models_response(
-    models: Sequence[Served], *, limit: int | None, after_id: str | None, before_id: str | None
+    models: Sequence[ServedModel], *, limit: int | None, after_id: str | None, before_id: str | None
 ) -> Response:
     """Return the response to GET /v1/models."""
-    body = page_body(models, limit=limit, after_id=after_id, before_id=before_id)
+    body = encode_model_page(models, limit=limit, after_id=after_id, before_id=before_id)
     return Response(body, media_type=_JSON)
 
 
-def model_response(model: Served) -> Response:
+def model_response(model: ServedModel) -> Response:
     """Return the response to GET /v1/models/{id}."""
-    return Response(entry_body(model), media_type=_JSON)
+    return Response(encode_model(model), media_type=_JSON)
 
 
 def hello_router() -> APIRouter:

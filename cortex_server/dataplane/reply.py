@@ -173,7 +173,7 @@ class Reply(ABC):
     def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
         """See `Receiver`."""
         repair = self._answer.repair if self._answer is not None and self._opened else None
-        around = repair.around if repair is not None else None
+        around = repair.text_envelope if repair is not None else None
         client = self._client.chunked() if around is not None else None
         if repair is None or around is None or client is None:
             return None

@@ -1,1 +1,1 @@
-"""Pure translation between the OpenAI dialect of the engines and the dialects of clients."""
+"""Pure translation between the APIs of clients and the OpenAI chat API of engines."""

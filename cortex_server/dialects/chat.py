@@ -1,33 +1,36 @@
-"""The wire of OpenAI chat completions: what we send to engines, and what they answer.
+"""Types of the OpenAI chat completions API: requests sent to engines, and the responses they return.
 
-What is sent is strict. What is read is lenient: every field may be missing or null, unknown ones
-are skipped, and the arguments of a call stay raw because some engines send an object for a string.
+Requests are strict. Responses are lenient: every field can be missing or null, unknown fields are ignored, and the
+arguments of a tool call stay raw, because some engines send an object instead of a string.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-# --- sent ---------------------------------------------------------------------------------------
+T = TypeVar("T")
+
+# --- requests -----------------------------------------------------------------------------------
 
 
 class ImageUrl(Struct, frozen=True):
-    """Where an image is: a URL, or a data URL that carries it."""
+    """The location of an image: a URL, or a data URL that contains it."""
 
     url: str
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    """Text in a user message."""
+    """A text part of a user message."""
 
     text: str
 
 
 class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
-    """An image in a user message."""
+    """An image part of a user message."""
 
     image_url: ImageUrl
 
@@ -35,23 +38,23 @@ class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
 Part = TextPart | ImagePart
 
 
-class CalledFunction(Struct, frozen=True):
-    """What a call calls; `arguments` is JSON text."""
+class FunctionCall(Struct, frozen=True):
+    """The function of a tool call; `arguments` is JSON text."""
 
     name: str
     arguments: str
 
 
 class ToolCall(Struct, frozen=True):
-    """A finished call in an assistant message."""
+    """A complete tool call in an assistant message."""
 
     id: str
-    function: CalledFunction
+    function: FunctionCall
     type: Literal["function"] = "function"
 
 
 class Message(Struct):
-    """One message of the conversation."""
+    """A message of the conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | list[Part]
@@ -61,7 +64,7 @@ class Message(Struct):
 
 
 class Function(Struct, frozen=True):
-    """A function that the model may call; `parameters` is its JSON schema, verbatim."""
+    """A function that the model can call; `parameters` is its JSON schema, verbatim."""
 
     name: str
     parameters: Raw
@@ -76,21 +79,21 @@ class Tool(Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class NamedFunction(Struct, frozen=True):
-    """The name inside a `ToolChoice`."""
+class FunctionName(Struct, frozen=True):
+    """The `function` of a `ToolChoice`."""
 
     name: str
 
 
 class ToolChoice(Struct, frozen=True):
-    """The tool choice that names a function."""
+    """A `tool_choice` that names a function."""
 
-    function: NamedFunction
+    function: FunctionName
     type: Literal["function"] = "function"
 
 
 class JsonSchema(Struct, frozen=True):
-    """The schema that an answer must follow."""
+    """The JSON schema that the response must follow."""
 
     name: str
     schema: Raw
@@ -105,13 +108,13 @@ class ResponseFormat(Struct, frozen=True):
 
 
 class StreamOptions(Struct, frozen=True):
-    """`stream_options`: we always ask for usage."""
+    """`stream_options`; usage is always requested."""
 
     include_usage: bool = True
 
 
 class ChatRequest(Struct):
-    """The body of POST /v1/chat/completions; fields that are UNSET are not sent."""
+    """The body of POST /v1/chat/completions; UNSET fields are not sent."""
 
     model: str
     messages: list[Message]
@@ -133,125 +136,149 @@ class ChatRequest(Struct):
     stream_options: StreamOptions | UnsetType = UNSET
 
 
-# --- read ---------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class TranslatedRequest:
+    """A client's request as a chat request, with what is needed to translate the response back.
+
+    Attributes:
+        body: the body of POST /v1/chat/completions.
+        call_ids: ids of tool calls in earlier turns, which the response must not reuse.
+        only_first_call: return only the first tool call, because the client disabled parallel calls and the engine
+            has no parameter for that.
+        dropped: parts of the request that have no counterpart and were left out, for the log.
+        function_names: flattened function names, mapped to (namespace, name).
+    """
+
+    body: bytes
+    call_ids: frozenset[str] = frozenset()
+    only_first_call: bool = False
+    dropped: tuple[str, ...] = ()
+    function_names: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-_MOST_TOKENS = 1 << 40
+def unset_if_none(value: T | None) -> T | UnsetType:
+    """Return the value, or UNSET for None, so that the field is not sent."""
+    return UNSET if value is None else value
 
 
-class PromptDetails(Struct, gc=False):
+# --- responses ----------------------------------------------------------------------------------
+
+_MAX_TOKEN_COUNT = 1 << 40
+
+
+class PromptTokensDetails(Struct, gc=False):
     """`usage.prompt_tokens_details`."""
 
     cached_tokens: int | None = None
 
 
-class CompletionDetails(Struct, gc=False):
+class CompletionTokensDetails(Struct, gc=False):
     """`usage.completion_tokens_details`."""
 
     reasoning_tokens: int | None = None
 
 
-def _bounded(tokens: int | None) -> int:
-    return min(max(tokens or 0, 0), _MOST_TOKENS)
-
-
 class Usage(Struct):
-    """Tokens of a request as the engine counted them; the answer's include its reasoning."""
+    """Token counts reported by the engine; completion tokens include reasoning."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
     @property
     def prompt(self) -> int:
-        """Tokens of the prompt, cached ones included."""
+        """Prompt tokens, including cached ones."""
         return self.prompt_tokens or 0
 
     @property
     def completion(self) -> int:
-        """Tokens of the answer."""
+        """Completion tokens."""
         return self.completion_tokens or 0
 
     @property
     def cached(self) -> int:
-        """Tokens of the prompt that came from the engine's cache."""
+        """Prompt tokens that came from the engine's cache."""
         details = self.prompt_tokens_details
         return min((details.cached_tokens or 0) if details else 0, self.prompt)
 
     @property
-    def counted(self) -> tuple[int, int, int]:
-        """`prompt`, `completion` and `cached` at once: each request asks for them.
-
-        Within bounds: no counter may fall, and one too large would be refused by SQLite with all that came along.
-        """
-        prompt, details = _bounded(self.prompt_tokens), self.prompt_tokens_details
-        cached = min(_bounded(details.cached_tokens), prompt) if details is not None else 0
-        return prompt, _bounded(self.completion_tokens), cached
-
-    @property
     def reasoning(self) -> int:
-        """Tokens of the answer that were reasoning, where the engine tells."""
+        """Completion tokens spent on reasoning, if the engine reports them."""
         details = self.completion_tokens_details
         return (details.reasoning_tokens or 0) if details else 0
 
+    @property
+    def bounded_counts(self) -> tuple[int, int, int]:
+        """Prompt, completion and cached tokens, clamped to a sane range.
 
-class FunctionPiece(Struct):
-    """A part of a call, or the whole of it."""
+        A counter must never decrease, and SQLite would reject a batch with an integer that is too large.
+        """
+        prompt, details = _clamp_count(self.prompt_tokens), self.prompt_tokens_details
+        cached = min(_clamp_count(details.cached_tokens), prompt) if details is not None else 0
+        return prompt, _clamp_count(self.completion_tokens), cached
+
+
+def _clamp_count(tokens: int | None) -> int:
+    return min(max(tokens or 0, 0), _MAX_TOKEN_COUNT)
+
+
+class FunctionDelta(Struct):
+    """The `function` of a `ToolCallDelta`."""
 
     name: str | None = None
     arguments: Raw = Raw()
 
 
-class CallPiece(Struct):
-    """One entry of `tool_calls`, in a delta or in a finished message."""
+class ToolCallDelta(Struct):
+    """An entry of `tool_calls`: a fragment in a delta, or a whole call in a message."""
 
     index: int | None = None
     id: str | None = None
-    function: FunctionPiece | None = None
+    function: FunctionDelta | None = None
 
 
-class Said(Struct):
-    """A delta, or a finished message; they share their fields."""
+class AssistantMessage(Struct):
+    """The delta of a chunk, or the message of an unstreamed response; both have the same fields."""
 
     content: str | list[Raw] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[CallPiece] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
     @property
-    def thought(self) -> str | None:
-        """The reasoning, under whichever of its two names it came."""
+    def reasoning_text(self) -> str | None:
+        """The reasoning, under either of the two names that engines use."""
         return self.reasoning_content or self.reasoning
 
     @property
     def text(self) -> str | None:
-        """The content; parts of text are joined."""
+        """The content, with text parts joined."""
         if not isinstance(self.content, list):
             return self.content
         return "".join(_part_text(part) for part in self.content)
 
 
 class Choice(Struct):
-    """One choice, of a chunk (`delta`) or of a finished answer (`message`)."""
+    """A choice of a chunk (with `delta`) or of an unstreamed response (with `message`)."""
 
     index: int | None = None
-    delta: Said | None = None
-    message: Said | None = None
+    delta: AssistantMessage | None = None
+    message: AssistantMessage | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     stopping_word: str | None = None
 
     @property
     def stop_sequence(self) -> str | None:
-        """The stop string that was met, where the engine tells; a number is a token and tells nothing."""
-        told = self.stop_reason if isinstance(self.stop_reason, str) else self.stopping_word
-        return told or None
+        """The stop string that was matched, if the engine reports it; an integer is a token id, not a string."""
+        matched = self.stop_reason if isinstance(self.stop_reason, str) else self.stopping_word
+        return matched or None
 
 
-class Answer(Struct):
-    """A chunk of a stream, a finished answer, or an error in the place of either."""
+class ChatCompletion(Struct):
+    """A chunk of a stream, an unstreamed response, or an error in place of either."""
 
     id: str | int | None = None
     choices: list[Choice] | None = None
@@ -263,38 +290,42 @@ class _TextOnly(Struct):
     text: str = ""
 
 
-_answers = msgspec.json.Decoder(Answer)
-_texts = msgspec.json.Decoder(_TextOnly)
+_completions = msgspec.json.Decoder(ChatCompletion)
+_text_parts = msgspec.json.Decoder(_TextOnly)
 _strings = msgspec.json.Decoder(str)
 
 
-def read_answer(data: bytes) -> Answer | None:
-    """A chunk or an answer of an engine; None when it is no such JSON."""
+def parse_completion(data: bytes) -> ChatCompletion | None:
+    """Parse a chunk or an unstreamed response of an engine; return None if it is neither."""
     try:
-        return _answers.decode(data)
+        return _completions.decode(data)
     except (ValueError, RecursionError):
         return None
 
 
 def arguments_text(raw: Raw) -> str:
-    """A call's arguments as the JSON text that OpenAI means them to be; an object becomes its text."""
+    """Return the arguments of a tool call as JSON text, converting an object to text.
+
+    Raises:
+        ValueError: the arguments are not valid UTF-8 or JSON.
+    """
     data = bytes(raw)
     if not data or data == b"null":
         return ""
     return _strings.decode(data) if data.startswith(b'"') else data.decode()
 
 
-def object_or_none(text: str) -> Raw | None:
-    """The text as raw JSON if it is one whole JSON object."""
+def parse_object(text: str) -> Raw | None:
+    """Return the text as raw JSON if it is one complete JSON object, else None."""
     try:
-        found = msgspec.json.decode(text)
+        parsed = msgspec.json.decode(text)
     except (ValueError, RecursionError):
         return None
-    return Raw(text.encode()) if isinstance(found, dict) else None
+    return Raw(text.encode()) if isinstance(parsed, dict) else None
 
 
 def _part_text(part: Raw) -> str:
     try:
-        return _texts.decode(part).text
+        return _text_parts.decode(part).text
     except ValueError:
         return ""

@@ -1,60 +1,68 @@
-"""Builds the messages of a chat request in an order that chat templates accept.
+"""Builder of chat messages in an order that chat templates accept.
 
-Templates are stricter than the APIs: many take a system message only at the start, some demand that
-user and assistant alternate, most can't render an image in a tool's turn, and a call must be
-followed by its results.
+Templates are stricter than the APIs: many allow a system message only at the start, some require user and assistant
+messages to alternate, most can't render an image in a tool message, and a tool call must be followed by its results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from cortex_server.dialects.chat import ImagePart, Message, Part, TextPart, ToolCall
 
 
+class ToolOutput(NamedTuple):
+    """The result of a tool call."""
+
+    call_id: str
+    text: str
+    images: list[ImagePart]
+
+
 class Conversation:
-    """The messages so far. Turns are added in the order in which the client sent them.
+    """Chat messages under construction. Turns are added in the order in which the client sent them.
 
     Attributes:
-        messages: what has been built; complete after `finish`.
-        call_ids: ids of all calls of earlier turns.
+        messages: the messages built so far; complete after `finish`.
+        call_ids: ids of all tool calls in earlier turns.
     """
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.call_ids: set[str] = set()
         self._unanswered: set[str] = set()
-        self._late: list[str] = []
+        self._deferred: list[str] = []
 
-    def system(self, text: str) -> None:
-        """Instructions: at the start a system message, later a reminder inside a user message.
+    def add_system(self, text: str) -> None:
+        """Add instructions: a system message at the start, later a reminder in a user message.
 
-        Moving late ones to the start would change the prompt's beginning, and with it lose the
-        engine's prefix cache, each time one is added. Between a call and its results they wait.
+        Moving later instructions to the start would change the beginning of the prompt, and so invalidate the
+        engine's prefix cache each time. Between a tool call and its results they are deferred.
         """
         if not text:
             return
         if not self.messages or (len(self.messages) == 1 and self.messages[0].role == "system"):
-            self._lead(text)
+            self._extend_system_message(text)
         elif self._unanswered:
-            self._late.append(text)
+            self._deferred.append(text)
         else:
-            self.user([TextPart(f"<system-reminder>\n{text}\n</system-reminder>")])
+            self.add_user([TextPart(f"<system-reminder>\n{text}\n</system-reminder>")])
 
-    def user(self, parts: Iterable[Part]) -> None:
-        """A user turn, merged with the user turn before it so that the roles alternate."""
-        found = list(parts)
-        if not found:
+    def add_user(self, parts: Iterable[Part]) -> None:
+        """Add a user turn, merged with a preceding user turn so that roles alternate."""
+        merged = list(parts)
+        if not merged:
             return
         last = self.messages[-1] if self.messages else None
         if last is not None and last.role == "user":
-            found = [*_parts(last), *found]
+            merged = [*_parts(last), *merged]
             self.messages.pop()
-        self.messages.append(Message("user", _collapsed(found)))
+        self.messages.append(Message("user", _collapse(merged)))
 
-    def assistant(self, text: str, reasoning: str, calls: list[ToolCall]) -> None:
-        """An assistant turn; `reasoning` is empty for engines that don't take it."""
-        self._flush_late()
+    def add_assistant(self, text: str, reasoning: str, calls: list[ToolCall]) -> None:
+        """Add an assistant turn; pass an empty `reasoning` for engines that don't accept it."""
+        self._flush_deferred()
         message = Message("assistant", text)
         if reasoning:
             message.reasoning_content = reasoning
@@ -64,34 +72,35 @@ class Conversation:
         self._unanswered = {call.id for call in calls}
         self.call_ids |= self._unanswered
 
-    def results(self, results: Iterable[tuple[str, str, list[ImagePart]]]) -> None:
-        """What tools answered: (call id, text, images); the images follow in one user message."""
+    def add_tool_outputs(self, outputs: Iterable[ToolOutput]) -> None:
+        """Add tool messages, followed by one user message with all their images."""
         images: list[Part] = []
-        answered = list(results)
-        for call_id, text, found in answered:
-            self.messages.append(Message("tool", text, tool_call_id=call_id))
-            self._unanswered.discard(call_id)
-            images += found
-        self.user(images)
-        if not answered or not self._unanswered:
-            self._flush_late()
+        count = 0
+        for output in outputs:
+            count += 1
+            self.messages.append(Message("tool", output.text, tool_call_id=output.call_id))
+            self._unanswered.discard(output.call_id)
+            images += output.images
+        self.add_user(images)
+        if not count or not self._unanswered:
+            self._flush_deferred()
 
     def finish(self) -> list[Message]:
-        """All messages, with the reminders that still wait."""
-        self._flush_late()
+        """Add deferred instructions and return all messages."""
+        self._flush_deferred()
         return self.messages
 
-    def _lead(self, text: str) -> None:
+    def _extend_system_message(self, text: str) -> None:
         if self.messages:
             self.messages[0].content = f"{self.messages[0].content}\n\n{text}"
         else:
             self.messages.append(Message("system", text))
 
-    def _flush_late(self) -> None:
-        late, self._late = self._late, []
+    def _flush_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, []
         self._unanswered = set()
-        for text in late:
-            self.system(text)
+        for text in deferred:
+            self.add_system(text)
 
 
 def _parts(message: Message) -> list[Part]:
@@ -99,7 +108,7 @@ def _parts(message: Message) -> list[Part]:
     return [TextPart(content)] if isinstance(content, str) else list(content)
 
 
-def _collapsed(parts: list[Part]) -> str | list[Part]:
-    """One string when all parts are text: some templates know no other content."""
+def _collapse(parts: list[Part]) -> str | list[Part]:
+    """Return one string if all parts are text, because some templates accept no other content."""
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     return "\n".join(texts) if len(texts) == len(parts) else parts

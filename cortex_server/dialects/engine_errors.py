@@ -1,4 +1,4 @@
-"""Reads what engines say when they fail, in whatever shape, into the error tree.
+"""Parsing of engine errors, in whatever shape, into the error tree.
 
 Shapes seen: `{"error": {"message", "type", "code"}}` (OpenAI, llama.cpp, vLLM), `{"error": "text"}` (Ollama),
 `{"message": "text"}` (mistral.rs), `{"object": "error", "message"}` (older vLLM), `{"detail": ...}` (FastAPI),
@@ -23,9 +23,9 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from cortex_server.dialects.chat import Choice, Usage, read_answer
+from cortex_server.dialects.chat import Choice, Usage, parse_completion
 
-_OVERFLOW_WORDS = re.compile(
+_CONTEXT_OVERFLOW = re.compile(
     r"""maximum\ context\ length
       | context\ (length|size|window)\ exceeded
       | exceed_context_size
@@ -39,17 +39,17 @@ _OVERFLOW_WORDS = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_ASKED_WORDS = re.compile(
+_CLIENT_MISTAKE = re.compile(
     r"""(image|audio|video)\ input\ is\ not\ supported
       | failed\ to\ parse\ (messages|tools)
       | vector::_M_range_check
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-"""What llama.cpp says with 500 of requests that no repeat would mend; the last of a token that it does not have."""
+"""Messages that llama.cpp sends with 500 although retrying can't help; the last is about an unknown token id."""
 _NUMBER = re.compile(r"\d{2,}")
-_KEY_REFUSED = 401
-_STATUS_OF_TYPE = {
+_UNAUTHORIZED = 401
+_STATUS_BY_TYPE = {
     "invalid_request_error": 400,
     "exceed_context_size_error": 400,
     "authentication_error": 401,
@@ -61,7 +61,7 @@ _STATUS_OF_TYPE = {
     "overloaded_error": 503,
     "timeout_error": 504,
 }
-_CLASSES: dict[int, type[CortexError]] = {
+_CLASS_BY_STATUS: dict[int, type[CortexError]] = {
     402: UpstreamFailed,
     403: UpstreamFailed,
     404: NotFound,
@@ -72,11 +72,11 @@ _CLASSES: dict[int, type[CortexError]] = {
     504: UpstreamTimeout,
     529: Unavailable,
 }
-_OVERFLOW_CODES = {"exceed_context_size_error", "context_length_exceeded"}
+_CONTEXT_OVERFLOW_CODES = {"exceed_context_size_error", "context_length_exceeded"}
 
 
-class _Body(Struct):
-    """The fields in which engines tell what went wrong, at whichever depth."""
+class _ErrorFields(Struct):
+    """The fields that engines use to describe an error, at any depth."""
 
     error: Raw = Raw()
     message: Raw = Raw()
@@ -87,62 +87,62 @@ class _Body(Struct):
     n_ctx: int | None = None
 
 
-_bodies = msgspec.json.Decoder(_Body)
+_error_fields = msgspec.json.Decoder(_ErrorFields)
 
 
-def from_answer(status: int, body: bytes, retry_after: float | None = None) -> CortexError:
-    """The error in an engine's HTTP answer.
+def error_from_response(status: int, body: bytes, retry_after: float | None = None) -> CortexError:
+    """Parse the error in an engine's HTTP response.
 
-    An engine's 401 or 403 is our misconfiguration, not the client's key: it becomes UpstreamFailed.
+    An engine's 401 or 403 is a misconfiguration of the gateway, not of the client, and becomes `UpstreamFailed`.
 
     Args:
-        status: the HTTP status of the answer, 400 or more.
-        body: whatever the engine sent.
-        retry_after: seconds, from the answer's header.
+        status: the HTTP status, 400 or higher.
+        body: the body, in any format.
+        retry_after: seconds, from the response header.
     """
-    error = _error(status, _read(body), body)
+    error = _to_error(status, _parse(body), body)
     error.retry_after = retry_after
     return error
 
 
-def from_stream(data: bytes) -> CortexError:
-    """The error in an event of a stream, whose HTTP status was 200 long ago.
+def error_from_event(data: bytes) -> CortexError:
+    """Parse the error in an event of a stream whose HTTP status was 200.
 
     Args:
-        data: the event's data: a wrapped or bare error object, or text.
+        data: the data of the event: a wrapped or bare error object, or text.
     """
-    said = _read(data)
+    fields = _parse(data)
     status = 500
-    if said is not None:
-        if isinstance(said.code, int) and 400 <= said.code < 600:
-            status = said.code
+    if fields is not None:
+        if isinstance(fields.code, int) and 400 <= fields.code < 600:
+            status = fields.code
         else:
-            status = _STATUS_OF_TYPE.get(str(said.type), 500)
-    return _error(status, said, data)
+            status = _STATUS_BY_TYPE.get(str(fields.type), 500)
+    return _to_error(status, fields, data)
 
 
-def read_whole(body: bytes) -> tuple[Choice, Usage | None]:
-    """The first choice and the usage of an answer that was not streamed.
+def first_choice(body: bytes) -> tuple[Choice, Usage | None]:
+    """Return the first choice and the usage of an unstreamed response.
 
     Raises:
-        CortexError: it is an error with status 200, or no answer at all.
+        CortexError: the body is an error sent with status 200, or not a chat completion.
     """
-    answer = read_answer(body)
-    if answer is None:
-        raise UpstreamFailed("The engine's answer is not the JSON of a chat completion")
-    if (error := bytes(answer.error)) and error != b"null":
-        raise from_stream(body)
-    if not answer.choices:
-        raise UpstreamFailed("The engine's answer has no choices")
-    return answer.choices[0], answer.usage
+    completion = parse_completion(body)
+    if completion is None:
+        raise UpstreamFailed("The engine's response is not a chat completion in JSON")
+    if (error := bytes(completion.error)) and error != b"null":
+        raise error_from_event(body)
+    if not completion.choices:
+        raise UpstreamFailed("The engine's response has no choices")
+    return completion.choices[0], completion.usage
 
 
-def _read(body: bytes) -> _Body | None:
+def _parse(body: bytes) -> _ErrorFields | None:
     try:
-        outer = _bodies.decode(body)
+        outer = _error_fields.decode(body)
         inner = bytes(outer.error)
         if inner.startswith(b"{"):
-            return _bodies.decode(inner)
+            return _error_fields.decode(inner)
     except (ValueError, RecursionError):
         return None
     if inner.startswith(b'"'):
@@ -152,47 +152,47 @@ def _read(body: bytes) -> _Body | None:
     return outer
 
 
-def _error(status: int, said: _Body | None, body: bytes) -> CortexError:
-    if status == _KEY_REFUSED:  # in words that may show the key
+def _to_error(status: int, fields: _ErrorFields | None, body: bytes) -> CortexError:
+    if status == _UNAUTHORIZED:  # the engine's own message can contain the key
         return UpstreamFailed(
-            "the server behind this model refuses the key of the gateway",
+            "the server behind this model rejected the gateway's key",
             hints=(
-                "`key` of the upstream, or `token` of the node, in cortex.toml",
-                "an engine that a neuron starts must ask for no key",
+                "check `key` of the upstream, or `token` of the node, in cortex.toml",
+                "an engine started by a neuron must not require a key",
             ),
         )
-    message = _message(said, body) or f"The engine answered {status} without a reason"
+    message = _message(fields, body) or f"The engine answered {status} without a reason"
     details = {"upstream_status": status}
-    if _is_overflow(status, said, message):
-        return PromptTooLong(message, details=details | _sizes(said, message))
-    asked_wrong = 400 <= status < 500 or (status == 500 and _ASKED_WORDS.search(message))
-    fallback = BadRequest if asked_wrong else UpstreamFailed
-    return _CLASSES.get(status, fallback)(message, details=details)
+    if _is_context_overflow(status, fields, message):
+        return PromptTooLong(message, details=details | _token_limits(fields, message))
+    is_client_mistake = 400 <= status < 500 or (status == 500 and _CLIENT_MISTAKE.search(message))
+    fallback = BadRequest if is_client_mistake else UpstreamFailed
+    return _CLASS_BY_STATUS.get(status, fallback)(message, details=details)
 
 
-def _message(said: _Body | None, body: bytes) -> str:
-    if said is None:
+def _message(fields: _ErrorFields | None, body: bytes) -> str:
+    if fields is None:
         text = body.decode("utf-8", "replace").strip()
         return "" if text.startswith("<") else text[:500]
-    raw = bytes(said.message)
+    raw = bytes(fields.message)
     if raw.startswith(b'"'):
         return str(msgspec.json.decode(raw))
     return raw.decode("utf-8", "replace") if raw and raw != b"null" else ""
 
 
-def _is_overflow(status: int, said: _Body | None, message: str) -> bool:
-    if said is not None and {str(said.type), str(said.code)} & _OVERFLOW_CODES:
+def _is_context_overflow(status: int, fields: _ErrorFields | None, message: str) -> bool:
+    if fields is not None and {str(fields.type), str(fields.code)} & _CONTEXT_OVERFLOW_CODES:
         return True
-    return status in {400, 413, 422, 500} and _OVERFLOW_WORDS.search(message) is not None
+    return status in {400, 413, 422, 500} and _CONTEXT_OVERFLOW.search(message) is not None
 
 
-def _sizes(said: _Body | None, message: str) -> dict[str, int]:
-    """Tokens of the prompt and of the context, from the fields or else from the words."""
-    if said is not None and said.n_prompt_tokens and said.n_ctx:
-        return {"n_prompt_tokens": said.n_prompt_tokens, "n_ctx": said.n_ctx}
+def _token_limits(fields: _ErrorFields | None, message: str) -> dict[str, int]:
+    """Return the tokens of the prompt and of the context, from the fields or else from the message."""
+    if fields is not None and fields.n_prompt_tokens and fields.n_ctx:
+        return {"n_prompt_tokens": fields.n_prompt_tokens, "n_ctx": fields.n_ctx}
     numbers = sorted({int(n) for n in _NUMBER.findall(message)})
     if not numbers:
         return {}
-    # The sentences name the limit, and most of them what was asked for, which is the larger.
+    # Messages name the limit, and most of them also the prompt's size, which is larger.
     limit = {"n_ctx": numbers[0]}
     return limit | ({"n_prompt_tokens": numbers[-1]} if len(numbers) > 1 else {})

@@ -1,4 +1,4 @@
-"""How much a model shall think, in the words of each engine."""
+"""Request options that engines spell differently: a forced tool, and how much to think."""
 
 from __future__ import annotations
 
@@ -8,46 +8,49 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.schema.engine_traits import EngineTraits
-from cortex_server.dialects.chat import ChatRequest, NamedFunction, Tool, ToolChoice
+from cortex_server.dialects.chat import ChatRequest, FunctionName, Tool, ToolChoice
 
 
 class _Named(Struct):
     name: str = ""
 
 
-class _Function(Struct):
+class _NamedFunction(Struct):
     function: _Named = msgspec.field(default_factory=_Named)
 
 
 _bodies = msgspec.json.Decoder(dict[str, Raw])
-_functions = msgspec.json.Decoder(_Function)
-_lists = msgspec.json.Decoder(list[Raw])
+_named_functions = msgspec.json.Decoder(_NamedFunction)
+_arrays = msgspec.json.Decoder(list[Raw])
 
 
-def named_choice(
+def force_function(
     name: str, tools: list[Tool], traits: EngineTraits
 ) -> tuple[list[Tool], str | ToolChoice]:
-    """Make the model call one function; "auto" when it is not among the tools (it was dropped)."""
+    """Return the tools and the tool choice that make the model call one function.
+
+    The choice is "auto" if the function is not among the tools, because it was dropped.
+    """
     only = [tool for tool in tools if tool.function.name == name]
     if not only:
         return tools, "auto"
     if traits.named_tool_choice:
-        return tools, ToolChoice(NamedFunction(name))
+        return tools, ToolChoice(FunctionName(name))
     return only, "required"
 
 
-def without_named_choice(body: bytes) -> bytes:
-    """A chat request for an engine that takes no named choice: "required", with only that tool.
+def without_named_tool_choice(body: bytes) -> bytes:
+    """Rewrite a chat request for an engine without named tool choices: "required", with only the named tool.
 
-    A body without one, or one that the engine is to refuse in its own words, stays as it is.
+    A body without a named choice, or one that the engine will reject with its own message, is returned unchanged.
     """
     if body.find(b'"tool_choice"') < 0:
         return body
     try:
         fields = _bodies.decode(body)
-        name = _functions.decode(fields["tool_choice"]).function.name
-        tools = _lists.decode(fields["tools"])
-        only = [tool for tool in tools if _functions.decode(tool).function.name == name]
+        name = _named_functions.decode(fields["tool_choice"]).function.name
+        tools = _arrays.decode(fields["tools"])
+        only = [tool for tool in tools if _named_functions.decode(tool).function.name == name]
     except (KeyError, ValueError):
         return body
     if not only:
@@ -57,41 +60,44 @@ def without_named_choice(body: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Thoughts:
-    """What the client asked for.
+class ThinkingOptions:
+    """How much the client wants the model to think.
 
     Attributes:
-        wanted: think, or don't; None leaves it to the model.
-        budget_tokens: most tokens to think.
-        effort: low, medium, high, xhigh, max; or another word of the client's.
+        enabled: whether to think; None leaves it to the model.
+        budget_tokens: the most tokens to spend on thinking.
+        effort: "low", "medium", "high", "xhigh", "max", or any other value that the client sent.
     """
 
-    wanted: bool | None = None
+    enabled: bool | None = None
     budget_tokens: int | None = None
     effort: str | None = None
 
 
-def apply_thoughts(chat: ChatRequest, thoughts: Thoughts, traits: EngineTraits) -> None:
-    """Set the fields that say it. At most one switch is set: engines refuse contradictions."""
-    if thoughts.wanted is False or thoughts.effort == "none":
+def apply_thinking(chat: ChatRequest, options: ThinkingOptions, traits: EngineTraits) -> None:
+    """Set the thinking fields that the engine supports.
+
+    At most one of `enable_thinking` and `reasoning_effort` is set, because engines reject contradictions.
+    """
+    if options.enabled is False or options.effort == "none":
         if traits.enable_thinking:
             chat.enable_thinking = False
         else:
             chat.reasoning_effort = traits.effort_names.get("none", "none")
         return
-    budget = thoughts.budget_tokens
+    budget = options.budget_tokens
     if budget is not None and traits.thinking_budget_tokens:
         chat.thinking_budget_tokens = budget
-    if thoughts.effort is not None:
-        chat.reasoning_effort = traits.effort_names.get(thoughts.effort, thoughts.effort)
-    elif thoughts.wanted and traits.enable_thinking:
+    if options.effort is not None:
+        chat.reasoning_effort = traits.effort_names.get(options.effort, options.effort)
+    elif options.enabled and traits.enable_thinking:
         chat.enable_thinking = True
     elif budget is not None and not traits.thinking_budget_tokens:
-        chat.reasoning_effort = _effort_of(budget)
+        chat.reasoning_effort = _nearest_effort(budget)
 
 
-def _effort_of(budget_tokens: int) -> str:
-    """The effort nearest to a budget, for engines that know only efforts."""
+def _nearest_effort(budget_tokens: int) -> str:
+    """Return the effort closest to a budget, for engines without thinking budgets."""
     if budget_tokens < 4096:
         return "low"
     return "medium" if budget_tokens < 16384 else "high"

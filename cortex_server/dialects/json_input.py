@@ -1,4 +1,4 @@
-"""Reads the JSON of clients; what is wrong with it becomes an error that names the place."""
+"""Decoding of client JSON, with errors that name the field that is wrong."""
 
 from __future__ import annotations
 
@@ -9,64 +9,74 @@ from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
 from cortex_common.schema.msgspec_errors import parse_validation_error
-from cortex_server.dialects.stream.text import is_text
 
 T = TypeVar("T")
 
 
-class _Typed(Struct):
+class _TypedObject(Struct):
     type: str | None = None
 
 
-_typed = msgspec.json.Decoder(_Typed)
+_typed_objects = msgspec.json.Decoder(_TypedObject)
 
 
-def read(decoder: msgspec.json.Decoder[T], data: bytes | Raw, where: str = "") -> T:
-    """Decode a body, or a part of one.
+def decode(decoder: msgspec.json.Decoder[T], data: bytes | Raw, path: str = "") -> T:
+    """Decode a request body, or a part of one.
 
     Args:
-        decoder: of the type that is expected.
+        decoder: decodes the expected type.
         data: the JSON.
-        where: the path of `data` inside the body, such as "messages.0.content.1".
+        path: where `data` is in the body, such as "messages.0.content.1".
 
     Raises:
-        MalformedBody: the data is no JSON.
+        MalformedBody: the data is not JSON.
         MissingModel: the body has no `model`.
-        BadRequest: a field is missing or of the wrong type; `param` is its path.
+        BadRequest: a field is missing or has the wrong type; `param` is its path.
     """
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise _named(error, where) from None
+        raise _field_error(error, path) from None
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"The body is not JSON: {error}") from None
 
 
-def read_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The same for a whole body, which must be text throughout: parts of it are kept undecoded.
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Decode a whole body, checking that all of it is UTF-8: parts of it are kept undecoded.
 
     Raises:
-        BadRequest: as `read`.
+        BadRequest: as for `decode`.
     """
-    if not is_text(body):
+    if not is_utf8(body):
         raise MalformedBody("The body is not UTF-8")
-    return read(decoder, body)
+    return decode(decoder, body)
 
 
-def type_of(data: Raw, where: str) -> str | None:
-    """The `type` of an object.
+def object_type(data: Raw, path: str) -> str | None:
+    """Return the `type` field of an object, or None if it has none.
 
     Raises:
-        BadRequest: it is no object, or its type is no text.
+        BadRequest: the data is not an object, or its type is not a string.
     """
-    return read(_typed, data, where).type
+    return decode(_typed_objects, data, path).type
 
 
-def _named(error: msgspec.ValidationError, where: str) -> BadRequest:
-    what, inner = parse_validation_error(str(error))
-    path = ".".join(part for part in (where, inner) if part)
-    if not path and what == "Object missing required field model":
-        return MissingModel("The body names no model", param="model")
-    if not path and what.startswith("Expected object"):
-        return MalformedBody(f"The body must be a JSON object: {what}")
-    return BadRequest(f"{path}: {what}" if path else what, param=path or None)
+def is_utf8(data: bytes) -> bool:
+    """Return whether the bytes are valid UTF-8."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _field_error(error: msgspec.ValidationError, path: str) -> BadRequest:
+    reason, inner_path = parse_validation_error(str(error))
+    full_path = ".".join(part for part in (path, inner_path) if part)
+    if not full_path and reason == "Object missing required field model":
+        return MissingModel("The body has no model", param="model")
+    if not full_path and reason.startswith("Expected object"):
+        return MalformedBody(f"The body must be a JSON object: {reason}")
+    return BadRequest(f"{full_path}: {reason}" if full_path else reason, param=full_path or None)

@@ -1,9 +1,12 @@
-"""An engine's HTTP errors for clients of OpenAI's dialect.
+"""Engine errors in OpenAI's format.
 
-What is in OpenAI's shape passes as it came, so that clients see their engine's own words and codes. The rest
-(mistral.rs answers a bare `{"message"}`, with 500 for an over-long prompt) is put into that shape. An over-long
-prompt gets OpenAI's code in any case: it is what clients match on, and each engine has another. So does what is the
-request's own fault but came with 500 (llama.cpp, of an image that its model can't see): clients would repeat it.
+An error that is already in OpenAI's format passes unchanged, so that clients see the engine's own message and code.
+Others are converted (mistral.rs sends a bare `{"message"}`, with 500 for a prompt that is too long). Two kinds are
+always converted:
+
+- A prompt that is too long gets OpenAI's error code, which clients match on; each engine has its own.
+- A client mistake that llama.cpp reports with 500 (an image sent to a model without vision) gets 400, because clients
+  would retry a 500.
 """
 
 from __future__ import annotations
@@ -12,37 +15,37 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest, CortexError, PromptTooLong, envelope
-from cortex_server.dialects.engine_errors import from_answer
+from cortex_server.dialects.engine_errors import error_from_response
 
 
-class _Shape(Struct):
+class _ErrorBody(Struct):
     error: Raw = Raw()
 
 
-_shapes = msgspec.json.Decoder(_Shape)
+_error_bodies = msgspec.json.Decoder(_ErrorBody)
 
 
-def engine_error_body(status: int, body: bytes) -> tuple[int, bytes]:
-    """The status and body for the client.
+def engine_error_response(status: int, body: bytes) -> tuple[int, bytes]:
+    """Return the HTTP status and body for the client.
 
     Args:
-        status: the engine's, 400 or more.
-        body: the engine's.
+        status: the engine's HTTP status, 400 or higher.
+        body: the engine's body.
     """
-    error = from_answer(status, body)
+    error = error_from_response(status, body)
     if isinstance(error, PromptTooLong) or (isinstance(error, BadRequest) and status >= 500):
-        return error.status, engine_error(error)
-    return status, (body if _is_shaped(body) else engine_error(error))
+        return error.status, encode_engine_error(error)
+    return status, (body if _is_openai_error(body) else encode_engine_error(error))
 
 
-def engine_error(error: CortexError) -> bytes:
-    """An engine's error, as `engine_errors` read it, in OpenAI's shape; it does not claim to be ours."""
-    said = {k: v for k, v in envelope(error)["error"].items() if k not in {"src", "hints"}}
-    return msgspec.json.encode({"error": said})
+def encode_engine_error(error: CortexError) -> bytes:
+    """Encode an engine's error in OpenAI's format, without the fields that mark an error as the gateway's."""
+    fields = {k: v for k, v in envelope(error)["error"].items() if k not in {"src", "hints"}}
+    return msgspec.json.encode({"error": fields})
 
 
-def _is_shaped(body: bytes) -> bool:
+def _is_openai_error(body: bytes) -> bool:
     try:
-        return bytes(_shapes.decode(body).error).startswith(b"{")
+        return bytes(_error_bodies.decode(body).error).startswith(b"{")
     except (ValueError, RecursionError):
         return False

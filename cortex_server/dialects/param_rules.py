@@ -1,4 +1,4 @@
-"""Per-model parameters of chat and completion requests: defaults, overrides, strips, and a clamp."""
+"""Per-model request parameters: defaults, overrides, fields to strip, and a limit for max_tokens."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import Raw
 
-from cortex_server.dialects.json_input import read
+from cortex_server.dialects.json_input import decode
 
 _objects = msgspec.json.Decoder(dict[str, Raw])
 _numbers = msgspec.json.Decoder(float)
-_MAX_FIELDS = ("max_completion_tokens", "max_tokens")
+_MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class ParamRules:
-    """What the operator wants of the requests to one model.
+    """Changes that the operator wants in requests to a model.
 
     Attributes:
-        defaults: fields for requests that lack them; a null counts as lacking.
-        overrides: fields that replace what the client sent.
-        strip: fields that the engine does not bear.
-        clamp_max_tokens: cut the answer's length to what the context leaves.
+        defaults: fields to add to requests that lack them; null counts as missing.
+        overrides: fields that replace the client's.
+        strip: request fields to drop because the engine rejects them.
+        clamp_max_tokens: limit the response length to what the context has room for.
     """
 
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -32,28 +32,28 @@ class ParamRules:
     clamp_max_tokens: bool = False
 
     @property
-    def idle(self) -> bool:
-        """Whether they change nothing, so that the body need not be touched."""
+    def is_empty(self) -> bool:
+        """Whether the rules change nothing, so that the body need not be parsed."""
         return not (self.defaults or self.overrides or self.strip or self.clamp_max_tokens)
 
 
 def apply_rules(
     body: bytes, rules: ParamRules, *, context: int | None = None, prompt_tokens: int = 0
 ) -> bytes:
-    """The body as the rules want it; fields that no rule names keep their bytes.
+    """Return the body with the rules applied; fields without a rule keep their bytes.
 
     Args:
         body: a JSON object.
-        rules: of the model.
-        context: tokens of prompt and answer together, where known; needed for the clamp.
+        rules: the model's rules.
+        context: tokens of prompt and completion together, if known; required to limit max_tokens.
         prompt_tokens: estimated tokens of the prompt.
 
     Raises:
-        MalformedBody: the body is no JSON object.
+        MalformedBody: the body is not a JSON object.
     """
-    if rules.idle:
+    if rules.is_empty:
         return body
-    fields = read(_objects, body)
+    fields = decode(_objects, body)
     for name, value in rules.defaults.items():
         if bytes(fields.get(name, b"null")) == b"null":
             fields[name] = Raw(msgspec.json.encode(value))
@@ -62,14 +62,14 @@ def apply_rules(
     for name in rules.strip:
         fields.pop(name, None)
     if rules.clamp_max_tokens and context is not None:
-        _clamp(fields, max(1, context - prompt_tokens))
+        _clamp_max_tokens(fields, max(1, context - prompt_tokens))
     return msgspec.json.encode(fields)
 
 
-def _clamp(fields: dict[str, Raw], most: int) -> None:
-    for name in _MAX_FIELDS:
-        asked = fields.get(name)
-        if asked is None or bytes(asked) == b"null":
+def _clamp_max_tokens(fields: dict[str, Raw], limit: int) -> None:
+    for name in _MAX_TOKENS_FIELDS:
+        requested = fields.get(name)
+        if requested is None or bytes(requested) == b"null":
             continue
-        if read(_numbers, asked, name) > most:
-            fields[name] = Raw(msgspec.json.encode(most))
+        if decode(_numbers, requested, name) > limit:
+            fields[name] = Raw(msgspec.json.encode(limit))

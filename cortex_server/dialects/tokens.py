@@ -1,7 +1,7 @@
-"""How many tokens a prompt has: an estimate, and the engines' own counts read.
+"""Prompt sizes: an estimate, and the parsing of engines' own counts.
 
-The estimate serves where no engine can be asked, and for choosing an instance with enough context; it
-is deliberately simple, and cheap enough for the dozens that Claude Code asks for at once.
+The estimate is used when no engine can be asked, and to choose an instance with enough context. It is deliberately
+simple, and cheap enough for the dozens of counts that Claude Code requests at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _Message(Struct):
     tool_calls: Raw = Raw()
 
 
-class _Chat(Struct):
+class _Request(Struct):
     messages: list[_Message] = []
     tools: Raw = Raw()
     prompt: Raw = Raw()
@@ -31,32 +31,32 @@ class _Part(Struct):
     text: str = ""
 
 
-class _Count(Struct):
+class _EngineCount(Struct):
     input_tokens: int | None = None
     count: int | None = None
     tokens: list[Raw] | None = None
 
 
-class _CountAnswer(Struct):
+class _CountTokensResponse(Struct):
     input_tokens: int
 
 
-_chats = msgspec.json.Decoder(_Chat)
+_requests = msgspec.json.Decoder(_Request)
 _parts = msgspec.json.Decoder(_Part)
-_counts = msgspec.json.Decoder(_Count)
+_engine_counts = msgspec.json.Decoder(_EngineCount)
 
 
 def estimate(body: bytes) -> int:
-    """Tokens of the prompt in the body of a chat or text completion: a token for each four bytes.
+    """Estimate the prompt tokens in the body of a chat or text completion: one token per four bytes.
 
-    Images count 1000 each, whatever the length of their data. A body that is no such JSON counts by
-    its length, so the estimate never raises.
+    An image counts 1000 tokens, whatever its size. A body of another shape counts by its length, so the estimate
+    never raises.
     """
     try:
-        chat = _chats.decode(body)
-        size = len(bytes(chat.tools)) + len(bytes(chat.prompt))
+        request = _requests.decode(body)
+        size = len(bytes(request.tools)) + len(bytes(request.prompt))
         images = 0
-        for message in chat.messages:
+        for message in request.messages:
             size += len(bytes(message.reasoning_content)) + len(bytes(message.tool_calls))
             size += _TOKENS_PER_MESSAGE * _BYTES_PER_TOKEN
             for text in _texts(message.content):
@@ -69,30 +69,30 @@ def estimate(body: bytes) -> int:
     return -(-size // _BYTES_PER_TOKEN) + images * _TOKENS_PER_IMAGE
 
 
-def read_count(body: bytes) -> int | None:
-    """The count in an engine's answer; None when there is none.
+def parse_count(body: bytes) -> int | None:
+    """Parse the token count in an engine's response; return None if there is none.
 
-    Knows `{"input_tokens"}` (the count_tokens and input_tokens routes), `{"count"}` (vLLM's /tokenize) and
+    Accepts `{"input_tokens"}` (the count_tokens and input_tokens routes), `{"count"}` (vLLM's /tokenize) and
     `{"tokens": [...]}` (llama.cpp's /tokenize).
     """
     try:
-        found = _counts.decode(body)
+        parsed = _engine_counts.decode(body)
     except (ValueError, RecursionError):
         return None
-    if found.input_tokens is not None:
-        return found.input_tokens
-    if found.count is not None:
-        return found.count
-    return None if found.tokens is None else len(found.tokens)
+    if parsed.input_tokens is not None:
+        return parsed.input_tokens
+    if parsed.count is not None:
+        return parsed.count
+    return None if parsed.tokens is None else len(parsed.tokens)
 
 
-def count_body(tokens: int) -> bytes:
-    """The body of POST /v1/messages/count_tokens."""
-    return msgspec.json.encode(_CountAnswer(tokens))
+def encode_count(tokens: int) -> bytes:
+    """Encode the response body of POST /v1/messages/count_tokens."""
+    return msgspec.json.encode(_CountTokensResponse(tokens))
 
 
 def _texts(content: str | list[Raw] | None) -> list[str | None]:
-    """The texts of a message; None stands for an image or the like."""
+    """Return the texts of a message; None stands for an image or another non-text part."""
     if isinstance(content, list):
         parts = [_parts.decode(part) for part in content]
         return [part.text if part.type == "text" else None for part in parts]

@@ -1,7 +1,7 @@
-"""Which call a piece of a streamed tool call belongs to, and the order in which calls are told.
+"""Assembly of streamed tool calls: which call a fragment belongs to, and the order in which calls are emitted.
 
-Engines number their pieces in every imaginable way: by index, all with index 0, without an index,
-with id and name in every piece, several finished calls in one chunk, the calls interleaved.
+Engines number fragments in every imaginable way: by index, all with index 0, without an index, with id and name in
+every fragment, several complete calls in one chunk, calls interleaved.
 """
 
 from __future__ import annotations
@@ -10,200 +10,210 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cortex_server.dialects.chat import CallPiece, arguments_text, object_or_none
+from cortex_server.dialects.chat import ToolCallDelta, arguments_text, parse_object
 
 
 @dataclass(slots=True)
-class Call:
-    """One call as it grows.
+class PartialToolCall:
+    """A tool call received so far.
 
     Attributes:
-        number: its position among the calls of the answer, from 0.
-        index: the index that the engine gave it, if any.
-        engine_id: the id that the engine gave it; empty so far.
+        position: its position among the calls of the response, from 0.
+        engine_index: the index that the engine gave it, if any.
+        engine_id: the id that the engine gave it; empty until it does.
         name: the function; empty until the engine names it.
-        parts: its arguments so far.
+        fragments: the fragments of its arguments so far.
     """
 
-    number: int
-    index: int | None
+    position: int
+    engine_index: int | None
     engine_id: str = ""
     name: str = ""
-    parts: list[str] = field(default_factory=list)
+    fragments: list[str] = field(default_factory=list)
 
     @property
     def arguments(self) -> str:
-        """The JSON text so far."""
-        return "".join(self.parts)
+        """The JSON text of the arguments so far."""
+        return "".join(self.fragments)
 
     @property
-    def whole(self) -> bool:
-        """Whether the arguments are one whole JSON object, so that nothing can follow."""
+    def is_complete(self) -> bool:
+        """Whether the arguments are one complete JSON object, so that nothing can follow."""
         return (
-            bool(self.parts)
-            and self.parts[-1].rstrip().endswith("}")
-            and object_or_none(self.arguments) is not None
+            bool(self.fragments)
+            and self.fragments[-1].rstrip().endswith("}")
+            and parse_object(self.arguments) is not None
         )
 
 
-class CallTracker:
-    """Finds the call of each piece."""
+class ToolCallTracker:
+    """Assigns each fragment to its tool call.
+
+    Attributes:
+        calls: the calls of the response, by position.
+    """
 
     __slots__ = ("_latest", "calls")
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self._latest: Call | None = None
+        self.calls: list[PartialToolCall] = []
+        self._latest: PartialToolCall | None = None
 
-    def place(self, index: int | None, engine_id: str, name: str, added: str) -> Call:
-        """The call that a piece belongs to, which may be a new one; the piece is added to it.
+    def add(
+        self, engine_index: int | None, engine_id: str, name: str, arguments: str
+    ) -> PartialToolCall:
+        """Add a fragment to the call it belongs to, which can be a new one, and return that call.
 
         Args:
-            index: the engine's number of the call, if it gave one.
-            engine_id: empty when the piece has none.
-            name: empty when the piece has none.
-            added: arguments.
+            engine_index: the index of the fragment, if it has one.
+            engine_id: the id of the fragment; empty if it has none.
+            name: the function name; empty if the fragment has none.
+            arguments: the fragment of the arguments.
         """
-        call = self._find(index, engine_id, name)
+        call = self._find(engine_index, engine_id, name)
         if call is None:
-            call = Call(len(self.calls), index)
+            call = PartialToolCall(len(self.calls), engine_index)
             self.calls.append(call)
         call.engine_id = call.engine_id or engine_id
         call.name = call.name or name
-        if added:
-            call.parts.append(added)
+        if arguments:
+            call.fragments.append(arguments)
         self._latest = call
         return call
 
-    def place_piece(self, piece: CallPiece) -> None:
-        """The same for a piece as it was read; one that says nothing starts no call.
+    def add_delta(self, delta: ToolCallDelta) -> None:
+        """Add a decoded fragment; an empty one starts no call.
 
         Raises:
-            ValueError: the arguments are no text.
+            ValueError: the arguments are not text.
         """
-        function = piece.function
-        added = arguments_text(function.arguments) if function else ""
+        function = delta.function
+        arguments = arguments_text(function.arguments) if function else ""
         name = (function and function.name) or ""
-        if piece.id or name or added:
-            self.place(piece.index, piece.id or "", name, added)
+        if delta.id or name or arguments:
+            self.add(delta.index, delta.id or "", name, arguments)
 
-    def _find(self, index: int | None, engine_id: str, name: str) -> Call | None:
+    def _find(self, engine_index: int | None, engine_id: str, name: str) -> PartialToolCall | None:
         if engine_id:
-            for known in reversed(self.calls):
-                if known.engine_id == engine_id and index in {None, known.index}:
-                    return known
-        same_index = (c for c in reversed(self.calls) if c.index == index)
-        call = self._latest if index is None else next(same_index, None)
-        if call is None or (engine_id and call.engine_id) or _another(call, engine_id, name):
+            for call in reversed(self.calls):
+                if call.engine_id == engine_id and engine_index in {None, call.engine_index}:
+                    return call
+        same_index = (c for c in reversed(self.calls) if c.engine_index == engine_index)
+        candidate = self._latest if engine_index is None else next(same_index, None)
+        if candidate is None or (engine_id and candidate.engine_id):
             return None
-        return call
+        return None if _starts_new_call(candidate, engine_id, name) else candidate
 
 
-def _another(call: Call, engine_id: str, name: str) -> bool:
-    """Whether a piece without an id of its own starts a new call in the place of `call`."""
-    return bool(name and call.name) and not engine_id and call.whole
+def _starts_new_call(call: PartialToolCall, engine_id: str, name: str) -> bool:
+    """Return whether a fragment with the index of `call`, but without an id, starts another call."""
+    return bool(name and call.name) and not engine_id and call.is_complete
 
 
-class CallSink(Protocol):
-    """Where calls are told, one after the other."""
+class ToolCallHandler(Protocol):
+    """Receives tool calls one after the other."""
 
-    def call_started(self, number: int, engine_id: str, name: str) -> None:
-        """A call begins; the one before can have no more."""
+    def on_tool_call(self, position: int, engine_id: str, name: str) -> None:
+        """Handle the start of a call; the previous call is complete."""
         ...
 
-    def call_arguments(self, text: str) -> None:
-        """The arguments of the call that began last go on."""
+    def on_arguments(self, text: str) -> None:
+        """Handle more of the arguments of the current call."""
         ...
 
 
-class CallSequence:
-    """Tells calls one at a time, each without a gap: pieces of later ones wait in their call.
+class ToolCallSequencer:
+    """Emits calls one at a time, without gaps; fragments of later calls are buffered.
 
-    The call that is being told ends when a later one has begun and its own JSON is whole, or when
-    the answer ends.
+    The current call ends when a later one has started and the current one's arguments are complete, or when the
+    response ends.
+
+    Args:
+        handler: receives the calls.
+        only_first: ignore all calls but the first.
     """
 
-    __slots__ = ("_closed", "_only_first", "_sink", "_told", "_tracker", "_turn")
+    __slots__ = ("_closed", "_current", "_emitted", "_handler", "_only_first", "_tracker")
 
-    def __init__(self, sink: CallSink, *, only_first: bool = False) -> None:
-        self._tracker = CallTracker()
-        self._sink = sink
-        self._turn = -1
-        self._told = 0
+    def __init__(self, handler: ToolCallHandler, *, only_first: bool = False) -> None:
+        self._tracker = ToolCallTracker()
+        self._handler = handler
+        self._current = -1
+        self._emitted = 0
         self._closed = False
         self._only_first = only_first
 
     @property
-    def began(self) -> bool:
-        """Whether any call has been told."""
-        return self._turn >= 0
+    def has_calls(self) -> bool:
+        """Whether any call was emitted."""
+        return self._current >= 0
 
-    def piece(self, piece: CallPiece) -> None:
-        """Take one piece and tell what can be told.
+    def add(self, delta: ToolCallDelta) -> None:
+        """Add a fragment and emit what can be emitted.
 
         Raises:
-            ValueError: the arguments are no text.
+            ValueError: the arguments are not text.
         """
-        self._tracker.place_piece(piece)
-        self._tell(at_end=False)
+        self._tracker.add_delta(delta)
+        self._emit(at_end=False)
 
-    def settle(self) -> bool:
-        """Whether something else may be told now; if so, the call told last is closed for good."""
+    def close_current(self) -> bool:
+        """Close the current call if it is complete; return whether other content can be emitted now."""
         calls = self._tracker.calls
-        if self._turn >= 0 and not self._closed:
-            waiting = self._turn + 1 < len(calls) and not self._only_first
-            self._closed = calls[self._turn].whole and not waiting
-        return self._turn < 0 or self._closed
+        if self._current >= 0 and not self._closed:
+            has_next = self._current + 1 < len(calls) and not self._only_first
+            self._closed = calls[self._current].is_complete and not has_next
+        return self._current < 0 or self._closed
 
-    def end(self) -> None:
-        """Tell everything that still waits; nothing follows."""
-        self._tell(at_end=True)
+    def finish(self) -> None:
+        """Emit everything that is still buffered; nothing follows."""
+        self._emit(at_end=True)
 
-    def _tell(self, *, at_end: bool) -> None:
+    def _emit(self, *, at_end: bool) -> None:
         calls = self._tracker.calls
         if self._only_first:
             calls = calls[:1]
         while True:
-            if self._turn >= 0:
-                self._tell_parts(calls[self._turn])
-            following = self._turn + 1
+            if self._current >= 0:
+                self._emit_arguments(calls[self._current])
+            following = self._current + 1
             if following >= len(calls):
                 return
-            if self._turn >= 0 and not (at_end or calls[self._turn].whole):
+            if self._current >= 0 and not (at_end or calls[self._current].is_complete):
                 return
             if not calls[following].name and not at_end:
                 return
-            self._turn, self._told, self._closed = following, 0, False
+            self._current, self._emitted, self._closed = following, 0, False
             call = calls[following]
-            self._sink.call_started(call.number, call.engine_id, call.name)
+            self._handler.on_tool_call(call.position, call.engine_id, call.name)
 
-    def _tell_parts(self, call: Call) -> None:
+    def _emit_arguments(self, call: PartialToolCall) -> None:
         if not self._closed:
-            for text in call.parts[self._told :]:
-                self._sink.call_arguments(text)
-        self._told = len(call.parts)
+            for text in call.fragments[self._emitted :]:
+                self._handler.on_arguments(text)
+        self._emitted = len(call.fragments)
 
 
-class CallIds:
-    """Gives each call of an answer an id that the conversation has not used.
+class ToolCallIds:
+    """Assigns each tool call of a response an id that is unique in the conversation.
 
-    Some engines give none, some count from call_0 in each turn; clients match results to calls by id.
+    Some engines send no ids, and some count from call_0 in each turn; clients match results to calls by id.
 
     Args:
-        taken: the ids of earlier turns.
-        answer_id: unique among answers; what is made up here is derived from it.
-        prefix: how ids of this dialect begin, such as "toolu".
+        used: ids of earlier turns.
+        response_id: unique among responses; generated ids are derived from it.
+        prefix: the prefix of generated ids, such as "toolu".
     """
 
-    def __init__(self, taken: Collection[str], answer_id: str, prefix: str) -> None:
-        self._taken = set(taken)
-        self._answer_id = answer_id
+    def __init__(self, used: Collection[str], response_id: str, prefix: str) -> None:
+        self._used = set(used)
+        self._response_id = response_id
         self._prefix = prefix
 
-    def take(self, engine_id: str) -> str:
-        """The engine's id if it is free, else one made from it."""
+    def assign(self, engine_id: str) -> str:
+        """Return the engine's id if it is unused, else one derived from it."""
         unique = engine_id
-        if not unique or unique in self._taken:
-            unique = f"{engine_id or self._prefix}_{self._answer_id}_{len(self._taken)}"
-        self._taken.add(unique)
+        if not unique or unique in self._used:
+            unique = f"{engine_id or self._prefix}_{self._response_id}_{len(self._used)}"
+        self._used.add(unique)
         return unique

@@ -12,7 +12,7 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, envelope_bytes
 from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
-from cortex_server.dialects.anthropic.errors import error_body
+from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
 from cortex_server.proxy.response import EngineResponse
 
@@ -92,7 +92,7 @@ def openai_refusal(error: CortexError) -> tuple[int, bytes]:
 
 def anthropic_refusal(error: CortexError, ident: bytes) -> tuple[int, bytes]:
     """An error in Anthropic's shape."""
-    return error_body(error, ident.decode())
+    return error_response(error, ident.decode())
 
 
 def ruled(body: bytes, model_config: ModelConfig | None, context: int | None) -> bytes:

@@ -9,13 +9,13 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
 from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
-from cortex_server.dialects.engine_errors import from_answer
-from cortex_server.dialects.engine_options import without_named_choice
-from cortex_server.dialects.openai_errors import engine_error_body
-from cortex_server.dialects.stream.aggregate import Assembler
-from cortex_server.dialects.stream.chunk_repair import mend_answer
+from cortex_server.dialects.engine_errors import error_from_response
+from cortex_server.dialects.engine_options import without_named_tool_choice
+from cortex_server.dialects.openai_errors import engine_error_response
+from cortex_server.dialects.stream.aggregate import StreamAggregator
+from cortex_server.dialects.stream.chunk_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.stream.text import Echo
+from cortex_server.dialects.stream.text import ModelNameRewriter
 from cortex_server.proxy.adapter import CHAT, openai_refusal, ruled
 from cortex_server.proxy.body import BodyFields, as_stream, with_model, with_usage
 from cortex_server.proxy.response import (
@@ -85,7 +85,7 @@ class OpenAiAdapter:
             return body
         body = ruled(body, model_config, context)
         if not traits.named_tool_choice:
-            body = without_named_choice(body)
+            body = without_named_tool_choice(body)
         if self.stream and not self._head.wants_usage:
             self._asked_usage = True
             body = with_usage(body)
@@ -103,33 +103,33 @@ class OpenAiAdapter:
         if not streamed:
             return RepairedBody(self._mend)
         if self._asked_stream:
-            assembler = Assembler(answer_id=self._ident, model=self.name)
+            assembler = StreamAggregator(response_id=self._ident, model=self.name)
             return AggregatedResponse(assembler, lambda body: self._mend(body)[0], openai_refusal)
         return PassthroughStream(self._repair(), opened=self._opened)
 
     def _mend(self, body: bytes) -> tuple[bytes, Counter[str]]:
-        mended, repairs = mend_answer(body, self._ident)
-        return Echo(self.name)(mended), repairs
+        mended, repairs = repair_completion(body, self._ident)
+        return ModelNameRewriter(self.name)(mended), repairs
 
     def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
         if status == _KEY_REFUSED:
-            return openai_refusal(from_answer(status, body))
+            return openai_refusal(error_from_response(status, body))
         if status in _NO_ROUTE and self.path != CHAT:
             missing = NotSupported(
                 f"the engine behind {self.name!r} has no {self.path}",
                 hints=["GET /v1/models lists other models"],
             )
             return openai_refusal(missing)
-        return engine_error_body(status, body)
+        return engine_error_response(status, body)
 
     def _repair(self) -> StreamRepair:
         body = self._body
         return StreamRepair(
-            answer_id=self._ident,
-            usage_wanted=self._head.wants_usage,
-            usage_asked=self._asked_usage,
+            response_id=self._ident,
+            client_wants_usage=self._head.wants_usage,
+            gateway_requested_usage=self._asked_usage,
             prompt_tokens=lambda: tokens.estimate(body),
-            echo=Echo(self.name),
+            rename_model=ModelNameRewriter(self.name),
         )
 
     def refusal(self, error: CortexError) -> tuple[int, bytes]:

@@ -15,12 +15,12 @@ import msgspec
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.engine_errors import from_answer
-from cortex_server.dialects.openai_errors import engine_error
-from cortex_server.dialects.stream.aggregate import Assembler
+from cortex_server.dialects.engine_errors import error_from_response
+from cortex_server.dialects.openai_errors import encode_engine_error
+from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.stream.usage_scan import Ends
-from cortex_server.dialects.stream.writer import ClientStream
+from cortex_server.dialects.stream.usage_scan import UsageScanner
+from cortex_server.dialects.stream.writer import StreamWriter
 
 _WATCHED = 1 << 20
 
@@ -85,7 +85,7 @@ class EngineResponse(ABC):
         usage = self.usage
         if usage is None:
             return 0, self.events, 0
-        return usage.counted
+        return usage.bounded_counts
 
     @property
     def repair(self) -> StreamRepair | None:
@@ -175,7 +175,11 @@ class PassthroughStream(EngineResponse):
         self.status = error.status
         if self._opened:
             return owed
-        return envelope_bytes(error) if isinstance(error, UpstreamFailed) else engine_error(error)
+        return (
+            envelope_bytes(error)
+            if isinstance(error, UpstreamFailed)
+            else encode_engine_error(error)
+        )
 
 
 class PassthroughBody(EngineResponse):
@@ -184,7 +188,7 @@ class PassthroughBody(EngineResponse):
     prompt = True
 
     def __init__(self) -> None:
-        self._ends = Ends()
+        self._ends = UsageScanner()
         self._usage: Usage | None = None
 
     @property
@@ -219,7 +223,7 @@ class RepairedBody(EngineResponse):
     def __init__(self, mend: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
         self._mend = mend
         self._held: list[bytes] | None = []
-        self._ends = Ends()
+        self._ends = UsageScanner()
         self._size = 0
         self._usage: Usage | None = None
         self._repairs = NO_REPAIRS
@@ -321,7 +325,7 @@ class LateError(EngineResponse):
 
     def end(self) -> bytes:
         """See `EngineResponse`."""
-        error = from_answer(max(400, self._status), self._body)
+        error = error_from_response(max(400, self._status), self._body)
         self.status = error.status
         return self._event(error)
 
@@ -395,7 +399,7 @@ class AggregatedResponse(BufferedResponse):
     """A stream of an engine that was asked for one only so that it can be cancelled, put together again."""
 
     def __init__(
-        self, assembler: Assembler, tell: Callable[[bytes], bytes], refusal: Refusal
+        self, assembler: StreamAggregator, tell: Callable[[bytes], bytes], refusal: Refusal
     ) -> None:
         super().__init__(tell, refusal)
         self._assembler = assembler
@@ -416,7 +420,7 @@ class AggregatedResponse(BufferedResponse):
 class TranslatedStream(EngineResponse):
     """A stream in another dialect. Until its first event is out, an error is still a plain one."""
 
-    def __init__(self, stream: ClientStream, refusal: Refusal) -> None:
+    def __init__(self, stream: StreamWriter, refusal: Refusal) -> None:
         self._stream = stream
         self._refusal = refusal
         self._events = 0
@@ -444,7 +448,11 @@ class TranslatedStream(EngineResponse):
     @property
     def repairs(self) -> Counter[str]:
         """See `EngineResponse`."""
-        return Counter(malformed=self._stream.malformed) if self._stream.malformed else NO_REPAIRS
+        return (
+            Counter(malformed_chunk=self._stream.malformed)
+            if self._stream.malformed
+            else NO_REPAIRS
+        )
 
     def feed(self, data: bytes) -> bytes:
         """See `EngineResponse`."""

@@ -15,7 +15,7 @@ import asyncio
 import re
 from os import write
 
-from cortex_server.dialects.stream.repair import StreamRepair, is_one_text
+from cortex_server.dialects.stream.repair import StreamRepair, is_string_content
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,3})\r\n")
 
@@ -78,7 +78,7 @@ class StreamFastPath(asyncio.Protocol):
             foot
             and not more
             and begin == self._sizes.get(len(data), b"") + self._head
-            and ((text.isascii() and text[-1:] != b"\\") or is_one_text(text))
+            and ((text.isascii() and text[-1:] != b"\\") or is_string_content(text))
         ):
             self._repair.events += 1
         elif not self._are_events(data):
@@ -111,7 +111,7 @@ class StreamFastPath(asyncio.Protocol):
             return False
         self._sizes[size] = line[0]
         begin = line[0] + self._head + b'"'
-        return piece.startswith(begin) and is_one_text(piece[len(begin) :])
+        return piece.startswith(begin) and is_string_content(piece[len(begin) :])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of asyncio.Protocol."""

@@ -11,16 +11,16 @@ from cortex_common.errors import CortexError
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic import request as anthropic_request
-from cortex_server.dialects.anthropic.errors import error_body
-from cortex_server.dialects.anthropic.request import Translated
+from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.anthropic.response import to_message
-from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.engine_errors import from_answer
+from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
+from cortex_server.dialects.chat import TranslatedRequest
+from cortex_server.dialects.engine_errors import error_from_response
 from cortex_server.dialects.responses import request as responses_request
 from cortex_server.dialects.responses.response import to_response
-from cortex_server.dialects.responses.stream import ResponsesStream
-from cortex_server.dialects.stream.aggregate import Assembler
-from cortex_server.dialects.stream.writer import ClientStream
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
+from cortex_server.dialects.stream.aggregate import StreamAggregator
+from cortex_server.dialects.stream.writer import StreamWriter
 from cortex_server.proxy.adapter import CHAT, anthropic_refusal, openai_refusal, ruled
 from cortex_server.proxy.body import with_model
 from cortex_server.proxy.response import (
@@ -43,20 +43,20 @@ class _TranslatingAdapter(ABC):
         self.session = (session or "").encode()
         self.dropped: tuple[str, ...] = ()
         self._ident = ident
-        self._translated: Translated | None = None
-        self._open: ClientStream | None = None
+        self._translated: TranslatedRequest | None = None
+        self._open: StreamWriter | None = None
         self._begun = False
 
     @abstractmethod
-    def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
+    def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> TranslatedRequest:
         """The request in the words of an engine."""
 
     @abstractmethod
-    def _stream(self, translated: Translated) -> ClientStream:
+    def _stream(self, translated: TranslatedRequest) -> StreamWriter:
         """The client's stream."""
 
     @abstractmethod
-    def _tell(self, translated: Translated) -> Callable[[bytes], bytes]:
+    def _tell(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
         """Says a whole chat completion in the client's dialect."""
 
     @abstractmethod
@@ -90,12 +90,12 @@ class _TranslatingAdapter(ABC):
         if streamed and self.stream:
             return TranslatedStream(self._opened(), self.refusal)
         if streamed:
-            assembler = Assembler(answer_id=self._ident.decode())
+            assembler = StreamAggregator(response_id=self._ident.decode())
             return AggregatedResponse(assembler, self._tell(translated), self.refusal)
         return BufferedResponse(self._tell(translated), self.refusal)
 
     def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
-        return self.refusal(from_answer(status, body))
+        return self.refusal(error_from_response(status, body))
 
     def event(self, error: CortexError) -> bytes:
         """See `Dialogue`."""
@@ -109,7 +109,7 @@ class _TranslatingAdapter(ABC):
         """See `Dialogue`."""
         return
 
-    def _opened(self) -> ClientStream:
+    def _opened(self) -> StreamWriter:
         """The client's stream. It may open before an engine is chosen: ids of calls depend on none."""
         if self._open is None:
             translated = self._translated or self._translate(self.name, OPENAI, stream=True)
@@ -121,7 +121,7 @@ class MessagesAdapter(_TranslatingAdapter):
     """POST /v1/messages."""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
-        self._request = anthropic_request.read_request(body)
+        self._request = anthropic_request.parse_request(body)
         super().__init__(
             self._request.model,
             ident,
@@ -130,11 +130,11 @@ class MessagesAdapter(_TranslatingAdapter):
         )
         self._begun = self._request.messages[-1].role == "assistant"
 
-    def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
+    def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> TranslatedRequest:
         return anthropic_request.to_chat(self._request, model=model, traits=traits, stream=stream)
 
-    def _stream(self, translated: Translated) -> ClientStream:
-        return MessagesStream(
+    def _stream(self, translated: TranslatedRequest) -> StreamWriter:
+        return MessagesStreamWriter(
             message_id=f"msg_{self._ident.decode()}",
             model=self.name,
             request_id=self._ident.decode(),
@@ -143,7 +143,7 @@ class MessagesAdapter(_TranslatingAdapter):
             prompt_tokens=tokens.estimate(translated.body),
         )
 
-    def _tell(self, translated: Translated) -> Callable[[bytes], bytes]:
+    def _tell(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
         return lambda body: to_message(
             body,
             message_id=f"msg_{self._ident.decode()}",
@@ -156,14 +156,14 @@ class MessagesAdapter(_TranslatingAdapter):
         """See `Dialogue`."""
         known = self._translated
         estimate = tokens.estimate(known.body) if known else 0
-        return error_body(error, self._ident.decode(), prompt_tokens=estimate)
+        return error_response(error, self._ident.decode(), prompt_tokens=estimate)
 
 
 class ResponsesAdapter(_TranslatingAdapter):
     """POST /v1/responses."""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
-        self._request = responses_request.read_request(body)
+        self._request = responses_request.parse_request(body)
         self._created = time.time()
         super().__init__(
             self._request.model,
@@ -172,11 +172,11 @@ class ResponsesAdapter(_TranslatingAdapter):
             session=self._request.prompt_cache_key,
         )
 
-    def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> Translated:
+    def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> TranslatedRequest:
         return responses_request.to_chat(self._request, model=model, traits=traits, stream=stream)
 
-    def _stream(self, translated: Translated) -> ClientStream:
-        return ResponsesStream(
+    def _stream(self, translated: TranslatedRequest) -> StreamWriter:
+        return ResponsesStreamWriter(
             response_id=f"resp_{self._ident.decode()}",
             model=self.name,
             created=self._created,
@@ -185,7 +185,7 @@ class ResponsesAdapter(_TranslatingAdapter):
             function_names=translated.function_names,
         )
 
-    def _tell(self, translated: Translated) -> Callable[[bytes], bytes]:
+    def _tell(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
         return lambda body: to_response(
             body,
             response_id=f"resp_{self._ident.decode()}",
@@ -212,7 +212,7 @@ class CountTokensAdapter:
     session = b""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
-        self._request = anthropic_request.read_request(body)
+        self._request = anthropic_request.parse_request(body)
         self.name = self._request.model
         self.dropped: tuple[str, ...] = ()
         self._body = body
@@ -237,8 +237,8 @@ class CountTokensAdapter:
         return BufferedResponse(self._count, self.refusal)
 
     def _count(self, body: bytes) -> bytes:
-        found = tokens.read_count(body)
-        return tokens.count_body(self._estimate() if found is None else found)
+        found = tokens.parse_count(body)
+        return tokens.encode_count(self._estimate() if found is None else found)
 
     def _estimate(self) -> int:
         chat = anthropic_request.to_chat(
@@ -262,4 +262,4 @@ class CountTokensAdapter:
         """See `Dialogue`."""
         if traits is not None and traits.count_tokens:
             return None
-        return tokens.count_body(self._estimate())
+        return tokens.encode_count(self._estimate())

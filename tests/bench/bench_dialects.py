@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 
 from cortex_http.sse import SseParser
-from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.responses.stream import ResponsesStream
-from cortex_server.dialects.stream.aggregate import Assembler
+from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
+from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.stream.text import Echo
+from cortex_server.dialects.stream.text import ModelNameRewriter
 
 _EVENTS = 5000
 _ROUNDS = 9
@@ -58,16 +58,20 @@ def _feeds() -> dict[str, Callable[[], Feed]]:
         "floor: count the events": lambda: _count,
         "SSE parser alone": lambda: SseParser().feed,
         "OpenAI, passed through the repair": lambda: (
-            StreamRepair(answer_id="r", usage_wanted=False).feed
+            StreamRepair(response_id="r", client_wants_usage=False).feed
         ),
         "the same, echoing the client's name": lambda: (
-            StreamRepair(answer_id="r", usage_wanted=False, echo=Echo("alias")).feed
+            StreamRepair(
+                response_id="r", client_wants_usage=False, rename_model=ModelNameRewriter("alias")
+            ).feed
         ),
-        "Anthropic Messages, translated": lambda: MessagesStream(message_id="m", model="m").feed,
+        "Anthropic Messages, translated": lambda: (
+            MessagesStreamWriter(message_id="m", model="m").feed
+        ),
         "OpenAI Responses, translated": lambda: (
-            ResponsesStream(response_id="r", model="m", created=0).feed
+            ResponsesStreamWriter(response_id="r", model="m", created=0).feed
         ),
-        "OpenAI, assembled to one answer": lambda: Assembler(answer_id="r").feed,
+        "OpenAI, assembled to one answer": lambda: StreamAggregator(response_id="r").feed,
     }
 
 

@@ -156,7 +156,7 @@ async def test_tokens_are_counted_without_a_load() -> None:
     ("script", "words"),
     [
         (say(OUT_OF_MEMORY), "CUDA out of memory"),
-        (say(BROKEN), "ended early"),
+        (say(BROKEN), "before the response was complete"),
         (cut_after(BROKEN), "broke off"),
     ],
     ids=["error-event", "no-end", "cut"],
@@ -190,7 +190,7 @@ async def test_a_broken_stream_is_an_error_and_never_a_short_answer(
         (b"422 Unprocessable", {"detail": "no such role"}, "BadRequestError", "no such role"),
         (b"429 Too Many", {"error": {"message": "slow down"}}, "RateLimitError", "slow down"),
         (b"503 Unavailable", {"error": {"message": "Loading model"}}, "APIStatusError", "Loading model"),
-        (b"401 Unauthorized", {"error": {"message": "bad key"}}, "APIStatusError", "refuses the key"),
+        (b"401 Unauthorized", {"error": {"message": "bad key"}}, "APIStatusError", "rejected the gateway's key"),
     ],
 )  # fmt: skip
 async def test_an_engines_refusal_has_the_class_that_the_sdk_expects(

@@ -120,7 +120,7 @@ async def test_each_thing_that_a_model_can_not_is_told(client: str, tool: str) -
     assert (found["tool call"]["verdict"], found["image"]["verdict"]) == (tool, "warning")
     assert "not supported" in found["image"]["about"]
     assert found["thinking"]["verdict"] == "error"
-    assert "ended early" in found["thinking"]["about"]
+    assert "before the response was complete" in found["thinking"]["about"]
     assert found["overflow"]["verdict"] == "warning"
     assert found["stream"]["verdict"] == "ok"
 

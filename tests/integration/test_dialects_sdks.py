@@ -1,7 +1,6 @@
-"""The official SDKs read what the dialects write, over a real socket.
+"""The official SDKs parse the output of the translators, over a real socket.
 
-The server is the thinnest shell around the pure translators: it answers each route with a scripted stream
-of an engine, translated.
+The server is a thin shell around the pure translators: it answers each route with a translated engine stream.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from rigs.late import anthropic, openai
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_common.schema.engine_traits import OPENAI
 from cortex_server.dialects.anthropic import request as anthropic_request
-from cortex_server.dialects.anthropic.errors import error_body
-from cortex_server.dialects.anthropic.models import Served, entry_body, page_body
+from cortex_server.dialects.anthropic.errors import error_response
+from cortex_server.dialects.anthropic.models import ServedModel, encode_model, encode_model_page
 from cortex_server.dialects.anthropic.response import to_message
-from cortex_server.dialects.anthropic.stream import MessagesStream
+from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
 from cortex_server.dialects.responses import request as responses_request
 from cortex_server.dialects.responses.response import to_response
-from cortex_server.dialects.responses.stream import ResponsesStream
-from cortex_server.dialects.stream.aggregate import Assembler
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
+from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.tokens import count_body, estimate
+from cortex_server.dialects.tokens import encode_count, estimate
 
 _TALK = wire(
     chunk({"role": "assistant", "content": ""}),
@@ -51,15 +50,15 @@ _CUT = wire(chunk({"content": "It is"}), done=False)
 _BROKEN = (
     _CUT + b'data: {"error":{"code":500,"message":"CUDA out of memory","type":"server_error"}}\n\n'
 )
-_MODELS = [Served("m1", created=1_700_000_000, context=8192), Served("m2")]
+_MODELS = [ServedModel("m1", created=1_700_000_000, context=8192), ServedModel("m2")]
 
 
 @dataclass
 class _Script:
-    """What the engine says, and what it was asked."""
+    """The engine's stream, and the chat requests it received."""
 
     engine: bytes = _TALK
-    asked: list[dict[str, object]] = field(default_factory=list)
+    requests: list[dict[str, object]] = field(default_factory=list)
 
 
 Answer = tuple[int, str, list[bytes]]
@@ -77,9 +76,9 @@ class _Routes(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/v1/models":
-            self._send((200, "application/json", [page_body(_MODELS)]))
+            self._send((200, "application/json", [encode_model_page(_MODELS)]))
         else:
-            self._send((200, "application/json", [entry_body(_MODELS[0])]))
+            self._send((200, "application/json", [encode_model(_MODELS[0])]))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -92,58 +91,66 @@ class _Routes(BaseHTTPRequestHandler):
         try:
             self._send(route(body))
         except CortexError as error:
-            status, answer = error_body(error, "req_1")
+            status, answer = error_response(error, "req_1")
             self._send((status, "application/json", [answer]))
 
-    def _engine(self, chat: bytes) -> list[bytes]:
-        self.server.script.asked.append(json.loads(chat))
+    def _engine_stream(self, chat: bytes) -> list[bytes]:
+        self.server.script.requests.append(json.loads(chat))
         data = self.server.script.engine
         return [data[at : at + 37] for at in range(0, len(data), 37)]
 
     def _messages(self, body: bytes) -> Answer:
-        request = anthropic_request.read_request(body)
+        request = anthropic_request.parse_request(body)
         translated = anthropic_request.to_chat(request, model="engine", traits=OPENAI, stream=True)
         if request.stream:
-            stream = MessagesStream(message_id="msg_1", model=request.model, request_id="req_1")
-            return self._streamed(translated.body, stream.feed, stream.end, stream.ping())
-        whole = self._whole(translated.body)
-        return 200, "application/json", [to_message(whole, message_id="msg_1", model=request.model)]
+            stream = MessagesStreamWriter(
+                message_id="msg_1", model=request.model, request_id="req_1"
+            )
+            return self._stream(translated.body, stream.feed, stream.end, stream.ping())
+        completion = self._aggregate(translated.body)
+        return (
+            200,
+            "application/json",
+            [to_message(completion, message_id="msg_1", model=request.model)],
+        )
 
     def _count(self, body: bytes) -> Answer:
-        request = anthropic_request.read_request(body)
+        request = anthropic_request.parse_request(body)
         chat = anthropic_request.to_chat(request, model="engine", traits=OPENAI, stream=False)
-        return 200, "application/json", [count_body(estimate(chat.body))]
+        return 200, "application/json", [encode_count(estimate(chat.body))]
 
     def _responses(self, body: bytes) -> Answer:
-        request = responses_request.read_request(body)
+        request = responses_request.parse_request(body)
         translated = responses_request.to_chat(request, model="engine", traits=OPENAI, stream=True)
         if request.stream:
-            stream = ResponsesStream(
+            stream = ResponsesStreamWriter(
                 response_id="resp_1",
                 model=request.model,
                 created=7,
                 function_names=translated.function_names,
             )
-            return self._streamed(translated.body, stream.feed, stream.end, stream.ping())
-        whole = self._whole(translated.body)
-        answer = to_response(whole, response_id="resp_1", model=request.model, created=7)
+            return self._stream(translated.body, stream.feed, stream.end, stream.ping())
+        completion = self._aggregate(translated.body)
+        answer = to_response(completion, response_id="resp_1", model=request.model, created=7)
         return 200, "application/json", [answer]
 
     def _chat(self, body: bytes) -> Answer:
-        wanted = bool(json.loads(body).get("stream_options"))
-        repair = StreamRepair(answer_id="r1", usage_wanted=wanted, prompt_tokens=lambda: 9)
-        return self._streamed(body, repair.feed, repair.end, repair.ping())
+        wants_usage = bool(json.loads(body).get("stream_options"))
+        repair = StreamRepair(
+            response_id="r1", client_wants_usage=wants_usage, prompt_tokens=lambda: 9
+        )
+        return self._stream(body, repair.feed, repair.end, repair.ping())
 
-    def _whole(self, chat: bytes) -> bytes:
-        assembler = Assembler(answer_id="r1")
-        for piece in self._engine(chat):
-            assembler.feed(piece)
-        return assembler.end()
+    def _aggregate(self, chat: bytes) -> bytes:
+        aggregator = StreamAggregator(response_id="r1")
+        for piece in self._engine_stream(chat):
+            aggregator.feed(piece)
+        return aggregator.end()
 
-    def _streamed(
+    def _stream(
         self, chat: bytes, feed: Callable[[bytes], bytes], end: Callable[[], bytes], head: bytes
     ) -> Answer:
-        pieces = [feed(piece) for piece in self._engine(chat)]
+        pieces = [feed(piece) for piece in self._engine_stream(chat)]
         return 200, "text/event-stream", [head, *pieces, end()]
 
     def _send(self, answer: Answer) -> None:
@@ -157,12 +164,12 @@ class _Routes(BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def gateway() -> Iterator[_Gateway]:
-    """A server on a free loopback port."""
+    """Run a server on a free loopback port."""
     with _Gateway(("127.0.0.1", 0), _Routes) as server:
         server.script = _Script()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -174,7 +181,7 @@ def gateway() -> Iterator[_Gateway]:
 
 @pytest.fixture
 def claude(gateway: _Gateway) -> Iterator[anthropic.Anthropic]:
-    """The anthropic SDK, pointed at the server."""
+    """Return the Anthropic SDK, configured for the server."""
     url = f"http://127.0.0.1:{gateway.server_address[1]}"
     with anthropic.Anthropic(base_url=url, api_key="k", max_retries=0) as client:
         yield client
@@ -182,7 +189,7 @@ def claude(gateway: _Gateway) -> Iterator[anthropic.Anthropic]:
 
 @pytest.fixture
 def gpt(gateway: _Gateway) -> Iterator[openai.OpenAI]:
-    """The openai SDK, pointed at the server."""
+    """Return the OpenAI SDK, configured for the server."""
     url = f"http://127.0.0.1:{gateway.server_address[1]}/v1"
     with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
         yield client
@@ -196,8 +203,8 @@ _WEATHER = {
 
 
 def _check_message(message: anthropic.types.Message) -> None:
-    kinds = [block.type for block in message.content]
-    assert kinds == ["thinking", "text", "tool_use", "tool_use"]
+    types = [block.type for block in message.content]
+    assert types == ["thinking", "text", "tool_use", "tool_use"]
     assert message.content[0].thinking == "Let me see."
     assert message.content[1].text == "It is süß 😀."
     assert [block.input for block in message.content[2:]] == [{"city": "Paris"}, {"city": "Rome"}]
@@ -206,10 +213,10 @@ def _check_message(message: anthropic.types.Message) -> None:
     assert message.model == "claude-x"
 
 
-def test_the_anthropic_sdk_accumulates_the_stream(
+def test_anthropic_sdk_accumulates_the_stream(
     claude: anthropic.Anthropic, gateway: _Gateway
 ) -> None:
-    """messages.stream gives the whole message, and the engine was asked in its own words."""
+    """messages.stream gives the complete message, and the engine got a chat request."""
     with claude.messages.stream(
         model="claude-x", max_tokens=9, messages=_HI, tools=[_WEATHER]
     ) as stream:
@@ -217,44 +224,45 @@ def test_the_anthropic_sdk_accumulates_the_stream(
         message = stream.get_final_message()
     assert text == "It is süß 😀."
     _check_message(message)
-    asked = gateway.script.asked[0]
-    assert asked["messages"] == _HI
-    assert asked["stream_options"] == {"include_usage": True}
+    request = gateway.script.requests[0]
+    assert request["messages"] == _HI
+    assert request["stream_options"] == {"include_usage": True}
 
 
-def test_the_anthropic_sdk_iterates_the_raw_stream(claude: anthropic.Anthropic) -> None:
+def test_anthropic_sdk_iterates_the_raw_stream(claude: anthropic.Anthropic) -> None:
     """Every raw event parses, in the order of the grammar."""
     with claude.messages.create(
         model="claude-x", max_tokens=9, messages=_HI, stream=True
     ) as stream:
-        kinds = [event.type for event in stream]
-    assert kinds[0] == "message_start"
-    assert kinds[-2:] == ["message_delta", "message_stop"]
-    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 4
+        types = [event.type for event in stream]
+    assert types[0] == "message_start"
+    assert types[-2:] == ["message_delta", "message_stop"]
+    assert types.count("content_block_start") == types.count("content_block_stop") == 4
 
 
-def test_the_anthropic_sdk_reads_a_whole_answer(claude: anthropic.Anthropic) -> None:
+def test_anthropic_sdk_parses_an_unstreamed_message(claude: anthropic.Anthropic) -> None:
     """messages.create without a stream gives the same message."""
     _check_message(claude.messages.create(model="claude-x", max_tokens=9, messages=_HI))
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"), [(_BROKEN, "CUDA out of memory"), (_CUT, "ended early")]
+    ("engine", "message"),
+    [(_BROKEN, "CUDA out of memory"), (_CUT, "before the response was complete")],
 )
-def test_the_anthropic_sdk_raises_when_the_stream_breaks(
-    claude: anthropic.Anthropic, gateway: _Gateway, engine: bytes, words: str
+def test_anthropic_sdk_raises_when_the_stream_fails(
+    claude: anthropic.Anthropic, gateway: _Gateway, engine: bytes, message: str
 ) -> None:
-    """An engine's error and a cut are exceptions with the reason, never a short answer."""
+    """An error of the engine and an early end are exceptions with the reason, never a short response."""
     gateway.script.engine = engine
     with (
-        pytest.raises(anthropic.APIStatusError, match=words),
+        pytest.raises(anthropic.APIStatusError, match=message),
         claude.messages.stream(model="claude-x", max_tokens=9, messages=_HI) as stream,
     ):
         stream.get_final_message()
 
 
-def test_the_anthropic_sdk_knows_the_errors_class(claude: anthropic.Anthropic) -> None:
-    """A refused block is a BadRequestError that names the place."""
+def test_anthropic_sdk_raises_the_right_error_class(claude: anthropic.Anthropic) -> None:
+    """An unsupported block is a BadRequestError that names its position."""
     pdf = {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}}
     with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content\.0"):
         claude.messages.create(
@@ -262,7 +270,7 @@ def test_the_anthropic_sdk_knows_the_errors_class(claude: anthropic.Anthropic) -
         )
 
 
-def test_the_anthropic_sdk_counts_tokens_and_lists_models(claude: anthropic.Anthropic) -> None:
+def test_anthropic_sdk_counts_tokens_and_lists_models(claude: anthropic.Anthropic) -> None:
     """count_tokens, models.list and models.retrieve parse."""
     assert claude.messages.count_tokens(model="m", messages=_HI).input_tokens > 0
     assert [model.id for model in claude.models.list(limit=1000)] == ["m1", "m2"]
@@ -284,23 +292,23 @@ def _check_response(response: openai.types.responses.Response) -> None:
     assert response.model == "gpt-x"
 
 
-def test_the_openai_sdk_accumulates_responses(gpt: openai.OpenAI) -> None:
-    """responses.stream gives the whole response, with parts and items in their order."""
+def test_openai_sdk_accumulates_responses(gpt: openai.OpenAI) -> None:
+    """responses.stream gives the complete response, with events in order."""
     with gpt.responses.stream(model="gpt-x", input="hi") as stream:
-        kinds = [event.type for event in stream]
+        types = [event.type for event in stream]
         response = stream.get_final_response()
-    assert kinds[:2] == ["response.created", "response.in_progress"]
-    assert kinds[-1] == "response.completed"
+    assert types[:2] == ["response.created", "response.in_progress"]
+    assert types[-1] == "response.completed"
     _check_response(response)
 
 
-def test_the_openai_sdk_reads_a_whole_response(gpt: openai.OpenAI) -> None:
+def test_openai_sdk_parses_an_unstreamed_response(gpt: openai.OpenAI) -> None:
     """responses.create without a stream gives the same response."""
     _check_response(gpt.responses.create(model="gpt-x", input="hi"))
 
 
-def test_the_openai_sdk_sees_a_failed_response(gpt: openai.OpenAI, gateway: _Gateway) -> None:
-    """A broken stream ends with response.failed and the engine's reason."""
+def test_openai_sdk_gets_response_failed(gpt: openai.OpenAI, gateway: _Gateway) -> None:
+    """A failed stream ends with response.failed and the engine's reason."""
     gateway.script.engine = _BROKEN
     with gpt.responses.create(model="gpt-x", input="hi", stream=True) as stream:
         last = list(stream)[-1]
@@ -308,8 +316,8 @@ def test_the_openai_sdk_sees_a_failed_response(gpt: openai.OpenAI, gateway: _Gat
     assert last.response.error.message == "CUDA out of memory"
 
 
-def test_the_openai_sdk_puts_mended_calls_together(gpt: openai.OpenAI, gateway: _Gateway) -> None:
-    """Calls that an engine sent as objects at index 0 arrive as two calls, with usage as asked."""
+def test_openai_sdk_accumulates_repaired_calls(gpt: openai.OpenAI, gateway: _Gateway) -> None:
+    """Calls that an engine sent as objects at index 0 arrive as two calls, with usage as requested."""
     gateway.script.engine = _INDEX_ZERO
     options = {"include_usage": True}
     with gpt.chat.completions.stream(model="m", messages=_HI, stream_options=options) as stream:
@@ -324,32 +332,31 @@ def test_the_openai_sdk_puts_mended_calls_together(gpt: openai.OpenAI, gateway: 
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"), [(_BROKEN, "CUDA out of memory"), (_CUT, "ended early")]
+    ("engine", "message"),
+    [(_BROKEN, "CUDA out of memory"), (_CUT, "before the response was complete")],
 )
-def test_the_openai_sdk_raises_when_a_chat_breaks(
-    gpt: openai.OpenAI, gateway: _Gateway, engine: bytes, words: str
+def test_openai_sdk_raises_when_a_chat_fails(
+    gpt: openai.OpenAI, gateway: _Gateway, engine: bytes, message: str
 ) -> None:
-    """An engine's error and a cut are exceptions with the reason."""
+    """An error of the engine and an early end are exceptions with the reason."""
     gateway.script.engine = engine
     with (
-        pytest.raises(openai.APIError, match=words),
+        pytest.raises(openai.APIError, match=message),
         gpt.chat.completions.create(model="m", messages=_HI, stream=True) as stream,
     ):
         list(stream)
 
 
-def test_the_openai_sdk_lists_the_same_models(gpt: openai.OpenAI) -> None:
-    """The one list serves both SDKs."""
+def test_openai_sdk_lists_the_same_models(gpt: openai.OpenAI) -> None:
+    """One list serves both SDKs."""
     assert [(model.id, model.created) for model in gpt.models.list()] == [
         ("m1", 1_700_000_000),
         ("m2", 0),
     ]
 
 
-def test_an_engine_that_says_nothing_is_an_error_for_both(
-    claude: anthropic.Anthropic, gateway: _Gateway
-) -> None:
-    """An empty stream does not become an empty answer."""
+def test_empty_stream_is_an_error(claude: anthropic.Anthropic, gateway: _Gateway) -> None:
+    """An empty stream does not become an empty response."""
     gateway.script.engine = b""
     with pytest.raises(anthropic.APIStatusError) as caught:
         claude.messages.create(model="m", max_tokens=9, messages=_HI)

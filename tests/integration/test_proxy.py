@@ -384,7 +384,7 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
             model="m", messages=[{"role": "user", "content": "x"}], stream=True
         )
         assert (await anext(stream)).choices[0].delta.content == "a"
-        with pytest.raises(openai.APIError, match="stream ended early"):
+        with pytest.raises(openai.APIError, match="before the response was complete"):
             await anext(stream)
 
 

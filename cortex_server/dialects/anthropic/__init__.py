@@ -1,1 +1,1 @@
-"""Anthropic Messages API."""
+"""Translation of the Anthropic Messages API."""

@@ -1,7 +1,7 @@
-"""Anthropic's content blocks, one by one, as parts of chat messages.
+"""Translation of Anthropic's content blocks to parts of chat messages.
 
-Source: the Messages API as typed in the anthropic SDK. A block that can't be carried over is refused by
-its type and position, or, where leaving it out changes nothing that the model must know, dropped.
+Source: the Messages API as typed in the anthropic SDK. A block without a counterpart is rejected by its type and
+position, or dropped if the model does not need to know about it.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_common.errors import BadRequest
-from cortex_server.dialects.chat import CalledFunction, ImagePart, ImageUrl, TextPart, ToolCall
-from cortex_server.dialects.json_input import read, type_of
+from cortex_server.dialects.chat import FunctionCall, ImagePart, ImageUrl, TextPart, ToolCall
+from cortex_server.dialects.conversation import ToolOutput
+from cortex_server.dialects.json_input import decode, object_type
 
 Content = str | list[Raw] | None
 
 
-class Text(Struct):
-    """{"type": "text"}."""
+class TextInput(Struct):
+    """A block of type "text"."""
 
     text: str
 
 
-class Source(Struct):
-    """Where an image or a document is."""
+class SourceInput(Struct):
+    """The `source` of an image or document."""
 
     type: str
     media_type: str = ""
@@ -34,178 +35,179 @@ class Source(Struct):
     content: str | list[Raw] | None = None
 
 
-class Sourced(Struct):
-    """{"type": "image"} and {"type": "document"}."""
+class MediaInput(Struct):
+    """A block of type "image" or "document"."""
 
-    source: Source
+    source: SourceInput
     title: str | None = None
     context: str | None = None
 
 
-class SearchResult(Struct):
-    """{"type": "search_result"}."""
+class SearchResultInput(Struct):
+    """A block of type "search_result"."""
 
     source: str
     title: str
-    content: list[Text]
+    content: list[TextInput]
 
 
-class ToolUse(Struct):
-    """{"type": "tool_use"}."""
+class ToolUseInput(Struct):
+    """A block of type "tool_use"."""
 
     id: str
     name: str
     input: Raw = Raw(b"{}")
 
 
-class ToolResult(Struct):
-    """{"type": "tool_result"}."""
+class ToolResultInput(Struct):
+    """A block of type "tool_result"."""
 
     tool_use_id: str
     content: str | list[Raw] | None = None
     is_error: bool | None = None
 
 
-class Thinking(Struct):
-    """{"type": "thinking"}."""
+class ThinkingInput(Struct):
+    """A block of type "thinking"; its signature means nothing to local engines."""
 
     thinking: str = ""
 
 
-class ToolReference(Struct):
-    """{"type": "tool_reference"}."""
+class ToolReferenceInput(Struct):
+    """A block of type "tool_reference"."""
 
     tool_name: str
 
 
-_texts = msgspec.json.Decoder(Text)
-_sourced = msgspec.json.Decoder(Sourced)
-_search_results = msgspec.json.Decoder(SearchResult)
-_tool_uses = msgspec.json.Decoder(ToolUse)
-_tool_results = msgspec.json.Decoder(ToolResult)
-_thinkings = msgspec.json.Decoder(Thinking)
-_references = msgspec.json.Decoder(ToolReference)
+_texts = msgspec.json.Decoder(TextInput)
+_media = msgspec.json.Decoder(MediaInput)
+_search_results = msgspec.json.Decoder(SearchResultInput)
+_tool_uses = msgspec.json.Decoder(ToolUseInput)
+_tool_results = msgspec.json.Decoder(ToolResultInput)
+_thinking = msgspec.json.Decoder(ThinkingInput)
+_tool_references = msgspec.json.Decoder(ToolReferenceInput)
 
 
-def blocks(content: Content, where: str) -> Iterator[tuple[str, Raw, str]]:
-    """(type, block, place) of each block; a string is one text block."""
+def blocks(content: Content, path: str) -> Iterator[tuple[str, Raw, str]]:
+    """Yield the type, JSON and path of each block; a string counts as one text block."""
     if isinstance(content, str):
         if content:
-            yield "text", Raw(msgspec.json.encode({"text": content})), where
+            yield "text", Raw(msgspec.json.encode({"text": content})), path
         return
     for position, block in enumerate(content or ()):
-        place = f"{where}.{position}"
-        kind = type_of(block, place)
-        if kind is None:
-            raise BadRequest(f"{place}: the block has no type", param=place)
-        yield kind, block, place
+        block_path = f"{path}.{position}"
+        block_type = object_type(block, block_path)
+        if block_type is None:
+            raise BadRequest(f"{block_path}: the block has no type", param=block_path)
+        yield block_type, block, block_path
 
 
-def is_server_run(kind: str) -> bool:
-    """Whether a block tells of a tool that ran on Anthropic's side: nothing here can use it."""
-    return kind in {"server_tool_use", "mcp_tool_use", "container_upload", "fallback"} or (
-        kind.endswith("_tool_result") and kind != "tool_result"
+def is_server_tool_block(block_type: str) -> bool:
+    """Return whether a block is about a tool that Anthropic ran, which local engines can't use."""
+    return block_type in {"server_tool_use", "mcp_tool_use", "container_upload", "fallback"} or (
+        block_type.endswith("_tool_result") and block_type != "tool_result"
     )
 
 
-def refuse(kind: str, place: str) -> BadRequest:
-    """The error for a block that has no counterpart."""
-    return BadRequest(f"{place}: blocks of type {kind!r} are not supported here", param=place)
+def unsupported_block(block_type: str, path: str) -> BadRequest:
+    """Return the error for a block that has no counterpart."""
+    return BadRequest(f"{path}: blocks of type {block_type!r} are not supported", param=path)
 
 
-def text(block: Raw, place: str) -> str:
-    """The text of a text block."""
-    return read(_texts, block, place).text
+def text(block: Raw, path: str) -> str:
+    """Return the text of a text block."""
+    return decode(_texts, block, path).text
 
 
-def thinking(block: Raw, place: str) -> str:
-    """The thinking of a thinking block; its signature means nothing to local engines."""
-    return read(_thinkings, block, place).thinking
+def thinking(block: Raw, path: str) -> str:
+    """Return the text of a thinking block."""
+    return decode(_thinking, block, path).thinking
 
 
-def user_part(kind: str, block: Raw, place: str) -> TextPart | ImagePart:
-    """A block of a user turn, or of a tool's result, as a part.
+def user_part(block_type: str, block: Raw, path: str) -> TextPart | ImagePart:
+    """Translate a block of a user turn or of a tool result to a message part.
 
     Raises:
         BadRequest: the block has no counterpart.
     """
-    match kind:
+    match block_type:
         case "text":
-            return TextPart(text(block, place))
+            return TextPart(text(block, path))
         case "image":
-            return _image(read(_sourced, block, place).source, place)
+            return _image(decode(_media, block, path).source, path)
         case "document":
-            return TextPart(_document(read(_sourced, block, place), place))
+            return TextPart(_document(decode(_media, block, path), path))
         case "search_result":
-            found = read(_search_results, block, place)
+            result = decode(_search_results, block, path)
             return TextPart(
-                "\n".join([found.title, found.source, *(part.text for part in found.content)])
+                "\n".join([result.title, result.source, *(part.text for part in result.content)])
             )
         case _:
-            raise refuse(kind, place)
+            raise unsupported_block(block_type, path)
 
 
-def tool_call(block: Raw, place: str) -> ToolCall:
-    """A tool_use block as a call; its input stays the JSON text that came."""
-    use = read(_tool_uses, block, place)
-    arguments = bytes(use.input).decode()
+def tool_call(block: Raw, path: str) -> ToolCall:
+    """Translate a tool_use block to a tool call; its input keeps its JSON text."""
+    tool_use = decode(_tool_uses, block, path)
+    arguments = bytes(tool_use.input).decode()
     if not arguments.startswith("{"):
-        raise BadRequest(f"{place}.input: Expected an object", param=f"{place}.input")
-    return ToolCall(use.id, CalledFunction(use.name, arguments))
+        raise BadRequest(f"{path}.input: Expected an object", param=f"{path}.input")
+    return ToolCall(tool_use.id, FunctionCall(tool_use.name, arguments))
 
 
-def tool_result(block: Raw, place: str) -> tuple[str, str, list[ImagePart]]:
-    """(call id, text, images) of a tool_result block.
+def tool_output(block: Raw, path: str) -> ToolOutput:
+    """Translate a tool_result block.
 
-    OpenAI's tool message has no field for a failure, so the text says it, once. An empty result
-    stays empty; one of images alone says so, because an empty one makes models call again.
+    OpenAI's tool message has no field for a failure, so the text gets the prefix "Error: ". An empty result stays
+    empty; one with only images gets a placeholder, because an empty result makes models call the tool again.
     """
-    result = read(_tool_results, block, place)
+    result = decode(_tool_results, block, path)
     texts: list[str] = []
     images: list[ImagePart] = []
-    for kind, inner, where in blocks(result.content, f"{place}.content"):
-        if kind == "tool_reference":
-            texts.append(f"Tool loaded: {read(_references, inner, where).tool_name}")
-        elif kind in {"text", "image", "document", "search_result"}:
-            part = user_part(kind, inner, where)
+    for inner_type, inner, inner_path in blocks(result.content, f"{path}.content"):
+        if inner_type == "tool_reference":
+            texts.append(f"Tool loaded: {decode(_tool_references, inner, inner_path).tool_name}")
+        elif inner_type in {"text", "image", "document", "search_result"}:
+            part = user_part(inner_type, inner, inner_path)
             if isinstance(part, ImagePart):
                 images.append(part)
             else:
                 texts.append(part.text)
         else:
             texts.append(bytes(inner).decode())
-    said = "\n".join(texts) or ("(image)" if images else "")
-    if result.is_error and not said.lower().startswith("error"):
-        said = f"Error: {said}"
-    return result.tool_use_id, said, images
+    joined = "\n".join(texts) or ("(image)" if images else "")
+    if result.is_error and not joined.lower().startswith("error"):
+        joined = f"Error: {joined}"
+    return ToolOutput(result.tool_use_id, joined, images)
 
 
-def _image(source: Source, place: str) -> ImagePart:
+def _image(source: SourceInput, path: str) -> ImagePart:
     if source.type == "base64":
         return ImagePart(ImageUrl(f"data:{source.media_type};base64,{source.data}"))
     if source.type == "url":
         return ImagePart(ImageUrl(source.url))
     raise BadRequest(
-        f"{place}.source: an image of source {source.type!r} can't be fetched here",
-        param=f"{place}.source",
-        hints=("Send the image as base64 or as a url.",),
+        f"{path}.source: images with a source of type {source.type!r} are not supported",
+        param=f"{path}.source",
+        hints=("Send the image as base64 or as a URL.",),
     )
 
 
-def _document(document: Sourced, place: str) -> str:
+def _document(document: MediaInput, path: str) -> str:
     source = document.source
     if source.type == "text":
         body = source.data
     elif source.type == "content":
-        inner = blocks(source.content, f"{place}.source.content")
+        inner = blocks(source.content, f"{path}.source.content")
         parts = [user_part(*block) for block in inner]
         if any(isinstance(part, ImagePart) for part in parts):
-            raise BadRequest(f"{place}: images inside documents are not supported", param=place)
+            raise BadRequest(f"{path}: images in documents are not supported", param=path)
         body = "\n".join(part.text for part in parts if isinstance(part, TextPart))
     else:
+        media_type = source.media_type or "no media type"
         raise BadRequest(
-            f"{place}: a document of source {source.type!r} ({source.media_type or 'no media type'}) is not supported",
-            param=place,
-            hints=("Send the document's text, or its pages as images.",),
+            f"{path}: documents with a source of type {source.type!r} ({media_type}) are not supported",
+            param=path,
+            hints=("Send the document as text, or its pages as images.",),
         )
     return "\n\n".join(part for part in (document.title, document.context, body) if part)

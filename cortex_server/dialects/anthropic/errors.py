@@ -1,8 +1,8 @@
-"""Errors in Anthropic's shape: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
+"""Errors in Anthropic's format: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
 
-Which status and type a failure gets decides what clients do next. Captured: Claude Code compacts on
-"prompt is too long: N tokens > M maximum" and on no other words, waits on 429, repeats on 529, and
-prints a hint about the model on 404.
+The status and type of an error decide what clients do next. Observed: Claude Code compacts its conversation on "prompt
+is too long: N tokens > M maximum" and on no other message, waits on 429, retries on 529, and prints a hint about the
+model on 404.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from cortex_common.errors import CortexError, PromptTooLong
 
-_SHAPES: dict[int, tuple[int, str]] = {
+_STATUS_AND_TYPE: dict[int, tuple[int, str]] = {
     400: (400, "invalid_request_error"),
     401: (401, "authentication_error"),
     402: (402, "billing_error"),
@@ -21,37 +21,37 @@ _SHAPES: dict[int, tuple[int, str]] = {
     409: (400, "invalid_request_error"),
     413: (413, "request_too_large"),
     429: (429, "rate_limit_error"),
-    # An engine that lacks a feature will lack it the next time too; 5xx would be repeated.
+    # Not 5xx, which clients retry: a feature that the engine lacks will still be missing then.
     501: (400, "invalid_request_error"),
     503: (529, "overloaded_error"),
     504: (504, "timeout_error"),
 }
 
 
-class _Named(Struct):
+class _Error(Struct):
     type: str
     message: str
 
 
 class _ErrorBody(Struct, tag_field="type", tag="error"):
-    error: _Named
+    error: _Error
     request_id: str | None
 
 
-def error_body(
+def error_response(
     error: CortexError, request_id: str | None = None, *, prompt_tokens: int = 0
 ) -> tuple[int, bytes]:
-    """The HTTP status and the body that tell a client of an error.
+    """Return the HTTP status and body for an error.
 
     Args:
-        error: the gateway's own, or an engine's as `engine_errors` read it.
+        error: an error of the gateway, or an engine's as parsed by `engine_errors`.
         request_id: as in the `request-id` header.
-        prompt_tokens: an estimate, for an engine that says "too long" but not how long.
+        prompt_tokens: an estimate, for engines that report "too long" without a number.
     """
     status = 402 if error.details.get("upstream_status") == 402 else error.status
-    status, kind = _SHAPES.get(status, (status, "api_error"))
-    named = _Named(kind, _message(error, prompt_tokens))
-    return status, msgspec.json.encode(_ErrorBody(named, request_id))
+    status, error_type = _STATUS_AND_TYPE.get(status, (status, "api_error"))
+    body = _ErrorBody(_Error(error_type, _message(error, prompt_tokens)), request_id)
+    return status, msgspec.json.encode(body)
 
 
 def _message(error: CortexError, prompt_tokens: int) -> str:
@@ -61,5 +61,5 @@ def _message(error: CortexError, prompt_tokens: int) -> str:
             prompt = error.details.get("n_prompt_tokens") or max(prompt_tokens, context + 1)
             return f"prompt is too long: {prompt} tokens > {context} maximum"
         return f"prompt is too long: {error.message}"
-    said = ". ".join(part.rstrip(".") for part in (error.message, *error.hints))
-    return said.replace("?. ", "? ")
+    message = ". ".join(part.rstrip(".") for part in (error.message, *error.hints))
+    return message.replace("?. ", "? ")

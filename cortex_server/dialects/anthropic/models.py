@@ -1,6 +1,6 @@
-"""GET /v1/models and /v1/models/{id} in a shape that satisfies both SDKs.
+"""Responses of GET /v1/models and /v1/models/{id} that satisfy both SDKs.
 
-Each entry carries Anthropic's keys and OpenAI's, so one list serves clients of either kind.
+Each entry has Anthropic's fields and OpenAI's, so one list serves the clients of both.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct, UnsetType
+
+from cortex_server.dialects.chat import unset_if_none
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """One model as clients see it.
+class ServedModel:
+    """A model as clients see it.
 
     Attributes:
         id: the name that clients send.
-        created: Unix seconds; 0 when unknown.
-        context: tokens that a request may use, prompt and answer.
-        max_tokens: most tokens of an answer.
+        created: Unix seconds; 0 if unknown.
+        context: tokens of prompt and completion together that a request can use.
+        max_tokens: the most completion tokens.
     """
 
     id: str
@@ -31,7 +33,7 @@ class Served:
 
 
 class ModelEntry(Struct):
-    """A model with the keys of Anthropic's `ModelInfo` and of OpenAI's `Model`."""
+    """A model with the fields of Anthropic's `ModelInfo` and of OpenAI's `Model`."""
 
     id: str
     type: str
@@ -53,41 +55,25 @@ class _Page(Struct):
     last_id: str | None
 
 
-def entry(model: Served) -> ModelEntry:
-    """One model; encode it with msgspec for GET /v1/models/{id}."""
-    return ModelEntry(
-        id=model.id,
-        type="model",
-        display_name=model.id,
-        created_at=datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        lifecycle="active",
-        object="model",
-        created=int(model.created),
-        owned_by="cortex",
-        max_input_tokens=UNSET if model.context is None else model.context,
-        max_tokens=UNSET if model.max_tokens is None else model.max_tokens,
-    )
+def encode_model(model: ServedModel) -> bytes:
+    """Encode the response body of GET /v1/models/{id}."""
+    return msgspec.json.encode(_entry(model))
 
 
-def entry_body(model: Served) -> bytes:
-    """The body of GET /v1/models/{id}."""
-    return msgspec.json.encode(entry(model))
-
-
-def page_body(
-    models: Sequence[Served],
+def encode_model_page(
+    models: Sequence[ServedModel],
     *,
     limit: int | None = None,
     after_id: str | None = None,
     before_id: str | None = None,
 ) -> bytes:
-    """The body of GET /v1/models.
+    """Encode the response body of GET /v1/models.
 
     Args:
-        models: all of them, in the order of the list.
-        limit: most entries; None for all, as OpenAI's clients expect.
-        after_id: start behind this one; an unknown id gives an empty page.
-        before_id: end ahead of this one, likewise.
+        models: all models, in order.
+        limit: the most entries; None for all, as OpenAI's clients expect.
+        after_id: start after this model; an unknown id gives an empty page.
+        before_id: end before this model; an unknown id gives an empty page.
     """
     ids = [model.id for model in models]
     start, stop = 0, len(ids)
@@ -99,9 +85,24 @@ def page_body(
     chosen = span if limit is None else span[-limit:] if before_id is not None else span[:limit]
     page = _Page(
         object="list",
-        data=[entry(models[i]) for i in chosen],
+        data=[_entry(models[i]) for i in chosen],
         has_more=len(chosen) < len(span),
         first_id=ids[chosen[0]] if chosen else None,
         last_id=ids[chosen[-1]] if chosen else None,
     )
     return msgspec.json.encode(page)
+
+
+def _entry(model: ServedModel) -> ModelEntry:
+    return ModelEntry(
+        id=model.id,
+        type="model",
+        display_name=model.id,
+        created_at=datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        lifecycle="active",
+        object="model",
+        created=int(model.created),
+        owned_by="cortex",
+        max_input_tokens=unset_if_none(model.context),
+        max_tokens=unset_if_none(model.max_tokens),
+    )

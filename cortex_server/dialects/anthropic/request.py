@@ -1,71 +1,53 @@
-"""Anthropic's POST /v1/messages, read, and said again as a chat request.
+"""Parsing of POST /v1/messages and its translation to a chat request.
 
-Source: the Messages API as typed in the anthropic SDK. Top-level fields that are not named here (service_tier,
-metadata beyond the user, context_management, cache_control, ...) are not read and so not forwarded:
-clients repeat a refused request with one field less each time, which helps nobody.
+Source: the Messages API as typed in the anthropic SDK. Other top-level fields (service_tier, context_management,
+cache_control, ...) are not read and so not forwarded. They are not rejected either: on a 400, Claude Code drops one
+field and retries, again and again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import EngineTraits
-from cortex_server.dialects.anthropic import content as block_of
-from cortex_server.dialects.anthropic.tools import AnthropicChoice, choose, tool
+from cortex_server.dialects.anthropic import content
+from cortex_server.dialects.anthropic.tools import (
+    ToolChoiceInput,
+    translate_tool,
+    translate_tool_choice,
+)
 from cortex_server.dialects.chat import (
     ChatRequest,
-    ImagePart,
     JsonSchema,
     Message,
     Part,
     ResponseFormat,
     StreamOptions,
     Tool,
+    TranslatedRequest,
+    unset_if_none,
 )
-from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.engine_options import Thoughts, apply_thoughts
-from cortex_server.dialects.json_input import read, read_body
-
-
-@dataclass(frozen=True, slots=True)
-class Translated:
-    """A client's request in the words of an engine.
-
-    Attributes:
-        body: of POST /v1/chat/completions.
-        call_ids: ids of the calls of earlier turns, which the answer must not use again.
-        only_first_call: the client wants no parallel calls and the engine has no switch for it.
-        dropped: what could not be carried over and was left out, each for one line of the log.
-        function_names: how flattened names of functions map back to (namespace, name).
-    """
-
-    body: bytes
-    call_ids: frozenset[str] = frozenset()
-    only_first_call: bool = False
-    dropped: tuple[str, ...] = ()
-    function_names: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-
-T = TypeVar("T")
+from cortex_server.dialects.conversation import Conversation, ToolOutput
+from cortex_server.dialects.engine_options import ThinkingOptions, apply_thinking
+from cortex_server.dialects.json_input import decode, decode_body
 
 _BILLING_HEADER = "x-anthropic-billing-header:"
 
 
 class Turn(Struct):
-    """One entry of `messages`."""
+    """An entry of `messages`."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Raw]
 
 
 class Metadata(Struct):
-    """`metadata`; Claude Code puts JSON text with device and session ids into `user_id`."""
+    """`metadata`; Claude Code sends JSON text with device and session ids as `user_id`."""
 
     user_id: str | None = None
 
@@ -92,14 +74,14 @@ class OutputConfig(Struct):
 
 
 class MessagesRequest(Struct):
-    """The body of POST /v1/messages and of its count_tokens."""
+    """The body of POST /v1/messages and of POST /v1/messages/count_tokens."""
 
     model: str
     messages: list[Turn]
     max_tokens: int | None = None
     system: str | list[Raw] | None = None
     tools: list[Raw] | None = None
-    tool_choice: AnthropicChoice | None = None
+    tool_choice: ToolChoiceInput | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -112,7 +94,7 @@ class MessagesRequest(Struct):
 
     @property
     def user(self) -> str | None:
-        """Who asks: a key for sending the turns of one conversation to the same instance."""
+        """The user id: a key for sending the turns of a conversation to the same instance."""
         return self.metadata.user_id if self.metadata else None
 
 
@@ -130,13 +112,13 @@ _requests = msgspec.json.Decoder(MessagesRequest)
 _tool_changes = msgspec.json.Decoder(_ToolChangeBlock)
 
 
-def read_request(body: bytes) -> MessagesRequest:
-    """Read a body of POST /v1/messages or /v1/messages/count_tokens.
+def parse_request(body: bytes) -> MessagesRequest:
+    """Parse the body of POST /v1/messages or POST /v1/messages/count_tokens.
 
     Raises:
-        BadRequest: the body is no such request; the message names the field.
+        BadRequest: the body is not a valid request; the message names the field.
     """
-    request = read_body(_requests, body)
+    request = decode_body(_requests, body)
     if not request.model:
         raise BadRequest("model: must not be empty", param="model")
     if request.max_tokens is not None and request.max_tokens <= 0:
@@ -148,182 +130,171 @@ def read_request(body: bytes) -> MessagesRequest:
 
 def to_chat(
     request: MessagesRequest, *, model: str, traits: EngineTraits, stream: bool
-) -> Translated:
-    """Say the request as an engine understands it.
+) -> TranslatedRequest:
+    """Translate a request to a chat request.
 
     Args:
-        request: from `read_request`.
-        model: the name by which the engine knows the model.
-        traits: what the engine understands.
-        stream: whether to ask for a stream, which need not be what the client asked for.
+        request: the client's request.
+        model: the engine's name of the model.
+        traits: the traits of the engine.
+        stream: whether to ask the engine for a stream, which can differ from what the client asked for.
 
     Raises:
-        BadRequest: something in it can't be carried over; the message names it and its place.
+        BadRequest: part of the request has no counterpart; the message names it.
     """
     dropped: list[str] = []
     tools = list(_tools(request, dropped))
-    talk = Conversation()
-    talk.system("\n\n".join(_system_texts(request.system)))
+    conversation = Conversation()
+    conversation.add_system("\n\n".join(_system_texts(request.system)))
     for position, turn in enumerate(request.messages):
-        _turn(talk, turn, f"messages.{position}.content", traits, tools, dropped)
+        path = f"messages.{position}.content"
+        match turn.role:
+            case "user":
+                _add_user_turn(conversation, turn, path, dropped)
+            case "assistant":
+                _add_assistant_turn(conversation, turn, path, traits, dropped)
+            case "system":
+                _add_system_turn(conversation, turn, path, tools)
     choice = request.tool_choice
     no_parallel = bool(tools and choice is not None and choice.disable_parallel_tool_use)
-    sent_tools, sent_choice = choose(choice, tools, traits)
-    messages = talk.finish()
+    chat_tools, chat_choice = translate_tool_choice(choice, tools, traits)
+    messages = conversation.finish()
     if not messages:
-        raise BadRequest("messages: all of them are empty", param="messages")
+        raise BadRequest("messages: all messages are empty", param="messages")
     chat = ChatRequest(
         model=model,
         messages=messages,
-        max_tokens=_set(request.max_tokens),
-        temperature=_set(request.temperature),
-        top_p=_set(request.top_p),
-        top_k=_set(request.top_k),
+        max_tokens=unset_if_none(request.max_tokens),
+        temperature=unset_if_none(request.temperature),
+        top_p=unset_if_none(request.top_p),
+        top_k=unset_if_none(request.top_k),
         stop=request.stop_sequences or UNSET,
-        tools=sent_tools or UNSET,
-        tool_choice=sent_choice,
+        tools=chat_tools or UNSET,
+        tool_choice=chat_choice,
         parallel_tool_calls=False if no_parallel and traits.parallel_tool_calls else UNSET,
         response_format=_response_format(request),
         stream=True if stream else UNSET,
         stream_options=StreamOptions() if stream else UNSET,
     )
-    apply_thoughts(chat, _thoughts(request), traits)
-    if traits.continue_final_message and _is_begun(messages[-1]):
+    apply_thinking(chat, _thinking_options(request), traits)
+    if traits.continue_final_message and _is_prefill(messages[-1]):
         chat.continue_final_message = True
         chat.add_generation_prompt = False
-    return Translated(
+    return TranslatedRequest(
         body=msgspec.json.encode(chat),
-        call_ids=frozenset(talk.call_ids),
+        call_ids=frozenset(conversation.call_ids),
         only_first_call=no_parallel and not traits.parallel_tool_calls,
         dropped=tuple(dropped),
     )
 
 
-def _is_begun(last: Message) -> bool:
-    """Whether it is an answer that the client began and the model is to go on with."""
+def _is_prefill(last: Message) -> bool:
+    """Return whether the last message is the start of a response that the model is to continue."""
     return last.role == "assistant" and bool(last.content) and last.tool_calls is UNSET
 
 
-def _turn(
-    talk: Conversation,
-    turn: Turn,
-    where: str,
-    traits: EngineTraits,
-    tools: list[Tool],
-    dropped: list[str],
-) -> None:
-    match turn.role:
-        case "user":
-            _user_turn(talk, turn, where, dropped)
-        case "assistant":
-            _assistant_turn(talk, turn, where, traits, dropped)
-        case "system":
-            _system_turn(talk, turn, where, tools)
-
-
-def _user_turn(talk: Conversation, turn: Turn, where: str, dropped: list[str]) -> None:
-    results: list[tuple[str, str, list[ImagePart]]] = []
+def _add_user_turn(conversation: Conversation, turn: Turn, path: str, dropped: list[str]) -> None:
+    outputs: list[ToolOutput] = []
     parts: list[Part] = []
-    for kind, block, place in block_of.blocks(turn.content, where):
-        if kind == "tool_result":
-            results.append(block_of.tool_result(block, place))
-        elif block_of.is_server_run(kind):
-            dropped.append(f"{place}: {kind}")
+    for block_type, block, block_path in content.blocks(turn.content, path):
+        if block_type == "tool_result":
+            outputs.append(content.tool_output(block, block_path))
+        elif content.is_server_tool_block(block_type):
+            dropped.append(f"{block_path}: {block_type}")
         else:
-            parts.append(block_of.user_part(kind, block, place))
-    talk.results(results)
-    talk.user(parts)
+            parts.append(content.user_part(block_type, block, block_path))
+    conversation.add_tool_outputs(outputs)
+    conversation.add_user(parts)
 
 
-def _assistant_turn(
-    talk: Conversation, turn: Turn, where: str, traits: EngineTraits, dropped: list[str]
+def _add_assistant_turn(
+    conversation: Conversation, turn: Turn, path: str, traits: EngineTraits, dropped: list[str]
 ) -> None:
     texts: list[str] = []
-    thoughts: list[str] = []
+    thinking: list[str] = []
     calls = []
-    for kind, block, place in block_of.blocks(turn.content, where):
-        match kind:
+    for block_type, block, block_path in content.blocks(turn.content, path):
+        match block_type:
             case "text":
-                texts.append(block_of.text(block, place))
+                texts.append(content.text(block, block_path))
             case "thinking":
-                thoughts.append(block_of.thinking(block, place))
+                thinking.append(content.thinking(block, block_path))
             case "tool_use":
-                calls.append(block_of.tool_call(block, place))
+                calls.append(content.tool_call(block, block_path))
             case "redacted_thinking" | "compaction":
-                dropped.append(f"{place}: {kind}")
-            case _ if block_of.is_server_run(kind):
-                dropped.append(f"{place}: {kind}")
+                dropped.append(f"{block_path}: {block_type}")
+            case _ if content.is_server_tool_block(block_type):
+                dropped.append(f"{block_path}: {block_type}")
             case _:
-                raise block_of.refuse(kind, place)
-    reasoning = "".join(thoughts) if traits.reasoning_content else ""
-    talk.assistant("".join(texts), reasoning, calls)
+                raise content.unsupported_block(block_type, block_path)
+    reasoning = "".join(thinking) if traits.reasoning_content else ""
+    conversation.add_assistant("".join(texts), reasoning, calls)
 
 
-def _system_turn(talk: Conversation, turn: Turn, where: str, tools: list[Tool]) -> None:
+def _add_system_turn(conversation: Conversation, turn: Turn, path: str, tools: list[Tool]) -> None:
     texts: list[str] = []
-    for kind, block, place in block_of.blocks(turn.content, where):
-        match kind:
+    for block_type, block, block_path in content.blocks(turn.content, path):
+        match block_type:
             case "text":
-                texts.append(block_of.text(block, place))
+                texts.append(content.text(block, block_path))
             case "tool_addition":
-                _add_tool(read(_tool_changes, block, place).tool, f"{place}.tool", tools)
+                _add_tool(
+                    decode(_tool_changes, block, block_path).tool, f"{block_path}.tool", tools
+                )
             case "tool_removal":
-                gone = read(_tool_changes, block, place).tool.name
-                tools[:] = [kept for kept in tools if kept.function.name != gone]
+                removed = decode(_tool_changes, block, block_path).tool.name
+                tools[:] = [tool for tool in tools if tool.function.name != removed]
             case _:
-                raise block_of.refuse(kind, place)
-    talk.system("\n\n".join(texts))
+                raise content.unsupported_block(block_type, block_path)
+    conversation.add_system("\n\n".join(texts))
 
 
-def _add_tool(change: _ToolChange, where: str, tools: list[Tool]) -> None:
-    """Offer a tool that is defined here; one that is only named stands in `tools` already."""
+def _add_tool(change: _ToolChange, path: str, tools: list[Tool]) -> None:
+    """Add a tool that is defined in the block; one that is only named is already in `tools`."""
     if change.definition is UNSET:
         return
-    added = tool(change.definition, f"{where}.definition")
+    added = translate_tool(change.definition, f"{path}.definition")
     if isinstance(added, Tool):
-        tools[:] = [kept for kept in tools if kept.function.name != added.function.name]
+        tools[:] = [tool for tool in tools if tool.function.name != added.function.name]
         tools.append(added)
 
 
 def _system_texts(system: str | list[Raw] | None) -> Iterator[str]:
-    """The system prompt without the block that differs in each request.
+    """Yield the texts of the system prompt, except Claude Code's billing header.
 
-    Claude Code's billing header stands first, so with it no engine's prefix cache would ever hit.
+    The header comes first and differs between requests, so with it an engine's prefix cache would never hit.
     """
-    for kind, block, place in block_of.blocks(system, "system"):
-        if kind != "text":
-            raise block_of.refuse(kind, place)
-        text = block_of.text(block, place)
+    for block_type, block, path in content.blocks(system, "system"):
+        if block_type != "text":
+            raise content.unsupported_block(block_type, path)
+        text = content.text(block, path)
         if not text.startswith(_BILLING_HEADER):
             yield text
 
 
 def _tools(request: MessagesRequest, dropped: list[str]) -> Iterable[Tool]:
     for position, raw in enumerate(request.tools or ()):
-        found = tool(raw, f"tools.{position}")
-        if isinstance(found, Tool):
-            yield found
+        translated = translate_tool(raw, f"tools.{position}")
+        if isinstance(translated, Tool):
+            yield translated
         else:
-            dropped.append(f"tools.{position}: {found} runs on Anthropic's side only")
+            dropped.append(f"tools.{position}: {translated} runs only at Anthropic")
 
 
 def _response_format(request: MessagesRequest) -> ResponseFormat | UnsetType:
     config = request.output_config
-    wanted = (config and config.format) or request.output_format
-    if wanted is None:
+    output_format = (config and config.format) or request.output_format
+    if output_format is None:
         return UNSET
-    return ResponseFormat("json_schema", JsonSchema("answer", wanted.schema))
+    return ResponseFormat("json_schema", JsonSchema("answer", output_format.schema))
 
 
-def _thoughts(request: MessagesRequest) -> Thoughts:
+def _thinking_options(request: MessagesRequest) -> ThinkingOptions:
     effort = request.output_config.effort if request.output_config else None
     config = request.thinking
     if config is None or config.type not in {"enabled", "disabled"}:
-        return Thoughts(effort=effort)  # adaptive: the model decides, the effort says how much
-    return Thoughts(
-        wanted=config.type == "enabled", budget_tokens=config.budget_tokens, effort=effort
+        # For "adaptive", the model decides whether to think; only the effort is passed on.
+        return ThinkingOptions(effort=effort)
+    return ThinkingOptions(
+        enabled=config.type == "enabled", budget_tokens=config.budget_tokens, effort=effort
     )
-
-
-def _set(value: T | None) -> T | UnsetType:
-    return UNSET if value is None else value

@@ -1,4 +1,4 @@
-"""An engine's whole answer as Anthropic's message."""
+"""Types of Anthropic's message responses, and the translation of an unstreamed chat completion to one."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex_server.dialects.chat import (
-    CallPiece,
-    Said,
+    AssistantMessage,
+    ToolCallDelta,
     Usage,
     arguments_text,
-    object_or_none,
+    parse_object,
 )
-from cortex_server.dialects.engine_errors import read_whole
-from cortex_server.dialects.tool_calls import CallIds
+from cortex_server.dialects.engine_errors import first_choice
+from cortex_server.dialects.tool_calls import ToolCallIds
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
 
 SIGNATURE = "cortex"
-"""Stands where Anthropic signs its thinking: the SDKs require text, and clients send it back untouched."""
+"""Signature of thinking blocks: SDKs require a string, and clients send it back unchanged."""
 
 
 class TextBlock(Struct, tag_field="type", tag="text"):
-    """A block of text."""
+    """A text block."""
 
     text: str
 
 
 class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
-    """A block of thinking."""
+    """A thinking block."""
 
     thinking: str
     signature: str
 
 
 class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
-    """A call of a tool; `input` is always an object."""
+    """A tool call; `input` is always an object."""
 
     id: str
     name: str
@@ -48,8 +48,8 @@ class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
 Block = TextBlock | ThinkingBlock | ToolUseBlock
 
 
-class AnthropicUsage(Struct):
-    """Tokens; `input_tokens` leaves out what the cache gave, unlike OpenAI's count."""
+class MessagesUsage(Struct):
+    """Token counts; unlike OpenAI's, `input_tokens` excludes cached tokens."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -57,8 +57,8 @@ class AnthropicUsage(Struct):
     cache_read_input_tokens: int = 0
 
 
-class MessageAnswer(Struct, tag_field="type", tag="message"):
-    """The answer of POST /v1/messages."""
+class MessageResponse(Struct, tag_field="type", tag="message"):
+    """The response of POST /v1/messages."""
 
     id: str
     role: str
@@ -66,35 +66,7 @@ class MessageAnswer(Struct, tag_field="type", tag="message"):
     content: list[Block]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: AnthropicUsage
-
-
-def usage_of(usage: Usage | None) -> AnthropicUsage:
-    """An engine's count in Anthropic's terms; zeros when the engine did not count."""
-    if usage is None:
-        return AnthropicUsage()
-    return AnthropicUsage(
-        input_tokens=usage.prompt - usage.cached,
-        output_tokens=usage.completion,
-        cache_read_input_tokens=usage.cached,
-    )
-
-
-def stop_reason_of(
-    finish_reason: str | None, *, called: bool, refused: bool, stop_sequence: str | None
-) -> StopReason:
-    """Why the answer ended.
-
-    A call wins over "stop", because engines say "stop" after calls and clients would end their loop;
-    "length" wins over everything, because the last call may be cut.
-    """
-    if finish_reason == "length":
-        return "max_tokens"
-    if called:
-        return "tool_use"
-    if finish_reason == "content_filter" or refused:
-        return "refusal"
-    return "stop_sequence" if stop_sequence is not None else "end_turn"
+    usage: MessagesUsage
 
 
 def to_message(
@@ -105,70 +77,98 @@ def to_message(
     call_ids: Collection[str] = (),
     only_first_call: bool = False,
 ) -> bytes:
-    """Say a chat completion as a message.
+    """Translate an unstreamed chat completion to a message.
 
     Args:
         body: the engine's JSON.
-        message_id: unique among answers.
+        message_id: unique among responses.
         model: the name that the client sent.
-        call_ids: from `Translated`.
-        only_first_call: from `Translated`.
+        call_ids: see `TranslatedRequest`.
+        only_first_call: see `TranslatedRequest`.
 
     Raises:
-        CortexError: the body is an error of the engine, or no answer at all.
+        CortexError: the body is an error of the engine, or not a chat completion.
     """
-    choice, usage = read_whole(body)
-    said = choice.message or Said()
-    ids = CallIds(call_ids, message_id, "toolu")
-    pieces = (said.tool_calls or [])[: 1 if only_first_call else None]
-    calls = [_tool_use(piece, ids) for piece in pieces]
-    reason = stop_reason_of(
+    choice, usage = first_choice(body)
+    message = choice.message or AssistantMessage()
+    ids = ToolCallIds(call_ids, message_id, "toolu")
+    calls = (message.tool_calls or [])[: 1 if only_first_call else None]
+    tool_uses = [_tool_use(call, ids) for call in calls]
+    stop_reason = to_stop_reason(
         choice.finish_reason,
-        called=bool(calls),
-        refused=bool(said.refusal),
+        has_tool_calls=bool(tool_uses),
+        refused=bool(message.refusal),
         stop_sequence=choice.stop_sequence,
     )
-    message = MessageAnswer(
+    response = MessageResponse(
         id=message_id,
         role="assistant",
         model=model,
-        # One empty block when nothing was said: clients read content[0].
-        content=[*_prose(said), *calls] or [TextBlock("")],
-        stop_reason=reason,
-        stop_sequence=choice.stop_sequence if reason == "stop_sequence" else None,
-        usage=usage_of(usage),
+        # At least one block, even if empty, because clients read content[0].
+        content=[*_text_blocks(message), *tool_uses] or [TextBlock("")],
+        stop_reason=stop_reason,
+        stop_sequence=choice.stop_sequence if stop_reason == "stop_sequence" else None,
+        usage=to_usage(usage),
     )
-    return msgspec.json.encode(message)
+    return msgspec.json.encode(response)
 
 
-def _prose(said: Said) -> Iterator[Block]:
-    if said.thought:
-        yield ThinkingBlock(said.thought, SIGNATURE)
-    if said.text:
-        yield TextBlock(said.text)
-    if said.refusal:
-        yield TextBlock(said.refusal)
+def to_usage(usage: Usage | None) -> MessagesUsage:
+    """Translate an engine's usage; all counts are zero if it reported none."""
+    if usage is None:
+        return MessagesUsage()
+    return MessagesUsage(
+        input_tokens=usage.prompt - usage.cached,
+        output_tokens=usage.completion,
+        cache_read_input_tokens=usage.cached,
+    )
 
 
-def _tool_use(piece: CallPiece, ids: CallIds) -> Block:
-    function = piece.function
+def to_stop_reason(
+    finish_reason: str | None, *, has_tool_calls: bool, refused: bool, stop_sequence: str | None
+) -> StopReason:
+    """Translate a finish reason.
+
+    A tool call takes precedence over "stop", because some engines report "stop" after calls, on which clients would
+    end their agent loop; "length" takes precedence over everything, because the last call can be truncated.
+    """
+    if finish_reason == "length":
+        return "max_tokens"
+    if has_tool_calls:
+        return "tool_use"
+    if finish_reason == "content_filter" or refused:
+        return "refusal"
+    return "stop_sequence" if stop_sequence is not None else "end_turn"
+
+
+def _text_blocks(message: AssistantMessage) -> Iterator[Block]:
+    if message.reasoning_text:
+        yield ThinkingBlock(message.reasoning_text, SIGNATURE)
+    if message.text:
+        yield TextBlock(message.text)
+    if message.refusal:
+        yield TextBlock(message.refusal)
+
+
+def _tool_use(call: ToolCallDelta, ids: ToolCallIds) -> Block:
+    function = call.function
     name = (function and function.name) or ""
-    return ToolUseBlock(ids.take(piece.id or ""), name, _input(piece))
+    return ToolUseBlock(ids.assign(call.id or ""), name, _tool_input(call))
 
 
-def _input(piece: CallPiece) -> Raw:
-    """The arguments as an object, whatever the model made of them.
+def _tool_input(call: ToolCallDelta) -> Raw:
+    """Return the arguments of a call as an object, even if the model produced something else.
 
-    A truncated object becomes an empty one, so that the tool's own checks answer the model; what is
-    no object at all is kept under one key.
+    A truncated object becomes an empty one, so that the tool's own validation informs the model; text that is not an
+    object is kept under the key "arguments".
     """
     try:
-        text = arguments_text(piece.function.arguments).strip() if piece.function else ""
+        text = arguments_text(call.function.arguments).strip() if call.function else ""
     except ValueError:
         text = ""
-    found = object_or_none(text)
-    if found is not None:
-        return found
+    parsed = parse_object(text)
+    if parsed is not None:
+        return parsed
     if not text or text.startswith("{"):
         return Raw(b"{}")
     return Raw(msgspec.json.encode({"arguments": text}))

@@ -1,10 +1,11 @@
-"""Writes an engine's chat stream as a stream of Anthropic's Messages API.
+"""Writer of Anthropic Messages streams.
 
-The grammar, which the SDKs rely on (they index `content` by position and raise when it breaks)::
+The grammar, which SDKs rely on (they index `content` by position and raise if it is violated)::
 
     message_start ( content_block_start content_block_delta* content_block_stop )* message_delta message_stop
 
-one block open at a time, indices 0, 1, 2, ...; `ping` anywhere after message_start; `error` ends it at any point.
+One block is open at a time, with indices 0, 1, 2, ...; `ping` can occur anywhere after message_start; `error` ends the
+stream at any point.
 """
 
 from __future__ import annotations
@@ -14,31 +15,32 @@ from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct
+from typing_extensions import override
 
 from cortex_common.errors import CortexError
 from cortex_http.sse import write_event
-from cortex_server.dialects.anthropic.errors import error_body
+from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.anthropic.response import (
     SIGNATURE,
-    AnthropicUsage,
     Block,
-    MessageAnswer,
+    MessageResponse,
+    MessagesUsage,
     StopReason,
     TextBlock,
     ThinkingBlock,
     ToolUseBlock,
-    stop_reason_of,
-    usage_of,
+    to_stop_reason,
+    to_usage,
 )
-from cortex_server.dialects.stream.writer import ClientStream
-from cortex_server.dialects.tool_calls import CallIds
+from cortex_server.dialects.stream.writer import StreamWriter
+from cortex_server.dialects.tool_calls import ToolCallIds
 
 _encode = msgspec.json.encode
 _PING = write_event("ping", b'{"type":"ping"}')
 
 
 class _MessageStart(Struct, tag_field="type", tag="message_start"):
-    message: MessageAnswer
+    message: MessageResponse
 
 
 class _BlockStart(Struct, tag_field="type", tag="content_block_start"):
@@ -46,18 +48,18 @@ class _BlockStart(Struct, tag_field="type", tag="content_block_start"):
     content_block: Block
 
 
-class _Ending(Struct):
+class _Delta(Struct):
     stop_reason: StopReason
     stop_sequence: str | None
 
 
 class _MessageDelta(Struct, tag_field="type", tag="message_delta"):
-    delta: _Ending
-    usage: AnthropicUsage
+    delta: _Delta
+    usage: MessagesUsage
 
 
-class MessagesStream(ClientStream):
-    """POST /v1/messages, streamed."""
+class MessagesStreamWriter(StreamWriter):
+    """Writes the stream of POST /v1/messages."""
 
     def __init__(
         self,
@@ -72,94 +74,100 @@ class MessagesStream(ClientStream):
         """Start a stream.
 
         Args:
-            message_id: unique among answers, such as "msg_" and the request's id.
+            message_id: unique among responses, such as "msg_" and the request id.
             model: the name that the client sent.
-            request_id: put into error events.
-            call_ids: from `Translated`.
-            only_first_call: from `Translated`.
-            prompt_tokens: an estimate, for the error of a prompt that is too long.
+            request_id: the request id in error events.
+            call_ids: see `TranslatedRequest`.
+            only_first_call: see `TranslatedRequest`.
+            prompt_tokens: an estimate, for the error about a prompt that is too long.
         """
         super().__init__(only_first_call=only_first_call)
         self._message_id = message_id
         self._model = model
         self._request_id = request_id
         self._prompt_tokens = prompt_tokens
-        self._ids = CallIds(call_ids, message_id, "toolu")
-        self._open: Literal["text", "thinking", "tool_use"] | None = None
+        self._ids = ToolCallIds(call_ids, message_id, "toolu")
+        self._open_block: Literal["text", "thinking", "tool_use"] | None = None
         self._index = -1
 
-    def reasoning(self, text: str) -> None:
-        """See ChatSink."""
-        if self._open != "thinking":
-            self._begin("thinking", ThinkingBlock("", ""))
-        self._delta(b'"thinking_delta","thinking":', text)
+    @override
+    def on_reasoning(self, text: str) -> None:
+        if self._open_block != "thinking":
+            self._start_block("thinking", ThinkingBlock("", ""))
+        self._write_delta(b'"thinking_delta","thinking":', text)
 
-    def text(self, text: str) -> None:
-        """See ChatSink."""
-        if self._open != "text":
-            self._begin("text", TextBlock(""))
-        self._delta(b'"text_delta","text":', text)
+    @override
+    def on_text(self, text: str) -> None:
+        if self._open_block != "text":
+            self._start_block("text", TextBlock(""))
+        self._write_delta(b'"text_delta","text":', text)
 
-    def call_started(self, number: int, engine_id: str, name: str) -> None:  # noqa: ARG002 - the sink's signature
-        """See CallSink."""
-        self._begin("tool_use", ToolUseBlock(self._ids.take(engine_id), name, Raw(b"{}")))
+    @override
+    def on_tool_call(self, position: int, engine_id: str, name: str) -> None:
+        block = ToolUseBlock(self._ids.assign(engine_id), name, Raw(b"{}"))
+        self._start_block("tool_use", block)
 
-    def call_arguments(self, text: str) -> None:
-        """See CallSink."""
-        self._delta(b'"input_json_delta","partial_json":', text)
+    @override
+    def on_arguments(self, text: str) -> None:
+        self._write_delta(b'"input_json_delta","partial_json":', text)
 
+    @override
     def _write_start(self) -> None:
-        empty = MessageAnswer(
-            self._message_id, "assistant", self._model, [], None, None, AnthropicUsage()
+        empty = MessageResponse(
+            self._message_id, "assistant", self._model, [], None, None, MessagesUsage()
         )
-        self._event("message_start", _MessageStart(empty))
+        self._write_event("message_start", _MessageStart(empty))
 
+    @override
     def _write_ping(self) -> None:
         self._out += _PING
 
+    @override
     def _write_end(self) -> None:
         reader = self._reader
-        self._close()
-        reason = stop_reason_of(
+        self._stop_block()
+        reason = to_stop_reason(
             reader.finish_reason,
-            called=reader.called,
+            has_tool_calls=reader.has_tool_calls,
             refused=reader.refused,
             stop_sequence=reader.stop_sequence,
         )
-        sequence = reader.stop_sequence if reason == "stop_sequence" else None
-        self._event(
-            "message_delta", _MessageDelta(_Ending(reason, sequence), usage_of(reader.usage))
-        )
+        stop_sequence = reader.stop_sequence if reason == "stop_sequence" else None
+        delta = _MessageDelta(_Delta(reason, stop_sequence), to_usage(reader.usage))
+        self._write_event("message_delta", delta)
         self._out += write_event("message_stop", b'{"type":"message_stop"}')
 
+    @override
     def _write_error(self, error: CortexError) -> None:
-        _, body = error_body(error, self._request_id, prompt_tokens=self._prompt_tokens)
+        _, body = error_response(error, self._request_id, prompt_tokens=self._prompt_tokens)
         self._out += write_event("error", body)
 
-    def _begin(self, kind: Literal["text", "thinking", "tool_use"], block: Block) -> None:
+    def _start_block(
+        self, block_type: Literal["text", "thinking", "tool_use"], block: Block
+    ) -> None:
         self._start()
-        self._close()
-        self._open = kind
+        self._stop_block()
+        self._open_block = block_type
         self._index += 1
-        self._event("content_block_start", _BlockStart(self._index, block))
+        self._write_event("content_block_start", _BlockStart(self._index, block))
 
-    def _close(self) -> None:
-        if self._open is None:
+    def _stop_block(self) -> None:
+        if self._open_block is None:
             return
-        if self._open == "thinking":
-            self._delta(b'"signature_delta","signature":', SIGNATURE)
-        self._open = None
+        if self._open_block == "thinking":
+            self._write_delta(b'"signature_delta","signature":', SIGNATURE)
+        self._open_block = None
         self._out += (
             b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n'
             % self._index
         )
 
-    def _delta(self, head: bytes, text: str) -> None:
-        # Written by hand: this is most of the stream, and a Struct for each would double its cost.
+    def _write_delta(self, type_and_key: bytes, text: str) -> None:
+        # Formatted by hand: deltas are most of the stream, and encoding a Struct for each doubles the cost.
         self._out += (
             b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":%b%b}}\n\n'
-            % (self._index, head, _encode(text))
+            % (self._index, type_and_key, _encode(text))
         )
 
-    def _event(self, name: str, event: Struct) -> None:
+    def _write_event(self, name: str, event: Struct) -> None:
         self._out += write_event(name, _encode(event))

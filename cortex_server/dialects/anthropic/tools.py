@@ -1,4 +1,4 @@
-"""Anthropic's tools and tool choice as OpenAI's."""
+"""Translation of Anthropic's tools and tool choice to OpenAI's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import EngineTraits
-from cortex_server.dialects.chat import Function, Tool, ToolChoice
-from cortex_server.dialects.engine_options import named_choice
-from cortex_server.dialects.json_input import read
+from cortex_server.dialects.chat import Function, Tool, ToolChoice, unset_if_none
+from cortex_server.dialects.engine_options import force_function
+from cortex_server.dialects.json_input import decode
 
 
-class AnthropicTool(Struct):
-    """An entry of `tools`; caching, deferral and the like are not read, so they go no further."""
+class ToolInput(Struct):
+    """An entry of `tools`; fields such as cache_control and defer_loading are not read, and so not forwarded."""
 
     name: str = ""
     type: str | None = None
@@ -26,7 +26,7 @@ class AnthropicTool(Struct):
     strict: bool | None = None
 
 
-class AnthropicChoice(Struct):
+class ToolChoiceInput(Struct):
     """`tool_choice`."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -38,118 +38,122 @@ class _Schema(Struct):
     type: Raw | UnsetType = UNSET
 
 
-_tools = msgspec.json.Decoder(AnthropicTool)
+_tools = msgspec.json.Decoder(ToolInput)
 _schemas = msgspec.json.Decoder(_Schema)
 
-_SERVER_RUN = re.compile(
+_SERVER_TOOL = re.compile(
     r"(web_search|web_fetch|code_execution|tool_search_tool|advisor)_\w+|mcp_toolset|computer_toolset_\d+"
 )
-_CLIENT_RUN = re.compile(r"(bash|text_editor|memory)_\d+")
+"""Types of tools that Anthropic runs."""
+_CLIENT_TOOL = re.compile(r"(bash|text_editor|memory)_\d+")
+"""Types of tools that the client runs and whose schema Anthropic's models know."""
 
-_TEXT = {"type": "string"}
-_RANGE = {"type": "array", "items": {"type": "integer"}}
-_LINE = {"type": "integer"}
+_STRING = {"type": "string"}
+_INTEGER = {"type": "integer"}
+_INTEGERS = {"type": "array", "items": {"type": "integer"}}
 
 
-def _commands(names: Sequence[str], fields: dict[str, object]) -> Raw:
-    properties = {"command": {"type": "string", "enum": list(names)}, **fields}
+def _command_schema(commands: Sequence[str], fields: dict[str, object]) -> Raw:
+    properties = {"command": {"type": "string", "enum": list(commands)}, **fields}
     schema = {"type": "object", "properties": properties, "required": ["command"]}
     return Raw(msgspec.json.encode(schema))
 
 
-# The public schemas of tools that Anthropic's models know by type and that clients run.
-_KNOWN: dict[str, tuple[str, Raw]] = {
+_CLIENT_TOOLS: dict[str, tuple[str, Raw]] = {
     "bash": (
-        "Run a command in a shell that keeps its state; restart starts a new shell.",
+        "Run a command in a persistent shell; restart starts a new shell.",
         Raw(
             msgspec.json.encode(
-                {"type": "object", "properties": {"command": _TEXT, "restart": {"type": "boolean"}}}
+                {
+                    "type": "object",
+                    "properties": {"command": _STRING, "restart": {"type": "boolean"}},
+                }
             )
         ),
     ),
     "text_editor": (
         "View, create and edit files.",
-        _commands(
+        _command_schema(
             ("view", "create", "str_replace", "insert", "undo_edit"),
             {
-                "path": _TEXT,
-                "file_text": _TEXT,
-                "old_str": _TEXT,
-                "new_str": _TEXT,
-                "insert_line": _LINE,
-                "insert_text": _TEXT,
-                "view_range": _RANGE,
+                "path": _STRING,
+                "file_text": _STRING,
+                "old_str": _STRING,
+                "new_str": _STRING,
+                "insert_line": _INTEGER,
+                "insert_text": _STRING,
+                "view_range": _INTEGERS,
             },
         ),
     ),
     "memory": (
         "Keep notes in files under /memories.",
-        _commands(
+        _command_schema(
             ("view", "create", "str_replace", "insert", "delete", "rename"),
             {
-                "path": _TEXT,
-                "file_text": _TEXT,
-                "old_str": _TEXT,
-                "new_str": _TEXT,
-                "insert_line": _LINE,
-                "insert_text": _TEXT,
-                "old_path": _TEXT,
-                "new_path": _TEXT,
-                "view_range": _RANGE,
+                "path": _STRING,
+                "file_text": _STRING,
+                "old_str": _STRING,
+                "new_str": _STRING,
+                "insert_line": _INTEGER,
+                "insert_text": _STRING,
+                "old_path": _STRING,
+                "new_path": _STRING,
+                "view_range": _INTEGERS,
             },
         ),
     ),
 }
+"""Description and public schema of the client tools."""
 
 
-def tool(raw: Raw, where: str) -> Tool | str:
-    """One tool as a function; or, when it runs on Anthropic's side, its type, to be dropped.
+def translate_tool(raw: Raw, path: str) -> Tool | str:
+    """Translate a tool to a function; return the type of one that Anthropic runs, which is to be dropped.
 
     Raises:
-        BadRequest: the tool has neither a schema nor a type that is known.
+        BadRequest: the tool has neither a schema nor a known type.
     """
-    found = read(_tools, raw, where)
-    kind = found.type or "custom"
-    schema = found.input_schema
-    description: str | UnsetType = found.description or UNSET
-    if kind != "custom" and _SERVER_RUN.fullmatch(kind):
-        return kind
+    tool = decode(_tools, raw, path)
+    tool_type = tool.type or "custom"
+    schema = tool.input_schema
+    description: str | UnsetType = tool.description or UNSET
+    if tool_type != "custom" and _SERVER_TOOL.fullmatch(tool_type):
+        return tool_type
     if schema is UNSET:
-        match = _CLIENT_RUN.fullmatch(kind)
+        match = _CLIENT_TOOL.fullmatch(tool_type)
         if match is None:
             raise BadRequest(
-                f"{where}: a tool of type {kind!r} needs an input_schema here", param=where
+                f"{path}: a tool of type {tool_type!r} requires an input_schema", param=path
             )
-        known, schema = _KNOWN[match[1]]
-        description = description or known
-    if not found.name:
-        raise BadRequest(f"{where}.name: the tool has no name", param=f"{where}.name")
-    strict = UNSET if found.strict is None else found.strict
-    return Tool(Function(found.name, _with_type(schema, where), description, strict))
+        default_description, schema = _CLIENT_TOOLS[match[1]]
+        description = description or default_description
+    if not tool.name:
+        raise BadRequest(f"{path}.name: the tool has no name", param=f"{path}.name")
+    schema = _with_type(schema, path)
+    return Tool(Function(tool.name, schema, description, unset_if_none(tool.strict)))
 
 
-def choose(
-    choice: AnthropicChoice | None, tools: list[Tool], traits: EngineTraits
+def translate_tool_choice(
+    choice: ToolChoiceInput | None, tools: list[Tool], traits: EngineTraits
 ) -> tuple[list[Tool], str | ToolChoice | UnsetType]:
-    """The tools to send and the choice among them, in words that the engine understands.
+    """Return the tools to send and the tool choice, in a form that the engine accepts.
 
     Raises:
-        BadRequest: the choice names no tool.
+        BadRequest: the choice has no tool name.
     """
     if choice is None or not tools:
         return tools, UNSET
     if choice.type != "tool":
         return tools, {"auto": "auto", "any": "required", "none": "none"}[choice.type]
     if not choice.name:
-        raise BadRequest("tool_choice.name: the choice names no tool", param="tool_choice.name")
-    return named_choice(choice.name, tools, traits)
+        raise BadRequest("tool_choice.name: the name is missing", param="tool_choice.name")
+    return force_function(choice.name, tools, traits)
 
 
-def _with_type(schema: Raw, where: str) -> Raw:
-    """The schema verbatim, with the "object" that engines insist on where it is missing."""
+def _with_type(schema: Raw, path: str) -> Raw:
+    """Return the schema verbatim, adding the type "object", which engines require, if it has none."""
     data = bytes(schema).strip()
-    place = f"{where}.input_schema"
-    if read(_schemas, schema, place).type is not UNSET:
+    if decode(_schemas, schema, f"{path}.input_schema").type is not UNSET:
         return schema
     rest = data[1:].lstrip()
     return Raw(b'{"type":"object"' + (b"" if rest.startswith(b"}") else b",") + rest)

@@ -1,1 +1,1 @@
-"""OpenAI Responses API."""
+"""Translation of the OpenAI Responses API."""

@@ -1,4 +1,4 @@
-"""The input items of the Responses API as messages."""
+"""Translation of the input items of the Responses API to chat messages."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from msgspec import Raw, Struct
 from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects.chat import (
-    CalledFunction,
+    FunctionCall,
     ImagePart,
     ImageUrl,
     Part,
     TextPart,
     ToolCall,
 )
-from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.json_input import read, type_of
-from cortex_server.dialects.responses.tools import FlatTools
+from cortex_server.dialects.conversation import Conversation, ToolOutput
+from cortex_server.dialects.json_input import decode, object_type
+from cortex_server.dialects.responses.tools import FlattenedTools
 
 
 class MessageInput(Struct):
-    """{"type": "message"}; the type may be missing."""
+    """An item of type "message", or without a type."""
 
     role: str
     content: str | list[Raw] | None = None
 
 
-class CallInput(Struct):
-    """{"type": "function_call"} and {"type": "custom_tool_call"}, the latter with `input`."""
+class ToolCallInput(Struct):
+    """An item of type "function_call", or "custom_tool_call", which has `input` instead of `arguments`."""
 
     call_id: str
     name: str
@@ -39,22 +39,22 @@ class CallInput(Struct):
     input: str = ""
 
 
-class OutputInput(Struct):
-    """{"type": "function_call_output"} and the like."""
+class ToolOutputInput(Struct):
+    """An item of type "function_call_output" or "custom_tool_call_output"."""
 
     call_id: str
     output: str | list[Raw] | None = None
 
 
 class ReasoningInput(Struct):
-    """{"type": "reasoning"}; `content` may be null."""
+    """An item of type "reasoning"; `content` can be null."""
 
     summary: list[Raw] | None = None
     content: list[Raw] | None = None
 
 
-class InputPart(Struct):
-    """A part of a message or of an output."""
+class PartInput(Struct):
+    """A part of a message or of a tool output."""
 
     type: str = ""
     text: str = ""
@@ -63,122 +63,140 @@ class InputPart(Struct):
 
 
 _messages = msgspec.json.Decoder(MessageInput)
-_calls = msgspec.json.Decoder(CallInput)
-_outputs = msgspec.json.Decoder(OutputInput)
-_reasonings = msgspec.json.Decoder(ReasoningInput)
-_parts = msgspec.json.Decoder(InputPart)
+_tool_calls = msgspec.json.Decoder(ToolCallInput)
+_tool_outputs = msgspec.json.Decoder(ToolOutputInput)
+_reasoning = msgspec.json.Decoder(ReasoningInput)
+_parts = msgspec.json.Decoder(PartInput)
+
+_IGNORED_TYPES = {
+    "compaction",
+    "mcp_approval_request",
+    "mcp_approval_response",
+    "additional_tools",
+}
 
 
-class InputItems:
-    """Adds items to a conversation; neighbours of one assistant turn, and of one turn's results, are gathered."""
+class InputTranslator:
+    """Adds input items to a conversation, merging adjacent items of one assistant turn or of one turn's tool outputs.
+
+    Args:
+        conversation: receives the messages.
+        tools: the tools of the request.
+        traits: the traits of the engine.
+        dropped: receives the items that were left out, for the log.
+    """
 
     def __init__(
-        self, talk: Conversation, tools: FlatTools, traits: EngineTraits, dropped: list[str]
+        self,
+        conversation: Conversation,
+        tools: FlattenedTools,
+        traits: EngineTraits,
+        dropped: list[str],
     ) -> None:
-        self._talk = talk
+        self._conversation = conversation
         self._tools = tools
         self._traits = traits
         self._dropped = dropped
         self._texts: list[str] = []
-        self._thoughts: list[str] = []
-        self._turn_calls: list[ToolCall] = []
-        self._results: list[tuple[str, str, list[ImagePart]]] = []
-
-    def user_text(self, text: str) -> None:
-        """An input that is a plain string."""
-        self._talk.user([TextPart(text)])
+        self._reasoning_texts: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._outputs: list[ToolOutput] = []
 
     def add(self, items: Iterable[Raw]) -> None:
-        """All items, in order.
+        """Add all items, in order.
 
         Raises:
-            BadRequest: an item has no counterpart; its position is named.
+            BadRequest: an item has no counterpart; the message names its position.
         """
         for position, item in enumerate(items):
-            where = f"input.{position}"
-            self._item(type_of(item, where) or "message", item, where)
-        self._flush_assistant()
-        self._flush_results()
+            path = f"input.{position}"
+            self._add_item(object_type(item, path) or "message", item, path)
+        self._flush_assistant_turn()
+        self._flush_tool_outputs()
 
-    def _item(self, kind: str, item: Raw, where: str) -> None:
-        match kind:
+    def _add_item(self, item_type: str, item: Raw, path: str) -> None:
+        match item_type:
             case "message":
-                self._message(read(_messages, item, where), where)
+                self._add_message(decode(_messages, item, path), path)
             case "function_call" | "custom_tool_call":
-                self._flush_results()
-                self._turn_calls.append(self._call(kind, read(_calls, item, where)))
+                self._flush_tool_outputs()
+                self._calls.append(self._tool_call(item_type, decode(_tool_calls, item, path)))
             case "function_call_output" | "custom_tool_call_output":
-                self._flush_assistant()
-                output = read(_outputs, item, where)
-                self._results.append(_result(output, f"{where}.output"))
+                self._flush_assistant_turn()
+                output = decode(_tool_outputs, item, path)
+                self._outputs.append(_tool_output(output, f"{path}.output"))
             case "reasoning":
-                self._flush_results()
-                self._think(read(_reasonings, item, where), where)
+                self._flush_tool_outputs()
+                self._add_reasoning(decode(_reasoning, item, path), path)
             case "item_reference":
                 raise BadRequest(
-                    f"{where}: responses are not stored here, so nothing can refer to them",
-                    param=where,
-                    hints=["Ask with store false: clients send whole items then."],
+                    f"{path}: item references are not supported, because responses are not stored",
+                    param=path,
+                    hints=["Set store to false, so that clients send whole items."],
                 )
-            case _ if kind.endswith(("_call", "_call_output", "_list_tools")) or kind in _SILENT:
-                self._dropped.append(f"{where}: {kind}")
+            case _ if _is_ignored(item_type):
+                self._dropped.append(f"{path}: {item_type}")
             case _:
                 raise BadRequest(
-                    f"{where}: items of type {kind!r} are not supported here", param=where
+                    f"{path}: items of type {item_type!r} are not supported", param=path
                 )
 
-    def _message(self, message: MessageInput, where: str) -> None:
-        parts = _content(message.content, f"{where}.content")
+    def _add_message(self, message: MessageInput, path: str) -> None:
+        parts = _translate_content(message.content, f"{path}.content")
         match message.role:
             case "assistant":
-                self._flush_results()
-                self._texts.append(_text(parts))
+                self._flush_tool_outputs()
+                self._texts.append("".join(_texts(parts)))
             case "user":
-                self._flush_assistant()
-                self._flush_results()
-                self._talk.user(parts)
+                self._flush_assistant_turn()
+                self._flush_tool_outputs()
+                self._conversation.add_user(parts)
             case "system" | "developer":
-                self._flush_assistant()
-                self._flush_results()
-                self._talk.system("\n\n".join(_texts(parts)))
+                self._flush_assistant_turn()
+                self._flush_tool_outputs()
+                self._conversation.add_system("\n\n".join(_texts(parts)))
             case role:
-                raise BadRequest(f"{where}.role: {role!r} is not a role", param=f"{where}.role")
+                raise BadRequest(f"{path}.role: {role!r} is not a role", param=f"{path}.role")
 
-    def _call(self, kind: str, call: CallInput) -> ToolCall:
+    def _tool_call(self, item_type: str, call: ToolCallInput) -> ToolCall:
         arguments = call.arguments
-        if kind == "custom_tool_call":
+        if item_type == "custom_tool_call":
             arguments = msgspec.json.encode({"input": call.input}).decode()
         name = self._tools.flat_name(call.namespace, call.name)
-        return ToolCall(call.call_id, CalledFunction(name, arguments or "{}"))
+        return ToolCall(call.call_id, FunctionCall(name, arguments or "{}"))
 
-    def _think(self, item: ReasoningInput, where: str) -> None:
+    def _add_reasoning(self, item: ReasoningInput, path: str) -> None:
         if self._traits.reasoning_content:
             parts = item.content or item.summary or []
-            self._thoughts += [read(_parts, part, where).text for part in parts]
+            self._reasoning_texts += [decode(_parts, part, path).text for part in parts]
 
-    def _flush_assistant(self) -> None:
-        if self._texts or self._thoughts or self._turn_calls:
-            reasoning = "\n".join(text for text in self._thoughts if text)
-            self._talk.assistant("".join(self._texts), reasoning, self._turn_calls)
-            self._texts, self._thoughts, self._turn_calls = [], [], []
+    def _flush_assistant_turn(self) -> None:
+        if self._texts or self._reasoning_texts or self._calls:
+            reasoning = "\n".join(text for text in self._reasoning_texts if text)
+            self._conversation.add_assistant("".join(self._texts), reasoning, self._calls)
+            self._texts, self._reasoning_texts, self._calls = [], [], []
 
-    def _flush_results(self) -> None:
-        if self._results:
-            self._talk.results(self._results)
-            self._results = []
-
-
-_SILENT = {"compaction", "mcp_approval_request", "mcp_approval_response", "additional_tools"}
+    def _flush_tool_outputs(self) -> None:
+        if self._outputs:
+            self._conversation.add_tool_outputs(self._outputs)
+            self._outputs = []
 
 
-def _content(content: str | list[Raw] | None, where: str) -> list[Part]:
+def _is_ignored(item_type: str) -> bool:
+    """Return whether items of this type are about tools that OpenAI runs, or carry nothing for the model."""
+    return (
+        item_type.endswith(("_call", "_call_output", "_list_tools")) or item_type in _IGNORED_TYPES
+    )
+
+
+def _translate_content(content: str | list[Raw] | None, path: str) -> list[Part]:
     if isinstance(content, str):
         return [TextPart(content)] if content else []
-    return [_part(raw, f"{where}.{position}") for position, raw in enumerate(content or ())]
+    return [_translate_part(raw, f"{path}.{n}") for n, raw in enumerate(content or ())]
 
 
-def _part(raw: Raw, where: str) -> Part:
-    part = read(_parts, raw, where)
+def _translate_part(raw: Raw, path: str) -> Part:
+    part = decode(_parts, raw, path)
     match part.type:
         case "input_text" | "output_text" | "text" | "summary_text" | "reasoning_text":
             return TextPart(part.text)
@@ -187,20 +205,17 @@ def _part(raw: Raw, where: str) -> Part:
         case "input_image" if part.image_url:
             return ImagePart(ImageUrl(part.image_url))
         case "input_image":
-            raise BadRequest(f"{where}: an image must come as image_url here", param=where)
-        case kind:
-            raise BadRequest(f"{where}: parts of type {kind!r} are not supported here", param=where)
+            raise BadRequest(f"{path}: an image must be given as image_url", param=path)
+        case part_type:
+            raise BadRequest(f"{path}: parts of type {part_type!r} are not supported", param=path)
 
 
-def _result(output: OutputInput, where: str) -> tuple[str, str, list[ImagePart]]:
-    parts = _content(output.output, where)
+def _tool_output(output: ToolOutputInput, path: str) -> ToolOutput:
+    parts = _translate_content(output.output, path)
     images = [part for part in parts if isinstance(part, ImagePart)]
-    return output.call_id, "\n".join(_texts(parts)) or ("(image)" if images else ""), images
+    text = "\n".join(_texts(parts)) or ("(image)" if images else "")
+    return ToolOutput(output.call_id, text, images)
 
 
 def _texts(parts: Iterable[Part]) -> list[str]:
     return [part.text for part in parts if isinstance(part, TextPart)]
-
-
-def _text(parts: Iterable[Part]) -> str:
-    return "".join(_texts(parts))

@@ -1,27 +1,30 @@
-"""OpenAI's POST /v1/responses, read, and said again as a chat request.
+"""Parsing of POST /v1/responses and its translation to a chat request.
 
-Stateless: nothing is stored, so what refers to an earlier response is refused. Source: the Responses API
-as typed in the openai SDK, and the requests that Codex was seen to send.
+Stateless: responses are not stored, so a reference to an earlier one is rejected. Source: the Responses API as typed in
+the openai SDK, and requests captured from Codex.
 """
 
 from __future__ import annotations
-
-from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import EngineTraits
-from cortex_server.dialects.anthropic.request import Translated
-from cortex_server.dialects.chat import ChatRequest, JsonSchema, ResponseFormat, StreamOptions
+from cortex_server.dialects.chat import (
+    ChatRequest,
+    JsonSchema,
+    ResponseFormat,
+    StreamOptions,
+    TextPart,
+    TranslatedRequest,
+    unset_if_none,
+)
 from cortex_server.dialects.conversation import Conversation
-from cortex_server.dialects.engine_options import Thoughts, apply_thoughts
-from cortex_server.dialects.json_input import read_body
-from cortex_server.dialects.responses.items import InputItems
-from cortex_server.dialects.responses.tools import FlatTools, choose
-
-T = TypeVar("T")
+from cortex_server.dialects.engine_options import ThinkingOptions, apply_thinking
+from cortex_server.dialects.json_input import decode_body
+from cortex_server.dialects.responses.items import InputTranslator
+from cortex_server.dialects.responses.tools import FlattenedTools, translate_tool_choice
 
 
 class Reasoning(Struct):
@@ -46,7 +49,7 @@ class TextConfig(Struct):
 
 
 class ResponsesRequest(Struct):
-    """The body of POST /v1/responses. What is not named here means nothing to a local engine."""
+    """The body of POST /v1/responses; other fields mean nothing to local engines."""
 
     model: str
     input: str | list[Raw] = ""
@@ -70,29 +73,29 @@ class ResponsesRequest(Struct):
 _requests = msgspec.json.Decoder(ResponsesRequest)
 
 
-def read_request(body: bytes) -> ResponsesRequest:
-    """Read a body of POST /v1/responses.
+def parse_request(body: bytes) -> ResponsesRequest:
+    """Parse the body of POST /v1/responses.
 
     Raises:
-        BadRequest: the body is no such request, or needs state that is not kept here.
+        BadRequest: the body is not a valid request, or refers to stored state.
     """
-    request = read_body(_requests, body)
+    request = decode_body(_requests, body)
     if not request.model:
         raise BadRequest("model: must not be empty", param="model")
     if not request.input:
         raise BadRequest("input: must not be empty", param="input")
     if request.max_output_tokens is not None and request.max_output_tokens <= 0:
         raise BadRequest("max_output_tokens: must be 1 or more", param="max_output_tokens")
-    stateful = {
+    stateful_fields = {
         "previous_response_id": request.previous_response_id is not None,
-        "conversation": _given(request.conversation),
-        "prompt": _given(request.prompt),
+        "conversation": _is_set(request.conversation),
+        "prompt": _is_set(request.prompt),
         "background": bool(request.background),
     }
-    for name, given in stateful.items():
-        if given:
+    for name, is_set in stateful_fields.items():
+        if is_set:
             raise BadRequest(
-                f"{name}: responses are not stored here, so nothing can refer to them",
+                f"{name}: not supported, because responses are not stored",
                 param=name,
                 hints=("Send the whole conversation in input.",),
             )
@@ -101,72 +104,70 @@ def read_request(body: bytes) -> ResponsesRequest:
 
 def to_chat(
     request: ResponsesRequest, *, model: str, traits: EngineTraits, stream: bool
-) -> Translated:
-    """Say the request as an engine understands it.
+) -> TranslatedRequest:
+    """Translate a request to a chat request.
 
     Args:
-        request: from `read_request`.
-        model: the name by which the engine knows the model.
-        traits: what the engine understands.
-        stream: whether to ask for a stream, which need not be what the client asked for.
+        request: the client's request.
+        model: the engine's name of the model.
+        traits: the traits of the engine.
+        stream: whether to ask the engine for a stream, which can differ from what the client asked for.
 
     Raises:
-        BadRequest: something in it can't be carried over; the message names it and its place.
+        BadRequest: part of the request has no counterpart; the message names it.
     """
     dropped: list[str] = []
-    tools = FlatTools(request.tools or [], dropped)
-    talk = Conversation()
-    talk.system(request.instructions or "")
-    items = InputItems(talk, tools, traits, dropped)
+    tools = FlattenedTools(request.tools or [], dropped)
+    conversation = Conversation()
+    conversation.add_system(request.instructions or "")
     if isinstance(request.input, str):
-        items.user_text(request.input)
+        conversation.add_user([TextPart(request.input)])
     else:
-        items.add(request.input)
-    sent_tools, sent_choice = choose(request.tool_choice, tools, traits)
-    no_parallel = bool(sent_tools) and request.parallel_tool_calls is False
-    parallel = request.parallel_tool_calls if sent_tools and traits.parallel_tool_calls else None
+        InputTranslator(conversation, tools, traits, dropped).add(request.input)
+    chat_tools, chat_choice = translate_tool_choice(request.tool_choice, tools, traits)
+    no_parallel = bool(chat_tools) and request.parallel_tool_calls is False
+    parallel = request.parallel_tool_calls if chat_tools and traits.parallel_tool_calls else None
     chat = ChatRequest(
         model=model,
-        messages=talk.finish(),
-        max_tokens=_set(request.max_output_tokens),
-        temperature=_set(request.temperature),
-        top_p=_set(request.top_p),
-        tools=sent_tools or UNSET,
-        tool_choice=sent_choice if sent_tools else UNSET,
-        parallel_tool_calls=_set(parallel),
+        messages=conversation.finish(),
+        max_tokens=unset_if_none(request.max_output_tokens),
+        temperature=unset_if_none(request.temperature),
+        top_p=unset_if_none(request.top_p),
+        tools=chat_tools or UNSET,
+        tool_choice=chat_choice if chat_tools else UNSET,
+        parallel_tool_calls=unset_if_none(parallel),
         response_format=_response_format(request),
         stream=True if stream else UNSET,
         stream_options=StreamOptions() if stream else UNSET,
     )
     effort = request.reasoning.effort if request.reasoning else None
-    apply_thoughts(chat, Thoughts(effort=effort), traits)
-    return Translated(
+    apply_thinking(chat, ThinkingOptions(effort=effort), traits)
+    return TranslatedRequest(
         body=msgspec.json.encode(chat),
-        call_ids=frozenset(talk.call_ids),
+        call_ids=frozenset(conversation.call_ids),
         only_first_call=no_parallel and not traits.parallel_tool_calls,
         dropped=tuple(dropped),
-        function_names=tools.namespaced,
+        function_names=tools.names,
     )
 
 
 def _response_format(request: ResponsesRequest) -> ResponseFormat | UnsetType:
-    wanted = request.text.format if request.text else None
-    match wanted and wanted.type:
+    text_format = request.text.format if request.text else None
+    match text_format and text_format.type:
         case None | "text":
             return UNSET
         case "json_object":
             return ResponseFormat("json_object")
         case "json_schema":
-            assert wanted is not None
-            schema = JsonSchema(wanted.name, wanted.schema, _set(wanted.strict))
+            assert text_format is not None
+            strict = unset_if_none(text_format.strict)
+            schema = JsonSchema(text_format.name, text_format.schema, strict)
             return ResponseFormat("json_schema", schema)
-        case kind:
-            raise BadRequest(f"text.format.type: {kind!r} is not known", param="text.format.type")
+        case unknown:
+            raise BadRequest(
+                f"text.format.type: unknown type {unknown!r}", param="text.format.type"
+            )
 
 
-def _given(raw: Raw) -> bool:
+def _is_set(raw: Raw) -> bool:
     return bytes(raw) not in {b"", b"null"}
-
-
-def _set(value: T | None) -> T | UnsetType:
-    return UNSET if value is None else value

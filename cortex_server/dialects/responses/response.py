@@ -1,4 +1,4 @@
-"""An engine's whole answer as a response of the Responses API."""
+"""Types of the Responses API's responses, and the translation of an unstreamed chat completion to one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import Busy, CortexError, PromptTooLong, Unavailable
-from cortex_server.dialects.chat import CallPiece, Said, Usage, arguments_text
-from cortex_server.dialects.engine_errors import read_whole
-from cortex_server.dialects.tool_calls import CallIds
+from cortex_server.dialects.chat import AssistantMessage, ToolCallDelta, Usage, arguments_text
+from cortex_server.dialects.engine_errors import first_choice
+from cortex_server.dialects.tool_calls import ToolCallIds
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputText(Struct, tag_field="type", tag="output_text"):
-    """The text of a message."""
+    """The text of a message item."""
 
     text: str
     annotations: tuple[()] = ()
@@ -31,7 +31,7 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
 
 
 class MessageItem(Struct, tag_field="type", tag="message"):
-    """What the model says."""
+    """A message of the model."""
 
     id: str
     status: ItemStatus
@@ -40,7 +40,7 @@ class MessageItem(Struct, tag_field="type", tag="message"):
 
 
 class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
-    """What the model thinks; told as a summary, which is what clients show."""
+    """Reasoning of the model; sent as a summary, which is what clients display."""
 
     id: str
     summary: list[SummaryText]
@@ -48,7 +48,7 @@ class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
 
 
 class FunctionCallItem(Struct, tag_field="type", tag="function_call"):
-    """A call of a function, in the namespace in which the client declared it."""
+    """A function call, with the namespace in which the client declared the function."""
 
     id: str
     call_id: str
@@ -61,26 +61,26 @@ class FunctionCallItem(Struct, tag_field="type", tag="function_call"):
 Item = MessageItem | ReasoningItem | FunctionCallItem
 
 
-class InputDetails(Struct):
+class InputTokensDetails(Struct):
     """`usage.input_tokens_details`."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
-class OutputDetails(Struct):
+class OutputTokensDetails(Struct):
     """`usage.output_tokens_details`."""
 
     reasoning_tokens: int
 
 
 class ResponsesUsage(Struct):
-    """Tokens; the input's include what the cache gave."""
+    """Token counts; input tokens include cached ones."""
 
     input_tokens: int
-    input_tokens_details: InputDetails
+    input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputDetails
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
 
 
@@ -98,7 +98,7 @@ class IncompleteDetails(Struct):
 
 
 class Response(Struct):
-    """A response, whole or on its way."""
+    """A response, complete or in progress."""
 
     id: str
     created_at: int
@@ -118,20 +118,67 @@ class Response(Struct):
     previous_response_id: None = None
 
 
-def usage_of(usage: Usage | None) -> ResponsesUsage:
-    """An engine's count in the terms of the Responses API; zeros when the engine did not count."""
+def to_response(
+    body: bytes,
+    *,
+    response_id: str,
+    model: str,
+    created: float,
+    call_ids: Collection[str] = (),
+    only_first_call: bool = False,
+    function_names: Mapping[str, tuple[str, str]] | None = None,
+) -> bytes:
+    """Translate an unstreamed chat completion to a response.
+
+    Args:
+        body: the engine's JSON.
+        response_id: unique among responses.
+        model: the name that the client sent.
+        created: Unix seconds.
+        call_ids: see `TranslatedRequest`.
+        only_first_call: see `TranslatedRequest`.
+        function_names: see `TranslatedRequest`.
+
+    Raises:
+        CortexError: the body is an error of the engine, or not a chat completion.
+    """
+    choice, usage = first_choice(body)
+    message = choice.message or AssistantMessage()
+    ids = ToolCallIds(call_ids, response_id, "call")
+    calls = (message.tool_calls or [])[: 1 if only_first_call else None]
+    output: list[Item] = list(_text_items(message, response_id))
+    for call in calls:
+        item_id = f"fc_{response_id}_{len(output)}"
+        output.append(_function_call(call, item_id, ids, function_names or {}))
+    incomplete = to_incomplete_details(choice.finish_reason)
+    if incomplete is not None and output:
+        output[-1].status = "incomplete"
+    response = Response(
+        id=response_id,
+        created_at=int(created),
+        model=model,
+        status="completed" if incomplete is None else "incomplete",
+        output=output,
+        usage=to_usage(usage),
+        incomplete_details=incomplete,
+    )
+    return msgspec.json.encode(response)
+
+
+def to_usage(usage: Usage | None) -> ResponsesUsage:
+    """Translate an engine's usage; all counts are zero if it reported none."""
     usage = usage or Usage()
     return ResponsesUsage(
         input_tokens=usage.prompt,
-        input_tokens_details=InputDetails(usage.cached),
+        input_tokens_details=InputTokensDetails(usage.cached),
         output_tokens=usage.completion,
-        output_tokens_details=OutputDetails(usage.reasoning),
+        output_tokens_details=OutputTokensDetails(usage.reasoning),
         total_tokens=usage.prompt + usage.completion,
     )
 
 
-def incomplete_of(finish_reason: str | None) -> IncompleteDetails | None:
-    """Why an answer with this finish reason is not whole; None when it is."""
+def to_incomplete_details(finish_reason: str | None) -> IncompleteDetails | None:
+    """Return why a response with this finish reason is incomplete; None if it is complete."""
     match finish_reason:
         case "length":
             return IncompleteDetails("max_output_tokens")
@@ -141,8 +188,8 @@ def incomplete_of(finish_reason: str | None) -> IncompleteDetails | None:
             return None
 
 
-def error_of(error: CortexError) -> ResponseError:
-    """An error in the codes that clients of the Responses API know (captured from Codex)."""
+def to_error(error: CortexError) -> ResponseError:
+    """Translate an error to the codes that clients of the Responses API know (captured from Codex)."""
     if isinstance(error, PromptTooLong):
         code = "context_length_exceeded"
     elif isinstance(error, Busy):
@@ -154,70 +201,24 @@ def error_of(error: CortexError) -> ResponseError:
     return ResponseError(code, ". ".join(p.rstrip(".") for p in (error.message, *error.hints)))
 
 
-def to_response(
-    body: bytes,
-    *,
-    response_id: str,
-    model: str,
-    created: float,
-    call_ids: Collection[str] = (),
-    only_first_call: bool = False,
-    function_names: Mapping[str, tuple[str, str]] | None = None,
-) -> bytes:
-    """Say a chat completion as a response.
-
-    Args:
-        body: the engine's JSON.
-        response_id: unique among answers.
-        model: the name that the client sent.
-        created: Unix seconds.
-        call_ids: from `Translated`.
-        only_first_call: from `Translated`.
-        function_names: from `Translated`.
-
-    Raises:
-        CortexError: the body is an error of the engine, or no answer at all.
-    """
-    choice, usage = read_whole(body)
-    said = choice.message or Said()
-    ids = CallIds(call_ids, response_id, "call")
-    pieces = (said.tool_calls or [])[: 1 if only_first_call else None]
-    output: list[Item] = list(_prose(said, response_id))
-    for piece in pieces:
-        output.append(_call(piece, f"fc_{response_id}_{len(output)}", ids, function_names or {}))
-    incomplete = incomplete_of(choice.finish_reason)
-    if incomplete is not None and output:
-        output[-1].status = "incomplete"
-    response = Response(
-        id=response_id,
-        created_at=int(created),
-        model=model,
-        status="completed" if incomplete is None else "incomplete",
-        output=output,
-        usage=usage_of(usage),
-        incomplete_details=incomplete,
-    )
-    return msgspec.json.encode(response)
-
-
-def _prose(said: Said, response_id: str) -> Iterator[Item]:
-    if said.thought:
-        summary = [SummaryText(said.thought)]
+def _text_items(message: AssistantMessage, response_id: str) -> Iterator[Item]:
+    if message.reasoning_text:
+        summary = [SummaryText(message.reasoning_text)]
         yield ReasoningItem(f"rs_{response_id}_0", summary, "completed")
-    text = (said.text or "") + (said.refusal or "")
+    text = (message.text or "") + (message.refusal or "")
     if text:
         yield MessageItem(f"msg_{response_id}_1", "completed", [OutputText(text)])
 
 
-def _call(
-    piece: CallPiece, item_id: str, ids: CallIds, names: Mapping[str, tuple[str, str]]
+def _function_call(
+    call: ToolCallDelta, item_id: str, ids: ToolCallIds, names: Mapping[str, tuple[str, str]]
 ) -> Item:
-    function = piece.function
-    flat = (function and function.name) or ""
-    namespace, name = names.get(flat, (UNSET, flat))
+    function = call.function
+    flat_name = (function and function.name) or ""
+    namespace, name = names.get(flat_name, (UNSET, flat_name))
     try:
         arguments = arguments_text(function.arguments) if function else ""
     except ValueError:
         arguments = ""
-    call_id = ids.take(piece.id or "")
+    call_id = ids.assign(call.id or "")
     return FunctionCallItem(item_id, call_id, name, arguments or "{}", "completed", namespace)

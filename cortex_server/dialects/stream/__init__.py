@@ -1,1 +1,1 @@
-"""Reading, repairing and writing of chat completion streams."""
+"""Reading, repairing, aggregating and writing of chat completion streams."""

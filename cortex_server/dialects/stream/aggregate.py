@@ -1,7 +1,7 @@
-"""Assembles a streamed answer into the whole one that the client asked for.
+"""Aggregation of a streamed response into the unstreamed one that the client asked for.
 
-Some engines go on computing an unstreamed answer after the client has gone. They are always asked to
-stream, and what they stream is put together here: chat and text completions, several choices.
+Some engines keep computing an unstreamed response after the client has disconnected. They are always asked to stream,
+and the stream is aggregated here: chat and text completions, with any number of choices.
 """
 
 from __future__ import annotations
@@ -13,15 +13,116 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_http.sse import SseEvent, SseParser
-from cortex_server.dialects.chat import CalledFunction, Said, ToolCall, Usage
-from cortex_server.dialects.engine_errors import from_stream
-from cortex_server.dialects.stream.text import HalfCharacters
-from cortex_server.dialects.tool_calls import CallIds, CallTracker
+from cortex_server.dialects.chat import AssistantMessage, FunctionCall, ToolCall, Usage
+from cortex_server.dialects.engine_errors import error_from_event
+from cortex_server.dialects.stream.text import SplitCharacterBuffer
+from cortex_server.dialects.tool_calls import ToolCallIds, ToolCallTracker
+
+
+class StreamAggregator:
+    """Aggregates the bytes of an engine's stream into one response.
+
+    Args:
+        response_id: unique among responses; missing ids of tool calls are derived from it.
+        model: the name that the client sent, for the response; None keeps the engine's.
+
+    Attributes:
+        events: number of chunks received.
+        error: why the stream failed; bytes after it are ignored.
+    """
+
+    def __init__(self, *, response_id: str, model: str | None = None) -> None:
+        self._parser = SseParser()
+        self._response_id = response_id
+        self._model = model
+        self._choices: dict[int, _PartialChoice] = {}
+        self._first: _Chunk | None = None
+        self._last = _Chunk()
+        self._usage: Raw | UnsetType = UNSET
+        self._characters = SplitCharacterBuffer()
+        self._done = False
+        self.events = 0
+        self.error: CortexError | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The engine's usage, once received."""
+        try:
+            return None if self._usage is UNSET else _usages.decode(self._usage)
+        except ValueError:
+            return None
+
+    def feed(self, data: bytes) -> None:
+        """Add more bytes of the stream, split at any point."""
+        for event in self._parser.feed(data):
+            self._handle_event(event)
+
+    def end(self) -> bytes:
+        """Return the response, once the engine has closed its stream.
+
+        Raises:
+            CortexError: the engine failed, or ended its stream before the response was complete.
+        """
+        for event in self._parser.close():
+            self._handle_event(event)
+        finished = self._done or any(c.finish_reason for c in self._choices.values())
+        if self.error is None and not (finished and self._first and self._choices):
+            self.error = UpstreamFailed(
+                "The engine's stream ended before the response was complete"
+            )
+        if self.error is not None:
+            raise self.error
+        return msgspec.json.encode(self._build())
+
+    def _handle_event(self, event: SseEvent) -> None:
+        if self._done or self.error is not None:
+            return
+        if event.data == b"[DONE]":
+            self._done = True
+        elif event.name == "error":
+            self.error = error_from_event(event.data)
+        elif event.name in {"", "message"}:
+            self._handle_chunk(event.data)
+
+    def _handle_chunk(self, data: bytes) -> None:
+        try:
+            chunk = _chunks.decode(self._characters.rejoin(data))
+            if bytes(chunk.error) not in {b"", b"null"}:
+                self.error = error_from_event(data)
+                return
+            for choice in chunk.choices or ():
+                self._choices.setdefault(choice.index or 0, _PartialChoice()).add(choice)
+        except (ValueError, RecursionError):
+            self.error = UpstreamFailed("The engine sent a chunk that is not JSON")
+            return
+        self.events += 1
+        self._first = self._first or chunk
+        self._last = chunk
+        if bytes(chunk.usage) not in {b"", b"null"}:
+            self._usage = chunk.usage
+
+    def _build(self) -> _Completion:
+        first = self._first
+        assert first is not None  # checked by end()
+        ids = ToolCallIds((), self._response_id, "call")
+        model = first.model if self._model is None else Raw(msgspec.json.encode(self._model))
+        is_text = any(choice.is_text for choice in self._choices.values())
+        return _Completion(
+            id=first.id,
+            object="text_completion" if is_text else "chat.completion",
+            created=first.created,
+            model=model,
+            choices=[choice.build(index, ids) for index, choice in sorted(self._choices.items())],
+            usage=self._usage,
+            system_fingerprint=first.system_fingerprint,
+            service_tier=first.service_tier,
+            timings=self._last.timings,
+        )
 
 
 class _ChunkChoice(Struct):
     index: int | None = None
-    delta: Said | None = None
+    delta: AssistantMessage | None = None
     text: str | None = None
     finish_reason: str | None = None
     stop_reason: Raw | UnsetType = UNSET
@@ -57,7 +158,7 @@ class _Choice(Struct):
     stop_reason: Raw | UnsetType = UNSET
 
 
-class _Answer(Struct):
+class _Completion(Struct):
     id: Raw | UnsetType
     object: str
     created: Raw | UnsetType
@@ -74,44 +175,44 @@ _usages = msgspec.json.Decoder(Usage)
 
 
 @dataclass(slots=True)
-class _Growing:
-    """One choice so far."""
+class _PartialChoice:
+    """A choice received so far."""
 
     texts: list[str] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
-    calls: CallTracker = field(default_factory=CallTracker)
+    calls: ToolCallTracker = field(default_factory=ToolCallTracker)
     logprobs: dict[str, list[Raw]] = field(default_factory=dict)
     is_text: bool = False
     finish_reason: str | None = None
     stop_reason: Raw | UnsetType = UNSET
 
     def add(self, choice: _ChunkChoice) -> None:
-        """Take a chunk's part of this choice.
+        """Add the same choice of another chunk.
 
         Raises:
-            ValueError: the arguments of a call are no text.
+            ValueError: the arguments of a tool call are not text.
         """
         if choice.text is not None:
             self.is_text = True
             self.texts.append(choice.text)
         if choice.delta is not None:
-            self._said(choice.delta)
-        for name, found in (choice.logprobs or {}).items():
-            self.logprobs.setdefault(name, []).extend(found or ())
+            self._add_delta(choice.delta)
+        for name, entries in (choice.logprobs or {}).items():
+            self.logprobs.setdefault(name, []).extend(entries or ())
         self.finish_reason = choice.finish_reason or self.finish_reason
         if choice.stop_reason is not UNSET:
             self.stop_reason = choice.stop_reason
 
-    def _said(self, said: Said) -> None:
-        self.texts.append(said.text or "")
-        self.thoughts.append(said.thought or "")
-        self.refusals.append(said.refusal or "")
-        for piece in said.tool_calls or ():
-            self.calls.place_piece(piece)
+    def _add_delta(self, delta: AssistantMessage) -> None:
+        self.texts.append(delta.text or "")
+        self.reasoning.append(delta.reasoning_text or "")
+        self.refusals.append(delta.refusal or "")
+        for call in delta.tool_calls or ():
+            self.calls.add_delta(call)
 
-    def whole(self, index: int, ids: CallIds) -> _Choice:
-        """The choice as it stands in a whole answer."""
+    def build(self, index: int, ids: ToolCallIds) -> _Choice:
+        """Return the choice of an unstreamed response."""
         logprobs = self.logprobs or None
         text = "".join(self.texts)
         if self.is_text:
@@ -119,113 +220,12 @@ class _Growing:
                 index, self.finish_reason, logprobs, text=text, stop_reason=self.stop_reason
             )
         calls = [
-            ToolCall(ids.take(call.engine_id), CalledFunction(call.name, call.arguments or "{}"))
+            ToolCall(ids.assign(call.engine_id), FunctionCall(call.name, call.arguments or "{}"))
             for call in self.calls.calls
         ]
         message = _Message(text or (None if calls else ""), refusal="".join(self.refusals) or None)
-        message.reasoning_content = "".join(self.thoughts) or UNSET
+        message.reasoning_content = "".join(self.reasoning) or UNSET
         message.tool_calls = calls or UNSET
-        after_calls = bool(calls) and self.finish_reason == "stop"
-        reason = "tool_calls" if after_calls else self.finish_reason
+        stopped_for_calls = bool(calls) and self.finish_reason == "stop"
+        reason = "tool_calls" if stopped_for_calls else self.finish_reason
         return _Choice(index, reason, logprobs, message=message, stop_reason=self.stop_reason)
-
-
-class Assembler:
-    """Bytes of an engine's stream in, one answer out.
-
-    Args:
-        answer_id: unique among answers; ids of calls that are missing are derived from it.
-        model: the name that the client sent, for the answer; None keeps the engine's.
-
-    Attributes:
-        events: chunks that have come.
-        error: why the stream failed; whatever comes after it is ignored.
-    """
-
-    def __init__(self, *, answer_id: str, model: str | None = None) -> None:
-        self._parser = SseParser()
-        self._answer_id = answer_id
-        self._model = model
-        self._choices: dict[int, _Growing] = {}
-        self._first: _Chunk | None = None
-        self._last = _Chunk()
-        self._usage: Raw | UnsetType = UNSET
-        self._halves = HalfCharacters()
-        self._done = False
-        self.events = 0
-        self.error: CortexError | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """The engine's count, once it has come."""
-        try:
-            return None if self._usage is UNSET else _usages.decode(self._usage)
-        except ValueError:
-            return None
-
-    def feed(self, data: bytes) -> None:
-        """Take the engine's next bytes, cut anywhere."""
-        for event in self._parser.feed(data):
-            self._event(event)
-
-    def end(self) -> bytes:
-        """The whole answer, once the engine has closed its stream.
-
-        Raises:
-            CortexError: the engine failed, or ended its stream before the answer was whole.
-        """
-        for event in self._parser.close():
-            self._event(event)
-        finished = self._done or any(c.finish_reason for c in self._choices.values())
-        if self.error is None and not (finished and self._first and self._choices):
-            self.error = UpstreamFailed(
-                "The engine's stream ended early, before the answer was whole"
-            )
-        if self.error is not None:
-            raise self.error
-        return msgspec.json.encode(self._answer())
-
-    def _event(self, event: SseEvent) -> None:
-        if self._done or self.error is not None:
-            return
-        if event.data == b"[DONE]":
-            self._done = True
-        elif event.name == "error":
-            self.error = from_stream(event.data)
-        elif event.name in {"", "message"}:
-            self._chunk(event.data)
-
-    def _chunk(self, data: bytes) -> None:
-        try:
-            chunk = _chunks.decode(self._halves.mend(data))
-            if bytes(chunk.error) not in {b"", b"null"}:
-                self.error = from_stream(data)
-                return
-            for choice in chunk.choices or ():
-                self._choices.setdefault(choice.index or 0, _Growing()).add(choice)
-        except (ValueError, RecursionError):
-            self.error = UpstreamFailed("The engine sent a chunk that is no JSON")
-            return
-        self.events += 1
-        self._first = self._first or chunk
-        self._last = chunk
-        if bytes(chunk.usage) not in {b"", b"null"}:
-            self._usage = chunk.usage
-
-    def _answer(self) -> _Answer:
-        first = self._first
-        assert first is not None  # end() has made sure
-        ids = CallIds((), self._answer_id, "call")
-        model = first.model if self._model is None else Raw(msgspec.json.encode(self._model))
-        is_text = any(choice.is_text for choice in self._choices.values())
-        return _Answer(
-            id=first.id,
-            object="text_completion" if is_text else "chat.completion",
-            created=first.created,
-            model=model,
-            choices=[choice.whole(index, ids) for index, choice in sorted(self._choices.items())],
-            usage=self._usage,
-            system_fingerprint=first.system_fingerprint,
-            service_tier=first.service_tier,
-            timings=self._last.timings,
-        )

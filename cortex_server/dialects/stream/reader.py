@@ -1,7 +1,7 @@
-"""Reads an engine's chat stream and tells it in order: reasoning, text, calls, each in one piece at a time.
+"""Reader of an engine's chat stream, which emits reasoning, text and tool calls in order and without gaps.
 
-The dialects that have items or blocks (Anthropic's Messages, OpenAI's Responses) are written from
-what this tells; everything that engines do differently is settled here.
+The stream writers of the other dialects (Anthropic Messages, OpenAI Responses) are handlers of this reader; all
+differences between engines are resolved here.
 """
 
 from __future__ import annotations
@@ -10,46 +10,56 @@ from typing import Protocol
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_http.sse import SseEvent, SseParser
-from cortex_server.dialects.chat import Answer, Choice, Said, Usage, read_answer
-from cortex_server.dialects.engine_errors import from_stream
-from cortex_server.dialects.stream.text import HalfCharacters
-from cortex_server.dialects.tool_calls import CallSequence, CallSink
+from cortex_server.dialects.chat import (
+    AssistantMessage,
+    ChatCompletion,
+    Choice,
+    Usage,
+    parse_completion,
+)
+from cortex_server.dialects.engine_errors import error_from_event
+from cortex_server.dialects.stream.text import SplitCharacterBuffer
+from cortex_server.dialects.tool_calls import ToolCallHandler, ToolCallSequencer
 
 
-class ChatSink(CallSink, Protocol):
-    """Where an answer is told. Texts are never empty."""
+class ChatHandler(ToolCallHandler, Protocol):
+    """Receives the content of a response in order. Texts are never empty."""
 
-    def reasoning(self, text: str) -> None:
-        """The reasoning goes on."""
+    def on_reasoning(self, text: str) -> None:
+        """Handle more reasoning."""
         ...
 
-    def text(self, text: str) -> None:
-        """The visible answer goes on."""
+    def on_text(self, text: str) -> None:
+        """Handle more visible text."""
         ...
 
 
-class ChatReader:
-    """Takes the bytes of one choice's stream, tells a sink, and keeps what is known at the end.
+class ChatStreamReader:
+    """Parses the bytes of a stream with one choice, and emits its content to a handler.
+
+    Args:
+        handler: receives the content.
+        only_first_call: ignore all tool calls but the first.
 
     Attributes:
-        began: a chunk has come, so there is an answer.
-        complete: the answer is whole; what still comes is ignored.
-        finish_reason: the engine's word for why it stopped.
-        stop_sequence: the stop string that was met, where the engine tells.
+        started: a chunk was received, so there is a response.
+        complete: the response is complete; further bytes are ignored.
+        finish_reason: the engine's finish reason.
+        stop_sequence: the stop string that was matched, if the engine reports it.
         refused: the model refused.
-        usage: the last usage that came.
-        error: what the engine said, or left unsaid, when it failed.
-        malformed: events that were no JSON and were skipped.
+        usage: the last usage that the engine sent.
+        error: the engine's error, or that the stream ended early.
+        malformed: number of events that were skipped because they are not JSON.
     """
 
-    def __init__(self, sink: ChatSink, *, only_first_call: bool = False) -> None:
-        self._sink = sink
+    def __init__(self, handler: ChatHandler, *, only_first_call: bool = False) -> None:
+        self._handler = handler
         self._parser = SseParser()
-        self._calls = CallSequence(sink, only_first=only_first_call)
-        self._halves = HalfCharacters()
-        self._held: list[tuple[bool, str]] = []
+        self._calls = ToolCallSequencer(handler, only_first=only_first_call)
+        self._characters = SplitCharacterBuffer()
+        self._held_back: list[tuple[bool, str]] = []
         self._after_call = False
-        self.began = False
+        self.started = False
         self.complete = False
         self.finish_reason: str | None = None
         self.stop_sequence: str | None = None
@@ -59,104 +69,110 @@ class ChatReader:
         self.malformed = 0
 
     @property
-    def over(self) -> bool:
-        """Whether nothing that comes can change the answer."""
+    def ended(self) -> bool:
+        """Whether further bytes can't change the response."""
         return self.complete or self.error is not None
 
     @property
-    def called(self) -> bool:
-        """Whether the answer has calls."""
-        return self._calls.began
+    def has_tool_calls(self) -> bool:
+        """Whether the response has tool calls."""
+        return self._calls.has_calls
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes, cut anywhere."""
+        """Parse more bytes, split at any point."""
         for event in self._parser.feed(data):
-            if self.over:
+            if self.ended:
                 return
-            self._event(event)
+            self._handle_event(event)
 
     def end(self) -> None:
-        """The engine closed the stream; without a reason to stop that is an error."""
+        """Handle the end of the stream; without a finish reason it is an error."""
         for event in self._parser.close():
-            if not self.over:
-                self._event(event)
-        if self.over:
+            if not self.ended:
+                self._handle_event(event)
+        if self.ended:
             return
         if self.finish_reason is None:
             self.error = UpstreamFailed(
-                "The engine's stream ended early, before the answer was whole"
+                "The engine's stream ended before the response was complete"
             )
         else:
             self._finish()
 
-    def _event(self, event: SseEvent) -> None:
+    def _handle_event(self, event: SseEvent) -> None:
         name, data = event
         if data == b"[DONE]":
-            if self.began:
+            if self.started:
                 self._finish()
             else:
-                self.error = UpstreamFailed("The engine ended its stream without an answer")
+                self.error = UpstreamFailed("The engine ended its stream without a response")
             return
         if name == "error":
-            self.error = from_stream(data)
+            self.error = error_from_event(data)
             return
         if name not in {"", "message"}:
-            return  # progress and the like, which some engines weave in
-        answer = read_answer(data) or read_answer(self._halves.mend(data))
-        if answer is None:
+            return  # an extension of the engine, such as progress
+        chunk = parse_completion(data) or parse_completion(self._characters.rejoin(data))
+        if chunk is None:
             self.malformed += 1
-        elif (error := bytes(answer.error)) and error != b"null":
-            self.error = from_stream(data)
+        elif (error := bytes(chunk.error)) and error != b"null":
+            self.error = error_from_event(data)
         else:
-            self._chunk(answer)
+            self._handle_chunk(chunk)
 
-    def _chunk(self, answer: Answer) -> None:
-        if answer.choices is None and answer.usage is None:
+    def _handle_chunk(self, chunk: ChatCompletion) -> None:
+        if chunk.choices is None and chunk.usage is None:
             return
-        self.began = True
-        for choice in answer.choices or ():
+        self.started = True
+        for choice in chunk.choices or ():
             if not choice.index:
-                self._choice(choice)
-        if answer.usage is not None and answer.usage.prompt_tokens is not None:
-            self.usage = answer.usage
+                self._handle_choice(choice)
+        if chunk.usage is not None and chunk.usage.prompt_tokens is not None:
+            self.usage = chunk.usage
             if self.finish_reason is not None:
                 self._finish()
 
-    def _choice(self, choice: Choice) -> None:
-        said = choice.delta or choice.message
-        if said is not None:
-            self._said(said)
+    def _handle_choice(self, choice: Choice) -> None:
+        message = choice.delta or choice.message
+        if message is not None:
+            self._handle_message(message)
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
         self.stop_sequence = choice.stop_sequence or self.stop_sequence
 
-    def _said(self, said: Said) -> None:
-        if thought := said.thought:
-            self._prose(thought, reasoning=True)
-        if text := said.text:
-            self._prose(text, reasoning=False)
-        if said.refusal:
+    def _handle_message(self, message: AssistantMessage) -> None:
+        if reasoning := message.reasoning_text:
+            self._emit_text(reasoning, is_reasoning=True)
+        if text := message.text:
+            self._emit_text(text, is_reasoning=False)
+        if message.refusal:
             self.refused = True
-            self._prose(said.refusal, reasoning=False)
-        for piece in said.tool_calls or ():
+            self._emit_text(message.refusal, is_reasoning=False)
+        for delta in message.tool_calls or ():
             try:
-                self._calls.piece(piece)
+                self._calls.add(delta)
             except ValueError:
                 self.malformed += 1
-            self._after_call = self._after_call or self._calls.began
+            self._after_call = self._after_call or self._calls.has_calls
 
-    def _prose(self, text: str, *, reasoning: bool) -> None:
+    def _emit_text(self, text: str, *, is_reasoning: bool) -> None:
         if self._after_call and text.isspace():
-            return  # templates put line feeds between calls
-        if self._held or not self._calls.settle():
-            self._held.append((reasoning, text))
+            return  # chat templates put line feeds between calls
+        if self._held_back or not self._calls.close_current():
+            self._held_back.append((is_reasoning, text))
             return
         self._after_call = False
-        (self._sink.reasoning if reasoning else self._sink.text)(text)
+        self._call_handler(text, is_reasoning=is_reasoning)
+
+    def _call_handler(self, text: str, *, is_reasoning: bool) -> None:
+        if is_reasoning:
+            self._handler.on_reasoning(text)
+        else:
+            self._handler.on_text(text)
 
     def _finish(self) -> None:
-        self._calls.end()
-        for reasoning, text in self._held:
-            (self._sink.reasoning if reasoning else self._sink.text)(text)
-        self._held.clear()
+        self._calls.finish()
+        for is_reasoning, text in self._held_back:
+            self._call_handler(text, is_reasoning=is_reasoning)
+        self._held_back.clear()
         self.complete = True

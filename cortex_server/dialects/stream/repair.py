@@ -1,8 +1,18 @@
-"""Repairs OpenAI streams on their way through; what is clean passes byte for byte.
+"""Repair of OpenAI streams on their way to the client; clean bytes pass unchanged.
 
-Decoding each chunk would cost more than relaying it. So a few searches in the bytes decide whether a
-chunk can be anything but plain text in flight; only the others (the first calls, the finish, usage, errors, and
-what is malformed) are decoded, and only what is wrong is written anew.
+Decoding every chunk would cost more than relaying it, so a few byte searches decide whether a chunk can be anything
+but plain text. Only the others (the first tool calls, the finish reason, usage, errors, and malformed chunks) are
+decoded, and only those with a fault are encoded again.
+
+Kinds of repair besides those of `chunk_repair`, as counted in `StreamRepair.repairs`:
+
+- `malformed_chunk`: an event that is not JSON was dropped.
+- `split_character`: a UTF-8 character was split between two events.
+- `error_format`: an error was not in OpenAI's format.
+- `finish_reason_missing`, `done_missing`: the stream lacked a finish reason, or [DONE].
+- `usage_unrequested`: usage was removed that neither the client nor the gateway had requested.
+- `usage_chunk_missing`: usage came only inside other chunks; a usage chunk was added.
+- `usage_missing`: usage was requested but did not come; an estimate was added.
 """
 
 from __future__ import annotations
@@ -18,238 +28,159 @@ import msgspec
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 from cortex_http.sse import COMMENT, DONE, SseEvent, parse_block, write_data
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.engine_errors import from_stream
-from cortex_server.dialects.openai_errors import engine_error
-from cortex_server.dialects.stream.chunk_repair import ChunkMender, is_continuation
-from cortex_server.dialects.stream.text import Echo, HalfCharacters, is_text
+from cortex_server.dialects.engine_errors import error_from_event
+from cortex_server.dialects.json_input import is_utf8
+from cortex_server.dialects.openai_errors import encode_engine_error
+from cortex_server.dialects.stream.chunk_repair import ChunkRepair, has_only_arguments
+from cortex_server.dialects.stream.text import ModelNameRewriter, SplitCharacterBuffer
 
-TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning)":"')
-"""Before the text of a chunk that carries prose."""
-
-ARGUMENTS = re.compile(rb'"arguments":"')
-"""Before the text of a chunk that carries a part of a call."""
-
-_INSIDE = re.compile(rb'(?:[^"\\]|\\.)*')
-
-
-class Skeleton:
-    """The bytes around the text, learned from a clean chunk and replaced when the engine changes them.
-
-    Args:
-        echo: how the client's name for the model is put into what passes.
-        starts: finds the quote that begins the text.
-
-    Attributes:
-        changes: the client calls the model by another name than the engine.
-    """
-
-    __slots__ = (
-        "_around",
-        "_echo",
-        "_foot",
-        "_head",
-        "_start",
-        "_starts",
-        "_told_foot",
-        "_told_head",
-        "changes",
-    )
-
-    def __init__(self, echo: Echo, starts: re.Pattern[bytes]) -> None:
-        self._echo = echo
-        self._starts = starts
-        self._head = b""  # until an example is known; then all else is known, too
-
-    def learn(self, event: bytes) -> None:
-        """Take a clean event, a single one with its blank line, as the example."""
-        start = self._starts.search(event)
-        if start is None:
-            return
-        inside = _INSIDE.match(event, start.end())
-        assert inside is not None  # the pattern matches nothing, too
-        self._head, self._foot = event[: start.end()], event[inside.end() :]
-        self._start, self._around = len(self._head), len(self._head) + len(self._foot)
-        self._told_head, self._told_foot = self._echo(self._head), self._echo(self._foot)
-        self.changes = (self._head, self._foot) != (self._told_head, self._told_foot)
-
-    @property
-    def around(self) -> tuple[bytes, bytes] | None:
-        """What stands before and after the text of an event that passes unchanged; None where none does."""
-        return (self._head, self._foot) if self._head and not self.changes else None
-
-    def forget(self) -> None:
-        """The example holds no longer."""
-        self._head = b""
-
-    def inside(self, data: bytes) -> bytes | None:
-        """The JSON text, without its quotes, of one event like the example; None if it is not like it."""
-        head = self._head
-        if not head:
-            return None
-        start, size = self._start, len(data) - self._around
-        if not (size >= 0 and data.startswith(head) and data.endswith(self._foot)):
-            return None
-        inside = data[start : start + size]
-        return inside if is_one_text(inside) else None
-
-    def told(self, data: bytes, inside: bytes) -> bytes:
-        """The event with the client's name for the model."""
-        return self._told_head + inside + self._told_foot if self.changes else data
-
-
-def is_one_text(inside: bytes) -> bool:
-    """Whether what stands between two quotes is one JSON text, in whole characters."""
-    # `find`, because `in` first takes the bytes for a number, which costs twice the search.
-    if (inside.find(b'"') >= 0 or inside.find(b"\\") >= 0) and _INSIDE.fullmatch(inside) is None:
-        return False
-    return inside.isascii() or is_text(inside)
-
-
+_TEXT_START = re.compile(rb'"(?:content|text|reasoning_content|reasoning)":"')
+_ARGUMENTS_START = re.compile(rb'"arguments":"')
+_STRING_CONTENT = re.compile(rb'(?:[^"\\]|\\.)*')
 _NOT_PLAIN = re.compile(rb'"error"|"(?:finish_reason|usage|tool_calls)"(?!: ?null)')
-"""What a chunk of plain text in flight does not have."""
-
-_BLOCK_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+"""Matches in chunks that are more than plain text."""
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _BOM = b"\xef\xbb\xbf"
-_KEEP = Echo(None)
+_KEEP_MODEL_NAME = ModelNameRewriter(None)
 
-# One for all, as making one costs more than what it decodes.
+# Created once, because creating a decoder costs more than decoding a chunk.
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class StreamRepair:
-    """Bytes of an engine's OpenAI stream in, bytes of the client's out; chat and text completions alike.
+    """Converts the bytes of an engine's OpenAI stream to those for the client; for chat and text completions.
 
     Attributes:
-        repairs: how often each kind of repair was made, for cortex_stream_repairs_total.
-        events: chunks that have passed, about one a token.
-        complete: the end was handed out.
-        error: why the stream failed: the engine's words, or that it ended early. While `events` is 0,
-            answer with it as an HTTP error instead.
+        repairs: number of repairs by kind, for cortex_stream_repairs_total.
+        events: chunks that have passed, about one per token.
+        complete: the end of the stream was returned.
+        error: why the stream failed: the engine's error, or that it ended early. While `events` is 0, answer with it
+            as an HTTP error instead.
     """
 
     def __init__(
         self,
         *,
-        answer_id: str,
-        usage_wanted: bool,
-        usage_asked: bool = False,
+        response_id: str,
+        client_wants_usage: bool,
+        gateway_requested_usage: bool = False,
         prompt_tokens: Callable[[], int] = int,
-        echo: Echo = _KEEP,
+        rename_model: ModelNameRewriter = _KEEP_MODEL_NAME,
     ) -> None:
         """Start a stream.
 
         Args:
-            answer_id: unique among answers; ids that are missing are derived from it.
-            usage_wanted: the client set stream_options.include_usage.
-            usage_asked: the gateway set it, so usage that the client does not want is no fault.
-            prompt_tokens: makes an estimate, for when the engine never tells.
-            echo: puts the client's name for the model into the chunks.
+            response_id: unique among responses; missing ids of tool calls are derived from it.
+            client_wants_usage: the client set stream_options.include_usage.
+            gateway_requested_usage: the gateway set it, so removing usage is not counted as a repair.
+            prompt_tokens: returns an estimate, for engines that never report usage.
+            rename_model: puts the client's name of the model into chunks.
         """
         self.repairs: Counter[str] = Counter()
         self.events = 0
         self.complete = False
         self.error: CortexError | None = None
-        self._usage_wanted = usage_wanted
-        self._usage_asked = usage_asked
+        self._client_wants_usage = client_wants_usage
+        self._gateway_requested_usage = gateway_requested_usage
         self._prompt_tokens = prompt_tokens
-        self._echo = echo
-        self._mender = ChunkMender(answer_id, self.repairs)
-        self._text = Skeleton(echo, TEXT)
-        self._arguments = Skeleton(echo, ARGUMENTS)
-        self._halves = HalfCharacters()
+        self._rename_model = rename_model
+        self._chunk_repair = ChunkRepair(response_id, self.repairs)
+        self._text = EventTemplate(rename_model, _TEXT_START)
+        self._arguments = EventTemplate(rename_model, _ARGUMENTS_START)
+        self._characters = SplitCharacterBuffer()
         self._tail = bytearray()
-        self._returns = False
-        self._usage_told = False
-        self._sample = b""
+        self._has_cr = False
+        self._usage_sent = False
+        self._first_event = b""
 
     @property
     def usage(self) -> Usage | None:
-        """The engine's count, once it has come."""
-        return self._mender.usage
+        """The engine's usage, once received."""
+        return self._chunk_repair.usage
 
     @property
-    def around(self) -> tuple[bytes, bytes] | None:
-        """What stands around the text of events that need not come by here, only be counted.
+    def text_envelope(self) -> tuple[bytes, bytes] | None:
+        """The bytes before and after the text of an event that can bypass `feed` if it is counted in `events`.
 
-        Such an event is `data` of which nothing but that text differs. None while there is none, or something waits.
+        None if no event can bypass it now.
         """
-        if self.over or self._tail or self._halves.waiting:
+        if self.ended or self._tail or self._characters.pending:
             return None
-        return self._text.around
+        return self._text.envelope
 
     @property
     def finish_reasons(self) -> tuple[str, ...]:
-        """Why the choices ended, by index."""
-        return tuple(reason for _, reason in sorted(self._mender.finished.items()))
+        """The finish reasons, ordered by index of choice."""
+        return tuple(reason for _, reason in sorted(self._chunk_repair.finish_reasons.items()))
 
     @property
-    def over(self) -> bool:
-        """Whether what still comes is ignored."""
+    def ended(self) -> bool:
+        """Whether further bytes are ignored."""
         return self.complete or self.error is not None
 
     def ping(self) -> bytes:
-        """Keeps the client's idle timer from running out."""
-        return b"" if self.over else COMMENT
+        """Return a comment that resets the client's idle timer."""
+        return b"" if self.ended else COMMENT
 
     def feed(self, data: bytes) -> bytes:
-        """What the engine's next bytes, cut anywhere, come to; an unfinished event waits."""
+        """Return the client's bytes for more bytes of the engine, split at any point; an incomplete event is kept."""
         if self.complete or self.error is not None:
             return b""
-        if not self._tail and not self._halves.waiting:
-            # One event that differs from a clean one in nothing but its text.
-            text = self._text.inside(data)
+        if not self._tail and not self._characters.pending:
+            # One event that differs from an earlier one in nothing but its text.
+            text = self._text.match(data)
             if text is not None:
                 self.events += 1
-                return self._text.told(data, text) if self._text.changes else data
-            text = self._arguments.inside(data)
-            if text is not None and self._mender.continued(text):
+                return self._text.render(data, text) if self._text.rewrites else data
+            text = self._arguments.match(data)
+            if text is not None and self._chunk_repair.extend_arguments(text):
                 self.events += 1
-                return self._arguments.told(data, text)
-        whole = self._whole_events(data)
-        if not whole:
+                return self._arguments.render(data, text)
+        complete = self._complete_events(data)
+        if not complete:
             return b""
-        passing = self._clean(whole)
-        if not passing:
-            return self._each(whole)
-        self.events += passing
-        if not self._sample:  # it names the role, and is like none that follow
-            self._sample = whole
-        elif passing == 1:
-            self._text.learn(whole)
-        return self._echo(whole)
+        plain = self._count_plain(complete)
+        if not plain:
+            return self._repair_events(complete)
+        self.events += plain
+        if not self._first_event:  # it has the role, so it is no template for others
+            self._first_event = complete
+        elif plain == 1:
+            self._text.learn(complete)
+        return self._rename_model(complete)
 
     def end(self) -> bytes:
-        """The engine closed its stream."""
-        if self.over:
+        """Return the end of the stream, once the engine has closed its own."""
+        if self.ended:
             return b""
-        out = self._each(bytes(self._tail) + b"\n\n") if self._tail.strip() else b""
-        if self.over:
+        out = self._repair_events(bytes(self._tail) + b"\n\n") if self._tail.strip() else b""
+        if self.ended:
             return out
-        if self._mender.finished:
+        if self._chunk_repair.finish_reasons:
             self.repairs["done_missing"] += 1
-            return out + self._ending()
+            return out + self._finish()
         return out + self.fail(
-            UpstreamFailed("The engine's stream ended early, before the answer was whole")
+            UpstreamFailed("The engine's stream ended before the response was complete")
         )
 
     def fail(self, error: CortexError) -> bytes:
-        """The connection to the engine broke, or the gateway gives up: an explicit error event."""
-        if self.over:
+        """Return an error event for an error of the gateway, such as a lost connection."""
+        if self.ended:
             return b""
         self.error = error
         return write_data(envelope_bytes(error))
 
-    def _whole_events(self, data: bytes) -> bytes:
-        """The tail and these bytes up to the last end of an event; the rest is the new tail."""
+    def _complete_events(self, data: bytes) -> bytes:
+        """Return the tail and these bytes up to the end of the last complete event; keep the rest as the tail."""
         tail = self._tail
-        self._returns = self._returns or data.find(b"\r") >= 0
-        if self._returns:
+        self._has_cr = self._has_cr or data.find(b"\r") >= 0
+        if self._has_cr:
             tail += data
-            ends = [match.end() for match in _BLOCK_END.finditer(tail)]
+            ends = [match.end() for match in _EVENT_END.finditer(tail)]
             cut = ends[-1] if ends else 0
-            whole = bytes(tail[:cut])
+            complete = bytes(tail[:cut])
             del tail[:cut]
-            return whole
+            return complete
         if tail:
             seen = len(tail)
             tail += data
@@ -264,109 +195,109 @@ class StreamRepair:
         tail += data[cut:]
         return data[:cut]
 
-    def _clean(self, data: bytes) -> int:
-        """How many events these bytes are when all are plain chunks in flight; else 0.
+    def _count_plain(self, data: bytes) -> int:
+        """Return the number of events if all are plain text chunks, else 0.
 
-        Each is one line `data: {...}`, in whole characters, without calls, finish, usage or error. The
-        counts prove the form: JSON has no line feed of its own, so two for each event are all.
+        Each is one line `data: {...}` in valid UTF-8, without tool calls, finish reason, usage or error. Counting line
+        feeds proves that form: compact JSON contains none, so there are exactly two per event.
         """
         if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")):
             return 0
         events = data.count(b"}\n\ndata: {") + 1
-        if data.count(b"\n") != 2 * events or self._halves.waiting or _NOT_PLAIN.search(data):
+        if data.count(b"\n") != 2 * events or self._characters.pending or _NOT_PLAIN.search(data):
             return 0
-        return events if is_text(data) else 0
+        return events if is_utf8(data) else 0
 
-    def _each(self, data: bytes) -> bytes:
-        """Whole events, looked at one by one; after them another kind of text begins, or none."""
+    def _repair_events(self, data: bytes) -> bytes:
+        """Repair complete events one by one. The text template is forgotten, because other text can follow."""
         self._text.forget()
-        if not self._returns and data.find(b"\n\n") == len(data) - 2:
-            return self._block(data)
-        if not self._returns:
+        if not self._has_cr and data.find(b"\n\n") == len(data) - 2:
+            return self._repair_event(data)
+        if not self._has_cr:
             blocks = [block + b"\n\n" for block in data.split(b"\n\n")[:-1]]
         else:
-            ends = [0, *(match.end() for match in _BLOCK_END.finditer(data))]
+            ends = [0, *(match.end() for match in _EVENT_END.finditer(data))]
             blocks = [data[start:end] for start, end in itertools.pairwise(ends)]
         out: list[bytes] = []
         for block in blocks:
-            if self.over:
+            if self.ended:
                 break
-            out.append(self._block(block))
+            out.append(self._repair_event(block))
         return b"".join(out)
 
-    def _block(self, raw: bytes) -> bytes:
-        lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if self._returns else raw
+    def _repair_event(self, raw: bytes) -> bytes:
+        lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if self._has_cr else raw
         event = parse_block(lines.removeprefix(_BOM).strip(b"\n"))
         if event is None or event.name not in {"", "message", "error"}:
-            return raw  # comments, and what engines weave in under names of their own
+            return raw  # a comment, or an extension of the engine
         if event.data == b"[DONE]":
-            return self._done(raw)
+            return self._handle_done(raw)
         if event.name == "error":
-            return self._engine_error(event, raw)
-        return self._chunk(event, raw)
+            return self._handle_error(event, raw)
+        return self._repair_chunk(event, raw)
 
-    def _chunk(self, event: SseEvent, raw: bytes) -> bytes:
-        data = self._halves.mend(event.data)
-        whole = data == event.data
+    def _repair_chunk(self, event: SseEvent, raw: bytes) -> bytes:
+        data = self._characters.rejoin(event.data)
+        rejoined = data != event.data
         try:
             chunk = _decode(data)
         except (ValueError, RecursionError):
-            self.repairs["malformed"] += 1
+            self.repairs["malformed_chunk"] += 1
             return b""
         if chunk.get("error"):
-            return self._engine_error(SseEvent(event.name, data), raw)
-        if not whole:
-            self.repairs["half_character"] += 1
+            return self._handle_error(SseEvent(event.name, data), raw)
+        if rejoined:
+            self.repairs["split_character"] += 1
         self.events += 1
-        self._sample = self._sample or write_data(data)
-        changed = self._mender.mend(chunk)
+        self._first_event = self._first_event or write_data(data)
+        changed = self._chunk_repair.repair(chunk)
         if chunk.get("usage"):
-            if _is_usage_chunk(chunk) and not self._usage_wanted:
-                self._count_unasked()
+            if _is_usage_chunk(chunk) and not self._client_wants_usage:
+                self._count_unrequested_usage()
                 return b""
-            if not self._usage_wanted:
+            if not self._client_wants_usage:
                 del chunk["usage"]
-                self._count_unasked()
+                self._count_unrequested_usage()
                 changed = True
             elif _is_usage_chunk(chunk):
-                self._usage_told = True
-        if changed or not whole:
+                self._usage_sent = True
+        if changed or rejoined:
             self._arguments.forget()
-            return self._echo(write_data(msgspec.json.encode(chunk) if changed else data))
-        if raw.find(b'"arguments"') >= 0 and is_continuation(chunk):
+            return self._rename_model(write_data(msgspec.json.encode(chunk) if changed else data))
+        if raw.find(b'"arguments"') >= 0 and has_only_arguments(chunk):
             self._arguments.learn(raw)
         else:
             self._arguments.forget()
-        return self._echo(raw)
+        return self._rename_model(raw)
 
-    def _count_unasked(self) -> None:
-        if not self._usage_asked:
-            self.repairs["usage_unasked"] += 1
+    def _count_unrequested_usage(self) -> None:
+        if not self._gateway_requested_usage:
+            self.repairs["usage_unrequested"] += 1
 
-    def _engine_error(self, event: SseEvent, raw: bytes) -> bytes:
-        """An error in mid-stream, in the one shape that clients look for."""
-        self.error = from_stream(event.data)
+    def _handle_error(self, event: SseEvent, raw: bytes) -> bytes:
+        """Return an error of the engine in the one format that clients recognize."""
+        self.error = error_from_event(event.data)
         if event.name != "error" and _is_openai_error(event.data):
             return raw
-        self.repairs["error_shape"] += 1
-        return write_data(engine_error(self.error))
+        self.repairs["error_format"] += 1
+        return write_data(encode_engine_error(self.error))
 
-    def _done(self, raw: bytes) -> bytes:
+    def _handle_done(self, raw: bytes) -> bytes:
         if not self.events:
-            return self.fail(UpstreamFailed("The engine ended its stream without an answer"))
+            return self.fail(UpstreamFailed("The engine ended its stream without a response"))
         out = b""
-        if not self._mender.finished:
-            self.repairs["finish_missing"] += 1
-            out = self._extra(choices=self._mender.missing_finish())
-        return out + self._ending(raw)
+        if not self._chunk_repair.finish_reasons:
+            self.repairs["finish_reason_missing"] += 1
+            out = self._added_chunk(choices=self._chunk_repair.finishing_choices())
+        return out + self._finish(raw)
 
-    def _ending(self, done: bytes = DONE) -> bytes:
+    def _finish(self, done: bytes = DONE) -> bytes:
         self.complete = True
-        if not self._usage_wanted or self._usage_told:
+        if not self._client_wants_usage or self._usage_sent:
             return done
-        usage = self._mender.raw_usage
-        self.repairs["usage_chunk" if usage else "usage_missing"] += 1
-        return self._extra(choices=[], usage=usage or self._estimated_usage()) + done
+        usage = self._chunk_repair.raw_usage
+        self.repairs["usage_chunk_missing" if usage else "usage_missing"] += 1
+        return self._added_chunk(choices=[], usage=usage or self._estimated_usage()) + done
 
     def _estimated_usage(self) -> dict[str, int]:
         prompt, completion = self._prompt_tokens(), self.events
@@ -376,12 +307,87 @@ class StreamRepair:
             "total_tokens": prompt + completion,
         }
 
-    def _extra(self, **fields: Any) -> bytes:
-        """A chunk of our own, with the head of the engine's first."""
-        event = parse_block(self._sample.partition(b"\n\n")[0])
-        head = _decode(event.data) if event else {}
-        kept = {k: head[k] for k in ("id", "object", "created", "model") if k in head}
-        return self._echo(write_data(msgspec.json.encode(kept | fields)))
+    def _added_chunk(self, **fields: Any) -> bytes:
+        """Return a chunk made by the gateway, with the ids of the engine's first chunk."""
+        event = parse_block(self._first_event.partition(b"\n\n")[0])
+        first = _decode(event.data) if event else {}
+        kept = {k: first[k] for k in ("id", "object", "created", "model") if k in first}
+        return self._rename_model(write_data(msgspec.json.encode(kept | fields)))
+
+
+class EventTemplate:
+    """The bytes of an event before and after its text, learned from a clean event.
+
+    Args:
+        rename_model: puts the client's name of the model into events.
+        text_start: matches up to the quote that opens the text.
+
+    Attributes:
+        rewrites: the client uses another name for the model than the engine.
+    """
+
+    __slots__ = (
+        "_client_prefix",
+        "_client_suffix",
+        "_envelope_size",
+        "_prefix",
+        "_rename_model",
+        "_suffix",
+        "_text_at",
+        "_text_start",
+        "rewrites",
+    )
+
+    def __init__(self, rename_model: ModelNameRewriter, text_start: re.Pattern[bytes]) -> None:
+        self._rename_model = rename_model
+        self._text_start = text_start
+        self._prefix = b""  # empty until an event was learned; the other fields are set with it
+
+    def learn(self, event: bytes) -> None:
+        """Learn from a clean event, a single one with its blank line."""
+        start = self._text_start.search(event)
+        if start is None:
+            return
+        content = _STRING_CONTENT.match(event, start.end())
+        assert content is not None  # the pattern also matches an empty string
+        self._prefix, self._suffix = event[: start.end()], event[content.end() :]
+        self._text_at = len(self._prefix)
+        self._envelope_size = len(self._prefix) + len(self._suffix)
+        self._client_prefix = self._rename_model(self._prefix)
+        self._client_suffix = self._rename_model(self._suffix)
+        self.rewrites = (self._prefix, self._suffix) != (self._client_prefix, self._client_suffix)
+
+    def forget(self) -> None:
+        """Forget the learned event."""
+        self._prefix = b""
+
+    @property
+    def envelope(self) -> tuple[bytes, bytes] | None:
+        """The bytes before and after the text of events that pass unchanged; None if there are no such events."""
+        return (self._prefix, self._suffix) if self._prefix and not self.rewrites else None
+
+    def match(self, data: bytes) -> bytes | None:
+        """Return the JSON text, without quotes, of a single event that fits the template; None if it does not."""
+        prefix = self._prefix
+        if not prefix:
+            return None
+        start, size = self._text_at, len(data) - self._envelope_size
+        if not (size >= 0 and data.startswith(prefix) and data.endswith(self._suffix)):
+            return None
+        content = data[start : start + size]
+        return content if is_string_content(content) else None
+
+    def render(self, data: bytes, text: bytes) -> bytes:
+        """Return the event for the client, with its name of the model."""
+        return self._client_prefix + text + self._client_suffix if self.rewrites else data
+
+
+def is_string_content(data: bytes) -> bool:
+    """Return whether the bytes between two quotes are the content of one JSON string in valid UTF-8."""
+    # `find`, because `in` tries the bytes as an integer first, which costs twice the search.
+    if (data.find(b'"') >= 0 or data.find(b"\\") >= 0) and _STRING_CONTENT.fullmatch(data) is None:
+        return False
+    return data.isascii() or is_utf8(data)
 
 
 def _is_usage_chunk(chunk: dict[str, Any]) -> bool:

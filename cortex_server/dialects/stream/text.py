@@ -1,4 +1,4 @@
-"""Characters that an engine cut in two: the halves stand at the end of one text and the start of the next."""
+"""Byte-level rewriting of engine events: the model's name, and characters split between events."""
 
 from __future__ import annotations
 
@@ -7,87 +7,85 @@ from functools import lru_cache
 
 import msgspec
 
+from cortex_server.dialects.json_input import is_utf8
+
 _MODEL_FIELD = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')
 
 
-@lru_cache(maxsize=256)
-def _written(name: str) -> tuple[bytes, bytes]:
-    """A name in JSON, alone and with its key."""
-    quoted = msgspec.json.encode(name)
-    return quoted, b'"model":' + quoted
+class ModelNameRewriter:
+    """Replaces the model name in events and responses of an engine with the name that the client sent.
 
-
-class Echo:
-    """Puts the name that the client sent into the events and answers of an engine.
-
-    Works on bytes: inside a JSON string a quote is always escaped, so `"model":"` stands nowhere but
-    where a key of that name has a text. Where the engine's name is the client's, no byte is changed.
+    Works on bytes: inside a JSON string a quote is always escaped, so `"model":"` occurs only where a key of that name
+    has a string value. If the engine uses the client's name, no byte changes.
 
     Args:
-        client_name: what to put there; None leaves everything as it is.
+        client_name: the name that the client sent; None changes nothing.
     """
 
-    __slots__ = ("_engine", "_name", "_same", "_told")
+    __slots__ = ("_client_field", "_engine_field", "_expected_field", "_quoted_name")
 
     def __init__(self, client_name: str | None) -> None:
-        self._name: bytes | None = None
-        self._same = b""
+        self._quoted_name: bytes | None = None
+        self._expected_field = b""
         if client_name is not None:
-            self._name, self._same = _written(client_name)
-        self._engine = self._told = b""
+            self._quoted_name, self._expected_field = _encode_name(client_name)
+        self._engine_field = self._client_field = b""  # empty until the first event with a model
 
     def __call__(self, data: bytes) -> bytes:
-        """The same bytes with the client's name. `data` must not be cut inside the field."""
-        if self._name is None:
+        """Return the bytes with the client's name. `data` must not be cut inside the field."""
+        if self._quoted_name is None:
             return data
-        if not self._engine:
-            if data.find(self._same) >= 0:  # the usual case, told without a regular expression
-                self._engine = self._told = self._same
+        if not self._engine_field:
+            if data.find(self._expected_field) >= 0:  # the usual case, without a regular expression
+                self._engine_field = self._client_field = self._expected_field
                 return data
             match = _MODEL_FIELD.search(data)
             if match is None:
                 return data
-            self._engine, self._told = match[0], match[1] + self._name
-        return data if self._engine == self._told else data.replace(self._engine, self._told)
+            self._engine_field, self._client_field = match[0], match[1] + self._quoted_name
+        if self._engine_field == self._client_field:
+            return data
+        return data.replace(self._engine_field, self._client_field)
 
 
-# The beginning of a character of two, three or four bytes, and then the quote that ends the text.
-_CUT = re.compile(rb"([\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})(?=\")")
-_REST = re.compile(rb"(?<=\")[\x80-\xbf]{1,3}")
+@lru_cache(maxsize=256)
+def _encode_name(name: str) -> tuple[bytes, bytes]:
+    """Return a name in JSON, alone and with its key."""
+    quoted = msgspec.json.encode(name)
+    return quoted, b'"model":' + quoted
 
 
-class HalfCharacters:
-    """Puts the halves together again, in the later of the two events.
+# The beginning of a character of two, three or four bytes, followed by the quote that ends the string.
+_FIRST_PART = re.compile(
+    rb"([\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})(?=\")"
+)
+_SECOND_PART = re.compile(rb"(?<=\")[\x80-\xbf]{1,3}")
+
+
+class SplitCharacterBuffer:
+    """Rejoins UTF-8 characters that an engine split between the end of one text and the start of the next.
 
     Attributes:
-        waiting: a first half that waits for its second; empty when there is none.
+        pending: the first part of a character whose second part is expected; empty if there is none.
     """
 
-    __slots__ = ("waiting",)
+    __slots__ = ("pending",)
 
     def __init__(self) -> None:
-        self.waiting = b""
+        self.pending = b""
 
-    def mend(self, data: bytes) -> bytes:
-        """An event's JSON in whole characters; a half whose other half never comes is lost."""
-        half, self.waiting = self.waiting, b""
-        if not half and is_text(data):
+    def rejoin(self, data: bytes) -> bytes:
+        """Return the JSON of an event in whole characters, moving a split character to the later event.
+
+        A first part whose second part never comes is lost.
+        """
+        first_part, self.pending = self.pending, b""
+        if not first_part and is_utf8(data):
             return data
-        if half:
-            data = _REST.sub(lambda rest: half + rest[0], data, count=1)
-        cut = _CUT.search(data)
-        if cut is not None:
-            self.waiting = cut[1]
-            data = data[: cut.start()] + data[cut.end() :]
-        return data if is_text(data) else data.decode("utf-8", "replace").encode()
-
-
-def is_text(data: bytes) -> bool:
-    """Whether the bytes are whole characters of UTF-8."""
-    if data.isascii():
-        return True
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        if first_part:
+            data = _SECOND_PART.sub(lambda second: first_part + second[0], data, count=1)
+        split = _FIRST_PART.search(data)
+        if split is not None:
+            self.pending = split[1]
+            data = data[: split.start()] + data[split.end() :]
+        return data if is_utf8(data) else data.decode("utf-8", "replace").encode()

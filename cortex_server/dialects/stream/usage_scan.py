@@ -1,7 +1,7 @@
-"""What an answer that is no chat says it used: embeddings, rankings, images, speech, streamed or whole.
+"""Usage in responses that are not chat completions: embeddings, reranking, images, speech, streamed or not.
 
-Such an answer may have many MB and is not held. Its usage stands near its beginning (llama.cpp) or near its end
-(everybody else), so these are what is looked at.
+Such a response can have many MB and is not buffered. Its usage is near the beginning (llama.cpp) or near the end (all
+others), so only these are scanned.
 """
 
 from __future__ import annotations
@@ -14,14 +14,32 @@ import msgspec
 
 from cortex_server.dialects.chat import Usage
 
-_END = 8192
+_SCANNED_BYTES = 8192
 _USAGE = re.compile(r'"usage"\s*:\s*(?=\{)')
 
 _decode_at = json.JSONDecoder().raw_decode
 
 
-class _Spent(msgspec.Struct):
-    """Either pair of names is OpenAI's; rankings tell their total only."""
+class UsageScanner:
+    """Keeps the first and the last few KiB of a response, and finds the usage in them."""
+
+    def __init__(self) -> None:
+        self._first = b""
+        self._last = b""
+
+    def feed(self, data: bytes) -> None:
+        """Add more bytes of the response."""
+        if len(self._first) < _SCANNED_BYTES:
+            self._first += data[: _SCANNED_BYTES - len(self._first)]
+        self._last = (self._last + data[-_SCANNED_BYTES:])[-_SCANNED_BYTES:]
+
+    def usage(self) -> Usage | None:
+        """Return the usage that the engine reported, if any."""
+        return _find_usage(self._last) or _find_usage(self._first)
+
+
+class _UsageFields(msgspec.Struct):
+    """Both pairs of names are OpenAI's; rerankers report only the total."""
 
     prompt_tokens: int | None = None
     input_tokens: int | None = None
@@ -30,39 +48,21 @@ class _Spent(msgspec.Struct):
     total_tokens: int | None = None
 
 
-class Ends:
-    """The first and the last few KiB of an answer whose pieces pass."""
-
-    def __init__(self) -> None:
-        self._first = b""
-        self._last = b""
-
-    def feed(self, data: bytes) -> None:
-        """The next piece."""
-        if len(self._first) < _END:
-            self._first += data[: _END - len(self._first)]
-        self._last = (self._last + data[-_END:])[-_END:]
-
-    def usage(self) -> Usage | None:
-        """What the engine counted, where it said so."""
-        return _usage(self._last) or _usage(self._first)
-
-
-def _usage(part: bytes) -> Usage | None:
-    text = part.decode(errors="replace")
+def _find_usage(data: bytes) -> Usage | None:
+    text = data.decode(errors="replace")
     found: Any = None
     for match in _USAGE.finditer(text):
         try:
             found = _decode_at(text, match.end())[0]
-        except (ValueError, RecursionError):  # cut by the edge of what was kept, or nonsense
+        except (ValueError, RecursionError):  # cut off, or not JSON
             continue
     try:
-        spent = msgspec.convert(found, _Spent)
+        fields = msgspec.convert(found, _UsageFields)
     except msgspec.ValidationError:
         return None
-    completion = spent.completion_tokens or spent.output_tokens or 0
-    prompt = spent.prompt_tokens or spent.input_tokens
+    completion = fields.completion_tokens or fields.output_tokens or 0
+    prompt = fields.prompt_tokens or fields.input_tokens
     return Usage(
-        prompt_tokens=max(0, (spent.total_tokens or 0) - completion) if prompt is None else prompt,
+        prompt_tokens=max(0, (fields.total_tokens or 0) - completion) if prompt is None else prompt,
         completion_tokens=completion,
     )

@@ -1,4 +1,4 @@
-"""The part that every translated stream shares: reading the engine, and knowing when it is over."""
+"""Base class of the stream writers: reads the engine's stream and tracks whether the response has ended."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from abc import ABC, abstractmethod
 
 from cortex_common.errors import CortexError
 from cortex_server.dialects.chat import Usage
-from cortex_server.dialects.stream.reader import ChatReader
+from cortex_server.dialects.stream.reader import ChatStreamReader
 
 
-class ClientStream(ABC):
-    """Bytes of an engine's chat stream in, bytes of the client's stream out.
+class StreamWriter(ABC):
+    """Converts the bytes of an engine's chat stream to the bytes of the client's stream.
 
-    A dialect says how its stream starts, goes on, ends and fails by appending to `_out`. It is
-    also the sink of the reader.
+    A subclass writes the events of its dialect by appending to `_out`. It is also the handler of the reader.
+
+    Args:
+        only_first_call: ignore all tool calls but the first.
 
     Attributes:
-        started: the first event was handed out, so an error can no longer be an HTTP status.
+        started: the first event was written, so an error can no longer be an HTTP status.
     """
 
     def __init__(self, *, only_first_call: bool) -> None:
-        self._reader = ChatReader(self, only_first_call=only_first_call)
+        self._reader = ChatStreamReader(self, only_first_call=only_first_call)
         self._out = bytearray()
-        self._over = False
+        self._ended = False
         self.started = False
 
     @property
@@ -32,108 +34,108 @@ class ClientStream(ABC):
 
     @property
     def complete(self) -> bool:
-        """Whether the whole answer was handed out."""
-        return self._over and self.error is None
+        """Whether the complete response was written."""
+        return self._ended and self.error is None
 
     @property
     def lingering(self) -> bool:
-        """The engine has said why it stopped, but not yet that this was all: usage may still come."""
-        return not self._over and self._reader.finish_reason is not None
+        """Whether the engine sent a finish reason but has not ended its stream: usage can still come."""
+        return not self._ended and self._reader.finish_reason is not None
 
     @property
     def usage(self) -> Usage | None:
-        """The engine's count, once it has come."""
+        """The engine's usage, once received."""
         return self._reader.usage
 
     @property
     def malformed(self) -> int:
-        """Events of the engine that could not be read and were skipped."""
+        """Number of engine events that were skipped because they are not JSON."""
         return self._reader.malformed
 
     def open(self) -> bytes:
-        """The start of the stream, for when waiting is long and the answer's status is settled."""
+        """Return the start of the stream, for a long wait whose HTTP status is settled."""
         self._start()
-        return self._taken()
+        return self._take_output()
 
     def ping(self) -> bytes:
-        """Keeps the client's idle timer from running out; starts the stream if need be."""
-        if self._over:
+        """Return an event that resets the client's idle timer; starts the stream if necessary."""
+        if self._ended:
             return b""
         self._start()
         self._write_ping()
-        return self._taken()
+        return self._take_output()
 
     def feed(self, data: bytes) -> bytes:
-        """What the engine's next bytes, cut anywhere, come to."""
-        if self._over:
+        """Return the client's bytes for more bytes of the engine, split at any point."""
+        if self._ended:
             return b""
         self._reader.feed(data)
-        return self._settled()
+        return self._advance()
 
     def end(self) -> bytes:
-        """The engine closed its stream, or dallies after its finish reason."""
-        if self._over:
+        """Return the end of the stream: the engine closed its own, or lingers after its finish reason."""
+        if self._ended:
             return b""
         self._reader.end()
-        return self._settled()
+        return self._advance()
 
     def fail(self, error: CortexError) -> bytes:
-        """The connection to the engine broke, or the gateway gives up."""
-        if self._over:
+        """Return the end of the stream for an error of the gateway, such as a lost connection."""
+        if self._ended:
             return b""
         self._reader.error = error
-        return self._settled()
+        return self._advance()
 
     @abstractmethod
-    def reasoning(self, text: str) -> None:
-        """See ChatSink."""
+    def on_reasoning(self, text: str) -> None:
+        """Write more reasoning."""
 
     @abstractmethod
-    def text(self, text: str) -> None:
-        """See ChatSink."""
+    def on_text(self, text: str) -> None:
+        """Write more visible text."""
 
     @abstractmethod
-    def call_started(self, number: int, engine_id: str, name: str) -> None:
-        """See CallSink."""
+    def on_tool_call(self, position: int, engine_id: str, name: str) -> None:
+        """Write the start of a tool call."""
 
     @abstractmethod
-    def call_arguments(self, text: str) -> None:
-        """See CallSink."""
+    def on_arguments(self, text: str) -> None:
+        """Write more arguments of the current tool call."""
 
     @abstractmethod
     def _write_start(self) -> None:
-        """Append the events that open a stream."""
+        """Append the events that start a stream."""
 
     @abstractmethod
     def _write_ping(self) -> None:
-        """Append what keeps a stream alive."""
+        """Append an event that keeps the stream alive."""
 
     @abstractmethod
     def _write_end(self) -> None:
-        """Append the events that end a whole answer."""
+        """Append the events that end a complete response."""
 
     @abstractmethod
     def _write_error(self, error: CortexError) -> None:
-        """Append the events that end a broken one."""
+        """Append the events that end a failed response."""
 
     def _start(self) -> None:
         if not self.started:
             self.started = True
             self._write_start()
 
-    def _settled(self) -> bytes:
+    def _advance(self) -> bytes:
         reader = self._reader
-        if reader.began:
+        if reader.started:
             self._start()
         if reader.error is not None:
-            self._over = True
+            self._ended = True
             self._write_error(reader.error)
         elif reader.complete:
-            self._over = True
+            self._ended = True
             self._write_end()
-        return self._taken()
+        return self._take_output()
 
-    def _taken(self) -> bytes:
+    def _take_output(self) -> bytes:
         out = bytes(self._out)
         self._out.clear()
         return out

@@ -12,19 +12,22 @@ from dialects_kit import events, run
 
 from cortex_cli.doctor import chat, messages, responses
 from cortex_cli.doctor.probe import Broken, Event
-from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.responses.stream import ResponsesStream
+from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.stream.text import Echo
+from cortex_server.dialects.stream.text import ModelNameRewriter
 
-Translator = MessagesStream | ResponsesStream | StreamRepair
+Translator = MessagesStreamWriter | ResponsesStreamWriter | StreamRepair
 DIALECTS: dict[str, tuple[ModuleType, Callable[[], Translator]]] = {
-    "messages": (messages, lambda: MessagesStream(message_id="i", model="m", request_id="r")),
-    "responses": (responses, lambda: ResponsesStream(response_id="i", model="m", created=7)),
+    "messages": (messages, lambda: MessagesStreamWriter(message_id="i", model="m", request_id="r")),
+    "responses": (responses, lambda: ResponsesStreamWriter(response_id="i", model="m", created=7)),
     "chat": (
         chat,
         lambda: StreamRepair(
-            answer_id="i", usage_wanted=True, prompt_tokens=lambda: 11, echo=Echo("m")
+            response_id="i",
+            client_wants_usage=True,
+            prompt_tokens=lambda: 11,
+            rename_model=ModelNameRewriter("m"),
         ),
     ),
 }

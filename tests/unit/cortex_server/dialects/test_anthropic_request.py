@@ -1,4 +1,4 @@
-"""Anthropic's requests, said again as chat requests."""
+"""Translation of Anthropic requests to chat requests."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI, EngineTraits
-from cortex_server.dialects.anthropic.request import Translated, read_request, to_chat
+from cortex_server.dialects.anthropic.request import parse_request, to_chat
+from cortex_server.dialects.chat import TranslatedRequest
 
 _EFFORT_ONLY = EngineTraits(effort_names=MISTRALRS.effort_names)
 
 
-def _translate(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> Translated:
+def _translate(
+    traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any
+) -> TranslatedRequest:
     body = {
         "model": "claude-x",
         "max_tokens": 100,
         "messages": [{"role": "user", "content": "hi"}],
     } | fields
-    request = read_request(json.dumps({k: v for k, v in body.items() if v is not ...}).encode())
+    request = parse_request(json.dumps({k: v for k, v in body.items() if v is not ...}).encode())
     return to_chat(request, model="engine", traits=traits, stream=stream)
 
 
@@ -33,8 +36,8 @@ def _chat(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any)
     return found
 
 
-def _user(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages that a user turn of these blocks becomes."""
+def _user_messages(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages for a user turn with these blocks."""
     found: list[dict[str, Any]] = _chat(messages=[{"role": "user", "content": list(blocks)}])[
         "messages"
     ]
@@ -53,7 +56,7 @@ _TOOL = {"name": "f", "description": "does f", "input_schema": _SCHEMA}
 _TOOLS = [_TOOL, _TOOL | {"name": "g"}]
 
 
-def _result(content: Any = ..., **more: Any) -> dict[str, Any]:
+def _tool_result(content: Any = ..., **more: Any) -> dict[str, Any]:
     block = {"type": "tool_result", "tool_use_id": "t1", "content": content} | more
     return {k: v for k, v in block.items() if v is not ...}
 
@@ -109,16 +112,16 @@ def _result(content: Any = ..., **more: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_top_level_fields_are_carried_over_or_dropped(
+def test_top_level_fields_are_translated_or_dropped(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    """Each top-level field has its counterpart, and what has none goes no further."""
+    """Fields without a counterpart are not forwarded."""
     chat = _chat(**fields)
     assert {key: chat.get(key) for key in expected} == expected
 
 
-def test_a_stream_asks_for_usage() -> None:
-    """A streamed request always asks for usage; another does not mention streams."""
+def test_stream_requests_usage() -> None:
+    """A streamed request requests usage; an unstreamed one has no stream fields."""
     assert _chat(stream=True)["stream_options"] == {"include_usage": True}
     assert _chat(stream=True)["stream"] is True
     assert not {"stream", "stream_options"} & _chat(stream=False).keys()
@@ -158,13 +161,13 @@ def test_a_stream_asks_for_usage() -> None:
         (OPENAI, None, None, {}),
     ],
 )
-def test_thinking_is_worded_for_the_engine(
+def test_thinking_depends_on_engine_traits(
     traits: EngineTraits,
     thinking: dict[str, Any] | None,
     effort: str | None,
     expected: dict[str, Any],
 ) -> None:
-    """Each engine gets one switch that it knows, never two that contradict each other."""
+    """An engine gets one parameter that it knows, never two that contradict each other."""
     chat = _chat(traits, thinking=thinking, output_config={"effort": effort})
     fields = {"reasoning_effort", "enable_thinking", "thinking_budget_tokens", "thinking"}
     assert {key: chat[key] for key in fields & chat.keys()} == expected
@@ -188,8 +191,8 @@ def test_thinking_is_worded_for_the_engine(
         ),
     ],
 )
-def test_the_system_prompt_is_one_message(system: Any, expected: str | None) -> None:
-    """System text and blocks become one string, without the billing header that changes each time."""
+def test_system_prompt_is_one_message(system: Any, expected: str | None) -> None:
+    """System text and blocks become one string, without the billing header, which changes with each request."""
     first = _chat(system=system)["messages"][0]
     assert first == (
         {"role": "user", "content": "hi"}
@@ -246,27 +249,28 @@ def test_the_system_prompt_is_one_message(system: Any, expected: str | None) -> 
         ),
     ],
 )
-def test_user_blocks_become_parts_in_their_order(
-    blocks: list[dict[str, Any]], expected: Any
-) -> None:
-    """Text alone is one string; with images the parts keep their order; documents become text."""
-    assert _user(*blocks) == [{"role": "user", "content": expected}]
+def test_user_blocks_become_parts_in_order(blocks: list[dict[str, Any]], expected: Any) -> None:
+    """Only text becomes one string; with images, the parts keep their order; documents become text."""
+    assert _user_messages(*blocks) == [{"role": "user", "content": expected}]
 
 
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        (_result("out"), "out"),
-        (_result([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "a\nb"),
-        (_result(), ""),
-        (_result([]), ""),
-        (_result(None), ""),
-        (_result("no such file", is_error=True), "Error: no such file"),
-        (_result("error: no such file", is_error=True), "error: no such file"),
-        (_result([{"type": "tool_reference", "tool_name": "WebFetch"}]), "Tool loaded: WebFetch"),
-        (_result([{"type": "unknown_block", "x": 1}]), '{"type": "unknown_block", "x": 1}'),
+        (_tool_result("out"), "out"),
+        (_tool_result([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "a\nb"),
+        (_tool_result(), ""),
+        (_tool_result([]), ""),
+        (_tool_result(None), ""),
+        (_tool_result("no such file", is_error=True), "Error: no such file"),
+        (_tool_result("error: no such file", is_error=True), "error: no such file"),
         (
-            _result(
+            _tool_result([{"type": "tool_reference", "tool_name": "WebFetch"}]),
+            "Tool loaded: WebFetch",
+        ),
+        (_tool_result([{"type": "unknown_block", "x": 1}]), '{"type": "unknown_block", "x": 1}'),
+        (
+            _tool_result(
                 [{"type": "search_result", "source": "s", "title": "t", "content": [{"text": "x"}]}]
             ),
             "t\ns\nx",
@@ -274,16 +278,16 @@ def test_user_blocks_become_parts_in_their_order(
     ],
 )
 def test_tool_results_become_tool_messages(result: dict[str, Any], expected: str) -> None:
-    """Text, failures, references and unknown blocks all reach the model as text."""
-    assert _user(result) == [{"role": "tool", "content": expected, "tool_call_id": "t1"}]
+    """Text, failures, references and unknown blocks all become text."""
+    assert _user_messages(result) == [{"role": "tool", "content": expected, "tool_call_id": "t1"}]
 
 
-def test_results_stand_before_the_rest_of_the_turn_and_images_after_them() -> None:
-    """Tool messages come first, then the images of all results, then what the user said."""
-    found = _user(
+def test_tool_results_come_before_images_and_text() -> None:
+    """Tool messages come first, then the images of all results, then the user's text."""
+    found = _user_messages(
         {"type": "text", "text": "see"},
-        _result([{"type": "text", "text": "a"}, _PNG]),
-        _result([_PNG]) | {"tool_use_id": "t2"},
+        _tool_result([{"type": "text", "text": "a"}, _PNG]),
+        _tool_result([_PNG]) | {"tool_use_id": "t2"},
     )
     assert [message["role"] for message in found] == ["tool", "tool", "user"]
     assert [message["content"] for message in found[:2]] == ["a", "(image)"]
@@ -299,23 +303,23 @@ def test_results_stand_before_the_rest_of_the_turn_and_images_after_them() -> No
         (LLAMACPP, {"role": "user", "content": "{"}, False),
     ],
 )
-def test_an_answer_that_the_client_began_is_gone_on_with(
+def test_prefilled_response_is_continued(
     traits: EngineTraits, last: dict[str, Any], continued: bool
 ) -> None:
-    """The engine is told so where it knows the word."""
+    """An engine that can continue a message is asked to."""
     found = _chat(traits, messages=[{"role": "user", "content": "hi"}, last])
     assert found.get("continue_final_message", False) is continued
     assert ("add_generation_prompt" in found) is continued
 
 
-def test_messages_without_any_content_are_refused() -> None:
-    """Engines answer an empty conversation with noise, or name a field that the client did not send."""
+def test_empty_messages_are_rejected() -> None:
+    """Engines answer an empty conversation with noise, or with an error about another field."""
     with pytest.raises(BadRequest):
         _chat(messages=[{"role": "user", "content": ""}])
 
 
-def test_assistant_turns_keep_text_calls_and_unicode() -> None:
-    """Texts are joined as they were, calls keep the JSON text of their input."""
+def test_assistant_turn_keeps_text_calls_and_unicode() -> None:
+    """Texts are joined without a separator, and calls keep the JSON text of their input."""
     turn = {
         "role": "assistant",
         "content": [
@@ -331,8 +335,8 @@ def test_assistant_turns_keep_text_calls_and_unicode() -> None:
     assert [c["id"] for c in found["tool_calls"]] == ["t1", "t2"]
 
 
-def test_thinking_goes_back_only_to_engines_that_take_it() -> None:
-    """Thinking of earlier turns is kept for llama.cpp and dropped elsewhere; its signature always."""
+def test_earlier_thinking_is_sent_only_to_engines_that_accept_it() -> None:
+    """Thinking of earlier turns is kept for llama.cpp and dropped for mistral.rs; signatures are dropped."""
     turn = {
         "role": "assistant",
         "content": [
@@ -353,8 +357,8 @@ def test_thinking_goes_back_only_to_engines_that_take_it() -> None:
     assert _translate(messages=messages).dropped == ("messages.1.content.1: redacted_thinking",)
 
 
-def test_a_late_system_message_is_a_reminder_in_its_place() -> None:
-    """A system message inside the conversation joins the user turn beside it, so the prefix stays."""
+def test_later_system_message_becomes_a_reminder() -> None:
+    """A system message in the conversation joins the adjacent user turn, so the prompt prefix is stable."""
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "system", "content": [{"type": "text", "text": "be brief", "cache_control": {}}]},
@@ -370,21 +374,21 @@ def test_a_late_system_message_is_a_reminder_in_its_place() -> None:
     ]
 
 
-def test_a_system_message_between_call_and_result_waits() -> None:
+def test_system_message_between_call_and_result_is_deferred() -> None:
     """A call is followed by its results; the reminder comes after them."""
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": [_USE]},
         {"role": "system", "content": "be kind"},
-        {"role": "user", "content": [_result("out"), {"type": "text", "text": "go"}]},
+        {"role": "user", "content": [_tool_result("out"), {"type": "text", "text": "go"}]},
     ]
     found = _chat(messages=messages)["messages"]
     assert [message["role"] for message in found] == ["user", "assistant", "tool", "user"]
     assert found[3]["content"] == "<system-reminder>\nbe kind\n</system-reminder>\ngo"
 
 
-def test_tools_change_in_mid_conversation() -> None:
-    """An added definition joins the tools, a removed tool leaves them, a reference changes nothing."""
+def test_tools_can_change_in_a_conversation() -> None:
+    """An added definition joins the tools, a removed tool leaves them, and a reference changes nothing."""
     change = [
         {
             "type": "tool_addition",
@@ -399,8 +403,8 @@ def test_tools_change_in_mid_conversation() -> None:
     assert len(chat["messages"]) == 1
 
 
-def test_blocks_of_server_run_tools_are_dropped_by_name() -> None:
-    """What tools on Anthropic's side said is left out, and the log can say so."""
+def test_server_tool_blocks_are_dropped() -> None:
+    """Blocks of tools that Anthropic runs are left out and recorded for the log."""
     blocks = [
         {"type": "server_tool_use", "id": "s"},
         {"type": "web_search_tool_result", "tool_use_id": "s"},
@@ -414,8 +418,8 @@ def test_blocks_of_server_run_tools_are_dropped_by_name() -> None:
     ]
 
 
-def test_tools_keep_their_schema_verbatim_and_nothing_else() -> None:
-    """The schema goes through as it is; caching, deferral and examples do not go into it."""
+def test_tool_schema_is_verbatim() -> None:
+    """The schema is forwarded unchanged; caching, deferral and examples are not forwarded."""
     decorated = _TOOL | {
         "cache_control": {},
         "defer_loading": True,
@@ -443,10 +447,10 @@ def test_tools_keep_their_schema_verbatim_and_nothing_else() -> None:
         ({"type": ["object", "null"]}, {"type": ["object", "null"]}),
     ],
 )
-def test_a_schema_without_a_type_is_of_an_object(
+def test_schema_without_a_type_gets_object(
     schema: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    """Engines insist on a type where clients leave it out."""
+    """Engines require a type, which some clients omit."""
     assert (
         _chat(tools=[{"name": "f", "input_schema": schema}])["tools"][0]["function"]["parameters"]
         == expected
@@ -454,8 +458,8 @@ def test_a_schema_without_a_type_is_of_an_object(
 
 
 @pytest.mark.parametrize("kind", ["bash_20250124", "text_editor_20250728", "memory_20250818"])
-def test_tools_that_clients_run_get_their_public_schema(kind: str) -> None:
-    """A tool known to Anthropic's models by its type alone becomes a function with a schema."""
+def test_client_tools_get_their_public_schema(kind: str) -> None:
+    """A tool that Anthropic's models know by its type becomes a function with a schema."""
     function = _chat(tools=[{"type": kind, "name": "t"}])["tools"][0]["function"]
     assert function["name"] == "t"
     assert "command" in function["parameters"]["properties"]
@@ -470,8 +474,8 @@ def test_tools_that_clients_run_get_their_public_schema(kind: str) -> None:
         "mcp_toolset",
     ],
 )
-def test_tools_that_anthropic_runs_are_dropped(kind: str) -> None:
-    """They leave; with none left neither tools nor choice are sent; a choice of one becomes auto."""
+def test_server_tools_are_dropped(kind: str) -> None:
+    """If none are left, neither tools nor a choice are sent; a choice of a dropped tool becomes auto."""
     server = {"type": kind, "name": "s"}
     alone = _translate(tools=[server], tool_choice={"type": "any"})
     assert not {"tools", "tool_choice"} & json.loads(alone.body).keys()
@@ -502,17 +506,17 @@ def test_tools_that_anthropic_runs_are_dropped(kind: str) -> None:
         (LLAMACPP, {"type": "tool", "name": "g"}, "required", 1),
     ],
 )
-def test_tool_choice_is_worded_for_the_engine(
+def test_tool_choice_depends_on_engine_traits(
     traits: EngineTraits, choice: dict[str, Any], expected: Any, tools: int
 ) -> None:
-    """llama.cpp, which ignores a name, gets only that tool and must use it."""
+    """llama.cpp, which ignores a name, gets only the named tool with "required"."""
     chat = _chat(traits, tools=_TOOLS, tool_choice=choice)
     assert chat["tool_choice"] == expected
     assert len(chat["tools"]) == tools
 
 
-def test_no_parallel_calls_is_a_switch_or_the_gateways_work() -> None:
-    """Engines with the switch get it; for the others only the first call is to be kept."""
+def test_disabled_parallel_calls_depend_on_engine_traits() -> None:
+    """Engines with the parameter get it; for others, only the first call is returned."""
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     with_switch = _translate(LLAMACPP, tools=_TOOLS, tool_choice=choice)
     without = _translate(MISTRALRS, tools=_TOOLS, tool_choice=choice)
@@ -522,20 +526,20 @@ def test_no_parallel_calls_is_a_switch_or_the_gateways_work() -> None:
     assert without.only_first_call
 
 
-def test_the_ids_of_earlier_calls_are_known() -> None:
-    """What the answer must not use again is told."""
+def test_ids_of_earlier_calls_are_collected() -> None:
+    """The response must not reuse them."""
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [_USE]}]
     assert _translate(messages=messages).call_ids == {"t1"}
 
 
-def test_the_user_is_known_for_affinity() -> None:
-    """The user id can be read for routing though it is not forwarded."""
+def test_user_id_is_parsed_for_affinity() -> None:
+    """The user id is available for routing, although it is not forwarded."""
     body = {
         "model": "m",
         "messages": [{"role": "user", "content": "x"}],
         "metadata": {"user_id": "u"},
     }
-    assert read_request(json.dumps(body).encode()).user == "u"
+    assert parse_request(json.dumps(body).encode()).user == "u"
 
 
 @pytest.mark.parametrize(
@@ -571,12 +575,12 @@ def test_the_user_is_known_for_affinity() -> None:
         ),
     ],
 )
-def test_what_is_no_request_is_refused_by_field(
+def test_invalid_request_is_rejected_by_field(
     body: bytes, kind: type[BadRequest], param: str | None
 ) -> None:
     """A client's mistake is a 400 that names the field."""
     with pytest.raises(kind) as caught:
-        read_request(body)
+        parse_request(body)
     assert caught.value.param == param
     assert caught.value.status == 400
 
@@ -608,12 +612,12 @@ def test_what_is_no_request_is_refused_by_field(
         ({"type": "tool_result"}, "messages.0.content.1", "tool_use_id"),
     ],
 )
-def test_blocks_that_cannot_be_carried_over_are_refused_by_place(
+def test_unsupported_block_is_rejected_by_position(
     block: dict[str, Any], place: str, words: str
 ) -> None:
-    """Nothing is lost silently: the type and the position of the block are named."""
+    """Nothing is dropped silently: the error names the type and the position of the block."""
     with pytest.raises(BadRequest, match=words) as caught:
-        _user({"type": "text", "text": "x"}, block)
+        _user_messages({"type": "text", "text": "x"}, block)
     assert caught.value.param == place
 
 
@@ -626,14 +630,14 @@ def test_blocks_that_cannot_be_carried_over_are_refused_by_place(
         ({"name": "f", "input_schema": []}, "input_schema"),
     ],
 )
-def test_tools_that_cannot_be_carried_over_are_refused(tool: dict[str, Any], words: str) -> None:
-    """A tool without a schema and without a known type is named."""
+def test_unsupported_tool_is_rejected(tool: dict[str, Any], words: str) -> None:
+    """The error names a tool without a schema and without a known type."""
     with pytest.raises(BadRequest, match=words):
         _chat(tools=[tool])
 
 
-def test_a_call_whose_input_is_no_object_is_refused() -> None:
-    """Calls carry objects."""
+def test_tool_input_that_is_not_an_object_is_rejected() -> None:
+    """The input of a tool call must be an object."""
     turn = {"role": "assistant", "content": [_USE | {"input": [1]}]}
     with pytest.raises(BadRequest, match="input"):
         _chat(messages=[turn])
@@ -655,7 +659,7 @@ _EVERYTHING = {
         },
         {
             "role": "user",
-            "content": [_result([{"type": "text", "text": "b"}, _PNG], is_error=True)],
+            "content": [_tool_result([{"type": "text", "text": "b"}, _PNG], is_error=True)],
         },
     ],
     "tools": [_TOOL, {"type": "bash_20250124", "name": "bash"}],
@@ -667,14 +671,16 @@ _EVERYTHING = {
 
 
 @given(spoiled(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
-def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
-    """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
+def test_junk_in_a_request_is_a_client_error(body: Any, traits: EngineTraits) -> None:
+    """A field of a wrong type is a 400, or has no effect; it never breaks the gateway."""
     with contextlib.suppress(BadRequest):
-        to_chat(read_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True)
+        to_chat(
+            parse_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True
+        )
 
 
-def test_a_body_that_is_no_text_is_refused() -> None:
-    """Half a character inside a tool's input, which is kept undecoded, is found too."""
+def test_invalid_utf8_is_rejected() -> None:
+    """A split character in a tool's input, which is not decoded, is also found."""
     body = json.dumps(_EVERYTHING, ensure_ascii=False).encode().replace("é".encode(), b"\xc3")
     with pytest.raises(MalformedBody, match="UTF-8"):
-        read_request(body)
+        parse_request(body)

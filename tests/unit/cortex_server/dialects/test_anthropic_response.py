@@ -1,4 +1,4 @@
-"""Whole answers, errors, models and counts in Anthropic's shape."""
+"""Unstreamed responses, errors, models and token counts in Anthropic's format."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from cortex_server.dialects.anthropic.errors import error_body
-from cortex_server.dialects.anthropic.models import Served, entry_body, page_body
+from cortex_server.dialects.anthropic.errors import error_response
+from cortex_server.dialects.anthropic.models import ServedModel, encode_model, encode_model_page
 from cortex_server.dialects.anthropic.response import to_message
-from cortex_server.dialects.engine_errors import from_answer, from_stream
-from cortex_server.dialects.openai_errors import engine_error_body
-from cortex_server.dialects.tokens import count_body, estimate, read_count
+from cortex_server.dialects.engine_errors import error_from_event, error_from_response
+from cortex_server.dialects.openai_errors import engine_error_response
+from cortex_server.dialects.tokens import encode_count, estimate, parse_count
 
 
 def _completion(message: dict[str, Any], finish: str | None = "stop", **more: Any) -> bytes:
@@ -59,8 +59,8 @@ def _call(arguments: Any, ident: str | None = "a") -> dict[str, Any]:
     return {"id": ident, "type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
-def test_an_answer_has_every_key() -> None:
-    """Id, type, role, the client's name for the model, and a stop_sequence of null are always there."""
+def test_message_has_every_field() -> None:
+    """Id, type, role, the client's model name, and a null stop_sequence are always present."""
     assert _message({"content": "hi"}) == {
         "type": "message",
         "id": "msg_1",
@@ -94,13 +94,13 @@ def test_an_answer_has_every_key() -> None:
         ({}, ["text"]),
     ],
 )
-def test_blocks_come_in_order_and_never_empty(message: dict[str, Any], kinds: list[str]) -> None:
-    """Thinking, text, calls; one empty text only when there is nothing at all."""
+def test_blocks_are_ordered_and_not_empty(message: dict[str, Any], kinds: list[str]) -> None:
+    """Thinking, text, calls; one empty text block only if there is nothing else."""
     assert [block["type"] for block in _message(message)["content"]] == kinds
 
 
 def test_thinking_has_a_signature() -> None:
-    """The SDKs require one; clients send it back untouched."""
+    """SDKs require one; clients send it back unchanged."""
     assert _message({"reasoning": "r"})["content"][0]["signature"] == "cortex"
 
 
@@ -116,8 +116,8 @@ def test_thinking_has_a_signature() -> None:
         ("[1]", {"arguments": "[1]"}),
     ],
 )
-def test_the_input_of_a_call_is_always_an_object(arguments: Any, expected: dict[str, Any]) -> None:
-    """Whatever the model made of the arguments, the client gets an object."""
+def test_tool_input_is_always_an_object(arguments: Any, expected: dict[str, Any]) -> None:
+    """Whatever the model wrote as arguments, the client gets an object."""
     assert _message({"tool_calls": [_call(arguments)]})["content"][0]["input"] == expected
 
 
@@ -139,18 +139,18 @@ def test_the_input_of_a_call_is_always_an_object(arguments: Any, expected: dict[
         ("stop", {"tool_calls": [_call("{}")]}, {"stop_reason": "END"}, ("tool_use", None)),
     ],
 )
-def test_why_it_stopped(
+def test_stop_reason(
     finish: str | None,
     message: dict[str, Any],
     choice: dict[str, Any],
     expected: tuple[str, str | None],
 ) -> None:
-    """Length wins over calls, calls over stop; a stop string is told only on evidence."""
+    """Length takes precedence over calls, calls over stop; a stop string is reported only if the engine names it."""
     found = _message(message, finish, choice=choice)
     assert (found["stop_reason"], found["stop_sequence"]) == expected
 
 
-def test_usage_counts_cached_tokens_apart() -> None:
+def test_usage_separates_cached_tokens() -> None:
     """Input and cached tokens add up to the engine's prompt tokens."""
     counted = {
         "prompt_tokens": 10,
@@ -165,7 +165,7 @@ def test_usage_counts_cached_tokens_apart() -> None:
     )
 
 
-def test_ids_of_calls_are_unique_in_the_conversation() -> None:
+def test_call_ids_are_unique_in_the_conversation() -> None:
     """Missing, repeated and already used ids are replaced."""
     calls = [_call("{}", None), _call("{}", "a"), _call("{}", "a"), _call("{}", "old")]
     ids = [block["id"] for block in _message({"tool_calls": calls}, call_ids={"old"})["content"]]
@@ -184,8 +184,8 @@ def test_ids_of_calls_are_unique_in_the_conversation() -> None:
         (b'{"error":{"message":"boom","code":503}}', Unavailable),
     ],
 )
-def test_what_is_no_answer_is_an_error_of_the_engine(body: bytes, kind: type[CortexError]) -> None:
-    """A body without an answer is not the client's mistake."""
+def test_body_without_a_completion_is_an_engine_error(body: bytes, kind: type[CortexError]) -> None:
+    """A body without a chat completion is not the client's mistake."""
     with pytest.raises(kind):
         to_message(body, message_id="m", model="m")
 
@@ -205,12 +205,12 @@ def test_what_is_no_answer_is_an_error_of_the_engine(body: bytes, kind: type[Cor
         (ModelLoading("x"), 529, "overloaded_error"),
         (UpstreamTimeout("x"), 504, "timeout_error"),
         (DoesNotFit("x"), 507, "api_error"),
-        (from_answer(402, b'{"error":"x"}'), 402, "billing_error"),
+        (error_from_response(402, b'{"error":"x"}'), 402, "billing_error"),
     ],
 )
-def test_errors_have_anthropics_status_and_type(error: CortexError, status: int, kind: str) -> None:
-    """Each error of the tree has the status and type upon which clients act rightly."""
-    found_status, body = error_body(error, "req_1")
+def test_errors_have_anthropic_status_and_type(error: CortexError, status: int, kind: str) -> None:
+    """Each error has the status and type that make clients react correctly."""
+    found_status, body = error_response(error, "req_1")
     assert found_status == status
     assert json.loads(body) == {
         "type": "error",
@@ -220,9 +220,9 @@ def test_errors_have_anthropics_status_and_type(error: CortexError, status: int,
 
 
 def test_hints_are_part_of_the_message() -> None:
-    """Anthropic's shape has no field for hints."""
+    """Anthropic's format has no field for hints."""
     hints = ("Did you mean 'y'?", "See the list")
-    _, body = error_body(ModelNotFound("There is no model 'x'", hints=hints))
+    _, body = error_response(ModelNotFound("There is no model 'x'", hints=hints))
     said = json.loads(body)["error"]["message"]
     assert said == "There is no model 'x'. Did you mean 'y'? See the list"
 
@@ -246,34 +246,38 @@ _VLLM_OVERFLOW = {
 
 
 @pytest.mark.parametrize("body", [_LLAMA_OVERFLOW, _VLLM_OVERFLOW], ids=["llama.cpp", "vLLM"])
-def test_an_overflow_is_worded_so_that_clients_compact(body: dict[str, Any]) -> None:
-    """Claude Code compacts on these words and on no others."""
-    error = from_answer(400, json.dumps(body).encode())
+def test_context_overflow_message_makes_clients_compact(body: dict[str, Any]) -> None:
+    """Claude Code compacts on this message and on no other."""
+    error = error_from_response(400, json.dumps(body).encode())
     assert isinstance(error, PromptTooLong)
-    status, answer = error_body(error)
+    status, answer = error_response(error)
     assert status == 400
     assert (
         json.loads(answer)["error"]["message"] == "prompt is too long: 9000 tokens > 8192 maximum"
     )
-    assert isinstance(from_stream(json.dumps(body).encode()), PromptTooLong)
+    assert isinstance(error_from_event(json.dumps(body).encode()), PromptTooLong)
 
 
-def test_an_overflow_that_names_only_the_limit_uses_the_estimate() -> None:
-    """mistral.rs does not say how long the prompt is; the estimate does, but never less than the limit."""
+def test_context_overflow_without_prompt_size_uses_the_estimate() -> None:
+    """mistral.rs does not report the size of the prompt; the estimate is used, but always above the limit."""
     said = (
         "Prompt sequence length is greater than 4096, perhaps consider using `truncate_sequence`?"
     )
-    error = from_stream(json.dumps({"error": {"message": said, "type": "server_error"}}).encode())
+    error = error_from_event(
+        json.dumps({"error": {"message": said, "type": "server_error"}}).encode()
+    )
     for estimated, told in ((9000, 9000), (0, 4097)):
-        _, body = error_body(error, prompt_tokens=estimated)
+        _, body = error_response(error, prompt_tokens=estimated)
         message = json.loads(body)["error"]["message"]
         assert message == f"prompt is too long: {told} tokens > 4096 maximum"
 
 
-def test_an_overflow_without_numbers_still_says_so() -> None:
-    """When the engine names no sizes its own words follow."""
-    error = from_answer(500, b'{"message":"prompt is too long"}')
-    assert json.loads(error_body(error)[1])["error"]["message"].startswith("prompt is too long: ")
+def test_context_overflow_without_numbers() -> None:
+    """If the engine reports no sizes, its own message follows."""
+    error = error_from_response(500, b'{"message":"prompt is too long"}')
+    assert json.loads(error_response(error)[1])["error"]["message"].startswith(
+        "prompt is too long: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,26 +300,26 @@ def test_an_overflow_without_numbers_still_says_so() -> None:
         (501, b'{"error":{"message":"no"}}', NotSupported, "no"),
     ],
 )
-def test_every_shape_of_an_engines_error_is_read(
+def test_every_error_format_is_parsed(
     status: int, body: bytes, kind: type[CortexError], message: str
 ) -> None:
-    """The message is found wherever the engine puts it, and the status says whose fault it is."""
-    error = from_answer(status, body)
+    """The message is found wherever the engine puts it, and the status decides the class."""
+    error = error_from_response(status, body)
     assert isinstance(error, kind)
     assert error.message == message
     assert error.details["upstream_status"] == status
 
 
-def test_an_engines_wish_to_wait_is_kept() -> None:
-    """retry-after of the engine's answer goes with the error."""
-    assert from_answer(429, b"{}", 3.0).retry_after == 3.0
+def test_retry_after_is_kept() -> None:
+    """The engine's retry-after is kept with the error."""
+    assert error_from_response(429, b"{}", 3.0).retry_after == 3.0
 
 
 @given(st.integers(400, 599), st.binary(max_size=60))
-def test_no_body_is_too_strange_to_be_an_error(status: int, body: bytes) -> None:
-    """Reading an error never fails."""
-    assert from_answer(status, body).message
-    assert from_stream(body).message
+def test_parsing_an_error_never_fails(status: int, body: bytes) -> None:
+    """Any body gives an error with a message."""
+    assert error_from_response(status, body).message
+    assert error_from_event(body).message
 
 
 @pytest.mark.parametrize(
@@ -341,29 +345,31 @@ def test_no_body_is_too_strange_to_be_an_error(status: int, body: bytes) -> None
         (403, b'{"detail":"no"}', (403, "upstream_failed", "no")),
     ],
 )
-def test_engine_errors_get_openais_shape(
+def test_engine_errors_are_converted_to_openai_format(
     status: int, body: bytes, expected: tuple[int, str, str]
 ) -> None:
-    """A client of OpenAI's dialect finds an error object with message and code, and no claim that it is ours."""
-    found_status, answer = engine_error_body(status, body)
+    """The client gets an error object with message and code, not marked as the gateway's."""
+    found_status, answer = engine_error_response(status, body)
     error = json.loads(answer)["error"]
     assert (found_status, error["code"]) == expected[:2]
     assert expected[2] in error["message"]
     assert "src" not in error
 
 
-def test_an_engines_error_in_openais_shape_passes_as_it_came() -> None:
-    """Its code and its own fields are the engine's to say."""
+def test_engine_error_in_openai_format_is_unchanged() -> None:
+    """The engine's code and additional fields are kept."""
     body = b'{"error": {"code": 400, "message": "x", "n_ctx": 7}}'
-    assert engine_error_body(400, body) == (400, body)
+    assert engine_error_response(400, body) == (400, body)
 
 
-_MODELS = [Served(f"m{n}", created=1_700_000_000, context=8192 if n else None) for n in range(5)]
+_MODELS = [
+    ServedModel(f"m{n}", created=1_700_000_000, context=8192 if n else None) for n in range(5)
+]
 
 
-def test_a_model_satisfies_both_sdks() -> None:
-    """One entry has the keys of Anthropic's ModelInfo and of OpenAI's Model."""
-    found = json.loads(entry_body(_MODELS[1]))
+def test_model_satisfies_both_sdks() -> None:
+    """An entry has the fields of Anthropic's ModelInfo and of OpenAI's Model."""
+    found = json.loads(encode_model(_MODELS[1]))
     info = anthropic.types.ModelInfo.model_validate(found)
     assert (info.id, info.type, info.max_input_tokens) == ("m1", "model", 8192)
     assert found["created_at"] == "2023-11-14T22:13:20Z"
@@ -382,16 +388,16 @@ def test_a_model_satisfies_both_sdks() -> None:
         ({"before_id": "unknown"}, [], False),
     ],
 )
-def test_models_come_in_pages(asked: dict[str, Any], ids: list[str], more: bool) -> None:
-    """limit, after_id and before_id choose a page, which says whether there is more."""
-    page = json.loads(page_body(_MODELS, **asked))
+def test_models_are_paginated(asked: dict[str, Any], ids: list[str], more: bool) -> None:
+    """limit, after_id and before_id choose a page, which says whether there are more."""
+    page = json.loads(encode_model_page(_MODELS, **asked))
     assert [model["id"] for model in page["data"]] == ids
     assert page["has_more"] is more
     assert (page["first_id"], page["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
 
 
-def test_the_estimate_counts_text_tools_and_images() -> None:
-    """Text counts a token for each four bytes, an image a thousand whatever its data weigh."""
+def test_estimate_counts_text_tools_and_images() -> None:
+    """Text counts one token per four bytes, an image 1000, whatever its size."""
     image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 100_000}}
     text = {"messages": [{"role": "user", "content": "x" * 400}]}
     both = {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 400}, image]}]}
@@ -414,11 +420,11 @@ def test_the_estimate_counts_text_tools_and_images() -> None:
         (b"nothing", None),
     ],
 )
-def test_counts_of_engines_are_read(body: bytes, expected: int | None) -> None:
-    """The count is found in the answers of the token routes of the engines."""
-    assert read_count(body) == expected
+def test_engine_counts_are_parsed(body: bytes, expected: int | None) -> None:
+    """The count is found in the responses of the engines' token routes."""
+    assert parse_count(body) == expected
 
 
-def test_a_count_has_one_key() -> None:
-    """count_tokens answers input_tokens."""
-    assert count_body(7) == b'{"input_tokens":7}'
+def test_count_has_one_field() -> None:
+    """count_tokens returns input_tokens."""
+    assert encode_count(7) == b'{"input_tokens":7}'

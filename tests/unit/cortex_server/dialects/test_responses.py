@@ -1,4 +1,4 @@
-"""The Responses API's requests and whole answers."""
+"""Translation of Responses API requests, and of unstreamed responses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from cortex_common.errors import (
     UpstreamFailed,
 )
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI, EngineTraits
-from cortex_server.dialects.anthropic.request import Translated
-from cortex_server.dialects.responses.request import read_request, to_chat
-from cortex_server.dialects.responses.response import error_of, to_response
+from cortex_server.dialects.chat import TranslatedRequest
+from cortex_server.dialects.responses.request import parse_request, to_chat
+from cortex_server.dialects.responses.response import to_error, to_response
 
 
-def _translate(traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any) -> Translated:
-    request = read_request(json.dumps({"model": "gpt-x", "input": "hi"} | fields).encode())
+def _translate(
+    traits: EngineTraits = OPENAI, *, stream: bool = False, **fields: Any
+) -> TranslatedRequest:
+    request = parse_request(json.dumps({"model": "gpt-x", "input": "hi"} | fields).encode())
     return to_chat(request, model="engine", traits=traits, stream=stream)
 
 
@@ -40,7 +42,7 @@ def _messages(*items: dict[str, Any], traits: EngineTraits = OPENAI) -> list[dic
     return found
 
 
-def _say(role: str, *texts: str, part: str = "input_text") -> dict[str, Any]:
+def _message_item(role: str, *texts: str, part: str = "input_text") -> dict[str, Any]:
     return {
         "type": "message",
         "role": role,
@@ -120,29 +122,29 @@ _OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "out"}
         ),
     ],
 )
-def test_top_level_fields_are_carried_over_or_dropped(
+def test_top_level_fields_are_translated_or_dropped(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    """Each field has its counterpart, and what has none goes no further."""
+    """Fields without a counterpart are not forwarded."""
     chat = _chat(**fields)
     assert {key: chat.get(key) for key in expected} == expected
 
 
-def test_a_stream_asks_for_usage() -> None:
-    """A streamed request always asks for usage."""
+def test_stream_requests_usage() -> None:
+    """A streamed request requests usage."""
     assert _chat(stream=True)["stream_options"] == {"include_usage": True}
     assert "stream" not in _chat()
 
 
 def test_leading_instructions_are_one_system_message() -> None:
-    """Instructions and leading developer messages are joined; user turns beside each other too."""
+    """Instructions and leading developer messages are joined; so are adjacent user turns."""
     chat = _chat(
         instructions="a",
         input=[
-            _say("developer", "b"),
-            _say("developer", "c", "d"),
-            _say("user", "env"),
-            _say("user", "go"),
+            _message_item("developer", "b"),
+            _message_item("developer", "c", "d"),
+            _message_item("user", "env"),
+            _message_item("user", "go"),
         ],
     )
     assert chat["messages"] == [
@@ -151,25 +153,27 @@ def test_leading_instructions_are_one_system_message() -> None:
     ]
 
 
-def test_a_late_developer_message_stays_in_its_place() -> None:
-    """It becomes a reminder in the user turn, for templates take no late system message."""
+def test_later_developer_message_becomes_a_reminder() -> None:
+    """It joins a user turn, because chat templates reject a later system message."""
     found = _messages(
-        _say("user", "hi"), _say("assistant", "ok", part="output_text"), _say("developer", "d")
+        _message_item("user", "hi"),
+        _message_item("assistant", "ok", part="output_text"),
+        _message_item("developer", "d"),
     )
     assert found[2] == {"role": "user", "content": "<system-reminder>\nd\n</system-reminder>"}
 
 
-def test_neighbours_of_an_assistant_turn_are_one_message() -> None:
-    """Reasoning, text and calls of one turn join; the results follow."""
+def test_items_of_an_assistant_turn_are_merged() -> None:
+    """Reasoning, text and calls of one turn become one message, followed by the results."""
     reasoning = {
         "type": "reasoning",
         "summary": [{"type": "summary_text", "text": "hm"}],
         "content": None,
     }
     found = _messages(
-        _say("user", "hi"),
+        _message_item("user", "hi"),
         reasoning,
-        _say("assistant", "ok", part="output_text"),
+        _message_item("assistant", "ok", part="output_text"),
         _CALL,
         _CALL | {"call_id": "c2", "arguments": ""},
         _OUTPUT,
@@ -191,11 +195,11 @@ def test_neighbours_of_an_assistant_turn_are_one_message() -> None:
     ]
 
 
-def test_reasoning_is_dropped_for_engines_that_do_not_take_it() -> None:
-    """Also when its content is empty or null."""
+def test_empty_reasoning_is_dropped() -> None:
+    """Reasoning with empty or null content is dropped for every engine."""
     items = [
         {"type": "reasoning", "summary": [], "content": None, "encrypted_content": "x"},
-        _say("user", "hi"),
+        _message_item("user", "hi"),
     ]
     assert (
         _messages(*items)
@@ -204,8 +208,8 @@ def test_reasoning_is_dropped_for_engines_that_do_not_take_it() -> None:
     )
 
 
-def test_images_are_parts_in_messages_and_follow_results() -> None:
-    """An input image keeps its place; one in a result comes in a user message after it."""
+def test_images_keep_their_place_or_follow_tool_outputs() -> None:
+    """An input image keeps its place; one in a tool output comes in a user message after it."""
     image = {"type": "input_image", "image_url": "data:image/png;base64,AA"}
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     found = _messages(
@@ -221,7 +225,7 @@ def test_images_are_parts_in_messages_and_follow_results() -> None:
 
 
 def test_tools_are_nested_and_namespaces_flattened() -> None:
-    """Functions are nested, namespaced ones get a flat name that maps back, the rest is dropped by name."""
+    """Functions in a namespace get a flat name; tools without a counterpart are dropped and recorded."""
     found = _translate(tools=[_FUNCTION, _NAMESPACE, {"type": "web_search"}])
     chat = json.loads(found.body)
     assert [tool["function"]["name"] for tool in chat["tools"]] == ["f", "ns__fn"]
@@ -230,7 +234,7 @@ def test_tools_are_nested_and_namespaces_flattened() -> None:
     assert [line.split(":")[0] for line in found.dropped] == ["tools.1.tools.1", "tools.2"]
 
 
-def test_earlier_calls_in_a_namespace_have_the_flat_name() -> None:
+def test_earlier_calls_in_a_namespace_get_the_flat_name() -> None:
     """The model sees the same name in the history as in the tools."""
     found = _messages(_CALL | {"name": "fn", "namespace": "ns"}, _OUTPUT)
     assert found[0]["tool_calls"][0]["function"]["name"] == "ns__fn"
@@ -261,17 +265,17 @@ def test_earlier_calls_in_a_namespace_have_the_flat_name() -> None:
         (OPENAI, {"type": "web_search"}, "auto", 2),
     ],
 )
-def test_tool_choice_is_worded_for_the_engine(
+def test_tool_choice_depends_on_engine_traits(
     traits: EngineTraits, choice: Any, expected: Any, tools: int
 ) -> None:
-    """Words, names and sets of tools are carried over."""
+    """Modes, function names and sets of allowed tools are translated."""
     chat = _chat(traits, tools=[_FUNCTION, _NAMESPACE], tool_choice=choice)
     assert chat["tool_choice"] == expected
     assert len(chat["tools"]) == tools
 
 
-def test_parallel_calls_are_a_switch_or_the_gateways_work() -> None:
-    """Engines with the switch get it; for the others only the first call is to be kept."""
+def test_disabled_parallel_calls_depend_on_engine_traits() -> None:
+    """Engines with the parameter get it; for others, only the first call is returned."""
     fields = {"tools": [_FUNCTION], "parallel_tool_calls": False}
     assert _chat(LLAMACPP, **fields)["parallel_tool_calls"] is False
     without = _translate(MISTRALRS, **fields)
@@ -301,29 +305,29 @@ def test_parallel_calls_are_a_switch_or_the_gateways_work() -> None:
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ],
 )
-def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], param: str) -> None:
-    """State that is not kept, and what has no counterpart, is a 400 that names the place."""
+def test_unsupported_request_is_rejected_by_field(fields: dict[str, Any], param: str) -> None:
+    """References to stored state, and fields without a counterpart, are a 400 that names the field."""
     with pytest.raises(BadRequest) as caught:
         _translate(**fields)
     assert caught.value.param == param
 
 
-def test_a_client_that_refers_to_items_is_told_how_to_send_them() -> None:
-    """The AI SDK does so from the second step on, unless `store` is false."""
+def test_item_reference_is_rejected_with_a_hint() -> None:
+    """The AI SDK sends references from the second step on, unless `store` is false."""
     with pytest.raises(BadRequest) as caught:
         _translate(input=[{"type": "item_reference", "id": "x"}])
     assert "store" in " ".join(caught.value.hints)
 
 
-def test_a_request_names_its_model() -> None:
-    """A body without a model is refused as such."""
+def test_request_without_a_model_is_rejected() -> None:
+    """A body without a model is a MissingModel error."""
     with pytest.raises(MissingModel):
-        read_request(b'{"input":"hi"}')
+        parse_request(b'{"input":"hi"}')
 
 
-def test_items_of_tools_that_openai_runs_are_dropped_by_name() -> None:
-    """They say nothing to a local model, and the log can say so."""
-    found = _translate(input=[{"type": "web_search_call", "id": "w"}, _say("user", "hi")])
+def test_items_of_openai_tools_are_dropped() -> None:
+    """They mean nothing to a local model, and are recorded for the log."""
+    found = _translate(input=[{"type": "web_search_call", "id": "w"}, _message_item("user", "hi")])
     assert found.dropped == ("input.0: web_search_call",)
 
 
@@ -331,7 +335,7 @@ _EVERYTHING = {
     "model": "m",
     "instructions": "i",
     "input": [
-        _say("developer", "d"),
+        _message_item("developer", "d"),
         {"role": "user", "content": [{"type": "input_image", "image_url": "u"}]},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "r"}], "content": None},
         _CALL | {"namespace": "ns"},
@@ -350,13 +354,15 @@ _EVERYTHING = {
 
 
 @given(spoiled(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
-def test_junk_anywhere_is_the_clients_mistake(body: Any, traits: EngineTraits) -> None:
-    """A field of a wrong type is a 400, or means nothing; it never breaks the gateway."""
+def test_junk_in_a_request_is_a_client_error(body: Any, traits: EngineTraits) -> None:
+    """A field of a wrong type is a 400, or has no effect; it never breaks the gateway."""
     with contextlib.suppress(BadRequest):
-        to_chat(read_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True)
+        to_chat(
+            parse_request(json.dumps(body).encode()), model="engine", traits=traits, stream=True
+        )
 
 
-def _answer(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
+def _response(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
     choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish}
     body = json.dumps(
         {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
@@ -370,10 +376,10 @@ def _answer(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[
     return found
 
 
-def test_a_whole_answer_has_its_items_in_order() -> None:
-    """Reasoning, message and calls are items; namespaces are mapped back; usage is counted."""
+def test_response_items_are_ordered() -> None:
+    """Reasoning, message and calls are items; namespaces are restored; usage is reported."""
     call = {"id": "c1", "function": {"name": "ns__fn", "arguments": '{"x":1}'}}
-    found = _answer(
+    found = _response(
         {"content": "hi", "reasoning_content": "hm", "tool_calls": [call]},
         function_names={"ns__fn": ("ns", "fn")},
     )
@@ -385,9 +391,9 @@ def test_a_whole_answer_has_its_items_in_order() -> None:
     assert (found["model"], found["created_at"]) == ("gpt-x", 7)
 
 
-def test_a_cut_answer_is_incomplete() -> None:
-    """Length becomes max_output_tokens."""
-    found = _answer({"content": "hi"}, "length")
+def test_truncated_response_is_incomplete() -> None:
+    """The finish reason "length" becomes max_output_tokens."""
+    found = _response({"content": "hi"}, "length")
     assert found["status"] == "incomplete"
     assert found["incomplete_details"] == {"reason": "max_output_tokens"}
     assert found["output"][0]["status"] == "incomplete"
@@ -402,6 +408,6 @@ def test_a_cut_answer_is_incomplete() -> None:
         (UpstreamFailed("x"), "server_error"),
     ],
 )
-def test_failures_have_codes_that_clients_know(error: Any, code: str) -> None:
-    """Codex tells these apart."""
-    assert error_of(error).code == code
+def test_errors_have_codes_that_clients_know(error: Any, code: str) -> None:
+    """Codex distinguishes these codes."""
+    assert to_error(error).code == code

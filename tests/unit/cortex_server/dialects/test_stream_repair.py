@@ -1,4 +1,4 @@
-"""OpenAI streams repaired on their way through, and put together to whole answers."""
+"""Repair of OpenAI streams and responses, and aggregation of streams."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.responses.stream import ResponsesStream
-from cortex_server.dialects.stream.aggregate import Assembler
-from cortex_server.dialects.stream.chunk_repair import mend_answer
+from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
+from cortex_server.dialects.stream.aggregate import StreamAggregator
+from cortex_server.dialects.stream.chunk_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.dialects.stream.text import Echo
+from cortex_server.dialects.stream.text import ModelNameRewriter
 
 _STOP = chunk(finish="stop")
 _CALLS = chunk(finish="tool_calls")
 
 
 def _repair(**more: Any) -> StreamRepair:
-    return StreamRepair(answer_id="r1", **({"usage_wanted": False} | more))
+    return StreamRepair(response_id="r1", **({"client_wants_usage": False} | more))
 
 
-def _through(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[bytes, StreamRepair]:
+def _repaired(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[bytes, StreamRepair]:
     repair = _repair(**more)
     return run(repair.feed, repair.end, data, places), repair
 
 
 def _chunks(data: bytes) -> list[dict[str, Any]]:
-    """The JSON of all events but [DONE]."""
+    """Return the JSON of all events except [DONE]."""
     return [json.loads(event.data) for event in events(data) if event.data != b"[DONE]"]
 
 
-def _accumulated(data: bytes) -> list[tuple[str, str, str]]:
-    """(id, name, arguments) of the calls, put together as SDKs do: by index, all texts joined."""
+def _accumulate_calls(data: bytes) -> list[tuple[str, str, str]]:
+    """Return (id, name, arguments) of the calls, accumulated as SDKs do: by index, concatenating all strings."""
     calls: dict[int, list[str]] = {}
     for found in _chunks(data):
         for choice in found.get("choices", []):
@@ -97,18 +97,18 @@ _CLEAN = {
 @given(
     st.sampled_from(sorted(_CLEAN)), st.lists(st.integers(0, 10_000), max_size=30), st.booleans()
 )
-def test_a_clean_stream_passes_byte_for_byte(name: str, places: list[int], returns: bool) -> None:
-    """However it is cut and whichever line ends it has, nothing is changed and no repair is counted."""
+def test_clean_stream_is_unchanged(name: str, places: list[int], returns: bool) -> None:
+    """A clean stream is unchanged, however it is split and whatever its line endings, and no repair is counted."""
     data = _CLEAN[name].replace(b"\n", b"\r\n") if returns else _CLEAN[name]
-    out, repair = _through(data, tuple(places), usage_wanted="usage" in name)
+    out, repair = _repaired(data, tuple(places), client_wants_usage="usage" in name)
     assert out == data
     assert not repair.repairs
     assert repair.complete
     assert repair.error is None
 
 
-def test_whole_events_are_not_held_back() -> None:
-    """What is whole leaves at once; only an unfinished event waits for its end."""
+def test_complete_events_are_not_held_back() -> None:
+    """Complete events are returned immediately; only an incomplete one is kept."""
     repair = _repair()
     data = wire(chunk({"content": "a"}), done=False)
     assert repair.feed(data + b"data: {") == data
@@ -121,18 +121,18 @@ def test_whole_events_are_not_held_back() -> None:
     [
         (
             [call(0, '{"x":1}', ident="a", name="f"), call(0, '{"y":2}', ident="b", name="g")],
-            "call_index",
+            "tool_call_index",
         ),
         (
             [
                 call(None, '{"x":1}', ident="a", name="f"),
                 call(None, '{"y":2}', ident="b", name="g"),
             ],
-            "call_index",
+            "tool_call_index",
         ),
         (
             [call(0, {"x": 1}, ident="a", name="f"), call(1, {"y": 2}, ident="b", name="g")],
-            "arguments_object",
+            "tool_arguments_object",
         ),
         (
             [
@@ -140,21 +140,23 @@ def test_whole_events_are_not_held_back() -> None:
                 call(0, ":1}", ident="a", name="f"),
                 call(1, '{"y":2}', ident="b", name="g"),
             ],
-            "call_repeated",
+            "tool_call_repeated",
         ),
     ],
 )
-def test_calls_are_mended(pieces: list[dict[str, Any]], kind: str) -> None:
-    """Indices, arguments and repeated names are mended so that an SDK puts the calls together right."""
-    out, repair = _through(wire(*(chunk(piece) for piece in pieces), _CALLS))
-    calls = [(ident, name, json.loads(arguments)) for ident, name, arguments in _accumulated(out)]
+def test_tool_calls_are_repaired(pieces: list[dict[str, Any]], kind: str) -> None:
+    """Indices, arguments and repeated names are repaired, so that an SDK accumulates the calls correctly."""
+    out, repair = _repaired(wire(*(chunk(piece) for piece in pieces), _CALLS))
+    calls = [
+        (ident, name, json.loads(arguments)) for ident, name, arguments in _accumulate_calls(out)
+    ]
     assert calls == [("a", "f", {"x": 1}), ("b", "g", {"y": 2})]
     assert set(repair.repairs) == {kind}
 
 
 @pytest.mark.parametrize("index", [0, None])
-def test_long_calls_at_the_same_index_are_told_apart(index: int | None) -> None:
-    """What was learned from the pieces of one call does not hold for those of the next."""
+def test_long_calls_with_the_same_index_are_separated(index: int | None) -> None:
+    """A template learned from the fragments of one call is not used for the next."""
     texts = [json.dumps({"code": f'print("{n}")\n' * 3}) for n in range(3)]
     deltas = [
         piece
@@ -168,18 +170,16 @@ def test_long_calls_at_the_same_index_are_told_apart(index: int | None) -> None:
     repair = _repair()
     pieces = [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
     out = b"".join(repair.feed(piece) for piece in pieces)
-    assert _accumulated(out) == [(f"id{n}", "f", text) for n, text in enumerate(texts)]
-    assert _through(data)[0] == out
+    assert _accumulate_calls(out) == [(f"id{n}", "f", text) for n, text in enumerate(texts)]
+    assert _repaired(data)[0] == out
 
 
 @given(st.lists(st.text(max_size=6), max_size=12), st.booleans(), st.sampled_from([None, "alias"]))
-def test_texts_of_any_kind_pass_event_by_event(
-    texts: list[str], in_calls: bool, alias: str | None
-) -> None:
-    """Quotes, backslashes and line feeds in the text of like chunks neither stop nor change them."""
+def test_any_text_passes_unchanged(texts: list[str], in_calls: bool, alias: str | None) -> None:
+    """Quotes, backslashes and line feeds in the text of similar chunks are handled."""
     head = [chunk(call(0, "", ident="a", name="f"))] if in_calls else []
     body = [chunk(call(0, text) if in_calls else {"content": text}) for text in texts]
-    repair = _repair(echo=Echo(alias))
+    repair = _repair(rename_model=ModelNameRewriter(alias))
     events_in = [*head, *body, chunk(finish="tool_calls" if in_calls else "stop")]
     out = b"".join(repair.feed(wire(event, done=False)) for event in events_in)
     assert _chunks(out) == [event | {"model": alias or "engine"} for event in events_in]
@@ -188,8 +188,8 @@ def test_texts_of_any_kind_pass_event_by_event(
 
 
 @given(st.lists(st.binary(max_size=8), max_size=8), st.booleans())
-def test_no_bytes_break_the_relay(middles: list[bytes], in_calls: bool) -> None:
-    """Whatever stands where the text should be, nothing is raised and the end is told."""
+def test_any_bytes_in_place_of_text_are_handled(middles: list[bytes], in_calls: bool) -> None:
+    """Arbitrary bytes in place of the text raise nothing, and the stream ends."""
     example = chunk(call(0, "@@") if in_calls else {"content": "@@"})
     repair = _repair()
     repair.feed(wire(chunk(call(0, "", ident="a", name="f")), done=False))
@@ -198,50 +198,50 @@ def test_no_bytes_break_the_relay(middles: list[bytes], in_calls: bool) -> None:
         repair.feed(wire(example, done=False).replace(b"@@", middle))
     repair.feed(wire(_STOP))
     repair.end()
-    assert repair.over
+    assert repair.ended
 
 
 @given(st.data())
-def test_no_junk_in_a_chunk_is_raised(data: st.DataObject) -> None:
-    """A field of any wrong type is no reason to break: the stream goes on, or ends with an error."""
+def test_junk_in_a_chunk_is_handled(data: st.DataObject) -> None:
+    """A field of a wrong type never raises: the stream continues, or ends with an error."""
     stream = []
     for _ in range(3):
         delta = {"content": "a", "reasoning": "r"} | call(0, "{}", ident="a", name="f")
         whole = chunk(delta, finish="stop", usage=usage())
         stream.append(data.draw(spoiled(whole)))
     sent = wire(*stream)
-    _through(sent, usage_wanted=data.draw(st.booleans()))
+    _repaired(sent, client_wants_usage=data.draw(st.booleans()))
     for other in (
-        MessagesStream(message_id="m", model="m"),
-        ResponsesStream(response_id="r", model="m", created=0),
+        MessagesStreamWriter(message_id="m", model="m"),
+        ResponsesStreamWriter(response_id="r", model="m", created=0),
     ):
         run(other.feed, other.end, sent)
         assert other.complete or other.error is not None
-    assembler = Assembler(answer_id="r1")
-    assembler.feed(sent)
+    aggregator = StreamAggregator(response_id="r1")
+    aggregator.feed(sent)
     with contextlib.suppress(CortexError):
-        assembler.end()
+        aggregator.end()
 
 
-def test_calls_in_one_chunk_are_mended() -> None:
-    """Two calls that share one chunk and the index 0 get indices of their own."""
+def test_calls_in_one_chunk_are_repaired() -> None:
+    """Two calls that share a chunk and the index 0 get an index each."""
     both = {
         "tool_calls": [
             call(0, "{}", ident="a", name="f")["tool_calls"][0],
             call(0, "{}", name="g")["tool_calls"][0],
         ]
     }
-    out, repair = _through(wire(chunk(both), _CALLS))
-    first, second = _accumulated(out)
+    out, repair = _repaired(wire(chunk(both), _CALLS))
+    first, second = _accumulate_calls(out)
     assert first == ("a", "f", "{}")
     assert second[1:] == ("g", "{}")
     assert second[0] not in {"", "a"}
-    assert repair.repairs["call_id"] == 1
+    assert repair.repairs["tool_call_id"] == 1
 
 
-def test_stop_after_calls_becomes_tool_calls() -> None:
-    """The finish reason says that there are calls; what else the chunk holds stays."""
-    out, repair = _through(
+def test_stop_after_tool_calls_becomes_tool_calls() -> None:
+    """The finish reason is corrected, and other fields of the chunk are kept."""
+    out, repair = _repaired(
         wire(
             chunk(call(0, "{}", ident="a", name="f")), chunk(finish="stop", timings={"cache_n": 3})
         )
@@ -249,49 +249,52 @@ def test_stop_after_calls_becomes_tool_calls() -> None:
     last = _chunks(out)[-1]
     assert last["choices"][0]["finish_reason"] == "tool_calls"
     assert last["timings"] == {"cache_n": 3}
-    assert repair.repairs == {"finish_after_calls": 1}
+    assert repair.repairs == {"finish_reason_tool_calls": 1}
     assert repair.finish_reasons == ("tool_calls",)
 
 
-def test_usage_that_was_not_asked_for_is_taken_out() -> None:
-    """Neither an extra chunk nor a field of usage reaches a client that did not ask."""
+def test_unrequested_usage_is_removed() -> None:
+    """A client that did not request usage gets neither a usage chunk nor a usage field."""
     data = wire(
         chunk({"content": "a"}, usage=usage(1, 1)),
         chunk(finish="stop", usage=usage()),
         usage_chunk(),
     )
-    out, repair = _through(data)
+    out, repair = _repaired(data)
     assert all("usage" not in found for found in _chunks(out))
     assert len(_chunks(out)) == 2
-    assert repair.repairs == {"usage_unasked": 3}
+    assert repair.repairs == {"usage_unrequested": 3}
     assert repair.usage is not None
     assert (repair.usage.prompt, repair.usage.completion) == (11, 5)
 
 
-def test_usage_that_the_gateway_asked_for_is_no_fault() -> None:
-    """It is taken out without being counted as a repair."""
-    out, repair = _through(wire(chunk({"content": "a"}), _STOP, usage_chunk()), usage_asked=True)
+def test_removing_usage_that_the_gateway_requested_is_not_a_repair() -> None:
+    """Usage that the gateway requested is removed without counting a repair."""
+    out, repair = _repaired(
+        wire(chunk({"content": "a"}), _STOP, usage_chunk()), gateway_requested_usage=True
+    )
     assert out == wire(chunk({"content": "a"}), _STOP)
     assert not repair.repairs
 
 
-def test_usage_of_the_finish_chunk_is_told_in_a_chunk_of_its_own() -> None:
-    """A client that asked finds it where OpenAI puts it."""
-    out, repair = _through(
-        wire(chunk({"content": "a"}), chunk(finish="stop", usage=usage(3, 2))), usage_wanted=True
+def test_usage_in_the_finish_chunk_is_sent_as_a_usage_chunk() -> None:
+    """A client that requested usage gets the chunk that OpenAI defines for it."""
+    out, repair = _repaired(
+        wire(chunk({"content": "a"}), chunk(finish="stop", usage=usage(3, 2))),
+        client_wants_usage=True,
     )
     last = _chunks(out)[-1]
     assert last["choices"] == []
     assert last["usage"] == usage(3, 2)
     assert (last["id"], last["model"]) == ("chatcmpl-1", "engine")
     assert out.endswith(b"data: [DONE]\n\n")
-    assert repair.repairs == {"usage_chunk": 1}
+    assert repair.repairs == {"usage_chunk_missing": 1}
 
 
-def test_usage_that_never_comes_is_estimated() -> None:
-    """The prompt as estimated, the answer a token for each chunk."""
+def test_missing_usage_is_estimated() -> None:
+    """The prompt is estimated, and each chunk counts as a completion token."""
     data = wire(chunk({"content": "a"}), chunk({"content": "b"}), _STOP)
-    out, repair = _through(data, usage_wanted=True, prompt_tokens=lambda: 40)
+    out, repair = _repaired(data, client_wants_usage=True, prompt_tokens=lambda: 40)
     assert _chunks(out)[-1]["usage"] == usage(40, 3)
     assert repair.repairs == {"usage_missing": 1}
 
@@ -299,9 +302,9 @@ def test_usage_that_never_comes_is_estimated() -> None:
 @pytest.mark.parametrize(
     "head", [wire(chunk({"content": "a"}), done=False), b"", b'data: {"choices":[{"delta"']
 )
-def test_an_end_without_finish_is_an_explicit_error(head: bytes) -> None:
+def test_end_without_finish_reason_is_an_error(head: bytes) -> None:
     """A stream that just ends gets an error event and no [DONE]."""
-    out, repair = _through(head)
+    out, repair = _repaired(head)
     error = _chunks(out)[-1]["error"]
     assert (error["code"], error["src"]) == ("upstream_failed", "cortex")
     assert b"[DONE]" not in out
@@ -309,27 +312,27 @@ def test_an_end_without_finish_is_an_explicit_error(head: bytes) -> None:
     assert not repair.complete
 
 
-def test_a_missing_done_is_added_after_a_finish() -> None:
-    """The finish reason says that the answer is whole."""
+def test_missing_done_is_added_after_a_finish_reason() -> None:
+    """A finish reason proves that the response is complete."""
     data = wire(chunk({"content": "a"}), _STOP, done=False)
-    out, repair = _through(data)
+    out, repair = _repaired(data)
     assert out == data + b"data: [DONE]\n\n"
     assert repair.repairs == {"done_missing": 1}
 
 
-def test_a_last_event_without_its_blank_line_counts() -> None:
+def test_last_event_without_a_blank_line_is_handled() -> None:
     """Some servers end with [DONE] and no blank line."""
-    out, repair = _through(wire(chunk({"content": "a"}), _STOP)[:-2])
+    out, repair = _repaired(wire(chunk({"content": "a"}), _STOP)[:-2])
     assert events(out)[-1].data == b"[DONE]"
     assert repair.complete
 
 
-def test_a_missing_finish_before_done_is_added() -> None:
-    """[DONE] says that the answer is whole; clients want to know why it ended."""
-    out, repair = _through(wire(chunk(call(0, "{}", ident="a", name="f"))))
+def test_missing_finish_reason_is_added_before_done() -> None:
+    """[DONE] proves that the response is complete; clients need the finish reason."""
+    out, repair = _repaired(wire(chunk(call(0, "{}", ident="a", name="f"))))
     assert _chunks(out)[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    assert repair.repairs == {"finish_missing": 1}
-    assert "error" in _chunks(_through(b"data: [DONE]\n\n")[0])[-1]
+    assert repair.repairs == {"finish_reason_missing": 1}
+    assert "error" in _chunks(_repaired(b"data: [DONE]\n\n")[0])[-1]
 
 
 @pytest.mark.parametrize(
@@ -351,22 +354,22 @@ def test_a_missing_finish_before_done_is_added() -> None:
         (b'data: {"error":{"message":"boom: prompt is too long"}}\n\n', PromptTooLong, False),
     ],
 )
-def test_an_error_in_mid_stream_is_told_in_one_shape(
+def test_error_in_a_stream_is_sent_in_openai_format(
     event: bytes, kind: type[CortexError], repaired: bool
 ) -> None:
-    """Whatever the engine's shape, the client gets data with an error object, and nothing after it."""
+    """Whatever the engine's format, the client gets an error object as data, and nothing after it."""
     before = wire(chunk({"content": "a"}), done=False)
-    out, repair = _through(before + event + wire(_STOP))
+    out, repair = _repaired(before + event + wire(_STOP))
     assert out.startswith(before)
     assert "boom" in _chunks(out)[-1]["error"]["message"]
     assert events(out)[-1].name == ""
     assert isinstance(repair.error, kind)
-    assert bool(repair.repairs["error_shape"]) is repaired
+    assert bool(repair.repairs["error_format"]) is repaired
     assert repaired or out == before + event
 
 
-def test_a_broken_connection_is_an_explicit_error() -> None:
-    """`fail` ends the stream with an error; nothing that comes later is told."""
+def test_fail_ends_the_stream_with_an_error() -> None:
+    """After `fail`, further bytes are ignored."""
     repair = _repair()
     repair.feed(wire(chunk({"content": "a"}), done=False))
     assert (
@@ -376,29 +379,29 @@ def test_a_broken_connection_is_an_explicit_error() -> None:
 
 
 @pytest.mark.parametrize("cut_at", [1, 2, 3])
-def test_half_characters_are_put_together(cut_at: int) -> None:
-    """A character that the engine cut between two events comes whole in the second."""
+def test_split_characters_are_rejoined(cut_at: int) -> None:
+    """A character split between two events is sent whole in the second."""
     smile = "😀".encode()
     parts = [smile[:cut_at], smile[cut_at:]]
     template = b'data: {"choices":[{"index":0,"delta":{"content":"x%b"},"finish_reason":null}]}\n\n'
     second = b'data: {"choices":[{"index":0,"delta":{"content":"%by"},"finish_reason":null}]}\n\n'
     data = template % parts[0] + second % parts[1] + wire(_STOP)
-    out, repair = _through(data)
+    out, repair = _repaired(data)
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in _chunks(out)) == "x😀y"
-    assert repair.repairs["half_character"] == 2
+    assert repair.repairs["split_character"] == 2
 
 
-def test_malformed_events_are_left_out() -> None:
-    """An event that is no JSON among others is dropped and counted."""
-    out, repair = _through(wire(chunk({"content": "a"}), b"data: {oops\n\n", _STOP))
+def test_malformed_events_are_dropped() -> None:
+    """An event that is not JSON is dropped and counted."""
+    out, repair = _repaired(wire(chunk({"content": "a"}), b"data: {oops\n\n", _STOP))
     assert out == wire(chunk({"content": "a"}), _STOP)
-    assert repair.repairs == {"malformed": 1}
+    assert repair.repairs == {"malformed_chunk": 1}
 
 
-def test_the_clients_name_is_echoed() -> None:
-    """Every chunk, ours too, carries the name that the client sent."""
+def test_model_name_is_replaced_with_the_clients() -> None:
+    """Every chunk, including those of the gateway, has the name that the client sent."""
     data = wire(chunk({"content": 'say "model":"engine"'}), chunk(finish="stop", usage=usage()))
-    out, _ = _through(data, usage_wanted=True, echo=Echo("my/alias"))
+    out, _ = _repaired(data, client_wants_usage=True, rename_model=ModelNameRewriter("my/alias"))
     assert {found["model"] for found in _chunks(out)} == {"my/alias"}
     assert _chunks(out)[0]["choices"][0]["delta"]["content"] == 'say "model":"engine"'
 
@@ -422,13 +425,13 @@ _DELTAS = st.one_of(
     st.booleans(),
     st.lists(st.integers(0, 10_000), max_size=20),
 )
-def test_any_stream_comes_out_whole_and_the_same_however_cut(
+def test_output_is_well_formed_however_the_stream_is_split(
     deltas: list[dict[str, Any]], finish: str | None, wanted: bool, done: bool, places: list[int]
 ) -> None:
-    """The output is well-formed, has one end, indexes calls from 0, and does not depend on the cuts."""
+    """The output has one end, numbers calls from 0, and does not depend on how the input is split."""
     data = wire(*(chunk(delta) for delta in deltas), chunk(finish=finish), done=done)
-    out, repair = _through(data, usage_wanted=wanted)
-    assert _through(data, tuple(places), usage_wanted=wanted)[0] == out
+    out, repair = _repaired(data, client_wants_usage=wanted)
+    assert _repaired(data, tuple(places), client_wants_usage=wanted)[0] == out
     assert repair.complete == (events(out)[-1].data == b"[DONE]") == (done or finish is not None)
     indices = [
         piece["index"]
@@ -440,16 +443,16 @@ def test_any_stream_comes_out_whole_and_the_same_however_cut(
     assert sum("usage" in found for found in _chunks(out)) == (wanted and repair.complete)
 
 
-def _assembled(data: bytes, **more: Any) -> dict[str, Any]:
-    assembler = Assembler(answer_id="r1", **more)
+def _aggregate(data: bytes, **more: Any) -> dict[str, Any]:
+    aggregator = StreamAggregator(response_id="r1", **more)
     for piece in (data[:10], data[10:]):
-        assembler.feed(piece)
-    found: dict[str, Any] = json.loads(assembler.end())
+        aggregator.feed(piece)
+    found: dict[str, Any] = json.loads(aggregator.end())
     return found
 
 
-def test_a_stream_is_assembled_to_a_whole_answer() -> None:
-    """Text, reasoning, calls, logprobs, the finish, usage and the engine's own fields come together."""
+def test_stream_is_aggregated() -> None:
+    """Text, reasoning, calls, logprobs, the finish reason, usage and the engine's own fields are kept."""
     first = chunk(
         {"role": "assistant", "reasoning_content": "h", "content": None}, system_fingerprint="fp"
     )
@@ -466,7 +469,7 @@ def test_a_stream_is_assembled_to_a_whole_answer() -> None:
         chunk(call(0, {"y": 2}, ident="b", name="g")),
         chunk(finish="stop", usage=usage(), timings={"cache_n": 1}),
     )
-    found = _assembled(data, model="alias")
+    found = _aggregate(data, model="alias")
     openai.types.chat.ChatCompletion.model_validate(found)
     assert found == {
         "id": "chatcmpl-1",
@@ -507,14 +510,14 @@ def test_a_stream_is_assembled_to_a_whole_answer() -> None:
     }
 
 
-def test_several_choices_are_assembled_each_for_itself() -> None:
-    """Chunks of choices may come in any order."""
+def test_choices_are_aggregated_separately() -> None:
+    """Chunks of different choices can be interleaved."""
     other = [chunk({"content": text}) for text in "xy"]
     for found in other:
         found["choices"][0]["index"] = 1
     ends = chunk(finish="stop"), chunk(finish="length")
     ends[1]["choices"][0]["index"] = 1
-    found = _assembled(
+    found = _aggregate(
         wire(other[0], chunk({"content": "a"}), other[1], chunk({"content": "b"}), *ends)
     )
     assert [c["message"]["content"] for c in found["choices"]] == ["ab", "xy"]
@@ -522,14 +525,14 @@ def test_several_choices_are_assembled_each_for_itself() -> None:
     assert found["model"] == "engine"
 
 
-def test_text_completions_are_assembled() -> None:
-    """Their choices have text, and logprobs of four lists."""
+def test_text_completions_are_aggregated() -> None:
+    """Choices of text completions have text, and logprobs of four lists."""
     head = {"id": "cmpl-1", "object": "text_completion", "created": 7, "model": "m"}
     logprobs = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": None, "text_offset": [0]}
     pieces = [
         head | {"choices": [{"index": 0, "text": "a", "logprobs": logprobs}]} for _ in range(2)
     ]
-    found = _assembled(
+    found = _aggregate(
         wire(*pieces, head | {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
     )
     assert found["object"] == "text_completion"
@@ -549,39 +552,39 @@ def test_text_completions_are_assembled() -> None:
         (b'data: {"error":{"message":"prompt is too long","code":null}}\n\n', PromptTooLong),
     ],
 )
-def test_what_is_not_whole_is_not_assembled(data: bytes, kind: type[CortexError]) -> None:
-    """An engine's error, a cut and a chunk that is no JSON are errors, never a shorter answer."""
+def test_incomplete_stream_is_not_aggregated(data: bytes, kind: type[CortexError]) -> None:
+    """An error of the engine, an early end and a malformed chunk are errors, never a shorter response."""
     with pytest.raises(kind):
-        _assembled(data)
+        _aggregate(data)
 
 
-def _whole(calls: list[dict[str, Any]], finish: str) -> bytes:
+def _completion(calls: list[dict[str, Any]], finish: str) -> bytes:
     message = {"role": "assistant", "content": None, "tool_calls": calls}
     return json.dumps({"x": 1, "choices": [{"message": message, "finish_reason": finish}]}).encode()
 
 
-def test_a_whole_answer_is_mended_too() -> None:
-    """Objects become text, ids are made up, and stop after calls becomes tool_calls."""
-    out, repairs = mend_answer(
-        _whole([{"function": {"name": "f", "arguments": {"x": 1}}}], "stop"), "r1"
+def test_unstreamed_response_is_repaired() -> None:
+    """Object arguments become text, missing ids are generated, and "stop" after calls becomes "tool_calls"."""
+    out, repairs = repair_completion(
+        _completion([{"function": {"name": "f", "arguments": {"x": 1}}}], "stop"), "r1"
     )
     choice = json.loads(out)["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"x":1}'
     assert choice["message"]["tool_calls"][0]["id"]
-    assert repairs == {"arguments_object": 1, "call_id": 1, "finish_after_calls": 1}
+    assert repairs == {"tool_arguments_object": 1, "tool_call_id": 1, "finish_reason_tool_calls": 1}
     assert json.loads(out)["x"] == 1
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        _whole([{"id": "a", "function": {"name": "f", "arguments": "{}"}}], "tool_calls"),
+        _completion([{"id": "a", "function": {"name": "f", "arguments": "{}"}}], "tool_calls"),
         b'{"choices": [{"message": {"content": "a"}}]}',
         b'{"tool_calls": 7, "choices": [3]}',
         b"no json",
     ],
 )
-def test_a_clean_answer_stays_byte_for_byte(body: bytes) -> None:
-    """What needs no repair, or is no answer, is not touched."""
-    assert mend_answer(body, "r1") == (body, {})
+def test_clean_response_is_unchanged(body: bytes) -> None:
+    """A response that needs no repair, or is not a chat completion, is returned unchanged."""
+    assert repair_completion(body, "r1") == (body, {})

@@ -1,4 +1,4 @@
-"""Chat streams told as Anthropic's and as Responses' streams."""
+"""Translation of chat streams to Messages and Responses streams."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.errors import PromptTooLong, Unavailable, UpstreamFailed, UpstreamTimeout
-from cortex_server.dialects.anthropic.stream import MessagesStream
-from cortex_server.dialects.responses.stream import ResponsesStream
+from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
+from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 
 
-def _messages(**more: Any) -> MessagesStream:
-    return MessagesStream(message_id="msg_1", model="claude-x", **more)
+def _messages(**more: Any) -> MessagesStreamWriter:
+    return MessagesStreamWriter(message_id="msg_1", model="claude-x", **more)
 
 
-def _responses(**more: Any) -> ResponsesStream:
-    return ResponsesStream(response_id="resp_1", model="gpt-x", created=7, **more)
+def _responses(**more: Any) -> ResponsesStreamWriter:
+    return ResponsesStreamWriter(response_id="resp_1", model="gpt-x", created=7, **more)
 
 
-def _both(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[Told, Told]:
+def _translate(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[Told, Told]:
     messages, responses = _messages(**more), _responses(**more)
     return (
         anthropic_told(run(messages.feed, messages.end, data, places)),
@@ -315,11 +315,11 @@ _TABLE = [
     [row[1:] for row in _TABLE],
     ids=[row[0] for row in _TABLE],
 )
-def test_every_shape_of_stream_is_told_in_the_grammar(
+def test_every_kind_of_stream_is_translated(
     data: bytes, blocks: list[tuple[str, str, tuple[str, ...]]], stop: str, status: str
 ) -> None:
-    """Whatever the engine's habits, both dialects get the same blocks in their grammar and the right end."""
-    messages, responses = _both(data)
+    """Both dialects get the same blocks and the right end, whatever the engine's habits."""
+    messages, responses = _translate(data)
     assert messages.blocks == blocks
     assert messages.stop == stop
     assert responses.blocks == blocks
@@ -327,19 +327,19 @@ def test_every_shape_of_stream_is_told_in_the_grammar(
 
 
 @given(st.sampled_from(_TABLE), st.lists(st.integers(0, 10_000), max_size=40), st.booleans())
-def test_any_split_tells_the_same(
+def test_splitting_does_not_change_the_output(
     row: tuple[str, bytes, list[Any], str, str], places: list[int], returns: bool
 ) -> None:
-    """However the bytes are cut, and with whichever line ends, the same is told."""
+    """The output does not depend on how the bytes are split, nor on line endings."""
     data = row[1].replace(b"\n", b"\r\n") if returns else row[1]
-    messages, responses = _both(data, tuple(places))
+    messages, responses = _translate(data, tuple(places))
     assert (messages.blocks, messages.stop) == (row[2], row[3])
     assert (responses.blocks, responses.stop) == (row[2], row[4])
 
 
 @given(st.data())
-def test_any_interleaving_of_calls_reassembles(data: st.DataObject) -> None:
-    """Calls whose pieces come in any order among each other are told one after the other, whole."""
+def test_interleaved_calls_are_separated(data: st.DataObject) -> None:
+    """Calls with interleaved fragments are written one after the other."""
     count = data.draw(st.integers(1, 4))
     wanted: list[tuple[str, str, tuple[str, str]]] = []
     queues: list[list[dict[str, Any]]] = []
@@ -358,7 +358,7 @@ def test_any_interleaving_of_calls_reassembles(data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from(open_ones))
         started = max(started, chosen + 1)
         stream.append(chunk(queues[chosen].pop(0)))
-    messages, responses = _both(wire(*stream, _CALLS))
+    messages, responses = _translate(wire(*stream, _CALLS))
     assert messages.blocks == wanted
     assert responses.blocks == wanted
 
@@ -382,13 +382,13 @@ _PIECES = st.one_of(
     st.booleans(),
     st.booleans(),
 )
-def test_no_stream_breaks_the_grammar(
+def test_any_stream_follows_the_grammar(
     deltas: list[dict[str, Any]], finish: str | None, counted: bool, done: bool
 ) -> None:
-    """Whatever mixture an engine sends, what the client gets is in the grammar and has one end."""
+    """Whatever an engine sends, the client's stream follows the grammar and ends once."""
     tail = [usage_chunk()] if counted else []
     data = wire(*(chunk(delta) for delta in deltas), chunk(finish=finish), *tail, done=done)
-    messages, responses = _both(data)
+    messages, responses = _translate(data)
     assert (messages.stop == "error") == (finish is None and not done)
     assert (responses.stop == "error") == (finish is None and not done)
     without_ids = [
@@ -408,63 +408,65 @@ def test_no_stream_breaks_the_grammar(
     ],
     ids=["extra chunk", "finish chunk", "every chunk"],
 )
-def test_usage_is_told_wherever_it_stands(tail: list[dict[str, Any]]) -> None:
-    """Usage in an extra chunk, in the finish chunk or in every chunk comes out at the end."""
-    messages, responses = _both(wire(chunk({"content": "a"}), *tail))
+def test_usage_is_found_in_any_chunk(tail: list[dict[str, Any]]) -> None:
+    """Usage in a usage chunk, in the finish chunk or in every chunk is written at the end."""
+    messages, responses = _translate(wire(chunk({"content": "a"}), *tail))
     assert (messages.usage["input_tokens"], messages.usage["output_tokens"]) == (11, 5)
     assert (responses.usage["input_tokens"], responses.usage["total_tokens"]) == (11, 16)
 
 
-def test_cached_tokens_are_taken_out_of_the_input() -> None:
-    """Anthropic counts cached tokens apart from the input, OpenAI as a part of it."""
+def test_cached_tokens_are_excluded_from_anthropic_input_tokens() -> None:
+    """Anthropic counts cached tokens separately from the input, OpenAI as part of it."""
     counted = usage(11, 5, prompt_tokens_details={"cached_tokens": 8})
-    messages, responses = _both(wire(chunk({"content": "a"}), chunk(finish="stop", usage=counted)))
+    messages, responses = _translate(
+        wire(chunk({"content": "a"}), chunk(finish="stop", usage=counted))
+    )
     assert messages.usage["input_tokens"] == 3
     assert messages.usage["cache_read_input_tokens"] == 8
     assert responses.usage["input_tokens"] == 11
     assert responses.usage["input_tokens_details"]["cached_tokens"] == 8
 
 
-def test_without_usage_the_keys_are_there() -> None:
-    """An engine that does not count gives zeros, for the keys are required."""
-    messages, responses = _both(wire(chunk({"content": "a"}), chunk(finish="stop")))
+def test_missing_usage_is_zero() -> None:
+    """An engine that reports no usage gives zeros, because the fields are required."""
+    messages, responses = _translate(wire(chunk({"content": "a"}), chunk(finish="stop")))
     assert messages.usage["input_tokens"] == messages.usage["output_tokens"] == 0
     assert responses.usage["total_tokens"] == 0
 
 
-def test_a_stop_string_is_told_when_the_engine_names_it() -> None:
-    """A stop_reason of text is the stop sequence; a number is a token and tells nothing."""
+def test_stop_sequence_is_reported_if_the_engine_names_it() -> None:
+    """A string as stop_reason is the stop sequence; a number is a token id."""
     named = chunk({"content": "a"}) | {
         "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": "END"}]
     }
     token = chunk({"content": "a"}) | {
         "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": 7}]
     }
-    told = _both(wire(named))[0]
+    told = _translate(wire(named))[0]
     assert (told.stop, told.stop_sequence) == ("stop_sequence", "END")
-    assert _both(wire(token))[0].stop == "end_turn"
+    assert _translate(wire(token))[0].stop == "end_turn"
 
 
-def test_ids_are_unique_in_the_conversation() -> None:
-    """A missing id is made up, and one that an earlier turn has used is changed."""
+def test_call_ids_are_unique_in_the_conversation() -> None:
+    """A missing id is generated, and an id of an earlier turn is changed."""
     data = wire(
         chunk(call(0, "{}", name="f")), chunk(call(1, "{}", ident="call_0", name="g")), _CALLS
     )
-    for told in _both(data, call_ids={"call_0"}):
+    for told in _translate(data, call_ids={"call_0"}):
         first, second = (extra[0] for _, _, extra in told.blocks)
         assert first
         assert second.startswith("call_0_")
         assert first != second
 
 
-def test_only_the_first_call_is_told_when_the_client_wants_no_parallel_calls() -> None:
-    """With only_first_call later calls are left out."""
+def test_only_first_call_drops_later_calls() -> None:
+    """With only_first_call, later calls are left out."""
     data = wire(
         chunk(call(0, '{"x":1}', ident="a", name="f")),
         chunk(call(1, '{"y":2}', ident="b", name="g")),
         _CALLS,
     )
-    for told in _both(data, only_first_call=True):
+    for told in _translate(data, only_first_call=True):
         assert told.blocks == [_A]
 
 
@@ -484,8 +486,8 @@ def test_only_the_first_call_is_told_when_the_client_wants_no_parallel_calls() -
         ),
     ],
 )
-def test_an_error_in_mid_stream_ends_it_with_an_error(data: bytes, kind: type[Exception]) -> None:
-    """Every shape of error in a stream becomes the dialect's error event, with the engine's words."""
+def test_error_in_a_stream_ends_it_with_an_error_event(data: bytes, kind: type[Exception]) -> None:
+    """Every format of error becomes the dialect's error event with the engine's message."""
     before = wire(chunk({"content": "a"}), done=False)
     messages, responses = _messages(), _responses()
     told = anthropic_told(run(messages.feed, messages.end, before + data + wire(_STOP)))
@@ -499,8 +501,8 @@ def test_an_error_in_mid_stream_ends_it_with_an_error(data: bytes, kind: type[Ex
     assert answered.last["error"]["message"]
 
 
-def test_an_error_before_any_content_can_still_be_a_status() -> None:
-    """An error as the first event leaves the stream not started, with the error to answer."""
+def test_error_as_the_first_event_leaves_the_stream_unstarted() -> None:
+    """The caller can answer with an HTTP error instead."""
     for stream in (_messages(), _responses()):
         out = stream.feed(
             b'data: {"error":{"code":400,"message":"no","type":"invalid_request_error"}}\n\n'
@@ -514,15 +516,15 @@ def test_an_error_before_any_content_can_still_be_a_status() -> None:
 @pytest.mark.parametrize(
     "data", [b"", wire(chunk({"content": "a"}), done=False), b"data: [DONE]\n\n"]
 )
-def test_an_end_without_a_reason_is_an_error(data: bytes) -> None:
-    """A stream that is cut, or that never began, never looks like a whole answer."""
+def test_end_without_finish_reason_is_an_error(data: bytes) -> None:
+    """A stream that is cut off, or has no content, never looks like a complete response."""
     messages, responses = _messages(), _responses()
     assert events(run(messages.feed, messages.end, data))[-1].name == "error"
     assert events(run(responses.feed, responses.end, data))[-1].name == "response.failed"
 
 
-def test_a_broken_connection_ends_the_stream_once() -> None:
-    """`fail` ends the stream with an error; nothing that comes later is told."""
+def test_fail_ends_the_stream_once() -> None:
+    """After `fail`, further bytes are ignored."""
     for stream, told_by in ((_messages(), anthropic_told), (_responses(), responses_told)):
         out = stream.feed(wire(chunk({"content": "a"}), done=False))
         out += stream.fail(UpstreamTimeout("No byte for 600 s"))
@@ -532,8 +534,8 @@ def test_a_broken_connection_ends_the_stream_once() -> None:
         assert "No byte for 600 s" in told.last["error"]["message"]
 
 
-def test_pings_open_the_stream_and_keep_the_grammar() -> None:
-    """A ping before the first chunk opens the stream; pings may stand anywhere until its end."""
+def test_pings_start_the_stream_and_follow_the_grammar() -> None:
+    """A ping before the first chunk starts the stream; pings can be anywhere until its end."""
     messages, responses = _messages(), _responses()
     out, answered = messages.ping(), responses.ping()
     assert messages.started
@@ -546,8 +548,8 @@ def test_pings_open_the_stream_and_keep_the_grammar() -> None:
     assert messages.open() == b""
 
 
-def test_an_engine_that_dallies_after_its_finish_can_be_ended() -> None:
-    """After a finish reason `end` completes the answer although neither usage nor [DONE] came."""
+def test_lingering_stream_can_be_ended() -> None:
+    """After a finish reason, `end` completes the response without usage or [DONE]."""
     stream = _messages()
     out = stream.feed(wire(chunk({"content": "a"}), _STOP, done=False))
     assert not stream.complete
@@ -556,8 +558,8 @@ def test_an_engine_that_dallies_after_its_finish_can_be_ended() -> None:
     assert stream.complete
 
 
-def test_namespaces_are_mapped_back() -> None:
-    """A call of a flattened function names the namespace and the function that the client declared."""
+def test_namespaces_are_restored() -> None:
+    """A call of a flattened function has the namespace and the name that the client declared."""
     stream = _responses(function_names={"ns__fn": ("ns", "fn")})
     data = wire(chunk(call(0, "{}", ident="a", name="ns__fn")), _CALLS)
     item = responses_told(run(stream.feed, stream.end, data)).last["output"][0]

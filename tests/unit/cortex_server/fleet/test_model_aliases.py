@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
-from cortex_server.dialects.stream.text import Echo
+from cortex_server.dialects.stream.text import ModelNameRewriter
 from cortex_server.fleet.model_aliases import ModelAliases
 
 _NAMES = ModelAliases(
@@ -54,15 +54,15 @@ def test_only_the_model_field_is_echoed(engine: str, client: str, content: str) 
     """The engine's name is replaced where it is the model, never inside a text."""
     first = {"model": engine, "content": content}
     second = {"content": json.dumps(first), "model": engine}
-    echo = Echo(client)
+    echo = ModelNameRewriter(client)
     for found in (first, second):
         out = echo(json.dumps(found, ensure_ascii=False).encode())
         assert json.loads(out) == found | {"model": client}
 
 
 def test_without_a_client_name_nothing_is_changed() -> None:
-    """Echo(None) passes everything."""
-    assert Echo(None)(b'{"model":"x"}') == b'{"model":"x"}'
+    """ModelNameRewriter(None) passes everything."""
+    assert ModelNameRewriter(None)(b'{"model":"x"}') == b'{"model":"x"}'
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Passing:
     """A receiver that mends a stream and writes it to a client, by a lane where there is one."""
 
     def __init__(self, client: asyncio.Transport, *, lanes: bool) -> None:
-        self.repair = StreamRepair(answer_id="a", usage_wanted=False)
+        self.repair = StreamRepair(response_id="a", client_wants_usage=False)
         self.long_way = 0
         self.lost: str | None = None
         self.client = client
@@ -57,7 +57,7 @@ class Passing:
 
     def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
         """See `Receiver`."""
-        around = self.repair.around
+        around = self.repair.text_envelope
         return (
             StreamFastPath(around, self.repair, self.client, sizes)
             if self._lanes and around
@@ -265,7 +265,7 @@ async def test_an_encrypted_client_gets_no_plain_byte():
     chunk = b"%x\r\n%b\r\n" % (len(event), event)
     head, _, foot = event.partition(b'a"}')
     lane = StreamFastPath(
-        (head, b'"}' + foot), StreamRepair(answer_id="a", usage_wanted=False), client, {}
+        (head, b'"}' + foot), StreamRepair(response_id="a", client_wants_usage=False), client, {}
     )
     for _ in range(3):
         lane.data_received(chunk)
