@@ -1,15 +1,15 @@
-# Everything sets itself up in a local .venv: Python 3.11 or later, make and a package index are enough.
+# All targets set up a local .venv; Python 3.11 or later, make and a package index are required.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' common/cortex_common/__init__.py)
-# Built twice from one commit, wheel, sdist and packages are the same bytes: their dates are the commit's.
+# Reproducible builds: wheel, sdist and packages use the date of the commit.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
 
-# Python versions that the source package carries wheels for: Fedora 43 and 44 have 3.14, Fedora 45 has 3.15.
+# Python versions for which the source package contains wheels: Fedora 43 and 44 have 3.14, Fedora 45 has 3.15.
 RPM_PYTHONS ?= 3.14 3.15
-# Where it is not Fedora's rpm that builds, its macros are ours.
+# On other distributions than Fedora, rpm/debian.macros provides Fedora's macros.
 RPM_MACROS := $(if $(wildcard /usr/lib/rpm/macros.d/macros.systemd),,--load $(CURDIR)/rpm/debian.macros --nodeps)
 RPM_BUILD := $(CURDIR)/build/rpm
 RPMBUILD = rpmbuild $(RPM_MACROS) --define '_topdir $(RPM_BUILD)' --define '_sourcedir $(CURDIR)/dist' \
@@ -18,7 +18,7 @@ RPMBUILD = rpmbuild $(RPM_MACROS) --define '_topdir $(RPM_BUILD)' --define '_sou
 
 .PHONY: help demo test check format bench engines docs docs-serve reference dist lock srpm rpm test-rpm rehearse clean
 
-help: ## Show this list
+help: ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml
@@ -28,57 +28,57 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
 	@touch $@
 
-demo: $(READY) ## Run a whole fleet on this host with a real engine; ARGS=--once ends after the first answer
+demo: $(READY) ## Run a complete fleet on this host with a real engine; ARGS=--once stops after the first response
 	@$(BIN)/cortex demo $(ARGS)
 
-check: $(READY) ## Lint, types and the architecture's contracts
+check: $(READY) ## Run the linter, the type checker and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# More at a time than cores, since most tests wait for processes. Without bytecode on disk each of those would
-# compile cortex anew.
+# More workers than cores, because most tests wait for processes. Bytecode is cached on disk, because otherwise each of
+# these processes would compile cortex again.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: $(READY) ## All tests that CI runs
+test: $(READY) ## Run all tests that CI runs
 	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-format: $(READY) ## Format and mend what can be mended
+format: $(READY) ## Format the code and fix lint errors automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Measure the data plane against other gateways (more in tests/bench)
+bench: $(READY) ## Benchmark the proxy against other gateways (see tests/bench for more)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-engines: $(READY) ## Build a real llama-server outside the checkout, for the tests marked llama; ARGS=mistralrs the other
+engines: $(READY) ## Build llama-server outside the checkout for tests marked llama; ARGS=mistralrs builds mistralrs
 	PYTHONPATH=tests $(BIN)/python -m engines.build_$(or $(ARGS),llama)
 
 .venv/.docs: pyproject.toml $(READY)
 	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
-docs: .venv/.docs ## Build the documentation's site into build/site; a broken link fails
+docs: .venv/.docs ## Build the documentation site into build/site; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
-docs-serve: .venv/.docs ## Serve the documentation on http://127.0.0.1:8001 while you write
+docs-serve: .venv/.docs ## Serve the documentation on http://127.0.0.1:8001 with live reload
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-reference: $(READY) ## Write the generated pages of docs/reference and the schemas in config anew
+reference: $(READY) ## Regenerate docs/reference and the JSON schemas in config
 	cd docs && ../$(BIN)/python -m generator
 
 dist: $(READY) ## Build wheel and sdist into dist/
 	rm -f dist/cortex_gpu-*
 	$(BIN)/hatchling build -d dist
 
-lock: $(READY) ## Choose anew which versions the packages carry (rpm/*.lock)
+lock: $(READY) ## Update the dependency versions of the packages (rpm/*.lock)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python rpm/lock.py
 
-srpm: dist ## Build the source package for Fedora (and COPR)
+srpm: dist ## Build the source package for Fedora and COPR
 	$(BIN)/python rpm/wheelhouse.py dist/cortex-wheelhouse-$(VERSION).tar $(RPM_PYTHONS)
 	$(RPMBUILD) -bs rpm/cortex.spec
 
-rpm: rpm-tools dist ## Build the packages for this host: cortex, neuron, neuron-engine-embedded
+rpm: rpm-tools dist ## Build the packages cortex, neuron and neuron-engine-embedded for this host
 	$(BIN)/python rpm/wheelhouse.py dist/cortex-wheelhouse-$(VERSION).tar \
 	  $$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 	$(RPMBUILD) -ba rpm/cortex.spec
@@ -89,11 +89,11 @@ rpm-tools:
 	  '(on Fedora: dnf install rpm-build python3-devel systemd-rpm-macros firewalld-filesystem)' >&2; exit 1; }
 	@/usr/bin/python3 -c 'import sys; sys.exit("the packages need Python 3.11 or later as /usr/bin/python3" if sys.version_info < (3, 11) else 0)'
 
-test-rpm: rpm ## Lint the packages, unpack them, and run what is in them
+test-rpm: rpm ## Lint and unpack the packages, and run their programs
 	CORTEX_PACKAGES=1 $(BIN)/pytest tests/rpm $(ARGS)
 
-rehearse: ## Install, run and upgrade the packages on a host that boots here; needs root and debootstrap, `make srpm` first
+rehearse: ## Install, run and upgrade the packages on a booted host; needs root, debootstrap and `make srpm` first
 	tests/rpm/rehearse.sh
 
-clean: ## Remove what make made here
+clean: ## Remove everything that make created
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

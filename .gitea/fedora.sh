@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# In a container of Fedora, as root: builds the packages from the checkout, installs them with dnf, and runs them.
+# Builds the packages from the checkout, installs them with dnf, and runs them. Runs as root in a Fedora container.
 set -euxo pipefail
 cd "$(dirname "$0")/.."
 git config --global --add safe.directory '*'
@@ -21,7 +21,7 @@ systemd-analyze verify /usr/lib/systemd/system/{cortex,neuron}.service
 systemd-analyze security --offline=true --threshold=20 /usr/lib/systemd/system/cortex.service
 systemd-analyze security --offline=true --threshold=45 /usr/lib/systemd/system/neuron.service
 
-# No systemd runs in a container; the units' programs run as their users do.
+# The container has no systemd, so run the programs of the units as their users.
 install -d -o neuron -g neuron /var/lib/cortex/neuron
 install -d -o cortex -g cortex /var/lib/cortex/gateway
 CORTEX_CPU__OFFER=true setpriv --reuid=neuron --regid=neuron --init-groups /usr/libexec/cortex/neuron &

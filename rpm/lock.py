@@ -1,6 +1,6 @@
-"""Chooses which versions the packages carry, for every Python that they may be built for; run by `make lock`.
+"""Resolves the dependency versions of the packages for all supported Python versions; run by `make lock`.
 
-Each lock holds the hashes of all files of a release, so that one serves all of them.
+Each lock file contains the hashes of all files of a release, so that it is valid for every Python version.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ LOCKS = {
     "neuron": ("--extra", "neuron"),
     "neuron-engine-embedded": ("--extra", "neuron", "--extra", "engine"),
 }
-"""What is in each; the engine's is installed on top of the neuron's, so it follows that one's versions."""
+"""Contents of each lock file. The engine is installed on top of the neuron's environment, so it uses the same
+versions."""
 
 
 def main() -> None:
-    """Write all locks."""
-    for name, wanted in LOCKS.items():
+    """Write all lock files."""
+    for name, selection in LOCKS.items():
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--upgrade"]
         command += ["--universal", "--python-version", "3.11", "--generate-hashes"]
-        command += ["--no-annotate", "--no-header", *wanted]
-        if "--extra" in wanted:
+        command += ["--no-annotate", "--no-header", *selection]
+        if "--extra" in selection:
             command.append("pyproject.toml")
         if name == "neuron-engine-embedded":
             command += ["--constraint", "rpm/neuron.lock"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, whole
-from rigs.late import anthropic, openai
+from rigs.lazy_import import anthropic, openai
 
 TALK = wire(
     chunk({"role": "assistant", "content": ""}),

@@ -1,4 +1,4 @@
-"""What holds for every test: the order of files, how long properties are tried, what the collector need not look at."""
+"""Settings for all tests: order of the files, Hypothesis profiles, lazy imports and garbage collection."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from rigs.late import Late
+from rigs.lazy_import import LazyModule
 from xdist.scheduler import LoadFileScheduling
 
-# A shell starts what runs in its background with SIGINT ignored, and so would be every command that a test interrupts.
+# A shell starts background processes with SIGINT ignored, and commands that a test interrupts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Each client of HTTP, also one that never sees TLS, reads the authorities that it would trust: 40 ms for those of the
-# web, and nobody here talks to the web.
-os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("nobody.pem")))
+# Every HTTP client loads the trusted certificate authorities, even if it never uses TLS. That takes 40 ms for the
+# default ones, which no test needs.
+os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).with_name("unused-ca.pem")))
 
-# For who changes a core: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
-# How long an example takes is no test's matter: others have the processors, too.
+# After changes of pure code: `make test ARGS='tests/unit --hypothesis-profile=thorough'`.
+# Without deadlines, because other processes use the CPUs too.
 UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("thorough", max_examples=2000, **UNTIMED)
-# Each run draws anew, so that many runs try what one does not.
+# Every run draws new examples, so that many runs cover more than one.
 settings.register_profile("quick", max_examples=60, **UNTIMED)
 settings.load_profile("quick")
 
@@ -36,9 +36,9 @@ ANTHROPIC = {
     "test_dialects_sdks.py",
     "test_keys_matrix.py",
 }
-"""Files that import Anthropic's SDK. One process runs them all: it is 3200 modules, and 4 s of processor time."""
+"""Files that import Anthropic's SDK. One process runs them all, because the SDK has 3200 modules (4 s of CPU time)."""
 
-LONG = ANTHROPIC | {
+SLOW = ANTHROPIC | {
     "test_cli_gateway.py",
     "test_proxy.py",
     "test_demo.py",
@@ -56,10 +56,10 @@ LONG = ANTHROPIC | {
     "test_top_keys.py",
     "test_top_pictures.py",
 }
-"""Files that begin first: one of them at the end would keep one process busy and the others idle."""
+"""Slow files, which start first: one of them at the end would keep one process busy and the others idle."""
 
 
-class _ByFile(LoadFileScheduling):
+class _FileScheduling(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
         return "anthropic" if Path(file).name in ANTHROPIC else file
@@ -67,30 +67,30 @@ class _ByFile(LoadFileScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
-    """With `--dist loadfile` some files go together."""
-    return _ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
+    """With `--dist loadfile`, run the files that import Anthropic's SDK in one process."""
+    return _FileScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files before all others."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Put slow files before all others."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Import what the test's module imports late: within its event loop, seconds of silence would break connections."""
+    """Import the lazy modules of a test before it starts, because seconds of blocked event loop break connections."""
     module = item.getparent(pytest.Module)
     for value in vars(module.obj).values() if module else ():
-        if isinstance(value, Late):
+        if isinstance(value, LazyModule):
             value.load()
 
 
 def pytest_collection() -> None:
-    """Nothing that an import makes is garbage."""
+    """Disable garbage collection during imports, which create no garbage."""
     gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Modules and tests stay to the end, so they need not be looked at again and again."""
+    """Exclude modules and tests from garbage collection, because they live until the end."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     gc.enable()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from rigs import forked
+from rigs import forkserver
 
 from cortex_cli.main import main
 
@@ -29,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def cortex(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end as a process of its own."""
-    return forked.run(args, stdin=stdin, environ=environment(**env))
+    return forkserver.run(args, stdin=stdin, environ=environment(**env))
 
 
 def cortex_here(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:

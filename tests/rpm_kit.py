@@ -1,6 +1,6 @@
-"""The packages as on a host that has them: unpacked, and laid over this host's /usr and /etc in own namespaces.
+"""A host with the packages installed: they are unpacked and mounted over this host's /usr and /etc in namespaces.
 
-Programs, units and paths are the shipped ones; ports are free, since the network is nobody else's.
+Programs, units and paths are those of the packages. The network namespace is private, so all ports are free.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ exec sleep infinity
 
 
 class Installed:
-    """A host with the packages.
+    """A host with the packages installed.
 
     Args:
-        root: where they are unpacked.
-        state: becomes its /var/lib.
+        root: directory with the unpacked packages.
+        state: directory to mount as /var/lib.
     """
 
     def __init__(self, root: Path, state: Path) -> None:
@@ -48,7 +48,7 @@ class Installed:
             text=True,
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == "ready\n", "namespaces can't be made here"
+        assert self._holder.stdout.readline() == "ready\n", "can't create namespaces"
 
     def _inside(self, *argv: str) -> list[str]:
         enter = ["nsenter", "--target", str(self._holder.pid), "--mount", "--net"]
@@ -57,7 +57,7 @@ class Installed:
         return [*enter, *argv]
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command there."""
+        """Run a command on the host."""
         done = subprocess.run(
             self._inside(*argv),
             check=False,
@@ -70,12 +70,12 @@ class Installed:
         return done
 
     def python(self, script: str, *arguments: str) -> str:
-        """Run a script of the tests' own interpreter there, a client's for example."""
+        """Run a script with the tests' own interpreter on the host, and return its output."""
         return self.run(sys.executable, "-c", script, *arguments).stdout
 
     @contextmanager
     def service(self, unit: str, **environ: str) -> Iterator[Service]:
-        """Start a unit's ExecStart as systemd would, wait until it says that it is ready, and stop it at the end."""
+        """Start the ExecStart command of a unit as systemd would, wait until it is ready, and stop it at the end."""
         service = Service(self, unit, environ)
         try:
             service.wait_for("READY=1")
@@ -84,12 +84,12 @@ class Installed:
             service.stop()
 
     def close(self) -> None:
-        """Leave nothing running."""
+        """Stop all processes on the host."""
         self._holder.kill()
         self._holder.communicate()
 
     def spawn(self, command: str, environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a command line of a unit there."""
+        """Start a command line on the host."""
         with log.open("ab") as output:
             return subprocess.Popen(
                 self._inside(*shlex.split(command)), env=environ, stdout=output, stderr=output
@@ -97,7 +97,7 @@ class Installed:
 
 
 class Service:
-    """The main process of a unit, and what it tells the service manager."""
+    """The main process of a unit, and the states that it sends to the service manager."""
 
     def __init__(self, host: Installed, unit: str, environ: dict[str, str]) -> None:
         text = (host.root / "usr/lib/systemd/system" / unit).read_text(encoding="utf-8")
@@ -107,8 +107,8 @@ class Service:
         address.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(address))
-        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
-        # Read all the time, as systemd does: who tells waits when ten messages are unread.
+        self._states: queue.SimpleQueue[str] = queue.SimpleQueue()
+        # Read continuously like systemd, because senders block while ten messages are unread.
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
         name = unit.removesuffix(".service")
@@ -126,15 +126,15 @@ class Service:
         )
 
     def wait_for(self, state: str) -> None:
-        """Wait until it says so."""
+        """Wait until the process has sent a state."""
         try:
-            while self._heard.get(timeout=60) != state:
+            while self._states.get(timeout=60) != state:
                 pass
         except queue.Empty:
             raise AssertionError(f"no {state}: {self.log.read_text(encoding='utf-8')}") from None
 
     def stop(self) -> int:
-        """End the main process and nothing else, which is what KillMode=process and mixed do first."""
+        """Stop only the main process, as KillMode=process and KillMode=mixed do, and return its exit status."""
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(60)
         self._socket.shutdown(socket.SHUT_RD)
@@ -145,4 +145,4 @@ class Service:
     def _listen(self) -> None:
         while message := self._socket.recv(4096):
             for state in message.decode().splitlines():
-                self._heard.put(state)
+                self._states.put(state)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes both sources of mistralrs.spec in the current directory, from the tag that it pins. Needs git, cargo and zstd.
+# Creates both sources of mistralrs.spec in the current directory from its pinned tag. Requires git, cargo and zstd.
 set -euo pipefail
 spec="$(dirname "$0")/mistralrs.spec"
 tag=$(sed -n 's/^%global tag //p' "$spec")

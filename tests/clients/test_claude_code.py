@@ -13,7 +13,7 @@ from clients.programs import Ended, run
 from clients_kit import SAY, answer, asked, in_turn, say
 from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import ScriptedEngine, scripted_engine
-from rigs.proxy import PlaneRig, running_plane
+from rigs.proxy import ProxyRig, running_proxy
 
 from cortex_cli.client import Target
 from cortex_cli.client_settings import claude_code
@@ -28,7 +28,7 @@ pytestmark = [
 PROFILE = ModelConfig(id="org/local", harness="scripted", aliases=("claude-*",))
 
 
-async def turn(rig: PlaneRig, home: Path, prompt: str, model: str = "org/local") -> Ended:
+async def turn(rig: ProxyRig, home: Path, prompt: str, model: str = "org/local") -> Ended:
     """One `claude -p`, as `cortex env claude-code` sets it up."""
     assert isinstance(BINARY, Path)
     lines = claude_code(Target(rig.url, "k"), model, 65536).splitlines()
@@ -36,7 +36,7 @@ async def turn(rig: PlaneRig, home: Path, prompt: str, model: str = "org/local")
     return await run(BINARY, "-p", prompt, "--output-format", "json", home=home, environ=environ)
 
 
-async def nothing_left(rig: PlaneRig) -> None:
+async def nothing_left(rig: ProxyRig) -> None:
     """No request is under way, nor counted as such."""
     await rig.settled()
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
@@ -51,7 +51,7 @@ async def test_a_text_turn(tmp_path: Path) -> None:
     """A question is answered by a local model under a claude- name, with the engine's token counts."""
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"org/local": engine.url}, model_configs=[PROFILE]) as rig,
+        running_proxy({"org/local": engine.url}, model_configs=[PROFILE]) as rig,
     ):
         ended = await turn(rig, tmp_path, "say hello", "claude-local")
         await nothing_left(rig)
@@ -77,7 +77,7 @@ async def test_a_tool_turn(tmp_path: Path) -> None:
     )
     async with (
         scripted_engine(in_turn(say(calls), say(SAY))) as engine,
-        running_plane({"org/local": engine.url}, model_configs=[PROFILE]) as rig,
+        running_proxy({"org/local": engine.url}, model_configs=[PROFILE]) as rig,
     ):
         ended = await turn(rig, tmp_path, "read both")
         await nothing_left(rig)
@@ -95,7 +95,7 @@ async def test_an_error_turn(tmp_path: Path) -> None:
     overflow = {"type": "exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": 8192}
     async with (
         scripted_engine(answer({"error": overflow}, b"400 Bad Request")) as engine,
-        running_plane({"org/local": engine.url}, model_configs=[PROFILE]) as rig,
+        running_proxy({"org/local": engine.url}, model_configs=[PROFILE]) as rig,
     ):
         ended = await turn(rig, tmp_path, "say hello")
         await nothing_left(rig)

@@ -11,7 +11,7 @@ from clients.programs import Ended, run
 from clients_kit import SAY, answer, asked, in_turn, say
 from dialects_kit import call, chunk, usage_chunk, wire
 from rigs.engine import scripted_engine
-from rigs.proxy import PlaneRig, running_plane
+from rigs.proxy import ProxyRig, running_proxy
 
 from cortex_cli.client import Target
 from cortex_cli.client_settings import codex
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 
-async def turn(rig: PlaneRig, home: Path, prompt: str) -> Ended:
+async def turn(rig: ProxyRig, home: Path, prompt: str) -> Ended:
     """One `codex exec`, as `cortex env codex` sets it up."""
     assert isinstance(BINARY, Path)
     folder = home / ".codex"
@@ -36,7 +36,7 @@ async def turn(rig: PlaneRig, home: Path, prompt: str) -> Ended:
     return await run(BINARY, "exec", *flags, prompt, home=home, environ=environ)
 
 
-async def nothing_left(rig: PlaneRig) -> None:
+async def nothing_left(rig: ProxyRig) -> None:
     """No request is under way, nor counted as such."""
     await rig.settled()
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
@@ -46,7 +46,7 @@ async def test_a_text_turn(tmp_path: Path) -> None:
     """A question is answered on stdout."""
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"org/local": engine.url}) as rig,
+        running_proxy({"org/local": engine.url}) as rig,
     ):
         ended = await turn(rig, tmp_path, "say hello")
         await nothing_left(rig)
@@ -68,7 +68,7 @@ async def test_a_tool_turn(tmp_path: Path) -> None:
     )
     async with (
         scripted_engine(in_turn(say(calls), say(SAY))) as engine,
-        running_plane({"org/local": engine.url}) as rig,
+        running_proxy({"org/local": engine.url}) as rig,
     ):
         ended = await turn(rig, tmp_path, "count")
         await nothing_left(rig)
@@ -84,7 +84,7 @@ async def test_an_error_turn(tmp_path: Path) -> None:
     refused = answer({"error": {"message": "this model is for poems"}}, b"400 Bad Request")
     async with (
         scripted_engine(refused) as engine,
-        running_plane({"org/local": engine.url}) as rig,
+        running_proxy({"org/local": engine.url}) as rig,
     ):
         ended = await turn(rig, tmp_path, "say hello")
         await nothing_left(rig)

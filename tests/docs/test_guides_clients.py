@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clients_kit import SAY, answer, asked, completion, say
 from rigs.engine import Call, scripted_engine
-from rigs.proxy import running_plane
+from rigs.proxy import running_proxy
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 PAGES = ("openai-sdk.md", "claude-code.md", "codex.md")
@@ -35,7 +35,7 @@ async def test_python_runs_as_printed(page: str, code: str) -> None:
         script = say(SAY) if asked(call).get("stream") else answer(completion("hello"))
         await script(call)
 
-    async with scripted_engine(model) as engine, running_plane({"qwen3": engine.url}) as rig:
+    async with scripted_engine(model) as engine, running_proxy({"qwen3": engine.url}) as rig:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-c"),
             code.replace("http://127.0.0.1:8000", rig.url),

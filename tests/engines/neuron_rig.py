@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from rigs.forked import Forked
+from rigs.forkserver import CortexProcess
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.schema.instances import InstanceState, LoadSpec, ModelInfo
@@ -62,7 +62,7 @@ stop_timeout_s = 1.0
 """,
             encoding="utf-8",
         )
-        self.process: Forked | None = None
+        self.process: CortexProcess | None = None
         self.url = ""
 
     def start(self) -> NeuronRig:
@@ -70,7 +70,7 @@ stop_timeout_s = 1.0
         position = self.log.stat().st_size if self.log.exists() else 0
         self.log.touch()
         argv = ["serve", "neuron", "--config", str(self.config), "--log-format", "console"]
-        self.process = Forked(argv, self.log, environ=os.environ)
+        self.process = CortexProcess(argv, self.log, environ=os.environ)
         text = ""
 
         def listening() -> bool:

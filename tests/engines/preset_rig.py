@@ -18,7 +18,7 @@ import psutil
 from engines.fake_nvml import FakeGpu, FakeNvml
 from engines.neuron_rig import lines_of, load, until
 from engines.served_neuron import served
-from rigs.whole import running_gateway
+from rigs.inprocess_gateway import running_gateway
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection

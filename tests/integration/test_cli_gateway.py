@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from demo_fleet import DemoFleet, demo_fleet, environment, free_port
-from rigs.forked import Forked
+from rigs.forkserver import CortexProcess
 
 from cortex_cli.tui.source import GatewaySource, ReplaySource
 from cortex_common.schema.fleet import FleetSnapshot
@@ -38,13 +38,13 @@ def items(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
 
 
 @contextmanager
-def lines_of(*args: str, **env: str) -> Iterator[tuple[Forked, queue.Queue[str]]]:
+def lines_of(*args: str, **env: str) -> Iterator[tuple[CortexProcess, queue.Queue[str]]]:
     """A command that goes on, and the lines of its stdout and stderr as they come."""
     found: queue.Queue[str] = queue.Queue()
     with TemporaryDirectory(prefix="cortex-test-") as folder:
         pipe = Path(folder) / "lines"
         os.mkfifo(pipe)
-        process = Forked(args, pipe, environ=environment(**env))
+        process = CortexProcess(args, pipe, environ=environment(**env))
 
         def read() -> None:
             with pipe.open(encoding="utf-8") as lines:

@@ -20,8 +20,8 @@ from rigs.engine import (
     chunked,
     scripted_engine,
 )
+from rigs.inprocess_gateway import InProcessGateway, running_gateway
 from rigs.neuron import scripted_neuron
-from rigs.whole import Served, running_gateway
 
 from cortex_common.client.control import EventCursor
 from cortex_common.client.gateway import OperatorClient
@@ -45,7 +45,7 @@ KEYS = (
 class Held:
     """A gateway whose engine says one word and then waits for `go`."""
 
-    served: Served
+    served: InProcessGateway
     engine: ScriptedEngine
     go: asyncio.Event
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from demo_fleet import environment, free_port
 from engines.neuron_rig import wait_for
-from rigs.forked import Forked
+from rigs.forkserver import CortexProcess
 
 from cortex_cli.watch import CLEAR
 
@@ -106,7 +106,7 @@ class Gateway:
         log = self._config.with_suffix(".log")
         log.write_text("")
         argv = ["serve", "gateway", "--log-format", "console", "--config", str(self._config)]
-        process = Forked(argv, log, environ=environment())
+        process = CortexProcess(argv, log, environ=environment())
         try:
             wait_for(lambda: "gateway_listening" in log.read_text(), 30.0, log.read_text)
             yield

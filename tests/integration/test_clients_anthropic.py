@@ -22,8 +22,8 @@ from clients_kit import (
 )
 from dialects_kit import anthropic_told, chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine
-from rigs.late import anthropic
-from rigs.proxy import PlaneRig, running_plane
+from rigs.lazy_import import anthropic
+from rigs.proxy import ProxyRig, running_proxy
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
@@ -56,7 +56,7 @@ async def streamed_message(sdk: anthropic.AsyncAnthropic) -> anthropic.types.Mes
         return await stream.get_final_message()
 
 
-async def idle(rig: PlaneRig) -> None:
+async def idle(rig: ProxyRig) -> None:
     """Nothing is under way, nor counted as such."""
     await rig.settled()
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
@@ -67,7 +67,7 @@ async def test_a_stream_with_thinking_and_parallel_calls_accumulates(face: str) 
     """messages.stream gives the whole message, although the engine interleaved its calls."""
     async with (
         scripted_engine(say(*(TALK[at : at + 50] for at in range(0, len(TALK), 50)))) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         claude(rig.url) as sdk,
     ):
         async with sdk.messages.stream(**ASK, tools=[WEATHER]) as stream:
@@ -91,7 +91,7 @@ async def test_a_whole_message_is_the_same_message() -> None:
     whole = completion("It is süß 😀.", reasoning_content="Let me see.", tool_calls=calls)
     async with (
         scripted_engine(answer(whole)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         message = await sdk.messages.create(**ASK, tools=[WEATHER])
@@ -126,7 +126,7 @@ async def test_the_tool_loop_goes_around() -> None:
     ]
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         async with sdk.messages.stream(
@@ -142,7 +142,7 @@ async def test_the_tool_loop_goes_around() -> None:
 async def test_tokens_are_counted_without_a_load() -> None:
     """count_tokens of a model that is not loaded is an estimate, at once."""
     async with (
-        running_plane({}, model_configs=[ModelConfig(id="m", harness="embedded")]) as rig,
+        running_proxy({}, model_configs=[ModelConfig(id="m", harness="embedded")]) as rig,
         claude(rig.url) as sdk,
     ):
         short = await sdk.messages.count_tokens(model="m", messages=HI)
@@ -168,7 +168,7 @@ async def test_a_broken_stream_is_an_error_and_never_a_short_answer(
     """An engine's error, a missing end and a cut are exceptions with the reason."""
     async with (
         scripted_engine(script) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         if not streamed:  # an engine that can't cancel is asked to stream, and the answer assembled
@@ -199,7 +199,7 @@ async def test_an_engines_refusal_has_the_class_that_the_sdk_expects(
     """Statuses become Anthropic's, with the engine's words, and an overflow the ones that clients compact on."""
     async with (
         scripted_engine(answer(body, status)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         with pytest.raises(getattr(anthropic, kind), match=words) as caught:
@@ -212,7 +212,7 @@ async def test_an_engines_refusal_has_the_class_that_the_sdk_expects(
 
 async def test_an_unknown_model_is_not_found() -> None:
     """The SDK raises NotFoundError with names that are close."""
-    async with running_plane({"qwen": "http://127.0.0.1:1"}) as rig, claude(rig.url) as sdk:
+    async with running_proxy({"qwen": "http://127.0.0.1:1"}) as rig, claude(rig.url) as sdk:
         with pytest.raises(anthropic.NotFoundError, match="does not exist"):
             await sdk.messages.create(**ASK | {"model": "qwem"})
 
@@ -221,7 +221,7 @@ async def test_a_stream_is_kept_alive_while_its_model_loads() -> None:
     """Pings come during a cold start, and the message follows in the same stream, within the grammar."""
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane(
+        running_proxy(
             {},
             model_configs=[ModelConfig(id="m", harness="embedded")],
             settings=GatewaySection(cold_start_comment_after_s=0.02),
@@ -252,7 +252,7 @@ async def test_a_stream_is_kept_alive_while_a_long_prompt_is_computed() -> None:
 
     async with (
         scripted_engine(prefill) as engine,
-        running_plane(
+        running_proxy(
             {"m": engine.url}, settings=GatewaySection(prefill_comment_after_s=0.1)
         ) as rig,
         claude(rig.url) as sdk,
@@ -269,7 +269,7 @@ async def test_a_client_that_leaves_ends_the_engines_work(streamed: bool) -> Non
     """The engine's connection closes, before the first byte too, and nothing stays counted."""
     async with (
         scripted_engine(silent) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         asking = asyncio.create_task(sdk.messages.create(**ASK, stream=streamed))
@@ -291,7 +291,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_engines_work() -> Non
 
     async with (
         scripted_engine(endless) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         async with sdk.messages.stream(**ASK) as stream:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from clients_kit import SAY, answer, asked, say
 from dialects_kit import call, chunk, usage_chunk, wire
-from rigs import forked
+from rigs import forkserver
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine
+from rigs.inprocess_gateway import InProcessGateway, running_gateway
 from rigs.neuron import scripted_neuron
-from rigs.whole import Served, running_gateway
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.engine_traits import EngineTraits
@@ -66,7 +66,7 @@ async def bad(call: Call) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(script: Script) -> AsyncIterator[Served]:
+async def serving(script: Script) -> AsyncIterator[InProcessGateway]:
     """A whole gateway over one model; its engine is asked to stream always, so scripts need only that."""
     model_config = ModelConfig(id="org/m", harness="scripted", context=CONTEXT, aliases=("m",))
     async with (
@@ -81,15 +81,15 @@ async def serving(script: Script) -> AsyncIterator[Served]:
         yield served
 
 
-async def cortex(served: Served, *arguments: str, **environ: str) -> tuple[int, str, str]:
+async def cortex(served: InProcessGateway, *arguments: str, **environ: str) -> tuple[int, str, str]:
     """Run the command as a person would."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
     argv = (*arguments, "--gateway", served.url)
-    done = await asyncio.to_thread(forked.run, argv, environ=clean | environ)
+    done = await asyncio.to_thread(forkserver.run, argv, environ=clean | environ)
     return done.returncode, done.stdout, done.stderr
 
 
-async def doctor(served: Served, client: str) -> tuple[int, dict[str, dict[str, Any]]]:
+async def doctor(served: InProcessGateway, client: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit code, and findings by check."""
     code, out, err = await cortex(
         served, "doctor", "--client", client, "--model", "m", "-o", "json"

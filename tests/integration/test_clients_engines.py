@@ -11,8 +11,8 @@ from clients_kit import HI, SCHEMA, claude, gpt
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, running
 from rigs.fleet import free_port
-from rigs.late import anthropic, openai
-from rigs.whole import Served, running_gateway
+from rigs.inprocess_gateway import InProcessGateway, running_gateway
+from rigs.lazy_import import anthropic, openai
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import UpstreamEntry
@@ -88,7 +88,7 @@ def model(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[Served]:
+async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[InProcessGateway]:
     """A gateway that knows a model of each engine, under claude- names too."""
     model_configs = [
         ModelConfig(
@@ -112,7 +112,7 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[Served]:
                 await asyncio.sleep(0.01)
 
 
-async def test_a_message_is_streamed_and_counted(served: Served, model: str) -> None:
+async def test_a_message_is_streamed_and_counted(served: InProcessGateway, model: str) -> None:
     """messages.stream loads the model where it must, and tells the engine's own counts."""
     name = f"claude-{model}-1"
     async with claude(served.url) as sdk:
@@ -130,7 +130,7 @@ async def test_a_message_is_streamed_and_counted(served: Served, model: str) -> 
         assert counted.input_tokens == message.usage.input_tokens + cached
 
 
-async def test_a_whole_message_is_a_message(served: Served, model: str) -> None:
+async def test_a_whole_message_is_a_message(served: InProcessGateway, model: str) -> None:
     """messages.create without a stream, with system, stop sequences and parameters that engines know."""
     async with claude(served.url) as sdk:
         message = await sdk.messages.create(
@@ -146,7 +146,9 @@ async def test_a_whole_message_is_a_message(served: Served, model: str) -> None:
     assert message.content
 
 
-async def test_an_answer_that_the_client_began_is_not_repeated(served: Served, model: str) -> None:
+async def test_an_answer_that_the_client_began_is_not_repeated(
+    served: InProcessGateway, model: str
+) -> None:
     """Clients put the text that comes behind their own: "{" and "{..." would be no JSON."""
     begun = [*HI, {"role": "assistant", "content": '{"begun": "'}]
     async with claude(served.url) as sdk:
@@ -157,7 +159,9 @@ async def test_an_answer_that_the_client_began_is_not_repeated(served: Served, m
     assert whole.usage.output_tokens == 8
 
 
-async def test_a_chat_is_streamed_with_usage_only_where_asked(served: Served, model: str) -> None:
+async def test_a_chat_is_streamed_with_usage_only_where_asked(
+    served: InProcessGateway, model: str
+) -> None:
     """A streamed chat ends with its reason; usage comes when it is asked for."""
     async with gpt(served.url) as sdk:
         for options, expected in (({"include_usage": True}, [9]), (openai.omit, [])):
@@ -171,7 +175,7 @@ async def test_a_chat_is_streamed_with_usage_only_where_asked(served: Served, mo
             assert reasons == ["length"]
 
 
-async def test_a_whole_chat_is_a_chat(served: Served, model: str) -> None:
+async def test_a_whole_chat_is_a_chat(served: InProcessGateway, model: str) -> None:
     """chat.completions.create is whole, although one of the engines had to be asked to stream."""
     async with gpt(served.url) as sdk:
         whole = await sdk.chat.completions.create(model=model, messages=HI, max_tokens=9)
@@ -179,7 +183,7 @@ async def test_a_whole_chat_is_a_chat(served: Served, model: str) -> None:
     assert whole.object == "chat.completion"
 
 
-async def test_a_response_is_streamed_and_whole(served: Served, model: str) -> None:
+async def test_a_response_is_streamed_and_whole(served: InProcessGateway, model: str) -> None:
     """responses.stream and responses.create speak through chat completions of the engine."""
     async with gpt(served.url) as sdk:
         async with sdk.responses.stream(model=model, input="hi") as stream:
@@ -194,7 +198,7 @@ async def test_a_response_is_streamed_and_whole(served: Served, model: str) -> N
     assert whole.usage.output_tokens == 16
 
 
-async def test_tools_may_be_offered(served: Served, model: str) -> None:
+async def test_tools_may_be_offered(served: InProcessGateway, model: str) -> None:
     """A request with tools is worded so that the engine takes it, in every dialect."""
     async with claude(served.url) as sdk:
         tool = {"name": "weather", "input_schema": SCHEMA}
@@ -210,7 +214,7 @@ async def test_tools_may_be_offered(served: Served, model: str) -> None:
 
 
 async def test_a_prompt_beyond_the_context_is_told_in_the_words_of_the_dialect(
-    served: Served, model: str
+    served: InProcessGateway, model: str
 ) -> None:
     """Anthropic's clients read the words that they compact on, OpenAI's the code."""
     long = [{"role": "user", "content": "word " * CONTEXT * 4}]

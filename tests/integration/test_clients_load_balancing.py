@@ -10,7 +10,7 @@ import httpx
 import pytest
 from clients_kit import SAY, say
 from rigs.engine import ScriptedEngine, scripted_engine
-from rigs.proxy import PlaneRig, ready, running_plane
+from rigs.proxy import ProxyRig, ready, running_proxy
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 
@@ -19,7 +19,7 @@ CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/respons
 class Pair:
     """Two instances of "m", a small and a large one."""
 
-    rig: PlaneRig
+    rig: ProxyRig
     http: httpx.AsyncClient
     engines: tuple[ScriptedEngine, ScriptedEngine]
 
@@ -50,7 +50,7 @@ async def pair() -> AsyncIterator[Pair]:
     """Two instances behind one plane."""
     async with contextlib.AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(scripted_engine(say(SAY))) for _ in range(2)]
-        rig = await stack.enter_async_context(running_plane({}))
+        rig = await stack.enter_async_context(running_proxy({}))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=rig.url, timeout=30))
         yield Pair(rig, http, (engines[0], engines[1]))
 

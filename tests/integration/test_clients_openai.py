@@ -12,8 +12,8 @@ import pytest
 from clients_kit import HI, SAY, SCHEMA, TALK, answer, asked, completion, gpt, say, silent
 from dialects_kit import call, chunk, responses_told, usage, usage_chunk, wire
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine, whole
-from rigs.late import openai
-from rigs.proxy import PlaneRig, ready, running_plane
+from rigs.lazy_import import openai
+from rigs.proxy import ProxyRig, ready, running_proxy
 
 from cortex_common.config.catalogue import ModelConfig, ParamsSection
 from cortex_common.config.gateway import GatewaySection
@@ -32,7 +32,7 @@ OUT_OF_MEMORY = (
 COUNTED = "cortex_stream_repairs_total"
 
 
-async def idle(rig: PlaneRig) -> None:
+async def idle(rig: ProxyRig) -> None:
     """Nothing is under way, nor counted as such."""
     await rig.settled()
     assert all(i.in_flight == 0 for i in rig.fleet.snapshot.instances())
@@ -66,7 +66,7 @@ async def test_calls_of_a_careless_engine_arrive_whole_and_the_repairs_are_count
     """chat.completions.stream puts two calls together, and the metrics tell what was mended on which harness."""
     async with (
         scripted_engine(say(wire(*chunks))) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         options = {"include_usage": True}
@@ -99,7 +99,7 @@ async def test_a_clean_stream_counts_no_repair() -> None:
     """What needs no mending is not counted as mended."""
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         async with sdk.chat.completions.stream(model="m", messages=HI) as stream:
@@ -114,7 +114,7 @@ async def test_a_broken_chat_stream_raises(script: Script) -> None:
     """An engine's error in mid-stream and a missing end are exceptions, after the text that came."""
     async with (
         scripted_engine(script) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         stream = await sdk.chat.completions.create(model="m", messages=HI, stream=True)
@@ -134,7 +134,7 @@ async def test_a_streamed_response_has_its_items_and_events_in_order() -> None:
     tool = {"type": "function"} | FUNCTION
     async with (
         scripted_engine(say(TALK)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         async with sdk.responses.stream(model="m", input="hi", tools=[tool]) as stream:
@@ -158,7 +158,7 @@ async def test_a_whole_response_is_the_same_response() -> None:
     """responses.create without a stream reads the engine's whole answer."""
     async with (
         scripted_engine(answer(completion("hello"))) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         response = await sdk.responses.create(model="m", input="hi", instructions="be brief")
@@ -182,7 +182,7 @@ async def test_a_named_tool_is_called_where_the_engine_knows_no_names(
     tools = [{"type": "function", "function": {"name": name}} for name in ("weather", "now")]
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         rig.fleet.ready("m")[0].traits = LLAMACPP
@@ -205,7 +205,7 @@ async def test_an_engines_word_on_repeating_reaches_the_client() -> None:
     body = {"model": "m", "max_tokens": 5, "messages": HI}
     async with (
         scripted_engine(busy) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         for path in ("/v1/chat/completions", "/v1/messages"):
@@ -225,7 +225,7 @@ async def test_an_engines_refusal_does_not_claim_to_be_ours() -> None:
     body = {"model": "m", "messages": HI, "stream": True}
     async with (
         scripted_engine(late) as engine,
-        running_plane({"m": engine.url}, settings=soon) as rig,
+        running_proxy({"m": engine.url}, settings=soon) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
         http.stream("POST", "/v1/chat/completions", json=body) as refused,
     ):
@@ -239,7 +239,7 @@ async def test_an_engines_refusal_does_not_claim_to_be_ours() -> None:
 
 async def test_a_response_that_was_kept_elsewhere_is_a_clear_mistake() -> None:
     """previous_response_id is a 400 that names itself, because nothing is kept."""
-    async with running_plane({"m": "http://127.0.0.1:1"}) as rig, gpt(rig.url) as sdk:
+    async with running_proxy({"m": "http://127.0.0.1:1"}) as rig, gpt(rig.url) as sdk:
         with pytest.raises(openai.BadRequestError, match="previous_response_id"):
             await sdk.responses.create(model="m", input="hi", previous_response_id="resp_1")
 
@@ -248,7 +248,7 @@ async def test_a_broken_response_fails_in_its_own_events() -> None:
     """The stream ends with response.failed and the engine's reason."""
     async with (
         scripted_engine(say(OUT_OF_MEMORY)) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         stream = await sdk.responses.create(model="m", input="hi", stream=True)
@@ -263,7 +263,7 @@ async def test_a_client_of_responses_that_leaves_ends_the_engines_work(streamed:
     """The engine's connection closes, before the first byte too, and nothing stays counted."""
     async with (
         scripted_engine(silent) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         asking = asyncio.create_task(sdk.responses.create(model="m", input="hi", stream=streamed))
@@ -285,7 +285,7 @@ async def test_a_response_is_kept_alive_while_its_prompt_is_computed() -> None:
 
     async with (
         scripted_engine(prefill) as engine,
-        running_plane(
+        running_proxy(
             {"m": engine.url}, settings=GatewaySection(prefill_comment_after_s=0.1)
         ) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
@@ -310,7 +310,7 @@ async def test_embeddings_pass_with_the_clients_name_for_the_model() -> None:
     body = {"object": "list", "data": [vector], "model": "m", "usage": usage(3, 0)}
     async with (
         scripted_engine(answer(body)) as engine,
-        running_plane(
+        running_proxy(
             {"m": engine.url}, model_configs=[ModelConfig(id="m", harness="x", aliases=("e",))]
         ) as rig,
         gpt(rig.url) as sdk,
@@ -327,7 +327,7 @@ async def test_a_recording_goes_through_as_a_form() -> None:
     sound = bytes(range(256)) * 40
     async with (
         scripted_engine(answer({"text": "hello"})) as engine,
-        running_plane({"whisper": engine.url}) as rig,
+        running_proxy({"whisper": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         found = await sdk.audio.transcriptions.create(model="whisper", file=("a.wav", sound))
@@ -344,7 +344,7 @@ async def test_speech_comes_back_as_bytes() -> None:
 
     async with (
         scripted_engine(speak) as engine,
-        running_plane({"tts": engine.url}) as rig,
+        running_proxy({"tts": engine.url}) as rig,
         gpt(rig.url) as sdk,
     ):
         sound = await sdk.audio.speech.create(model="tts", voice="a", input="hi")
@@ -359,7 +359,7 @@ async def test_other_routes_pass_by_the_model_that_they_name(path: str) -> None:
     body = {"model": "m", "query": "q", "documents": ["a"], "prompt": "p"}
     async with (
         scripted_engine(answer({"results": [1]})) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         assert (await http.post(path, json=body)).json() == {"results": [1]}
@@ -371,7 +371,7 @@ async def test_coheres_path_is_asked_where_engines_have_it() -> None:
     """Its client asks /v2/rerank with the fields of /v1/rerank."""
     async with (
         scripted_engine(answer({"results": [1]})) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         body = {"model": "m", "query": "q", "documents": ["a"], "top_n": 1}
@@ -384,7 +384,7 @@ async def test_a_route_that_the_engine_lacks_is_told_once() -> None:
     """501 with the reason, and x-should-retry: false, so that the SDK asks the engine only once."""
     async with (
         scripted_engine(answer({"error": "no"}, b"404 Not Found")) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         gpt(rig.url).with_options(max_retries=2) as sdk,
     ):
         with pytest.raises(openai.InternalServerError, match="has no /v1/embeddings") as caught:
@@ -397,7 +397,7 @@ async def test_a_route_that_the_engine_lacks_is_told_once() -> None:
 
 
 @pytest.fixture
-async def ruled() -> AsyncIterator[tuple[PlaneRig, list[Call]]]:
+async def ruled() -> AsyncIterator[tuple[ProxyRig, list[Call]]]:
     """A model whose profile changes requests."""
     params = ParamsSection(
         defaults={"temperature": 0.6, "top_k": 20},
@@ -410,14 +410,14 @@ async def ruled() -> AsyncIterator[tuple[PlaneRig, list[Call]]]:
     )
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"org/m": engine.url}, model_configs=[model_config]) as rig,
+        running_proxy({"org/m": engine.url}, model_configs=[model_config]) as rig,
     ):
         yield rig, engine.calls
 
 
 @pytest.mark.parametrize("name", ["gpt-9", "org/m"])
 async def test_a_profile_rules_the_requests_and_the_client_keeps_its_name(
-    ruled: tuple[PlaneRig, list[Call]], name: str
+    ruled: tuple[ProxyRig, list[Call]], name: str
 ) -> None:
     """Defaults fill, overrides replace, strips remove, the clamp cuts, and the answer echoes the client's name."""
     rig, calls = ruled
@@ -435,7 +435,7 @@ async def test_a_profile_rules_the_requests_and_the_client_keeps_its_name(
     assert 900 < sent["max_tokens"] < 1000
 
 
-async def test_what_the_client_says_beats_a_default(ruled: tuple[PlaneRig, list[Call]]) -> None:
+async def test_what_the_client_says_beats_a_default(ruled: tuple[ProxyRig, list[Call]]) -> None:
     """A field of the client's stays, through every dialect, and a request within the context is not cut."""
     rig, calls = ruled
     body = {"model": "claude-x", "max_tokens": 7, "messages": HI, "temperature": 0, "stream": True}
@@ -453,7 +453,7 @@ async def test_the_clamp_knows_the_instances_context() -> None:
     )
     async with (
         scripted_engine(say(SAY)) as engine,
-        running_plane({"m": engine.url}, model_configs=[model_config]) as rig,
+        running_proxy({"m": engine.url}, model_configs=[model_config]) as rig,
         gpt(rig.url) as sdk,
     ):
         for context in (None, 1000):

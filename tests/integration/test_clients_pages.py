@@ -6,7 +6,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 from rigs.engine import STREAM, Call, chunked, scripted_engine
-from rigs.proxy import FACES, running_plane
+from rigs.proxy import FACES, running_proxy
 
 from cortex_common.config.gateway import GatewaySection
 from cortex_server.auth.access_control import AccessControl
@@ -42,7 +42,7 @@ async def test_a_page_that_may_reads_answers_listings_and_errors(face, allowed):
     everybody = AccessControl(insecure=True)
     async with (
         scripted_engine(answer) as engine,
-        running_plane(
+        running_proxy(
             {"m": engine.url}, face=face, settings=settings, access_control=everybody
         ) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
@@ -66,7 +66,7 @@ async def test_other_pages_read_nothing(face, allowed):
     settings = GatewaySection(allowed_origins=allowed)
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
     ):
         asked = await page.options(CHAT, headers=ASKS)
@@ -81,7 +81,7 @@ async def test_origins_that_change_count_from_then_on():
     """A reload of the settings is enough for pages."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as page,
     ):
         assert (await page.options(CHAT, headers=ASKS)).status_code == 401

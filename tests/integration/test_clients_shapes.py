@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from rigs.engine import scripted_engine
-from rigs.late import anthropic, openai
-from rigs.proxy import PlaneRig, running_plane
-from rigs.whole import running_gateway
+from rigs.inprocess_gateway import running_gateway
+from rigs.lazy_import import anthropic, openai
+from rigs.proxy import ProxyRig, running_proxy
 
 from cortex_common.config.access import KeyEntry
 from cortex_common.config.catalogue import ModelConfig
@@ -37,36 +37,36 @@ def key(name: str, **terms: object) -> KeyEntry:
 
 
 @dataclass
-class Served:
+class InProcessGateway:
     """A data plane with keys, and a client without one."""
 
-    rig: PlaneRig
+    rig: ProxyRig
     http: httpx.AsyncClient
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
+async def served() -> AsyncIterator[InProcessGateway]:
     """A plane with two models and the keys "all" and "few", which may use one of them."""
     ring = Keyring()
     ring.replace((key("all"), key("few", models=("org/small",))), (), 0.0)
     async with (
         scripted_engine() as engine,
-        running_plane(
+        running_proxy(
             {"org/big": engine.url}, model_configs=PROFILES, access_control=AccessControl(ring)
         ) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
-        yield Served(rig, http)
+        yield InProcessGateway(rig, http)
 
 
-async def test_anthropics_sdk_pages_through_the_models(served: Served) -> None:
+async def test_anthropics_sdk_pages_through_the_models(served: InProcessGateway) -> None:
     """models.list follows the pages, with the context where it is known."""
     async with anthropic.AsyncAnthropic(base_url=served.rig.url, api_key="all") as claude:
         found = [model async for model in claude.models.list(limit=1)]
     assert [(m.id, m.max_input_tokens) for m in found] == [("org/big", 8192), ("org/small", None)]
 
 
-async def test_a_model_is_told_under_the_name_that_was_asked(served: Served) -> None:
+async def test_a_model_is_told_under_the_name_that_was_asked(served: InProcessGateway) -> None:
     """models.retrieve finds a model by alias and by pattern, for either SDK."""
     url = served.rig.url
     async with anthropic.AsyncAnthropic(base_url=url, api_key="all") as claude:
@@ -75,7 +75,7 @@ async def test_a_model_is_told_under_the_name_that_was_asked(served: Served) -> 
         assert (await gpt.models.retrieve("big")).id == "org/big"
 
 
-async def test_openais_sdk_lists_the_models(served: Served) -> None:
+async def test_openais_sdk_lists_the_models(served: InProcessGateway) -> None:
     """Without Anthropic's headers the list has what the fleet knows beside OpenAI's fields."""
     async with openai.AsyncOpenAI(base_url=f"{served.rig.url}/v1", api_key="all") as gpt:
         found = {model.id: model async for model in gpt.models.list()}
@@ -84,7 +84,7 @@ async def test_openais_sdk_lists_the_models(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/org/big"])
-async def test_models_are_probed_without_a_body(served: Served, path: str) -> None:
+async def test_models_are_probed_without_a_body(served: InProcessGateway, path: str) -> None:
     """HEAD says what GET would, for those who may."""
     bearer = {"authorization": "Bearer all"}
     answer, whole = [await served.http.request(m, path, headers=bearer) for m in ("HEAD", "GET")]
@@ -93,7 +93,7 @@ async def test_models_are_probed_without_a_body(served: Served, path: str) -> No
     assert (await served.http.head(path)).status_code == 401
 
 
-async def test_a_key_sees_only_its_models_in_either_shape(served: Served) -> None:
+async def test_a_key_sees_only_its_models_in_either_shape(served: InProcessGateway) -> None:
     """What a key may not use is neither listed nor found."""
     async with anthropic.AsyncAnthropic(base_url=served.rig.url, api_key="few") as claude:
         assert [model.id async for model in claude.models.list()] == ["org/small"]
@@ -104,7 +104,9 @@ async def test_a_key_sees_only_its_models_in_either_shape(served: Served) -> Non
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize("path", ["/", "/api/hello"])
-async def test_a_sign_of_life_needs_no_key(served: Served, method: str, path: str) -> None:
+async def test_a_sign_of_life_needs_no_key(
+    served: InProcessGateway, method: str, path: str
+) -> None:
     """Claude Code's first question is answered before it shows who it is, and a load balancer's GET /."""
     answer = await served.http.request(method, path)
     assert (answer.status_code, answer.content) == (200, b"")
@@ -112,7 +114,7 @@ async def test_a_sign_of_life_needs_no_key(served: Served, method: str, path: st
 
 @pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/files"])
 async def test_routes_that_do_not_exist_are_not_found_in_anthropics_shape(
-    served: Served, path: str
+    served: InProcessGateway, path: str
 ) -> None:
     """Batches and files get a 404 that the SDK can name."""
     answer = await served.http.post(path, json={}, headers=VERSION | {"x-api-key": "all"})
@@ -124,7 +126,7 @@ async def test_routes_that_do_not_exist_are_not_found_in_anthropics_shape(
     "path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches"]
 )
 async def test_without_a_key_anthropics_client_is_told_in_its_shape(
-    served: Served, path: str
+    served: InProcessGateway, path: str
 ) -> None:
     """The guard's 401 reads like Anthropic's, whether the route exists or not."""
     answer = await served.http.post(path, json={"model": "org/big"})
@@ -133,14 +135,16 @@ async def test_without_a_key_anthropics_client_is_told_in_its_shape(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_openais_clients_keep_openais_errors(served: Served) -> None:
+async def test_openais_clients_keep_openais_errors(served: InProcessGateway) -> None:
     """The same mistakes without Anthropic's headers get the usual envelope."""
     answer = await served.http.post("/v1/files", json={}, headers={"authorization": "Bearer all"})
     assert (answer.status_code, answer.json()["error"]["src"]) == (404, "cortex")
 
 
 @pytest.mark.parametrize("route", ["/v1/messages", "/v1/chat/completions"])
-async def test_what_fits_nowhere_is_not_to_be_repeated(served: Served, route: str) -> None:
+async def test_what_fits_nowhere_is_not_to_be_repeated(
+    served: InProcessGateway, route: str
+) -> None:
     """A 507 says x-should-retry: false, or SDKs would ask for it again and again."""
     loads = served.rig.loads
     assert loads is not None

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from clients_kit import HI, SAY, asked, claude, gpt, say
 from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, scripted_engine, whole
-from rigs.late import openai, trustme
+from rigs.inprocess_gateway import InProcessGateway, running_gateway
+from rigs.lazy_import import openai, trustme
 from rigs.neuron import scripted_neuron
-from rigs.whole import Served, running_gateway
 
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.catalogue import Catalogue, ModelConfig
@@ -78,7 +78,7 @@ def entry(provider: Provider, name: str = "cloud", **more: object) -> UpstreamEn
     return UpstreamEntry.model_validate(fields)
 
 
-async def until(served: Served, true: Callable[[FleetSnapshot], bool]) -> FleetSnapshot:
+async def until(served: InProcessGateway, true: Callable[[FleetSnapshot], bool]) -> FleetSnapshot:
     """Wait until the gateway sees the fleet so."""
     fleet, changed = served.gateway.fleet, asyncio.Event()
     fleet.on_change(changed.set)

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from dialects_kit import call, chunk, usage_chunk, wire
-from rigs.late import anthropic, openai
+from rigs.lazy_import import anthropic, openai
 
 from cortex_common.errors import CortexError, UpstreamFailed
 from cortex_common.schema.engine_traits import OPENAI

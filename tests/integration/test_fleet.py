@@ -12,7 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from rigs.fleet import MODELS, FleetRig, running_fleet
-from rigs.late import openai
+from rigs.lazy_import import openai
 
 from cortex_common.errors import ModelNotFound, NotFound
 from cortex_common.schema.fleet import FleetSnapshot
@@ -206,7 +206,7 @@ async def test_two_hundred_streams_on_three_models_all_end_whole(fleet, sdk):
 async def test_what_does_not_fit_at_all_is_refused_at_once(tmp_path):
     """A model larger than the only device is refused with the numbers, and no load is tried."""
     async with (
-        running_fleet(tmp_path, room_mb=100) as rig,
+        running_fleet(tmp_path, memory_mb=100) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         with pytest.raises(openai.APIStatusError) as caught:
@@ -220,7 +220,7 @@ async def test_what_does_not_fit_at_all_is_refused_at_once(tmp_path):
 async def test_a_third_model_evicts_the_least_recently_used(tmp_path):
     """On a device that holds two of three, asking for all in turn gives answers and evictions, and no error."""
     async with (
-        running_fleet(tmp_path, room_mb=2 * 256 + 8) as rig,
+        running_fleet(tmp_path, memory_mb=2 * 256 + 8) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         cold = []

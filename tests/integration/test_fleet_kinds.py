@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 from engines.fake_nvml import FakeGpu, FakeNvml
 from engines.served_neuron import served
-from rigs.whole import running_gateway
+from rigs.inprocess_gateway import running_gateway
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, lines_of, load, running, until
-from rigs.whole import running_gateway
+from rigs.inprocess_gateway import running_gateway
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.catalogue import ModelConfig

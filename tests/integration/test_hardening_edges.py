@@ -10,8 +10,8 @@ import ssl
 import httpx
 import pytest
 from rigs.engine import Call, answer_stream, scripted_engine
+from rigs.inprocess_gateway import InProcessGateway, running_gateway
 from rigs.neuron import scripted_neuron
-from rigs.whole import Served, running_gateway
 
 from cortex_common.config.access import LimitsSection
 
@@ -42,7 +42,7 @@ def post(*headers: bytes, body: bytes = BODY, path: bytes = CHAT) -> bytes:
 LENGTH = b"content-length: %d" % len(BODY)
 
 
-async def exchange(gateway: Served, *pieces: bytes, seconds: float = 8.0) -> bytes:
+async def exchange(gateway: InProcessGateway, *pieces: bytes, seconds: float = 8.0) -> bytes:
     """Send the pieces and read until the gateway closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     try:
@@ -57,7 +57,7 @@ async def exchange(gateway: Served, *pieces: bytes, seconds: float = 8.0) -> byt
         writer.close()
 
 
-async def still_serves(gateway: Served) -> None:
+async def still_serves(gateway: InProcessGateway) -> None:
     """A good request is answered."""
     async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as http:
         answer = await http.post(CHAT.decode(), content=BODY)

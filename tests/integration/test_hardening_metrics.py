@@ -14,8 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.engine import scripted_engine
 from rigs.gateway import gateway_process, neuron_table
+from rigs.inprocess_gateway import running_gateway
 from rigs.neuron import scripted_neuron
-from rigs.whole import running_gateway
 
 from cortex_common.client.gateway import OperatorClient
 from cortex_server.auth.keys import hash_of

@@ -8,9 +8,9 @@ import json
 import httpx
 import pytest
 from rigs.engine import Call, answer_stream, scripted_engine
-from rigs.late import anthropic, openai
-from rigs.proxy import FACES, running_plane
-from rigs.whole import running_gateway
+from rigs.inprocess_gateway import running_gateway
+from rigs.lazy_import import anthropic, openai
+from rigs.proxy import FACES, running_proxy
 
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, LimitsSection
@@ -246,7 +246,7 @@ async def test_openais_sdk_raises_its_own_errors(face):
     access_control = access_with(key("good", models=["m"], limits={"requests_per_minute": 1}))
     async with (
         scripted_engine() as engine,
-        running_plane(
+        running_proxy(
             {"m": engine.url, "n": engine.url}, face=face, access_control=access_control
         ) as rig,
     ):
@@ -277,7 +277,7 @@ async def test_anthropics_sdk_raises_its_own_errors():
     access_control = access_with(key("good", models=["m"], limits={"requests_per_minute": 2}))
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url, "n": engine.url}, access_control=access_control) as rig,
+        running_proxy({"m": engine.url, "n": engine.url}, access_control=access_control) as rig,
     ):
 
         async def send(secret: str, model: str) -> str:
@@ -314,7 +314,7 @@ async def test_limits_hold_under_concurrency(face):
     access_control = access_with(key("k", limits={"max_in_flight": 5}))
     async with (
         scripted_engine(hold) as engine,
-        running_plane({"m": engine.url}, face=face, access_control=access_control) as rig,
+        running_proxy({"m": engine.url}, face=face, access_control=access_control) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"x-api-key": "k"}, timeout=30) as http,
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(40)]
@@ -342,7 +342,7 @@ async def test_a_gateway_at_capacity_queues_some_and_rejects_the_rest():
 
     async with (
         scripted_engine(hold) as engine,
-        running_plane(
+        running_proxy(
             {"m": engine.url}, limits=LimitsSection(max_in_flight=1, max_queued=2)
         ) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
@@ -371,7 +371,7 @@ async def test_a_queue_timeout_is_logged_with_its_wait():
     limits = LimitsSection(max_in_flight=1, max_queued=1, queue_timeout_s=0.05)
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
-        running_plane({"m": engine.url}, limits=limits) as rig,
+        running_proxy({"m": engine.url}, limits=limits) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
     ):
         first = asyncio.create_task(http.post(CHAT, json=BODY))
@@ -386,7 +386,7 @@ async def test_a_queued_request_is_removed_when_its_client_disconnects():
     """Neither the queue nor the admitted requests keep a disconnected client."""
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
-        running_plane({"m": engine.url}, limits=LimitsSection(max_in_flight=1)) as rig,
+        running_proxy({"m": engine.url}, limits=LimitsSection(max_in_flight=1)) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(2)]
@@ -405,7 +405,7 @@ async def test_usage_is_counted_by_key_and_model():
     """Tokens that the engine counted are added to the usage of the key immediately."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, access_control=access_with(key("a"), key("b"))) as rig,
+        running_proxy({"m": engine.url}, access_control=access_with(key("a"), key("b"))) as rig,
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         for secret, times in (("a", 2), ("b", 1)):
@@ -427,7 +427,7 @@ async def test_a_rejected_client_keeps_its_connection(face):
     body = json.dumps(BODY).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
     async with (
-        running_plane({}, face=face, access_control=access_control) as rig,
+        running_proxy({}, face=face, access_control=access_control) as rig,
         asyncio.timeout(10),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)

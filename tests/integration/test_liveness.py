@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 from rigs.engine import scripted_engine
+from rigs.inprocess_gateway import running_gateway
 from rigs.neuron import scripted_neuron
-from rigs.whole import running_gateway
 
 _KEEPALIVE = "02"
 """The timer of a connection whose other end is asked in time; see proc_net_tcp in the kernel's documentation."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from engines.neuron_rig import NeuronRig, fake, lines_of, load, running, until
-from rigs.late import openai
+from rigs.lazy_import import openai
 
 from cortex_common.errors import BadRequest, Conflict, DoesNotFit, ModelNotFound, UpstreamFailed
 from cortex_common.schema.hardware import DeviceKind

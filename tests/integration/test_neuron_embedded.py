@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from engines.neuron_rig import wait_for
-from rigs.late import openai
+from rigs.lazy_import import openai
 
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 

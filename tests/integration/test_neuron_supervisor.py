@@ -15,7 +15,7 @@ import psutil
 import pytest
 from engines.neuron_rig import NeuronRig, fake, following, load, running, until, wait_for
 from prometheus_client.parser import text_string_to_metric_families
-from rigs.whole import running_gateway
+from rigs.inprocess_gateway import running_gateway
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import ModelNotFound, Unavailable

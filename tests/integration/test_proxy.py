@@ -21,8 +21,8 @@ from rigs.engine import (
     scripted_engine,
     whole,
 )
-from rigs.late import openai
-from rigs.proxy import FACES, running_plane
+from rigs.lazy_import import openai
+from rigs.proxy import FACES, running_proxy
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
@@ -56,7 +56,7 @@ async def test_a_stream_reaches_the_client_byte_for_byte(face):
     """What the engine streams is what the client reads, and the instance's count returns to zero."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY, headers={"x-request-id": "mine"})
@@ -77,7 +77,7 @@ async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face
     body = {k: v for k, v in BODY.items() if k != "stream_options"} | options
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=body)
@@ -101,7 +101,7 @@ async def test_pieces_arrive_one_by_one(face):
     steps: asyncio.Queue[None] = asyncio.Queue()
     async with (
         scripted_engine(slowly) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -118,7 +118,7 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
     body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         headers = {"authorization": "Bearer sk-1", "cookie": "a=b", "x-conversation-id": "c"}
@@ -137,7 +137,7 @@ async def test_an_alias_is_rewritten_in_place(face):
     model_config = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_plane({"m": engine.url}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({"m": engine.url}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         await client.post(CHAT, content=body)
@@ -162,7 +162,7 @@ async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
     """Each bad body gets its status and code in OpenAI's shape, and no engine hears of it."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face, settings=GatewaySection(max_body_mb=1)) as rig,
+        running_proxy({"m": engine.url}, face=face, settings=GatewaySection(max_body_mb=1)) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, content=body)
@@ -176,7 +176,7 @@ async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
     """The hint names what was probably meant."""
     model_config = ModelConfig(id="Qwen/Qwen3-32B", harness="scripted")
     async with (
-        running_plane({}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         error = (await client.post(CHAT, json=BODY | {"model": "qwen3-32"})).json()["error"]
@@ -189,7 +189,7 @@ async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstr
     """The engine's connection closes although it has not answered yet."""
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY | {"stream": streamed}).encode()))
@@ -211,7 +211,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face
 
     async with (
         scripted_engine(forever) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
@@ -232,7 +232,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(fac
 
     async with (
         scripted_engine(dallying) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY | {"max_tokens": 9}).encode(), path=path))
@@ -246,7 +246,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(fac
 async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
     """Nobody is left waiting for a load that its only client gave up."""
     model_config = ModelConfig(id="m", harness="scripted")
-    async with running_plane({}, face=face, model_configs=[model_config]) as rig:
+    async with running_proxy({}, face=face, model_configs=[model_config]) as rig:
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
         await rig.loads.asked.wait()
@@ -261,7 +261,7 @@ async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
         scripted_engine() as engine,
-        running_plane({}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         head = asyncio.ensure_future(client.post(CHAT, json=BODY))
@@ -277,7 +277,7 @@ async def test_a_failed_load_is_told_with_its_reason(face):
     """The waiting request gets the engine's reason as 503."""
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
-        running_plane({}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({}, face=face, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         rig.loads.outcome.set_result(("out of memory", ""))
@@ -293,7 +293,7 @@ async def test_comments_keep_a_stream_alive_during_a_load(face):
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
         scripted_engine() as engine,
-        running_plane({}, face=face, model_configs=[model_config], settings=settings) as rig,
+        running_proxy({}, face=face, model_configs=[model_config], settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -317,7 +317,7 @@ async def test_an_engines_comments_are_no_tokens(face):
     go = asyncio.Event()
     async with (
         scripted_engine(prefill) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -335,7 +335,7 @@ async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
     model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
-        running_plane({}, face=face, model_configs=[model_config], settings=settings) as rig,
+        running_proxy({}, face=face, model_configs=[model_config], settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -357,7 +357,7 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
 
     async with (
         scripted_engine(die) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         content = (await client.post(CHAT, json=BODY)).content
@@ -377,7 +377,7 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
 
     async with (
         scripted_engine(stop) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         stream = await sdk.chat.completions.create(
@@ -403,7 +403,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
 
     async with (
         scripted_engine(in_pieces) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         assert (await client.post(CHAT, json=BODY | {"stream": False})).status_code == 200
@@ -425,7 +425,7 @@ async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
 
     async with (
         scripted_engine(die) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY | {"stream": False})
@@ -442,7 +442,7 @@ async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection(face):
 
     async with (
         scripted_engine(die) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -454,7 +454,7 @@ async def test_a_request_moves_on_to_another_instance_before_the_first_byte(face
     """One instance refuses connections; the other answers, and the client sees only that."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": ["http://127.0.0.1:1", engine.url]}, face=face) as rig,
+        running_proxy({"m": ["http://127.0.0.1:1", engine.url]}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -468,7 +468,7 @@ async def test_a_request_moves_on_to_another_instance_before_the_first_byte(face
 async def test_no_instance_that_answers_is_a_502(face):
     """When all of them refuse, the client is told which failed and how."""
     async with (
-        running_plane({"m": "http://127.0.0.1:1"}, face=face) as rig,
+        running_proxy({"m": "http://127.0.0.1:1"}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -487,7 +487,7 @@ async def test_a_kept_connection_that_was_closed_is_replaced_silently(face):
 
     async with (
         scripted_engine(once) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(2):
@@ -500,7 +500,7 @@ async def test_an_engines_own_error_is_passed_on(face):
     body = b'{"error":{"message":"prompt too long","type":"invalid_request_error"}}'
     async with (
         scripted_engine(lambda call: call.send(whole(body, b"400 Bad Request"))) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -513,7 +513,7 @@ async def test_a_silent_engine_is_given_up(face):
     settings = GatewaySection(first_byte_timeout_s=0.2)
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
-        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -534,7 +534,7 @@ async def test_a_stream_may_last_as_long_as_its_events_come(face):
     settings = GatewaySection(idle_timeout_s=100)
     async with (
         scripted_engine(slowly) as engine,
-        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -575,7 +575,7 @@ async def test_a_slow_reader_holds_the_engine_back(face):
     sent: list[int] = []
     async with (
         scripted_engine(flood) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
         writer.write(request(json.dumps(BODY).encode()))
@@ -601,7 +601,7 @@ async def test_a_client_that_takes_nothing_is_given_up(face):
     settings = GatewaySection(idle_timeout_s=100)
     async with (
         scripted_engine(flood) as engine,
-        running_plane({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
         writer.write(request(json.dumps(BODY).encode()))
@@ -627,7 +627,7 @@ async def test_pipelined_requests_are_answered_in_order(face):
 
     async with (
         scripted_engine(echo) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(bodies[0]) + request(bodies[1]))
@@ -643,7 +643,7 @@ async def test_expect_100_continue_is_honoured(face):
     body = json.dumps(BODY | {"stream": False}).encode()
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(body, extra=b"expect: 100-continue\r\n")[: -len(body)])
@@ -674,7 +674,7 @@ async def test_any_framing_of_the_engine_is_understood(face, answer):
 
     async with (
         scripted_engine(script) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         got = await client.post(CHAT, json=BODY | {"stream": False})
@@ -690,7 +690,7 @@ async def test_bytes_after_an_answer_never_reach_another_client(face):
 
     async with (
         scripted_engine(surplus) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(2):
@@ -702,7 +702,7 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
     """Every stream is complete, and every count returns to zero."""
     async with (
         scripted_engine() as engine,
-        running_plane(
+        running_proxy(
             {"a": engine.url, "b": engine.url, "c": engine.url},
             face=face,
             # busy as this host may be
@@ -748,7 +748,7 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
 
     async with (
         scripted_engine(blind) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answers = [await client.post(path, json=BODY) for _ in range(3)]
@@ -770,7 +770,7 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face
     healthy = asyncio.Event()
     async with (
         scripted_engine(sick) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
@@ -791,7 +791,7 @@ async def test_a_clients_mistakes_never_count_against_an_instance(face):
     """Any number of 400s leaves the instance in service."""
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}", b"400 Bad Request"))) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(10):
@@ -809,7 +809,7 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
     body = {k: v for k, v in BODY.items() if k != "stream_options"} | {"max_tokens": 5}
     async with (
         scripted_engine(dally) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=20) as client,
     ):
         answer = await client.post("/v1/messages", json=body)
@@ -827,7 +827,7 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
 
     async with (
         scripted_engine(answer) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(3):
@@ -851,7 +851,7 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
 
 async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collector(face):
     """Neither the client's nor the engine's: else memory grows with each of them until a collection comes by."""
-    async with scripted_engine() as engine, running_plane({"m": engine.url}, face=face) as rig:
+    async with scripted_engine() as engine, running_proxy({"m": engine.url}, face=face) as rig:
         gc.collect()
         gc.disable()
         try:

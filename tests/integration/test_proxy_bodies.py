@@ -10,7 +10,7 @@ import json
 import httpx
 import pytest
 from rigs.engine import STREAM, Call, chunked, scripted_engine, whole
-from rigs.proxy import FACES, running_plane
+from rigs.proxy import FACES, running_proxy
 
 
 @pytest.fixture(params=FACES)
@@ -36,7 +36,7 @@ async def test_a_body_of_any_size_reaches_the_engine_unchanged(face, size, frami
     body = body_of(size)
     async with (
         scripted_engine(digest) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
@@ -57,7 +57,7 @@ async def test_a_body_that_comes_byte_by_byte_is_the_same_body(face):
     body = body_of(40)
     async with (
         scripted_engine(digest) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
@@ -86,7 +86,7 @@ async def test_an_answer_is_the_same_however_the_engine_cuts_it(face, piece):
 
     async with (
         scripted_engine(pieces) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         async with httpx.AsyncClient(base_url=rig.url) as client:
             got = await client.post("/v1/embeddings", json={"model": "m", "input": "x"})
@@ -98,7 +98,7 @@ async def test_a_packed_body_is_told_as_such(face):
     """Not as JSON with a mistake in its first byte; who only names a charset there is served."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
 
@@ -117,7 +117,7 @@ async def test_an_http_1_0_client_gets_no_chunks():
     """The end of the connection ends its answer, streamed or not, since it knows no chunks."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         body = b'{"model":"m","messages":[],"stream":true,"stream_options":{"include_usage":true}}'
@@ -134,7 +134,7 @@ async def test_a_client_that_closes_in_its_body_leaves_nothing_behind(face):
     """Half a request is no request: no engine hears of it, and nothing stays under way."""
     async with (
         scripted_engine(digest) as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from clients import build_go
 from rigs.engine import STREAM, scripted_engine
-from rigs.proxy import FACES, running_plane
+from rigs.proxy import FACES, running_proxy
 
 BODY = json.dumps(
     {"model": "m", "messages": [], "stream": True, "stream_options": {"include_usage": True}}
@@ -49,7 +49,7 @@ async def test_a_client_of_another_language_gets_the_stream(client, face):
     """Three requests in a row over the client's own connections; the bytes are the engine's."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
     ):
         argv = command(client, f"{rig.url}/v1/chat/completions")
         process = await asyncio.create_subprocess_exec(
@@ -65,7 +65,7 @@ async def test_aiohttp_gets_the_stream(face):
     """Three requests in a row over its own connections; the bytes are the engine's."""
     async with (
         scripted_engine() as engine,
-        running_plane({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}, face=face) as rig,
         aiohttp.ClientSession(headers={"content-type": "application/json"}) as session,
     ):
         for _ in range(3):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rigs.engine import Call, scripted_engine, whole
 from rigs.fleet import free_port
-from rigs.proxy import running_plane
+from rigs.proxy import running_proxy
 
 from cortex_common.config.access import KeyEntry
 from cortex_server.auth.access_control import AccessControl
@@ -46,7 +46,7 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
     inner, _ = request("inner")
     async with (
         scripted_engine(what_came) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         asyncio.timeout(20),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
@@ -96,7 +96,7 @@ async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
     ring.replace([KeyEntry(name="k", hash=hash_of("secret"))], (), 0.0)
     async with (
         scripted_engine(what_came) as engine,
-        running_plane({"m": engine.url}, access_control=AccessControl(ring)) as rig,
+        running_proxy({"m": engine.url}, access_control=AccessControl(ring)) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"authorization": "Bearer secret"}) as client,
     ):
         body = {"model": "m", "prompt": "a"}
@@ -118,7 +118,7 @@ async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
 
     async with (
         scripted_engine(script) as engine,
-        running_plane({"m": engine.url}) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for sent in answers:
@@ -138,7 +138,7 @@ async def test_an_engine_that_closed_between_two_like_answers_is_asked_anew():
 
     async with (
         scripted_engine(script) as engine,
-        running_plane({"m": engine.url, "gone": f"http://127.0.0.1:{free_port()}"}) as rig,
+        running_proxy({"m": engine.url, "gone": f"http://127.0.0.1:{free_port()}"}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(4):

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from rigs import forked
+from rigs import forkserver
 from rigs.engine import scripted_engine
 from rigs.fleet import Service, free_port, tiny_models
 from rigs.gateway import gateway_process, neuron_table
-from rigs.late import trustme
+from rigs.lazy_import import trustme
 from rigs.neuron import scripted_neuron
 
 from cortex_common.client.neuron import NeuronClient
@@ -165,7 +165,7 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
             told = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
             of_node = (await http.get(f"{url}/metrics")).text
             doctor = await asyncio.to_thread(
-                forked.run,
+                forkserver.run,
                 ["doctor"],
                 environ={
                     "PATH": os.environ["PATH"],
@@ -283,7 +283,7 @@ async def test_the_command_trusts_the_authority_that_it_is_given(tmp_path):
 
         async def cortex(*arguments: str, environ: dict[str, str]) -> tuple[int, str, str]:
             clean = {"PATH": os.environ["PATH"], "CORTEX_GATEWAY_URL": url}
-            done = await asyncio.to_thread(forked.run, arguments, environ=clean | environ)
+            done = await asyncio.to_thread(forkserver.run, arguments, environ=clean | environ)
             return done.returncode, done.stdout, done.stderr
 
         async with asyncio.timeout(60):

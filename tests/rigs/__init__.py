@@ -1,1 +1,1 @@
-"""Real parts put together for tests: scripted engines, gateways on free ports, raw clients."""
+"""Real components assembled for tests: scripted engines, gateways on free ports, raw clients."""

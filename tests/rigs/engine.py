@@ -1,4 +1,4 @@
-"""An engine that does on demand what real ones do by accident: it speaks bytes, and a test scripts them."""
+"""A scriptable engine: tests decide which bytes it sends, including failures that real engines rarely show."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SSE_HEAD = (
 
 
 def chunked(*pieces: bytes) -> bytes:
-    """The pieces as HTTP chunks, without the last one."""
+    """Encode pieces as HTTP chunks, without the terminating chunk."""
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
 
 
 def whole(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> bytes:
-    """A complete answer with its length."""
+    """Return a complete HTTP response with a content length."""
     head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
     return head % (status, kind, len(body)) + body
 
 
 @dataclass
 class Call:
-    """One request as the engine got it, and the connection it came on."""
+    """One received request and its connection."""
 
     head: bytes
     body: bytes
@@ -41,7 +41,7 @@ class Call:
     reader: asyncio.StreamReader
 
     async def send(self, *pieces: bytes) -> None:
-        """Write, each piece by itself."""
+        """Write the pieces one by one."""
         for piece in pieces:
             self.writer.write(piece)
             await self.writer.drain()
@@ -57,7 +57,7 @@ Script = Callable[[Call], Awaitable[None]]
 
 
 async def answer_stream(call: Call) -> None:
-    """The usual good stream."""
+    """Send the default stream, which has no errors."""
     await call.send(SSE_HEAD + chunked(STREAM) + b"0\r\n\r\n")
 
 
@@ -66,10 +66,10 @@ class ScriptedEngine:
     """A listening engine.
 
     Attributes:
-        url: where it listens.
-        script: what it does with each request; when it returns, the connection stays open for the next.
-        calls: all requests so far.
-        live: connections open now.
+        url: base URL of the engine.
+        script: called for each request; when it returns, the connection stays open for the next one.
+        calls: all requests received so far.
+        live: number of open connections.
     """
 
     url: str = ""
@@ -79,7 +79,7 @@ class ScriptedEngine:
     _called: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def call(self, number: int) -> Call:
-        """Wait for the request of that number, from 0."""
+        """Wait for the request with this number, counted from 0, and return it."""
         async with self._called:
             await self._called.wait_for(lambda: len(self.calls) > number)
         return self.calls[number]
@@ -90,7 +90,7 @@ class ScriptedEngine:
             await self._called.wait_for(lambda: self.live == 0)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: the script answers each of its requests."""
+        """Serve one connection: the script responds to each request."""
         self.live += 1
         try:
             while True:
@@ -116,7 +116,7 @@ class ScriptedEngine:
 async def scripted_engine(
     script: Script = answer_stream, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[ScriptedEngine]:
-    """An engine on a free loopback port."""
+    """Run an engine on a free loopback port."""
     engine = ScriptedEngine(script=script)
     async with serving(engine.serve, tls) as engine.url:
         yield engine

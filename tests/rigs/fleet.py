@@ -1,4 +1,4 @@
-"""A whole fleet for tests: real `cortex serve` processes, the real embedded engine, tiny models, free ports."""
+"""A complete fleet for tests: real `cortex serve` processes, the real embedded engine, tiny models, free ports."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from cortex_common.client.gateway import OperatorClient
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.schema.fleet import FleetSnapshot
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
-from rigs.forked import Forked
+from rigs.forkserver import CortexProcess
 
 MODELS = ("tiny/ada", "tiny/bob", "tiny/cleo")
 MODEL_MB = 256
-"""MiB promised to each tiny model: an interpreter, the engine and a few MiB of weights."""
+"""MiB reserved for each tiny model: an interpreter, the engine and a few MiB of weights."""
 
 
 @cache
 def tiny_models() -> dict[str, Path]:
-    """Three tiny models, written once a test run."""
+    """Return the files of three tiny models, which are written once per test run."""
     folder = Path(mkdtemp(prefix="cortex-test-models-"))
     atexit.register(shutil.rmtree, folder)
     return {
@@ -43,7 +43,7 @@ def tiny_models() -> dict[str, Path]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, and that the kernel gives to no outgoing connection meanwhile."""
+    """Return a free port outside the range that the kernel uses for outgoing connections."""
     while True:
         port = random.randrange(10_000, 20_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -56,27 +56,27 @@ class Service:
 
     Attributes:
         argv: arguments after `cortex`.
-        url: where it listens.
-        log: where its stderr goes.
+        url: base URL of the service.
+        log: file of its stderr.
     """
 
     argv: list[str]
     url: str
     log: Path
-    process: Forked | None = None
+    process: CortexProcess | None = None
 
     def start(self) -> None:
-        """Start it, again perhaps."""
-        self.process = Forked(self.argv, self.log)
+        """Start it, also after it has stopped."""
+        self.process = CortexProcess(self.argv, self.log)
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
-        """Send a signal and wait; returns the exit code."""
+        """Send a signal, wait until it exits, and return the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
     async def healthy(self) -> None:
-        """Wait until it answers GET /health."""
+        """Wait until it responds to GET /health."""
         assert self.process is not None
         async with httpx.AsyncClient() as client, asyncio.timeout(30):
             while True:
@@ -85,12 +85,12 @@ class Service:
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get(f"{self.url}/health")).status_code == 200:
                         return
-                await asyncio.sleep(0.05)  # a process that starts has no event to wait for
+                await asyncio.sleep(0.05)  # there is no event to wait for while a process starts
 
 
 @dataclass
 class FleetRig:
-    """A running fleet of one neuron and some gateways."""
+    """A running fleet of one neuron and one or more gateways."""
 
     folder: Path
     neuron: Service
@@ -102,35 +102,35 @@ class FleetRig:
         return self.gateways[0].url
 
     def operator(self, number: int = 0) -> OperatorClient:
-        """An operator's client of a gateway."""
+        """Return an operator client of a gateway."""
         return OperatorClient(self.gateways[number].url, who="the gateway")
 
     def node(self) -> NeuronClient:
-        """A client of the neuron."""
+        """Return a client of the neuron."""
         return NeuronClient(self.neuron.url, who="the neuron")
 
     async def until(
-        self, true: Callable[[FleetSnapshot], bool], number: int = 0, seconds: float = 30.0
+        self, condition: Callable[[FleetSnapshot], bool], number: int = 0, seconds: float = 30.0
     ) -> FleetSnapshot:
-        """Wait until a gateway's snapshot says so; in-flight counts are looked at too, as they change unannounced."""
+        """Poll a gateway's snapshot until a condition holds; in-flight counts change without an event."""
         async with self.operator(number) as client, asyncio.timeout(seconds):
-            while not true(snapshot := await client.fleet()):
+            while not condition(snapshot := await client.fleet()):
                 await asyncio.sleep(0.02)
         return snapshot
 
     def engines(self) -> list[psutil.Process]:
-        """Engine processes of this fleet that are alive, whoever their parent is by now."""
+        """Return the live engine processes of this fleet, even if they are orphans."""
         return list(_engines_below(self.folder))
 
     async def no_engines(self, seconds: float = 15.0) -> None:
-        """Wait until none of its engines is alive."""
+        """Wait until all of its engines have exited."""
         async with asyncio.timeout(seconds):
             while self.engines():
                 await asyncio.sleep(0.05)
 
 
 def _engines_below(folder: Path) -> Iterator[psutil.Process]:
-    """Engines are told where their weights are, and each fleet has copies of its own."""
+    """Yield the engines with weights in a folder; each fleet has its own copies of the weights."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
@@ -138,15 +138,15 @@ def _engines_below(folder: Path) -> Iterator[psutil.Process]:
                 yield process
 
 
-def _write_files(folder: Path, gateways: int, room_mb: int | None, gateway: str) -> FleetRig:
+def _write_files(folder: Path, gateways: int, memory_mb: int | None, gateway: str) -> FleetRig:
     for path in tiny_models().values():
         shutil.copy(path, folder)
     neuron_port = free_port()
-    room = "" if room_mb is None else f"memory_mb = {room_mb}\n"
+    memory = "" if memory_mb is None else f"memory_mb = {memory_mb}\n"
     first = free_port()
     (folder / "neuron.toml").write_text(
         f'[neuron]\nlisten = "127.0.0.1:{neuron_port}"\nstate_dir = "{folder}/neuron"\n'
-        f"[cpu]\noffer = true\n{room}"
+        f"[cpu]\noffer = true\n{memory}"
         f'[[harnesses]]\nname = "embedded"\nport_range = [{first}, {min(first + 300, 65535)}]\n'
     )
     (folder / "models.toml").write_text(
@@ -181,17 +181,17 @@ def _write_files(folder: Path, gateways: int, room_mb: int | None, gateway: str)
 
 @contextlib.asynccontextmanager
 async def running_fleet(
-    folder: Path, *, gateways: int = 1, room_mb: int | None = None, gateway: str = ""
+    folder: Path, *, gateways: int = 1, memory_mb: int | None = None, gateway: str = ""
 ) -> AsyncIterator[FleetRig]:
-    """Start a neuron and gateways, wait until they know each other; end them all, and every engine, afterwards.
+    """Run a neuron and gateways, and wait until they are connected. Stops them and all engines afterwards.
 
     Args:
-        folder: for their files.
-        gateways: how many, all on the same neuron.
-        room_mb: MiB that the cpu device offers; None for what the host has.
-        gateway: further keys of [gateway].
+        folder: directory for their files.
+        gateways: number of gateways, all with the same neuron.
+        memory_mb: MiB of the cpu device; None for the host's.
+        gateway: additional keys of [gateway].
     """
-    rig = _write_files(folder, gateways, room_mb, gateway)
+    rig = _write_files(folder, gateways, memory_mb, gateway)
     services = [rig.neuron, *rig.gateways]
     try:
         for service in services:
@@ -202,10 +202,10 @@ async def running_fleet(
             await rig.until(lambda s: all(n.state == "up" for n in s.nodes), number)
         yield rig
     finally:
-        await asyncio.to_thread(_end, rig, services)
+        await asyncio.to_thread(_stop, rig, services)
 
 
-def _end(rig: FleetRig, services: list[Service]) -> None:
+def _stop(rig: FleetRig, services: list[Service]) -> None:
     for service in reversed(services):
         if service.process is not None and service.process.poll() is None:
             service.process.terminate()
@@ -219,7 +219,7 @@ def _end(rig: FleetRig, services: list[Service]) -> None:
     deadline = time.monotonic() + 5
     while rig.engines() and time.monotonic() < deadline:
         time.sleep(0.05)
-    left = rig.engines()
-    for process in left:
+    orphans = rig.engines()
+    for process in orphans:
         process.kill()
-    assert not left, f"orphans: {left}"
+    assert not orphans, f"orphans: {orphans}"

@@ -1,4 +1,4 @@
-"""A `cortex serve gateway` process whose files a test writes."""
+"""A `cortex serve gateway` process with configuration files that tests write."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.schema.fleet import FleetSnapshot
 from rigs.fleet import free_port
-from rigs.forked import Forked, environment
+from rigs.forkserver import CortexProcess, environment
 
 
 @dataclass
 class GatewayProcess:
-    """A gateway that runs.
+    """A gateway process.
 
     Attributes:
-        folder: of its files.
-        port: of the API.
-        metrics_port: of the metrics.
+        folder: directory of its files.
+        port: port of the API.
+        metrics_port: port of the metrics.
     """
 
     folder: Path
     port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
-    process: Forked | None = None
+    process: CortexProcess | None = None
 
     @property
     def url(self) -> str:
@@ -39,11 +39,11 @@ class GatewayProcess:
 
     @property
     def log(self) -> str:
-        """What it logged so far."""
+        """Its log so far."""
         return (self.folder / "gateway.log").read_text()
 
     def write(self, *tables: str, gateway: str = "", models: str = "") -> None:
-        """Write cortex.toml with these tables and further keys of [gateway], and models.toml."""
+        """Write cortex.toml with tables and additional keys of [gateway], and models.toml."""
         listen = (
             f'listen = "127.0.0.1:{self.port}"\nmetrics_listen = "127.0.0.1:{self.metrics_port}"\n'
         )
@@ -56,7 +56,7 @@ class GatewayProcess:
     def start(self, *arguments: str, **environ: str) -> None:
         """Start the process."""
         config = str(self.folder / "cortex.toml")
-        self.process = Forked(
+        self.process = CortexProcess(
             ["serve", "gateway", "-c", config, "--log-format", "json", *arguments],
             self.folder / "gateway.log",
             environ=environment(**environ),
@@ -68,12 +68,12 @@ class GatewayProcess:
         self.process.send_signal(number)
 
     async def ended(self, seconds: float = 30.0) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until it exits, and return the exit code."""
         assert self.process is not None
         return await asyncio.to_thread(self.process.wait, seconds)
 
     async def logged(self, event: str, times: int = 1, seconds: float = 20.0) -> dict[str, Any]:
-        """Wait until an event has been logged that often; the latest line."""
+        """Wait until an event has been logged a number of times, and return the latest line."""
         assert self.process is not None
         async with asyncio.timeout(seconds):
             while True:
@@ -85,18 +85,20 @@ class GatewayProcess:
                 await asyncio.sleep(0.02)
 
     def operator(self, token: str | None = None) -> OperatorClient:
-        """An operator's client."""
+        """Return an operator client."""
         return OperatorClient(self.url, who="the gateway", token=token)
 
-    async def until(self, true: Callable[[FleetSnapshot], bool], seconds: float = 20.0) -> None:
-        """Wait until the fleet is so."""
+    async def until(
+        self, condition: Callable[[FleetSnapshot], bool], seconds: float = 20.0
+    ) -> None:
+        """Poll the fleet until a condition holds."""
         async with self.operator() as client, asyncio.timeout(seconds):
-            while not true(await client.fleet()):
+            while not condition(await client.fleet()):
                 await asyncio.sleep(0.02)
 
 
 def neuron_table(name: str, url: str, **more: str) -> str:
-    """A [[neurons]] entry."""
+    """Return a [[neurons]] entry."""
     keys = {"name": name, "endpoint": url} | more
     return "[[neurons]]\n" + "".join(f'{k} = "{v}"\n' for k, v in keys.items())
 
@@ -110,15 +112,15 @@ async def gateway_process(
     gateway: str = "",
     models: str = "",
 ) -> AsyncIterator[GatewayProcess]:
-    """A gateway from its first listening on; killed afterwards if it still runs."""
-    made = GatewayProcess(folder)
-    made.write(*tables, gateway=gateway, models=models)
-    made.start(*arguments, **(environ or {}))
+    """Run a gateway; yields it once it listens, and kills it afterwards if it still runs."""
+    process = GatewayProcess(folder)
+    process.write(*tables, gateway=gateway, models=models)
+    process.start(*arguments, **(environ or {}))
     try:
-        await made.logged("gateway_listening", seconds=60)
-        yield made
+        await process.logged("gateway_listening", seconds=60)
+        yield process
     finally:
-        assert made.process is not None
-        if made.process.poll() is None:
-            made.process.kill()
-        made.process.wait()
+        assert process.process is not None
+        if process.process.poll() is None:
+            process.process.kill()
+        process.process.wait()

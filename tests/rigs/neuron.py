@@ -1,4 +1,4 @@
-"""A neuron that says what a test wants: its instances are engines of the test's own."""
+"""A scriptable neuron whose instances are engines of the test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ScriptedNeuron:
     """A listening neuron.
 
     Attributes:
-        url: where it listens.
+        url: base URL of the neuron.
         heads: the request heads received so far.
-        traits: the traits that it reports of its engines.
+        traits: the reported traits of its engines.
     """
 
     engines: Mapping[str, str]
@@ -51,13 +51,13 @@ class ScriptedNeuron:
         )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: answers about itself, then perhaps an event stream."""
+        """Serve one connection: discovery requests, then an event stream if requested."""
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.heads.append(head)
-                wanted = f"authorization: Bearer {self.token}\r\n".lower().encode()
-                if self.token is not None and wanted not in head.lower():
+                expected = f"authorization: Bearer {self.token}\r\n".lower().encode()
+                if self.token is not None and expected not in head.lower():
                     writer.write(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")
                 elif head.startswith(b"GET /events"):
                     break
@@ -84,7 +84,7 @@ async def scripted_neuron(
     tls: ssl.SSLContext | None = None,
     traits: EngineTraits = OPENAI,
 ) -> AsyncIterator[ScriptedNeuron]:
-    """A neuron on a free loopback port; `engines` maps a model to the URL of its ready instance."""
+    """Run a neuron on a free loopback port; `engines` maps a model to the URL of its ready instance."""
     neuron = ScriptedNeuron(engines, token, traits)
     async with serving(neuron.serve, tls) as neuron.url:
         yield neuron

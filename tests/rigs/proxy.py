@@ -1,4 +1,4 @@
-"""A gateway's data plane over engines of a test's choice: real sockets, real uvicorn, no neuron."""
+"""A gateway's proxy with engines chosen by the test: real sockets, real uvicorn, no neuron."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACES = ("diverted", "asgi")
 
 
 def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
-    """An instance as a node reports it."""
+    """Return a ready instance as a node reports it."""
     return ModelInfo(
         id=ModelId(model),
         harness="scripted",
@@ -39,9 +39,9 @@ def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
 
 
 class ScriptedLoads:
-    """Stands for the conductor: a load ends when the test says how."""
+    """Replaces the controller: a load ends when the test sets its outcome."""
 
-    def __init__(self, rig: PlaneRig) -> None:
+    def __init__(self, rig: ProxyRig) -> None:
         self._rig = rig
         self.waiting = 0
         self.asked = asyncio.Event()
@@ -66,15 +66,15 @@ class ScriptedLoads:
         return InstanceId(instance)
 
     def progress(self, model_id: ModelId) -> None:
-        """Nothing is known."""
+        """Report no progress."""
 
 
 @dataclass
-class PlaneRig:
-    """A running data plane.
+class ProxyRig:
+    """A running proxy.
 
     Attributes:
-        port: where it listens.
+        port: port of the API.
     """
 
     fleet: Fleet
@@ -89,18 +89,18 @@ class PlaneRig:
         return f"http://127.0.0.1:{self.port}"
 
     def report(self, node: str, *infos: ModelInfo) -> None:
-        """Let a node report exactly these instances."""
+        """Make a node report exactly these instances."""
         self.fleet.reported(node, NodeStatus(health=Health(uptime_secs=1), models=infos))
 
     async def settled(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is in flight."""
         async with asyncio.timeout(10):
             while self.context.active:
                 await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
-async def running_plane(
+async def running_proxy(
     engines: Mapping[str, str | Sequence[str]],
     *,
     face: str = "diverted",
@@ -108,12 +108,12 @@ async def running_plane(
     settings: GatewaySection | None = None,
     access_control: AccessControl | None = None,
     limits: LimitsSection | None = None,
-) -> AsyncIterator[PlaneRig]:
-    """A data plane on a free port; `engines` maps a model to the URL(s) of its ready instances."""
+) -> AsyncIterator[ProxyRig]:
+    """Run a proxy on a free port; `engines` maps a model to the URL or URLs of its ready instances."""
     metrics = Metrics()
     nodes = tuple(NeuronEntry(name=n, endpoint="http://127.0.0.1:1") for n in ("n1", "n2"))
     fleet = Fleet(nodes, Catalogue(models=tuple(model_configs)), SystemClock(), metrics)
-    rig = PlaneRig(fleet, None, metrics)  # type: ignore[arg-type]  # set two lines below
+    rig = ProxyRig(fleet, None, metrics)  # type: ignore[arg-type]  # set two lines below
     rig.loads = ScriptedLoads(rig)
     context = rig.context = ProxyContext(
         fleet,

@@ -1,4 +1,4 @@
-"""A server in a test's own event loop, of which nothing is left at its end."""
+"""A server in the test's own event loop that leaves nothing behind when it stops."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 _ROUNDS = 4
-"""Of the event loop, within which a connection that came last is accepted and told: asyncio forgets to close those that
-its server is closed between."""
+"""Iterations of the event loop within which a pending connection is accepted and passed to the handler. asyncio does
+not close connections that are between these steps when the server is closed."""
 
 
 @contextlib.asynccontextmanager
 async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """Serve each connection on a free loopback port; gives the server's URL."""
+    """Serve each connection on a free loopback port; yields the URL of the server."""
     writers: dict[asyncio.Future[None], asyncio.StreamWriter] = {}
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(serve(reader, writer))
         writers[task] = writer
-        # Not left to `serve`: a connection that came last is over before that has begun.
+        # Not left to `serve`, because the task of the last connection can be cancelled before it starts.
         task.add_done_callback(lambda task: writers.pop(task).close())
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 27, ssl=tls)

@@ -11,32 +11,32 @@ RPMS = Path(__file__).parents[2] / "build" / "rpm" / "RPMS"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _asked_for():
-    """These take minutes with the build before them: `make test-rpm` runs them."""
+def _require_packages():
+    """Skip unless run by `make test-rpm`, because the build takes minutes."""
     if not os.environ.get("CORTEX_PACKAGES"):
-        pytest.skip("looks at packages: make test-rpm")
+        pytest.skip("tests packages; run make test-rpm")
     if shutil.which("rpm2cpio") is None:
         pytest.skip("needs rpm2cpio (apt-get install rpm)")
 
 
 @pytest.fixture(scope="session")
 def packages() -> dict[str, Path]:
-    """The binary packages by name."""
-    found = {path.name.rsplit("-", 2)[0]: path for path in RPMS.rglob("*.rpm")}
-    assert found, "nothing was built: make rpm"
-    return found
+    """Return the binary packages by name."""
+    packages = {path.name.rsplit("-", 2)[0]: path for path in RPMS.rglob("*.rpm")}
+    assert packages, "no packages; run make rpm"
+    return packages
 
 
 @pytest.fixture(scope="session")
 def root(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty directory with all packages unpacked in it."""
-    into = tmp_path_factory.mktemp("host") / "root"
-    into.mkdir()
+    """Return a directory in which all packages are unpacked."""
+    root = tmp_path_factory.mktemp("host") / "root"
+    root.mkdir()
     for package in packages.values():
         subprocess.run(
             f"rpm2cpio '{package}' | cpio --quiet -idm --no-absolute-filenames",
             shell=True,
-            cwd=into,
+            cwd=root,
             check=True,
         )
-    return into
+    return root

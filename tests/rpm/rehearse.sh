@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Rehearses the packages where they will live: on a host whose systemd runs as PID 1, installed by dnf, enabled, asked,
-# upgraded with an engine at work, killed, removed. The host is Debian's next release, which has the tools of Fedora 43
-# and later (rpm 6, dnf5, systemd 260 and later, Python 3.14), in namespaces of this machine; Fedora's own scriptlets and
-# triggers come from systemd's sources. What Fedora's packages provide is stood in for by an empty one.
+# Tests the packages on a host whose systemd runs as PID 1: installs them with dnf, enables the services, sends requests,
+# upgrades while an engine is running, kills the daemons, and removes the packages. The host is Debian's next release in
+# namespaces of this machine, with the tool versions of Fedora 43 and later (rpm 6, dnf5, systemd 260 and later, Python
+# 3.14). Fedora's scriptlets and triggers come from systemd's sources; an empty package provides the capabilities of Fedora
+# packages.
 #
-#   sudo make rehearse            needs debootstrap, createrepo_c, overlayfs, namespaces and Debian's mirror
+#   sudo make rehearse            requires debootstrap, createrepo_c, overlayfs, namespaces and Debian's mirror
 #
-# The root filesystem (1 GiB) is kept in build/host for the next time.
+# The root filesystem (1 GiB) is cached in build/host.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 readonly HOST=$PWD/build/host
@@ -28,14 +29,14 @@ CGROUPS=$(findmnt -nt cgroup2 -o TARGET | head -n 1)
 readonly CGROUPS
 
 root_filesystem() {
-  [ ! -e "$HOST/root/.made" ] || return 0
-  say 'making a root filesystem'
+  [ ! -e "$HOST/root/.complete" ] || return 0
+  say 'creating a root filesystem'
   local scripts=/usr/share/debootstrap/scripts
   [ -e "$scripts/forky" ] || ln -s sid "$scripts/forky"
   rm -rf "$HOST/root"
   debootstrap --variant=minbase forky "$HOST/root" http://deb.debian.org/debian > "$HOST/debootstrap.log"
   echo 'deb-src http://deb.debian.org/debian forky main' >> "$HOST/root/etc/apt/sources.list"
-  # A mirror that is a few days behind will do.
+  # Accept a mirror that is a few days behind.
   echo 'Acquire::Check-Valid-Until "false";' > "$HOST/root/etc/apt/apt.conf.d/rehearsal"
   printf '#!/bin/sh\nexit 101\n' > "$HOST/root/usr/sbin/policy-rc.d"
   chmod +x "$HOST/root/usr/sbin/policy-rc.d"
@@ -47,14 +48,14 @@ root_filesystem() {
     cd /root && apt-get -q --download-only source systemd
     tar xzf systemd_*.orig.tar.gz --strip-components=2 --wildcards "*/src/rpm/*"
     ln -s dnf5 /usr/bin/dnf
-    # It keeps what was installed as a repository, which Fedora does not, and needs a program for that.
+    # This plugin keeps installed packages as a repository, which Fedora does not, and requires another program.
     sed -i "s/^enabled *=.*/enabled = 0/" /etc/dnf/libdnf5-plugins/local.conf
     rm -f /etc/machine-id /etc/hostname /usr/lib/systemd/system-preset/*
     echo "enable firewalld.service" > /usr/lib/systemd/system-preset/50-firewalld.preset
     echo "disable *" > /usr/lib/systemd/system-preset/99-default.preset
     touch /etc/machine-id
   ' > "$HOST/apt.log" 2>&1
-  # Fedora's macros and the helper that its scriptlets call, with the paths that both systems share.
+  # Fedora's macros and the helper that its scriptlets call, with paths that are the same on both systems.
   local helper=/usr/lib/systemd/systemd-update-helper
   for file in macros.systemd systemd-update-helper triggers.systemd; do
     sed -e "s#{{SYSTEMD_UPDATE_HELPER_PATH}}#$helper#g" -e 's#{{SYSTEM_DATA_UNIT_DIR}}#/usr/lib/systemd/system#g' \
@@ -66,23 +67,23 @@ root_filesystem() {
 %firewalld_reload test -f /usr/bin/firewall-cmd && firewall-cmd --reload --quiet || :
 MACRO
   install -m 0755 "$HOST/root/root/systemd-update-helper" "$HOST/root$helper"
-  touch "$HOST/root/.made"
+  touch "$HOST/root/.complete"
 }
 
-# All that is written goes into an overlay, so that the root filesystem stays as it is.
-over_the_root() { # name
+# Mount an overlay over the root filesystem, so that the latter is not modified.
+mount_overlay() { # name
   mkdir -p "$HOST/$1/upper" "$HOST/$1/work" "$HOST/$1/root"
   mount -t overlay "$1" -o "lowerdir=$HOST/root,upperdir=$HOST/$1/upper,workdir=$HOST/$1/work" "$HOST/$1/root"
 }
 
-packages() { # releases; leaves a repository in $HOST/repo
+packages() { # releases; creates a repository in $HOST/repo
   rm -rf "$HOST/build" "$HOST/repo"
   mkdir -p "$HOST/repo"
-  over_the_root build
-  local there=$HOST/build/root/build
-  mkdir -p "$there/sources"
-  cp dist/cortex_gpu-*.tar.gz dist/cortex-wheelhouse-*.tar "$there/sources"
-  cp rpm/cortex.spec rpm/debian.macros "$there"
+  mount_overlay build
+  local chroot_dir=$HOST/build/root/build
+  mkdir -p "$chroot_dir/sources"
+  cp dist/cortex_gpu-*.tar.gz dist/cortex-wheelhouse-*.tar "$chroot_dir/sources"
+  cp rpm/cortex.spec rpm/debian.macros "$chroot_dir"
   mount -t proc proc "$HOST/build/root/proc"
   local release
   for release in "$@"; do
@@ -91,16 +92,16 @@ packages() { # releases; leaves a repository in $HOST/repo
       --define '_topdir /build/top' --define '_sourcedir /build/sources' --define "dist .$release" \
       --nodeps -bb /build/cortex.spec > "$HOST/rpmbuild.log" 2>&1
   done
-  # What Fedora's packages provide; its systemd brings the triggers.
+  # A package with the capabilities that Fedora's packages provide and the triggers of its systemd.
   {
-    printf '%s\n' 'Name: fedora' 'Version: 43' 'Release: 1' 'Summary: Stand-in' 'License: MIT' 'AutoReqProv: no'
+    printf '%s\n' 'Name: fedora' 'Version: 43' 'Release: 1' 'Summary: Placeholder' 'License: MIT' 'AutoReqProv: no'
     chroot "$HOST/build/root" sh -c 'rpm -qp --requires /build/top/RPMS/x86_64/*.rpm' | sort -u \
       | grep -Ev '^(/usr/lib64|rpmlib|config|(user|group)\((cortex|neuron)\)|neuron)' | sed 's/^/Provides: /'
-    printf '%s\n' '%description' 'Stand-in.' '%files'
+    printf '%s\n' '%description' 'Placeholder.' '%files'
     sed -n '/^%transfiletrigger.*\(systemd\/system\|sysusers\)/,/^$/p' "$HOST/root/root/triggers.systemd"
-  } > "$there/fedora.spec"
-  chroot "$HOST/build/root" rpmbuild --define '_topdir /build/top' -bb /build/fedora.spec > "$HOST/stand-in.log" 2>&1
-  cp "$there"/top/RPMS/*/*.rpm "$HOST/repo"
+  } > "$chroot_dir/fedora.spec"
+  chroot "$HOST/build/root" rpmbuild --define '_topdir /build/top' -bb /build/fedora.spec > "$HOST/placeholder.log" 2>&1
+  cp "$chroot_dir"/top/RPMS/*/*.rpm "$HOST/repo"
   createrepo_c --quiet "$HOST/repo"
   umount --lazy "$HOST/build/root/proc" "$HOST/build/root"
 }
@@ -129,44 +130,44 @@ mkdir -p old; pivot_root . old; umount -l old
 exec env -i container=$NAME PATH=/usr/sbin:/usr/bin TERM=dumb /sbin/init'
 BOOT
   setsid bash "$HOST/$NAME/init" > "$HOST/$NAME/console.log" 2>&1 < /dev/null &
-  trap down EXIT
+  trap shut_down EXIT
   for _ in $(seq 60); do
-    here true 2>/dev/null && break || sleep 1
+    on_host true 2>/dev/null && break || sleep 1
   done
-  here systemctl is-system-running --wait
+  on_host systemctl is-system-running --wait
 }
 
 init_pid() { head -n 1 "$CGROUPS/$NAME/init.scope/cgroup.procs"; }
-here() { # a command on the host
+on_host() { # run a command on the host
   nsenter --target "$(init_pid)" --pid --mount --uts --ipc --net --cgroup -- \
     env -i HOME=/root TERM=dumb LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin "$@"
 }
-down() {
+shut_down() {
   kill -KILL "$(init_pid)" || :
   wait || :
   find "$CGROUPS/$NAME" -depth -type d -exec rmdir {} + || :
 }
 
-ask() {
-  here curl -sSN --fail --max-time 60 http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \
+send_request() {
+  on_host curl -sSN --fail --max-time 60 http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \
     -d '{"model": "tiny", "stream": true, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}' \
     | grep -Fx 'data: [DONE]'
 }
-engine() { here pgrep -f 'neuron_server.embedded_engine.worker --model'; }
+engine_pid() { on_host pgrep -f 'neuron_server.embedded_engine.worker --model'; }
 
-walk() {
+run_tests() {
   say 'installing the first release'
-  here sh -ec 'mkdir -p /etc/yum.repos.d
+  on_host sh -ec 'mkdir -p /etc/yum.repos.d
     printf "[cortex]\nname=cortex\nbaseurl=file:///srv/repo\ngpgcheck=0\n" > /etc/yum.repos.d/cortex.repo'
-  here dnf -qy install {cortex,neuron,neuron-engine-embedded}-"$VERSION-1.first"
-  test "$(here id -gn neuron)" = neuron
-  here id -Gn neuron | grep -w video | grep -qw render
-  test "$(here stat -c '%U:%G %a' /etc/cortex/neuron.toml)" = 'root:neuron 640'
-  test "$(here systemctl is-enabled cortex neuron || :)" = $'disabled\ndisabled'
-  here firewall-cmd --permanent --zone=internal --add-service=neuron --add-service=cortex
+  on_host dnf -qy install {cortex,neuron,neuron-engine-embedded}-"$VERSION-1.first"
+  test "$(on_host id -gn neuron)" = neuron
+  on_host id -Gn neuron | grep -w video | grep -qw render
+  test "$(on_host stat -c '%U:%G %a' /etc/cortex/neuron.toml)" = 'root:neuron 640'
+  test "$(on_host systemctl is-enabled cortex neuron || :)" = $'disabled\ndisabled'
+  on_host firewall-cmd --permanent --zone=internal --add-service=neuron --add-service=cortex
 
-  say 'enabling, and asking'
-  here sh -ec 'mkdir -p /srv/models
+  say 'enabling the services and sending a request'
+  on_host sh -ec 'mkdir -p /srv/models
     /usr/lib64/neuron/bin/python3 -I -c "
 from pathlib import Path
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
@@ -178,35 +179,35 @@ write_tiny_gguf(Path(\"/srv/models/tiny.gguf\"))"
       > /etc/cortex/models.toml
     cortex config check
     systemctl enable --now neuron cortex'
-  ask
+  send_request
   local first
-  first=$(engine)
-  here setpriv --reuid=nobody --clear-groups cortex doctor
+  first=$(engine_pid)
+  on_host setpriv --reuid=nobody --clear-groups cortex doctor
 
-  say 'upgrading both'
-  here dnf -qy upgrade neuron neuron-engine-embedded cortex
-  here rpm -q cortex neuron | grep -c second | grep -qx 2
-  here systemctl is-active neuron cortex
-  ask
-  test "$(engine)" = "$first"
+  say 'upgrading all packages'
+  on_host dnf -qy upgrade neuron neuron-engine-embedded cortex
+  on_host rpm -q cortex neuron | grep -c second | grep -qx 2
+  on_host systemctl is-active neuron cortex
+  send_request
+  test "$(engine_pid)" = "$first"
 
-  say 'killing both'
-  here systemctl kill --kill-whom=main --signal=KILL neuron cortex
+  say 'killing both daemons'
+  on_host systemctl kill --kill-whom=main --signal=KILL neuron cortex
   for _ in $(seq 30); do
-    ask 2>/dev/null && break || sleep 1
+    send_request 2>/dev/null && break || sleep 1
   done
-  ask
-  test "$(engine)" = "$first"
+  send_request
+  test "$(engine_pid)" = "$first"
 
-  say 'removing both'
-  here cortex nodes drain here --yes
-  here dnf -qy remove cortex neuron neuron-engine-embedded
-  test "$(here pgrep -fc 'cortex|neuron' || :)" = 0
-  say 'all of it went well'
+  say 'removing the packages'
+  on_host cortex nodes drain here --yes
+  on_host dnf -qy remove cortex neuron neuron-engine-embedded
+  test "$(on_host pgrep -fc 'cortex|neuron' || :)" = 0
+  say 'all steps passed'
 }
 
 mkdir -p "$HOST"
 root_filesystem
 packages first second
 boot
-walk
+run_tests

@@ -1,4 +1,4 @@
-"""The wheel and the sdist that `make dist` built: what is in them, and that anybody can build the same again."""
+"""The wheel and the sdist built by `make dist`: their contents, and that the build is reproducible."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ SDIST = DIST / f"cortex_gpu-{__version__}.tar.gz"
 
 
 def digest(path: Path) -> str:
-    """Its SHA-256."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist as a packager has it."""
-    where = tmp_path_factory.mktemp("sdist")
+    """Return the directory of the unpacked sdist."""
+    directory = tmp_path_factory.mktemp("sdist")
     with tarfile.open(SDIST) as archive:
-        archive.extractall(where, filter="data")
-    (found,) = where.iterdir()
-    return found
+        archive.extractall(directory, filter="data")
+    (root,) = directory.iterdir()
+    return root
 
 
-def test_the_wheel_has_the_four_packages_and_no_tests():
-    """Modules, the terminal UI's style sheet, type markers and the licence; nothing that only a checkout needs."""
+def test_wheel_contents():
+    """The wheel has the packages, the style sheet of the terminal UI, type markers and the license, but no tests."""
     with zipfile.ZipFile(WHEEL) as wheel:
         names = set(wheel.namelist())
         metadata = wheel.read(f"cortex_gpu-{__version__}.dist-info/METADATA").decode()
-    packages = {"cortex_cli", "cortex_server", "neuron_server", "cortex_common"}
+    packages = {"cortex_cli", "cortex_server", "neuron_server", "cortex_common", "cortex_http"}
 
     assert {name.split("/")[0] for name in names} == {
         *packages,
@@ -52,8 +52,8 @@ def test_the_wheel_has_the_four_packages_and_no_tests():
     assert "\nRequires-Python: >=3.11\n" in metadata
 
 
-def test_the_sdist_has_what_packagers_need(unpacked: Path):
-    """Tests, documentation, settings and the spec with all that it installs."""
+def test_sdist_contents(unpacked: Path):
+    """The sdist has tests, documentation, example settings, and the spec with all files that it installs."""
     spec = (unpacked / "rpm" / "cortex.spec").read_text(encoding="utf-8")
 
     for name in ("tests/unit", "docs", "config/models.toml", "Makefile", "LICENSE", "CHANGELOG.md"):
@@ -64,8 +64,8 @@ def test_the_sdist_has_what_packagers_need(unpacked: Path):
     assert not any((unpacked / name).exists() for name in (".git", ".venv", "build", "dist"))
 
 
-def test_both_are_the_same_when_built_from_the_sdist(unpacked: Path, tmp_path: Path):
-    """At another place, with other file times and another umask, the same bytes come out."""
+def test_build_from_sdist_is_reproducible(unpacked: Path, tmp_path: Path):
+    """In another directory, with other file times and another umask, the result is the same."""
     with tarfile.open(SDIST) as archive:
         epoch = int(archive.getmembers()[0].mtime)
     for path in unpacked.rglob("*"):

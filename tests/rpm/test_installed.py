@@ -1,4 +1,4 @@
-"""The unpacked packages at work: the shipped programs, settings and units."""
+"""The unpacked packages in use: programs, settings and units."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cortex_common import __version__
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 UNITS = {"cortex.service": 20, "neuron.service": 40}
-"""Units, and the highest exposure that `systemd-analyze security` may find, in tenths."""
+"""Units, and the maximum exposure reported by `systemd-analyze security`, in tenths."""
 
-_ASK = """
+_CHAT = """
 import sys, httpx
 with httpx.stream("POST", "http://127.0.0.1:8000/v1/chat/completions", timeout=90, json={
     "model": "tiny", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}],
@@ -29,7 +29,7 @@ _GET = "import sys, httpx; print(httpx.get(sys.argv[1]).raise_for_status().text)
 
 @pytest.fixture(scope="module")
 def host(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
-    """A host with all packages."""
+    """Return a host with all packages installed."""
     installed = Installed(root, tmp_path_factory.mktemp("var-lib"))
     try:
         yield installed
@@ -37,13 +37,13 @@ def host(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Insta
         installed.close()
 
 
-def test_the_command_runs(host: Installed):
-    """As /usr/bin/cortex, out of its environment alone."""
+def test_command_runs(host: Installed):
+    """/usr/bin/cortex only uses its private environment."""
     assert __version__ in host.run("/usr/bin/cortex", "version").stdout
 
 
-def test_the_command_completes_words(host: Installed):
-    """The shipped script asks the shipped command."""
+def test_shell_completion(host: Installed):
+    """The installed completion script works with the installed command."""
     script = "source /usr/share/bash-completion/completions/cortex; complete -p cortex"
 
     assert "cortex" in host.run("bash", "-c", script).stdout
@@ -53,8 +53,8 @@ def test_the_command_completes_words(host: Installed):
     assert words.stdout.split() == ["models"]
 
 
-def test_the_shipped_settings_are_right(host: Installed):
-    """What an installation starts with passes its own check, and keeps engines over a restart."""
+def test_default_settings_are_valid(host: Installed):
+    """The installed settings pass `cortex config check`, and keep engines running across restarts."""
     checked = host.run("cortex", "config", "check").stdout.splitlines()
     neuron = json.loads(host.run("cortex", "config", "show", "neuron", "--json").stdout)
 
@@ -66,8 +66,8 @@ def test_the_shipped_settings_are_right(host: Installed):
     assert {s["key"]: s["value"] for s in neuron["items"]}["neuron.on_stop"] == "keep"
 
 
-def test_the_manual_can_be_read(host: Installed):
-    """The pages are found, and man has no complaint."""
+def test_manual_pages(host: Installed):
+    """The pages are found, and man reports no warnings."""
     page = host.run("man", "--warnings", "cortex-models")
 
     assert "cortex models load" in page.stdout
@@ -75,13 +75,13 @@ def test_the_manual_can_be_read(host: Installed):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_units_are_right_and_hardened(unit: str, host: Installed):
-    """Every word of them is known to systemd, which finds little exposed."""
+def test_units_are_valid_and_hardened(unit: str, host: Installed):
+    """Systemd knows every key, and its security analysis reports a low exposure."""
     verified = host.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{unit}")
-    complaints = [line for line in verified.stderr.splitlines() if unit in line]
-    newer = r"Unknown key '(RestartSteps|RestartMaxDelaySec|DelegateSubgroup)' in section"
+    warnings = [line for line in verified.stderr.splitlines() if unit in line]
+    newer_keys = r"Unknown key '(RestartSteps|RestartMaxDelaySec|DelegateSubgroup)' in section"
 
-    assert [line for line in complaints if not re.search(newer, line)] == []
+    assert [line for line in warnings if not re.search(newer_keys, line)] == []
     host.run(
         "systemd-analyze",
         "security",
@@ -91,31 +91,31 @@ def test_units_are_right_and_hardened(unit: str, host: Installed):
     )
 
 
-def test_a_fleet_of_packages_serves_and_is_upgraded(host: Installed, tmp_path: Path):
-    """What is shipped streams an answer, and a stopped neuron leaves its engine to the next one, as an upgrade does."""
+def test_packaged_fleet_serves_and_survives_an_upgrade(host: Installed, tmp_path: Path):
+    """The packages stream a response, and a restarted neuron adopts the running engine, as after an upgrade."""
     weights = write_tiny_gguf(tmp_path / "tiny.gguf")
     models = tmp_path / "models.toml"
     models.write_text(
         f'[[models]]\nid = "tiny"\nharness = "embedded"\nsource = "{weights}"\nvram_mb = 300\n'
     )
-    offers = {
+    neuron_env = {
         "CORTEX_CPU__OFFER": "true",
         "CORTEX_CPU__MEMORY_MB": "600",
         "CORTEX_HARNESSES__0__NAME": "embedded",
     }
-    knows = {
+    gateway_env = {
         "CORTEX_NEURONS__0__NAME": "here",
         "CORTEX_NEURONS__0__ENDPOINT": "http://127.0.0.1:9090",
         "CORTEX_GATEWAY__MODELS": str(models),
     }
-    with host.service("cortex.service", **knows) as gateway:
-        with host.service("neuron.service", **offers):
+    with host.service("cortex.service", **gateway_env) as gateway:
+        with host.service("neuron.service", **neuron_env):
             gateway.wait_for("STATUS=1 of 1 nodes answer")
             discovery = json.loads(host.python(_GET, "http://127.0.0.1:9090/discovery"))
-            answer = host.python(_ASK)
+            answer = host.python(_CHAT)
             before = engine_pid(host)
-        with host.service("neuron.service", **offers) as neuron:
-            again = host.python(_ASK)
+        with host.service("neuron.service", **neuron_env) as neuron:
+            second_answer = host.python(_CHAT)
             after = engine_pid(host)
             neuron.wait_for("WATCHDOG=1")
         host.run("kill", str(after))
@@ -124,14 +124,14 @@ def test_a_fleet_of_packages_serves_and_is_upgraded(host: Installed, tmp_path: P
     assert [device["kind"] for device in discovery["devices"]] == ["cpu"]
     assert answer.count("data: {") > 3
     assert "data: [DONE]" in answer
-    assert "data: [DONE]" in again
+    assert "data: [DONE]" in second_answer
     assert before == after
 
 
 def engine_pid(host: Installed) -> int:
-    """The process of the one engine."""
-    found = host.run(
+    """Return the process id of the only engine."""
+    pids = host.run(
         "pgrep", "-f", "neuron_server.embedded_engine.worker --model .*tiny.gguf"
     ).stdout
-    (pid,) = found.split()
+    (pid,) = pids.split()
     return int(pid)

@@ -1,4 +1,4 @@
-"""The RPMs: what lies where, who may read it, and that the linter has nothing to say."""
+"""The RPMs: their files and permissions, and that rpmlint reports nothing."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ FILES = {
 
 
 def query(package: Path, what: str) -> list[str]:
-    """Lines of a query's format over all files."""
+    """Return the lines of an rpm query format applied to a package."""
     command = ["rpm", "-qp", "--qf", f"[{what}\\n]", str(package)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_lie_where_they_belong(name: str, packages: dict[str, Path]):
-    """Outside the private environments there is what is listed here, and nothing in the system's Python."""
+def test_package_files(name: str, packages: dict[str, Path]):
+    """Outside the private environments, a package contains exactly the listed files."""
     paths = {path.removesuffix(".gz") for path in query(packages[name], "%{FILENAMES}")}
     documents = {path for path in paths if path.startswith(("/usr/share/doc/", "/usr/share/lic"))}
 
@@ -63,8 +63,8 @@ def test_files_lie_where_they_belong(name: str, packages: dict[str, Path]):
     assert any(re.fullmatch(rf"/usr/share/licenses/{name}[^/]*/LICENSE", p) for p in documents)
 
 
-def test_settings_are_the_operators_and_the_services(packages: dict[str, Path]):
-    """An upgrade leaves changed settings alone, and only root and the service can read them."""
+def test_settings_are_private_config_files(packages: dict[str, Path]):
+    """An upgrade keeps modified settings, and only root and the service can read them."""
     found = {}
     for package in packages.values():
         for line in query(
@@ -81,8 +81,8 @@ def test_settings_are_the_operators_and_the_services(packages: dict[str, Path]):
     }
 
 
-def test_each_environment_has_what_its_daemon_needs(root: Path):
-    """No terminal UI on GPU hosts, and the engine only with its package."""
+def test_environment_contents(root: Path):
+    """The neuron's environment has no terminal UI, and the engine comes with its own package."""
     lib = root / "usr/lib64"
     (cortex,), (neuron,) = (
         lib.glob(f"{name}/lib/*/site-packages") for name in ("cortex", "neuron")
@@ -94,8 +94,8 @@ def test_each_environment_has_what_its_daemon_needs(root: Path):
     assert (neuron / "mistralrs").is_dir()
 
 
-def test_nothing_tells_where_it_was_built(root: Path):
-    """No file, script or bytecode names the build's directories."""
+def test_no_file_contains_the_build_path(root: Path):
+    """No file, script or bytecode contains the directories of the build."""
     found = subprocess.run(
         ["grep", "-rlF", "-e", "BUILDROOT/", "-e", str(REPO), root],
         check=False,
@@ -106,8 +106,8 @@ def test_nothing_tells_where_it_was_built(root: Path):
     assert found.stdout == ""
 
 
-def test_every_module_is_compiled(root: Path):
-    """Nothing is written below /usr when it runs: the service could not."""
+def test_all_modules_are_compiled(root: Path):
+    """The service can't write bytecode below /usr at run time."""
     modules = list(root.glob("usr/lib64/*/lib/*/site-packages/cortex_*/**/*.py"))
     caches = {p.name.split(".")[0] for p in root.rglob("site-packages/cortex_*/**/*.pyc")}
 
@@ -115,8 +115,8 @@ def test_every_module_is_compiled(root: Path):
     assert {path.stem for path in modules} - caches == set()
 
 
-def test_only_the_system_is_required(packages: dict[str, Path]):
-    """The environments' own libraries are neither asked of the system nor offered to it."""
+def test_dependencies_are_system_libraries(packages: dict[str, Path]):
+    """Private libraries are neither required from the system nor provided to it."""
     for package in packages.values():
         required, provided = query(package, "%{REQUIRENAME}"), query(package, "%{PROVIDENAME}")
         libraries = {name.split("(")[0] for name in required if ".so" in name}
@@ -137,8 +137,8 @@ def test_only_the_system_is_required(packages: dict[str, Path]):
 
 
 @pytest.mark.skipif(shutil.which("rpmlint") is None, reason="needs rpmlint")
-def test_the_linter_is_content(packages: dict[str, Path]):
-    """What rpm/rpmlint.toml lets pass is commented there; anything else is wrong."""
+def test_rpmlint_reports_nothing(packages: dict[str, Path]):
+    """rpm/rpmlint.toml lists the ignored findings with reasons."""
     source = list((REPO / "build" / "rpm" / "SRPMS").glob("*.rpm"))
     done = subprocess.run(
         ["rpmlint", "-c", REPO / "rpm" / "rpmlint.toml", *packages.values(), *source],

@@ -1,4 +1,4 @@
-"""The version stands in one place; what must repeat it agrees."""
+"""The version is defined in one place, and all copies of it agree."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from cortex_common import __version__
 REPO = Path(__file__).parents[2]
 
 
-def test_the_packages_have_the_same_version():
-    """The spec's Version and the newest entry of its changelog are the code's."""
+def test_packages_have_the_same_version():
+    """The version of the spec and of the latest entry in its changelog equal the version of the code."""
     spec = (REPO / "rpm" / "cortex.spec").read_text(encoding="utf-8")
     (version,) = re.findall(r"^Version: +(\S+)$", spec, flags=re.MULTILINE)
-    newest = re.search(r"^%changelog\n\* .* - (\S+)-\d+$", spec, flags=re.MULTILINE)
+    latest = re.search(r"^%changelog\n\* .* - (\S+)-\d+$", spec, flags=re.MULTILINE)
 
     assert version == __version__
-    assert newest is not None
-    assert newest[1] == __version__
+    assert latest is not None
+    assert latest[1] == __version__
 
 
-def test_the_changelog_knows_the_version():
-    """It has the version's entry, or it is still being written."""
+def test_changelog_has_the_version():
+    """The first entry is the current version or Unreleased."""
     changelog = (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## \[(.+?)\]", changelog, flags=re.MULTILINE)
 

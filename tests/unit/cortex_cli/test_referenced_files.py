@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from rigs.late import trustme
+from rigs.lazy_import import trustme
 
 from cortex_cli.referenced_files import Looked, look
 from cortex_common.config.gateway import GatewayConfig

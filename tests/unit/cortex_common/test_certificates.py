@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rigs.late import trustme
+from rigs.lazy_import import trustme
 
 from cortex_common.clock import ManualClock
 from cortex_common.net.tls import read_certificates, report_expiring_certificates

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rigs.late import anthropic
+from rigs.lazy_import import anthropic
 
 from cortex_common.errors import (
     AuthenticationFailed,

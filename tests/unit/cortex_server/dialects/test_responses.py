@@ -10,7 +10,7 @@ import pytest
 from dialects_kit import spoiled
 from hypothesis import given
 from hypothesis import strategies as st
-from rigs.late import openai
+from rigs.lazy_import import openai
 
 from cortex_common.errors import (
     BadRequest,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httptools
 from hypothesis import given
 from hypothesis import strategies as st
-from rigs.late import trustme
+from rigs.lazy_import import trustme
 
 from cortex_http.client import Connection, Headers
 from cortex_server.dataplane.pool import ConnectionPool

@@ -1,4 +1,4 @@
-"""The whole gateway in a test's own event loop."""
+"""A complete gateway in the test's own event loop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rigs.fleet import free_port
 
 
 @dataclass
-class Served:
-    """A live gateway.
+class InProcessGateway:
+    """A running gateway.
 
     Attributes:
-        port: of the API.
+        port: port of the API.
     """
 
     gateway: Gateway
@@ -34,7 +34,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     async def settled(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is in flight."""
         async with asyncio.timeout(10):
             while self.gateway.context.active:
                 await asyncio.sleep(0)
@@ -48,8 +48,8 @@ async def running_gateway(
     upstreams: tuple[UpstreamEntry, ...] = (),
     limits: LimitsSection | None = None,
     **gateway: object,
-) -> AsyncIterator[Served]:
-    """The whole gateway in this loop, as `cortex serve gateway` runs it; `neurons` maps names to URLs."""
+) -> AsyncIterator[InProcessGateway]:
+    """Run a gateway in this event loop as `cortex serve gateway` does; `neurons` maps names to URLs."""
     port = free_port()
     config = GatewayConfig.model_validate(
         {
@@ -60,16 +60,16 @@ async def running_gateway(
             "upstreams": upstreams,
         }
     )
-    made = Gateway(config, Catalogue(models=models))
-    server = made.server()
+    instance = Gateway(config, Catalogue(models=models))
+    server = instance.server()
     with listening("127.0.0.1:0", "listen") as sock:
-        async with made.running():
+        async with instance.running():
             serving = asyncio.create_task(server.serve(sockets=[sock]))
             while not server.started:
                 await asyncio.sleep(0)
             try:
-                yield Served(
-                    made,
+                yield InProcessGateway(
+                    instance,
                     server,
                     sock.getsockname()[1],
                     f"http://127.0.0.1:{port}",

@@ -1,4 +1,4 @@
-"""Processes of `cortex` that need not import everything anew: each is forked off a server that has done so."""
+"""`cortex` processes that start quickly, because they are forked from a server that has imported everything."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
     [
         "__main__",
         "cortex_cli.main",
@@ -24,7 +24,7 @@ _FORKS.set_forkserver_preload(
         "neuron_server.main",
         "cortex_cli.output",
         "cortex_cli.render.fleet",
-        # httpx imports these only when it asks, uvicorn those only when it serves.
+        # httpx imports some of these at the first request, uvicorn others when it starts to serve.
         "anyio._backends._asyncio",
         "anyio.streams.tls",
         "httpcore",
@@ -36,19 +36,19 @@ _FORKS.set_forkserver_preload(
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment without what would change a setting."""
+    """Return the current environment without variables that change settings."""
     return {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")} | more
 
 
-class Forked:
-    """`cortex ARGV` as a process of its own, with as much of Popen as tests need.
+class CortexProcess:
+    """A `cortex ARGV` process, with the part of Popen's interface that tests need.
 
     Args:
         argv: arguments after `cortex`.
-        out: file that its stdout is appended to, or a named pipe.
-        err: the same of stderr; `out` by default.
-        stdin: file that it reads; nothing by default.
-        environ: its environment.
+        out: file that stdout is appended to, or a named pipe.
+        err: the same for stderr; `out` by default.
+        stdin: file to read from; empty by default.
+        environ: environment of the process.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Forked:
         environ = dict(environment() if environ is None else environ)
         files = (stdin, out, err or out)
         for path in files[1:]:
-            path.touch()  # a test may look into it at once
-        self._process: ForkServerProcess = _FORKS.Process(
+            path.touch()  # a test can read it immediately
+        self._process: ForkServerProcess = _CONTEXT.Process(
             target=_run, args=(tuple(argv), files, environ), daemon=True
         )
         self._process.start()
@@ -73,14 +73,14 @@ class Forked:
         self.pid: int = self._process.pid
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """Return the exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
     def wait(self, seconds: float | None = None) -> int:
-        """Wait for its end; the exit code.
+        """Wait until it exits, and return the exit code.
 
         Raises:
-            TimeoutExpired: it did not end in time.
+            TimeoutExpired: it did not exit in time.
         """
         self._process.join(seconds)
         code = self._process.exitcode
@@ -90,44 +90,44 @@ class Forked:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless it has exited."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
 def run(
     argv: Sequence[str], *, stdin: str = "", environ: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `cortex ARGV` to its end, which must come within 90 s."""
+    """Run `cortex ARGV` until it exits, for at most 90 s."""
     with TemporaryDirectory(prefix="cortex-test-") as folder:
-        given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
-        given.write_text(stdin, encoding="utf-8")
-        process = Forked(argv, out, err, stdin=given, environ=environ)
+        input_file, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+        input_file.write_text(stdin, encoding="utf-8")
+        process = CortexProcess(argv, out, err, stdin=input_file, environ=environ)
         try:
             code = process.wait(90)
         finally:
             process.kill()
-        told = (path.read_text(encoding="utf-8") for path in (out, err))
-        return subprocess.CompletedProcess(argv, code, *told)
+        output = (path.read_text(encoding="utf-8") for path in (out, err))
+        return subprocess.CompletedProcess(argv, code, *output)
 
 
 def _run(argv: Sequence[str], files: Sequence[Path], environ: Mapping[str, str]) -> None:
-    """What the process runs: like `python -m cortex_cli ARGV` from the imports on."""
+    """Run `cortex ARGV` in the forked process, like `python -m cortex_cli ARGV` after the imports."""
     os.setsid()
     for number, path in enumerate(files):
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY)
         os.dup2(fd, number)
         os.close(fd)
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, buffering, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's whole life
+        open(number, mode, buffering, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the process exits
         for number, (mode, buffering) in enumerate((("r", -1), ("w", -1), ("w", 1)))
     )
     os.environ.clear()
