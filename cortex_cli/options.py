@@ -46,7 +46,7 @@ OnDevices = Annotated[
     typer.Option("--gpu", metavar="NODE/INDEX", help="On this device; repeatable"),
 ]
 RoomFor = Annotated[str | None, typer.Option("--for", metavar="MODEL", help="Make room for it")]
-Across = Annotated[bool, typer.Option("--across", help="Also to other nodes")]
+CrossNode = Annotated[bool, typer.Option("--cross-node", help="Allow moves to other nodes")]
 DrainTimeout = Annotated[
     str,
     typer.Option(help="How long to wait for requests under way before giving up, like 90s"),

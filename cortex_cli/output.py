@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from cortex_cli.client import connect, run
 from cortex_cli.color import Paint, paint_for
 from cortex_cli.render.formats import to_yaml
-from cortex_cli.render.json_values import plain
+from cortex_cli.render.json_values import to_plain
 from cortex_cli.render.table import Column, table
 from cortex_cli.watch import watch
 from cortex_common.schema.fleet import FleetSnapshot
@@ -48,7 +48,7 @@ class Kind(Generic[Item]):
         columns: of the table.
         name: what `-o name` prints of an item.
         nothing: what a table says on stderr when there are no items.
-        shown: what JSON shows of an item, `plain` applied; the whole of it unless told otherwise.
+        shown: what JSON shows of an item, `to_plain` applied; the whole of it unless told otherwise.
     """
 
     kind: str
@@ -76,7 +76,7 @@ def as_text(
         case Output.NAME:
             return "\n".join(kind.name(item) for item in items)
         case Output.JSONL:
-            return "\n".join(_line(plain(kind.shown(item))) for item in items)
+            return "\n".join(_line(to_plain(kind.shown(item))) for item in items)
         case Output.JSON | Output.YAML:
             return document(kind.kind, output, items=[kind.shown(item) for item in items])
 
@@ -87,9 +87,9 @@ def document(kind: str, output: Output, **parts: Any) -> str:
     Args:
         kind: what it is, such as "Status".
         output: the format.
-        parts: what is in it; see `plain`.
+        parts: what is in it; see `to_plain`.
     """
-    found = {"apiVersion": API_VERSION, "kind": kind, **plain(parts)}
+    found = {"apiVersion": API_VERSION, "kind": kind, **to_plain(parts)}
     match output:
         case Output.JSON:
             return json.dumps(found, indent=2, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`--watch`: draw the fleet again at each change, and live through the gateway's absence."""
+"""`--watch`: redraw at each change of the fleet, and reconnect when the gateway is unreachable."""
 
 from __future__ import annotations
 
@@ -19,134 +19,134 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FROM_THE_FIRST = "0.0"
+FIRST_EVENT = "0.0"
 """An event id before all others."""
 
-CLEAR = "\x1b[H\x1b[2J\x1b[3J"
-_LONGEST_BACKOFF_S = 10.0
-_SHORTEST_FRAME_S = 0.25
+CLEAR_SCREEN = "\x1b[H\x1b[2J\x1b[3J"
+_MIN_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 10.0
+_MIN_FRAME_S = 0.25
 _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """The gateway is not to be had now.
+class ConnectionLost:
+    """The gateway is unreachable.
 
     Attributes:
-        why: the error's message.
+        reason: message of the error.
         retry_in_s: seconds until the next attempt.
     """
 
-    why: str
+    reason: str
     retry_in_s: float
 
 
-async def news(
-    gateway: str | None, *, again: bool = False, pause_s: float = 0.25
-) -> AsyncGenerator[FleetSnapshot | AuditEntry | Lost, None]:
-    """Every change of the fleet and entry of the trail; after each loss of the gateway, attempts with growing pauses.
+async def fleet_updates(
+    gateway: str | None, *, replay: bool = False, pause_s: float = 0.25
+) -> AsyncGenerator[FleetSnapshot | AuditEntry | ConnectionLost, None]:
+    """Yield every change of the fleet and every audit entry, reconnecting with growing pauses.
 
     Args:
         gateway: URL or context.
-        again: begin with the entries that the gateway still has, not with the next one.
-        pause_s: changes within so many seconds come as one; 0.25 to 10.
+        replay: start with the audit entries that the gateway still has instead of with the next one.
+        pause_s: seconds within which changes are merged into one; 0.25 to 10.
 
     Raises:
-        AuthenticationFailed, PermissionRefused: waiting would not help.
+        AuthenticationFailed, PermissionDenied: reconnecting would not help.
     """
-    # httpx comes with it, which `--help` does without.
+    # Imported here because it imports httpx, which `--help` does not need.
     from cortex_common.client.control import EventCursor
 
-    cursor = EventCursor(FROM_THE_FIRST if again else None)
-    pause = 0.5
+    cursor = EventCursor(FIRST_EVENT if replay else None)
+    backoff = _MIN_BACKOFF_S
     while True:
         try:
             async with connect(gateway) as client:
-                async for seen in client.watch(cursor, pause_s=pause_s):
-                    pause = 0.5
-                    yield seen
-            why = "the gateway ended the stream"
+                async for update in client.watch(cursor, pause_s=pause_s):
+                    backoff = _MIN_BACKOFF_S
+                    yield update
+            reason = "the gateway closed the stream"
         except (AuthenticationFailed, PermissionDenied):
             raise
-        except CortexError as lost:
-            why = lost.message
-        yield Lost(why, pause)
-        await asyncio.sleep(pause)
-        pause = min(_LONGEST_BACKOFF_S, pause * 2)
+        except CortexError as error:
+            reason = error.message
+        yield ConnectionLost(reason, backoff)
+        await asyncio.sleep(backoff)
+        backoff = min(_MAX_BACKOFF_S, backoff * 2)
 
 
-async def follow(gateway: str | None) -> AsyncGenerator[FleetSnapshot | Lost, None]:
-    """`news` without the trail."""
-    async with aclosing(news(gateway)) as told:
-        async for seen in told:
-            if not isinstance(seen, AuditEntry):
-                yield seen
+async def snapshots(gateway: str | None) -> AsyncGenerator[FleetSnapshot | ConnectionLost, None]:
+    """Yield the updates of `fleet_updates` without the audit entries."""
+    async with aclosing(fleet_updates(gateway)) as updates:
+        async for update in updates:
+            if not isinstance(update, AuditEntry):
+                yield update
 
 
 async def watch(
-    gateway: str | None, draw: Callable[[FleetSnapshot], str], nothing: str = ""
+    gateway: str | None, draw: Callable[[FleetSnapshot], str], empty_text: str = ""
 ) -> None:
-    """Draw until interrupted: in place on a terminal, else one drawing after another.
+    """Draw each snapshot until interrupted: in place on a terminal, otherwise one after the other.
 
     Args:
         gateway: URL or context.
-        draw: makes the text.
-        nothing: what a terminal shows in place of an empty one.
+        draw: renders a snapshot.
+        empty_text: shown on a terminal in place of an empty drawing.
     """
-    shown = None
-    async for seen in follow(gateway):
-        if isinstance(seen, Lost):
-            if shown is not None and sys.stdout.isatty():
-                # What was told before is of no use; what was last seen may be.
-                _write(shown, nothing)
-            say_lost(seen)
+    text = None
+    async for update in snapshots(gateway):
+        if isinstance(update, ConnectionLost):
+            if text is not None and sys.stdout.isatty():
+                # Clears earlier messages but keeps the last known state.
+                _write(text, empty_text)
+            report_lost(update)
             continue
-        shown = draw(seen)
-        _write(shown, nothing)
+        text = draw(update)
+        _write(text, empty_text)
         if sys.stdout.isatty():
-            # Changes can come faster than anybody reads; the newest is what counts.
-            await asyncio.sleep(_SHORTEST_FRAME_S)
+            # Changes can arrive faster than anyone can read; only the newest matters.
+            await asyncio.sleep(_MIN_FRAME_S)
 
 
 async def poll(
     gateway: str | None,
-    ask: Callable[[OperatorClient], Awaitable[T]],
+    fetch: Callable[[OperatorClient], Awaitable[T]],
     draw: Callable[[T], str],
-    nothing: str = "",
+    empty_text: str = "",
 ) -> None:
-    """Ask and draw every second until interrupted, for what the gateway sends no events of; see `watch`.
+    """Fetch and draw every second until interrupted, for data without an event stream; see `watch`.
 
     Raises:
-        AuthenticationFailed, PermissionRefused: waiting would not help.
+        AuthenticationFailed, PermissionDenied: retrying would not help.
     """
     shown, lost = None, False
     async with connect(gateway) as client:
         while True:
             try:
-                text = draw(await ask(client))
+                text = draw(await fetch(client))
             except (AuthenticationFailed, PermissionDenied):
                 raise
-            except CortexError as failed:
+            except CortexError as error:
                 lost = True
                 if shown is not None and sys.stdout.isatty():
-                    _write(shown, nothing)
-                say_lost(Lost(failed.message, _POLL_S))
+                    _write(shown, empty_text)
+                report_lost(ConnectionLost(error.message, _POLL_S))
             else:
                 if lost or text != shown:
-                    _write(text, nothing)
+                    _write(text, empty_text)
                 shown, lost = text, False
             await asyncio.sleep(_POLL_S)
 
 
-def say_lost(lost: Lost) -> None:
-    """Tell the person that the gateway is away."""
-    sys.stderr.write(f"lost: {lost.why}; trying again in {lost.retry_in_s:.1f}s\n")
+def report_lost(lost: ConnectionLost) -> None:
+    """Write to stderr that the gateway is unreachable."""
+    sys.stderr.write(f"connection lost: {lost.reason}; retrying in {lost.retry_in_s:.1f}s\n")
 
 
-def _write(text: str, nothing: str) -> None:
-    """In place on a terminal, else after what was written before."""
+def _write(text: str, empty_text: str) -> None:
     if sys.stdout.isatty():
-        sys.stdout.write(f"{CLEAR}{text or nothing}\n")
+        sys.stdout.write(f"{CLEAR_SCREEN}{text or empty_text}\n")
     elif text:
         sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

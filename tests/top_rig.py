@@ -1,31 +1,31 @@
-"""`cortex top` with a source that is fed by hand and an operator that writes down what it is asked."""
+"""`cortex top` over a source fed by the test and an operator that records calls."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from sample_fleet import sample_requests
 from textual.pilot import Pilot
+from typing_extensions import override
 
 from cortex_cli.tui.app import Top
-from cortex_cli.tui.options import Look
-from cortex_cli.tui.source import Seen
+from cortex_cli.tui.operations import Operator
+from cortex_cli.tui.options import ScreenOptions
+from cortex_cli.tui.source import Source, Update
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import ModelState
+from cortex_common.schema.operation import Operation
 from cortex_common.schema.operations import (
-    DrainNode,
     EvictModel,
-    LoadModel,
     ModelAction,
     NodeAction,
-    PinModel,
+    NodeRequest,
     PinView,
-    UnloadModel,
-    UnpinModel,
 )
 from cortex_common.schema.plans import (
-    ApplyDefrag,
     DefragRequest,
     DefragView,
     DrainPlan,
@@ -35,121 +35,96 @@ from cortex_common.schema.plans import (
     PlannedMove,
     PlanView,
 )
-from cortex_common.schema.requests import RequestList, RequestView
+from cortex_common.schema.requests import RequestList
+
+Request = TypeVar("Request", bound=BaseModel)
+Response = TypeVar("Response")
 
 
-class FedSource:
-    """Tells what it is fed.
+class FedSource(Source):
+    """Yields the updates that a test feeds.
 
     Args:
-        first: at once.
+        first: the first updates; an error ends the stream.
     """
 
-    def __init__(self, *first: Seen | CortexError) -> None:
-        self._queue: asyncio.Queue[Seen | CortexError] = asyncio.Queue()
-        for seen in first:
-            self._queue.put_nowait(seen)
+    def __init__(self, *first: Update | CortexError) -> None:
+        self._queue: asyncio.Queue[Update | CortexError] = asyncio.Queue()
+        for update in first:
+            self._queue.put_nowait(update)
 
-    def feed(self, seen: Seen) -> None:
-        """Tell this next."""
-        self._queue.put_nowait(seen)
+    def feed(self, update: Update) -> None:
+        """Add an update."""
+        self._queue.put_nowait(update)
 
-    async def follow(self) -> AsyncGenerator[Seen, None]:
-        """See `Source.follow`."""
+    @override
+    async def follow(self) -> AsyncGenerator[Update, None]:
         while True:
-            seen = await self._queue.get()
-            if isinstance(seen, CortexError):
-                raise seen
-            yield seen
+            update = await self._queue.get()
+            if isinstance(update, CortexError):
+                raise update
+            yield update
 
 
-class NotingOperator:
-    """Writes down calls, and answers or fails as told.
+class RecordingOperator(Operator):
+    """Records calls, and returns or raises what a test configures.
 
     Attributes:
-        calls: in their order; plans are not among them, as they change nothing.
-        asked: plans that were asked for.
-        logs: models whose log was read.
-        fails: raised by the next calls.
-        refuses: raised by plans of evictions.
-        apart: no node can be defragmented by itself.
-        plan: what a plan says, but for the model.
-        found: the requests.
+        calls: names and requests of the operations that change the fleet, in order.
+        planned: requests of load plans.
+        logs: names whose log was read.
+        error: raised by operations that change the fleet.
+        eviction_error: raised by eviction plans.
+        needs_cross_node: whether there are no moves within one node.
+        plan: result of load plans, apart from the model.
+        found: the requests in flight and finished.
     """
 
-    def __init__(self, fails: CortexError | None = None, plan: PlanView | None = None) -> None:
-        self.calls: list[object] = []
-        self.asked: list[PlanLoad] = []
+    def __init__(self, error: CortexError | None = None, plan: PlanView | None = None) -> None:
+        self.calls: list[tuple[str, BaseModel]] = []
+        self.planned: list[PlanLoad] = []
         self.logs: list[str] = []
-        self.fails = fails
-        self.refuses: CortexError | None = None
-        self.apart = False
+        self.error = error
+        self.eviction_error: CortexError | None = None
+        self.needs_cross_node = False
         self.found = sample_requests()
         self.plan = plan or PlanView(
             model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
         )
 
-    async def plan_load(self, request: PlanLoad) -> PlanView:
-        """See `Operator.plan_load`."""
-        self.asked.append(request)
-        return self.plan.model_copy(update={"model": request.model})
+    @override
+    async def run(self, operation: Operation[Request, Response], request: Request) -> Response:
+        if operation.changes:
+            self.calls.append((operation.name, request))
+            if self.error is not None:
+                raise self.error
+        return operation.response.validate_python(self._result(operation, request))
 
-    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
-        """See `Operator.plan_evict`."""
-        if self.refuses is not None:
-            raise self.refuses
+    def _result(self, operation: Operation[Any, Any], request: Any) -> object:
+        match operation.name:
+            case "plan_load":
+                self.planned.append(request)
+                return self.plan.model_copy(update={"model": request.model})
+            case "plan_evict":
+                return self._eviction_plan(request)
+            case "plan_drain":
+                return _drain_plan(request)
+            case "plan_defrag":
+                return self._defrag_plan(request)
+            case "load":
+                return ModelAction(model=request.model, state=ModelState.LOADING)
+            case _:
+                return _RESULTS[operation.name](request)
+
+    def _eviction_plan(self, request: EvictModel) -> PlannedEviction:
+        if self.eviction_error is not None:
+            raise self.eviction_error
         return PlannedEviction(
             instance="qwen-1", model=request.model, node="beast", frees_mb=69_800, in_flight=3, idle_s=1.0
         )  # fmt: skip
 
-    async def plan_drain(self, node: str) -> DrainPlan:
-        """See `Operator.plan_drain`."""
-        move = PlannedMove(
-            instance="gemma-1", model="google/gemma-3-12b", mb=12_000, in_flight=0, load_s=8.0,
-            to_node="mule", to_devices=(1,), why="the tightest room",
-        )  # fmt: skip
-        return DrainPlan(node=node, moves=(move,))
-
-    async def load(self, request: LoadModel) -> ModelAction:
-        """See `Operator.load`."""
-        return self._model(request, request.model, ModelState.LOADING)
-
-    async def unload(self, request: UnloadModel) -> ModelAction:
-        """See `Operator.unload`."""
-        return self._model(request, request.model, ModelState.UNLOADED)
-
-    async def evict(self, request: EvictModel) -> ModelAction:
-        """See `Operator.evict`."""
-        return self._model(request, request.model, ModelState.UNLOADED)
-
-    async def pin(self, request: PinModel) -> PinView:
-        """See `Operator.pin`."""
-        self._note(request)
-        return PinView(model=request.model)
-
-    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
-        """See `Operator.unpin`."""
-        self._note(request)
-        return ()
-
-    async def cordon(self, node: str) -> NodeAction:
-        """See `Operator.cordon`."""
-        self._note(("cordon", node))
-        return NodeAction(node=node, cordoned=True)
-
-    async def uncordon(self, node: str) -> NodeAction:
-        """See `Operator.uncordon`."""
-        self._note(("uncordon", node))
-        return NodeAction(node=node, cordoned=False)
-
-    async def drain(self, request: DrainNode) -> NodeAction:
-        """See `Operator.drain`."""
-        self._note(request)
-        return NodeAction(node=request.node, cordoned=True)
-
-    async def plan_defrag(self, request: DefragRequest) -> DefragView:
-        """See `Operator.plan_defrag`."""
-        if self.apart and not request.across:
+    def _defrag_plan(self, request: DefragRequest) -> DefragView:
+        if self.needs_cross_node and not request.cross_node:
             return DefragView(why="no moves")
         move = MoveView(
             instance="gemma-1", model="google/gemma-3-12b", node="beast", device=0,
@@ -160,60 +135,68 @@ class NotingOperator:
             why="one large block", moves=(move,),
         )  # fmt: skip
 
-    async def defrag(self, request: ApplyDefrag) -> DefragView:
-        """See `Operator.defrag`."""
-        self._note(request)
-        return DefragView(why="done", done=True)
-
-    async def requests(self, last: int | None) -> RequestList:
-        """See `Operator.requests`."""
+    @override
+    async def requests(self, limit: int | None) -> RequestList:
         return self.found
 
-    async def cancel(self, request: str) -> RequestView:
-        """See `Operator.cancel`."""
-        self._note(("cancel", request))
-        return sample_requests().active[0]
-
-    async def log(self, model: str) -> AsyncGenerator[str]:
-        """See `Operator.log`: a few lines, one of them in two pieces, then silence."""
-        self.logs.append(model)
-        if self.fails is not None:
-            raise self.fails
+    @override
+    async def log(self, name: str) -> AsyncGenerator[str]:
+        # A few lines, one of them in two chunks, then silence.
+        self.logs.append(name)
+        if self.error is not None:
+            raise self.error
         yield "\x1b[32m INFO\x1b[0m loading weights\n WARN slow"
         yield " disk\n ERROR no such file\n"
         await asyncio.Event().wait()
 
-    def _model(self, request: object, model: str, state: ModelState) -> ModelAction:
-        self._note(request)
-        return ModelAction(model=model, state=state)
 
-    def _note(self, request: object) -> None:
-        self.calls.append(request)
-        if self.fails is not None:
-            raise self.fails
+def _drain_plan(request: NodeRequest) -> DrainPlan:
+    move = PlannedMove(
+        instance="gemma-1", model="google/gemma-3-12b", mb=12_000, in_flight=0, load_s=8.0,
+        to_node="mule", to_devices=(1,), why="the tightest room",
+    )  # fmt: skip
+    return DrainPlan(node=request.node, moves=(move,))
+
+
+_RESULTS: dict[str, Callable[[Any], object]] = {
+    "unload": lambda request: ModelAction(model=request.model, state=ModelState.UNLOADED),
+    "evict": lambda request: ModelAction(model=request.model, state=ModelState.UNLOADED),
+    "pin": lambda request: PinView(model=request.model),
+    "unpin": lambda _request: (),
+    "cordon": lambda request: NodeAction(node=request.node, cordoned=True),
+    "uncordon": lambda request: NodeAction(node=request.node, cordoned=False),
+    "drain": lambda request: NodeAction(node=request.node, cordoned=True),
+    "defrag": lambda _request: DefragView(why="done", done=True),
+    "cancel": lambda _request: sample_requests().active[0],
+}
+"""Results of the operations that do not depend on the state of the operator, by name."""
 
 
 def top(
-    *first: Seen | CortexError,
-    operator: NotingOperator | None = None,
+    *first: Update | CortexError,
+    operator: RecordingOperator | None = None,
     read_only: bool = False,
     ascii_only: bool = False,
     theme: str = "cortex-dark",
 ) -> Top:
-    """The app over a source that tells `first`."""
-    look = Look(
+    """Return the app over a source that yields `first`."""
+    options = ScreenOptions(
         "http://gw:8000",
         interval_s=0.25,
         read_only=read_only,
         ascii_only=ascii_only,
         theme=theme,
     )
-    return Top(FedSource(*first), operator or NotingOperator(), look)
+    return Top(FedSource(*first), operator or RecordingOperator(), options)
 
 
-async def until(pilot: Pilot[None], true: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Let the app work until something is true."""
+async def until(pilot: Pilot[None], condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Let the app run until a condition holds.
+
+    Raises:
+        TimeoutError: it did not within this time.
+    """
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await pilot.pause()
             await asyncio.sleep(0.01)

@@ -26,7 +26,7 @@ def defrag(
     node: options.OnNode = None,
     max_moves: Annotated[int, typer.Option(min=1, max=8, help="At most so many moves")] = 3,
     max_time: Annotated[str, typer.Option(help="At most so much loading, like 10m")] = "10m",
-    across: options.Across = False,
+    cross_node: options.CrossNode = False,
     apply: Annotated[
         str | None,
         typer.Option(metavar="PLAN", help="Make exactly the moves that this plan showed"),
@@ -46,7 +46,7 @@ def defrag(
         node=node,
         max_moves=max_moves,
         max_seconds=seconds_of(max_time, "--max-time", positive=True),
-        across=across,
+        cross_node=cross_node,
     )
     form = chosen(output, as_json=json, quiet=False)
     if apply is not None:

@@ -16,7 +16,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.audit import TRAIL, entry_line
-from cortex_cli.watch import Lost, news, say_lost
+from cortex_cli.watch import ConnectionLost, fleet_updates, report_lost
 from cortex_common.schema.audit import AuditEntry
 
 app = verb()
@@ -72,10 +72,10 @@ async def _follow(
 ) -> None:
     """Write entries as they come; `again`: those before, too."""
     paint = stdout_paint()
-    async with aclosing(news(gateway, again=again)) as told:
+    async with aclosing(fleet_updates(gateway, replay=again)) as told:
         async for seen in told:
-            if isinstance(seen, Lost):
-                say_lost(seen)
+            if isinstance(seen, ConnectionLost):
+                report_lost(seen)
             elif isinstance(seen, AuditEntry) and wanted(seen):
                 tabular = form in {Output.TABLE, Output.WIDE}
                 text = (

@@ -28,7 +28,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, list_fleet, stdout_paint
 from cortex_cli.render.details import model_document, model_text
 from cortex_cli.render.fleet import MODELS
-from cortex_cli.render.plan import cost, plan_text
+from cortex_cli.render.plan import eviction_line, plan_text
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.operations import EvictModel, LoadModel, PinModel, UnloadModel, UnpinModel
 from cortex_common.schema.plans import PlanLoad
@@ -110,8 +110,8 @@ def load(
     node: options.OnNode = None,
     gpu: options.OnDevices = None,
     pin: Annotated[bool, typer.Option("--pin", help="Protect it from eviction, too")] = False,
-    another: Annotated[
-        bool, typer.Option("--another", help="A further instance, whatever is ready")
+    replica: Annotated[
+        bool, typer.Option("--replica", help="Load another instance even if one is ready")
     ] = False,
     ttl: Annotated[
         str | None, typer.Option("--ttl", help="Unload it when idle for so long, like 2h; 0s never")
@@ -130,7 +130,7 @@ def load(
 
     async def one(client: OperatorClient, name: str) -> Done:
         if dry_run:
-            ask = PlanLoad(model=name, node=where, devices=devices, another=another)
+            ask = PlanLoad(model=name, node=where, devices=devices, replica=replica)
             plan = await client.plan_load(ask)
             return Done(plan_text(plan, stdout_paint()), plan)
         request = LoadModel(
@@ -140,7 +140,7 @@ def load(
             wait=wait,
             timeout_s=limit,
             pin=pin,
-            another=another,
+            replica=replica,
             ttl_s=idle,
         )
         return await _loaded(client, request)
@@ -240,7 +240,7 @@ def evict(
         request = EvictModel(model=name, node=node, drain_timeout_s=limit)
         if dry_run:
             plan = await client.plan_evict(request)
-            return Done(cost(plan), plan)
+            return Done(eviction_line(plan), plan)
         action = await client.evict(request)
         where = f" from {', '.join(action.nodes)}" if action.nodes else ""
         return Done(f"evicted {action.model}{where}; it is {action.state.value}", action)

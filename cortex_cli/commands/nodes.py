@@ -16,7 +16,7 @@ from cortex_cli.render.fleet import NODES
 from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound
 from cortex_common.schema.fleet import FleetSnapshot
-from cortex_common.schema.operations import DrainNode
+from cortex_common.schema.operations import DrainNode, NodeRequest
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -87,7 +87,7 @@ def cordon(
     """Place no new instances on nodes; what is there stays."""
 
     async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.cordon(name)
+        done = await client.cordon(NodeRequest(node=name))
         return Done(f"cordoned {done.node}", done)
 
     form = chosen(output, as_json=json, quiet=False)
@@ -105,7 +105,7 @@ def uncordon(
     """Place instances on nodes again."""
 
     async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.uncordon(name)
+        done = await client.uncordon(NodeRequest(node=name))
         return Done(f"uncordoned {done.node}", done)
 
     form = chosen(output, as_json=json, quiet=False)
@@ -132,7 +132,7 @@ def drain(
 
     async def one(client: OperatorClient, name: str) -> Done:
         if dry_run:
-            plan = await client.plan_drain(name)
+            plan = await client.plan_drain(NodeRequest(node=name))
             return Done(drain_text(plan), plan)
         done = await client.drain(DrainNode(node=name, timeout_s=limit))
         parts = [

@@ -12,8 +12,15 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, stdout_paint, write_one
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
-from cortex_cli.render.plan import DRAIN_PLANS, EVICTION_PLANS, PLANS, cost, drain_text, plan_text
-from cortex_common.schema.operations import EvictModel
+from cortex_cli.render.plan import (
+    DRAIN_PLANS,
+    EVICTION_PLANS,
+    PLANS,
+    drain_text,
+    eviction_line,
+    plan_text,
+)
+from cortex_common.schema.operations import EvictModel, NodeRequest
 from cortex_common.schema.plans import (
     DefragRequest,
     DefragView,
@@ -37,8 +44,8 @@ def load(
     *,
     node: options.OnNode = None,
     gpu: options.OnDevices = None,
-    another: Annotated[
-        bool, typer.Option("--another", help="A further instance, whatever is ready")
+    replica: Annotated[
+        bool, typer.Option("--replica", help="Load another instance even if one is ready")
     ] = False,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,
@@ -46,7 +53,7 @@ def load(
 ) -> None:
     """Show where a model would go, who would make room, and why each device was or was not chosen."""
     where, devices = device_indices(node, gpu or [])
-    ask = PlanLoad(model=model, node=where, devices=devices, another=another)
+    ask = PlanLoad(model=model, node=where, devices=devices, replica=replica)
     found = run(_plan(gateway, ask))
     form = chosen(output, as_json=json, quiet=False)
     write_one(PLANS, found, form, plan_text(found, stdout_paint()))
@@ -71,7 +78,7 @@ def evict(
 
     eviction = run(found())
     form = chosen(output, as_json=json, quiet=False)
-    write_one(EVICTION_PLANS, eviction, form, cost(eviction))
+    write_one(EVICTION_PLANS, eviction, form, eviction_line(eviction))
 
 
 @app.command("drain", epilog="Example: `cortex plan drain beast`")
@@ -86,7 +93,7 @@ def drain(
 
     async def found() -> DrainPlan:
         async with connect(gateway) as client:
-            return await client.plan_drain(node)
+            return await client.plan_drain(NodeRequest(node=node))
 
     plan = run(found())
     form = chosen(output, as_json=json, quiet=False)
@@ -100,7 +107,7 @@ def defrag(
     *,
     model: options.RoomFor = None,
     node: options.OnNode = None,
-    across: options.Across = False,
+    cross_node: options.CrossNode = False,
     gateway: options.Gateway = None,
     output: options.OutputOption = Output.TABLE,
     json: options.Json = False,
@@ -109,7 +116,9 @@ def defrag(
 
     async def found() -> DefragView:
         async with connect(gateway) as client:
-            return await client.plan_defrag(DefragRequest(model=model, node=node, across=across))
+            return await client.plan_defrag(
+                DefragRequest(model=model, node=node, cross_node=cross_node)
+            )
 
     plan = run(found())
     form = chosen(output, as_json=json, quiet=False)

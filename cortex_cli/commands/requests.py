@@ -14,7 +14,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text, live, say, stdout_paint
 from cortex_cli.render.requests import REQUESTS, chosen_requests
 from cortex_cli.watch import poll
-from cortex_common.schema.requests import RequestList
+from cortex_common.schema.requests import CancelRequest, RequestList
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -91,7 +91,7 @@ def cancel(
     """End requests: their clients are told, their engines stop."""
 
     async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.cancel(name)
+        done = await client.cancel(CancelRequest(request=name))
         line = f"cancelled {done.id} of {done.key or 'nobody'} after {done.tokens_out} tokens"
         return Done(line, done)
 

@@ -11,7 +11,7 @@ from cortex_cli import options
 from cortex_cli.client import connect, run, target
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, document, live, stdout_paint
-from cortex_cli.render.fleet import troubles
+from cortex_cli.render.fleet import problems
 from cortex_cli.render.status import status as draw
 from cortex_cli.watch import watch as watch_fleet
 from cortex_common.schema.fleet import FleetSnapshot
@@ -37,7 +37,7 @@ def status(
         return
     snapshot = run(_snapshot(gateway))
     sys.stdout.write(f"{_text(snapshot, url, form)}\n")
-    if troubles(snapshot):
+    if problems(snapshot):
         raise typer.Exit(1)
 
 
@@ -50,5 +50,5 @@ def _text(snapshot: FleetSnapshot, url: str, form: Output) -> str:
     if form in {Output.TABLE, Output.WIDE}:
         return draw(snapshot, url, stdout_paint())
     if form is Output.NAME:
-        return "degraded" if troubles(snapshot) else "ok"
-    return document("Status", form, gateway=url, troubles=troubles(snapshot), fleet=snapshot)
+        return "degraded" if problems(snapshot) else "ok"
+    return document("Status", form, gateway=url, problems=problems(snapshot), fleet=snapshot)

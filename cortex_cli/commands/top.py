@@ -58,24 +58,24 @@ def top(
     seconds = seconds_of(interval, "--interval")
     try:
         from cortex_cli.tui.app import Top
-        from cortex_cli.tui.options import Look
+        from cortex_cli.tui.options import ScreenOptions
     except ModuleNotFoundError as missing:
         raise NotSupported(
             f"the terminal UI is not installed here: {missing.name} is missing",
             hints=("pip install 'cortex-gpu[tui]'",),
         ) from missing
-    from cortex_cli.tui.keys import remapped
+    from cortex_cli.tui.keys import validate_keymap
     from cortex_cli.tui.operations import GatewayOperator
     from cortex_cli.tui.source import GatewaySource, ReplaySource, Source
 
-    look = Look(
-        where=where,
+    look = ScreenOptions(
+        source=where,
         interval_s=seconds,
         read_only=read_only or replay is not None,
         ascii_only=ascii_only,
         theme=theme,
         live=replay is None,
-        keys=remapped(client_config(os.environ).keys),
+        keys=validate_keymap(client_config(os.environ).keys),
     )
     with ExitStack() as stack:
         file = stack.enter_context(record.open("w", encoding="utf-8")) if record else None

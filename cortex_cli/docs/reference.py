@@ -14,7 +14,7 @@ from cortex_cli.main import COMMANDS, app
 _NOTE = "<!-- Written by `make reference`; a test holds it to the code. -->"
 
 _DOCUMENTS = {
-    "Status": "`gateway`, `troubles`, `fleet`: [FleetSnapshot](gateway-api.md#fleetsnapshot)",
+    "Status": "`gateway`, `problems`, `fleet`: [FleetSnapshot](gateway-api.md#fleetsnapshot)",
     "Model": "`model`: [ModelView](gateway-api.md#modelview), `detail`: [ModelDetail](gateway-api.md#modeldetail), "
     "`instances`: [InstanceView](gateway-api.md#instanceview)",
     "Why": "`request`: [RequestView](gateway-api.md#requestview), "

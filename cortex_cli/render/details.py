@@ -18,7 +18,8 @@ from cortex_cli.render.fleet import (
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeView
-from cortex_common.schema.operations import MeasuredSize, ModelDetail, PinView
+from cortex_common.schema.model_detail import MeasuredSize, ModelDetail
+from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestView
 from cortex_common.units import format_duration, format_mib

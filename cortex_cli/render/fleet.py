@@ -322,7 +322,7 @@ DEVICES: Kind[DeviceRow] = Kind(
 )
 
 
-def troubles(snapshot: FleetSnapshot) -> list[str]:
+def problems(snapshot: FleetSnapshot) -> list[str]:
     """What an operator should know first, worst first; empty when all is well."""
     found = [
         f"node {node.name} is unreachable: {node.reason or 'no answer'}"

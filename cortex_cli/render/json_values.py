@@ -17,7 +17,7 @@ _LAST = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
 """RFC 3339 has no years beyond 9999."""
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value of dicts, lists, strings, numbers, booleans and None, for -o json and its like.
 
     What is marked as `UnixTime` becomes RFC 3339 in UTC, and None where it is 0: no such moment yet.
@@ -27,16 +27,16 @@ def plain(value: Any) -> Any:
     if is_dataclass(value):
         return _fields(value, (f.name for f in fields(value)))
     if isinstance(value, Mapping):
-        return {to_jsonable_python(key): plain(inner) for key, inner in value.items()}
+        return {to_jsonable_python(key): to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [to_plain(inner) for inner in value]
     return to_jsonable_python(value)
 
 
 def _fields(value: Any, names: Iterable[str]) -> dict[str, Any]:
     times = _times(value.__class__)
     return {
-        name: rfc3339(inner, exact=times[name].exact) if name in times else plain(inner)
+        name: rfc3339(inner, exact=times[name].exact) if name in times else to_plain(inner)
         for name in names
         for inner in (getattr(value, name),)
     }

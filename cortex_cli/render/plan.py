@@ -1,4 +1,4 @@
-"""A plan for people: what would be done, at whose cost, and why each device was or was not chosen."""
+"""A plan for people: what would be done, at whose eviction_line, and why each device was or was not chosen."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def headline(plan: PlanView) -> str:
     return printable(text.format(model=plan.model, place=place(plan)) + why)
 
 
-def cost(eviction: PlannedEviction) -> str:
+def eviction_line(eviction: PlannedEviction) -> str:
     """Who would go, and whom that disturbs."""
     busy = f", after {eviction.in_flight} requests under way" if eviction.in_flight else ""
     return printable(
@@ -82,9 +82,7 @@ def _fate(move: PlannedMove) -> str:
     devices = device_list(move.to_devices)
     where = f"{move.to_node}/{devices}" if devices else move.to_node
     took = f" in about {format_duration(move.load_s)}" if move.load_s is not None else ""
-    return printable(
-        f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.why}"
-    )
+    return printable(f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.why}")
 
 
 def plan_text(plan: PlanView, paint: Paint) -> str:
@@ -93,7 +91,7 @@ def plan_text(plan: PlanView, paint: Paint) -> str:
     lines = [paint.tone(headline(plan), Tone.GOOD if good else Tone.BAD)]
     if plan.device_mb is not None:
         lines.append(f"needs {format_mib(plan.device_mb)} on each device ({plan.size_source})")
-    lines += [cost(e) for e in plan.evictions]
+    lines += [eviction_line(e) for e in plan.evictions]
     if plan.ledger:
         lines += ["", table(_LEDGER, plan.ledger, paint=paint)]
     return "\n".join(lines)

@@ -8,8 +8,8 @@ from cortex_cli.render.fleet import (
     instance_rows,
     node_memory,
     percent,
+    problems,
     state_tone,
-    troubles,
 )
 from cortex_cli.render.table import printable, table
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView
@@ -24,7 +24,7 @@ def status(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
     blocks += [_node(node, paint) for node in snapshot.nodes]
     if rows := instance_rows(snapshot):
         blocks.append(table(INSTANCES.columns, rows, paint=paint))
-    if found := troubles(snapshot):
+    if found := problems(snapshot):
         blocks.append("\n".join(f"{paint.warn('!')} {printable(t)}" for t in found))
     return "\n\n".join(blocks)
 
@@ -34,7 +34,7 @@ def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
     ready = sum(m.state is ModelState.READY for m in snapshot.models)
     memory = [node_memory(n) for n in snapshot.nodes]
     used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
-    verdict = paint.warn("degraded") if troubles(snapshot) else paint.good("ok")
+    verdict = paint.warn("degraded") if problems(snapshot) else paint.good("ok")
     # A clock that was set back since it started would make it younger than nothing.
     age = (
         f" {snapshot.gateway_version} up {format_duration(max(0.0, snapshot.at - snapshot.started_at))}"

@@ -1,1 +1,1 @@
-"""`cortex top`: pure view models, widgets that draw them, and an app that wires them. Only here is textual known."""
+"""`cortex top`: pure view models, widgets that draw them, and the app. The only package that imports textual."""

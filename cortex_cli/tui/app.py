@@ -1,4 +1,4 @@
-"""`cortex top`: the wiring of source, view models, widgets and keys."""
+"""The app of `cortex top`: connects the source, the view state, the widgets and the keys."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from textual import on, work
 from textual.app import App, ComposeResult
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
+from typing_extensions import override
 
 from cortex_cli.logs import GATEWAY
-from cortex_cli.tui.actions import Actions
+from cortex_cli.tui.actions import FleetActions
 from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.command_palette import FleetCommands, Palette
-from cortex_cli.tui.commands import CHANGES_FLEET, Command, Verb
-from cortex_cli.tui.keys import DISTURBING, KEYS, VIEWS_WITHOUT, keys_text
-from cortex_cli.tui.main_view import SHORT_SCREEN, Picture, Shown
+from cortex_cli.tui.commands import Command, ScreenCommand
+from cortex_cli.tui.keys import KEYS, availability, keys_text
+from cortex_cli.tui.main_view import SHORT_SCREEN, MainView
 from cortex_cli.tui.operations import Operator
-from cortex_cli.tui.options import FASTEST_S, SLOWEST_S, Look
-from cortex_cli.tui.screens.dialogs import Page, page
+from cortex_cli.tui.options import MAX_INTERVAL_S, MIN_INTERVAL_S, ScreenOptions
+from cortex_cli.tui.screens.dialogs import Page, facts_page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.source import Source
-from cortex_cli.tui.theme import wear
-from cortex_cli.tui.view import Choice, Sort, as_json, describe, found
-from cortex_cli.tui.view_state import Known
+from cortex_cli.tui.theme import apply_theme
+from cortex_cli.tui.view import Choice, Sort, as_json, describe, find_model
+from cortex_cli.tui.view_state import ViewState
 from cortex_cli.tui.widgets.footer import KeyLine
-from cortex_cli.tui.widgets.line import Line
+from cortex_cli.tui.widgets.line import InputLine
 from cortex_cli.tui.widgets.requests import RequestTable, describe_request
 from cortex_cli.tui.widgets.table import Table
-from cortex_cli.watch import Lost
+from cortex_cli.watch import ConnectionLost
 from cortex_common.errors import BadRequest
+from cortex_common.schema import operations
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot, ModelView
 
@@ -46,9 +48,9 @@ class Top(App[None]):
     """The dashboard.
 
     Args:
-        source: of snapshots.
-        operator: who carries out what keys ask for.
-        look: how it is wanted.
+        source: yields snapshots and audit entries.
+        operator: the operator API.
+        options: options of the screen.
 
     Raises:
         BadRequest: there is no such theme.
@@ -62,359 +64,339 @@ class Top(App[None]):
     HORIZONTAL_BREAKPOINTS = _WIDTHS
     VERTICAL_BREAKPOINTS = _HEIGHTS
 
-    def __init__(self, source: Source, operator: Operator, look: Look) -> None:
+    def __init__(self, source: Source, operator: Operator, options: ScreenOptions) -> None:
         super().__init__()
-        # Not later: one that is put on over another has all style sheets read again.
-        wear(self, look.theme)
+        # Before the first drawing: changing a theme later parses all style sheets again.
+        apply_theme(self, options.theme)
         self._source = source
-        self._look = look
+        self._options = options
         self._operator = operator
-        self._actions = Actions(self, operator, self._show_ghosts)
-        self._ghosts: Sequence[Ghost] = ()
-        self._known = Known()
-        self._choice = Choice()
+        self._actions = FleetActions(self, operator, self._show_ghosts)
+        self._state = ViewState(options.source, live=options.live, read_only=options.read_only)
         self._stale = True
-        self._interval = look.pause_s
+        self._interval = options.pause_s
         self._timer: Timer | None = None
-        requests = RequestTable(operator.requests if look.live else None)
-        self._picture = Picture(ascii_only=look.ascii_only, requests=requests)
-        self._line = Line()
+        requests = RequestTable(operator.requests if options.live else None)
+        self._view = MainView(ascii_only=options.ascii_only, requests=requests)
+        self._line = InputLine()
 
-    # -- life --------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------
 
+    @override
     def compose(self) -> ComposeResult:
-        """The main screen."""
-        yield self._picture
+        yield self._view
         yield self._line
         yield KeyLine()
 
     def on_mount(self) -> None:
-        """Start to follow and to draw."""
-        self.set_keymap(self._look.keys)
-        self._picture.table.focus()
+        """Start following the source and drawing."""
+        self.set_keymap(self._options.keys)
+        self._view.table.focus()
         self._timer = self.set_interval(self._interval, self._draw)
         self._follow()
 
     @work(exclusive=True, group="follow", exit_on_error=False)
     async def _follow(self) -> None:
-        async with aclosing(self._source.follow()) as seen_all:
-            async for seen in seen_all:
-                if isinstance(seen, AuditEntry):
-                    self._picture.events.note(seen)
+        async with aclosing(self._source.follow()) as updates:
+            async for update in updates:
+                if isinstance(update, AuditEntry):
+                    self._view.events.add(update)
                     self._stale = True
-                elif isinstance(seen, Lost):
-                    self._lose(seen)
+                elif isinstance(update, ConnectionLost):
+                    self._set_lost(update)
                 else:
                     self._stale = True
-                    if self._known.take(seen):
+                    if self._state.update(update):
                         self._draw()
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        """A follower that failed for good, for want of a key say, is a state of the screen."""
+        """Show a permanent failure of the source, such as a rejected key, as a lost connection."""
         if event.worker.group == "follow" and event.state is WorkerState.ERROR:
-            self._lose(Lost(str(event.worker.error), 0.0))
+            self._set_lost(ConnectionLost(str(event.worker.error), 0.0))
 
     # -- drawing -----------------------------------------------------------------------------
 
     @property
     def snapshot(self) -> FleetSnapshot | None:
         """The fleet on the screen."""
-        return self._known.snapshot
+        return self._state.snapshot
 
-    def _shown(self) -> Shown:
-        return Shown(
-            snapshot=self.snapshot,
-            history=self._known.history,
-            choice=self._choice,
-            ghosts=self._ghosts,
-            lost=self._known.lost,
-            where=self._look.where,
-            mode=self._known.mode(live=self._look.live, read_only=self._look.read_only),
-        )
-
-    def _draw(self, *, anyway: bool = False) -> None:
-        if self._picture.is_attached and (self._stale or anyway):
+    def _draw(self, *, force: bool = False) -> None:
+        if self._view.is_attached and (self._stale or force):
             self._stale = False
-            self._picture.draw(self._shown())
+            self._view.draw(self._state.frame)
 
-    def _lose(self, lost: Lost) -> None:
-        self._known.lost = lost
-        self._picture.draw_banner(self._shown())
+    def _set_lost(self, lost: ConnectionLost) -> None:
+        self._state.lost = lost
+        self._view.draw_banner(self._state.frame)
 
     def _show_ghosts(self, ghosts: Sequence[Ghost]) -> None:
-        self._ghosts = ghosts
-        self._draw(anyway=True)
+        self._state.ghosts = ghosts
+        self._draw(force=True)
 
     @on(Table.Highlighted)
     def _cursor_moved(self) -> None:
-        self._picture.draw_detail(self._shown())
+        self._view.draw_detail(self._state.frame)
 
     def on_resize(self) -> None:
-        """Lay out anew once the widgets know their sizes."""
-        self.call_after_refresh(self._draw, anyway=True)
+        """Redraw once the widgets know their new sizes."""
+        self.call_after_refresh(self._draw, force=True)
 
+    @override
     def action_command_palette(self) -> None:
-        """Offer what there is to do with the fleet."""
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette(id="--command-palette"))
 
-    # -- what the person points at -----------------------------------------------------------
+    # -- selection ---------------------------------------------------------------------------
 
-    def _current(self) -> ModelView | None:
-        name, snapshot = self._picture.table.current, self.snapshot
+    def _current_model(self) -> ModelView | None:
+        name, snapshot = self._view.table.current, self.snapshot
         return snapshot.model(name) if name and snapshot else None
 
-    def _meant(self) -> list[str]:
-        """The marked models, or the one under the cursor."""
-        if self._choice.marked:
-            return sorted(self._choice.marked)
-        model = self._current()
+    def _selected_models(self) -> list[str]:
+        """Return the marked models, or the one under the cursor."""
+        if self._state.choice.marked:
+            return sorted(self._state.choice.marked)
+        model = self._current_model()
         return [model.id] if model else []
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - textual's signature
-        """Grey what a read-only screen or a lost gateway can't do; hide what has nothing to act on in this view."""
-        if self._picture.view in VIEWS_WITHOUT.get(action, ()):
-            return False
-        return None if action in DISTURBING and not self._may_disturb else True
-
-    @property
-    def _may_disturb(self) -> bool:
-        return not self._look.read_only and self._known.lost is None
+    @override
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return availability(action, self._view.view, can_operate=self._state.blocked is None)
 
     # -- keys --------------------------------------------------------------------------------
 
     @work
     async def action_load(self) -> None:
-        """Load what is meant, after its plan was shown."""
-        await self._actions.load(self._meant())
+        """Load the selected models, after showing the plan."""
+        await self._actions.load(self._selected_models())
 
     @work
     async def action_unload(self) -> None:
-        """Unload what is meant."""
-        if self.snapshot is not None and (models := self._meant()):
+        """Unload the selected models."""
+        if self.snapshot is not None and (models := self._selected_models()):
             await self._actions.unload(models, self.snapshot)
 
     @work
     async def action_evict(self) -> None:
-        """End one instance of what is meant."""
-        if self.snapshot is not None and (models := self._meant()):
+        """Evict one instance of each selected model."""
+        if self.snapshot is not None and (models := self._selected_models()):
             await self._actions.evict(models)
 
     @work
     async def action_pin(self) -> None:
-        """Pin or unpin what is meant."""
+        """Pin or unpin the selected models."""
         if self.snapshot is not None:
-            await self._actions.pin(self._meant(), self.snapshot)
+            await self._actions.toggle_pin(self._selected_models(), self.snapshot)
 
     @work
     async def action_cordon(self) -> None:
-        """Cordon the node that the model under the cursor stands on, or end that."""
-        if (model := self._current()) and self.snapshot is not None:
+        """Cordon or uncordon the node of the model under the cursor."""
+        if (model := self._current_model()) and self.snapshot is not None:
             nodes = [i.node for i in self.snapshot.instances() if i.model == model.id]
             if nodes:
-                await self._actions.cordon(nodes[0], self.snapshot)
+                await self._actions.toggle_cordon(nodes[0], self.snapshot)
             else:
-                self._actions.say("it stands on no node; say :cordon NODE", severity="warning")
+                message = "the model is on no node; use :cordon NODE"
+                self._actions.notify(message, severity="warning")
 
     @work
     async def action_defrag(self) -> None:
-        """Make free memory one piece, after its moves were shown."""
+        """Consolidate free memory, after showing the moves."""
         await self._actions.defrag()
 
-    def action_describe(self) -> None:
-        """Show all about the model or the request under the cursor."""
-        if self._picture.view == "requests":
-            if request := self._picture.requests.request:
-                self.push_screen(page(request.id, describe_request(request)))
-        elif (model := self._current()) and self.snapshot:
-            facts = describe(model, self.snapshot, self._known.history)
-            self.push_screen(page(model.id, facts))
-
     @on(Table.Chosen)
-    def _row_selected(self) -> None:
-        self.action_describe()
+    def action_describe(self) -> None:
+        """Show details of the model or the request under the cursor."""
+        if self._view.view == "requests":
+            if request := self._view.requests.request:
+                self.push_screen(facts_page(request.id, describe_request(request)))
+        elif (model := self._current_model()) and self.snapshot:
+            facts = describe(model, self.snapshot, self._state.history)
+            self.push_screen(facts_page(model.id, facts))
 
     @work
     async def action_cancel(self) -> None:
-        """End the request under the cursor."""
-        request = self._picture.requests.request
-        if request is None or self._picture.view != "requests":
+        """Cancel the request under the cursor."""
+        request = self._view.requests.request
+        if request is None or self._view.view != "requests":
             return
         if request.active:
-            await self._actions.cancel(request.id)
+            await self._actions.confirm_and_run(operations.CANCEL, request.id)
         else:
-            self._actions.say("that request has ended", severity="warning")
+            self._actions.notify("the request has already finished", severity="warning")
 
     def action_logs(self) -> None:
-        """Show what the engine of the model under the cursor writes; beside the events, what the gateway logs."""
+        """Show the engine log of the model under the cursor; in the events view, the gateway's log."""
         name: str | None = GATEWAY
-        if self._picture.view == "requests":
-            request = self._picture.requests.request
+        if self._view.view == "requests":
+            request = self._view.requests.request
             name = request.model if request is not None else None
-        elif self._picture.view != "events":
-            model = self._current()
+        elif self._view.view != "events":
+            model = self._current_model()
             name = model.id if model is not None else None
         if name is not None:
             self._show_log(name)
 
     def _show_log(self, name: str) -> None:
-        if self._look.live:
+        if self._options.live:
             self.push_screen(LogScreen(name, self._operator.log(name)))
         else:
-            self._actions.say("a recording holds no logs", severity="warning")
+            self._actions.notify("a recording contains no logs", severity="warning")
 
     def action_json(self) -> None:
         """Show the model under the cursor as JSON."""
-        if (model := self._current()) and self.snapshot:
+        if (model := self._current_model()) and self.snapshot:
             self.push_screen(Page(model.id, Text(as_json(model))))
 
     def action_keys(self) -> None:
-        """Show what each key does."""
+        """Show all keys."""
         self.push_screen(Page("keys", keys_text()))
 
     def action_mark(self) -> None:
-        """Mark the model under the cursor for the next action, or unmark it."""
-        if model := self._current():
-            self._choose(replace(self._choice, marked=self._choice.marked ^ {model.id}))
-            self._picture.table.action_move(1)
+        """Mark or unmark the model under the cursor."""
+        if model := self._current_model():
+            self._state.toggle_mark(model.id)
+            self._draw(force=True)
+            self._view.table.action_move(1)
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        self._choose(replace(self._choice, sort=self._choice.sort.next))
+        self._choose(replace(self._state.choice, sort=self._state.choice.sort.next))
 
     def action_reverse(self) -> None:
-        """Turn the order round."""
-        self._choose(replace(self._choice, reverse=not self._choice.reverse))
+        """Reverse the order."""
+        self._choose(replace(self._state.choice, reverse=not self._state.choice.reverse))
 
     def action_freeze(self) -> None:
-        """Hold the picture, or let it go on."""
-        self._known.freeze()
-        self._draw(anyway=True)
+        """Freeze or unfreeze the screen."""
+        self._state.toggle_freeze()
+        self._draw(force=True)
 
     def action_redraw(self) -> None:
         """Draw now."""
-        self._draw(anyway=True)
+        self._draw(force=True)
 
     def action_faster(self) -> None:
         """Draw twice as often."""
-        self._pace(self._interval / 2)
+        self._set_interval(self._interval / 2)
 
     def action_slower(self) -> None:
         """Draw half as often."""
-        self._pace(self._interval * 2)
+        self._set_interval(self._interval * 2)
 
-    def _pace(self, interval: float) -> None:
-        self._interval = min(SLOWEST_S, max(FASTEST_S, interval))
+    def _set_interval(self, seconds: float) -> None:
+        self._interval = min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, seconds))
         if self._timer is not None:
             self._timer.stop()
         self._timer = self.set_interval(self._interval, self._draw)
-        self._actions.say(f"drawing every {self._interval:g}s")
+        self._actions.notify(f"drawing every {self._interval:g}s")
 
     def action_zoom(self) -> None:
-        """The models table alone, or everything again."""
-        self.action_view("overview" if self._picture.view == "models" else "models")
+        """Switch between the models view and the overview."""
+        self.action_view("overview" if self._view.view == "models" else "models")
 
     def action_view(self, name: str) -> None:
-        """Switch between overview, models, devices, requests and events."""
-        self._picture.switch(name)
+        """Switch to one of the views."""
+        self._view.switch(name)
         self.refresh_bindings()
-        self._draw(anyway=True)
+        self._draw(force=True)
         if name == "requests":
-            self._picture.requests.ask()
+            self._view.requests.fetch()
 
     def action_move(self, lines: int) -> None:
-        """Move the cursor, or scroll where there is none."""
-        self._picture.lines.action_move(lines)
+        """Move the cursor, or scroll a widget that has none."""
+        self._view.lines.action_move(lines)
 
     def action_leave(self) -> None:
-        """Close the line, else clear the filter, else the marks, else return to the overview."""
+        """Close the input line; else clear the filter; else the marks; else return to the overview."""
+        choice = self._state.choice
         if self._line.is_open:
             self._line.close()
-        elif self._choice.words:
-            self._choose(replace(self._choice, words=""))
-        elif self._choice.marked:
-            self._choose(replace(self._choice, marked=frozenset()))
+        elif choice.words:
+            self._choose(replace(choice, words=""))
+        elif choice.marked:
+            self._choose(replace(choice, marked=frozenset()))
         else:
             self.action_view("overview")
 
     def _choose(self, choice: Choice) -> None:
-        self._choice = choice
-        self._draw(anyway=True)
+        self._state.choice = choice
+        self._draw(force=True)
 
-    # -- the line at the bottom --------------------------------------------------------------
+    def _filter(self, words: str) -> None:
+        self._choose(replace(self._state.choice, words=words))
+
+    # -- input line --------------------------------------------------------------------------
 
     def action_filter(self) -> None:
-        """Type words that models must hold; those with ! they must not."""
-        self._line.open_filter(self._choice.words)
+        """Open the line for the filter."""
+        self._line.open_filter(self._state.choice.words)
 
     def action_command(self) -> None:
-        """Type a command."""
+        """Open the line for a command."""
         self._line.open_command()
 
-    @on(Line.Filtered)
-    def _filtered(self, event: Line.Filtered) -> None:
-        self._choose(replace(self._choice, words=event.words))
+    @on(InputLine.FilterChanged)
+    def _filter_changed(self, event: InputLine.FilterChanged) -> None:
+        self._filter(event.words)
 
-    @on(Line.Closed)
+    @on(InputLine.Closed)
     def _line_closed(self) -> None:
-        self._picture.lines.focus()
+        self._view.lines.focus()
 
-    @on(Line.Misunderstood)
-    def _misunderstood(self, event: Line.Misunderstood) -> None:
-        self._refuse(event.error)
+    @on(InputLine.CommandRejected)
+    def _command_rejected(self, event: InputLine.CommandRejected) -> None:
+        self._show_error(event.error)
 
-    def _refuse(self, why: BadRequest) -> None:
-        self._actions.say("\n".join((why.message, *why.hints)), severity="error")
+    def _show_error(self, error: BadRequest) -> None:
+        self._actions.notify("\n".join((error.message, *error.hints)), severity="error")
 
-    @on(Line.Commanded)
-    def _commanded(self, event: Line.Commanded) -> None:
-        self.obey(event.command)
+    @on(InputLine.CommandEntered)
+    def _command_entered(self, event: InputLine.CommandEntered) -> None:
+        self.run_command(event.command)
 
-    def obey(self, command: Command) -> None:
-        """Carry a command of the line or the palette out."""
-        if command.verb in CHANGES_FLEET:
-            self._change_fleet(command)
+    def run_command(self, command: Command) -> None:
+        """Run a command of the input line or the palette."""
+        if command.operation is not None:
+            self._run_operation(command)
             return
-        match command.verb:
-            case Verb.FILTER:
-                self._choose(replace(self._choice, words=command.argument))
-            case Verb.SORT:
-                self._choose(replace(self._choice, sort=Sort(command.argument)))
-            case Verb.MODEL:
+        match command.name:
+            case ScreenCommand.FILTER | ScreenCommand.NODE:
+                self._filter(command.argument)
+            case ScreenCommand.SORT:
+                self._choose(replace(self._state.choice, sort=Sort(command.argument)))
+            case ScreenCommand.MODEL:
                 self._go_to(command.argument)
-            case Verb.NODE:
-                self._choose(replace(self._choice, words=command.argument))
-            case Verb.LOGS:
+            case ScreenCommand.LOGS:
                 self._show_log(command.argument)
-            case Verb.THEME:
-                self._wear(command.argument)
-            case Verb.HELP:
+            case ScreenCommand.THEME:
+                self._set_theme(command.argument)
+            case ScreenCommand.HELP:
                 self.action_keys()
-            case Verb.QUIT:
+            case ScreenCommand.QUIT:
                 self.exit()
-            case _:
-                self.action_view(command.verb)
+            case view:
+                self.action_view(view)
 
-    def _wear(self, theme: str) -> None:
+    def _set_theme(self, theme: str) -> None:
         try:
-            wear(self, theme)
-        except BadRequest as failed:
-            self._refuse(failed)
+            apply_theme(self, theme)
+        except BadRequest as error:
+            self._show_error(error)
         else:
-            self._draw(anyway=True)
+            self._draw(force=True)
 
     @work
-    async def _change_fleet(self, command: Command) -> None:
-        snapshot = self.snapshot
-        if not self._may_disturb or snapshot is None:
-            why = "this screen is read-only" if self._look.read_only else "the gateway is lost"
-            self._actions.say(why, severity="error")
-            return
-        await self._actions.obey(command, snapshot)
+    async def _run_operation(self, command: Command) -> None:
+        if (reason := self._state.blocked) is not None:
+            self._actions.notify(reason, severity="error")
+        elif self.snapshot is not None:
+            await self._actions.run(command, self.snapshot)
 
     def _go_to(self, words: str) -> None:
-        if (model := found(self.snapshot, words)) is None:
-            self._actions.say(f"no model matches {words!r}", severity="error")
+        if (model := find_model(self.snapshot, words)) is None:
+            self._actions.notify(f"no model matches {words!r}", severity="error")
         else:
-            self._choose(replace(self._choice, words=""))
-            self._picture.table.go_to(model.id)
+            self._filter("")
+            self._view.table.go_to(model.id)

@@ -1,4 +1,7 @@
-"""Bars and histories as text of a fixed width. Pure; scales are fixed, so that a bar means the same every second."""
+"""Memory bars and sparklines as text of a fixed width. Pure.
+
+Scales are fixed, so that bars stay comparable over time.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,15 @@ from cortex_common.schema.instances import InstanceState
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = " .:-=+*#@"
 
-
 PALETTE = 8
-"""How many colours models share."""
+"""Number of colors in the model palette."""
 
 
-class Part(StrEnum):
-    """What a piece of a memory bar stands for."""
+class MemoryKind(StrEnum):
+    """Kinds of memory in a bar."""
 
     MODEL = "model"
     LOADING = "loading"
-    FOREIGN = "foreign"
     RESERVED = "reserved"
     OTHER = "other"
     GHOST = "ghost"
@@ -32,34 +33,34 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a device's memory.
+    """A share of a device's memory.
 
     Attributes:
-        mb: MiB.
-        label: the model, where it is one.
+        mb: size in MiB.
+        label: the model that uses it; empty for other kinds.
     """
 
-    part: Part
+    kind: MemoryKind
     mb: float
     label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A share as so many cells of a bar."""
+    """A share as a number of cells of a bar."""
 
-    part: Part
+    kind: MemoryKind
     label: str
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ghost:
-    """Memory that a planned action would take on a device, or give back when negative.
+    """Memory that a planned operation would take on a device, or free when negative.
 
     Attributes:
         device: index on its node.
-        mb: MiB.
+        mb: size in MiB.
     """
 
     node: str
@@ -68,47 +69,47 @@ class Ghost:
     mb: int
 
 
-def shares(
+def memory_shares(
     device: DeviceView, instances: Sequence[InstanceView], ghosts: Sequence[Ghost] = ()
 ) -> list[Share]:
-    """How a device's memory is divided; the shares sum up to its total.
+    """Divide a device's memory into shares that sum up to its total.
 
     Args:
-        device: with its reading.
-        instances: of its node; those elsewhere are passed over.
-        ghosts: what a planned action would add on this device.
+        device: the device with its reading.
+        instances: instances of its node; those on other devices are ignored.
+        ghosts: memory that a planned operation would take on this device.
     """
-    found: list[Share] = []
-    left = float(device.vram_total_mb)
+    shares: list[Share] = []
+    remaining = float(device.vram_total_mb)
 
-    def take(part: Part, mb: float, label: str = "") -> None:
-        nonlocal left
-        taken = max(0.0, min(left, mb))
-        if taken > 0:
-            found.append(Share(part, taken, label))
-            left -= taken
+    def add(kind: MemoryKind, mb: float, label: str = "") -> None:
+        nonlocal remaining
+        size = max(0.0, min(remaining, mb))
+        if size > 0:
+            shares.append(Share(kind, size, label))
+            remaining -= size
 
     for instance in instances:
         if device.index in instance.devices:
             loading = instance.state is InstanceState.LOADING
-            take(
-                Part.LOADING if loading else Part.MODEL,
-                on_device(instance, device.index),
+            add(
+                MemoryKind.LOADING if loading else MemoryKind.MODEL,
+                memory_on_device(instance, device.index),
                 instance.model,
             )
-    take(Part.FOREIGN, device.vram_other_mb)
-    promised = sum(s.mb for s in found if s.part is Part.LOADING)
-    take(Part.RESERVED, device.vram_reserved_mb - promised)
-    # What is measured beyond all that belongs to nobody whom we know: contexts of drivers, caches, leaks.
-    take(Part.OTHER, device.vram_used_mb - sum(s.mb for s in found if s.part is not Part.RESERVED))
+    loading_mb = sum(s.mb for s in shares if s.kind is MemoryKind.LOADING)
+    accounted = sum(s.mb for s in shares)
+    # Used memory that no instance accounts for, such as driver contexts, caches and leaks, counts as other.
+    add(MemoryKind.OTHER, max(device.vram_other_mb, device.vram_used_mb - accounted))
+    add(MemoryKind.RESERVED, device.vram_reserved_mb - loading_mb)
     for ghost in ghosts:
-        take(Part.GHOST, ghost.mb, ghost.model)
-    take(Part.FREE, left)
-    return found
+        add(MemoryKind.GHOST, ghost.mb, ghost.model)
+    add(MemoryKind.FREE, remaining)
+    return shares
 
 
-def on_device(instance: InstanceView, index: int) -> float:
-    """MiB of an instance on one of its devices: as measured there, else an even part of the whole."""
+def memory_on_device(instance: InstanceView, index: int) -> float:
+    """Return the MiB of an instance on one of its devices: measured there, else an equal part of its total."""
     if index not in instance.devices:
         return 0.0
     position = instance.devices.index(index)
@@ -117,85 +118,84 @@ def on_device(instance: InstanceView, index: int) -> float:
     return instance.vram_used_mb / len(instance.devices)
 
 
-def segments(found: Sequence[Share], width: int) -> list[Segment]:
-    """Shares as cells; the widths sum up to `width`, each off by less than one cell from its exact place."""
-    total = sum(s.mb for s in found)
+def segments(shares: Sequence[Share], width: int) -> list[Segment]:
+    """Convert shares to cells; the widths sum up to `width`, and each edge is off by less than one cell."""
+    total = sum(s.mb for s in shares)
     if total <= 0 or width <= 0:
-        return [Segment(Part.FREE, "", width)] if width > 0 else []
-    drawn: list[Segment] = []
-    passed, edge = 0.0, 0
-    for share in found:
-        passed += share.mb
-        following = round(width * passed / total)
-        if following > edge:
-            drawn.append(Segment(share.part, share.label, following - edge))
-        edge = following
-    return drawn
-
-
-def spark(
-    values: Sequence[float | None], lo: float, hi: float, width: int, *, ascii_only: bool
-) -> str:
-    """The last `width` values as levels between `lo` and `hi`, the newest at the right; unknown is blank."""
-    levels = _ASCII_LEVELS if ascii_only else _BLOCKS
-    cells = [_level(v, lo, hi, levels) for v in values[-width:]] if width > 0 else []
-    return "".join(cells).rjust(max(0, width))
-
-
-def _level(value: float | None, lo: float, hi: float, levels: str) -> str:
-    if value is None or hi <= lo:
-        return " "
-    share = min(1.0, max(0.0, (value - lo) / (hi - lo)))
-    # Nothing but zero looks like zero.
-    return levels[max(1, round(share * (len(levels) - 1)))] if share > 0 else levels[1]
-
-
-def colors(models: Iterable[str], before: Mapping[str, int]) -> dict[str, int]:
-    """A colour of the palette for each model: the one it has, else its own by name, else one that is free."""
-    names = sorted(set(models))
-    found = {name: before[name] for name in names if name in before}
-    for name in names:
-        if name not in found:
-            own = zlib.crc32(name.encode())
-            wheel = [(own + step) % PALETTE for step in range(PALETTE)]
-            taken = set(found.values())
-            found[name] = next((c for c in wheel if c not in taken), wheel[0])
+        return [Segment(MemoryKind.FREE, "", width)] if width > 0 else []
+    found: list[Segment] = []
+    cumulative, edge = 0.0, 0
+    for share in shares:
+        cumulative += share.mb
+        next_edge = round(width * cumulative / total)
+        if next_edge > edge:
+            found.append(Segment(share.kind, share.label, next_edge - edge))
+        edge = next_edge
     return found
 
 
+def sparkline(
+    values: Sequence[float | None], low: float, high: float, width: int, *, ascii_only: bool
+) -> str:
+    """Draw the last `width` values as levels between `low` and `high`, newest at the right; None is blank."""
+    levels = _ASCII_LEVELS if ascii_only else _BLOCKS
+    cells = [_level(v, low, high, levels) for v in values[-width:]] if width > 0 else []
+    return "".join(cells).rjust(max(0, width))
+
+
+def _level(value: float | None, low: float, high: float, levels: str) -> str:
+    if value is None or high <= low:
+        return " "
+    fraction = min(1.0, max(0.0, (value - low) / (high - low)))
+    # The lowest visible level is also used for zero, so that a reading differs from a missing one.
+    return levels[max(1, round(fraction * (len(levels) - 1)))] if fraction > 0 else levels[1]
+
+
+def assign_colors(models: Iterable[str], previous: Mapping[str, int]) -> dict[str, int]:
+    """Assign palette colors to models: the previous one, else one derived from the name, else an unused one."""
+    names = sorted(set(models))
+    colors = {name: previous[name] for name in names if name in previous}
+    for name in names:
+        if name not in colors:
+            preferred = zlib.crc32(name.encode())
+            candidates = [(preferred + step) % PALETTE for step in range(PALETTE)]
+            used = set(colors.values())
+            colors[name] = next((c for c in candidates if c not in used), candidates[0])
+    return colors
+
+
 def short_name(model: str) -> str:
-    """A model's name without its owner: what fits into a bar."""
+    """Return a model's name without its owner, to fit into a bar."""
     return model.rsplit("/", 1)[-1]
 
 
 _FILL = {
-    Part.MODEL: "█",
-    Part.LOADING: "▓",
-    Part.FOREIGN: "▒",
-    Part.OTHER: "▒",
-    Part.RESERVED: "░",
-    Part.GHOST: "▞",
-    Part.FREE: " ",
+    MemoryKind.MODEL: "█",
+    MemoryKind.LOADING: "▓",
+    MemoryKind.OTHER: "▒",
+    MemoryKind.RESERVED: "░",
+    MemoryKind.GHOST: "▞",
+    MemoryKind.FREE: " ",
 }
 _ASCII_FILL = {
-    Part.MODEL: "#",
-    Part.LOADING: "+",
-    Part.FOREIGN: "x",
-    Part.OTHER: "x",
-    Part.RESERVED: ".",
-    Part.GHOST: "/",
-    Part.FREE: " ",
+    MemoryKind.MODEL: "#",
+    MemoryKind.LOADING: "+",
+    MemoryKind.OTHER: "x",
+    MemoryKind.RESERVED: ".",
+    MemoryKind.GHOST: "/",
+    MemoryKind.FREE: " ",
 }
-_NAMED = {Part.FOREIGN: "foreign", Part.RESERVED: "promised", Part.OTHER: "other"}
+_KIND_LABELS = {MemoryKind.RESERVED: "reserved", MemoryKind.OTHER: "other"}
 
 
 def segment_text(segment: Segment, *, ascii_only: bool) -> str:
-    """A segment as text of exactly its width: its label in the middle of its pattern, where there is room."""
-    fill = (_ASCII_FILL if ascii_only else _FILL)[segment.part]
-    label = short_name(segment.label) if segment.label else _NAMED.get(segment.part, "")
-    room = segment.width - 2
-    if label and room >= 3:
-        # The pattern on both sides tells where one model ends, without colour too.
-        shown = label if len(label) <= room else label[: room - 1] + ("~" if ascii_only else "…")
-        return shown.center(segment.width, fill)
+    """Draw a segment in exactly its width, with its label centered in its pattern if it fits."""
+    fill = (_ASCII_FILL if ascii_only else _FILL)[segment.kind]
+    label = short_name(segment.label) if segment.label else _KIND_LABELS.get(segment.kind, "")
+    available = segment.width - 2
+    if label and available >= 3:
+        # The pattern on both sides separates neighbouring models without relying on color.
+        ellipsis = "~" if ascii_only else "…"
+        text = label if len(label) <= available else label[: available - 1] + ellipsis
+        return text.center(segment.width, fill)
     return fill * segment.width

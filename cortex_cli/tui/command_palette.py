@@ -1,4 +1,4 @@
-"""What the palette (ctrl+p) offers of the fleet: models and nodes by name."""
+"""Fleet commands in the command palette (ctrl+p): views, operations and logs, with models and nodes by name."""
 
 from __future__ import annotations
 
@@ -7,83 +7,89 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from typing_extensions import override
 
 from cortex_cli.logs import GATEWAY
-from cortex_cli.tui.commands import Command, Verb
+from cortex_cli.tui.commands import FLEET_OPERATIONS, Command, ScreenCommand
+from cortex_common.schema.operation import Target
 
 if TYPE_CHECKING:
     from cortex_common.schema.fleet import FleetSnapshot
 
-_ON_MODELS = (
-    (Verb.LOAD, "Load {}…", "Show its plan, then load it"),
-    (Verb.UNLOAD, "Unload {}…", "After a question"),
-    (Verb.PIN, "Pin {}", "Protect it from eviction"),
-    (Verb.UNPIN, "Unpin {}", "End that"),
-    (Verb.LOGS, "Logs of {}", "What its engine writes"),
-    (Verb.MODEL, "Go to {}", "Put the cursor on it"),
+_VIEWS = (
+    ScreenCommand.OVERVIEW,
+    ScreenCommand.MODELS,
+    ScreenCommand.GPUS,
+    ScreenCommand.REQUESTS,
+    ScreenCommand.EVENTS,
 )
-_ON_NODES = (
-    (Verb.NODE, "Go to node {}", "Show its models alone"),
-    (Verb.CORDON, "Cordon {}…", "Place nothing new on it"),
-    (Verb.UNCORDON, "Uncordon {}…", "Use it again"),
-    (Verb.DRAIN, "Drain {}…", "Move or unload what it holds"),
-    (Verb.LOGS, "Logs of node {}", "What its neuron logs"),
-)
-_VIEWS = (Verb.OVERVIEW, Verb.MODELS, Verb.GPUS, Verb.REQUESTS, Verb.EVENTS)
 
 
-def offers(snapshot: FleetSnapshot | None) -> Iterator[tuple[Command, str, str]]:
-    """Each command with its name and what it does."""
-    for verb in _VIEWS:
-        yield Command(verb), f"View {verb}", "Switch to it"
-    yield Command(Verb.LOGS, GATEWAY), "Logs of the gateway", "What it logs"
+def palette_entries(snapshot: FleetSnapshot | None) -> Iterator[tuple[Command, str, str]]:
+    """Yield each command with its title and help text; without a snapshot those without a name only."""
+    for view in _VIEWS:
+        yield Command(view), f"View {view}", "Switch the view"
+    yield Command(ScreenCommand.LOGS, GATEWAY), "Logs of the gateway", "Follow its log"
     if snapshot is None:
         return
-    for verb, title, told in _ON_NODES:
-        for node in snapshot.nodes:
-            yield Command(verb, node.name), title.format(node.name), told
-    for verb, title, told in _ON_MODELS:
-        for model in snapshot.models:
-            yield Command(verb, model.id), title.format(model.id), told
+    for node in (node.name for node in snapshot.nodes):
+        yield Command(ScreenCommand.NODE, node), f"Go to node {node}", "Show only its models"
+        yield Command(ScreenCommand.LOGS, node), f"Logs of node {node}", "Follow its neuron's log"
+        yield from _operations(Target.NODE, node)
+    for model in (model.id for model in snapshot.models):
+        yield from _operations(Target.MODEL, model)
+        yield Command(ScreenCommand.LOGS, model), f"Logs of {model}", "Follow its engine's log"
+        yield Command(ScreenCommand.MODEL, model), f"Go to {model}", "Move the cursor to it"
 
 
-class Commanded(Protocol):
-    """The app that the palette lies over."""
+def _operations(target: Target, name: str) -> Iterator[tuple[Command, str, str]]:
+    for operation in FLEET_OPERATIONS.values():
+        if operation.target is target:
+            title = f"{operation.name.capitalize()} {name}"
+            yield Command(operation.name, name), title, operation.summary
+
+
+class CommandRunner(Protocol):
+    """The app below the palette."""
 
     @property
     def snapshot(self) -> FleetSnapshot | None:
         """The fleet on the screen."""
         ...
 
-    def obey(self, command: Command) -> None:
-        """Carry a command out."""
+    def run_command(self, command: Command) -> None:
+        """Run a command."""
         ...
 
 
 class FleetCommands(Provider):
-    """See the module."""
+    """Provider of the fleet commands."""
 
     @property
-    def _top(self) -> Commanded:
-        return cast("Commanded", self.app)
+    def _runner(self) -> CommandRunner:
+        return cast("CommandRunner", self.app)
 
+    @override
     async def discover(self) -> Hits:
-        """The views, before anything is typed; five hundred models would bury them."""
-        for command, title, told in offers(None):
-            yield DiscoveryHit(title, partial(self._top.obey, command), help=told)
+        # Before anything is typed: five hundred models would bury the views.
+        for command, title, summary in palette_entries(None):
+            yield DiscoveryHit(title, partial(self._runner.run_command, command), help=summary)
 
+    @override
     async def search(self, query: str) -> Hits:
-        """Whatever matches."""
         matcher = self.matcher(query)
-        for command, title, told in offers(self._top.snapshot):
+        for command, title, summary in palette_entries(self._runner.snapshot):
             if (score := matcher.match(title)) > 0:
                 yield Hit(
-                    score, matcher.highlight(title), partial(self._top.obey, command), help=told
+                    score,
+                    matcher.highlight(title),
+                    partial(self._runner.run_command, command),
+                    help=summary,
                 )
 
 
 class Palette(CommandPalette):
-    """Textual's, which on a slow host may still be told of hits when it is closed already, and then ends the app."""
+    """Textual's palette, guarded against hits that arrive after it closed, which would otherwise end the app."""
 
     def _watch__list_visible(self) -> None:
         if self.query(CommandList):

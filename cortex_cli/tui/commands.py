@@ -1,28 +1,29 @@
-"""The line after ":" as data. Pure; words are those of the command `cortex`."""
+"""Parser of the command line that ":" opens. Pure. Operations have the names that they have in the command `cortex`."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from cortex_cli.tui.view import Sort
 from cortex_common.errors import BadRequest, nearest_names
+from cortex_common.schema.operation import Operation, Target
+from cortex_common.schema.operations import OPERATIONS
+
+FLEET_OPERATIONS: Mapping[str, Operation[Any, Any]] = {
+    operation.name: operation
+    for operation in OPERATIONS
+    if operation.changes and operation.target is not Target.GATEWAY
+}
+"""The operations that can be typed, by name."""
 
 
-class Verb(StrEnum):
-    """What can be said."""
+class ScreenCommand(StrEnum):
+    """Commands that change what the screen shows, not the fleet."""
 
-    LOAD = "load"
-    UNLOAD = "unload"
-    EVICT = "evict"
-    PIN = "pin"
-    UNPIN = "unpin"
-    CORDON = "cordon"
-    UNCORDON = "uncordon"
-    DRAIN = "drain"
-    DEFRAG = "defrag"
-    CANCEL = "cancel"
     LOGS = "logs"
     FILTER = "filter"
     SORT = "sort"
@@ -38,75 +39,75 @@ class Verb(StrEnum):
     QUIT = "quit"
 
 
-_SHORT = {"q": Verb.QUIT, "l": Verb.LOAD, "u": Verb.UNLOAD, "m": Verb.MODEL, "devices": Verb.GPUS}
-_ON_NAME = {
-    Verb.LOAD,
-    Verb.UNLOAD,
-    Verb.EVICT,
-    Verb.PIN,
-    Verb.UNPIN,
-    Verb.CORDON,
-    Verb.UNCORDON,
-    Verb.DRAIN,
-    Verb.CANCEL,
-}
-CHANGES_FLEET = _ON_NAME | {Verb.DEFRAG}
-_TAKES_NAME = _ON_NAME | {Verb.MODEL, Verb.NODE, Verb.LOGS, Verb.THEME, Verb.SORT}
+COMMAND_NAMES: tuple[str, ...] = (*FLEET_OPERATIONS, *ScreenCommand)
+_SHORTCUTS = {"q": "quit", "l": "load", "u": "unload", "m": "model", "devices": "gpus"}
+_NEEDS_ARGUMENT = frozenset(
+    {name for name, operation in FLEET_OPERATIONS.items() if operation.target is not Target.FLEET}
+    | {"logs", "sort", "model", "node", "theme"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One line, understood.
+    """A parsed command line.
 
     Attributes:
-        argument: a model, the filter's words, an order or a theme.
-        node, devices: of --node and --gpu.
+        name: an entry of `COMMAND_NAMES`.
+        argument: name of a model, node or request, words of the filter, a sort order or a theme.
+        node: value of --node, or the node of --gpu.
+        devices: device indices of --gpu.
     """
 
-    verb: Verb
+    name: str
     argument: str = ""
     node: str | None = None
     devices: tuple[int, ...] = ()
 
+    @property
+    def operation(self) -> Operation[Any, Any] | None:
+        """The operation that the command calls; None for a `ScreenCommand`."""
+        return FLEET_OPERATIONS.get(self.name)
+
 
 def parse(line: str) -> Command:
-    """Understand a line such as "load qwen3-32b --gpu beast/1".
+    """Parse a line such as "load qwen3-32b --gpu beast/1".
 
     Raises:
-        BadRequest: there is no such command, or something is missing.
+        BadRequest: the command is unknown or incomplete.
     """
     try:
         word, *rest = shlex.split(line) or [""]
-    except ValueError as failed:
-        raise BadRequest(str(failed)) from failed
-    verb = _SHORT.get(word) or next((v for v in Verb if v == word), None)
-    if verb is None:
-        close = nearest_names(word, list(Verb))
-        hint = f"did you mean {close[0]}?" if close else f"say one of {', '.join(Verb)}"
-        raise BadRequest(f"there is no command {word!r}", hints=(hint,))
-    words, node, devices = _options(rest)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    name = _SHORTCUTS.get(word, word)
+    if name not in COMMAND_NAMES:
+        close = nearest_names(word, COMMAND_NAMES)
+        hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMAND_NAMES)}"
+        raise BadRequest(f"unknown command {word!r}", hints=(hint,))
+    words, node, devices = _split_options(rest)
     argument = " ".join(words)
-    if verb in _TAKES_NAME and not argument:
-        raise BadRequest(f"{verb}: say which")
-    if verb is Verb.SORT and argument not in set(Sort):
-        raise BadRequest(f"sort by one of {', '.join(Sort)}")
-    return Command(verb, argument, node, devices)
+    if name in _NEEDS_ARGUMENT and not argument:
+        raise BadRequest(f"{name}: a name is required")
+    if name == ScreenCommand.SORT and argument not in set(Sort):
+        raise BadRequest(f"unknown sort order {argument!r}", hints=(f"orders: {', '.join(Sort)}",))
+    return Command(name, argument, node, devices)
 
 
-def _options(words: list[str]) -> tuple[list[str], str | None, tuple[int, ...]]:
-    plain: list[str] = []
+def _split_options(words: list[str]) -> tuple[list[str], str | None, tuple[int, ...]]:
+    """Separate --node and --gpu from the other words."""
+    arguments: list[str] = []
     node: str | None = None
     devices: list[int] = []
-    left = iter(words)
-    for word in left:
+    remaining = iter(words)
+    for word in remaining:
         if word == "--node":
-            node = next(left, None) or node
+            node = next(remaining, None) or node
         elif word == "--gpu":
-            name, _, index = next(left, "").rpartition("/")
+            name, _, index = next(remaining, "").rpartition("/")
             if not name or not index.isdigit() or node not in {None, name}:
-                raise BadRequest("--gpu takes devices of one node, like beast/0")
+                raise BadRequest("--gpu takes devices of one node, such as beast/0")
             node = name
             devices.append(int(index))
         else:
-            plain.append(word)
-    return plain, node, tuple(devices)
+            arguments.append(word)
+    return arguments, node, tuple(devices)

@@ -1,4 +1,4 @@
-"""What a single snapshot can't tell: rates, and how a device did over the last minutes. Pure."""
+"""Values that a single snapshot does not contain: rates, and recent readings of each device. Pure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 from cortex_common.schema.fleet import FleetSnapshot
 
-SAMPLES = 60
-"""Samples that are kept of each device."""
+MAX_SAMPLES = 60
+"""Samples kept per device."""
 
 SAMPLE_S = 1.0
-"""Seconds between two samples; snapshots in between change nothing here."""
+"""Minimum seconds between two samples; snapshots in between are ignored here."""
 
 RATE_WINDOW = 6
-"""Rates are taken over so many samples: long enough to be calm, short enough to be now."""
+"""Number of samples that a rate is computed over: long enough to be steady, short enough to be current."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counters of a model that only grow."""
+    """Monotonic counters of a model."""
 
     requests: int = 0
     errors: int = 0
@@ -28,12 +28,12 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Of one model, or of all.
+    """Rates of one model, or summed over all.
 
     Attributes:
-        requests: a second.
-        errors: a second.
-        tokens: that come out, a second.
+        requests: requests per second.
+        errors: errors per second.
+        tokens: output tokens per second.
     """
 
     requests: float = 0.0
@@ -41,7 +41,7 @@ class Rate:
     tokens: float = 0.0
 
     def __add__(self, other: Rate) -> Rate:
-        """Both together."""
+        """Return the sum."""
         return Rate(
             self.requests + other.requests, self.errors + other.errors, self.tokens + other.tokens
         )
@@ -53,6 +53,7 @@ class Sample:
 
     Attributes:
         at: Unix seconds.
+        totals: counters by model.
     """
 
     at: float
@@ -64,14 +65,14 @@ Series = tuple[float | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The last samples; `after` makes the next one.
+    """The most recent samples.
 
     Attributes:
-        gateway: when the gateway of these samples started; another one counts from zero.
-        samples: of the counters, the oldest first.
-        rates: of each model over the window; none before there are two samples.
-        utilization: percent of each device, by "node/index".
-        memory: share in use of each device, 0 to 1, by "node/index".
+        gateway: start time of the gateway that the samples come from; a restarted gateway counts from zero.
+        samples: samples of the counters, oldest first.
+        rates: rates over the window, by model; empty until there are two samples.
+        utilization: percent, by "node/index".
+        memory: fraction of memory in use, 0 to 1, by "node/index".
     """
 
     gateway: float = 0.0
@@ -81,11 +82,11 @@ class History:
     memory: Mapping[str, Series] = field(default_factory=dict)
 
     def after(self, snapshot: FleetSnapshot) -> History:
-        """This history and one snapshot more."""
+        """Return the history extended by a snapshot."""
         samples = self.samples if snapshot.started_at == self.gateway else ()
         if samples and snapshot.at - samples[-1].at < SAMPLE_S:
             return self
-        taken = Sample(
+        sample = Sample(
             snapshot.at,
             {m.id: Totals(m.requests, m.errors, m.tokens_out) for m in snapshot.models},
         )
@@ -95,9 +96,9 @@ class History:
             for device in node.devices:
                 key = f"{node.name}/{device.index}"
                 used = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else None
-                utilization[key] = _pushed(self.utilization.get(key, ()), device.utilization_pct)
-                memory[key] = _pushed(self.memory.get(key, ()), used)
-        samples = (*samples, taken)[-RATE_WINDOW:]
+                utilization[key] = _append(self.utilization.get(key, ()), device.utilization_pct)
+                memory[key] = _append(self.memory.get(key, ()), used)
+        samples = (*samples, sample)[-RATE_WINDOW:]
         return History(snapshot.started_at, samples, _rates(samples), utilization, memory)
 
 
@@ -106,16 +107,16 @@ def _rates(samples: tuple[Sample, ...]) -> dict[str, Rate]:
         return {}
     first, last = samples[0], samples[-1]
     seconds = last.at - first.at
-    found = {}
+    rates = {}
     for model, now in last.totals.items():
-        then = first.totals.get(model, Totals())
-        found[model] = Rate(
-            max(0, now.requests - then.requests) / seconds,
-            max(0, now.errors - then.errors) / seconds,
-            max(0, now.tokens_out - then.tokens_out) / seconds,
+        before = first.totals.get(model, Totals())
+        rates[model] = Rate(
+            max(0, now.requests - before.requests) / seconds,
+            max(0, now.errors - before.errors) / seconds,
+            max(0, now.tokens_out - before.tokens_out) / seconds,
         )
-    return found
+    return rates
 
 
-def _pushed(series: Series, value: float | None) -> Series:
-    return (*series, value)[-SAMPLES:]
+def _append(series: Series, value: float | None) -> Series:
+    return (*series, value)[-MAX_SAMPLES:]

@@ -1,4 +1,4 @@
-"""The keys of `cortex top` as data: what each does, and where it is told. Lower case disturbs nobody's requests."""
+"""Key bindings of `cortex top` as data. Lower-case keys do not disturb requests, except those that ask first."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
-from cortex_cli.tui.commands import Verb
+from cortex_cli.tui.commands import COMMAND_NAMES
 from cortex_common.errors import ConfigError, nearest_names
+from cortex_common.schema.operations import OPERATIONS
 
-_NAMES = {
+_KEY_LABELS = {
     "slash": "/",
     "colon": ":",
     "question_mark": "?",
@@ -18,37 +19,35 @@ _NAMES = {
     "minus": "-",
     "escape": "esc",
 }
-SHOWN = True
-HIDDEN = False
 
 
-def _key(keys: str, action: str, told: str, *, shown: bool = HIDDEN) -> Binding:
-    return Binding(keys, action, told, show=shown, id=action.replace("_", "-"))
+def _key(keys: str, action: str, description: str, *, shown: bool = False) -> Binding:
+    return Binding(keys, action, description, show=shown, id=action.replace("_", "-"))
 
 
 KEYS: list[BindingType] = [
-    # First, so that the narrowest screen shows it: whoever sees it finds all others.
-    _key("question_mark", "keys", "keys", shown=SHOWN),
-    _key("l", "load", "load", shown=SHOWN),
-    _key("u", "unload", "unload", shown=SHOWN),
-    _key("p", "pin", "pin", shown=SHOWN),
-    _key("e", "evict", "evict", shown=SHOWN),
+    # First, so that the narrowest screen shows it: it leads to all others.
+    _key("question_mark", "keys", "keys", shown=True),
+    _key("l", "load", "load", shown=True),
+    _key("u", "unload", "unload", shown=True),
+    _key("p", "pin", "pin", shown=True),
+    _key("e", "evict", "evict", shown=True),
     _key("c", "cordon", "cordon the node"),
-    _key("D", "defrag", "defrag", shown=SHOWN),
-    _key("X", "cancel", "cancel the request", shown=SHOWN),
-    _key("L", "logs", "logs", shown=SHOWN),
-    _key("d,enter", "describe", "describe", shown=SHOWN),
-    _key("slash", "filter", "filter", shown=SHOWN),
-    _key("s", "sort", "sort", shown=SHOWN),
-    _key("S", "reverse", "turn the order round"),
+    _key("D", "defrag", "defrag", shown=True),
+    _key("X", "cancel", "cancel the request", shown=True),
+    _key("L", "logs", "logs", shown=True),
+    _key("d,enter", "describe", "describe", shown=True),
+    _key("slash", "filter", "filter", shown=True),
+    _key("s", "sort", "sort", shown=True),
+    _key("S", "reverse", "reverse the order"),
     _key("space", "mark", "mark"),
     _key("y", "json", "show as JSON"),
-    _key("f", "freeze", "freeze", shown=SHOWN),
-    _key("r", "redraw", "draw now"),
+    _key("f", "freeze", "freeze", shown=True),
+    _key("r", "redraw", "redraw"),
     _key("plus", "faster", "draw more often"),
     _key("minus", "slower", "draw less often"),
-    _key("z", "zoom", "models alone"),
-    _key("colon", "command", "command", shown=SHOWN),
+    _key("z", "zoom", "models only"),
+    _key("colon", "command", "command", shown=True),
     _key("escape", "leave", "back"),
     Binding("1", "view('overview')", "overview", show=False, id="view-overview"),
     Binding("2", "view('models')", "models", show=False, id="view-models"),
@@ -57,24 +56,22 @@ KEYS: list[BindingType] = [
     Binding("5", "view('events')", "events", show=False, id="view-events"),
     Binding("j,down", "move(1)", "down", show=False, id="down"),
     Binding("k,up", "move(-1)", "up", show=False, id="up"),
-    _key("q", "quit", "quit", shown=SHOWN),
+    _key("q", "quit", "quit", shown=True),
 ]
 
-DISTURBING = frozenset(
-    {"load", "unload", "pin", "evict", "cordon", "uncordon", "drain", "defrag", "cancel"}
-)
+FLEET_ACTIONS = frozenset(operation.name for operation in OPERATIONS if operation.changes)
 """Actions that a read-only screen refuses."""
 
-SIGNS = (
-    ("*", "pinned: never evicted, never unloaded for being idle"),
-    ("+", "marked: the next action falls on all that are"),
-    ("c", "its node is cordoned: nothing new is placed there"),
-    ("2+3", "under Q: two requests under way and three that wait"),
-    ("█ ▓", "a model's memory, and what a load under way will have; with --ascii # +"),
-    ("▒ ░", "memory of others, and what is promised; with --ascii x ."),
-    ("▞", "what a plan would take; with --ascii /"),
+LEGEND = (
+    ("*", "pinned: never evicted or unloaded when idle"),
+    ("+", "marked: the next action applies to all marked models"),
+    ("c", "the node is cordoned: no new instances are placed on it"),
+    ("2+3", "under Q: two requests in flight and three waiting"),
+    ("█ ▓", "memory of a model, and memory of a load in progress; # + with --ascii"),
+    ("▒ ░", "other memory, and reserved memory; x . with --ascii"),
+    ("▞", "memory that a plan would take; / with --ascii"),
 )
-"""What stands on the screen for what."""
+"""Symbols on the screen and their meaning."""
 
 _NO_MODELS = frozenset({"gpus", "requests", "events"})
 VIEWS_WITHOUT = {
@@ -84,32 +81,44 @@ VIEWS_WITHOUT = {
     "logs": frozenset({"gpus"}),
     "cancel": frozenset({"overview", "models", "gpus", "events"}),
 }
-"""Actions on something under the cursor, and the views that show no such thing: nobody acts on what can't be seen."""
+"""Views in which an action is unavailable because what it would apply to is not visible, by action."""
 
 
-def remapped(wanted: Mapping[str, str]) -> Mapping[str, str]:
-    """The keys that an operator wants, by what they do.
+def availability(action: str, view: str, *, can_operate: bool) -> bool | None:
+    """Return whether an action can be used in a view.
+
+    Returns:
+        False to hide it because the view shows nothing that it applies to, None to grey it because operations are
+        impossible now, True otherwise.
+    """
+    if view in VIEWS_WITHOUT.get(action, ()):
+        return False
+    return None if action in FLEET_ACTIONS and not can_operate else True
+
+
+def validate_keymap(keymap: Mapping[str, str]) -> Mapping[str, str]:
+    """Check the keys that a user configured.
 
     Args:
-        wanted: such as {"load": "ctrl+l"}; names as in docs/reference/keys.md.
+        keymap: keys by action, such as {"load": "ctrl+l"}; for the names see docs/reference/keys.md.
 
     Raises:
-        ConfigError: nothing goes by such a name.
+        ConfigError: there is no action of that name.
     """
-    known = {b.id for b in KEYS if isinstance(b, Binding) and b.id}
-    for name in wanted:
-        if name not in known:
-            close = nearest_names(name, known)
-            hint = f"did you mean {close[0]!r}?" if close else f"names: {', '.join(sorted(known))}"
-            raise ConfigError(f"[keys] {name}: no key of `cortex top` goes by that", hints=(hint,))
-    return wanted
+    names = {b.id for b in KEYS if isinstance(b, Binding) and b.id}
+    for name in keymap:
+        if name not in names:
+            close = nearest_names(name, names)
+            hint = f"did you mean {close[0]!r}?" if close else f"names: {', '.join(sorted(names))}"
+            raise ConfigError(f"[keys] {name}: not an action of `cortex top`", hints=(hint,))
+    return keymap
 
 
 def key_rows() -> list[tuple[str, str, str]]:
-    """Each binding as (keys, what it does, its name for [keys] of the client's configuration)."""
+    """Return each binding as (keys, description, name in [keys] of the client's configuration)."""
     return [
         (
-            ", ".join(_NAMES.get(k, k) for k in binding.key.split(",")),
+            ", ".join(_KEY_LABELS.get(k, k) for k in binding.key.split(",")),
             binding.description,
             binding.id or "",
         )
@@ -119,14 +128,14 @@ def key_rows() -> list[tuple[str, str, str]]:
 
 
 def keys_text() -> Text:
-    """All keys with what they do, and the words of the command line."""
+    """Return all keys with their descriptions, the commands, and the legend."""
     text = Text()
-    for names, told, _ in key_rows():
-        text.append(f"{names:>10}  ", style="bold")
-        text.append(f"{told}\n")
+    for keys, description, _ in key_rows():
+        text.append(f"{keys:>10}  ", style="bold")
+        text.append(f"{description}\n")
     text.append("\nafter `:`  ", style="bold")
-    text.append(f"{', '.join(Verb)}\n\n")
-    for sign, told in SIGNS:
-        text.append(f"{sign:>10}  ", style="bold")
-        text.append(f"{told}\n")
+    text.append(f"{', '.join(COMMAND_NAMES)}\n\n")
+    for symbol, meaning in LEGEND:
+        text.append(f"{symbol:>10}  ", style="bold")
+        text.append(f"{meaning}\n")
     return text

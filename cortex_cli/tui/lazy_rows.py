@@ -1,25 +1,28 @@
-"""Rows that are made when somebody looks at them: of five hundred a screen shows forty. Pure."""
+"""Rows that are built on access: a screen shows forty of five hundred. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
+from typing_extensions import override
+
 Row = TypeVar("Row")
 
 
-class Rows(Sequence[Row]):
-    """Rows in their order.
+class LazyRows(Sequence[Row]):
+    """A sequence of rows that builds each row when it is accessed.
 
     Args:
-        ids: of the rows; each names its row over all changes.
-        make: the row at a position.
+        ids: ids of the rows in their order; a row keeps its id over all changes.
+        build: returns the row at a position.
     """
 
-    def __init__(self, ids: Sequence[str] = (), make: Callable[[int], Row] | None = None) -> None:
+    def __init__(self, ids: Sequence[str] = (), build: Callable[[int], Row] | None = None) -> None:
         self.ids = ids
-        self._make = make
+        self._build = build
 
+    @override
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -29,10 +32,10 @@ class Rows(Sequence[Row]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
 
+    @override
     def __getitem__(self, index: int | slice) -> Any:
-        """The row, made anew."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if self._make is None or not -len(self) <= index < len(self):
+        if self._build is None or not -len(self) <= index < len(self):
             raise IndexError(index)
-        return self._make(index % len(self))
+        return self._build(index % len(self))

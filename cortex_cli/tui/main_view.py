@@ -1,20 +1,17 @@
-"""The main screen's widgets together, drawn from one value."""
+"""The widgets of the main screen, drawn together from one `Frame`."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
+from typing_extensions import override
 
 from cortex_cli.render.table import printable
-from cortex_cli.tui.bars import Ghost
-from cortex_cli.tui.history import History
 from cortex_cli.tui.screens.dialogs import facts_text
-from cortex_cli.tui.view import Choice, describe, rows, summary
+from cortex_cli.tui.view import Choice, describe, model_rows, summarize
+from cortex_cli.tui.view_state import Frame
 from cortex_cli.tui.widgets.detail import DetailPanel
 from cortex_cli.tui.widgets.devices import DevicePanel
 from cortex_cli.tui.widgets.events import EventLines
@@ -22,48 +19,26 @@ from cortex_cli.tui.widgets.lines import Lines
 from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
-from cortex_cli.watch import Lost
-from cortex_common.schema.fleet import FleetSnapshot
 
 SHORT_SCREEN = 24
 OVERVIEW = "overview"
 VIEWS = (OVERVIEW, "models", "gpus", "requests", "events")
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What is to be seen.
-
-    Attributes:
-        ghosts: memory that a planned action would take.
-        lost: the gateway is not to be had, and why.
-        where: what the source is called.
-        mode: "live", "FROZEN", "LOST", "replay", with "read-only".
-    """
-
-    snapshot: FleetSnapshot | None
-    history: History
-    choice: Choice
-    ghosts: Sequence[Ghost]
-    lost: Lost | None
-    where: str
-    mode: str
-
-
-class Picture(Vertical):
+class MainView(Vertical):
     """Summary, banner, devices, models, requests, events and the details of the model under the cursor.
 
     Args:
-        ascii_only: draw with ASCII alone.
+        ascii_only: draw with ASCII characters only.
         requests: the table of requests.
 
     Attributes:
-        view: which of `VIEWS` is shown.
+        view: the current one of `VIEWS`.
     """
 
     def __init__(self, *, ascii_only: bool, requests: RequestTable) -> None:
-        super().__init__(id="picture")
-        # Held, and not looked up: a picture may fall due while another screen lies on top.
+        super().__init__(id="main")
+        # Kept as attributes instead of queried: a drawing can be due while another screen is on top.
         self.view = OVERVIEW
         self.table = ModelTable()
         self.requests = requests
@@ -73,8 +48,8 @@ class Picture(Vertical):
         self.events = EventLines()
         self._detail = DetailPanel()
 
+    @override
     def compose(self) -> ComposeResult:
-        """See the class."""
         yield self._summary
         yield self._banner
         with Horizontal(id="body"):
@@ -86,12 +61,12 @@ class Picture(Vertical):
             yield self._detail
 
     def on_mount(self) -> None:
-        """Name the frames."""
+        """Set the titles of the frames."""
         self.devices.border_title = "devices"
         self.events.border_title = "events"
 
     def switch(self, view: str) -> None:
-        """Show one of `VIEWS`, and have the keys work in it."""
+        """Show one of `VIEWS` and focus its widget."""
         self.view = view
         for name in VIEWS:
             self.screen.set_class(name == view != OVERVIEW, f"view-{name}")
@@ -99,68 +74,68 @@ class Picture(Vertical):
 
     @property
     def lines(self) -> Lines:
-        """Those that keys move in."""
-        moving: dict[str, Lines] = {
+        """The widget that the movement keys apply to."""
+        by_view: dict[str, Lines] = {
             "gpus": self.devices,
             "requests": self.requests,
             "events": self.events,
         }
-        return moving.get(self.view, self.table)
+        return by_view.get(self.view, self.table)
 
-    def draw(self, shown: Shown) -> None:
-        """Draw all of it."""
-        self.draw_banner(shown)
-        snapshot = shown.snapshot
+    def draw(self, frame: Frame) -> None:
+        """Draw everything that the current view shows."""
+        self.draw_banner(frame)
+        snapshot = frame.snapshot
         if snapshot is None:
             return
         with self.app.batch_update():
             short = self.app.size.height < SHORT_SCREEN
-            # What a view hides is drawn when it is shown again; whether it shows already is not asked, as that is
-            # known only after the next layout.
+            # A hidden widget is drawn when its view is shown. `view` decides, not whether the widget is displayed,
+            # because that is only known after the next layout.
             if self.view in {OVERVIEW, "gpus"}:
                 self.devices.show(
                     snapshot,
-                    shown.history,
-                    shown.ghosts,
+                    frame.history,
+                    frame.ghosts,
                     compact=short,
                     warnings=self.view == "gpus",
                 )
             if self.view in {OVERVIEW, "models"}:
-                self.table.show(rows(snapshot, shown.history, shown.choice))
-                title = _table_title(shown.choice, self.table.row_count, len(snapshot.models))
+                self.table.show(model_rows(snapshot, frame.history, frame.choice))
+                title = _table_title(frame.choice, self.table.row_count, len(snapshot.models))
                 self.table.border_title = Text(title).markup
             if self.view == "events":
                 self.events.show()
-            self.requests.narrow(shown.choice.words)
-            self.draw_detail(shown)
+            self.requests.filter(frame.choice.words)
+            self.draw_detail(frame)
 
-    def draw_banner(self, shown: Shown) -> None:
-        """Draw the line on top and, when the gateway is lost, the banner below it."""
-        lost = shown.lost
+    def draw_banner(self, frame: Frame) -> None:
+        """Draw the summary line and, when the gateway is lost, the banner below it."""
+        lost = frame.lost
         if self.has_class("lost") != (lost is not None):
             self._banner.set_class(lost is not None, "shown")
             self.set_class(lost is not None, "lost")
-            # What can't be done without a gateway is greyed.
+            # Actions that need the gateway are greyed.
             self.screen.refresh_bindings()
         if lost is not None:
-            again = f"; trying again in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
-            old = "" if shown.snapshot is None else "; below is what was last seen"
-            self._banner.update(printable(f"lost: {lost.why}{again}{old}"))
-        if shown.snapshot is not None:
-            facts = summary(shown.snapshot, shown.history)
-            self._summary.show(facts, shown.where, shown.mode)
+            retry = f"; retrying in {lost.retry_in_s:.0f}s" if lost.retry_in_s else ""
+            stale = "" if frame.snapshot is None else "; the last known state is shown"
+            self._banner.update(printable(f"connection lost: {lost.reason}{retry}{stale}"))
+        if frame.snapshot is not None:
+            facts = summarize(frame.snapshot, frame.history)
+            self._summary.show(facts, frame.source, frame.mode)
 
-    def draw_detail(self, shown: Shown) -> None:
-        """Draw what is known of the model under the cursor."""
+    def draw_detail(self, frame: Frame) -> None:
+        """Draw the details of the model under the cursor."""
         name = self.table.current
-        model = shown.snapshot.model(name) if name and shown.snapshot else None
-        if model is not None and shown.snapshot is not None and self.view == OVERVIEW:
-            facts = describe(model, shown.snapshot, shown.history)
+        model = frame.snapshot.model(name) if name and frame.snapshot else None
+        if model is not None and frame.snapshot is not None and self.view == OVERVIEW:
+            facts = describe(model, frame.snapshot, frame.history)
             self._detail.show(model.id, facts_text(facts))
 
 
 def _table_title(choice: Choice, shown: int, total: int) -> str:
-    turned = " reversed" if choice.reverse else ""
+    order = " reversed" if choice.reverse else ""
     words = f" /{choice.words}" if choice.words else ""
     marked = f" {len(choice.marked)} marked" if choice.marked else ""
-    return f"models {shown}/{total}{words} by {choice.sort}{turned}{marked}"
+    return f"models {shown}/{total}{words} by {choice.sort}{order}{marked}"

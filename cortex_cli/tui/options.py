@@ -1,4 +1,4 @@
-"""How the screen of `cortex top` is wanted."""
+"""Options of the screen of `cortex top`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from dataclasses import dataclass, field
 
 from cortex_cli.tui.theme import DARK
 
-SLOWEST_S, FASTEST_S = 10.0, 0.25
+MAX_INTERVAL_S, MIN_INTERVAL_S = 10.0, 0.25
 """Bounds of the seconds between two drawings."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How the screen is wanted.
+class ScreenOptions:
+    """Options that the command line sets.
 
     Attributes:
-        where: what the header calls the source.
+        source: name of the gateway or the recording, for the header.
         interval_s: seconds between two drawings.
-        live: whether the source is a gateway, and not a recording.
-        keys: that the person wants instead of ours, by what they do; see `keys.remapped`.
+        read_only: refuse operations on the fleet.
+        ascii_only: draw with ASCII characters only.
+        theme: name of the theme.
+        live: whether the source is a gateway, as opposed to a recording.
+        keys: keys that replace the default ones, by action; see `keys.validate_keymap`.
     """
 
-    where: str
+    source: str
     interval_s: float = 1.0
     read_only: bool = False
     ascii_only: bool = False
@@ -32,5 +35,5 @@ class Look:
 
     @property
     def pause_s(self) -> float:
-        """How often the fleet need be told: as often as it is drawn."""
-        return min(SLOWEST_S, max(FASTEST_S, self.interval_s))
+        """Seconds between two snapshots of the source: as many as between two drawings."""
+        return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, self.interval_s))

@@ -1,4 +1,4 @@
-"""Where the screen's snapshots come from: a gateway, or a recorded session."""
+"""Sources of the screen's data: a gateway, or a recorded session."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from pydantic import ValidationError
+from typing_extensions import override
 
-from cortex_cli.watch import Lost, news
+from cortex_cli.watch import ConnectionLost, fleet_updates
 from cortex_common.errors import ConfigError
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 
-Seen = FleetSnapshot | AuditEntry | Lost
+Update = FleetSnapshot | AuditEntry | ConnectionLost
 
 
 class Source(Protocol):
-    """An endless account of the fleet."""
+    """An endless stream of updates about the fleet."""
 
-    def follow(self) -> AsyncGenerator[Seen, None]:
-        """Each change, each entry of the trail, and each loss of the one who tells."""
+    def follow(self) -> AsyncGenerator[Update, None]:
+        """Yield each change, each audit entry, and each loss of the connection."""
         ...
 
 
-class GatewaySource:
-    """A gateway's event stream.
+class GatewaySource(Source):
+    """The event stream of a gateway.
 
     Args:
         gateway: URL or context; see `client.target`.
-        record: also write every snapshot and entry there, one JSON object a line.
-        pause_s: as often as anybody looks; see `watch.news`.
+        record: file that every snapshot and entry is written to, one JSON object per line.
+        pause_s: see `watch.fleet_updates`.
     """
 
     def __init__(
@@ -43,65 +44,66 @@ class GatewaySource:
         self._pause_s = pause_s
         self._record = record
 
-    async def follow(self) -> AsyncGenerator[Seen, None]:
-        """See `Source.follow`."""
-        async with aclosing(news(self._gateway, again=True, pause_s=self._pause_s)) as told:
-            async for seen in told:
-                if self._record is not None and not isinstance(seen, Lost):
-                    self._record.write(_line(seen) + "\n")
+    @override
+    async def follow(self) -> AsyncGenerator[Update, None]:
+        stream = fleet_updates(self._gateway, replay=True, pause_s=self._pause_s)
+        async with aclosing(stream) as updates:
+            async for update in updates:
+                if self._record is not None and not isinstance(update, ConnectionLost):
+                    self._record.write(_line(update) + "\n")
                     self._record.flush()
-                yield seen
+                yield update
 
 
-class ReplaySource:
-    """A recorded session, at the pace at which it was recorded; it ends on its last snapshot.
+class ReplaySource(Source):
+    """A recorded session, played at its original pace; it stops at its last snapshot.
 
     Args:
-        path: written by `GatewaySource`.
-        speed: how many times faster.
+        path: file written by `GatewaySource`.
+        speed: factor by which playback is faster.
     """
 
     def __init__(self, path: Path, speed: float = 1.0) -> None:
-        self._seen = read_recording(path)
+        self._updates = read_recording(path)
         self._speed = speed
 
-    async def follow(self) -> AsyncGenerator[Seen, None]:
-        """See `Source.follow`."""
-        before: float | None = None
-        for seen in self._seen:
-            if isinstance(seen, FleetSnapshot):
-                if before is not None:
-                    await asyncio.sleep(max(0.0, seen.at - before) / self._speed)
-                before = seen.at
-            yield seen
+    @override
+    async def follow(self) -> AsyncGenerator[Update, None]:
+        previous: float | None = None
+        for update in self._updates:
+            if isinstance(update, FleetSnapshot):
+                if previous is not None:
+                    await asyncio.sleep(max(0.0, update.at - previous) / self._speed)
+                previous = update.at
+            yield update
         await asyncio.Event().wait()
 
 
-def _line(seen: FleetSnapshot | AuditEntry) -> str:
-    if isinstance(seen, AuditEntry):
-        return seen.model_dump_json()
-    return SNAPSHOT.dump_json(seen).decode()
+def _line(update: FleetSnapshot | AuditEntry) -> str:
+    if isinstance(update, AuditEntry):
+        return update.model_dump_json()
+    return SNAPSHOT.dump_json(update).decode()
 
 
-def _read_line(line: str) -> FleetSnapshot | AuditEntry:
-    found = json.loads(line)
-    is_entry = isinstance(found, dict) and "event" in found
-    return AuditEntry.model_validate(found) if is_entry else SNAPSHOT.validate_python(found)
+def _parse_line(line: str) -> FleetSnapshot | AuditEntry:
+    value = json.loads(line)
+    is_entry = isinstance(value, dict) and "event" in value
+    return AuditEntry.model_validate(value) if is_entry else SNAPSHOT.validate_python(value)
 
 
 def read_recording(path: Path) -> list[FleetSnapshot | AuditEntry]:
-    """What was seen in a recorded session; at least one snapshot.
+    """Return the updates of a recorded session; at least one is a snapshot.
 
     Raises:
-        ConfigError: the file can't be read or holds something else.
+        ConfigError: the file can't be read or is not a recording.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        found = [_read_line(line) for line in lines if line.strip()]
-    except OSError as failed:
-        raise ConfigError(f"{path}: {failed.strerror or failed}") from failed
-    except (ValueError, ValidationError) as failed:
-        raise ConfigError(f"{path} is no recording of `cortex top --record`") from failed
-    if not any(isinstance(seen, FleetSnapshot) for seen in found):
-        raise ConfigError(f"{path} holds no snapshot")
-    return found
+        updates = [_parse_line(line) for line in lines if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, ValidationError) as error:
+        raise ConfigError(f"{path} is not a recording of `cortex top --record`") from error
+    if not any(isinstance(update, FleetSnapshot) for update in updates):
+        raise ConfigError(f"{path} contains no snapshot")
+    return updates

@@ -1,4 +1,4 @@
-"""The themes of `cortex top`, two of them ours, and the colours of models in them."""
+"""The two themes of cortex, and access to colors of the current theme."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ LIGHT = Theme(
 )
 
 
-def wear(app: App[Any], name: str) -> None:
-    """Put a theme on, one of ours or of Textual's.
+def apply_theme(app: App[Any], name: str) -> None:
+    """Apply a theme of cortex or of Textual.
 
     Raises:
-        BadRequest: nothing goes by such a name.
+        BadRequest: there is no such theme.
     """
     for theme in (DARK, LIGHT):
         app.register_theme(theme)
-    known = app.available_themes
-    if name not in known:
-        close = nearest_names(name, known)
-        hint = f"did you mean {close[0]!r}?" if close else f"themes: {', '.join(sorted(known))}"
-        raise BadRequest(f"there is no theme {name!r}", hints=(hint,))
+    themes = app.available_themes
+    if name not in themes:
+        close = nearest_names(name, themes)
+        hint = f"did you mean {close[0]!r}?" if close else f"themes: {', '.join(sorted(themes))}"
+        raise BadRequest(f"unknown theme {name!r}", hints=(hint,))
     app.theme = name
 
 
-def ink(app: App[Any], name: str) -> str:
-    """A colour of the theme that is on, such as "error", in Rich's words."""
-    # The terminal's own colours, which some themes use, have no prefix there.
+def theme_color(app: App[Any], name: str) -> str:
+    """Return a color of the current theme, such as "error", in Rich's notation."""
+    # Rich has no prefix for the terminal's own colors, which some themes use.
     return app.theme_variables[name].removeprefix("ansi_")
 
 
-def model_ink(app: App[Any], index: int) -> str:
-    """A colour of the palette, from the theme that is on."""
-    # Themes that are not ours have no colours for models.
+def model_color(app: App[Any], index: int) -> str:
+    """Return a color of the model palette from the current theme."""
+    # Textual's own themes define no model colors.
     return app.theme_variables.get(f"model-{index}") or _DARK[index]

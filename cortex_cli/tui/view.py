@@ -1,4 +1,4 @@
-"""The screen as data: a snapshot, its history and what the person chose become rows and lines. Pure."""
+"""View models of the screen: rows and facts computed from a snapshot, its history and the person's choices. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from cortex_cli.render.fleet import device_list, node_memory, percent, progress_text, troubles
-from cortex_cli.render.json_values import plain
+from cortex_cli.render.fleet import device_list, node_memory, percent, problems, progress_text
+from cortex_cli.render.json_values import to_plain
 from cortex_cli.render.table import brief, printable
 from cortex_cli.tui.history import History, Rate
-from cortex_cli.tui.lazy_rows import Rows
+from cortex_cli.tui.lazy_rows import LazyRows
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState
 from cortex_common.units import format_duration, format_mib
@@ -31,20 +31,20 @@ class Sort(StrEnum):
 
     @property
     def next(self) -> Sort:
-        """The one after it, round and round."""
+        """The order after this one; after the last comes the first."""
         orders = list(Sort)
         return orders[(orders.index(self) + 1) % len(orders)]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the person chose.
+    """Choices of the person at the screen.
 
     Attributes:
-        words: of the filter; a model must hold all, those with "!" none.
-        sort: which column leads.
-        reverse: whether its order is turned round.
-        marked: models on which the next action falls.
+        words: filter; a model must contain all words, and none of those prefixed with "!".
+        sort: column to sort by.
+        reverse: whether the order is reversed.
+        marked: models that the next action applies to.
     """
 
     words: str = ""
@@ -55,11 +55,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A line of the models table.
+    """A row of the models table.
 
     Attributes:
-        badge: pinned, marked or failed, as one character each.
-        until: what will become of it: a load's progress, a countdown, or why it failed.
+        badge: "+" for marked and "*" for pinned.
+        status: progress of a load, time until it is unloaded, time since it became idle, or why it failed.
     """
 
     id: str
@@ -72,15 +72,15 @@ class ModelRow:
     tokens: str
     ttft: str
     queue: str
-    until: str
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The line that is always visible.
+    """Facts of the line that is always visible.
 
     Attributes:
-        troubles: worst first.
+        problems: worst first.
     """
 
     nodes: str
@@ -92,7 +92,7 @@ class Summary:
     queue: int
     active: int
     errors: str
-    troubles: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 _STATE_ORDER = (
@@ -105,8 +105,8 @@ _STATE_ORDER = (
 )
 
 
-def summary(snapshot: FleetSnapshot, history: History) -> Summary:
-    """The fleet in one line."""
+def summarize(snapshot: FleetSnapshot, history: History) -> Summary:
+    """Return the facts of the summary line."""
     memory = [node_memory(n) for n in snapshot.nodes]
     used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
     rate = sum(history.rates.values(), Rate())
@@ -120,12 +120,12 @@ def summary(snapshot: FleetSnapshot, history: History) -> Summary:
         queue=sum(m.waiting for m in snapshot.models),
         active=sum(m.in_flight for m in snapshot.models),
         errors=f"{100 * rate.errors / rate.requests:.1f}%" if rate.requests else "0%",
-        troubles=tuple(printable(t) for t in troubles(snapshot)),
+        problems=tuple(printable(p) for p in problems(snapshot)),
     )
 
 
 def show_rate(value: float) -> str:
-    """A rate in four characters or so: "0", "0.4", "42", "3.9k"."""
+    """Format a rate in about four characters: "0", "0.4", "42", "3.9k"."""
     if value < 0.05:
         return "0"
     if value < 10:
@@ -133,26 +133,26 @@ def show_rate(value: float) -> str:
     return f"{value:.0f}" if value < 1000 else f"{value / 1000:.1f}k"
 
 
-def rows(snapshot: FleetSnapshot, history: History, choice: Choice) -> Rows[ModelRow]:
-    """The models that the filter lets through, in the chosen order."""
+def model_rows(snapshot: FleetSnapshot, history: History, choice: Choice) -> LazyRows[ModelRow]:
+    """Return the models that match the filter, in the chosen order."""
     by_model: dict[str, list[InstanceView]] = {}
     for instance in snapshot.instances():
         by_model.setdefault(instance.model, []).append(instance)
     rates = history.rates
-    wanted = [m for m in snapshot.models if passes(m, choice.words)]
-    wanted.sort(key=lambda m: m.id)
-    wanted.sort(key=_key(choice.sort, rates), reverse=choice.reverse)
+    models = [m for m in snapshot.models if matches_filter(m, choice.words)]
+    models.sort(key=lambda m: m.id)
+    models.sort(key=_sort_key(choice.sort, rates), reverse=choice.reverse)
 
-    def made(index: int) -> ModelRow:
-        m = wanted[index]
-        held = by_model.get(m.id, [])
-        return _row(m, held, rates.get(m.id), snapshot.at, marked=m.id in choice.marked)
+    def build(index: int) -> ModelRow:
+        m = models[index]
+        instances = by_model.get(m.id, [])
+        return _row(m, instances, rates.get(m.id), snapshot.at, marked=m.id in choice.marked)
 
-    return Rows([m.id for m in wanted], made)
+    return LazyRows([m.id for m in models], build)
 
 
-def passes(model: ModelView, words: str) -> bool:
-    """Whether a model holds every word of the filter in its name, aliases, state, harness or nodes."""
+def matches_filter(model: ModelView, words: str) -> bool:
+    """Return whether a model's name, aliases, state, harness and nodes match every word of a filter."""
     if not words:
         return True
     text = " ".join((model.id, *model.aliases, model.state, model.harness, *model.nodes)).lower()
@@ -162,14 +162,14 @@ def passes(model: ModelView, words: str) -> bool:
     )
 
 
-def found(snapshot: FleetSnapshot | None, words: str) -> ModelView | None:
-    """The first model that words mean."""
+def find_model(snapshot: FleetSnapshot | None, words: str) -> ModelView | None:
+    """Return the first model that matches a filter."""
     models = snapshot.models if snapshot is not None else ()
-    return next((m for m in models if passes(m, words)), None)
+    return next((m for m in models if matches_filter(m, words)), None)
 
 
-def _key(sort: Sort, rates: Mapping[str, Rate]) -> Callable[[ModelView], Any]:
-    """What leads: names and states forward, numbers from the greatest."""
+def _sort_key(sort: Sort, rates: Mapping[str, Rate]) -> Callable[[ModelView], Any]:
+    """Return the sort key: names and states ascending, numbers descending."""
     keys: dict[Sort, Callable[[ModelView], Any]] = {
         Sort.NAME: lambda m: m.id.lower(),
         Sort.STATE: lambda m: _STATE_ORDER.index(m.state),
@@ -198,7 +198,7 @@ def _row(
         tokens="–" if idle or rate is None else show_rate(rate.tokens),
         ttft="–" if model.ttft_p50_ms is None else f"{model.ttft_p50_ms:.0f}ms",
         queue=f"{model.in_flight}+{model.waiting}" if model.waiting else str(model.in_flight),
-        until=_until(model, instances, at, pinned=pinned),
+        status=_status(model, instances, at, pinned=pinned),
     )
 
 
@@ -207,13 +207,13 @@ def _place(instance: InstanceView) -> str:
     return f"{instance.node}/{devices}" if devices else instance.node
 
 
-def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned: bool) -> str:
+def _status(model: ModelView, instances: list[InstanceView], at: float, *, pinned: bool) -> str:
     if loading := [i for i in instances if i.state is InstanceState.LOADING]:
         return progress_text(loading[0]) or "loading"
-    alone = bool(instances) and all(i.failing for i in instances)
-    if alone or model.state is ModelState.FAILED:
-        told = f"left alone: {instances[0].failing}" if alone else model.error
-        return brief(told or "no reason given")
+    isolated = bool(instances) and all(i.failing for i in instances)
+    if isolated or model.state is ModelState.FAILED:
+        reason = f"isolated: {instances[0].failing}" if isolated else model.error
+        return brief(reason or "unknown reason")
     if pinned:
         return "pinned"
     if model.unload_at is not None and model.state is ModelState.READY:
@@ -225,12 +225,12 @@ def _until(model: ModelView, instances: list[InstanceView], at: float, *, pinned
 
 
 def as_json(model: ModelView) -> str:
-    """A model as the operator API tells it."""
-    return json.dumps(plain(model), indent=2, ensure_ascii=False)
+    """Return a model as JSON, as `cortex models ls -o json` shows it."""
+    return json.dumps(to_plain(model), indent=2, ensure_ascii=False)
 
 
 def describe(model: ModelView, snapshot: FleetSnapshot, history: History) -> list[tuple[str, str]]:
-    """All about one model as (name, value), empty values left out."""
+    """Return the facts of a model as (name, value) pairs, without empty values."""
     rate = history.rates.get(model.id, Rate())
     ttft = (
         ""

@@ -1,4 +1,4 @@
-"""The operator API's routes for the configuration: what is in force, and reading it again."""
+"""Operator routes for the configuration: show the effective settings and reload the files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from fastapi import APIRouter
 
 from cortex_common.config.provenance import ConfigView, list_settings
 from cortex_common.errors import NotSupported
-from cortex_common.schema.operations import Reloaded
+from cortex_common.schema.operation import OPERATOR_PREFIX
+from cortex_common.schema.operations import RELOAD, ReloadConfig, Reloaded
+from cortex_server.api.operator import add_operation
 from cortex_server.reload import Reloader
 
 
 def config_router(reloader: Callable[[], Reloader | None]) -> APIRouter:
-    """The routes under /operator/v1/config.
+    """Return the routes under /operator/v1/config.
 
     Args:
-        reloader: returns who reads the files; asked for at each request.
+        reloader: returns the current reloader; called at each request.
     """
-    router = APIRouter(prefix="/operator/v1", tags=["operator"])
+    router = APIRouter(prefix=OPERATOR_PREFIX, tags=["operator"])
 
     def reader() -> Reloader:
         found = reloader()
@@ -26,15 +28,14 @@ def config_router(reloader: Callable[[], Reloader | None]) -> APIRouter:
             raise NotSupported("this gateway was not started from files")
         return found
 
-    @router.get("/config", summary="The settings in force")
+    @router.get("/config", summary="The effective settings")
     async def get_config() -> ConfigView:
-        """Each value with the file and line, or the variable, that it came from; secrets are hidden."""
+        """Each value with the file and line, or the environment variable, that it came from; secrets are redacted."""
         gateway, models = reader().files
         return ConfigView(gateway=list_settings(gateway), models=list_settings(models))
 
-    @router.post("/config/reload", summary="Read the configuration again")
-    async def reload() -> Reloaded:
-        """All of it or nothing: a wrong file changes nothing, and the answer says what is wrong."""
+    async def reload(_request: ReloadConfig) -> Reloaded:
         return await reader().reload()
 
+    add_operation(router, RELOAD, reload)
     return router

@@ -1,66 +1,53 @@
-"""The operator API: what the command and the terminal UI see and do. Thin; the verbs are in lifecycle/."""
+"""The operator API used by the command and the terminal UI: the fleet, its events, and the operations on it.
+
+The operations are declared in `cortex_common.schema.operations` and implemented in `cortex_server.lifecycle`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.schema.operations import (
-    DrainNode,
-    EvictModel,
-    LoadModel,
-    ModelAction,
-    ModelDetail,
-    NodeAction,
-    NodeRequest,
-    PinModel,
-    PinView,
-    UnloadModel,
-    UnpinModel,
-)
-from cortex_common.schema.plans import (
-    ApplyDefrag,
-    DecisionView,
-    DefragRequest,
-    DefragView,
-    DrainPlan,
-    PlanLoad,
-    PlannedEviction,
-    PlanView,
-)
+from cortex_common.schema.model_detail import ModelDetail
+from cortex_common.schema.operation import OPERATOR_PREFIX, Operation, Target
+from cortex_common.schema.operations import OPERATIONS
+from cortex_common.schema.plans import DecisionView
 from cortex_server.audit_log import AuditLog
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.operations import Operations
 
+_TARGETS = (Target.MODEL, Target.NODE, Target.FLEET)
+"""Targets of the operations that `Operations` implements; the other routers add their own."""
+
 LEAST_PAUSE_S = 0.25
-"""Changes within it are sent as one snapshot: four a second are as many as anybody can look at."""
+"""Changes within this many seconds are merged into one snapshot: four per second are as many as anyone can read."""
 
 MOST_PAUSE_S = 10.0
 
 KEEP_ALIVE_S = 5.0
-"""Without a change, a comment goes out this often, so that a reader can tell quiet from dead."""
+"""Interval of comments while nothing changes, so that a reader can tell an idle stream from a dead one."""
 
 
-def operator_router(fleet: Fleet, verbs: Operations, audit_log: AuditLog) -> APIRouter:
-    """The routes under /operator/v1.
+def operator_router(fleet: Fleet, operations: Operations, audit_log: AuditLog) -> APIRouter:
+    """Return the routes for the fleet and the operations on it.
 
     Args:
-        fleet: what is shown.
-        verbs: what can be done.
-        audit_log: what was done.
+        fleet: the live state.
+        operations: implementation of the operations.
+        audit_log: the recent lifecycle entries.
     """
-    router = APIRouter(prefix="/operator/v1", tags=["operator"])
+    router = APIRouter(prefix=OPERATOR_PREFIX, tags=["operator"])
 
     @router.get("/fleet", summary="The fleet now", responses={200: {"model": FleetSnapshot}})
     async def get_fleet() -> Response:
         """Every node, device, instance and model, as one snapshot."""
-        return Response(SNAPSHOT.dump_json(verbs.shown()), media_type="application/json")
+        return Response(SNAPSHOT.dump_json(operations.shown()), media_type="application/json")
 
     @router.get("/events", summary="The fleet now and after each change")
     async def get_events(
@@ -73,7 +60,7 @@ def operator_router(fleet: Fleet, verbs: Operations, audit_log: AuditLog) -> API
         come as one.
         """
         return StreamingResponse(
-            fleet_events(fleet, verbs.shown, audit_log, last_event_id, pause),
+            watch_fleet(fleet, operations.shown, audit_log, last_event_id, pause),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -83,91 +70,43 @@ def operator_router(fleet: Fleet, verbs: Operations, audit_log: AuditLog) -> API
         """The last thousand lifecycle entries, the oldest first."""
         return audit_log.since(0)
 
-    @router.post("/models/load", summary="Load a model")
-    async def load(load_request: LoadModel) -> ModelAction:
-        """Answers once the load is under way, or ready with `wait`."""
-        return await verbs.load(load_request)
-
-    @router.post("/models/unload", summary="Unload a model")
-    async def unload(load_request: UnloadModel) -> ModelAction:
-        """Drains and ends all its instances; it is loaded again when somebody asks for it."""
-        return await verbs.unload(load_request)
-
-    @router.post("/models/evict", summary="End one instance")
-    async def evict(load_request: EvictModel) -> ModelAction:
-        """Drains and ends one instance; the gateway may load the model again."""
-        return await verbs.evict(load_request)
-
-    @router.post("/models/pin", summary="Protect a model from eviction")
-    async def pin(load_request: PinModel) -> PinView:
-        """For a time, or until it is unpinned; outlasts the gateway."""
-        return await verbs.pin(load_request)
-
-    @router.post("/models/unpin", summary="End a model's protection")
-    async def unpin(load_request: UnpinModel) -> tuple[PinView, ...]:
-        """Answers the pins that are left; those of its profile are not ended."""
-        return await verbs.unpin(load_request)
+    for operation in OPERATIONS:
+        if operation.target in _TARGETS:
+            add_operation(router, operation, getattr(operations, operation.name))
 
     @router.get("/models/{name:path}", summary="A model's estimate and measurements")
     async def detail(name: str) -> ModelDetail:
-        """What its profile guesses beside what its loads took."""
-        return verbs.detail(name)
-
-    _add_plan_routes(router, verbs)
-    _add_node_routes(router, verbs)
-    return router
-
-
-def _add_plan_routes(router: APIRouter, verbs: Operations) -> None:
-    @router.post("/plan/load", summary="What would be done to load a model")
-    async def plan_load(load_request: PlanLoad) -> PlanView:
-        """The plan with every device's ledger; changes nothing."""
-        return verbs.plan_load(load_request)
-
-    @router.post("/plan/evict", summary="Which instance an eviction would end")
-    async def plan_evict(load_request: EvictModel) -> PlannedEviction:
-        """What it frees, and whom it disturbs; changes nothing."""
-        return verbs.plan_evict(load_request)
-
-    @router.post("/plan/drain", summary="What emptying a node would do")
-    async def plan_drain(load_request: NodeRequest) -> DrainPlan:
-        """Where each of its models would go; changes nothing."""
-        return verbs.plan_drain(load_request)
+        """Estimate of its model config next to what its loads measured."""
+        return operations.detail(name)
 
     @router.get("/decisions/{request:path}", summary="What a request waited for")
     async def decisions(request: str) -> tuple[DecisionView, ...]:
-        """By its x-request-id; empty when it waited for no load, or that was long ago."""
-        return verbs.decisions(request)
+        """Decisions by x-request-id; empty when the request waited for no load, or is no longer remembered."""
+        return operations.decisions(request)
 
-    @router.post("/plan/defrag", summary="Which moves would make a large free block")
-    async def plan_defrag(load_request: DefragRequest) -> DefragView:
-        """The moves with the room before and after; changes nothing."""
-        return verbs.mover.plan(load_request)
-
-    @router.post("/defrag", summary="Make the moves of a plan")
-    async def defrag(load_request: ApplyDefrag) -> DefragView:
-        """Refused when the fleet has changed since the plan was shown."""
-        return await verbs.mover.apply(load_request)
+    return router
 
 
-def _add_node_routes(router: APIRouter, verbs: Operations) -> None:
-    @router.post("/nodes/cordon", summary="Place nothing new on a node")
-    async def cordon(load_request: NodeRequest) -> NodeAction:
-        """What it has goes on serving."""
-        return await verbs.cordon(load_request.node, cordoned=True)
+def add_operation(
+    router: APIRouter, operation: Operation[Any, Any], handler: Callable[[Any], Awaitable[Any]]
+) -> None:
+    """Add the route of an operation.
 
-    @router.post("/nodes/uncordon", summary="Use a node again")
-    async def uncordon(load_request: NodeRequest) -> NodeAction:
-        """New instances may be placed on it."""
-        return await verbs.cordon(load_request.node, cordoned=False)
+    Args:
+        router: for `OPERATOR_PREFIX`.
+        operation: entry of the table.
+        handler: implementation; its annotations give the schemas of body and response.
+    """
+    router.add_api_route(
+        operation.path,
+        handler,
+        methods=["POST"],
+        summary=operation.summary,
+        description=operation.description,
+    )
 
-    @router.post("/nodes/drain", summary="Empty a node")
-    async def drain(load_request: DrainNode) -> NodeAction:
-        """Cordons it, loads its models elsewhere where there is room, and unloads them there."""
-        return await verbs.drain(load_request)
 
-
-async def fleet_events(
+async def watch_fleet(
     fleet: Fleet,
     show: Callable[[], FleetSnapshot],
     audit_log: AuditLog,

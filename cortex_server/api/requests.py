@@ -1,4 +1,4 @@
-"""The operator API's routes for requests: which there are, and ending one. Thin."""
+"""Operator routes for requests: list them and cancel one."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from cortex_common.schema.requests import RequestList, RequestView
+from cortex_common.schema.operation import OPERATOR_PREFIX
+from cortex_common.schema.operations import CANCEL
+from cortex_common.schema.requests import CancelRequest, RequestList, RequestView
+from cortex_server.api.operator import add_operation
 from cortex_server.proxy.access_log import KEPT
 from cortex_server.proxy.inflight import InflightRequests
 
 
 def requests_router(inflight: InflightRequests) -> APIRouter:
-    """The routes under /operator/v1/requests.
+    """Return the routes under /operator/v1/requests.
 
     Args:
-        inflight: The requests in flight.
+        inflight: the requests in flight and recently finished.
     """
-    router = APIRouter(prefix="/operator/v1", tags=["operator"])
+    router = APIRouter(prefix=OPERATOR_PREFIX, tags=["operator"])
 
-    @router.get("/requests", summary="Requests under way and the last that ended")
+    @router.get("/requests", summary="Requests in flight and recently finished")
     async def list_requests(
-        last: Annotated[int, Query(ge=0, description="At most so many that ended")] = KEPT,
+        limit: Annotated[
+            int, Query(ge=0, description="Maximum number of finished requests")
+        ] = KEPT,
     ) -> RequestList:
-        """Who asked for what, how far it is, and how long each part took; no text of anybody's."""
-        return inflight.list(last)
+        """Key, model, state and timings of each request; never its content."""
+        return inflight.list(limit)
 
-    @router.post("/requests/{ident:path}/cancel", summary="End a request")
-    async def cancel(ident: str) -> RequestView:
-        """Tells its client that an operator ended it, and its engine to stop. A unique beginning of an id will do."""
-        return inflight.cancel(ident)
+    async def cancel(request: CancelRequest) -> RequestView:
+        return inflight.cancel(request.request)
 
+    add_operation(router, CANCEL, cancel)
     return router

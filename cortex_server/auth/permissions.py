@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cortex_common.schema.keys import Scope
+from cortex_common.schema.operation import OPERATOR_PREFIX
 
 _PUBLIC: frozenset[Scope] = frozenset()
 _INFER = frozenset({Scope.INFER})
@@ -56,7 +57,7 @@ RULES = (
     Rule("/detokenize", _INFER, "tokens to text", exact=True),
     Rule("/openapi.json", _INFER_OR_OPERATOR, "OpenAPI description of this API", exact=True),
     Rule("/docs", _INFER_OR_OPERATOR, "API documentation as a web page"),
-    Rule("/operator/", _OPERATOR, "operator API"),
+    Rule(f"{OPERATOR_PREFIX}/", _OPERATOR, "operator API"),
     Rule("/", _OPERATOR, "everything else"),
 )
 """The first rule that covers a request applies. The last one covers every request, so that no route is public by

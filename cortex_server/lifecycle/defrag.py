@@ -96,7 +96,7 @@ class DefragRunner:
     async def _make(self, move: Move, drain_s: float) -> None:
         event(log, "moving", model=move.model, instance=move.instance, to=move.to_node)
         where = PlacementConstraints(move.to_node, (move.to_device,))
-        key = LoadKey(move.model, where, another=True, may_evict=False)
+        key = LoadKey(move.model, where, replica=True, may_evict=False)
         model_config = self._profile_of(move.model)
         await self._controller.want(model_config, key, timeout_s=max(60.0, move.seconds * 5))
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
@@ -115,7 +115,7 @@ class DefragRunner:
                     hints=("cortex plan load shows what would be evicted for it",),
                 )
             wanted = layout.size.device_mb
-        budget = Budget(request.max_moves, request.max_seconds, request.across)
+        budget = Budget(request.max_moves, request.max_seconds, request.cross_node)
         found = defrag(
             cluster.capacities, cluster.stats, budget, wanted_mb=wanted, only=request.node
         )
@@ -126,7 +126,7 @@ class DefragRunner:
             if request.model is None and request.node in {None, r.node}
         ]
         restarts = affordable(due, request.max_seconds - sum(m.seconds for m in moves))
-        view = _view(found, cluster, wanted, across=request.across).model_copy(
+        view = _view(found, cluster, wanted, cross_node=request.cross_node).model_copy(
             update={
                 "plan": _id(found, restarts) if moves or restarts else "",
                 "restarts": tuple(_restart_view(r, chosen=r in restarts) for r in due),
@@ -161,11 +161,11 @@ def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
 
 
 def _view(
-    found: Defrag | None, cluster: ClusterState, wanted_mb: int | None, *, across: bool
+    found: Defrag | None, cluster: ClusterState, wanted_mb: int | None, *, cross_node: bool
 ) -> DefragView:
     if found is None:
         size = f"a block of {wanted_mb} MiB" if wanted_mb else "a larger block"
-        where = "" if across else " on one node; --across looks at all together"
+        where = "" if cross_node else " on one node; --cross-node considers all nodes"
         return DefragView(why=f"no moves within the budget make {size}{where}")
     if not found.moves:
         return DefragView(

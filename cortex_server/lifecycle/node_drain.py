@@ -94,7 +94,7 @@ class NodeDrain:
         if model_config is None or view.state is not InstanceState.READY:
             return None
         request = PlacementRequest(
-            model_config, another=True, may_evict=False, avoid=frozenset({node})
+            model_config, replica=True, may_evict=False, avoid=frozenset({node})
         )
         found, _ = self._controller.advice.plan(request, reservations)
         return found
@@ -106,7 +106,7 @@ class NodeDrain:
         if not self._is_cordoned(view.node):
             return "kept"
         if model_config is not None and view.state is InstanceState.READY:
-            key = LoadKey(model_config.id, another=True, may_evict=False)
+            key = LoadKey(model_config.id, replica=True, may_evict=False)
             try:
                 await self._controller.want(model_config, key, timeout_s=MOVE_S)
                 became = "moved"

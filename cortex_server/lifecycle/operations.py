@@ -14,13 +14,12 @@ from cortex_common.errors import Conflict, CortexError, ModelNotFound, NodeNotFo
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
+from cortex_common.schema.model_detail import MeasuredSize, ModelDetail
 from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
-    MeasuredSize,
     ModelAction,
-    ModelDetail,
     NodeAction,
     NodeRequest,
     PinModel,
@@ -28,7 +27,16 @@ from cortex_common.schema.operations import (
     UnloadModel,
     UnpinModel,
 )
-from cortex_common.schema.plans import DecisionView, DrainPlan, PlanLoad, PlannedEviction, PlanView
+from cortex_common.schema.plans import (
+    ApplyDefrag,
+    DecisionView,
+    DefragRequest,
+    DefragView,
+    DrainPlan,
+    PlanLoad,
+    PlannedEviction,
+    PlanView,
+)
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.defrag import DefragRunner
@@ -69,7 +77,7 @@ class Operations:
         self._controller = controller
         self._clock = clock
         self._node_drain = NodeDrain(fleet, controller)
-        self.mover = DefragRunner(
+        self._defrag = DefragRunner(
             fleet, controller, restarts, clock, self.model_config, self.check_node
         )
         self._pursued: set[asyncio.Task[InstanceId]] = set()
@@ -92,7 +100,7 @@ class Operations:
         key = LoadKey(
             model_config.id,
             PlacementConstraints(request.node, request.devices),
-            another=request.another,
+            replica=request.replica,
         )
         if request.ttl_s is not None:
             self._controller.upkeep.ttls[model_config.id] = request.ttl_s
@@ -158,7 +166,7 @@ class Operations:
             vram_mb=view.vram_used_mb,
         )
 
-    def plan_evict(self, request: EvictModel) -> PlannedEviction:
+    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
         """Which instance would go, and whom that disturbs. Changes nothing.
 
         Raises:
@@ -228,7 +236,7 @@ class Operations:
         await self._store.saved()
         return self._pins_of(model)
 
-    def plan_load(self, request: PlanLoad) -> PlanView:
+    async def plan_load(self, request: PlanLoad) -> PlanView:
         """What would be done to load a model, at worst after some waiting. Changes nothing.
 
         Raises:
@@ -241,7 +249,7 @@ class Operations:
             model_config,
             where=PlacementConstraints(request.node, request.devices),
             waited_s=advice.policy.patience_s,
-            another=request.another,
+            replica=request.replica,
         )
         found, cluster = advice.plan(wanted, force=True)
         return plan_view(wanted, found, cluster, advice.policy, advice.lately(model_config.id))
@@ -293,13 +301,33 @@ class Operations:
             if p.model == model
         )
 
-    async def cordon(self, node: str, *, cordoned: bool) -> NodeAction:
-        """Place no new instances on a node, or place them again.
+    async def cordon(self, request: NodeRequest) -> NodeAction:
+        """Stop placing instances on a node.
 
         Raises:
             NodeNotFound: there is no such node.
-            Unavailable: that is so now, but no longer after a restart of the gateway.
+            Unavailable: the node is cordoned, but that can't be saved; a restart of the gateway forgets it.
         """
+        return await self._set_cordoned(request.node, cordoned=True)
+
+    async def uncordon(self, request: NodeRequest) -> NodeAction:
+        """Resume placing instances on a node.
+
+        Raises:
+            NodeNotFound: there is no such node.
+            Unavailable: the node is uncordoned, but that can't be saved; a restart of the gateway forgets it.
+        """
+        return await self._set_cordoned(request.node, cordoned=False)
+
+    async def plan_defrag(self, request: DefragRequest) -> DefragView:
+        """Return the moves that consolidate free memory; see `DefragRunner.plan`."""
+        return self._defrag.plan(request)
+
+    async def defrag(self, request: ApplyDefrag) -> DefragView:
+        """Carry out the moves of a plan; see `DefragRunner.apply`."""
+        return await self._defrag.apply(request)
+
+    async def _set_cordoned(self, node: str, *, cordoned: bool) -> NodeAction:
         self._cordon(node, cordoned=cordoned)
         await self._store.saved()
         return NodeAction(node=node, cordoned=cordoned)
@@ -322,7 +350,7 @@ class Operations:
         await self._store.saved()
         return NodeAction.model_validate({"node": request.node, "cordoned": True} | became)
 
-    def plan_drain(self, request: NodeRequest) -> DrainPlan:
+    async def plan_drain(self, request: NodeRequest) -> DrainPlan:
         """What draining a node would do. Changes nothing.
 
         Raises:

@@ -43,7 +43,7 @@ class LoadRetries:
         """Have an instance loaded, unless that is under way or has just failed."""
         if key in self._under_way or self._clock.monotonic() < self._not_before.get(key, 0.0):
             return
-        event(log, "instance_wanted", model=key.model, another=key.another)
+        event(log, "instance_wanted", model=key.model, replica=key.replica)
         task = asyncio.create_task(self._want(model_config, key))
         self._under_way[key] = task
         task.add_done_callback(lambda done: self._ended(key, done))

@@ -49,12 +49,12 @@ class Budget:
     Attributes:
         moves: at most so many instances.
         seconds: at most so many seconds of loading.
-        across: also to other nodes.
+        cross_node: also to other nodes.
     """
 
     moves: int = 3
     seconds: float = 600.0
-    across: bool = False
+    cross_node: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def defrag(
         return Defrag(node, device, largest, largest, ())
     best: Defrag | None = None
     for capacity in sites:
-        takers = fields if budget.across else [capacity]
+        takers = fields if budget.cross_node else [capacity]
         for endpoint in _usable(capacity):
             for found in _emptied(capacity, endpoint, takers, stats, budget):
                 after = endpoint.available_mb + sum(m.mb for m in found)

@@ -130,7 +130,7 @@ class DesiredState:
         if model_config.id in self.ended:
             return None
         if len(here) < model_config.replicas.min:
-            return LoadKey(model_config.id, another=bool(here))
+            return LoadKey(model_config.id, replica=bool(here))
         slots = sum(i.parallel or 1 for i in ready)
         busy = bool(ready) and sum(i.in_flight for i in ready) >= slots
         if not busy or len(here) >= model_config.replicas.max or len(ready) < len(here):
@@ -139,7 +139,7 @@ class DesiredState:
         since = self._full.setdefault(model_config.id, now)
         if now - since < self.scale_out_after_s:
             return None
-        return LoadKey(model_config.id, another=True, may_evict=False)
+        return LoadKey(model_config.id, replica=True, may_evict=False)
 
 
 def preloads(model_configs: Iterable[ModelConfig]) -> tuple[LoadKey, ...]:

@@ -17,13 +17,13 @@ class LoadKey:
     Attributes:
         model: its id.
         where: only an instance there will do.
-        another: only a further instance will do, whatever is ready.
+        replica: only a further instance will do, whatever is ready.
         may_evict: whether others may go for it.
     """
 
     model: str
     where: PlacementConstraints = ANYWHERE
-    another: bool = False
+    replica: bool = False
     may_evict: bool = True
 
 

@@ -105,7 +105,7 @@ Plan = Serve | Join | Load | Wait | Impossible
 def plan(request: PlacementRequest, cluster: ClusterState, policy: Policy) -> Plan:
     """Decide what is to be done for a wish; see the module."""
     model = ModelId(request.model_config.id)
-    if not request.another and (found := present(model, request.where, cluster)) is not None:
+    if not request.replica and (found := present(model, request.where, cluster)) is not None:
         return found
     if (unheard := _unheard(request, cluster)) is not None:
         return Wait((), f"node {unheard} has not answered yet, and may have it")
@@ -136,7 +136,7 @@ def _barred(request: PlacementRequest, cluster: ClusterState, policy: Policy) ->
 
     One that never answered has not told what it has: it may do.
     """
-    anew = replace(request, another=True)
+    anew = replace(request, replica=True)
     found = []
     for capacity in cluster.capacities:
         node = capacity.node

@@ -255,7 +255,7 @@ class Scheduler:
 
         Else that load decides: when it is lost, it is planned anew, and not twice while a node is silent.
         """
-        found = None if key.another else present(ModelId(key.model), key.where, cluster)
+        found = None if key.replica else present(ModelId(key.model), key.where, cluster)
         if isinstance(found, Serve):
             self._grant_all(key, found.instances[0])
 
@@ -267,7 +267,7 @@ class Scheduler:
             queue.model_config,
             where=key.where,
             waited_s=now - queue.since,
-            another=key.another,
+            replica=key.replica,
             may_evict=key.may_evict,
         )
         decided = decide(request, cluster, self.policy, self._failures, now)

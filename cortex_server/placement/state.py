@@ -39,7 +39,7 @@ class PlacementRequest:
         profile: of the model.
         where: on which node and devices.
         waited_s: how long the one who waits longest has waited; how much may be disturbed depends on it.
-        another: a further instance, whatever is ready or loading already.
+        replica: a further instance, whatever is ready or loading already.
         may_evict: whether others may go for it.
         spared: instances that lately would not drain.
         avoid: nodes that lately refused or lost it.
@@ -48,7 +48,7 @@ class PlacementRequest:
     model_config: ModelConfig
     where: PlacementConstraints = ANYWHERE
     waited_s: float = 0.0
-    another: bool = False
+    replica: bool = False
     may_evict: bool = True
     spared: frozenset[InstanceId] = frozenset()
     avoid: frozenset[str] = frozenset()

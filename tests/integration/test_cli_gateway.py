@@ -88,7 +88,7 @@ def test_status_as_json_is_the_whole_snapshot(fleet: DemoFleet):
     document = json.loads(fleet.cortex("status", "-o", "json").stdout)
 
     assert document["kind"] == "Status"
-    assert document["troubles"] == []
+    assert document["problems"] == []
     assert {m["id"] for m in document["fleet"]["models"]} == {"demo/ada", "demo/bob", "demo/cleo"}
 
 

@@ -25,13 +25,12 @@ from rigs.neuron import scripted_neuron
 
 from cortex_common.client.control import EventCursor
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.access import KeyEntry
+from cortex_common.config.access import KeyEntry, Scope
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.audit import AuditEntry
-from cortex_common.schema.keys import Scope
 from cortex_common.schema.operations import PinModel, UnpinModel
-from cortex_common.schema.requests import RequestList, RequestState
+from cortex_common.schema.requests import CancelRequest, RequestList, RequestState
 from cortex_server.auth.keys import hash_of
 
 ADA, BEN = "the operator's secret", "the user's secret"
@@ -171,7 +170,7 @@ async def test_cancelling_ends_engine_and_client(held: Held, stream: bool):
     """A cancelled request's engine loses its connection, and its client is told with the code `cancelled`."""
     async with held.asking("req-one", stream=stream) as task, held.operator() as client:
         await held.listed(RequestState.DECODE)
-        done = await client.cancel("req-o")
+        done = await client.cancel(CancelRequest(request="req-o"))
         body = await task
         async with asyncio.timeout(10):
             await held.engine.idle()
@@ -185,9 +184,9 @@ async def test_cancelling_needs_a_clear_name(held: Held):
     """The beginning of two ids is refused, an unknown id is not found, and both requests go on."""
     async with held.asking("req-one"), held.asking("req-two"), held.operator() as client:
         with pytest.raises(Conflict):
-            await client.cancel("req-")
+            await client.cancel(CancelRequest(request="req-"))
         with pytest.raises(NotFound):
-            await client.cancel("other")
+            await client.cancel(CancelRequest(request="other"))
         assert len((await client.requests()).active) == 2
 
 
@@ -228,13 +227,13 @@ async def test_the_trail_names_who_did_it(held: Held):
     """A pin stands in the trail with the operator's key; a stream that lost it gets it when it is resumed."""
     async with held.operator() as client:
         cursor = EventCursor()
-        async with contextlib.aclosing(client.watch(cursor)) as news:
-            await anext(news)
+        async with contextlib.aclosing(client.news(cursor)) as news:
+            await anext(updates)
         await client.pin(PinModel(model="m"))
         await client.unpin(UnpinModel(model="m"))
         (pinned,) = [e for e in await client.trail() if e.event == "pinned"]
-        async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as news:
-            missed = [await anext(news), await anext(news)]
+        async with asyncio.timeout(10), contextlib.aclosing(client.news(cursor)) as news:
+            missed = [await anext(updates), await anext(news)]
 
     assert (pinned.actor, pinned.facts["model"]) == ("ada", "m")
     assert [e.event for e in missed if isinstance(e, AuditEntry)] == ["pinned", "unpinned"]

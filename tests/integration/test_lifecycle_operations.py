@@ -20,6 +20,7 @@ from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
+    NodeRequest,
     PinModel,
     UnloadModel,
     UnpinModel,
@@ -117,7 +118,7 @@ async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
         served.operator.evict(EvictModel(model="ada", node="her")),
         served.operator.pin(PinModel(model="ada", node="her")),
         served.operator.plan_defrag(DefragRequest(node="her")),
-        served.operator.cordon("her"),
+        served.operator.cordon(NodeRequest(node="her")),
     ):
         with pytest.raises(NodeNotFound) as raised:
             await asked
@@ -127,7 +128,7 @@ async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
 async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
     """On a cordoned node what is loaded goes on serving, and nothing else is loaded until it is uncordoned."""
     assert (await served.chat("ada")).status_code == 200
-    await served.operator.cordon("here")
+    await served.operator.cordon(NodeRequest(node="here"))
     assert (await served.chat("ada")).status_code == 200
     refused = await served.chat("bob")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
@@ -139,7 +140,7 @@ async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
         "only on nodes that are cordoned: here"
         in (await served.operator.plan_load(PlanLoad(model="bob"))).why
     )
-    await served.operator.uncordon("here")
+    await served.operator.uncordon(NodeRequest(node="here"))
     assert (await served.chat("bob")).status_code == 200
 
 
@@ -178,7 +179,7 @@ async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> No
                 (e.event, e.facts.get("node")) == copying for e in served.gateway.audit_log.since(0)
             )
         )
-        await served.operator.uncordon("two")
+        await served.operator.uncordon(NodeRequest(node="two"))
         assert sorted((await draining).kept) == ["ada", "bob"]
         assert sorted(i.model for i in ready(served) if i.node == "two") == ["ada", "bob"]
 
@@ -193,7 +194,7 @@ async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path
     ):
         for name in ("ada", "bob"):
             await served.operator.load(LoadModel(model=name, node="a", wait=True))
-        plan = await served.operator.plan_drain("a")
+        plan = await served.operator.plan_drain(NodeRequest(node="a"))
         assert sorted(str(m.to_node) for m in plan.moves) == ["None", "b"]
         candidate = await served.operator.plan_evict(EvictModel(model="ada"))
         assert candidate.instance in {m.instance for m in plan.moves}
@@ -281,7 +282,7 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
         assert (await served.operator.model("ada")).measured == ()
         await served.operator.load(LoadModel(model="ada", wait=True))
         await served.operator.pin(PinModel(model="ada"))
-        await served.operator.cordon("here")
+        await served.operator.cordon(NodeRequest(node="here"))
         await until(lambda: bool(served.gateway.controller.measurements.measurements("ada")))
         detail = await served.operator.model("ada")
         assert detail.vram_mb == MODEL_MB
@@ -307,7 +308,7 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
     ):
         await served.operator.load(LoadModel(model="ada", node="one", wait=True))
         await served.operator.load(LoadModel(model="bob", node="two", wait=True))
-        request = DefragRequest(across=True)
+        request = DefragRequest(cross_node=True)
         plan = await served.operator.plan_defrag(request)
         assert len(plan.moves) == 1
         assert plan.after_mb >= plan.before_mb + MODEL_MB
@@ -343,7 +344,7 @@ async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -
             for table in ("cordons", "pins"):
                 other.execute(f"drop table {table}")
         with pytest.raises(Unavailable, match="cannot be saved"):
-            await served.operator.cordon("here")
+            await served.operator.cordon(NodeRequest(node="here"))
         with pytest.raises(Unavailable, match="cannot be saved"):
             await served.operator.pin(PinModel(model="ada"))
         assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]

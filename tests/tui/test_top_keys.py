@@ -21,22 +21,22 @@ from sample_fleet import (
 from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input, RichLog, Static
-from top_rig import FedSource, NotingOperator, top, until
+from top_rig import FedSource, RecordingOperator, top, until
 
 from cortex_cli.tui.app import Top
 from cortex_cli.tui.command_palette import Palette
-from cortex_cli.tui.commands import Command, Verb
+from cortex_cli.tui.commands import Command, ScreenCommand
 from cortex_cli.tui.keys import key_rows
-from cortex_cli.tui.options import Look
+from cortex_cli.tui.options import ScreenOptions
 from cortex_cli.tui.screens.dialogs import Confirm, Page
 from cortex_cli.tui.screens.logs import LogScreen
 from cortex_cli.tui.widgets.footer import KeyLine
-from cortex_cli.tui.widgets.line import Line
+from cortex_cli.tui.widgets.line import InputLine
 from cortex_cli.tui.widgets.lines import Lines
 from cortex_cli.tui.widgets.models import ModelTable
 from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
-from cortex_cli.watch import Lost
+from cortex_cli.watch import ConnectionLost
 from cortex_common.errors import AuthenticationFailed, BadRequest, Conflict, DoesNotFit, NotFound
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot
@@ -45,12 +45,13 @@ from cortex_common.schema.operations import (
     DrainNode,
     EvictModel,
     LoadModel,
+    NodeRequest,
     PinModel,
     UnloadModel,
     UnpinModel,
 )
 from cortex_common.schema.plans import ApplyDefrag, DefragRequest, LedgerLine, PlanView
-from cortex_common.schema.requests import RequestList
+from cortex_common.schema.requests import CancelRequest, RequestList
 
 WIDE = (140, 40)
 
@@ -71,7 +72,7 @@ def drawn(lines: Lines) -> list[str]:
 
 def shown(app: Top) -> list[str]:
     """The models of the table from top to bottom."""
-    head, *rows = drawn(app._picture.table)
+    head, *rows = drawn(app._view.table)
     at = head.index("NAME")
     return [row[at:].split("  ")[0] for row in rows if row]
 
@@ -109,21 +110,21 @@ async def test_the_table_lists_the_catalogue():
 
 async def test_load_shows_its_plan_first():
     """`l` shows what loading would do, also in the bars, and loads after a yes."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
-        before = drawn(app._picture.devices)
+        before = drawn(app._view.devices)
         await pilot.press("l")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
         told = " ".join(str(s.content) for s in app.screen.query(Static))
         assert f"{PHI} would be loaded on beast/1: most room, 8.8G" in told
-        assert drawn(app._picture.devices) != before
+        assert drawn(app._view.devices) != before
         assert operator.calls == []
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [LoadModel(model=PHI, wait=True)]
-        assert drawn(app._picture.devices) == before
+        assert operator.calls == [("load", LoadModel(model=PHI, wait=True))]
+        assert drawn(app._view.devices) == before
         await until(pilot, lambda: bool(app._notifications))
         assert [n.title for n in app._notifications] == [f"cortex models load {PHI}"]
 
@@ -136,7 +137,7 @@ async def test_a_model_that_does_not_fit_shows_why():
         ),
     )
     plan = PlanView(model="", action="impossible", why="it fits nowhere", ledger=ledger)
-    operator = NotingOperator(plan=plan)
+    operator = RecordingOperator(plan=plan)
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("l")
@@ -149,7 +150,7 @@ async def test_a_model_that_does_not_fit_shows_why():
 
 async def test_evict_asks_the_person_first():
     """`e` ends one instance after a yes."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("down", "down", "e")
@@ -159,13 +160,13 @@ async def test_evict_asks_the_person_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [EvictModel(model=QWEN)]
+        assert operator.calls == [("evict", EvictModel(model=QWEN))]
 
 
 async def test_what_cannot_be_evicted_is_told_at_once():
     """A pinned model is refused before anybody is asked."""
-    operator = NotingOperator()
-    operator.refuses = Conflict("qwen-1 is pinned", hints=("cortex models unpin",))
+    operator = RecordingOperator()
+    operator.eviction_error = Conflict("qwen-1 is pinned", hints=("cortex models unpin",))
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("down", "down", "e")
@@ -187,7 +188,7 @@ async def test_unloading_tells_what_it_frees():
         told = " ".join(str(s.content) for s in app.screen.query(Static))
 
         assert f"frees 68.2G on beast: {QWEN}" in told
-        assert "3 requests are under way" in told
+        assert "3 requests in flight" in told
 
 
 async def test_draining_shows_its_moves_first():
@@ -203,7 +204,7 @@ async def test_draining_shows_its_moves_first():
 
 async def test_pin_goes_to_and_fro():
     """`p` pins what is not pinned and unpins what is, without a question."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("down", "p")
@@ -211,27 +212,30 @@ async def test_pin_goes_to_and_fro():
         await pilot.press("down", "p")
         await until(pilot, lambda: len(operator.calls) == 2)
 
-        assert operator.calls == [PinModel(model=LLAMA), UnpinModel(model=QWEN)]
+        assert operator.calls == [("pin", PinModel(model=LLAMA)), ("unpin", UnpinModel(model=QWEN))]
 
 
 async def test_commands_pin_and_unpin_whatever_is():
     """`:pin` and `:unpin` say what is wanted; only the key goes to and fro."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         for number, line in enumerate((f"pin {QWEN}", f"unpin {GEMMA}"), 1):
             await pilot.press("colon")
-            app.query_one("#line", Input).value = line
+            app.query_one("#input-line", Input).value = line
             await pilot.press("enter")
             await until(pilot, lambda n=number: len(operator.calls) == n)
 
-        assert operator.calls == [PinModel(model=QWEN), UnpinModel(model=GEMMA)]
+        assert operator.calls == [("pin", PinModel(model=QWEN)), ("unpin", UnpinModel(model=GEMMA))]
 
 
-@pytest.mark.parametrize(("downs", "call"), [(1, ("uncordon", "mule")), (2, ("cordon", "beast"))])
-async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, str]):
+@pytest.mark.parametrize(
+    ("downs", "call"),
+    [(1, ("uncordon", NodeRequest(node="mule"))), (2, ("cordon", NodeRequest(node="beast")))],
+)
+async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, NodeRequest]):
     """`c` cordons the node of the model under the cursor, or ends that, after a yes."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press(*["down"] * downs, "c")
@@ -244,7 +248,7 @@ async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, str]):
 
 async def test_defrag_shows_its_moves_first():
     """`D` shows each move, also as a ghost, and makes exactly those after a yes."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("D")
@@ -254,13 +258,13 @@ async def test_defrag_shows_its_moves_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [ApplyDefrag(request=DefragRequest(), plan="p1")]
+        assert operator.calls == [("defrag", ApplyDefrag(request=DefragRequest(), plan="p1"))]
 
 
 async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
     """Without moves within a node, `D` shows those between nodes, and makes them after a yes."""
-    operator = NotingOperator()
-    operator.apart = True
+    operator = RecordingOperator()
+    operator.needs_cross_node = True
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("D")
@@ -268,24 +272,26 @@ async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [ApplyDefrag(request=DefragRequest(across=True), plan="p1")]
+        assert operator.calls == [
+            ("defrag", ApplyDefrag(request=DefragRequest(cross_node=True), plan="p1"))
+        ]
 
 
 async def test_commands_ask_as_keys_do():
     """What disturbs somebody asks first from the command line, too."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         for line, call in {
-            "drain beast": DrainNode(node="beast"),
-            "evict qwen3": EvictModel(model="qwen3"),
-            "cordon mule": ("cordon", "mule"),
-            "uncordon beast": ("uncordon", "beast"),
-            "unload qwen3": UnloadModel(model="qwen3"),
+            "drain beast": ("drain", DrainNode(node="beast")),
+            "evict qwen3": ("evict", EvictModel(model="qwen3")),
+            "cordon mule": ("cordon", NodeRequest(node="mule")),
+            "uncordon beast": ("uncordon", NodeRequest(node="beast")),
+            "unload qwen3": ("unload", UnloadModel(model="qwen3")),
         }.items():
             operator.calls.clear()
             await pilot.press("colon")
-            app.query_one("#line", Input).value = line
+            app.query_one("#input-line", Input).value = line
             await pilot.press("enter")
             await until(pilot, lambda: isinstance(app.screen, Confirm))
             assert operator.calls == []
@@ -297,7 +303,7 @@ async def test_commands_ask_as_keys_do():
 
 async def test_unload_asks_the_person_first():
     """`u` changes nothing before y, and then unloads the model under the cursor."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("down", "down", "u")
@@ -306,12 +312,12 @@ async def test_unload_asks_the_person_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [UnloadModel(model=QWEN)]
+        assert operator.calls == [("unload", UnloadModel(model=QWEN))]
 
 
 async def test_a_question_can_be_declined():
     """n, escape, and enter on the button that has the focus, all leave the fleet alone."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("down", "down")
@@ -326,19 +332,19 @@ async def test_a_question_can_be_declined():
 
 async def test_marked_models_are_meant_together():
     """`space` marks; the next action falls on all that are marked."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("space", "space", "p")
         await until(pilot, lambda: len(operator.calls) == 2)
 
-        assert operator.calls == [PinModel(model=m) for m in sorted((PHI, LLAMA))]
+        assert operator.calls == [("pin", PinModel(model=m)) for m in sorted((PHI, LLAMA))]
 
 
 async def test_a_refusal_is_shown_with_its_hint():
     """What the gateway refuses is told with the reason and what to do; nothing ends."""
     fails = DoesNotFit("needs 68 GiB on one device", hints=("evict something",))
-    app = top(busy_fleet(), operator=NotingOperator(fails))
+    app = top(busy_fleet(), operator=RecordingOperator(fails))
     async with running(app) as pilot:
         await pilot.press("p")
         await until(pilot, lambda: bool(app._notifications))
@@ -350,7 +356,7 @@ async def test_a_refusal_is_shown_with_its_hint():
 
 async def test_read_only_refuses_keys():
     """With --read-only no key reaches the gateway or asks a question."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator, read_only=True)
     async with running(app) as pilot:
         assert greyed(app) == REFUSED
@@ -364,7 +370,7 @@ async def test_read_only_refuses_keys():
 
 async def test_read_only_refuses_commands():
     """The command line obeys --read-only too."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator, read_only=True)
     async with running(app) as pilot:
         await pilot.press("colon", *"load x", "enter")
@@ -375,17 +381,19 @@ async def test_read_only_refuses_commands():
 
 async def test_the_command_line_loads_where_it_is_told():
     """`:load x --gpu beast/1` asks for that device."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("colon")
-        app.query_one("#line", Input).value = "load qwen3 --gpu beast/1"
+        app.query_one("#input-line", Input).value = "load qwen3 --gpu beast/1"
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [LoadModel(model="qwen3", node="beast", devices=(1,), wait=True)]
+        assert operator.calls == [
+            ("load", LoadModel(model="qwen3", node="beast", devices=(1,), wait=True))
+        ]
 
 
 async def test_the_filter_narrows_as_it_is_typed():
@@ -449,11 +457,11 @@ async def test_only_lines_that_changed_are_drawn():
     async with running(app):
         table = app.query_one(ModelTable)
         first, *rest = before.models
-        app._known.take(replace(before, models=(replace(first, in_flight=77), *rest)))
-        with patch.object(table, "refresh_line") as drawn_anew:
-            app._draw(anyway=True)
+        app._state.update(replace(before, models=(replace(first, in_flight=77), *rest)))
+        with patch.object(table, "refresh_line") as redrawn:
+            app._draw(force=True)
 
-        assert drawn_anew.call_args_list == [call(1)]
+        assert redrawn.call_args_list == [call(1)]
 
 
 async def test_clicks_move_the_cursor_and_describe():
@@ -489,9 +497,9 @@ async def test_what_has_no_cursor_scrolls(view: str, name: str):
 async def test_events_are_followed_until_somebody_scrolls_up():
     """The newest entry is at the bottom of the screen; after a scroll up, entries that come leave it where it is."""
     source = FedSource(busy_fleet(), *sample_trail() * 20)
-    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app, (100, 30)) as pilot:
-        events = app._picture.events
+        events = app._view.events
         last, unseen = entry("last_of_all"), entry("unseen")
         await pilot.press("5")
         source.feed(last)
@@ -520,13 +528,13 @@ async def test_new_snapshots_change_the_table():
         before, at=NOW + 5, nodes=(beast, replace(mule, instances=(ready,)), attic), models=models
     )
     source = FedSource(before)
-    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app) as pilot:
         await pilot.press("5")
         source.feed(after)
         source.feed(sample_trail()[2])
-        await until(pilot, lambda: bool(drawn(app._picture.events)[0]))
-        told = drawn(app._picture.events)[0]
+        await until(pilot, lambda: bool(drawn(app._view.events)[0]))
+        told = drawn(app._view.events)[0]
         await until(pilot, lambda: app.snapshot == after)
         await pilot.press("1", "r")
 
@@ -543,8 +551,8 @@ async def requests_of(pilot: Pilot[None], app: Top) -> RequestTable:
 
 
 async def test_a_request_is_cancelled_after_a_yes():
-    """In the requests view `X` asks, and ends the request under the cursor; `X` on one that has ended does nothing."""
-    operator = NotingOperator()
+    """In the requests view `X` asks and cancels the request under the cursor, unless it has finished."""
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await requests_of(pilot, app)
@@ -554,15 +562,17 @@ async def test_a_request_is_cancelled_after_a_yes():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
         await pilot.press("down", "down", "down", "X")
-        await until(pilot, lambda: any("has ended" in str(n.message) for n in app._notifications))
+        await until(
+            pilot, lambda: any("already finished" in str(n.message) for n in app._notifications)
+        )
 
-        assert operator.calls == [("cancel", "req-0012")]
+        assert operator.calls == [("cancel", CancelRequest(request="req-0012"))]
         assert not isinstance(app.screen, Confirm)
 
 
 async def test_a_cursor_on_top_of_the_requests_stays_there():
     """Whoever looks at the top goes on seeing what is under way; whoever chose a row goes with it."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         table = await requests_of(pilot, app)
@@ -570,12 +580,12 @@ async def test_a_cursor_on_top_of_the_requests_stays_there():
         one, two, *rest = before.active
         assert table.current == one.id
         operator.found = RequestList(at=NOW, active=(two, one, *rest))
-        table.ask()
+        table.fetch()
         await until(pilot, lambda: table.current == two.id)
         await pilot.press("down")
         assert table.current == one.id
         operator.found = before
-        table.ask()
+        table.fetch()
         await until(pilot, lambda: table.cursor_row == 0)
 
         assert table.current == one.id
@@ -619,7 +629,7 @@ async def test_requests_are_filtered_and_described():
 
 async def test_a_recording_holds_no_requests():
     """Over a recording the requests view says why it is empty, and asks nobody."""
-    app = Top(FedSource(busy_fleet()), NotingOperator(), Look("file", live=False))
+    app = Top(FedSource(busy_fleet()), RecordingOperator(), ScreenOptions("file", live=False))
     async with running(app) as pilot:
         await pilot.press("4")
         await pilot.pause()
@@ -630,7 +640,7 @@ async def test_a_recording_holds_no_requests():
 
 async def test_logs_are_read_filtered_and_closed():
     """`L` follows the engine's log without its colours, `/` narrows it, escape closes the filter, then the log."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("L")
@@ -657,7 +667,7 @@ async def test_logs_are_read_filtered_and_closed():
 )
 async def test_daemons_have_logs_too(keys: tuple[str, ...], name: str):
     """`L` beside the events follows the gateway's log, `:logs NODE` a node's."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press(*keys)
@@ -666,7 +676,7 @@ async def test_daemons_have_logs_too(keys: tuple[str, ...], name: str):
 
 async def test_a_log_that_is_not_there_says_why():
     """A model without an instance has no log; the frame tells the gateway's reason."""
-    app = top(busy_fleet(), operator=NotingOperator(NotFound("model 'x' has no instance")))
+    app = top(busy_fleet(), operator=RecordingOperator(NotFound("model 'x' has no instance")))
     async with running(app) as pilot:
         await pilot.press("L")
         await until(pilot, lambda: isinstance(app.screen, LogScreen))
@@ -677,7 +687,7 @@ async def test_a_log_that_is_not_there_says_why():
 
 async def test_the_palette_knows_the_fleet():
     """A model is found in the palette by a part of its name, and the choice does what its key does."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("ctrl+p", *"load gem")
@@ -689,7 +699,7 @@ async def test_the_palette_knows_the_fleet():
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
 
-        assert [ask.model for ask in operator.asked] == [GEMMA]
+        assert [ask.model for ask in operator.planned] == [GEMMA]
 
 
 async def test_a_closed_palette_does_not_mind_late_hits():
@@ -709,8 +719,8 @@ async def test_a_closed_palette_does_not_mind_late_hits():
 
 async def test_keys_can_be_changed():
     """A key of the client's configuration takes the place of ours."""
-    look = Look("gw", interval_s=0.25, keys={"freeze": "f9"})
-    app = Top(FedSource(busy_fleet()), NotingOperator(), look)
+    options = ScreenOptions("gw", interval_s=0.25, keys={"freeze": "f9"})
+    app = Top(FedSource(busy_fleet()), RecordingOperator(), options)
     async with running(app) as pilot:
         await pilot.press("f")
         assert "FROZEN" not in text_of(app, "#summary")
@@ -723,7 +733,7 @@ async def test_models_can_come_and_go():
     """A catalogue that shrinks and grows leaves no line behind and loses none."""
     fleet = busy_fleet()
     source = FedSource(fleet)
-    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app) as pilot:
         source.feed(replace(fleet, models=fleet.models[:1]))
         await until(pilot, lambda: shown(app) == [QWEN])
@@ -735,21 +745,21 @@ async def test_models_can_come_and_go():
 
 async def test_a_lost_gateway_is_a_state():
     """Losing the gateway shows a banner over the last picture; keys wait, greyed; its return clears all."""
-    operator = NotingOperator()
+    operator = RecordingOperator()
     source = FedSource(busy_fleet())
-    app = Top(source, operator, Look("gw", interval_s=0.25))
+    app = Top(source, operator, ScreenOptions("gw", interval_s=0.25))
     async with running(app) as pilot:
         assert greyed(app) == set()
-        source.feed(Lost("connection refused", 4.0))
+        source.feed(ConnectionLost("connection refused", 4.0))
         banner = app.query_one("#banner", Static)
         await until(pilot, lambda: banner.has_class("shown"))
-        assert "connection refused; trying again in 4s" in text_of(app, "#banner")
+        assert "connection refused; retrying in 4s" in text_of(app, "#banner")
         assert text_of(app, "#summary").startswith(" cortex ? ")
         assert len(shown(app)) == 4
         await until(pilot, lambda: greyed(app) == REFUSED)
         await pilot.press("l")
         await pilot.pause()
-        assert operator.asked == []
+        assert operator.planned == []
         source.feed(busy_fleet())
         await until(pilot, lambda: not banner.has_class("shown"))
         await until(pilot, lambda: not greyed(app))
@@ -764,14 +774,14 @@ async def test_a_refused_key_is_a_state_too():
         await until(pilot, lambda: "the key is unknown" in text_of(app, "#banner"))
 
 
-async def test_freeze_holds_the_picture():
+async def test_freeze_holds_the_view():
     """`f` keeps what is shown while the fleet goes on, and shows the newest when pressed again."""
     source = FedSource(busy_fleet())
-    app = Top(source, NotingOperator(), Look("gw", interval_s=0.25))
+    app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app) as pilot:
         await pilot.press("f")
         source.feed(empty_fleet())
-        await until(pilot, lambda: app._known.latest == empty_fleet())
+        await until(pilot, lambda: app._state.latest == empty_fleet())
         await pilot.press("r")
         assert len(shown(app)) == 4
         await pilot.press("f")
@@ -833,7 +843,7 @@ async def test_a_click_on_a_key_is_as_good_as_the_key():
     async with running(app) as pilot:
         await pilot.click(KeyLine, offset=(offered(app).index("filter"), 0))
 
-        assert app.query_one(Line).is_open
+        assert app.query_one(InputLine).is_open
 
 
 async def test_the_pace_has_bounds():
@@ -880,7 +890,7 @@ async def test_ascii_draws_ascii():
     """With --ascii the bars hold nothing but ASCII."""
     app = top(busy_fleet(), ascii_only=True)
     async with running(app):
-        assert "".join(drawn(app._picture.devices)).replace("°", "").isascii()
+        assert "".join(drawn(app._view.devices)).replace("°", "").isascii()
 
 
 async def test_any_theme_can_be_worn():
@@ -888,7 +898,7 @@ async def test_any_theme_can_be_worn():
     app = top(busy_fleet(), *sample_trail(), theme="ansi-dark")
     async with running(app) as pilot:
         for theme in ("ansi-dark", "ansi-light", "dracula"):
-            app.obey(Command(Verb.THEME, theme))
+            app.run_command(Command(ScreenCommand.THEME, theme))
             for view in "12345":
                 await pilot.press(view)
                 await pilot.pause()
@@ -898,11 +908,11 @@ async def test_any_theme_can_be_worn():
 
 async def test_a_theme_that_there_is_not_is_told():
     """At the start it ends the command, later it is a toast."""
-    with pytest.raises(BadRequest, match="no theme 'cortex-drak'") as told:
+    with pytest.raises(BadRequest, match="unknown theme 'cortex-drak'") as told:
         top(busy_fleet(), theme="cortex-drak")
     app = top(busy_fleet())
     async with running(app) as pilot:
-        app.obey(Command(Verb.THEME, "cortex-drak"))
+        app.run_command(Command(ScreenCommand.THEME, "cortex-drak"))
         await until(pilot, lambda: bool(app._notifications))
 
         assert told.value.hints == ("did you mean 'cortex-dark'?",)

@@ -8,7 +8,7 @@ from sample_fleet import busy_fleet, empty_fleet, large_fleet, sample_trail
 from textual.pilot import Pilot
 from top_rig import top
 
-from cortex_cli.watch import Lost
+from cortex_cli.watch import ConnectionLost
 from cortex_common.schema.fleet import FleetSnapshot
 
 SIZES = {"wide": (140, 40), "normal": (100, 30), "narrow": (79, 24), "tiny": (60, 15)}
@@ -78,7 +78,7 @@ def test_empty(snap_compare):
 @pytest.mark.parametrize("size", ["wide", "narrow"])
 def test_disconnected(snap_compare, size: str):
     """A lost gateway shows the banner over the last picture."""
-    app = top(busy_fleet(), Lost("connection refused", 4.0))
+    app = top(busy_fleet(), ConnectionLost("connection refused", 4.0))
     assert snap_compare(app, terminal_size=SIZES[size])
 
 

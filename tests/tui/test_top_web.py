@@ -167,4 +167,4 @@ def test_without_a_key_the_page_stays_on_this_host():
     )
 
     assert done.returncode == 1
-    assert "loopback only" in done.stderr
+    assert "requires an operator key" in done.stderr

@@ -1,31 +1,46 @@
-"""Requests and answers of the operator API (/operator/v1)."""
+"""The operations of the operator API (/operator/v1): their requests, their responses, and the table that lists them.
+
+`OPERATIONS` is the one place where an operation is declared. The gateway's routes, `OperatorClient`, the commands of
+`cortex` and the actions of `cortex top` are made from its entries, so that names, paths and help texts agree.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from cortex_common.clock import Timestamp
 from cortex_common.schema.base import StrictWireModel, WireModel
 from cortex_common.schema.fleet import ModelState
+from cortex_common.schema.operation import Operation, Target
+from cortex_common.schema.plans import (
+    ApplyDefrag,
+    DefragRequest,
+    DefragView,
+    DrainPlan,
+    PlanLoad,
+    PlannedEviction,
+    PlanView,
+)
+from cortex_common.schema.requests import CancelRequest, RequestView
 
 LONGEST_S = 100 * 365 * 86_400.0
-"""Seconds beyond which a time is a slip, and no date."""
+"""Upper bound of durations in seconds: a hundred years, which is still a valid date when added to the current time."""
 
 
 class LoadModel(StrictWireModel):
-    """POST /operator/v1/models/load.
+    """Request of the operation load.
 
     Attributes:
         model: name or alias.
-        node: load it there; the gateway chooses when absent.
-        devices: indices on that node.
-        wait: answer only when the model is ready.
-        timeout_s: how long to wait.
-        pin: protect it from eviction, on `node` or wherever it goes.
-        another: load a further instance, whatever is ready.
-        ttl_s: seconds without a request after which it is unloaded, instead of its profile's; 0 never.
+        node: node to load on; the gateway chooses when absent.
+        devices: device indices on that node.
+        ttl_s: seconds without a request after which the model is unloaded, overriding its model config; 0 for never.
+        wait: respond only when the model is ready.
+        pin: protect the model from eviction, on `node` or on whichever node it is placed.
+        replica: load an additional instance even when one is ready.
+        timeout_s: seconds to wait for the load.
     """
 
     model: str
@@ -34,16 +49,16 @@ class LoadModel(StrictWireModel):
     ttl_s: Annotated[float, Field(ge=0)] | None = None
     wait: bool = False
     pin: bool = False
-    another: bool = False
+    replica: bool = False
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 
 class UnloadModel(StrictWireModel):
-    """POST /operator/v1/models/unload.
+    """Request of the operation unload.
 
     Attributes:
         model: name or alias.
-        drain_timeout_s: how long requests in flight may go on before the engine is stopped.
+        drain_timeout_s: seconds that requests in flight get to finish before the engines are stopped.
     """
 
     model: str
@@ -51,13 +66,13 @@ class UnloadModel(StrictWireModel):
 
 
 class EvictModel(StrictWireModel):
-    """POST /operator/v1/models/evict: end one instance; the gateway may load it again.
+    """Request of the operations evict and plan_evict.
 
     Attributes:
         model: name or alias.
-        node: the instance there; the one that lay idle longest when absent.
-        instance: this instance.
-        drain_timeout_s: how long its requests may go on; beyond it nothing is ended.
+        node: evict the instance on this node; the instance that has been idle longest when absent.
+        instance: id of the instance to evict.
+        drain_timeout_s: seconds to wait for the instance's requests; nothing is evicted when they take longer.
     """
 
     model: str
@@ -67,12 +82,12 @@ class EvictModel(StrictWireModel):
 
 
 class PinModel(StrictWireModel):
-    """POST /operator/v1/models/pin: protect a model from eviction, defrag and idle unload.
+    """Request of the operation pin.
 
     Attributes:
         model: name or alias.
-        node: only there.
-        for_s: seconds after which the pin ends by itself; None for good.
+        node: pin the model on this node only.
+        for_s: seconds after which the pin expires; None for no expiry.
     """
 
     model: str
@@ -81,11 +96,11 @@ class PinModel(StrictWireModel):
 
 
 class UnpinModel(StrictWireModel):
-    """POST /operator/v1/models/unpin: end pins that operators set; those of profiles stay.
+    """Request of the operation unpin.
 
     Attributes:
         model: name or alias.
-        node: the pin there; all of the model's when absent.
+        node: remove the pin on this node; all of the model's pins when absent.
     """
 
     model: str
@@ -96,7 +111,8 @@ class PinView(WireModel):
     """A pin that an operator set.
 
     Attributes:
-        until: Unix seconds at which it ends; None never.
+        node: node that the pin applies to; None for any node.
+        until: Unix seconds at which the pin expires; None for no expiry.
     """
 
     model: str
@@ -105,17 +121,17 @@ class PinView(WireModel):
 
 
 class NodeRequest(StrictWireModel):
-    """POST /operator/v1/nodes/cordon and /uncordon."""
+    """Request of the operations cordon, uncordon and plan_drain."""
 
     node: str
 
 
 class DrainNode(StrictWireModel):
-    """POST /operator/v1/nodes/drain: cordon a node and move or unload all its instances.
+    """Request of the operation drain.
 
     Attributes:
-        node: its name.
-        timeout_s: how long requests in flight may go on.
+        node: name of the node.
+        timeout_s: seconds that requests in flight get to finish.
     """
 
     node: str
@@ -123,12 +139,12 @@ class DrainNode(StrictWireModel):
 
 
 class NodeAction(WireModel):
-    """What became of a node.
+    """Result of an operation on a node.
 
     Attributes:
-        moved: models that were loaded elsewhere first.
-        unloaded: models that were not, as no other node had room.
-        kept: models that stay, because they are busy still.
+        moved: models that were loaded on other nodes first.
+        unloaded: models that were unloaded because no other node had capacity.
+        kept: models that stay because they are still busy.
     """
 
     node: str
@@ -138,57 +154,17 @@ class NodeAction(WireModel):
     kept: tuple[str, ...] = ()
 
 
-class MeasuredSize(WireModel):
-    """What loads of a model took on one node.
-
-    Attributes:
-        build: version of the engine.
-        loads: how many were measured.
-        device_mb: the most MiB on one device.
-        last_mb: those of the last load.
-        load_s: seconds of the last load.
-        at: Unix seconds of the last load.
-    """
-
-    node: str
-    kind: str
-    devices: int
-    build: str
-    loads: int
-    device_mb: int
-    last_mb: int
-    load_s: float
-    at: Timestamp
-
-
-class ModelDetail(WireModel):
-    """GET /operator/v1/models/{name}: the profile's estimate beside what was measured.
-
-    Attributes:
-        vram_mb: MiB over all its devices, as its profile guesses.
-        rate: requests a second lately.
-        load_s: seconds that a load is expected to take.
-        pins: set by operators.
-    """
-
-    model: str
-    harness: str
-    vram_mb: int | None = None
-    min_devices: int = 1
-    priority: int = 0
-    rate: float = 0.0
-    load_s: float | None = None
-    measured: tuple[MeasuredSize, ...] = ()
-    pins: tuple[PinView, ...] = ()
+class ReloadConfig(StrictWireModel):
+    """Request of the operation reload; it has no fields."""
 
 
 class Reloaded(WireModel):
-    """What a reload of the configuration changed.
+    """Result of reloading the configuration.
 
     Attributes:
-        changed: keys of [gateway] and other tables, as "gateway.max_body_mb", "keys", "models", and files of nodes'
-            secrets and certificates that were replaced.
-        restart: those of them that take effect only when the gateway is started anew.
+        changed: keys of [gateway] and other tables, such as "gateway.max_body_mb", "keys" or "models", and files with
+            secrets or certificates of nodes that were replaced.
+        restart: those of them that take effect only after a restart of the gateway.
     """
 
     changed: tuple[str, ...] = ()
@@ -196,14 +172,14 @@ class Reloaded(WireModel):
 
 
 class ModelAction(WireModel):
-    """What became of a model.
+    """Result of an operation on a model.
 
     Attributes:
-        model: its id.
+        model: id of the model.
         state: its state now.
-        nodes: where it stands.
-        seconds: what the action took, where it was waited for.
-        vram_mb: MiB it uses, once measured.
+        nodes: nodes that it is placed on.
+        seconds: duration of the operation, when it was waited for.
+        vram_mb: MiB that it uses, once measured.
     """
 
     model: str
@@ -211,3 +187,180 @@ class ModelAction(WireModel):
     nodes: tuple[str, ...] = ()
     seconds: float | None = None
     vram_mb: int | None = None
+
+
+# -- the table ---------------------------------------------------------------------------------------
+
+_MODEL_ACTION = TypeAdapter(ModelAction)
+_NODE_ACTION = TypeAdapter(NodeAction)
+_DEFRAG = TypeAdapter(DefragView)
+_ENGINE_STOP_S = 130.0
+"""Seconds, after the drain timeout, in which engines are stopped and their memory is measured as free."""
+
+LOAD: Operation[LoadModel, ModelAction] = Operation(
+    "load",
+    "/models/load",
+    Target.MODEL,
+    LoadModel,
+    _MODEL_ACTION,
+    "Load a model",
+    "Responds when the load has started, or with `wait` when the model is ready.",
+    "loaded",
+    timeout_s=lambda request: request.timeout_s + 10.0 if request.wait else 60.0,
+)
+UNLOAD: Operation[UnloadModel, ModelAction] = Operation(
+    "unload",
+    "/models/unload",
+    Target.MODEL,
+    UnloadModel,
+    _MODEL_ACTION,
+    "Unload a model",
+    "Drains and stops all of its instances. The next request for the model loads it again.",
+    "unloaded",
+    timeout_s=lambda request: request.drain_timeout_s + _ENGINE_STOP_S,
+)
+EVICT: Operation[EvictModel, ModelAction] = Operation(
+    "evict",
+    "/models/evict",
+    Target.MODEL,
+    EvictModel,
+    _MODEL_ACTION,
+    "Evict one instance of a model",
+    "Drains and stops one instance. The gateway can load the model again, on the same or another node.",
+    "evicted",
+    timeout_s=lambda request: request.drain_timeout_s + _ENGINE_STOP_S,
+)
+PIN: Operation[PinModel, PinView] = Operation(
+    "pin",
+    "/models/pin",
+    Target.MODEL,
+    PinModel,
+    TypeAdapter(PinView),
+    "Protect a model from eviction",
+    "Also protects it from defragmentation and idle unloading, for a limited time or until it is unpinned. "
+    "Pins survive a restart of the gateway.",
+    "pinned",
+)
+UNPIN: Operation[UnpinModel, tuple[PinView, ...]] = Operation(
+    "unpin",
+    "/models/unpin",
+    Target.MODEL,
+    UnpinModel,
+    TypeAdapter(tuple[PinView, ...]),
+    "Remove pins of a model",
+    "Responds with the pins that remain. Pins of models.toml are not removed.",
+    "unpinned",
+)
+CORDON: Operation[NodeRequest, NodeAction] = Operation(
+    "cordon",
+    "/nodes/cordon",
+    Target.NODE,
+    NodeRequest,
+    _NODE_ACTION,
+    "Stop placing instances on a node",
+    "Its current instances keep serving.",
+    "cordoned",
+)
+UNCORDON: Operation[NodeRequest, NodeAction] = Operation(
+    "uncordon",
+    "/nodes/uncordon",
+    Target.NODE,
+    NodeRequest,
+    _NODE_ACTION,
+    "Resume placing instances on a node",
+    "New instances can be placed on it again.",
+    "uncordoned",
+)
+DRAIN: Operation[DrainNode, NodeAction] = Operation(
+    "drain",
+    "/nodes/drain",
+    Target.NODE,
+    DrainNode,
+    _NODE_ACTION,
+    "Move or unload everything on a node",
+    "Cordons the node, loads its models on other nodes that have capacity, and unloads them from it.",
+    "drained",
+    timeout_s=lambda request: request.timeout_s + 1900.0,
+)
+DEFRAG: Operation[ApplyDefrag, DefragView] = Operation(
+    "defrag",
+    "/defrag",
+    Target.FLEET,
+    ApplyDefrag,
+    _DEFRAG,
+    "Move instances to consolidate free memory",
+    "Carries out exactly the moves of a plan. Fails with `conflict` when the fleet has changed since then.",
+    "defragmented",
+    timeout_s=lambda apply: (
+        apply.request.max_seconds * 3 + apply.request.max_moves * apply.drain_timeout_s + 300.0
+    ),
+)
+PLAN_LOAD: Operation[PlanLoad, PlanView] = Operation(
+    "plan_load",
+    "/plan/load",
+    Target.MODEL,
+    PlanLoad,
+    TypeAdapter(PlanView),
+    "Show how a model would be loaded",
+    "Responds with the plan and the verdict on every device. Changes nothing.",
+    changes=False,
+)
+PLAN_EVICT: Operation[EvictModel, PlannedEviction] = Operation(
+    "plan_evict",
+    "/plan/evict",
+    Target.MODEL,
+    EvictModel,
+    TypeAdapter(PlannedEviction),
+    "Show which instance would be evicted",
+    "Responds with the memory that the eviction frees and the requests that it affects. Changes nothing.",
+    changes=False,
+)
+PLAN_DRAIN: Operation[NodeRequest, DrainPlan] = Operation(
+    "plan_drain",
+    "/plan/drain",
+    Target.NODE,
+    NodeRequest,
+    TypeAdapter(DrainPlan),
+    "Show how a node would be drained",
+    "Responds with the destination of each of its instances. Changes nothing.",
+    changes=False,
+)
+PLAN_DEFRAG: Operation[DefragRequest, DefragView] = Operation(
+    "plan_defrag",
+    "/plan/defrag",
+    Target.FLEET,
+    DefragRequest,
+    _DEFRAG,
+    "Show the moves that consolidate free memory",
+    "Responds with the moves, the restarts of attached engines that are due, and the free memory before and after. "
+    "Changes nothing.",
+    changes=False,
+)
+CANCEL: Operation[CancelRequest, RequestView] = Operation(
+    "cancel",
+    "/requests/cancel",
+    Target.REQUEST,
+    CancelRequest,
+    TypeAdapter(RequestView),
+    "Cancel a request",
+    "Its client receives an error and its engine stops generating.",
+    "cancelled",
+)
+RELOAD: Operation[ReloadConfig, Reloaded] = Operation(
+    "reload",
+    "/config/reload",
+    Target.GATEWAY,
+    ReloadConfig,
+    TypeAdapter(Reloaded),
+    "Reload the gateway's configuration",
+    "Reads all files again. If one is invalid, nothing changes and the error says why.",
+    "reloaded",
+    timeout_s=lambda _request: 30.0,
+)
+
+OPERATIONS: tuple[Operation[Any, Any], ...] = (
+    *(LOAD, UNLOAD, EVICT, PIN, UNPIN),
+    *(CORDON, UNCORDON, DRAIN, DEFRAG),
+    *(PLAN_LOAD, PLAN_EVICT, PLAN_DRAIN, PLAN_DEFRAG),
+    *(CANCEL, RELOAD),
+)

@@ -17,13 +17,13 @@ class PlanLoad(StrictWireModel):
         model: name or alias.
         node: only consider this node.
         devices: only consider these devices.
-        another: plan an additional instance.
+        replica: plan an additional instance.
     """
 
     model: str
     node: str | None = None
     devices: tuple[int, ...] = ()
-    another: bool = False
+    replica: bool = False
 
 
 class PlannedEviction(WireModel):
@@ -145,14 +145,14 @@ class DefragRequest(StrictWireModel):
         node: create the block on this node.
         max_moves: maximum number of instances to move.
         max_seconds: maximum total seconds of loading for moves and restarts.
-        across: allow moves to other nodes.
+        cross_node: allow moves to other nodes.
     """
 
     model: str | None = None
     node: str | None = None
     max_moves: Annotated[int, Field(ge=1, le=8)] = 3
     max_seconds: Annotated[float, Field(gt=0)] = 600.0
-    across: bool = False
+    cross_node: bool = False
 
 
 class ApplyDefrag(StrictWireModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from cortex_common.clock import PreciseTimestamp
-from cortex_common.schema.base import WireModel
+from cortex_common.schema.base import StrictWireModel, WireModel
 
 
 class RequestState(StrEnum):
@@ -90,3 +90,13 @@ class RequestList(WireModel):
     at: PreciseTimestamp
     active: tuple[RequestView, ...] = ()
     recent: tuple[RequestView, ...] = ()
+
+
+class CancelRequest(StrictWireModel):
+    """Request of the operation cancel.
+
+    Attributes:
+        request: id of the request, or a unique prefix of it.
+    """
+
+    request: str

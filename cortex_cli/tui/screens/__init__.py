@@ -1,1 +1,1 @@
-"""Screens that lie over the main one: questions, descriptions, keys."""
+"""Screens on top of the main one: confirmations, pages of text, logs."""

@@ -1,4 +1,4 @@
-"""Questions and texts over the main screen."""
+"""Confirmation dialogs and pages of text on top of the main screen."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
+from typing_extensions import override
 
 
 class Confirm(ModalScreen[bool]):
-    """A question that is answered by y or n; Cancel has the focus.
+    """A yes-or-no question; the Cancel button has the focus.
 
     Args:
-        question: what is about to happen.
-        details: what it costs and which command does the same.
+        question: the question.
+        details: consequences of a yes.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -32,34 +33,34 @@ class Confirm(ModalScreen[bool]):
         self._question = question
         self._details = details
 
+    @override
     def compose(self) -> ComposeResult:
-        """Question, details, two buttons."""
         with Vertical(classes="dialog"):
             yield Static(Text(self._question, style="bold"))
             yield Static(Text("\n".join(self._details), style="dim"))
             with Horizontal(classes="buttons"):
                 yield Button("Cancel (n)", id="no", compact=True)
-                yield Button("Do it (y)", id="yes", variant="warning", compact=True)
+                yield Button("OK (y)", id="yes", variant="warning", compact=True)
 
     def on_mount(self) -> None:
-        """Make the harmless answer the one that enter gives."""
+        """Focus the safe answer, so that enter gives it."""
         self.query_one("#no", Button).focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Answer by button."""
+        """Dismiss with the answer of the button."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, answer: bool) -> None:
-        """Answer by key."""
+        """Dismiss with the answer of the key."""
         self.dismiss(answer)
 
 
 class Page(ModalScreen[None]):
-    """A text that can be scrolled.
+    """A scrollable page of text.
 
     Args:
-        title: in its border.
-        text: to read.
+        title: title in the border.
+        text: content.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -73,25 +74,25 @@ class Page(ModalScreen[None]):
         self._title = title
         self._text = text
 
+    @override
     def compose(self) -> ComposeResult:
-        """The text in a frame."""
         with VerticalScroll(classes="page") as frame:
             frame.border_title = Text(self._title).markup
             frame.border_subtitle = "esc closes"
             yield Static(self._text)
 
     def action_scroll(self, lines: int) -> None:
-        """Scroll with j and k too."""
+        """Scroll by lines, for j and k."""
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
 
-def page(title: str, facts: Sequence[tuple[str, str]]) -> Page:
-    """Names and values to read."""
+def facts_page(title: str, facts: Sequence[tuple[str, str]]) -> Page:
+    """Return a page of names and values."""
     return Page(title, facts_text(facts))
 
 
 def facts_text(facts: Sequence[tuple[str, str]]) -> Text:
-    """Names and values as two columns."""
+    """Format names and values as two columns."""
     width = max((len(name) for name, _ in facts), default=0)
     text = Text()
     for name, value in facts:

@@ -1,1 +1,1 @@
-"""Widgets: each draws one part of the view model and knows nothing of where it comes from."""
+"""Widgets that each draw one part of the view model."""

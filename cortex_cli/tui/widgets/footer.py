@@ -1,4 +1,4 @@
-"""The keys at the bottom."""
+"""The line of keys at the bottom."""
 
 from __future__ import annotations
 
@@ -9,55 +9,54 @@ from rich.text import Text
 from textual.events import Click
 from textual.screen import Screen
 from textual.widget import Widget
+from typing_extensions import override
 
 
 class KeyLine(Widget):
-    """What can be done here and now, as much as fits; a click on it is as good as its key.
+    """The available keys, as many as fit; clicking a key presses it.
 
-    Textual's footer has a widget for each key and makes them all anew when the view or the focus changes; that was most
-    of what such a change cost.
+    Textual's footer recreates one widget per key whenever the view or the focus changes, which was most of the cost of
+    such a change.
     """
 
     ALLOW_SELECT = False
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"keys--key", "keys--told"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"keys--key", "keys--description"}
 
     def __init__(self) -> None:
         super().__init__(id="keys")
-        self._offers: list[tuple[str, str, str, bool]] = []
+        self._keys: list[tuple[str, str, str, bool]] = []
 
     def on_mount(self) -> None:
-        """Keep up with what can be done."""
-        self.screen.bindings_updated_signal.subscribe(self, self._look)
+        """Subscribe to changes of the available keys."""
+        self.screen.bindings_updated_signal.subscribe(self, self._update_keys)
 
-    def _look(self, screen: Screen[object]) -> None:
-        # A terminal that somebody turned away from has no focus, and with that fewer keys.
+    def _update_keys(self, screen: Screen[object]) -> None:
+        # A terminal without focus reports fewer keys.
         if not self.app.app_focus:
             return
-        offers: dict[str, tuple[str, str, str, bool]] = {}
+        keys: dict[str, tuple[str, str, str, bool]] = {}
         for _, binding, enabled, _ in screen.active_bindings.values():
             if binding.show:
                 shown = self.app.get_key_display(binding)
-                offers.setdefault(
-                    binding.action, (binding.key, shown, binding.description, enabled)
-                )
-        if (found := list(offers.values())) != self._offers:
-            self._offers = found
+                keys.setdefault(binding.action, (binding.key, shown, binding.description, enabled))
+        if (values := list(keys.values())) != self._keys:
+            self._keys = values
             self.refresh()
 
+    @override
     def render(self) -> Text:
-        """Each key with what it does, until the next has no room."""
         key_style = self.get_component_rich_style("keys--key")
-        told_style = self.get_component_rich_style("keys--told")
+        description_style = self.get_component_rich_style("keys--description")
         line = Text(no_wrap=True)
-        for key, shown, told, enabled in self._offers:
-            offer = Text.assemble((f" {shown} ", key_style), (f"{told} ", told_style))
-            if line.cell_len + offer.cell_len > self.size.width:
+        for key, shown, description, enabled in self._keys:
+            entry = Text.assemble((f" {shown} ", key_style), (f"{description} ", description_style))
+            if line.cell_len + entry.cell_len > self.size.width:
                 break
-            offer.stylize(Style(meta={"key": key}, dim=not enabled))
-            line.append_text(offer)
+            entry.stylize(Style(meta={"key": key}, dim=not enabled))
+            line.append_text(entry)
         return line
 
     def on_click(self, event: Click) -> None:
-        """Do what the pointer is on."""
+        """Press the key under the pointer."""
         if key := event.style.meta.get("key"):
             self.app.simulate_key(key)

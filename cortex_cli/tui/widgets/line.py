@@ -1,4 +1,4 @@
-"""The line at the bottom, where a filter or a command is typed."""
+"""The input line at the bottom, for the filter and for commands."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from cortex_cli.tui.commands import Command, parse
 from cortex_common.errors import BadRequest
 
 
-class Line(Input):
-    """Hidden until it is opened; what is typed into it comes out as messages."""
+class InputLine(Input):
+    """Hidden until opened; posts what is typed as messages."""
 
-    class Filtered(Message):
-        """The words of the filter, as they are typed."""
+    class FilterChanged(Message):
+        """The words of the filter, posted at each change."""
 
         def __init__(self, words: str) -> None:
             super().__init__()
             self.words = words
 
-    class Commanded(Message):
-        """A command, understood."""
+    class CommandEntered(Message):
+        """A valid command."""
 
         def __init__(self, command: Command) -> None:
             super().__init__()
             self.command = command
 
-    class Misunderstood(Message):
-        """A command that there is not."""
+    class CommandRejected(Message):
+        """An unknown or incomplete command."""
 
         def __init__(self, error: BadRequest) -> None:
             super().__init__()
             self.error = error
 
     class Closed(Message):
-        """Nothing is typed any more."""
+        """The line was closed."""
 
     def __init__(self) -> None:
-        super().__init__(id="line", compact=True)
+        super().__init__(id="input-line", compact=True)
         self._is_filter = True
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody types."""
+        """Whether the line is open."""
         return self.has_class("shown")
 
     def open_filter(self, words: str) -> None:
-        """Have the filter typed, beginning with what it is."""
+        """Open the line with the current filter."""
         self._open("filter: words, !not", words, is_filter=True)
 
     def open_command(self) -> None:
-        """Have a command typed."""
-        told = "load MODEL [--node N | --gpu N/I], unload, drain NODE, logs NODE, filter, sort, theme ..."
-        self._open(told, "", is_filter=False)
+        """Open the line for a command."""
+        placeholder = "load MODEL [--node N | --gpu N/I], unload, drain NODE, logs NODE, filter, sort, theme ..."
+        self._open(placeholder, "", is_filter=False)
 
     def _open(self, placeholder: str, value: str, *, is_filter: bool) -> None:
         self._is_filter = is_filter
@@ -63,23 +63,23 @@ class Line(Input):
         self.focus()
 
     def close(self) -> None:
-        """Hide it."""
+        """Hide the line."""
         self.remove_class("shown")
         self.post_message(self.Closed())
 
     @on(Input.Changed)
-    def _typed(self, event: Input.Changed) -> None:
+    def _value_changed(self, event: Input.Changed) -> None:
         event.stop()
         if self._is_filter and self.is_open:
-            self.post_message(self.Filtered(event.value))
+            self.post_message(self.FilterChanged(event.value))
 
     @on(Input.Submitted)
-    def _entered(self, event: Input.Submitted) -> None:
+    def _value_entered(self, event: Input.Submitted) -> None:
         event.stop()
         self.close()
         if self._is_filter:
             return
         try:
-            self.post_message(self.Commanded(parse(event.value)))
-        except BadRequest as failed:
-            self.post_message(self.Misunderstood(failed))
+            self.post_message(self.CommandEntered(parse(event.value)))
+        except BadRequest as error:
+            self.post_message(self.CommandRejected(error))

@@ -1,4 +1,4 @@
-"""Lines that are made when they come on the screen, and drawn when they say something else than before."""
+"""A scrollable column of lines that are built when visible and redrawn only when they change."""
 
 from __future__ import annotations
 
@@ -11,111 +11,112 @@ from rich.style import Style
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from typing_extensions import override
 
-Piece = tuple[str, str]
-"""Text, and how it looks in Rich's words; "" as what is beneath it."""
+Span = tuple[str, str]
+"""Text and its style in Rich's notation; "" for the style of the background."""
 
-Pieces = tuple[Piece, ...]
+Spans = tuple[Span, ...]
 
 
 class Lines(ScrollView):
-    """A column of lines that scrolls.
+    """A scrollable column of lines.
 
-    Who inherits says how many there are with `redraw`, and makes each with `pieces`. Textual's own table draws all
-    that it shows whenever one cell changes; on a busy fleet that was most of what the screen cost.
+    Subclasses set the number of lines with `redraw` and build each line in `spans`. Textual's own table redraws
+    everything when one cell changes, which dominated the cost of the screen on a busy fleet.
     """
 
     DEFAULT_CSS = "Lines { overflow-x: hidden; }"
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--ground"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--background"}
 
-    HEADS: ClassVar[int] = 0
-    """Lines at the top that stay there."""
+    HEADER_LINES: ClassVar[int] = 0
+    """Number of lines at the top that do not scroll."""
 
     def __init__(self, name: str) -> None:
         super().__init__(id=name)
         self._count = 0
-        self._drawn: dict[int, Pieces] = {}
+        self._drawn: dict[int, Spans] = {}
 
-    def pieces(self, index: int) -> Pieces:
-        """A line, from left to right; negative for those that stay at the top."""
+    def spans(self, index: int) -> Spans:
+        """Return a line from left to right; a negative index means a header line."""
         raise NotImplementedError
 
-    def ground(self, index: int) -> str:  # noqa: ARG002 - for those who inherit
-        """The component class whose style is beneath a line."""
-        return "lines--ground"
+    def background_class(self, index: int) -> str:  # noqa: ARG002 - for subclasses
+        """Return the component class of a line's background style."""
+        return "lines--background"
 
     @property
-    def on_screen(self) -> range:
-        """The lines that can be seen now, but for those that stay at the top."""
+    def visible_lines(self) -> range:
+        """Indices of the lines that are visible now, without header lines."""
         first = round(self.scroll_y)
         return range(first, max(first, min(self._count, first + self.page)))
 
     @property
     def page(self) -> int:
-        """How many lines can be seen at once."""
-        return max(0, self.scrollable_content_region.height - self.HEADS)
+        """Number of lines that are visible at once."""
+        return max(0, self.scrollable_content_region.height - self.HEADER_LINES)
 
     def action_move(self, lines: int) -> None:
-        """Scroll."""
+        """Scroll by lines."""
         self.scroll_relative(y=lines, animate=False)
 
     def on_resize(self) -> None:
-        """Make all lines anew: they may be made for the room that there is."""
+        """Rebuild all lines, because they can depend on the width."""
         self.redraw_all()
 
     def redraw(self, count: int) -> None:
-        """Draw those lines on the screen that are not as they were.
+        """Redraw the visible lines that have changed.
 
         Args:
-            count: how many lines there are now.
+            count: the current number of lines.
         """
         if count != self._count:
             self._count = count
-            self.virtual_size = Size(0, self.HEADS + count)
+            self.virtual_size = Size(0, self.HEADER_LINES + count)
             self.refresh()
-        drawn = {index: self.pieces(index) for index in self.on_screen}
-        for index, pieces in drawn.items():
-            if pieces != self._drawn.get(index):
-                self.refresh_line(self.HEADS + index)
+        drawn = {index: self.spans(index) for index in self.visible_lines}
+        for index, spans in drawn.items():
+            if spans != self._drawn.get(index):
+                self.refresh_line(self.HEADER_LINES + index)
         self._drawn = drawn
 
     def redraw_line(self, index: int) -> None:
-        """Draw a line anew, whatever it says."""
+        """Redraw a line unconditionally."""
         self._drawn.pop(index, None)
-        self.refresh_line(self.HEADS + index)
+        self.refresh_line(self.HEADER_LINES + index)
 
     def redraw_all(self) -> None:
-        """Draw every line, as the room or the looks are not what they were."""
+        """Redraw every line, after a change of the size or the theme."""
         self._drawn.clear()
         self.refresh()
 
+    @override
     def render_line(self, y: int) -> Strip:
-        """See `Widget.render_line`."""
-        index = y - self.HEADS
+        index = y - self.HEADER_LINES
         if index >= 0:
             index += round(self.scroll_y)
         width = self.scrollable_content_region.width
         if index >= self._count:
-            return Strip.blank(width, self.get_component_rich_style("lines--ground"))
-        pieces = self._drawn.get(index)
-        if pieces is None:
-            pieces = self._drawn[index] = self.pieces(index)
-        ground = self.get_component_rich_style(self.ground(index))
-        segments = [Segment(text, ground + _style(style)) for text, style in pieces]
-        return Strip(segments).adjust_cell_length(width, ground)
+            return Strip.blank(width, self.get_component_rich_style("lines--background"))
+        spans = self._drawn.get(index)
+        if spans is None:
+            spans = self._drawn[index] = self.spans(index)
+        background = self.get_component_rich_style(self.background_class(index))
+        segments = [Segment(text, background + _style(style)) for text, style in spans]
+        return Strip(segments).adjust_cell_length(width, background)
 
 
 @lru_cache(256)
-def _style(words: str) -> Style:
-    return Style.parse(words)
+def _style(definition: str) -> Style:
+    return Style.parse(definition)
 
 
-def joined(pieces: Sequence[Piece]) -> Pieces:
-    """The same with neighbours of one style as one piece: less to draw."""
-    found: list[Piece] = []
-    for text, style in pieces:
-        if found and found[-1][1] == style:
-            found[-1] = (found[-1][0] + text, style)
+def merge(spans: Sequence[Span]) -> Spans:
+    """Merge adjacent spans of the same style, so that there is less to draw."""
+    merged: list[Span] = []
+    for text, style in spans:
+        if merged and merged[-1][1] == style:
+            merged[-1] = (merged[-1][0] + text, style)
         elif text:
-            found.append((text, style))
-    return tuple(found)
+            merged.append((text, style))
+    return tuple(merged)

@@ -1,4 +1,4 @@
-"""The requests table. It asks for itself, and only while somebody looks at it."""
+"""The requests table. It polls the gateway itself, and only while it is visible."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from itertools import islice
 
 from rich.text import Text
 from textual import work
+from typing_extensions import override
 
 from cortex_cli.render.requests import milliseconds, speed, started, state_text
 from cortex_cli.render.table import printable
-from cortex_cli.tui.lazy_rows import Rows
-from cortex_cli.tui.theme import ink
+from cortex_cli.tui.lazy_rows import LazyRows
+from cortex_cli.tui.theme import theme_color
 from cortex_cli.tui.widgets.table import Column, Table
 from cortex_common.errors import CortexError
 from cortex_common.schema.requests import RequestList, RequestView
 
 COLUMNS = (
-    Column("short", "ID", 12, 0, most=28),
-    Column("state", "STATE", 15, 0, most=19),
-    Column("model", "MODEL", 18, 0, most=44),
-    Column("key", "KEY", 8, 2, most=14),
-    Column("node", "NODE", 8, 5, most=12),
+    Column("short", "ID", 12, 0, max_width=28),
+    Column("state", "STATE", 15, 0, max_width=19),
+    Column("model", "MODEL", 18, 0, max_width=44),
+    Column("key", "KEY", 8, 2, max_width=14),
+    Column("node", "NODE", 8, 5, max_width=12),
     Column("started", "STARTED", 8, 6),
     Column("queue", "QUEUE", 6, 4, right=True),
     Column("ttft", "TTFT", 6, 3, right=True),
@@ -30,16 +31,21 @@ COLUMNS = (
     Column("tokens", "IN>OUT", 11, 2, right=True),
     Column("speed", "TOK/S", 6, 7, right=True),
 )
-_UNDER_WAY = {"queue": "warning", "loading": "warning", "prefill": "warning", "decode": "success"}
-EVERY_S = 1.0
+_STATE_COLORS = {
+    "queue": "warning",
+    "loading": "warning",
+    "prefill": "warning",
+    "decode": "success",
+}
+POLL_S = 1.0
 
 ROWS = 100
-"""At least; all under way are shown. The newest that ended stands first of those, so each that ends moves them all."""
+"""Number of rows unless more requests are in flight. The newest finished request comes first of the finished ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRow:
-    """A line of the table."""
+    """A row of the table."""
 
     id: str
     short: str
@@ -55,20 +61,20 @@ class RequestRow:
     speed: str
 
 
-def request_rows(found: RequestList, words: str) -> Rows[RequestRow]:
-    """Those under way, then the last that ended, that hold every word of the filter."""
-    wanted = words.lower().split()
+def request_rows(requests: RequestList, words: str) -> LazyRows[RequestRow]:
+    """Return the rows of requests in flight, then of finished ones, that match every word of the filter."""
+    required = words.lower().split()
 
-    def holds(request: RequestView) -> bool:
-        told = (request.id, state_text(request), request.model, request.key, request.node)
-        text = " ".join(part for part in told if part).lower()
-        return all(word in text for word in wanted)
+    def matches(request: RequestView) -> bool:
+        fields = (request.id, state_text(request), request.model, request.key, request.node)
+        text = " ".join(field for field in fields if field).lower()
+        return all(word in text for word in required)
 
-    active = list(filter(holds, found.active))
-    # As many lines as before, whatever comes and goes, need no new layout.
-    ended = islice(filter(holds, found.recent), max(0, ROWS - len(active)))
-    shown = (*active, *ended)
-    return Rows([r.id for r in shown], lambda index: _row(shown[index]))
+    active = list(filter(matches, requests.active))
+    # A constant number of rows needs no new layout.
+    finished = islice(filter(matches, requests.recent), max(0, ROWS - len(active)))
+    shown = (*active, *finished)
+    return LazyRows([r.id for r in shown], lambda index: _row(shown[index]))
 
 
 def _row(request: RequestView) -> RequestRow:
@@ -89,7 +95,7 @@ def _row(request: RequestView) -> RequestRow:
 
 
 def describe_request(request: RequestView) -> list[tuple[str, str]]:
-    """All about one request as (name, value), empty values left out."""
+    """Return the facts of a request as (name, value) pairs, without empty values."""
     facts = [
         ("state", state_text(request)),
         ("key", request.key or ""),
@@ -97,84 +103,85 @@ def describe_request(request: RequestView) -> list[tuple[str, str]]:
         ("route", request.route),
         ("node", request.node or ""),
         ("instance", request.instance or ""),
-        ("why there", request.reason or ""),
+        ("route reason", request.reason or ""),
         ("started", started(request)),
         ("cold start", "yes" if request.cold_start else ""),
-        ("waited", milliseconds(request.queue_ms)),
+        ("queued", milliseconds(request.queue_ms)),
         ("first token", milliseconds(request.ttft_ms)),
-        ("in total", milliseconds(request.total_ms)),
+        ("total", milliseconds(request.total_ms)),
         ("tokens", f"{request.tokens_in} in, {request.tokens_out} out, {speed(request)}/s"),
     ]
     return [(name, printable(value)) for name, value in facts if value]
 
 
 class RequestTable(Table[RequestRow]):
-    """Requests under way and the last that ended.
+    """Requests in flight and recently finished.
 
     Args:
-        ask: for the requests, and so many of those that ended; None where nobody can be asked, as in a recording.
+        fetch: returns the requests, with at most the given number of finished ones; None for a recording, which
+            contains no requests.
     """
 
-    RESTS_ON_TOP = True
+    STICKY_TOP = True
 
-    def __init__(self, ask: Callable[[int | None], Awaitable[RequestList]] | None) -> None:
+    def __init__(self, fetch: Callable[[int | None], Awaitable[RequestList]] | None) -> None:
         super().__init__("requests", COLUMNS)
-        self._ask = ask
-        self._found = RequestList(at=0.0)
+        self._fetch_requests = fetch
+        self._requests = RequestList(at=0.0)
         self._words = ""
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Start polling."""
         self.border_title = "requests"
-        if self._ask is None:
-            self.border_title = "requests: a recording holds none"
+        if self._fetch_requests is None:
+            self.border_title = "requests: not part of a recording"
         else:
-            self.set_interval(EVERY_S, self._look)
+            self.set_interval(POLL_S, self._poll)
 
-    def _look(self) -> None:
-        """Ask, if anybody looks."""
+    def _poll(self) -> None:
+        """Fetch the requests if the table is visible."""
         if self.display and self.is_on_screen:
-            self.ask()
+            self.fetch()
 
-    def narrow(self, words: str) -> None:
-        """Show only rows that hold these words."""
+    def filter(self, words: str) -> None:
+        """Show only rows that match these words."""
         if words != self._words:
             self._words = words
             self._draw()
-            self._look()
+            self._poll()
 
     @property
     def request(self) -> RequestView | None:
-        """The one under the cursor."""
+        """The request under the cursor."""
         name = self.current
-        both = (*self._found.active, *self._found.recent)
-        return next((r for r in both if r.id == name), None)
+        requests = (*self._requests.active, *self._requests.recent)
+        return next((r for r in requests if r.id == name), None)
 
     @work(exclusive=True, group="requests", exit_on_error=False)
-    async def ask(self) -> None:
-        """Ask, and show the answer."""
-        if self._ask is None:
+    async def fetch(self) -> None:
+        """Fetch and show the requests."""
+        if self._fetch_requests is None:
             return
         try:
-            # More than are shown are of use to a filter alone.
-            self._found = await self._ask(None if self._words else ROWS)
-        except CortexError as failed:
-            self.border_title = Text(f"requests: {printable(failed.message)}").markup
+            # A filter searches all requests that the gateway remembers.
+            self._requests = await self._fetch_requests(None if self._words else ROWS)
+        except CortexError as error:
+            self.border_title = Text(f"requests: {printable(error.message)}").markup
         else:
             self._draw()
 
     def _draw(self) -> None:
-        self.show(request_rows(self._found, self._words))
-        active, ended = len(self._found.active), len(self._found.recent)
+        self.show(request_rows(self._requests, self._words))
+        active, finished = len(self._requests.active), len(self._requests.recent)
         words = f" /{self._words}" if self._words else ""
-        title = f"requests: {active} under way, the last {ended} that ended{words}"
-        if self._ask is not None:
+        title = f"requests: {active} in flight, {finished} finished{words}"
+        if self._fetch_requests is not None:
             self.border_title = Text(title).markup
 
-    def tone(self, column: str, value: str) -> str:
-        """See `Table.tone`."""
+    @override
+    def cell_style(self, column: str, value: str) -> str:
         if column != "state":
             return ""
         if value == "ok":
             return "dim"
-        return ink(self.app, _UNDER_WAY.get(value, "error"))
+        return theme_color(self.app, _STATE_COLORS.get(value, "error"))

@@ -1,4 +1,4 @@
-"""A table of rows whose cursor stays with its row."""
+"""A table whose cursor stays with its row when the order changes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.reactive import reactive
+from typing_extensions import override
 
-from cortex_cli.tui.lazy_rows import Rows
-from cortex_cli.tui.widgets.lines import Lines, Pieces, joined
+from cortex_cli.tui.lazy_rows import LazyRows
+from cortex_cli.tui.widgets.lines import Lines, Spans, merge
 
 Row = TypeVar("Row")
 
@@ -23,9 +24,10 @@ class Column:
     """A column of the table.
 
     Attributes:
-        key: the field of the row.
-        rank: columns of a low rank are the last to go when it is narrow.
-        most: cells that it may grow to when there is room.
+        key: field of the row.
+        width: minimum width in cells.
+        rank: narrow terminals drop the columns with the highest ranks first; 0 is never dropped.
+        max_width: width that the column can grow to.
     """
 
     key: str
@@ -33,50 +35,50 @@ class Column:
     width: int
     rank: int
     right: bool = False
-    most: int = 0
+    max_width: int = 0
 
 
 _GAP = 2
 
 
 def layout(width: int, columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The columns that fit, in their order; what is left goes to those that may grow, from the left.
+    """Return the columns that fit, in their order; the remaining width goes to columns that can grow, from the left.
 
-    A narrow column may stay where a wide one of a lower rank has to go.
+    A narrow column can stay when a wider one of a lower rank is dropped.
     """
-    left = width
+    remaining = width
     chosen: list[Column] = []
     for column in sorted(columns, key=lambda c: c.rank):
-        if column.rank and left < column.width + _GAP:
+        if column.rank and remaining < column.width + _GAP:
             continue
-        left -= column.width + _GAP
+        remaining -= column.width + _GAP
         chosen.append(column)
-    kept = []
+    columns_shown = []
     for column in (c for c in columns if c in chosen):
-        more = max(0, min(left, column.most - column.width))
-        left -= more
-        kept.append(replace(column, width=column.width + more))
-    return tuple(kept)
+        extra = max(0, min(remaining, column.max_width - column.width))
+        remaining -= extra
+        columns_shown.append(replace(column, width=column.width + extra))
+    return tuple(columns_shown)
 
 
-def fitted(text: str, width: int, *, right: bool = False) -> str:
-    """Text in exactly so many cells, at least one."""
-    taken = cell_len(text)
-    if taken > width:
+def fit(text: str, width: int, *, right: bool = False) -> str:
+    """Pad or truncate text to exactly `width` cells, at least one."""
+    length = cell_len(text)
+    if length > width:
         return set_cell_size(text, width - 1) + "…"
-    gap = " " * (width - taken)
+    gap = " " * (width - length)
     return gap + text if right else text + gap
 
 
 class Table(Lines, Generic[Row], can_focus=True):
-    """Rows in their order below the titles of their columns.
+    """Rows below a header with the titles of their columns.
 
     Args:
-        name: its id.
-        columns: all that there may be.
+        name: id of the widget.
+        columns: all columns; the width decides which are shown.
     """
 
-    HEADS = 1
+    HEADER_LINES = 1
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         *("table--header", "table--odd", "table--even", "table--cursor")
     }
@@ -114,29 +116,29 @@ class Table(Lines, Generic[Row], can_focus=True):
         Binding("enter", "choose", "choose", show=False),
     ]
 
-    RESTS_ON_TOP: ClassVar[bool] = False
-    """A cursor on the first row stays there, whatever comes to stand in it, instead of going with its row."""
+    STICKY_TOP: ClassVar[bool] = False
+    """Whether a cursor on the first row stays there when other rows move up, instead of following its row."""
 
     cursor_row: reactive[int] = reactive(0, repaint=False)
 
     class Highlighted(Message):
-        """The cursor moved to another line."""
+        """The cursor moved to another row."""
 
     class Chosen(Message):
-        """The row under the cursor was asked for, by enter or a second click."""
+        """The row under the cursor was chosen, by enter or a second click."""
 
     def __init__(self, name: str, columns: Sequence[Column]) -> None:
         super().__init__(name)
-        self._all = columns
-        self._rows: Rows[Row] = Rows()
+        self._all_columns = columns
+        self._rows: LazyRows[Row] = LazyRows()
         self._layout: tuple[Column, ...] = ()
-        self._looks: tuple[object, ...] = ()
+        self._layout_key: tuple[object, ...] = ()
 
-    # -- what it shows -----------------------------------------------------------------------
+    # -- rows ---------------------------------------------------------------------------------
 
     @property
     def row_count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self._rows)
 
     @property
@@ -144,50 +146,52 @@ class Table(Lines, Generic[Row], can_focus=True):
         """The id of the row under the cursor."""
         return self._rows.ids[self.cursor_row] if self._rows else None
 
-    def tone(self, column: str, value: str) -> str:  # noqa: ARG002 - for those who inherit
-        """The style of a cell."""
+    def cell_style(self, column: str, value: str) -> str:  # noqa: ARG002 - for subclasses
+        """Return the style of a cell."""
         return ""
 
-    def show(self, rows: Rows[Row]) -> None:
-        """Draw rows in their order."""
-        held = self.current
+    def show(self, rows: LazyRows[Row]) -> None:
+        """Show rows."""
+        current = self.current
         self._lay_out()
         self._rows = rows
         self.redraw(len(rows))
-        self.cursor_row = self.cursor_row  # it may be beyond the last
-        if held is not None and not (self.RESTS_ON_TOP and self.cursor_row == 0):
-            self.go_to(held)
+        self.cursor_row = self.cursor_row  # validates it: there can be fewer rows now
+        if current is not None and not (self.STICKY_TOP and self.cursor_row == 0):
+            self.go_to(current)
 
     def go_to(self, name: str) -> None:
-        """Put the cursor on a row, if it is in the table."""
+        """Move the cursor to a row, if the row is in the table."""
         if name != self.current and name in self._rows.ids:
             self.cursor_row = self._rows.ids.index(name)
 
     def _lay_out(self) -> None:
-        """Choose columns for the width there is."""
-        room = self.scrollable_content_region.width or self.app.size.width
-        looks = (room, self.app.theme)
-        if looks != self._looks:
-            self._looks = looks
-            self._layout = layout(room, self._all)
+        """Choose the columns for the current width."""
+        width = self.scrollable_content_region.width or self.app.size.width
+        key = (width, self.app.theme)
+        if key != self._layout_key:
+            self._layout_key = key
+            self._layout = layout(width, self._all_columns)
             self.redraw_all()
 
-    def pieces(self, index: int) -> Pieces:
-        """See `Lines.pieces`."""
+    @override
+    def spans(self, index: int) -> Spans:
         if index < 0:
-            titles = (fitted(c.title, c.width, right=c.right) for c in self._layout)
+            titles = (fit(c.title, c.width, right=c.right) for c in self._layout)
             return (("".join(f" {title} " for title in titles), ""),)
         row = self._rows[index]
         cells = []
         for column in self._layout:
             value = str(getattr(row, column.key))
-            text = f" {fitted(value, column.width, right=column.right)} "
-            # The cursor has a colour of its own, on which those of the cells can't be read.
-            cells.append((text, "" if index == self.cursor_row else self.tone(column.key, value)))
-        return joined(cells)
+            text = f" {fit(value, column.width, right=column.right)} "
+            # The colors of cells are unreadable on the color of the cursor.
+            cells.append(
+                (text, "" if index == self.cursor_row else self.cell_style(column.key, value))
+            )
+        return merge(cells)
 
-    def ground(self, index: int) -> str:
-        """See `Lines.ground`."""
+    @override
+    def background_class(self, index: int) -> str:
         if index < 0:
             return "table--header"
         if index == self.cursor_row:
@@ -197,30 +201,30 @@ class Table(Lines, Generic[Row], can_focus=True):
     # -- the cursor --------------------------------------------------------------------------
 
     def validate_cursor_row(self, row: int) -> int:
-        """The cursor is on a row, where there are any."""
+        """Keep the cursor within the rows."""
         return max(0, min(row, len(self._rows) - 1))
 
-    def watch_cursor_row(self, before: int, after: int) -> None:
-        """Draw both lines, and have the cursor seen."""
-        self.redraw_line(before)
-        self.redraw_line(after)
-        self._follow()
+    def watch_cursor_row(self, old: int, new: int) -> None:
+        """Redraw both rows and scroll to the cursor."""
+        self.redraw_line(old)
+        self.redraw_line(new)
+        self._scroll_to_cursor()
         self.post_message(self.Highlighted())
 
+    @override
     def on_resize(self) -> None:
-        """Choose columns for the new width, and keep the cursor on the screen."""
         self._lay_out()
-        self._follow()
+        self._scroll_to_cursor()
 
-    def _follow(self) -> None:
+    def _scroll_to_cursor(self) -> None:
         first, page = round(self.scroll_y), self.page
         if self.cursor_row < first:
             self.scroll_to(y=self.cursor_row, animate=False)
         elif page and self.cursor_row >= first + page:
             self.scroll_to(y=self.cursor_row - page + 1, animate=False)
 
+    @override
     def action_move(self, lines: int) -> None:
-        """Move the cursor."""
         self.cursor_row += lines
 
     def action_turn(self, pages: int) -> None:
@@ -236,16 +240,16 @@ class Table(Lines, Generic[Row], can_focus=True):
         self.cursor_row = len(self._rows) - 1
 
     def action_choose(self) -> None:
-        """Ask for the row under the cursor."""
+        """Choose the row under the cursor."""
         if self._rows:
             self.post_message(self.Chosen())
 
     def on_click(self, event: events.Click) -> None:
-        """Put the cursor on a row, or choose the one that has it."""
-        at = event.get_content_offset(self)
-        if at is None or at.y < self.HEADS:
+        """Move the cursor to the row that is clicked, or choose it if the cursor is there."""
+        position = event.get_content_offset(self)
+        if position is None or position.y < self.HEADER_LINES:
             return
-        row = at.y - self.HEADS + round(self.scroll_y)
+        row = position.y - self.HEADER_LINES + round(self.scroll_y)
         if row == self.cursor_row:
             self.action_choose()
         elif row < len(self._rows):

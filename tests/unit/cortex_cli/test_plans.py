@@ -8,7 +8,8 @@ from cortex_cli.color import Paint
 from cortex_cli.render.defrag import defrag_text, move_line
 from cortex_cli.render.details import model_text
 from cortex_cli.render.plan import plan_text
-from cortex_common.schema.operations import MeasuredSize, ModelDetail, PinView
+from cortex_common.schema.model_detail import MeasuredSize, ModelDetail
+from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import (
     DefragView,
     DeviceCapacityView,

@@ -28,10 +28,10 @@ from cortex_cli.render.fleet import (
     device_rows,
     instance_rows,
     room_rows,
-    troubles,
+    problems,
 )
 from cortex_cli.render.formats import to_yaml
-from cortex_cli.render.json_values import plain, rfc3339
+from cortex_cli.render.json_values import to_plain, rfc3339
 from cortex_cli.render.log import engine_line
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
@@ -50,7 +50,8 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.keys import KeyView
-from cortex_common.schema.operations import MeasuredSize, PinView
+from cortex_common.schema.model_detail import MeasuredSize
+from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView
 
@@ -111,7 +112,7 @@ def test_tables_look_as_they_were_approved(name: str, text: str):
 
 def test_a_fleet_without_nodes_is_in_trouble():
     """A gateway that knows no node is reported as such."""
-    assert troubles(empty_fleet()) == ["the gateway knows no nodes"]
+    assert problems(empty_fleet()) == ["the gateway knows no nodes"]
 
 
 def test_an_engine_that_crashes_again_and_again_is_trouble():
@@ -120,7 +121,7 @@ def test_an_engine_that_crashes_again_and_again_is_trouble():
     beast = fleet.nodes[0]
     crashed = replace(beast.instances[1], state=InstanceState.LOADING, error="it crashed:\nboom")
     again = replace(fleet, nodes=(replace(beast, instances=(crashed,)),), models=())
-    assert troubles(again) == [f"model {crashed.model} is being restarted on beast: it crashed"]
+    assert problems(again) == [f"model {crashed.model} is being restarted on beast: it crashed"]
 
 
 def test_what_the_gateway_has_against_its_own_files_is_a_trouble():
@@ -129,7 +130,7 @@ def test_what_the_gateway_has_against_its_own_files_is_a_trouble():
     ends = Certificate("cert.pem", fleet.at)
     node = NodeView(name="n", endpoint="https://n:9090", state=NodeState.UP, certificates=(ends,))
     refused = SettingsView(fleet.at, "cortex.toml:3: unknown key")
-    found = troubles(replace(fleet, nodes=(node,), certificates=(ends,), settings=refused))
+    found = problems(replace(fleet, nodes=(node,), certificates=(ends,), settings=refused))
 
     assert found[0] == "the gateway runs by older settings: cortex.toml:3: unknown key"
     assert [t.partition(" expired on ")[0] for t in found[1:]] == [
@@ -151,10 +152,10 @@ def test_json_document_has_version_kind_and_whole_items():
 def test_documents_differ_from_the_wire_in_times_alone():
     """Of a whole snapshot, every field is as the gateway sends it but for moments, which are RFC 3339."""
     fleet = busy_fleet()
-    seen = plain(fleet)
+    seen = to_plain(fleet)
     node, instance = seen["nodes"][0], seen["nodes"][0]["instances"][0]
     assert (seen["at"], instance["last_used"]) == ("2023-11-14T22:13:20Z", "2023-11-14T22:13:19Z")
-    assert plain(empty_fleet())["started_at"] is None
+    assert to_plain(empty_fleet())["started_at"] is None
 
     def without(value: object) -> object:
         if isinstance(value, dict):
@@ -200,7 +201,7 @@ def test_a_moment_reads_as_what_it_was(seconds: float, exact: bool):
 )
 def test_fractions_are_written_where_they_matter(value: WireModel, field: str, text: str | None):
     """A line of a log has milliseconds, a pin's end has none, and what never ends has null."""
-    assert plain(value)[field] == text
+    assert to_plain(value)[field] == text
 
 
 def test_no_field_of_unix_seconds_is_without_its_mark():

@@ -17,7 +17,7 @@ budgets = st.builds(
     Budget,
     moves=st.integers(1, 3),
     seconds=st.sampled_from([5.0, 600.0]),
-    across=st.booleans(),
+    cross_node=st.booleans(),
 )
 
 
@@ -51,7 +51,7 @@ def test_a_defrag_keeps_its_promises(
     assert len(found.moves) <= budget.moves
     assert sum(m.seconds for m in found.moves) <= budget.seconds
     assert not any(instances[m.instance].pinned for m in found.moves)
-    assert budget.across or all(m.node == m.to_node for m in found.moves)
+    assert budget.cross_node or all(m.node == m.to_node for m in found.moves)
 
 
 @given(clusters(), budgets)
@@ -107,11 +107,11 @@ def test_the_quickest_of_equal_moves_is_taken() -> None:
 
 
 def test_other_nodes_take_instances_only_when_allowed() -> None:
-    """A block that needs another node's room is planned only with `across`."""
+    """A block that needs another node's room is planned only with `cross_node`."""
     one = node("n1", (device(0, 300),), (instance("a"),))
     two = node("n2", (device(0, 300),), (instance("b", "n2", mb=150),))
     capacities = cluster(one, two).capacities
     assert defrag(capacities, {}, Budget(), wanted_mb=300) is None
-    found = defrag(capacities, {}, Budget(across=True), wanted_mb=300)
+    found = defrag(capacities, {}, Budget(cross_node=True), wanted_mb=300)
     assert found is not None
     assert [(m.node, m.to_node) for m in found.moves] == [("n1", "n2")]

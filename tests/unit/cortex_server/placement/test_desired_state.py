@@ -82,7 +82,7 @@ def test_missing_replicas_are_wanted() -> None:
     two = wanted(replicas={"min": 2, "max": 2})
     assert keeper().due(fleet(), two, 0.0).want == (LoadKey("a"),)
     one = instance("a")
-    assert keeper().due(fleet(one), two, 0.0).want == (LoadKey("a", another=True),)
+    assert keeper().due(fleet(one), two, 0.0).want == (LoadKey("a", replica=True),)
     loading = instance("a", devices=(1,), state=InstanceState.LOADING)
     assert keeper().due(fleet(one, loading), two, 0.0).want == ()
 
@@ -114,7 +114,7 @@ def test_a_model_that_stays_full_gets_another_instance() -> None:
     assert upkeep.due(fleet(full), many, 0.0).want == ()
     assert upkeep.due(fleet(replace(full, in_flight=1)), many, 8.0).want == ()
     assert upkeep.due(fleet(full), many, 9.0).want == ()
-    further = LoadKey("a", another=True, may_evict=False)
+    further = LoadKey("a", replica=True, may_evict=False)
     assert upkeep.due(fleet(full), many, 19.0).want == (further,)
     other = instance("a", devices=(1,), parallel=2, in_flight=2)
     assert upkeep.due(fleet(full, other), many, 40.0).want == ()

@@ -184,9 +184,9 @@ class Histories(RuleBasedStateMachine):
     def ask(self, model: str, timeout_s: float) -> None:
         self.bench.ask(model, timeout_s)
 
-    @rule(node=st.sampled_from(["n1", "n2"]), another=st.booleans())
-    def operator_asks(self, node: str, another: bool) -> None:
-        key = LoadKey("a", PlacementConstraints(node), another=another, may_evict=not another)
+    @rule(node=st.sampled_from(["n1", "n2"]), replica=st.booleans())
+    def operator_asks(self, node: str, replica: bool) -> None:
+        key = LoadKey("a", PlacementConstraints(node), replica=replica, may_evict=not replica)
         self.bench.ask("a", key=key)
 
     @precondition(lambda self: self.bench.asked - set(self.bench.answered) - self.cancelled)
@@ -633,7 +633,7 @@ def test_a_load_says_which_copies_its_node_had() -> None:
         PlacementConstraints(other),
         PlacementConstraints(there, (0,)),
     ):
-        bench.ask("a", key=LoadKey("a", where, another=True))
+        bench.ask("a", key=LoadKey("a", where, replica=True))
     told = {o.plan.node: o.known for o in bench.starting.values() if o.known is not None}
     assert (first in told[there], first in told[other]) == (True, False)
     assert [o.plan.node for o in bench.starting.values() if o.known is None] == [there]
@@ -644,7 +644,7 @@ def test_a_victim_that_does_not_drain_is_spared() -> None:
     bench = Bench()
     bench.load("d")
     bench.load("d" if not bench.instances else "c")
-    waiter = bench.ask("d", key=LoadKey("d", another=True))
+    waiter = bench.ask("d", key=LoadKey("d", replica=True))
     bench.pass_time(6.0)
     order = bench.making.pop(next(iter(bench.making)))
     (stuck,) = order.plan.evictions
