@@ -116,5 +116,5 @@ def _look_into(key: str, files: _Files, tls: TlsSection | None, found: Looked) -
         client_context(*files) if tls is None else server_tls(tls)
     except ConfigError as failed:
         found.wrong.append(f"{key}: {failed.message.removeprefix('TLS: ')}")
-    problems = (c.trouble(time.time()) for c in read_certificates(own, authorities))
+    problems = (c.problem(time.time()) for c in read_certificates(own, authorities))
     found.doubtful += [f"{key}: {trouble}" for trouble in problems if trouble]

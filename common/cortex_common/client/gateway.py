@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from cortex_common.client.control import EventCursor, ControlClient, quote_path
+from cortex_common.client.control import ControlClient, EventCursor, quote_path
 from cortex_common.config.provenance import ConfigView
 from cortex_common.log_buffer import LogLine, parse_log_lines
 from cortex_common.schema import operations

@@ -27,11 +27,11 @@ from cortex_cli.render.fleet import (
     device_list,
     device_rows,
     instance_rows,
-    room_rows,
     problems,
+    room_rows,
 )
 from cortex_cli.render.formats import to_yaml
-from cortex_cli.render.json_values import to_plain, rfc3339
+from cortex_cli.render.json_values import rfc3339, to_plain
 from cortex_cli.render.log import engine_line
 from cortex_cli.render.status import status
 from cortex_cli.render.table import Column, brief, printable, table
