@@ -82,7 +82,9 @@ def _fate(move: PlannedMove) -> str:
     devices = device_list(move.to_devices)
     where = f"{move.to_node}/{devices}" if devices else move.to_node
     took = f" in about {format_duration(move.load_s)}" if move.load_s is not None else ""
-    return printable(f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.why}")
+    return printable(
+        f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.why}"
+    )
 
 
 def plan_text(plan: PlanView, paint: Paint) -> str:

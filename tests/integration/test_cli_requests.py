@@ -227,12 +227,12 @@ async def test_the_trail_names_who_did_it(held: Held):
     """A pin stands in the trail with the operator's key; a stream that lost it gets it when it is resumed."""
     async with held.operator() as client:
         cursor = EventCursor()
-        async with contextlib.aclosing(client.news(cursor)) as updates:
+        async with contextlib.aclosing(client.watch(cursor)) as updates:
             await anext(updates)
         await client.pin(PinModel(model="m"))
         await client.unpin(UnpinModel(model="m"))
         (pinned,) = [e for e in await client.trail() if e.event == "pinned"]
-        async with asyncio.timeout(10), contextlib.aclosing(client.news(cursor)) as updates:
+        async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as updates:
             missed = [await anext(updates), await anext(updates)]
 
     assert (pinned.actor, pinned.facts["model"]) == ("ada", "m")

@@ -141,7 +141,9 @@ class OperatorClient(ControlClient):
         Raises:
             UpstreamFailed: the response is not a log.
         """
-        path = "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{quote_path(node)}/logs"
+        path = (
+            "/operator/v1/logs" if node is None else f"/operator/v1/nodes/{quote_path(node)}/logs"
+        )
         params = {"lines": str(lines), "follow": str(follow).lower()}
         async with self.text(path, params) as pieces:
             yield parse_log_lines(pieces)
