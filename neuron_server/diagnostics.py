@@ -12,7 +12,7 @@ from neuron_server.event_log import EventLog
 from neuron_server.hardware.host import Host, Reading
 from neuron_server.hardware.xid import describe_xid, is_engine_fault
 from neuron_server.harness.base import Harness
-from neuron_server.harness.registry import Registry
+from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.program import build_id, linked_cuda_version
 
@@ -84,7 +84,7 @@ class EngineChecks:
         warnings: the problems that the last check found.
     """
 
-    def __init__(self, registry: Registry, host: Host) -> None:
+    def __init__(self, registry: HarnessRegistry, host: Host) -> None:
         self.warnings: tuple[HostWarning, ...] = ()
         self._registry = registry
         self._host = host
@@ -125,6 +125,8 @@ async def _check_program(
             message=f"{harness.name}: {program} is built for CUDA {built_for} but the driver supports {driver_cuda}: "
             "install a matching build or a newer driver",
         )
-    if DeviceKind.CUDA in harness.capabilities.kinds and (why := await harness.without_gpu()):
-        return HostWarning(code="engine_without_gpu", message=f"{harness.name}: {why}")
+    if DeviceKind.CUDA in harness.capabilities.kinds and (
+        reason := await harness.cpu_only_reason()
+    ):
+        return HostWarning(code="engine_without_gpu", message=f"{harness.name}: {reason}")
     return None

@@ -29,7 +29,7 @@ class InflightCounts:
     async def refresh(self, managed: ManagedInstance) -> int:
         """Query the engine, then return `count`; an engine that reports nothing counts as idle."""
         url = managed.runner.url(managed.instance.port)
-        reported = await managed.registered.harness.in_flight(url) or 0
+        reported = await managed.entry.harness.in_flight(url) or 0
         self._reported[managed.instance.id] = reported
         return self.count(managed.instance.id)
 

@@ -30,7 +30,7 @@ from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource, load_library
 from neuron_server.hardware.sample import DeviceSource
 from neuron_server.harness.probe import engine_client
-from neuron_server.harness.registry import Registry
+from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.process.cgroups import find_cgroups
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
@@ -132,7 +132,7 @@ def create_runtime(
     engine_host = _LOOPBACK
     if config.neuron.engine_access == "direct":
         engine_host = config.neuron.engine_host or _LOOPBACK
-    registry = Registry(config.harnesses, engine_client(config.harnesses))
+    registry = HarnessRegistry(config.harnesses, engine_client(config.harnesses))
     state = StateDir(config.neuron.state_dir)
     cgroups = find_cgroups(config.neuron.cgroup)
     return Runtime(config, Host(sources, clock), registry, state, clock, engine_host, cgroups)

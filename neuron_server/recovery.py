@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cortex_common.schema.hardware import Device
 from neuron_server.event_log import EventLog
-from neuron_server.harness.registry import Registry
+from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.process_table import boot_id
@@ -16,7 +16,7 @@ from neuron_server.state_store import EngineRecord, StateDir
 
 def adopt_engines(
     state: StateDir,
-    registry: Registry,
+    registry: HarnessRegistry,
     supervisor: Supervisor,
     devices: Sequence[Device],
     events: EventLog,
@@ -91,7 +91,7 @@ def _current_indices(record: EngineRecord, devices: Sequence[Device]) -> tuple[i
 
 
 def _restored_instance(
-    record: EngineRecord, devices: tuple[int, ...], registry: Registry
+    record: EngineRecord, devices: tuple[int, ...], registry: HarnessRegistry
 ) -> Instance:
     return Instance(
         id=record.instance_id,

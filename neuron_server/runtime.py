@@ -32,22 +32,22 @@ from cortex_common.schema.instances import (
     UnloadResponse,
 )
 from neuron_server import views
+from neuron_server.attached_engines import AttachedEngines
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
 from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host
-from neuron_server.harness.registry import Registry
+from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.inflight import InflightCounts
-from neuron_server.instances.attached_engines import AttachedEngines
-from neuron_server.instances.loader import Loader
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.state_machine import Instance
-from neuron_server.instances.unloader import Unloader
+from neuron_server.loader import Loader
 from neuron_server.memory_accounting import MemoryAccounting
 from neuron_server.process.cgroups import Cgroups
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.supervisor import Supervisor
 from neuron_server.recovery import adopt_engines, engine_record, recorded_leaders
 from neuron_server.state_store import PastLoad, StateDir
+from neuron_server.unloader import Unloader
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Runtime:
         self,
         config: NeuronConfig,
         host: Host,
-        registry: Registry,
+        registry: HarnessRegistry,
         state: StateDir,
         clock: Clock,
         engine_host: str,
@@ -175,8 +175,8 @@ class Runtime:
             )
         )
         for instance, engine in adopted:
-            registered = self.registry.get(instance.spec.harness)
-            self._loader.manage(instance, registered).runner.start(engine)
+            entry = self.registry.get(instance.spec.harness)
+            self._loader.manage(instance, entry).runner.start(engine)
         return frozenset(str(instance.id) for instance, _ in adopted)
 
     # -- the API's requests ----------------------------------------------------------------
@@ -238,7 +238,7 @@ class Runtime:
     def discovery(self) -> Discovery:
         """Return the body of GET /discovery."""
         warnings = (
-            *self.registry.missing(),
+            *self.registry.warnings(),
             *self._engine_checks.warnings,
             *views.lost_device_warnings(self.health(), self._memory.devices),
             *self._faults.warnings(),
@@ -295,8 +295,8 @@ class Runtime:
 
     def pick_port(self, instance: InstanceId) -> int:
         """Return another free port of the range of an instance's harness."""
-        registered = self.instances[instance].registered
-        return self._loader.free_port(registered, f"{instance} {uuid.uuid4()}")
+        entry = self.instances[instance].entry
+        return self._loader.free_port(entry, f"{instance} {uuid.uuid4()}")
 
     async def measure(self) -> None:
         """Read the devices now and apply the measurements."""

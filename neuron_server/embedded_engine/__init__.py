@@ -1,1 +1,1 @@
-"""The engine that comes with the package."""
+"""The embedded engine: a worker process with the mistral.rs wheel."""

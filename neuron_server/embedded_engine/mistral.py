@@ -1,4 +1,4 @@
-"""The mistral.rs engine out of its Python wheel: a blocking core, and an asyncio face that can be cancelled."""
+"""An asyncio interface, with cancellation, to the blocking mistral.rs engine of the Python wheel."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from neuron_server.embedded_engine.gguf_header import chat_template
 from neuron_server.embedded_engine.openai_wire import RAW, Job, Piece, ToolCall, Usage
 
 mistralrs: Any = mistralrs_wheel
-"""The wheel without its stubs, which contradict it: Runner takes a Which.GGUF, a stream is no union."""
+"""The wheel without its type stubs, which are wrong: Runner accepts Which.GGUF, and a stream is not a union."""
 
-_AHEAD = 256
-"""Pieces that may wait for a slow reader before its generation is held."""
+_MAX_QUEUED = 256
+"""Pieces queued for a slow reader before its generation is paused."""
 
 
 def passthrough_template(template: str) -> str:
-    """A chat template that renders a raw prompt as it is, and everything else like `template`.
+    """Return a chat template that renders a raw prompt unchanged, and other messages like `template`.
 
-    The wheel streams chat requests only and can't cancel a text completion; so a prompt goes the way of a chat.
+    The wheel streams only chat requests and can't cancel text completions, so a prompt is sent as a chat request.
     """
     raw = f"messages[0]['role'] == '{RAW}'"
     return f"{{% if {raw} %}}{{{{ messages[0]['content'] }}}}{{% else %}}{template}{{% endif %}}"
 
 
 def load_runner(file: Path, parallel: int) -> Any:
-    """Load a GGUF file; blocks until it is in memory.
+    """Load a GGUF file; block until it is in memory.
 
     Raises:
-        ValueError: the engine can't load it; the message is the engine's.
+        ValueError: the engine can't load it; the message is from the engine.
     """
     template = chat_template(file)
-    with tempfile.TemporaryDirectory(prefix="cortex-") as scratch:
-        explicit = Path(scratch) / "chat.jinja"
+    with tempfile.TemporaryDirectory(prefix="cortex-") as directory:
+        explicit = Path(directory) / "chat.jinja"
         explicit.write_text(passthrough_template(template or ""), encoding="utf-8")
         return mistralrs.Runner(
             which=mistralrs.Which.GGUF(str(file.parent), file.name),
             max_seqs=parallel,
-            # The wheel's prefix cache (0.9.5) never lets go: 0.7 MiB for each request with a 2 MB model.
+            # The wheel's prefix cache (0.9.5) leaks: 0.7 MiB per request with a 2 MB model.
             prefix_cache_n=0,
-            token_source="none",  # noqa: S106 - the wheel's word for "no Hugging Face token"
+            token_source="none",  # noqa: S106 - this value means "no Hugging Face token"
             jinja_explicit=str(explicit),
         )
 
 
 class MistralEngine:
-    """One loaded model that generates for several requests at once.
+    """A loaded model that generates answers for several requests at the same time.
 
     Args:
         runner: the loaded model.
-        parallel: generations that run side by side; more of them wait their turn.
-        context: tokens a request may use, where less than the model's own is wanted.
+        parallel: maximum number of concurrent generations; further requests wait.
+        context: maximum tokens per request, if less than the model's.
     """
 
     def __init__(self, runner: Any, *, parallel: int, context: int | None) -> None:
@@ -77,15 +77,15 @@ class MistralEngine:
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="generate")
 
     def close(self) -> None:
-        """Wait for the generations under way; they are cancelled with the tasks that read them."""
+        """Wait for running generations, which are cancelled together with the tasks that read them."""
         self._threads.shutdown()
 
     async def generate(self, job: Job) -> AsyncGenerator[Piece]:
-        """Run one generation; closing the iterator ends it at the engine's next token.
+        """Run one generation; closing the iterator cancels it at the engine's next token.
 
         Raises:
-            BadRequest: the engine refuses the request.
-            UpstreamFailed: the engine broke off.
+            BadRequest: the engine rejects the request.
+            UpstreamFailed: the engine failed during the generation.
         """
         self.waiting += 1
         try:
@@ -94,42 +94,42 @@ class MistralEngine:
             self.waiting -= 1
         self.running += 1
         loop = asyncio.get_running_loop()
-        handover = _Handover(loop)
-        future = loop.run_in_executor(self._threads, self._run, job, handover)
+        queue = _PieceQueue(loop)
+        future = loop.run_in_executor(self._threads, self._run, job, queue)
         future.add_done_callback(self._ended)
         try:
-            async with aclosing(handover.pieces()) as pieces:
+            async with aclosing(queue.pieces()) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
-            handover.cancel()
+            queue.cancel()
 
     def _ended(self, _: asyncio.Future[None]) -> None:
         self.running -= 1
         self._slots.release()
 
-    def _run(self, job: Job, handover: _Handover) -> None:
+    def _run(self, job: Job, queue: _PieceQueue) -> None:
         try:
             for piece in self._pieces(job):
-                if not handover.put(piece):
+                if not queue.put(piece):
                     return
-            handover.end(None)
+            queue.end(None)
         except CortexError as failed:
-            handover.end(failed)
-        except Exception as failed:  # noqa: BLE001 - whatever the engine raises is the request's answer
-            handover.end(UpstreamFailed(f"the engine broke off: {failed}"))
+            queue.end(failed)
+        except Exception as failed:  # noqa: BLE001 - any exception of the engine becomes the request's error
+            queue.end(UpstreamFailed(f"the engine failed: {failed}"))
 
     def _pieces(self, job: Job) -> Iterator[Piece]:
-        begun = False
+        started = False
         try:
             request = self._request(job)
-            with self._starts:  # starting two at once raises "Already borrowed"
+            with self._starts:  # concurrent starts raise "Already borrowed"
                 chunks = self._runner.send_chat_completion_request(request)
             for chunk in chunks:
-                yield _piece(chunk, raw=job.kind == "text" and not begun)
-                begun = True
+                yield _piece(chunk, raw=job.kind == "text" and not started)
+                started = True
         except (ValueError, TypeError) as failed:
-            if begun:
+            if started:
                 raise
             raise BadRequest(str(failed)) from failed
 
@@ -159,16 +159,16 @@ class MistralEngine:
         )
 
     def _max_tokens(self, job: Job) -> int | None:
-        """The engine knows the model's own context only; a smaller one is kept here, by the prompt's text."""
+        """Return the token limit; a context below the model's is enforced here, from the tokenized prompt."""
         if self._limit is None:
             return job.max_tokens
         text = "".join(turn["content"] for turn in job.messages)
-        room: int = self._limit - len(self._runner.tokenize_text(text, False, None))
-        if room < 1:
+        remaining: int = self._limit - len(self._runner.tokenize_text(text, False, None))
+        if remaining < 1:
             raise BadRequest(
                 f"the prompt is longer than the context of {self._limit} tokens", param="messages"
             )
-        return min(filter(None, (room, job.max_tokens)))
+        return min(filter(None, (remaining, job.max_tokens)))
 
 
 def _piece(chunk: Any, *, raw: bool) -> Piece:
@@ -176,7 +176,7 @@ def _piece(chunk: Any, *, raw: bool) -> Piece:
     delta, usage = choice.delta, chunk.usage
     text = delta.content or ""
     if raw and choice.logprobs is not None and choice.logprobs.token.startswith(" " + text[:1]):
-        text = " " + text  # a chat answer loses its first space; the token still has it
+        text = " " + text  # a chat answer lacks its first space, but the token has it
     return Piece(
         text=text,
         reasoning=delta.reasoning_content or "",
@@ -189,35 +189,35 @@ def _piece(chunk: Any, *, raw: bool) -> Piece:
     )
 
 
-class _Handover:
-    """Carries pieces from a generating thread to the loop, with a bound and a way to say stop."""
+class _PieceQueue:
+    """A bounded, cancellable queue of pieces from a generating thread to the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._room = threading.Semaphore(_AHEAD)
+        self._capacity = threading.Semaphore(_MAX_QUEUED)
         self._cancelled = False
         self._queue: asyncio.Queue[Piece | CortexError | None] = asyncio.Queue()
 
     def put(self, piece: Piece) -> bool:
-        """From the thread: hand over a piece; False once nobody wants more."""
-        self._room.acquire()
+        """Add a piece, from the thread; return False once the reader has cancelled."""
+        self._capacity.acquire()
         if self._cancelled:
             return False
         self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
         return True
 
     def end(self, error: CortexError | None) -> None:
-        """From the thread: there is nothing more."""
+        """Mark the end or an error, from the thread."""
         self._loop.call_soon_threadsafe(self._queue.put_nowait, error)
 
     def cancel(self) -> None:
-        """From the loop: nobody wants more; wakes a held thread."""
+        """Cancel, from the event loop; wakes a paused thread."""
         self._cancelled = True
-        self._room.release()
+        self._capacity.release()
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         while (item := await self._queue.get()) is not None:
             if isinstance(item, CortexError):
                 raise item
-            self._room.release()
+            self._capacity.release()
             yield item

@@ -1,4 +1,4 @@
-"""The embedded worker's side of OpenAI's wire: what requests may say and how answers are shaped. No I/O."""
+"""OpenAI's API in the embedded worker: parsing of requests and formatting of answers (no I/O)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class StreamOptions(Struct, frozen=True):
 
 
 class Grammar(Struct, frozen=True):
-    """Constrains the answer; the field of that name in mistral.rs's own server.
+    """A constraint on the answer, like the `grammar` field of mistral.rs's server.
 
     Attributes:
-        type: what `value` is written in.
-        value: the grammar; an object is allowed for json_schema.
+        type: the language of `value`.
+        value: the grammar; can be an object for json_schema.
     """
 
     type: Literal["regex", "lark", "json_schema", "llguidance"]
@@ -53,7 +53,7 @@ class _Sampling(Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(_Sampling, frozen=True, kw_only=True):
-    """POST /v1/chat/completions, as far as the engine goes."""
+    """The supported fields of POST /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
@@ -64,7 +64,7 @@ class ChatRequest(_Sampling, frozen=True, kw_only=True):
 
 
 class TextRequest(_Sampling, frozen=True, kw_only=True):
-    """POST /v1/completions, as far as the engine goes."""
+    """The supported fields of POST /v1/completions."""
 
     prompt: str | list[str]
     echo: bool = False
@@ -72,20 +72,20 @@ class TextRequest(_Sampling, frozen=True, kw_only=True):
     best_of: int | None = None
 
 
-# Not strict: a whole number may come as 5.0 or "5". Clients also send more than any engine knows, which is no error.
-_chats = msgspec.json.Decoder(ChatRequest, strict=False)
-_texts = msgspec.json.Decoder(TextRequest, strict=False)
+# Not strict: an integer can be sent as 5.0 or "5". Unknown fields are not errors, because clients send many.
+_chat_decoder = msgspec.json.Decoder(ChatRequest, strict=False)
+_text_decoder = msgspec.json.Decoder(TextRequest, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One generation, checked and free of OpenAI's variants.
+    """One generation, validated and independent of OpenAI's request formats.
 
     Attributes:
-        messages: role and content of each turn; a raw prompt is one turn of the role `RAW`.
-        grammar: (kind, text) that the answer must follow.
-        tools: each tool's JSON; empty when the model must not call any.
-        include_usage: the client asked for the extra usage chunk.
+        messages: role and content of each turn; a raw prompt is one turn with the role `RAW`.
+        grammar: type and text of the grammar that constrains the answer.
+        tools: each tool as JSON; empty if the model must not call any.
+        include_usage: the client requested the extra usage chunk.
     """
 
     kind: Kind
@@ -102,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A whole call: the engine never splits one over chunks."""
+    """A complete tool call; the engine never splits one into chunks."""
 
     index: int
     id: str
@@ -118,7 +118,7 @@ class Usage:
     completion_tokens: int
 
     def wire(self) -> dict[str, JsonValue]:
-        """OpenAI's `usage` object."""
+        """Return OpenAI's `usage` object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -128,7 +128,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What the engine produced in one step; the last has a finish reason and the usage."""
+    """The engine's output of one step; the last one has a finish reason and the usage."""
 
     text: str = ""
     reasoning: str = ""
@@ -138,15 +138,15 @@ class Piece:
 
 
 RAW = "cortex-raw-prompt"
-"""The role of a turn that the chat template passes through as it is; see mistral.passthrough_template."""
+"""The role of a turn that the chat template renders unchanged: see `mistral.passthrough_template`."""
 
 
 def parse_job(kind: Kind, body: bytes) -> Job:
-    """Check a request.
+    """Parse and validate a request.
 
     Raises:
         MalformedBody: the body is not JSON.
-        BadRequest: a field is missing or wrong, or asks for what this engine can't do; `param` names it.
+        BadRequest: a field is missing, invalid or not supported; `param` names it.
     """
     try:
         return _chat(body) if kind == "chat" else _text(body)
@@ -160,7 +160,7 @@ def parse_job(kind: Kind, body: bytes) -> Job:
 
 
 def _chat(body: bytes) -> Job:
-    request = _chats.decode(body)
+    request = _chat_decoder.decode(body)
     grammar = _grammar(request.grammar) or _response_format(request.response_format)
     return Job(
         kind="chat",
@@ -174,15 +174,15 @@ def _chat(body: bytes) -> Job:
 
 
 def _text(body: bytes) -> Job:
-    request = _texts.decode(body)
+    request = _text_decoder.decode(body)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if len(prompts) != 1:
-        raise BadRequest("this engine takes one prompt a request", param="prompt")
+        raise BadRequest("this engine supports one prompt per request", param="prompt")
     for name in ("echo", "suffix"):
         if getattr(request, name):
             raise BadRequest(f"this engine does not support {name}", param=name)
     if request.best_of not in {None, 1}:
-        raise BadRequest("this engine supports best_of=1 only", param="best_of")
+        raise BadRequest("this engine supports only best_of=1", param="best_of")
     return Job(
         kind="text",
         messages=({"role": RAW, "content": prompts[0]},),
@@ -194,7 +194,7 @@ def _text(body: bytes) -> Job:
 
 def _common(request: _Sampling) -> dict[str, Any]:
     if request.n not in {None, 1}:
-        raise BadRequest("this engine gives one answer a request: n must be 1", param="n")
+        raise BadRequest("this engine returns one answer per request: n must be 1", param="n")
     stop = (request.stop,) if isinstance(request.stop, str) else request.stop or ()
     options = request.stream_options
     return {
@@ -209,12 +209,12 @@ def _message(turn: dict[str, Any]) -> dict[str, Any]:
     role, content = turn.get("role"), turn.get("content")
     if not isinstance(role, str) or role == RAW:
         raise BadRequest("every message needs a role", param="messages")
-    plain: dict[str, Any] = {"role": role, "content": _plain_text(content)}
+    message: dict[str, Any] = {"role": role, "content": _plain_text(content)}
     if calls := turn.get("tool_calls"):
-        plain["tool_calls"] = calls
+        message["tool_calls"] = calls
     if isinstance(answered := turn.get("tool_call_id"), str):
-        plain["tool_call_id"] = answered
-    return plain
+        message["tool_call_id"] = answered
+    return message
 
 
 def _plain_text(content: Any) -> str:
@@ -226,7 +226,7 @@ def _plain_text(content: Any) -> str:
         other = next((p.get("type") for p in content if p.get("type") != "text"), None)
         if other is None:
             return "".join(str(part.get("text", "")) for part in content)
-        raise BadRequest(f"this engine reads text only, not {other}", param="messages")
+        raise BadRequest(f"this engine supports only text, not {other}", param="messages")
     raise BadRequest("content must be text or a list of parts", param="messages")
 
 
@@ -238,7 +238,7 @@ def _tools(request: ChatRequest) -> tuple[str, ...]:
         if isinstance(request.tool_choice, str)
         else request.tool_choice
     ):
-        raise BadRequest("this engine can't be made to call a tool: use auto", param="tool_choice")
+        raise BadRequest("this engine can't force a tool call: use auto", param="tool_choice")
     return tuple(json.dumps(tool) for tool in request.tools)
 
 
@@ -249,23 +249,27 @@ def _grammar(grammar: Grammar | None) -> tuple[str, str] | None:
     return grammar.type, value if isinstance(value, str) else json.dumps(value)
 
 
-def _response_format(asked: dict[str, Any] | None) -> tuple[str, str] | None:
-    kind = (asked or {}).get("type", "text")
+def _response_format(response_format: dict[str, Any] | None) -> tuple[str, str] | None:
+    kind = (response_format or {}).get("type", "text")
     if kind == "text":
         return None
     if kind == "json_object":
         return "json_schema", '{"type":"object"}'
-    if asked and kind == "json_schema" and isinstance(asked.get("json_schema"), dict):
-        return "json_schema", json.dumps(asked["json_schema"].get("schema", {}))
-    raise BadRequest(f"response_format {kind!r} is not known", param="response_format")
+    if (
+        response_format
+        and kind == "json_schema"
+        and isinstance(response_format.get("json_schema"), dict)
+    ):
+        return "json_schema", json.dumps(response_format["json_schema"].get("schema", {}))
+    raise BadRequest(f"response_format {kind!r} is not supported", param="response_format")
 
 
 @dataclass(slots=True)
 class Answer:
-    """Shapes one generation's pieces, as a stream of chunks or as one object.
+    """Formats the pieces of one generation, as a stream of chunks or as one object.
 
     Attributes:
-        id: of the completion, such as "chatcmpl-...".
+        id: id of the completion, such as "chatcmpl-...".
         created: Unix seconds.
     """
 
@@ -276,7 +280,7 @@ class Answer:
     _started: bool = field(default=False, init=False)
 
     def chunks(self, piece: Piece) -> Iterable[bytes]:
-        """The events of one piece, and after the last one the usage (if asked for) and [DONE]."""
+        """Yield the events of a piece; after the last piece also the usage (if requested) and [DONE]."""
         if self.job.kind == "chat" and not self._started:
             yield self._event([self._choice({"role": "assistant", "content": ""}, None)])
         self._started = True
@@ -295,7 +299,7 @@ class Answer:
             yield b"data: [DONE]\n\n"
 
     def whole(self, pieces: Sequence[Piece]) -> bytes:
-        """The answer to a request that does not stream."""
+        """Return the answer to a request that does not stream."""
         text = "".join(piece.text for piece in pieces)
         finish = pieces[-1].finish_reason if pieces else None
         usage = next((p.usage for p in reversed(pieces) if p.usage is not None), None)

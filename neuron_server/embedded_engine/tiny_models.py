@@ -1,8 +1,9 @@
-"""Writes tiny models that real engines load: random weights, a real tokenizer, a few MB.
+"""Writes tiny models that real engines can load, with random weights and a real tokenizer, a few MB in size.
 
-The weights are noise from a seed, but what they say can be read: one feature of the hidden state is constant
-(no layer writes to it), and the output layer uses it as a bias that a llama has no tensor for. It makes syllables
-likely, every other token practically impossible, and the end of an answer as likely as `answer_tokens` says.
+The weights are noise from a seed, but the answers are readable: one feature of the hidden state is constant (no layer
+writes to it), and the output layer uses it as a bias, for which the llama architecture has no tensor. It makes
+syllables likely, every other token practically impossible, and the end of an answer as likely as `answer_tokens`
+requires.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _FEATURE = math.sqrt(2.0)
-"""What the constant feature amounts to beside the noise, in units of the hidden state's size."""
+"""Magnitude of the constant feature relative to the noise, in units of the hidden state's norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
     tokens: tuple[str, ...]
     merges: tuple[str, ...]
-    spoken: range
-    """Ids of the syllables, the tokens that answers are made of."""
+    syllables: range
+    """Ids of the syllables, the tokens that answers consist of."""
 
 
 def write_tiny_gguf(
@@ -47,21 +48,21 @@ def write_tiny_gguf(
     context: int = 4096,
     answer_tokens: int | None = None,
 ) -> Path:
-    """Write a GGUF file of llama architecture; mistral.rs and llama-server load it.
+    """Write a GGUF file with the llama architecture, which mistral.rs and llama-server can load.
 
-    With the defaults the file has about 2 MB. It grows with `layers * hidden * (4 * hidden + 3 * feed_forward)`
-    times four bytes.
+    With the defaults the file has about 2 MB; it grows by `layers * hidden * (4 * hidden + 3 * feed_forward)` times
+    four bytes.
 
     Args:
-        path: the file to write; its directory is made.
-        seed: of the random weights.
+        path: the file to write; its directory is created.
+        seed: seed of the random weights.
         name: `general.name` inside the file.
         layers: number of transformer blocks.
         hidden: size of the hidden state, a multiple of `heads`.
         feed_forward: size of the feed-forward layers.
         heads: attention heads.
-        context: longest sequence that the file announces, in tokens.
-        answer_tokens: about how long sampled answers are; None: they never end by themselves.
+        context: the maximum context length in the file, in tokens.
+        answer_tokens: average length of sampled answers; None if they never end by themselves.
 
     Returns:
         The path.
@@ -96,14 +97,14 @@ def write_tiny_gguf(
 
 
 def _bytes_as_characters() -> tuple[str, ...]:
-    """GPT-2's table: each byte as a character that prints; the others move to 256 and up."""
+    """Return GPT-2's table: each byte as a printable character; other bytes are mapped to 256 and up."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     shifted = itertools.count(256)
     return tuple(chr(byte if byte in printable else next(shifted)) for byte in range(256))
 
 
 def _vocabulary() -> _Vocabulary:
-    """All bytes, then syllables with and without a space before them, then the control tokens."""
+    """Return all bytes, then syllables without and with a leading space, then the control tokens."""
     table = _bytes_as_characters()
     space = table[0x20]
     pairs = list(itertools.product("bdfgklmnprstvz", "aeiou"))
@@ -151,29 +152,29 @@ def _weights(
         yield prefix + "attn_q.weight", noise(hidden, hidden, narrow)
         yield prefix + "attn_k.weight", noise(hidden, hidden, narrow)
         yield prefix + "attn_v.weight", noise(hidden, hidden, narrow)
-        yield prefix + "attn_output.weight", _silent(noise(hidden, hidden, narrow))
+        yield prefix + "attn_output.weight", _mute(noise(hidden, hidden, narrow))
         yield prefix + "ffn_norm.weight", ones
         yield prefix + "ffn_gate.weight", noise(feed_forward, hidden, narrow)
         yield prefix + "ffn_up.weight", noise(feed_forward, hidden, narrow)
         down = noise(hidden, feed_forward, 1.0 / math.sqrt(feed_forward))
-        yield prefix + "ffn_down.weight", _silent(down)
+        yield prefix + "ffn_down.weight", _mute(down)
     yield "output_norm.weight", ones
     output = noise(len(vocabulary.tokens), hidden, narrow)
     output[:, 0] = _biases(vocabulary, answer_tokens) / (math.sqrt(hidden) / _FEATURE)
     yield "output.weight", output
 
 
-def _silent(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Keeps a layer from writing to the constant feature."""
+def _mute(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Prevent a layer from writing to the constant feature."""
     weights[0, :] = 0.0
     return weights
 
 
 def _biases(vocabulary: _Vocabulary, answer_tokens: int | None) -> npt.NDArray[np.float32]:
-    """What each token's logit gets on top of the noise."""
+    """Return the bias of each token's logit."""
     biases = np.full(len(vocabulary.tokens), -30.0, dtype=np.float32)
-    biases[vocabulary.spoken.start : vocabulary.spoken.stop] = 0.0
+    biases[vocabulary.syllables.start : vocabulary.syllables.stop] = 0.0
     if answer_tokens is not None:
         end = vocabulary.tokens.index("<|im_end|>")
-        biases[end] = math.log(len(vocabulary.spoken) / answer_tokens)
+        biases[end] = math.log(len(vocabulary.syllables) / answer_tokens)
     return biases

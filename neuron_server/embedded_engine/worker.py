@@ -1,7 +1,7 @@
-"""The embedded worker: one GGUF model of the mistral.rs wheel behind OpenAI's routes, as a process of its own.
+"""The embedded worker: a process that serves one GGUF model with the mistral.rs wheel on OpenAI's routes.
 
 `python -m neuron_server.embedded_engine.worker --model FILE.gguf --name NAME --port N`. It listens on loopback once the
-model is in memory: refused connections mean "still loading".
+model is in memory; a refused connection means that it is still loading.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from neuron_server.embedded_engine.mistral import MistralEngine, load_runner
 from neuron_server.embedded_engine.openai_wire import Answer, Job, Kind, Piece, parse_job
 
 DEFAULT_PARALLEL = 32
-_CLIENT_GONE = 499
+_CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(engine: MistralEngine, name: str) -> Starlette:
-    """The worker's routes. Starlette alone: a cold start waits for every import."""
+    """Create the worker's application; plain Starlette, because every import delays a cold start."""
     started = int(time.time())
 
     async def health(_: Request) -> JSONResponse:
@@ -72,16 +72,16 @@ def create_app(engine: MistralEngine, name: str) -> Starlette:
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", text, methods=["POST"]),
         ],
-        exception_handlers={CortexError: _known, HTTPException: _unknown},
+        exception_handlers={CortexError: _handle_error, HTTPException: _handle_http_error},
     )
 
 
-async def _known(_: Request, error: Exception) -> Response:
+async def _handle_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, CortexError)
     return JSONResponse(envelope(error), status_code=error.status)
 
 
-async def _unknown(request: Request, error: Exception) -> Response:
+async def _handle_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
     return JSONResponse(envelope(known), status_code=error.status_code)
@@ -97,16 +97,16 @@ async def _answer(kind: Kind, request: Request, engine: MistralEngine, name: str
     answer = Answer(job, f"{prefix}-{uuid.uuid4().hex}", name, int(time.time()))
     pieces = engine.generate(job)
     gathering = asyncio.ensure_future(_gather(pieces, job))
-    leaving = asyncio.ensure_future(_gone(request))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({gathering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({gathering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
             gathering.cancel()
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
         first = gathering.result()
     finally:
-        leaving.cancel()
-        await asyncio.gather(gathering, leaving, return_exceptions=True)
+        disconnected.cancel()
+        await asyncio.gather(gathering, disconnected, return_exceptions=True)
     if not job.stream:
         return Response(answer.whole(first), media_type="application/json")
     return StreamingResponse(
@@ -117,18 +117,18 @@ async def _answer(kind: Kind, request: Request, engine: MistralEngine, name: str
 
 
 async def _gather(pieces: AsyncGenerator[Piece], job: Job) -> list[Piece]:
-    """The first piece of a stream (so that a refusal is an HTTP error), or everything."""
-    found: list[Piece] = []
+    """Return the first piece of a stream (so that an error is an HTTP error), or all pieces."""
+    collected: list[Piece] = []
     async for piece in pieces:
-        found.append(piece)
+        collected.append(piece)
         if job.stream:
             break
-    if not found:
+    if not collected:
         raise Unavailable("the engine ended without an answer")
-    return found
+    return collected
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -148,7 +148,7 @@ async def _events(
 
 
 def main() -> None:
-    """Load the model, then serve it until SIGTERM."""
+    """Load the model and serve it until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m neuron_server.embedded_engine.worker")
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
     parser.add_argument("--name", required=True, help="the model's name in requests")
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parallel", type=int, default=DEFAULT_PARALLEL)
     parser.add_argument(
-        "--context", type=int, help="tokens a request may use; default: the model's"
+        "--context", type=int, help="maximum tokens per request; default: the model's"
     )
     options = parser.parse_args()
     log.configure_logging()

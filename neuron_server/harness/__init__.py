@@ -1,1 +1,1 @@
-"""Adapters for kinds of engines, and the supervisor of their processes."""
+"""Harnesses: adapters for the supported kinds of engine."""

@@ -1,8 +1,8 @@
-"""A mistral.rs server that someone else runs: its own unload and reload, behind the guards that they need.
+"""The harness of an attached mistral.rs server, which works around the bugs of its unload and reload API.
 
-Facts (0.8, 0.9): management calls answer 200 whatever happened, the JSON status tells; a reload of a model that is not
-exactly "unloaded" marks it as "reloading" for ever, which only a restart cures; unload drops requests in flight. A 0.8
-with several models answers an unload with "no_loader_config" and has lost the model: only a restart brings it back.
+mistral.rs 0.8 and 0.9: management calls always answer 200, with the result in the JSON status; a reload of a model that
+is not exactly "unloaded" leaves it in "reloading" forever, until a restart; an unload drops requests in flight. 0.8
+with several models answers an unload with "no_loader_config" and has lost the model until a restart.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from neuron_server.harness.base import LoadCycles, Probe
 from neuron_server.harness.command import sum_series
-from neuron_server.harness.mistralrs import CAPABILITIES, models_of, started_of, version_of
+from neuron_server.harness.mistralrs import CAPABILITIES, fetch_version, parse_models, started_at
 from neuron_server.harness.probe import get, get_json
 
-_POLL_S = 0.25
-_RELOAD_LIMIT_S = 1800.0
-_SYSTEMCTL_LIMIT_S = 120.0
-_RUNNING = ("mistralrs_sequences_running", "mistralrs_sequences_waiting")
+_POLL_INTERVAL_S = 0.25
+_RELOAD_TIMEOUT_S = 1800.0
+_SYSTEMCTL_TIMEOUT_S = 120.0
+_INFLIGHT_METRICS = ("mistralrs_sequences_running", "mistralrs_sequences_waiting")
 
 
 class AttachHarness:
-    """Loads and unloads the models that a running engine was configured with."""
+    """Loads and unloads models that a running engine was configured with."""
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
-        assert entry.url is not None  # or neuron.toml had been refused
+        assert entry.url is not None  # checked when neuron.toml is read
         self.name = entry.name
         self.capabilities = CAPABILITIES
         self.url = entry.url
         self.load_cycles = LoadCycles()
         self._unit = entry.unit
-        self._limit_s = entry.load_timeout_s or _RELOAD_LIMIT_S
+        self._timeout_s = entry.load_timeout_s or _RELOAD_TIMEOUT_S
         self._http = http
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._restarting = asyncio.Lock()
@@ -53,91 +53,91 @@ class AttachHarness:
 
     @property
     def program(self) -> str | None:
-        """Someone else's."""
+        """None: the neuron does not start the engine."""
         return None
 
     @property
-    def missing(self) -> str | None:
-        """Nothing of it need be here."""
+    def missing_reason(self) -> str | None:
+        """None: nothing of the engine needs to be installed here."""
         return None
 
     @property
     def restartable(self) -> bool:
-        """Whether its unit is configured."""
+        """Whether its systemd unit is configured."""
         return self._unit is not None
 
     async def prepare(self) -> None:
-        """Nothing to look at."""
+        """Do nothing: there is no program to inspect."""
 
-    async def without_gpu(self) -> str | None:
-        """It is whatever somebody else made of it."""
+    async def cpu_only_reason(self) -> str | None:
+        """Return None: the engine's devices are configured elsewhere."""
         return None
 
     def served_as(self, spec: LoadSpec) -> str | None:
-        """The engine's name for the model, given as `source`."""
+        """Return the engine's name for the model, given as `source`, if it differs from the model's."""
         return spec.source if spec.source not in {None, spec.model_id} else None
 
-    def weights_mb(self, spec: LoadSpec) -> int | None:  # noqa: ARG002 - the protocol's
-        """The engine's own business."""
+    def weights_mb(self, spec: LoadSpec) -> int | None:  # noqa: ARG002 - required by the protocol
+        """Return None: the weights can be anywhere."""
         return None
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - the protocol's
-        """Not asked: an engine that runs has its memory already, or takes it whatever we say."""
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - required by the protocol
+        """Return 0: the engine manages its memory independently of the ledger."""
         return 0
 
     async def in_flight(self, url: str) -> int | None:
-        """Of the whole engine: it does not tell by model."""
+        """Return the requests of the whole engine, which does not report them by model."""
         response = await get(self._http, url + "/metrics")
         if response is None or response.status_code != 200:
             return None
-        return sum_series(response.text, _RUNNING)
+        return sum_series(response.text, _INFLIGHT_METRICS)
 
     async def loaded(self) -> Mapping[str, bool] | None:
-        """See `AttachedHarness.loaded`."""
+        """Return the engine's models and whether each is loaded; None if it can't be reached."""
         listed = await get_json(self._http, self.url + "/v1/models")
         if listed is None:
             return None
-        self.load_cycles = self.load_cycles.observed(started_of(listed))
-        return models_of(listed)
+        self.load_cycles = self.load_cycles.observed(started_at(listed))
+        return parse_models(listed)
 
     async def restart(self) -> Mapping[str, bool]:
-        """See `AttachedHarness.restart`."""
-        await self._restart("a restart was asked for")
+        """Restart the engine's systemd unit, and return the models and whether each is loaded."""
+        await self._restart("a restart was requested")
         return await self.loaded() or {}
 
     async def load(self, spec: LoadSpec) -> Probe:
-        """See `AttachedHarness.load`; a model stuck in "reloading" is cured by a restart where a unit is known."""
+        """Load a model; one that is stuck in "reloading" or was lost is recovered by a restart, if possible."""
         name = spec.source or spec.model_id
-        await self._restarted()
+        await self._wait_for_restart()
         async with self._locks[name]:
             if await self.loaded() is None:
-                await self._systemctl("start", f"the engine at {self.url} does not answer")
-                await self._until_reachable()
-            status = await self._settled(name)
+                await self._systemctl("start", f"the engine at {self.url} does not respond")
+                await self._wait_until_reachable()
+            status = await self._wait_for_status(name)
             if status == "reloading":
                 await self._restart(f"{name} is stuck in reloading")
-                status = await self._settled(name)
+                status = await self._wait_for_status(name)
             elif status == "not_found" and name in self._lost:
-                await self._bring_back(name)
-                status = await self._settled(name)
+                await self._recover(name)
+                status = await self._wait_for_status(name)
             if status == "unloaded":
                 await self._reload(name)
             elif status != "loaded":
-                known = tuple(await self.loaded() or ())
+                configured = tuple(await self.loaded() or ())
                 raise BadRequest(
                     f"the engine at {self.url} was not configured with {name!r}",
                     param="source",
                     hints=(
-                        *(f"did you mean {n!r}?" for n in nearest_names(name, known)),
-                        "mistral.rs can't add models at run time: add it to its start-up configuration",
+                        *(f"did you mean {n!r}?" for n in nearest_names(name, configured)),
+                        "mistral.rs can't add models at run time: add it to its startup configuration",
                     ),
                 )
-        return Probe(ready=True, version=await version_of(self._http, self.url))
+        return Probe(ready=True, version=await fetch_version(self._http, self.url))
 
     async def unload(self, spec: LoadSpec) -> None:
-        """See `AttachedHarness.unload`."""
+        """Unload a model, unless it is not loaded."""
         name = spec.source or spec.model_id
-        await self._restarted()
+        await self._wait_for_restart()
         async with self._locks[name]:
             if await self._status(name) != "loaded":
                 return
@@ -150,74 +150,76 @@ class AttachHarness:
                 )
             self.load_cycles = self.load_cycles.incremented()
 
-    async def _bring_back(self, name: str) -> None:
-        """Restart for a lost model, where that harms nobody."""
+    async def _recover(self, name: str) -> None:
+        """Restart the engine to recover a lost model, unless other models are loaded."""
         if True in (await self.loaded() or {}).values():
             raise LoadFailed(
-                f"the engine lost {name} when it unloaded it, and only a restart brings it back",
-                hints=(f"POST /harnesses/{self.name}/restart, once its other models are idle",),
+                f"the engine lost {name} when it unloaded it, and only a restart recovers it",
+                hints=(f"POST /harnesses/{self.name}/restart, when its other models are idle",),
             )
         await self._restart(f"{name} was lost when it was unloaded")
 
-    async def _restart(self, why: str) -> None:
+    async def _restart(self, reason: str) -> None:
         async with self._restarting:
-            await self._systemctl("restart", why)
-            await self._until_reachable()
+            await self._systemctl("restart", reason)
+            await self._wait_until_reachable()
             self.load_cycles = LoadCycles(self.load_cycles.started)
             self._lost.clear()
 
-    async def _restarted(self) -> None:
-        """Wait for the end of a restart that is under way."""
+    async def _wait_for_restart(self) -> None:
+        """Wait until a restart in progress has finished."""
         async with self._restarting:
             pass
 
     async def _reload(self, name: str) -> None:
-        answer = await self._manage("reload", name, limit_s=self._limit_s)
+        answer = await self._manage("reload", name, timeout_s=self._timeout_s)
         if answer.get("status") != "loaded":
-            why = answer.get("error") or answer.get("status")
-            raise LoadFailed(f"the engine could not load {name}: {why}")
+            reason = answer.get("error") or answer.get("status")
+            raise LoadFailed(f"the engine could not load {name}: {reason}")
         self.load_cycles = self.load_cycles.incremented()
 
-    async def _settled(self, name: str) -> str:
-        """The model's status once it is no longer reloading, or "reloading" when that takes too long."""
+    async def _wait_for_status(self, name: str) -> str:
+        """Return a model's status once it is no longer "reloading", or "reloading" after a timeout."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limit_s
+        deadline = loop.time() + self._timeout_s
         while True:
             status = await self._status(name)
             if status != "reloading" or loop.time() > deadline:
                 return status
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
     async def _status(self, name: str) -> str:
         return str((await self._manage("status", name)).get("status"))
 
-    async def _manage(self, what: str, name: str, limit_s: float = 10.0) -> dict[str, object]:
-        url = f"{self.url}/v1/models/{what}"
+    async def _manage(
+        self, operation: str, name: str, timeout_s: float = 10.0
+    ) -> dict[str, object]:
+        url = f"{self.url}/v1/models/{operation}"
         try:
-            response = await self._http.post(url, json={"model_id": name}, timeout=limit_s)
+            response = await self._http.post(url, json={"model_id": name}, timeout=timeout_s)
             answer = response.json()
         except (httpx.HTTPError, ValueError) as failed:
             raise UpstreamFailed(
-                f"the engine at {self.url} did not answer {what}: {failed!r}"
+                f"the engine at {self.url} did not answer {operation}: {failed!r}"
             ) from failed
         return answer if isinstance(answer, dict) else {}
 
-    async def _until_reachable(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._limit_s
+    async def _wait_until_reachable(self) -> None:
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
         while await self.loaded() is None:
             if asyncio.get_running_loop().time() > deadline:
-                raise LoadFailed(f"the engine at {self.url} did not come up")
-            await asyncio.sleep(_POLL_S)
+                raise LoadFailed(f"the engine at {self.url} did not become reachable")
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
-    async def _systemctl(self, verb: str, why: str) -> None:
+    async def _systemctl(self, verb: str, reason: str) -> None:
         if self._unit is None:
             raise LoadFailed(
-                f"{why}, and no unit is configured to {verb} it",
+                f"{reason}, and no unit is configured to {verb} it",
                 hints=(f"{verb} the engine, or set unit of harness {self.name!r} in neuron.toml",),
             )
         program = shutil.which("systemctl")
         if program is None:
-            raise NotSupported(f"{why}, and this host has no systemctl to {verb} {self._unit}")
+            raise NotSupported(f"{reason}, and this host has no systemctl to {verb} {self._unit}")
         child = await asyncio.create_subprocess_exec(
             program,
             "--no-ask-password",
@@ -228,16 +230,16 @@ class AttachHarness:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(_SYSTEMCTL_LIMIT_S):
-                _, said = await child.communicate()
+            async with asyncio.timeout(_SYSTEMCTL_TIMEOUT_S):
+                _, stderr = await child.communicate()
         except TimeoutError:
             child.kill()
             raise LoadFailed(
-                f"systemctl {verb} {self._unit} was not done after {_SYSTEMCTL_LIMIT_S:.0f} s",
-                hints=(f"see systemctl status {self._unit}",),
+                f"systemctl {verb} {self._unit} did not finish within {_SYSTEMCTL_TIMEOUT_S:.0f} s",
+                hints=(f"check systemctl status {self._unit}",),
             ) from None
         if child.returncode != 0:
-            text = said.decode("utf-8", "replace").strip()
+            text = stderr.decode("utf-8", "replace").strip()
             raise LoadFailed(
                 f"systemctl {verb} {self._unit} failed: {text}",
                 hints=("allow the neuron's user to manage that unit with a polkit rule",),

@@ -1,4 +1,4 @@
-"""The harness protocol: what neuron asks of an adapter for a kind of engine."""
+"""The harness protocol: the interface of an adapter for a kind of engine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Protocol, runtime_checkable
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
+from neuron_server.process.supervisor import Launch
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What is known of an engine before it runs; reported to gateways in part, as `HarnessInfo`.
+    """What is known about an engine before it runs; partly reported to gateways, as `HarnessInfo`.
 
     Attributes:
-        engine: the kind of engine, whatever its harness is called: "llamacpp", "vllm", "command", ...
-        traits: how chat requests to it must be worded.
-        routes: the OpenAI routes it has, such as "/v1/embeddings".
-        kinds: the devices it runs on, the preferred first.
-        stop_signal: what asks the engine to end.
-        exclusive_when_parallel: two instances that spread over several devices can't share a host.
+        engine: the kind of engine, independent of the harness's name: "llamacpp", "vllm", "command", ...
+        traits: how chat requests to it must be written.
+        routes: the OpenAI routes that it supports, such as "/v1/embeddings".
+        kinds: the kinds of device that it supports, in order of preference.
+        stop_signal: the signal that stops the engine.
+        exclusive_when_parallel: only one multi-device instance can run on a host.
     """
 
     engine: str
@@ -36,29 +37,16 @@ class EngineCapabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """Everything needed to start one engine process.
-
-    Attributes:
-        argv: program and arguments; never a shell line.
-        env: variables beyond the supervisor's allow-list.
-    """
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
-    """The engine's answer to "are you ready".
+    """The result of a readiness probe.
 
     Attributes:
-        ready: requests can be sent.
-        stage: what it is doing while not ready, for people.
-        progress: 0 to 1 where the engine tells.
-        context: tokens per request, where the engine tells.
-        parallel: requests computed side by side, where the engine tells.
-        version: the engine's version, where it tells.
+        ready: the engine accepts requests.
+        stage: description of what it is doing while not ready.
+        progress: 0 to 1, if the engine reports it.
+        context: tokens per request, if the engine reports it.
+        parallel: requests processed at the same time, if the engine reports it.
+        version: the engine's version, if it reports one.
     """
 
     ready: bool
@@ -91,10 +79,10 @@ class LoadCycles:
 
 
 class Harness(Protocol):
-    """One kind of engine. Stateless: the runtime owns the instances.
+    """An adapter for one kind of engine. The runtime owns the instances.
 
-    There are two sorts: most engines are a process of ours for each instance (`ProcessHarness`); an attached one
-    is run by someone else and holds several models (`AttachedHarness`).
+    There are two kinds of harness: a `ProcessHarness` starts an engine process per instance; an `AttachedHarness` uses
+    an engine that the neuron does not start and that can hold several models.
     """
 
     name: str
@@ -102,71 +90,72 @@ class Harness(Protocol):
 
     @property
     def program(self) -> str | None:
-        """Path of the engine's program; None where it is missing, or is no program of its own."""
+        """Path of the engine's program; None if it is missing, or if the engine has no program of its own."""
         ...
 
     @property
-    def missing(self) -> str | None:
-        """What of the engine is not on this host, and what to do about it, for people; None where nothing is."""
+    def missing_reason(self) -> str | None:
+        """What the engine lacks on this host, and what to do about it; None if nothing is missing."""
         ...
 
     async def prepare(self) -> None:
-        """Look at the engine's program, so that `launch` need not; cheap when done before."""
+        """Inspect the engine's program before `launch`; cheap if it has been inspected before."""
         ...
 
-    async def without_gpu(self) -> str | None:
-        """Why the engine's program would compute on the processor of a host with GPUs, and what to do about it.
+    async def cpu_only_reason(self) -> str | None:
+        """Return why the engine would use only the CPU of a host with GPUs, and what to do about it.
 
-        None where it would not, or where that can't be known. Starts the program, so it is not asked often.
+        None if it uses GPUs, or if that can't be determined. This can start the program, so it is not called often.
         """
         ...
 
     def served_as(self, spec: LoadSpec) -> str | None:
-        """The name that the engine wants in requests, where it is not the model's."""
+        """Return the name that the engine expects in requests, if it differs from the model's."""
         ...
 
     def weights_mb(self, spec: LoadSpec) -> int | None:
-        """MiB of weights that a load reads; None when they are not on this host's disk."""
+        """Return the MiB of weights that a load reads; None if they are not on this host's disk."""
         ...
 
     async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        """MiB that each device needs for this spec; None when it can't be known before loading."""
+        """Return the MiB that a spec needs on each device; None if that is unknown before loading."""
         ...
 
     async def in_flight(self, url: str) -> int | None:
-        """Requests that the engine has under way or queued; None when it does not tell."""
+        """Return the requests that the engine is processing or has queued; None if it does not report that."""
         ...
 
 
 @runtime_checkable
 class ProcessHarness(Harness, Protocol):
-    """One process an instance, started and stopped by the neuron's supervisor."""
+    """A harness with a process per instance, started and stopped by the neuron's supervisor."""
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
-        """How to start the engine so that it listens on host and port.
+        """Return the command that starts the engine on a host and port.
 
         Args:
-            spec: what was asked for, with `vram_mb` as it was promised.
-            devices: the engine's own, in the order of their indices.
+            spec: the load, with `vram_mb` as granted.
+            devices: the devices granted to the engine, in the order of their indices.
             host: address to listen on.
-            port: to listen on.
+            port: port to listen on.
 
         Raises:
-            BadRequest: the spec asks for what this engine can't do, or the weights are not there.
-            NotSupported: the engine's program is not on this host.
+            BadRequest: the engine does not support the spec, or the weights do not exist.
+            NotSupported: the engine's program is not installed.
         """
         ...
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:
-        """Ask a starting engine whether it is ready; refused connections are "not ready"."""
+        """Probe whether an engine is ready; a refused connection means that it is not."""
         ...
 
 
 @runtime_checkable
 class AttachedHarness(Harness, Protocol):
-    """An engine that someone else runs, driven through its own management calls.
+    """A harness for an engine that the neuron does not start, controlled through its management API.
 
     Attributes:
+        url: base URL of the engine.
         load_cycles: counted by the harness; the runtime keeps them across restarts of the neuron.
     """
 
@@ -175,35 +164,35 @@ class AttachedHarness(Harness, Protocol):
 
     @property
     def restartable(self) -> bool:
-        """Whether it is known what to restart."""
+        """Whether the engine can be restarted."""
         ...
 
     async def restart(self) -> Mapping[str, bool]:
-        """Restart the engine; returns what `loaded` tells then. Loads and unloads that come meanwhile wait.
+        """Restart the engine and return its models, as `loaded` does; concurrent loads and unloads wait.
 
         Raises:
-            LoadFailed: it could not be restarted, or did not come back.
+            LoadFailed: it could not be restarted, or did not become reachable.
             NotSupported: the host has no service manager.
         """
         ...
 
     async def loaded(self) -> Mapping[str, bool] | None:
-        """The engine's models and whether each is loaded; None when it can't be reached."""
+        """Return the engine's models and whether each is loaded; None if it can't be reached."""
         ...
 
     async def load(self, spec: LoadSpec) -> Probe:
-        """Load one of its models and return once it is ready.
+        """Load one of its models; return once it is ready.
 
         Raises:
             BadRequest: the engine does not know the model.
-            LoadFailed: it could not load it, or can't be reached.
+            LoadFailed: the load failed, or the engine can't be reached.
         """
         ...
 
     async def unload(self, spec: LoadSpec) -> None:
-        """Unload one of its models; nothing to do when it is not loaded.
+        """Unload one of its models, unless it is not loaded.
 
         Raises:
-            UpstreamFailed: the engine refused.
+            UpstreamFailed: the engine did not unload it.
         """
         ...

@@ -1,12 +1,11 @@
-"""Any OpenAI-compatible server from a command template, with presets for the common ones.
+"""The harness for any OpenAI-compatible server, with a command template and presets for common engines.
 
-Facts about the presets: vLLM opens its socket once the engine is up, answers /health with 503 when it died, and would
-log each of our looks at its metrics, one a second; told to end, it waits for its connections for ever, its EngineCore
-gone, so an unload that could not drain ends with a kill. SGLang's /health runs a generation unless its environment says
-otherwise, and only 0.5.20 and later have /ready; it would log our looks, too; told to end, it notices within five
-seconds, and then answers to the end what it was asked. ComfyUI has an API of its own, answers /system_stats as soon as
-it listens, and hears SIGINT only between two nodes of a graph; it is a directory with a main.py, wherever that is, so
-its command has no default.
+vLLM listens once the engine is ready, answers /health with 503 after the engine died, and would log each poll of its
+metrics, one per second; on SIGTERM it waits for its connections forever while its EngineCore is gone, so an unload that
+could not drain ends with SIGKILL. SGLang's /health runs a generation unless its environment disables that, and only
+0.5.20 and later have /ready; it would log each poll, too; it notices SIGTERM within five seconds and then finishes its
+requests. ComfyUI has its own API, answers /system_stats as soon as it listens, and handles SIGINT only between two
+nodes of a graph; its location varies, so its command has no default.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ from cortex_common.errors import ConfigError
 from cortex_common.schema.engine_traits import OPENAI, SGLANG, VLLM, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Launch, Probe
+from neuron_server.harness.base import EngineCapabilities, Probe
 from neuron_server.harness.probe import device_environment, get, get_json
 from neuron_server.harness.weights import local_path, size_mb
+from neuron_server.process.supervisor import Launch
 
 _LOADING = 503
-# A timestamp may follow.
+# A timestamp can follow the value.
 _SAMPLE = re.compile(
     r"^([^\s{#]+)(?:\{.*\})?[ \t]+(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?=\s|$)", re.MULTILINE
 )
@@ -47,14 +47,14 @@ _DIALECTS = (
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What is known of an engine.
+    """The defaults for an engine.
 
     Attributes:
         command: see `HarnessEntry.command`.
-        version_path: answers {"version": ...}, where there is such a path.
-        running_metrics: names of the /metrics series that count requests under way and waiting.
-        queue_path: answers {"exec_info": {"queue_remaining": ...}}, where there is such a path.
-        example: a command for people, where there is no default.
+        version_path: path that answers {"version": ...}, if there is one.
+        running_metrics: names of the /metrics series that count running and waiting requests.
+        queue_path: path that answers {"exec_info": {"queue_remaining": ...}}, if there is one.
+        example: an example command, if there is no default.
     """
 
     command: tuple[str, ...] = ()
@@ -150,17 +150,17 @@ _PRESETS: Mapping[str, Preset] = {
 
 
 class CommandHarness:
-    """An engine that a command line starts and an HTTP path shows to be ready.
+    """Starts an engine with a command line, and probes it with an HTTP path.
 
     Raises:
-        ConfigError: the entry has no command, and its preset none either.
+        ConfigError: neither the entry nor its preset has a command.
     """
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
         preset = _PRESETS[entry.preset] if entry.preset else Preset()
         self.name = entry.name
         self._template = entry.command or preset.command
-        _check(entry.name, self._template, preset.example)
+        _check_command(entry.name, self._template, preset.example)
         self._preset = preset
         self._binary = entry.binary
         self._health_path = "/" + (entry.health_path or preset.health_path).lstrip("/")
@@ -177,70 +177,70 @@ class CommandHarness:
 
     @property
     def program(self) -> str | None:
-        """The first word of the command, where it is found."""
+        """Path of the command's program, if it is found."""
         return shutil.which(str(self._binary or self._template[0]))
 
     @property
-    def missing(self) -> str | None:
-        """The first word of the command."""
-        wanted = self._binary or self._template[0]
+    def missing_reason(self) -> str | None:
+        """That the command's program is not found; None if it is."""
+        program = self._binary or self._template[0]
         return (
             None
             if self.program
-            else f"there is no program {wanted} that may be run: set command of the harness in neuron.toml"
+            else f"{program} is not an executable program: set command of the harness in neuron.toml"
         )
 
     async def prepare(self) -> None:
-        """Nothing to look at."""
+        """Do nothing: the program is not inspected."""
 
-    async def without_gpu(self) -> str | None:
-        """Not known of such engines."""
+    async def cpu_only_reason(self) -> str | None:
+        """Return None: this is unknown for these engines."""
         return None
 
-    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
-        """Under its own name."""
+    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - required by the protocol
+        """Return None: the engine is told to serve the model under its name."""
         return None
 
     def weights_mb(self, spec: LoadSpec) -> int | None:
-        """Known when the source is on this host."""
+        """Return the MiB of the source; None if it is not on this host."""
         path = local_path(spec)
         return None if path is None else size_mb(path)
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - the protocol's
-        """The weights' share of each device and a third more; unknown engines and remote weights are not known."""
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - required by the protocol
+        """Return the weights' share of each device plus a third; None for weights that are not on this host."""
         weights = self.weights_mb(spec)
         return None if not weights else weights * 4 // (3 * spec.tensor_parallel)
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
-        """See `Harness.launch`."""
+        """Return the command, filled in from the template."""
         values = _values(spec, devices, host, port)
         argv = list(fill(self._template, values))
         if self._binary is not None:
             argv[0] = str(self._binary)
-        own = {name: _filled(value, values) for name, value in self._env.items()}
-        return Launch(argv=(*argv, *spec.args), env=device_environment(devices) | own | spec.env)
+        env = {name: _fill_text(value, values) for name, value in self._env.items()}
+        return Launch(argv=(*argv, *spec.args), env=device_environment(devices) | env | spec.env)
 
     async def probe(self, spec: LoadSpec, url: str) -> Probe:
-        """Ready once the health path answers 200."""
+        """Probe the health path; the engine is ready once it answers 200."""
         response = await get(self._http, url + self._health_path)
         if response is None:
             return Probe(ready=False, stage="starting")
         if response.status_code == _LOADING:
             return Probe(ready=False, stage="loading")
         if response.status_code != 200:
-            said = f"{response.status_code} at {self._health_path}"
-            return Probe(ready=False, stage=f"answering {said}")
+            stage = f"answering {response.status_code} at {self._health_path}"
+            return Probe(ready=False, stage=stage)
         return Probe(
             ready=True, context=await self._context(spec, url), version=await self._version(url)
         )
 
     async def in_flight(self, url: str) -> int | None:
-        """From the engine's metrics or queue, where they are known."""
+        """Return the requests in the engine's metrics or queue; None if neither is configured."""
         if self._preset.queue_path is not None:
             queue = await get_json(self._http, url + self._preset.queue_path)
             match queue:
-                case {"exec_info": {"queue_remaining": int(left)}}:
-                    return left
+                case {"exec_info": {"queue_remaining": int(remaining)}}:
+                    return remaining
             return None
         if not self._running_metrics:
             return None
@@ -254,8 +254,8 @@ class CommandHarness:
             return None
         models = await get_json(self._http, url + "/v1/models")
         match models:
-            case {"data": [{"max_model_len": int(told)}, *_]}:
-                return told
+            case {"data": [{"max_model_len": int(length)}, *_]}:
+                return length
         return spec.context
 
     async def _version(self, url: str) -> str | None:
@@ -266,14 +266,14 @@ class CommandHarness:
 
 
 def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[str]:
-    """The command line of a template.
+    """Yield the arguments of a command template with its fields filled in.
 
-    An argument that needs an unset value is left out, together with the flag before it.
+    An argument with an unset value is omitted, together with the flag before it.
     """
     kept: list[str] = []
     for part in template:
-        wanted = command_fields(part)
-        if any(values[name] is None for name in wanted):
+        fields = command_fields(part)
+        if any(values[name] is None for name in fields):
             if kept and kept[-1].startswith("-") and not part.startswith("-"):
                 kept.pop()
         else:
@@ -281,18 +281,18 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
     yield from kept
 
 
-def _filled(text: str, values: Mapping[str, str | None]) -> str:
-    """With its fields replaced, by nothing where they are not set; other braces may be anything, such as JSON."""
+def _fill_text(text: str, values: Mapping[str, str | None]) -> str:
+    """Return the text with its fields filled in, unset ones as empty; other braces, as in JSON, are kept."""
     return _FIELD.sub(lambda field: values[field[1]] or "", text)
 
 
 def sum_series(metrics: str, names: Sequence[str]) -> int:
-    """The sum of some Prometheus series over all their labels; what is no number counts as nothing."""
+    """Return the sum of Prometheus series over all labels; values that are not finite numbers are ignored."""
     found = ((m[1], m[2]) for m in _SAMPLE.finditer(metrics))
     return round(sum(float(value) for name, value in found if name in names))
 
 
-def _check(name: str, template: Sequence[str], example: Sequence[str]) -> None:
+def _check_command(name: str, template: Sequence[str], example: Sequence[str]) -> None:
     if not template and example:
         raise ConfigError(
             f"harness {name!r}: this preset needs a command",
@@ -318,12 +318,12 @@ def _values(
         "context": text(spec.context),
         "parallel": text(spec.parallel),
         "vram_mb": text(spec.vram_mb),
-        "vram_share": _share(spec, devices),
+        "vram_share": _vram_share(spec, devices),
     }
 
 
-def _share(spec: LoadSpec, devices: Sequence[Device]) -> str | None:
-    """What `vram_mb` is of the smallest device, rounded down: "0.895"; None where it is not set."""
+def _vram_share(spec: LoadSpec, devices: Sequence[Device]) -> str | None:
+    """Return `vram_mb` as a share of the smallest device, rounded down, such as "0.895"; None if it is not set."""
     smallest = min((d.vram_total_mb for d in devices if d.kind is DeviceKind.CUDA), default=0)
     if spec.vram_mb is None or not smallest:
         return None

@@ -1,4 +1,4 @@
-"""The harness of the engine inside a wheel: see neuron_server.embedded_engine.worker."""
+"""The harness of the embedded engine: see `neuron_server.embedded_engine.worker`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from cortex_common.errors import NotSupported
 from cortex_common.schema.engine_traits import MISTRALRS, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Launch, Probe
+from neuron_server.harness.base import EngineCapabilities, Probe
 from neuron_server.harness.probe import get_json
 from neuron_server.harness.weights import gguf_file, size_mb
-from neuron_server.process.program import missing_reason
+from neuron_server.process.program import not_supported_message
+from neuron_server.process.supervisor import Launch
 
 _TRAITS = EngineTraits(parallel_tool_calls=False, effort_names=MISTRALRS.effort_names)
-"""mistral.rs without its server: it spells efforts the same way, but has none of the extensions."""
+"""mistral.rs without its server: the names of reasoning efforts are the same, but no extensions are supported."""
 _INTERPRETER_MB = 220
 """Resident memory of a worker before its weights: Python, the wheel, the HTTP server."""
-_WORTH_THREADS_MB = 64
-"""Smaller models compute on one thread: on a busy host, waiting for one another made two threads 10 to 40 times
-slower than one (2 MB model, 1500 tokens, two cores: 0.5 s against 11 s)."""
+_MIN_MULTITHREADED_MB = 64
+"""Smaller models use one thread: on a busy host, two threads that waited for each other were 10 to 40 times slower than
+one (2 MB model, 1500 tokens, two cores: 11 s instead of 0.5 s)."""
 
 
 class EmbeddedHarness:
-    """mistral.rs on the host's processor, one worker process an instance. For CPU and small models.
+    """mistral.rs on the host's CPU with a worker process per instance, for small models.
 
-    The published wheel computes on the CPU; it takes GGUF files.
+    The published wheel supports only the CPU, and loads GGUF files.
     """
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
@@ -43,35 +44,35 @@ class EmbeddedHarness:
 
     @property
     def program(self) -> str | None:
-        """The wheel is no program of its own."""
+        """None: the engine is a Python package."""
         return None
 
     @property
-    def missing(self) -> str | None:
-        """The wheel."""
-        return missing_reason(_require_wheel)
+    def missing_reason(self) -> str | None:
+        """That the package is not installed; None if it is."""
+        return not_supported_message(_require_wheel)
 
     async def prepare(self) -> None:
-        """Nothing to look at."""
+        """Do nothing: there is no program to inspect."""
 
-    async def without_gpu(self) -> str | None:
-        """It is for the processor."""
+    async def cpu_only_reason(self) -> str | None:
+        """Return None: the engine is meant for the CPU."""
         return None
 
-    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
-        """Under its own name."""
+    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - required by the protocol
+        """Return None: the worker serves the model under its name."""
         return None
 
     def weights_mb(self, spec: LoadSpec) -> int | None:
-        """See `Harness.weights_mb`."""
+        """Return the MiB of the GGUF file."""
         return size_mb(gguf_file(spec))
 
-    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - the protocol's
-        """Weights are held twice for a moment while they are read."""
+    async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:  # noqa: ARG002 - required by the protocol
+        """Return the weights, part of which is held twice while they are read, plus the interpreter's memory."""
         return _INTERPRETER_MB + size_mb(gguf_file(spec)) * 5 // 4
 
-    def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:  # noqa: ARG002 - the protocol's
-        """See `Harness.launch`."""
+    def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:  # noqa: ARG002 - required by the protocol
+        """Return the command of a worker."""
         _require_wheel()
         argv = [sys.executable, "-m", "neuron_server.embedded_engine.worker"]
         argv += ["--model", str(gguf_file(spec)), "--name", spec.model_id]
@@ -81,12 +82,12 @@ class EmbeddedHarness:
         if spec.parallel is not None:
             argv += ["--parallel", str(spec.parallel)]
         environment = {"PYTHONUNBUFFERED": "1"}
-        if size_mb(gguf_file(spec)) < _WORTH_THREADS_MB:
+        if size_mb(gguf_file(spec)) < _MIN_MULTITHREADED_MB:
             environment["RAYON_NUM_THREADS"] = "1"
         return Launch(argv=(*argv, *spec.args), env=environment | self._env | spec.env)
 
-    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - the protocol's
-        """The worker listens once it is ready."""
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - required by the protocol
+        """Probe the worker, which listens once it is ready."""
         health = await get_json(self._http, url + "/health")
         if health is None:
             return Probe(ready=False, stage="loading")
@@ -98,7 +99,7 @@ class EmbeddedHarness:
         )
 
     async def in_flight(self, url: str) -> int | None:
-        """The worker counts them itself."""
+        """Return the running and waiting requests that the worker reports."""
         health = await get_json(self._http, url + "/health")
         return None if health is None else int(health["running"]) + int(health["waiting"])
 

@@ -1,8 +1,9 @@
-"""llama.cpp: one llama-server per instance.
+"""The harness of llama.cpp, with a llama-server per instance.
 
-Facts: while it loads, every route answers 503; without -m or -hf it becomes a router, so a model is always given;
-without unified KV each slot gets -c / -np tokens; -fit may silently move layers to the CPU; LLAMA_ARG_* variables
-change it, which the supervisor's allow-list keeps away. Flags come and go between builds, so --help is asked.
+While llama-server loads, every route answers 503. Without -m or -hf it becomes a router, so a model is always given.
+Without a unified KV cache each slot gets -c / -np tokens. -fit can silently move layers to the CPU. LLAMA_ARG_*
+variables change its settings, so the supervisor does not pass them on. Flags differ between builds, so they are read
+from --help.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from cortex_common.config.neuron import HarnessEntry
 from cortex_common.schema.engine_traits import LLAMACPP
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Launch, Probe
+from neuron_server.harness.base import EngineCapabilities, Probe
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, run_program
+from neuron_server.process.supervisor import Launch
 
 _CUDA_CONTEXT_MB = 600
-"""What a process takes on a GPU before any weights, with a margin."""
+"""GPU memory of a process before weights are loaded, with a margin."""
 _PROCESS_MB = 80
 _ALL_LAYERS = "999"
-_ON_THE_PROCESSOR = ("BLAS", "CPU", "ZenDNN")
-"""Devices of llama.cpp that are no GPU."""
+_CPU_DEVICES = ("BLAS", "CPU", "ZenDNN")
+"""Prefixes of llama.cpp devices that are not GPUs."""
 
 
 class LlamaCppHarness:
-    """GGUF models of all sizes, on GPUs or on the CPU; embeddings and reranking through `args`."""
+    """GGUF models on GPUs or on the CPU; embeddings and reranking are enabled with `args`."""
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
         self.name = entry.name
@@ -56,39 +58,39 @@ class LlamaCppHarness:
 
     @property
     def program(self) -> str | None:
-        """Path of llama-server, where there is one."""
+        """Path of llama-server, if it is installed."""
         return self._program.path
 
     @property
-    def missing(self) -> str | None:
-        """See `Harness.missing`."""
-        return self._program.missing
+    def missing_reason(self) -> str | None:
+        """Why llama-server can't be run, and what to do about it; None if it can."""
+        return self._program.missing_reason
 
     async def prepare(self) -> None:
-        """Read the flags that this build has."""
+        """Read the flags that this build supports."""
         await self._program.inspect()
 
-    async def without_gpu(self) -> str | None:
-        """Its own list of devices, which asks the driver: with -ngl alone it would go on without a word."""
+    async def cpu_only_reason(self) -> str | None:
+        """Check llama-server's list of devices: with -ngl it would silently use the CPU if there is no GPU."""
         path = self._program.path
         listed = await run_program(path, "--list-devices", env=self._env) if path else None
         if listed is None or not lists_no_gpu(listed):
             return None
         return (
-            f"{path} --list-devices shows no GPU, so models are loaded on the processor: "
+            f"{path} --list-devices shows no GPU, so models would run on the CPU: "
             "install a build with CUDA (-DGGML_CUDA=ON)"
         )
 
-    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - the protocol's
-        """Under its own name."""
+    def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - required by the protocol
+        """Return None: --alias sets the model's name."""
         return None
 
     def weights_mb(self, spec: LoadSpec) -> int | None:
-        """See `Harness.weights_mb`."""
+        """Return the MiB of the GGUF file with all its shards; None if it is not on this host."""
         return size_mb(gguf_file(spec)) if local_path(spec) else None
 
     async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        """From llama-fit-params, which reads metadata only and is exact; else from the size of the weights."""
+        """Return the size that llama-fit-params computes from the metadata, or else an estimate from the weights."""
         if local_path(spec) is None:
             return None
         overhead = _CUDA_CONTEXT_MB if kind is DeviceKind.CUDA else _PROCESS_MB
@@ -98,10 +100,17 @@ class LlamaCppHarness:
         return size_mb(gguf_file(spec)) * 6 // (5 * spec.tensor_parallel) + overhead
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
-        """See `Harness.launch`."""
+        """Return the command of a llama-server."""
         if_supported = self._program.if_supported
-        argv = [self._program.require_path(), *_source(spec), "--alias", spec.model_id]
-        argv += ["--host", host, "--port", str(port), *_size(spec), *_placement(devices)]
+        argv = [self._program.require_path(), *_model_flags(spec), "--alias", spec.model_id]
+        argv += [
+            "--host",
+            host,
+            "--port",
+            str(port),
+            *_context_flags(spec),
+            *_device_flags(devices),
+        ]
         argv += ["--metrics", *if_supported("-fit", "off")]
         argv += if_supported("--no-ui") or if_supported("--no-webui")
         if not gpu_count(devices):
@@ -109,8 +118,8 @@ class LlamaCppHarness:
         environment = device_environment(devices) | self._env | spec.env
         return Launch(argv=(*argv, *spec.args), env=environment)
 
-    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - the protocol's
-        """503 "Loading model", then 200; /props tells the rest."""
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - required by the protocol
+        """Probe /health, which answers 503 while loading, then read context, slots and version from /props."""
         response = await get(self._http, url + "/health")
         if response is None:
             return Probe(ready=False, stage="starting")
@@ -126,7 +135,7 @@ class LlamaCppHarness:
         )
 
     async def in_flight(self, url: str) -> int | None:
-        """Slots at work; whatever is deferred waits for one of them."""
+        """Return the number of busy slots; deferred requests wait for a slot."""
         response = await get(self._http, url + "/slots")
         if response is None or response.status_code != 200:
             return None
@@ -139,15 +148,23 @@ class LlamaCppHarness:
         if not program.is_file():
             return None
         layers = _ALL_LAYERS if kind is DeviceKind.CUDA else "0"
-        arguments = ["-m", str(gguf_file(spec)), *_size(spec), "-ngl", layers, "--fit-print", "on"]
+        arguments = [
+            "-m",
+            str(gguf_file(spec)),
+            *_context_flags(spec),
+            "-ngl",
+            layers,
+            "--fit-print",
+            "on",
+        ]
         printed = await run_program(str(program), *arguments)
-        return None if printed is None else parse_fit(printed, kind)
+        return None if printed is None else parse_fit_params(printed, kind)
 
 
-def parse_fit(printed: str, kind: DeviceKind) -> int | None:
-    """MiB that the fullest device (or the host) needs, from llama-fit-params.
+def parse_fit_params(printed: str, kind: DeviceKind) -> int | None:
+    """Return the largest MiB per device (or of the host) from the output of llama-fit-params.
 
-    It prints a line per device: name, and the MiB of model, context and compute buffers.
+    It prints a line per device: its name, and the MiB of model, context and compute buffers.
     """
     rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+)\s*$", printed, re.MULTILINE)
     on_host = kind is DeviceKind.CPU
@@ -156,13 +173,13 @@ def parse_fit(printed: str, kind: DeviceKind) -> int | None:
 
 
 def lists_no_gpu(printed: str) -> bool:
-    """Whether `llama-server --list-devices` shows none: "(none)", or libraries that compute on the processor."""
+    """Return whether the output of `llama-server --list-devices` has no GPU: "(none)", or only CPU libraries."""
     _, found, devices = printed.partition("Available devices:")
     names = re.findall(r"^\s+(\w+): ", devices, re.MULTILINE)
-    return bool(found) and all(name.startswith(_ON_THE_PROCESSOR) for name in names)
+    return bool(found) and all(name.startswith(_CPU_DEVICES) for name in names)
 
 
-def _source(spec: LoadSpec) -> list[str]:
+def _model_flags(spec: LoadSpec) -> list[str]:
     if local_path(spec) is not None:
         return ["-m", str(gguf_file(spec))]
     source = repository(spec)
@@ -173,14 +190,14 @@ def _source(spec: LoadSpec) -> list[str]:
     ]
 
 
-def _size(spec: LoadSpec) -> list[str]:
-    """-c counts all slots together once their number is given."""
+def _context_flags(spec: LoadSpec) -> list[str]:
+    """Return the flags for context and slots; -c is the sum over all slots if -np is given."""
     size = ["-c", str((spec.context or 0) * (spec.parallel or 1))]
     return size if spec.parallel is None else [*size, "-np", str(spec.parallel)]
 
 
-def _placement(devices: Sequence[Device]) -> list[str]:
-    """Inside the engine its GPUs are 0, 1, ... whatever they are on the host."""
+def _device_flags(devices: Sequence[Device]) -> list[str]:
+    """Return the flags for devices; the engine's GPUs are 0, 1, ... regardless of their index on the host."""
     gpus = gpu_count(devices)
     if not gpus:
         return ["-ngl", "0"]

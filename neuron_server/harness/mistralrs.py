@@ -1,10 +1,10 @@
-"""mistral.rs: one `mistralrs serve` per instance.
+"""The harness of mistral.rs, with a `mistralrs serve` per instance.
 
-Facts (0.8, 0.9): models can't be added at run time, hence a process each; the socket opens only after the load; there
-is no name to serve a model under, so a local path is asked for as "default"; workers of tensor parallelism outlive
-their head and share one socket name a host, so a host runs one such engine at a time and the whole group is killed; by
-default it takes 90% of the card for its KV cache; --pa-memory-mb gives it a size instead and fails fast. 0.8 has its
-page on request, where 0.9 has --no-ui; knows no --quant, and wants to be told that a file is GGUF. So --help is asked.
+mistral.rs 0.8 and 0.9: models can't be added at run time, so each has its own process. It listens only after the load.
+A model can't be given a name, so a local path is requested as "default". Tensor-parallel workers outlive their leader
+and share one socket name per host, so a host can run one such engine at a time, and the whole process group is killed.
+By default the KV cache takes 90% of the GPU; --pa-memory-mb sets a size instead, and fails fast. 0.8 has no --no-ui and
+no --quant, and requires --format for GGUF files, so the supported flags are read from --help.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from cortex_common.errors import BadRequest
 from cortex_common.schema.engine_traits import MISTRALRS
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import EngineCapabilities, Launch, Probe
+from neuron_server.harness.base import EngineCapabilities, Probe
 from neuron_server.harness.command import sum_series
 from neuron_server.harness.probe import device_environment, get, get_json, gpu_count
 from neuron_server.harness.weights import gguf_file, local_path, repository, size_mb
 from neuron_server.process.program import Program, lacks_cuda
+from neuron_server.process.supervisor import Launch
 
 CAPABILITIES = EngineCapabilities(
     engine="mistralrs",
@@ -40,17 +41,17 @@ CAPABILITIES = EngineCapabilities(
     ),
     exclusive_when_parallel=True,
 )
-_RUNNING = (
+_INFLIGHT_METRICS = (
     "mistralrs_sequences_running",
     "mistralrs_sequences_waiting",
     "mistralrs_requests_pending_admission",
 )
 _CUDA_CONTEXT_MB = 800
-_LEAST_KV_MB = 256
+_MIN_KV_CACHE_MB = 256
 
 
 class MistralrsHarness:
-    """Safetensors and GGUF models through mistral.rs's own server."""
+    """Safetensors and GGUF models with mistral.rs's own server."""
 
     def __init__(self, entry: HarnessEntry, http: httpx.AsyncClient) -> None:
         self.name = entry.name
@@ -67,30 +68,30 @@ class MistralrsHarness:
 
     @property
     def program(self) -> str | None:
-        """Path of mistralrs, where there is one."""
+        """Path of mistralrs, if it is installed."""
         return self._program.path
 
     @property
-    def missing(self) -> str | None:
-        """See `Harness.missing`."""
-        return self._program.missing
+    def missing_reason(self) -> str | None:
+        """Why mistralrs can't be run, and what to do about it; None if it can."""
+        return self._program.missing_reason
 
     async def prepare(self) -> None:
-        """Read the flags that this build has."""
+        """Read the flags that this build supports."""
         await self._program.inspect()
 
-    async def without_gpu(self) -> str | None:
-        """From what it links: its `doctor` asks the network, too."""
+    async def cpu_only_reason(self) -> str | None:
+        """Check the libraries that it links, because `mistralrs doctor` accesses the network."""
         path = self._program.path
         if path is None or not await lacks_cuda(path):
             return None
         return (
-            f"{path} links no CUDA, so models are loaded on the processor: "
-            "install a build with the feature cuda"
+            f"{path} links no CUDA library, so models would run on the CPU: "
+            "install a build with the cuda feature"
         )
 
     def served_as(self, spec: LoadSpec) -> str | None:
-        """Its id is what -m was given; "default" is always the one model of the process."""
+        """Return "default", which always names the model of the process, unless -m is the model's name."""
         return None if _model_argument(spec) == spec.model_id else "default"
 
     def weights_mb(self, spec: LoadSpec) -> int | None:
@@ -99,15 +100,15 @@ class MistralrsHarness:
         return None if path is None else size_mb(path)
 
     async def estimate_mb(self, spec: LoadSpec, kind: DeviceKind) -> int | None:
-        """The weights' share and a third for the KV cache; unknown for a repository or a quantisation at load."""
+        """Return the weights' share plus a third for the KV cache; None for a repository or quantization at load."""
         weights = self.weights_mb(spec)
         if not weights or (spec.quant and not _is_gguf(spec)):
             return None
-        overhead = _CUDA_CONTEXT_MB if kind is DeviceKind.CUDA else _LEAST_KV_MB
+        overhead = _CUDA_CONTEXT_MB if kind is DeviceKind.CUDA else _MIN_KV_CACHE_MB
         return weights * 4 // (3 * spec.tensor_parallel) + overhead
 
     def launch(self, spec: LoadSpec, devices: Sequence[Device], host: str, port: int) -> Launch:
-        """See `ProcessHarness.launch`."""
+        """Return the command of a server."""
         argv = [self._program.require_path(), "serve", "--host", host, "-p", str(port)]
         argv += self._program.if_supported("--no-ui")
         model = _model_argument(spec) if local_path(spec) else repository(spec)
@@ -118,55 +119,55 @@ class MistralrsHarness:
             argv += self._kv_cache(spec)
         else:
             argv.append("--cpu")
-        plain = {"RUST_LOG": "info", "NO_COLOR": "1"}
-        environment = device_environment(devices) | plain | self._env | spec.env
+        log_settings = {"RUST_LOG": "info", "NO_COLOR": "1"}
+        environment = device_environment(devices) | log_settings | self._env | spec.env
         return Launch(argv=(*argv, *spec.args), env=environment)
 
-    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - the protocol's
-        """Refused until it is loaded; then the model must be listed as loaded too."""
+    async def probe(self, spec: LoadSpec, url: str) -> Probe:  # noqa: ARG002 - required by the protocol
+        """Probe /health, which refuses connections while loading; the model must then be listed as loaded."""
         response = await get(self._http, url + "/health")
         if response is None or response.status_code != 200:
             return Probe(ready=False, stage="loading")
         listed = await get_json(self._http, url + "/v1/models")
-        if True not in models_of(listed).values():
+        if True not in parse_models(listed).values():
             return Probe(ready=False, stage="loading")
-        version = await version_of(self._http, url)
-        if version is None and self._program.version is not None:  # 0.8 does not tell
+        version = await fetch_version(self._http, url)
+        if version is None and self._program.version is not None:  # 0.8 does not report it
             version = f"mistral.rs {self._program.version}"
         return Probe(ready=True, version=version)
 
     async def in_flight(self, url: str) -> int | None:
-        """From its metrics, whose series appear with the first request."""
+        """Return the requests in its metrics, whose series appear with the first request."""
         response = await get(self._http, url + "/metrics")
         if response is None or response.status_code != 200:
             return None
-        return sum_series(response.text, _RUNNING)
+        return sum_series(response.text, _INFLIGHT_METRICS)
 
     def _format(self, spec: LoadSpec) -> list[str]:
         if _is_gguf(spec):
-            told = self._program.if_supported("--format", "gguf")
-            return [*told, "-f", gguf_file(spec).name]
+            format_flag = self._program.if_supported("--format", "gguf")
+            return [*format_flag, "-f", gguf_file(spec).name]
         if spec.file is not None:
             return ["-f", spec.file]
         if spec.quant is None:
             return []
-        level = _level(spec.quant)
+        level = _quantization_level(spec.quant)
         return self._program.if_supported("--quant", level) or ["--isq", level]
 
     def _kv_cache(self, spec: LoadSpec) -> list[str]:
         weights = self.weights_mb(spec)
         if spec.vram_mb is None or weights is None:
             return ["--pa-context-len", str(spec.context)] if spec.context else []
-        grant = weights // max(1, spec.tensor_parallel)
-        budget = spec.vram_mb - grant * 11 // 10 - _CUDA_CONTEXT_MB
-        return ["--pa-memory-mb", str(max(budget, _LEAST_KV_MB))]
+        share = weights // max(1, spec.tensor_parallel)
+        budget = spec.vram_mb - share * 11 // 10 - _CUDA_CONTEXT_MB
+        return ["--pa-memory-mb", str(max(budget, _MIN_KV_CACHE_MB))]
 
 
-def models_of(listed: dict[str, object] | None) -> dict[str, bool]:
-    """The models of GET /v1/models and whether each is loaded.
+def parse_models(listed: dict[str, object] | None) -> dict[str, bool]:
+    """Return the models of GET /v1/models and whether each is loaded.
 
-    The synthetic "default" is dropped; an id that is listed twice (a quirk of a failed reload) counts by its worst.
-    Adapters have a parent and are not models of their own.
+    The synthetic "default" is ignored. An id that is listed twice, after a failed reload, is loaded only if all its
+    entries are. Adapters, which have a parent, are not models.
     """
     data = (listed or {}).get("data")
     found: dict[str, bool] = {}
@@ -178,22 +179,22 @@ def models_of(listed: dict[str, object] | None) -> dict[str, bool]:
     return found
 
 
-def started_of(listed: dict[str, object]) -> int | None:
-    """Unix seconds at which the engine of GET /v1/models started: it gives that to all its models as `created`."""
+def started_at(listed: dict[str, object]) -> int | None:
+    """Return the Unix seconds at which the engine started, which is `created` of all models in GET /v1/models."""
     data = listed.get("data")
     created = [entry.get("created") for entry in data] if isinstance(data, list) else []
     return next((at for at in created if isinstance(at, int)), None)
 
 
-async def version_of(http: httpx.AsyncClient, url: str) -> str | None:
-    """What the engine calls itself."""
+async def fetch_version(http: httpx.AsyncClient, url: str) -> str | None:
+    """Return the engine's version; None if it does not report one."""
     info = await get_json(http, url + "/v1/system/info")
     build = (info or {}).get("build", {})
     return f"mistral.rs {build['version']}" if "version" in build else None
 
 
 def _model_argument(spec: LoadSpec) -> str:
-    """What -m gets: a directory for GGUF files, else the directory or repository itself."""
+    """Return the value of -m: the directory of a GGUF file, or else the directory or repository itself."""
     if local_path(spec) is None:
         return spec.source or spec.model_id
     return str(gguf_file(spec).parent if _is_gguf(spec) else local_path(spec))
@@ -204,8 +205,8 @@ def _is_gguf(spec: LoadSpec) -> bool:
     return path is not None and (path.suffix == ".gguf" or any(path.glob("*.gguf")))
 
 
-def _level(quant: str) -> str:
-    """The number of bits in a name such as "Q4_K_M"; both flags take a level, not a GGUF type."""
+def _quantization_level(quant: str) -> str:
+    """Return the number of bits in a name such as "Q4_K_M"; --quant and --isq take a level, not a GGUF type."""
     if found := re.search(r"\d", quant):
         return found[0]
-    raise BadRequest(f"mistral.rs has no quantisation {quant!r}", param="quant")
+    raise BadRequest(f"mistral.rs has no quantization {quant!r}", param="quant")

@@ -1,4 +1,4 @@
-"""Asking an engine on loopback something small."""
+"""HTTP probes of engines, and the environment that selects their devices."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cortex_common.schema.hardware import Device, DeviceKind
 
 
 def device_environment(devices: Sequence[Device]) -> dict[str, str]:
-    """Variables that show an engine its GPUs only, by UUID; none at all on the cpu device.
+    """Return the variables that restrict an engine to its GPUs, by UUID; no GPU is visible on the cpu device.
 
-    CUDA's own order puts the fastest card first, NVML counts by PCI bus: with PCI_BUS_ID both agree. Inside the
-    engine its devices are always 0, 1, ...
+    CUDA's default order puts the fastest GPU first, while NVML uses PCI bus order; PCI_BUS_ID makes both agree. Inside
+    the engine its devices are always 0, 1, ...
     """
     gpus = [device.uuid for device in devices if device.kind is DeviceKind.CUDA]
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
 
 def gpu_count(devices: Sequence[Device]) -> int:
-    """How many GPUs an engine gets."""
+    """Return the number of GPUs among some devices."""
     return sum(device.kind is DeviceKind.CUDA for device in devices)
 
 
@@ -32,12 +32,12 @@ _TIMEOUT = httpx.Timeout(5.0, connect=1.0)
 
 
 def engine_tls(entries: Sequence[HarnessEntry]) -> ssl.SSLContext | bool:
-    """What httpx takes as `verify` for these engines; most need none, and reading all authorities takes 20 ms."""
+    """Return httpx's `verify` for these engines; most need no TLS context, and creating one takes 20 ms."""
     return next((tls for entry in entries if (tls := tls_verify(entry.url or ""))), False)
 
 
 def engine_client(entries: Sequence[HarnessEntry] = ()) -> httpx.AsyncClient:
-    """The client for all probes of a neuron with these harnesses; proxies of the host are not for loopback."""
+    """Return the HTTP client for all probes of engines, which ignores the host's proxy settings."""
     return httpx.AsyncClient(
         timeout=_TIMEOUT,
         trust_env=False,
@@ -47,7 +47,7 @@ def engine_client(entries: Sequence[HarnessEntry] = ()) -> httpx.AsyncClient:
 
 
 async def get(http: httpx.AsyncClient, url: str) -> httpx.Response | None:
-    """The answer, whatever its status; None when the engine can't be reached or does not answer in time."""
+    """Return the response, with any status; None if the engine can't be reached or times out."""
     try:
         return await http.get(url)
     except httpx.HTTPError:
@@ -55,12 +55,12 @@ async def get(http: httpx.AsyncClient, url: str) -> httpx.Response | None:
 
 
 async def get_json(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
-    """The JSON object of a 200; None for anything else."""
+    """Return the JSON object of a 200 response; None for any other response."""
     response = await get(http, url)
     if response is None or response.status_code != 200:
         return None
     try:
         found = response.json()
-    except (ValueError, RecursionError):  # no JSON, or no text, or nested too deep
+    except (ValueError, RecursionError):  # not JSON, not text, or nested too deeply
         return None
     return found if isinstance(found, dict) else None

@@ -1,7 +1,7 @@
-"""Which harnesses this node has: name to adapter, from neuron.toml.
+"""The harnesses of a node, from neuron.toml.
 
-Adding a kind of engine is one module that follows `neuron_server.harness.base.Harness` and one line in
-`KINDS`: see docs/guides/add-a-harness.md.
+To add a kind of engine, write a module that implements `neuron_server.harness.base.Harness`, and add it to `KINDS`: see
+docs/guides/add-a-harness.md.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ KINDS: Mapping[str, Builder] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegistryEntry:
     """A harness with its settings."""
 
     harness: Harness
-    entry: HarnessEntry
+    settings: HarnessEntry
 
 
-class Registry:
-    """The harnesses of a node by name.
+class HarnessRegistry:
+    """The harnesses of a node, by name.
 
     Args:
-        entries: of neuron.toml.
-        http: for probes; closed with the registry.
-        kinds: what makes the harness of each kind.
+        entries: the harnesses' settings.
+        http: the client for probes; closed with the registry.
+        kinds: the constructor of each kind of harness.
 
     Raises:
-        ConfigError: an entry's kind is not known.
+        ConfigError: an entry has an unknown kind.
     """
 
     def __init__(
@@ -61,28 +61,28 @@ class Registry:
         self._http = http
         self._by_name = {entry.name: _build(entry, http, kinds) for entry in entries}
 
-    def missing(self) -> tuple[HostWarning, ...]:
-        """Engines that neuron.toml names and this host does not have now."""
+    def warnings(self) -> tuple[HostWarning, ...]:
+        """Return a warning for each configured engine that is not installed."""
         return tuple(
-            HostWarning(code="engine_missing", message=f"{name}: {missing}")
-            for name, registered in self._by_name.items()
-            if (missing := registered.harness.missing)
+            HostWarning(code="engine_missing", message=f"{name}: {reason}")
+            for name, entry in self._by_name.items()
+            if (reason := entry.harness.missing_reason)
         )
 
     async def prepare(self) -> None:
-        """Look at all engines' programs, so that launches need not."""
-        for registered in self._by_name.values():
-            await registered.harness.prepare()
+        """Inspect all engines' programs."""
+        for entry in self._by_name.values():
+            await entry.harness.prepare()
 
     async def close(self) -> None:
-        """Close the client that probes share."""
+        """Close the HTTP client."""
         await self._http.aclose()
 
-    def attached(self) -> Iterator[tuple[Registered, AttachedHarness]]:
-        """The engines that someone else runs."""
-        for registered in self._by_name.values():
-            if isinstance(registered.harness, AttachedHarness):
-                yield registered, registered.harness
+    def attached(self) -> Iterator[tuple[RegistryEntry, AttachedHarness]]:
+        """Yield the attached engines' harnesses."""
+        for entry in self._by_name.values():
+            if isinstance(entry.harness, AttachedHarness):
+                yield entry, entry.harness
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,20 +90,20 @@ class Registry:
         return tuple(self._by_name)
 
     def info(self) -> Mapping[str, HarnessInfo]:
-        """Return what GET /discovery reports of each harness, in the order of neuron.toml."""
+        """Return what GET /discovery reports about each harness, in the order of neuron.toml."""
         return {name: _info(r.harness.capabilities) for name, r in self._by_name.items()}
 
-    def get(self, name: str) -> Registered:
-        """The harness of a name.
+    def get(self, name: str) -> RegistryEntry:
+        """Return the harness with a name.
 
         Raises:
-            BadRequest: this node has none of that name.
+            BadRequest: this node has no such harness.
         """
         if name not in self._by_name:
-            known = ", ".join(self._by_name) or "none"
+            configured = ", ".join(self._by_name) or "none"
             close = nearest_names(name, self._by_name)
             raise BadRequest(
-                f"this node has no harness {name!r} (it has {known})",
+                f"this node has no harness {name!r} (it has {configured})",
                 param="harness",
                 hints=(f"did you mean {close[0]!r}?",) if close else (),
             )
@@ -120,11 +120,11 @@ def _info(capabilities: EngineCapabilities) -> HarnessInfo:
 
 def _build(
     entry: HarnessEntry, http: httpx.AsyncClient, kinds: Mapping[str, Builder]
-) -> Registered:
+) -> RegistryEntry:
     kind = entry.kind or entry.name
     if kind not in kinds:
         raise ConfigError(
             f"harness {entry.name!r}: there is no kind {kind!r}",
             hints=(f"set kind to one of {', '.join(kinds)}",),
         )
-    return Registered(kinds[kind](entry, http), entry)
+    return RegistryEntry(kinds[kind](entry, http), entry)

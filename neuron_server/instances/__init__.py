@@ -1,1 +1,1 @@
-"""Instances: their state machine, registry, runners, loading and unloading."""
+"""Instances: their state machine, registry and runners."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cortex_common.errors import ModelNotFound, Unavailable, nearest_names
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
-from neuron_server.harness.registry import Registered
+from neuron_server.harness.registry import RegistryEntry
 from neuron_server.instances.runner import Runner
 from neuron_server.instances.state_machine import Instance
 from neuron_server.process.process_table import ProcessFinder
@@ -22,14 +22,14 @@ class ManagedInstance:
     Attributes:
         instance: the current snapshot.
         runner: loads, watches and stops it.
-        registered: its harness.
+        entry: its harness, with settings.
         saved: its record on disk, if there is one.
         stopping: the task that stops it, once requested; its result is whether the instance was stopped.
     """
 
     instance: Instance
     runner: Runner
-    registered: Registered
+    entry: RegistryEntry
     saved: EngineRecord | None = None
     stopping: asyncio.Task[bool] | None = None
 

@@ -13,7 +13,7 @@ from cortex_common.clock import Clock
 from cortex_common.config.neuron import HarnessEntry
 from cortex_common.errors import CortexError, LoadFailed, UpstreamTimeout
 from cortex_common.schema.instances import InstanceId, InstanceState
-from neuron_server.harness.base import Launch, Probe, ProcessHarness
+from neuron_server.harness.base import Probe, ProcessHarness
 from neuron_server.instances.state_machine import (
     Instance,
     advance,
@@ -25,7 +25,7 @@ from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.engine_process import EngineProcess
 from neuron_server.process.exit_reason import ExitKind, ExitReason, classify
 from neuron_server.process.process_table import listening_pids, read_table
-from neuron_server.process.supervisor import Supervisor
+from neuron_server.process.supervisor import Launch, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class EngineRunner:
     Args:
         instance: the instance's id.
         harness: the adapter for its engine.
-        entry: the harness's settings.
+        settings: the harness's settings.
         launch: returns the command line for a port.
         address: address that the engine listens on.
         engine_log: receives the engine's output.
@@ -112,7 +112,7 @@ class EngineRunner:
         instance: InstanceId,
         *,
         harness: ProcessHarness,
-        entry: HarnessEntry,
+        settings: HarnessEntry,
         launch: Callable[[int], Launch],
         address: str,
         engine_log: EngineLog,
@@ -124,7 +124,7 @@ class EngineRunner:
         self.id = instance
         self.engine: EngineProcess | None = None
         self._harness = harness
-        self._entry = entry
+        self._settings = settings
         self._launch = launch
         self._address = address
         self._log = engine_log
@@ -163,7 +163,7 @@ class EngineRunner:
     async def _stop_engine(self) -> None:
         if self.engine is not None:
             stop_signal = self._harness.capabilities.stop_signal
-            await self.engine.stop(stop_signal, self._entry.stop_timeout_s)
+            await self.engine.stop(stop_signal, self._settings.stop_timeout_s)
             self.engine = None
 
     async def _run(self) -> None:
@@ -244,7 +244,7 @@ class EngineRunner:
         assert self.engine is not None
         deadline = LoadDeadline(
             self._clock,
-            self._entry.load_timeout_s,
+            self._settings.load_timeout_s,
             load_deadline_s(self._weights_mb, self._host.current(self.id).expected_load_s),
         )
         exited = asyncio.ensure_future(self.engine.wait())
@@ -316,7 +316,7 @@ class EngineRunner:
         return True
 
     async def _wait_for_failure(self, engine: EngineProcess) -> ExitReason:
-        interval, failed_probes = self._entry.health_interval_s, 0
+        interval, failed_probes = self._settings.health_interval_s, 0
         while failed_probes < _MAX_FAILED_PROBES:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(engine.wait(), interval)

@@ -8,7 +8,7 @@ from functools import partial
 from cortex_common.clock import Clock
 from cortex_common.schema.hardware import Device
 from neuron_server.harness.base import AttachedHarness, ProcessHarness
-from neuron_server.harness.registry import Registered
+from neuron_server.harness.registry import RegistryEntry
 from neuron_server.instances.attached_runner import MAX_WATCH_INTERVAL_S, AttachedRunner
 from neuron_server.instances.runner import EngineRunner, Runner, RunnerHost
 from neuron_server.instances.state_machine import Instance
@@ -18,7 +18,7 @@ from neuron_server.state_store import StateDir
 
 def create_runner(
     instance: Instance,
-    registered: Registered,
+    entry: RegistryEntry,
     devices: Iterable[Device],
     *,
     engine_host: str,
@@ -31,7 +31,7 @@ def create_runner(
 
     Args:
         instance: the instance; an adopted one already has a stage.
-        registered: its harness.
+        entry: its harness, with settings.
         devices: the node's devices.
         engine_host: address that engines listen on.
         state: provides the engine's log.
@@ -43,9 +43,9 @@ def create_runner(
         BadRequest: see `ProcessHarness.launch`.
         NotSupported: see `ProcessHarness.launch`.
     """
-    harness = registered.harness
+    harness = entry.harness
     if isinstance(harness, AttachedHarness):
-        interval_s = min(registered.entry.health_interval_s, MAX_WATCH_INTERVAL_S)
+        interval_s = min(entry.settings.health_interval_s, MAX_WATCH_INTERVAL_S)
         return AttachedRunner(instance.id, harness, host, clock, interval_s)
     assert isinstance(harness, ProcessHarness), "a harness is one or the other"
     own_devices = [device for device in devices if device.index in instance.devices]
@@ -57,7 +57,7 @@ def create_runner(
     return EngineRunner(
         instance.id,
         harness=harness,
-        entry=registered.entry,
+        settings=entry.settings,
         launch=launch,
         address=engine_host,
         engine_log=state.log(instance.id),

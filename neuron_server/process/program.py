@@ -12,8 +12,7 @@ from pathlib import Path
 from shlex import quote
 
 from cortex_common.errors import NotSupported
-from neuron_server.harness.base import Launch
-from neuron_server.process.supervisor import engine_environment
+from neuron_server.process.supervisor import Launch, engine_environment
 
 _TIMEOUT_S = 30.0
 _CUDA_RUNTIME = re.compile(r"lib(?:cudart|cublas)\.so\.(\d+)")
@@ -49,7 +48,7 @@ async def run_program(
     return output.decode("utf-8", "replace") if child.returncode == 0 else None
 
 
-def missing_reason(check: Callable[[], object]) -> str | None:
+def not_supported_message(check: Callable[[], object]) -> str | None:
     """Return the message and hints of the NotSupported error that a check raises; None if it raises none."""
     try:
         check()
@@ -92,9 +91,9 @@ class Program:
         return str(self._configured) if self._configured else shutil.which(self._name)
 
     @property
-    def missing(self) -> str | None:
+    def missing_reason(self) -> str | None:
         """Why the program can't be run, and what to do about it; None if it can."""
-        return missing_reason(self.require_path)
+        return not_supported_message(self.require_path)
 
     def require_path(self) -> str:
         """Return the path.

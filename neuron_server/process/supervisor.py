@@ -12,11 +12,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from cortex_common.errors import LoadFailed
-from neuron_server.harness.base import Launch
 from neuron_server.process.cgroups import Cgroups, EngineCgroup
 from neuron_server.process.engine_process import KILL_INTERVAL_S, KILL_TIMEOUT_S, EngineProcess
 from neuron_server.process.process_table import (
@@ -62,6 +61,19 @@ _ALLOWED_VARIABLES = frozenset(
         "VIRTUAL_ENV",
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The command of an engine process.
+
+    Attributes:
+        argv: program and arguments; never a shell command.
+        env: environment variables in addition to the supervisor's allow-list.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 def engine_environment(

@@ -14,7 +14,7 @@ from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import ProcessHarness
 from neuron_server.harness.probe import engine_client
-from neuron_server.harness.registry import KINDS, Builder, Registry
+from neuron_server.harness.registry import KINDS, Builder, HarnessRegistry
 from neuron_server.runtime import Runtime
 from neuron_server.state_store import StateDir
 
@@ -47,7 +47,7 @@ async def test_the_harness_of_the_guide_works(tmp_path: Path):
     config = NeuronConfig.model_validate(
         tomllib.loads(settings) | {"neuron": {"state_dir": str(tmp_path / "state")}}
     )
-    registry = Registry(config.harnesses, engine_client(), kinds)
+    registry = HarnessRegistry(config.harnesses, engine_client(), kinds)
     assert isinstance(registry.get("toy").harness, ProcessHarness)
     clock = SystemClock()
     host = Host((CpuSource(config.cpu.memory_mb),), clock)

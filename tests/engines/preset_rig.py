@@ -1,6 +1,6 @@
-"""A real engine under a neuron by its preset: what the tests of vLLM and SGLang have in common.
+"""Common parts of the tests with a real vLLM and SGLang.
 
-They compute on the processor, and the card is one that a fake NVML shows.
+The engines run on the CPU, with a GPU of a fake NVML.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.process.process_table import pids_with_marker, read_table
 from neuron_server.state_store import owner_id
 
-PATIENCE_S = 500.0
-"""What a load may take on two slow cores that others use."""
+LOAD_TIMEOUT_S = 500.0
+"""Enough for a load on two slow, busy cores."""
 FIRST_PORT = 42000 + os.getpid() * 31 % 9000
 
 
 @dataclass(frozen=True)
 class PresetRig:
-    """A directory of neurons that offer one harness of kind `command`.
+    """A directory of neurons with one harness of kind `command`.
 
     Attributes:
-        preset: its name, and the harness's.
+        directory: holds the neurons' state.
+        preset: name of the preset and of the harness.
         program: `binary` of the harness.
-        env: the harness's.
-        args: of each load.
+        env: `env` of the harness.
+        args: `args` of each load.
     """
 
     directory: Path
@@ -51,7 +52,7 @@ class PresetRig:
 
     @contextlib.asynccontextmanager
     async def neuron(self) -> AsyncIterator[NeuronClient]:
-        """A neuron that leaves its engines running when it ends."""
+        """Run a neuron that leaves its engines running when it stops."""
         harness = HarnessEntry.model_validate(
             {
                 "name": self.preset,
@@ -72,80 +73,83 @@ class PresetRig:
             yield client
 
     def spec(self, source: Path, **more: object) -> LoadSpec:
-        """A load of `org/tiny`."""
-        said = {"model_id": "org/tiny", "harness": self.preset, "source": str(source)}
-        return LoadSpec.model_validate(said | {"vram_mb": 1500, "args": self.args} | more)
+        """Return a spec for `org/tiny`."""
+        fields = {"model_id": "org/tiny", "harness": self.preset, "source": str(source)}
+        return LoadSpec.model_validate(fields | {"vram_mb": 1500, "args": self.args} | more)
 
-    def kill_left(self) -> None:
-        """Nothing of it is left at the end of a test that fails, either."""
+    def kill_remaining(self) -> None:
+        """Kill the engine's remaining processes after a failed test."""
         table = read_table()
-        for head in pids_with_marker(table, owner_id(self.directory / "state")):
-            for pid in table.tree(head):
+        for leader in pids_with_marker(table, owner_id(self.directory / "state")):
+            for pid in table.tree(leader):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
 
-async def live_through(rig: PresetRig, weights: Path, worker: str, tokens: int) -> ModelInfo:
-    """Load, stream, go on with a begun answer, adopt under the next neuron, drain a stream, and leave no process.
+async def run_lifecycle(rig: PresetRig, weights: Path, worker: str, tokens: int) -> ModelInfo:
+    """Load, stream, continue an answer, adopt with the next neuron, drain a stream, and check for remaining processes.
 
     Args:
-        rig: its directory.
-        weights: what to load.
-        worker: what one of the engine's processes is named.
-        tokens: of the stream that an unload waits for.
+        rig: the engine's rig.
+        weights: the model to load.
+        worker: part of the name or command line of one of the engine's processes.
+        tokens: length of the stream that an unload waits for.
 
     Returns:
-        The instance as it became ready.
+        The instance when it became ready.
     """
     async with rig.neuron() as client:
-        ready = await load(client, rig.spec(weights, context=4096, parallel=2), PATIENCE_S)
+        ready = await load(client, rig.spec(weights, context=4096, parallel=2), LOAD_TIMEOUT_S)
         engine = _processes_of(ready)
         assert any(worker in " ".join((p.name(), *p.cmdline())) for p in engine)
         data = await lines_of(ready, 20, asyncio.Event())
         assert data[-1] == "[DONE]"
-        await _go_on(client.base_url)
+        await _continue_answer(client.base_url)
     async with rig.neuron() as client:
         (adopted,) = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")
         assert adopted.url == ready.url
-        begun = asyncio.Event()
-        streaming = asyncio.create_task(lines_of(adopted, tokens, begun))
-        await asyncio.wait_for(begun.wait(), 30)
+        first = asyncio.Event()
+        streaming = asyncio.create_task(lines_of(adopted, tokens, first))
+        await asyncio.wait_for(first.wait(), 60)
         await client.unload(UnloadRequest(model_id="org/tiny", drain_seconds=120))
         assert (await streaming)[-1] == "[DONE]"
     assert not [p for p in engine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     return ready
 
 
-async def failure_of(rig: PresetRig, source: Path) -> str:
-    """What a load of that source says once it failed."""
+async def failed_load(rig: PresetRig, source: Path) -> str:
+    """Return the error of a load that fails."""
     async with rig.neuron() as client:
         await client.load(rig.spec(source))
         (failed,) = await until(
-            client, lambda ms: bool(ms) and ms[0].status is InstanceState.FAILED, PATIENCE_S
+            client, lambda ms: bool(ms) and ms[0].status is InstanceState.FAILED, LOAD_TIMEOUT_S
         )
         return failed.error or ""
 
 
-async def _go_on(neuron: str) -> None:
-    """Through a gateway, an answer that the client of Messages began is gone on with, not repeated."""
-    said = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "begun so"}]
-    body = {"model": "org/tiny", "max_tokens": 4, "messages": said}
+async def _continue_answer(neuron: str) -> None:
+    """Check that a partial answer in a Messages request is continued, not repeated, through a gateway."""
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "partial answer"},
+    ]
+    body = {"model": "org/tiny", "max_tokens": 4, "messages": messages}
     async with (
         running_gateway(neurons={"here": neuron}) as gateway,
         httpx.AsyncClient(base_url=gateway.url, timeout=60) as http,
     ):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not gateway.gateway.fleet.ready("org/tiny"):
                 await asyncio.sleep(0.01)
         answer = await http.post("/v1/messages", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["output_tokens"] == 4
-    assert "begun" not in answer.text
+    assert "partial answer" not in answer.text
 
 
 def _processes_of(model: ModelInfo) -> list[psutil.Process]:
-    """The engine that listens there, with all that it started."""
+    """Return the processes of an instance's engine."""
     port = int((model.url or "").rpartition(":")[2])
     (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.pid}
-    head = psutil.Process(pid)
-    return [head, *head.children(recursive=True)]
+    leader = psutil.Process(pid)
+    return [leader, *leader.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""Writes a tiny model as Hugging Face keeps them: a Llama of random weights that knows bytes."""
+"""Writes a tiny model in Hugging Face format: a Llama with random weights and a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}
 
 
 def write_tiny_hf(directory: Path, seed: int = 1) -> Path:
-    """The directory, with configuration, tokenizer and weights of a megabyte."""
+    """Write configuration, tokenizer and a megabyte of weights; return the directory."""
     directory.mkdir(parents=True)
     vocabulary = {"<s>": 0, "</s>": 1} | {char: n for n, char in enumerate(_byte_chars(), 2)}
     _write(directory / "config.json", _config(len(vocabulary)))
@@ -36,7 +36,7 @@ def _write(path: Path, content: object) -> None:
 
 
 def _byte_chars() -> list[str]:
-    """The printable character that byte-level tokenizers have for each byte."""
+    """Return the printable characters that byte-level tokenizers use for bytes."""
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in own]
     return [*map(chr, own), *(chr(256 + n) for n in range(len(others)))]

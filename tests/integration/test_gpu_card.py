@@ -1,6 +1,6 @@
-"""A neuron on a real NVIDIA card, with a llama-server built for CUDA: its numbers against nvidia-smi's.
+"""A neuron with a real NVIDIA GPU and a CUDA llama-server, compared with nvidia-smi.
 
-Without a card, tests/unit/neuron_server/hardware/test_nvml.py and test_neuron_gpus.py use a fake NVML library.
+For hosts without a GPU, tests/unit/neuron_server/hardware/test_nvml.py and test_neuron_gpus.py use a fake NVML library.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 HOLDER = Path(__file__).parents[1] / "engines" / "holder.py"
 NOISE_MB = 64
-"""MiB that the driver may take or give back between two readings."""
+"""MiB that the driver can allocate or free between two readings."""
 KIB_PER_TOKEN = 52
-"""KiB that a token of context takes with the weights here: 32 of keys and values, the rest for computing."""
+"""KiB of memory per token of context with this model: 32 for keys and values, the rest for computation."""
 
 
 def smi(*fields: str) -> list[str]:
-    """What nvidia-smi says of the first card."""
+    """Return fields that nvidia-smi reports for the first GPU."""
     argv = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [field.strip() for field in printed.splitlines()[0].split(",")]
@@ -50,14 +50,14 @@ needs_llama = pytest.mark.skipif(find() is None, reason="no llama-server: run ma
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 240 MB whose context takes 32 KiB a token, and may have as many as any card holds."""
+    """A 240 MB model with 32 KiB per token of context, and a context larger than any GPU's memory."""
     path = tmp_path_factory.mktemp("weights") / "small.gguf"
     return write_tiny_gguf(path, layers=8, hidden=1024, feed_forward=1024, heads=8, context=1 << 22)
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron with llama.cpp that offers the card alone."""
+    """A neuron with a llama.cpp harness that offers only the GPU."""
     rig = NeuronRig(tmp_path / "neuron")
     ports = f"port_range = [{rig.ports[0]}, {rig.ports[1]}]\n"
     llama = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{find()}"\n{ports}'
@@ -66,71 +66,71 @@ def rig(tmp_path: Path) -> Iterator[NeuronRig]:
 
 
 def spec(weights: Path, model: str, **more: object) -> LoadSpec:
-    """A spec of llama.cpp."""
-    said = {"model_id": model, "harness": "llamacpp", "source": str(weights), "context": 32768}
-    return LoadSpec.model_validate(said | {"parallel": 1} | more)
+    """Return a spec for llama.cpp."""
+    fields = {"model_id": model, "harness": "llamacpp", "source": str(weights), "context": 32768}
+    return LoadSpec.model_validate(fields | {"parallel": 1} | more)
 
 
 async def reading(client: NeuronClient, used_mb: int | None = None) -> DeviceReading:
-    """The card as the neuron sees it; with `used_mb`, once it is near that."""
-    async with asyncio.timeout(30):
+    """Return the neuron's reading of the GPU; with `used_mb`, once the used memory is near that."""
+    async with asyncio.timeout(60):
         async with contextlib.aclosing(client.watch_status()) as events:
             async for status in events:
-                now = status.health.devices[0]
-                if used_mb is None or abs(now.vram_used_mb - used_mb) <= NOISE_MB:
-                    return now
+                current = status.health.devices[0]
+                if used_mb is None or abs(current.vram_used_mb - used_mb) <= NOISE_MB:
+                    return current
     raise AssertionError
 
 
 async def as_smi(client: NeuronClient, least_mb: int) -> tuple[DeviceReading, list[float]]:
-    """The card as neuron and nvidia-smi see it, once both see the same memory in use, and so much at least.
+    """Return the readings of the neuron and of nvidia-smi, once both report at least `least_mb` of used memory.
 
-    A neuron that has just started asks its engines what they run on, which takes memory of the card for a moment.
+    A neuron that has just started checks its engines, which allocates GPU memory for a moment.
 
     Returns:
-        The reading; and nvidia-smi's used and free MiB, degrees and watts.
+        The neuron's reading; and nvidia-smi's used and free MiB, degrees Celsius and watts.
     """
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async with contextlib.aclosing(client.watch_status()) as events:
             async for status in events:
-                now = status.health.devices[0]
-                told = smi("memory.used", "memory.free", "temperature.gpu", "power.draw")
-                numbers = [float(field) for field in told]
-                if numbers[0] >= least_mb and abs(now.vram_used_mb - numbers[0]) <= NOISE_MB:
-                    return now, numbers
+                current = status.health.devices[0]
+                fields = smi("memory.used", "memory.free", "temperature.gpu", "power.draw")
+                numbers = [float(field) for field in fields]
+                if numbers[0] >= least_mb and abs(current.vram_used_mb - numbers[0]) <= NOISE_MB:
+                    return current, numbers
     raise AssertionError
 
 
 @contextlib.asynccontextmanager
-async def stranger(size_mb: int) -> AsyncIterator[None]:
-    """A process that the neuron did not start has memory of the card."""
+async def other_process(size_mb: int) -> AsyncIterator[None]:
+    """Run a process that allocates GPU memory and was not started by the neuron."""
     pipe = asyncio.subprocess.PIPE
     argv = [sys.executable, str(HOLDER), str(size_mb)]
     process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe)
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        assert await process.stdout.readline() == b"held\n"
+        assert await process.stdout.readline() == b"allocated\n"
         yield
     finally:
         process.stdin.close()
         await process.wait()
 
 
-async def test_discovery_names_the_card_as_the_driver_does(rig: NeuronRig):
-    """UUID, name, memory, driver and compute capability are nvidia-smi's."""
+async def test_discovery_reports_the_drivers_data(rig: NeuronRig):
+    """UUID, name, memory, driver version and compute capability equal those of nvidia-smi."""
     async with rig.client() as client:
         found = await client.discovery()
-    [card] = found.devices
-    told = smi("uuid", "name", "memory.total", "driver_version", "compute_cap")
+    [gpu] = found.devices
+    expected = smi("uuid", "name", "memory.total", "driver_version", "compute_cap")
     assert [
-        card.uuid,
-        card.name,
-        str(card.vram_total_mb),
+        gpu.uuid,
+        gpu.name,
+        str(gpu.vram_total_mb),
         found.driver_version,
-        card.compute_capability,
-    ] == told
-    assert not card.unified
+        gpu.compute_capability,
+    ] == expected
+    assert not gpu.unified
     assert not {w.code for w in found.warnings} & {
         "engine_cuda_mismatch",
         "nvml_failed",
@@ -138,44 +138,44 @@ async def test_discovery_names_the_card_as_the_driver_does(rig: NeuronRig):
     }
 
 
-async def test_health_tells_nvidia_smis_numbers(rig: NeuronRig):
-    """Memory, temperature and power, idle and with a stranger on the card, who counts as foreign."""
+async def test_health_matches_nvidia_smi(rig: NeuronRig):
+    """Memory, temperature and power match, idle and with another process, whose memory is reported as other."""
     async with rig.client() as client:
         idle = await reading(client)
-        async with stranger(8192):
-            held, numbers = await as_smi(client, idle.vram_used_mb + 8192)
+        async with other_process(8192):
+            busy, numbers = await as_smi(client, idle.vram_used_mb + 8192)
             _, free, temperature, power = numbers
-            assert abs(held.vram_free_mb - free) <= NOISE_MB
-            assert abs((held.temp_c or 0) - temperature) <= 5
-            assert held.power_w is not None
-            assert abs(held.power_w - power) <= 60
-            assert held.vram_other_mb == held.vram_used_mb
-            assert held.vram_available_mb <= idle.vram_available_mb - 8192 + NOISE_MB
+            assert abs(busy.vram_free_mb - free) <= NOISE_MB
+            assert abs((busy.temp_c or 0) - temperature) <= 5
+            assert busy.power_w is not None
+            assert abs(busy.power_w - power) <= 60
+            assert busy.vram_other_mb == busy.vram_used_mb
+            assert busy.vram_available_mb <= idle.vram_available_mb - 8192 + NOISE_MB
         await reading(client, idle.vram_used_mb)
 
 
 @needs_llama
-async def test_a_model_on_the_card_is_measured_and_its_memory_comes_back(
+async def test_a_model_on_the_gpu_is_measured_and_its_memory_is_freed(
     rig: NeuronRig, weights: Path
 ):
-    """It streams; what the driver says of its process is what it counts with, near the estimate; unload frees it."""
+    """Its footprint is the memory of its process, near the estimate; the unload frees it."""
     async with rig.client() as client:
         before = await reading(client)
         await client.load(spec(weights, "m"))
-        promised = (await client.health()).devices[0].vram_reserved_mb
+        reserved = (await client.health()).devices[0].vram_reserved_mb
         [ready] = await until(client, lambda ms: bool(ms) and ms[0].status in {"ready", "failed"})
         assert ready.status is InstanceState.READY, ready.error
         data = await lines_of(ready, 20, asyncio.Event())
         assert data[-1] == "[DONE]"
-        taken = int(smi("memory.used")[0]) - before.vram_used_mb
-        assert 1024 + 200 < taken <= promised * 1.1
-        assert promised <= taken * 1.5
-        # It takes a little more with its first answer, so an older reading does not do.
-        now = await reading(client, before.vram_used_mb + taken)
-        assert abs(now.vram_other_mb - before.vram_other_mb) <= NOISE_MB
+        allocated = int(smi("memory.used")[0]) - before.vram_used_mb
+        assert 1024 + 200 < allocated <= reserved * 1.1
+        assert reserved <= allocated * 1.5
+        # Its first answer allocates a little more, so an older reading can't be used.
+        current = await reading(client, before.vram_used_mb + allocated)
+        assert abs(current.vram_other_mb - before.vram_other_mb) <= NOISE_MB
         [ready] = await client.models()
         assert ready.devices == (0,)
-        assert abs((ready.vram_used_mb or 0) - taken) <= NOISE_MB
+        assert abs((ready.vram_used_mb or 0) - allocated) <= NOISE_MB
         await client.unload(UnloadRequest(model_id="m"))
         after = await reading(client, before.vram_used_mb)
         assert after.vram_reserved_mb == 0
@@ -183,8 +183,10 @@ async def test_a_model_on_the_card_is_measured_and_its_memory_comes_back(
 
 
 @needs_llama
-async def test_of_twenty_loads_at_once_as_many_are_admitted_as_fit(rig: NeuronRig, weights: Path):
-    """Each wants a fifth and more of the card: four get it, the others hear numbers that add up."""
+async def test_of_twenty_concurrent_loads_as_many_are_admitted_as_fit(
+    rig: NeuronRig, weights: Path
+):
+    """Each needs more than a fifth of the GPU: four are admitted, and the numbers of the refusals add up."""
     async with rig.client() as client:
         before = await reading(client)
         each = before.vram_available_mb // 5 + 1024
@@ -195,8 +197,8 @@ async def test_of_twenty_loads_at_once_as_many_are_admitted_as_fit(rig: NeuronRi
         refused = [a for a in answers if isinstance(a, BaseException)]
         assert all(isinstance(error, DoesNotFit) for error in refused), refused
         assert len(answers) - len(refused) == 4
-        left = (await client.health()).devices[0]
-        assert left.vram_available_mb == pytest.approx(
+        after = (await client.health()).devices[0]
+        assert after.vram_available_mb == pytest.approx(
             before.vram_available_mb - 4 * each, abs=4 * NOISE_MB
         )
         await until(client, lambda ms: len(ms) == 4 and all(m.status == "ready" for m in ms), 60)
@@ -206,13 +208,11 @@ async def test_of_twenty_loads_at_once_as_many_are_admitted_as_fit(rig: NeuronRi
 
 
 @needs_llama
-async def test_a_stranger_who_takes_the_card_is_a_refusal_with_numbers(
-    rig: NeuronRig, weights: Path
-):
-    """What somebody else took between plan and load is not promised away."""
+async def test_memory_of_another_process_is_not_granted(rig: NeuronRig, weights: Path):
+    """Memory that another process allocated between plan and load is not granted."""
     async with rig.client() as client:
         before = await reading(client)
-        async with stranger(before.vram_free_mb - 3072):
+        async with other_process(before.vram_free_mb - 3072):
             await as_smi(client, before.vram_free_mb - 3072)
             with pytest.raises(DoesNotFit) as refused:
                 await client.load(spec(weights, "m", vram_mb=4096))
@@ -220,13 +220,13 @@ async def test_a_stranger_who_takes_the_card_is_a_refusal_with_numbers(
 
 
 @needs_llama
-async def test_a_stream_on_the_card_outlives_its_neuron(rig: NeuronRig, weights: Path):
-    """After kill -9 the stream ends whole, the next neuron adopts the engine with its memory, and unloads it."""
+async def test_a_stream_on_the_gpu_outlives_its_neuron(rig: NeuronRig, weights: Path):
+    """The stream is complete, and the next neuron adopts the engine with its memory and unloads it."""
     async with rig.client() as client:
         ready = await load(client, spec(weights, "m"))
     first = asyncio.Event()
     streaming = asyncio.create_task(lines_of(ready, 4000, first))
-    await asyncio.wait_for(first.wait(), 20)
+    await asyncio.wait_for(first.wait(), 60)
     assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
     assert not streaming.done()
     await asyncio.to_thread(rig.start)
@@ -236,15 +236,15 @@ async def test_a_stream_on_the_card_outlives_its_neuron(rig: NeuronRig, weights:
         assert adopted.devices == (0,)
         data = await streaming
         assert data[-1] == "[DONE]"
-        now = (await client.health()).devices[0]
-        assert now.vram_other_mb < now.vram_used_mb
+        current = (await client.health()).devices[0]
+        assert current.vram_other_mb < current.vram_used_mb
         await client.unload(UnloadRequest(model_id="m"))
     assert rig.engines() == []
 
 
 @needs_llama
-async def test_three_models_take_turns_on_a_card_for_two(rig: NeuronRig, weights: Path):
-    """Each wants two fifths of it: whoever is asked for answers, beside one other, and the numbers add up."""
+async def test_three_models_take_turns_on_a_gpu_for_two(rig: NeuronRig, weights: Path):
+    """Each needs two fifths of it: the requested model is loaded, next to one other, and the numbers add up."""
     async with rig.client() as client:
         before = await reading(client)
         context = int(before.vram_available_mb * 0.4) * 1024 // KIB_PER_TOKEN
@@ -255,18 +255,18 @@ async def test_three_models_take_turns_on_a_card_for_two(rig: NeuronRig, weights
             for name in "abc"
         ]
         async with (
-            running_gateway(*model_configs, neurons={"card": rig.url}) as gateway,
+            running_gateway(*model_configs, neurons={"gpu": rig.url}) as gateway,
             httpx.AsyncClient(base_url=gateway.url, timeout=90) as http,
         ):
-            there = []
+            loaded = []
             for name in "abacb":
-                said = [{"role": "user", "content": "go"}]
-                body = {"model": name, "messages": said, "max_tokens": 8}
+                messages = [{"role": "user", "content": "go"}]
+                body = {"model": name, "messages": messages, "max_tokens": 8}
                 answer = await http.post("/v1/chat/completions", json=body)
                 assert answer.status_code == 200, answer.text
-                there.append({m.id for m in await client.models()})
-            assert all(name in models for name, models in zip("abacb", there, strict=True))
-            assert [len(models) for models in there] == [1, 2, 2, 2, 2]
+                loaded.append({m.id for m in await client.models()})
+            assert all(name in models for name, models in zip("abacb", loaded, strict=True))
+            assert [len(models) for models in loaded] == [1, 2, 2, 2, 2]
         used = sum(m.vram_used_mb or 0 for m in await client.models())
         assert used > 0.7 * before.vram_available_mb
         for model in await client.models():

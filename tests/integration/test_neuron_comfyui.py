@@ -1,4 +1,4 @@
-"""ComfyUI by its preset, against a stand-in for its API."""
+"""The ComfyUI preset, with a fake server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engines.neuron_rig import NeuronRig, load, running, until
 
 from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
 
-STAND_IN = Path(__file__).parents[1] / "engines" / "fake_comfyui.py"
+FAKE_COMFYUI = Path(__file__).parents[1] / "engines" / "fake_comfyui.py"
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron with ComfyUI."""
-    command = [sys.executable, str(STAND_IN), "--listen", "{host}", "--port", "{port}"]
+    """A neuron with a ComfyUI harness."""
+    command = [sys.executable, str(FAKE_COMFYUI), "--listen", "{host}", "--port", "{port}"]
     comfyui = (
         '[[harnesses]]\nname = "comfyui"\nkind = "command"\npreset = "comfyui"\n'
         f"command = {json.dumps(command)}\n"
@@ -32,8 +32,8 @@ def rig(tmp_path: Path) -> Iterator[NeuronRig]:
     yield from running(rig)
 
 
-async def test_an_unload_waits_for_the_pictures_in_comfyuis_queue(rig: NeuronRig):
-    """They never pass the gateway, so its own queue tells whether it is in use."""
+async def test_an_unload_waits_for_comfyuis_queue(rig: NeuronRig):
+    """Its jobs do not pass through the gateway, so the engine's queue shows whether it is busy."""
     async with rig.client() as client:
         spec = LoadSpec(model_id="pictures", harness="comfyui", vram_mb=100)
         ready = await load(client, spec)
@@ -41,7 +41,7 @@ async def test_an_unload_waits_for_the_pictures_in_comfyuis_queue(rig: NeuronRig
             await http.post("/prompt", json={"prompt": {}})
             await until(client, lambda models: models[0].in_flight == 1)
             unloading = asyncio.create_task(
-                client.unload(UnloadRequest(model_id="pictures", drain_seconds=30))
+                client.unload(UnloadRequest(model_id="pictures", drain_seconds=60))
             )
             await until(client, lambda models: models[0].status is InstanceState.DRAINING)
             await http.get("/fake/finish")

@@ -76,7 +76,7 @@ async def test_doctor_reports_an_engine_that_does_not_use_the_gpu(tmp_path: Path
     program = script(tmp_path / "llama-server", "echo 'Available devices:'\necho '  (none)'")
     (finding,) = await llama_findings(tmp_path, program)
     assert finding.verdict is Verdict.WARNING
-    assert "processor" in finding.about
+    assert "would run on the CPU" in finding.about
 
 
 @pytest.mark.llama

@@ -1,4 +1,4 @@
-"""A real llama-server under a real neuron."""
+"""A neuron with llama-server."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 2 MB."""
+    """A 2 MB model."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=5)
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron with llama.cpp."""
+    """A neuron with a llama.cpp harness."""
     llama = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{BINARY}"\n'
     rig = NeuronRig(tmp_path / "neuron")
     rig.config.write_text(
@@ -41,17 +41,15 @@ def rig(tmp_path: Path) -> Iterator[NeuronRig]:
 
 
 def llama(weights: Path, model: str, **more: object) -> LoadSpec:
-    """A spec of llama.cpp."""
-    one_thread = (
-        "-t",
-        "1",
-    )  # spinning threads of several engines would stall one another on two cores
+    """Return a spec for llama.cpp."""
+    # With several threads each, engines would stall one another on a host with two cores.
+    one_thread = ("-t", "1")
     spec = {"model_id": model, "harness": "llamacpp", "source": str(weights), "args": one_thread}
     return LoadSpec.model_validate(spec | more)
 
 
-async def test_llama_server_is_started_asked_and_measured(rig: NeuronRig, weights: Path):
-    """The harness finds context, slots and version by asking the engine."""
+async def test_llama_server_is_started_queried_and_unloaded(rig: NeuronRig, weights: Path):
+    """Context, slots and version are read from the engine."""
     async with rig.client() as client:
         spec = llama(weights, "org/llama", context=1024, parallel=2)
         ready = await load(client, spec)
@@ -72,25 +70,27 @@ async def test_a_drained_llama_server_finishes_its_stream(rig: NeuronRig, weight
         ready = await load(client, llama(weights, "drained", context=4096, parallel=1))
         first = asyncio.Event()
         streaming = asyncio.create_task(lines_of(ready, 1000, first))
-        await asyncio.wait_for(first.wait(), 10)
-        await client.unload(UnloadRequest(model_id="drained", drain_seconds=30))
+        await asyncio.wait_for(first.wait(), 60)
+        await client.unload(UnloadRequest(model_id="drained", drain_seconds=60))
         assert (await streaming)[-1] == "[DONE]"
 
 
-async def test_bad_arguments_are_told_with_the_engines_last_words(rig: NeuronRig, weights: Path):
-    """An engine that refuses its arguments is a failed instance whose error says so, and is not restarted."""
+async def test_invalid_arguments_are_reported_with_the_engines_output(
+    rig: NeuronRig, weights: Path
+):
+    """An engine that rejects its arguments is a failed instance with that error, and is not restarted."""
     async with rig.client() as client:
         await client.load(llama(weights, "wrong", args=("--no-such-flag",)))
         models = await until(client, lambda ms: bool(ms) and ms[0].status == "failed")
         assert "no-such-flag" in (models[0].error or "")
         assert "did not accept its arguments" in (models[0].error or "")
         assert (await client.health()).devices[0].vram_reserved_mb == 0
-        with pytest.raises(BadRequest, match="exactly one GGUF"):
+        with pytest.raises(BadRequest, match="exactly one matching GGUF"):
             await client.load(llama(weights.parent.parent, "nothing", file=None))
 
 
 async def test_three_streams_survive_a_killed_neuron(rig: NeuronRig, weights: Path):
-    """Two llama-servers and an embedded engine go on when their neuron is killed; the next adopts and ends them."""
+    """Two llama-servers and an embedded engine outlive their neuron; the next one adopts and unloads them."""
     async with rig.client() as client:
         ready = [
             await load(client, llama(weights, "one", context=4096, parallel=1)),
@@ -98,13 +98,15 @@ async def test_three_streams_survive_a_killed_neuron(rig: NeuronRig, weights: Pa
             await load(client, LoadSpec(model_id="three", harness="embedded", source=str(weights))),
         ]
     streams: list[asyncio.Task[list[str]]] = []
-    for model, tokens in zip(ready, (1500, 1500, 3500), strict=True):  # the third is the fastest
-        begun = asyncio.Event()
-        streams.append(asyncio.create_task(lines_of(model, tokens, begun)))
-        await asyncio.wait_for(begun.wait(), 20)
+    for model, tokens in zip(
+        ready, (1500, 1500, 3500), strict=True
+    ):  # the third engine is the fastest
+        first = asyncio.Event()
+        streams.append(asyncio.create_task(lines_of(model, tokens, first)))
+        await asyncio.wait_for(first.wait(), 60)
     engines = rig.engines()
     for engine in engines:
-        engine.suspend()  # so that no stream ends before its neuron, however slow the machine
+        engine.suspend()  # so that no stream ends before the neuron, however slow the host
     assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
     assert not any(stream.done() for stream in streams)
     for engine in engines:

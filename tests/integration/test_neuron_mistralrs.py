@@ -1,4 +1,4 @@
-"""mistral.rs as a process and attached, against the stand-in written from its fact sheet."""
+"""mistral.rs as a process and attached, with a fake server that has its documented behavior."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from engines.attached_rig import STAND_IN, Attached, script
+from engines.attached_rig import FAKE_MISTRALRS, Attached, script
 from engines.neuron_rig import NeuronRig, load, running, until
 
 from cortex_common.errors import Conflict, LoadFailed, NotFound, NotSupported, Unavailable
@@ -22,9 +22,9 @@ from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 @pytest.fixture
 def process_rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron whose mistralrs program is the stand-in."""
+    """A neuron whose mistralrs program is the fake."""
     program = script(
-        tmp_path / "mistralrs", f'exec {shlex.join([sys.executable, str(STAND_IN)])} "$@"'
+        tmp_path / "mistralrs", f'exec {shlex.join([sys.executable, str(FAKE_MISTRALRS)])} "$@"'
     )
     rig = NeuronRig(tmp_path / "neuron")
     section = f'[[harnesses]]\nname = "mistralrs"\nbinary = "{program}"\n'
@@ -36,23 +36,23 @@ def process_rig(tmp_path: Path) -> Iterator[NeuronRig]:
 
 @pytest.fixture
 def attached(tmp_path: Path) -> Iterator[Attached]:
-    """An engine of someone else's, with a unit."""
-    found = Attached(tmp_path)
+    """An attached engine with a systemd unit."""
+    attached = Attached(tmp_path)
     try:
-        found.start_engine()
-        found.rig.start()
-        yield found
+        attached.start_engine()
+        attached.rig.start()
+        yield attached
     finally:
-        found.close()
+        attached.close()
 
 
 def shared(model: str, **more: object) -> LoadSpec:
-    """A spec of the attached engine."""
+    """Return a spec for the attached engine."""
     return LoadSpec.model_validate({"model_id": model, "harness": "shared"} | more)
 
 
 async def statuses(url: str) -> dict[str, str]:
-    """What the engine itself says about its models."""
+    """Return the status of each model as the engine reports it."""
     async with httpx.AsyncClient(base_url=url) as http:
         return {
             name: (await http.post("/v1/models/status", json={"model_id": name})).json()["status"]
@@ -60,8 +60,8 @@ async def statuses(url: str) -> dict[str, str]:
         }
 
 
-async def test_mistralrs_serves_one_model_a_process(process_rig: NeuronRig, tmp_path: Path):
-    """A local file is served as "default", a repository under its own name, each by a process of its own."""
+async def test_mistralrs_serves_one_model_per_process(process_rig: NeuronRig, tmp_path: Path):
+    """A local file is served as "default", a repository under its own name, each by its own process."""
     weights = write_tiny_gguf(tmp_path / "weights" / "tiny.gguf")
     async with process_rig.client() as client:
         local = LoadSpec(model_id="my/name", harness="mistralrs", source=str(weights), vram_mb=300)
@@ -82,7 +82,7 @@ async def test_mistralrs_serves_one_model_a_process(process_rig: NeuronRig, tmp_
 
 
 async def test_an_attached_engines_models_are_instances(attached: Attached):
-    """What is loaded in someone else's engine shows up; "default" and repetitions do not."""
+    """Models loaded in an attached engine are instances; "default" and duplicates are not."""
     async with attached.rig.client() as client:
         models = await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         assert sorted(m.id for m in models) == ["org/a", "org/b"]
@@ -91,7 +91,7 @@ async def test_an_attached_engines_models_are_instances(attached: Attached):
 
 
 async def test_attached_models_are_unloaded_and_reloaded(attached: Attached):
-    """Unload and load use the engine's own calls, and never a reload of what is loaded."""
+    """Unloads and loads use the engine's own API, and a loaded model is never reloaded."""
     async with attached.rig.client() as client:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/a"))
@@ -105,8 +105,8 @@ async def test_attached_models_are_unloaded_and_reloaded(attached: Attached):
         assert await statuses(attached.url) == {"org/a": "loaded", "org/b": "loaded"}
 
 
-async def test_stopping_the_neuron_leaves_an_attached_engine_alone(attached: Attached):
-    """Its models stay loaded: the engine is someone else's."""
+async def test_stopping_the_neuron_does_not_affect_an_attached_engine(attached: Attached):
+    """Its models stay loaded."""
     async with attached.rig.client() as client:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
     assert await asyncio.to_thread(attached.rig.stop) == 0
@@ -114,7 +114,7 @@ async def test_stopping_the_neuron_leaves_an_attached_engine_alone(attached: Att
 
 
 async def test_a_model_unloaded_by_others_is_no_longer_ready(attached: Attached):
-    """The neuron notices what happens to the engine behind its back."""
+    """The neuron detects changes made by other clients of the engine."""
     async with attached.rig.client() as client, httpx.AsyncClient(base_url=attached.url) as http:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await http.post("/v1/models/unload", json={"model_id": "org/a"})
@@ -126,8 +126,8 @@ async def test_a_model_unloaded_by_others_is_no_longer_ready(attached: Attached)
             await client.endpoint("org/a")
 
 
-async def test_a_model_stuck_in_reloading_is_cured_by_a_restart(attached: Attached):
-    """The engine's own bug is recognised, and the unit is restarted."""
+async def test_a_model_stuck_in_reloading_is_recovered_by_a_restart(attached: Attached):
+    """The engine's bug is detected, and its unit is restarted."""
     async with attached.rig.client() as client, httpx.AsyncClient(base_url=attached.url) as http:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await http.post("/v1/models/reload", json={"model_id": "org/a"})
@@ -138,27 +138,27 @@ async def test_a_model_stuck_in_reloading_is_cured_by_a_restart(attached: Attach
         assert await statuses(attached.url) == {"org/a": "loaded", "org/b": "loaded"}
 
 
-async def test_a_model_that_its_engine_lost_comes_back_with_a_restart(tmp_path: Path):
-    """0.8 can't reload what it unloaded beside others: that is said while others are loaded, and cured when not."""
-    found = Attached(tmp_path, loses=True)
+async def test_a_model_lost_by_its_engine_is_recovered_by_a_restart(tmp_path: Path):
+    """0.8 can't reload a model it unloaded while others were loaded; it is restarted once no other model is loaded."""
+    attached = Attached(tmp_path, loses=True)
     try:
-        found.start_engine()
-        found.rig.start()
-        async with found.rig.client() as client:
+        attached.start_engine()
+        attached.rig.start()
+        async with attached.rig.client() as client:
             await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
             await client.unload(UnloadRequest(model_id="org/a"))
             await client.load(shared("org/a"))
             models = await until(client, lambda ms: any(m.error for m in ms))
-            assert "only a restart brings it back" in next(m.error or "" for m in models if m.error)
+            assert "only a restart recovers it" in next(m.error or "" for m in models if m.error)
             await client.unload(UnloadRequest(model_id="org/b"))
             await load(client, shared("org/a"))
-            assert await statuses(found.url) == {"org/a": "loaded", "org/b": "loaded"}
+            assert await statuses(attached.url) == {"org/a": "loaded", "org/b": "loaded"}
     finally:
-        found.close()
+        attached.close()
 
 
-async def test_an_attached_engine_is_restarted_once_however_many_ask(attached: Attached):
-    """All its models come back, its cycles begin anew, and who asks by cycles changes nothing a second time."""
+async def test_concurrent_restarts_of_an_attached_engine_are_one(attached: Attached):
+    """All its models are loaded again, its cycles are reset, and another request by cycles changes nothing."""
     async with attached.rig.client() as client:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/a"))
@@ -168,17 +168,17 @@ async def test_an_attached_engine_is_restarted_once_however_many_ask(attached: A
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/b"))
         assert [(e.harness, e.cycles) for e in await client.attached()] == [("shared", 3)]
-        wanted = RestartRequest(min_cycles=3, cut=False)
-        answers = await asyncio.gather(*(client.restart("shared", wanted) for _ in range(3)))
+        request = RestartRequest(min_cycles=3, cut=False)
+        answers = await asyncio.gather(*(client.restart("shared", request) for _ in range(3)))
         assert {(a.status, a.models) for a in answers} == {("restarted", ("org/a", "org/b"))}
         assert attached.calls.read_text().count(" restart ") == 1
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
-        assert (await client.restart("shared", wanted)).status == "kept"
+        assert (await client.restart("shared", request)).status == "kept"
         assert attached.calls.read_text().count(" restart ") == 1
 
 
-async def test_a_failed_restart_says_why_and_its_models_serve_on(attached: Attached):
-    """What systemd says is passed on, what never went away serves on, and the next neuron knows its cycles."""
+async def test_a_failed_restart_is_explained_and_models_stay_ready(attached: Attached):
+    """The error includes systemd's message, loaded models stay ready, and the next neuron knows the cycles."""
     async with attached.rig.client() as client:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/a"))
@@ -197,7 +197,7 @@ async def test_a_failed_restart_says_why_and_its_models_serve_on(attached: Attac
 
 
 async def test_an_unknown_model_of_an_attached_engine_is_explained(attached: Attached):
-    """A model that the engine was not started with can't be loaded, and the error says what to do."""
+    """A model that the engine was not configured with can't be loaded; the error says what to do."""
     async with attached.rig.client() as client:
         await client.load(shared("org/c"))
         models = await until(client, lambda ms: any(m.id == "org/c" and m.error for m in ms))
@@ -205,13 +205,13 @@ async def test_an_unknown_model_of_an_attached_engine_is_explained(attached: Att
         assert "was not configured with 'org/c'" in (error or "")
 
 
-async def test_a_refused_reload_and_a_dead_engine_without_unit_say_so(tmp_path: Path):
-    """The engine's own error text is passed on; without a unit nobody can restart it."""
-    found = Attached(tmp_path, refuse="org/b", unit=False)
+async def test_a_failed_reload_and_an_ended_engine_without_a_unit_are_explained(tmp_path: Path):
+    """The error includes the engine's message; without a unit the engine can't be restarted."""
+    attached = Attached(tmp_path, refuse="org/b", unit=False)
     try:
-        found.start_engine()
-        found.rig.start()
-        async with found.rig.client() as client:
+        attached.start_engine()
+        attached.rig.start()
+        async with attached.rig.client() as client:
             await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
             with pytest.raises(NotSupported, match="no systemd unit is configured"):
                 await client.restart("shared", RestartRequest())
@@ -219,8 +219,8 @@ async def test_a_refused_reload_and_a_dead_engine_without_unit_say_so(tmp_path: 
             await client.load(shared("org/b"))
             models = await until(client, lambda ms: any(m.error for m in ms))
             assert "CUDA out of memory" in next(m.error or "" for m in models if m.error)
-            os.kill(int(found.pid_file.read_text()), signal.SIGKILL)
-            found.pid_file.unlink()
+            os.kill(int(attached.pid_file.read_text()), signal.SIGKILL)
+            attached.pid_file.unlink()
             await until(client, lambda ms: all(m.status is InstanceState.FAILED for m in ms))
             await client.load(shared("org/a"))
             models = await until(
@@ -228,20 +228,20 @@ async def test_a_refused_reload_and_a_dead_engine_without_unit_say_so(tmp_path: 
             )
             assert models
     finally:
-        found.close()
+        attached.close()
 
 
-async def test_no_failure_is_left_beside_what_an_engine_that_is_back_serves(tmp_path: Path):
-    """A load that failed while the engine was away is over once the engine has the model again."""
-    found = Attached(tmp_path, unit=False)
+async def test_a_failure_is_cleared_once_the_engine_has_the_model(tmp_path: Path):
+    """A load that failed while the engine was down is no longer shown once the engine has the model."""
+    attached = Attached(tmp_path, unit=False)
     try:
-        found.rig.start()
-        async with found.rig.client() as client:
+        attached.rig.start()
+        async with attached.rig.client() as client:
             await client.load(shared("org/a"))
             await until(client, lambda ms: [m.status for m in ms] == [InstanceState.FAILED])
-            found.start_engine()
+            attached.start_engine()
             models = await until(client, lambda ms: any(m.url for m in ms))
             ready = [(m.id, m.error) for m in models if m.id == "org/a"]
             assert ready == [("org/a", None)]
     finally:
-        found.close()
+        attached.close()

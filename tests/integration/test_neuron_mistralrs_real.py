@@ -1,4 +1,4 @@
-"""The real mistralrs server under a real neuron: started by it, and attached to."""
+"""A neuron with a real mistralrs server, as a process and attached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of 2 MB, each in a directory of its own; returns the one above."""
+    """The parent directory of two directories with a 2 MB model each."""
     directory = tmp_path_factory.mktemp("weights")
     for number, name in enumerate(("a", "b")):
         write_tiny_gguf(directory / name / "tiny.gguf", seed=number)
@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def streamed(model: ModelInfo, tokens: int) -> list[str]:
-    """The data lines of an answer."""
+    """Return the data lines of a streamed answer."""
     body = {
         "model": model.served_as or model.id,
         "messages": [{"role": "user", "content": "go"}],
@@ -55,8 +55,8 @@ async def streamed(model: ModelInfo, tokens: int) -> list[str]:
     return [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
-async def test_mistralrs_is_started_asked_and_stopped(tmp_path: Path, weights: Path):
-    """A GGUF file is served by a process of its own, adopted by the next neuron, and leaves nothing behind."""
+async def test_mistralrs_is_started_queried_and_stopped(tmp_path: Path, weights: Path):
+    """A GGUF file is served by a process that the next neuron adopts, and no process is left after the unload."""
     rig = NeuronRig(tmp_path / "neuron")
     ports = f"port_range = [{rig.ports[0]}, {rig.ports[1]}]\n"
     section = f'[[harnesses]]\nname = "mistralrs"\nbinary = "{BINARY}"\n{ports}'
@@ -84,8 +84,8 @@ async def test_mistralrs_is_started_asked_and_stopped(tmp_path: Path, weights: P
             assert "did not accept its arguments" in (models[0].error or "")
 
 
-class Served:
-    """A mistralrs of someone else's with two models, its "unit", and a neuron attached to it."""
+class AttachedServer:
+    """A mistralrs server, a fake systemctl that restarts it, and a neuron attached to it."""
 
     def __init__(self, directory: Path, weights: Path, *models: str) -> None:
         self.names = [str(weights / name) for name in models]
@@ -106,7 +106,7 @@ class Served:
         self.systemctl = bin_dir / "systemctl"
         kill = f"[ -f {self.pid_file} ] && kill -9 $(cat {self.pid_file})"
         start = f"{BINARY} from-config -f {path}"
-        if len(models) == 1:  # only so can 0.8 reload what it unloaded
+        if len(models) == 1:  # 0.8 can reload an unloaded model only in this mode
             start = f"{BINARY} serve --host 127.0.0.1 -p {self.port} --cpu"
             start += f" -m {self.names[0]} --format gguf -f tiny.gguf"
         start += f" >> {log} 2>&1 & echo $! > {self.pid_file}"
@@ -119,42 +119,44 @@ class Served:
         self._path = os.environ["PATH"]
         os.environ["PATH"] = f"{bin_dir}:{self._path}"
 
-    def answers(self) -> bool:
-        """Whether the engine listens."""
-        with socket.socket() as trial:
-            return trial.connect_ex(("127.0.0.1", self.port)) == 0
+    def listens(self) -> bool:
+        """Return whether the server listens."""
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
     def close(self) -> None:
-        """End the neuron, then the engine."""
+        """Stop the neuron, then the server."""
         self.rig.close()
         os.environ["PATH"] = self._path
         os.kill(int(self.pid_file.read_text()), signal.SIGKILL)
-        wait_for(lambda: not self.answers(), 5)
+        wait_for(lambda: not self.listens(), 60)
 
 
 @contextlib.contextmanager
-def serving(directory: Path, weights: Path, *models: str) -> Iterator[Served]:
-    """Both of them running."""
-    found = Served(directory, weights, *models)
+def serving(directory: Path, weights: Path, *models: str) -> Iterator[AttachedServer]:
+    """Start the server and the neuron."""
+    server = AttachedServer(directory, weights, *models)
     try:
-        subprocess.run([found.systemctl, "start", "it"], check=True)
-        wait_for(found.answers, 60)
-        found.rig.start()
-        yield found
+        subprocess.run([server.systemctl, "start", "it"], check=True)
+        wait_for(server.listens, 60)
+        server.rig.start()
+        yield server
     finally:
-        found.close()
+        server.close()
 
 
 def shared(name: str) -> LoadSpec:
-    """A spec of the attached engine."""
+    """Return a spec for the attached server."""
     return LoadSpec(model_id=name, harness="shared")
 
 
-async def test_an_attached_mistralrs_is_unloaded_reloaded_and_cured(tmp_path: Path, weights: Path):
-    """What the stand-in of the other tests was written for, against the real one, its bug included."""
-    with serving(tmp_path, weights, "a") as served:
-        (name,) = served.names
-        async with served.rig.client() as client, httpx.AsyncClient(timeout=60) as http:
+async def test_an_attached_mistralrs_is_unloaded_reloaded_and_recovered(
+    tmp_path: Path, weights: Path
+):
+    """The real server has the bugs of the fake one, and is recovered from them."""
+    with serving(tmp_path, weights, "a") as server:
+        (name,) = server.names
+        async with server.rig.client() as client, httpx.AsyncClient(timeout=60) as http:
             (model,) = await until(client, lambda ms: [bool(m.url) for m in ms] == [True])
             assert (await streamed(model, 5))[-1] == "[DONE]"
             await client.unload(UnloadRequest(model_id=name))
@@ -163,32 +165,34 @@ async def test_an_attached_mistralrs_is_unloaded_reloaded_and_cured(tmp_path: Pa
             assert (await streamed(again, 5))[-1] == "[DONE]"
             assert [e.cycles for e in await client.attached()] == [2]
 
-            url = f"http://127.0.0.1:{served.port}/v1/models/reload"
+            url = f"http://127.0.0.1:{server.port}/v1/models/reload"
             assert (await http.post(url, json={"model_id": name})).json()["status"] == "not_found"
             await until(client, lambda ms: any(m.status is InstanceState.FAILED for m in ms))
             await load(client, shared(name), seconds=60)
-            assert [e.cycles for e in await client.attached()] == [0], "the cure was a restart"
+            assert [e.cycles for e in await client.attached()] == [0], (
+                "it was recovered by a restart"
+            )
 
 
-async def test_what_an_attached_mistralrs_lost_comes_back_with_a_restart(
+async def test_a_model_lost_by_an_attached_mistralrs_is_recovered_by_a_restart(
     tmp_path: Path, weights: Path
 ):
-    """With several models, 0.8 can't reload what it unloaded; a restart brings back all of them."""
-    with serving(tmp_path, weights, "a", "b") as served:
-        first, second = served.names
+    """With several models, 0.8 can't reload an unloaded one; a restart loads all of them."""
+    with serving(tmp_path, weights, "a", "b") as server:
+        first, second = server.names
 
         def both_ready(models: Sequence[ModelInfo]) -> bool:
-            return sorted(m.id for m in models if m.url) == served.names
+            return sorted(m.id for m in models if m.url) == server.names
 
-        async with served.rig.client() as client:
+        async with server.rig.client() as client:
             await until(client, both_ready)
             await client.unload(UnloadRequest(model_id=first))
             assert [m.id for m in await client.models()] == [second]
             await client.load(shared(first))
             models = await until(client, lambda ms: any(m.error for m in ms))
-            assert "only a restart brings it back" in next(m.error or "" for m in models if m.error)
+            assert "only a restart recovers it" in next(m.error or "" for m in models if m.error)
             answer = await client.restart("shared", RestartRequest())
-            assert (answer.status, list(answer.models)) == ("restarted", served.names)
+            assert (answer.status, list(answer.models)) == ("restarted", server.names)
             models = await until(client, both_ready)
             for model in models:
                 if model.url:

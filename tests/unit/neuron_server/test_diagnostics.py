@@ -18,7 +18,7 @@ from neuron_server.diagnostics import EngineChecks
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.harness.probe import engine_client
-from neuron_server.harness.registry import Registry
+from neuron_server.harness.registry import HarnessRegistry
 
 CUDA_BUILD = "Available devices:\n  CUDA0: NVIDIA L4 (22565 MiB, 22130 MiB free)"
 CPU_BUILD = "Available devices:\n  (none)"
@@ -29,7 +29,7 @@ async def engine_checks(entry: HarnessEntry, gpus: int = 1) -> AsyncIterator[Eng
     """Create the checks of a host with one engine and a driver that supports CUDA 13.1."""
     host = Host((NvmlSource(FakeNvml(*map(FakeGpu, range(gpus)))),), SystemClock())
     await host.open()
-    registry = Registry([entry], engine_client())
+    registry = HarnessRegistry([entry], engine_client())
     try:
         yield EngineChecks(registry, host)
     finally:

@@ -19,7 +19,6 @@ from cortex_common.config.neuron import NeuronConfig, parse_headroom_mib
 from cortex_common.errors import ConfigError, Conflict
 from cortex_common.net.state_dir import lock_state_dir
 from cortex_common.schema.instances import InstanceId, LoadSpec
-from neuron_server.instances.unloader import wait_until_freed, wait_until_idle
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.process_table import (
     Process,
@@ -31,6 +30,7 @@ from neuron_server.process.process_table import (
     read_table,
 )
 from neuron_server.state_store import EngineRecord, PastLoad, StateDir
+from neuron_server.unloader import wait_until_freed, wait_until_idle
 
 SPEC = LoadSpec(model_id="org/m", harness="h", context=10)
 

@@ -1,4 +1,4 @@
-"""The embedded worker's wire: what it takes, what it refuses, and how it answers."""
+"""The embedded worker's requests and answers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from neuron_server.embedded_engine.openai_wire import (
 
 
 def chat(**more) -> Job:
-    """A chat request."""
+    """Parse a chat request."""
     body = {"messages": [{"role": "user", "content": "hi"}]} | more
     return parse_job("chat", json.dumps(body).encode())
 
 
 def events(answer: Answer, pieces: list[Piece]) -> list[dict]:
-    """The JSON of all events but [DONE], which must come last and only once."""
+    """Return the JSON of all events but [DONE], which must be the last and only one."""
     data = b"".join(chunk for piece in pieces for chunk in answer.chunks(piece))
     blocks = data.decode().split("\n\n")
     assert blocks.pop() == ""
@@ -37,7 +37,7 @@ def events(answer: Answer, pieces: list[Piece]) -> list[dict]:
 
 
 def test_content_parts_become_text():
-    """Text parts are joined, a missing content is empty, and tool results keep their call's id."""
+    """Text parts are joined, missing content is empty, and tool results keep the id of their call."""
     job = chat(
         messages=[
             {
@@ -53,14 +53,14 @@ def test_content_parts_become_text():
     assert job.messages[2]["tool_call_id"] == "1"
 
 
-def test_both_names_of_the_token_limit_are_known():
-    """max_completion_tokens is OpenAI's newer name and wins."""
+def test_both_names_of_the_token_limit_are_supported():
+    """max_completion_tokens is OpenAI's newer name and takes precedence."""
     assert chat(max_tokens=5).max_tokens == 5
     assert chat(max_tokens=5, max_completion_tokens=7).max_tokens == 7
 
 
-def test_a_prompt_passes_the_template_untouched():
-    """A text completion is one turn of the role that the template lets through; its default limit is OpenAI's 16."""
+def test_a_prompt_is_not_changed_by_the_template():
+    """A text completion is one turn with the role that is passed through; the default limit is OpenAI's 16."""
     job = parse_job("text", b'{"prompt": ["once"]}')
     assert job.messages == ({"role": RAW, "content": "once"},)
     assert job.max_tokens == 16
@@ -81,50 +81,50 @@ def test_a_prompt_passes_the_template_untouched():
         ({"response_format": {"type": "xml"}}, "response_format"),
     ],
 )
-def test_what_the_engine_cant_do_is_refused_by_name(body, param):
-    """A request for something impossible is a 400 that names the field, never a silent default."""
-    with pytest.raises(BadRequest) as refused:
+def test_unsupported_requests_are_rejected_by_field(body, param):
+    """An unsupported request is a 400 that names the field, never silently changed."""
+    with pytest.raises(BadRequest) as rejected:
         chat(**body)
-    assert refused.value.param == param
+    assert rejected.value.param == param
 
 
 def test_a_missing_field_is_named():
-    """Whoever forgets the messages is told so."""
-    with pytest.raises(BadRequest) as refused:
+    """The error for a missing field names it."""
+    with pytest.raises(BadRequest) as rejected:
         parse_job("chat", b"{}")
-    assert refused.value.param == "messages"
+    assert rejected.value.param == "messages"
 
 
-def test_whole_numbers_may_come_in_other_spellings():
-    """Some clients write every number with a point, and some as text; what else they send is not looked at."""
+def test_integers_are_accepted_in_other_notations():
+    """Some clients write integers as floats or strings; unknown fields are ignored."""
     assert chat(max_tokens=5.0, top_k="7", seed=1, user="me").max_tokens == 5
 
 
 @given(st.binary(max_size=40))
 def test_no_body_crashes_the_parser(body):
-    """Any bytes are a request or a 400."""
+    """Any bytes are a valid request or a 400."""
     for kind in ("chat", "text"):
         with contextlib.suppress(BadRequest):
             parse_job(kind, body)
 
 
-def test_a_body_that_is_no_json_is_malformed():
-    """Syntax errors have their own code."""
+def test_invalid_json_is_a_malformed_body():
+    """Syntax errors have a code of their own."""
     with pytest.raises(MalformedBody):
         parse_job("chat", b"{")
 
 
-def test_tools_are_left_out_when_the_client_says_none():
-    """tool_choice none gives the model no tools; auto gives it all of them."""
+def test_tools_are_omitted_with_tool_choice_none():
+    """With tool_choice none the model gets no tools, with auto all of them."""
     assert chat(tools=[{"type": "function"}], tool_choice="none").tools == ()
     assert chat(tools=[{"type": "function"}], tool_choice="auto").tools == ('{"type": "function"}',)
 
 
 @given(st.lists(st.text(), max_size=6), st.booleans())
-def test_a_stream_says_what_the_whole_answer_says(texts, usage_wanted):
-    """Deltas joined are the content; the role comes once and first; usage comes only when asked for."""
+def test_a_stream_equals_the_complete_answer(texts, include_usage):
+    """Joined deltas equal the content; the role is sent once, first; usage is sent only on request."""
     pieces = [Piece(text) for text in texts] + [Piece("", finish_reason="stop", usage=Usage(3, 4))]
-    job = chat(stream=True, stream_options={"include_usage": usage_wanted})
+    job = chat(stream=True, stream_options={"include_usage": include_usage})
     answer = Answer(job, "id", "m", 1)
     chunks = events(answer, pieces)
     deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"]]
@@ -136,19 +136,19 @@ def test_a_stream_says_what_the_whole_answer_says(texts, usage_wanted):
     assert "role" in deltas[0]
     reasons = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]]
     assert reasons == [None] * (len(reasons) - 1) + ["stop"]
-    asked = [c["usage"] for c in chunks if "usage" in c]
+    usages = [c["usage"] for c in chunks if "usage" in c]
     expected = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-    assert asked == ([expected] if usage_wanted else [])
+    assert usages == ([expected] if include_usage else [])
     assert whole["usage"] == expected
 
 
-def test_tool_calls_have_openais_shape():
-    """A call is whole in one delta, and content is null in the whole answer."""
+def test_tool_calls_have_openais_format():
+    """A call is complete in one delta, and content is null in the complete answer."""
     call = Piece(tool_calls=(ToolCall(0, "call-1", "f", '{"a":1}'),), finish_reason="tool_calls")
     chunks = events(Answer(chat(stream=True), "id", "m", 1), [call])
-    (made,) = chunks[1]["choices"][0]["delta"]["tool_calls"]
+    (tool_call,) = chunks[1]["choices"][0]["delta"]["tool_calls"]
     function = {"name": "f", "arguments": '{"a":1}'}
-    assert made == {"index": 0, "id": "call-1", "type": "function", "function": function}
+    assert tool_call == {"index": 0, "id": "call-1", "type": "function", "function": function}
     message = json.loads(Answer(chat(), "id", "m", 1).whole([call]))["choices"][0]["message"]
     assert message["content"] is None
     assert message["tool_calls"][0]["function"] == function

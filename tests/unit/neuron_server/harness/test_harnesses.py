@@ -1,4 +1,4 @@
-"""Command lines, environments and answers of the harnesses: what is asked of engines, without engines."""
+"""Command lines, environments and probes of the harnesses, without engines."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from cortex_common.schema.engine_traits import (
 )
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
-from neuron_server.harness.base import AttachedHarness, Launch, ProcessHarness
+from neuron_server.harness.base import AttachedHarness, ProcessHarness
 from neuron_server.harness.command import CommandHarness, fill, sum_series
-from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit
-from neuron_server.harness.mistralrs import MistralrsHarness, models_of
+from neuron_server.harness.llamacpp import LlamaCppHarness, parse_fit_params
+from neuron_server.harness.mistralrs import MistralrsHarness, parse_models
 from neuron_server.harness.probe import device_environment, engine_client
-from neuron_server.harness.registry import Registry
+from neuron_server.harness.registry import HarnessRegistry
 from neuron_server.harness.weights import gguf_file, size_mb
-from neuron_server.process.supervisor import engine_environment
+from neuron_server.process.supervisor import Launch, engine_environment
 
 GPUS = [
     Device(index=1, uuid="GPU-b", name="B", vram_total_mb=1),
@@ -42,14 +42,14 @@ SPEC = LoadSpec(model_id="org/m", harness="h")
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    """The client that harnesses share."""
+    """The HTTP client that harnesses share."""
     async with engine_client() as client:
         yield client
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """Something that is there."""
+    """An executable file."""
     path = tmp_path / "engine"
     path.touch(0o755)
     return path
@@ -57,7 +57,7 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A GGUF file of 3 MiB."""
+    """A 3 MiB file with the name of a GGUF file."""
     path = tmp_path / "weights" / "model.gguf"
     path.parent.mkdir()
     path.write_bytes(b"x" * 3 * 1024 * 1024)
@@ -83,15 +83,15 @@ def weights(tmp_path: Path) -> Path:
 def test_a_harness_reports_its_engine_and_traits_whatever_its_name(
     entry: dict[str, object], engine: str, traits: EngineTraits, http: httpx.AsyncClient
 ):
-    """A gateway words requests for the engine, and two harnesses of one kind need two names."""
-    registry = Registry((HarnessEntry.model_validate(entry),), http)
+    """Gateways depend on the engine, and two harnesses of one kind need different names."""
+    registry = HarnessRegistry((HarnessEntry.model_validate(entry),), http)
 
     info = registry.info()[str(entry["name"])]
     assert (info.engine, info.traits) == (engine, traits)
 
 
-def test_gpus_are_given_by_uuid_in_bus_order():
-    """CUDA's own numbering is never relied on, and an engine on the CPU sees no GPU."""
+def test_gpus_are_passed_by_uuid_in_bus_order():
+    """Nothing depends on CUDA's default order, and an engine on the CPU sees no GPU."""
     assert device_environment(GPUS) == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "GPU-b,GPU-d",
@@ -99,8 +99,8 @@ def test_gpus_are_given_by_uuid_in_bus_order():
     assert device_environment(CPU)["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_the_hosts_environment_is_scrubbed():
-    """Engines see an allow-list, what they were given, and their marks; settings meant for others do not reach them."""
+def test_the_hosts_environment_is_filtered():
+    """Engines see allowed variables of the host, those of their launch, and their markers."""
     host = {
         "PATH": "/bin",
         "LC_ALL": "C",
@@ -109,8 +109,8 @@ def test_the_hosts_environment_is_scrubbed():
         "HF_TOKEN": "t",
     }
     launch = Launch(argv=("x",), env={"MINE": "1", "PATH": "/own"})
-    seen = engine_environment(host, launch, {"CORTEX_INSTANCE": "i"})
-    assert seen == {
+    environment = engine_environment(host, launch, {"CORTEX_INSTANCE": "i"})
+    assert environment == {
         "PATH": "/own",
         "LC_ALL": "C",
         "HF_TOKEN": "t",
@@ -119,8 +119,8 @@ def test_the_hosts_environment_is_scrubbed():
     }
 
 
-def test_unset_values_take_their_flag_along():
-    """A template's optional argument vanishes with the flag before it, and nothing else does."""
+def test_unset_values_are_omitted_with_their_flag():
+    """An optional argument of a template is omitted with the flag before it, and nothing else."""
     template = (
         "run",
         "{model}",
@@ -137,41 +137,41 @@ def test_unset_values_take_their_flag_along():
     assert list(fill(['{{"a": 1}}', '{{"a": "{model}"}}'], values)) == ['{"a": 1}', '{"a": "m"}']
 
 
-def test_a_commands_environment_is_filled_like_its_arguments(http: httpx.AsyncClient):
-    """Some engines take their port from a variable alone; JSON in one stays as it is."""
+def test_a_commands_environment_is_filled_in_like_its_arguments(http: httpx.AsyncClient):
+    """Some engines read their port only from a variable; JSON in a variable is not changed."""
     env = {"AT": "{host}:{port}", "CTX": "{context}", "MORE": '{"port": {"a": 1}}'}
     entry = HarnessEntry(name="e", kind="command", command=("run",), env=env)
     started = CommandHarness(entry, http).launch(SPEC, GPUS[:1], "h", 81)
-    told = {name: started.env[name] for name in env}
-    assert told == {"AT": "h:81", "CTX": str(SPEC.context or ""), "MORE": env["MORE"]}
+    filled = {name: started.env[name] for name in env}
+    assert filled == {"AT": "h:81", "CTX": str(SPEC.context or ""), "MORE": env["MORE"]}
 
 
-def test_command_templates_are_checked_at_start(http: httpx.AsyncClient):
-    """An empty command or an unknown field is a mistake in neuron.toml, not in the first load.
+def test_command_templates_are_checked_at_startup(http: httpx.AsyncClient):
+    """An empty command or an unknown field is a config error, not an error of the first load.
 
-    All but the preset's is found by `cortex config check`, too.
+    `cortex config check` finds all of them except a preset without a command.
     """
-    with pytest.raises(ConfigError, match="this preset needs a command") as refused:
+    with pytest.raises(ConfigError, match="this preset needs a command") as rejected:
         CommandHarness(HarnessEntry(name="x", preset="comfyui"), http)
-    assert "main.py" in refused.value.hints[0]
-    with pytest.raises(ValidationError, match="requires a command or a preset"):
+    assert "main.py" in rejected.value.hints[0]
+    with pytest.raises(ValidationError, match="needs a command or a preset"):
         HarnessEntry(name="x", kind="command")
     with pytest.raises(ValidationError, match="unknown fields: modell "):
         HarnessEntry(name="x", command=("run", "{modell}"))
-    for odd in ("{port:05d}", "{port:{x}}", "{port!r}"):
+    for field in ("{port:05d}", "{port:{x}}", "{port!r}"):
         with pytest.raises(ValidationError, match=r"unknown fields: port[:!]"):
-            HarnessEntry(name="x", command=("run", odd))
-    with pytest.raises(ValidationError, match=r"unknown fields: \{ .*double a literal brace"):
+            HarnessEntry(name="x", command=("run", field))
+    with pytest.raises(ValidationError, match=r"unknown fields: \{ .*is written twice"):
         HarnessEntry(name="x", command=("run", "{"))
     with pytest.raises(ValidationError, match="requires the engine's url"):
         HarnessEntry(name="attach")
-    every = HarnessEntry(name="x", command=("run", *(f"{{{field}}}" for field in COMMAND_FIELDS)))
+    complete = HarnessEntry(name="x", command=("run", *(f"{{{f}}}" for f in COMMAND_FIELDS)))
     spec = LoadSpec(model_id="m", harness="x")
-    assert CommandHarness(every, http).launch(spec, GPUS, "127.0.0.1", 1).argv[0] == "run"
+    assert CommandHarness(complete, http).launch(spec, GPUS, "127.0.0.1", 1).argv[0] == "run"
 
 
-async def test_a_health_path_is_one_below_the_engine_whether_it_begins_with_a_slash_or_not():
-    """What it answers there, other than that it is loading, is what an operator must hear to mend the path."""
+async def test_a_health_path_can_start_with_a_slash_or_not():
+    """An unexpected status is reported, so that an operator can correct the path."""
 
     def engine(request: httpx.Request) -> httpx.Response:
         return httpx.Response({"/ready": 200, "/busy": 503}.get(request.url.path, 404))
@@ -190,8 +190,8 @@ async def test_a_health_path_is_one_below_the_engine_whether_it_begins_with_a_sl
             assert (probe.ready, probe.stage) == (ready, stage)
 
 
-def test_presets_know_their_engines(http: httpx.AsyncClient):
-    """vLLM, SGLang and ComfyUI start with their own flags, health paths and signals."""
+def test_presets_have_the_engines_settings(http: httpx.AsyncClient):
+    """The presets of vLLM, SGLang and ComfyUI have their own flags, health paths and signals."""
     spec = LoadSpec(model_id="org/m", harness="vllm", context=4096, args=("--enforce-eager",))
     vllm = CommandHarness(HarnessEntry(name="vllm", preset="vllm"), http)
     argv = list(vllm.launch(spec, GPUS, "127.0.0.1", 8101).argv)
@@ -213,31 +213,31 @@ def test_presets_know_their_engines(http: httpx.AsyncClient):
     assert sglang.capabilities.stop_signal is signal.SIGQUIT
 
 
-def test_vllm_keeps_to_the_memory_that_it_was_promised(http: httpx.AsyncClient):
-    """It counts in shares of the whole card, the smallest where there are several; unset, it is left alone."""
+def test_vllm_is_limited_to_the_granted_memory(http: httpx.AsyncClient):
+    """The limit is a share of the smallest GPU; it is omitted if no memory is set."""
     vllm = CommandHarness(HarnessEntry(name="vllm", preset="vllm"), http)
-    cards = [replace_total(GPUS[0], 24576), replace_total(GPUS[1], 81920)]
+    gpus = [replace_total(GPUS[0], 24576), replace_total(GPUS[1], 81920)]
     spec = LoadSpec(model_id="org/m", harness="vllm", vram_mb=22000)
-    argv = list(vllm.launch(spec, cards, "127.0.0.1", 8101).argv)
+    argv = list(vllm.launch(spec, gpus, "127.0.0.1", 8101).argv)
     assert argv[argv.index("--gpu-memory-utilization") + 1] == "0.895"
-    assert "--gpu-memory-utilization" not in vllm.launch(SPEC, cards, "127.0.0.1", 8101).argv
+    assert "--gpu-memory-utilization" not in vllm.launch(SPEC, gpus, "127.0.0.1", 8101).argv
 
 
 def replace_total(device: Device, total_mb: int) -> Device:
-    """The device with another size."""
+    """Return a device with another memory size."""
     return device.model_copy(update={"vram_total_mb": total_mb})
 
 
 def test_series_are_summed_over_labels():
-    """Counts of requests are the sum over all labels of the named series."""
+    """Request counts are the sum over all labels of the named series; other values are ignored."""
     text = '# HELP a b\na{x="1"} 2\na{x="2"} 1.0\nab 7\nc 4\n'
     assert sum_series(text, ("a", "c")) == 7
-    odd = 'a{x="y z"} 2 1700000000000\na NaN\na +Inf\nc 1e0\na\na x\n'
-    assert sum_series(odd, ("a", "c")) == 3
+    unusual = 'a{x="y z"} 2 1700000000000\na NaN\na +Inf\nc 1e0\na\na x\n'
+    assert sum_series(unusual, ("a", "c")) == 3
 
 
 @pytest.mark.parametrize(
-    "said",
+    "listing",
     [
         b'{"data":{"a":1}}',
         b'{"data":[]}',
@@ -248,11 +248,11 @@ def test_series_are_summed_over_labels():
     ],
     ids=range(6),
 )
-async def test_an_odd_list_of_models_keeps_no_engine_from_being_ready(said: bytes):
-    """It is looked at for the context only, and not every server with OpenAI's routes has this one as OpenAI does."""
+async def test_an_unusual_model_list_does_not_prevent_readiness(listing: bytes):
+    """The list is read only for the context, and not every OpenAI-compatible server follows OpenAI's format."""
 
     def engine(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, content=said if request.url.path == "/v1/models" else b"")
+        return httpx.Response(200, content=listing if request.url.path == "/v1/models" else b"")
 
     spec = LoadSpec(model_id="m", harness="x", context=7)
     async with httpx.AsyncClient(transport=httpx.MockTransport(engine)) as http:
@@ -261,8 +261,8 @@ async def test_an_odd_list_of_models_keeps_no_engine_from_being_ready(said: byte
     assert (probe.ready, probe.context) == (True, 7)
 
 
-def test_llama_server_gets_explicit_numbers(http: httpx.AsyncClient, program: Path, weights: Path):
-    """Context counts all slots together, layers and split follow the devices, and the alias is the model's name."""
+def test_llama_server_gets_explicit_settings(http: httpx.AsyncClient, program: Path, weights: Path):
+    """The context is the sum over all slots, layers and split depend on the devices, and --alias is the model id."""
     harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
     spec = LoadSpec(model_id="org/m", harness="l", source=str(weights), context=1000, parallel=3)
     argv = " ".join(harness.launch(spec, GPUS, "127.0.0.1", 8102).argv)
@@ -273,8 +273,8 @@ def test_llama_server_gets_explicit_numbers(http: httpx.AsyncClient, program: Pa
     assert "-ngl 0" in " ".join(harness.launch(spec, CPU, "h", 1).argv)
 
 
-def test_llama_server_downloads_what_is_not_here(http: httpx.AsyncClient, program: Path):
-    """A repository goes to -hf with its quantisation, a file of it to -hff; it never starts as a router."""
+def test_llama_server_downloads_repositories(http: httpx.AsyncClient, program: Path):
+    """A repository is passed as -hf with its quantization, and its file as -hff; it never starts as a router."""
     harness = LlamaCppHarness(HarnessEntry(name="l", binary=program), http)
     spec = LoadSpec(model_id="org/m-GGUF", harness="l", quant="Q4_K_M", file="m.gguf")
     argv = harness.launch(spec, CPU, "h", 1).argv
@@ -282,16 +282,18 @@ def test_llama_server_downloads_what_is_not_here(http: httpx.AsyncClient, progra
     assert harness.weights_mb(spec) is None
 
 
-def test_fit_params_are_read_by_device():
-    """The fullest GPU decides, or the host where there is none in play."""
+def test_fit_params_are_parsed_by_device():
+    """The fullest GPU counts, or the host on the CPU."""
     printed = "CUDA0 100 20 3\nCUDA1 90 20 30\nHost 7 2 1\n"
-    assert parse_fit(printed, DeviceKind.CUDA) == 140
-    assert parse_fit(printed, DeviceKind.CPU) == 10
-    assert parse_fit("no numbers", DeviceKind.CPU) is None
+    assert parse_fit_params(printed, DeviceKind.CUDA) == 140
+    assert parse_fit_params(printed, DeviceKind.CPU) == 10
+    assert parse_fit_params("no numbers", DeviceKind.CPU) is None
 
 
-def test_mistralrs_gets_a_size_for_its_cache(http: httpx.AsyncClient, program: Path, weights: Path):
-    """What is promised beyond weights and context is the KV cache, so it does not take 90% of the card."""
+def test_mistralrs_gets_a_size_for_its_kv_cache(
+    http: httpx.AsyncClient, program: Path, weights: Path
+):
+    """The KV cache is the grant minus weights and CUDA context, instead of 90% of the GPU."""
     harness = MistralrsHarness(HarnessEntry(name="r", binary=program), http)
     spec = LoadSpec(model_id="m", harness="r", source=str(weights), vram_mb=5000, parallel=4)
     argv = harness.launch(spec, GPUS[:1], "127.0.0.1", 8103).argv
@@ -307,10 +309,10 @@ def test_mistralrs_gets_a_size_for_its_cache(http: httpx.AsyncClient, program: P
     assert harness.served_as(remote) is None
 
 
-async def test_mistralrs_is_asked_for_its_flags(
+async def test_mistralrs_flags_are_read_from_its_help(
     http: httpx.AsyncClient, tmp_path: Path, weights: Path
 ):
-    """0.8 has no page to switch off, quantises with --isq only, and wants GGUF announced; upgrades are noticed."""
+    """0.8 has no --no-ui and no --quant, and requires --format for GGUF; an upgrade is detected."""
     program = tmp_path / "mistralrs"
     program.write_text(
         "#!/bin/sh\necho '      --isq <ISQ>  --format <FORMAT>  --ui  --no-kv-cache'\n"
@@ -329,8 +331,8 @@ async def test_mistralrs_is_asked_for_its_flags(
     assert " ".join(upgraded.argv[5:]) == "1 --no-ui -m org/m --quant 8 --cpu"
 
 
-def test_listings_of_mistralrs_are_cleaned():
-    """The synthetic default and adapters are dropped; an id listed twice is not loaded."""
+def test_model_lists_of_mistralrs_are_parsed():
+    """The synthetic default and adapters are ignored; an id that is listed twice is not loaded."""
     listed = {
         "data": [
             {"id": "default"},
@@ -340,12 +342,12 @@ def test_listings_of_mistralrs_are_cleaned():
             {"id": "lora", "status": "loaded", "parent": "a"},
         ]
     }
-    assert models_of(listed) == {"a": True, "b": False}
-    assert models_of(None) == {}
+    assert parse_models(listed) == {"a": True, "b": False}
+    assert parse_models(None) == {}
 
 
-def test_a_missing_program_is_said(http: httpx.AsyncClient, weights: Path):
-    """An engine that is not installed is told at the load, with the setting to change."""
+def test_a_missing_program_is_an_error_of_the_load(http: httpx.AsyncClient, weights: Path):
+    """The error for an engine that is not installed names its path."""
     spec = LoadSpec(model_id="m", harness="x", source=str(weights))
     for build in (LlamaCppHarness, MistralrsHarness):
         harness = build(HarnessEntry(name="x", binary=Path("/nowhere/engine")), http)
@@ -353,8 +355,8 @@ def test_a_missing_program_is_said(http: httpx.AsyncClient, weights: Path):
             harness.launch(spec, CPU, "h", 1)
 
 
-def test_a_path_with_nothing_there_is_no_repository(http: httpx.AsyncClient, program: Path):
-    """Weights that were moved away are said to be missing; no engine is sent to download a path."""
+def test_a_missing_path_is_not_treated_as_a_repository(http: httpx.AsyncClient, program: Path):
+    """Missing weights are an error; the engine never tries to download a path."""
     spec = LoadSpec(model_id="m", harness="x", source="/nowhere/m.gguf")
     for build in (LlamaCppHarness, MistralrsHarness):
         harness = build(HarnessEntry(name="x", binary=program), http)
@@ -362,13 +364,13 @@ def test_a_path_with_nothing_there_is_no_repository(http: httpx.AsyncClient, pro
             harness.launch(spec, CPU, "h", 1)
 
 
-def test_the_one_gguf_file_is_found(tmp_path: Path, weights: Path):
-    """A directory may stand for its only file; several need a name, or a quantisation that fits one."""
+def test_the_only_matching_gguf_file_is_found(tmp_path: Path, weights: Path):
+    """A directory can be given for its only file; with several, a name or a matching quantization is needed."""
     source = str(weights.parent)
     spec = LoadSpec(model_id="m", harness="x", source=source)
     assert gguf_file(spec) == weights
     (weights.parent / "other-Q4_K_M.gguf").write_bytes(b"y" * 1024 * 1024)
-    with pytest.raises(BadRequest, match="exactly one GGUF"):
+    with pytest.raises(BadRequest, match="exactly one matching GGUF"):
         gguf_file(spec)
     assert gguf_file(spec.model_copy(update={"quant": "Q4_K_M"})).name == "other-Q4_K_M.gguf"
     assert gguf_file(spec.model_copy(update={"file": "model.gguf"})) == weights
@@ -376,8 +378,8 @@ def test_the_one_gguf_file_is_found(tmp_path: Path, weights: Path):
         gguf_file(LoadSpec(model_id="org/none", harness="x"))
 
 
-def test_all_shards_count(tmp_path: Path):
-    """The size of a sharded model is that of all its files, and its first file stands for it."""
+def test_sizes_include_all_shards(tmp_path: Path):
+    """A sharded model is found by its first file, and its size is the sum of all files."""
     for number in (1, 2, 3):
         (tmp_path / f"big-0000{number}-of-00003.gguf").write_bytes(b"x" * 1024 * 1024)
     spec = LoadSpec(model_id="m", harness="x", source=str(tmp_path))
@@ -386,13 +388,13 @@ def test_all_shards_count(tmp_path: Path):
 
 
 async def test_the_registry_is_built_from_the_configuration(program: Path):
-    """Each entry's kind decides its adapter; unknown kinds and names are told with what there is."""
+    """Each entry's kind selects its harness; errors for unknown kinds and names list those that exist."""
     entries = [
         HarnessEntry(name="embedded"),
         HarnessEntry(name="fast", kind="llamacpp", binary=program),
         HarnessEntry(name="shared", kind="attach", url="http://127.0.0.1:1"),
     ]
-    registry = Registry(entries, engine_client())
+    registry = HarnessRegistry(entries, engine_client())
     try:
         assert registry.names == ("embedded", "fast", "shared")
         assert isinstance(registry.get("fast").harness, LlamaCppHarness)
@@ -406,20 +408,20 @@ async def test_the_registry_is_built_from_the_configuration(program: Path):
         await registry.close()
     async with engine_client() as client:
         with pytest.raises(ConfigError, match="there is no kind 'nothing'"):
-            Registry([HarnessEntry(name="nothing")], client)
+            HarnessRegistry([HarnessEntry(name="nothing")], client)
 
 
-async def test_an_engine_that_is_not_there_is_a_warning_until_it_is(tmp_path: Path):
-    """Its warning says what is missing and what to do, and goes when the program comes."""
+async def test_a_missing_engine_is_a_warning_until_it_is_installed(tmp_path: Path):
+    """The warning says what is missing and what to do, and disappears once the program exists."""
     program = tmp_path / "llama-server"
     entries = [
         HarnessEntry(name="llamacpp", binary=program),
         HarnessEntry(name="vllm", kind="command", command=("no-such-engine", "{port}")),
         HarnessEntry(name="theirs", kind="attach", url="http://127.0.0.1:1"),
     ]
-    registry = Registry(entries, engine_client())
+    registry = HarnessRegistry(entries, engine_client())
     try:
-        llama, vllm = registry.missing()
+        llama, vllm = registry.warnings()
         assert {llama.code, vllm.code} == {"engine_missing"}
         assert llama.message == (
             f"llamacpp: there is no llama-server at {program} on this node: "
@@ -427,23 +429,23 @@ async def test_an_engine_that_is_not_there_is_a_warning_until_it_is(tmp_path: Pa
         )
         assert "no-such-engine" in vllm.message
         program.touch(0o755)
-        assert registry.missing() == (vllm,)
+        assert registry.warnings() == (vllm,)
     finally:
         await registry.close()
 
 
-async def test_an_engine_that_may_not_be_run_is_a_warning(tmp_path: Path):
-    """A program that was copied without its execute bit is there and no use; the warning says how to mend it."""
+async def test_an_engine_that_is_not_executable_is_a_warning(tmp_path: Path):
+    """The warning for a program without execute permission says how to fix it."""
     program = tmp_path / "llama-server"
     program.touch(0o644)
-    registry = Registry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
+    registry = HarnessRegistry([HarnessEntry(name="llamacpp", binary=program)], engine_client())
     try:
-        (told,) = registry.missing()
-        assert told.code == "engine_missing"
-        assert told.message == (
+        (warning,) = registry.warnings()
+        assert warning.code == "engine_missing"
+        assert warning.message == (
             f"llamacpp: {program} is not executable for the neuron's user: `chmod a+x {program}`"
         )
         program.chmod(0o755)
-        assert registry.missing() == ()
+        assert registry.warnings() == ()
     finally:
         await registry.close()

@@ -22,7 +22,7 @@ from cortex_common.schema.instances import (
     RestartResponse,
 )
 from neuron_server.harness.base import AttachedHarness
-from neuron_server.harness.registry import Registered, Registry
+from neuron_server.harness.registry import HarnessRegistry, RegistryEntry
 from neuron_server.inflight import InflightCounts
 from neuron_server.instances.attached_runner import externally_loaded
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
@@ -48,13 +48,13 @@ class AttachedEngines:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: HarnessRegistry,
         instances: InstanceRegistry,
         inflight: InflightCounts,
         host: RunnerHost,
         state: StateDir,
         clock: Clock,
-        manage: Callable[[Instance, Registered], ManagedInstance],
+        manage: Callable[[Instance, RegistryEntry], ManagedInstance],
     ) -> None:
         self._registry = registry
         self._instances = instances
@@ -71,17 +71,17 @@ class AttachedEngines:
 
     async def refresh(self) -> None:
         """Add an instance for each model that other clients have loaded."""
-        for registered, harness in self._registry.attached():
+        for entry, harness in self._registry.attached():
             models = await harness.loaded()
             (self._reachable.discard if models is None else self._reachable.add)(harness.name)
-            snapshots = [m.instance for m in self._instances if m.registered is registered]
+            snapshots = [m.instance for m in self._instances if m.entry is entry]
             existing = [i for i in snapshots if i.state is not InstanceState.FAILED]
             now = self._clock.unix()
             for instance in externally_loaded(harness.name, models or {}, existing, now):
                 for other in snapshots:
                     if other not in existing and other.spec.model_id == instance.spec.model_id:
                         self._instances.remove(other.id)
-                self._manage(instance, registered).runner.start()
+                self._manage(instance, entry).runner.start()
         self._save()
 
     async def close(self) -> None:
@@ -115,28 +115,28 @@ class AttachedEngines:
             StillBusy: requests are in flight and must not be cut.
             LoadFailed: systemd refused, or the engine did not come back.
         """
-        registered, harness = self._attached(name)
+        entry, harness = self._attached(name)
         if name not in self._restarts:
             if harness.load_cycles.count < request.min_cycles:
                 models = await harness.loaded() or {}
                 return RestartResponse(status="kept", models=_loaded_names(models))
-            if not request.cut and await self._is_busy(registered, harness):
+            if not request.cut and await self._is_busy(entry, harness):
                 raise InstanceBusy(f"the engine at {harness.url} has requests in flight")
         if name not in self._restarts:
-            self._check_no_transition(registered)
-            task = asyncio.create_task(self._restart(registered, harness), name=f"restart {name}")
+            self._check_no_transition(entry)
+            task = asyncio.create_task(self._restart(entry, harness), name=f"restart {name}")
             self._restarts[name] = task
             task.add_done_callback(lambda _: self._restarts.pop(name))
         return await asyncio.shield(self._restarts[name])
 
-    def _attached(self, name: str) -> tuple[Registered, AttachedHarness]:
+    def _attached(self, name: str) -> tuple[RegistryEntry, AttachedHarness]:
         if name not in self._registry.names:
             hints = tuple(
                 f"did you mean {near!r}?" for near in nearest_names(name, self._registry.names)
             )
             raise NotFound(f"this node has no harness {name!r}", hints=hints)
-        registered = self._registry.get(name)
-        harness = registered.harness
+        entry = self._registry.get(name)
+        harness = entry.harness
         if not isinstance(harness, AttachedHarness):
             raise NotSupported(
                 f"harness {name!r} starts a process per instance, so it has no engine to restart",
@@ -150,25 +150,25 @@ class AttachedEngines:
                     "or restart the engine yourself; the node detects it",
                 ),
             )
-        return registered, harness
+        return entry, harness
 
-    async def _is_busy(self, registered: Registered, harness: AttachedHarness) -> bool:
+    async def _is_busy(self, entry: RegistryEntry, harness: AttachedHarness) -> bool:
         """Return whether requests are in flight, including relayed ones, as not every engine reports them."""
-        ids = [m.instance.id for m in self._instances if m.registered is registered]
+        ids = [m.instance.id for m in self._instances if m.entry is entry]
         relayed = any(self._inflight.count(instance) for instance in ids)
         return relayed or bool(await harness.in_flight(harness.url))
 
-    def _check_no_transition(self, registered: Registered) -> None:
+    def _check_no_transition(self, entry: RegistryEntry) -> None:
         for managed in self._instances:
             instance = managed.instance
-            if managed.registered is registered and instance.state in _IN_TRANSITION:
+            if managed.entry is entry and instance.state in _IN_TRANSITION:
                 raise Conflict(
                     f"instance {instance.id} of this engine is {instance.state}",
                     hints=("try again when that has finished",),
                     details={"instance": instance.id, "state": str(instance.state)},
                 )
 
-    async def _restart(self, registered: Registered, harness: AttachedHarness) -> RestartResponse:
+    async def _restart(self, entry: RegistryEntry, harness: AttachedHarness) -> RestartResponse:
         """Restart an engine; its ready instances are loading meanwhile."""
         started = self._clock.monotonic()
         cycles = harness.load_cycles.count
@@ -176,7 +176,7 @@ class AttachedEngines:
         ready = [
             managed
             for managed in self._instances
-            if managed.registered is registered and managed.instance.state is InstanceState.READY
+            if managed.entry is entry and managed.instance.state is InstanceState.READY
         ]
         stage = "waiting for the engine's restart"
         for managed in ready:

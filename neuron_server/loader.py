@@ -11,7 +11,7 @@ from cortex_common.schema.instances import InstanceId, InstanceState, LoadRespon
 from neuron_server.admission import join_existing, memory_requests, reject_second_parallel
 from neuron_server.hardware.host import Host
 from neuron_server.harness.base import AttachedHarness
-from neuron_server.harness.registry import Registered, Registry
+from neuron_server.harness.registry import HarnessRegistry, RegistryEntry
 from neuron_server.instances.registry import InstanceRegistry, ManagedInstance
 from neuron_server.instances.runner import RunnerHost
 from neuron_server.instances.runner_factory import create_runner
@@ -41,7 +41,7 @@ class Loader:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: HarnessRegistry,
         instances: InstanceRegistry,
         devices: Host,
         memory: MemoryAccounting,
@@ -76,12 +76,12 @@ class Loader:
             Conflict: the instance id is in use with another spec, or is ending.
             DoesNotFit: the ledger refuses the load.
         """
-        registered = self._registry.get(spec.harness)
+        entry = self._registry.get(spec.harness)
         if answer := self._join(spec, known):
             return answer
         devices = self._devices.devices
         kinds = {d.kind for d in devices if not spec.devices or d.index in spec.devices}
-        requests = await memory_requests(spec, registered.harness, kinds, self._state)
+        requests = await memory_requests(spec, entry.harness, kinds, self._state)
         if answer := self._join(spec, known):
             return answer
         try:
@@ -91,9 +91,9 @@ class Loader:
             if answer := self._join(spec, known):
                 return answer
             reservation = self._memory.admit(requests, self._instances.snapshots)
-        return self._start(spec, registered, reservation)
+        return self._start(spec, entry, reservation)
 
-    def manage(self, instance: Instance, registered: Registered) -> ManagedInstance:
+    def manage(self, instance: Instance, entry: RegistryEntry) -> ManagedInstance:
         """Add an instance with its runner, not started yet.
 
         Raises:
@@ -102,7 +102,7 @@ class Loader:
         """
         runner = create_runner(
             instance,
-            registered,
+            entry,
             self._devices.devices,
             engine_host=self._engine_host,
             state=self._state,
@@ -110,17 +110,17 @@ class Loader:
             host=self._host,
             clock=self._clock,
         )
-        managed = ManagedInstance(instance, runner, registered)
+        managed = ManagedInstance(instance, runner, entry)
         self._instances.add(managed)
         return managed
 
-    def free_port(self, registered: Registered, seed: str) -> int:
+    def free_port(self, entry: RegistryEntry, seed: str) -> int:
         """Return a free port of a harness's range; `seed` varies the choice.
 
         Raises:
             Unavailable: the whole range is in use.
         """
-        ports = registered.entry.port_range
+        ports = entry.settings.port_range
         return free_port(ports, self._engine_host, self._instances.ports, seed)
 
     def _join(self, spec: LoadSpec, known: Collection[str] | None) -> LoadResponse | None:
@@ -132,11 +132,9 @@ class Loader:
                 return answer
         return None
 
-    def _start(
-        self, spec: LoadSpec, registered: Registered, reservation: Reservation
-    ) -> LoadResponse:
+    def _start(self, spec: LoadSpec, entry: RegistryEntry, reservation: Reservation) -> LoadResponse:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
-        harness = registered.harness
+        harness = entry.harness
         if harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
             reject_second_parallel(spec.harness, self._instances.snapshots)
         kind = self._memory.device_kind(reservation.devices[0]) if reservation.devices else None
@@ -147,13 +145,13 @@ class Loader:
             spec=spec,
             devices=reservation.devices,
             granted_mb=reservation.per_device_mb,
-            port=0 if attached else self.free_port(registered, str(instance_id)),
+            port=0 if attached else self.free_port(entry, str(instance_id)),
             started_at=self._clock.unix(),
             expected_load_s=past.seconds if past else None,
             attached=attached,
             served_as=harness.served_as(spec),
         )
-        managed = self.manage(instance, registered)
+        managed = self.manage(instance, entry)
         self._state.log(instance_id).remove()
         self._host.record_event(
             "load_admitted",
