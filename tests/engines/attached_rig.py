@@ -32,10 +32,13 @@ class Attached:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.pid_file = directory / "engine.pid"
+        self.hold = directory / "hold"  # reloads wait while it exists
         option = " --loses" if loses else ""
         start = shlex.join([sys.executable, str(FAKE_MISTRALRS)])
         start += f" attach --models org/a,org/b --refuse={refuse} --host 127.0.0.1"
-        start += f" -p {self.port} --load-s 0.2 --pid-file {self.pid_file}{option}"
+        start += (
+            f" -p {self.port} --load-s 0.2 --hold {self.hold} --pid-file {self.pid_file}{option}"
+        )
         bin_dir = directory / "bin"
         bin_dir.mkdir()
         self.calls = directory / "systemctl.calls"
@@ -45,7 +48,7 @@ class Attached:
         self.systemctl = bin_dir / "systemctl"
         self.rig = NeuronRig(directory / "neuron")
         section = f'[[harnesses]]\nname = "shared"\nkind = "attach"\nurl = "{self.url}"\n'
-        section += "load_timeout_s = 4.0\nhealth_interval_s = 0.3\n"
+        section += "load_timeout_s = 10.0\nhealth_every_s = 0.3\n"
         section += 'unit = "mistralrs.service"\n' if unit else ""
         self.rig.config.write_text(self.rig.config.read_text() + section)
         os.environ["PATH"], self.path = f"{bin_dir}:{os.environ['PATH']}", os.environ["PATH"]

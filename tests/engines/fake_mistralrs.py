@@ -48,6 +48,7 @@ def parse() -> argparse.Namespace:
     attach.add_argument(
         "--loses", action="store_true", help="unload as 0.8 does with several models"
     )
+    attach.add_argument("--hold", type=Path, help="reloads wait while this file exists")
     attach.add_argument("--pid-file", type=Path)
     for command in (serve, attach):
         command.add_argument("-p", dest="port", type=int, required=True)
@@ -60,9 +61,16 @@ class Server:
     """The server: the states of its models, and its streams."""
 
     def __init__(
-        self, models: list[str], refuse: set[str], load_s: float, *, loses: bool = False
+        self,
+        models: list[str],
+        refuse: set[str],
+        load_s: float,
+        *,
+        loses: bool = False,
+        hold: Path | None = None,
     ) -> None:
         self.loses = loses
+        self.hold = hold
         self.loaded = set(models)
         self.unloaded: set[str] = set()
         self.reloading: set[str] = set()
@@ -141,12 +149,18 @@ class Server:
         if name not in self.unloaded:
             return {"status": "not_found"}  # it stays in "reloading", as in the real server
         await asyncio.sleep(self.load_s)
+        while self.held():
+            await asyncio.sleep(0.01)
         self.reloading.discard(name)
         if name in self.refuse:
             return {"status": "internal_error", "error": "CUDA out of memory"}
         self.unloaded.discard(name)
         self.loaded.add(name)
         return {"status": "loaded"}
+
+    def held(self) -> bool:
+        """Return whether reloads have to wait."""
+        return self.hold is not None and self.hold.exists()
 
     async def chat(self, writer: asyncio.StreamWriter, request: dict) -> bool:
         name = request.get("model", "default")
@@ -204,7 +218,13 @@ def load(options: argparse.Namespace) -> Server:
         models, refuse = options.models.split(","), set(options.refuse.split(","))
         if options.pid_file:
             options.pid_file.write_text(str(os.getpid()))
-    return Server(models, refuse, options.load_s, loses=getattr(options, "loses", False))
+    return Server(
+        models,
+        refuse,
+        options.load_s,
+        loses=getattr(options, "loses", False),
+        hold=getattr(options, "hold", None),
+    )
 
 
 async def main(options: argparse.Namespace, engine: Server) -> None:

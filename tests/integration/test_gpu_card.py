@@ -120,18 +120,18 @@ async def other_process(size_mb: int) -> AsyncIterator[None]:
 async def test_discovery_reports_the_drivers_data(rig: NeuronRig):
     """UUID, name, memory, driver version and compute capability equal those of nvidia-smi."""
     async with rig.client() as client:
-        found = await client.discovery()
-    [gpu] = found.devices
+        discovery = await client.discovery()
+    [gpu] = discovery.devices
     expected = smi("uuid", "name", "memory.total", "driver_version", "compute_cap")
     assert [
         gpu.uuid,
         gpu.name,
         str(gpu.vram_total_mb),
-        found.driver_version,
+        discovery.driver_version,
         gpu.compute_capability,
     ] == expected
     assert not gpu.unified
-    assert not {w.code for w in found.warnings} & {
+    assert not {w.code for w in discovery.warnings} & {
         "engine_cuda_mismatch",
         "nvml_failed",
         "gpu_lost",
@@ -227,8 +227,11 @@ async def test_a_stream_on_the_gpu_outlives_its_neuron(rig: NeuronRig, weights: 
     first = asyncio.Event()
     streaming = asyncio.create_task(lines_of(ready, 4000, first))
     await asyncio.wait_for(first.wait(), 60)
+    (engine,) = rig.engines()
+    engine.suspend()  # so that the stream does not end before the neuron
     assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
     assert not streaming.done()
+    engine.resume()
     await asyncio.to_thread(rig.start)
     async with rig.client() as client:
         [adopted] = await until(client, lambda ms: bool(ms) and ms[0].status == "ready")

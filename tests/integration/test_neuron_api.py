@@ -53,13 +53,13 @@ def tiny(weights: Path, model: str = "tiny/one", **more: object) -> LoadSpec:
 async def test_discovery_lists_the_cpu_device_and_the_harnesses(rig: NeuronRig):
     """A host without GPUs offers its RAM as a device if configured to."""
     async with rig.client() as client:
-        found = await client.discovery()
+        discovery = await client.discovery()
         health = await client.health()
-    assert [d.kind for d in found.devices] == [DeviceKind.CPU]
-    assert found.devices[0].vram_total_mb == 900
-    assert found.harnesses == ("embedded", "fake")
-    assert found.hostname
-    assert found.kernel
+    assert [d.kind for d in discovery.devices] == [DeviceKind.CPU]
+    assert discovery.devices[0].vram_total_mb == 900
+    assert discovery.harnesses == ("embedded", "fake")
+    assert discovery.hostname
+    assert discovery.kernel
     reading = health.devices[0]
     assert reading.vram_used_mb + reading.vram_free_mb == 900
     assert health.uptime_secs > 0

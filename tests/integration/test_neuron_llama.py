@@ -8,12 +8,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, lines_of, load, running, until
 
 from cortex_common.errors import BadRequest
-from cortex_common.schema.instances import InstanceState, LoadSpec, UnloadRequest
+from cortex_common.schema.instances import InstanceState, LoadSpec, ModelInfo, UnloadRequest
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 BINARY = find()
@@ -89,6 +90,11 @@ async def test_invalid_arguments_are_reported_with_the_engines_output(
             await client.load(llama(weights.parent.parent, "nothing", file=None))
 
 
+def engine_of(rig: NeuronRig, model: ModelInfo) -> psutil.Process:
+    """Return the engine process of an instance."""
+    return next(p for p in rig.engines() if p.environ()["CORTEX_INSTANCE"] == model.instance_id)
+
+
 async def test_three_streams_survive_a_killed_neuron(rig: NeuronRig, weights: Path):
     """Two llama-servers and an embedded engine outlive their neuron; the next one adopts and unloads them."""
     async with rig.client() as client:
@@ -104,12 +110,11 @@ async def test_three_streams_survive_a_killed_neuron(rig: NeuronRig, weights: Pa
         first = asyncio.Event()
         streams.append(asyncio.create_task(lines_of(model, tokens, first)))
         await asyncio.wait_for(first.wait(), 60)
-    engines = rig.engines()
-    for engine in engines:
-        engine.suspend()  # so that no stream ends before the neuron, however slow the host
+        # Suspended, so that no stream ends before the neuron, however slow the host.
+        engine_of(rig, model).suspend()
     assert await asyncio.to_thread(rig.stop, signal.SIGKILL) == -signal.SIGKILL
     assert not any(stream.done() for stream in streams)
-    for engine in engines:
+    for engine in rig.engines():
         engine.resume()
     await asyncio.to_thread(rig.start)
     async with rig.client() as client:

@@ -162,9 +162,11 @@ async def test_concurrent_restarts_of_an_attached_engine_are_one(attached: Attac
     async with attached.rig.client() as client:
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/a"))
+        attached.hold.touch()
         await client.load(shared("org/a"))
         with pytest.raises(Conflict, match="is loading"):
             await client.restart("shared", RestartRequest())
+        attached.hold.unlink()
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/b"))
         assert [(e.harness, e.cycles) for e in await client.attached()] == [("shared", 3)]

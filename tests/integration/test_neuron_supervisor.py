@@ -37,13 +37,14 @@ child.communicate()
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron with two more harnesses: "impatient" has short timeouts, "reporting" reports requests in flight."""
+    """A neuron with more harnesses: for load timeouts, for health checks, and for requests in flight."""
     directory = tmp_path_factory.mktemp("neuron")
     rig = NeuronRig(directory, memory_mb=1000)
     config = rig.config.read_text()
     template = config.split("[[harnesses]]")[2]
     for name, settings in (
-        ("impatient", "load_timeout_s = 1.5\nhealth_interval_s = 0.2\n"),
+        ("impatient", "load_timeout_s = 1.5\n"),
+        ("watched", "health_interval_s = 1.0\n"),
         ("reporting", 'running_metrics = ["fake_running"]\n'),
     ):
         config += "[[harnesses]]" + template.replace('name = "fake"', f'name = "{name}"') + settings
@@ -249,7 +250,7 @@ async def test_requests_in_flight_are_read_from_the_engines_metrics(rig: NeuronR
 async def test_an_engine_that_hangs_is_restarted(rig: NeuronRig):
     """An engine that runs but does not respond is killed and started again."""
     async with rig.client() as client:
-        await load(client, fake("frozen", harness="impatient"))
+        await load(client, fake("frozen", harness="watched"))
         (engine,) = rig.engines()
         async with following(client) as wait:
             engine.suspend()

@@ -31,13 +31,13 @@ def single_gpu(**answers) -> tuple[NvmlSource, FakeNvml]:
 
 def test_gpus_are_listed_with_the_drivers_data():
     """Index, UUID, name, memory, compute capability and versions come from NVML."""
-    found = NvmlSource(FakeNvml(FakeGpu(0), FakeGpu(1))).inventory()
-    assert [d.uuid for d in found.devices] == ["GPU-0", "GPU-1"]
-    assert found.devices[1].index == 1
-    assert found.devices[0].vram_total_mb == 8000
-    assert found.devices[0].compute_capability == "9.0"
-    assert (found.driver_version, found.cuda_version) == ("580.126.09", "13.1")
-    assert found.warnings == ()
+    inventory = NvmlSource(FakeNvml(FakeGpu(0), FakeGpu(1))).inventory()
+    assert [d.uuid for d in inventory.devices] == ["GPU-0", "GPU-1"]
+    assert inventory.devices[1].index == 1
+    assert inventory.devices[0].vram_total_mb == 8000
+    assert inventory.devices[0].compute_capability == "9.0"
+    assert (inventory.driver_version, inventory.cuda_version) == ("580.126.09", "13.1")
+    assert inventory.warnings == ()
 
 
 def test_a_sample_has_memory_utilization_temperature_and_power():
@@ -67,15 +67,15 @@ def test_memory_reserved_by_the_driver_is_not_used():
 def test_a_missing_driver_is_not_an_error(code):
     """A missing library, an unloaded module and a mismatch result in no devices, and a warning if a driver exists."""
     source = NvmlSource(FakeNvml(init=code))
-    found = source.inventory()
-    assert found.devices == ()
+    inventory = source.inventory()
+    assert inventory.devices == ()
     codes = {
         12: [],
         9: ["driver_not_loaded"],
         18: ["driver_library_mismatch"],
         999: ["nvml_failed"],
     }
-    assert [w.code for w in found.warnings] == codes[code]
+    assert [w.code for w in inventory.warnings] == codes[code]
     assert source.sample({}) == ()
     source.close()
 
@@ -111,9 +111,9 @@ def test_a_lost_gpu_does_not_affect_others(failure):
 
 def test_a_gpu_that_does_not_respond_at_start_is_a_warning():
     """Enumeration continues without it."""
-    found = NvmlSource(FakeNvml(FakeGpu(0, UUID=15), FakeGpu(1))).inventory()
-    assert [d.uuid for d in found.devices] == ["GPU-1"]
-    assert [w.code for w in found.warnings] == ["gpu_lost"]
+    inventory = NvmlSource(FakeNvml(FakeGpu(0, UUID=15), FakeGpu(1))).inventory()
+    assert [d.uuid for d in inventory.devices] == ["GPU-1"]
+    assert [w.code for w in inventory.warnings] == ["gpu_lost"]
 
 
 def test_unified_memory_is_the_hosts():
@@ -153,10 +153,14 @@ def test_memory_of_a_process_tree_is_summed():
 
 def test_misconfigurations_are_warnings():
     """Persistence mode off, MIG enabled and uncorrected ECC errors each have a stable code."""
-    found = NvmlSource(
+    inventory = NvmlSource(
         FakeNvml(FakeGpu(0, PersistenceMode=0, MigMode=[1, 1], TotalEccErrors=[2]))
     ).inventory()
-    assert [w.code for w in found.warnings] == ["persistence_mode_off", "mig_enabled", "ecc_errors"]
+    assert [w.code for w in inventory.warnings] == [
+        "persistence_mode_off",
+        "mig_enabled",
+        "ecc_errors",
+    ]
 
 
 def test_nvml_is_shut_down_as_often_as_it_was_started():
