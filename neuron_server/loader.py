@@ -132,7 +132,9 @@ class Loader:
                 return answer
         return None
 
-    def _start(self, spec: LoadSpec, entry: RegistryEntry, reservation: Reservation) -> LoadResponse:
+    def _start(
+        self, spec: LoadSpec, entry: RegistryEntry, reservation: Reservation
+    ) -> LoadResponse:
         instance_id = InstanceId(spec.instance_id or f"i-{uuid.uuid4().hex[:12]}")
         harness = entry.harness
         if harness.capabilities.exclusive_when_parallel and len(reservation.devices) > 1:
