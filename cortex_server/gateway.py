@@ -6,22 +6,26 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
 from fastapi import APIRouter
 
 from cortex_common.clock import SystemClock
+from cortex_common.config.base import split_host_port
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
+from cortex_common.errors import ConfigError
 from cortex_common.log import event
 from cortex_common.log_buffer import LogBuffer
 from cortex_common.net.state_dir import lock_state_dir
 from cortex_common.net.tls import report_expiring_certificates, server_tls
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.fleet import SettingsView
-from cortex_http.server import LAST_S, Server, listening, server, url_of
-from cortex_http.server_protocol import protocol_for
+from cortex_http.server import Server, create_server, url_of
+from cortex_http.server_protocol import AsgiOnly, protocol_for
+from cortex_http.sockets import listen
 from cortex_server.api.app import create_app
 from cortex_server.api.config import config_router
 from cortex_server.api.keys import keys_router
@@ -34,7 +38,6 @@ from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.key_service import KeyService
 from cortex_server.auth.keys import Keyring
 from cortex_server.auth.usage import UsageCounter
-from cortex_server.dataplane.patience import PatientProtocol
 from cortex_server.fleet.credentials import accesses, certificates_of
 from cortex_server.fleet.membership import Membership
 from cortex_server.fleet.state import Fleet
@@ -46,7 +49,8 @@ from cortex_server.metrics.exposition import GatewayCollector
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.inflight import InflightRequests
-from cortex_server.proxy.tracing import spans
+from cortex_server.proxy.router import InferenceRouter
+from cortex_server.proxy.tracing import create_exporter
 from cortex_server.reload import Reloader
 from cortex_server.storage.database import Database, database_path
 from cortex_server.storage.history import HistoryStore
@@ -54,6 +58,9 @@ from cortex_server.storage.keys import KeyStore
 from cortex_server.storage.placement import PlacementStore
 
 log = logging.getLogger("cortex.gateway")
+
+_CLOSE_S = 2.0
+"""Seconds that connections have to close once the drain is over."""
 tls_log = logging.getLogger("cortex.tls")
 
 
@@ -116,7 +123,7 @@ class Gateway:
         self.key_service = KeyService(
             self.access_control.keyring, usage, KeyStore(self._database), config.keys
         )
-        self._spans = spans(os.environ)
+        self._spans = create_exporter(os.environ)
         self.context = ProxyContext(
             self.fleet,
             self.controller,
@@ -153,9 +160,10 @@ class Gateway:
         return self._tls is not None
 
     def server(self) -> Server:
-        """A server for the API, with the inference routes diverted where uvicorn allows it."""
+        """Create the server of the API."""
         tls = None if self._tls is None else self._tls.context
-        return server(self.app, http=protocol_for(self.context), tls=tls, last_s=LAST_S)
+        router = InferenceRouter(self.context)
+        return create_server(self.app, protocol_for(router), tls=tls, drain_s=_CLOSE_S)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -181,8 +189,8 @@ class Gateway:
         """What runs beside the requests, by name."""
         work = {
             "controller": self.controller.run(),
-            "silence": self.context.watch_silence(),
-            "lag": self.context.watch_lag(),
+            "timeouts": self.context.watch_timeouts(),
+            "lag": self.context.measure_lag(),
             "usage": self.key_service.run(),
             "rolling_update": self._rolling_update.run(),
             "restarts": self._restarts.run(),
@@ -259,7 +267,7 @@ class Gateway:
 
     async def _use_nodes(self, config: GatewayConfig) -> None:
         how = self._accesses
-        self.context.pool.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
+        self.context.addresses.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
         await self._membership.use(config.nodes, how)
 
     @contextlib.asynccontextmanager
@@ -270,8 +278,8 @@ class Gateway:
             return
         app = metrics_app(GatewayCollector(self.metrics), lambda: self.access_control)
         tls = None if self._tls is None else self._tls.context
-        patient = type("MetricsProtocol", (PatientProtocol,), {"limits": self.config.limits})
-        serving = server(app, http=patient, tls=tls, last_s=1.0)
+        protocol = protocol_for(AsgiOnly(self.config.limits))
+        serving = create_server(app, protocol, tls=tls, drain_s=1.0)
         with listening(address, "metrics_listen") as sock:
             event(log, "metrics_listening", url=f"{url_of(sock, tls=tls is not None)}/metrics")
             task = asyncio.create_task(serving.serve(sockets=[sock]), name="metrics")
@@ -280,3 +288,25 @@ class Gateway:
             finally:
                 serving.stop()
                 await task
+
+
+def listening(address: str, setting: str, *, reuse_port: bool = False) -> socket.socket:
+    """Open a listening socket.
+
+    Args:
+        address: host:port; port 0 takes a free one.
+        setting: Key of [gateway] that holds the address, for the error.
+        reuse_port: Share the address with other gateways that set this too.
+
+    Raises:
+        ConfigError: The address can't be listened on.
+    """
+    host, port = split_host_port(address)
+    try:
+        return listen(host, port, reuse_port=reuse_port)
+    except OSError as failed:
+        chosen_by = f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()},"
+        raise ConfigError(
+            f"can't listen on {host}:{port}: {failed.strerror or failed}",
+            hints=(f"{chosen_by} chooses another",),
+        ) from failed

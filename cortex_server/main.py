@@ -21,10 +21,11 @@ from cortex_common.net import systemd
 from cortex_common.net.tls import server_tls
 from cortex_common.schema.fleet import NodeState
 from cortex_common.schema.keys import Scope
-from cortex_http.server import Server, listening, settle_memory, url_of
+from cortex_http.server import Server, freeze_startup_objects, url_of
+from cortex_http.sockets import enable_keepalive
 from cortex_server.fleet.credentials import accesses
 from cortex_server.fleet.state import Fleet
-from cortex_server.gateway import Gateway
+from cortex_server.gateway import Gateway, listening
 from cortex_server.reload import Files, Reloader
 
 __all__ = ["Gateway", "check", "serve"]
@@ -76,6 +77,8 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
     gateway = Gateway(files[0].value, files[1].value)
     inherited = systemd.inherited_socket(os.environ)
     settings = gateway.config.gateway
+    if inherited is not None:
+        enable_keepalive(inherited)
     with inherited or listening(settings.listen, "listen", reuse_port=settings.reuse_port) as sock:
         server = gateway.server()
         ending = _Ending(gateway, server)
@@ -87,7 +90,7 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
                 _on_hangup(gateway.reloader, beside)
             ending.follow_signals()
             gateway.on_broken = server.stop
-            settle_memory()
+            freeze_startup_objects()
             event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
             _tell_who_may_ask(gateway)
             _keep_status_told(gateway.fleet)

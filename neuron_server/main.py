@@ -20,10 +20,11 @@ from cortex_common.config.base import split_host_port
 from cortex_common.config.loader import LoadedConfig
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.config.secrets import read_secret
+from cortex_common.errors import ConfigError
 from cortex_common.log import event as log_event
 from cortex_common.net import systemd
-from cortex_common.net.sockets import listen
 from cortex_common.net.tls import report_expiring_certificates, server_tls
+from cortex_http.sockets import listen
 from neuron_server.api import create_app as _create_api
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
@@ -156,7 +157,13 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: it can't be listened on.
     """
-    return listen(host, port, "[neuron] listen in neuron.toml, or CORTEX_NEURON__LISTEN,")
+    try:
+        return listen(host, port)
+    except OSError as failed:
+        raise ConfigError(
+            f"can't listen on {host}:{port}: {failed.strerror or failed}",
+            hints=("[neuron] listen in neuron.toml, or CORTEX_NEURON__LISTEN, chooses another",),
+        ) from failed
 
 
 class _Server(uvicorn.Server):

@@ -17,7 +17,7 @@ from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig
-from cortex_http.server import listening
+from cortex_server.gateway import listening
 from cortex_server.main import Gateway
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 from neuron_server.main import create_app, create_runtime

@@ -1,1 +1,5 @@
-"""HTTP/1.1 for both daemons: server protocol, client, forwarding, SSE."""
+"""HTTP/1.1 core shared by both daemons: server protocol, client with a connection pool, forwarding and SSE.
+
+It depends only on the standard library, uvicorn and httptools, and knows nothing about cortex: routes, error bodies and
+limits are handed in.
+"""

@@ -1,298 +1,334 @@
-"""One connection from the gateway to an engine: an asyncio.Protocol that rests in its pool between requests.
-
-Nothing here awaits anything. An answer comes to its `UpstreamHandler` as plain calls; what one read of the
-socket brought is handed on as one piece.
-"""
+"""HTTP client: addresses, a pool of kept-alive connections, and requests that survive a stale one."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol, cast
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
 
-import httptools
+from cortex_http.connection import Connection, ResponseHandler
+from cortex_http.sockets import enable_keepalive
 
-from cortex_http.head_cache import CachedHead
-
-if TYPE_CHECKING:
-    from cortex_server.dataplane.pool import Address, ConnectionPool
-    from cortex_server.proxy.stream_fast_path import SizeLines, StreamFastPath
-
-Headers = list[tuple[bytes, bytes]]
-
-_JOIN_BELOW = 64 * 1024
-"""Up to this size head and body go out as one piece: copying them costs less than a second system call."""
+log = logging.getLogger(__name__)
 
 
-_OK = 200
+class ConnectError(Exception):
+    """No connection could be made.
 
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-"""Headers that tell where a body ends."""
-
-
-class UpstreamHandler(Protocol):
-    """Whoever asked. Calls come in this order: head, data any number of times, then end or lost.
-
-    `upstream_read` follows when all that one read of the socket brought has been told, so that it can be passed on with
-    one write.
+    Attributes:
+        where: Host and port, or the path of the Unix socket.
+        reason: What went wrong.
     """
 
-    def upstream_head(self, status: int, headers: Headers) -> None:
-        """Status and headers have come; header names are in lower case."""
-
-    def upstream_data(self, data: bytes) -> None:
-        """A piece of the body, decoded from its framing."""
-
-    def upstream_read(self) -> None:
-        """Nothing more has come for now."""
-
-    def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
-        """What may stand in for this connection, so that the calls above come only for chunks that it does not take.
-
-        Args:
-            sizes: the lines that the engine wrote before chunks; to be kept up.
-        """
-
-    def upstream_end(self) -> None:
-        """The answer is whole, and the connection already back in its pool."""
-
-    def upstream_lost(self, reason: str, *, answered: bool) -> None:
-        """The connection broke; `answered` when at least one byte of the answer had come."""
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
 
 
-class Connection(asyncio.Protocol):
-    """One connection; serves one request at a time, then rests in its pool.
+class ConnectTimeout(ConnectError):
+    """The server did not accept a connection in time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Address:
+    """Where a server listens. Compared by identity: make one instance for each server.
+
+    Attributes:
+        host: Host name or IP address; empty for a Unix socket.
+        port: TCP port.
+        prefix: Path before the routes, without a trailing slash.
+        authority: Value of the Host header.
+        tls: TLS settings; None for plain HTTP.
+        uds: Path of a Unix socket, instead of host and port.
+        size_lines: Size lines of the chunks that this server sent, by the length of the whole chunk; see `splice`.
+    """
+
+    host: str
+    port: int
+    prefix: bytes
+    authority: bytes
+    tls: ssl.SSLContext | None = None
+    uds: str | None = None
+    size_lines: dict[int, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def where(self) -> str:
+        """The address as text for messages."""
+        return self.uds or f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedUrl:
+    """The parts of a URL that requests can be sent to; see `Address`."""
+
+    host: str
+    port: int
+    prefix: bytes
+    authority: bytes
+    https: bool = False
+    uds: str | None = None
+
+
+def parse_url(url: str) -> ParsedUrl:
+    """Split http://host:port/prefix, https://..., or http+unix://%2Frun%2Fserver.sock/prefix.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    parts = urlsplit(url)
+    prefix = parts.path.rstrip("/").encode()
+    if parts.scheme == "http+unix" and parts.netloc:
+        path = parts.netloc.replace("%2F", "/").replace("%2f", "/")
+        return ParsedUrl("", 0, prefix, b"localhost", uds=path)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not a URL that requests can be sent to")
+    https = parts.scheme == "https"
+    port = parts.port or (443 if https else 80)
+    return ParsedUrl(parts.hostname, port, prefix, parts.netloc.encode(), https)
+
+
+A = TypeVar("A", bound=Address)
+
+
+class ConnectionPool(Generic[A]):
+    """Kept-alive connections by address.
 
     Args:
-        pool: where it rests.
-        endpoint: where it leads.
+        connect_timeout_s: Seconds to wait for a new connection.
+        idle_s: Seconds after which an unused connection is closed.
+
+    Attributes:
+        connect_timeout_s: Seconds to wait for a new connection.
+        live: Number of open connections, in use or idle.
+    """
+
+    def __init__(self, *, connect_timeout_s: float, idle_s: float = 30.0) -> None:
+        self.connect_timeout_s = connect_timeout_s
+        self.live = 0
+        self._idle_s = idle_s
+        self._idle: dict[A, list[Connection[A]]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def take_idle(self, address: A) -> Connection[A] | None:
+        """Take an idle connection: the one used last, which is the least likely to have been closed."""
+        idle = self._idle.get(address)
+        return idle.pop() if idle else None
+
+    async def connect(self, address: A) -> Connection[A]:
+        """Open a connection.
+
+        Raises:
+            ConnectTimeout: The server did not accept it in time.
+            ConnectError: It was refused, or there is no such host.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.connect_timeout_s):
+                if address.uds is not None:
+                    _, connection = await loop.create_unix_connection(
+                        lambda: Connection(self, address), address.uds
+                    )
+                else:
+                    transport, connection = await loop.create_connection(
+                        lambda: Connection(self, address),
+                        address.host,
+                        address.port,
+                        ssl=address.tls,
+                    )
+                    enable_keepalive(transport.get_extra_info("socket"))
+        except TimeoutError as failed:
+            reason = f"no connection within {self.connect_timeout_s:g} s"
+            raise ConnectTimeout(address.where, reason) from failed
+        except OSError as failed:
+            raise ConnectError(address.where, str(failed)) from failed
+        return connection
+
+    def connection_opened(self, connection: Connection[A]) -> None:  # noqa: ARG002 - part of ConnectionOwner
+        """Count an open connection."""
+        self.live += 1
+
+    def connection_idle(self, connection: Connection[A]) -> None:
+        """Keep a connection for the next request."""
+        connection.idle_since = time.monotonic()
+        self._idle.setdefault(connection.address, []).append(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
+
+    def connection_closed(self, connection: Connection[A]) -> None:
+        """Forget a closed connection."""
+        self.live -= 1
+        idle = self._idle.get(connection.address)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+        if not idle:
+            self._idle.pop(connection.address, None)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for idle in list(self._idle.values()):
+            for connection in list(idle):
+                connection.close()
+
+    def _sweep(self) -> None:
+        """Close the connections that have been idle for too long."""
+        self._sweeper = None
+        oldest = time.monotonic() - self._idle_s
+        for idle in list(self._idle.values()):
+            for connection in list(idle):
+                if connection.idle_since <= oldest:
+                    idle.remove(connection)
+                    connection.close()
+        if any(self._idle.values()):
+            self._sweeper = asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
+
+
+class ClientRequest(Generic[A]):
+    """A request to one server, over an idle connection or a new one.
+
+    A server may close an idle connection just as a request is sent over it. If that happens before the first byte of
+    the response, the request is sent once more over a new connection.
+
+    Args:
+        pool: Pool of connections.
+        address: Where the request goes.
+        head: Request line and headers, the blank line included.
+        body: The body, or what has arrived of it; `write` sends more.
+        handler: Receives the response.
+        on_failed: Called instead when no connection could be made.
+        repeatable: Whether everything that is sent is kept until the response begins. If not, the request goes over a
+            new connection, which can't be stale.
+        complete: Whether the body is whole; if not, `finish` says when it is.
     """
 
     __slots__ = (
-        "_chunk_over",
+        "_address",
+        "_body",
         "_complete",
-        "_excess",
-        "_framed",
+        "_connecting",
+        "_connection",
+        "_handler",
         "_head",
-        "_headers",
-        "_last",
-        "_lasting",
-        "_parser",
+        "_is_new",
+        "_on_failed",
         "_paused",
-        "_pieces",
         "_pool",
-        "_receiver",
-        "_seen",
-        "_status",
-        "_told",
-        "_transport",
-        "endpoint",
-        "rested_at",
+        "_repeatable",
     )
 
-    def __init__(self, pool: ConnectionPool, endpoint: Address) -> None:
-        self.endpoint = endpoint
+    def __init__(
+        self,
+        pool: ConnectionPool[A],
+        address: A,
+        head: bytes,
+        body: bytes,
+        handler: ResponseHandler,
+        on_failed: Callable[[ConnectError], None],
+        *,
+        repeatable: bool = True,
+        complete: bool = True,
+    ) -> None:
         self._pool = pool
-        self._transport: asyncio.Transport | None = None
-        self._receiver: UpstreamHandler | None = None
-        self._pieces: list[bytes] = []
+        self._address = address
+        self._head = head
+        self._body = body
+        self._handler = handler
+        self._on_failed = on_failed
+        self._repeatable = repeatable
+        self._complete = complete
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection: Connection[A] | None = None
+        self._is_new = False
         self._paused = False
-        self.rested_at = 0.0
-        self._seen = False
-        self._reset()
-        self._last: tuple[CachedHead, Headers] | None = (
-            None  # the last answer's head, where it may come again
-        )
-        self._parser = httptools.HttpResponseParser(self)
 
-    def _reset(self) -> None:
-        """Forget what the parser told of the answer before."""
-        self._headers: Headers = []
-        self._head = False
-        self._lasting = False
-        self._framed = False
-        self._complete = False
-        self._excess = False
-        self._status = 0
-        self._told = False
-        self._chunk_over = False
-
-    # -- the asking side ---------------------------------------------------------------------
-
-    def send(self, head: bytes, body: bytes, receiver: UpstreamHandler) -> None:
-        """Send a request whose answer goes to `receiver`."""
-        assert self._transport is not None
-        self._receiver = receiver
-        self._seen = False
-        if len(body) < _JOIN_BELOW:
-            self._transport.write(head + body)
+    def start(self) -> None:
+        """Send the request over an idle connection, or open one first."""
+        connection = self._pool.take_idle(self._address) if self._repeatable else None
+        if connection is not None:
+            self._send(connection)
         else:
-            self._transport.writelines((head, body))
+            self._open()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the request is being sent; before that, what is written is kept in memory."""
+        return self._connection is not None
+
+    def write(self, data: bytes) -> None:
+        """Send more of the body."""
+        if self._repeatable or self._connection is None:
+            self._body += data
+        if self._connection is not None:
+            self._connection.write(data)
+
+    def finish(self) -> None:
+        """Note that the body has been written whole."""
+        self._complete = True
+        if self._connection is not None:
+            self._connection.request_complete = True
 
     def abort(self) -> None:
-        """Close at once; the receiver hears nothing more. This is how an engine learns to stop."""
-        self._receiver = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    def close(self) -> None:
-        """Close a resting connection."""
-        if self._transport is not None:
-            self._transport.close()
+        """Cancel the request; the server sees its connection close."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
 
     def pause(self) -> None:
-        """Read no more for now: the client does not keep up."""
-        if self._transport is not None and self._receiver is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        """Stop reading the response."""
+        self._paused = True
+        if self._connection is not None:
+            self._connection.pause()
 
     def resume(self) -> None:
-        """Read again."""
+        """Read the response again."""
         self._paused = False
-        if self._transport is not None:
-            self._transport.resume_reading()
+        if self._connection is not None:
+            self._connection.resume()
 
-    # -- asyncio.Protocol --------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Part of asyncio.Protocol."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._pool.live += 1
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Part of asyncio.Protocol."""
-        self._transport = None
-        self._pool.live -= 1
-        self._pool.forget(self)
-        del self._parser  # it knows this connection: no cycle is left to the garbage collector
-        receiver, self._receiver = self._receiver, None
-        if receiver is None:
-            return
-        if self._seen and self._head and not self._framed and exc is None:
-            # Neither a length nor chunks were announced: the end of the connection is the end of the body.
-            receiver.upstream_end()
+    def _lost(self, reason: str, answered: bool) -> None:
+        self._connection = None
+        if answered or self._is_new:
+            self._handler.response_lost(reason)
         else:
-            reason = "it closed the connection" if exc is None else str(exc)
-            receiver.upstream_lost(reason, answered=self._seen)
+            self._open()
 
-    def data_received(self, data: bytes) -> None:
-        """Part of asyncio.Protocol."""
-        receiver = self._receiver
-        if receiver is None:  # nobody asked: whatever this is, it must not become an answer
-            self.abort()
-            return
-        begins, self._seen = not self._seen, True
-        if begins:
-            if self._last is not None:
-                repeat, headers = self._last
-                body = repeat.body_of(data)
-                if body is not None:
-                    self._told_again(receiver, headers, body)
-                    return
-            self._reset()
+    def _open(self) -> None:
+        self._is_new = True
+        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as failed:
-            self._garbage(f"the engine's answer is not HTTP: {failed}")
-            return
-        self._last = self._repeatable(data) if begins and self._complete else None
-        self._hand_on()
-        # A whole chunk where the parser expects one need not pass through it: it then still expects the next. Of that
-        # one's line nothing may have been read: after its end the chunk counts as begun.
-        if self._chunk_over and self._receiver is receiver and data.endswith(b"\r\n"):
-            self._enter(receiver.upstream_lane(self.endpoint.size_lines))
-
-    def _enter(self, lane: StreamFastPath | None) -> None:
-        if lane is not None and self._transport is not None:
-            lane.take(self._transport, self)
-
-    def _repeatable(self, data: bytes) -> tuple[CachedHead, Headers] | None:
-        """The head of an answer that one read brought whole, as the parser found too."""
-        if self._status != _OK or self._excess or not self._lasting:
-            return None
-        repeat = CachedHead.of(data)
-        if repeat is None or repeat.size_of(data) != sum(map(len, self._pieces)):
-            return None
-        return repeat, [h for h in self._headers if h[0] != b"content-length"]
-
-    def _told_again(self, receiver: UpstreamHandler, headers: Headers, body: bytes) -> None:
-        """Tell an answer with a head like the last one's; the receiver may abort this connection at any call."""
-        receiver.upstream_head(_OK, [*headers, (b"content-length", b"%d" % len(body))])
-        if body and self._receiver is not None:
-            receiver.upstream_data(body)
-        self._finish(lasting=True)
-
-    def _hand_on(self) -> None:
-        """Tell the receiver what one read brought; it may abort this connection at any of the calls."""
-        if self._head and not self._told and self._receiver is not None:
-            self._told = True
-            self._receiver.upstream_head(self._status, self._headers)
-        pieces = self._pieces
-        if pieces and self._receiver is not None:
-            self._pieces = []
-            self._receiver.upstream_data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._complete:
-            self._finish(lasting=self._lasting and not self._excess)
-        elif self._receiver is not None:
-            self._receiver.upstream_read()
-
-    # -- httptools ---------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """Called by the parser."""
-        self._excess = self._complete
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """Called by the parser."""
-        if self._excess:
-            return
-        self._status = self._parser.get_status_code()
-        if 100 <= self._status < 200:  # an interim answer: the real one follows
-            self._headers = []
-            return
-        self._head = True
-        self._framed = self._status in (204, 304) or any(h[0] in _FRAMING for h in self._headers)
-
-    def on_body(self, body: bytes) -> None:
-        """Called by the parser."""
-        if not self._excess:
-            self._pieces.append(body)
-
-    def on_chunk_header(self) -> None:
-        """Called by the parser."""
-        self._chunk_over = False
-
-    def on_chunk_complete(self) -> None:
-        """Called by the parser."""
-        self._chunk_over = True
-
-    def on_message_complete(self) -> None:
-        """Called by the parser."""
-        self._chunk_over = False
-        if self._head and not self._complete:
-            self._complete = True
-            self._lasting = (
-                self._parser.should_keep_alive()
-            )  # the parser forgets it after this call
-
-    def _finish(self, *, lasting: bool) -> None:
-        receiver, self._receiver = self._receiver, None
-        if receiver is None or self._transport is None:  # it was aborted, and is about to be closed
-            return
-        if not lasting:
-            self.close()
+            connection = await self._pool.connect(self._address)
+        except ConnectError as failed:
+            self._connecting = None
+            self._on_failed(failed)
+        except Exception as failed:
+            log.exception("connect_failed")
+            self._connecting = None
+            self._on_failed(ConnectError(self._address.where, repr(failed)))
         else:
-            if self._paused:
-                # By the last piece: whoever comes next would wait for an answer that nobody reads.
-                self.resume()
-            self._pool.rest(self)
-        receiver.upstream_end()
+            self._connecting = None
+            self._send(connection)
 
-    def _garbage(self, reason: str) -> None:
-        receiver = self._receiver
-        self.abort()
-        if receiver is not None:
-            receiver.upstream_lost(reason, answered=True)
+    def _send(self, connection: Connection[A]) -> None:
+        self._connection = connection
+        body = self._body
+        if not self._repeatable:
+            self._body = b""
+        connection.request_complete = self._complete
+        connection.send(self._head, body, self._handler, self._lost)
+        if self._paused:
+            connection.pause()
+        if self._is_new:
+            self._handler.request_unblocked()

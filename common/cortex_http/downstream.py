@@ -1,4 +1,4 @@
-"""The client's side of a request."""
+"""The client's side of a request: where a handler writes the response."""
 
 from __future__ import annotations
 
@@ -7,60 +7,78 @@ from typing import Protocol
 
 
 class Downstream(Protocol):
-    """The client's side of a request, as a face gives it.
+    """The client's side of a request.
 
-    None of these calls waits, and what they send may be held until `flush` or `end`, so that it leaves with one system
-    call.
+    No call blocks. What they send may be buffered until `flush` or `end`, so that it leaves with one system call.
     """
 
     def respond(self, status: int, lines: bytes, length: int | None) -> None:
-        """Send the head of these lines; `length` None means that the end shows by itself."""
+        """Send the response head.
+
+        Args:
+            status: HTTP status.
+            lines: Header lines, each with its line end, without framing headers.
+            length: Length of the body; None when it is not known.
+        """
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""
 
     def flush(self) -> None:
-        """Send what is held."""
+        """Send what is buffered."""
 
-    def chunked(self) -> asyncio.Transport | None:
-        """What takes HTTP/1.1's chunks of the body as they are; None where nothing does."""
+    def chunked_transport(self) -> asyncio.Transport | None:
+        """Return the transport when it takes raw HTTP/1.1 chunks of the body now, else None."""
+
+    def pause_reading(self) -> None:
+        """Stop reading the request's body."""
+
+    def resume_reading(self) -> None:
+        """Read the request's body again."""
 
     def end(self) -> None:
-        """The answer is whole."""
+        """Finish the response."""
 
     def abort(self) -> None:
-        """Cut the connection, because the answer is not whole and can't say so."""
+        """Close the connection because the response is incomplete and has no other way to say so."""
 
-    def vanished(self) -> bool:
-        """Whether the client's host takes nothing any more, without a word."""
+    def is_unresponsive(self) -> bool:
+        """Return whether the client's host no longer acknowledges data."""
 
 
 class NullDownstream:
-    """The client of a request that is over.
+    """Discards everything: the client of a request that has finished.
 
-    Face and exchange let go of each other, so that no cycle is left to the garbage collector.
+    A finished handler refers to this instead of its connection, so that no reference cycle is left to the garbage
+    collector.
     """
 
     def respond(self, status: int, lines: bytes, length: int | None) -> None:
-        """Goes nowhere."""
+        """Do nothing."""
 
     def write(self, data: bytes) -> None:
-        """Goes nowhere."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
-    def chunked(self) -> None:
-        """There is none."""
+    def chunked_transport(self) -> None:
+        """Return None."""
+
+    def pause_reading(self) -> None:
+        """Do nothing."""
+
+    def resume_reading(self) -> None:
+        """Do nothing."""
 
     def end(self) -> None:
-        """It ended before."""
+        """Do nothing."""
 
     def abort(self) -> None:
-        """It ended before."""
+        """Do nothing."""
 
-    def vanished(self) -> bool:
-        """It ended before."""
+    def is_unresponsive(self) -> bool:
+        """Return False."""
         return False
 
 

@@ -1,8 +1,8 @@
-"""Heads of HTTP messages that come again, known without a parser.
+"""Recognition of repeated HTTP message heads without a parser.
 
-Kept connections repeat themselves. The next head over one is nearly always the last one, byte for byte but for the
-length of the body, and two comparisons tell so; a parser makes a dozen calls to find the same words in it again. Only
-what a parser has read before is ever taken this way, and only a message that one read brought whole.
+Messages on a kept-alive connection repeat each other: the next head nearly always equals the last one byte for byte,
+except for the content length. Two comparisons find that out, where a parser makes a dozen calls. Only heads that a
+parser has accepted before are recognized, and only messages that arrive whole in one read.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_MOST_BYTES = 4096
-"""Longer heads are not remembered."""
+_MAX_HEAD_BYTES = 4096
+"""Longer heads are not cached."""
 
-_MOST_DIGITS = 12
+_MAX_LENGTH_DIGITS = 12
 
 _FRAMING = re.compile(rb"\r\n(?:content-length|transfer-encoding):[ \t]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedHead:
-    """The bytes of a head around the number of its content-length, with their lengths.
+    """The bytes of a head before and after the number of its content-length.
 
-    Together with the number they are all of it.
+    Attributes:
+        before: Everything up to the number.
+        after: Everything behind it, the blank line included.
+        start: Length of `before`.
+        rest: Length of `after`.
     """
 
     before: bytes
@@ -31,25 +35,25 @@ class CachedHead:
     rest: int
 
     @classmethod
-    def of(cls, message: bytes) -> CachedHead | None:
-        """The head of a whole message whose body has a stated length; None for anything else, or more than that."""
-        end = message.find(b"\r\n\r\n", 0, _MOST_BYTES) + 4
+    def from_message(cls, message: bytes) -> CachedHead | None:
+        """Return the head of a complete message with a content-length; None for any other bytes."""
+        end = message.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
         framing = list(_FRAMING.finditer(message, 0, end))
         if end < 4 or len(framing) != 1:
             return None
         start = framing[0].end()
         after = message[message.find(b"\r\n", start) : end]
-        repeat = cls(message[:start], after, start, len(after))
-        return repeat if repeat.body_of(message) is not None else None
+        head = cls(message[:start], after, start, len(after))
+        return head if head.body_of(message) is not None else None
 
-    def size_of(self, message: bytes) -> int:
-        """Bytes of the body of a message that has this head."""
+    def body_length(self, message: bytes) -> int:
+        """Return the length of the body of a message that has this head."""
         return len(self.body_of(message) or b"")
 
     def body_of(self, message: bytes) -> bytes | None:
-        """The body of a message that has this head, and is just as long as it says; None for any other bytes."""
+        """Return the body of a message that has this head and exactly the stated length; None for any other bytes."""
         start = self.start
-        end = message.find(b"\r", start, start + _MOST_DIGITS)
+        end = message.find(b"\r", start, start + _MAX_LENGTH_DIGITS)
         body = end + self.rest
         if (
             message.startswith(self.before)

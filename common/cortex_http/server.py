@@ -1,4 +1,4 @@
-"""Sockets and servers: how the gateway listens."""
+"""uvicorn servers that are stopped by their owner and check the timeouts of their connections."""
 
 from __future__ import annotations
 
@@ -9,111 +9,98 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
-from cortex_common.config.base import split_host_port
-from cortex_common.net.sockets import listen
-from cortex_server.dataplane.patience import PatientProtocol
+from cortex_http.server_protocol import HttpProtocol
 
-log = logging.getLogger("cortex.gateway")
+log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75
-"""Seconds that an idle client connection is kept; above the 60 s of common load balancers, so that they close first."""
+"""Seconds that an idle connection is kept; more than the 60 s of common load balancers, so that they close first."""
 
-_LOOK_EVERY_S = 1.0
-
-LAST_S = 2.0
-"""Seconds that connections get to close once requests under way have ended, or their time is over."""
+_TICK_S = 1.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn, stopped by us: its own signal handling would end the process before we have tidied up."""
+    """A uvicorn server without signal handling: its owner calls `stop`."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """Take no new connections, let requests under way end, then return from `serve`."""
+        """Stop accepting connections, let requests in flight finish, then return from `serve`."""
         self.should_exit = True
         self._stop.set()
 
     async def main_loop(self) -> None:
-        """Look once a second, and stop at once; uvicorn's own wakes ten times a second to see whether it is to stop."""
+        """Wait for `stop`, with one tick a second; uvicorn's own wakes ten times a second."""
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _LOOK_EVERY_S)
-            self._look()
+                await asyncio.wait_for(self._stop.wait(), _TICK_S)
+            self._check_timeouts()
 
-    def _look(self) -> None:
-        """Look after the patience of connections."""
+    def _check_timeouts(self) -> None:
         now = asyncio.get_running_loop().time()
         for connection in tuple(self.server_state.connections):
-            if isinstance(connection, PatientProtocol):
+            if isinstance(connection, HttpProtocol):
                 try:
-                    connection.look(now)
+                    connection.check_timeouts(now)
                 except Exception:
-                    log.exception("look_failed")
+                    log.exception("timeout_check_failed")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Leave signals alone."""
         yield
 
 
-def server(app: Any, *, http: Any, tls: ssl.SSLContext | None, last_s: float) -> Server:
-    """A server that waits to be run.
+def create_server(
+    app: Any,
+    protocol: type[HttpProtocol[Any]],
+    *,
+    tls: ssl.SSLContext | None,
+    drain_s: float,
+    lifespan: Literal["on", "off"] = "off",
+) -> Server:
+    """Create a server.
 
     Args:
-        app: the ASGI application.
-        http: uvicorn's name of a protocol, or a class of ours.
-        tls: how to speak TLS; None for plain HTTP.
-        last_s: seconds that requests may go on once it is stopped.
+        app: ASGI application for the requests that the protocol's router does not match.
+        protocol: See `server_protocol.protocol_for`.
+        tls: TLS settings; None for plain HTTP.
+        drain_s: Seconds that requests in flight can take once the server is stopped.
+        lifespan: Whether the application is told of the server's start and end.
     """
     config = uvicorn.Config(
         app,
-        http=http,
+        http=protocol,
         log_config=None,
         access_log=False,
         interface="asgi3",
-        lifespan="off",
+        lifespan=lifespan,
         ws="none",
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(last_s)),
+        timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     config.load()
     config.ssl = tls
     return Server(config)
 
 
-def listening(address: str, setting: str, *, reuse_port: bool = False) -> socket.socket:
-    """Open a listening socket.
-
-    Args:
-        address: host:port; port 0 takes a free one.
-        setting: Key of [gateway] that names the address, for the error.
-        reuse_port: Share the address with other processes that set this too (SO_REUSEPORT).
-
-    Raises:
-        ConfigError: The address can't be listened on.
-    """
-    chosen_by = f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()},"
-    return listen(*split_host_port(address), chosen_by, reuse_port=reuse_port)
-
-
-def settle_memory() -> None:
-    """What is there at start stays: the collector need not look at it again, nor run every 700 objects."""
+def freeze_startup_objects() -> None:
+    """Exempt the objects that exist now from garbage collection, and collect less often than every 700 objects."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 
 def url_of(sock: socket.socket, *, tls: bool) -> str:
-    """Where a socket can be reached."""
+    """Return the base URL of a listening socket."""
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if tls else 'http'}://{shown}:{port}"

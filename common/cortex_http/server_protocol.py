@@ -1,47 +1,34 @@
-"""The fast face: inference routes handled inside uvicorn's HTTP protocol, everything else left to it.
+"""HTTP server protocol: the routes of a handler are served on the transport itself, everything else by an ASGI app.
 
-uvicorn parses the request as always. When the headers of an inference request are complete, we do not start an ASGI
-task but an `ProxyRequest`, and write to the transport ourselves: no task, no queue, no event per piece. Measured
-against plain ASGI this halves a request's cost. What is not diverted (Expect: 100-continue, a pipelined request, any
-other path) takes uvicorn's own way, where `asgi` is the face for the same routes.
+uvicorn's protocol parses every request. When the head of one of the handler's requests is complete, no ASGI task is
+started: a `ServerRequest` is created, and the handler writes to the transport through it, without a task, a queue or an
+event per piece. Compared with plain ASGI this halves the cost of a request. Requests of either kind can be pipelined.
 
-Works with uvicorn 0.32 to 0.54; `compatible` says at start whether what we lean on is there.
+Unlike uvicorn's protocol it also
+
+- limits the size of heads, the time that heads and bodies take, and the number of connections. A timer for each request
+  would cost a microsecond; here a request notes when it was last waited for, and `check_timeouts`, called once a
+  second, finds those that take too long.
+- declines every offer to switch to another protocol, as RFC 9110 (7.8) allows. Java's HttpClient offers HTTP/2 (h2c)
+  with its first request and sends that request's body either way. httptools takes what follows such a head for the
+  other protocol and would lose the body, so the request is parsed again without the offer.
+
+Written against uvicorn 0.32 to 0.54; `incompatibility` says at startup whether what this uses is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from functools import lru_cache
-from typing import Any, cast
+import sys
+from collections import deque
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from cortex_common.config.access import LimitsSection
-from cortex_common.errors import BodyTooLarge, CortexError
-from cortex_common.log import event
-from cortex_common.net.sockets import is_peer_unresponsive
-from cortex_http.client import Headers
 from cortex_http.head_cache import CachedHead
-from cortex_http.headers import lines
-from cortex_server.dataplane.patience import PatientProtocol
-from cortex_server.proxy.context import ProxyContext
-from cortex_server.proxy.request import ProxyRequest
-from cortex_server.proxy.request_head import RequestHead
-from cortex_server.proxy.routes import ROUTES
-
-log = logging.getLogger("cortex.gateway")
-
-_LINGER_S = 10.0
-"""Seconds to go on reading a body that was already refused: closing at once would reset the connection, and the
-client would never see why."""
-
-_READ_ANYWAY = 64 * 1024
-"""Bytes of a refused body up to which the connection is kept."""
+from cortex_http.headers import Headers
+from cortex_http.server_request import RequestHandler, ServerRequest
 
 _USED = (
     "on_headers_complete",
@@ -53,288 +40,352 @@ _USED = (
     "_unsupported_upgrade_warning",
 )
 
+_REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
-def compatible() -> str | None:
-    """Why this uvicorn can't be used with diversion; None when it can."""
+
+def incompatibility() -> str | None:
+    """Return why the installed uvicorn can't be used; None when it can."""
     missing = [name for name in _USED if not callable(getattr(HttpToolsProtocol, name, None))]
     return f"uvicorn's HttpToolsProtocol has no {', '.join(missing)}" if missing else None
 
 
-class _NoEvent:
-    """Stands where uvicorn expects the event that would wake an ASGI task."""
+class Limits(Protocol):
+    """What connections may use."""
 
-    def set(self) -> None:
-        pass
+    @property
+    def max_connections(self) -> int:
+        """Connections that are open at the same time."""
+        ...
 
+    @property
+    def max_header_kb(self) -> int:
+        """Size of a request's head in KiB."""
+        ...
 
-_NO_EVENT = _NoEvent()
+    @property
+    def header_timeout_s(self) -> float:
+        """Seconds for a request's head to arrive."""
+        ...
 
-
-class _Ours:
-    """The headers that uvicorn puts into every answer, as lines; it makes a new list of them once a second."""
-
-    def __init__(self) -> None:
-        self._headers: Headers = []
-        self._lines = b""
-
-    def lines(self, headers: Headers) -> bytes:
-        """Those of the list."""
-        if headers is not self._headers:
-            self._headers, self._lines = headers, lines(headers)
-        return self._lines
-
-
-_OURS = _Ours()
+    @property
+    def body_timeout_s(self) -> float:
+        """Seconds without a byte of a request's body."""
+        ...
 
 
-class Diverted:
-    """One diverted request: the client's side of an `ProxyRequest`, in the place of uvicorn's own cycle.
+H = TypeVar("H")
+
+
+class Router(Protocol[H]):
+    """Decides which requests are served on the transport, and handles them."""
+
+    @property
+    def limits(self) -> Limits:
+        """Current limits."""
+        ...
+
+    def match(self, method: bytes, target: bytes, headers: Headers, peer: str | None) -> H | None:
+        """Return what the head of a request says; None when the ASGI application serves it.
+
+        The result is kept and used again for a request with the same head but another content length.
+
+        Args:
+            method: HTTP method.
+            target: Path and query as sent.
+            headers: Headers with names in lower case.
+            peer: IP address of the client.
+        """
+        ...
+
+    def handle(self, request: ServerRequest, head: H) -> RequestHandler:
+        """Start handling a request; it may be answered before this returns.
+
+        Args:
+            request: The client's side.
+            head: Result of `match`.
+        """
+        ...
+
+    def error_body(self, status: int) -> bytes:
+        """Return the JSON body of a response to a request that the protocol rejects: 408 or 431."""
+        ...
+
+
+class AsgiOnly:
+    """A router that leaves every request to the ASGI application.
 
     Args:
-        protocol: of its connection.
-        plane: what all requests share.
-        asking: its head.
-        announced: bytes that its body will have, where the head says.
-        modern: the client speaks HTTP/1.1.
-        keep_alive: its connection may take another request.
-
-    Attributes:
-        size: bytes of its body so far.
+        limits: Limits of connections.
     """
 
-    __slots__ = (
-        "_announced",
-        "_body",
-        "_chunked",
-        "_held",
-        "_limit",
-        "_lingering",
-        "_modern",
-        "_protocol",
-        "complete",
-        "disconnected",
-        "exchange",
-        "keep_alive",
-        "message_event",
-        "response_complete",
-        "size",
-    )
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
 
-    def __init__(
-        self,
-        protocol: DivertingProtocol,
-        context: ProxyContext,
-        head: RequestHead,
-        announced: int | None,
-        *,
-        modern: bool,
-        keep_alive: bool,
-    ) -> None:
-        self._protocol = protocol
-        self._body: list[bytes] = []
-        self._held: list[bytes] = []
-        self.size = 0
-        self._modern = modern
-        self._chunked = False
-        self._lingering: asyncio.TimerHandle | None = None
-        self.complete = False
-        # What uvicorn reads or sets on its own cycles.
-        self.response_complete = False
-        self.disconnected = False
-        self.message_event = _NO_EVENT
-        self.keep_alive = keep_alive
-        self.exchange = ProxyRequest(context, self, head)
-        self._announced = announced
-        self._limit = context.max_body
-        if self.exchange.admit() and (self._announced or 0) > self._limit:
-            self._too_large()
+    def match(self, method: bytes, target: bytes, headers: Headers, peer: str | None) -> None:
+        """Return None."""
 
-    # -- the request -------------------------------------------------------------------------
+    def handle(self, request: ServerRequest, head: None) -> RequestHandler:
+        """Raise; no request ever matches."""
+        raise NotImplementedError
 
-    @property
-    def _ends_soon(self) -> bool:
-        """Whether so little of the body is to come that reading it costs less than another connection."""
-        return self._announced is not None and self._announced <= _READ_ANYWAY
-
-    def _too_large(self) -> None:
-        self._body.clear()
-        self.exchange.refuse(body_too_large(self._limit))
-
-    def receive(self, data: bytes) -> None:
-        """A piece of the request's body."""
-        if self.exchange.finished:
-            return
-        self.size += len(data)
-        self._body.append(data)
-        if self.size > self._limit:
-            self._too_large()
-
-    def received(self, body: bytes | None = None) -> None:
-        """The request is whole; its body comes with this, or has come in pieces."""
-        self.complete = True
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
-            if not self.keep_alive:
-                self._protocol.transport.close()
-        elif not self.exchange.finished:
-            pieces, self._body = self._body, []
-            self.exchange.start(b"".join(pieces) if body is None else body)
-
-    def gone(self) -> None:
-        """The connection is closed."""
-        if self._lingering is not None:
-            self._lingering.cancel()
-        self.response_complete = True
-        self.exchange.client_gone()
-
-    # -- the answer: `Downstream` ------------------------------------------------------------
-
-    def respond(self, status: int, lines: bytes, length: int | None) -> None:
-        """See `Downstream`."""
-        if not self.complete and not self._ends_soon:
-            self.keep_alive = False
-        self._chunked = length is None and self._modern
-        if length is not None:
-            framing = b"content-length: %d\r\n" % length
-        elif self._chunked:
-            framing = b"transfer-encoding: chunked\r\n"
-        else:  # to HTTP/1.0 only the end of the connection can tell the end of the body
-            self.keep_alive, framing = False, b""
-        ours = _OURS.lines(self._protocol.server_state.default_headers)
-        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._held = [STATUS_LINE[status], ours, lines, framing, end]
-
-    def write(self, data: bytes) -> None:
-        """See `Downstream`."""
-        if self._chunked:
-            self._held += (_size_line(len(data)), data, b"\r\n")
-        else:
-            self._held.append(data)
-
-    def flush(self) -> None:
-        """See `Downstream`."""
-        held = self._held
-        if held:
-            self._held = []
-            self._protocol.transport.write(b"".join(held))
-
-    def chunked(self) -> asyncio.Transport | None:
-        """See `Downstream`."""
-        return self._protocol.transport if self._chunked and not self._held else None
-
-    def end(self) -> None:
-        """See `Downstream`."""
-        if self._chunked:
-            self._held.append(b"0\r\n\r\n")
-        self.flush()
-        transport = self._protocol.transport
-        self.response_complete = True
-        if not self.complete:
-            self._lingering = self._protocol.loop.call_later(_LINGER_S, transport.close)
-        elif not self.keep_alive:
-            transport.close()
-        self._protocol.rest()
-
-    def abort(self) -> None:
-        """See `Downstream`."""
-        self.response_complete = True
-        self._protocol.transport.abort()
-
-    def vanished(self) -> bool:
-        """See `Downstream`."""
-        transport = self._protocol.transport
-        return not transport.is_closing() and is_peer_unresponsive(
-            transport.get_extra_info("socket")
-        )
+    def error_body(self, status: int) -> bytes:
+        """Return an error without a text."""
+        return b'{"error":{"code":"%d"}}' % status
 
 
-class DivertingProtocol(PatientProtocol):
-    """uvicorn's protocol with a branch for the inference routes; see the module."""
+class HttpProtocol(HttpToolsProtocol, Generic[H]):
+    """One connection of a client; create a subclass with `protocol_for`."""
 
-    context: ProxyContext
-    """Set on a subclass for each gateway: uvicorn makes the protocols, so there is no other way in."""
-
-    @property
-    def limits(self) -> LimitsSection:  # type: ignore[override]  # they change while it runs
-        """How long and how much it takes."""
-        return self.context.limits
+    router: ClassVar[Router[Any]]
+    """Set on a subclass, because uvicorn creates the protocols."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._diverted: Diverted | None = None
-        self._receiving: Diverted | None = None
-        self._between = True  # no message has begun
-        self._last: tuple[CachedHead, RequestHead] | None = (
-            None  # the last head, where it may come again
-        )
+        self._active: ServerRequest | None = None  # the request that is being answered
+        self._receiving: ServerRequest | None = None  # the request whose body the parser is in
+        self._queued: deque[ServerRequest] = deque()  # pipelined behind the active one
+        # The last request's head, when it may be recognized again.
+        self._last: tuple[CachedHead, H] | None = None
+        self._between_messages = True
+        self._waiting_since: float | None = None
+        self._idle_since: float | None = None
+        self._in_head = True
+        self._head_bytes = 0
+        self._rejected = False
+        self._read: bytes = b""
+        self._declining_upgrade = False
+
+    # -- asyncio.Protocol --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Start waiting for the first request."""
+        super().connection_made(transport)
+        self._waiting_since = self.loop.time()
+        if len(self.connections) > self.router.limits.max_connections:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests; the parser is spared one like the last."""
-        last, begins = self._last, self._between
+        """Parse requests, unless the read is one request with the same head as the last one."""
+        last, begins = self._last, self._between_messages
         if last is not None and begins and self._idle_since is not None:
             body = last[0].body_of(data)
             if body is not None:
                 self._idle_since = None
-                self._divert(last[1], len(body)).received(body)
+                self._start(last[1], len(body)).receive_all(body)
                 return
+        self._idle_since = None
+        if self._waiting_since is None:
+            self._waiting_since = self.loop.time()
+        if self._in_head:
+            self._head_bytes += len(data)
+        self._read = data
         super().data_received(data)
-        self._last = self._repeatable(data) if begins and self._between else None
+        self._read = b""
+        if self._in_head and self._head_bytes > self.router.limits.max_header_kb * 1024:
+            self._reject(431)
+        self._last = self._cacheable(data) if begins and self._between_messages else None
 
-    def _repeatable(self, data: bytes) -> tuple[CachedHead, RequestHead] | None:
-        """The head of the request that a read brought, if it brought one whole request, as the parser found too."""
-        received = self._receiving
-        if received is None or not received.keep_alive:
-            return None
-        repeat = CachedHead.of(data)
-        if repeat is None or repeat.size_of(data) != received.size:
-            return None
-        return repeat, received.exchange.head
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the handler of the active request, whether or not others are queued behind it."""
+        super().connection_lost(exc)
+        if self._active is not None:
+            self._active.connection_lost()
+        # Requests refer to their connection: leave no cycle to the garbage collector.
+        self._active = self._receiving = None
+        self._queued.clear()
+        self.cycle = None  # type: ignore[assignment]  # as it was at first
+
+    def pause_writing(self) -> None:
+        """Tell the handler that the client can't keep up."""
+        super().pause_writing()
+        if self._active is not None:
+            self._active.handler.client_blocked()
+
+    def resume_writing(self) -> None:
+        """Tell the handler that the client reads again."""
+        super().resume_writing()
+        if self._active is not None:
+            self._active.handler.client_unblocked()
+
+    # -- httptools callbacks -----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Called by the parser. The ASGI scope is only built where it will be used."""
-        self._between = False
+        """Reset the state of the request; the ASGI scope is built only where it is used."""
+        self._between_messages = False
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
-        """Called by the parser."""
-        path, _, query = self.url.partition(b"?")
-        route = ROUTES.get(path)
-        current: RequestResponseCycle | None = self.cycle
-        if (
-            route is None
-            or (current is not None and not current.response_complete)
-            or self.expect_100_continue
-            or self.parser.get_method() != b"POST"
-            or self.parser.should_upgrade()
-        ):
+        """Start one of the router's requests, or leave it to uvicorn."""
+        parser = self.parser
+        if parser.should_upgrade() and self._get_upgrade() is not None:
+            self._declining_upgrade = not self._should_upgrade()
+            if self._declining_upgrade:
+                return
+        self._check_head_size()
+        self._in_head = False
+        self._waiting_since = self.loop.time()
+        peer = self.client[0] if self.client else None
+        head = self.router.match(parser.get_method(), self.url, self.headers, peer)
+        if head is None:
             self._receiving = None
             self._build_scope()
             super().on_headers_complete()
             return
-        self.head_complete()
-        peer = self.client[0] if self.client else None
-        head, length = RequestHead.of(route, query, self.headers, peer)
-        # As uvicorn: a client of HTTP/1.0 would have to be told that it may go on, and waits for the end until it is.
-        modern = self.parser.get_http_version() != "1.0"
-        keep_alive = modern and self.parser.should_keep_alive()
-        self._divert(head, length, modern=modern, keep_alive=keep_alive)
+        # A client of HTTP/1.0 would have to be told that the connection is kept, and waits for its end otherwise.
+        http_1_1 = parser.get_http_version() != "1.0"
+        length = next((v for n, v in self.headers if n == b"content-length"), b"")
+        chunked = any(n == b"transfer-encoding" for n, _ in self.headers)
+        self._start(
+            head,
+            int(length) if length.isdigit() else None if chunked else 0,
+            http_1_1=http_1_1,
+            keep_alive=http_1_1 and parser.should_keep_alive(),
+            expects_continue=http_1_1 and self.expect_100_continue,
+        )
 
-    def _divert(
+    def on_body(self, body: bytes) -> None:
+        """Hand on a piece of a request's body."""
+        self._waiting_since = self.loop.time()
+        if self._receiving is not None:
+            self._receiving.receive(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Hand on the end of a request; one that offers an upgrade is parsed again instead."""
+        if self._declining_upgrade:
+            return
+        self._between_messages = True
+        self._in_head = True
+        self._head_bytes = 0
+        self._waiting_since = None
+        if self._receiving is not None:
+            self._receiving.receive_all()
+        else:
+            super().on_message_complete()
+
+    # -- uvicorn callbacks -------------------------------------------------------------------
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Parse a request again without its offer to upgrade.
+
+        uvicorn calls this while it handles the parser's HttpParserUpgrade, which says where the head ended.
+        """
+        if not self._declining_upgrade:  # a CONNECT
+            super()._unsupported_upgrade_warning()
+            return
+        self._declining_upgrade = False
+        upgrade = sys.exc_info()[1]
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        rest = self._read[upgrade.args[0] :]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no request, unless a response is being sent or the request was rejected already."""
+        if self._active is not None and not self._active.response_complete:
+            self._active.connection_lost()
+            self.transport.abort()
+        elif not self._rejected:
+            super().send_400_response(msg)
+
+    def on_response_complete(self) -> None:
+        """Start the next pipelined request, whichever side serves it."""
+        if self.pipeline and isinstance(self.pipeline[-1][0], ServerRequest):
+            self.server_state.total_requests += 1
+            if self.transport.is_closing():
+                return
+            self.pipeline.pop()
+            # Later, because many small requests that are refused immediately would nest deeply.
+            self.loop.call_soon(self._open_queued)
+            return
+        super().on_response_complete()
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def response_complete(self) -> None:
+        """Note that the active request has been answered: the connection waits for the next one.
+
+        This is what uvicorn does then, without the timer that it creates for each request.
+        """
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+
+    def check_timeouts(self, now: float) -> None:
+        """Close the connection if its request takes too long, or if it has been idle for too long."""
+        if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+            self.transport.close()
+        if self._waiting_since is None or self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # the request is not waited for
+            self._waiting_since = now
+            return
+        waited = now - self._waiting_since
+        limits = self.router.limits
+        if self._in_head and waited > limits.header_timeout_s:
+            self._reject(408)
+        elif not self._in_head and waited > limits.body_timeout_s:
+            self.transport.abort()
+
+    def _start(
         self,
-        head: RequestHead,
+        head: H,
         length: int | None,
         *,
-        modern: bool = True,
+        http_1_1: bool = True,
         keep_alive: bool = True,
-    ) -> Diverted:
-        diverted = self._diverted = self._receiving = Diverted(
-            self, self.context, head, length, modern=modern, keep_alive=keep_alive
+        expects_continue: bool = False,
+    ) -> ServerRequest:
+        request = self._receiving = ServerRequest(
+            self,
+            length,
+            http_1_1=http_1_1,
+            keep_alive=keep_alive,
+            expects_continue=expects_continue,
         )
-        self.cycle = cast(RequestResponseCycle, diverted)
-        return diverted
+        current: RequestResponseCycle | None = self.cycle
+        self.cycle = cast(RequestResponseCycle, request)
+        request.head = head
+        if current is None or current.response_complete:
+            self._open(request)
+        else:
+            self.flow.pause_reading()
+            self._queued.append(request)
+            self.pipeline.appendleft((self.cycle, self.app))
+        return request
+
+    def _open(self, request: ServerRequest) -> None:
+        self._active = request
+        request.open(self.router.handle(request, cast(H, request.head)))
+
+    def _open_queued(self) -> None:
+        if not self._queued or self.transport.is_closing():
+            return
+        request = self._queued.popleft()
+        self.flow.resume_reading()
+        if not request.complete:
+            self._waiting_since = self.loop.time()
+        self._open(request)
+        request.deliver_received()
+
+    def _cacheable(self, data: bytes) -> tuple[CachedHead, H] | None:
+        """Return the head of the request in a read that holds nothing else, if the parser agrees on where it ends."""
+        received = self._receiving
+        if received is None or not received.keep_alive or received.expects_continue:
+            return None
+        cached = CachedHead.from_message(data)
+        if cached is None or cached.body_length(data) != received.size:
+            return None
+        return cached, cast(H, received.head)
 
     def _build_scope(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -342,72 +393,42 @@ class DivertingProtocol(PatientProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers += headers
 
-    def on_body(self, body: bytes) -> None:
-        """Called by the parser."""
-        if self._receiving is not None:
-            self._since = self.loop.time()
-            self._receiving.receive(body)
-        else:
-            super().on_body(body)
+    def _check_head_size(self) -> None:
+        """Check the size of a complete head.
 
-    def on_message_complete(self) -> None:
-        """Called by the parser."""
-        self._between = True
-        if self._receiving is not None:
-            self.request_complete()
-            self._receiving.received()
-        else:
-            super().on_message_complete()
+        Raises:
+            HttpParserError: It is too large; the client has been answered.
+        """
+        limit = self.router.limits.max_header_kb * 1024
+        # What came in one read with the head may be its body, so it is counted only where it could be too large.
+        if self._head_bytes > limit and sum(len(n) + len(v) + 4 for n, v in self.headers) > limit:
+            self._reject(431)
+            raise httptools.HttpParserError("the head is too large")
 
-    def send_400_response(self, msg: str) -> None:
-        """Bytes that are no request: in the middle of an answer there is no place for a 400."""
-        if self._diverted is not None and not self._diverted.response_complete:
-            self._diverted.gone()
+    def _reject(self, status: int) -> None:
+        """Answer, unless a response is being sent, and close."""
+        if self._rejected:
+            return
+        self._rejected = True
+        current: RequestResponseCycle | None = self.cycle
+        if current is not None and not current.response_complete:
             self.transport.abort()
-        else:
-            super().send_400_response(msg)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone; a diverted request may be under way even when a pipelined one came after it."""
-        super().connection_lost(exc)
-        if self._diverted is not None:
-            self._diverted.gone()
-        # The request knows its connection: let go of it, so that no cycle is left to the garbage collector.
-        self._diverted = self._receiving = None
-        self.cycle = None  # type: ignore[assignment]  # as uvicorn begins
-
-    def pause_writing(self) -> None:
-        """The transport's buffer is full."""
-        super().pause_writing()
-        if self._diverted is not None:
-            self._diverted.exchange.client_full()
-
-    def resume_writing(self) -> None:
-        """The transport's buffer is empty again."""
-        super().resume_writing()
-        if self._diverted is not None:
-            self._diverted.exchange.client_drained()
+            return
+        if self._head_bytes:
+            body = self.router.error_body(status)
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b" % (status, _REASONS[status], len(body), body)
+            )
+        self.transport.close()
 
 
-@lru_cache(maxsize=1024)
-def _size_line(size: int) -> bytes:
-    """The line before a chunk; the events of a stream are of few different sizes."""
-    return b"%x\r\n" % size
+def protocol_for(router: Router[H]) -> type[HttpProtocol[H]]:
+    """Return the protocol class of a server.
 
-
-def body_too_large(limit: int) -> CortexError:
-    """The error for a body over the limit."""
-    return BodyTooLarge(
-        f"the body is larger than {limit // (1024 * 1024)} MiB",
-        hints=["[gateway] max_body_mb in cortex.toml sets the limit"],
-        details={"limit_bytes": limit},
-    )
-
-
-def protocol_for(context: ProxyContext) -> type[DivertingProtocol] | str:
-    """What uvicorn is to speak HTTP with: the fast face of a data plane, or its own where that is not possible."""
-    reason = compatible()
-    if reason is not None:
-        event(log, "diversion_off", logging.WARNING, reason=reason)
-        return "httptools"
-    return type("GatewayProtocol", (DivertingProtocol,), {"context": context})
+    Raises:
+        RuntimeError: The installed uvicorn can't be used.
+    """
+    if (reason := incompatibility()) is not None:
+        raise RuntimeError(reason)
+    return type("RoutedProtocol", (HttpProtocol,), {"router": router})

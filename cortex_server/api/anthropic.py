@@ -10,9 +10,9 @@ from fastapi.responses import Response
 
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import ModelView
-from cortex_http.headers import request_id
 from cortex_server.dialects.anthropic import errors
 from cortex_server.dialects.anthropic.models import ServedModel, encode_model, encode_model_page
+from cortex_server.proxy.headers import request_id
 
 _JSON = "application/json"
 

@@ -1,10 +1,11 @@
-"""The gateway's API as one ASGI application."""
+"""The API as an ASGI application, except for the inference routes, which `proxy.router` serves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.routing import Route as AppRoute
 
 from cortex_common import __version__
@@ -14,7 +15,6 @@ from cortex_server.api.auth_middleware import AuthMiddleware
 from cortex_server.api.cors import CorsMiddleware
 from cortex_server.api.health import health_router
 from cortex_server.api.openai import models_router
-from cortex_server.dataplane.asgi import AsgiRoute
 from cortex_server.fleet.state import Fleet
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.routes import ROUTES
@@ -23,14 +23,14 @@ from cortex_server.proxy.routes import ROUTES
 def create_app(
     fleet: Fleet, context: Callable[[], ProxyContext], routers: Iterable[APIRouter]
 ) -> FastAPI:
-    """Return the application.
+    """Create the application.
 
     Args:
-        fleet: the live state of the fleet.
-        context: returns the state of the proxy; called for each request.
-        routers: further routers, such as those of the operator API.
+        fleet: What the listings show.
+        context: Returns the proxy's shared state; called for each request.
+        routers: Further routers, such as the operator API.
     """
-    # No redirects: they would contain the scheme and host that a reverse proxy used, not those of the client.
+    # A redirect would name the scheme and host that a reverse proxy used for its own request.
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     app.add_middleware(
@@ -38,7 +38,7 @@ def create_app(
         access_control=lambda: context().access_control,
         error_response=errors.error_response,
     )
-    # Outside of authentication: browsers send preflight requests without a key.
+    # Outside of AuthMiddleware: browsers send preflight requests without a key.
     app.add_middleware(CorsMiddleware, allowed_origins=lambda: context().settings.allowed_origins)
     own_routers = (
         health_router(fleet, lambda: context().access_control.stopping),
@@ -46,8 +46,17 @@ def create_app(
         models_router(fleet),
     )
     for router in (*own_routers, *routers):
-        # Not `include_router`, which builds each route again when the first request reaches it.
+        # `include_router` would build each route again for the first request that passes it.
         app.router.routes.extend(router.routes)
     for route in ROUTES.values():
-        app.router.routes.append(AppRoute(route.path, AsgiRoute(context, route), methods=["POST"]))
+        app.router.routes.append(AppRoute(route.path, _method_not_allowed, methods=["GET"]))
     return app
+
+
+async def _method_not_allowed(_request: Request) -> Response:
+    """Refuse a GET to an inference route; the router refuses all methods but POST, which never gets here.
+
+    Raises:
+        HTTPException: Always.
+    """
+    raise HTTPException(405)

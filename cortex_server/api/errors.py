@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from cortex_common.errors import BadRequest, CortexError, NotFound, envelope_bytes
-from cortex_http.headers import error_headers
 from cortex_server.api import anthropic
+from cortex_server.proxy.headers import error_headers
 from cortex_server.proxy.routes import suggest_route
 
 log = logging.getLogger("cortex.api")

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cortex_common.config.gateway import NodeEntry, UpstreamEntry
-from cortex_common.config.loader import file_stamp
+from cortex_common.config.loader import FileStamp, file_stamp
 from cortex_common.config.secrets import read_secret, secret_path
 from cortex_common.net.tls import client_context, read_certificates
 from cortex_common.schema.certificates import Certificate
-from cortex_server.dataplane.pool import NodeAccess
+
+DEFAULT_API_PATH = "/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAccess:
+    """How requests to one node are authenticated and encrypted.
+
+    Attributes:
+        tls: TLS settings with its authorities and certificate; None for the system's.
+        token: Token that it requires.
+        api_path: See `UpstreamEntry.api_path`.
+        certificates: Stamps of the files that `tls` was made from, to recognize replaced ones.
+    """
+
+    tls: ssl.SSLContext | None = None
+    token: str | None = None
+    api_path: str = DEFAULT_API_PATH
+    certificates: tuple[FileStamp, ...] = ()
+
+    @property
+    def authorization(self) -> bytes | None:
+        """Value of the Authorization header."""
+        return None if self.token is None else f"Bearer {self.token}".encode()
+
 
 Accesses = Mapping[str, NodeAccess]
 """How each node wants to be asked, by name."""

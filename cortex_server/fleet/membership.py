@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.gateway import NeuronEntry, NodeEntry, UpstreamEntry
-from cortex_server.dataplane.pool import NodeAccess
-from cortex_server.fleet.credentials import Accesses
+from cortex_server.fleet.credentials import Accesses, NodeAccess
 from cortex_server.fleet.neuron_watcher import NeuronWatcher
 from cortex_server.fleet.state import Fleet
 from cortex_server.fleet.upstream_watcher import UpstreamWatcher

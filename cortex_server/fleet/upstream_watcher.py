@@ -18,7 +18,7 @@ from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.schema.engine_traits import UPSTREAM_TRAITS
 from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
-from cortex_server.dataplane.pool import NodeAccess
+from cortex_server.fleet.credentials import NodeAccess
 from cortex_server.fleet.model_aliases import is_pattern
 from cortex_server.fleet.neuron_watcher import FIRST_PAUSE_S
 from cortex_server.fleet.state import Fleet

@@ -1,7 +1,7 @@
-"""One line a request: the outcome, the timings, and why it went where it went.
+"""The access log: one line per request with its outcome, its timings, and the reason for its routing.
 
-The standard library's logging takes some 60 microseconds for such a line, as much as all the rest of a request. Here a
-request leaves its facts behind; ten times a second what has come together is put into words, and written in one piece.
+The standard library's logging takes about 60 microseconds for such a line, as much as the rest of a request. Here a
+request leaves its facts behind, and ten times a second the lines are formatted and written in one piece.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cortex_server.proxy.trace_context import Span
 
 log = logging.getLogger("cortex.requests")
 
-_FLUSH_S = 0.1
+_FLUSH_INTERVAL_S = 0.1
 
 KEPT = 500
-"""Lines that are kept for operators to look at."""
+"""Lines kept in memory for operators."""
 
 
 class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What is told of a request; None is left out. The names are those of the requirements."""
+    """One line; fields that are None are left out. The field names are those of the requirements."""
 
     ts: datetime
     level: str
@@ -55,15 +55,15 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     dropped: tuple[str, ...] | None = None
 
     def line(self) -> Self:
-        """See `Entry`: nothing is left to be found."""
+        """Return itself."""
         return self
 
 
 class Entry(Protocol):
-    """A request that is over; its words may not have been found yet."""
+    """A finished request, formatted or not."""
 
     def line(self) -> RequestLine:
-        """What is told of it."""
+        """Return its line."""
         ...
 
 
@@ -71,40 +71,40 @@ class AccessLog:
     """Collects request lines and writes them in batches.
 
     Args:
-        loop: whose timer writes.
-        out: where JSON lines go; stderr when absent.
+        loop: The event loop.
+        out: Where JSON lines go; stderr by default.
 
     Attributes:
-        entries: the last ones, the newest at the end, whether they are written or not.
+        entries: The last entries, the newest at the end, written or not.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, out: BinaryIO | None = None) -> None:
         self._loop = loop
         self._out = out or sys.stderr.buffer
-        self._waiting: list[Entry] = []
+        self._unwritten: list[Entry] = []
         self._timer: asyncio.TimerHandle | None = None
         self._encoder = msgspec.json.Encoder()
-        self._wanted = log.isEnabledFor(logging.INFO)
+        self._enabled = log.isEnabledFor(logging.INFO)
         self.entries: deque[Entry] = deque(maxlen=KEPT)
 
     def last(self, count: int = KEPT) -> list[RequestLine]:
-        """The lines of so many of the last entries, the newest first."""
+        """Return the lines of the last `count` entries, the newest first."""
         return [entry.line() for entry in islice(reversed(self.entries), count)]
 
     def write(self, entry: Entry) -> None:
-        """Add a request's line; it is on its way within a tenth of a second."""
+        """Add a request; its line is written within a tenth of a second."""
         self.entries.append(entry)
-        if not self._wanted:
+        if not self._enabled:
             return
-        self._waiting.append(entry)
+        self._unwritten.append(entry)
         if self._timer is None:
-            self._timer = self._loop.call_later(_FLUSH_S, self.flush)
+            self._timer = self._loop.call_later(_FLUSH_INTERVAL_S, self.flush)
 
     def flush(self) -> None:
-        """Write what has come together."""
+        """Write the collected lines."""
         self._timer = None
-        lines = [entry.line() for entry in self._waiting]
-        self._waiting = []
+        lines = [entry.line() for entry in self._unwritten]
+        self._unwritten = []
         if not logs_json():
             for line in lines:
                 keys = {k: v for k, v in msgspec.structs.asdict(line).items() if k not in _ENVELOPE}
@@ -127,19 +127,20 @@ class RequestRecord(msgspec.Struct):
     """Facts and times of one request; times are the event loop's, in seconds.
 
     Attributes:
-        ident: its id.
-        started: when its headers had come.
-        last_byte: when the engine last said something.
-        first_byte: when the engine first said something of the answer.
-        queued_s: how long it waited for its turn or for a load.
-        cold: it waited for a load.
-        reason: why it went to its instance.
-        dropped: what of the request its engine was not told.
-        status: HTTP status of the engine, 0 before its head has come; 4xx where the request was at fault, whatever the
-            engine said: its instance is not to blame.
-        span: its place in a distributed trace; None where nobody follows it.
-        turned_away: the name of the key that it came with and that did not let it in.
-        for_pages: lines of the answer's head for the script of a web page; empty where none asks.
+        route: The requested route.
+        ident: Request id.
+        started: When its head had arrived.
+        last_byte: When the engine last sent something.
+        first_byte: When the engine sent the first byte of the response.
+        queued_s: Seconds that it waited for admission or for a load.
+        cold: Whether it waited for a load.
+        reason: Why it was routed to its instance.
+        dropped: Request fields that the engine was not given.
+        status: HTTP status of the engine, 0 before its head has arrived; 4xx when the request was at fault, whatever
+            the engine answered: the instance is not to blame.
+        span: Its spans; None when it is not traced.
+        rejected_key: Name of the key that it came with but that did not admit it.
+        cors_headers: CORS header lines of the response; empty when no web page asks.
     """
 
     route: Route
@@ -153,42 +154,46 @@ class RequestRecord(msgspec.Struct):
     dropped: tuple[str, ...] = ()
     status: int = 0
     span: Span | None = None
-    turned_away: str | None = None
-    for_pages: bytes = b""
+    rejected_key: str | None = None
+    cors_headers: bytes = b""
 
     def labels(self, endpoint: Endpoint | None) -> bytes:
-        """The lines of a head by which a client can tell what happened to its request."""
-        labels = self.route.ident_lines.replace(b"?", self.ident)
+        """Return the header lines that tell a client what happened to its request."""
+        labels = self.route.id_lines.replace(b"?", self.ident)
         if self.cold:
             labels += b"x-cortex-cold-start: true\r\n"
-        if self.queued_s:  # not yet known while it still waits
+        if self.queued_s:  # not known while it still waits
             labels += b"x-cortex-queue-ms: %d\r\n" % (self.queued_s * 1000)
         if endpoint is not None:
             labels += b"%bx-cortex-route: %b\r\n" % (endpoint.labels, self.reason)
-        return labels + self.for_pages
+        return labels + self.cors_headers
 
-    def asked(self) -> bytes | None:
-        """The engine is being asked: the traceparent that it gets, where anybody follows the trace."""
+    def engine_traceparent(self) -> bytes | None:
+        """Note that the request is sent to the engine; return its traceparent if the request is traced."""
         if self.span is None:
             return None
-        self.span.asked_at = self.last_byte
+        self.span.engine_started = self.last_byte
         return self.span.traceparent
 
     @property
     def first_s(self) -> float | None:
-        """Seconds to the answer's first byte."""
+        """Seconds to the first byte of the response."""
         return None if self.first_byte is None else self.first_byte - self.started
 
 
 class FinishedRequest(msgspec.Struct, frozen=True):
-    """A request that is over. Its line in the journal is made when it is written or asked for, not in its time.
+    """A finished request; its line is formatted when it is written or listed, not while others wait.
 
     Attributes:
-        ended: when, by the event loop's time.
-        at: the same as Unix seconds.
-        key: the name of the key that it came with.
-        target: the instance that had it last.
-        error: code of what went wrong.
+        record: Its facts and times.
+        ended: When it finished, by the event loop's time.
+        at: The same as Unix seconds.
+        key: Name of the key that it came with.
+        model: Model id; empty if none was found.
+        endpoint: Instance that it was sent to last.
+        tokens_in: Prompt tokens.
+        tokens_out: Completion tokens.
+        error: Code of what went wrong.
     """
 
     record: RequestRecord
@@ -202,7 +207,7 @@ class FinishedRequest(msgspec.Struct, frozen=True):
     error: str | None
 
     def line(self) -> RequestLine:
-        """The request's line in the journal."""
+        """Return its line."""
         record, endpoint = self.record, self.endpoint
         total, first = self.ended - record.started, record.first_s
         generating = total - (first or 0.0)
@@ -233,5 +238,5 @@ class FinishedRequest(msgspec.Struct, frozen=True):
 
 
 def _tenths(value: float) -> float:
-    """To one decimal; a fifth of what round() costs."""
+    """Truncate to one decimal, for a fifth of what round() costs."""
     return int(value * 10) / 10

@@ -1,4 +1,4 @@
-"""What a request leaves behind: counts, a verdict on its instance, a line in the journal."""
+"""What remains of a finished request: counters, a verdict on its instance, and a line in the access log."""
 
 from __future__ import annotations
 
@@ -6,53 +6,38 @@ import time
 from typing import TYPE_CHECKING
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
-from cortex_common.schema.instances import ModelId
-from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import NOWHERE
-from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
-from cortex_server.proxy.response import EngineResponse
+from cortex_server.proxy.access_log import FinishedRequest
 
 if TYPE_CHECKING:
-    from cortex_server.proxy.context import ProxyContext
+    from cortex_server.proxy.request import ProxyRequest
 
-_CUT_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
+_BROKEN_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
 
 _ENGINE_FAULTS = frozenset({500, 502, 504})
-"""503 is not among them: a busy or loading engine is not a broken one, nor is 501, which it never had."""
+"""Statuses that count against an instance. 503 does not: a busy or loading engine is not broken. Nor does 501, a
+feature that it lacks."""
 
 
-def finish(
-    context: ProxyContext,
-    record: RequestRecord,
-    now: float,
-    *,
-    key: Key | None,
-    model: ModelId,
-    endpoint: Endpoint | None,
-    answer: EngineResponse | None,
-    error: str | None,
-) -> None:
-    """Close the books on a request. Called once for each, whatever became of it.
+def finish(request: ProxyRequest, now: float, error: str | None) -> None:
+    """Account for a finished request; called once for each, however it ended.
 
     Args:
-        context: what all requests share.
-        record: of the request.
-        now: the event loop's time.
-        key: by which it came in; None when it was sent away before.
-        model: that was asked for; empty when none was found.
-        endpoint: the instance that had it last.
-        answer: what was told to the client.
-        error: code of what went wrong.
+        request: The request.
+        now: The event loop's time.
+        error: Code of what went wrong.
     """
+    context, record, key = request.context, request.record, request.key
+    model, endpoint, response = request.model, request.endpoint, request.response
     if endpoint is not None:
         context.fleet.release(endpoint)
         record_outcome(context.fleet, endpoint, record.status, error)
         series = endpoint.series
     else:
         series = context.metrics.series(model or NOWHERE, NOWHERE)
-    tokens_in, tokens_out, cached = answer.counted() if answer is not None else (0, 0, 0)
+    tokens_in, tokens_out, cached = response.token_counts() if response is not None else (0, 0, 0)
     series.count_request(
         now - record.started,
         record.first_s,
@@ -65,22 +50,22 @@ def finish(
     )
     if endpoint is not None:
         endpoint.counts.add(tokens_in, tokens_out, failed=error is not None)
-    if answer is not None and answer.repairs and endpoint is not None:
-        context.metrics.count_repairs(answer.repairs, endpoint.model, endpoint.engine)
+        if response is not None and response.repairs:
+            context.metrics.count_repairs(response.repairs, endpoint.model, endpoint.engine)
     if key is not None:
         context.access_control.release(key, model, tokens_in, tokens_out, failed=error is not None)
-    name = key.name if key else record.turned_away
-    over = FinishedRequest(
+    name = key.name if key else record.rejected_key
+    finished = FinishedRequest(
         record, now, time.time(), name, model, endpoint, tokens_in, tokens_out, error
     )
-    context.access_log.write(over)
+    context.access_log.write(finished)
     if context.spans is not None and record.span is not None:
-        context.spans.ended(record.span, over.line(), record.started, now)
+        context.spans.ended(record.span, finished.line(), record.started, now)
 
 
 def record_outcome(fleet: Fleet, endpoint: Endpoint, status: int, error: str | None) -> None:
-    """What a request says of its instance: see `core.breaker`."""
-    if error in _CUT_OFF or status in _ENGINE_FAULTS:
+    """Report what a request says about its instance; see `fleet.circuit_breaker`."""
+    if error in _BROKEN_OFF or status in _ENGINE_FAULTS:
         fleet.failed(endpoint, error or f"engine_{status}")
     elif status:
         fleet.answered(endpoint)

@@ -1,7 +1,7 @@
-"""One request in the dialect of its client: what is asked of the engine, and how its answer is told.
+"""The interface between a request and the dialect of its client: the engine's body, and the client's response.
 
-The seam between `exchange`, which knows nothing of dialects, and `dialects`, which know nothing of sockets. `passing`
-has the dialogue of clients that speak as engines do, `translating` those of the others.
+`request` knows nothing about dialects, and `dialects` nothing about sockets. `openai_adapter` serves clients that use
+the engines' own dialect, `translating_adapters` all others.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CHAT = "/v1/chat/completions"
 
 
 class DialectAdapter(Protocol):
-    """See the module.
+    """One request in its client's dialect.
 
     Attributes:
-        name: the model, as the client calls it.
-        stream: the client wants a stream.
-        path: of the engine's route, after its prefix.
-        session: what the body says of the conversation that it belongs to; empty where it does not.
-        dropped: what the engine was not told, because there is no way to; for the journal.
+        name: Model name as sent by the client.
+        stream: Whether the client asked for a stream.
+        path: Path of the engine's route, without its prefix.
+        session: Id of the conversation from the body; empty when it has none.
+        dropped: Request fields that the engine can't be given, for the access log.
     """
 
     name: str
@@ -37,66 +37,70 @@ class DialectAdapter(Protocol):
     session: bytes
 
     def prompt_tokens(self) -> int:
-        """An estimate.
+        """Return an estimate of the prompt's length; 0 when the body is not a prompt.
 
         Raises:
-            BadRequest: the request can't be understood.
+            BadRequest: The request is invalid.
         """
         ...
 
-    def ask(
+    def engine_body(
         self,
         model: str,
         model_config: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
-        """The engine's body.
+        """Return the body for the engine.
 
         Args:
-            model: as the engine calls it.
-            model_config: what is to be changed in requests.
-            traits: of the engine.
-            context: tokens that the instance takes; None where only the profile may know.
+            model: Model name that the engine uses.
+            model_config: Its rules for request parameters apply.
+            traits: Capabilities of the engine.
+            context: Tokens that the instance accepts; None when only the model config may know.
 
         Raises:
-            BadRequest: the request asks for what can't be carried over to this engine.
+            BadRequest: The request needs something that this engine can't be given.
         """
         ...
 
-    def answer(self, status: int, *, streamed: bool) -> EngineResponse:
-        """What becomes of an engine's answer."""
+    def response(self, status: int, *, streamed: bool) -> EngineResponse:
+        """Return what converts the engine's response to the client's."""
         ...
 
-    def refusal(self, error: CortexError) -> tuple[int, bytes]:
-        """An error as HTTP status and body."""
+    def error_response(self, error: CortexError) -> tuple[int, bytes]:
+        """Return an error as HTTP status and body."""
         ...
 
-    def event(self, error: CortexError) -> bytes:
-        """An error inside a stream that is open already."""
+    def error_event(self, error: CortexError) -> bytes:
+        """Return an error as an event of a stream that has begun."""
         ...
 
     def keep_alive(self, comment: bytes) -> bytes:
-        """What keeps an open stream alive while nothing is said."""
+        """Return what keeps an open stream alive while there is nothing to send."""
         ...
 
-    def alone(self, traits: EngineTraits | None) -> bytes | None:
-        """The answer, where no engine need be asked; `traits` None when there is none to ask."""
+    def local_response(self, traits: EngineTraits | None) -> bytes | None:
+        """Return the response if no engine is needed for it, else None.
+
+        Args:
+            traits: Capabilities of the chosen engine; None when no instance is ready.
+        """
         ...
 
 
-def openai_refusal(error: CortexError) -> tuple[int, bytes]:
-    """An error in OpenAI's shape."""
+def openai_error(error: CortexError) -> tuple[int, bytes]:
+    """Return an error as HTTP status and OpenAI's body."""
     return error.status, envelope_bytes(error)
 
 
-def anthropic_refusal(error: CortexError, ident: bytes) -> tuple[int, bytes]:
-    """An error in Anthropic's shape."""
+def anthropic_error(error: CortexError, ident: bytes) -> tuple[int, bytes]:
+    """Return an error as HTTP status and Anthropic's body."""
     return error_response(error, ident.decode())
 
 
-def ruled(body: bytes, model_config: ModelConfig | None, context: int | None) -> bytes:
-    """The body as the model's profile wants it."""
+def apply_model_config(body: bytes, model_config: ModelConfig | None, context: int | None) -> bytes:
+    """Return the body with the model config's rules for parameters applied."""
     params = None if model_config is None else model_config.params
     if model_config is None or params is None:
         return body

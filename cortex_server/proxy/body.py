@@ -1,7 +1,7 @@
-"""The little that the gateway reads of a body, and the few changes that it makes to one.
+"""The few fields of a request body that the gateway reads, and the few changes that it makes.
 
-msgspec checks a whole JSON document but builds only these fields: under a microsecond for a usual body, where
-json.loads takes ten times that.
+msgspec validates a whole JSON document but builds only these fields: less than a microsecond for a usual body, where
+json.loads takes ten times as long.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 
 from cortex_common.errors import BadRequest, MalformedBody, MissingModel
 from cortex_common.schema.msgspec_errors import parse_validation_error
+from cortex_http.multipart import FormField
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -21,7 +22,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class BodyFields(msgspec.Struct, frozen=True):
-    """The fields that decide where a request goes and how its answer comes."""
+    """The fields that decide where a request goes and how its response is delivered."""
 
     model: str | msgspec.UnsetType | None = msgspec.UNSET
     stream: bool | None = None
@@ -36,29 +37,29 @@ class BodyFields(msgspec.Struct, frozen=True):
 
     @property
     def wants_usage(self) -> bool:
-        """The client asked for the usage chunk."""
+        """Whether the client asked for the usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-_decode_head = msgspec.json.Decoder(BodyFields).decode
+_decode_fields = msgspec.json.Decoder(BodyFields).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
-def read_head(body: bytes, asked: str | None = None) -> BodyFields:
-    """The fields that decide.
+def read_fields(body: bytes, default_model: str | None = None) -> BodyFields:
+    """Read the fields of a JSON body.
 
     Args:
-        body: of the request.
-        asked: the model named in the query, for a body that names none.
+        body: The request's body.
+        default_model: Model named in the query string, for a body that names none.
 
     Raises:
-        MalformedBody: not a JSON object.
-        MissingModel: no `model`, or an empty one.
-        BadRequest: one of the fields is of the wrong type.
+        MalformedBody: It is not a JSON object.
+        MissingModel: `model` is missing or empty.
+        BadRequest: One of the fields has the wrong type.
     """
     try:
-        head = _decode_head(body)
+        fields = _decode_fields(body)
     except msgspec.ValidationError as failed:
         raise _wrong_type(str(failed)) from failed
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
@@ -67,15 +68,15 @@ def read_head(body: bytes, asked: str | None = None) -> BodyFields:
                 "the body is empty", hints=["send a JSON object with at least `model`"]
             ) from failed
         raise MalformedBody(f"the body is not valid JSON: {failed}") from failed
-    if head.model:
-        return head
-    if asked:
-        return msgspec.structs.replace(head, model=asked)
+    if fields.model:
+        return fields
+    if default_model:
+        return msgspec.structs.replace(fields, model=default_model)
     raise missing_model()
 
 
 def missing_model() -> MissingModel:
-    """The error of a request that names no model."""
+    """Return the error for a request that names no model."""
     return MissingModel(
         "the body names no model",
         param="model",
@@ -91,37 +92,38 @@ def _wrong_type(message: str) -> BadRequest:
 
 
 def with_model(body: bytes, old: str, new: str) -> bytes:
-    """The same body with another model name, everything else byte for byte.
+    """Return the same body with another model name, everything else byte for byte.
 
-    The name is spliced in where it stands alone; a body in which that can't be told (the key twice, or written with
-    escapes) is written anew from its fields.
+    The name is replaced in place when it occurs exactly once. A body where that can't be told (the key occurs twice, or
+    the name has escapes) is encoded again from its fields.
     """
     name = msgspec.json.encode(new)
     written = re.escape(msgspec.json.encode(old))
     found = list(re.finditer(rb'"model"\s*:\s*(' + written + rb")", body))
     if len(found) == 1:
         start, end = found[0].span(1)
-        spliced = body[:start] + name + body[end:]
-        if _decode_head(spliced).model == new:
-            return spliced
+        replaced = body[:start] + name + body[end:]
+        if _decode_fields(replaced).model == new:
+            return replaced
     return msgspec.json.encode(_decode_raw(body) | {"model": msgspec.Raw(name)})
 
 
 def with_usage(body: bytes) -> bytes:
-    """The same body, asking for the usage chunk; other stream_options stay.
+    """Return the same body, asking for the usage chunk; other stream_options are kept.
 
-    Tokens are counted, limited and shown by what engines tell, and without this most tell nothing of a stream.
+    Tokens are counted, limited and shown as engines report them, and without this option most report nothing for a
+    stream.
     """
     if b'"stream_options"' not in body:
         return b'{"stream_options":{"include_usage":true},' + body.lstrip()[1:]
     fields = _decode_raw(body)
     options = _decode_options(fields.get("stream_options", b"null")) or {}
-    head = options | {"include_usage": msgspec.Raw(b"true")}
-    return msgspec.json.encode(fields | {"stream_options": head})
+    changed = options | {"include_usage": msgspec.Raw(b"true")}
+    return msgspec.json.encode(fields | {"stream_options": changed})
 
 
 def as_stream(body: bytes) -> bytes:
-    """The same request, asking for a stream with usage, for engines that only notice then that a client left."""
+    """Return the same request for a stream with usage, for engines that notice a disconnect only while they stream."""
     changes = {
         "stream": msgspec.Raw(b"true"),
         "stream_options": msgspec.Raw(b'{"include_usage":true}'),
@@ -129,26 +131,23 @@ def as_stream(body: bytes) -> bytes:
     return msgspec.json.encode(_decode_raw(body) | changes)
 
 
-_FORM_MODEL = re.compile(
-    rb'(content-disposition:[^\r\n]*[; ]name=(?:"model"|model(?=[;\s]))[^\r\n]*\r\n'
-    rb"(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)",
-    re.IGNORECASE,
-)
+_MODEL_FIELD = FormField("model")
 
 
-def read_form(body: bytes, asked: str | None = None) -> BodyFields:
-    """The model of a multipart/form-data body (RFC 7578); files in it are not looked at.
+def read_form(body: bytes, default_model: str | None = None) -> BodyFields:
+    """Read the model of a multipart/form-data body; files in it are not looked at.
 
     Raises:
-        MissingModel: no field of that name.
+        MissingModel: The form has no such field, and the query names no model.
     """
-    found = _FORM_MODEL.search(body)
-    name = found[2].decode("utf-8", "replace").strip() if found else asked
+    name = _MODEL_FIELD.read(body)
+    if name is None:
+        name = default_model
     if not name:
         raise missing_model()
     return BodyFields(model=name)
 
 
 def with_form_model(body: bytes, _old: str, new: str) -> bytes:
-    """The same form with another model name."""
-    return _FORM_MODEL.sub(lambda found: found[1] + new.encode(), body, count=1)
+    """Return the same form with another model name."""
+    return _MODEL_FIELD.replace(body, new)

@@ -1,4 +1,4 @@
-"""A request that waits for its model to be loaded."""
+"""Requests that wait for their model to be loaded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cortex.requests")
 
-_MOST_ROUNDS = 3
-"""A load can be undone before its waiter gets to it; more often than that in a row, something is wrong."""
+_MAX_LOADS = 3
+"""Loads to wait for: an instance can be gone again before the waiting request gets to it, but not repeatedly."""
 
 
 class ColdStart:
-    """Waits from its making on, until it is over or cancelled.
+    """Waits for a ready instance from its creation until it is cancelled.
 
     Args:
-        plane: what all requests share.
-        model: that is waited for.
-        ident: of the request.
-        comment: called with one line on how far the load is, first after a while and then again and again.
-        ready: called when an instance takes requests.
-        failed: called instead when there will be none.
+        context: Shared state of the proxy.
+        model: The model to wait for.
+        ident: Id of the request.
+        comment: Called repeatedly with one line on the load's progress; None to send none.
+        ready: Called when an instance is ready.
+        failed: Called instead when none will be.
     """
 
     def __init__(
@@ -48,52 +48,52 @@ class ColdStart:
         self._ready = ready
         self._failed = failed
         self._timer: asyncio.TimerHandle | None = None
-        self._comment_later()
+        self._schedule_comment()
         self._task = context.loop.create_task(self._wait())
 
     def cancel(self) -> None:
-        """Wait no longer; nothing is called any more."""
+        """Stop waiting; no callback is called any more."""
         self._task.cancel()
-        self._over()
+        self._cancel_timer()
 
-    def _over(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     async def _wait(self) -> None:
         try:
-            await self._obtain()
+            await self._acquire()
         except CortexError as failed:
-            self._over()
+            self._cancel_timer()
             self._failed(failed)
         except Exception:
-            log.exception("waiting_failed")
-            self._over()
-            self._failed(CortexError("the gateway failed; its log says how"))
+            log.exception("cold_start_failed")
+            self._cancel_timer()
+            self._failed(CortexError("the gateway failed; see its log"))
         else:
-            self._over()
+            self._cancel_timer()
             self._ready()
 
-    async def _obtain(self) -> None:
-        """Wait for an instance that takes requests.
+    async def _acquire(self) -> None:
+        """Wait for a ready instance.
 
         Raises:
-            Unavailable: the instances that there are fail, and are left alone for now, or are out of reach.
-            CortexError: as `Loads.obtain`.
+            Unavailable: The existing instances fail and are not used for now, or can't be reached.
+            CortexError: The load failed; see `Loads.acquire`.
         """
         context = self._context
         model_config = context.fleet.model_config(self._model)
         if model_config is None:
-            # Somebody else's, which nobody here can load.
+            # Served by an external upstream or an attached engine: it can't be loaded from here.
             if context.fleet.known(self._model) is None:
                 raise context.fleet.unknown(self._model)
             raise Unavailable(
-                f"what serves {self._model!r} fails or can't be reached",
-                hints=["cortex nodes ls and cortex ps show how"],
+                f"the servers of {self._model!r} fail or can't be reached",
+                hints=["`cortex nodes ls` and `cortex ps` show the reason"],
                 retry_after=5.0,
             )
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(_MAX_LOADS):
             await context.loads.acquire(
                 model_config,
                 request_id=self._ident,
@@ -102,27 +102,27 @@ class ColdStart:
             if context.fleet.ready(self._model):
                 return
         raise Unavailable(
-            f"the instances of {self._model!r} keep failing and are left alone for now",
-            hints=["cortex ps shows how they fail"],
+            f"the instances of {self._model!r} keep failing and are not used for now",
+            hints=["`cortex ps` shows the reason"],
             retry_after=5.0,
         )
 
-    def _comment_later(self) -> None:
+    def _schedule_comment(self) -> None:
         seconds = self._context.settings.cold_start_comment_after_s
         if seconds > 0 and self._comment is not None:
-            self._timer = self._context.loop.call_later(seconds, self._say_how_far)
+            self._timer = self._context.loop.call_later(seconds, self._send_comment)
 
-    def _say_how_far(self) -> None:
+    def _send_comment(self) -> None:
         assert self._comment is not None
-        self._comment(self._how_far())
-        self._comment_later()
+        self._comment(self._progress())
+        self._schedule_comment()
 
-    def _how_far(self) -> bytes:
-        told = self._context.loads.progress(self._model)
-        if told is None:
+    def _progress(self) -> bytes:
+        load = self._context.loads.progress(self._model)
+        if load is None:
             return b"waiting"
-        node = f" on {told.node}" if told.node else ""
-        place = f", position {told.position} in the queue" if told.position > 1 else ""
-        eta = "" if told.eta_s is None else f", about {told.eta_s:.0f} s to go"
-        why = f": {told.why}" if told.why else ""
-        return f"{told.state}{node}{place}{eta}{why}".encode()
+        node = f" on {load.node}" if load.node else ""
+        place = f", position {load.position} in the queue" if load.position > 1 else ""
+        eta = "" if load.eta_s is None else f", about {load.eta_s:.0f} s to go"
+        why = f": {load.why}" if load.why else ""
+        return f"{load.state}{node}{place}{eta}{why}".encode()

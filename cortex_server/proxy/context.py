@@ -1,4 +1,4 @@
-"""What all requests share."""
+"""State that all requests of the proxy share."""
 
 from __future__ import annotations
 
@@ -8,38 +8,46 @@ from time import perf_counter
 from cortex_common.config.access import LimitsSection
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.errors import Unavailable
+from cortex_http.client import ConnectionPool
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.admission_queue import FairQueue
-from cortex_server.dataplane.pool import ConnectionPool
 from cortex_server.fleet.circuit_breaker import RetryBudget
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.access_log import AccessLog
+from cortex_server.proxy.engine_address import EngineAddress, EngineAddresses
 from cortex_server.proxy.load_balancer import LoadBalancer
 from cortex_server.proxy.ports import Loads
 from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.timeouts import check_timeouts
 from cortex_server.proxy.tracing import Spans
 
-_LAG_EVERY_S = 0.25
+_LAG_INTERVAL_S = 0.25
+
+_TIMEOUT_INTERVAL_S = 1.0
 
 
 class ProxyContext:
-    """The parts that a request needs, and the requests under way.
+    """The parts that requests use, and the requests in flight.
 
     Args:
-        fleet: where requests can go.
-        loads: who is asked when there is no ready instance.
-        metrics: where requests are counted.
-        settings: limits and timeouts.
-        gate: who may ask; by default whoever is on this host.
-        limits: how much at once.
-        spans: who is told of requests as parts of distributed traces.
+        fleet: Where requests can go.
+        loads: Loads models that have no ready instance.
+        metrics: Where requests are counted.
+        settings: Limits and timeouts of [gateway].
+        access_control: Who is allowed to send requests; by default only this host.
+        limits: Limits of [limits].
+        spans: Exporter of trace spans, if requests are traced.
 
     Attributes:
-        retries: how many second tries are left.
-        chooser: which of several instances a request goes to.
-        most: requests that may be here at once, worked on or waiting for their turn.
-        active: all requests between their first header and their last byte.
+        admission: Queue of requests over the limit of requests in flight.
+        pool: Connections to engines.
+        addresses: Addresses of engines.
+        retries: Budget for second attempts.
+        load_balancer: Chooses among several ready instances.
+        active: Requests between their head and their last byte.
+        max_active: Limit on active requests, those in the admission queue included.
+        max_body: Limit on a request's body, in bytes.
     """
 
     def __init__(
@@ -56,52 +64,52 @@ class ProxyContext:
         self.fleet = fleet
         self.loads = loads
         self.metrics = metrics
-        self.settings = settings
         self.access_control = access_control or AccessControl()
-        self.limits = limits = limits or LimitsSection()
-        self.most = limits.max_in_flight + limits.max_queued
         self.spans = spans
         self.loop = asyncio.get_running_loop()
-        self.admission = FairQueue(self.loop, self.limits)
-        metrics.queue = lambda: (self.admission.admitted, self.admission.queued)
-        self.pool = ConnectionPool(connect_timeout_s=settings.connect_timeout_s)
+        self.pool: ConnectionPool[EngineAddress] = ConnectionPool(
+            connect_timeout_s=settings.connect_timeout_s
+        )
+        self.addresses = EngineAddresses()
         self.access_log = AccessLog(self.loop)
         self.retries = RetryBudget()
-        self.chooser = LoadBalancer()
+        self.load_balancer = LoadBalancer()
         self.active: set[ProxyRequest] = set()
-        self.max_body = settings.max_body_mb * 1024 * 1024
+        self.admission = FairQueue(self.loop, limits or LimitsSection())
+        metrics.queue = lambda: (self.admission.admitted, self.admission.queued)
+        self.use(settings, self.admission.limits)
 
     def use(self, settings: GatewaySection, limits: LimitsSection) -> None:
-        """Work by other settings from now on."""
+        """Replace the settings."""
         self.settings = settings
         self.limits = self.admission.limits = limits
-        self.most = limits.max_in_flight + limits.max_queued
+        self.max_active = limits.max_in_flight + limits.max_queued
         self.max_body = settings.max_body_mb * 1024 * 1024
 
     def cut_off(self) -> None:
-        """End the requests that are still under way, each with an error that says so."""
-        for exchange in tuple(self.active):
-            exchange.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
+        """End the requests in flight, each with an error that says that the gateway is stopping."""
+        for request in tuple(self.active):
+            request.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
 
-    async def watch_lag(self) -> None:
-        """Measure how late the event loop is; runs until cancelled."""
+    async def measure_lag(self) -> None:
+        """Measure how late the event loop runs its timers, until cancelled."""
         while True:
-            asked = perf_counter()
-            await asyncio.sleep(_LAG_EVERY_S)
-            self.metrics.lag.observe(max(0.0, perf_counter() - asked - _LAG_EVERY_S))
+            started = perf_counter()
+            await asyncio.sleep(_LAG_INTERVAL_S)
+            self.metrics.lag.observe(max(0.0, perf_counter() - started - _LAG_INTERVAL_S))
 
-    async def watch_silence(self) -> None:
-        """Give up on engines that fell silent; runs until cancelled.
+    async def watch_timeouts(self) -> None:
+        """Check the timeouts of all requests once a second, until cancelled.
 
-        One task that looks at all requests once a second costs less than a timer for each.
+        One task that visits all requests costs less than a timer for each.
         """
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_TIMEOUT_INTERVAL_S)
             now = self.loop.time()
-            for exchange in tuple(self.active):
-                exchange.check_silence(now)
+            for request in tuple(self.active):
+                check_timeouts(request, now)
 
     def close(self) -> None:
-        """Let go of all connections that nobody uses, and write the last lines of the journal."""
+        """Close idle connections to engines and write the last lines of the access log."""
         self.pool.close()
         self.access_log.close()

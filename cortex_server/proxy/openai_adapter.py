@@ -1,9 +1,11 @@
-"""OpenAI's own routes, whose clients speak as engines do."""
+"""Adapter for OpenAI's own routes, whose clients use the engines' dialect."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+
+from typing_extensions import override
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, NotSupported, envelope_bytes
@@ -16,7 +18,7 @@ from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.chunk_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import ModelNameRewriter
-from cortex_server.proxy.adapter import CHAT, openai_refusal, ruled
+from cortex_server.proxy.adapter import CHAT, DialectAdapter, apply_model_config, openai_error
 from cortex_server.proxy.body import BodyFields, as_stream, with_model, with_usage
 from cortex_server.proxy.response import (
     AggregatedResponse,
@@ -27,124 +29,126 @@ from cortex_server.proxy.response import (
     RepairedBody,
 )
 
-_KEY_REFUSED = 401
-_NO_ROUTE = frozenset({404, 405, 501})
-_GENERATING = frozenset({CHAT, "/v1/completions"})
-# Elsewhere `stream` may mean other things than events: audio as it is made.
-_STREAMING = _GENERATING | {"/v1/images/generations", "/v1/images/edits"}
+_UNAUTHORIZED = 401
+_NO_SUCH_ROUTE = frozenset({404, 405, 501})
+_GENERATION = frozenset({CHAT, "/v1/completions"})
+# On other routes `stream` can mean something other than events, such as audio as it is generated.
+_STREAMABLE = _GENERATION | {"/v1/images/generations", "/v1/images/edits"}
 
 
-class OpenAiAdapter:
-    """OpenAI's own routes: the bytes go to the engine as they came, but for what has to be changed.
+class OpenAiAdapter(DialectAdapter):
+    """Adapter that forwards bytes as they are, except for what has to be changed.
 
     Args:
-        path: of the route.
-        body: of the request.
-        head: what was read of it.
-        ident: id of the request.
-        model_in: replaces the model's name in this kind of body.
+        path: Path of the route.
+        body: Body of the request.
+        fields: Fields read from it.
+        ident: Id of the request.
+        replace_model: Replaces the model's name in this kind of body.
     """
 
     def __init__(
         self,
         path: str,
         body: bytes,
-        head: BodyFields,
+        fields: BodyFields,
         ident: bytes,
-        model_in: Callable[[bytes, str, str], bytes] = with_model,
+        replace_model: Callable[[bytes, str, str], bytes] = with_model,
     ) -> None:
         self.dropped: tuple[str, ...] = ()
         self.path = path
-        self.name = head.name
-        self.stream = bool(head.stream) and path in _STREAMING
-        self.session = bytes(head.prompt_cache_key)
+        self.name = fields.name
+        self.stream = bool(fields.stream) and path in _STREAMABLE
+        self.session = bytes(fields.prompt_cache_key)
         self._body = body
-        self._head = head
+        self._fields = fields
         self._ident = ident.decode()
-        self._with_model = model_in
-        self._asked_usage = False
-        self._asked_stream = False
+        self._replace_model = replace_model
+        self._added_usage = False
+        self._added_stream = False
         self._opened = False
 
+    @override
     def prompt_tokens(self) -> int:
-        """See `Dialogue`; 0 where the body is no prompt."""
-        return tokens.estimate(self._body) if self.path in _GENERATING else 0
+        return tokens.estimate(self._body) if self.path in _GENERATION else 0
 
-    def ask(
+    @override
+    def engine_body(
         self,
         model: str,
         model_config: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
-        """See `Dialogue`."""
         body = self._body
         if model != self.name:
-            body = self._with_model(body, self.name, model)
-        if self.path not in _GENERATING:
+            body = self._replace_model(body, self.name, model)
+        if self.path not in _GENERATION:
             return body
-        body = ruled(body, model_config, context)
+        body = apply_model_config(body, model_config, context)
         if not traits.named_tool_choice:
             body = without_named_tool_choice(body)
-        if self.stream and not self._head.wants_usage:
-            self._asked_usage = True
+        if self.stream and not self._fields.wants_usage:
+            self._added_usage = True
             body = with_usage(body)
         elif not self.stream and not traits.cancels_unstreamed:
-            self._asked_stream = True
+            self._added_stream = True
             body = as_stream(body)
         return body
 
-    def answer(self, status: int, *, streamed: bool) -> EngineResponse:
-        """See `Dialogue`."""
+    @override
+    def response(self, status: int, *, streamed: bool) -> EngineResponse:
         if status >= 400:
-            return EngineError(status, self._refused, openai_refusal)
-        if self.path not in _GENERATING:
+            return EngineError(status, self._error_body, openai_error)
+        if self.path not in _GENERATION:
             return PassthroughBody()
         if not streamed:
-            return RepairedBody(self._mend)
-        if self._asked_stream:
+            return RepairedBody(self._repair_body)
+        if self._added_stream:
             assembler = StreamAggregator(response_id=self._ident, model=self.name)
-            return AggregatedResponse(assembler, lambda body: self._mend(body)[0], openai_refusal)
-        return PassthroughStream(self._repair(), opened=self._opened)
+            return AggregatedResponse(
+                assembler, lambda body: self._repair_body(body)[0], openai_error
+            )
+        return PassthroughStream(self._stream_repair(), opened=self._opened)
 
-    def _mend(self, body: bytes) -> tuple[bytes, Counter[str]]:
-        mended, repairs = repair_completion(body, self._ident)
-        return ModelNameRewriter(self.name)(mended), repairs
+    def _repair_body(self, body: bytes) -> tuple[bytes, Counter[str]]:
+        repaired, repairs = repair_completion(body, self._ident)
+        return ModelNameRewriter(self.name)(repaired), repairs
 
-    def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
-        if status == _KEY_REFUSED:
-            return openai_refusal(error_from_response(status, body))
-        if status in _NO_ROUTE and self.path != CHAT:
+    def _error_body(self, status: int, body: bytes) -> tuple[int, bytes]:
+        if status == _UNAUTHORIZED:
+            return openai_error(error_from_response(status, body))
+        if status in _NO_SUCH_ROUTE and self.path != CHAT:
             missing = NotSupported(
                 f"the engine behind {self.name!r} has no {self.path}",
                 hints=["GET /v1/models lists other models"],
             )
-            return openai_refusal(missing)
+            return openai_error(missing)
         return engine_error_response(status, body)
 
-    def _repair(self) -> StreamRepair:
+    def _stream_repair(self) -> StreamRepair:
         body = self._body
         return StreamRepair(
             response_id=self._ident,
-            client_wants_usage=self._head.wants_usage,
-            gateway_requested_usage=self._asked_usage,
+            client_wants_usage=self._fields.wants_usage,
+            gateway_requested_usage=self._added_usage,
             prompt_tokens=lambda: tokens.estimate(body),
             rename_model=ModelNameRewriter(self.name),
         )
 
-    def refusal(self, error: CortexError) -> tuple[int, bytes]:
-        """See `Dialogue`."""
-        return openai_refusal(error)
+    @override
+    def error_response(self, error: CortexError) -> tuple[int, bytes]:
+        return openai_error(error)
 
-    def event(self, error: CortexError) -> bytes:
-        """See `Dialogue`."""
+    @override
+    def error_event(self, error: CortexError) -> bytes:
         return b"data: " + envelope_bytes(error) + b"\n\n"
 
+    @override
     def keep_alive(self, comment: bytes) -> bytes:
-        """See `Dialogue`."""
         self._opened = True
         return b": " + comment + b"\n\n"
 
-    def alone(self, traits: EngineTraits | None) -> None:  # noqa: ARG002
-        """See `Dialogue`."""
+    @override
+    def local_response(self, traits: EngineTraits | None) -> None:
         return

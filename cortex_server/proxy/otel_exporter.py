@@ -1,6 +1,6 @@
-"""Spans of requests, sent to an OpenTelemetry collector; needs the extra `otel`.
+"""Export of requests' spans to an OpenTelemetry collector; needs the extra `otel`.
 
-The hot path notes ids and times alone; a span is built when its request has ended, and sent by the SDK's own thread.
+The hot path records only ids and times. A span is built when its request has finished, and sent by the SDK's thread.
 """
 
 from __future__ import annotations
@@ -13,55 +13,57 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from typing_extensions import override
 
 from cortex_server.proxy.access_log import RequestLine
 from cortex_server.proxy.trace_context import Span
+from cortex_server.proxy.tracing import Spans
 
 
-class Exported:
-    """Two spans a request: the gateway's, and in it the one in which the engine worked."""
+class OtelExporter(Spans):
+    """Exports two spans per request: the gateway's, and as its child the engine's."""
 
     def __init__(self) -> None:
         self._resource = Resource.create({"service.name": "cortex"})
         self._processor = BatchSpanProcessor(OTLPSpanExporter())
 
+    @override
     def ended(self, span: Span, line: RequestLine, started: float, now: float) -> None:
-        """See `Spans`."""
         if not span.sampled:
             return
         at = time.time_ns()
-        facts = _attributes(line)
-        self._tell(
+        attributes = _attributes(line)
+        self._export(
             f"POST {line.route}",
             span,
             (span.own, span.parent),
             (at - _ns(now - started), at),
-            facts,
+            attributes,
             SpanKind.SERVER,
             line.outcome,
         )
-        if span.asked_at is not None:
-            self._tell(
+        if span.engine_started is not None:
+            self._export(
                 f"engine {line.model}",
                 span,
                 (span.engine, span.own),
-                (at - _ns(now - span.asked_at), at),
-                facts,
+                (at - _ns(now - span.engine_started), at),
+                attributes,
                 SpanKind.CLIENT,
                 line.outcome,
             )
 
+    @override
     def close(self) -> None:
-        """See `Spans`."""
         self._processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK's
 
-    def _tell(
+    def _export(
         self,
         name: str,
         span: Span,
         ids: tuple[int, int],
         times: tuple[int, int],
-        facts: Mapping[str, str | int | float | bool],
+        attributes: Mapping[str, str | int | float | bool],
         kind: SpanKind,
         outcome: str,
     ) -> None:
@@ -77,7 +79,7 @@ class Exported:
                 context=own,
                 parent=parent,
                 resource=self._resource,
-                attributes=facts,
+                attributes=attributes,
                 kind=kind,
                 status=status,
                 start_time=times[0],
@@ -91,8 +93,8 @@ def _ns(seconds: float) -> int:
 
 
 def _attributes(line: RequestLine) -> dict[str, str | int | float | bool]:
-    """OpenTelemetry's own names where it has one."""
-    facts: dict[str, str | int | float | bool | None] = {
+    """Return the span attributes, under OpenTelemetry's own names where it has one."""
+    attributes: dict[str, str | int | float | bool | None] = {
         "http.route": line.route,
         "gen_ai.request.model": line.model,
         "gen_ai.usage.input_tokens": line.prompt_tokens,
@@ -106,4 +108,4 @@ def _attributes(line: RequestLine) -> dict[str, str | int | float | bool]:
         "cortex.queue_ms": line.queue_ms,
         "cortex.outcome": line.outcome,
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}

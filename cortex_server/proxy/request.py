@@ -1,49 +1,61 @@
-"""One request on its way: from its whole body to the last byte of its answer.
+"""One inference request, from its head to the last byte of its response.
 
-A state machine of plain calls, driven by the client's side (a face: `diverted` or `asgi`), by the engine's side
-(`upstream`), and by a task only where something must be waited for: a load, or a new connection.
+A state machine of plain calls, driven by the client's connection, by the engine's connection, and by a task only where
+something must be waited for: a load, or a new connection.
 
 ::
 
-    start ──► routed ──► connecting ──► asked ──► answering ──► finished
-                │ ▲          │            │            │
-                ▼ │          ▼            ▼            ▼
-              waiting      elsewhere, before the     error event, or a cut connection:
-              (a load)     first byte only           never a clean-looking end
+    receive_all ──► routed ──► connecting ──► sent ──► responding ──► finished
+                     │ ▲           │            │           │
+                     ▼ │           ▼            ▼           ▼
+                   waiting      another endpoint, before  error event, or a cut connection:
+                   (a load)     the first byte only       never a clean-looking end
 
-`finish` runs exactly once, whatever happens: there the instance's count goes down again.
+`_finish` runs exactly once, whatever happens: it decrements the instance's count of requests in flight.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from cortex_common.errors import CortexError, MalformedBody, PermissionDenied
+from cortex_common.errors import CortexError, MalformedBody, UpstreamFailed
 from cortex_common.log import event
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_common.schema.requests import RequestState
+from cortex_http.client import ClientRequest, ConnectError
 from cortex_http.downstream import NULL_DOWNSTREAM, Downstream
-from cortex_http.headers import (
-    cors_headers,
-    engine_request,
-    error_headers,
-    lines,
-    priority,
-    request_id,
-)
+from cortex_http.headers import Headers, content_length, is_event_stream, lines
 from cortex_server.auth.admission_queue import queue_full
 from cortex_server.auth.keys import Key
-from cortex_server.dataplane.reply import Reply
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.access_log import RequestRecord
 from cortex_server.proxy.accounting import finish
-from cortex_server.proxy.attempt import Attempt
+from cortex_server.proxy.adapter import DialectAdapter
 from cortex_server.proxy.cold_start import ColdStart
+from cortex_server.proxy.engine_address import EngineAddress
+from cortex_server.proxy.errors import (
+    body_is_compressed,
+    body_too_large,
+    connect_failed,
+    model_not_allowed,
+    redirected,
+)
+from cortex_server.proxy.headers import (
+    NOT_TO_CLIENT,
+    cors_headers,
+    engine_request_head,
+    error_headers,
+    priority,
+    request_id,
+    retry_headers,
+)
 from cortex_server.proxy.request_head import RequestHead
-from cortex_server.proxy.response import JSON_HEAD
-from cortex_server.proxy.trace_context import begin
+from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, EngineResponse, LateError
+from cortex_server.proxy.stream_fast_path import StreamFastPath
+from cortex_server.proxy.trace_context import start_span
 
 if TYPE_CHECKING:
     from cortex_server.proxy.context import ProxyContext
@@ -52,55 +64,98 @@ log = logging.getLogger("cortex.requests")
 
 _NO_MODEL = ModelId("")
 
-MOST_TRIES = 3
-"""Instances that one request is tried on before the client is told."""
+MAX_ATTEMPTS = 3
+"""Instances that a request is sent to before the client gets an error."""
 
 
-class ProxyRequest(Reply):
-    """One request.
+class ProxyRequest:
+    """One inference request; both the client connection's handler and the engine connection's.
 
     Args:
-        plane: what all requests share.
-        client: where the answer goes.
-        asking: the head of the request.
+        context: Shared state of the proxy.
+        client: Where the response goes.
+        head: Head of the request.
+
+    Attributes:
+        context: Shared state of the proxy.
+        client: Where the response goes; discards everything once the request has finished.
+        head: Head of the request.
+        record: Facts and times for the access log.
+        key: Key that it was admitted with.
+        model: Model id, once known.
+        endpoint: Instance that it was sent to last.
+        adapter: Translates between the client and the engine, once the body has been read.
+        upstream: The request to the engine, while it is in flight.
+        response: The engine's response, once its head has arrived.
+        opened: Whether the head of the response has been sent to the client.
+        client_is_blocked: Whether the client does not read fast enough.
+        events_seen: Number of the response's events when timeouts were last checked.
+        commented_at: When a keep-alive comment was last sent, by the event loop's time.
+        finished: Whether it has ended.
     """
 
     __slots__ = (
-        "_coldstart",
+        "_attempted",
+        "_body",
+        "_body_size",
+        "_cold_start",
         "_failure",
-        "_tried",
+        "_retry_headers",
+        "adapter",
+        "client",
+        "client_is_blocked",
+        "commented_at",
+        "context",
+        "endpoint",
+        "events_seen",
+        "finished",
         "head",
         "key",
         "model",
+        "opened",
+        "record",
+        "response",
+        "upstream",
     )
 
     def __init__(self, context: ProxyContext, client: Downstream, head: RequestHead) -> None:
-        named = head.named
-        now = context.loop.time()
-        super().__init__(
-            context, client, RequestRecord(head.route, request_id(named), now, now), named
-        )
+        headers, now = head.headers, context.loop.time()
+        self.context = context
+        self.client = client
         self.head = head
+        self.record = RequestRecord(head.route, request_id(headers), now, now)
         self.key: Key | None = None
         self.model = _NO_MODEL
-        self._coldstart: ColdStart | None = None
-        self._failure: CortexError | None = None
-        self._tried: frozenset[InstanceId] = frozenset()
+        self.endpoint: Endpoint | None = None
+        self.adapter: DialectAdapter | None = None
+        self.upstream: ClientRequest[EngineAddress] | None = None
+        self.response: EngineResponse | None = None
+        self.opened = False
+        self.client_is_blocked = False
+        self.events_seen = 0
+        self.commented_at = now
+        self.finished = False
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._cold_start: ColdStart | None = None
+        self._attempted: frozenset[InstanceId] = frozenset()
+        self._failure: CortexError | None = None  # of the last attempt
+        self._retry_headers: Sequence[tuple[bytes, bytes]] = ()  # of an engine's error
         if context.spans is not None:
-            self.record.span = begin(named.get(b"traceparent", b""))
-        if context.settings.allowed_origins and (origin := named.get(b"origin")) is not None:
-            self.record.for_pages = cors_headers(context.settings.allowed_origins, origin)
+            self.record.span = start_span(headers.get(b"traceparent", b""))
+        if context.settings.allowed_origins and (origin := headers.get(b"origin")) is not None:
+            self.record.cors_headers = cors_headers(context.settings.allowed_origins, origin)
         context.active.add(self)
         context.retries.earn()
 
-    # -- for those who look on ---------------------------------------------------------------
+    # -- for operators -----------------------------------------------------------------------
 
     @property
     def state(self) -> RequestState:
-        """How far it is."""
+        """Current phase."""
         if self.finished:
             return RequestState.DONE
-        if self._coldstart is not None:
+        if self._cold_start is not None:
             return RequestState.LOADING
         if self.endpoint is None:
             return RequestState.QUEUE
@@ -108,172 +163,203 @@ class ProxyRequest(Reply):
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Of the prompt, once told, and of the answer so far."""
-        answer = self._answer
-        return answer.counted()[:2] if answer is not None else (0, 0)
+        """Prompt tokens, 0 until the engine reports them, and completion tokens so far."""
+        response = self.response
+        return response.token_counts()[:2] if response is not None else (0, 0)
 
     # -- from the client ---------------------------------------------------------------------
 
-    def admit(self) -> bool:
-        """Look at the key; to be called before all else. False when the caller has been sent away."""
+    def admit(self, length: int | None) -> None:
+        """Check the key and the announced length of the body; to be called before anything else."""
         context = self.context
         try:
             self.key = context.access_control.admit(self.head.credentials, local=self.head.local)
-            if len(context.active) > context.most:
+            if len(context.active) > context.max_active:
                 raise queue_full()
+            if length is not None and length > context.max_body:
+                raise body_too_large(context.max_body)
         except CortexError as failed:
-            self.record.turned_away = context.access_control.key_name(self.named)
+            if self.key is None:
+                self.record.rejected_key = context.access_control.key_name(self.head.headers)
             self.refuse(failed)
-            return False
-        return True
 
-    def start(self, body: bytes) -> None:
-        """The request is whole: find out where it goes, and send it there."""
+    def receive(self, data: bytes) -> None:
+        """Collect a piece of the body."""
+        self._body_size += len(data)
+        self._body.append(data)
+        if self._body_size > self.context.max_body:
+            self._body.clear()
+            self.refuse(body_too_large(self.context.max_body))
+
+    def receive_all(self, body: bytes | None) -> None:
+        """Find out where the complete request goes, and send it there."""
         began = perf_counter()
-        fleet = self.context.fleet
-        key = self.key
+        if body is None:
+            body = b"".join(self._body)
+        self._body = []
+        if self._enter_queue(body):
+            self._send_or_load()
+            self.context.metrics.overhead.observe(perf_counter() - began)
+
+    def _enter_queue(self, body: bytes) -> bool:
+        """Read the body and queue for admission; return whether the request was admitted immediately."""
+        fleet, head, key = self.context.fleet, self.head, self.key
         assert key is not None
         try:
-            head = self.head
-            adapter = self._dialogue = head.route.read(head, self.record.ident, body)
+            adapter = self.adapter = head.route.read(head, self.record.ident, body)
             name = adapter.name
             model = fleet.known(name)
             if model is None:
                 raise fleet.unknown(name)
             if key.terms.models and not key.allows_model(model, name):
-                raise _not_for(key, name)
+                raise model_not_allowed(key, name)
             self.model = model
-            go = self.context.admission.enter(self, key, self._priority(key))
+            rank = priority(head.headers) if key.terms.max_priority else 0
+            return self.context.admission.enter(self, key, rank)
         except MalformedBody as failed:
-            coding = self.named.get(b"content-encoding")
-            self.refuse(failed if coding is None else _packed(coding))
-            return
+            coding = head.headers.get(b"content-encoding")
+            self.refuse(failed if coding is None else body_is_compressed(coding))
         except CortexError as failed:
             self.refuse(failed)
-            return
-        if go:
-            self._next_target()
-            self.context.metrics.overhead.observe(perf_counter() - began)
-
-    def _priority(self, key: Key) -> int:
-        return priority(self.named) if key.terms.max_priority else 0
+        return False
 
     def on_admitted(self) -> None:
-        """Start the request after it has waited in the queue."""
+        """Go on after waiting in the admission queue."""
         if not self.finished:
-            self.record.queued_s = self._loop.time() - self.record.started
-            self._next_target()
+            self.record.queued_s = self.context.loop.time() - self.record.started
+            self._send_or_load()
 
     def on_queue_timeout(self) -> None:
-        """Fail the request because it has waited in the queue for too long."""
+        """Refuse after waiting in the admission queue for too long."""
         self.refuse(queue_full())
 
-    def refuse(self, error: CortexError) -> None:
-        """See `Reply`."""
-        if self.finished:
-            return
-        adapter = self._dialogue
-        if self._opened and adapter is not None:
-            self._client.write(adapter.event(error))
-        else:
-            refusal = self.head.route.refusal(error, self.record.ident)
-            status, body = refusal if adapter is None else adapter.refusal(error)
-            head = JSON_HEAD + lines(error_headers(error)) + self.record.labels(self.endpoint)
-            self._client.respond(status, head, len(body))
-            self._client.write(body)
-        self._client.end()
-        self._finish(error.code)
+    def client_blocked(self) -> None:
+        """Stop reading from the engine because the client does not keep up."""
+        self.client_is_blocked = True
+        self.record.last_byte = self.context.loop.time()
+        if self.upstream is not None:
+            self.upstream.pause()
 
-    # -- finding an instance -----------------------------------------------------------------
+    def client_unblocked(self) -> None:
+        """Read from the engine again."""
+        self.client_is_blocked = False
+        self.record.last_byte = self.context.loop.time()
+        if self.upstream is not None:
+            self.upstream.resume()
 
-    def _next_target(self) -> None:
-        candidates = self.context.fleet.ready(self.model)
-        if self._tried:
-            candidates = [c for c in candidates if c.id not in self._tried]
-            if len(self._tried) >= MOST_TRIES or (candidates and not self.context.retries.spend()):
-                candidates = []
-        adapter, endpoint, why = self._dialogue, None, b""
+    def client_gone(self) -> None:
+        """Abort what is in flight for a client that closed its connection."""
+        if self.response is not None and self.response.complete:
+            self._finish(None)  # many clients close as soon as they have read [DONE]
+        elif not self.finished:
+            self.context.metrics.disconnects += 1
+            self._finish("client_disconnected")
+
+    # -- choosing an instance ----------------------------------------------------------------
+
+    def _send_or_load(self) -> None:
+        """Send the request to a ready instance, or wait until there is one."""
+        adapter = self.adapter
         assert adapter is not None
+        endpoint, reason = None, b""
+        candidates = self._candidates()
         if candidates:
             try:
-                endpoint, why = self.context.chooser.choose(candidates, self.head.session, adapter)
+                endpoint, reason = self.context.load_balancer.choose(
+                    candidates, self.head.session, adapter
+                )
             except CortexError as failed:
                 self.refuse(failed)
                 return
-        alone = adapter.alone(endpoint.traits if endpoint is not None else None)
-        if alone is not None:
-            self._answer_alone(alone)
+        local = adapter.local_response(endpoint.traits if endpoint is not None else None)
+        if local is not None:
+            self._respond_locally(local)
         elif endpoint is not None:
-            self.record.reason = self._reason(why)
-            self._send_to(endpoint)
+            if self._attempted:
+                reason = b"retry"
+            elif self.record.cold:
+                reason = b"loaded"
+            self.record.reason = reason
+            self._send(endpoint)
         elif self._failure is not None:
             self.refuse(self._failure)
         else:
-            self._load_first()
+            self._wait_for_load()
 
-    def _answer_alone(self, body: bytes) -> None:
-        self._client.respond(200, JSON_HEAD + self.record.labels(self.endpoint), len(body))
-        self._client.write(body)
-        self._client.end()
+    def _candidates(self) -> Sequence[Endpoint]:
+        """Return the ready instances that have not been tried; none when no further attempt is allowed."""
+        candidates = self.context.fleet.ready(self.model)
+        if not self._attempted:
+            return candidates
+        candidates = [c for c in candidates if c.id not in self._attempted]
+        if len(self._attempted) >= MAX_ATTEMPTS:
+            return ()
+        return candidates if candidates and self.context.retries.spend() else ()
+
+    def _respond_locally(self, body: bytes) -> None:
+        self.client.respond(200, JSON_HEAD + self.record.labels(self.endpoint), len(body))
+        self.client.write(body)
+        self.client.end()
         self._finish(None)
 
-    def _reason(self, why: bytes) -> bytes:
-        if self._tried:
-            return b"retry"
-        return b"loaded" if self.record.cold else why
-
-    def _load_first(self) -> None:
-        self._coldstart = ColdStart(
+    def _wait_for_load(self) -> None:
+        self._cold_start = ColdStart(
             self.context,
             self.model,
             self.record.ident.decode(),
-            comment=self._comment_load if self._may_keep_alive() else None,
-            ready=self._loaded,
-            failed=self._not_loaded,
+            comment=self._comment_load if self.can_keep_alive else None,
+            ready=self._load_ready,
+            failed=self._load_failed,
         )
 
-    def _loaded(self) -> None:
-        self._coldstart = None
+    def _load_ready(self) -> None:
+        self._cold_start = None
         self.record.cold = True
-        self.record.queued_s = self._loop.time() - self.record.started
-        self._next_target()
+        self.record.queued_s = self.context.loop.time() - self.record.started
+        self._send_or_load()
 
-    def _not_loaded(self, error: CortexError) -> None:
-        self._coldstart = None
+    def _load_failed(self, error: CortexError) -> None:
+        self._cold_start = None
         self.refuse(error)
 
-    def _comment_load(self, how_far: bytes) -> None:
+    def _comment_load(self, progress: bytes) -> None:
         self.record.cold = True
-        self._keep_alive(how_far)
+        self.keep_alive(progress)
 
-    # -- asking an engine --------------------------------------------------------------------
+    # -- to the engine -----------------------------------------------------------------------
 
-    def _send_to(self, endpoint: Endpoint) -> None:
-        context, record, adapter = self.context, self.record, self._dialogue
+    def _send(self, endpoint: Endpoint) -> None:
+        context, record, adapter = self.context, self.record, self.adapter
         assert adapter is not None
         try:
             model_config = context.fleet.model_config(self.model)
-            body = adapter.ask(endpoint.served_as, model_config, endpoint.traits, endpoint.context)
+            body = adapter.engine_body(
+                endpoint.served_as, model_config, endpoint.traits, endpoint.context
+            )
         except CortexError as failed:
             self.refuse(failed)
             return
         self.endpoint = endpoint
         record.dropped = adapter.dropped
         context.fleet.acquire(endpoint)
-        address = context.pool.endpoint(endpoint.url)
-        record.last_byte = self._loop.time()
-        traced = record.asked() or self.named.get(b"traceparent")
-        head = engine_request(
-            address, adapter.path, self.head.passed, len(body), record.ident, traced
+        address = context.addresses.find(endpoint.url)
+        record.last_byte = context.loop.time()
+        traceparent = record.engine_traceparent() or self.head.headers.get(b"traceparent")
+        head = engine_request_head(
+            address, adapter.path, self.head.forwarded, len(body), record.ident, traceparent
         )
-        attempt = Attempt(context.pool, endpoint, address, head, body, self, self._elsewhere)
-        self._attempt = attempt
-        if self._full:
-            attempt.pause()
-        attempt.start()
+        upstream = self.upstream = ClientRequest(
+            context.pool, address, head, body, self, self._connect_failed
+        )
+        if self.client_is_blocked:
+            upstream.pause()
+        upstream.start()
 
-    def _elsewhere(self, failure: CortexError) -> None:
-        """See `Reply`."""
+    def _connect_failed(self, error: ConnectError) -> None:
+        self._try_another(connect_failed(error, self.context.pool.connect_timeout_s))
+
+    def _try_another(self, failure: CortexError) -> None:
+        """Send the request to another instance, since no byte of a response has reached the client."""
         endpoint = self.endpoint
         assert endpoint is not None
         event(
@@ -287,57 +373,179 @@ class ProxyRequest(Reply):
         )
         self.context.fleet.release(endpoint)
         self.context.fleet.failed(endpoint, failure.message)
-        self.endpoint = self._attempt = None
-        self._tried |= {endpoint.id}
+        self.endpoint = self.upstream = None
+        self._attempted |= {endpoint.id}
         self._failure = failure
         if endpoint.retries:
-            self._next_target()
+            self._send_or_load()
         else:
             self.refuse(failure)
 
-    # -- the end -----------------------------------------------------------------------------
+    # -- from the engine: `ResponseHandler` ---------------------------------------------------
+
+    def request_blocked(self) -> None:
+        """Do nothing: the whole body is in memory already."""
+
+    def request_unblocked(self) -> None:
+        """Do nothing: the whole body is in memory already."""
+
+    def response_head(self, status: int, headers: Headers) -> None:
+        """Decide how the response is treated, and forward its head if it is the client's too."""
+        if 300 <= status < 400:
+            # Following it would send the key and the prompt to a server that no configuration names.
+            assert self.upstream is not None
+            assert self.endpoint is not None
+            self.upstream.abort()
+            self._try_another(redirected(self.endpoint.node, headers))
+            return
+        self.record.status = status
+        assert self.adapter is not None
+        streamed = status < 400 and is_event_stream(headers)
+        if status >= 400:
+            self._retry_headers = retry_headers(0, headers)
+        response = self.response = self.adapter.response(status, streamed=streamed)
+        if self.opened:
+            if not streamed:
+                self.response = LateError(status, self.adapter.error_event)
+        elif response.forwards_head:
+            kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
+            self._open(status, lines(kept), None if streamed else content_length(dict(headers)))
+
+    def _open(self, status: int, head: bytes, length: int | None) -> None:
+        """Send the head of the response, once."""
+        if not self.opened:
+            self.opened = True
+            self.client.respond(status, head + self.record.labels(self.endpoint), length)
+
+    def response_data(self, data: bytes) -> None:
+        """Pass a piece of the body through the response, and send what comes of it."""
+        record, response = self.record, self.response
+        record.last_byte = now = self.context.loop.time()
+        assert response is not None
+        output = response.feed(data)
+        if record.first_byte is None and (response.events or not data.startswith(b":")):
+            record.first_byte = now  # comments only mean that the prompt is still being processed
+        if output:
+            if not self.opened:
+                self._open(200, response.head, None)
+            self.client.write(output)
+
+    def response_flush(self) -> None:
+        """Send what was written."""
+        self.client.flush()
+
+    def response_splice(self) -> StreamFastPath | None:
+        """Take the fast path for the chunks that follow, where the stream allows it."""
+        repair = self.response.repair if self.response is not None and self.opened else None
+        envelope = repair.text_envelope if repair is not None else None
+        transport = self.client.chunked_transport() if envelope is not None else None
+        if repair is None or envelope is None or transport is None:
+            return None
+        assert self.endpoint is not None
+        sizes = self.context.addresses.find(self.endpoint.url).size_lines
+        return StreamFastPath(envelope, repair, transport, sizes)
+
+    def response_end(self) -> None:
+        """Send the rest of the response."""
+        self.upstream = None
+        response = self.response
+        assert response is not None
+        output = response.end()
+        status = response.status
+        if 400 <= status < 500:
+            self.record.status = status
+        if not self.opened:
+            head = JSON_HEAD
+            if status >= 400:
+                head += lines(retry_headers(status, self._retry_headers))
+            self._open(status, head, len(output))
+        if output:
+            self.client.write(output)
+        self.client.end()
+        self._finish(response.error)
+
+    def response_lost(self, reason: str) -> None:
+        """Try another instance, or report that the response is incomplete."""
+        assert self.endpoint is not None
+        if self.record.status:
+            self._break_off(UpstreamFailed(f"the engine broke off: {reason}"))
+        else:
+            self._try_another(UpstreamFailed(f"the engine on {self.endpoint.node}: {reason}"))
+
+    def _break_off(self, error: CortexError) -> None:
+        """End a response that has begun with an error."""
+        response = self.response
+        assert response is not None
+        output = response.fail(error)
+        if output is None:
+            self.client.abort()
+        else:
+            self._open(response.status, JSON_HEAD, len(output))
+            self.client.write(output)
+            self.client.end()
+        self._finish(error.code)
+
+    # -- keeping alive and ending ------------------------------------------------------------
+
+    @property
+    def can_keep_alive(self) -> bool:
+        """Whether the client gets comments while nothing else is sent."""
+        streams = self.adapter is not None and self.adapter.stream
+        return streams and self.head.headers.get(b"x-cortex-keep-alive") != b"off"
+
+    def keep_alive(self, comment: bytes) -> None:
+        """Send a comment, which clients skip, so that no proxy in between closes a silent connection."""
+        assert self.adapter is not None
+        self._open(200, STREAM_HEAD, None)
+        self.client.write(self.adapter.keep_alive(comment))
+        self.client.flush()
+
+    def refuse(self, error: CortexError) -> None:
+        """Answer with an error; as an event when the client's stream has begun."""
+        if self.finished:
+            return
+        adapter = self.adapter
+        if self.opened and adapter is not None:
+            self.client.write(adapter.error_event(error))
+        else:
+            if adapter is None:
+                status, body = self.head.route.error_response(error, self.record.ident)
+            else:
+                status, body = adapter.error_response(error)
+            head = JSON_HEAD + lines(error_headers(error)) + self.record.labels(self.endpoint)
+            self.client.respond(status, head, len(body))
+            self.client.write(body)
+        self.client.end()
+        self._finish(error.code)
+
+    def cut_off(self, error: CortexError) -> None:
+        """End the request now with an error."""
+        if self.record.status and not self.finished:
+            self._break_off(error)
+        else:
+            self.refuse(error)
 
     def _finish(self, error: str | None) -> None:
-        """See `Reply`."""
+        """Release everything and account for the request, once.
+
+        Args:
+            error: Code of what went wrong.
+        """
         if self.finished:
             return
         self.finished = True
-        record, answer, now = self.record, self._answer, self._loop.time()
-        if self.model and self.endpoint is None and not self._tried:
+        record, now = self.record, self.context.loop.time()
+        if self.model and self.endpoint is None and not self._attempted:
             record.queued_s = now - record.started
-        if record.first_byte is not None and answer is not None and not answer.events:
-            record.first_byte = now  # of an answer that came as a whole no speed can be told
+        if record.first_byte is not None and self.response is not None and not self.response.events:
+            record.first_byte = now  # a response that arrives whole says nothing about speed
         self.context.active.discard(self)
-        if self._coldstart is not None:
-            self._coldstart.cancel()
-            self._coldstart = None
-        if self._attempt is not None:
-            self._attempt.abort()
-            self._attempt = None
+        if self._cold_start is not None:
+            self._cold_start.cancel()
+            self._cold_start = None
+        if self.upstream is not None:
+            self.upstream.abort()
+            self.upstream = None
         self.context.admission.leave(self)
-        finish(
-            self.context,
-            record,
-            now,
-            key=self.key,
-            model=self.model,
-            endpoint=self.endpoint,
-            answer=answer,
-            error=error,
-        )
-        self._client = NULL_DOWNSTREAM
-
-
-def _packed(coding: bytes) -> MalformedBody:
-    return MalformedBody(
-        f"the body comes packed ({coding.decode('latin-1')}), and only plain bodies are read here",
-        hints=["turn the compression of requests off in the client"],
-    )
-
-
-def _not_for(key: Key, model: str) -> PermissionDenied:
-    return PermissionDenied(
-        f"key {key.name!r} may not use model {model!r}",
-        hints=[f"it may use {', '.join(key.terms.models)}"],
-        param="model",
-    )
+        finish(self, now, error)
+        self.client = NULL_DOWNSTREAM

@@ -1,4 +1,4 @@
-"""What the head of an inference request says."""
+"""The head of an inference request."""
 
 from __future__ import annotations
 
@@ -6,70 +6,69 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from cortex_http.client import Headers
-from cortex_http.headers import TO_ENGINE
+from cortex_http.headers import Headers
 from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
+from cortex_server.proxy.headers import TO_ENGINE
 
 if TYPE_CHECKING:
     from cortex_server.proxy.routes import Route
 
 _SESSION = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")
-"""Headers that name a conversation, the explicit one first; the others are Claude Code's and Codex's."""
+"""Headers that identify a conversation, the explicit one first; the others are Claude Code's and Codex's."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """See the module. Requests whose heads differ in nothing but the body's length share one.
+    """The head of an inference request; requests whose heads differ only in the body's length share one.
 
     Attributes:
-        route: that is asked for.
-        query: of its URL.
-        named: its headers by name, in lower case, without the body's length.
-        credentials: those of them that the gate looks at.
-        local: whether it was made by a program on this host.
-        passed: those of them that an engine gets, as lines.
-        session: the conversation that they name; empty where they name none.
-        form: the body is a form, not JSON.
+        route: The requested route.
+        query: Query string of the URL.
+        headers: Headers by name in lower case, without the body's length.
+        credentials: Headers that access control looks at.
+        local: Whether it was made by a program on this host.
+        forwarded: Headers that the engine gets, as lines.
+        session: Id of the conversation; empty when no header identifies one.
+        form: Whether the body is a form instead of JSON.
     """
 
     route: Route
     query: bytes
-    named: dict[bytes, bytes]
+    headers: dict[bytes, bytes]
     credentials: Headers
     local: bool
-    passed: bytes
+    forwarded: bytes
     session: bytes
     form: bool
 
     @classmethod
-    def of(
+    def from_headers(
         cls, route: Route, query: bytes, headers: Headers, peer: str | None
-    ) -> tuple[RequestHead, int | None]:
-        """A head's words, and the length of the body, where it states one.
+    ) -> RequestHead:
+        """Read a head.
 
         Args:
-            route: that is asked for.
-            query: of the URL.
-            headers: with names in lower case.
-            peer: the caller's IP address.
+            route: The requested route.
+            query: Query string of the URL.
+            headers: Headers with names in lower case.
+            peer: IP address of the client.
         """
-        named = dict(headers)
-        length = named.pop(b"content-length", b"")
-        head = cls(
+        by_name = dict(headers)
+        by_name.pop(b"content-length", None)
+        return cls(
             route,
             query,
-            named,
+            by_name,
             [h for h in headers if h[0] in CREDENTIAL_HEADERS],
             is_local_request(peer, headers),
             b"".join([b"%b: %b\r\n" % h for h in headers if h[0] in TO_ENGINE]),
-            next((named[name] for name in _SESSION if name in named), b""),
-            named.get(b"content-type", b"").lower().startswith(b"multipart/"),
+            next((by_name[name] for name in _SESSION if name in by_name), b""),
+            by_name.get(b"content-type", b"").lower().startswith(b"multipart/"),
         )
-        return head, int(length) if length.isdigit() else None
 
     @property
     def model_in_query(self) -> str | None:
-        """The model named in the query, if any."""
+        """Model named in the query string, if any."""
         if self.query.find(b"model=") < 0:
             return None
         return parse_qs(self.query.decode("latin-1")).get("model", [None])[0]

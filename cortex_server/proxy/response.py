@@ -1,7 +1,7 @@
-"""What happens to the bytes of an answer between the engine and the client.
+"""Responses of engines, converted to what the client gets.
 
-An `EngineResponse` receives each piece and returns the bytes for the client. These pass bytes on, repaired where
-they must be; those of `retold` say them in other words.
+An `EngineResponse` receives each piece of the engine's body and returns the bytes for the client: the same ones,
+repaired where necessary, or translated to another dialect.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
+from typing_extensions import override
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
 from cortex_server.dialects.chat import Usage
@@ -22,7 +23,7 @@ from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.usage_scan import UsageScanner
 from cortex_server.dialects.stream.writer import StreamWriter
 
-_WATCHED = 1 << 20
+_MAX_BUFFERED = 1 << 20
 
 JSON_HEAD = b"content-type: application/json\r\n"
 STREAM_HEAD = (
@@ -31,22 +32,22 @@ STREAM_HEAD = (
     b"x-accel-buffering: no\r\n"
 )
 
-Refusal = Callable[[CortexError], tuple[int, bytes]]
-"""Says an error in a dialect: HTTP status and JSON body."""
+ErrorResponse = Callable[[CortexError], tuple[int, bytes]]
+"""Returns an error as HTTP status and JSON body of a dialect."""
 
 
 class EngineResponse(ABC):
-    """See the module.
+    """Converts the engine's body piece by piece.
 
     Attributes:
-        prompt: the head of the engine's answer is the client's too, and can go at once.
-        head: lines of the client's, where the body starts before the answer is whole.
-        status: HTTP status for the client, once `end` or `broken` has been called; of a head that is out already, what
-            it should have been.
-        error: code of what went wrong inside the answer.
+        forwards_head: Whether the engine's head is forwarded to the client immediately.
+        head: Header lines for the client when the body starts before the engine's response is complete.
+        status: HTTP status for the client, once `end` or `fail` has been called. When a head has been sent already, the
+            status that it should have had.
+        error: Code of what went wrong inside the response.
     """
 
-    prompt: ClassVar[bool] = False
+    forwards_head: ClassVar[bool] = False
     head: ClassVar[bytes] = STREAM_HEAD
 
     status = 200
@@ -54,33 +55,33 @@ class EngineResponse(ABC):
 
     @property
     def usage(self) -> Usage | None:
-        """What the engine counted, once it has told."""
+        """Token counts of the engine, once it has reported them."""
         return None
 
     @property
     def events(self) -> int:
-        """Pieces of a stream that have come, about one a token; 0 for a whole answer."""
+        """Number of stream events so far, about one per token; 0 for a response that arrives whole."""
         return 0
 
     @property
     def repairs(self) -> Counter[str]:
-        """What was mended, by kind."""
+        """Number of repairs by kind."""
         return NO_REPAIRS
 
     @property
     def lingering(self) -> bool:
-        """The engine has said why it stopped, but not yet that this was all: usage may still come."""
+        """Whether the finish reason has arrived but not the end of the stream: usage may still follow."""
         return False
 
     @property
     def complete(self) -> bool:
-        """The client has been handed the end, though the engine may not have closed its stream yet."""
+        """Whether the client has got the end, although the engine may not have closed its stream yet."""
         return False
 
-    def counted(self) -> tuple[int, int, int]:
-        """Prompt tokens, completion tokens, and those of the prompt that came from the engine's cache.
+    def token_counts(self) -> tuple[int, int, int]:
+        """Return prompt tokens, completion tokens, and prompt tokens from the engine's cache.
 
-        Where the engine has told none, a completion token is counted for each piece of the stream.
+        When the engine reports no usage, each event of the stream counts as one completion token.
         """
         usage = self.usage
         if usage is None:
@@ -89,33 +90,34 @@ class EngineResponse(ABC):
 
     @property
     def repair(self) -> StreamRepair | None:
-        """What a stream passes through whose clean events are the client's as they come."""
+        """The repair of a stream whose clean events are forwarded as they are; None for any other response."""
         return None
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
-        """What the client gets for a piece from the engine."""
+        """Return what the client gets for a piece of the engine's body."""
 
     @abstractmethod
     def end(self) -> bytes:
-        """The engine's answer is whole: what is still owed to the client."""
+        """Return the rest for the client once the engine's response is complete."""
 
     @abstractmethod
-    def broken(self, error: CortexError) -> bytes | None:
-        """The engine broke off: how the client is told; None when only a cut connection can tell."""
+    def fail(self, error: CortexError) -> bytes | None:
+        """Return how a broken-off response ends; None when only a closed connection can say so."""
 
 
 NO_REPAIRS: Counter[str] = Counter()
 
 
 class PassthroughStream(EngineResponse):
-    """A stream in OpenAI's dialect for a client of that dialect: clean bytes pass, what is broken is mended.
+    """A stream in OpenAI's dialect for a client of that dialect: clean bytes are forwarded, others repaired.
 
-    Until its first chunk is out an error is still a plain one: mistral.rs tells an over-long prompt that way.
+    An error before the first chunk becomes a plain error response: mistral.rs reports a prompt that is too long that
+    way.
 
     Args:
-        repair: mends.
-        opened: the client's stream has begun, with comments of ours.
+        repair: Repairs the stream.
+        opened: Whether the client's stream has begun with keep-alive comments.
     """
 
     def __init__(self, repair: StreamRepair, *, opened: bool = False) -> None:
@@ -123,58 +125,58 @@ class PassthroughStream(EngineResponse):
         self._opened = opened
 
     @property
+    @override
     def repair(self) -> StreamRepair:
-        """See `EngineResponse`."""
         return self._repair
 
     @property
+    @override
     def usage(self) -> Usage | None:
-        """See `EngineResponse`."""
         return self._repair.usage
 
     @property
+    @override
     def events(self) -> int:
-        """See `EngineResponse`."""
         return self._repair.events
 
     @property
+    @override
     def repairs(self) -> Counter[str]:
-        """See `EngineResponse`."""
         return self._repair.repairs
 
     @property
+    @override
     def complete(self) -> bool:
-        """See `EngineResponse`."""
         return self._repair.complete and self._repair.error is None
 
+    @override
     def feed(self, data: bytes) -> bytes:
-        """See `EngineResponse`."""
-        owed = self._repair.feed(data)
+        output = self._repair.feed(data)
         if self._repair.events or self._opened:
-            return owed
+            return output
         if self._repair.error is not None:
             return b""
-        self._opened = bool(owed)  # by a comment of the engine's
-        return owed
+        self._opened = bool(output)  # with a comment of the engine's
+        return output
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
-        return self._over(self._repair.end())
+        return self._finish(self._repair.end())
 
-    def broken(self, error: CortexError) -> bytes:
-        """See `EngineResponse`."""
-        return self._over(self._repair.fail(error))
+    @override
+    def fail(self, error: CortexError) -> bytes:
+        return self._finish(self._repair.fail(error))
 
-    def _over(self, owed: bytes) -> bytes:
+    def _finish(self, output: bytes) -> bytes:
         error = self._repair.error
         if error is None:
-            return owed
+            return output
         self.error = error.code
         if self._repair.events:
-            return owed
+            return output
         self.status = error.status
         if self._opened:
-            return owed
+            return output
         return (
             envelope_bytes(error)
             if isinstance(error, UpstreamFailed)
@@ -183,156 +185,159 @@ class PassthroughStream(EngineResponse):
 
 
 class PassthroughBody(EngineResponse):
-    """An answer that is no chat, passed on as it comes; usage is read at its end."""
+    """A response other than a chat, forwarded as it arrives; usage is read at its end."""
 
-    prompt = True
+    forwards_head = True
 
     def __init__(self) -> None:
         self._ends = UsageScanner()
         self._usage: Usage | None = None
 
     @property
+    @override
     def usage(self) -> Usage | None:
-        """See `EngineResponse`."""
         return self._usage
 
+    @override
     def feed(self, data: bytes) -> bytes:
-        """See `EngineResponse`."""
         self._ends.feed(data)
         return data
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
         self._usage = self._ends.usage()
         return b""
 
-    def broken(self, error: CortexError) -> None:
-        """Half a document can't be mended: the connection is cut, so that nobody takes it for whole."""
+    def fail(self, error: CortexError) -> None:
+        """Return None: half a document can't be repaired, so the connection is closed."""
         self.error = error.code
 
 
 class RepairedBody(EngineResponse):
-    """A whole chat answer for a client of OpenAI's dialect; one beyond all reason passes as it is.
+    """A whole chat response for a client of OpenAI's dialect; one that is very large is forwarded as it is.
 
     Args:
-        mend: the body as it should be, and what was mended.
+        repair_body: Returns the repaired body and the repairs.
     """
 
     head = JSON_HEAD
 
-    def __init__(self, mend: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
-        self._mend = mend
-        self._held: list[bytes] | None = []
+    def __init__(self, repair_body: Callable[[bytes], tuple[bytes, Counter[str]]]) -> None:
+        self._repair_body = repair_body
+        self._buffered: list[bytes] | None = []
         self._ends = UsageScanner()
         self._size = 0
         self._usage: Usage | None = None
         self._repairs = NO_REPAIRS
 
     @property
+    @override
     def usage(self) -> Usage | None:
-        """See `EngineResponse`."""
         return self._usage
 
     @property
+    @override
     def repairs(self) -> Counter[str]:
-        """See `EngineResponse`."""
         return self._repairs
 
     def feed(self, data: bytes) -> bytes:
-        """Holds the piece, up to a size."""
-        if self._held is None:
+        """Buffer the piece, up to a limit."""
+        if self._buffered is None:
             self._ends.feed(data)
             return data
-        self._held.append(data)
+        self._buffered.append(data)
         self._size += len(data)
-        if self._size <= _WATCHED:
+        if self._size <= _MAX_BUFFERED:
             return b""
-        passed, self._held = b"".join(self._held), None
-        self._ends.feed(passed)
-        return passed
+        body, self._buffered = b"".join(self._buffered), None
+        self._ends.feed(body)
+        return body
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
-        if self._held is None:
+        if self._buffered is None:
             self._usage = self._ends.usage()
             return b""
-        body, self._repairs = self._mend(b"".join(self._held))
+        body, self._repairs = self._repair_body(b"".join(self._buffered))
         self._usage = read_usage(body)
         return body
 
-    def broken(self, error: CortexError) -> bytes | None:
-        """A plain error as long as nothing has passed."""
+    def fail(self, error: CortexError) -> bytes | None:
+        """Return a plain error as long as nothing has been forwarded."""
         self.error = error.code
-        if self._held is None:
+        if self._buffered is None:
             return None
         self.status = error.status
         return envelope_bytes(error)
 
 
 class EngineError(EngineResponse):
-    """An engine's answer of status 400 or more, in the client's dialect.
+    """A response of status 400 or more, in the client's dialect.
 
     Args:
-        status: the engine's.
-        tell: status and body for the client, of the engine's.
-        refusal: says an error of ours in the client's dialect.
+        status: Status of the engine.
+        translate: Returns status and body for the client.
+        error_response: Returns one of cortex's errors in the client's dialect.
     """
 
     def __init__(
-        self, status: int, tell: Callable[[int, bytes], tuple[int, bytes]], refusal: Refusal
+        self,
+        status: int,
+        translate: Callable[[int, bytes], tuple[int, bytes]],
+        error_response: ErrorResponse,
     ) -> None:
         self.status = status
         self.error = f"engine_{status}"
-        self._tell = tell
-        self._refusal = refusal
+        self._translate = translate
+        self._error_response = error_response
         self._body = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Keeps the beginning of what the engine says."""
-        self._body = (self._body + data)[:_WATCHED]
+        """Keep the beginning of the body."""
+        self._body = (self._body + data)[:_MAX_BUFFERED]
         return b""
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
-        self.status, body = self._tell(self.status, self._body)
+        self.status, body = self._translate(self.status, self._body)
         return body
 
-    def broken(self, error: CortexError) -> bytes:
-        """See `EngineResponse`."""
+    @override
+    def fail(self, error: CortexError) -> bytes:
         self.error = error.code
-        self.status, body = self._refusal(error)
+        self.status, body = self._error_response(error)
         return body
 
 
 class LateError(EngineResponse):
-    """An answer that came after the client's stream was opened, but is no stream: told as an event.
+    """A response that is not a stream although the client's stream has begun: reported as an error event.
 
     Args:
-        status: the engine's.
-        event: says an error inside the client's stream.
+        status: Status of the engine.
+        error_event: Returns an error as an event of the client's stream.
     """
 
-    def __init__(self, status: int, event: Callable[[CortexError], bytes]) -> None:
+    def __init__(self, status: int, error_event: Callable[[CortexError], bytes]) -> None:
         self.error = f"engine_{status}"
         self._status = status
-        self._event = event
+        self._error_event = error_event
         self._body = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Keeps the beginning of what the engine says."""
-        self._body = (self._body + data)[:_WATCHED]
+        """Keep the beginning of the body."""
+        self._body = (self._body + data)[:_MAX_BUFFERED]
         return b""
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
         error = error_from_response(max(400, self._status), self._body)
         self.status = error.status
-        return self._event(error)
+        return self._error_event(error)
 
-    def broken(self, error: CortexError) -> bytes:
-        """See `EngineResponse`."""
+    @override
+    def fail(self, error: CortexError) -> bytes:
         self.error = error.code
-        return self._event(error)
+        return self._error_event(error)
 
 
 class _Counted(msgspec.Struct):
@@ -343,7 +348,7 @@ _decode_counted = msgspec.json.Decoder(_Counted).decode
 
 
 def read_usage(body: bytes) -> Usage | None:
-    """The usage of a whole answer; None when there is none, or the body is no JSON."""
+    """Return the usage of a whole response; None when it has none, or the body is not JSON."""
     try:
         return _decode_counted(body).usage
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -351,129 +356,132 @@ def read_usage(body: bytes) -> Usage | None:
 
 
 class BufferedResponse(EngineResponse):
-    """A whole answer that is collected, and told to the client in one piece, in other words perhaps.
+    """A whole response that is collected and translated in one piece.
 
     Args:
-        tell: makes the client's body of the engine's. Raises: CortexError, which is told instead.
-        refusal: says an error in the client's dialect.
+        translate: Returns the client's body for the engine's; a CortexError that it raises is reported instead.
+        error_response: Returns an error in the client's dialect.
     """
 
-    def __init__(self, tell: Callable[[bytes], bytes], refusal: Refusal) -> None:
-        self._tell = tell
-        self._refusal = refusal
+    def __init__(self, translate: Callable[[bytes], bytes], error_response: ErrorResponse) -> None:
+        self._translate = translate
+        self._error_response = error_response
         self._pieces: list[bytes] = []
         self._usage: Usage | None = None
 
     @property
+    @override
     def usage(self) -> Usage | None:
-        """See `EngineResponse`."""
         return self._usage
 
     def feed(self, data: bytes) -> bytes:
-        """Keeps the piece."""
+        """Keep the piece."""
         self._pieces.append(data)
         return b""
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
-        return self._told(b"".join(self._pieces))
+        return self._translated(b"".join(self._pieces))
 
-    def broken(self, error: CortexError) -> bytes:
-        """Nothing was told yet, so the error is a plain one."""
-        return self._refused(error)
+    def fail(self, error: CortexError) -> bytes:
+        """Return a plain error: nothing has been sent yet."""
+        return self._failed(error)
 
-    def _told(self, body: bytes) -> bytes:
+    def _translated(self, body: bytes) -> bytes:
         self._usage = read_usage(body)
         try:
-            return self._tell(body)
+            return self._translate(body)
         except CortexError as failed:
-            return self._refused(failed)
+            return self._failed(failed)
 
-    def _refused(self, error: CortexError) -> bytes:
+    def _failed(self, error: CortexError) -> bytes:
         self.error = error.code
-        self.status, body = self._refusal(error)
+        self.status, body = self._error_response(error)
         return body
 
 
 class AggregatedResponse(BufferedResponse):
-    """A stream of an engine that was asked for one only so that it can be cancelled, put together again."""
+    """A stream that was requested only so that the engine can be cancelled, put together to a whole response."""
 
     def __init__(
-        self, assembler: StreamAggregator, tell: Callable[[bytes], bytes], refusal: Refusal
+        self,
+        assembler: StreamAggregator,
+        translate: Callable[[bytes], bytes],
+        error_response: ErrorResponse,
     ) -> None:
-        super().__init__(tell, refusal)
+        super().__init__(translate, error_response)
         self._assembler = assembler
 
+    @override
     def feed(self, data: bytes) -> bytes:
-        """See `EngineResponse`."""
         self._assembler.feed(data)
         return b""
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
         try:
-            return self._told(self._assembler.end())
+            return self._translated(self._assembler.end())
         except CortexError as failed:
-            return self._refused(failed)
+            return self._failed(failed)
 
 
 class TranslatedStream(EngineResponse):
-    """A stream in another dialect. Until its first event is out, an error is still a plain one."""
+    """A stream in another dialect; an error before its first event becomes a plain error response."""
 
-    def __init__(self, stream: StreamWriter, refusal: Refusal) -> None:
+    def __init__(self, stream: StreamWriter, error_response: ErrorResponse) -> None:
         self._stream = stream
-        self._refusal = refusal
+        self._error_response = error_response
         self._events = 0
 
     @property
+    @override
     def usage(self) -> Usage | None:
-        """See `EngineResponse`."""
         return self._stream.usage
 
     @property
+    @override
     def lingering(self) -> bool:
-        """See `EngineResponse`."""
         return self._stream.lingering
 
     @property
+    @override
     def complete(self) -> bool:
-        """See `EngineResponse`."""
         return self._stream.complete
 
     @property
+    @override
     def events(self) -> int:
-        """See `EngineResponse`."""
         return self._events
 
     @property
+    @override
     def repairs(self) -> Counter[str]:
-        """See `EngineResponse`."""
         return (
             Counter(malformed_chunk=self._stream.malformed)
             if self._stream.malformed
             else NO_REPAIRS
         )
 
+    @override
     def feed(self, data: bytes) -> bytes:
-        """See `EngineResponse`."""
         self._events += data.count(b"\n\n")
-        owed = self._stream.feed(data)
-        return owed if self._stream.started else b""
+        output = self._stream.feed(data)
+        return output if self._stream.started else b""
 
+    @override
     def end(self) -> bytes:
-        """See `EngineResponse`."""
-        return self._over(self._stream.end())
+        return self._finish(self._stream.end())
 
-    def broken(self, error: CortexError) -> bytes:
-        """See `EngineResponse`."""
-        return self._over(self._stream.fail(error))
+    @override
+    def fail(self, error: CortexError) -> bytes:
+        return self._finish(self._stream.fail(error))
 
-    def _over(self, owed: bytes) -> bytes:
+    def _finish(self, output: bytes) -> bytes:
         error = self._stream.error
         if error is None:
-            return owed
+            return output
         self.error = error.code
         if self._stream.started:
-            return owed
-        self.status, body = self._refusal(error)
+            return output
+        self.status, body = self._error_response(error)
         return body

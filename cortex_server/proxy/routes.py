@@ -1,4 +1,4 @@
-"""The inference routes: which paths take the hot path, and in which dialect each is spoken."""
+"""The inference routes and the dialect of each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cortex_common.errors import CortexError, NotFound
-from cortex_server.proxy.adapter import DialectAdapter, anthropic_refusal, openai_refusal
-from cortex_server.proxy.body import read_form, read_head, with_form_model
+from cortex_server.proxy.adapter import DialectAdapter, anthropic_error, openai_error
+from cortex_server.proxy.body import read_fields, read_form, with_form_model
 from cortex_server.proxy.openai_adapter import OpenAiAdapter
 from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.translating_adapters import (
@@ -22,31 +22,31 @@ class Route:
     """One inference route.
 
     Attributes:
-        path: as the client asks.
-        read: makes the dialogue of a request of its head, id and body. Raises: CortexError, when it can't be one.
-        refusal: says an error in the route's dialect.
-        ident_lines: of a response's head, which carry the request's id in the place of the question mark.
+        path: Path as requested by clients.
+        read: Creates the adapter of a request from its head, id and body; raises CortexError for an invalid request.
+        error_response: Returns an error, given a request's id, as status and body in the route's dialect.
+        id_lines: Header lines of a response for the request's id, which replaces the question mark.
     """
 
     path: str
     read: Callable[[RequestHead, bytes, bytes], DialectAdapter]
-    refusal: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
-        default=lambda error, _ident: openai_refusal(error)
+    error_response: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
+        default=lambda error, _ident: openai_error(error)
     )
-    ident_lines: bytes = b"x-request-id: ?\r\n"
+    id_lines: bytes = b"x-request-id: ?\r\n"
 
 
-_AT_ENGINES = {"/v2/rerank": "/v1/rerank"}
-"""Routes that engines have elsewhere: the one that Cohere's clients ask has the same fields as the older one."""
+_ENGINE_PATHS = {"/v2/rerank": "/v1/rerank"}
+"""Routes that have another path on engines. The one that Cohere's clients use has the same fields as the older one."""
 
 
 def _openai(head: RequestHead, ident: bytes, body: bytes) -> DialectAdapter:
-    path = _AT_ENGINES.get(head.route.path, head.route.path)
+    path = _ENGINE_PATHS.get(head.route.path, head.route.path)
     if head.form:
         return OpenAiAdapter(
             path, body, read_form(body, head.model_in_query), ident, with_form_model
         )
-    return OpenAiAdapter(path, body, read_head(body, head.model_in_query), ident)
+    return OpenAiAdapter(path, body, read_fields(body, head.model_in_query), ident)
 
 
 _BOTH_IDS = b"x-request-id: ?\r\nrequest-id: ?\r\n"
@@ -75,13 +75,13 @@ ROUTES: dict[bytes, Route] = {
         Route(
             "/v1/messages",
             lambda _, ident, body: MessagesAdapter(body, ident),
-            anthropic_refusal,
+            anthropic_error,
             _BOTH_IDS,
         ),
         Route(
             "/v1/messages/count_tokens",
             lambda _, ident, body: CountTokensAdapter(body, ident),
-            anthropic_refusal,
+            anthropic_error,
             _BOTH_IDS,
         ),
     )
@@ -94,21 +94,21 @@ _TAILS = sorted(
 
 
 def suggest_route(path: str) -> NotFound | None:
-    """The error for a path that a wrong base URL made of a route; None when it is not like any.
+    """Return the error for a path that a wrong base URL made of a route; None when it resembles none.
 
     Args:
-        path: one that is not served.
+        path: A path that is not served.
     """
-    end = path.rstrip("/")
-    meant = next((whole for tail, whole in _TAILS if end.endswith(tail)), None)
-    if meant is None:
+    stripped = path.rstrip("/")
+    intended = next((route for tail, route in _TAILS if stripped.endswith(tail)), None)
+    if intended is None:
         return None
-    if meant == path:  # which the API has, so this is not its listener
+    if intended == path:  # the API has it, so this is another listener
         return NotFound(
-            f"there is no {path} here, where the metrics are",
+            f"there is no {path} on the metrics listener",
             hints=["[gateway] listen in cortex.toml is the address of the API"],
         )
     return NotFound(
-        f"there is no {path} here; did you mean {meant}?",
-        hints=["OpenAI's clients take a base URL that ends in /v1, Anthropic's one without it"],
+        f"there is no {path} here; did you mean {intended}?",
+        hints=["OpenAI clients need a base URL that ends in /v1, Anthropic clients one without it"],
     )

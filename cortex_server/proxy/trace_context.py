@@ -1,4 +1,4 @@
-"""A request's place in a distributed trace, as W3C Trace Context passes it on (https://www.w3.org/TR/trace-context/)."""
+"""Propagation of distributed traces with W3C Trace Context (https://www.w3.org/TR/trace-context/)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 @dataclass(slots=True)
 class Span:
-    """The ids of one request.
+    """The ids of one request's spans.
 
     Attributes:
-        trace: id of the whole trace.
-        parent: id of the caller's span; 0 where there is none.
-        own: id of the gateway's span.
-        engine: id of the span in which the engine works, which the engine gets as its parent.
-        sampled: whether anybody wants to see it.
-        asked_at: when the engine was asked, by the event loop's time; None before.
+        trace: Id of the trace.
+        parent: Id of the caller's span; 0 if there is none.
+        own: Id of the gateway's span.
+        engine: Id of the engine's span; the engine gets it as its parent.
+        sampled: Whether the trace is recorded.
+        engine_started: When the request was sent to the engine, by the event loop's time.
     """
 
     trace: int
@@ -27,19 +27,23 @@ class Span:
     own: int
     engine: int
     sampled: bool
-    asked_at: float | None = None
+    engine_started: float | None = None
 
     @property
     def traceparent(self) -> bytes:
-        """The header that the engine gets."""
+        """Value of the traceparent header that the engine gets."""
         return b"00-%032x-%016x-%02x" % (self.trace, self.engine, self.sampled)
 
 
-def begin(told: bytes) -> Span:
-    """The span of a request: in the trace that its caller's header tells of, or in a new one."""
-    # Ids must differ, not be unguessable.
+def start_span(traceparent: bytes) -> Span:
+    """Return the span of a request, in its caller's trace or in a new one.
+
+    Args:
+        traceparent: The caller's header; empty if it sent none.
+    """
+    # Ids must be distinct, not unguessable.
     own, engine = random.getrandbits(64) | 1, random.getrandbits(64) | 1
-    if found := _TRACEPARENT.fullmatch(told):
+    if found := _TRACEPARENT.fullmatch(traceparent):
         trace, parent = int(found[1], 16), int(found[2], 16)
         if trace and parent:
             return Span(trace, parent, own, engine, bool(int(found[3], 16) & 1))

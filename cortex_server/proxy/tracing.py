@@ -1,4 +1,4 @@
-"""Whether OpenTelemetry is told of requests: where its packages are installed and a collector is named."""
+"""Tracing of requests with OpenTelemetry, if a collector is configured."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 class Spans(Protocol):
-    """Where ended requests are told to."""
+    """Exports the spans of finished requests."""
 
     def ended(self, span: Span, line: RequestLine, started: float, now: float) -> None:
-        """A request has ended.
+        """Export a finished request.
 
         Args:
-            span: its ids.
-            line: what the journal tells of it.
-            started: when it began, by the event loop's time.
-            now: the event loop's time.
+            span: Ids of its spans.
+            line: Its access log line.
+            started: When it began, by the event loop's time.
+            now: The event loop's time.
         """
         ...
 
     def close(self) -> None:
-        """Send the last ones; blocks."""
+        """Send the last spans; blocks."""
         ...
 
 
-def spans(environ: Mapping[str, str]) -> Spans | None:
-    """An exporter, where the environment names a collector; its other OTEL_ variables are the SDK's.
+def create_exporter(environ: Mapping[str, str]) -> Spans | None:
+    """Return an exporter if the environment names a collector; the SDK reads the other OTEL_ variables.
 
     Raises:
-        ConfigError: a collector is named and the packages are not there.
+        ConfigError: A collector is named, but the packages are not installed.
     """
     if not any(environ.get(name) for name in _ENDPOINTS):
         return None
     try:
-        from cortex_server.proxy.otel_exporter import Exported  # noqa: PLC0415 - an extra that may not be there
+        from cortex_server.proxy.otel_exporter import OtelExporter  # noqa: PLC0415 - an extra that may be missing
     except ModuleNotFoundError as missing:
         raise ConfigError(
             f"{_ENDPOINTS[1]} is set, but {missing.name} is not installed",
             hints=("pip install 'cortex-gpu[otel]'",),
         ) from missing
-    return Exported()
+    return OtelExporter()

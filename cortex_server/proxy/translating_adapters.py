@@ -1,10 +1,12 @@
-"""Anthropic's Messages and OpenAI's Responses, carried over to an engine's chat completions and back."""
+"""Adapters that translate Anthropic's Messages and OpenAI's Responses to chat completions and back."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+
+from typing_extensions import override
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
@@ -21,7 +23,13 @@ from cortex_server.dialects.responses.response import to_response
 from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.writer import StreamWriter
-from cortex_server.proxy.adapter import CHAT, anthropic_refusal, openai_refusal, ruled
+from cortex_server.proxy.adapter import (
+    CHAT,
+    DialectAdapter,
+    anthropic_error,
+    apply_model_config,
+    openai_error,
+)
 from cortex_server.proxy.body import with_model
 from cortex_server.proxy.response import (
     AggregatedResponse,
@@ -32,8 +40,8 @@ from cortex_server.proxy.response import (
 )
 
 
-class _TranslatingAdapter(ABC):
-    """What the dialects have in common that are not the engine's."""
+class _TranslatingAdapter(DialectAdapter, ABC):
+    """Common parts of the dialects that engines don't have."""
 
     path = CHAT
 
@@ -44,81 +52,80 @@ class _TranslatingAdapter(ABC):
         self.dropped: tuple[str, ...] = ()
         self._ident = ident
         self._translated: TranslatedRequest | None = None
-        self._open: StreamWriter | None = None
-        self._begun = False
+        self._client_stream: StreamWriter | None = None
+        self._continues_prefill = False
 
     @abstractmethod
     def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> TranslatedRequest:
-        """The request in the words of an engine."""
+        """Return the request in the engine's dialect."""
 
     @abstractmethod
     def _stream(self, translated: TranslatedRequest) -> StreamWriter:
-        """The client's stream."""
+        """Create the client's stream."""
 
     @abstractmethod
-    def _tell(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
-        """Says a whole chat completion in the client's dialect."""
+    def _translate_body(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
+        """Return what translates a whole chat completion to the client's dialect."""
 
-    @abstractmethod
-    def refusal(self, error: CortexError) -> tuple[int, bytes]:
-        """See `Dialogue`."""
-
+    @override
     def prompt_tokens(self) -> int:
-        """See `Dialogue`."""
         return tokens.estimate(self._translate(self.name, OPENAI, stream=self.stream).body)
 
-    def ask(
+    @override
+    def engine_body(
         self,
         model: str,
         model_config: ModelConfig | None,
         traits: EngineTraits,
         context: int | None = None,
     ) -> bytes:
-        """See `Dialogue`."""
-        # llama.cpp leaves out what the client began only where it streams.
-        stream = self.stream or self._begun or not traits.cancels_unstreamed
+        # llama.cpp leaves out the assistant message that it continues only when it streams.
+        stream = self.stream or self._continues_prefill or not traits.cancels_unstreamed
         translated = self._translated = self._translate(model, traits, stream=stream)
         self.dropped = translated.dropped
-        return ruled(translated.body, model_config, context)
+        return apply_model_config(translated.body, model_config, context)
 
-    def answer(self, status: int, *, streamed: bool) -> EngineResponse:
-        """See `Dialogue`."""
+    @override
+    def response(self, status: int, *, streamed: bool) -> EngineResponse:
         translated = self._translated
         assert translated is not None
         if status >= 400:
-            return EngineError(status, self._refused, self.refusal)
+            return EngineError(status, self._error_body, self.error_response)
         if streamed and self.stream:
-            return TranslatedStream(self._opened(), self.refusal)
+            return TranslatedStream(self._open_stream(), self.error_response)
         if streamed:
             assembler = StreamAggregator(response_id=self._ident.decode())
-            return AggregatedResponse(assembler, self._tell(translated), self.refusal)
-        return BufferedResponse(self._tell(translated), self.refusal)
+            return AggregatedResponse(
+                assembler, self._translate_body(translated), self.error_response
+            )
+        return BufferedResponse(self._translate_body(translated), self.error_response)
 
-    def _refused(self, status: int, body: bytes) -> tuple[int, bytes]:
-        return self.refusal(error_from_response(status, body))
+    def _error_body(self, status: int, body: bytes) -> tuple[int, bytes]:
+        return self.error_response(error_from_response(status, body))
 
-    def event(self, error: CortexError) -> bytes:
-        """See `Dialogue`."""
-        return self._opened().fail(error)
+    @override
+    def error_event(self, error: CortexError) -> bytes:
+        return self._open_stream().fail(error)
 
-    def keep_alive(self, comment: bytes) -> bytes:  # noqa: ARG002 - these dialects have pings without words
-        """See `Dialogue`."""
-        return self._opened().ping()
+    @override
+    def keep_alive(self, comment: bytes) -> bytes:
+        # The pings of these dialects have no text.
+        return self._open_stream().ping()
 
-    def alone(self, traits: EngineTraits | None) -> None:  # noqa: ARG002
-        """See `Dialogue`."""
+    @override
+    def local_response(self, traits: EngineTraits | None) -> None:
         return
 
-    def _opened(self) -> StreamWriter:
-        """The client's stream. It may open before an engine is chosen: ids of calls depend on none."""
-        if self._open is None:
+    def _open_stream(self) -> StreamWriter:
+        """Return the client's stream; it can open before an engine is chosen, because call ids do not depend on one."""
+        if self._client_stream is None:
             translated = self._translated or self._translate(self.name, OPENAI, stream=True)
-            self._open = self._stream(translated)
-        return self._open
+            self._client_stream = self._stream(translated)
+        return self._client_stream
 
 
 class MessagesAdapter(_TranslatingAdapter):
-    """POST /v1/messages."""
+    """Adapter for POST /v1/messages."""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = anthropic_request.parse_request(body)
@@ -128,7 +135,7 @@ class MessagesAdapter(_TranslatingAdapter):
             stream=bool(self._request.stream),
             session=self._request.user,
         )
-        self._begun = self._request.messages[-1].role == "assistant"
+        self._continues_prefill = self._request.messages[-1].role == "assistant"
 
     def _translate(self, model: str, traits: EngineTraits, *, stream: bool) -> TranslatedRequest:
         return anthropic_request.to_chat(self._request, model=model, traits=traits, stream=stream)
@@ -143,7 +150,7 @@ class MessagesAdapter(_TranslatingAdapter):
             prompt_tokens=tokens.estimate(translated.body),
         )
 
-    def _tell(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
+    def _translate_body(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
         return lambda body: to_message(
             body,
             message_id=f"msg_{self._ident.decode()}",
@@ -152,15 +159,15 @@ class MessagesAdapter(_TranslatingAdapter):
             only_first_call=translated.only_first_call,
         )
 
-    def refusal(self, error: CortexError) -> tuple[int, bytes]:
-        """See `Dialogue`."""
+    @override
+    def error_response(self, error: CortexError) -> tuple[int, bytes]:
         known = self._translated
         estimate = tokens.estimate(known.body) if known else 0
         return error_response(error, self._ident.decode(), prompt_tokens=estimate)
 
 
 class ResponsesAdapter(_TranslatingAdapter):
-    """POST /v1/responses."""
+    """Adapter for POST /v1/responses."""
 
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = responses_request.parse_request(body)
@@ -185,7 +192,7 @@ class ResponsesAdapter(_TranslatingAdapter):
             function_names=translated.function_names,
         )
 
-    def _tell(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
+    def _translate_body(self, translated: TranslatedRequest) -> Callable[[bytes], bytes]:
         return lambda body: to_response(
             body,
             response_id=f"resp_{self._ident.decode()}",
@@ -196,15 +203,15 @@ class ResponsesAdapter(_TranslatingAdapter):
             function_names=translated.function_names,
         )
 
-    def refusal(self, error: CortexError) -> tuple[int, bytes]:
-        """See `Dialogue`."""
-        return openai_refusal(error)
+    @override
+    def error_response(self, error: CortexError) -> tuple[int, bytes]:
+        return openai_error(error)
 
 
-class CountTokensAdapter:
-    """POST /v1/messages/count_tokens: the engine's own count where it has the route, else an estimate.
+class CountTokensAdapter(DialectAdapter):
+    """Adapter for POST /v1/messages/count_tokens: the engine's own count if it has the route, else an estimate.
 
-    No model is loaded for it: Claude Code asks two dozen times at once only to draw a bar.
+    No model is loaded for it: Claude Code sends two dozen of these at a time only to draw a progress bar.
     """
 
     path = "/v1/messages/count_tokens"
@@ -218,23 +225,24 @@ class CountTokensAdapter:
         self._body = body
         self._ident = ident
 
+    @override
     def prompt_tokens(self) -> int:
-        """See `Dialogue`; any instance can count."""
+        # Any instance can count.
         return 0
 
-    def ask(
+    @override
+    def engine_body(
         self,
         model: str,
-        model_config: ModelConfig | None,  # noqa: ARG002
-        traits: EngineTraits,  # noqa: ARG002
-        context: int | None = None,  # noqa: ARG002
+        model_config: ModelConfig | None,
+        traits: EngineTraits,
+        context: int | None = None,
     ) -> bytes:
-        """See `Dialogue`."""
         return with_model(self._body, self.name, model) if model != self.name else self._body
 
-    def answer(self, status: int, *, streamed: bool) -> EngineResponse:  # noqa: ARG002
-        """See `Dialogue`."""
-        return BufferedResponse(self._count, self.refusal)
+    @override
+    def response(self, status: int, *, streamed: bool) -> EngineResponse:
+        return BufferedResponse(self._count, self.error_response)
 
     def _count(self, body: bytes) -> bytes:
         found = tokens.parse_count(body)
@@ -246,20 +254,22 @@ class CountTokensAdapter:
         )
         return tokens.estimate(chat.body)
 
-    def refusal(self, error: CortexError) -> tuple[int, bytes]:
-        """See `Dialogue`."""
-        return anthropic_refusal(error, self._ident)
+    @override
+    def error_response(self, error: CortexError) -> tuple[int, bytes]:
+        return anthropic_error(error, self._ident)
 
-    def event(self, error: CortexError) -> bytes:
-        """See `Dialogue`; never streamed."""
-        return self.refusal(error)[1]
+    @override
+    def error_event(self, error: CortexError) -> bytes:
+        # Never streamed.
+        return self.error_response(error)[1]
 
-    def keep_alive(self, comment: bytes) -> bytes:  # noqa: ARG002
-        """See `Dialogue`; never streamed."""
+    @override
+    def keep_alive(self, comment: bytes) -> bytes:
+        # These responses are never streamed.
         return b""
 
-    def alone(self, traits: EngineTraits | None) -> bytes | None:
-        """See `Dialogue`."""
+    @override
+    def local_response(self, traits: EngineTraits | None) -> bytes | None:
         if traits is not None and traits.count_tokens:
             return None
         return tokens.encode_count(self._estimate())

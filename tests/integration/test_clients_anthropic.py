@@ -62,12 +62,11 @@ async def idle(rig: ProxyRig) -> None:
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
 
 
-@pytest.mark.parametrize("face", ["diverted", "asgi"])
-async def test_a_stream_with_thinking_and_parallel_calls_accumulates(face: str) -> None:
+async def test_a_stream_with_thinking_and_parallel_calls_accumulates() -> None:
     """messages.stream gives the whole message, although the engine interleaved its calls."""
     async with (
         scripted_engine(say(*(TALK[at : at + 50] for at in range(0, len(TALK), 50)))) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         claude(rig.url) as sdk,
     ):
         async with sdk.messages.stream(**ASK, tools=[WEATHER]) as stream:

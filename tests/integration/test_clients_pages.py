@@ -6,7 +6,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 from rigs.engine import STREAM, Call, chunked, scripted_engine
-from rigs.proxy import FACES, running_proxy
+from rigs.proxy import running_proxy
 
 from cortex_common.config.gateway import GatewaySection
 from cortex_server.auth.access_control import AccessControl
@@ -26,9 +26,8 @@ ASKS = {
 }
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("allowed", [PAGE, "*"])
-async def test_a_page_that_may_reads_answers_listings_and_errors(face, allowed):
+async def test_a_page_that_may_reads_answers_listings_and_errors(allowed):
     """The browser is told so once, whatever the engine says of its own pages."""
 
     async def answer(call: Call) -> None:
@@ -42,9 +41,7 @@ async def test_a_page_that_may_reads_answers_listings_and_errors(face, allowed):
     everybody = AccessControl(insecure=True)
     async with (
         scripted_engine(answer) as engine,
-        running_proxy(
-            {"m": engine.url}, face=face, settings=settings, access_control=everybody
-        ) as rig,
+        running_proxy({"m": engine.url}, settings=settings, access_control=everybody) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
     ):
         asked = await page.options(CHAT, headers=ASKS)
@@ -59,14 +56,13 @@ async def test_a_page_that_may_reads_answers_listings_and_errors(face, allowed):
         assert got.headers["access-control-expose-headers"] == "*"
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("allowed", [(), ("https://else.example.org",)])
-async def test_other_pages_read_nothing(face, allowed):
+async def test_other_pages_read_nothing(allowed):
     """A page from elsewhere is not told that it may; keyless use by this host is not for it either."""
     settings = GatewaySection(allowed_origins=allowed)
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
     ):
         asked = await page.options(CHAT, headers=ASKS)

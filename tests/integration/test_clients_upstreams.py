@@ -221,9 +221,9 @@ async def test_of_two_servers_on_one_host_each_gets_its_own_key() -> None:
         base = f"{provider.url}/other"
         below = UpstreamEntry(name="b", base_url=base, key="two", api_path="/api", models=["y"])
         async with running_gateway(upstreams=(above, below)) as served:
-            pool = served.gateway.context.pool
+            addresses = served.gateway.context.addresses
             for upstream, key in ((above, b"Bearer one"), (below, b"Bearer two")):
-                found = pool.endpoint(upstream.endpoint)
+                found = addresses.find(upstream.endpoint)
                 told = (found.authorization, found.api_path.decode())
                 assert told == (key, upstream.api_path)
 

@@ -10,7 +10,7 @@ import pytest
 from rigs.engine import Call, answer_stream, scripted_engine
 from rigs.inprocess_gateway import running_gateway
 from rigs.lazy_import import anthropic, openai
-from rigs.proxy import FACES, running_proxy
+from rigs.proxy import running_proxy
 
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, LimitsSection
@@ -219,7 +219,7 @@ async def test_an_api_request_to_the_metrics_listener_gets_a_hint() -> None:
         answer = await http.post(f"{served.metrics_url}{CHAT}")
         assert answer.status_code == 404
         error = answer.json()["error"]
-        assert error["message"] == f"there is no {CHAT} here, where the metrics are"
+        assert error["message"] == f"there is no {CHAT} on the metrics listener"
         assert "listen" in error["hints"][0]
 
 
@@ -240,15 +240,12 @@ def access_with(*keys: KeyEntry) -> AccessControl:
     return AccessControl(keyring)
 
 
-@pytest.mark.parametrize("face", FACES)
-async def test_openais_sdk_raises_its_own_errors(face):
+async def test_openais_sdk_raises_its_own_errors():
     """The SDK raises its own classes for an invalid key, a forbidden model and a limit, with Retry-After."""
     access_control = access_with(key("good", models=["m"], limits={"requests_per_minute": 1}))
     async with (
         scripted_engine() as engine,
-        running_proxy(
-            {"m": engine.url, "n": engine.url}, face=face, access_control=access_control
-        ) as rig,
+        running_proxy({"m": engine.url, "n": engine.url}, access_control=access_control) as rig,
     ):
 
         async def send(secret: str, model: str) -> None:
@@ -302,8 +299,7 @@ async def test_anthropics_sdk_raises_its_own_errors():
         assert int(limited.value.response.headers["retry-after"]) >= 1
 
 
-@pytest.mark.parametrize("face", FACES)
-async def test_limits_hold_under_concurrency(face):
+async def test_limits_hold_under_concurrency():
     """Of forty concurrent requests with a limit of five, exactly five reach the engine and the others get 429."""
     release = asyncio.Event()
 
@@ -314,7 +310,7 @@ async def test_limits_hold_under_concurrency(face):
     access_control = access_with(key("k", limits={"max_in_flight": 5}))
     async with (
         scripted_engine(hold) as engine,
-        running_proxy({"m": engine.url}, face=face, access_control=access_control) as rig,
+        running_proxy({"m": engine.url}, access_control=access_control) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"x-api-key": "k"}, timeout=30) as http,
     ):
         tasks = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(40)]
@@ -419,15 +415,14 @@ async def test_usage_is_counted_by_key_and_model():
         }
 
 
-@pytest.mark.parametrize("face", FACES)
-async def test_a_rejected_client_keeps_its_connection(face):
+async def test_a_rejected_client_keeps_its_connection():
     """A client at its limit gets 429 repeatedly on one connection, whether or not the body comes with the head."""
     access_control = access_with(key("k", limits={"requests_per_minute": 1}))
     access_control.admit([(b"x-api-key", b"k")], local=False)
     body = json.dumps(BODY).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
     async with (
-        running_proxy({}, face=face, access_control=access_control) as rig,
+        running_proxy({}, access_control=access_control) as rig,
         asyncio.timeout(10),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)

@@ -22,14 +22,15 @@ from rigs.engine import (
     whole,
 )
 from rigs.lazy_import import openai
-from rigs.proxy import FACES, running_proxy
+from rigs.proxy import running_proxy
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
 from cortex_common.schema.requests import RequestState
-from cortex_http.client import Connection
-from cortex_server.dataplane.patience import PatientProtocol
+from cortex_http.connection import Connection
+from cortex_http.server_protocol import HttpProtocol
 from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.timeouts import check_timeouts
 
 CHAT = "/v1/chat/completions"
 BODY = {
@@ -46,17 +47,11 @@ def request(body: bytes, *, path: str = CHAT, extra: bytes = b"") -> bytes:
     return head % (path.encode(), extra, len(body)) + body
 
 
-@pytest.fixture(params=FACES)
-def face(request: pytest.FixtureRequest) -> str:
-    """Each test runs through the diverted and through the plain ASGI face."""
-    return str(request.param)
-
-
-async def test_a_stream_reaches_the_client_byte_for_byte(face):
+async def test_a_stream_reaches_the_client_byte_for_byte():
     """What the engine streams is what the client reads, and the instance's count returns to zero."""
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY, headers={"x-request-id": "mine"})
@@ -72,12 +67,12 @@ async def test_a_stream_reaches_the_client_byte_for_byte(face):
 
 
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
-async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face, options):
+async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(options):
     """A client that did not ask gets the stream without the usage chunk; the gateway has counted it."""
     body = {k: v for k, v in BODY.items() if k != "stream_options"} | options
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=body)
@@ -88,7 +83,7 @@ async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(face
         assert rig.metrics.totals("m").tokens_out == 3
 
 
-async def test_pieces_arrive_one_by_one(face):
+async def test_pieces_arrive_one_by_one():
     """A piece is with the client before the engine has sent the next."""
 
     async def slowly(call: Call) -> None:
@@ -101,7 +96,7 @@ async def test_pieces_arrive_one_by_one(face):
     steps: asyncio.Queue[None] = asyncio.Queue()
     async with (
         scripted_engine(slowly) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -113,12 +108,12 @@ async def test_pieces_arrive_one_by_one(face):
         assert b"".join([p async for p in pieces]) == LAST + USAGE + DONE
 
 
-async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
+async def test_the_engine_gets_the_body_as_it_came_and_no_credentials():
     """Odd spacing and unknown fields survive; the client's key and cookies stay with the gateway."""
     body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         headers = {"authorization": "Bearer sk-1", "cookie": "a=b", "x-conversation-id": "c"}
@@ -131,13 +126,13 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials(face):
             assert kept_back not in head
 
 
-async def test_an_alias_is_rewritten_in_place(face):
+async def test_an_alias_is_rewritten_in_place():
     """A request for an alias reaches the engine under the model's id, all else unchanged."""
     body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
     model_config = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_proxy({"m": engine.url}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({"m": engine.url}, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         await client.post(CHAT, content=body)
@@ -158,11 +153,11 @@ async def test_an_alias_is_rewritten_in_place(face):
         (b'{"model":"m","x":"' + b"y" * (1 << 20) + b'"}', 413, "body_too_large"),
     ],
 )
-async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
+async def test_a_bad_request_is_told_what_is_wrong(body, status, code):
     """Each bad body gets its status and code in OpenAI's shape, and no engine hears of it."""
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": engine.url}, face=face, settings=GatewaySection(max_body_mb=1)) as rig,
+        running_proxy({"m": engine.url}, settings=GatewaySection(max_body_mb=1)) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, content=body)
@@ -172,11 +167,11 @@ async def test_a_bad_request_is_told_what_is_wrong(face, body, status, code):
         await rig.settled()
 
 
-async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
+async def test_an_unknown_model_is_answered_with_the_nearest_names():
     """The hint names what was probably meant."""
     model_config = ModelConfig(id="Qwen/Qwen3-32B", harness="scripted")
     async with (
-        running_proxy({}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({}, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         error = (await client.post(CHAT, json=BODY | {"model": "qwen3-32"})).json()["error"]
@@ -185,11 +180,11 @@ async def test_an_unknown_model_is_answered_with_the_nearest_names(face):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstream(face, streamed):
+async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstream(streamed):
     """The engine's connection closes although it has not answered yet."""
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY | {"stream": streamed}).encode()))
@@ -202,7 +197,7 @@ async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstr
         assert rig.context.pool.live == 0
 
 
-async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face):
+async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream():
     """The engine's connection closes while it is streaming."""
 
     async def forever(call: Call) -> None:
@@ -211,7 +206,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face
 
     async with (
         scripted_engine(forever) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
@@ -223,7 +218,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream(face
 
 
 @pytest.mark.parametrize(("path", "end"), [(CHAT, b"[DONE]"), ("/v1/messages", b"message_stop")])
-async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(face, path, end):
+async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(path, end):
     """Clients hang up when they have read the last event; the engine may take a moment more to end its body."""
 
     async def dallying(call: Call) -> None:
@@ -232,7 +227,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(fac
 
     async with (
         scripted_engine(dallying) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY | {"max_tokens": 9}).encode(), path=path))
@@ -243,10 +238,10 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(fac
         assert rig.metrics.totals("m").errors == 0
 
 
-async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(face):
+async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer():
     """Nobody is left waiting for a load that its only client gave up."""
     model_config = ModelConfig(id="m", harness="scripted")
-    async with running_proxy({}, face=face, model_configs=[model_config]) as rig:
+    async with running_proxy({}, model_configs=[model_config]) as rig:
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
         await rig.loads.asked.wait()
@@ -256,12 +251,12 @@ async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer(fa
             await rig.loads.nobody.wait()
 
 
-async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
+async def test_a_request_for_an_unloaded_model_waits_for_the_load():
     """It is answered once the model is ready, and says that it was a cold start."""
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
         scripted_engine() as engine,
-        running_proxy({}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({}, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         head = asyncio.ensure_future(client.post(CHAT, json=BODY))
@@ -273,11 +268,11 @@ async def test_a_request_for_an_unloaded_model_waits_for_the_load(face):
         assert rig.metrics.series("m", "n1").cold_starts == 1
 
 
-async def test_a_failed_load_is_told_with_its_reason(face):
+async def test_a_failed_load_is_told_with_its_reason():
     """The waiting request gets the engine's reason as 503."""
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
-        running_proxy({}, face=face, model_configs=[model_config]) as rig,
+        running_proxy({}, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         rig.loads.outcome.set_result(("out of memory", ""))
@@ -287,13 +282,13 @@ async def test_a_failed_load_is_told_with_its_reason(face):
         assert answer.json()["error"]["code"] == "load_failed"
 
 
-async def test_comments_keep_a_stream_alive_during_a_load(face):
+async def test_comments_keep_a_stream_alive_during_a_load():
     """A streamed request sees comments while it waits, then the stream itself; an SDK skips them."""
     model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
         scripted_engine() as engine,
-        running_proxy({}, face=face, model_configs=[model_config], settings=settings) as rig,
+        running_proxy({}, model_configs=[model_config], settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -306,7 +301,7 @@ async def test_comments_keep_a_stream_alive_during_a_load(face):
         assert rest.endswith(STREAM)
 
 
-async def test_an_engines_comments_are_no_tokens(face):
+async def test_an_engines_comments_are_no_tokens():
     """A server that keeps its stream alive with comments still computes the prompt, and has no first token yet."""
 
     async def prefill(call: Call) -> None:
@@ -317,7 +312,7 @@ async def test_an_engines_comments_are_no_tokens(face):
     go = asyncio.Event()
     async with (
         scripted_engine(prefill) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -330,12 +325,12 @@ async def test_an_engines_comments_are_no_tokens(face):
         assert exchange.record.first_byte is not None
 
 
-async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
+async def test_a_load_that_fails_after_comments_ends_in_an_error_event():
     """The 200 is out already, so the error comes as an event and there is no [DONE]."""
     model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
-        running_proxy({}, face=face, model_configs=[model_config], settings=settings) as rig,
+        running_proxy({}, model_configs=[model_config], settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -348,7 +343,7 @@ async def test_a_load_that_fails_after_comments_ends_in_an_error_event(face):
         assert b"[DONE]" not in rest
 
 
-async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
+async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event():
     """A half event is left out, an error event follows, and no [DONE] makes it look whole."""
 
     async def die(call: Call) -> None:
@@ -357,7 +352,7 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
 
     async with (
         scripted_engine(die) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         content = (await client.post(CHAT, json=BODY)).content
@@ -369,7 +364,7 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event(face):
         assert rig.metrics.totals("m").errors == 1
 
 
-async def test_a_stream_without_done_ends_in_an_error_event(face):
+async def test_a_stream_without_done_ends_in_an_error_event():
     """mistral.rs ends streams silently when its model is unloaded; the client must not take that for the end."""
 
     async def stop(call: Call) -> None:
@@ -377,7 +372,7 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
 
     async with (
         scripted_engine(stop) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         stream = await sdk.chat.completions.create(
@@ -388,7 +383,7 @@ async def test_a_stream_without_done_ends_in_an_error_event(face):
             await anext(stream)
 
 
-async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
+async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
     """Its tokens were all there before it was sent, in however many pieces that was."""
 
     async def in_pieces(call: Call) -> None:
@@ -403,7 +398,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
 
     async with (
         scripted_engine(in_pieces) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         assert (await client.post(CHAT, json=BODY | {"stream": False})).status_code == 200
@@ -414,7 +409,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told(face):
         assert rig.context.access_log.last(1)[0].tok_per_sec is None
 
 
-async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
+async def test_an_engine_that_dies_in_a_whole_answer_is_a_502():
     """Nothing of half a JSON document reaches the client."""
 
     async def die(call: Call) -> None:
@@ -425,7 +420,7 @@ async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
 
     async with (
         scripted_engine(die) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY | {"stream": False})
@@ -433,7 +428,7 @@ async def test_an_engine_that_dies_in_a_whole_answer_is_a_502(face):
         await rig.settled()
 
 
-async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection(face):
+async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection():
     """What has been passed on already can only be left unfinished, so that nobody takes it for whole."""
 
     async def die(call: Call) -> None:
@@ -442,7 +437,7 @@ async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection(face):
 
     async with (
         scripted_engine(die) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -450,11 +445,11 @@ async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection(face):
         await rig.settled()
 
 
-async def test_a_request_moves_on_to_another_instance_before_the_first_byte(face):
+async def test_a_request_moves_on_to_another_instance_before_the_first_byte():
     """One instance refuses connections; the other answers, and the client sees only that."""
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": ["http://127.0.0.1:1", engine.url]}, face=face) as rig,
+        running_proxy({"m": ["http://127.0.0.1:1", engine.url]}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -465,10 +460,10 @@ async def test_a_request_moves_on_to_another_instance_before_the_first_byte(face
         assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0, 0]
 
 
-async def test_no_instance_that_answers_is_a_502(face):
+async def test_no_instance_that_answers_is_a_502():
     """When all of them refuse, the client is told which failed and how."""
     async with (
-        running_proxy({"m": "http://127.0.0.1:1"}, face=face) as rig,
+        running_proxy({"m": "http://127.0.0.1:1"}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -476,7 +471,7 @@ async def test_no_instance_that_answers_is_a_502(face):
         assert "can't be reached" in answer.json()["error"]["message"]
 
 
-async def test_a_kept_connection_that_was_closed_is_replaced_silently(face):
+async def test_a_kept_connection_that_was_closed_is_replaced_silently():
     """The engine closes an idle connection just as the next request is sent; the client sees nothing of it."""
 
     async def once(call: Call) -> None:
@@ -487,7 +482,7 @@ async def test_a_kept_connection_that_was_closed_is_replaced_silently(face):
 
     async with (
         scripted_engine(once) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(2):
@@ -495,12 +490,12 @@ async def test_a_kept_connection_that_was_closed_is_replaced_silently(face):
         assert len(engine.calls) == 3
 
 
-async def test_an_engines_own_error_is_passed_on(face):
+async def test_an_engines_own_error_is_passed_on():
     """Status and body are the engine's; only the labels are ours."""
     body = b'{"error":{"message":"prompt too long","type":"invalid_request_error"}}'
     async with (
         scripted_engine(lambda call: call.send(whole(body, b"400 Bad Request"))) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
@@ -508,19 +503,19 @@ async def test_an_engines_own_error_is_passed_on(face):
         assert rig.metrics.series("m", "n1").errors["engine_400"] == 1
 
 
-async def test_a_silent_engine_is_given_up(face):
+async def test_a_silent_engine_is_given_up():
     """An engine without a first byte within the limit is a 504."""
     settings = GatewaySection(first_byte_timeout_s=0.2)
     async with (
         scripted_engine(lambda call: call.gone()) as engine,
-        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answer = await client.post(CHAT, json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
 
 
-async def test_a_stream_may_last_as_long_as_its_events_come(face):
+async def test_a_stream_may_last_as_long_as_its_events_come():
     """The limit on silence counts from the last event; a stream that then falls silent ends with an error."""
 
     async def slowly(call: Call) -> None:
@@ -534,7 +529,7 @@ async def test_a_stream_may_last_as_long_as_its_events_come(face):
     settings = GatewaySection(idle_timeout_s=100)
     async with (
         scripted_engine(slowly) as engine,
-        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
@@ -542,10 +537,10 @@ async def test_a_stream_may_last_as_long_as_its_events_come(face):
         exchange = rig.context.active.pop()  # nobody but this test looks at it
         for number, word in enumerate((b"a", b"b", b"c")):
             assert await anext(pieces) == CHUNK % word
-            exchange.check_silence(began + 60 * number)
+            check_timeouts(exchange, began + 60 * number)
             assert not exchange.finished
             steps.put_nowait(None)
-        exchange.check_silence(began + 300)
+        check_timeouts(exchange, began + 300)
         assert b"silent for 100 s" in await anext(pieces)
 
 
@@ -558,7 +553,7 @@ async def stalled(sent: list[int]) -> int:
     return before
 
 
-async def test_a_slow_reader_holds_the_engine_back(face):
+async def test_a_slow_reader_holds_the_engine_back():
     """A client that does not read makes the engine wait; then it gets every byte."""
     total = 64 << 20
 
@@ -575,7 +570,7 @@ async def test_a_slow_reader_holds_the_engine_back(face):
     sent: list[int] = []
     async with (
         scripted_engine(flood) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
         writer.write(request(json.dumps(BODY).encode()))
@@ -588,7 +583,7 @@ async def test_a_slow_reader_holds_the_engine_back(face):
         await rig.settled()
 
 
-async def test_a_client_that_takes_nothing_is_given_up(face):
+async def test_a_client_that_takes_nothing_is_given_up():
     """A client that stays and does not read holds its engine for the limit on silence, and no longer."""
 
     async def flood(call: Call) -> None:
@@ -601,7 +596,7 @@ async def test_a_client_that_takes_nothing_is_given_up(face):
     settings = GatewaySection(idle_timeout_s=100)
     async with (
         scripted_engine(flood) as engine,
-        running_proxy({"m": engine.url}, face=face, settings=settings) as rig,
+        running_proxy({"m": engine.url}, settings=settings) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
         writer.write(request(json.dumps(BODY).encode()))
@@ -609,16 +604,16 @@ async def test_a_client_that_takes_nothing_is_given_up(face):
         await reader.readuntil(b"\r\n\r\n")
         await stalled(sent)
         (exchange,) = rig.context.active
-        exchange.check_silence(began + 99)
+        check_timeouts(exchange, began + 99)
         assert not exchange.finished
-        exchange.check_silence(asyncio.get_running_loop().time() + 101)
+        check_timeouts(exchange, asyncio.get_running_loop().time() + 101)
         assert rig.metrics.disconnects == 1
         assert rig.metrics.series("m", "n1").errors["client_disconnected"] == 1
         writer.close()
         await rig.settled()
 
 
-async def test_pipelined_requests_are_answered_in_order(face):
+async def test_pipelined_requests_are_answered_in_order():
     """Two requests in one write get two answers, first come first."""
     bodies = [json.dumps(BODY | {"n": n, "stream": False}).encode() for n in (1, 2)]
 
@@ -627,7 +622,7 @@ async def test_pipelined_requests_are_answered_in_order(face):
 
     async with (
         scripted_engine(echo) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(bodies[0]) + request(bodies[1]))
@@ -638,12 +633,12 @@ async def test_pipelined_requests_are_answered_in_order(face):
         await rig.settled()
 
 
-async def test_expect_100_continue_is_honoured(face):
+async def test_expect_100_continue_is_honoured():
     """A client that asks before sending its body is told to go on."""
     body = json.dumps(BODY | {"stream": False}).encode()
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(body, extra=b"expect: 100-continue\r\n")[: -len(body)])
@@ -664,7 +659,7 @@ async def test_expect_100_continue_is_honoured(face):
     ],
     ids=["interim", "extensions-and-trailers", "close-delimited", "http-1.0"],
 )
-async def test_any_framing_of_the_engine_is_understood(face, answer):
+async def test_any_framing_of_the_engine_is_understood(answer):
     """Interim answers, chunk extensions, trailers and close-delimited bodies all come out as the body."""
 
     async def script(call: Call) -> None:
@@ -674,7 +669,7 @@ async def test_any_framing_of_the_engine_is_understood(face, answer):
 
     async with (
         scripted_engine(script) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         got = await client.post(CHAT, json=BODY | {"stream": False})
@@ -682,7 +677,7 @@ async def test_any_framing_of_the_engine_is_understood(face, answer):
         await rig.settled()
 
 
-async def test_bytes_after_an_answer_never_reach_another_client(face):
+async def test_bytes_after_an_answer_never_reach_another_client():
     """An engine that says more than it was asked loses its connection, and the surplus goes nowhere."""
 
     async def surplus(call: Call) -> None:
@@ -690,7 +685,7 @@ async def test_bytes_after_an_answer_never_reach_another_client(face):
 
     async with (
         scripted_engine(surplus) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(2):
@@ -698,13 +693,12 @@ async def test_bytes_after_an_answer_never_reach_another_client(face):
         assert engine.calls[0].writer is not engine.calls[1].writer
 
 
-async def test_two_hundred_streams_at_once_all_end_whole(face):
+async def test_two_hundred_streams_at_once_all_end_whole():
     """Every stream is complete, and every count returns to zero."""
     async with (
         scripted_engine() as engine,
         running_proxy(
             {"a": engine.url, "b": engine.url, "c": engine.url},
-            face=face,
             # busy as this host may be
             settings=GatewaySection(prefill_comment_after_s=0, connect_timeout_s=60),
         ) as rig,
@@ -738,7 +732,7 @@ async def test_two_hundred_streams_at_once_all_end_whole(face):
     ],
 )
 async def test_requests_that_no_engine_could_serve_are_not_held_against_the_instance(
-    face, path, words, code
+    path, words, code
 ):
     """llama.cpp says 500 to an image for a model of texts: one client's mistake must not close the model for all."""
 
@@ -748,7 +742,7 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
 
     async with (
         scripted_engine(blind) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         answers = [await client.post(path, json=BODY) for _ in range(3)]
@@ -758,7 +752,7 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
         assert len(rig.fleet.ready("m")) == 1
 
 
-async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face):
+async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
     """After three failures in a row requests go elsewhere; when the pause is over one request tries it again."""
 
     async def sick(call: Call) -> None:
@@ -770,7 +764,7 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face
     healthy = asyncio.Event()
     async with (
         scripted_engine(sick) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
@@ -787,11 +781,11 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again(face
         assert rig.fleet.snapshot.instances()[0].failing is None
 
 
-async def test_a_clients_mistakes_never_count_against_an_instance(face):
+async def test_a_clients_mistakes_never_count_against_an_instance():
     """Any number of 400s leaves the instance in service."""
     async with (
         scripted_engine(lambda call: call.send(whole(b"{}", b"400 Bad Request"))) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(10):
@@ -799,7 +793,7 @@ async def test_a_clients_mistakes_never_count_against_an_instance(face):
         assert rig.fleet.snapshot.instances()[0].failing is None
 
 
-async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client_waiting(face):
+async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client_waiting():
     """Two seconds after the finish reason the message ends, whatever else the engine may have had to say."""
 
     async def dally(call: Call) -> None:
@@ -809,7 +803,7 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
     body = {k: v for k, v in BODY.items() if k != "stream_options"} | {"max_tokens": 5}
     async with (
         scripted_engine(dally) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=20) as client,
     ):
         answer = await client.post("/v1/messages", json=body)
@@ -819,7 +813,7 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(face, stream):
+async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(stream):
     """Reference counts alone free a request, so that memory is flat and no collection delays a stream."""
 
     async def answer(call: Call) -> None:
@@ -827,7 +821,7 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
 
     async with (
         scripted_engine(answer) as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         for _ in range(3):
@@ -849,9 +843,9 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(fa
         assert len(left) <= 1  # the last of a connection is held until the next
 
 
-async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collector(face):
+async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collector():
     """Neither the client's nor the engine's: else memory grows with each of them until a collection comes by."""
-    async with scripted_engine() as engine, running_proxy({"m": engine.url}, face=face) as rig:
+    async with scripted_engine() as engine, running_proxy({"m": engine.url}) as rig:
         gc.collect()
         gc.disable()
         try:
@@ -861,7 +855,7 @@ async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collecto
             await rig.settled()
             rig.context.pool.close()
             async with asyncio.timeout(30):
-                while any(isinstance(o, Connection | PatientProtocol) for o in gc.get_objects()):
+                while any(isinstance(o, Connection | HttpProtocol) for o in gc.get_objects()):
                     await asyncio.sleep(0.01)
         finally:
             gc.enable()

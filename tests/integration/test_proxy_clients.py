@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from clients import build_go
 from rigs.engine import STREAM, scripted_engine
-from rigs.proxy import FACES, running_proxy
+from rigs.proxy import running_proxy
 
 BODY = json.dumps(
     {"model": "m", "messages": [], "stream": True, "stream_options": {"include_usage": True}}
@@ -43,13 +43,12 @@ def command(client: str, url: str) -> list[str]:
     return ["curl", "-sN", version, "-H", "content-type: application/json", "-d", BODY, url]
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("client", ["curl", "curl-1.0", "node", "go"])
-async def test_a_client_of_another_language_gets_the_stream(client, face):
+async def test_a_client_of_another_language_gets_the_stream(client):
     """Three requests in a row over the client's own connections; the bytes are the engine's."""
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
     ):
         argv = command(client, f"{rig.url}/v1/chat/completions")
         process = await asyncio.create_subprocess_exec(
@@ -60,12 +59,11 @@ async def test_a_client_of_another_language_gets_the_stream(client, face):
         await rig.settled()
 
 
-@pytest.mark.parametrize("face", FACES)
-async def test_aiohttp_gets_the_stream(face):
+async def test_aiohttp_gets_the_stream():
     """Three requests in a row over its own connections; the bytes are the engine's."""
     async with (
         scripted_engine() as engine,
-        running_proxy({"m": engine.url}, face=face) as rig,
+        running_proxy({"m": engine.url}) as rig,
         aiohttp.ClientSession(headers={"content-type": "application/json"}) as session,
     ):
         for _ in range(3):

@@ -23,7 +23,7 @@ from cortex_common.client.neuron import NeuronClient
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import AuthenticationFailed, ConfigError, CortexError
 from cortex_common.net.tls import ServerTls, client_context
-from cortex_http.server import listening
+from cortex_server.gateway import listening
 
 CHAT = "/v1/chat/completions"
 

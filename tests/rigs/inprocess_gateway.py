@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from cortex_common.config.access import KeyEntry, LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
-from cortex_http.server import Server, listening
-from cortex_server.gateway import Gateway
+from cortex_http.server import Server
+from cortex_server.gateway import Gateway, listening
 from rigs.fleet import free_port
 
 

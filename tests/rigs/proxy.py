@@ -16,14 +16,13 @@ from cortex_common.config.gateway import GatewaySection, NeuronEntry
 from cortex_common.errors import LoadFailed
 from cortex_common.schema.hardware import Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
-from cortex_http.server_protocol import DivertingProtocol
+from cortex_http.server_protocol import protocol_for
 from cortex_server.api.app import create_app
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.context import ProxyContext
-
-FACES = ("diverted", "asgi")
+from cortex_server.proxy.router import InferenceRouter
 
 
 def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
@@ -103,7 +102,6 @@ class ProxyRig:
 async def running_proxy(
     engines: Mapping[str, str | Sequence[str]],
     *,
-    face: str = "diverted",
     model_configs: Sequence[ModelConfig] = (),
     settings: GatewaySection | None = None,
     access_control: AccessControl | None = None,
@@ -132,12 +130,11 @@ async def running_proxy(
         ),
     )
     rig.report("n2")
-    protocol = type("TestProtocol", (DivertingProtocol,), {"context": context})
     config = uvicorn.Config(
         create_app(fleet, lambda: context, routers=()),
         host="127.0.0.1",
         port=0,
-        http=protocol if face == "diverted" else "httptools",
+        http=protocol_for(InferenceRouter(context)),
         log_config=None,
         lifespan="off",
         ws="none",
@@ -146,7 +143,7 @@ async def running_proxy(
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
     serving = asyncio.create_task(server.serve())
-    silence = asyncio.create_task(context.watch_silence())
+    silence = asyncio.create_task(context.watch_timeouts())
     try:
         while not server.started:
             await asyncio.sleep(0)

@@ -11,8 +11,6 @@ import os
 import socket
 from collections.abc import Mapping
 
-from cortex_common.net.sockets import enable_keepalive
-
 log = logging.getLogger("cortex.systemd")
 
 _FIRST_FD = 3
@@ -68,6 +66,4 @@ def inherited_socket(environ: Mapping[str, str]) -> socket.socket | None:
     if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS", "0") == "0":
         return None
     os.set_inheritable(_FIRST_FD, False)
-    sock = socket.socket(fileno=_FIRST_FD)
-    enable_keepalive(sock)
-    return sock
+    return socket.socket(fileno=_FIRST_FD)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_http.client import Connection, Headers
-from cortex_server.dataplane.pool import Address, ConnectionPool
-from cortex_server.proxy.stream_fast_path import SizeLines
+from cortex_http.client import Address, ConnectionPool, parse_url
+from cortex_http.connection import Connection
+from cortex_http.headers import Headers
 
 
 class Wire(asyncio.Transport):
@@ -52,42 +52,55 @@ class Heard:
         self.ended = 0
         self.lost: tuple[str, bool] | None = None
 
-    def upstream_head(self, status: int, headers: Headers) -> None:
-        """See `Receiver`."""
+    def response_head(self, status: int, headers: Headers) -> None:
+        """Part of ResponseHandler."""
         assert not self.status
         self.status, self.headers = status, headers
 
-    def upstream_data(self, data: bytes) -> None:
-        """See `Receiver`."""
+    def response_data(self, data: bytes) -> None:
+        """Part of ResponseHandler."""
         assert self.status
         assert not self.ended
         self.body += data
 
-    def upstream_read(self) -> None:
-        """See `Receiver`."""
+    def response_flush(self) -> None:
+        """Part of ResponseHandler."""
 
-    def upstream_lane(self, sizes: SizeLines) -> None:
-        """See `Receiver`."""
+    def request_blocked(self) -> None:
+        """Part of ResponseHandler."""
 
-    def upstream_end(self) -> None:
-        """See `Receiver`."""
+    def request_unblocked(self) -> None:
+        """Part of ResponseHandler."""
+
+    def response_splice(self) -> None:
+        """Part of ResponseHandler."""
+
+    def response_end(self) -> None:
+        """Part of ResponseHandler."""
         self.ended += 1
 
-    def upstream_lost(self, reason: str, *, answered: bool) -> None:
-        """See `Receiver`."""
+    def response_lost(self, reason: str) -> None:
+        """Part of ResponseHandler."""
+
+    def on_lost(self, reason: str, answered: bool) -> None:
+        """Called when the connection breaks."""
         self.lost = (reason, answered)
 
 
-def opened() -> tuple[ConnectionPool, Connection, Wire, Heard]:
+ADDRESS = Address("127.0.0.1", 1, b"", b"127.0.0.1:1")
+
+
+def opened() -> tuple[ConnectionPool[Address], Connection[Address], Wire, Heard]:
     """A connection that has just sent a request."""
-    pool, wire, heard = ConnectionPool(connect_timeout_s=1), Wire(), Heard()
-    connection = Connection(pool, pool.endpoint("http://127.0.0.1:1"))
+    pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=1)
+    wire, heard = Wire(), Heard()
+    connection = Connection(pool, ADDRESS)
     connection.connection_made(wire)
-    connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", heard)
+    connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", heard, heard.on_lost)
     return pool, connection, wire, heard
 
 
-def deliver(connection: Connection, data: bytes, places: list[int]) -> None:
+def deliver(connection: Connection[Address], data: bytes, places: list[int]) -> None:
     """Let the bytes arrive in pieces."""
     edges = [0, *sorted(p % (len(data) + 1) for p in places), len(data)]
     for a, b in itertools.pairwise(edges):
@@ -200,7 +213,7 @@ async def test_bytes_that_nobody_asked_for_close_a_resting_connection():
     pool, connection, wire, heard = opened()
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
     assert heard.ended
-    assert pool.resting(pool.endpoint("http://127.0.0.1:1")) is connection
+    assert pool.take_idle(ADDRESS) is connection
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
     assert wire.closed
     pool.close()
@@ -217,7 +230,7 @@ async def test_bytes_that_nobody_asked_for_close_a_resting_connection():
 )
 def test_an_engines_url_is_taken_apart(url, host, port, prefix):
     """Host, port and the path before /v1."""
-    endpoint = Address.parse(url)
+    endpoint = parse_url(url)
     assert (endpoint.host, endpoint.port, endpoint.prefix) == (host, port, prefix)
 
 
@@ -225,19 +238,19 @@ def test_an_engines_url_is_taken_apart(url, host, port, prefix):
 def test_what_is_no_url_is_refused(url):
     """With words instead of a traceback later."""
     with pytest.raises(ValueError, match="not a URL"):
-        Address.parse(url)
+        parse_url(url)
 
 
 def test_a_unix_socket_is_an_endpoint_too():
     """The path is written in the place of the host, slashes escaped."""
-    assert Address.parse("http+unix://%2Frun%2Fengine.sock/x").uds == "/run/engine.sock"
+    assert parse_url("http+unix://%2Frun%2Fengine.sock/x").uds == "/run/engine.sock"
 
 
 async def test_a_connection_paused_by_its_last_piece_reads_the_next_answer():
     """A client that falls behind with the end of its answer keeps nobody else's answer unread."""
     pool, connection, transport, heard = opened()
-    heard.upstream_data = lambda _: connection.pause()  # type: ignore[method-assign]
+    heard.response_data = lambda _: connection.pause()  # type: ignore[method-assign]
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
     assert heard.ended == 1
-    assert pool.resting(connection.endpoint) is connection
+    assert pool.take_idle(ADDRESS) is connection
     assert transport.reading

@@ -49,7 +49,7 @@ def message(before: list[tuple[str, str]], after: list[tuple[str, str]], body: b
 @given(LINES, LINES, BODY, BODY)
 def test_a_known_head_gives_the_body_that_a_parser_finds(before, after, first, second):
     """Whatever stands around the length, and however long the next body is."""
-    repeat = CachedHead.of(message(before, after, first))
+    repeat = CachedHead.from_message(message(before, after, first))
     again = message(before, after, second)
     if repeat is not None:
         found = Found(again)
@@ -64,7 +64,7 @@ def test_a_known_head_gives_the_body_that_a_parser_finds(before, after, first, s
 def test_any_other_bytes_are_left_to_the_parser(before, body, data):
     """A changed, missing or further byte, a second request behind the first: none is taken for the known head."""
     whole = message(before, [], body)
-    repeat = CachedHead.of(whole)
+    repeat = CachedHead.from_message(whole)
     if repeat is None:
         return
     assert repeat.body_of(whole + b"x") is None
@@ -91,4 +91,4 @@ def test_any_other_bytes_are_left_to_the_parser(before, body, data):
 )
 def test_heads_that_say_more_than_a_length_are_not_remembered(head):
     """No length, several, chunks, a number that is none, a body that is not all there, a very long head."""
-    assert CachedHead.of(head) is None
+    assert CachedHead.from_message(head) is None

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cortex_common.errors import BadRequest, CortexError
 from cortex_server.proxy.body import (
     as_stream,
+    read_fields,
     read_form,
-    read_head,
     with_form_model,
     with_model,
     with_usage,
@@ -31,7 +31,7 @@ NAMES = st.text(min_size=1)
 def test_model_and_stream_are_found_in_any_body(model, stream, rest, ascii_only):
     """Whatever else a body holds, and however its strings are written."""
     body = json.dumps(rest | {"model": model, "stream": stream}, ensure_ascii=ascii_only)
-    head = read_head(body.encode("utf-8", "surrogatepass"))
+    head = read_fields(body.encode("utf-8", "surrogatepass"))
     assert (head.name, head.stream) == (model, stream)
 
 
@@ -62,14 +62,14 @@ def test_a_model_key_written_with_escapes_is_renamed_too():
 def test_any_bytes_give_a_head_or_a_client_error(body):
     """Garbage never becomes a server error."""
     with contextlib.suppress(BadRequest):
-        assert read_head(body).name
+        assert read_fields(body).name
 
 
 @pytest.mark.parametrize("body", [b'{"model":null}', b'{"model":[]}', b'{"model":"a","stream":1}'])
 def test_a_field_of_the_wrong_type_is_named(body):
     """The error says which field is at fault."""
     with pytest.raises(CortexError) as caught:
-        read_head(body)
+        read_fields(body)
     assert caught.value.param in {"model", "stream"}
 
 
@@ -112,6 +112,6 @@ def test_a_field_whose_name_begins_like_the_models_is_another(other):
 
 def test_a_model_in_the_query_serves_where_the_body_names_none():
     """The body's own comes first."""
-    assert read_head(b'{"input":"x"}', "q").name == "q"
-    assert read_head(b'{"model":"b"}', "q").name == "b"
+    assert read_fields(b'{"input":"x"}', "q").name == "q"
+    assert read_fields(b'{"model":"b"}', "q").name == "b"
     assert read_form(b"--x--", "q").name == "q"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_server.proxy.load_balancer import pick, pick_of_alike, pick_with_affinity
+from cortex_server.proxy.load_balancer import pick, pick_of_equal, pick_with_affinity
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def test_the_least_loaded_is_picked(candidates: list[Ready]) -> None:
 @given(alike)
 def test_among_alike_the_short_way_picks_the_same(candidates: list[Ready]) -> None:
     """Where all have the same slots, those need not be looked at."""
-    assert pick_of_alike(candidates) is pick(candidates)
+    assert pick_of_equal(candidates) is pick(candidates)
 
 
 @given(ready)

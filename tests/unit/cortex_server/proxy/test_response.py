@@ -12,7 +12,7 @@ from rigs.engine import CHUNK, DONE, LAST, STREAM
 
 from cortex_common.errors import UpstreamFailed
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI
-from cortex_server.proxy.body import read_head
+from cortex_server.proxy.body import read_fields
 from cortex_server.proxy.openai_adapter import OpenAiAdapter
 from cortex_server.proxy.response import (
     EngineResponse,
@@ -41,8 +41,8 @@ def openai(
 ) -> OpenAiAdapter:
     """A dialogue in OpenAI's dialect that has asked its engine."""
     body = json.dumps(ASK | {"stream": stream, "stream_options": {"include_usage": usage}}).encode()
-    adapter = OpenAiAdapter(path, body, read_head(body), b"req-1")
-    adapter.ask("m", None, OPENAI)
+    adapter = OpenAiAdapter(path, body, read_fields(body), b"req-1")
+    adapter.engine_body("m", None, OPENAI)
     return adapter
 
 
@@ -54,15 +54,15 @@ def run(answer: EngineResponse, data: bytes, places: list[int]) -> bytes:
 @given(st.lists(st.integers(0, 10_000), max_size=40))
 def test_a_clean_stream_passes_byte_for_byte_however_it_is_cut(places):
     """The same bytes, and the engine's count."""
-    answer = openai().answer(200, streamed=True)
+    answer = openai().response(200, streamed=True)
     assert run(answer, STREAM, places) == STREAM
-    assert (answer.counted()[:2], answer.error) == ((7, 3), None)
+    assert (answer.token_counts()[:2], answer.error) == ((7, 3), None)
 
 
 @given(st.integers(len(CHUNK), len(STREAM) - len(LAST + DONE) - 120))
 def test_a_stream_that_stops_early_ends_in_an_error_event(length):
     """Wherever an engine stops before its finish reason, the client is told, and [DONE] is not said."""
-    answer = openai().answer(200, streamed=True)
+    answer = openai().response(200, streamed=True)
     got = run(answer, STREAM[:length], [])
     events = [e for e in got.split(b"\n\n") if e]
     assert json.loads(events[-1].removeprefix(b"data: "))["error"]["src"] == "cortex"
@@ -71,7 +71,7 @@ def test_a_stream_that_stops_early_ends_in_an_error_event(length):
 
 def test_an_error_before_the_first_chunk_is_a_plain_error():
     """mistral.rs has said 200 before it looks at the prompt; the client still gets an HTTP error."""
-    answer = openai().answer(200, streamed=True)
+    answer = openai().response(200, streamed=True)
     told = b'data: {"error":{"message":"prompt is too long","type":"server_error"}}\n\n' + DONE
     body = json.loads(run(answer, told, []))
     assert answer.status == 400
@@ -80,19 +80,19 @@ def test_an_error_before_the_first_chunk_is_a_plain_error():
 
 def test_without_usage_a_token_is_counted_for_each_event():
     """An engine that never tells its usage still counts for something."""
-    answer = openai(usage=False).answer(200, streamed=True)
+    answer = openai(usage=False).response(200, streamed=True)
     run(answer, CHUNK % b"a" + CHUNK % b"b" + LAST + DONE, [])
-    assert answer.counted()[1] == 3
+    assert answer.token_counts()[1] == 3
 
 
 @pytest.mark.parametrize("size", [10, 2_000_000])
 def test_a_whole_answer_passes_unchanged_whatever_its_size(size):
     """One beyond all reason is not held to be mended; what the engine counted is read of either."""
     body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
-    answer = openai(stream=False).answer(200, streamed=False)
+    answer = openai(stream=False).response(200, streamed=False)
     assert isinstance(answer, RepairedBody)
     assert run(answer, body.encode(), [1, 5, 1_500_000]) == body.encode()
-    assert answer.counted()[1] == 2
+    assert answer.token_counts()[1] == 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_is_no_chat_is_counted_too(body, counted, size):
     """Whichever names its usage has, at whichever end, and however much lies between."""
     whole, answer = body.replace("DATA", "1" * size).encode(), PassthroughBody()
     assert run(answer, whole, [1, 30, 60, len(whole) - 20]) == whole
-    assert answer.counted()[:2] == counted
+    assert answer.token_counts()[:2] == counted
 
 
 def test_nonsense_where_usage_stands_breaks_no_answer():
@@ -132,19 +132,19 @@ def test_counts_that_no_request_has_are_not_taken():
     answer = PassthroughBody()
     answer.feed(b'{"usage": {"prompt_tokens": 1%b, "completion_tokens": -7}}' % (b"0" * 30))
     answer.end()
-    prompt, completion, cached = answer.counted()
+    prompt, completion, cached = answer.token_counts()
     assert 0 < prompt < 2**50
     assert (completion, cached) == (0, 0)
 
 
 def test_half_of_a_document_that_is_passed_on_can_only_be_cut():
     """There is no way to say in an audio file that half of it is missing."""
-    assert PassthroughBody().broken(UpstreamFailed("gone")) is None
+    assert PassthroughBody().fail(UpstreamFailed("gone")) is None
 
 
 def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
     """The engine's words are in it."""
-    answer = LateError(400, openai().event)
+    answer = LateError(400, openai().error_event)
     assert answer.feed(b'{"error":{"message":"bad"}}') == b""
     event = json.loads(answer.end().removeprefix(b"data: "))
     assert event["error"]["message"] == "bad"
@@ -167,14 +167,14 @@ def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
     adapter = openai()
     comment = adapter.keep_alive(b"computing the prompt")
     if engine_commented:
-        answer = openai().answer(200, streamed=True)
+        answer = openai().response(200, streamed=True)
         assert answer.feed(comment) == comment
     else:
-        answer = adapter.answer(200, streamed=True)
+        answer = adapter.response(200, streamed=True)
     if engine_told:
         said = run(answer, b'data: {"error":{"message":"gone"}}\n\n' + DONE, [])
     else:
-        said = answer.broken(UpstreamFailed("gone")) or b""
+        said = answer.fail(UpstreamFailed("gone")) or b""
     assert said.startswith(b"data: ")
     assert said.endswith(b"\n\n")
     assert json.loads(said.removeprefix(b"data: "))["error"]["message"] == "gone"
@@ -184,10 +184,10 @@ def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
 def test_an_engine_that_cannot_cancel_is_asked_to_stream():
     """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
     body = json.dumps(ASK).encode()
-    adapter = OpenAiAdapter("/v1/chat/completions", body, read_head(body), b"req-1")
-    asked = json.loads(adapter.ask("m", None, MISTRALRS))
+    adapter = OpenAiAdapter("/v1/chat/completions", body, read_fields(body), b"req-1")
+    asked = json.loads(adapter.engine_body("m", None, MISTRALRS))
     assert asked == ASK | {"stream": True, "stream_options": {"include_usage": True}}
-    whole = json.loads(run(adapter.answer(200, streamed=True), STREAM, [100]))
+    whole = json.loads(run(adapter.response(200, streamed=True), STREAM, [100]))
     assert whole["object"] == "chat.completion"
     assert whole["choices"][0]["message"]["content"] == "onetwothree"
     assert whole["usage"]["completion_tokens"] == 3
@@ -196,8 +196,8 @@ def test_an_engine_that_cannot_cancel_is_asked_to_stream():
 def test_a_route_that_an_engine_lacks_is_a_501():
     """The engine's 404 would be taken for an unknown model."""
     body = b'{"model":"m","input":"x"}'
-    adapter = OpenAiAdapter("/v1/embeddings", body, read_head(body), b"req-1")
-    answer = adapter.answer(404, streamed=False)
+    adapter = OpenAiAdapter("/v1/embeddings", body, read_fields(body), b"req-1")
+    answer = adapter.response(404, streamed=False)
     error = json.loads(run(answer, b"Not Found", []))["error"]
     assert (answer.status, error["code"]) == (501, "not_supported")
 
@@ -207,8 +207,8 @@ def test_a_message_stream_is_the_same_however_it_is_cut(places):
     """Anthropic's events, from message_start to message_stop."""
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
     adapter = MessagesAdapter(body, b"req-1")
-    adapter.ask("m", None, LLAMACPP)
-    told = run(adapter.answer(200, streamed=True), STREAM, places)
+    adapter.engine_body("m", None, LLAMACPP)
+    told = run(adapter.response(200, streamed=True), STREAM, places)
     assert told.startswith(b"event: message_start")
     assert told.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert b"".join(p.split(b'"')[0] for p in told.split(b'"text_delta","text":"')[1:]) == (
@@ -223,15 +223,15 @@ def test_pings_open_a_message_stream_before_an_engine_is_chosen():
     opened = adapter.keep_alive(b"loading")
     assert b"message_start" in opened
     assert b"ping" in opened
-    adapter.ask("m", None, OPENAI)
-    assert b"message_start" not in run(adapter.answer(200, streamed=True), STREAM, [])
+    adapter.engine_body("m", None, OPENAI)
+    assert b"message_start" not in run(adapter.response(200, streamed=True), STREAM, [])
 
 
 def test_a_whole_response_is_told_in_openais_responses_dialect():
     """An output item with the text, completed."""
     adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
-    adapter.ask("m", None, MISTRALRS)
-    told = json.loads(run(adapter.answer(200, streamed=True), STREAM, []))
+    adapter.engine_body("m", None, MISTRALRS)
+    told = json.loads(run(adapter.response(200, streamed=True), STREAM, []))
     assert told["status"] == "completed"
     assert told["output"][0]["content"][0]["text"] == "onetwothree"
 
@@ -239,9 +239,9 @@ def test_a_whole_response_is_told_in_openais_responses_dialect():
 def test_tokens_are_counted_by_the_engine_that_can_else_estimated():
     """llama.cpp has the route; for others, or with nothing loaded, the estimate answers at once."""
     adapter = CountTokensAdapter(json.dumps(ASK).encode(), b"req-1")
-    assert adapter.alone(LLAMACPP) is None
-    assert json.loads(run(adapter.answer(200, streamed=False), b'{"input_tokens":42}', [])) == {
+    assert adapter.local_response(LLAMACPP) is None
+    assert json.loads(run(adapter.response(200, streamed=False), b'{"input_tokens":42}', [])) == {
         "input_tokens": 42
     }
     for traits in (OPENAI, None):
-        assert json.loads(adapter.alone(traits) or b"")["input_tokens"] > 0
+        assert json.loads(adapter.local_response(traits) or b"")["input_tokens"] > 0

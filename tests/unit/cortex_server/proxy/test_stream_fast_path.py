@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.lazy_import import trustme
 
-from cortex_http.client import Connection, Headers
-from cortex_server.dataplane.pool import ConnectionPool
+from cortex_http.client import Address, ConnectionPool
+from cortex_http.connection import Connection
+from cortex_http.headers import Headers
 from cortex_server.dialects.stream.repair import StreamRepair
-from cortex_server.proxy.stream_fast_path import SizeLines, StreamFastPath
+from cortex_server.proxy.stream_fast_path import StreamFastPath
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = (
@@ -41,35 +42,46 @@ class Passing:
         self.lost: str | None = None
         self.client = client
         self._lanes = lanes
+        self.size_lines: dict[int, bytes] = {}
 
-    def upstream_head(self, status: int, headers: Headers) -> None:
-        """See `Receiver`."""
+    def response_head(self, status: int, headers: Headers) -> None:
+        """Part of ResponseHandler."""
         self.client.write(HEAD)
 
-    def upstream_data(self, data: bytes) -> None:
-        """See `Receiver`."""
+    def response_data(self, data: bytes) -> None:
+        """Part of ResponseHandler."""
         self.long_way += 1
         if owed := self.repair.feed(data):
             self.client.write(b"%x\r\n%b\r\n" % (len(owed), owed))
 
-    def upstream_read(self) -> None:
-        """See `Receiver`."""
+    def response_flush(self) -> None:
+        """Part of ResponseHandler."""
 
-    def upstream_lane(self, sizes: SizeLines) -> StreamFastPath | None:
-        """See `Receiver`."""
-        around = self.repair.text_envelope
+    def request_blocked(self) -> None:
+        """Part of ResponseHandler."""
+
+    def request_unblocked(self) -> None:
+        """Part of ResponseHandler."""
+
+    def response_splice(self) -> StreamFastPath | None:
+        """Part of ResponseHandler."""
+        envelope = self.repair.text_envelope
         return (
-            StreamFastPath(around, self.repair, self.client, sizes)
-            if self._lanes and around
+            StreamFastPath(envelope, self.repair, self.client, self.size_lines)
+            if self._lanes and envelope
             else None
         )
 
-    def upstream_end(self) -> None:
-        """See `Receiver`."""
+    def response_end(self) -> None:
+        """Part of ResponseHandler."""
         self.client.write(b"0\r\n\r\n")
 
-    def upstream_lost(self, reason: str, *, answered: bool) -> None:
-        """See `Receiver`."""
+    def response_lost(self, reason: str) -> None:
+        """Part of ResponseHandler."""
+        self.lost = reason
+
+    def on_lost(self, reason: str, answered: bool) -> None:
+        """Called when the connection breaks."""
         self.lost = reason
 
 
@@ -109,13 +121,13 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.s
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     engine, far = socket.socketpair()
-    pool = ConnectionPool(connect_timeout_s=1)
+    pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=1)
     with theirs, far:
         client, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
-        connection = Connection(pool, pool.endpoint("http://127.0.0.1:1"))
+        connection = Connection(pool, Address("127.0.0.1", 1, b"", b"127.0.0.1:1"))
         transport, _ = await loop.create_connection(lambda: connection, sock=engine)
         passing = Passing(client, lanes=lanes)
-        connection.send(b"", b"", passing)
+        connection.send(b"", b"", passing, passing.on_lost)
         try:
             yield Engine(transport), passing, theirs
         finally:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from cortex_common.net.sockets import is_peer_unresponsive
-from cortex_http import server
+from cortex_http.sockets import is_peer_unresponsive
+from cortex_server import gateway
 from neuron_server import main
 
 DAEMONS = {
-    "gateway": lambda: server.listening("127.0.0.1:0", "listen"),
+    "gateway": lambda: gateway.listening("127.0.0.1:0", "listen"),
     "neuron": lambda: main.listening("127.0.0.1", 0),
 }
 
@@ -44,7 +44,7 @@ def test_connections_have_keepalive(listen: Callable[[], socket.socket]):
 def test_client_that_does_not_read_is_responsive():
     """Its kernel acknowledges probes even if its buffers are full; nor is one unresponsive that was just sent data."""
     with (
-        server.listening("127.0.0.1:0", "listen") as sock,
+        gateway.listening("127.0.0.1:0", "listen") as sock,
         socket.create_connection(sock.getsockname()),
         sock.accept()[0] as connection,
     ):

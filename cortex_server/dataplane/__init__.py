@@ -1,1 +1,0 @@
-"""The hot path of a request: nothing here awaits anything but sockets."""

@@ -1,0 +1,83 @@
+"""Addresses of engines: where requests go, with the credentials and TLS settings of their node."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cortex_http.client import Address, ParsedUrl, parse_url
+from cortex_server.fleet.credentials import DEFAULT_API_PATH, NodeAccess
+
+_API_PATH = DEFAULT_API_PATH.encode()
+
+_NO_ACCESS = NodeAccess()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineAddress(Address):
+    """Where an engine listens.
+
+    Attributes:
+        authorization: Value of the Authorization header, if the node requires a token.
+        api_path: Path that takes the place of /v1.
+        targets: Request targets of the routes used so far, see `target`.
+    """
+
+    authorization: bytes | None = None
+    api_path: bytes = _API_PATH
+    targets: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def target(self, route: str) -> bytes:
+        """Return the request target of one of the gateway's routes, and keep it in `targets`."""
+        path = route.encode()
+        if path.startswith(_API_PATH):
+            path = self.api_path + path.removeprefix(_API_PATH)
+        found = self.targets[route] = self.prefix + path
+        return found
+
+    @classmethod
+    def create(cls, url: ParsedUrl, access: NodeAccess = _NO_ACCESS) -> EngineAddress:
+        """Return the address of an engine on a node."""
+        return cls(
+            url.host,
+            url.port,
+            url.prefix,
+            url.authority,
+            (access.tls or ssl.create_default_context()) if url.https else None,
+            url.uds,
+            authorization=access.authorization,
+            api_path=access.api_path.encode(),
+        )
+
+
+class EngineAddresses:
+    """Addresses by URL, one for each engine."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, EngineAddress] = {}
+        self._nodes: dict[str, NodeAccess] = {}
+
+    def use_nodes(self, nodes: Mapping[str, NodeAccess]) -> None:
+        """Replace the access settings of nodes, given by the base URL of their engines."""
+        # The longest first: one base URL can be below another on the same host, with another key.
+        self._nodes = {base: nodes[base] for base in sorted(nodes, key=len, reverse=True)}
+        self._addresses.clear()
+
+    def find(self, url: str) -> EngineAddress:
+        """Return the address of the engine at a URL.
+
+        Raises:
+            ValueError: It is not a URL that requests can be sent to.
+        """
+        found = self._addresses.get(url)
+        if found is None:
+            found = self._addresses[url] = self._create(url)
+        return found
+
+    def _create(self, url: str) -> EngineAddress:
+        parsed = parse_url(url)
+        for base, access in self._nodes.items():
+            if url == base or url.startswith(f"{base}/"):
+                return EngineAddress.create(parsed, access)
+        return EngineAddress.create(parsed)

@@ -1,0 +1,86 @@
+"""Errors that the proxy itself raises."""
+
+from __future__ import annotations
+
+from cortex_common.errors import (
+    BodyTooLarge,
+    CortexError,
+    MalformedBody,
+    PermissionDenied,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from cortex_http.client import ConnectError, ConnectTimeout
+from cortex_http.headers import Headers
+from cortex_server.auth.keys import Key
+
+
+class RequestTimedOut(CortexError):
+    """The client took too long to send its request."""
+
+    code = "request_timed_out"
+    status = 408
+
+
+class HeadTooLarge(BodyTooLarge):
+    """The request's head exceeds the limit."""
+
+    code = "head_too_large"
+    status = 431
+
+
+def protocol_error(status: int, max_header_kb: int) -> CortexError:
+    """Return the error for a request that the HTTP protocol rejects.
+
+    Args:
+        status: 408 or 431.
+        max_header_kb: Limit of a head's size in KiB.
+    """
+    if status == RequestTimedOut.status:
+        return RequestTimedOut("the request's head did not arrive in time")
+    return HeadTooLarge(
+        f"the request's head is larger than {max_header_kb} KiB",
+        hints=["[limits] max_header_kb in cortex.toml sets the limit"],
+    )
+
+
+def body_too_large(limit: int) -> BodyTooLarge:
+    """Return the error for a body that exceeds the limit, in bytes."""
+    return BodyTooLarge(
+        f"the body is larger than {limit // (1024 * 1024)} MiB",
+        hints=["[gateway] max_body_mb in cortex.toml sets the limit"],
+        details={"limit_bytes": limit},
+    )
+
+
+def body_is_compressed(coding: bytes) -> MalformedBody:
+    """Return the error for a body that could not be read because it is compressed."""
+    return MalformedBody(
+        f"the body is compressed ({coding.decode('latin-1')}); only uncompressed bodies are accepted",
+        hints=["turn off the compression of requests in the client"],
+    )
+
+
+def model_not_allowed(key: Key, model: str) -> PermissionDenied:
+    """Return the error for a model that a key is not allowed to use."""
+    return PermissionDenied(
+        f"key {key.name!r} is not allowed to use model {model!r}",
+        hints=[f"it is allowed to use {', '.join(key.terms.models)}"],
+        param="model",
+    )
+
+
+def connect_failed(error: ConnectError, timeout_s: float) -> UpstreamFailed:
+    """Return the error for an engine that no connection can be made to."""
+    if isinstance(error, ConnectTimeout):
+        return UpstreamTimeout(
+            f"the engine at {error.where} did not accept a connection in {timeout_s:g} s"
+        )
+    return UpstreamFailed(f"the engine at {error.where} can't be reached: {error.reason}")
+
+
+def redirected(node: str, headers: Headers) -> UpstreamFailed:
+    """Return the error for a server that redirects, as proxies do to HTTPS."""
+    location = dict(headers).get(b"location", b"nowhere").decode("latin-1")
+    # A login's query can be a secret.
+    return UpstreamFailed(f"the server on {node} redirects to {location.partition('?')[0]}")

@@ -1,0 +1,49 @@
+"""The router of the gateway's API listener: which requests the proxy handles on the transport."""
+
+from __future__ import annotations
+
+from cortex_common.config.access import LimitsSection
+from cortex_common.errors import envelope_bytes
+from cortex_http.headers import Headers
+from cortex_http.server_request import ServerRequest
+from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.errors import protocol_error
+from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.request_head import RequestHead
+from cortex_server.proxy.routes import ROUTES
+
+
+class InferenceRouter:
+    """Handles POST requests to the inference routes.
+
+    Args:
+        context: Shared state of the proxy.
+    """
+
+    def __init__(self, context: ProxyContext) -> None:
+        self._context = context
+
+    @property
+    def limits(self) -> LimitsSection:
+        """Current limits."""
+        return self._context.limits
+
+    def match(
+        self, method: bytes, target: bytes, headers: Headers, peer: str | None
+    ) -> RequestHead | None:
+        """Return the head of an inference request; None for any other."""
+        path, _, query = target.partition(b"?")
+        route = ROUTES.get(path)
+        if route is None or method != b"POST":
+            return None
+        return RequestHead.from_headers(route, query, headers, peer)
+
+    def handle(self, request: ServerRequest, head: RequestHead) -> ProxyRequest:
+        """Start handling a request."""
+        handler = ProxyRequest(self._context, request, head)
+        handler.admit(request.length)
+        return handler
+
+    def error_body(self, status: int) -> bytes:
+        """Return the body of a response to a request that the protocol rejects."""
+        return envelope_bytes(protocol_error(status, self._context.limits.max_header_kb))

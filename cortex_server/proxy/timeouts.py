@@ -1,0 +1,63 @@
+"""Timeouts of requests in flight: silent engines, blocked and unresponsive clients, and keep-alive comments."""
+
+from __future__ import annotations
+
+import logging
+
+from cortex_common.errors import UpstreamTimeout
+from cortex_common.log import event
+from cortex_server.proxy.request import ProxyRequest
+
+log = logging.getLogger("cortex.requests")
+
+USAGE_WAIT_S = 2.0
+"""Seconds to wait for the usage after a translated stream's finish reason; the client waits for the end meanwhile."""
+
+
+def check_timeouts(request: ProxyRequest, now: float) -> None:
+    """Give up on a silent engine or client, and keep a waiting stream alive; called once a second.
+
+    Args:
+        request: A request in flight.
+        now: The event loop's time.
+    """
+    record, settings = request.record, request.context.settings
+    if request.client.is_unresponsive():
+        _drop_client(request, "client_vanished")
+        return
+    if request.client_is_blocked:
+        if now - record.last_byte > settings.idle_timeout_s:
+            _drop_client(request, "client_stalled")
+        return
+    upstream, response = request.upstream, request.response
+    if upstream is None:
+        return
+    if response is not None and response.events != request.events_seen:
+        request.events_seen = response.events  # the fast path keeps no time
+        record.last_byte = now
+    pause = settings.prefill_comment_after_s
+    if (
+        pause
+        and not record.status
+        and now - request.commented_at > pause
+        and request.can_keep_alive
+    ):
+        request.commented_at = now
+        request.keep_alive(b"computing the prompt")
+    if response is not None and response.lingering:
+        if now - record.last_byte > USAGE_WAIT_S:
+            upstream.abort()
+            request.response_end()
+        return
+    limit = settings.idle_timeout_s if record.status else settings.first_byte_timeout_s
+    if now - record.last_byte > limit:
+        upstream.abort()
+        request.upstream = None
+        request.cut_off(UpstreamTimeout(f"the engine has been silent for {limit:g} s"))
+
+
+def _drop_client(request: ProxyRequest, reason: str) -> None:
+    """Give up on a client: an engine computes for it, and drains and evictions wait for it."""
+    event(log, reason, logging.WARNING, request=request.record.ident.decode())
+    request.client.abort()
+    request.client_gone()
