@@ -1,1 +1,1 @@
-"""Writes the generated pages of docs/reference from the code that they describe; no part of the packages."""
+"""Generates the pages of docs/reference from the code; not part of the distributed packages."""

@@ -1,4 +1,4 @@
-"""Run in docs/ by `make reference`: writes every generated page and the schemas of the configuration files anew."""
+"""Writes all generated pages and the JSON schemas of the configuration files; run in docs/ by `make reference`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The references of the two HTTP APIs, from the OpenAPI documents that they serve."""
+"""The references of both HTTP APIs, generated from their OpenAPI documents."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from neuron_server.main import create_app, create_runtime
 
 Schema = dict[str, Any]
 
-_CALL = re.compile(r"(Answer to )?(GET|POST|DELETE) /\S+?(\.$|: )", re.MULTILINE)
+_CALL = re.compile(r"(Response to )?(GET|POST|DELETE) /\S+?(\.$|: )", re.MULTILINE)
 
-_GATEWAY = """The gateway serves its OpenAPI document at `/openapi.json`, and the same to be read at `/docs`. Which key
-opens which route is told by [one table](scopes.md); what goes wrong is told by [error codes](errors.md)."""
-_INFERENCE = """These take what OpenAI's, or Anthropic's, API takes, and `model` may be any name or alias of
-models.toml. An engine that lacks a route says so with 501."""
-_HEADERS = """Requests may carry `X-Cortex-Session` (turns of one session go to the instance that has them cached),
-`X-Cortex-Priority` (`1` to `9`, as far as the key's `max_priority` allows), `X-Request-Id` and `traceparent`. Answers
-carry:
+_GATEWAY = """The gateway serves its OpenAPI document at `/openapi.json`, and an interactive version of it at `/docs`.
+See [Scopes](scopes.md) for the keys that each route requires, and [Errors](errors.md) for the error codes."""
+_INFERENCE = """These routes accept the same requests as the OpenAI and Anthropic APIs. `model` can be any name or alias
+in models.toml. If the engine of a model does not support a route, the response has status 501."""
+_HEADERS = """Requests can have the headers `X-Cortex-Session` (requests of one session are sent to the instance that
+has them cached), `X-Cortex-Priority` (`1` to `9`, limited by the key's `max_priority`), `X-Request-Id` and
+`traceparent`. Responses have these headers:
 
-| header | what it says |
+| header | meaning |
 |---|---|
-| `x-request-id` | the request's id, as logs and `cortex why` know it |
-| `x-cortex-node`, `x-cortex-instance` | who computed it |
-| `x-cortex-cold-start` | whether it waited for a load |
-| `x-cortex-queue-ms` | milliseconds that it waited; not there when comments came while it did |
-| `x-cortex-route` | why this instance was taken |"""
-_NEURON = """A neuron listens on port 9090, and asks for its `token` as `Authorization: Bearer ...` where it has one. It
-serves its OpenAPI document at `/openapi.json`. Gateways ask the same; nothing here is for clients. Where it listens on
-more than loopback it also passes requests on to its engines, under `/engines/INSTANCE/`."""
+| `x-request-id` | id of the request, as in logs and for `cortex why` |
+| `x-cortex-node`, `x-cortex-instance` | node and instance that processed the request |
+| `x-cortex-cold-start` | whether the request waited for a load |
+| `x-cortex-queue-ms` | milliseconds that the request waited; missing if comments were sent while it waited |
+| `x-cortex-route` | why this instance was chosen |"""
+_NEURON = """A neuron listens on port 9090. If it has a `token`, requests must send it as `Authorization: Bearer ...`.
+It serves its OpenAPI document at `/openapi.json`. The API is used by gateways, not by clients. A neuron that does not
+listen on loopback also relays inference requests to its engines, under `/engines/INSTANCE/`."""
 
 
 def gateway_page() -> str:
-    """docs/reference/gateway-api.md."""
+    """Return the text of docs/reference/gateway-api.md."""
     document = asyncio.run(_gateway_document())
     routes = "\n".join(f"- `POST {route.path}`" for route in ROUTES.values())
     parts = [_GATEWAY, "## Inference", _INFERENCE, routes, _HEADERS]
@@ -51,21 +51,21 @@ def gateway_page() -> str:
         ("Operator API", {"operator"}),
     ):
         parts += [f"## {title}", *_operations(document, tags)]
-    return page("API of the gateway", *parts, *_schemas(document))
+    return page("Gateway API", *parts, *_schemas(document))
 
 
 async def _gateway_document() -> Schema:
-    """A gateway's parts ask for the running loop when they are made."""
+    # A coroutine, because parts of a gateway need a running event loop when they are created.
     return Gateway(GatewayConfig(), Catalogue()).app.openapi()
 
 
 def neuron_page() -> str:
-    """docs/reference/neuron-api.md."""
+    """Return the text of docs/reference/neuron-api.md."""
     with tempfile.TemporaryDirectory() as state:
         config = NeuronConfig(neuron=NeuronSection(state_dir=Path(state)))
         document = create_app(config, create_runtime(config, sources=())).openapi()
     return page(
-        "API of a neuron", _NEURON, "## Calls", *_operations(document, None), *_schemas(document)
+        "Neuron API", _NEURON, "## Routes", *_operations(document, None), *_schemas(document)
     )
 
 
@@ -79,35 +79,35 @@ def _operations(document: Schema, tags: set[str] | None) -> Iterator[str]:
 
 def _operation(operation: Schema) -> Iterator[str]:
     prose = operation.get("description") or operation.get("summary", "")
-    takes = [
+    parameters = [
         f"`{p['name']}` ({p['in']}{', required' if p.get('required') else ''})"
         for p in operation.get("parameters", ())
     ]
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body:
-        takes.append(f"body {_type(body['schema'])}")
-    gives = [
-        f"{status} {_type(answer['schema'])}"
+        parameters.append(f"body {_type(body['schema'])}")
+    responses = [
+        f"{status} {_type(content['schema'])}"
         for status, response in operation["responses"].items()
         if status != "422"
-        for answer in response.get("content", {}).values()
-        if answer.get("schema", {})
+        for content in response.get("content", {}).values()
+        if content.get("schema", {})
     ]
     yield sentence(prose)
-    if takes or gives:
-        facts = [("Takes", takes), ("Answers", gives)]
-        yield "  \n".join(f"{what} {', '.join(found)}." for what, found in facts if found)
+    if parameters or responses:
+        lists = [("Parameters", parameters), ("Responses", responses)]
+        yield "  \n".join(f"{title}: {', '.join(items)}." for title, items in lists if items)
 
 
 def _schemas(document: Schema) -> Iterator[str]:
-    """Every object of the document with its fields."""
+    """Yield all objects of the document with their fields."""
     yield "## Objects"
     for name, schema in document["components"]["schemas"].items():
         if "ValidationError" in name:
             continue
-        prose, told = described(schema.get("description", ""))
+        prose, descriptions = described(schema.get("description", ""))
         yield f"### {name}"
-        # What follows the call that it is an answer of: "GET /health: the latest reading."
+        # Skip the route that the object belongs to: "GET /health: the latest readings."
         call = _CALL.match(prose)
         if text := prose[call.end() :] if call else prose:
             yield sentence(text)
@@ -116,15 +116,18 @@ def _schemas(document: Schema) -> Iterator[str]:
         elif "properties" in schema:
             required = schema.get("required", ())
             yield table(
-                ("field", "type", "what it is"),
-                (_field(key, inner, told, required) for key, inner in schema["properties"].items()),
+                ("field", "type", "description"),
+                (
+                    _field(key, inner, descriptions, required)
+                    for key, inner in schema["properties"].items()
+                ),
             )
 
 
 def _field(
-    name: str, schema: Schema, told: Mapping[str, str], required: list[str]
+    name: str, schema: Schema, descriptions: Mapping[str, str], required: list[str]
 ) -> tuple[str, str, str]:
-    text = told.get(name, schema.get("description", ""))
+    text = descriptions.get(name, schema.get("description", ""))
     return f"`{name}`", _type(schema) + (", required" if name in required else ""), text
 
 

@@ -1,4 +1,4 @@
-"""The reference of errors: the tree, and for each code what the code base says and advises with it."""
+"""The errors reference: the error tree, and the messages and hints that the code base uses with each error code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _ROOT = Path(__file__).parents[2]
 _SOURCES = ("common/cortex_common", "cortex_server", "neuron_server")
 _LINE = re.compile(r"^[\s│├└─]*([A-Z]\w+) +(\d{3}) +(\w+) *(.*)$", re.MULTILINE)
 
-_ABOUT = """An error of cortex has a stable `code` to match on, an HTTP status, a message, and `hints` that say what to
-do. `src` is `"cortex"`: an engine's own errors are passed on without it.
+_ABOUT = """Every error of cortex has a stable `code` to match on, an HTTP status, a message, and `hints` that say what
+to do. Errors of cortex have `src` set to `"cortex"`; errors of an engine are passed on without it.
 
 ```json
 {"error": {
@@ -31,32 +31,32 @@ do. `src` is `"cortex"`: an engine's own errors are passed on without it.
 }}
 ```
 
-On Anthropic's routes the same stands in the shape that its SDK reads. Answers with 429 and 503 carry `Retry-After`, in
-seconds. In a stream that has begun an error is an event of the client's dialect, never a clean end. What the command
-makes of errors is told by its [exit codes](cli.md#exit-codes); what you see and what to do, by symptom, is told in
-[Troubleshooting](../troubleshooting.md)."""
+On Anthropic's routes, errors have the format that its SDK expects. Responses with status 429 and 503 have a
+`Retry-After` header in seconds. After a stream has started, an error is sent as an event in the client's dialect; the
+stream never ends as if it were complete. See also the [exit codes](cli.md#exit-codes) of the command, and
+[Troubleshooting](../troubleshooting.md) for symptoms and solutions."""
 
 _OTHERS = """## Other codes
 
 | code | where | meaning |
 |---|---|---|
-| `client_disconnected` | logs, metrics | the client left or vanished, or took nothing for `idle_timeout_s` |
-| `engine_400` to `engine_599` | logs, metrics | the engine answered with that status; its body went to the client |
+| `client_disconnected` | logs, metrics | the client disconnected, vanished, or did not read for `idle_timeout_s` |
+| `engine_400` to `engine_599` | logs, metrics | the engine returned this status, which was passed on to the client |
 """
 
 
 def errors_page() -> str:
-    """docs/reference/errors.md."""
+    """Return the text of docs/reference/errors.md."""
     advice = _advice()
     rows = [
         (f"[`{code}`](#{code})", str(kind.status), advice[kind])
         for code, kind in ERRORS_BY_CODE.items()
     ]
-    said = _said()
-    parts = [_ABOUT, table(("code", "status", "what the caller can do"), rows)]
+    messages = _messages()
+    parts = [_ABOUT, table(("code", "status", "what to do"), rows)]
     for code, kind in ERRORS_BY_CODE.items():
         parts += [f"## {code}", (inspect.getdoc(kind) or "").partition("\n\nArgs:")[0]]
-        if found := said[kind.__name__]:
+        if found := messages[kind.__name__]:
             lines = (
                 f"- {message}" + "".join(f"<br>→ {h}" for h in hints) for message, hints in found
             )
@@ -65,29 +65,29 @@ def errors_page() -> str:
 
 
 def _advice() -> Mapping[type[CortexError], str]:
-    """What the tree in the module's docstring advises; a class without advice has its parent's."""
-    told = {name: text.strip() for name, _, _, text in _LINE.findall(errors.__doc__ or "")}
+    """Return the advice in the tree of the module docstring; a class without advice inherits its parent's."""
+    advice = {name: text.strip() for name, _, _, text in _LINE.findall(errors.__doc__ or "")}
     return {
-        kind: next(told[c.__name__] for c in kind.__mro__ if told.get(c.__name__))
+        kind: next(advice[c.__name__] for c in kind.__mro__ if advice.get(c.__name__))
         for kind in ERRORS_BY_CODE.values()
     }
 
 
-def _said() -> Mapping[str, list[tuple[str, tuple[str, ...]]]]:
-    """Messages and hints of each class that are raised with hints somewhere, as templates."""
+def _messages() -> Mapping[str, list[tuple[str, tuple[str, ...]]]]:
+    """Return templates of all messages that are raised with hints, and their hints, by class name."""
     found: defaultdict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     for folder in _SOURCES:
         for path in sorted((_ROOT / folder).rglob("*.py")):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                # A class method makes an error of its own class as `cls(...)`.
+                # Class methods create errors of their own class with `cls(...)`.
                 own = {"cls": node.name} if isinstance(node, ast.ClassDef) else {}
                 for call in ast.walk(node):
                     if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
-                        _note(call, own.get(call.func.id, call.func.id), found)
+                        _add(call, own.get(call.func.id, call.func.id), found)
     return found
 
 
-def _note(
+def _add(
     call: ast.Call, name: str, found: defaultdict[str, list[tuple[str, tuple[str, ...]]]]
 ) -> None:
     hints = next((k.value for k in call.keywords if k.arg == "hints"), None)
@@ -103,7 +103,7 @@ def _message(node: ast.expr) -> str:
 
 
 def _texts(node: ast.AST) -> Iterator[str]:
-    """The texts of an expression, with `…` for what is filled in."""
+    """Yield the strings in an expression, with `…` for interpolated values."""
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
             yield node.value

@@ -1,4 +1,4 @@
-"""Which pages are generated, and from what."""
+"""The generated pages and the functions that generate them."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "errors.md": errors_page,
 }
-"""File name in docs/reference -> its text."""
+"""Maps a file name in docs/reference to the function that returns its text."""

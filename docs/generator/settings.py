@@ -1,4 +1,4 @@
-"""The reference of a configuration file: every setting with its default, its variable and its docstring."""
+"""The settings reference: every setting of a file with its type, default, environment variable and docstring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = {
 
 
 def settings_page(file: File) -> str:
-    """docs/reference/*-settings.md."""
+    """Return the text of a docs/reference/*-settings.md."""
     about = _ABOUT.format(name=NAMES[file], file=file.value, option=_OPTIONS[file])
     parts: list[str] = []
     for name, field in SCHEMAS[file].model_fields.items():
@@ -42,11 +42,11 @@ def settings_page(file: File) -> str:
 
 
 def _table(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
-    """A table of the file with all that stands in it, then the tables inside it.
+    """Yield the section of a table with all of its settings, then those of its nested tables.
 
     Args:
-        model: its schema.
-        path: of its first setting's variable, so with the number 0 where it is one of a list.
+        model: schema of the table.
+        path: path of the table in environment variables, with the index 0 for a list of tables.
     """
     dotted = ".".join(part for part in path if part != "0")
     yield f"## [[{dotted}]]" if path[-1] == "0" else f"## [{dotted}]"
@@ -98,7 +98,7 @@ _BOUNDS = {
 
 
 def _type(schema: dict[str, Any], root: dict[str, Any]) -> str:
-    """A JSON schema's type in words."""
+    """Return the type of a JSON schema in words."""
     if "$ref" in schema:
         return _type(root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], root)
     if "anyOf" in schema:

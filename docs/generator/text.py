@@ -1,4 +1,4 @@
-"""Markdown that all generated pages share."""
+"""Markdown helpers for all generated pages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 
-NOTE = "<!-- Written by `make reference`; a test holds it to the code. -->"
+NOTE = "<!-- Written by `make reference`; a test checks that it is up to date. -->"
 
 _ATTRIBUTE = re.compile(r"^ {4}(\w+(?:, \w+)*): ", re.MULTILINE)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     names = list(header)
     lines = [names, ["---"] * len(names), *(list(row) for row in rows)]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
@@ -23,18 +23,18 @@ def _cell(text: str) -> str:
 
 
 def page(title: str, *parts: str) -> str:
-    """A whole page: its title, where it comes from, its parts."""
+    """Return a page with a title, a note about its origin, and its parts."""
     return "\n\n".join([f"# {title}", NOTE, *parts]) + "\n"
 
 
 def sentence(text: str) -> str:
-    """The text on one line, with a capital at its start."""
+    """Return a text on one line, with its first letter capitalized."""
     joined = " ".join(text.split())
     return joined[:1].upper() + joined[1:]
 
 
 def described(doc: str) -> tuple[str, Mapping[str, str]]:
-    """The prose of a docstring, and what its `Attributes:` say of each."""
+    """Split a docstring into its prose and its `Attributes:`, by name."""
     prose, _, listed = inspect.cleandoc(doc).partition("Attributes:\n")
     parts = _ATTRIBUTE.split(listed)
     attributes = {

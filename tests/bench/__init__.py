@@ -1,1 +1,1 @@
-"""Benchmarks: they report, and assert nothing about time."""
+"""Benchmarks, which report times but do not check them."""

@@ -1,4 +1,4 @@
-"""`make bench`: run the benchmarks and print, or write, their table."""
+"""`make bench`: run the benchmark, and print its table or write it to docs/performance.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.bench.report import table
 
 
 def main() -> None:
-    """Parse, run, report."""
+    """Parse the arguments, run the benchmark, and report the results."""
     every = [c.name for c in CANDIDATES]
     parser = argparse.ArgumentParser(prog="make bench ARGS=...")
     parser.add_argument("--candidates", default=",".join(every), help="comma-separated")
@@ -20,15 +20,15 @@ def main() -> None:
         "--scenarios", default="ns32,ns256,s50,s500,sat", help=f"of {','.join(SCENARIOS)}"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=5, help="of each run")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each run")
     parser.add_argument(
         "--cpus",
         default="0 0 1",
-        help="of backend, client and gateway, each as taskset -c takes them",
+        help="CPU lists of backend, client and gateway, in the format of taskset -c",
     )
-    parser.add_argument("--json", type=Path, help="keep every figure")
+    parser.add_argument("--json", type=Path, help="file for all figures as JSON")
     parser.add_argument(
-        "--write", action="store_true", help="put the table into docs/performance.md"
+        "--write", action="store_true", help="write the table to docs/performance.md"
     )
     args = parser.parse_args()
     report = run(

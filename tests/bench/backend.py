@@ -1,6 +1,6 @@
-"""An OpenAI backend that costs next to nothing: for benchmarks on machines without the C instruments.
+"""A minimal OpenAI backend for benchmarks on machines without the C programs.
 
-"max_tokens" is the number of events of a stream, which come as fast as they are taken.
+"max_tokens" is the number of events of a stream, which are sent as fast as the client reads.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ END = b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"mo
 
 
 class Backend(asyncio.Protocol):
-    """One connection."""
+    """Serves one connection."""
 
     def __init__(self) -> None:
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Part of asyncio.Protocol."""
+        """Implement `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Part of asyncio.Protocol."""
+        """Implement `asyncio.Protocol`."""
         assert self._transport is not None
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
@@ -46,7 +46,7 @@ class Backend(asyncio.Protocol):
 
 
 def answer(body: dict[str, object]) -> bytes:
-    """The whole HTTP answer."""
+    """Return the complete HTTP response to a request body."""
     if not body.get("stream"):
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         return head % len(WHOLE) + WHOLE

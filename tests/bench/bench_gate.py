@@ -1,4 +1,4 @@
-"""What a key check costs on the hot path: `python -m tests.bench.bench_gate`."""
+"""Benchmark of the key check of a request: `python -m tests.bench.bench_gate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cortex_server.auth.keys import Keyring, hash_of
 
 
 def main() -> None:
-    """Print the best of twenty rounds."""
+    """Print the best of 20 rounds."""
     ring = Keyring()
     keys = [KeyEntry(name=f"k{n}", hash=hash_of(f"s{n}")) for n in range(1000)]
     ring.replace(keys, (), 0.0)
@@ -23,13 +23,13 @@ def main() -> None:
     ]
     best = float("inf")
     for _ in range(20):
-        began = time.process_time()
+        started = time.process_time()
         for _ in range(2000):
             access_control.release(
                 access_control.admit(headers, local=False), "m", 1, 1, failed=False
             )
-        best = min(best, (time.process_time() - began) / 2000)
-    print(f"a key among 1000, in and out: {best * 1e6:.1f} us")
+        best = min(best, (time.process_time() - started) / 2000)
+    print(f"check one of 1000 keys, enter and leave: {best * 1e6:.1f} us")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What `cortex top` costs on a large, busy fleet: `PYTHONPATH=tests python -m tests.bench.bench_top [MINUTES]`.
+"""Benchmark of `cortex top` on a large, busy fleet: `PYTHONPATH=tests python -m tests.bench.bench_top [MINUTES]`.
 
-A stand-in for a gateway tells a new snapshot as often as it is asked to, as a real one does. `cortex top` is the
-real process on a terminal of 200x50, and looks at each of its five views in turn, a minute each.
+A fake gateway sends new snapshots at the requested rate, like a real one. `cortex top` is the real process on a
+terminal of 200x50 cells, and shows each of its five views in turn for a minute.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SETTLE_S = 20.0
 
 
 def at_step(before: FleetSnapshot, step: int) -> FleetSnapshot:
-    """The fleet after so many quarters of a second: a hundred models and all devices are busy."""
+    """Return the fleet after a number of quarter seconds; a hundred models and all devices are busy."""
     models = tuple(
         replace(m, requests=i * step % 997, tokens_out=i * step * 30, in_flight=(i + step) % 5)
         if i < 100
@@ -61,7 +61,7 @@ def at_step(before: FleetSnapshot, step: int) -> FleetSnapshot:
 
 
 def requests_at(step: int, last: int) -> RequestList:
-    """Fifty requests under way, and so many that ended last: ten more at each step."""
+    """Return fifty requests in flight and the latest finished ones; ten requests finish per step."""
 
     def request(number: int, state: RequestState, **more: object) -> RequestView:
         return RequestView.model_validate(
@@ -83,7 +83,7 @@ def requests_at(step: int, last: int) -> RequestList:
 
 
 async def drawing() -> float:
-    """Median processor seconds of a drawing."""
+    """Return the median CPU seconds to render the view."""
     before = large_fleet(nodes=NODES, devices=DEVICES, models=MODELS)
     app = Top(FedSource(before), NotingOperator(), Look("gw", interval_s=10.0))
     spent = []
@@ -91,18 +91,18 @@ async def drawing() -> float:
         await pilot.pause()
         for step in range(1, 30):
             app._known.take(at_step(before, step))
-            began = time.process_time()
+            started = time.process_time()
             app._draw(anyway=True)
-            spent.append(time.process_time() - began)
+            spent.append(time.process_time() - started)
     return statistics.median(spent)
 
 
-def stand_in() -> FastAPI:
-    """A gateway that only tells."""
+def fake_gateway() -> FastAPI:
+    """Return an app with the operator API routes that `cortex top` reads."""
     app = FastAPI()
     before = large_fleet(nodes=NODES, devices=DEVICES, models=MODELS)
 
-    async def told(pause: float) -> AsyncIterator[bytes]:
+    async def stream(pause: float) -> AsyncIterator[bytes]:
         step = 0
         while True:
             step += 1
@@ -115,19 +115,19 @@ def stand_in() -> FastAPI:
 
     @app.get("/operator/v1/events")
     async def events(pause: float) -> StreamingResponse:
-        return StreamingResponse(told(pause), media_type="text/event-stream")
+        return StreamingResponse(stream(pause), media_type="text/event-stream")
 
-    asked = itertools.count(100)
+    steps = itertools.count(100)
 
     @app.get("/operator/v1/requests")
     async def requests(last: int = 500) -> RequestList:
-        return requests_at(next(asked), last)
+        return requests_at(next(steps), last)
 
     return app
 
 
 def on_a_terminal(url: str) -> tuple[psutil.Process, int]:
-    """`cortex top` as a process, and its terminal."""
+    """Start `cortex top` on a pseudo-terminal, and return the process and the terminal's file descriptor."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
     process = psutil.Popen(
@@ -141,9 +141,9 @@ def on_a_terminal(url: str) -> tuple[psutil.Process, int]:
     return process, ours
 
 
-async def lasting(minutes: float) -> None:
-    """Tell percent of a core and resident memory, minute by minute."""
-    server = uvicorn.Server(uvicorn.Config(stand_in(), log_config=None, lifespan="off"))
+async def measure(minutes: float) -> None:
+    """Print CPU use in percent of a core and resident memory every minute."""
+    server = uvicorn.Server(uvicorn.Config(fake_gateway(), log_config=None, lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         process, terminal = on_a_terminal(f"http://127.0.0.1:{sock.getsockname()[1]}")
@@ -153,7 +153,7 @@ async def lasting(minutes: float) -> None:
         def read() -> None:
             try:
                 drawn.extend(os.read(terminal, 65536))
-            except OSError:  # it ended
+            except OSError:  # the process has exited
                 loop.remove_reader(terminal)
 
         loop.add_reader(terminal, read)
@@ -164,7 +164,7 @@ async def lasting(minutes: float) -> None:
             return sum(process.cpu_times()[:2])
 
         first = before = seconds()
-        began = since = time.monotonic()
+        started = since = time.monotonic()
         for minute in range(1, round(minutes) + 1):
             view = VIEWS[minute % 5]
             os.write(terminal, b"12345"[minute % 5 : minute % 5 + 1])
@@ -173,13 +173,13 @@ async def lasting(minutes: float) -> None:
             now, spent = time.monotonic(), seconds()
             print(
                 f"minute {minute:2} {view:8} {100 * (spent - before) / (now - since):5.1f} % of a core, "
-                f"{100 * (spent - first) / (now - began):5.1f} % so far, "
+                f"{100 * (spent - first) / (now - started):5.1f} % so far, "
                 f"{process.memory_info().rss / 2**20:.1f} MiB, {len(drawn) / 1024:.0f} KiB drawn",
                 flush=True,
             )
             before, since = spent, now
         os.write(terminal, b"q")
-        # It is read from until its end: who can't write can't end.
+        # The terminal is read until the process exits, because it can't exit while its writes block.
         await asyncio.to_thread(process.wait, 10)
         server.force_exit = server.should_exit = True
         await serving
@@ -187,7 +187,7 @@ async def lasting(minutes: float) -> None:
 
 if __name__ == "__main__":
     print(
-        f"{MODELS} models on {NODES * DEVICES} devices, a drawing: {asyncio.run(drawing()) * 1000:.1f} ms"
+        f"{MODELS} models on {NODES * DEVICES} devices, one render: {asyncio.run(drawing()) * 1000:.1f} ms"
     )
     if len(sys.argv) > 1:
-        asyncio.run(lasting(float(sys.argv[1])))
+        asyncio.run(measure(float(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""The gateways that are measured against each other, each started as its users start it."""
+"""The gateways to compare, each started as users would start it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cortex" / "bench"
-"""Where other gateways may be installed, a virtual environment each: <CACHE>/<name>/bin."""
+"""Directory of other gateways, each in its own virtual environment: <CACHE>/<name>/bin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Running:
     """A started gateway.
 
     Attributes:
-        pids: processes of the gateway, whose CPU time is its cost.
+        pids: processes of the gateway, whose CPU time is measured.
         relay_pids: processes of a neuron that relays between the gateway and the engine.
-        strict: its answers are the backend's bytes, so each is checked; else events are only counted.
+        strict: whether responses must equal the backend's bytes; otherwise events are only counted.
     """
 
     port: int
@@ -37,7 +37,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One gateway: how to start it, and its version."""
+    """One gateway, with functions to start it and to get its version."""
 
     name: str
     start: Callable[[int, Path, str], contextlib.AbstractContextManager[Running]]
@@ -46,16 +46,16 @@ class Candidate:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 
 
 def wait_port(port: int, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
-    """Return once something listens there.
+    """Wait until a process listens on a port.
 
     Raises:
-        RuntimeError: it ended, or took too long.
+        RuntimeError: the process exited, or took too long.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -71,7 +71,7 @@ def wait_port(port: int, process: subprocess.Popen[bytes], seconds: float = 90.0
 def process(
     argv: list[str], port: int, log: Path, cpus: str, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process pinned to CPUs, in a group of its own that ends with the block."""
+    """Run a process pinned to CPUs, in its own process group, which is stopped at the end of the block."""
     with log.open("wb") as out:
         started = subprocess.Popen(
             ["taskset", "-c", cpus, *argv],
@@ -95,13 +95,13 @@ def process(
 
 @contextlib.contextmanager
 def direct(backend: int, _work: Path, _cpus: str) -> Iterator[Running]:
-    """No gateway: what the instruments themselves cost."""
+    """Use no gateway, to measure the benchmark programs themselves."""
     yield Running(backend, ())
 
 
 @contextlib.contextmanager
 def cortex(backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """The real `cortex serve gateway` with its defaults: 20 models on 8 instances, engines reached directly."""
+    """Run the real `cortex serve gateway` with its defaults: 20 models, 8 instances of one, direct engine access."""
     neuron = free_port()
     node = [sys.executable, "-m", "tests.bench.neuron", str(neuron), f"http://127.0.0.1:{backend}"]
     with (
@@ -114,7 +114,7 @@ def cortex(backend: int, work: Path, cpus: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def cortex_relayed(_backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """The real gateway and a real neuron whose engine listens on loopback: each request passes through both.
+    """Run a real gateway and a real neuron whose engine listens on loopback: each request passes through both.
 
     The engine is the mock backend, started by the neuron. Gateway and neuron share the gateway's CPUs.
     """
@@ -133,7 +133,7 @@ def cortex_relayed(_backend: int, work: Path, cpus: str) -> Iterator[Running]:
         process(node, neuron, work / "relay.log", cpus) as relay,
         _gateway(neuron, models, work, cpus) as (port, gateway),
     ):
-        _first_answer(port)
+        _wait_loaded(port)
         yield Running(port, (gateway,), relay_pids=(relay.pid,))
 
 
@@ -143,7 +143,7 @@ def _command() -> str:
 
 @contextlib.contextmanager
 def _gateway(neuron: int, models: str, work: Path, cpus: str) -> Iterator[tuple[int, int]]:
-    """Port and pid of a gateway whose only node is on a loopback port."""
+    """Run a gateway with one node on a loopback port; yields its port and pid."""
     port = free_port()
     config = work / "cortex.toml"
     config.write_text(
@@ -156,11 +156,11 @@ def _gateway(neuron: int, models: str, work: Path, cpus: str) -> Iterator[tuple[
         yield port, gateway.pid
 
 
-def _first_answer(port: int) -> None:
-    """Load the model `mock` with a first request.
+def _wait_loaded(port: int) -> None:
+    """Load the model `mock` by sending requests until one succeeds.
 
     Raises:
-        RuntimeError: no answer within a minute.
+        RuntimeError: no request succeeded within a minute.
     """
     body = b'{"model":"mock","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
@@ -179,7 +179,7 @@ def _children(pid: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def nginx(backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """Nginx with buffering off and kept connections to the backend, one worker."""
+    """Run nginx without buffering and with persistent connections to the backend, one worker."""
     port = free_port()
     config = work / "nginx.conf"
     config.write_text(
@@ -205,7 +205,7 @@ def _tool(name: str, program: str) -> str | None:
 
 @contextlib.contextmanager
 def router(name: str, backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """One of the Rust routers that come as Python packages, with its defaults."""
+    """Run one of the Rust routers that are published as Python packages, with its defaults."""
     port = free_port()
     programs = {"smg": ("bin/smg", "launch"), "vllm-router": ("bin/vllm-router",)}
     program, *verb = programs[name]
@@ -214,13 +214,13 @@ def router(name: str, backend: int, work: Path, cpus: str) -> Iterator[Running]:
     argv += ["--prometheus-port", str(free_port()), "--log-level", "error"]
     argv += ["--backend", "openai"] if name == "smg" else []
     with process(argv, port, work / f"{name}.log", cpus) as run:
-        time.sleep(3.0)  # it probes its workers before it routes to them
+        time.sleep(3.0)  # the router probes its workers before it routes to them
         yield Running(port, (run.pid, *_children(run.pid)))
 
 
 @contextlib.contextmanager
 def litellm(backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """LiteLLM's proxy, one worker; it re-serialises, so its bytes can't be compared."""
+    """Run the LiteLLM proxy with one worker. It re-serializes responses, so their bytes can't be compared."""
     port = free_port()
     config = work / "litellm.yaml"
     config.write_text(
@@ -231,13 +231,13 @@ def litellm(backend: int, work: Path, cpus: str) -> Iterator[Running]:
     argv = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     with process(argv, port, work / "litellm.log", cpus, keyless) as run:
-        time.sleep(5.0)  # it listens before it can serve
+        time.sleep(5.0)  # it listens before it is ready
         yield Running(port, (run.pid,), strict=False)
 
 
 @contextlib.contextmanager
 def go_proxy(backend: int, work: Path, cpus: str) -> Iterator[Running]:
-    """A plain reverse proxy of Go's standard library."""
+    """Run a plain reverse proxy from Go's standard library."""
     port = free_port()
     binary = work / "goproxy"
     source = Path(__file__).with_name("goproxy.go")

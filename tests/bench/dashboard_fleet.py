@@ -1,8 +1,8 @@
-"""A fleet under traffic that a real Prometheus scrapes, for the picture of the dashboard.
+"""Runs a fleet under load with a real Prometheus, to render the image of the dashboard for the documentation.
 
-`PYTHONPATH=tests python -m tests.bench.dashboard_fleet [MINUTES]` writes docs/images/dashboard.svg, or fails when a
-panel has no data. It needs Debian's package prometheus. One node has tiny models on the real embedded engine; the
-other's cards are a stand-in for NVML and its engines are scripted, as there is no GPU where tests run.
+`PYTHONPATH=tests python -m tests.bench.dashboard_fleet [MINUTES]` writes docs/images/dashboard.svg, and fails if a
+panel has no data. It requires Debian's package prometheus. One node has tiny models on the real embedded engine; the
+other has GPUs of a fake NVML and scripted engines, because test machines have no GPU.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.fleet import NodeState
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.main import create_app, create_runtime
-from tests.bench.dashboard import panels, picture
+from tests.bench.dashboard import query_panels, render
 
 ROOT = Path(__file__).parents[2]
-PICTURE = ROOT / "docs" / "images" / "dashboard.svg"
+IMAGE = ROOT / "docs" / "images" / "dashboard.svg"
 ENGINE = ROOT / "tests" / "engines" / "fake_engine.py"
 SCRIPTED = {
     "scripted/large": ["--interval", "0.02", "--tokens", "60", "--first-byte", "0.15"],
-    "scripted/rude": ["--no-done"],
+    "scripted/no-done": ["--no-done"],
     "scripted/broken": ["--status", "500"],
 }
 TINY = ("demo/ada", "demo/bob", "demo/cleo")
@@ -49,7 +49,7 @@ TINY = ("demo/ada", "demo/bob", "demo/cleo")
 
 @contextlib.asynccontextmanager
 async def gpu_node(folder: Path) -> AsyncIterator[tuple[str, list[FakeGpu]]]:
-    """A neuron with two cards that are none; its URL."""
+    """Run a neuron with two fake GPUs; yields its URL and the GPUs."""
     gpus = [FakeGpu(0), FakeGpu(1)]
     config = NeuronConfig.model_validate(
         {
@@ -80,8 +80,8 @@ async def gpu_node(folder: Path) -> AsyncIterator[tuple[str, list[FakeGpu]]]:
             await serving
 
 
-async def warm(gpus: list[FakeGpu]) -> None:
-    """Let the cards' numbers move."""
+async def vary_readings(gpus: list[FakeGpu]) -> None:
+    """Change the readings of the GPUs every second."""
     for second in itertools.count():
         for number, card in enumerate(gpus):
             busy = 0.5 + 0.4 * math.sin(second / 20 + number)
@@ -95,8 +95,8 @@ async def warm(gpus: list[FakeGpu]) -> None:
         await asyncio.sleep(1)
 
 
-async def ask(http: httpx.AsyncClient, model: str, *, leave: bool = False) -> None:
-    """One streamed answer, or its beginning."""
+async def send_request(http: httpx.AsyncClient, model: str, *, leave: bool = False) -> None:
+    """Stream one response; with `leave`, disconnect after the first bytes."""
     body = {
         "model": model,
         "stream": True,
@@ -110,26 +110,26 @@ async def ask(http: httpx.AsyncClient, model: str, *, leave: bool = False) -> No
                     return
 
 
-async def visitors(url: str) -> None:
-    """People who ask, some of whom leave; now and then for something wrong."""
+async def send_traffic(url: str) -> None:
+    """Send requests from several clients, some of which disconnect early or use wrong models."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as http, asyncio.TaskGroup() as group:
 
-        async def one(number: int) -> None:
+        async def client(number: int) -> None:
             for turn in itertools.count(number):
                 minute = int(time.monotonic() // 40)
                 tiny = TINY[(minute + turn % 2) % 3]
-                model = (tiny, "scripted/large", "scripted/rude", tiny)[turn % 4]
+                model = (tiny, "scripted/large", "scripted/no-done", tiny)[turn % 4]
                 if turn % 37 == 0:
-                    model = random.choice(("scripted/broken", "nobody/has-this"))
-                await ask(http, model, leave=turn % 23 == 0)
+                    model = random.choice(("scripted/broken", "unknown/model"))
+                await send_request(http, model, leave=turn % 23 == 0)
                 await asyncio.sleep(random.expovariate(1.5))
 
         for number in range(6):
-            group.create_task(one(number))
+            group.create_task(client(number))
 
 
 async def operate(gateway: GatewayProcess) -> None:
-    """An operator who unloads what is busy."""
+    """Unload a busy model from time to time, like an operator."""
     async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as http:
         while True:
             await asyncio.sleep(45)
@@ -138,7 +138,7 @@ async def operate(gateway: GatewayProcess) -> None:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
-    """A Prometheus with the repository's rules that scrapes these."""
+    """Run Prometheus with the repository's rules and the given targets; yields its URL."""
     rules = ROOT / "config" / "prometheus" / "cortex-alerts.yml"
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 5s}\n"
@@ -161,7 +161,7 @@ def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
 
 
 def models_toml(folder: Path) -> str:
-    """The catalogue."""
+    """Return the contents of models.toml."""
     tables = [
         f'[[models]]\nid = "{m.id}"\nharness = "embedded"\nsource = "{m.path.parent}"\n'
         f'file = "{m.path.name}"\nvram_mb = {TINY_MODEL_MB}\n'
@@ -175,28 +175,28 @@ def models_toml(folder: Path) -> str:
 
 
 async def main(minutes: float) -> int:
-    """Run it all; the number of panels without data."""
+    """Run everything, and return the number of panels without data."""
     folder = Path(tempfile.mkdtemp(prefix="cortex-dashboard-"))
     rig = NeuronRig(folder / "here", memory_mb=ROOM_MB)
     try:
         rig.start()
         async with (
-            gpu_node(folder) as (cards_url, gpus),
+            gpu_node(folder) as (gpu_url, gpus),
             gateway_process(
                 folder,
                 neuron_table("here", rig.url),
-                neuron_table("gpus", cards_url),
+                neuron_table("gpus", gpu_url),
                 "[eviction]\nmin_residency = 5\n",
                 "[limits]\nmax_in_flight = 4\n",
                 models=models_toml(folder),
             ) as gateway,
         ):
             await gateway.until(lambda fleet: all(n.state is NodeState.UP for n in fleet.nodes))
-            scraped = [f"127.0.0.1:{gateway.metrics_port}", *_hosts(rig.url, cards_url)]
-            with prometheus(folder, scraped) as url:
+            targets = [f"127.0.0.1:{gateway.metrics_port}", *_hosts(rig.url, gpu_url)]
+            with prometheus(folder, targets) as url:
                 work = [
                     asyncio.create_task(w)
-                    for w in (warm(gpus), visitors(gateway.url), operate(gateway))
+                    for w in (vary_readings(gpus), send_traffic(gateway.url), operate(gateway))
                 ]
                 start = time.time()
                 done, _ = await asyncio.wait(
@@ -204,19 +204,19 @@ async def main(minutes: float) -> int:
                 )
                 assert not done, [task.exception() for task in done]
                 end = time.time()
-                drawn = panels(url, start, end)
+                panels = query_panels(url, start, end)
                 for task in work:
                     task.cancel()
                 await asyncio.gather(*work, return_exceptions=True)
     finally:
         rig.close()
         shutil.rmtree(folder, ignore_errors=True)
-    PICTURE.write_text(picture(drawn, start, end))
-    for panel in drawn:
+    IMAGE.write_text(render(panels, start, end))
+    for panel in panels:
         if panel.empty:
             print(f"no data: {panel.title}")
-    print(f"{len(drawn)} panels over {end - start:.0f} s in {PICTURE.relative_to(ROOT)}")
-    return sum(panel.empty for panel in drawn)
+    print(f"{len(panels)} panels over {end - start:.0f} s in {IMAGE.relative_to(ROOT)}")
+    return sum(panel.empty for panel in panels)
 
 
 def _hosts(*urls: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""The data plane against other gateways: CPU per request and per streamed event, latency, and every byte checked.
+"""Benchmark of the proxy against other gateways: CPU per request and per streamed event, latency, correct bytes.
 
-The instruments are two C programs (a mock backend and a load client), so that neither is the bottleneck. Where there
-are two cores, backend and client share one, and the gateway has the other; candidates run in turn for several
-rounds, and medians are reported. CPU time is the figure to trust on a shared machine; rates move with it.
+The mock backend and the load client are C programs, so that neither is the bottleneck. On a machine with two cores,
+backend and client share one and the gateway uses the other. Candidates take turns for several rounds, and medians are
+reported. On a shared machine, CPU time is reliable; rates depend on it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SCENARIOS: dict[str, list[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """The compiled programs."""
+    """The compiled benchmark programs."""
 
     mock: Path
     loadgen: Path
 
 
 def instruments() -> Instruments | None:
-    """Compile them where their sources are: $CORTEX_BENCH_TOOLS, or shared/bench beside the project."""
+    """Compile the programs from $CORTEX_BENCH_TOOLS, or shared/bench beside the project; None without sources."""
     default = Path(__file__).resolve().parents[3] / "shared" / "bench"
     sources = Path(os.environ.get("CORTEX_BENCH_TOOLS", default))
     if not (sources / "loadgen.c").exists():
@@ -53,7 +53,7 @@ def instruments() -> Instruments | None:
 
 @dataclass(frozen=True, slots=True)
 class Cpus:
-    """Which processors each part is pinned to, as `taskset -c` takes them."""
+    """CPU lists that each part is pinned to, in the format of `taskset -c`."""
 
     backend: str
     client: str
@@ -63,7 +63,7 @@ class Cpus:
 def measure(
     tools: Instruments, running: Running, mock_pid: int, scenario: str, seconds: int, cpus: Cpus
 ) -> dict[str, Any]:
-    """One run of one scenario: the load client's JSON."""
+    """Run one scenario once, and return the JSON of the load client."""
     argv = ["taskset", "-c", cpus.client, str(tools.loadgen), "-p", str(running.port), "-m", "mock"]
     argv += [*SCENARIOS[scenario], "-d", str(seconds), "-w", "500"]
     argv += ["-M", ",".join(map(str, running.relay_pids or (mock_pid,)))]
@@ -74,21 +74,21 @@ def measure(
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if not done.stdout.startswith("{"):
         raise RuntimeError(f"loadgen: {done.stdout}{done.stderr}")
-    got = dict(json.loads(done.stdout))
+    result = dict(json.loads(done.stdout))
     if running.relay_pids:
         # The second group of processes that the load client measures is the neuron here.
-        got["relay_us_per_req"] = got["mock_cpu"] * 1e6 / max(got["reqs"], 1)
-        got["relay_us_per_event"] = got["mock_cpu"] * 1e6 / max(got["events"], 1)
-    return got
+        result["relay_us_per_req"] = result["mock_cpu"] * 1e6 / max(result["reqs"], 1)
+        result["relay_us_per_event"] = result["mock_cpu"] * 1e6 / max(result["events"], 1)
+    return result
 
 
 def run(
     names: list[str], scenarios: list[str], rounds: int, seconds: int, cpus: Cpus
 ) -> dict[str, Any]:
-    """Interleaved rounds over all candidates that are there.
+    """Run interleaved rounds over all installed candidates.
 
     Raises:
-        RuntimeError: the instruments' sources are not there.
+        RuntimeError: the sources of the benchmark programs are missing.
     """
     tools = instruments()
     if tools is None:
@@ -101,20 +101,20 @@ def run(
         mock_argv = [str(tools.mock), "-p", str(backend)]
         with process(mock_argv, backend, work / "mock.log", cpus.backend) as mock:
             for _ in range(rounds):
-                for candidate in _there(names, versions):
+                for candidate in _installed(names, versions):
                     with candidate.start(backend, work, cpus.gateway) as running:
                         for scenario in scenarios:
                             if candidate.scenarios and scenario not in candidate.scenarios:
                                 continue
-                            got = measure(tools, running, mock.pid, scenario, seconds, cpus)
+                            result = measure(tools, running, mock.pid, scenario, seconds, cpus)
                             results.setdefault(candidate.name, {}).setdefault(scenario, []).append(
-                                got
+                                result
                             )
-                            print(line(candidate.name, scenario, got), flush=True)
+                            print(line(candidate.name, scenario, result), flush=True)
     return {"results": results, "versions": versions, "machine": machine(cpus)}
 
 
-def _there(names: list[str], versions: dict[str, str]) -> list[Candidate]:
+def _installed(names: list[str], versions: dict[str, str]) -> list[Candidate]:
     found = []
     for candidate in CANDIDATES:
         if candidate.name in names and (version := candidate.version()) is not None:
@@ -124,28 +124,29 @@ def _there(names: list[str], versions: dict[str, str]) -> list[Candidate]:
 
 
 def machine(cpus: Cpus) -> str:
-    """What it was measured on."""
+    """Describe the machine and the CPU pinning."""
     system = f"{platform.system()} {platform.machine()}"
     pinned = f"backend on {cpus.backend}, client on {cpus.client}, gateway on {cpus.gateway}"
     return f"{os.cpu_count()} cores ({pinned}), {system}, Python {platform.python_version()}"
 
 
-def line(name: str, scenario: str, got: dict[str, Any]) -> str:
-    """One run for people."""
+def line(name: str, scenario: str, result: dict[str, Any]) -> str:
+    """Format the result of one run."""
     return (
-        f"{name:14} {scenario:6} {got['rps']:9.0f} req/s {got['eps']:9.0f} ev/s "
-        f"{got['cpu_us_per_req']:9.1f} us/req {got['cpu_us_per_event']:8.2f} us/ev "
+        f"{name:14} {scenario:6} {result['rps']:9.0f} req/s {result['eps']:9.0f} ev/s "
+        f"{result['cpu_us_per_req']:9.1f} us/req {result['cpu_us_per_event']:8.2f} us/ev "
         + (
-            f"relay {got['relay_us_per_req']:9.1f} us/req {got['relay_us_per_event']:8.2f} us/ev "
-            if "relay_us_per_req" in got
+            f"relay {result['relay_us_per_req']:9.1f} us/req {result['relay_us_per_event']:8.2f} us/ev "
+            if "relay_us_per_req" in result
             else ""
         )
-        + f"ttft p99 {got['ttft']['p99'] / 1000:8.1f} ms  err {got['err']} bad {got['bad']} non200 {got['non200']}"
+        + f"ttft p99 {result['ttft']['p99'] / 1000:8.1f} ms  "
+        + f"err {result['err']} bad {result['bad']} non200 {result['non200']}"
     )
 
 
 def median(runs: list[dict[str, Any]], *path: str) -> float:
-    """The middle one of a figure over the rounds."""
+    """Return the median of a figure over the rounds."""
     values = []
     for run_ in runs:
         value: Any = run_

@@ -1,4 +1,4 @@
-// A reverse proxy of Go's standard library, for comparison: flushes each piece at once, keeps connections.
+// A reverse proxy from Go's standard library, for comparison: flushes immediately and keeps connections open.
 package main
 
 import (

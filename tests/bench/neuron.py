@@ -1,7 +1,7 @@
-"""A neuron for benchmarks: it reports instances that listen at a given URL, and nothing ever changes.
+"""A neuron for benchmarks that reports a fixed set of instances at a given URL.
 
-The gateway under test is the real one; only the node behind it has no engine of its own, so that the instruments'
-mock backend can stand in its place.
+The gateway under test is real. Its node has no engine, so that the mock backend of the benchmark can be used in its
+place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, M
 
 
 def instances(url: str, models: int, copies: int) -> tuple[ModelInfo, ...]:
-    """`models` models; the first has `copies` instances, the others share the rest of the names."""
+    """Return instances of a number of models, of which the first has `copies` instances and the others one each."""
     names = ["mock"] * copies + [f"other-{n}" for n in range(models - 1)]
     return tuple(
         ModelInfo(
@@ -30,7 +30,7 @@ def instances(url: str, models: int, copies: int) -> tuple[ModelInfo, ...]:
 
 
 async def serve(port: int, engine: str) -> None:
-    """Answer /discovery and /events until cancelled."""
+    """Serve /discovery and /events until cancelled."""
     discovery = Discovery(hostname="bench", os="Linux", kernel="", harnesses=("mock",))
     status = NodeStatus(health=Health(uptime_secs=1), models=instances(engine, 20, 8))
 

@@ -1,4 +1,4 @@
-"""The figures of a run as a table."""
+"""Formats the results of a benchmark as a table."""
 
 from __future__ import annotations
 

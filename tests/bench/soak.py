@@ -1,8 +1,8 @@
-"""A day's requests at speed: does anything stay behind?
+"""Soak test: sends a day's requests as fast as possible and shows whether resources leak.
 
-`python -m tests.bench.soak [REQUESTS]` sends them through the real gateway, whole and streamed, and breaks some off at
-random moments. At the end memory, file descriptors, open connections and counts should be where they were after the
-first tenth. It reports; whoever reads it judges.
+`python -m tests.bench.soak [REQUESTS]` sends streaming and other requests through a real gateway, and cancels some at
+random times. At the end, memory, file descriptors, connections and counters should be the same as after the first
+tenth. The results are only printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CANCELS = 0.03
 
 
 def request(stream: bool) -> bytes:
-    """One HTTP request."""
+    """Return one HTTP request."""
     body = (
         b'{"model":"mock","stream":%b,"max_tokens":20,"messages":[{"role":"user","content":"hi"}],'
     )
@@ -42,21 +42,21 @@ LAST = (WHOLE[-20:], END[-14:] + b"\r\n0\r\n\r\n")
 
 
 async def client(port: int, todo: list[int], outcomes: Counter[str], seed: int) -> None:
-    """Send requests until there are none left, over one connection as long as it lasts."""
-    chance = random.Random(seed)
+    """Send requests until none are left, on one connection that is reopened when it is closed."""
+    rng = random.Random(seed)
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
     while todo:
         todo.pop()
         if writer is None or reader is None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        kind = chance.random() < 0.5
+        kind = rng.random() < 0.5
         writer.write(REQUESTS[kind])
-        if chance.random() < _CANCELS:
-            await asyncio.sleep(chance.random() * 0.004)
+        if rng.random() < _CANCELS:
+            await asyncio.sleep(rng.random() * 0.004)
             writer.transport.abort()
             reader = writer = None
-            outcomes["broken off"] += 1
+            outcomes["cancelled"] += 1
             continue
         try:
             answer = await reader.readuntil(LAST[kind])
@@ -64,13 +64,13 @@ async def client(port: int, todo: list[int], outcomes: Counter[str], seed: int) 
             outcomes["lost"] += 1
             reader = writer = None
             continue
-        outcomes["whole" if answer.startswith(b"HTTP/1.1 200") else "refused"] += 1
+        outcomes["complete" if answer.startswith(b"HTTP/1.1 200") else "rejected"] += 1
     if writer is not None:
         writer.close()
 
 
 def state(pid: int) -> str:
-    """What the gateway holds."""
+    """Return the memory, file descriptors and sockets of the gateway."""
     gateway = psutil.Process(pid)
     rss = gateway.memory_info().rss / 1024 / 1024
     sockets = len(gateway.net_connections())
@@ -78,26 +78,26 @@ def state(pid: int) -> str:
 
 
 async def soak(port: int, pid: int, total: int) -> None:
-    """Send everything; print the gateway's state after each tenth."""
+    """Send all requests, and print the state of the gateway after each tenth."""
     outcomes: Counter[str] = Counter()
     print(f"{'start':>9}: {state(pid)}")
     for tenth in range(10):
-        began = time.monotonic()
+        started = time.monotonic()
         todo = [0] * (total // 10)
         count = len(todo)
         await asyncio.gather(
             *(client(port, todo, outcomes, tenth * 1000 + n) for n in range(_CONNECTIONS))
         )
-        rate = count / (time.monotonic() - began)
+        rate = count / (time.monotonic() - started)
         print(f"{(tenth + 1) * count:9}: {state(pid)}, {rate:6.0f} requests/s", flush=True)
     async with httpx.AsyncClient() as http:
         fleet = (await http.get(f"http://127.0.0.1:{port}/operator/v1/fleet")).json()
-    left = sum(i["in_flight"] for n in fleet["nodes"] for i in n["instances"])
-    print(f"{dict(outcomes)}; in flight at the end: {left}")
+    in_flight = sum(i["in_flight"] for n in fleet["nodes"] for i in n["instances"])
+    print(f"{dict(outcomes)}; in flight at the end: {in_flight}")
 
 
 def main(total: int) -> None:
-    """Start a backend and the gateway, and go."""
+    """Start a backend and the gateway, and run the test."""
     with tempfile.TemporaryDirectory() as folder:
         work, backend = Path(folder), free_port()
         argv = [sys.executable, "-m", "tests.bench.backend", str(backend)]
