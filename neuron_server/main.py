@@ -1,4 +1,4 @@
-"""Puts a neuron together and serves it."""
+"""Creates a neuron from its configuration and serves it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host can reach an address."""
+    """Return whether an address is reachable only from this host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -51,17 +51,17 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(config: LoadedConfig[NeuronConfig]) -> None:
-    """Serve a neuron until SIGTERM or SIGINT; the port may be 0 for a free one.
+    """Serve a neuron until SIGTERM or SIGINT; port 0 selects a free port.
 
     Raises:
-        ConfigError: the address can't be listened on, or a harness is of no known kind.
+        ConfigError: the address can't be listened on, or the kind of a harness is unknown.
         Conflict: another neuron uses the state directory.
     """
     asyncio.run(_serve(config.value))
 
 
 def check(config: NeuronConfig) -> None:
-    """Read what the settings name, as `serve` would.
+    """Check the files that the settings refer to, as `serve` does.
 
     Raises:
         ConfigError: a certificate or the token can't be read.
@@ -77,14 +77,14 @@ async def _serve(config: NeuronConfig) -> None:
     if not is_loopback(host) and config.neuron.token is None and config.tls.client_ca is None:
         log_event(
             log,
-            "neuron_unguarded",
+            "authentication_disabled",
             logging.WARNING,
             listen=config.neuron.listen,
-            hint="whoever reaches it can start programs here; set token_file in [neuron]",
+            hint="anyone who can reach this address can start programs on this host; set token_file in [neuron]",
         )
     with listening(host, port) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}"
+        url_host = f"[{host}]" if ":" in host else host
+        url = f"{'https' if tls else 'http'}://{url_host}:{listener.getsockname()[1]}"
         runtime = create_runtime(config)
         app = create_app(config, runtime, url=url)
         settings = uvicorn.Config(
@@ -93,16 +93,16 @@ async def _serve(config: NeuronConfig) -> None:
             access_log=False,
             timeout_graceful_shutdown=math.ceil(config.neuron.relay_drain_s),
         )
-        beside = [systemd.run_watchdog(os.environ)]
+        background = [systemd.run_watchdog(os.environ)]
         if tls is not None:
             settings.load()
             settings.ssl = tls.context
             runtime.certificates = lambda: tls.certificates
-            ends = report_expiring_certificates(
+            expiry = report_expiring_certificates(
                 runtime.certificates, SystemClock(), runtime.events.record
             )
-            beside += [tls.watch(), ends]
-        tasks = [asyncio.create_task(work) for work in beside]
+            background += [tls.watch(), expiry]
+        tasks = [asyncio.create_task(work) for work in background]
         try:
             await _Server(settings, runtime).serve(sockets=[listener])
         finally:
@@ -111,7 +111,7 @@ async def _serve(config: NeuronConfig) -> None:
 
 
 def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
-    """The settings with the token that its file holds.
+    """Return the settings with the token from its file.
 
     Raises:
         ConfigError: the file can't be read.
@@ -124,7 +124,7 @@ def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConf
 def create_runtime(
     config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
 ) -> Runtime:
-    """The runtime of a neuron; `sources` replaces the host's own devices."""
+    """Create the runtime of a neuron; `sources` replace the host's devices."""
     clock = SystemClock()
     if sources is None:
         sources = (NvmlSource(load_library()),)
@@ -140,22 +140,22 @@ def create_runtime(
 
 
 def create_app(config: NeuronConfig, runtime: Runtime, *, url: str = "") -> FastAPI:
-    """The application of a neuron that listens as its configuration says."""
+    """Create the application of a neuron."""
     host, _ = split_host_port(config.neuron.listen)
     relayed = config.neuron.engine_access == "auto" and not is_loopback(host)
 
-    def opened() -> None:
+    def on_open() -> None:
         log_event(log, "neuron_listening", url=url, devices=len(runtime.host.devices))
         systemd.notify("READY=1", os.environ)
 
-    return _create_api(runtime, relay=Relay(runtime) if relayed else None, on_open=opened)
+    return _create_api(runtime, relay=Relay(runtime) if relayed else None, on_open=on_open)
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """Return a listening socket; port 0 selects a free port.
 
     Raises:
-        ConfigError: it can't be listened on.
+        ConfigError: the address can't be listened on.
     """
     try:
         return listen(host, port)
@@ -167,7 +167,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Ends by itself on a signal, with status 0, instead of raising the signal again."""
+    """Exits with status 0 on a signal, instead of raising the signal again."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
@@ -175,23 +175,23 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Follow SIGTERM and SIGINT; the second one hurries."""
+        """Stop on SIGTERM and SIGINT; a second signal skips draining."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_end)
+            loop.add_signal_handler(number, self._stop)
         try:
             yield
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def _asked_to_end(self) -> None:
+    def _stop(self) -> None:
         systemd.notify("STOPPING=1", os.environ)
         self._runtime.stopping_s = 0.0
         if relayed := sum(self._runtime.inflight.relayed.values()):
-            most = 0.0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
-            log_event(log, "neuron_drains", relayed=relayed, at_most_s=most)
-            self._runtime.stopping_s = most
+            timeout_s = 0.0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
+            log_event(log, "neuron_draining", relayed=relayed, timeout_s=timeout_s)
+            self._runtime.stopping_s = timeout_s
         self.force_exit = self.should_exit
         self.should_exit = True
         self._runtime.changes.close()

@@ -148,7 +148,7 @@ async def until_refused(url: str) -> None:
 async def test_a_neuron_that_stops_lets_relayed_streams_end(tmp_path: Path):
     """SIGTERM mid-stream: no new request is taken, gateways are told for how long, and the stream ends whole."""
     async with stopping(tmp_path, "0.05", 40) as (rig, seen, ended):
-        await asyncio.to_thread(wait_for, lambda: "neuron_drains" in rig.log.read_text(), 10)
+        await asyncio.to_thread(wait_for, lambda: "neuron_draining" in rig.log.read_text(), 10)
         await until_refused(f"{rig.url}/models")
         assert not ended.done()
     assert "data: [DONE]" in seen
