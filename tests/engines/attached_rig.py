@@ -48,7 +48,7 @@ class Attached:
         self.systemctl = bin_dir / "systemctl"
         self.rig = NeuronRig(directory / "neuron")
         section = f'[[harnesses]]\nname = "shared"\nkind = "attach"\nurl = "{self.url}"\n'
-        section += "load_timeout_s = 10.0\nhealth_every_s = 0.3\n"
+        section += "load_timeout_s = 10.0\nhealth_interval_s = 0.3\n"
         section += 'unit = "mistralrs.service"\n' if unit else ""
         self.rig.config.write_text(self.rig.config.read_text() + section)
         os.environ["PATH"], self.path = f"{bin_dir}:{os.environ['PATH']}", os.environ["PATH"]
