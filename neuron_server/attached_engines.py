@@ -66,13 +66,13 @@ class AttachedEngines:
         self._reachable: set[str] = set()
         self._restarts: dict[str, asyncio.Task[RestartResponse]] = {}
         self._saved = state.load_cycles()
-        for _, harness in registry.attached():
+        for _, harness in registry.attached_harnesses():
             harness.load_cycles = self._saved.get(harness.name, harness.load_cycles)
 
     async def refresh(self) -> None:
         """Add an instance for each model that other clients have loaded."""
-        for entry, harness in self._registry.attached():
-            models = await harness.loaded()
+        for entry, harness in self._registry.attached_harnesses():
+            models = await harness.list_models()
             (self._reachable.discard if models is None else self._reachable.add)(harness.name)
             snapshots = [m.instance for m in self._instances if m.entry is entry]
             existing = [i for i in snapshots if i.state is not InstanceState.FAILED]
@@ -102,7 +102,7 @@ class AttachedEngines:
                 restarting=harness.name in self._restarts,
                 cycles=harness.load_cycles.count,
             )
-            for _, harness in self._registry.attached()
+            for _, harness in self._registry.attached_harnesses()
         )
 
     async def restart(self, name: str, request: RestartRequest) -> RestartResponse:
@@ -118,7 +118,7 @@ class AttachedEngines:
         entry, harness = self._attached(name)
         if name not in self._restarts:
             if harness.load_cycles.count < request.min_cycles:
-                models = await harness.loaded() or {}
+                models = await harness.list_models() or {}
                 return RestartResponse(status="kept", models=_loaded_names(models))
             if not request.cut and await self._is_busy(entry, harness):
                 raise InstanceBusy(f"the engine at {harness.url} has requests in flight")
@@ -199,7 +199,9 @@ class AttachedEngines:
         return RestartResponse(status="restarted", models=_loaded_names(models), seconds=seconds)
 
     def _save(self) -> None:
-        cycles = {harness.name: harness.load_cycles for _, harness in self._registry.attached()}
+        cycles = {
+            harness.name: harness.load_cycles for _, harness in self._registry.attached_harnesses()
+        }
         if cycles != self._saved:
             self._state.save_load_cycles(cycles)
             self._saved = cycles

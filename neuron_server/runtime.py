@@ -214,7 +214,7 @@ class Runtime:
             ModelNotFound: the node has no instance of the model.
             Unavailable: no instance is ready.
         """
-        ready = self.instances.ready(model_id)
+        ready = self.instances.ready_instances(model_id)
         best = min(ready, key=lambda i: (self.inflight.count(i.id), i.started_at))
         return EndpointResponse(url=url_of(best), instance_id=best.id)
 

@@ -92,7 +92,7 @@ class AttachHarness:
             return None
         return sum_series(response.text, _INFLIGHT_METRICS)
 
-    async def loaded(self) -> Mapping[str, bool] | None:
+    async def list_models(self) -> Mapping[str, bool] | None:
         """Return the engine's models and whether each is loaded; None if it can't be reached."""
         listed = await get_json(self._http, self.url + "/v1/models")
         if listed is None:
@@ -103,14 +103,14 @@ class AttachHarness:
     async def restart(self) -> Mapping[str, bool]:
         """Restart the engine's systemd unit, and return the models and whether each is loaded."""
         await self._restart("a restart was requested")
-        return await self.loaded() or {}
+        return await self.list_models() or {}
 
     async def load(self, spec: LoadSpec) -> Probe:
         """Load a model; one that is stuck in "reloading" or was lost is recovered by a restart, if possible."""
         name = spec.source or spec.model_id
         await self._wait_for_restart()
         async with self._locks[name]:
-            if await self.loaded() is None:
+            if await self.list_models() is None:
                 await self._systemctl("start", f"the engine at {self.url} does not respond")
                 await self._wait_until_reachable()
             status = await self._wait_for_status(name)
@@ -123,7 +123,7 @@ class AttachHarness:
             if status == "unloaded":
                 await self._reload(name)
             elif status != "loaded":
-                configured = tuple(await self.loaded() or ())
+                configured = tuple(await self.list_models() or ())
                 raise BadRequest(
                     f"the engine at {self.url} was not configured with {name!r}",
                     param="source",
@@ -152,7 +152,7 @@ class AttachHarness:
 
     async def _recover(self, name: str) -> None:
         """Restart the engine to recover a lost model, unless other models are loaded."""
-        if True in (await self.loaded() or {}).values():
+        if True in (await self.list_models() or {}).values():
             raise LoadFailed(
                 f"the engine lost {name} when it unloaded it, and only a restart recovers it",
                 hints=(f"POST /harnesses/{self.name}/restart, when its other models are idle",),
@@ -206,7 +206,7 @@ class AttachHarness:
 
     async def _wait_until_reachable(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        while await self.loaded() is None:
+        while await self.list_models() is None:
             if asyncio.get_running_loop().time() > deadline:
                 raise LoadFailed(f"the engine at {self.url} did not become reachable")
             await asyncio.sleep(_POLL_INTERVAL_S)

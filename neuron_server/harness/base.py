@@ -168,7 +168,7 @@ class AttachedHarness(Harness, Protocol):
         ...
 
     async def restart(self) -> Mapping[str, bool]:
-        """Restart the engine and return its models, as `loaded` does; concurrent loads and unloads wait.
+        """Restart the engine and return its models, as `list_models` does; concurrent loads and unloads wait.
 
         Raises:
             LoadFailed: it could not be restarted, or did not become reachable.
@@ -176,7 +176,7 @@ class AttachedHarness(Harness, Protocol):
         """
         ...
 
-    async def loaded(self) -> Mapping[str, bool] | None:
+    async def list_models(self) -> Mapping[str, bool] | None:
         """Return the engine's models and whether each is loaded; None if it can't be reached."""
         ...
 

@@ -78,7 +78,7 @@ class HarnessRegistry:
         """Close the HTTP client."""
         await self._http.aclose()
 
-    def attached(self) -> Iterator[tuple[RegistryEntry, AttachedHarness]]:
+    def attached_harnesses(self) -> Iterator[tuple[RegistryEntry, AttachedHarness]]:
         """Yield the attached engines' harnesses."""
         for entry in self._by_name.values():
             if isinstance(entry.harness, AttachedHarness):

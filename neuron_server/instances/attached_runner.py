@@ -109,7 +109,7 @@ class AttachedRunner:
     async def _still_loaded(self) -> bool:
         """Check again after the interval; return False once the model is unloaded or the engine is gone."""
         await asyncio.sleep(self._watch_interval_s)
-        models = await self._harness.loaded()
+        models = await self._harness.list_models()
         instance = self._host.current(self.id)
         if instance.state is not InstanceState.READY:
             return False
@@ -136,7 +136,7 @@ def externally_loaded(
 
     Args:
         harness: name of the engine's harness.
-        models: see `AttachedHarness.loaded`.
+        models: see `AttachedHarness.list_models`.
         existing: the engine's instances, failed ones excluded.
         now: Unix seconds.
     """

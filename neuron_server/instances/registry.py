@@ -97,7 +97,7 @@ class InstanceRegistry:
             raise self._not_found(model_id, instance_id)
         return found
 
-    def ready(self, model_id: str) -> list[Instance]:
+    def ready_instances(self, model_id: str) -> list[Instance]:
         """Return the instances of a model that accept requests; at least one.
 
         Raises:

@@ -399,7 +399,7 @@ async def test_the_registry_is_built_from_the_configuration(program: Path):
         assert registry.names == ("embedded", "fast", "shared")
         assert isinstance(registry.get("fast").harness, LlamaCppHarness)
         assert isinstance(registry.get("embedded").harness, ProcessHarness)
-        assert [h.name for _, h in registry.attached()] == ["shared"]
+        assert [h.name for _, h in registry.attached_harnesses()] == ["shared"]
         assert isinstance(registry.get("shared").harness, AttachedHarness)
         assert not isinstance(registry.get("shared").harness, ProcessHarness)
         with pytest.raises(BadRequest, match="it has embedded, fast, shared"):
