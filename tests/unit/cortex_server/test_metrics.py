@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cortex_server.metrics.exposition import GatewayCollector
+from cortex_server.metrics.exposition import GatewayCollector, error_side
 from cortex_server.metrics.series import Histogram, Metrics
 
 
@@ -61,3 +62,21 @@ def test_totals_sum_a_model_over_its_nodes():
     totals = metrics.totals("m")
     assert (totals.requests, totals.errors, totals.tokens_out) == (2, 1, 4)
     assert totals.ttft_p95_ms == 100.0
+
+
+@pytest.mark.parametrize(
+    ("code", "side"),
+    [
+        ("engine_500", "engine"),
+        ("upstream_timeout", "engine"),
+        ("client_disconnected", "client"),
+        ("model_not_found", "client"),
+        ("rate_limited", "client"),
+        ("no_healthy_node", "cortex"),
+        ("internal_error", "cortex"),
+        ("does_not_fit", "cortex"),
+    ],
+)
+def test_each_error_code_has_a_side(code, side):
+    """The code of an error determines whose fault it is."""
+    assert error_side(code) == side

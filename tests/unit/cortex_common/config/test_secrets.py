@@ -9,8 +9,6 @@ import pytest
 from cortex_common.config.secrets import read_secret
 from cortex_common.errors import ConfigError
 from cortex_common.log import _ConsoleFormatter, event
-from cortex_server.auth.usage import UsageCounter
-from cortex_server.metrics.exposition import error_side
 
 
 def test_secret_is_read_without_surrounding_whitespace(tmp_path):
@@ -50,32 +48,3 @@ def test_log_lines_escape_control_characters():
     assert line.count("\n") == 1
     assert line.rstrip("\n").isprintable()
     assert "plain=ok" in line
-
-
-def test_usage_that_could_not_be_stored_is_not_lost():
-    """Usage that is put back is added to what was counted in the meantime."""
-    usage = UsageCounter()
-    usage.count("k", "m", 1, 2, failed=False)
-    taken = usage.take()
-    usage.count("k", "m", 10, 20, failed=True)
-    usage.put_back(taken)
-    used = usage.take()["k", "m"]
-    assert (used.requests, used.errors, used.tokens_in, used.tokens_out) == (2, 1, 11, 22)
-
-
-@pytest.mark.parametrize(
-    ("code", "side"),
-    [
-        ("engine_500", "engine"),
-        ("upstream_timeout", "engine"),
-        ("client_disconnected", "client"),
-        ("model_not_found", "client"),
-        ("rate_limited", "client"),
-        ("no_healthy_node", "cortex"),
-        ("internal_error", "cortex"),
-        ("does_not_fit", "cortex"),
-    ],
-)
-def test_each_error_code_has_a_side(code, side):
-    """The code of an error determines whose fault it is."""
-    assert error_side(code) == side
