@@ -1,4 +1,4 @@
-"""All parts of one gateway, put together."""
+"""The gateway: constructs its parts, connects them, and runs their background tasks."""
 
 from __future__ import annotations
 
@@ -59,27 +59,29 @@ from cortex_server.storage.placement import PlacementStore
 
 log = logging.getLogger("cortex.gateway")
 
+tls_log = logging.getLogger("cortex.tls")
+
 _CLOSE_S = 2.0
 """Seconds that connections have to close once the drain is over."""
-tls_log = logging.getLogger("cortex.tls")
 
 
 class Gateway:
-    """See the module.
+    """One gateway.
 
     Args:
-        config: its settings.
-        catalogue: the models that can be asked for.
+        config: the settings.
+        catalogue: the model configs.
 
     Raises:
-        ConfigError: a certificate or a secret that the settings name can't be read, or state_dir not be used.
-        Conflict: another gateway uses its state_dir.
+        ConfigError: a certificate, a secret or the state_dir in the settings cannot be used.
+        Conflict: another gateway uses the same state_dir.
 
     Attributes:
-        reloader: reads the settings again; set by whoever knows their files.
-        inflight: The requests in flight.
-        broken: which of its parts died, if any.
-        on_broken: called when one does.
+        config: the settings in force.
+        reloader: reloads the configuration; None if the gateway was not started from files.
+        inflight: the requests in flight.
+        failed_task: name of the background task that has failed, if any.
+        on_failure: called when a background task fails.
     """
 
     def __init__(self, config: GatewayConfig, catalogue: Catalogue) -> None:
@@ -87,12 +89,12 @@ class Gateway:
         self.config = config
         self.reloader: Reloader | None = None
         self.audit_log = AuditLog(clock)
-        # Lines of requests would push everything else out, and `cortex requests` shows them.
+        # Without the access log, which would displace everything else; `cortex requests` shows it.
         self._log_buffer = LogBuffer(exclude=("cortex.requests",))
-        self.broken: str | None = None
-        self.on_broken: Callable[[], None] = lambda: None
-        self._accesses = accesses(config.nodes, os.environ)
-        self._of_nodes = certificates_of(config.nodes)
+        self.failed_task: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._node_access = accesses(config.nodes, os.environ)
+        self._node_certificates = certificates_of(config.nodes)
         self._tls = server_tls(config.tls)
         self.metrics = Metrics()
         self.fleet = Fleet(config.nodes, catalogue, clock, self.metrics)
@@ -140,23 +142,27 @@ class Gateway:
                 self._database, self.audit_log, self.context.access_log, self.controller.decisions
             )
         self._restarts = EngineRestarts(self.fleet, self.controller, clock)
-        self._verbs = Operations(self.fleet, self.controller, self._restarts, self._store, clock)
+        self._operations = Operations(
+            self.fleet, self.controller, self._restarts, self._store, clock
+        )
         self.app = create_app(self.fleet, lambda: self.context, routers=self._routers())
 
     def _routers(self) -> tuple[APIRouter, ...]:
-        """The operator API."""
-        fleet, verbs, nodes = self.fleet, self._verbs, self._membership.clients
+        """Return the routers of the operator API. The log routes come first: see `logs_router`."""
+        fleet, operations, nodes = self.fleet, self._operations, self._membership.clients
         return (
-            logs_router(verbs.shown, nodes, self._log_buffer, lambda: fleet.closed, fleet.unknown),
-            operator_router(fleet, verbs, self.audit_log),
+            logs_router(
+                operations.shown, nodes, self._log_buffer, lambda: fleet.closed, fleet.unknown
+            ),
+            operator_router(fleet, operations, self.audit_log),
             requests_router(self.inflight),
             keys_router(self.key_service),
             config_router(lambda: self.reloader),
         )
 
     @property
-    def speaks_tls(self) -> bool:
-        """Whether it serves HTTPS."""
+    def serves_tls(self) -> bool:
+        """Whether the API is served over HTTPS."""
         return self._tls is not None
 
     def server(self) -> Server:
@@ -167,16 +173,19 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Everything that works in the background: watchers, conductor, metrics."""
+        """Run the background tasks and the metrics listener; shut everything down at the end."""
         self._log_buffer.attach()
         if self._history is not None:
             self._history.restore()
         self.audit_log.attach()
         async with self._metrics_listener():
             await self._use_nodes(self.config)
-            tasks = [asyncio.create_task(w, name=name) for name, w in self._work().items()]
+            tasks = [
+                asyncio.create_task(work, name=name)
+                for name, work in self._background_work().items()
+            ]
             for task in tasks:
-                task.add_done_callback(self._look_after)
+                task.add_done_callback(self._on_task_done)
             try:
                 yield
             finally:
@@ -185,8 +194,8 @@ class Gateway:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._close()
 
-    def _work(self) -> dict[str, Coroutine[None, None, None]]:
-        """What runs beside the requests, by name."""
+    def _background_work(self) -> dict[str, Coroutine[None, None, None]]:
+        """Return the coroutines to run in the background, by name."""
         work = {
             "controller": self.controller.run(),
             "timeouts": self.context.watch_timeouts(),
@@ -194,7 +203,7 @@ class Gateway:
             "usage": self.key_service.run(),
             "rolling_update": self._rolling_update.run(),
             "restarts": self._restarts.run(),
-            "ends": report_expiring_certificates(
+            "certificate_expiry": report_expiring_certificates(
                 self._certificates, SystemClock(), partial(event, tls_log)
             ),
         }
@@ -206,7 +215,7 @@ class Gateway:
 
     async def _close(self) -> None:
         self.audit_log.detach()
-        await self._verbs.close()
+        await self._operations.close()
         await self._membership.close()
         self.context.close()
         if self._history is not None:
@@ -219,26 +228,26 @@ class Gateway:
             await asyncio.to_thread(self._spans.close)
         self._log_buffer.detach()
 
-    def _look_after(self, task: asyncio.Task[None]) -> None:
-        """Without one of its parts a gateway only looks alive: better that it ends, and is started anew."""
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        # Without one of its parts the gateway would be up but not work. It exits, so that it is restarted.
         if not task.cancelled():
             facts = {"task": task.get_name()}
-            log.critical("task_died", exc_info=task.exception(), extra={"facts": facts})
-            self.broken = task.get_name()
-            self.on_broken()
+            log.critical("task_failed", exc_info=task.exception(), extra={"facts": facts})
+            self.failed_task = task.get_name()
+            self.on_failure()
 
-    async def use(self, config: GatewayConfig, catalogue: Catalogue) -> None:
-        """Run by other settings from now on; requests under way go on as they began.
+    async def apply(self, config: GatewayConfig, catalogue: Catalogue) -> None:
+        """Apply new settings. Requests in flight continue with the old ones.
 
         Raises:
-            ConfigError: a secret or a certificate can't be read; nothing has changed.
+            ConfigError: a secret or a certificate cannot be read; nothing has changed.
         """
-        self._accesses = accesses(config.nodes, os.environ)
-        self._of_nodes = certificates_of(config.nodes)
+        self._node_access = accesses(config.nodes, os.environ)
+        self._node_certificates = certificates_of(config.nodes)
         self.config = config
         stale = self._rolling_update.use(catalogue)
         if stale:
-            event(log, "instances_stale", count=stale)
+            event(log, "stale_instances_found", count=stale)
         self.fleet.use_catalogue(catalogue)
         self.controller.use_catalogue(catalogue)
         self.controller.use_config(config)
@@ -248,9 +257,9 @@ class Gateway:
         await self._use_nodes(config)
 
     async def drain(self) -> None:
-        """Take no new requests and wait for those under way, for as long as the settings allow.
+        """Reject new requests and wait for those in flight, at most for `drain_timeout_s`.
 
-        New ones are answered with 503 and Retry-After meanwhile, so that a load balancer can send them elsewhere.
+        New requests get 503 with Retry-After, so that a load balancer can send them to another gateway.
         """
         self.access_control.stopping = True
         event(log, "gateway_draining", requests=self.inflight.count)
@@ -261,14 +270,14 @@ class Gateway:
         self.fleet.close()
 
     def _certificates(self) -> tuple[Certificate, ...]:
-        """All in use, each file once: nodes may share an authority."""
-        mine = () if self._tls is None else self._tls.certificates
-        return tuple(dict.fromkeys((*mine, *self._of_nodes)))
+        """Return the certificates in use, each file once: nodes can share a certificate authority."""
+        own = () if self._tls is None else self._tls.certificates
+        return tuple(dict.fromkeys((*own, *self._node_certificates)))
 
     async def _use_nodes(self, config: GatewayConfig) -> None:
-        how = self._accesses
-        self.context.addresses.use_nodes({e.endpoint: how[e.name] for e in config.nodes})
-        await self._membership.use(config.nodes, how)
+        access = self._node_access
+        self.context.addresses.use_nodes({e.endpoint: access[e.name] for e in config.nodes})
+        await self._membership.use(config.nodes, access)
 
     @contextlib.asynccontextmanager
     async def _metrics_listener(self) -> AsyncIterator[None]:
@@ -279,14 +288,14 @@ class Gateway:
         app = metrics_app(GatewayCollector(self.metrics), lambda: self.access_control)
         tls = None if self._tls is None else self._tls.context
         protocol = protocol_for(AsgiOnly(self.config.limits))
-        serving = create_server(app, protocol, tls=tls, drain_s=1.0)
+        server = create_server(app, protocol, tls=tls, drain_s=1.0)
         with listening(address, "metrics_listen") as sock:
             event(log, "metrics_listening", url=f"{url_of(sock, tls=tls is not None)}/metrics")
-            task = asyncio.create_task(serving.serve(sockets=[sock]), name="metrics")
+            task = asyncio.create_task(server.serve(sockets=[sock]), name="metrics")
             try:
                 yield
             finally:
-                serving.stop()
+                server.stop()
                 await task
 
 
@@ -294,19 +303,21 @@ def listening(address: str, setting: str, *, reuse_port: bool = False) -> socket
     """Open a listening socket.
 
     Args:
-        address: host:port; port 0 takes a free one.
-        setting: Key of [gateway] that holds the address, for the error.
-        reuse_port: Share the address with other gateways that set this too.
+        address: host:port; port 0 selects a free port.
+        setting: key of [gateway] that contains the address, for the error.
+        reuse_port: whether other gateways can listen on the same address.
 
     Raises:
-        ConfigError: The address can't be listened on.
+        ConfigError: the address cannot be listened on.
     """
     host, port = split_host_port(address)
     try:
         return listen(host, port, reuse_port=reuse_port)
-    except OSError as failed:
-        chosen_by = f"[gateway] {setting} in cortex.toml, or CORTEX_GATEWAY__{setting.upper()},"
+    except OSError as error:
+        variable = f"CORTEX_GATEWAY__{setting.upper()}"
         raise ConfigError(
-            f"can't listen on {host}:{port}: {failed.strerror or failed}",
-            hints=(f"{chosen_by} chooses another",),
-        ) from failed
+            f"can't listen on {host}:{port}: {error.strerror or error}",
+            hints=(
+                f"set {setting} in [gateway] of cortex.toml, or {variable}, to another address",
+            ),
+        ) from error

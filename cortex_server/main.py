@@ -1,4 +1,4 @@
-"""The gateway as a daemon: its signals, its socket, and what it says to systemd."""
+"""The gateway daemon: its socket, its signals, and its notifications to systemd."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = ["Gateway", "check", "serve"]
 
 log = logging.getLogger("cortex.gateway")
 
-_CLOSING_S = 15.0
-"""Seconds that everything after the drain may take."""
+_SHUTDOWN_S = 15.0
+"""Upper bound of the seconds that the shutdown takes after the drain."""
 
 
 def serve(
@@ -44,30 +44,30 @@ def serve(
     """Run the gateway until SIGTERM or SIGINT.
 
     Args:
-        config: its settings.
-        catalogue: the models that can be asked for.
-        read: reads both again, for SIGHUP, a changed file and `cortex config reload`.
+        config: the settings.
+        catalogue: the model configs.
+        read: reads both again, on SIGHUP, after a file has changed and for `cortex config reload`.
 
     Raises:
-        ConfigError: an address can't be listened on, or a file that the settings name can't be read.
-        CortexError: a part of it died.
+        ConfigError: an address cannot be listened on, or a file in the settings cannot be read.
+        CortexError: a background task has failed.
     """
-    _open_more_files()
+    _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve((config, catalogue), read))
 
 
-def _open_more_files() -> None:
-    """As many as the host allows: shells and units start with 1024, for the sake of programs that use select(2)."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _raise_file_limit() -> None:
+    """Raise the soft limit on open files to the hard limit; the default of 1024 exists for select(2) only."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def check(config: GatewayConfig) -> None:
-    """Read what the settings name, as `serve` would.
+    """Read the certificates and secrets in the settings, as `serve` does.
 
     Raises:
-        ConfigError: a certificate or a secret can't be read.
+        ConfigError: a certificate or a secret cannot be read.
     """
     server_tls(config.tls)
     accesses(config.nodes, os.environ)
@@ -81,81 +81,82 @@ async def _serve(files: Files, read: Callable[[], Files] | None) -> None:
         enable_keepalive(inherited)
     with inherited or listening(settings.listen, "listen", reuse_port=settings.reuse_port) as sock:
         server = gateway.server()
-        ending = _Ending(gateway, server)
-        async with gateway.running(), asyncio.TaskGroup() as beside:
-            work = [beside.create_task(systemd.run_watchdog(os.environ))]
+        shutdown = _Shutdown(gateway, server)
+        async with gateway.running(), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(systemd.run_watchdog(os.environ))]
             if read is not None:
-                gateway.reloader = Reloader(files, read, gateway.use, SystemClock())
-                work.append(beside.create_task(gateway.reloader.watch()))
-                _on_hangup(gateway.reloader, beside)
-            ending.follow_signals()
-            gateway.on_broken = server.stop
+                gateway.reloader = Reloader(files, read, gateway.apply, SystemClock())
+                tasks.append(group.create_task(gateway.reloader.watch()))
+                _reload_on_hangup(gateway.reloader, group)
+            shutdown.handle_signals()
+            gateway.on_failure = server.stop
             freeze_startup_objects()
-            event(log, "gateway_listening", url=url_of(sock, tls=gateway.speaks_tls))
-            _tell_who_may_ask(gateway)
-            _keep_status_told(gateway.fleet)
+            event(log, "gateway_listening", url=url_of(sock, tls=gateway.serves_tls))
+            _log_access_mode(gateway)
+            _notify_status(gateway.fleet)
             systemd.notify("READY=1", os.environ)
             await server.serve(sockets=[sock])
-            for task in work:
+            for task in tasks:
                 task.cancel()
     event(log, "gateway_stopped")
-    if gateway.broken is not None:
-        raise CortexError(f"the gateway's {gateway.broken} died; the log above says how")
+    if gateway.failed_task is not None:
+        raise CortexError(f"the background task {gateway.failed_task} failed; see the log above")
 
 
-def _tell_who_may_ask(gateway: Gateway) -> None:
-    """What an operator who has just started it, and whose clients are refused, should know."""
+def _log_access_mode(gateway: Gateway) -> None:
+    """Log who can use the API, which explains rejected requests after a first start."""
     if gateway.access_control.insecure:
-        event(log, "insecure", logging.WARNING, hint="whoever can connect may ask; make keys")
+        hint = "requests without a key are accepted from every host; create keys"
+        event(log, "authentication_disabled", logging.WARNING, hint=hint)
     elif Scope.INFER not in gateway.access_control.keyring.protected:
-        event(log, "own_host_only", hint="`cortex keys create NAME` makes keys for other hosts")
+        event(log, "loopback_only", hint="`cortex keys create NAME` creates keys for other hosts")
 
 
-def _keep_status_told(fleet: Fleet) -> None:
-    """Have `systemctl status` show how many nodes answer."""
-    told = ""
+def _notify_status(fleet: Fleet) -> None:
+    """Keep the number of reachable nodes in `systemctl status` up to date."""
+    last = ""
 
-    def tell() -> None:
-        nonlocal told
+    def notify() -> None:
+        nonlocal last
         states = [fleet.state(name) for name in fleet.entries]
-        status = f"STATUS={states.count(NodeState.UP)} of {len(states)} nodes answer"
-        if status != told:
-            told = status
+        status = f"STATUS={states.count(NodeState.UP)} of {len(states)} nodes reachable"
+        if status != last:
+            last = status
             systemd.notify(status, os.environ)
 
-    fleet.on_change(tell)
-    tell()
+    fleet.on_change(notify)
+    notify()
 
 
-class _Ending:
-    """The end of a gateway: the first signal drains it, the second hurries."""
+class _Shutdown:
+    """Stops the gateway on signals: the first one drains it, the second one cuts the drain short."""
 
     def __init__(self, gateway: Gateway, server: Server) -> None:
         self._gateway = gateway
         self._server = server
-        self._task: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
 
-    def follow_signals(self) -> None:
-        """Begin the end on SIGTERM or SIGINT."""
+    def handle_signals(self) -> None:
+        """Install handlers for SIGTERM and SIGINT."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked)
+            loop.add_signal_handler(number, self._on_signal)
 
-    def _asked(self) -> None:
-        if self._task is None:
+    def _on_signal(self) -> None:
+        if self._drain_task is None:
             systemd.notify("STOPPING=1", os.environ)
-            # However long a drain may take, the unit's TimeoutStopSec must not end it.
-            allowed_s = self._gateway.config.gateway.drain_timeout_s + _CLOSING_S
-            systemd.notify(f"EXTEND_TIMEOUT_USEC={allowed_s * 1e6:.0f}", os.environ)
-            self._task = asyncio.create_task(self._gateway.drain(), name="drain")
-            # Not in a `finally` of the task: of two signals at once the second cancels it before it has begun.
-            self._task.add_done_callback(lambda _: self._server.stop())
+            # The unit's TimeoutStopSec must not interrupt a long drain.
+            timeout_s = self._gateway.config.gateway.drain_timeout_s + _SHUTDOWN_S
+            systemd.notify(f"EXTEND_TIMEOUT_USEC={timeout_s * 1e6:.0f}", os.environ)
+            self._drain_task = asyncio.create_task(self._gateway.drain(), name="drain")
+            # Not in a `finally` of the task: the second of two simultaneous signals cancels it before it starts.
+            self._drain_task.add_done_callback(lambda _: self._server.stop())
         else:
-            self._task.cancel()
+            self._drain_task.cancel()
 
 
-def _on_hangup(reloader: Reloader, beside: asyncio.TaskGroup) -> None:
+def _reload_on_hangup(reloader: Reloader, group: asyncio.TaskGroup) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(
-        signal.SIGHUP, lambda: beside.create_task(reloader.try_reload(), name="reload")
+        signal.SIGHUP, lambda: group.create_task(reloader.try_reload(), name="reload")
     )

@@ -86,4 +86,4 @@ class Membership:
 def _report(task: asyncio.Task[None]) -> None:
     """A watcher that ends by itself is a bug that must not stay silent."""
     if not task.cancelled() and (failed := task.exception()) is not None:
-        log.error("task_died", exc_info=failed, extra={"facts": {"task": task.get_name()}})
+        log.error("task_failed", exc_info=failed, extra={"facts": {"task": task.get_name()}})

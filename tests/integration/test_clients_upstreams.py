@@ -448,7 +448,7 @@ async def test_settings_that_are_read_again_move_an_upstream() -> None:
 
         async def use(*upstreams: UpstreamEntry) -> None:
             config = gateway.config.model_copy(update={"upstreams": upstreams})
-            await gateway.use(GatewayConfig.model_validate(config), Catalogue())
+            await gateway.apply(GatewayConfig.model_validate(config), Catalogue())
 
         await use(entry(first), entry(second, "other"))
         await until(served, lambda s: s.model("n") is not None)

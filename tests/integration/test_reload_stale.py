@@ -32,7 +32,7 @@ async def test_a_changed_model_config_replaces_its_idle_instance_only(tmp_path):
         catalogue = Catalogue(
             models=(changed.model_copy(update={"context": 128, "aliases": ("nick",)}), kept)
         )
-        await served.gateway.use(served.gateway.config, catalogue)
+        await served.gateway.apply(served.gateway.config, catalogue)
         await until(lambda: bool(ready("changed")) and ready("changed")[0].id != before["changed"])
         assert ready("changed")[0].context == 128
         assert [v.id for v in ready("kept")] == [before["kept"]]
@@ -49,7 +49,7 @@ async def test_a_busy_instance_is_replaced_only_after_its_requests(tmp_path):
         request = asyncio.create_task(served.chat("busy", max_tokens=2000))
         await until(lambda: any(v.in_flight for v in served.gateway.fleet.snapshot.instances()))
         catalogue = Catalogue(models=(model.model_copy(update={"context": 512}),))
-        await served.gateway.use(served.gateway.config, catalogue)
+        await served.gateway.apply(served.gateway.config, catalogue)
         answer = await request
         assert answer.status_code == 200
         assert answer.headers["x-cortex-instance"] == old
@@ -63,7 +63,7 @@ async def test_a_fixed_model_config_is_loaded_immediately(tmp_path):
     async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (broken,)) as served:
         await until(lambda: served.gateway.fleet.state("n") == "up")
         assert (await served.chat("fixed")).status_code == 503
-        await served.gateway.use(served.gateway.config, Catalogue(models=(fixed,)))
+        await served.gateway.apply(served.gateway.config, Catalogue(models=(fixed,)))
         answer = await served.chat("fixed")
         assert answer.status_code == 200, answer.text
 
@@ -76,6 +76,6 @@ async def test_a_configured_size_overrides_the_estimate_of_a_node(tmp_path):
     async with neuron(tmp_path, 2048) as node, gateway({"n": node.url}, (unsized,)) as served:
         await until(lambda: served.gateway.fleet.state("n") == "up")
         assert (await served.chat("sized")).status_code == 507
-        await served.gateway.use(served.gateway.config, Catalogue(models=(sized,)))
+        await served.gateway.apply(served.gateway.config, Catalogue(models=(sized,)))
         answer = await served.chat("sized")
         assert answer.status_code == 200, answer.text

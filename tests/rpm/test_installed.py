@@ -110,7 +110,7 @@ def test_packaged_fleet_serves_and_survives_an_upgrade(host: Installed, tmp_path
     }
     with host.service("cortex.service", **gateway_env) as gateway:
         with host.service("neuron.service", **neuron_env):
-            gateway.wait_for("STATUS=1 of 1 nodes answer")
+            gateway.wait_for("STATUS=1 of 1 nodes reachable")
             discovery = json.loads(host.python(_GET, "http://127.0.0.1:9090/discovery"))
             answer = host.python(_CHAT)
             before = engine_pid(host)
