@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
-import uvicorn
 
 from cortex_common.client.gateway import OperatorClient
+from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig
+from cortex_http.server import Server, create_server
+from cortex_http.server_protocol import AsgiOnly, protocol_for
 from cortex_server.gateway import listening
 from cortex_server.main import Gateway
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
@@ -27,22 +29,15 @@ MODEL_MB = 256
 """MiB that a tiny model is promised; its process takes less."""
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The test ends it."""
-        yield
-
-
 @contextlib.asynccontextmanager
-async def _serving(server: uvicorn.Server) -> AsyncIterator[str]:
+async def _serving(server: Server) -> AsyncIterator[str]:
     with listening("127.0.0.1:0", "listen") as sock:
         task = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             await until(lambda: server.started or task.done())
             yield f"http://127.0.0.1:{sock.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.stop()
             await task
 
 
@@ -79,7 +74,9 @@ async def neuron(
     )
     runtime = create_runtime(config, None)
     app = create_app(config, runtime)
-    server = _Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
+    server = create_server(
+        app, protocol_for(AsgiOnly(LimitsSection())), tls=None, drain_s=2, lifespan="on"
+    )
     async with _serving(server) as url:
         try:
             yield Neuron(url, runtime)
@@ -119,10 +116,9 @@ async def gateway(
         | sections
     )
     made = Gateway(config, Catalogue(models=models))
-    server = _Server(uvicorn.Config(made.app, log_config=None, timeout_graceful_shutdown=2))
     async with (
         made.running(),
-        _serving(server) as url,
+        _serving(made.server()) as url,
         httpx.AsyncClient(base_url=url, timeout=60.0) as http,
         OperatorClient(url, who="the gateway") as operator,
     ):
