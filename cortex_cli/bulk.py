@@ -20,7 +20,7 @@ from cortex_cli.render.fleet import place, progress_text
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState
-from cortex_common.schema.operations import LONGEST_S
+from cortex_common.schema.operations import MAX_DURATION_S
 from cortex_common.units import parse_duration
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def seconds_of(text: str, option: str, *, positive: bool = False) -> float:
         raise typer.BadParameter(str(failed), param_hint=option) from failed
     if positive and not seconds:
         raise typer.BadParameter("must be longer than 0", param_hint=option)
-    if seconds > LONGEST_S:
+    if seconds > MAX_DURATION_S:
         raise typer.BadParameter(f"{text!r} is longer than a hundred years", param_hint=option)
     return seconds
 

@@ -16,7 +16,7 @@ from cortex_common.config.loader import FileStamp, LoadedConfig, file_stamp
 from cortex_common.errors import ConfigError, CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import SettingsView
-from cortex_common.schema.operations import Reloaded
+from cortex_common.schema.operations import ReloadResult
 from cortex_server.fleet.credentials import files_of
 
 log = logging.getLogger("cortex.reload")
@@ -70,7 +70,7 @@ class Reloader:
         self._lock = asyncio.Lock()
         self._stamps = self._current_stamps()
 
-    async def reload(self) -> Reloaded:
+    async def reload(self) -> ReloadResult:
         """Read the files and apply them.
 
         Raises:
@@ -101,7 +101,7 @@ class Reloader:
             changed=", ".join(changed) or "nothing",
             restart=", ".join(restart),
         )
-        return Reloaded(changed=changed, restart=restart)
+        return ReloadResult(changed=changed, restart=restart)
 
     async def watch(self) -> None:
         """Reload when a file has changed; runs until cancelled."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from dialects_kit import call, chunk, usage_chunk, wire
-from rigs.engine import SSE_HEAD, Call, Script, chunked, whole
+from rigs.engine import SSE_HEAD, Call, Script, chunked, http_response
 from rigs.lazy_import import anthropic, openai
 
 TALK = wire(
@@ -62,7 +62,7 @@ def answer(body: dict[str, Any], status: bytes = b"200 OK") -> Script:
     """Answer with a JSON document."""
 
     async def script(call: Call) -> None:
-        await call.send(whole(json.dumps(body).encode(), status))
+        await call.send(http_response(json.dumps(body).encode(), status))
 
     return script
 
@@ -84,7 +84,7 @@ def completion(content: str | None = "hello", **message: Any) -> dict[str, Any]:
 
 async def silent(call: Call) -> None:
     """Say nothing until the gateway hangs up."""
-    await call.gone()
+    await call.wait_closed()
 
 
 def asked(call: Call) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import ModelState
 from cortex_common.schema.operation import Operation
 from cortex_common.schema.operations import (
-    EvictModel,
-    ModelAction,
-    NodeAction,
+    EvictModelRequest,
+    ModelResult,
     NodeRequest,
+    NodeResult,
     PinView,
 )
 from cortex_common.schema.plans import (
@@ -30,7 +30,7 @@ from cortex_common.schema.plans import (
     DefragView,
     DrainPlan,
     MoveView,
-    PlanLoad,
+    PlanLoadRequest,
     PlannedEviction,
     PlannedMove,
     PlanView,
@@ -82,7 +82,7 @@ class RecordingOperator(Operator):
 
     def __init__(self, error: CortexError | None = None, plan: PlanView | None = None) -> None:
         self.calls: list[tuple[str, BaseModel]] = []
-        self.planned: list[PlanLoad] = []
+        self.planned: list[PlanLoadRequest] = []
         self.logs: list[str] = []
         self.error = error
         self.eviction_error: CortexError | None = None
@@ -112,11 +112,11 @@ class RecordingOperator(Operator):
             case "plan_defrag":
                 return self._defrag_plan(request)
             case "load":
-                return ModelAction(model=request.model, state=ModelState.LOADING)
+                return ModelResult(model=request.model, state=ModelState.LOADING)
             case _:
                 return _RESULTS[operation.name](request)
 
-    def _eviction_plan(self, request: EvictModel) -> PlannedEviction:
+    def _eviction_plan(self, request: EvictModelRequest) -> PlannedEviction:
         if self.eviction_error is not None:
             raise self.eviction_error
         return PlannedEviction(
@@ -159,13 +159,13 @@ def _drain_plan(request: NodeRequest) -> DrainPlan:
 
 
 _RESULTS: dict[str, Callable[[Any], object]] = {
-    "unload": lambda request: ModelAction(model=request.model, state=ModelState.UNLOADED),
-    "evict": lambda request: ModelAction(model=request.model, state=ModelState.UNLOADED),
+    "unload": lambda request: ModelResult(model=request.model, state=ModelState.UNLOADED),
+    "evict": lambda request: ModelResult(model=request.model, state=ModelState.UNLOADED),
     "pin": lambda request: PinView(model=request.model),
     "unpin": lambda _request: (),
-    "cordon": lambda request: NodeAction(node=request.node, cordoned=True),
-    "uncordon": lambda request: NodeAction(node=request.node, cordoned=False),
-    "drain": lambda request: NodeAction(node=request.node, cordoned=True),
+    "cordon": lambda request: NodeResult(node=request.node, cordoned=True),
+    "uncordon": lambda request: NodeResult(node=request.node, cordoned=False),
+    "drain": lambda request: NodeResult(node=request.node, cordoned=True),
     "defrag": lambda _request: DefragView(why="done", done=True),
     "cancel": lambda _request: sample_requests().active[0],
 }

@@ -18,7 +18,7 @@ from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, as_text, document, say, stdout_paint
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
-from cortex_common.schema.operations import UnloadModel
+from cortex_common.schema.operations import UnloadModelRequest
 from cortex_common.units import format_duration
 
 app = verb()
@@ -138,7 +138,7 @@ async def _bench(
         if cold:
             async with connect(gateway) as client:
                 try:
-                    await client.unload(UnloadModel(model=model))
+                    await client.unload(UnloadModelRequest(model=model))
                 except NotFound as failed:
                     say(f"{failed.message}; so much the better")
             first = await measure.one(inference, model, measure.prompt(8, 0), 4)

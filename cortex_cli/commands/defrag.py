@@ -12,7 +12,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import chosen, verb
 from cortex_cli.output import Output, say, stdout_paint, write_one
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
-from cortex_common.schema.plans import ApplyDefrag, DefragRequest, DefragView
+from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest, DefragView
 
 app = verb()
 
@@ -85,4 +85,4 @@ async def _plan(gateway: str | None, request: DefragRequest) -> DefragView:
 
 async def _apply(gateway: str | None, request: DefragRequest, plan: str) -> DefragView:
     async with connect(gateway) as client:
-        return await client.defrag(ApplyDefrag(request=request, plan=plan))
+        return await client.defrag(ApplyDefragRequest(request=request, plan=plan))

@@ -17,7 +17,7 @@ from cortex_cli.options import chosen, noun
 from cortex_cli.output import Output, as_text, say, stdout_paint
 from cortex_cli.render.formats import toml_value
 from cortex_cli.render.keys import KEYS
-from cortex_common.schema.keys import CreateKey, KeyView, Scope
+from cortex_common.schema.keys import CreateKeyRequest, KeyView, Scope
 from cortex_common.units import parse_duration
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def create(
     say(f"made key {name}; its secret is not shown again")
 
 
-def _valid(fields: dict[str, object]) -> CreateKey:
+def _valid(fields: dict[str, object]) -> CreateKeyRequest:
     from pydantic import ValidationError
 
     try:
-        return CreateKey.model_validate(fields)
+        return CreateKeyRequest.model_validate(fields)
     except ValidationError as failed:
         first = failed.errors()[0]
         option = str(first["loc"][-1]) if first["loc"] else "key"
@@ -132,7 +132,7 @@ def _moment(text: str) -> datetime:
         ) from failed
 
 
-def _entry(request: CreateKey, secret: str) -> str:
+def _entry(request: CreateKeyRequest, secret: str) -> str:
     """The [[keys]] entry of a key; only the hash of its secret."""
     values = request.model_dump(mode="json", exclude_defaults=True) | {
         "name": request.name,

@@ -30,8 +30,14 @@ from cortex_cli.render.details import model_document, model_text
 from cortex_cli.render.fleet import MODELS
 from cortex_cli.render.plan import eviction_line, plan_text
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
-from cortex_common.schema.operations import EvictModel, LoadModel, PinModel, UnloadModel, UnpinModel
-from cortex_common.schema.plans import PlanLoad
+from cortex_common.schema.operations import (
+    EvictModelRequest,
+    LoadModelRequest,
+    PinModelRequest,
+    UnloadModelRequest,
+    UnpinModelRequest,
+)
+from cortex_common.schema.plans import PlanLoadRequest
 from cortex_common.units import format_duration, format_mib
 
 if TYPE_CHECKING:
@@ -130,10 +136,10 @@ def load(
 
     async def one(client: OperatorClient, name: str) -> Done:
         if dry_run:
-            ask = PlanLoad(model=name, node=where, devices=devices, replica=replica)
+            ask = PlanLoadRequest(model=name, node=where, devices=devices, replica=replica)
             plan = await client.plan_load(ask)
             return Done(plan_text(plan, stdout_paint()), plan)
-        request = LoadModel(
+        request = LoadModelRequest(
             model=name,
             node=where,
             devices=devices,
@@ -150,7 +156,7 @@ def load(
     run(each(gateway, models, Verb("load", form, ANY_MODEL, dry_run, goes_on), one))
 
 
-async def _loaded(client: OperatorClient, request: LoadModel) -> Done:
+async def _loaded(client: OperatorClient, request: LoadModelRequest) -> Done:
     began = time.monotonic()
     if not request.wait:
         action = await client.load(request)
@@ -186,7 +192,7 @@ def unload(
         if model is not None and model.in_flight:
             confirm(f"{model.id} has {model.in_flight} requests under way; unload it?", yes=yes)
         began = time.monotonic()
-        action = await client.unload(UnloadModel(model=name, drain_timeout_s=limit))
+        action = await client.unload(UnloadModelRequest(model=name, drain_timeout_s=limit))
         took = format_duration(time.monotonic() - began)
         return Done(f"unloaded {action.model} in {took}", action)
 
@@ -237,7 +243,7 @@ def evict(
     limit = seconds_of(drain_timeout, "--drain-timeout")
 
     async def one(client: OperatorClient, name: str) -> Done:
-        request = EvictModel(model=name, node=node, drain_timeout_s=limit)
+        request = EvictModelRequest(model=name, node=node, drain_timeout_s=limit)
         if dry_run:
             plan = await client.plan_evict(request)
             return Done(eviction_line(plan), plan)
@@ -265,7 +271,7 @@ def pin(
     seconds = seconds_of(duration, "--for", positive=True) if duration else None
 
     async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.pin(PinModel(model=name, node=node, for_s=seconds))
+        done = await client.pin(PinModelRequest(model=name, node=node, for_s=seconds))
         where = f" on {done.node}" if done.node else ""
         limit = f" for {format_duration(seconds)}" if seconds else ""
         return Done(f"pinned {done.model}{where}{limit}", done)
@@ -286,7 +292,7 @@ def unpin(
     """End pins that operators set; those of models.toml stay."""
 
     async def one(client: OperatorClient, name: str) -> Done:
-        left = await client.unpin(UnpinModel(model=name, node=node))
+        left = await client.unpin(UnpinModelRequest(model=name, node=node))
         still = ", ".join(p.node or "everywhere" for p in left)
         return Done(f"unpinned {name}" + (f"; still pinned: {still}" if left else ""), left)
 

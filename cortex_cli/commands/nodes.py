@@ -16,7 +16,7 @@ from cortex_cli.render.fleet import NODES
 from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound
 from cortex_common.schema.fleet import FleetSnapshot
-from cortex_common.schema.operations import DrainNode, NodeRequest
+from cortex_common.schema.operations import DrainNodeRequest, NodeRequest
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -134,7 +134,7 @@ def drain(
         if dry_run:
             plan = await client.plan_drain(NodeRequest(node=name))
             return Done(drain_text(plan), plan)
-        done = await client.drain(DrainNode(node=name, timeout_s=limit))
+        done = await client.drain(DrainNodeRequest(node=name, timeout_s=limit))
         parts = [
             f"{what} {', '.join(models)}"
             for what, models in (

@@ -20,12 +20,12 @@ from cortex_cli.render.plan import (
     eviction_line,
     plan_text,
 )
-from cortex_common.schema.operations import EvictModel, NodeRequest
+from cortex_common.schema.operations import EvictModelRequest, NodeRequest
 from cortex_common.schema.plans import (
     DefragRequest,
     DefragView,
     DrainPlan,
-    PlanLoad,
+    PlanLoadRequest,
     PlannedEviction,
     PlanView,
 )
@@ -53,7 +53,7 @@ def load(
 ) -> None:
     """Show where a model would go, who would make room, and why each device was or was not chosen."""
     where, devices = device_indices(node, gpu or [])
-    ask = PlanLoad(model=model, node=where, devices=devices, replica=replica)
+    ask = PlanLoadRequest(model=model, node=where, devices=devices, replica=replica)
     found = run(_plan(gateway, ask))
     form = chosen(output, as_json=json, quiet=False)
     write_one(PLANS, found, form, plan_text(found, stdout_paint()))
@@ -74,7 +74,7 @@ def evict(
 
     async def found() -> PlannedEviction:
         async with connect(gateway) as client:
-            return await client.plan_evict(EvictModel(model=model, node=node))
+            return await client.plan_evict(EvictModelRequest(model=model, node=node))
 
     eviction = run(found())
     form = chosen(output, as_json=json, quiet=False)
@@ -125,6 +125,6 @@ def defrag(
     write_one(DEFRAGS, plan, form, defrag_text(plan, stdout_paint()))
 
 
-async def _plan(gateway: str | None, ask: PlanLoad) -> PlanView:
+async def _plan(gateway: str | None, ask: PlanLoadRequest) -> PlanView:
     async with connect(gateway) as client:
         return await client.plan_load(ask)

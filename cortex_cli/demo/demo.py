@@ -26,7 +26,7 @@ from cortex_cli.output import say
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
 from cortex_common.schema.fleet import ModelState, NodeState
-from cortex_common.schema.operations import LoadModel
+from cortex_common.schema.operations import LoadModelRequest
 from cortex_common.units import format_duration
 
 QUESTION = "Say something only you would say."
@@ -173,7 +173,9 @@ async def _load(gateway: str, model: DemoModel) -> None:
         await _node_up(client)
         say(f"loading {model.id}")
         async with progress(client, model.id):
-            action = await client.load(LoadModel(model=model.id, wait=True, timeout_s=_LOAD_S))
+            action = await client.load(
+                LoadModelRequest(model=model.id, wait=True, timeout_s=_LOAD_S)
+            )
     if action.state is not ModelState.READY:
         raise UpstreamTimeout(f"{model.id} is still {action.state.value}")
     say(f"loaded {model.id} in {format_duration(action.seconds)}")

@@ -18,7 +18,7 @@ from cortex_cli.render.fleet import (
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeView
-from cortex_common.schema.model_detail import MeasuredSize, ModelDetail
+from cortex_common.schema.model_detail import ModelDetail, SizeMeasurement
 from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestView
@@ -130,7 +130,7 @@ def _kept(value: str) -> str:
     return value if value.startswith("\x1b[") else printable(value)
 
 
-_MEASURED: Sequence[Column[MeasuredSize]] = (
+_MEASURED: Sequence[Column[SizeMeasurement]] = (
     Column("NODE", lambda m: m.node),
     Column("DEVICES", lambda m: f"{m.devices} {m.kind}"),
     Column("EACH", lambda m: format_mib(m.device_mb), right=True),

@@ -22,15 +22,15 @@ from cortex_common.schema import operations
 from cortex_common.schema.fleet import FleetSnapshot, ModelView
 from cortex_common.schema.operation import Operation
 from cortex_common.schema.operations import (
-    DrainNode,
-    EvictModel,
-    LoadModel,
+    DrainNodeRequest,
+    EvictModelRequest,
+    LoadModelRequest,
     NodeRequest,
-    PinModel,
-    UnloadModel,
-    UnpinModel,
+    PinModelRequest,
+    UnloadModelRequest,
+    UnpinModelRequest,
 )
-from cortex_common.schema.plans import ApplyDefrag, DefragRequest, PlanLoad, PlanView
+from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest, PlanLoadRequest, PlanView
 from cortex_common.units import format_duration, format_mib
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class FleetActions:
         """Show the load plans and load after confirmation; show why a model can't be loaded."""
         plans = []
         for model in models:
-            request = PlanLoad(model=model, node=node, devices=devices)
+            request = PlanLoadRequest(model=model, node=node, devices=devices)
             plan = await self._try(self._operator.run(operations.PLAN_LOAD, request), "plan")
             if plan is not None:
                 plans.append(plan)
@@ -125,12 +125,14 @@ class FleetActions:
             return
         await asyncio.gather(
             *(
-                self._load(LoadModel(model=plan.model, node=node, devices=devices, wait=True))
+                self._load(
+                    LoadModelRequest(model=plan.model, node=node, devices=devices, wait=True)
+                )
                 for plan in feasible
             )
         )
 
-    async def _load(self, request: LoadModel) -> None:
+    async def _load(self, request: LoadModelRequest) -> None:
         """Load a model and report the result; the table shows the progress."""
         options = "".join(f" --gpu {request.node}/{device}" for device in request.devices) or (
             f" --node {request.node}" if request.node else ""
@@ -169,7 +171,7 @@ class FleetActions:
             return
         for model in models:
             line = f"{operations.UNLOAD.command} {model}"
-            request = UnloadModel(model=model)
+            request = UnloadModelRequest(model=model)
             if result := await self._try(self._operator.run(operations.UNLOAD, request), line):
                 self.notify(f"{result.model} is {result.state.value}", title=line)
 
@@ -178,7 +180,7 @@ class FleetActions:
         requests: dict[str, str] = {}
         for model in models:
             line = f"{operations.EVICT.command} {model}"
-            request = EvictModel(model=model)
+            request = EvictModelRequest(model=model)
             plan = await self._try(self._operator.run(operations.PLAN_EVICT, request), line)
             if plan is not None:
                 requests[model] = eviction_line(plan)
@@ -188,7 +190,7 @@ class FleetActions:
             return
         for model in requests:
             line = f"{operations.EVICT.command} {model}"
-            request = EvictModel(model=model)
+            request = EvictModelRequest(model=model)
             if result := await self._try(self._operator.run(operations.EVICT, request), line):
                 self.notify(f"{result.model} is {result.state.value}", title=line)
 
@@ -200,13 +202,13 @@ class FleetActions:
 
     async def _pin(self, model: str) -> None:
         line = f"{operations.PIN.command} {model}"
-        request = PinModel(model=model)
+        request = PinModelRequest(model=model)
         if result := await self._try(self._operator.run(operations.PIN, request), line):
             self.notify(f"{result.model} is pinned", title=line)
 
     async def _unpin(self, model: str) -> None:
         line = f"{operations.UNPIN.command} {model}"
-        request = UnpinModel(model=model)
+        request = UnpinModelRequest(model=model)
         remaining = await self._try(self._operator.run(operations.UNPIN, request), line)
         if remaining is not None:
             suffix = "; other pins of it remain" if remaining else ""
@@ -229,7 +231,7 @@ class FleetActions:
         details = [drain_text(plan), "The node is cordoned: no new instances are placed on it."]
         if not await self._confirm(f"Drain {node}?", details):
             return
-        request = DrainNode(node=node)
+        request = DrainNodeRequest(node=node)
         if result := await self._try(self._operator.run(operations.DRAIN, request), line):
             counts = (
                 ("moved", result.moved),
@@ -261,7 +263,7 @@ class FleetActions:
             self._show_ghosts(())
         if not confirmed:
             return
-        apply = ApplyDefrag(request=request, plan=plan.plan)
+        apply = ApplyDefragRequest(request=request, plan=plan.plan)
         if result := await self._try(self._operator.run(operations.DEFRAG, apply), line):
             self.notify(defrag_headline(result), title=line)
 

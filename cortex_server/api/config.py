@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from cortex_common.config.provenance import ConfigView, list_settings
 from cortex_common.errors import NotSupported
 from cortex_common.schema.operation import OPERATOR_PREFIX
-from cortex_common.schema.operations import RELOAD, ReloadConfig, Reloaded
+from cortex_common.schema.operations import RELOAD, ReloadConfigRequest, ReloadResult
 from cortex_server.api.operator import add_operation
 from cortex_server.reload import Reloader
 
@@ -34,7 +34,7 @@ def config_router(reloader: Callable[[], Reloader | None]) -> APIRouter:
         gateway, models = reader().files
         return ConfigView(gateway=list_settings(gateway), models=list_settings(models))
 
-    async def reload(_request: ReloadConfig) -> Reloaded:
+    async def reload(_request: ReloadConfigRequest) -> ReloadResult:
         return await reader().reload()
 
     add_operation(router, RELOAD, reload)

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from fastapi import APIRouter
 
-from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
+from cortex_common.schema.keys import CreatedKey, CreateKeyRequest, KeyView, UsageRow
 from cortex_server.auth.key_service import KeyService
 
 _DEFAULT_DAYS = 30
@@ -22,7 +22,7 @@ def keys_router(key_service: KeyService) -> APIRouter:
         return key_service.keys()
 
     @router.post("/keys", summary="Create a key", status_code=201)
-    async def create_key(request: CreateKey) -> CreatedKey:
+    async def create_key(request: CreateKeyRequest) -> CreatedKey:
         """Return the new key with its secret, which cannot be retrieved later."""
         return await key_service.create(request)
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from cortex_common.config.access import KeyEntry
 from cortex_common.errors import Conflict, NotFound, Unavailable, nearest_names
 from cortex_common.log import event
-from cortex_common.schema.keys import CreatedKey, CreateKey, KeyTerms, KeyView, UsageRow
+from cortex_common.schema.keys import CreatedKey, CreateKeyRequest, KeyTerms, KeyView, UsageRow
 from cortex_server.auth.keys import ANONYMOUS, Key, Keyring, RuntimeKey, hash_of, new_secret
 from cortex_server.auth.usage import UsageCounter, UsageCounts
 
@@ -96,7 +96,7 @@ class KeyService:
         """Return all keys, sorted by name."""
         return tuple(map(_view, self._keyring.keys))
 
-    async def create(self, request: CreateKey) -> CreatedKey:
+    async def create(self, request: CreateKeyRequest) -> CreatedKey:
         """Create a key.
 
         Raises:

@@ -12,7 +12,7 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotSupported
 from cortex_common.log import event
 from cortex_common.schema.plans import (
-    ApplyDefrag,
+    ApplyDefragRequest,
     DefragRequest,
     DefragView,
     DeviceCapacityView,
@@ -69,7 +69,7 @@ class DefragRunner:
         """
         return self._planned(request).view
 
-    async def apply(self, request: ApplyDefrag) -> DefragView:
+    async def apply(self, request: ApplyDefragRequest) -> DefragView:
         """Carry out exactly what was shown, one after the other: copy, shift, drain, unload; and the restarts last.
 
         Raises:

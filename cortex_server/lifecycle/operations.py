@@ -14,26 +14,26 @@ from cortex_common.errors import Conflict, CortexError, ModelNotFound, NodeNotFo
 from cortex_common.log import event
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_common.schema.model_detail import MeasuredSize, ModelDetail
+from cortex_common.schema.model_detail import ModelDetail, SizeMeasurement
 from cortex_common.schema.operations import (
-    DrainNode,
-    EvictModel,
-    LoadModel,
-    ModelAction,
-    NodeAction,
+    DrainNodeRequest,
+    EvictModelRequest,
+    LoadModelRequest,
+    ModelResult,
     NodeRequest,
-    PinModel,
+    NodeResult,
+    PinModelRequest,
     PinView,
-    UnloadModel,
-    UnpinModel,
+    UnloadModelRequest,
+    UnpinModelRequest,
 )
 from cortex_common.schema.plans import (
-    ApplyDefrag,
+    ApplyDefragRequest,
     DecisionView,
     DefragRequest,
     DefragView,
     DrainPlan,
-    PlanLoad,
+    PlanLoadRequest,
     PlannedEviction,
     PlanView,
 )
@@ -86,7 +86,7 @@ class Operations:
         """See `Controller.shown`."""
         return self._controller.shown()
 
-    async def load(self, request: LoadModel) -> ModelAction:
+    async def load(self, request: LoadModelRequest) -> ModelResult:
         """Have a model loaded.
 
         Raises:
@@ -122,9 +122,9 @@ class Operations:
             return self._ready(model_config, task.result(), self._clock.monotonic() - began)
         progress = self._controller.progress(model_config.id)
         nodes = (progress.node,) if progress is not None and progress.node else ()
-        return ModelAction(model=model_config.id, state=ModelState.LOADING, nodes=nodes)
+        return ModelResult(model=model_config.id, state=ModelState.LOADING, nodes=nodes)
 
-    async def unload(self, request: UnloadModel) -> ModelAction:
+    async def unload(self, request: UnloadModelRequest) -> ModelResult:
         """Drain and end all instances of a model.
 
         Raises:
@@ -136,14 +136,14 @@ class Operations:
         views = self.instances(model)
         event(log, "unload_asked", model=model, instances=len(views))
         await self._controller.unload(model, views, request.drain_timeout_s, whole=True)
-        return ModelAction(
+        return ModelResult(
             model=model,
             state=ModelState.UNLOADED,
             nodes=tuple(dict.fromkeys(v.node for v in views)),
             seconds=round(self._clock.monotonic() - began, 3),
         )
 
-    async def evict(self, request: EvictModel) -> ModelAction:
+    async def evict(self, request: EvictModelRequest) -> ModelResult:
         """Drain and end one instance; the model may be loaded again when somebody asks for it.
 
         Raises:
@@ -156,7 +156,7 @@ class Operations:
         event(log, "evict_asked", model=model, node=view.node, instance=view.id)
         await self._controller.unload(model, (view,), request.drain_timeout_s, whole=False)
         left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
-        return ModelAction(
+        return ModelResult(
             model=model,
             state=ModelState.READY
             if any(i.state is InstanceState.READY for i in left)
@@ -166,7 +166,7 @@ class Operations:
             vram_mb=view.vram_used_mb,
         )
 
-    async def plan_evict(self, request: EvictModel) -> PlannedEviction:
+    async def plan_evict(self, request: EvictModelRequest) -> PlannedEviction:
         """Which instance would go, and whom that disturbs. Changes nothing.
 
         Raises:
@@ -175,7 +175,7 @@ class Operations:
         """
         return eviction(self._victim(request), self._clock.unix())
 
-    def _victim(self, request: EvictModel) -> InstanceView:
+    def _victim(self, request: EvictModelRequest) -> InstanceView:
         model = self.model(request.model)
         if request.node is not None:
             self.check_node(request.node)
@@ -195,7 +195,7 @@ class Operations:
             raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
         return view
 
-    async def pin(self, request: PinModel) -> PinView:
+    async def pin(self, request: PinModelRequest) -> PinView:
         """Protect a model from eviction, for a time or for good.
 
         Raises:
@@ -219,7 +219,7 @@ class Operations:
         await self._store.saved()
         return PinView(model=model, node=request.node, until=until)
 
-    async def unpin(self, request: UnpinModel) -> tuple[PinView, ...]:
+    async def unpin(self, request: UnpinModelRequest) -> tuple[PinView, ...]:
         """End pins of a model; answers those that it still has.
 
         Raises:
@@ -236,7 +236,7 @@ class Operations:
         await self._store.saved()
         return self._pins_of(model)
 
-    async def plan_load(self, request: PlanLoad) -> PlanView:
+    async def plan_load(self, request: PlanLoadRequest) -> PlanView:
         """What would be done to load a model, at worst after some waiting. Changes nothing.
 
         Raises:
@@ -268,7 +268,7 @@ class Operations:
         model_config = self._fleet.model_config(model)
         known = self._controller.measurements
         measured = (
-            MeasuredSize(
+            SizeMeasurement(
                 node=m.node,
                 kind=m.key.kind.value,
                 devices=m.key.devices,
@@ -301,7 +301,7 @@ class Operations:
             if p.model == model
         )
 
-    async def cordon(self, request: NodeRequest) -> NodeAction:
+    async def cordon(self, request: NodeRequest) -> NodeResult:
         """Stop placing instances on a node.
 
         Raises:
@@ -310,7 +310,7 @@ class Operations:
         """
         return await self._set_cordoned(request.node, cordoned=True)
 
-    async def uncordon(self, request: NodeRequest) -> NodeAction:
+    async def uncordon(self, request: NodeRequest) -> NodeResult:
         """Resume placing instances on a node.
 
         Raises:
@@ -323,14 +323,14 @@ class Operations:
         """Return the moves that consolidate free memory; see `DefragRunner.plan`."""
         return self._defrag.plan(request)
 
-    async def defrag(self, request: ApplyDefrag) -> DefragView:
+    async def defrag(self, request: ApplyDefragRequest) -> DefragView:
         """Carry out the moves of a plan; see `DefragRunner.apply`."""
         return await self._defrag.apply(request)
 
-    async def _set_cordoned(self, node: str, *, cordoned: bool) -> NodeAction:
+    async def _set_cordoned(self, node: str, *, cordoned: bool) -> NodeResult:
         self._cordon(node, cordoned=cordoned)
         await self._store.saved()
-        return NodeAction(node=node, cordoned=cordoned)
+        return NodeResult(node=node, cordoned=cordoned)
 
     def _cordon(self, node: str, *, cordoned: bool) -> None:
         self.check_node(node)
@@ -338,7 +338,7 @@ class Operations:
         self._fleet.set_cordoned(node, cordoned)
         self._store.replace_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
 
-    async def drain(self, request: DrainNode) -> NodeAction:
+    async def drain(self, request: DrainNodeRequest) -> NodeResult:
         """Cordon a node, load its models elsewhere where there is room, and unload them here.
 
         Raises:
@@ -348,7 +348,7 @@ class Operations:
         self._cordon(request.node, cordoned=True)
         became = await self._node_drain.empty(request.node, request.timeout_s)
         await self._store.saved()
-        return NodeAction.model_validate({"node": request.node, "cordoned": True} | became)
+        return NodeResult.model_validate({"node": request.node, "cordoned": True} | became)
 
     async def plan_drain(self, request: NodeRequest) -> DrainPlan:
         """What draining a node would do. Changes nothing.
@@ -422,9 +422,9 @@ class Operations:
 
     def _ready(
         self, model_config: ModelConfig, instance: InstanceId, seconds: float
-    ) -> ModelAction:
+    ) -> ModelResult:
         views = [i for i in self._fleet.snapshot.instances() if i.id == instance]
-        return ModelAction(
+        return ModelResult(
             model=model_config.id,
             state=ModelState.READY,
             nodes=tuple(v.node for v in views),

@@ -38,7 +38,7 @@ async def turn(rig: ProxyRig, home: Path, prompt: str, model: str = "org/local")
 
 async def nothing_left(rig: ProxyRig) -> None:
     """No request is under way, nor counted as such."""
-    await rig.settled()
+    await rig.wait_idle()
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
 
 

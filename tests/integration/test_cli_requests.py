@@ -29,7 +29,7 @@ from cortex_common.config.access import KeyEntry, Scope
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.audit import AuditEntry
-from cortex_common.schema.operations import PinModel, UnpinModel
+from cortex_common.schema.operations import PinModelRequest, UnpinModelRequest
 from cortex_common.schema.requests import CancelRequest, RequestList, RequestState
 from cortex_server.auth.keys import hash_of
 
@@ -95,7 +95,7 @@ async def held() -> AsyncIterator[Held]:
 
     async def script(call: Call) -> None:
         await call.send(SSE_HEAD + chunked(CHUNK % b"one"))
-        gone = asyncio.create_task(call.gone())
+        gone = asyncio.create_task(call.wait_closed())
         went = asyncio.create_task(go.wait())
         await asyncio.wait({gone, went}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
@@ -173,7 +173,7 @@ async def test_cancelling_ends_engine_and_client(held: Held, stream: bool):
         done = await client.cancel(CancelRequest(request="req-o"))
         body = await task
         async with asyncio.timeout(10):
-            await held.engine.idle()
+            await held.engine.wait_idle()
 
     assert done.outcome == "cancelled"
     assert '"code":"cancelled"' in body.replace(" ", "")
@@ -216,7 +216,7 @@ async def test_instances_count_what_they_did(held: Held):
     held.go.set()
     async with held.asking("req-one") as task:
         await task
-    await held.served.settled()
+    await held.served.wait_idle()
     (instance,) = held.served.gateway.fleet.snapshot.instances()
 
     assert (instance.requests, instance.errors) == (1, 0)
@@ -229,8 +229,8 @@ async def test_the_trail_names_who_did_it(held: Held):
         cursor = EventCursor()
         async with contextlib.aclosing(client.watch(cursor)) as updates:
             await anext(updates)
-        await client.pin(PinModel(model="m"))
-        await client.unpin(UnpinModel(model="m"))
+        await client.pin(PinModelRequest(model="m"))
+        await client.unpin(UnpinModelRequest(model="m"))
         (pinned,) = [e for e in await client.trail() if e.event == "pinned"]
         async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as updates:
             missed = [await anext(updates), await anext(updates)]

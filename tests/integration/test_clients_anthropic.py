@@ -56,9 +56,9 @@ async def streamed_message(sdk: anthropic.AsyncAnthropic) -> anthropic.types.Mes
         return await stream.get_final_message()
 
 
-async def idle(rig: ProxyRig) -> None:
+async def check_idle(rig: ProxyRig) -> None:
     """Nothing is under way, nor counted as such."""
-    await rig.settled()
+    await rig.wait_idle()
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
 
 
@@ -73,7 +73,7 @@ async def test_a_stream_with_thinking_and_parallel_calls_accumulates() -> None:
             text = "".join([piece async for piece in stream.text_stream])
             message = await stream.get_final_message()
             assert stream.request_id
-        await idle(rig)
+        await check_idle(rig)
         sent = asked(engine.calls[0])
     assert text == "It is süß 😀."
     check_talk(message)
@@ -147,7 +147,7 @@ async def test_tokens_are_counted_without_a_load() -> None:
         short = await sdk.messages.count_tokens(model="m", messages=HI)
         tools = await sdk.messages.count_tokens(model="m", messages=HI, tools=[WEATHER])
         assert rig.loads is not None
-        assert not rig.loads.asked.is_set()
+        assert not rig.loads.requested.is_set()
     assert 0 < short.input_tokens < tools.input_tokens
 
 
@@ -174,7 +174,7 @@ async def test_a_broken_stream_is_an_error_and_never_a_short_answer(
             rig.fleet.ready("m")[0].traits = NO_CANCEL
         with pytest.raises(anthropic.APIStatusError, match=words):
             await (streamed_message(sdk) if streamed else sdk.messages.create(**ASK))
-        await idle(rig)
+        await check_idle(rig)
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ async def test_a_client_that_leaves_ends_the_engines_work(streamed: bool) -> Non
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         async with asyncio.timeout(5):
-            await engine.idle()
-        await idle(rig)
+            await engine.wait_idle()
+        await check_idle(rig)
         assert rig.metrics.disconnects == 1
 
 
@@ -286,7 +286,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_engines_work() -> Non
 
     async def endless(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(BROKEN))
-        await call.gone()
+        await call.wait_closed()
 
     async with (
         scripted_engine(endless) as engine,
@@ -296,5 +296,5 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_engines_work() -> Non
         async with sdk.messages.stream(**ASK) as stream:
             assert await anext(stream.text_stream) == "It is"
         async with asyncio.timeout(5):
-            await engine.idle()
-        await idle(rig)
+            await engine.wait_idle()
+        await check_idle(rig)

@@ -50,7 +50,7 @@ async def good(call: Call) -> None:
         await say(THOUGHT)(call)
     elif b"Count from" in call.body:
         await call.send(SSE_HEAD, chunked(wire(chunk({"content": "1"}), done=False)))
-        await call.gone()
+        await call.wait_closed()
     else:
         await say(SAY)(call)
 
@@ -103,7 +103,7 @@ async def test_a_model_that_can_all_passes_every_probe(client: str) -> None:
     """No finding is a warning, the exit code is 0, and nothing is left under way."""
     async with serving(good) as served:
         code, found = await doctor(served, client)
-        await served.settled()
+        await served.wait_idle()
     assert {check: f["verdict"] for check, f in found.items() if f["verdict"] != "ok"} == {}
     assert code == 0
     assert ("token count" in found) is (client in {"claude-code", "anthropic"})

@@ -75,7 +75,7 @@ async def test_a_llama_server_that_somebody_runs_is_used_as_it_stands(weights: P
             assert message.usage.output_tokens == 8
             cached = message.usage.cache_read_input_tokens or 0
             assert counted.input_tokens == message.usage.input_tokens + cached
-            await served.settled()
+            await served.wait_idle()
     finally:
         process.terminate()
         await process.wait()
@@ -105,7 +105,7 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[InProcessGat
     ]
     async with running_gateway(*model_configs, neurons={"n1": neuron.url}) as gateway:
         yield gateway
-        await gateway.settled()
+        await gateway.wait_idle()
         async with asyncio.timeout(30):
             # The engine's own count comes with its node's next reading.
             while any(i.in_flight for i in gateway.gateway.fleet.snapshot.instances()):

@@ -131,7 +131,7 @@ async def test_a_prompt_far_beyond_all_contexts_is_refused_unasked(
     assert (answer.status_code, words in answer.text, "200" in answer.text) == (400, True, True)
     assert not pair.engines[0].calls
     assert not pair.engines[1].calls
-    await pair.rig.settled()
+    await pair.rig.wait_idle()
 
 
 async def test_without_a_session_the_load_decides(pair: Pair) -> None:

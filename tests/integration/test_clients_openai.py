@@ -11,7 +11,7 @@ import httpx
 import pytest
 from clients_kit import HI, SAY, SCHEMA, TALK, answer, asked, completion, gpt, say, silent
 from dialects_kit import call, chunk, responses_told, usage, usage_chunk, wire
-from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine, whole
+from rigs.engine import SSE_HEAD, Call, Script, chunked, http_response, scripted_engine
 from rigs.lazy_import import openai
 from rigs.proxy import ProxyRig, ready, running_proxy
 
@@ -32,9 +32,9 @@ OUT_OF_MEMORY = (
 COUNTED = "cortex_stream_repairs_total"
 
 
-async def idle(rig: ProxyRig) -> None:
+async def check_idle(rig: ProxyRig) -> None:
     """Nothing is under way, nor counted as such."""
-    await rig.settled()
+    await rig.wait_idle()
     assert all(i.in_flight == 0 for i in rig.fleet.snapshot.instances())
 
 
@@ -74,7 +74,7 @@ async def test_calls_of_a_careless_engine_arrive_whole_and_the_repairs_are_count
             model="m", messages=HI, tools=TOOLS, stream_options=options
         ) as stream:
             final = await stream.get_final_completion()
-        await idle(rig)
+        await check_idle(rig)
         counted = Counter(rig.metrics.repairs)
         told = [
             s.labels
@@ -104,7 +104,7 @@ async def test_a_clean_stream_counts_no_repair() -> None:
     ):
         async with sdk.chat.completions.stream(model="m", messages=HI) as stream:
             final = await stream.get_final_completion()
-        await idle(rig)
+        await check_idle(rig)
         assert not rig.metrics.repairs
     assert (final.choices[0].message.content, final.usage) == ("hello", None)
 
@@ -123,7 +123,7 @@ async def test_a_broken_chat_stream_raises(script: Script) -> None:
             openai.APIError, match=r"CUDA out of memory|before the response was complete"
         ):
             await anext(stream)
-        await idle(rig)
+        await check_idle(rig)
 
 
 # -- responses -----------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ async def test_a_streamed_response_has_its_items_and_events_in_order() -> None:
         async with sdk.responses.stream(model="m", input="hi", tools=[tool]) as stream:
             kinds = [event.type async for event in stream]
             response = await stream.get_final_response()
-        await idle(rig)
+        await check_idle(rig)
     assert kinds[:2] == ["response.created", "response.in_progress"]
     assert kinds[-1] == "response.completed"
     assert [item.type for item in response.output] == [
@@ -199,7 +199,7 @@ async def test_an_engines_word_on_repeating_reaches_the_client() -> None:
     """An engine's 429 keeps its Retry-After, in OpenAI's and in Anthropic's shape."""
 
     async def busy(call: Call) -> None:
-        refused = whole(b'{"error":{"message":"full"}}', b"429 Too Many Requests")
+        refused = http_response(b'{"error":{"message":"full"}}', b"429 Too Many Requests")
         await call.send(refused.replace(b"\r\n", b"\r\nretry-after: 3\r\n", 1))
 
     body = {"model": "m", "max_tokens": 5, "messages": HI}
@@ -218,7 +218,7 @@ async def test_an_engines_refusal_does_not_claim_to_be_ours() -> None:
 
     async def late(call: Call) -> None:
         await told.wait()
-        await call.send(whole(b'{"error":{"message":"bad grammar"}}', b"400 Bad Request"))
+        await call.send(http_response(b'{"error":{"message":"bad grammar"}}', b"400 Bad Request"))
 
     told = asyncio.Event()
     soon = GatewaySection(prefill_comment_after_s=0.01)
@@ -253,7 +253,7 @@ async def test_a_broken_response_fails_in_its_own_events() -> None:
     ):
         stream = await sdk.responses.create(model="m", input="hi", stream=True)
         events = [event async for event in stream]
-        await idle(rig)
+        await check_idle(rig)
     assert events[-1].type == "response.failed"
     assert events[-1].response.error.message == "CUDA out of memory"
 
@@ -271,8 +271,8 @@ async def test_a_client_of_responses_that_leaves_ends_the_engines_work(streamed:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         async with asyncio.timeout(5):
-            await engine.idle()
-        await idle(rig)
+            await engine.wait_idle()
+        await check_idle(rig)
 
 
 async def test_a_response_is_kept_alive_while_its_prompt_is_computed() -> None:
@@ -318,7 +318,7 @@ async def test_embeddings_pass_with_the_clients_name_for_the_model() -> None:
         found = await sdk.embeddings.create(model="e", input="hi", encoding_format="float")
         assert found.data[0].embedding == [0.5, -1.0]
         assert asked(engine.calls[0])["model"] == "m"
-        await idle(rig)
+        await check_idle(rig)
         assert rig.metrics.totals("m").tokens_in == 3
 
 
@@ -340,7 +340,7 @@ async def test_speech_comes_back_as_bytes() -> None:
     """audio.speech streams what the engine says, whatever it is."""
 
     async def speak(call: Call) -> None:
-        await call.send(whole(b"\x00\xffmp3", kind=b"audio/mpeg"))
+        await call.send(http_response(b"\x00\xffmp3", kind=b"audio/mpeg"))
 
     async with (
         scripted_engine(speak) as engine,

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from clients_kit import HI, SAY, asked, claude, gpt, say
-from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, scripted_engine, whole
+from rigs.engine import SSE_HEAD, Call, ScriptedEngine, chunked, http_response, scripted_engine
 from rigs.inprocess_gateway import InProcessGateway, running_gateway
 from rigs.lazy_import import openai, trustme
 from rigs.neuron import scripted_neuron
@@ -23,7 +23,12 @@ from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig, UpstreamEntry
 from cortex_common.errors import Conflict, ModelNotFound
 from cortex_common.schema.fleet import FleetSnapshot, NodeState
-from cortex_common.schema.operations import DrainNode, LoadModel, PinModel, UnloadModel
+from cortex_common.schema.operations import (
+    DrainNodeRequest,
+    LoadModelRequest,
+    PinModelRequest,
+    UnloadModelRequest,
+)
 from cortex_server.fleet.upstream_watcher import FIRST_PAUSE_S, pause_s
 from cortex_server.placement.desired_state import DesiredState
 
@@ -49,11 +54,13 @@ class Provider:
     async def script(self, call: Call) -> None:
         """Answer one request."""
         if self.key is not None and b"authorization: Bearer " + self.key + b"\r\n" not in call.head:
-            await call.send(whole(b'{"error":{"message":"who are you"}}', b"401 Unauthorized"))
+            await call.send(
+                http_response(b'{"error":{"message":"who are you"}}', b"401 Unauthorized")
+            )
         elif call.head.startswith(b"GET /v1/models "):
             body = json.dumps({"object": "list", "data": self.models}).encode()
             status = b"404 Not Found" if self.models is None else b"200 OK"
-            await call.send(whole(body, status))
+            await call.send(http_response(body, status))
         else:
             self.asked.append(call)
             if self.broken:
@@ -138,7 +145,9 @@ async def test_a_providers_api_may_be_elsewhere_than_below_v1() -> None:
     async def answer(call: Call) -> None:
         listed = b'{"data":[{"id":"big"}]}'
         is_list = call.head.startswith(b"GET /v1beta/openai/models ")
-        await call.send(whole(listed) if is_list else SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
+        await call.send(
+            http_response(listed) if is_list else SSE_HEAD + chunked(SAY) + b"0\r\n\r\n"
+        )
 
     async with scripted_engine(answer) as engine:
         base = f"{engine.url}/v1beta/openai"
@@ -192,7 +201,7 @@ async def test_a_dead_server_is_left_and_found_again() -> None:
 async def test_what_the_settings_have_wrong_is_no_fault_of_the_client(head: bytes) -> None:
     """A refused key of the gateway's is not told as the client's, nor a redirect's page as an answer."""
     provider = Provider(
-        [{"id": "m"}], says=whole(b'{"error":{"message":"bad key secret***"}}', head)
+        [{"id": "m"}], says=http_response(b'{"error":{"message":"bad key secret***"}}', head)
     )
     async with (
         serving(provider),
@@ -290,7 +299,7 @@ async def test_a_model_in_both_places_is_balanced() -> None:
                 await asyncio.sleep(0)
         access_control.set()
         await asyncio.gather(*tasks)
-        await served.settled()
+        await served.wait_idle()
         assert len(local) + len(provider.asked) == 8
         assert [i.in_flight for i in served.gateway.fleet.snapshot.instances()] == [0, 0]
 
@@ -386,11 +395,11 @@ async def test_nothing_is_ever_loaded_or_ended_there() -> None:
         snapshot = await until(served, lambda s: len(s.instances()) == 1)
         assert snapshot.instances()[0].pinned
         with pytest.raises(Conflict, match="ends nothing"):
-            await operator.unload(UnloadModel(model="m"))
+            await operator.unload(UnloadModelRequest(model="m"))
         with pytest.raises(Conflict, match="is an upstream"):
-            await operator.drain(DrainNode(node="cloud"))
+            await operator.drain(DrainNodeRequest(node="cloud"))
         with pytest.raises(Conflict, match="is an upstream"):
-            await operator.load(LoadModel(model="m", node="cloud"))
+            await operator.load(LoadModelRequest(model="m", node="cloud"))
         upkeep, now = DesiredState(0.01, 10.0), 100.0
         model_config = served.gateway.fleet.model_config("m")
         assert model_config is not None
@@ -413,7 +422,7 @@ async def test_a_mistyped_name_suggests_what_only_a_node_knows() -> None:
             answer = await http.post(path, json=wrong | {"input": "hi"})
             assert (answer.status_code, "did you mean 'gpt-large'?" in answer.text) == (404, True)
         with pytest.raises(ModelNotFound) as raised:
-            await operator.pin(PinModel(model="gpt-lage"))
+            await operator.pin(PinModelRequest(model="gpt-lage"))
         assert raised.value.hints[0] == "did you mean 'gpt-large'?"
         with pytest.raises(ModelNotFound):
             async with operator.log("gpt-lage"):
@@ -432,7 +441,7 @@ async def test_a_model_without_a_profile_is_described_whatever_it_is_called(name
         await until(served, up)
         assert (await operator.model(name)).model == name
         with pytest.raises(ModelNotFound, match="only there as cloud has it"):
-            await operator.load(LoadModel(model=name))
+            await operator.load(LoadModelRequest(model=name))
 
 
 async def test_settings_that_are_read_again_move_an_upstream() -> None:

@@ -16,7 +16,7 @@ from rigs.lazy_import import openai
 
 from cortex_common.errors import ModelNotFound, NotFound
 from cortex_common.schema.fleet import FleetSnapshot
-from cortex_common.schema.operations import LoadModel, UnloadModel
+from cortex_common.schema.operations import LoadModelRequest, UnloadModelRequest
 
 ADA, BOB, CLEO = MODELS
 ASK = [{"role": "user", "content": "hello"}]
@@ -106,7 +106,7 @@ async def test_many_requests_for_an_unloaded_model_share_one_load(fleet, sdk):
     """Ten requests at once cause one load, and all are answered."""
     async with fleet.operator() as operator:
         with contextlib.suppress(NotFound):  # nothing to unload
-            await operator.unload(UnloadModel(model=BOB))
+            await operator.unload(UnloadModelRequest(model=BOB))
     answers = await asyncio.gather(
         *(
             sdk.chat.completions.with_raw_response.create(model=BOB, messages=ASK, max_tokens=2)
@@ -136,13 +136,13 @@ async def test_a_second_gateway_uses_what_the_first_has_loaded(fleet, sdk):
 async def test_load_and_unload_by_an_operator(fleet):
     """Loading waits until ready and says so; after unloading the engine's process is gone."""
     async with fleet.operator() as operator:
-        loaded = await operator.load(LoadModel(model=CLEO, wait=True))
+        loaded = await operator.load(LoadModelRequest(model=CLEO, wait=True))
         assert (loaded.state, loaded.nodes) == ("ready", ("beast",))
         before = len(fleet.engines())
-        assert (await operator.unload(UnloadModel(model=CLEO))).state == "unloaded"
+        assert (await operator.unload(UnloadModelRequest(model=CLEO))).state == "unloaded"
         assert len(fleet.engines()) == before - 1
         with pytest.raises(ModelNotFound, match="tiny/clea"):
-            await operator.load(LoadModel(model="tiny/clea"))
+            await operator.load(LoadModelRequest(model="tiny/clea"))
 
 
 async def test_an_unknown_model_is_a_404_with_a_hint(fleet, sdk):
@@ -237,11 +237,11 @@ async def test_a_killed_gateway_costs_no_engine_and_a_new_one_finds_it(tmp_path)
     """A kill -9 of the gateway leaves the engine to the neuron; the gateway's successor routes to it at once."""
     async with running_fleet(tmp_path) as rig:
         async with rig.operator() as operator:
-            await operator.load(LoadModel(model=ADA, wait=True))
+            await operator.load(LoadModelRequest(model=ADA, wait=True))
         engine = rig.engines()[0].pid
         rig.gateways[0].end(signal.SIGKILL)
         rig.gateways[0].start()
-        await rig.gateways[0].healthy()
+        await rig.gateways[0].wait_healthy()
         await rig.until(lambda s: s.model(ADA).state == "ready")
         assert [p.pid for p in rig.engines()] == [engine]
 
@@ -250,7 +250,7 @@ async def test_a_neuron_that_restarts_turns_nobody_away(tmp_path):
     """With its only neuron stopped the gateway is not ready, but who asks waits, and is answered when it is back."""
     async with running_fleet(tmp_path) as rig, httpx.AsyncClient(timeout=60) as client:
         rig.neuron.end()
-        await rig.no_engines()
+        await rig.wait_engines_stopped()
         await rig.until(lambda s: s.nodes[0].state == "unreachable")
         body = {"model": ADA, "messages": ASK, "max_tokens": 1}
         asked = asyncio.create_task(client.post(f"{rig.url}/v1/chat/completions", json=body))
@@ -265,10 +265,10 @@ async def test_a_stopped_neuron_leaves_no_engine(tmp_path):
     async with running_fleet(tmp_path) as rig:
         async with rig.operator() as operator:
             for model in MODELS:
-                await operator.load(LoadModel(model=model, wait=True))
+                await operator.load(LoadModelRequest(model=model, wait=True))
         assert len(rig.engines()) == 3
         assert rig.neuron.end() == 0
-        await rig.no_engines()
+        await rig.wait_engines_stopped()
 
 
 async def test_a_stopped_gateway_lets_streams_end(tmp_path):
@@ -278,7 +278,7 @@ async def test_a_stopped_gateway_lets_streams_end(tmp_path):
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
         rig.operator() as operator,
     ):
-        await operator.load(LoadModel(model=ADA, wait=True))
+        await operator.load(LoadModelRequest(model=ADA, wait=True))
         stream = await sdk.chat.completions.create(
             model=ADA,
             messages=ASK,

@@ -35,4 +35,4 @@ async def test_an_engine_without_gpu_code_is_loaded_beside_the_card(tmp_path: Pa
         (instance,) = gateway.gateway.fleet.snapshot.instances()
         assert answer.status_code == 200, answer.text
         assert instance.devices == (1,)
-        await gateway.settled()
+        await gateway.wait_idle()

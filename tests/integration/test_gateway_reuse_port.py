@@ -25,14 +25,14 @@ async def test_two_gateways_share_a_port(tmp_path: Path) -> None:
         second.write(gateway=SHARED)
         second.start()
         try:
-            await second.logged("gateway_listening")
+            await second.wait_for_event("gateway_listening")
             assert all([await _answers(first) for _ in range(16)])
             first.signal(signal.SIGTERM)
-            assert await first.ended() == 0
+            assert await first.wait_exit() == 0
             assert all([await _answers(second) for _ in range(16)])
         finally:
             second.signal(signal.SIGTERM)
-            assert await second.ended() == 0
+            assert await second.wait_exit() == 0
 
 
 async def test_without_reuse_port_the_second_gateway_reports_the_port_as_taken(
@@ -45,5 +45,5 @@ async def test_without_reuse_port_the_second_gateway_reports_the_port_as_taken(
         second = GatewayProcess(tmp_path / "second", port=first.port)
         second.write()
         second.start()
-        assert await second.ended() != 0
+        assert await second.wait_exit() != 0
         assert f"can't listen on 127.0.0.1:{first.port}: Address already in use" in second.log

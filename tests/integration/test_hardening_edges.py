@@ -63,7 +63,7 @@ async def still_serves(gateway: InProcessGateway) -> None:
         answer = await http.post(CHAT.decode(), content=BODY)
         assert answer.status_code == 200
         assert answer.content.endswith(b"data: [DONE]\n\n")
-    await gateway.settled()
+    await gateway.wait_idle()
 
 
 DOUBTFUL = (
@@ -214,7 +214,7 @@ async def test_a_body_that_stalls_is_given_up(path):
     """Half a body and then nothing: the connection is closed, nobody is left waiting, no engine was asked."""
     async with served(IMPATIENT) as (gateway, engine):
         await exchange(gateway, post(LENGTH, body=BODY[:10], path=path))
-        await gateway.settled()
+        await gateway.wait_idle()
         assert not engine.calls
         await still_serves(gateway)
 

@@ -69,7 +69,7 @@ async def test_requests_move_the_numbers_and_unknown_models_make_no_labels():
         assert (await http.post(served.url + CHAT, json=body)).status_code == 200
         for number in range(100):
             await http.post(served.url + CHAT, json=body | {"model": f"invented-{number}"})
-        await served.settled()
+        await served.wait_idle()
         answer = await http.get(f"{served.metrics_url}/metrics")
         got = {
             (s.name, tuple(sorted(s.labels.items()))): s.value
@@ -148,7 +148,7 @@ async def test_each_request_leaves_one_line(tmp_path):
         await gateway.until(lambda s: bool(s.instances()))
         for number, body in enumerate((b"{}", b'{"model":"x"}', b'{"model":"m","messages":[]}')):
             await http.post(CHAT, content=body, headers={"x-request-id": f"id-{number}"})
-        await gateway.logged("request_finished", times=3)
+        await gateway.wait_for_event("request_finished", times=3)
         lines = [json.loads(x) for x in gateway.log.splitlines() if '"request_finished"' in x]
         assert [(line["request"], line["outcome"]) for line in lines] == [
             ("id-0", "missing_model"),

@@ -16,7 +16,7 @@ from cortex_common.client.gateway import OperatorClient
 from cortex_common.config.access import KeyEntry, LimitsSection
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
-from cortex_common.schema.keys import CreateKey, Scope
+from cortex_common.schema.keys import CreateKeyRequest, Scope
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.keys import Keyring, hash_of
 from cortex_server.auth.permissions import rule_for
@@ -134,10 +134,10 @@ async def test_a_key_is_created_used_listed_and_revoked_at_run_time(tmp_path):
             httpx.AsyncClient(base_url=served.url) as http,
         ):
             if run == 0:
-                created = await operator.create_key(CreateKey(name="alice", models=("m",)))
+                created = await operator.create_key(CreateKeyRequest(name="alice", models=("m",)))
                 secret = created.secret
                 with pytest.raises(CortexError, match="already exists"):
-                    await operator.create_key(CreateKey(name="alice"))
+                    await operator.create_key(CreateKeyRequest(name="alice"))
             headers = {"authorization": f"Bearer {secret}"}
             assert [k.name for k in await operator.keys()] == ["alice"]
             listed = (await http.get("/v1/models", headers=headers)).json()
@@ -265,7 +265,7 @@ async def test_openais_sdk_raises_its_own_errors():
         access_control.keyring.replace([key("good", models=["m"])], (), 0.0)
         with pytest.raises(openai.PermissionDeniedError):
             await send("good", "n")
-        await rig.settled()
+        await rig.wait_idle()
         assert access_control.keyring.get("good").account.in_flight == 0
 
 
@@ -323,7 +323,7 @@ async def test_limits_hold_under_concurrency():
         statuses = [answer.status_code for answer in await asyncio.gather(*tasks)]
         assert (statuses.count(200), statuses.count(429)) == (5, 35)
         assert len(engine.calls) == 5
-        await rig.settled()
+        await rig.wait_idle()
         assert access_control.keyring.get("k").account.in_flight == 0
         assert {entry.line().key for entry in rig.context.access_log.entries} == {"k"}
 
@@ -358,7 +358,7 @@ async def test_a_gateway_at_capacity_queues_some_and_rejects_the_rest():
         answers = await asyncio.gather(first, *queued)
         assert [answer.status_code for answer in answers] == [200] * 3
         assert answers[1].headers["x-cortex-queue-ms"].isdigit()
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.context.admission.admitted == 0
 
 
@@ -366,7 +366,7 @@ async def test_a_queue_timeout_is_logged_with_its_wait():
     """The access log has the time in the queue of a request that reached no instance."""
     limits = LimitsSection(max_in_flight=1, max_queued=1, queue_timeout_s=0.05)
     async with (
-        scripted_engine(lambda call: call.gone()) as engine,
+        scripted_engine(lambda call: call.wait_closed()) as engine,
         running_proxy({"m": engine.url}, limits=limits) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
     ):
@@ -381,7 +381,7 @@ async def test_a_queue_timeout_is_logged_with_its_wait():
 async def test_a_queued_request_is_removed_when_its_client_disconnects():
     """Neither the queue nor the admitted requests keep a disconnected client."""
     async with (
-        scripted_engine(lambda call: call.gone()) as engine,
+        scripted_engine(lambda call: call.wait_closed()) as engine,
         running_proxy({"m": engine.url}, limits=LimitsSection(max_in_flight=1)) as rig,
         httpx.AsyncClient(base_url=rig.url, timeout=30) as http,
     ):
@@ -392,7 +392,7 @@ async def test_a_queued_request_is_removed_when_its_client_disconnects():
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await rig.settled()
+        await rig.wait_idle()
         assert (rig.context.admission.admitted, rig.context.admission.queued) == (0, 0)
         assert len(engine.calls) <= 2
 
@@ -407,7 +407,7 @@ async def test_usage_is_counted_by_key_and_model():
         for secret, times in (("a", 2), ("b", 1)):
             for _ in range(times):
                 await http.post(CHAT, json=BODY, headers={"x-api-key": secret})
-        await rig.settled()
+        await rig.wait_idle()
         counts = rig.context.access_control.usage.take()
         assert {k: (u.requests, u.tokens_in, u.tokens_out) for k, u in counts.items()} == {
             ("a", "m"): (2, 14, 6),

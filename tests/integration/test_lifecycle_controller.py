@@ -14,7 +14,7 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import DoesNotFit, ModelNotFound, NotFound
 from cortex_common.schema.fleet import ModelState
 from cortex_common.schema.instances import InstanceState
-from cortex_common.schema.operations import LoadModel, UnloadModel
+from cortex_common.schema.operations import LoadModelRequest, UnloadModelRequest
 from cortex_server.fleet.state import Fleet
 
 EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
@@ -100,32 +100,32 @@ async def test_an_operator_need_not_wait_until_a_failed_load_is_tried_again(
     finally:
         shutil.move(f"{weights}.elsewhere", weights)
     assert (await served.chat("ada")).status_code == 503
-    done = await served.operator.load(LoadModel(model="ada", wait=True, timeout_s=30))
+    done = await served.operator.load(LoadModelRequest(model="ada", wait=True, timeout_s=30))
     assert done.state is ModelState.READY
 
 
 async def test_an_operator_loads_and_unloads(served: Served) -> None:
     """Load with wait answers when the model is ready, unload when its memory is free again."""
     await until(lambda: served.gateway.fleet.snapshot.nodes[0].state == "up")
-    done = await served.operator.load(LoadModel(model="ada", wait=True, timeout_s=30))
+    done = await served.operator.load(LoadModelRequest(model="ada", wait=True, timeout_s=30))
     assert done.state is ModelState.READY
     assert done.nodes == ("here",)
     assert done.seconds
-    gone = await served.operator.unload(UnloadModel(model="ada"))
+    gone = await served.operator.unload(UnloadModelRequest(model="ada"))
     assert gone.state is ModelState.UNLOADED
     await until(lambda: not served.gateway.fleet.snapshot.instances())
     with pytest.raises(NotFound):
-        await served.operator.unload(UnloadModel(model="ada"))
+        await served.operator.unload(UnloadModelRequest(model="ada"))
 
 
 async def test_an_operator_who_does_not_wait_hears_what_is_known_at_once(served: Served) -> None:
     """Without wait the answer is "loading", or the refusal that needs no load to be known."""
     await until(lambda: served.gateway.fleet.snapshot.nodes[0].state == "up")
-    assert (await served.operator.load(LoadModel(model="ada"))).state is ModelState.LOADING
+    assert (await served.operator.load(LoadModelRequest(model="ada"))).state is ModelState.LOADING
     with pytest.raises(DoesNotFit):
-        await served.operator.load(LoadModel(model="huge"))
+        await served.operator.load(LoadModelRequest(model="huge"))
     with pytest.raises(ModelNotFound):
-        await served.operator.load(LoadModel(model="adda"))
+        await served.operator.load(LoadModelRequest(model="adda"))
     await until(
         lambda: any(
             i.state is InstanceState.READY for i in served.gateway.fleet.snapshot.instances()

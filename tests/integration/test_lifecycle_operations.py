@@ -17,15 +17,20 @@ from cortex_common.errors import Conflict, InstanceBusy, NodeNotFound, NotFound,
 from cortex_common.schema.fleet import InstanceView, ModelState
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.operations import (
-    DrainNode,
-    EvictModel,
-    LoadModel,
+    DrainNodeRequest,
+    EvictModelRequest,
+    LoadModelRequest,
     NodeRequest,
-    PinModel,
-    UnloadModel,
-    UnpinModel,
+    PinModelRequest,
+    UnloadModelRequest,
+    UnpinModelRequest,
 )
-from cortex_common.schema.plans import ApplyDefrag, DefragRequest, DefragView, PlanLoad
+from cortex_common.schema.plans import (
+    ApplyDefragRequest,
+    DefragRequest,
+    DefragView,
+    PlanLoadRequest,
+)
 
 EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"min_residency": 0}}
 
@@ -60,22 +65,22 @@ def ready(served: Served) -> list[InstanceView]:
 
 async def test_a_pin_protects_until_it_is_taken_off(served: Served) -> None:
     """A pinned model is not evicted for another, nor by an operator, until it is unpinned."""
-    await served.operator.load(LoadModel(model="ada", wait=True, pin=True))
+    await served.operator.load(LoadModelRequest(model="ada", wait=True, pin=True))
     assert (await served.chat("bob")).status_code == 507
     with pytest.raises(Conflict):
-        await served.operator.evict(EvictModel(model="ada"))
+        await served.operator.evict(EvictModelRequest(model="ada"))
     shown = (await served.operator.fleet()).instances()
     assert [i.pinned for i in shown] == [True]
-    assert await served.operator.unpin(UnpinModel(model="ada")) == ()
+    assert await served.operator.unpin(UnpinModelRequest(model="ada")) == ()
     assert (await served.chat("bob")).status_code == 200
     with pytest.raises(NotFound):
-        await served.operator.unpin(UnpinModel(model="ada"))
+        await served.operator.unpin(UnpinModelRequest(model="ada"))
 
 
 async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     """A pin with an end lets go once its time is over."""
-    await served.operator.load(LoadModel(model="ada", wait=True))
-    pin = await served.operator.pin(PinModel(model="ada", node="here", for_s=0.5))
+    await served.operator.load(LoadModelRequest(model="ada", wait=True))
+    pin = await served.operator.pin(PinModelRequest(model="ada", node="here", for_s=0.5))
     assert pin.until is not None
     told = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
     assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
@@ -86,7 +91,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
 async def test_an_evicted_instance_may_come_back(served: Served) -> None:
     """Evict ends one instance; the next request loads the model again."""
     assert (await served.chat("ada")).status_code == 200
-    done = await served.operator.evict(EvictModel(model="ada"))
+    done = await served.operator.evict(EvictModelRequest(model="ada"))
     assert done.state is ModelState.UNLOADED
     await until(lambda: not ready(served))
     answer = await served.chat("ada")
@@ -96,27 +101,27 @@ async def test_an_evicted_instance_may_come_back(served: Served) -> None:
 
 async def test_a_plan_is_what_then_happens(served: Served) -> None:
     """The plan names the eviction and its numbers, changes nothing, and the load does just that."""
-    plan = await served.operator.plan_load(PlanLoad(model="ada"))
+    plan = await served.operator.plan_load(PlanLoadRequest(model="ada"))
     assert (plan.action, plan.node, plan.evictions) == ("load", "here", ())
     assert plan.ledger[0].chosen
     assert (await served.chat("ada")).status_code == 200
-    plan = await served.operator.plan_load(PlanLoad(model="bob"))
+    plan = await served.operator.plan_load(PlanLoadRequest(model="bob"))
     assert plan.action == "load"
     assert [e.model for e in plan.evictions] == ["ada"]
     assert plan.device_mb == MODEL_MB
     assert [i.model for i in ready(served)] == ["ada"]
     assert (await served.chat("bob")).status_code == 200
     await until(lambda: [i.model for i in ready(served)] == ["bob"])
-    assert (await served.operator.plan_load(PlanLoad(model="bob"))).action == "serve"
+    assert (await served.operator.plan_load(PlanLoadRequest(model="bob"))).action == "serve"
 
 
 async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
     """Every verb that takes a node refuses one that is not there, and names the one that may have been meant."""
-    await served.operator.load(LoadModel(model="ada", wait=True))
+    await served.operator.load(LoadModelRequest(model="ada", wait=True))
     for asked in (
-        served.operator.plan_load(PlanLoad(model="ada", node="her")),
-        served.operator.evict(EvictModel(model="ada", node="her")),
-        served.operator.pin(PinModel(model="ada", node="her")),
+        served.operator.plan_load(PlanLoadRequest(model="ada", node="her")),
+        served.operator.evict(EvictModelRequest(model="ada", node="her")),
+        served.operator.pin(PinModelRequest(model="ada", node="her")),
         served.operator.plan_defrag(DefragRequest(node="her")),
         served.operator.cordon(NodeRequest(node="her")),
     ):
@@ -138,7 +143,7 @@ async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
     assert error["refusals"][0]["reason"] == "the node is cordoned"
     assert (
         "only on nodes that are cordoned: here"
-        in (await served.operator.plan_load(PlanLoad(model="bob"))).why
+        in (await served.operator.plan_load(PlanLoadRequest(model="bob"))).why
     )
     await served.operator.uncordon(NodeRequest(node="here"))
     assert (await served.chat("bob")).status_code == 200
@@ -152,9 +157,9 @@ async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Pat
         neuron(tmp_path / "two", MODEL_MB + 8, ports=(18250, 18299)) as two,
         gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
     ):
-        done = await served.operator.load(LoadModel(model="ada", node="two", wait=True))
+        done = await served.operator.load(LoadModelRequest(model="ada", node="two", wait=True))
         assert done.nodes == ("two",)
-        draining = asyncio.create_task(served.operator.drain(DrainNode(node="two")))
+        draining = asyncio.create_task(served.operator.drain(DrainNodeRequest(node="two")))
         while not draining.done():
             assert (await served.chat("ada")).status_code == 200
         action = await draining
@@ -171,8 +176,8 @@ async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> No
         gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
     ):
         for model in ("ada", "bob"):
-            await served.operator.load(LoadModel(model=model, node="two", wait=True))
-        draining = asyncio.create_task(served.operator.drain(DrainNode(node="two")))
+            await served.operator.load(LoadModelRequest(model=model, node="two", wait=True))
+        draining = asyncio.create_task(served.operator.drain(DrainNodeRequest(node="two")))
         copying = "loading", "one"
         await until(
             lambda: any(
@@ -193,20 +198,20 @@ async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path
         gateway({"a": a.url, "b": b.url}, models, **EAGER) as served,
     ):
         for name in ("ada", "bob"):
-            await served.operator.load(LoadModel(model=name, node="a", wait=True))
+            await served.operator.load(LoadModelRequest(model=name, node="a", wait=True))
         plan = await served.operator.plan_drain(NodeRequest(node="a"))
         assert sorted(str(m.to_node) for m in plan.moves) == ["None", "b"]
-        candidate = await served.operator.plan_evict(EvictModel(model="ada"))
+        candidate = await served.operator.plan_evict(EvictModelRequest(model="ada"))
         assert candidate.instance in {m.instance for m in plan.moves}
         assert len(ready(served)) == 2
-        done = await served.operator.drain(DrainNode(node="a"))
+        done = await served.operator.drain(DrainNodeRequest(node="a"))
         assert done.moved == tuple(m.model for m in plan.moves if m.to_node == "b")
         assert done.unloaded == tuple(m.model for m in plan.moves if m.to_node is None)
 
 
 async def test_a_load_may_say_how_long_the_model_stays(served: Served) -> None:
     """A model that was loaded with a time to live goes once it was idle for so long, though its profile says never."""
-    await served.operator.load(LoadModel(model="ada", wait=True, ttl_s=0.5))
+    await served.operator.load(LoadModelRequest(model="ada", wait=True, ttl_s=0.5))
     await until(lambda: ready(served) == [])
 
 
@@ -230,7 +235,7 @@ async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> Non
         gateway({"here": node.url}, models, **EAGER) as served,
     ):
         await until(lambda: len(ready(served)) == 2)
-        await served.operator.evict(EvictModel(model="ada"))
+        await served.operator.evict(EvictModelRequest(model="ada"))
         await until(lambda: len(ready(served)) == 2)
 
 
@@ -241,12 +246,12 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
     models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
-        await served.operator.unload(UnloadModel(model="ada"))
+        await served.operator.unload(UnloadModelRequest(model="ada"))
         upkeep, shown = served.gateway.controller.upkeep, await served.operator.fleet()
         assert not shown.instances()
         assert not upkeep.due(shown, models, 0.0).want
-        await served.operator.load(LoadModel(model="ada", wait=True))
-        await served.operator.evict(EvictModel(model="ada"))
+        await served.operator.load(LoadModelRequest(model="ada", wait=True))
+        await served.operator.evict(EvictModelRequest(model="ada"))
         await until(lambda: len(ready(served)) == 1)
 
 
@@ -258,11 +263,11 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
         fleet = served.gateway.fleet
         ((endpoint, _),) = fleet.endpoints
         fleet.acquire(endpoint)
-        patient = asyncio.create_task(served.operator.unload(UnloadModel(model="ada")))
+        patient = asyncio.create_task(served.operator.unload(UnloadModelRequest(model="ada")))
         await until(lambda: endpoint.draining)
         for hasty in (
-            served.operator.unload(UnloadModel(model="ada", drain_timeout_s=0.0)),
-            served.operator.evict(EvictModel(model="ada", drain_timeout_s=0.0)),
+            served.operator.unload(UnloadModelRequest(model="ada", drain_timeout_s=0.0)),
+            served.operator.evict(EvictModelRequest(model="ada", drain_timeout_s=0.0)),
         ):
             with pytest.raises(InstanceBusy):
                 await hasty
@@ -280,8 +285,8 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
     state = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path / "gateway")}}
     async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
         assert (await served.operator.model("ada")).measured == ()
-        await served.operator.load(LoadModel(model="ada", wait=True))
-        await served.operator.pin(PinModel(model="ada"))
+        await served.operator.load(LoadModelRequest(model="ada", wait=True))
+        await served.operator.pin(PinModelRequest(model="ada"))
         await served.operator.cordon(NodeRequest(node="here"))
         await until(lambda: bool(served.gateway.controller.measurements.measurements("ada")))
         detail = await served.operator.model("ada")
@@ -306,14 +311,14 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
         neuron(tmp_path / "two", capacity, ports=(18250, 18299)) as two,
         gateway({"one": one.url, "two": two.url}, models, **EAGER) as served,
     ):
-        await served.operator.load(LoadModel(model="ada", node="one", wait=True))
-        await served.operator.load(LoadModel(model="bob", node="two", wait=True))
+        await served.operator.load(LoadModelRequest(model="ada", node="one", wait=True))
+        await served.operator.load(LoadModelRequest(model="bob", node="two", wait=True))
         request = DefragRequest(cross_node=True)
         plan = await served.operator.plan_defrag(request)
         assert len(plan.moves) == 1
         assert plan.after_mb >= plan.before_mb + MODEL_MB
         with pytest.raises(Conflict):
-            await served.operator.defrag(ApplyDefrag(request=request, plan="0123456789ab"))
+            await served.operator.defrag(ApplyDefragRequest(request=request, plan="0123456789ab"))
 
         async def as_shown() -> DefragView:
             while (
@@ -322,7 +327,7 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
                 shown = await served.operator.plan_defrag(request)
                 with contextlib.suppress(Conflict):
                     return await served.operator.defrag(
-                        ApplyDefrag(request=request, plan=shown.plan)
+                        ApplyDefragRequest(request=request, plan=shown.plan)
                     )
 
         moving = asyncio.create_task(as_shown())
@@ -346,6 +351,6 @@ async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -
         with pytest.raises(Unavailable, match="cannot be saved"):
             await served.operator.cordon(NodeRequest(node="here"))
         with pytest.raises(Unavailable, match="cannot be saved"):
-            await served.operator.pin(PinModel(model="ada"))
+            await served.operator.pin(PinModelRequest(model="ada"))
         assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]
         assert [pin.model for pin in served.gateway.controller.pins.all()] == ["ada"]

@@ -13,8 +13,8 @@ from lifecycle_rig import Served, gateway, until
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceState
-from cortex_common.schema.operations import LoadModel, PinModel, UnloadModel
-from cortex_common.schema.plans import ApplyDefrag, DefragRequest
+from cortex_common.schema.operations import LoadModelRequest, PinModelRequest, UnloadModelRequest
+from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest
 
 AFTER = 3
 
@@ -60,10 +60,10 @@ async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: A
         await until(lambda: ready(served) == {"org/a", "org/b"})
         operator = served.operator
         assert (await operator.plan_defrag(DefragRequest())).restarts == ()
-        await operator.pin(PinModel(model="org/a"))
-        await operator.unload(UnloadModel(model="org/b"))
-        await operator.load(LoadModel(model="org/b", wait=True))
-        await operator.unload(UnloadModel(model="org/b"))
+        await operator.pin(PinModelRequest(model="org/a"))
+        await operator.unload(UnloadModelRequest(model="org/b"))
+        await operator.load(LoadModelRequest(model="org/b", wait=True))
+        await operator.unload(UnloadModelRequest(model="org/b"))
 
         def cycles() -> int:
             return served.gateway.fleet.snapshot.nodes[0].engines[0].cycles
@@ -79,7 +79,7 @@ async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: A
 
         long = asyncio.create_task(served.chat("org/a", stream=True, max_tokens=100))
         await until(lambda: any(i.in_flight for i in served.gateway.fleet.snapshot.instances()))
-        doing = asyncio.create_task(operator.defrag(ApplyDefrag(plan=plan.plan)))
+        doing = asyncio.create_task(operator.defrag(ApplyDefragRequest(plan=plan.plan)))
         await until(lambda: not served.gateway.fleet.ready("org/a"))
         during = asyncio.create_task(served.chat("org/a", stream=True))
         assert whole(await long)
@@ -90,7 +90,7 @@ async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: A
         assert ready(served) == {"org/a"}
         await until(lambda: cycles() == 1)
 
-        await operator.load(LoadModel(model="org/b", wait=True))
+        await operator.load(LoadModelRequest(model="org/b", wait=True))
         config = served.gateway.config
         eager = config.eviction.model_copy(update={"defrag_after_cycles": 1})
         served.gateway.controller.use_config(config.model_copy(update={"eviction": eager}))

@@ -27,7 +27,7 @@ def _port(address: str) -> int:
 async def test_both_ends_of_a_waiting_request_are_looked_for():
     """An engine's host without power, or a client's, is noticed long before the limits on silence."""
     async with (
-        scripted_engine(lambda call: call.gone()) as engine,
+        scripted_engine(lambda call: call.wait_closed()) as engine,
         scripted_neuron({"m": engine.url}) as neuron,
         running_gateway(neurons={"n": neuron.url}) as gateway,
         httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,

@@ -18,8 +18,8 @@ from rigs.engine import (
     Call,
     answer_stream,
     chunked,
+    http_response,
     scripted_engine,
-    whole,
 )
 from rigs.lazy_import import openai
 from rigs.proxy import running_proxy
@@ -60,7 +60,7 @@ async def test_a_stream_reaches_the_client_byte_for_byte():
         assert answer.headers["x-request-id"] == "mine"
         assert answer.headers["x-cortex-node"] == "n1"
         assert answer.headers["x-cortex-instance"] == "m-0"
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.fleet.snapshot.instances()[0].in_flight == 0
         assert rig.metrics.totals("m").tokens_in == 7
         assert rig.metrics.totals("m").tokens_out == 3
@@ -79,7 +79,7 @@ async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(opti
         assert answer.content == STREAM.replace(USAGE, b"")
         sent = json.loads((await engine.call(0)).body)
         assert sent == body | {"stream_options": {"include_usage": True}}
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.metrics.totals("m").tokens_out == 3
 
 
@@ -112,7 +112,7 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials():
     """Odd spacing and unknown fields survive; the client's key and cookies stay with the gateway."""
     body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
     async with (
-        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
@@ -131,7 +131,7 @@ async def test_an_alias_is_rewritten_in_place():
     body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
     model_config = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
-        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
         running_proxy({"m": engine.url}, model_configs=[model_config]) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
@@ -164,7 +164,7 @@ async def test_a_bad_request_is_told_what_is_wrong(body, status, code):
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["src"]) == (status, code, "cortex")
         assert engine.calls == []
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_an_unknown_model_is_answered_with_the_nearest_names():
@@ -183,7 +183,7 @@ async def test_an_unknown_model_is_answered_with_the_nearest_names():
 async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstream(streamed):
     """The engine's connection closes although it has not answered yet."""
     async with (
-        scripted_engine(lambda call: call.gone()) as engine,
+        scripted_engine(lambda call: call.wait_closed()) as engine,
         running_proxy({"m": engine.url}) as rig,
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
@@ -191,8 +191,8 @@ async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstr
         await engine.call(0)
         writer.close()
         async with asyncio.timeout(5):
-            await engine.idle()
-        await rig.settled()
+            await engine.wait_idle()
+        await rig.wait_idle()
         assert rig.fleet.snapshot.instances()[0].in_flight == 0
         assert rig.context.pool.live == 0
 
@@ -202,7 +202,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream():
 
     async def forever(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a"))
-        await call.gone()
+        await call.wait_closed()
 
     async with (
         scripted_engine(forever) as engine,
@@ -213,8 +213,8 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream():
         await reader.readuntil(b'"a"')
         writer.close()
         async with asyncio.timeout(5):
-            await engine.idle()
-        await rig.settled()
+            await engine.wait_idle()
+        await rig.wait_idle()
 
 
 @pytest.mark.parametrize(("path", "end"), [(CHAT, b"[DONE]"), ("/v1/messages", b"message_stop")])
@@ -223,7 +223,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(pat
 
     async def dallying(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(STREAM))
-        await call.gone()
+        await call.wait_closed()
 
     async with (
         scripted_engine(dallying) as engine,
@@ -233,7 +233,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(pat
         writer.write(request(json.dumps(BODY | {"max_tokens": 9}).encode(), path=path))
         await reader.readuntil(end)
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.metrics.disconnects == 0
         assert rig.metrics.totals("m").errors == 0
 
@@ -244,11 +244,11 @@ async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer():
     async with running_proxy({}, model_configs=[model_config]) as rig:
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(request(json.dumps(BODY).encode()))
-        await rig.loads.asked.wait()
+        await rig.loads.requested.wait()
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
         async with asyncio.timeout(5):
-            await rig.loads.nobody.wait()
+            await rig.loads.no_waiters.wait()
 
 
 async def test_a_request_for_an_unloaded_model_waits_for_the_load():
@@ -260,7 +260,7 @@ async def test_a_request_for_an_unloaded_model_waits_for_the_load():
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         head = asyncio.ensure_future(client.post(CHAT, json=BODY))
-        await rig.loads.asked.wait()
+        await rig.loads.requested.wait()
         rig.loads.outcome.set_result(("m-1", engine.url))
         answer = await head
         assert answer.content == STREAM
@@ -360,7 +360,7 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event():
         assert first + b"\n\n" == CHUNK % b"a"
         assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "upstream_failed"
         assert rest == b""
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.metrics.totals("m").errors == 1
 
 
@@ -387,7 +387,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
     """Its tokens were all there before it was sent, in however many pieces that was."""
 
     async def in_pieces(call: Call) -> None:
-        answer = whole(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
+        answer = http_response(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
         await call.send(answer[:-9])
         loop = asyncio.get_running_loop()
         while not any(
@@ -402,7 +402,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
         assert (await client.post(CHAT, json=BODY | {"stream": False})).status_code == 200
-        await rig.settled()
+        await rig.wait_idle()
         series = rig.metrics.series("m", "n1")
         assert (series.tokens_out, sum(series.ttft.counts)) == (3, 1)
         assert sum(series.speed.counts) == sum(series.between.counts) == 0
@@ -425,7 +425,7 @@ async def test_an_engine_that_dies_in_a_whole_answer_is_a_502():
     ):
         answer = await client.post(CHAT, json=BODY | {"stream": False})
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection():
@@ -442,7 +442,7 @@ async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection():
     ):
         with pytest.raises(httpx.RemoteProtocolError):
             await client.post(CHAT, json=BODY | {"stream": False})
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_a_request_moves_on_to_another_instance_before_the_first_byte():
@@ -456,7 +456,7 @@ async def test_a_request_moves_on_to_another_instance_before_the_first_byte():
         assert answer.content == STREAM
         assert answer.headers["x-cortex-instance"] == "m-1"
         assert answer.headers["x-cortex-route"] == "retry"
-        await rig.settled()
+        await rig.wait_idle()
         assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0, 0]
 
 
@@ -494,7 +494,7 @@ async def test_an_engines_own_error_is_passed_on():
     """Status and body are the engine's; only the labels are ours."""
     body = b'{"error":{"message":"prompt too long","type":"invalid_request_error"}}'
     async with (
-        scripted_engine(lambda call: call.send(whole(body, b"400 Bad Request"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(body, b"400 Bad Request"))) as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
@@ -507,7 +507,7 @@ async def test_a_silent_engine_is_given_up():
     """An engine without a first byte within the limit is a 504."""
     settings = GatewaySection(first_byte_timeout_s=0.2)
     async with (
-        scripted_engine(lambda call: call.gone()) as engine,
+        scripted_engine(lambda call: call.wait_closed()) as engine,
         running_proxy({"m": engine.url}, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
@@ -523,7 +523,7 @@ async def test_a_stream_may_last_as_long_as_its_events_come():
         for word in (b"a", b"b", b"c"):
             await call.send(chunked(CHUNK % word))
             await steps.get()
-        await call.gone()
+        await call.wait_closed()
 
     steps: asyncio.Queue[None] = asyncio.Queue()
     settings = GatewaySection(idle_timeout_s=100)
@@ -580,7 +580,7 @@ async def test_a_slow_reader_holds_the_engine_back():
         while got < total:  # chunk framing counts a little more
             got += len(await reader.read(1 << 16))
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_a_client_that_takes_nothing_is_given_up():
@@ -610,7 +610,7 @@ async def test_a_client_that_takes_nothing_is_given_up():
         assert rig.metrics.disconnects == 1
         assert rig.metrics.series("m", "n1").errors["client_disconnected"] == 1
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_pipelined_requests_are_answered_in_order():
@@ -618,7 +618,7 @@ async def test_pipelined_requests_are_answered_in_order():
     bodies = [json.dumps(BODY | {"n": n, "stream": False}).encode() for n in (1, 2)]
 
     async def echo(call: Call) -> None:
-        await call.send(whole(call.body))
+        await call.send(http_response(call.body))
 
     async with (
         scripted_engine(echo) as engine,
@@ -630,14 +630,14 @@ async def test_pipelined_requests_are_answered_in_order():
             await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(len(body)) == body
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_expect_100_continue_is_honoured():
     """A client that asks before sending its body is told to go on."""
     body = json.dumps(BODY | {"stream": False}).encode()
     async with (
-        scripted_engine(lambda call: call.send(whole(b"{}"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
         running_proxy({"m": engine.url}) as rig,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
@@ -646,13 +646,13 @@ async def test_expect_100_continue_is_honoured():
         writer.write(body)
         assert b"200 OK" in await reader.readuntil(b"{}")
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 100 Continue\r\n\r\n" + whole(b'{"a":1}'),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + http_response(b'{"a":1}'),
         b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7;x=y\r\n{"a":1}\r\n0\r\nt: 1\r\n\r\n',
         b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{"a":1}',
         b'HTTP/1.0 200 OK\r\n\r\n{"a":1}',
@@ -674,14 +674,14 @@ async def test_any_framing_of_the_engine_is_understood(answer):
     ):
         got = await client.post(CHAT, json=BODY | {"stream": False})
         assert got.content == b'{"a":1}'
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_bytes_after_an_answer_never_reach_another_client():
     """An engine that says more than it was asked loses its connection, and the surplus goes nowhere."""
 
     async def surplus(call: Call) -> None:
-        await call.send(whole(b"{}") + whole(b'{"smuggled":1}'))
+        await call.send(http_response(b"{}") + http_response(b'{"smuggled":1}'))
 
     async with (
         scripted_engine(surplus) as engine,
@@ -710,7 +710,7 @@ async def test_two_hundred_streams_at_once_all_end_whole():
             *(client.post(CHAT, json=BODY | {"model": "abc"[n % 3]}) for n in range(200))
         )
         assert {a.content for a in answers} == {STREAM}
-        await rig.settled()
+        await rig.wait_idle()
         assert sum(i.in_flight for i in rig.fleet.snapshot.instances()) == 0
         assert rig.metrics.totals("a").requests == 67
 
@@ -738,7 +738,7 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
 
     async def blind(call: Call) -> None:
         said = b'{"error":{"code":500,"message":"%s","type":"server_error"}}' % words.encode()
-        await call.send(whole(said, b"500 Internal Server Error"))
+        await call.send(http_response(said, b"500 Internal Server Error"))
 
     async with (
         scripted_engine(blind) as engine,
@@ -748,7 +748,7 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
         answers = [await client.post(path, json=BODY) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [400, 400, 400]
         assert answers[0].json()["error"]["code"] == code
-        await rig.settled()
+        await rig.wait_idle()
         assert len(rig.fleet.ready("m")) == 1
 
 
@@ -759,7 +759,7 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
         if healthy.is_set():
             await answer_stream(call)
         else:
-            await call.send(whole(b"{}", b"500 Internal Server Error"))
+            await call.send(http_response(b"{}", b"500 Internal Server Error"))
 
     healthy = asyncio.Event()
     async with (
@@ -769,7 +769,7 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
     ):
         statuses = [(await client.post(CHAT, json=BODY)).status_code for _ in range(3)]
         assert statuses == [500, 500, 500]
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.fleet.snapshot.instances()[0].failing == "engine_500"
         assert rig.fleet.ready("m") == []
         healthy.set()
@@ -777,14 +777,14 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
             while not rig.fleet.ready("m"):
                 await asyncio.sleep(0.01)
         assert (await client.post(CHAT, json=BODY)).content == STREAM
-        await rig.settled()
+        await rig.wait_idle()
         assert rig.fleet.snapshot.instances()[0].failing is None
 
 
 async def test_a_clients_mistakes_never_count_against_an_instance():
     """Any number of 400s leaves the instance in service."""
     async with (
-        scripted_engine(lambda call: call.send(whole(b"{}", b"400 Bad Request"))) as engine,
+        scripted_engine(lambda call: call.send(http_response(b"{}", b"400 Bad Request"))) as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
     ):
@@ -798,7 +798,7 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
 
     async def dally(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a", LAST))
-        await call.gone()
+        await call.wait_closed()
 
     body = {k: v for k, v in BODY.items() if k != "stream_options"} | {"max_tokens": 5}
     async with (
@@ -809,7 +809,7 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
         answer = await client.post("/v1/messages", json=body)
         assert answer.text.endswith('data: {"type":"message_stop"}\n\n')
         async with asyncio.timeout(5):
-            await engine.idle()
+            await engine.wait_idle()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -817,7 +817,7 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(st
     """Reference counts alone free a request, so that memory is flat and no collection delays a stream."""
 
     async def answer(call: Call) -> None:
-        await (answer_stream(call) if stream else call.send(whole(b"{}")))
+        await (answer_stream(call) if stream else call.send(http_response(b"{}")))
 
     async with (
         scripted_engine(answer) as engine,
@@ -826,13 +826,13 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(st
     ):
         for _ in range(3):
             await client.post(CHAT, json=BODY | {"stream": stream})
-        await rig.settled()
+        await rig.wait_idle()
         gc.collect()
         gc.disable()
         try:
             for _ in range(3):
                 await client.post(CHAT, json=BODY | {"stream": stream})
-            await rig.settled()
+            await rig.wait_idle()
             left = [
                 o
                 for o in gc.get_objects()
@@ -852,7 +852,7 @@ async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collecto
             for _ in range(3):
                 async with httpx.AsyncClient(base_url=rig.url) as client:
                     await client.post(CHAT, json=BODY)
-            await rig.settled()
+            await rig.wait_idle()
             rig.context.pool.close()
             async with asyncio.timeout(30):
                 while any(isinstance(o, Connection | HttpProtocol) for o in gc.get_objects()):

@@ -9,7 +9,7 @@ import json
 
 import httpx
 import pytest
-from rigs.engine import STREAM, Call, chunked, scripted_engine, whole
+from rigs.engine import STREAM, Call, chunked, http_response, scripted_engine
 from rigs.proxy import running_proxy
 
 
@@ -20,7 +20,7 @@ def body_of(size: int) -> bytes:
 
 async def digest(call: Call) -> None:
     """Answers with the hash of what came."""
-    await call.send(whole(hashlib.sha256(call.body).hexdigest().encode()))
+    await call.send(http_response(hashlib.sha256(call.body).hexdigest().encode()))
 
 
 @pytest.mark.parametrize("size", [0, 1000, 70_000, 5 << 20])
@@ -43,7 +43,7 @@ async def test_a_body_of_any_size_reaches_the_engine_unchanged(size, framing):
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(64) == hashlib.sha256(body).hexdigest().encode()
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_a_body_that_comes_byte_by_byte_is_the_same_body():
@@ -64,7 +64,7 @@ async def test_a_body_that_comes_byte_by_byte_is_the_same_body():
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(64) == hashlib.sha256(body).hexdigest().encode()
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 @pytest.mark.parametrize("piece", [1, 7, 4096, 1 << 20])
@@ -85,7 +85,7 @@ async def test_an_answer_is_the_same_however_the_engine_cuts_it(piece):
         async with httpx.AsyncClient(base_url=rig.url) as client:
             got = await client.post("/v1/embeddings", json={"model": "m", "input": "x"})
         assert got.content == answer
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_a_packed_body_is_told_as_such():
@@ -104,7 +104,7 @@ async def test_a_packed_body_is_told_as_such():
         assert (packed.status_code, packed.json()["error"]["code"]) == (400, "malformed_body")
         assert "compressed (gzip)" in packed.json()["error"]["message"]
         assert (await ask("utf-8", body_of(10))).status_code == 200
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_an_http_1_0_client_gets_no_chunks():
@@ -121,7 +121,7 @@ async def test_an_http_1_0_client_gets_no_chunks():
         assert b"transfer-encoding" not in answer
         assert answer.partition(b"\r\n\r\n")[2] == STREAM
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_a_client_that_closes_in_its_body_leaves_nothing_behind():
@@ -137,5 +137,5 @@ async def test_a_client_that_closes_in_its_body_leaves_nothing_behind():
             while not rig.context.active:
                 await asyncio.sleep(0)
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
         assert engine.calls == []

@@ -56,7 +56,7 @@ async def test_a_client_of_another_language_gets_the_stream(client):
         )
         out, err = await process.communicate()
         assert (process.returncode, out) == (0, STREAM), err.decode()
-        await rig.settled()
+        await rig.wait_idle()
 
 
 async def test_aiohttp_gets_the_stream():
@@ -70,4 +70,4 @@ async def test_aiohttp_gets_the_stream():
             async with session.post(f"{rig.url}/v1/chat/completions", data=BODY) as answer:
                 assert answer.status == 200
                 assert await answer.read() == STREAM
-        await rig.settled()
+        await rig.wait_idle()

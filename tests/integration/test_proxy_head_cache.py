@@ -8,7 +8,7 @@ import json
 
 import httpx
 import pytest
-from rigs.engine import Call, scripted_engine, whole
+from rigs.engine import Call, http_response, scripted_engine
 from rigs.fleet import free_port
 from rigs.proxy import running_proxy
 
@@ -23,7 +23,7 @@ async def what_came(call: Call) -> None:
     """Answers with the hash of the body that came, and the agent that it came from."""
     agent = next(line for line in call.head.split(b"\r\n") if line.startswith(b"user-agent: "))
     told = {"sum": hashlib.sha256(call.body).hexdigest(), "agent": agent[12:].decode()}
-    await call.send(whole(json.dumps(told).encode()))
+    await call.send(http_response(json.dumps(told).encode()))
 
 
 def request(pad: str, agent: str = "one") -> tuple[bytes, dict[str, str]]:
@@ -86,7 +86,7 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
         writer.write(sent)
         assert await answer(reader) == (200, told)
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
     assert len(engine.calls) == 23
 
 
@@ -111,7 +111,11 @@ async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
 async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
     """One kept connection to an engine, whose answers differ in their bodies alone, or then in their heads, too."""
     bodies = [json.dumps({"n": "x" * n}).encode() for n in (5, 5, 9, 2000, 0)]
-    answers = [*map(whole, bodies), whole(bodies[0], kind=b"application/x-other"), whole(bodies[2])]
+    answers = [
+        *map(http_response, bodies),
+        http_response(bodies[0], kind=b"application/x-other"),
+        http_response(bodies[2]),
+    ]
 
     async def script(call: Call) -> None:
         await call.send(answers[len(engine.calls) - 1])

@@ -66,7 +66,7 @@ async def test_a_reload_interrupts_no_stream(tmp_path):
             models=MODEL + 'aliases = ["nick"]\n',
         )
         gateway.signal(signal.SIGHUP)
-        reloaded = await gateway.logged("config_reloaded")
+        reloaded = await gateway.wait_for_event("config_reloaded")
         assert set(reloaded["changed"].split(", ")) == {"limits", "keys", "neurons", "models"}
         paused.resume.set()
         answers = await asyncio.gather(*streams)
@@ -150,7 +150,7 @@ async def test_settings_that_need_a_restart_are_reported(tmp_path):
         gateway.write(gateway="max_body_mb = 1\n")
         gateway.port = old
         await operator.reload()
-        reloaded = await gateway.logged("config_reloaded")
+        reloaded = await gateway.wait_for_event("config_reloaded")
         if reloaded["changed"] == "nothing":  # the gateway had reloaded the file automatically
             reloaded = json.loads(
                 next(x for x in gateway.log.splitlines() if '"config_reloaded"' in x)
@@ -231,7 +231,7 @@ async def test_sigterm_drains_streams_and_rejects_new_requests(tmp_path):
         streams = [asyncio.create_task(http.post(CHAT, json=BODY)) for _ in range(20)]
         await engine.call(19)
         gateway.signal(signal.SIGTERM)
-        await gateway.logged("gateway_draining")
+        await gateway.wait_for_event("gateway_draining")
         refused = await http.post(CHAT, json=BODY)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
@@ -240,7 +240,7 @@ async def test_sigterm_drains_streams_and_rejects_new_requests(tmp_path):
         paused.resume.set()
         answers = await asyncio.gather(*streams)
         assert {a.content for a in answers} == {CHUNK % b"half" + LAST + DONE}
-        assert await gateway.ended() == 0
+        assert await gateway.wait_exit() == 0
 
 
 async def test_a_drain_that_times_out_ends_streams_with_an_error(tmp_path):
@@ -260,7 +260,7 @@ async def test_a_drain_that_times_out_ends_streams_with_an_error(tmp_path):
         content = (await stream).content
         assert content.startswith(CHUNK % b"half")
         assert b'"code":"unavailable"' in content
-        assert await gateway.ended() == 0
+        assert await gateway.wait_exit() == 0
 
 
 async def test_two_simultaneous_signals_stop_the_gateway(tmp_path):
@@ -270,7 +270,7 @@ async def test_two_simultaneous_signals_stop_the_gateway(tmp_path):
         gateway.signal(signal.SIGTERM)
         gateway.signal(signal.SIGINT)  # two signals of the same number would be merged
         gateway.signal(signal.SIGCONT)
-        assert await gateway.ended() == 0
+        assert await gateway.wait_exit() == 0
 
 
 async def test_an_open_event_stream_does_not_delay_the_shutdown(tmp_path):
@@ -286,7 +286,7 @@ async def test_an_open_event_stream_does_not_delay_the_shutdown(tmp_path):
         gateway.signal(signal.SIGTERM)
         async for _ in lines:
             pass
-        assert await gateway.ended() == 0
+        assert await gateway.wait_exit() == 0
         assert time.monotonic() - began < 5
 
 
@@ -310,7 +310,7 @@ async def test_systemd_is_notified_of_start_watchdog_and_stop(tmp_path):
             gateway.signal(signal.SIGTERM)
             await until(b"STOPPING=1")
             await until(b"EXTEND_TIMEOUT_USEC=75000000")
-            assert await gateway.ended() == 0
+            assert await gateway.wait_exit() == 0
 
 
 async def test_a_socket_from_systemd_is_used(tmp_path):

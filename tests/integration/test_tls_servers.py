@@ -66,7 +66,7 @@ async def test_the_gateway_serves_https_and_its_engines_stay_behind_it(tmp_path)
         ) as gateway,
         httpx.AsyncClient(base_url=f"https://127.0.0.1:{gateway.port}", verify=trusted) as http,
     ):
-        await gateway.logged("node_up")
+        await gateway.wait_for_event("node_up")
         body = {"model": "m", "messages": [], "stream": True}
         answer = await http.post(CHAT, json=body)
         assert answer.status_code == 200
@@ -94,7 +94,7 @@ async def test_a_nodes_authority_and_token_are_read_again_when_their_files_chang
             await gateway.until(lambda s: "401" in (s.nodes[0].reason or ""))
             token.write_text("new")
             await gateway.until(lambda s: s.nodes[0].state == "up")
-            assert (await gateway.logged("config_reloaded"))["changed"] == str(token)
+            assert (await gateway.wait_for_event("config_reloaded"))["changed"] == str(token)
 
 
 async def test_a_client_certificate_is_asked_for(tmp_path):
@@ -160,8 +160,8 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
             gateway_process(tmp_path, *tables) as gateway,
             httpx.AsyncClient(verify=trusted) as http,
         ):
-            assert (await gateway.logged("certificate_expiring"))["file"] == str(mine)
-            await gateway.logged("node_up")
+            assert (await gateway.wait_for_event("certificate_expiring"))["file"] == str(mine)
+            await gateway.wait_for_event("node_up")
             told = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
             of_node = (await http.get(f"{url}/metrics")).text
             doctor = await asyncio.to_thread(

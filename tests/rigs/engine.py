@@ -25,7 +25,9 @@ def chunked(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
 
 
-def whole(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> bytes:
+def http_response(
+    body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json"
+) -> bytes:
     """Return a complete HTTP response with a content length."""
     head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
     return head % (status, kind, len(body)) + body
@@ -46,7 +48,7 @@ class Call:
             self.writer.write(piece)
             await self.writer.drain()
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the gateway has closed this connection."""
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(65536):
@@ -84,7 +86,7 @@ class ScriptedEngine:
             await self._called.wait_for(lambda: len(self.calls) > number)
         return self.calls[number]
 
-    async def idle(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no connection is open."""
         async with self._called:
             await self._called.wait_for(lambda: self.live == 0)

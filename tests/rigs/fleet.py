@@ -75,7 +75,7 @@ class Service:
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
-    async def healthy(self) -> None:
+    async def wait_healthy(self) -> None:
         """Wait until it responds to GET /health."""
         assert self.process is not None
         async with httpx.AsyncClient() as client, asyncio.timeout(30):
@@ -122,7 +122,7 @@ class FleetRig:
         """Return the live engine processes of this fleet, even if they are orphans."""
         return list(_engines_below(self.folder))
 
-    async def no_engines(self, seconds: float = 15.0) -> None:
+    async def wait_engines_stopped(self, seconds: float = 15.0) -> None:
         """Wait until all of its engines have exited."""
         async with asyncio.timeout(seconds):
             while self.engines():
@@ -197,7 +197,7 @@ async def running_fleet(
         for service in services:
             service.start()
         for service in services:
-            await service.healthy()
+            await service.wait_healthy()
         for number in range(gateways):
             await rig.until(lambda s: all(n.state == "up" for n in s.nodes), number)
         yield rig

@@ -67,12 +67,14 @@ class GatewayProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    async def ended(self, seconds: float = 30.0) -> int:
+    async def wait_exit(self, seconds: float = 30.0) -> int:
         """Wait until it exits, and return the exit code."""
         assert self.process is not None
         return await asyncio.to_thread(self.process.wait, seconds)
 
-    async def logged(self, event: str, times: int = 1, seconds: float = 20.0) -> dict[str, Any]:
+    async def wait_for_event(
+        self, event: str, times: int = 1, seconds: float = 20.0
+    ) -> dict[str, Any]:
         """Wait until an event has been logged a number of times, and return the latest line."""
         assert self.process is not None
         async with asyncio.timeout(seconds):
@@ -117,7 +119,7 @@ async def gateway_process(
     process.write(*tables, gateway=gateway, models=models)
     process.start(*arguments, **(environ or {}))
     try:
-        await process.logged("gateway_listening", seconds=60)
+        await process.wait_for_event("gateway_listening", seconds=60)
         yield process
     finally:
         assert process.process is not None

@@ -33,7 +33,7 @@ class InProcessGateway:
         """Base URL of the API."""
         return f"http://127.0.0.1:{self.port}"
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         async with asyncio.timeout(10):
             while self.gateway.context.active:

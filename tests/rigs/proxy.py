@@ -43,8 +43,8 @@ class ScriptedLoads:
     def __init__(self, rig: ProxyRig) -> None:
         self._rig = rig
         self.waiting = 0
-        self.asked = asyncio.Event()
-        self.nobody = asyncio.Event()
+        self.requested = asyncio.Event()
+        self.no_waiters = asyncio.Event()
         self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
 
     async def acquire(
@@ -52,13 +52,13 @@ class ScriptedLoads:
     ) -> InstanceId:
         """Wait for the outcome that the test sets: (instance, url), or a message to fail with."""
         self.waiting += 1
-        self.asked.set()
+        self.requested.set()
         try:
             instance, url = await asyncio.shield(self.outcome)
         finally:
             self.waiting -= 1
             if not self.waiting:
-                self.nobody.set()
+                self.no_waiters.set()
         if not url:
             raise LoadFailed(instance)
         self._rig.report("n1", ready(instance, model_config.id, url))
@@ -91,7 +91,7 @@ class ProxyRig:
         """Make a node report exactly these instances."""
         self.fleet.reported(node, NodeStatus(health=Health(uptime_secs=1), models=infos))
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         async with asyncio.timeout(10):
             while self.context.active:

@@ -42,15 +42,15 @@ from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.operations import (
-    DrainNode,
-    EvictModel,
-    LoadModel,
+    DrainNodeRequest,
+    EvictModelRequest,
+    LoadModelRequest,
     NodeRequest,
-    PinModel,
-    UnloadModel,
-    UnpinModel,
+    PinModelRequest,
+    UnloadModelRequest,
+    UnpinModelRequest,
 )
-from cortex_common.schema.plans import ApplyDefrag, DefragRequest, LedgerLine, PlanView
+from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest, LedgerLine, PlanView
 from cortex_common.schema.requests import CancelRequest, RequestList
 
 WIDE = (140, 40)
@@ -123,7 +123,7 @@ async def test_load_shows_its_plan_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [("load", LoadModel(model=PHI, wait=True))]
+        assert operator.calls == [("load", LoadModelRequest(model=PHI, wait=True))]
         assert drawn(app._view.devices) == before
         await until(pilot, lambda: bool(app._notifications))
         assert [n.title for n in app._notifications] == [f"cortex models load {PHI}"]
@@ -160,7 +160,7 @@ async def test_evict_asks_the_person_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [("evict", EvictModel(model=QWEN))]
+        assert operator.calls == [("evict", EvictModelRequest(model=QWEN))]
 
 
 async def test_what_cannot_be_evicted_is_told_at_once():
@@ -212,7 +212,10 @@ async def test_pin_goes_to_and_fro():
         await pilot.press("down", "p")
         await until(pilot, lambda: len(operator.calls) == 2)
 
-        assert operator.calls == [("pin", PinModel(model=LLAMA)), ("unpin", UnpinModel(model=QWEN))]
+        assert operator.calls == [
+            ("pin", PinModelRequest(model=LLAMA)),
+            ("unpin", UnpinModelRequest(model=QWEN)),
+        ]
 
 
 async def test_commands_pin_and_unpin_whatever_is():
@@ -226,7 +229,10 @@ async def test_commands_pin_and_unpin_whatever_is():
             await pilot.press("enter")
             await until(pilot, lambda n=number: len(operator.calls) == n)
 
-        assert operator.calls == [("pin", PinModel(model=QWEN)), ("unpin", UnpinModel(model=GEMMA))]
+        assert operator.calls == [
+            ("pin", PinModelRequest(model=QWEN)),
+            ("unpin", UnpinModelRequest(model=GEMMA)),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +264,9 @@ async def test_defrag_shows_its_moves_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [("defrag", ApplyDefrag(request=DefragRequest(), plan="p1"))]
+        assert operator.calls == [
+            ("defrag", ApplyDefragRequest(request=DefragRequest(), plan="p1"))
+        ]
 
 
 async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
@@ -273,7 +281,7 @@ async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [
-            ("defrag", ApplyDefrag(request=DefragRequest(cross_node=True), plan="p1"))
+            ("defrag", ApplyDefragRequest(request=DefragRequest(cross_node=True), plan="p1"))
         ]
 
 
@@ -283,11 +291,11 @@ async def test_commands_ask_as_keys_do():
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         for line, call in {
-            "drain beast": ("drain", DrainNode(node="beast")),
-            "evict qwen3": ("evict", EvictModel(model="qwen3")),
+            "drain beast": ("drain", DrainNodeRequest(node="beast")),
+            "evict qwen3": ("evict", EvictModelRequest(model="qwen3")),
             "cordon mule": ("cordon", NodeRequest(node="mule")),
             "uncordon beast": ("uncordon", NodeRequest(node="beast")),
-            "unload qwen3": ("unload", UnloadModel(model="qwen3")),
+            "unload qwen3": ("unload", UnloadModelRequest(model="qwen3")),
         }.items():
             operator.calls.clear()
             await pilot.press("colon")
@@ -312,7 +320,7 @@ async def test_unload_asks_the_person_first():
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
-        assert operator.calls == [("unload", UnloadModel(model=QWEN))]
+        assert operator.calls == [("unload", UnloadModelRequest(model=QWEN))]
 
 
 async def test_a_question_can_be_declined():
@@ -338,7 +346,7 @@ async def test_marked_models_are_meant_together():
         await pilot.press("space", "space", "p")
         await until(pilot, lambda: len(operator.calls) == 2)
 
-        assert operator.calls == [("pin", PinModel(model=m)) for m in sorted((PHI, LLAMA))]
+        assert operator.calls == [("pin", PinModelRequest(model=m)) for m in sorted((PHI, LLAMA))]
 
 
 async def test_a_refusal_is_shown_with_its_hint():
@@ -392,7 +400,7 @@ async def test_the_command_line_loads_where_it_is_told():
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [
-            ("load", LoadModel(model="qwen3", node="beast", devices=(1,), wait=True))
+            ("load", LoadModelRequest(model="qwen3", node="beast", devices=(1,), wait=True))
         ]
 
 

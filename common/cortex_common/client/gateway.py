@@ -16,7 +16,7 @@ from cortex_common.log_buffer import LogLine, parse_log_lines
 from cortex_common.schema import operations
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
-from cortex_common.schema.keys import CreatedKey, CreateKey, KeyView, UsageRow
+from cortex_common.schema.keys import CreatedKey, CreateKeyRequest, KeyView, UsageRow
 from cortex_common.schema.model_detail import ModelDetail
 from cortex_common.schema.operation import OPERATOR_PREFIX, Operation
 from cortex_common.schema.plans import DecisionView
@@ -82,13 +82,13 @@ class OperatorClient(ControlClient):
             timeout=operation.timeout_s(request),
         )
 
-    async def reload(self) -> operations.Reloaded:
+    async def reload(self) -> operations.ReloadResult:
         """Make the gateway read its configuration again.
 
         Raises:
             ConfigError: a file is invalid; the gateway keeps its current configuration.
         """
-        return await self.run(operations.RELOAD, operations.ReloadConfig())
+        return await self.run(operations.RELOAD, operations.ReloadConfigRequest())
 
     async def fleet(self) -> FleetSnapshot:
         """Return the current state of the fleet."""
@@ -169,7 +169,7 @@ class OperatorClient(ControlClient):
         """Return all API keys, without their secrets."""
         return await self.call(_KEYS, "GET", "/operator/v1/keys")
 
-    async def create_key(self, request: CreateKey) -> CreatedKey:
+    async def create_key(self, request: CreateKeyRequest) -> CreatedKey:
         """Create a key; its secret is returned only here."""
         body = request.model_dump(mode="json", exclude_defaults=True)
         return await self.call(_CREATED, "POST", "/operator/v1/keys", body=body)

@@ -1,6 +1,6 @@
 """Engine traits: which extensions of the OpenAI chat API an engine supports, and which standard fields it lacks.
 
-A neuron reports the traits of each harness in GET /discovery, and the gateway words requests accordingly. The traits
+A neuron reports the traits of each harness in GET /discovery, and the gateway adapts requests accordingly. The traits
 of an engine that both a harness and an external upstream (`engine` of [[upstreams]]) can name are defined here; any
 other harness defines its own.
 
@@ -18,13 +18,13 @@ from cortex_common.schema.base import WireModel
 
 
 class EngineTraits(WireModel):
-    """How a chat request must be worded for an engine. The defaults describe OpenAI's own API.
+    """How a chat request must be adapted for an engine. The defaults describe OpenAI's own API.
 
     Attributes:
         named_tool_choice: accepts a `tool_choice` object that names a function. llama.cpp silently reads it as
             "auto"; it gets "required" and only the named tool instead.
         parallel_tool_calls: accepts `parallel_tool_calls`. For other engines the gateway keeps only the first call
-            of an answer.
+            of a response.
         reasoning_content: renders `reasoning_content` of earlier assistant messages.
         enable_thinking: accepts `enable_thinking`. Elsewhere effort "none" turns thinking off.
         thinking_budget_tokens: accepts `thinking_budget_tokens`. Other engines get the nearest effort.

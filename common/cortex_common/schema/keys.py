@@ -76,7 +76,7 @@ class KeyTerms(BaseModel):
     """Date, or date and time, from which the key is rejected. Default: never."""
 
 
-class CreateKey(KeyTerms):
+class CreateKeyRequest(KeyTerms):
     """POST /operator/v1/keys."""
 
     name: KeyName

@@ -7,7 +7,7 @@ from cortex_common.schema.base import WireModel
 from cortex_common.schema.operations import PinView
 
 
-class MeasuredSize(WireModel):
+class SizeMeasurement(WireModel):
     """Memory and time that loads of a model took on one node.
 
     Attributes:
@@ -47,5 +47,5 @@ class ModelDetail(WireModel):
     priority: int = 0
     rate: float = 0.0
     load_s: float | None = None
-    measured: tuple[MeasuredSize, ...] = ()
+    measured: tuple[SizeMeasurement, ...] = ()
     pins: tuple[PinView, ...] = ()

@@ -15,21 +15,21 @@ from cortex_common.schema.base import StrictWireModel, WireModel
 from cortex_common.schema.fleet import ModelState
 from cortex_common.schema.operation import Operation, Target
 from cortex_common.schema.plans import (
-    ApplyDefrag,
+    ApplyDefragRequest,
     DefragRequest,
     DefragView,
     DrainPlan,
-    PlanLoad,
+    PlanLoadRequest,
     PlannedEviction,
     PlanView,
 )
 from cortex_common.schema.requests import CancelRequest, RequestView
 
-LONGEST_S = 100 * 365 * 86_400.0
+MAX_DURATION_S = 100 * 365 * 86_400.0
 """Upper bound of durations in seconds: a hundred years, which is still a valid date when added to the current time."""
 
 
-class LoadModel(StrictWireModel):
+class LoadModelRequest(StrictWireModel):
     """Request of the operation load.
 
     Attributes:
@@ -53,7 +53,7 @@ class LoadModel(StrictWireModel):
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 
-class UnloadModel(StrictWireModel):
+class UnloadModelRequest(StrictWireModel):
     """Request of the operation unload.
 
     Attributes:
@@ -65,7 +65,7 @@ class UnloadModel(StrictWireModel):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
 
 
-class EvictModel(StrictWireModel):
+class EvictModelRequest(StrictWireModel):
     """Request of the operations evict and plan_evict.
 
     Attributes:
@@ -81,7 +81,7 @@ class EvictModel(StrictWireModel):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
 
 
-class PinModel(StrictWireModel):
+class PinModelRequest(StrictWireModel):
     """Request of the operation pin.
 
     Attributes:
@@ -92,10 +92,10 @@ class PinModel(StrictWireModel):
 
     model: str
     node: str | None = None
-    for_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
+    for_s: Annotated[float, Field(gt=0, le=MAX_DURATION_S)] | None = None
 
 
-class UnpinModel(StrictWireModel):
+class UnpinModelRequest(StrictWireModel):
     """Request of the operation unpin.
 
     Attributes:
@@ -126,7 +126,7 @@ class NodeRequest(StrictWireModel):
     node: str
 
 
-class DrainNode(StrictWireModel):
+class DrainNodeRequest(StrictWireModel):
     """Request of the operation drain.
 
     Attributes:
@@ -138,7 +138,7 @@ class DrainNode(StrictWireModel):
     timeout_s: Annotated[float, Field(ge=0)] = 300.0
 
 
-class NodeAction(WireModel):
+class NodeResult(WireModel):
     """Result of an operation on a node.
 
     Attributes:
@@ -154,11 +154,11 @@ class NodeAction(WireModel):
     kept: tuple[str, ...] = ()
 
 
-class ReloadConfig(StrictWireModel):
+class ReloadConfigRequest(StrictWireModel):
     """Request of the operation reload; it has no fields."""
 
 
-class Reloaded(WireModel):
+class ReloadResult(WireModel):
     """Result of reloading the configuration.
 
     Attributes:
@@ -171,7 +171,7 @@ class Reloaded(WireModel):
     restart: tuple[str, ...] = ()
 
 
-class ModelAction(WireModel):
+class ModelResult(WireModel):
     """Result of an operation on a model.
 
     Attributes:
@@ -191,67 +191,67 @@ class ModelAction(WireModel):
 
 # -- the table ---------------------------------------------------------------------------------------
 
-_MODEL_ACTION = TypeAdapter(ModelAction)
-_NODE_ACTION = TypeAdapter(NodeAction)
+_MODEL_ACTION = TypeAdapter(ModelResult)
+_NODE_ACTION = TypeAdapter(NodeResult)
 _DEFRAG = TypeAdapter(DefragView)
 _ENGINE_STOP_S = 130.0
 """Seconds, after the drain timeout, in which engines are stopped and their memory is measured as free."""
 
-LOAD: Operation[LoadModel, ModelAction] = Operation(
+LOAD: Operation[LoadModelRequest, ModelResult] = Operation(
     "load",
     "/models/load",
     Target.MODEL,
-    LoadModel,
+    LoadModelRequest,
     _MODEL_ACTION,
     "Load a model",
     "Responds when the load has started, or with `wait` when the model is ready.",
     "loaded",
     timeout_s=lambda request: request.timeout_s + 10.0 if request.wait else 60.0,
 )
-UNLOAD: Operation[UnloadModel, ModelAction] = Operation(
+UNLOAD: Operation[UnloadModelRequest, ModelResult] = Operation(
     "unload",
     "/models/unload",
     Target.MODEL,
-    UnloadModel,
+    UnloadModelRequest,
     _MODEL_ACTION,
     "Unload a model",
     "Drains and stops all of its instances. The next request for the model loads it again.",
     "unloaded",
     timeout_s=lambda request: request.drain_timeout_s + _ENGINE_STOP_S,
 )
-EVICT: Operation[EvictModel, ModelAction] = Operation(
+EVICT: Operation[EvictModelRequest, ModelResult] = Operation(
     "evict",
     "/models/evict",
     Target.MODEL,
-    EvictModel,
+    EvictModelRequest,
     _MODEL_ACTION,
     "Evict one instance of a model",
     "Drains and stops one instance. The gateway can load the model again, on the same or another node.",
     "evicted",
     timeout_s=lambda request: request.drain_timeout_s + _ENGINE_STOP_S,
 )
-PIN: Operation[PinModel, PinView] = Operation(
+PIN: Operation[PinModelRequest, PinView] = Operation(
     "pin",
     "/models/pin",
     Target.MODEL,
-    PinModel,
+    PinModelRequest,
     TypeAdapter(PinView),
     "Protect a model from eviction",
     "Also protects it from defragmentation and idle unloading, for a limited time or until it is unpinned. "
     "Pins survive a restart of the gateway.",
     "pinned",
 )
-UNPIN: Operation[UnpinModel, tuple[PinView, ...]] = Operation(
+UNPIN: Operation[UnpinModelRequest, tuple[PinView, ...]] = Operation(
     "unpin",
     "/models/unpin",
     Target.MODEL,
-    UnpinModel,
+    UnpinModelRequest,
     TypeAdapter(tuple[PinView, ...]),
     "Remove pins of a model",
     "Responds with the pins that remain. Pins of models.toml are not removed.",
     "unpinned",
 )
-CORDON: Operation[NodeRequest, NodeAction] = Operation(
+CORDON: Operation[NodeRequest, NodeResult] = Operation(
     "cordon",
     "/nodes/cordon",
     Target.NODE,
@@ -261,7 +261,7 @@ CORDON: Operation[NodeRequest, NodeAction] = Operation(
     "Its current instances keep serving.",
     "cordoned",
 )
-UNCORDON: Operation[NodeRequest, NodeAction] = Operation(
+UNCORDON: Operation[NodeRequest, NodeResult] = Operation(
     "uncordon",
     "/nodes/uncordon",
     Target.NODE,
@@ -271,22 +271,22 @@ UNCORDON: Operation[NodeRequest, NodeAction] = Operation(
     "New instances can be placed on it again.",
     "uncordoned",
 )
-DRAIN: Operation[DrainNode, NodeAction] = Operation(
+DRAIN: Operation[DrainNodeRequest, NodeResult] = Operation(
     "drain",
     "/nodes/drain",
     Target.NODE,
-    DrainNode,
+    DrainNodeRequest,
     _NODE_ACTION,
     "Move or unload everything on a node",
     "Cordons the node, loads its models on other nodes that have capacity, and unloads them from it.",
     "drained",
     timeout_s=lambda request: request.timeout_s + 1900.0,
 )
-DEFRAG: Operation[ApplyDefrag, DefragView] = Operation(
+DEFRAG: Operation[ApplyDefragRequest, DefragView] = Operation(
     "defrag",
     "/defrag",
     Target.FLEET,
-    ApplyDefrag,
+    ApplyDefragRequest,
     _DEFRAG,
     "Move instances to consolidate free memory",
     "Carries out exactly the moves of a plan. Fails with `conflict` when the fleet has changed since then.",
@@ -295,21 +295,21 @@ DEFRAG: Operation[ApplyDefrag, DefragView] = Operation(
         apply.request.max_seconds * 3 + apply.request.max_moves * apply.drain_timeout_s + 300.0
     ),
 )
-PLAN_LOAD: Operation[PlanLoad, PlanView] = Operation(
+PLAN_LOAD: Operation[PlanLoadRequest, PlanView] = Operation(
     "plan_load",
     "/plan/load",
     Target.MODEL,
-    PlanLoad,
+    PlanLoadRequest,
     TypeAdapter(PlanView),
     "Show how a model would be loaded",
     "Responds with the plan and the verdict on every device. Changes nothing.",
     changes=False,
 )
-PLAN_EVICT: Operation[EvictModel, PlannedEviction] = Operation(
+PLAN_EVICT: Operation[EvictModelRequest, PlannedEviction] = Operation(
     "plan_evict",
     "/plan/evict",
     Target.MODEL,
-    EvictModel,
+    EvictModelRequest,
     TypeAdapter(PlannedEviction),
     "Show which instance would be evicted",
     "Responds with the memory that the eviction frees and the requests that it affects. Changes nothing.",
@@ -346,12 +346,12 @@ CANCEL: Operation[CancelRequest, RequestView] = Operation(
     "Its client receives an error and its engine stops generating.",
     "cancelled",
 )
-RELOAD: Operation[ReloadConfig, Reloaded] = Operation(
+RELOAD: Operation[ReloadConfigRequest, ReloadResult] = Operation(
     "reload",
     "/config/reload",
     Target.GATEWAY,
-    ReloadConfig,
-    TypeAdapter(Reloaded),
+    ReloadConfigRequest,
+    TypeAdapter(ReloadResult),
     "Reload the gateway's configuration",
     "Reads all files again. If one is invalid, nothing changes and the error says why.",
     "reloaded",

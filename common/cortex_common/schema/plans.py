@@ -10,7 +10,7 @@ from cortex_common.clock import PreciseTimestamp
 from cortex_common.schema.base import StrictWireModel, WireModel
 
 
-class PlanLoad(StrictWireModel):
+class PlanLoadRequest(StrictWireModel):
     """POST /operator/v1/plan/load: return what loading a model would do, without changing anything.
 
     Attributes:
@@ -155,7 +155,7 @@ class DefragRequest(StrictWireModel):
     cross_node: bool = False
 
 
-class ApplyDefrag(StrictWireModel):
+class ApplyDefragRequest(StrictWireModel):
     """POST /operator/v1/defrag: carry out exactly the planned moves.
 
     Attributes:

@@ -8,7 +8,7 @@ from cortex_cli.color import Paint
 from cortex_cli.render.defrag import defrag_text, move_line
 from cortex_cli.render.details import model_text
 from cortex_cli.render.plan import plan_text
-from cortex_common.schema.model_detail import MeasuredSize, ModelDetail
+from cortex_common.schema.model_detail import ModelDetail, SizeMeasurement
 from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import (
     DefragView,
@@ -103,7 +103,7 @@ def test_a_model_is_described_with_estimate_and_measurements():
     detail = ModelDetail(
         model=QWEN, harness="mistralrs", vram_mb=70_000, min_devices=2, load_s=41.0,
         measured=(
-            MeasuredSize(
+            SizeMeasurement(
                 node="beast", kind="cuda", devices=2, build="0.9.5", loads=3, device_mb=34_900,
                 last_mb=34_100, load_s=41.2, at=0.0,
             ),

@@ -50,7 +50,7 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.instances import InstanceState
 from cortex_common.schema.keys import KeyView
-from cortex_common.schema.model_detail import MeasuredSize
+from cortex_common.schema.model_detail import SizeMeasurement
 from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView
@@ -210,7 +210,7 @@ def test_no_field_of_unix_seconds_is_without_its_mark():
         kind: set(re.findall(r"^ +(\w+): Unix seconds", kind.__doc__ or "", re.MULTILINE))
         for kind in (
             *(FleetSnapshot, NodeView, InstanceView, ModelView, AuditEntry, LogLine),
-            *(RequestView, RequestList, DecisionView, MeasuredSize, PinView),
+            *(RequestView, RequestList, DecisionView, SizeMeasurement, PinView),
         )
     }
     missing = {

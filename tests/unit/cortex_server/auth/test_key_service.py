@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cortex_common.errors import Unavailable
-from cortex_common.schema.keys import CreateKey, KeyLimits, KeyTerms
+from cortex_common.schema.keys import CreateKeyRequest, KeyLimits, KeyTerms
 from cortex_server.auth.key_service import KeyService
 from cortex_server.auth.keys import Keyring, RuntimeKey, hash_of, new_secret
 from cortex_server.auth.usage import UsageCounter
@@ -61,17 +61,17 @@ async def test_a_key_that_cannot_be_saved_is_not_created(tmp_path: Path):
         with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
             other.execute("alter table keys rename to away")
             with pytest.raises(Unavailable, match="cannot be saved"):
-                await key_service.create(CreateKey(name="k"))
+                await key_service.create(CreateKeyRequest(name="k"))
             assert key_service.keys() == ()
             other.execute("alter table away rename to keys")
-        assert (await key_service.create(CreateKey(name="k"))).key.name == "k"
+        assert (await key_service.create(CreateKeyRequest(name="k"))).key.name == "k"
 
 
 async def test_a_revocation_that_cannot_be_saved_is_reported(tmp_path: Path):
     """The key is invalid, and the error says that it will be valid again after a restart."""
     with closing(Database(tmp_path / "x.sqlite")) as database:
         key_service = KeyService(Keyring(), UsageCounter(), KeyStore(database), ())
-        await key_service.create(CreateKey(name="k"))
+        await key_service.create(CreateKeyRequest(name="k"))
         with closing(sqlite3.connect(tmp_path / "x.sqlite")) as other:
             other.execute("alter table keys rename to away")
             with pytest.raises(Unavailable, match="until the gateway restarts"):
