@@ -405,7 +405,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
         await rig.wait_idle()
         series = rig.metrics.series("m", "n1")
         assert (series.tokens_out, sum(series.ttft.counts)) == (3, 1)
-        assert sum(series.speed.counts) == sum(series.between.counts) == 0
+        assert sum(series.tokens_per_second.counts) == sum(series.inter_token.counts) == 0
         assert rig.context.access_log.last(1)[0].tok_per_sec is None
 
 
