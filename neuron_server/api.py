@@ -183,8 +183,8 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, log_buffer: LogBuffer) -> No
         follow: bool = False,
     ) -> Response:
         """Return the last lines of the engine's output; with `follow`, stream new lines too."""
-        found = [managed.instance for managed in runtime.instances.find(model_id, instance_id)]
-        output = runtime.engine_log(max(found, key=lambda instance: instance.started_at))
+        instances = [managed.instance for managed in runtime.instances.find(model_id, instance_id)]
+        output = runtime.engine_log(max(instances, key=lambda instance: instance.started_at))
         position = output.size()
         text = "".join(line + "\n" for line in output.tail(lines))
         if not follow:

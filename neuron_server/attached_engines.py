@@ -184,9 +184,9 @@ class AttachedEngines:
         await asyncio.gather(*(managed.runner.detach() for managed in ready))
         try:
             models = await harness.restart()
-        except CortexError as failed:
+        except CortexError as error:
             self._host.record_event(
-                "engine_restart_failed", logging.ERROR, harness=harness.name, reason=failed.message
+                "engine_restart_failed", logging.ERROR, harness=harness.name, reason=error.message
             )
             raise
         finally:

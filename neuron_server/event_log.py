@@ -49,11 +49,11 @@ class ChangeCounter:
         Args:
             idle_s: seconds without a change after which None is yielded.
         """
-        seen = -1
+        last_count = -1
         while True:
-            if seen != self._count:
-                seen = self._count
-                yield seen
+            if last_count != self._count:
+                last_count = self._count
+                yield last_count
                 continue
             if self.closed:
                 return

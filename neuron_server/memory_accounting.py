@@ -54,8 +54,8 @@ class MemoryAccounting:
         for request in requests:
             try:
                 return admit(request, self._device_memory(), grants)
-            except DoesNotFit as failed:
-                first_error = first_error or failed
+            except DoesNotFit as error:
+                first_error = first_error or error
         assert first_error is not None, "there is always a request"
         raise first_error
 
@@ -83,9 +83,9 @@ class MemoryAccounting:
 
     def with_measurements(self, instance: Instance) -> Instance:
         """Return the instance with the latest reading's measurements."""
-        found = [self._reading.samples[i].by_instance.get(instance.id) for i in instance.devices]
-        sizes = tuple(size for size in found if size is not None)
-        if len(sizes) < len(found):
+        measured = [self._reading.samples[i].by_instance.get(instance.id) for i in instance.devices]
+        sizes = tuple(size for size in measured if size is not None)
+        if len(sizes) < len(measured):
             return instance
         peak = max((instance.peak_mb, *sizes))
         return dataclasses.replace(instance, measured_mb=sizes, peak_mb=peak)

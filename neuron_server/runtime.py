@@ -159,9 +159,9 @@ class Runtime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
-        kept = [managed for managed in self.instances if keep or managed.instance.attached]
-        await asyncio.gather(*(managed.runner.detach() for managed in kept))
-        stopped = [managed for managed in self.instances if managed not in kept]
+        detached = [m for m in self.instances if keep or m.instance.attached]
+        await asyncio.gather(*(managed.runner.detach() for managed in detached))
+        stopped = [managed for managed in self.instances if managed not in detached]
         drain_s = self.config.neuron.drain_s
         await asyncio.gather(*(self._unloader.unload(managed, drain_s) for managed in stopped))
         await self.registry.close()
@@ -202,9 +202,9 @@ class Runtime:
             ModelNotFound: no instance matches.
             StillBusy: requests are still in flight and must not be cut.
         """
-        found = self.instances.find(request.model_id, request.instance_id)
+        managed = self.instances.find(request.model_id, request.instance_id)
         drain_s, cut = request.drain_seconds, request.cut
-        await asyncio.gather(*(self._unloader.unload(m, drain_s, cut=cut) for m in found))
+        await asyncio.gather(*(self._unloader.unload(m, drain_s, cut=cut) for m in managed))
         return UnloadResponse()
 
     def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointResponse:
@@ -244,8 +244,8 @@ class Runtime:
             *self._faults.warnings(),
             *self._state.warnings(),
         )
-        found = self.host.discovery(self.registry.info(), warnings)
-        return found.model_copy(update={"certificates": self.certificates()})
+        discovery = self.host.discovery(self.registry.info(), warnings)
+        return discovery.model_copy(update={"certificates": self.certificates()})
 
     def health(self) -> Health:
         """Return the body of GET /health: the latest reading with the memory accounts."""

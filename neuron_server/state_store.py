@@ -78,9 +78,9 @@ class StateDir:
         self._lock = lock_state_dir(self.path, "neuron")
         try:
             self._records_dir.mkdir(mode=0o700, exist_ok=True)  # specs can contain tokens
-        except OSError as failed:
+        except OSError as error:
             os.close(self._lock)
-            raise state_dir_error(self._records_dir, "neuron", failed) from failed
+            raise state_dir_error(self._records_dir, "neuron", error) from error
 
     @property
     def owner(self) -> str:
@@ -164,10 +164,10 @@ class StateDir:
         try:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
-        except OSError as failed:
+        except OSError as error:
             if path not in self._write_errors:
-                event(log, "state_write_failed", logging.WARNING, path=path, reason=failed)
-            self._write_errors[path] = failed.strerror or str(failed)
+                event(log, "state_write_failed", logging.WARNING, path=path, reason=error)
+            self._write_errors[path] = error.strerror or str(error)
             return False
         self._write_errors.pop(path, None)
         return True

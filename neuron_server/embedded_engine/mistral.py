@@ -114,10 +114,10 @@ class MistralEngine:
                 if not queue.put(piece):
                     return
             queue.end(None)
-        except CortexError as failed:
-            queue.end(failed)
-        except Exception as failed:  # noqa: BLE001 - any exception of the engine becomes the request's error
-            queue.end(UpstreamFailed(f"the engine failed: {failed}"))
+        except CortexError as error:
+            queue.end(error)
+        except Exception as error:  # noqa: BLE001 - any exception of the engine becomes the request's error
+            queue.end(UpstreamFailed(f"the engine failed: {error}"))
 
     def _pieces(self, job: Job) -> Iterator[Piece]:
         started = False
@@ -128,10 +128,10 @@ class MistralEngine:
             for chunk in chunks:
                 yield _piece(chunk, raw=job.kind == "text" and not started)
                 started = True
-        except (ValueError, TypeError) as failed:
+        except (ValueError, TypeError) as error:
             if started:
                 raise
-            raise BadRequest(str(failed)) from failed
+            raise BadRequest(str(error)) from error
 
     def _request(self, job: Job) -> Any:
         sampling, grammar = job.sampling, job.grammar or (None, None)

@@ -150,13 +150,13 @@ def parse_job(kind: Kind, body: bytes) -> Job:
     """
     try:
         return _chat(body) if kind == "chat" else _text(body)
-    except msgspec.ValidationError as failed:
-        what, where = parse_validation_error(str(failed))
+    except msgspec.ValidationError as error:
+        what, where = parse_validation_error(str(error))
         missing = what.partition("missing required field ")[2]
         param = ".".join(part for part in (where, missing) if part)
-        raise BadRequest(f"{param or 'body'}: {what}", param=param or None) from failed
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
-        raise MalformedBody(f"the body is not JSON: {failed}") from failed
+        raise BadRequest(f"{param or 'body'}: {what}", param=param or None) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"the body is not JSON: {error}") from error
 
 
 def _chat(body: bytes) -> Job:

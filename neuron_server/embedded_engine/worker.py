@@ -83,8 +83,8 @@ async def _handle_error(_: Request, error: Exception) -> Response:
 
 async def _handle_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
-    return JSONResponse(envelope(known), status_code=error.status_code)
+    not_found = NotFound(f"the embedded engine has no {request.method} {request.url.path}")
+    return JSONResponse(envelope(not_found), status_code=error.status_code)
 
 
 async def _answer(kind: Kind, request: Request, engine: MistralEngine, name: str) -> Response:
@@ -143,8 +143,8 @@ async def _events(
         async with aclosing(rest):
             async for piece in rest:
                 yield b"".join(answer.chunks(piece))
-    except CortexError as failed:
-        yield b"data: " + envelope_bytes(failed) + b"\n\n"
+    except CortexError as error:
+        yield b"data: " + envelope_bytes(error) + b"\n\n"
 
 
 def main() -> None:

@@ -72,12 +72,12 @@ class NvmlSource:
         self.close()
         try:
             self._nvml.nvmlInit()
-        except self._nvml.NVMLError as failed:
-            code = getattr(failed, "value", None)
+        except self._nvml.NVMLError as error:
+            code = getattr(error, "value", None)
             warning = _INIT_WARNINGS.get(code) if code is not None else None
             if warning is None and code != _LIBRARY_NOT_FOUND:
                 warning = HostWarning(
-                    code="nvml_failed", message=f"NVML failed to initialize: {failed}"
+                    code="nvml_failed", message=f"NVML failed to initialize: {error}"
                 )
             return Inventory(warnings=(warning,) if warning else ())
         self._initialized = True
@@ -109,8 +109,8 @@ class NvmlSource:
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
                 uuid = _text(nvml.nvmlDeviceGetUUID(handle))
-            except nvml.NVMLError as failed:
-                message = f"GPU {index} does not respond: {failed}"
+            except nvml.NVMLError as error:
+                message = f"GPU {index} does not respond: {error}"
                 warnings.append(HostWarning(code="gpu_lost", message=message))
                 continue
             total, unified = self._total(handle)
@@ -187,9 +187,9 @@ class NvmlSource:
                 pool_free_mb=_mib(free) if gpu.device.unified else None,
                 xids=xids,
             )
-        except Exception as failed:  # noqa: BLE001 - NVMLLibraryMismatchError is not an NVMLError; one GPU must not hide the others
+        except Exception as error:  # noqa: BLE001 - NVMLLibraryMismatchError is not an NVMLError; one GPU must not hide the others
             lost = DeviceSample(uuid=uuid, used_mb=gpu.device.vram_total_mb, free_mb=0)
-            return replace(lost, health=DeviceHealth.LOST, reason=str(failed), xids=xids)
+            return replace(lost, health=DeviceHealth.LOST, reason=str(error), xids=xids)
 
     def _memory(self, gpu: _Gpu) -> tuple[int, int]:
         if gpu.device.unified:
@@ -202,8 +202,8 @@ class NvmlSource:
         """Return memory without what the driver reserves, as nvidia-smi does, if the driver (>= 510) reports that."""
         try:
             return self._nvml.nvmlDeviceGetMemoryInfo(handle, self._nvml.nvmlMemory_v2)
-        except self._nvml.NVMLError as failed:
-            if getattr(failed, "value", None) != _FUNCTION_NOT_FOUND:
+        except self._nvml.NVMLError as error:
+            if getattr(error, "value", None) != _FUNCTION_NOT_FOUND:
                 raise
             return self._nvml.nvmlDeviceGetMemoryInfo(handle)
 
@@ -235,8 +235,8 @@ class NvmlSource:
         """
         try:
             return call(*args)
-        except self._nvml.NVMLError as failed:
-            if raise_failures and getattr(failed, "value", None) not in _ABSENT_FIELD:
+        except self._nvml.NVMLError as error:
+            if raise_failures and getattr(error, "value", None) not in _ABSENT_FIELD:
                 raise
             return None
 

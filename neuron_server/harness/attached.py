@@ -198,10 +198,10 @@ class AttachHarness:
         try:
             response = await self._http.post(url, json={"model_id": name}, timeout=timeout_s)
             answer = response.json()
-        except (httpx.HTTPError, ValueError) as failed:
+        except (httpx.HTTPError, ValueError) as error:
             raise UpstreamFailed(
-                f"the engine at {self.url} did not answer {operation}: {failed!r}"
-            ) from failed
+                f"the engine at {self.url} did not answer {operation}: {error!r}"
+            ) from error
         return answer if isinstance(answer, dict) else {}
 
     async def _wait_until_reachable(self) -> None:

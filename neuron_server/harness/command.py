@@ -261,8 +261,8 @@ class CommandHarness:
     async def _version(self, url: str) -> str | None:
         if self._preset.version_path is None:
             return None
-        found = await get_json(self._http, url + self._preset.version_path)
-        return f"{self.name} {found['version']}" if found and "version" in found else None
+        info = await get_json(self._http, url + self._preset.version_path)
+        return f"{self.name} {info['version']}" if info and "version" in info else None
 
 
 def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[str]:
@@ -270,15 +270,15 @@ def fill(template: Sequence[str], values: Mapping[str, str | None]) -> Iterator[
 
     An argument with an unset value is omitted, together with the flag before it.
     """
-    kept: list[str] = []
+    arguments: list[str] = []
     for part in template:
         fields = command_fields(part)
         if any(values[name] is None for name in fields):
-            if kept and kept[-1].startswith("-") and not part.startswith("-"):
-                kept.pop()
+            if arguments and arguments[-1].startswith("-") and not part.startswith("-"):
+                arguments.pop()
         else:
-            kept.append(part.format_map(values))
-    yield from kept
+            arguments.append(part.format_map(values))
+    yield from arguments
 
 
 def _fill_text(text: str, values: Mapping[str, str | None]) -> str:
@@ -288,8 +288,8 @@ def _fill_text(text: str, values: Mapping[str, str | None]) -> str:
 
 def sum_series(metrics: str, names: Sequence[str]) -> int:
     """Return the sum of Prometheus series over all labels; values that are not finite numbers are ignored."""
-    found = ((m[1], m[2]) for m in _SAMPLE.finditer(metrics))
-    return round(sum(float(value) for name, value in found if name in names))
+    samples = ((m[1], m[2]) for m in _SAMPLE.finditer(metrics))
+    return round(sum(float(value) for name, value in samples if name in names))
 
 
 def _check_command(name: str, template: Sequence[str], example: Sequence[str]) -> None:

@@ -170,13 +170,13 @@ def parse_models(listed: dict[str, object] | None) -> dict[str, bool]:
     entries are. Adapters, which have a parent, are not models.
     """
     data = (listed or {}).get("data")
-    found: dict[str, bool] = {}
+    loaded: dict[str, bool] = {}
     for entry in data if isinstance(data, list) else ():
         name, status = entry.get("id"), entry.get("status")
         if not isinstance(name, str) or name == "default" or "parent" in entry:
             continue
-        found[name] = found.get(name, True) and status in {None, "loaded"}
-    return found
+        loaded[name] = loaded.get(name, True) and status in {None, "loaded"}
+    return loaded
 
 
 def started_at(listed: dict[str, object]) -> int | None:
@@ -207,6 +207,6 @@ def _is_gguf(spec: LoadSpec) -> bool:
 
 def _quantization_level(quant: str) -> str:
     """Return the number of bits in a name such as "Q4_K_M"; --quant and --isq take a level, not a GGUF type."""
-    if found := re.search(r"\d", quant):
-        return found[0]
+    if digit := re.search(r"\d", quant):
+        return digit[0]
     raise BadRequest(f"mistral.rs has no quantization {quant!r}", param="quant")

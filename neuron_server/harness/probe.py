@@ -60,7 +60,7 @@ async def get_json(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
     if response is None or response.status_code != 200:
         return None
     try:
-        found = response.json()
+        content = response.json()
     except (ValueError, RecursionError):  # not JSON, not text, or nested too deeply
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -45,10 +45,10 @@ def gguf_file(spec: LoadSpec) -> Path:
     if path.is_file():
         return path.resolve()
     pattern = f"*{spec.quant}*.gguf" if spec.quant else "*.gguf"
-    found = sorted(f for f in path.glob(pattern) if not _is_later_shard(f.name))
-    if len(found) == 1:
-        return found[0].resolve()
-    names = ", ".join(f.name for f in found[:5]) or "none"
+    files = sorted(f for f in path.glob(pattern) if not _is_later_shard(f.name))
+    if len(files) == 1:
+        return files[0].resolve()
+    names = ", ".join(f.name for f in files[:5]) or "none"
     raise BadRequest(
         f"{source} must contain exactly one matching GGUF file, but contains {names}",
         param="file",

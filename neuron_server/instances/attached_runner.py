@@ -63,9 +63,9 @@ class AttachedRunner:
         await self.detach()
         try:
             await self._harness.unload(self._host.current(self.id).spec)
-        except CortexError as failed:  # an engine that is gone holds no model
+        except CortexError as error:  # an engine that is gone holds no model
             self._host.record_event(
-                "unload_failed", logging.WARNING, instance=self.id, reason=failed.message
+                "unload_failed", logging.WARNING, instance=self.id, reason=error.message
             )
 
     async def detach(self) -> None:
@@ -81,13 +81,13 @@ class AttachedRunner:
             await self._load(instance)
             while await self._still_loaded():
                 pass
-        except CortexError as failed:
-            self._host.count_failure(self.id, failed.code)
-            self._fail(failed.message)
-        except Exception as failed:
+        except CortexError as error:
+            self._host.count_failure(self.id, error.code)
+            self._fail(error.message)
+        except Exception as error:
             log.exception("runner_failed", extra={"facts": {"instance": self.id}})
             self._host.count_failure(self.id, CortexError.code)
-            self._fail(f"internal error: {failed!r}")
+            self._fail(f"internal error: {error!r}")
 
     async def _load(self, instance: Instance) -> None:
         started = self._clock.monotonic()

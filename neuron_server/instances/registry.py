@@ -87,15 +87,15 @@ class InstanceRegistry:
         Raises:
             ModelNotFound: no instance matches.
         """
-        found = [
+        matches = [
             managed
             for managed in self
             if managed.instance.spec.model_id == model_id
             and instance_id in {None, managed.instance.id}
         ]
-        if not found:
+        if not matches:
             raise self._not_found(model_id, instance_id)
-        return found
+        return matches
 
     def ready_instances(self, model_id: str) -> list[Instance]:
         """Return the instances of a model that accept requests; at least one.
@@ -104,10 +104,10 @@ class InstanceRegistry:
             ModelNotFound: the node has no instance of the model.
             Unavailable: no instance is ready.
         """
-        found = [managed.instance for managed in self.find(model_id)]
-        ready = [instance for instance in found if instance.state is InstanceState.READY]
+        matches = [managed.instance for managed in self.find(model_id)]
+        ready = [instance for instance in matches if instance.state is InstanceState.READY]
         if not ready:
-            states = ", ".join(sorted({str(instance.state) for instance in found}))
+            states = ", ".join(sorted({str(instance.state) for instance in matches}))
             raise Unavailable(f"{model_id} is {states} on this node", retry_after=1.0)
         return ready
 

@@ -171,16 +171,16 @@ class EngineRunner:
             while True:
                 try:
                     await self._load()
-                except CortexError as failed:
-                    self._host.count_failure(self.id, failed.details.get("exit") or failed.code)
-                    await self._fail(failed.message)
+                except CortexError as error:
+                    self._host.count_failure(self.id, error.details.get("exit") or error.code)
+                    await self._fail(error.message)
                     return
                 if not await self._watch():
                     return
-        except Exception as failed:
+        except Exception as error:
             log.exception("runner_failed", extra={"facts": {"instance": self.id}})
             self._host.count_failure(self.id, CortexError.code)
-            await self._fail(f"internal error: {failed!r}")
+            await self._fail(f"internal error: {error!r}")
 
     async def _fail(self, reason: str) -> None:
         await self._stop_engine()

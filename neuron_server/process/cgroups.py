@@ -46,11 +46,11 @@ class EngineCgroup:
 
     def pids(self) -> frozenset[int]:
         """Return its processes without zombies; empty if the cgroup does not exist."""
-        found: set[int] = set()
+        pids: set[int] = set()
         for directory in _directories(self._path):
             with contextlib.suppress(OSError):
-                found.update(map(int, (directory / "cgroup.procs").read_bytes().split()))
-        return frozenset(found)
+                pids.update(map(int, (directory / "cgroup.procs").read_bytes().split()))
+        return frozenset(pids)
 
     def kill(self) -> None:
         """Kill all its processes, including those being forked."""
@@ -116,11 +116,11 @@ def find_cgroups(configured: Path | None) -> Cgroups | None:
         return None
     try:
         return Cgroups(configured)
-    except OSError as failed:
+    except OSError as error:
         raise ConfigError(
-            f"can't use the cgroup {configured}: {failed.strerror or failed}",
+            f"can't use the cgroup {configured}: {error.strerror or error}",
             hints=("make it writable for the neuron's user, or remove cgroup from [neuron]",),
-        ) from failed
+        ) from error
 
 
 def find_delegated(own: Path | None) -> Path | None:
@@ -160,4 +160,4 @@ def _is_delegated(path: Path) -> bool:
 
 def _directories(path: Path) -> list[Path]:
     """Return a cgroup and all below it, parents first; empty if it does not exist."""
-    return [Path(found) for found, _, _ in os.walk(path)]
+    return [Path(directory) for directory, _, _ in os.walk(path)]

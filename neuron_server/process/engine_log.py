@@ -38,9 +38,9 @@ class EngineLog:
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(self.path, flags, 0o600)
-        except OSError as failed:
-            reason = failed.strerror or failed
-            raise LoadFailed(f"the engine's log {self.path} can't be written: {reason}") from failed
+        except OSError as error:
+            reason = error.strerror or error
+            raise LoadFailed(f"the engine's log {self.path} can't be written: {reason}") from error
         return os.fdopen(descriptor, "wb", buffering=0)
 
     def trim(self) -> None:

@@ -52,13 +52,13 @@ class ProcessTable:
         for process in self.by_pid.values():
             children.setdefault(process.parent, []).append(process.pid)
         pending = [p.pid for p in self.by_pid.values() if leader in {p.pid, p.group}]
-        found: set[int] = set()
+        pids: set[int] = set()
         while pending:
             pid = pending.pop()
-            if pid not in found:
-                found.add(pid)
+            if pid not in pids:
+                pids.add(pid)
                 pending.extend(children.get(pid, ()))
-        return frozenset(pid for pid in found if not self.by_pid[pid].zombie)
+        return frozenset(pid for pid in pids if not self.by_pid[pid].zombie)
 
     def remaining_tree(self, leader: int, started_ticks: int) -> frozenset[int]:
         """Return the live pids of a leader's tree, whether or not the leader has ended; empty if its pid was reused.
@@ -153,12 +153,12 @@ def _listening_inodes(port: int) -> set[str]:
 
 
 def _socket_inodes(pid: int) -> set[str]:
-    found: set[str] = set()
+    inodes: set[str] = set()
     try:
         for entry in (_PROC / str(pid) / "fd").iterdir():
             target = os.readlink(entry)  # noqa: PTH115 - "socket:[1]" is not a path
             if target.startswith("socket:["):
-                found.add(target[8:-1])
+                inodes.add(target[8:-1])
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return found
-    return found
+        return inodes
+    return inodes

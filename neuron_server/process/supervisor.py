@@ -137,11 +137,11 @@ class Supervisor:
                     start_new_session=True,
                     preexec_fn=join_cgroup,  # noqa: PLW1509 - one write to an open file: no lock, no import
                 )
-            except (OSError, subprocess.SubprocessError) as failed:
+            except (OSError, subprocess.SubprocessError) as error:
                 if cgroup is not None:
                     cgroup.remove()
-                reason = getattr(failed, "strerror", None) or failed
-                raise LoadFailed(f"can't start {launch.argv[0]}: {reason}") from failed
+                reason = getattr(error, "strerror", None) or error
+                raise LoadFailed(f"can't start {launch.argv[0]}: {reason}") from error
         process = read_process(child.pid)
         assert process is not None, "an unreaped child has an entry"
         return EngineProcess(
@@ -219,8 +219,8 @@ def _create_cgroup(
     """Create a cgroup; return a function that a child calls before it executes the engine, to join the cgroup."""
     try:
         procs = cgroup.create()
-    except OSError as failed:
-        raise LoadFailed(f"can't create a cgroup for {instance}: {failed}") from failed
+    except OSError as error:
+        raise LoadFailed(f"can't create a cgroup for {instance}: {error}") from error
     until_started.callback(os.close, procs)
 
     def join() -> None:
