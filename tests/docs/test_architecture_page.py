@@ -24,6 +24,6 @@ def test_every_package_is_on_the_page() -> None:
         f"{package}/{folder.name}"
         for package in ("cortex_server", "neuron_server")
         for folder in (ROOT / package).iterdir()
-        if (folder / "__init__.py").exists() and folder.name != "dataplane"
+        if (folder / "__init__.py").exists()
     }
     assert {folder for folder in folders if f"| `{folder}` |" not in PAGE} == set()
