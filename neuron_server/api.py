@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -14,7 +13,6 @@ from starlette.exceptions import HTTPException
 
 from cortex_common import __version__
 from cortex_common.errors import (
-    AuthenticationFailed,
     BadRequest,
     CortexError,
     MalformedBody,
@@ -39,6 +37,7 @@ from neuron_server.instances.state_machine import Instance
 from neuron_server.metrics import exposition
 from neuron_server.relay import Relay
 from neuron_server.runtime import Runtime
+from neuron_server.token_auth import check_token
 
 UrlOf = Callable[[Instance], str]
 
@@ -49,9 +48,9 @@ def create_app(
     """Create the application that serves a neuron's API.
 
     Args:
-        runtime: the runtime; opened and closed with the application.
-        relay: passes requests on to engines; None where callers reach engines themselves.
-        on_open: called when the runtime is open.
+        runtime: opened and closed with the application.
+        relay: forwards requests to engines; None if clients reach engines directly.
+        on_open: called once the runtime is open.
     """
     log_buffer = LogBuffer()
 
@@ -65,7 +64,7 @@ def create_app(
         finally:
             await runtime.close()
             if relay is not None:
-                await relay.close()
+                relay.close()
             log_buffer.detach()
 
     authentication = [Depends(_token_check(runtime.config.neuron.token))]
@@ -85,8 +84,6 @@ def create_app(
     _add_node_routes(app, runtime, url_of)
     _add_model_routes(app, runtime, url_of)
     _add_log_routes(app, runtime, log_buffer)
-    if relay is not None:
-        relay.add_route(app)
     return app
 
 
@@ -200,17 +197,7 @@ def _add_log_routes(app: FastAPI, runtime: Runtime, log_buffer: LogBuffer) -> No
 
 def _token_check(token: str | None) -> Callable[[Request], None]:
     def check(request: Request) -> None:
-        if token is None:
-            return
-        sent = request.headers.get("authorization", "")
-        if not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
-            problem = (
-                "this is not the token of this neuron" if sent else "this neuron needs its token"
-            )
-            raise AuthenticationFailed(
-                f"{problem}: see token and token_file in neuron.toml, and in [[neurons]] of the gateway",
-                hints=("send it as `Authorization: Bearer ...`",),
-            )
+        check_token(token, request.headers.get("authorization", "").encode())
 
     return check
 

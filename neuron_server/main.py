@@ -1,4 +1,4 @@
-"""Creates a neuron from its configuration and serves it."""
+"""The neuron as a daemon: its server, its signals and its sockets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import math
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-import uvicorn
-from fastapi import FastAPI
+import uvloop
 
 from cortex_common.clock import SystemClock
 from cortex_common.config.base import split_host_port
@@ -24,8 +25,11 @@ from cortex_common.errors import ConfigError
 from cortex_common.log import event as log_event
 from cortex_common.net import systemd
 from cortex_common.net.tls import report_expiring_certificates, server_tls
+from cortex_http.server import Server
+from cortex_http.server import create_server as create_http_server
+from cortex_http.server_protocol import AsgiOnly, protocol_for
 from cortex_http.sockets import listen
-from neuron_server.api import create_app as _create_api
+from neuron_server.api import create_app
 from neuron_server.hardware.cpu import CpuSource
 from neuron_server.hardware.host import Host
 from neuron_server.hardware.nvml import NvmlSource, load_library
@@ -42,8 +46,21 @@ log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Limits of connections; generous, because the clients are gateways and operators."""
+
+    max_connections: int = 65_536
+    max_header_kb: int = 64
+    header_timeout_s: float = 60.0
+    body_timeout_s: float = 300.0
+
+
+_LIMITS = _Limits()
+
+
 def is_loopback(host: str) -> bool:
-    """Return whether an address is reachable only from this host."""
+    """Return whether an address can be reached from this host only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -57,7 +74,8 @@ def serve(config: LoadedConfig[NeuronConfig]) -> None:
         ConfigError: the address can't be listened on, or the kind of a harness is unknown.
         Conflict: another neuron uses the state directory.
     """
-    asyncio.run(_serve(config.value))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config.value))
 
 
 def check(config: NeuronConfig) -> None:
@@ -80,41 +98,33 @@ async def _serve(config: NeuronConfig) -> None:
             "authentication_disabled",
             logging.WARNING,
             listen=config.neuron.listen,
-            hint="anyone who can reach this address can start programs on this host; set token_file in [neuron]",
+            hint="anyone who can connect can start programs here; set token_file in [neuron]",
         )
     with listening(host, port) as listener:
         url_host = f"[{host}]" if ":" in host else host
         url = f"{'https' if tls else 'http'}://{url_host}:{listener.getsockname()[1]}"
         runtime = create_runtime(config)
-        app = create_app(config, runtime, url=url)
-        settings = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=math.ceil(config.neuron.relay_drain_s),
-        )
-        background = [systemd.run_watchdog(os.environ)]
+        tasks = [asyncio.create_task(systemd.run_watchdog(os.environ))]
         if tls is not None:
-            settings.load()
-            settings.ssl = tls.context
             runtime.certificates = lambda: tls.certificates
             expiry = report_expiring_certificates(
                 runtime.certificates, SystemClock(), runtime.events.record
             )
-            background += [tls.watch(), expiry]
-        tasks = [asyncio.create_task(work) for work in background]
+            tasks += [asyncio.create_task(tls.watch()), asyncio.create_task(expiry)]
+        server = create_server(config, runtime, url=url, tls=tls.context if tls else None)
         try:
-            await _Server(settings, runtime).serve(sockets=[listener])
+            with _Shutdown(server, runtime).on_signals():
+                await server.serve(sockets=[listener])
         finally:
             for task in tasks:
                 task.cancel()
 
 
 def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConfig:
-    """Return the settings with the token from its file.
+    """Return the settings with the token read from its file.
 
     Raises:
-        ConfigError: the file can't be read.
+        ConfigError: The file can't be read.
     """
     section = config.neuron
     token = read_secret(section.token, section.token_file, environ)
@@ -124,7 +134,7 @@ def with_secrets(config: NeuronConfig, environ: Mapping[str, str]) -> NeuronConf
 def create_runtime(
     config: NeuronConfig, sources: tuple[DeviceSource, ...] | None = None
 ) -> Runtime:
-    """Create the runtime of a neuron; `sources` replace the host's devices."""
+    """Create the runtime of a neuron; `sources` replaces the host's own devices."""
     clock = SystemClock()
     if sources is None:
         sources = (NvmlSource(load_library()),)
@@ -139,23 +149,39 @@ def create_runtime(
     return Runtime(config, Host(sources, clock), registry, state, clock, engine_host, cgroups)
 
 
-def create_app(config: NeuronConfig, runtime: Runtime, *, url: str = "") -> FastAPI:
-    """Create the application of a neuron."""
+def create_server(
+    config: NeuronConfig, runtime: Runtime, *, url: str = "", tls: ssl.SSLContext | None = None
+) -> Server:
+    """Return the server of a neuron; it opens and closes the runtime.
+
+    Args:
+        config: Configuration of the neuron.
+        runtime: Runtime of the neuron.
+        url: Base URL that it listens on, for the log.
+        tls: TLS settings; None for plain HTTP.
+    """
     host, _ = split_host_port(config.neuron.listen)
     relayed = config.neuron.engine_access == "auto" and not is_loopback(host)
+    relay = Relay(runtime, _LIMITS) if relayed else None
 
     def on_open() -> None:
         log_event(log, "neuron_listening", url=url, devices=len(runtime.host.devices))
         systemd.notify("READY=1", os.environ)
 
-    return _create_api(runtime, relay=Relay(runtime) if relayed else None, on_open=on_open)
+    return create_http_server(
+        create_app(runtime, relay=relay, on_open=on_open),
+        protocol_for(AsgiOnly(_LIMITS) if relay is None else relay),
+        tls=tls,
+        drain_s=math.ceil(config.neuron.relay_drain_s),
+        lifespan="on",
+    )
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 selects a free port.
+    """Open a listening socket; port 0 takes a free one.
 
     Raises:
-        ConfigError: the address can't be listened on.
+        ConfigError: The address can't be listened on.
     """
     try:
         return listen(host, port)
@@ -166,16 +192,16 @@ def listening(host: str, port: int) -> socket.socket:
         ) from failed
 
 
-class _Server(uvicorn.Server):
-    """Exits with status 0 on a signal, instead of raising the signal again."""
+class _Shutdown:
+    """Ends the neuron on a signal, with exit status 0; a second signal skips the drain."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
-        super().__init__(config)
+    def __init__(self, server: Server, runtime: Runtime) -> None:
+        self._server = server
         self._runtime = runtime
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT; a second signal skips draining."""
+    def on_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT inside the block."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -186,12 +212,13 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
+        hurry = self._server.should_exit
         systemd.notify("STOPPING=1", os.environ)
         self._runtime.stopping_s = 0.0
         if relayed := sum(self._runtime.inflight.relayed.values()):
-            timeout_s = 0.0 if self.should_exit else self._runtime.config.neuron.relay_drain_s
+            timeout_s = 0.0 if hurry else self._runtime.config.neuron.relay_drain_s
             log_event(log, "neuron_draining", relayed=relayed, timeout_s=timeout_s)
             self._runtime.stopping_s = timeout_s
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        self._server.force_exit = hurry
+        self._server.stop()
         self._runtime.changes.close()

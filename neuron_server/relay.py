@@ -1,200 +1,215 @@
-"""Passes inference requests on to engines, for callers that can't reach loopback of this host."""
+"""The relay: forwards inference requests to engines, for clients that can't reach this host's loopback interface."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import ssl
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import unquote_to_bytes
 
-import httpx
-from fastapi import FastAPI, Request, Response
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
-
-from cortex_common.errors import BadRequest, Unavailable, UpstreamFailed
+from cortex_common.errors import (
+    BadRequest,
+    CortexError,
+    Unavailable,
+    UpstreamFailed,
+    envelope_bytes,
+)
 from cortex_common.log import event as log_event
 from cortex_common.schema.instances import InstanceId, InstanceState
-from neuron_server.event_stream import until_gone
+from cortex_http.client import Address, ConnectionPool, parse_url
+from cortex_http.downstream import Downstream
+from cortex_http.forward import Forward, request_head
+from cortex_http.headers import FRAMING, HOP_BY_HOP, Headers, lines
+from cortex_http.server_protocol import Limits
+from cortex_http.server_request import NULL_HANDLER, RequestHandler, ServerRequest
 from neuron_server.harness.probe import engine_tls
 from neuron_server.runtime import Runtime
+from neuron_server.token_auth import check_token
 
 log = logging.getLogger(__name__)
 
-_HOP_BY_HOP = {
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
-_HOP_BY_HOP_RAW = {name.encode() for name in _HOP_BY_HOP}
-_OURS = {"authorization", "expect", "host", "x-conversation-id"}
-"""Not for the engine: the token is the neuron's, and llama-server keeps generating for a conversation id."""
-_BODY_FOLLOWS = {"content-length", "transfer-encoding"}
-_KEPT_S = 2.0
-"""Seconds that an idle connection is kept: less than any engine does, so that none is closed under a request."""
-_LISTENS_S = 1.0
-_CUT = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-_REACHABLE = {InstanceState.READY, InstanceState.DRAINING}
+_PREFIX = b"/engines/"
+
+_METHODS = frozenset({b"GET", b"POST", b"DELETE"})
+
+_NOT_TO_ENGINE = HOP_BY_HOP | FRAMING | {b"authorization", b"expect", b"host", b"x-conversation-id"}
+"""Headers that are not forwarded: hop-by-hop headers, the token, which is the neuron's, and X-Conversation-Id, which
+makes llama-server go on generating after a disconnect."""
+
+_CONNECT_TIMEOUT_S = 5.0
+
+_PROBE_TIMEOUT_S = 1.0
+
+_REACHABLE = frozenset({InstanceState.READY, InstanceState.DRAINING})
+
+_MAX_ADDRESSES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RelayHead:
+    """The head of a request to `/engines/{instance}/...`.
+
+    Attributes:
+        method: HTTP method.
+        instance: Id of the instance.
+        target: Path and query at the engine.
+        header_lines: Headers that the engine gets, as lines.
+        authorization: Value of the Authorization header; empty if there is none.
+    """
+
+    method: bytes
+    instance: str
+    target: bytes
+    header_lines: bytes
+    authorization: bytes
 
 
 class Relay:
-    """`/engines/{instance}/...`: bytes both ways, nothing buffered; a caller that leaves closes the engine's side."""
+    """Router of the requests that are forwarded to engines.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=5.0),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEPT_S
-            ),
-            trust_env=False,
-            verify=engine_tls(runtime.config.harnesses),
-        )
-
-    async def close(self) -> None:
-        """Close all connections to engines."""
-        await self._http.aclose()
-
-    def add_route(self, app: FastAPI) -> None:
-        """The one route, for all methods."""
-        app.add_api_route(
-            "/engines/{instance_id}/{path:path}",
-            self._pass_on,
-            methods=["GET", "POST", "DELETE"],
-            include_in_schema=False,
-        )
-
-    async def _pass_on(self, instance_id: str, path: str, request: Request) -> Response:
-        instance = self._runtime.instances.called(instance_id)
-        if instance.state not in _REACHABLE:
-            raise Unavailable(f"instance {instance_id} is {instance.state}", retry_after=1.0)
-        url = f"{self._runtime.engine_url(instance)}/{path}"
-        has_body = not _BODY_FOLLOWS.isdisjoint(request.headers.keys())
-        headers = [
-            (name, value)
-            for name, value in request.headers.items()
-            if name not in _HOP_BY_HOP | _OURS
-        ]
-        uploaded = asyncio.Event()
-        upstream = self._http.build_request(
-            request.method,
-            url,
-            params=request.query_params,
-            headers=headers,
-            content=_body(request.receive, uploaded) if has_body else None,
-        )
-        if not has_body:
-            uploaded.set()
-        return _Relayed(self._http, upstream, uploaded, self._runtime.inflight.relayed, instance.id)
-
-
-async def _body(receive: Receive, uploaded: asyncio.Event) -> AsyncIterator[bytes]:
-    """The request's body as it comes; `uploaded` is set once its last piece is here.
-
-    Raises:
-        ClientDisconnect: the caller left before.
+    Args:
+        runtime: Runtime of the neuron.
+        limits: Limits of connections.
     """
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        more = message.get("more_body", False)
-        if not more:
-            uploaded.set()
-        if chunk := message.get("body", b""):
-            yield chunk
+
+    def __init__(self, runtime: Runtime, limits: Limits) -> None:
+        self.limits = limits
+        self._runtime = runtime
+        self._token = runtime.config.neuron.token
+        self._pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=_CONNECT_TIMEOUT_S)
+        self._addresses: dict[str, Address] = {}
+        self._tls = engine_tls(runtime.config.harnesses)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Close idle connections to engines."""
+        self._pool.close()
+
+    def match(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        peer: str | None,  # noqa: ARG002 - part of Router
+    ) -> RelayHead | None:
+        """Return the head of a request for an engine; None for any other."""
+        if not target.startswith(_PREFIX) or method not in _METHODS:
+            return None
+        instance, slash, rest = target.removeprefix(_PREFIX).partition(b"/")
+        if not slash:
+            return None
+        return RelayHead(
+            method,
+            unquote_to_bytes(instance).decode("utf-8", "replace"),
+            slash + rest,
+            lines([header for header in headers if header[0] not in _NOT_TO_ENGINE]),
+            next((value for name, value in headers if name == b"authorization"), b""),
+        )
+
+    def handle(self, request: ServerRequest, head: RelayHead) -> RequestHandler:
+        """Forward a request, or refuse it before its body is read."""
+        try:
+            check_token(self._token, head.authorization)
+            instance = self._runtime.instances.called(head.instance)
+            if instance.state not in _REACHABLE:
+                raise Unavailable(f"instance {instance.id} is {instance.state}", retry_after=1.0)
+        except CortexError as error:
+            _refuse(request, error)
+            return NULL_HANDLER
+        address = self._address(self._runtime.engine_url(instance))
+        in_flight = self._runtime.inflight.relayed
+        in_flight[instance.id] = in_flight.get(instance.id, 0) + 1
+        return Forward(
+            request,
+            self._pool,
+            address,
+            request_head(
+                head.method,
+                address.prefix + head.target,
+                address.authority,
+                head.header_lines,
+                request.length,
+            ),
+            on_error=self._on_error,
+            on_end=partial(self._on_end, instance.id),
+        )
+
+    def error_body(self, status: int) -> bytes:
+        """Return the body of a response to a request that the protocol rejects."""
+        reason = "did not arrive in time" if status == 408 else "is too large"
+        return envelope_bytes(BadRequest(f"the request's head {reason}"))
+
+    def _address(self, url: str) -> Address:
+        found = self._addresses.get(url)
+        if found is None:
+            if len(self._addresses) >= _MAX_ADDRESSES:
+                self._addresses.clear()
+            parsed = parse_url(url)
+            tls = self._tls if parsed.https and isinstance(self._tls, ssl.SSLContext) else None
+            found = self._addresses[url] = Address(
+                parsed.host, parsed.port, parsed.prefix, parsed.authority, tls, parsed.uds
+            )
+        return found
+
+    def _on_error(self, forward: Forward[Address], reason: str) -> None:
+        """Answer a request that got no response."""
+        failure = UpstreamFailed(f"the engine broke off: {reason}")
+        if forward.uploaded:
+            forward.refuse(*_error_response(failure))
+            return
+        task = asyncio.get_running_loop().create_task(self._refuse_upload(forward, failure))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _refuse_upload(self, forward: Forward[Address], failure: CortexError) -> None:
+        """Answer a request whose engine closed the connection while the body was being sent.
+
+        Engines refuse a route that they lack, or a size, without reading on, and their response is lost with the
+        connection. That says nothing against an engine that goes on listening, as a 502 would.
+        """
+        if await _is_listening(forward.address):
+            failure = BadRequest(
+                "the engine closed the connection before it had read the request's body",
+                hints=["it may lack this route, or not accept bodies of this size"],
+            )
+        if not forward.finished:
+            forward.refuse(*_error_response(failure))
+
+    def _on_end(self, instance: InstanceId, reason: str | None) -> None:
+        in_flight = self._runtime.inflight.relayed
+        remaining = in_flight.pop(instance, 1) - 1
+        if remaining > 0:
+            in_flight[instance] = remaining
+        if reason is not None:
+            log_event(
+                log, "response_interrupted", logging.WARNING, instance=instance, reason=reason
+            )
 
 
-async def _listens(url: httpx.URL) -> bool:
-    port = url.port or (443 if url.scheme == "https" else 80)
+async def _is_listening(address: Address) -> bool:
     try:
-        async with asyncio.timeout(_LISTENS_S):
-            _, writer = await asyncio.open_connection(url.host, port)
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            if address.uds is not None:
+                _, writer = await asyncio.open_unix_connection(address.uds)
+            else:
+                _, writer = await asyncio.open_connection(address.host, address.port)
     except (OSError, TimeoutError):
         return False
     writer.close()
     return True
 
 
-class _Relayed(Response):
-    """One request on its way through; whichever side ends first ends the other."""
+def _error_response(error: CortexError) -> tuple[int, bytes, bytes]:
+    headers = [(b"content-type", b"application/json")]
+    if error.retry_after:
+        headers.append((b"retry-after", b"%d" % round(error.retry_after)))
+    return error.status, lines(headers), envelope_bytes(error)
 
-    def __init__(
-        self,
-        http: httpx.AsyncClient,
-        upstream: httpx.Request,
-        uploaded: asyncio.Event,
-        in_flight: dict[InstanceId, int],
-        instance: InstanceId,
-    ) -> None:
-        super().__init__()
-        self._http = http
-        self._upstream = upstream
-        self._uploaded = uploaded
-        self._in_flight = in_flight
-        self._instance = instance
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Relay until either side ends.
-
-        Raises:
-            UpstreamFailed: the engine broke off before its answer began.
-            BadRequest: it lives, and did so amid the body.
-        """
-        self._in_flight[self._instance] = self._in_flight.get(self._instance, 0) + 1
-        passing = asyncio.create_task(self._pass_through(send))
-        leaving = asyncio.create_task(self._until_gone(receive))
-        try:
-            await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if passing.done():
-                passing.result()
-        finally:
-            self._count_down()
-            passing.cancel()
-            leaving.cancel()
-            await asyncio.gather(passing, leaving, return_exceptions=True)
-
-    async def _until_gone(self, receive: Receive) -> None:
-        """While the body is on its way, whoever reads it sees the caller leave."""
-        await self._uploaded.wait()
-        await until_gone(receive)
-
-    async def _pass_through(self, send: Send) -> None:
-        try:
-            response = await self._http.send(self._upstream, stream=True)
-        except ClientDisconnect:
-            return
-        except httpx.HTTPError as failed:
-            cut = isinstance(failed, _CUT) and not self._uploaded.is_set()
-            # Engines refuse a route that they lack, or a size, without reading on, and the words are lost with the
-            # connection. That says nothing against one that goes on listening, as a 502 would.
-            if cut and await _listens(self._upstream.url):
-                raise BadRequest(
-                    "the engine closed the connection amid the request's body",
-                    hints=["it may have no such route, or take nothing as large"],
-                ) from failed
-            raise UpstreamFailed(f"the engine broke off: {failed!r}") from failed
-        try:
-            headers = [(k, v) for k, v in response.headers.raw if k.lower() not in _HOP_BY_HOP_RAW]
-            status = response.status_code
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            async for chunk in response.aiter_raw():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except httpx.HTTPError as failed:
-            # No end is sent, so that the connection breaks: the caller must not take this for an answer.
-            log_event(
-                log, "relay_broke", logging.WARNING, instance=self._instance, reason=repr(failed)
-            )
-        finally:
-            await response.aclose()
-
-    def _count_down(self) -> None:
-        left = self._in_flight.pop(self._instance, 1) - 1
-        if left > 0:
-            self._in_flight[self._instance] = left
+def _refuse(client: Downstream, error: CortexError) -> None:
+    status, header_lines, body = _error_response(error)
+    client.respond(status, header_lines, len(body))
+    client.write(body)
+    client.end()

@@ -13,16 +13,14 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.access import LimitsSection
 from cortex_common.config.catalogue import Catalogue, ModelConfig
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.neuron import NeuronConfig
-from cortex_http.server import Server, create_server
-from cortex_http.server_protocol import AsgiOnly, protocol_for
+from cortex_http.server import Server
 from cortex_server.gateway import listening
 from cortex_server.main import Gateway
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
-from neuron_server.main import create_app, create_runtime
+from neuron_server.main import create_runtime, create_server
 from neuron_server.runtime import Runtime
 
 MODEL_MB = 256
@@ -73,10 +71,7 @@ async def neuron(
         }
     )
     runtime = create_runtime(config, None)
-    app = create_app(config, runtime)
-    server = create_server(
-        app, protocol_for(AsgiOnly(LimitsSection())), tls=None, drain_s=2, lifespan="on"
-    )
+    server = create_server(config, runtime)
     async with _serving(server) as url:
         try:
             yield Neuron(url, runtime)

@@ -262,8 +262,8 @@ class ServerRequest:
         self._protocol.flow.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read the body again."""
-        if not self.complete:
+        """Read the body again; the end of the connection is noticed only while it is read."""
+        if not self._protocol.pipeline:
             self._protocol.flow.resume_reading()
 
     def end(self) -> None:

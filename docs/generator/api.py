@@ -15,7 +15,8 @@ from cortex_common.config.neuron import NeuronConfig, NeuronSection
 from cortex_server.gateway import Gateway
 from cortex_server.proxy.routes import ROUTES
 from generator.text import described, page, sentence, table
-from neuron_server.main import create_app, create_runtime
+from neuron_server.api import create_app
+from neuron_server.main import create_runtime
 
 Schema = dict[str, Any]
 
@@ -63,7 +64,7 @@ def neuron_page() -> str:
     """Return the text of docs/reference/neuron-api.md."""
     with tempfile.TemporaryDirectory() as state:
         config = NeuronConfig(neuron=NeuronSection(state_dir=Path(state)))
-        document = create_app(config, create_runtime(config, sources=())).openapi()
+        document = create_app(create_runtime(config, sources=()), relay=None).openapi()
     return page(
         "Neuron API", _NEURON, "## Routes", *_operations(document, None), *_schemas(document)
     )

@@ -23,7 +23,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
-import uvicorn
 from engines.fake_nvml import MIB, FakeGpu, FakeNvml
 from engines.neuron_rig import NeuronRig
 from rigs.fleet import free_port
@@ -33,8 +32,7 @@ from cortex_cli.demo.files import ROOM_MB, TINY_MODEL_MB, write_models
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.fleet import NodeState
 from neuron_server.hardware.nvml import NvmlSource
-from neuron_server.main import create_app, create_runtime
-from tests.bench.dashboard import query_panels, render
+from neuron_server.main import create_runtime, create_server
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "docs" / "images" / "dashboard.svg"
@@ -68,15 +66,15 @@ async def gpu_node(folder: Path) -> AsyncIterator[tuple[str, list[FakeGpu]]]:
         }
     )
     runtime = create_runtime(config, (NvmlSource(FakeNvml(*gpus)),))
-    app = create_app(config, runtime)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
+    server = create_server(config, runtime)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             yield f"http://127.0.0.1:{sock.getsockname()[1]}", gpus
         finally:
             runtime.changes.close()
-            server.should_exit = True
+            server.force_exit = True
+            server.stop()
             await serving
 
 

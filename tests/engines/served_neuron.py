@@ -7,11 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import uvicorn
-
 from cortex_common.config.neuron import NeuronConfig
 from neuron_server.hardware.sample import DeviceSource
-from neuron_server.main import create_app, create_runtime, listening
+from neuron_server.main import create_runtime, create_server, listening
 from neuron_server.runtime import Runtime
 
 
@@ -39,11 +37,7 @@ async def served(
 ) -> AsyncIterator[ServedNeuron]:
     """Serve a neuron until the block exits."""
     runtime = create_runtime(config, sources)
-    settings = uvicorn.Config(
-        create_app(config, runtime), log_config=None, ws="none", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(settings)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
+    server = create_server(config, runtime)
     with listening("127.0.0.1", 0) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -53,5 +47,6 @@ async def served(
             yield ServedNeuron(runtime, listener.getsockname()[1])
         finally:
             runtime.changes.close()
-            server.should_exit = True
+            server.force_exit = True
+            server.stop()
             await serving
