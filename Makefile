@@ -50,7 +50,7 @@ format: $(READY) ## Format the code and fix lint errors automatically
 bench: $(READY) ## Benchmark the proxy against other gateways (see tests/bench for more)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-engines: $(READY) ## Build llama-server outside the checkout for tests marked llama; ARGS=mistralrs builds mistralrs
+engines: $(READY) ## Build llama-server outside the checkout for tests marked llama; ARGS=mistralrs, ARGS=xllamacpp for others
 	PYTHONPATH=tests $(BIN)/python -m engines.build_$(or $(ARGS),llama)
 
 .venv/.docs: pyproject.toml $(READY)

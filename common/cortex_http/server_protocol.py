@@ -40,6 +40,9 @@ _USED = (
     "_unsupported_upgrade_warning",
 )
 
+_MAX_QUEUED = 16
+"""Pipelined requests of a connection from which on it is not read."""
+
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -320,6 +323,14 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self.flow.resume_reading()
         self._idle_since = self.loop.time()
 
+    def resume_reading(self) -> None:
+        """Read on, unless many requests are queued already.
+
+        Reading goes on during a response because a closed connection is noticed only then.
+        """
+        if len(self.pipeline) < _MAX_QUEUED:
+            self.flow.resume_reading()
+
     def check_timeouts(self, now: float) -> None:
         """Close the connection if its request takes too long, or if it has been idle for too long."""
         if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
@@ -358,9 +369,10 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         if current is None or current.response_complete:
             self._open(request)
         else:
-            self.flow.pause_reading()
             self._queued.append(request)
             self.pipeline.appendleft((self.cycle, self.app))
+            if len(self._queued) >= _MAX_QUEUED:
+                self.flow.pause_reading()
         return request
 
     def _open(self, request: ServerRequest) -> None:

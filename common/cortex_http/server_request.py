@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
 
 from cortex_http.headers import Headers, lines
 from cortex_http.sockets import is_peer_unresponsive
-
-if TYPE_CHECKING:
-    from cortex_http.server_protocol import HttpProtocol
 
 _LINGER_S = 10.0
 """Seconds to go on reading a body that was already answered: closing immediately would reset the connection, and the
@@ -21,7 +20,32 @@ client would never see the response."""
 _DRAIN_BYTES = 64 * 1024
 """Size of an answered request's body up to which the connection is kept: reading it costs less than reconnecting."""
 
+_EARLY_BYTES = 64 * 1024
+"""Size of a queued request's body from which on its connection is not read."""
+
 _WITHOUT_BODY = frozenset({204, 304})
+
+
+class ClientConnection(Protocol):
+    """The connection of a request; implemented by `server_protocol.HttpProtocol`.
+
+    Attributes:
+        transport: Its transport.
+        flow: Flow control of its reads.
+        loop: The event loop.
+        server_state: State of the uvicorn server.
+    """
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    server_state: ServerState
+
+    def response_complete(self) -> None:
+        """Note that the request has been answered."""
+
+    def resume_reading(self) -> None:
+        """Read on, unless many requests are queued already."""
 
 
 class RequestHandler(Protocol):
@@ -144,7 +168,7 @@ class ServerRequest:
 
     def __init__(
         self,
-        protocol: HttpProtocol[Any],
+        protocol: ClientConnection,
         length: int | None,
         *,
         http_1_1: bool,
@@ -184,6 +208,8 @@ class ServerRequest:
         self.size += len(data)
         if not self._is_open:
             self._early.append(data)
+            if self.size > _EARLY_BYTES:
+                self._protocol.flow.pause_reading()
         elif not self.handler.finished:
             self.handler.receive(data)
 
@@ -263,8 +289,7 @@ class ServerRequest:
 
     def resume_reading(self) -> None:
         """Read the body again; the end of the connection is noticed only while it is read."""
-        if not self._protocol.pipeline:
-            self._protocol.flow.resume_reading()
+        self._protocol.resume_reading()
 
     def end(self) -> None:
         """Finish the response."""

@@ -33,6 +33,7 @@ from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.fleet import NodeState
 from neuron_server.hardware.nvml import NvmlSource
 from neuron_server.main import create_runtime, create_server
+from tests.bench.dashboard import query_panels, render
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "docs" / "images" / "dashboard.svg"

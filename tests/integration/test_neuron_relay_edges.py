@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
 from engines.served_neuron import ServedNeuron, served
+from rigs.engine import STREAM, chunked
+from rigs.inprocess_gateway import running_gateway
 from rigs.server import serving
 
 from cortex_common.config.neuron import HarnessEntry, NeuronConfig, NeuronSection
@@ -243,3 +246,31 @@ async def upload(neuron: ServedNeuron, path: str) -> bytes:
         heard = await reader.readuntil(b"\r\n")
     writer.close()
     return heard[: len(b"HTTP/1.1 200")]
+
+
+async def test_no_stream_fails_because_the_engine_closes_its_connections(tmp_path: Path):
+    """A request over a connection that is being closed is sent once more over a new one.
+
+    llama-server announces that it keeps the connection and closes it after each streamed response.
+    """
+
+    async def answer_and_close(
+        _engine: Engine, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(HEAD + chunked(STREAM) + b"0\r\n\r\n")
+        await writer.drain()
+
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    async with (
+        relaying(tmp_path, answer_and_close) as (neuron, _, _),
+        running_gateway(neurons={"n": neuron.url}) as served,
+        httpx.AsyncClient(base_url=served.url, timeout=30) as client,
+    ):
+        async with asyncio.timeout(20):
+            while not served.gateway.fleet.ready("m"):
+                await asyncio.sleep(0.01)
+        for _ in range(300):
+            response = await client.post("/v1/chat/completions", json=body)
+            assert response.status_code == 200, response.text
+            assert response.text.endswith("data: [DONE]\n\n")
+        assert not neuron.runtime.inflight.relayed
