@@ -34,9 +34,13 @@ _PREFIX = b"/engines/"
 
 _METHODS = frozenset({b"GET", b"POST", b"DELETE"})
 
-_NOT_TO_ENGINE = HOP_BY_HOP | FRAMING | {b"authorization", b"expect", b"host", b"x-conversation-id"}
-"""Headers that are not forwarded: hop-by-hop headers, the token, which is the neuron's, and X-Conversation-Id, which
-makes llama-server go on generating after a disconnect."""
+_ID_HEADER = b"x-request-id"
+
+_NOT_TO_ENGINE = (
+    HOP_BY_HOP | FRAMING | {b"authorization", b"expect", b"host", b"x-conversation-id", _ID_HEADER}
+)
+"""Headers that are not forwarded with the others: hop-by-hop headers, the token, which is the neuron's, and
+X-Conversation-Id, which makes llama-server go on generating after a disconnect. The request id is kept apart."""
 
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -55,7 +59,8 @@ class RelayHead:
         method: HTTP method.
         instance: Id of the instance.
         target: Path and query at the engine.
-        header_lines: Headers that the engine gets, as lines.
+        header_lines: Headers that the engine gets, as lines, without the request id.
+        request_id: Line of the request id; empty if there is none.
         authorization: Value of the Authorization header; empty if there is none.
     """
 
@@ -63,6 +68,7 @@ class RelayHead:
     instance: str
     target: bytes
     header_lines: bytes
+    request_id: bytes
     authorization: bytes
 
 
@@ -72,7 +78,12 @@ class Relay:
     Args:
         runtime: Runtime of the neuron.
         limits: Limits of connections.
+
+    Attributes:
+        id_header: Last header of a gateway's requests, which differ in nothing else.
     """
+
+    id_header = _ID_HEADER
 
     def __init__(self, runtime: Runtime, limits: Limits) -> None:
         self.limits = limits
@@ -105,7 +116,19 @@ class Relay:
             unquote_to_bytes(instance).decode("utf-8", "replace"),
             slash + rest,
             lines([header for header in headers if header[0] not in _NOT_TO_ENGINE]),
+            lines([header for header in headers if header[0] == _ID_HEADER]),
             next((value for name, value in headers if name == b"authorization"), b""),
+        )
+
+    def with_id(self, head: RelayHead, value: bytes) -> RelayHead:
+        """Return the same head with another request id."""
+        return RelayHead(
+            head.method,
+            head.instance,
+            head.target,
+            head.header_lines,
+            b"%b: %b\r\n" % (_ID_HEADER, value),
+            head.authorization,
         )
 
     def handle(self, request: ServerRequest, head: RelayHead) -> RequestHandler:
@@ -129,7 +152,7 @@ class Relay:
                 head.method,
                 address.prefix + head.target,
                 address.authority,
-                head.header_lines,
+                head.header_lines + head.request_id,
                 request.length,
             ),
             on_error=self._on_error,

@@ -118,7 +118,8 @@ class Forward(Generic[A]):
         self._server.finish()
         if body is None:
             body = b"0\r\n\r\n" if self._chunked else b""
-        self._send(body)
+        if body or not self._started:
+            self._send(body)
 
     def _send(self, data: bytes) -> None:
         self._server.write(data)

@@ -62,3 +62,59 @@ class CachedHead:
         ):
             return message[body:]
         return None
+
+
+_VALUE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+_MAX_VALUE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CachedHeadWithId:
+    """A head like `CachedHead` whose last header has another value in every message, such as a request id.
+
+    Attributes:
+        before: Everything up to the number of the content-length.
+        after: Everything between that number and the value of the last header.
+        start: Length of `before`.
+        rest: Length of `after`.
+    """
+
+    before: bytes
+    after: bytes
+    start: int
+    rest: int
+
+    @classmethod
+    def from_message(cls, message: bytes, header: bytes) -> CachedHeadWithId | None:
+        """Return the head of a complete message whose last header is `header`; None for any other bytes.
+
+        Args:
+            message: The message.
+            header: Name of the header in lower case.
+        """
+        head = CachedHead.from_message(message)
+        if head is None:
+            return None
+        last = head.after.rfind(b"\r\n", 0, -len(b"\r\n\r\n")) + len(b"\r\n")
+        prefix = head.after[:last] + header + b": "
+        if last < len(b"\r\n") or not head.after.startswith(prefix):
+            return None
+        found = cls(head.before, prefix, head.start, len(prefix))
+        return found if found.split(message) is not None else None
+
+    def split(self, message: bytes) -> tuple[bytes, bytes] | None:
+        """Return body and value of the last header if a message has this head and the stated length; else None."""
+        start = self.start
+        number_end = message.find(b"\r", start, start + _MAX_LENGTH_DIGITS)
+        value = number_end + self.rest
+        end = message.find(b"\r\n\r\n", value, value + _MAX_VALUE + 4)
+        if (
+            end > 0
+            and message.startswith(self.before)
+            and message.startswith(self.after, number_end)
+            and message[start:number_end] == b"%d" % (len(message) - end - 4)
+            and _VALUE.fullmatch(message, value, end)
+        ):
+            return message[end + 4 :], message[value:end]
+        return None

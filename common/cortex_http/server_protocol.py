@@ -21,12 +21,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from cortex_http.head_cache import CachedHead
+from cortex_http.head_cache import CachedHead, CachedHeadWithId
 from cortex_http.headers import Headers
 from cortex_http.server_request import RequestHandler, ServerRequest
 
@@ -114,6 +114,21 @@ class Router(Protocol[H]):
         ...
 
 
+@runtime_checkable
+class IdRouter(Router[H], Protocol[H]):
+    """A router whose clients send requests that differ in the value of their last header only.
+
+    Attributes:
+        id_header: Name of that header in lower case.
+    """
+
+    id_header: bytes
+
+    def with_id(self, head: H, value: bytes) -> H:
+        """Return the result of `match` for the same head with another value of that header."""
+        ...
+
+
 class AsgiOnly:
     """A router that leaves every request to the ASGI application.
 
@@ -142,6 +157,8 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
     router: ClassVar[Router[Any]]
     """Set on a subclass, because uvicorn creates the protocols."""
 
+    _has_ids: ClassVar[bool] = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._active: ServerRequest | None = None  # the request that is being answered
@@ -149,6 +166,7 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self._queued: deque[ServerRequest] = deque()  # pipelined behind the active one
         # The last request's head, when it may be recognized again.
         self._last: tuple[CachedHead, H] | None = None
+        self._last_with_id: tuple[CachedHeadWithId, H] | None = None
         self._between_messages = True
         self._waiting_since: float | None = None
         self._idle_since: float | None = None
@@ -176,6 +194,13 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
                 self._idle_since = None
                 self._start(last[1], len(body)).receive_all(body)
                 return
+        if self._last_with_id is not None and begins and self._idle_since is not None:
+            found = self._last_with_id[0].split(data)
+            if found is not None:
+                self._idle_since = None
+                head = cast(IdRouter[H], self.router).with_id(self._last_with_id[1], found[1])
+                self._start(head, len(found[0])).receive_all(found[0])
+                return
         self._idle_since = None
         if self._waiting_since is None:
             self._waiting_since = self.loop.time()
@@ -186,7 +211,9 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self._read = b""
         if self._in_head and self._head_bytes > self.router.limits.max_header_kb * 1024:
             self._reject(431)
-        self._last = self._cacheable(data) if begins and self._between_messages else None
+        self._last = self._last_with_id = None
+        if begins and self._between_messages:
+            self._cache_head(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the handler of the active request, whether or not others are queued behind it."""
@@ -389,15 +416,21 @@ class HttpProtocol(HttpToolsProtocol, Generic[H]):
         self._open(request)
         request.deliver_received()
 
-    def _cacheable(self, data: bytes) -> tuple[CachedHead, H] | None:
-        """Return the head of the request in a read that holds nothing else, if the parser agrees on where it ends."""
+    def _cache_head(self, data: bytes) -> None:
+        """Keep the head of the request in a read that holds nothing else, if the parser agrees on where it ends."""
         received = self._receiving
         if received is None or not received.keep_alive or received.expects_continue:
-            return None
+            return
+        head = cast(H, received.head)
+        if self._has_ids:
+            with_id = CachedHeadWithId.from_message(data, cast(IdRouter[H], self.router).id_header)
+            found = None if with_id is None else with_id.split(data)
+            if with_id is not None and found is not None and len(found[0]) == received.size:
+                self._last_with_id = with_id, head
+                return
         cached = CachedHead.from_message(data)
-        if cached is None or cached.body_length(data) != received.size:
-            return None
-        return cached, cast(H, received.head)
+        if cached is not None and cached.body_length(data) == received.size:
+            self._last = cached, head
 
     def _build_scope(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -443,4 +476,5 @@ def protocol_for(router: Router[H]) -> type[HttpProtocol[H]]:
     """
     if (reason := incompatibility()) is not None:
         raise RuntimeError(reason)
-    return type("RoutedProtocol", (HttpProtocol,), {"router": router})
+    has_ids = isinstance(router, IdRouter)
+    return type("RoutedProtocol", (HttpProtocol,), {"router": router, "_has_ids": has_ids})

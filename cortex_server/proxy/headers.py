@@ -78,18 +78,18 @@ def engine_request_head(
         request_id: Id of the request.
         traceparent: That of the gateway's span, or the client's when the gateway does not trace.
     """
-    head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b" % (
+    head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b" % (
         address.targets.get(path) or address.target(path),
         address.authority,
         length,
-        request_id,
         forwarded,
     )
     if traceparent is not None:
         head += b"traceparent: %b\r\n" % traceparent
     if address.authorization is not None:
         head += b"authorization: %b\r\n" % address.authorization
-    return head + b"\r\n"
+    # The last header is the one that differs from the request before: see `cortex_http.head_cache`.
+    return head + b"x-request-id: %b\r\n\r\n" % request_id
 
 
 def error_headers(error: CortexError) -> Headers:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_http.head_cache import CachedHead
+from cortex_http.head_cache import CachedHead, CachedHeadWithId
 
 NAME = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ-", min_size=1, max_size=12)
 VALUE = st.text("abcXYZ 0123456789:/*;=.,-", max_size=20)
@@ -92,3 +92,42 @@ def test_any_other_bytes_are_left_to_the_parser(before, body, data):
 def test_heads_that_say_more_than_a_length_are_not_remembered(head):
     """No length, several, chunks, a number that is none, a body that is not all there, a very long head."""
     assert CachedHead.from_message(head) is None
+
+
+def with_id(value: bytes, body: bytes, length: int | None = None) -> bytes:
+    """Return a message whose last header is a request id."""
+    size = len(body) if length is None else length
+    return b"POST / HTTP/1.1\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
+        size,
+        value,
+        body,
+    )
+
+
+@given(st.text("ab1-.", min_size=1, max_size=130).map(str.encode), st.binary(max_size=300))
+def test_a_head_with_another_id_is_recognized(value, body):
+    """Body and id come out as they went in, for ids up to the limit."""
+    cached = CachedHeadWithId.from_message(with_id(b"req-1", b"{}"), b"x-request-id")
+    assert cached is not None
+    assert cached.split(with_id(value, body)) == ((body, value) if len(value) <= 128 else None)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        with_id(b"a\r\nx-other: 1", b"{}"),
+        with_id(b"a\nx: 1", b"{}"),
+        with_id(b"a b", b"{}"),
+        with_id(b"", b"{}"),
+        with_id(b"a", b"{}", 3),
+        with_id(b"a", b"{}", 1),
+        with_id(b"a", b"{}")[:-1],
+        with_id(b"a", b"{}") + with_id(b"a", b"{}"),
+        with_id(b"a", b"{}").replace(b"POST / ", b"POST /x "),
+    ],
+)
+def test_other_heads_and_lengths_are_left_to_the_parser(message):
+    """Further headers, other characters, other lengths and more than one message are not recognized."""
+    cached = CachedHeadWithId.from_message(with_id(b"req-1", b"{}"), b"x-request-id")
+    assert cached is not None
+    assert cached.split(message) is None
