@@ -112,7 +112,7 @@ class AttachedEngines:
             NotFound: there is no such harness.
             NotSupported: it is not attached, or its systemd unit is not configured.
             Conflict: one of its models is being loaded or unloaded.
-            StillBusy: requests are in flight and must not be cut.
+            InstanceBusy: requests are in flight and must not be cut.
             LoadFailed: systemd refused, or the engine did not come back.
         """
         entry, harness = self._attached(name)

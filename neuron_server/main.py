@@ -188,7 +188,9 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as failed:
         raise ConfigError(
             f"can't listen on {host}:{port}: {failed.strerror or failed}",
-            hints=("[neuron] listen in neuron.toml, or CORTEX_NEURON__LISTEN, chooses another",),
+            hints=(
+                "set another address: [neuron] listen in neuron.toml, or CORTEX_NEURON__LISTEN",
+            ),
         ) from failed
 
 

@@ -200,7 +200,7 @@ class Runtime:
 
         Raises:
             ModelNotFound: no instance matches.
-            StillBusy: requests are still in flight and must not be cut.
+            InstanceBusy: requests are still in flight and must not be cut.
         """
         managed = self.instances.find(request.model_id, request.instance_id)
         drain_s, cut = request.drain_seconds, request.cut

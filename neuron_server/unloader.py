@@ -58,7 +58,7 @@ class Unloader:
             cut: abort requests that are still in flight after that.
 
         Raises:
-            StillBusy: requests are still in flight and must not be cut.
+            InstanceBusy: requests are still in flight and must not be cut.
         """
         if managed.stopping is None:
             managed.stopping = asyncio.create_task(self._unload(managed, drain_s, cut=cut))

@@ -119,7 +119,7 @@ class AccessControl:
 
         Raises:
             AuthenticationFailed: there is no key, or no valid one.
-            PermissionRefused: the key has none of the scopes.
+            PermissionDenied: the key has none of the scopes.
         """
         keyring = self.keyring
         error: CortexError | None = None
@@ -143,7 +143,7 @@ class AccessControl:
         """Authorize an inference request and count it as in flight; `release` must follow.
 
         Raises:
-            AuthenticationFailed, PermissionRefused: see `authorize`.
+            AuthenticationFailed, PermissionDenied: see `authorize`.
             RateLimited: a limit of the key is reached.
             Unavailable: the gateway is stopping.
         """

@@ -25,10 +25,11 @@ from rigs.neuron import scripted_neuron
 
 from cortex_common.client.control import EventCursor
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.config.access import KeyEntry, Scope
+from cortex_common.config.access import KeyEntry
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.audit import AuditEntry
+from cortex_common.schema.keys import Scope
 from cortex_common.schema.operations import PinModelRequest, UnpinModelRequest
 from cortex_common.schema.requests import CancelRequest, RequestList, RequestState
 from cortex_server.auth.keys import hash_of

@@ -1,1 +1,1 @@
-"""Sockets, TLS, systemd integration and the state directory of the daemons."""
+"""TLS, systemd integration and the state directory of the daemons."""
