@@ -1,1 +1,1 @@
-"""The command `cortex`: parse, call the gateway, render."""
+"""The command `cortex`: a client of gateways, and the entry point of both daemons."""

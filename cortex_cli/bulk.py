@@ -1,4 +1,4 @@
-"""What commands that change something share: names, questions, progress, and one line on each success."""
+"""Shared parts of commands that act on several names: patterns, confirmation, progress and results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import typer
 
 from cortex_cli.client import connect
 from cortex_cli.error_exit import PartialSuccess, describe, exit_code
-from cortex_cli.output import Output, as_text, say, stderr_paint, stdout_paint
-from cortex_cli.render.details import RESULTS, Result, failure
+from cortex_cli.output import notify, stderr_paint, stdout_paint
+from cortex_cli.render.details import RESULTS, Result, to_failure
 from cortex_cli.render.fleet import place, progress_text
+from cortex_cli.render.listing import OutputFormat, format_items
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState
@@ -27,39 +28,39 @@ if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
 
 
-def seconds_of(text: str, option: str, *, positive: bool = False) -> float:
-    """The seconds of an option like --timeout 5m.
+def parse_seconds(text: str, option: str, *, positive: bool = False) -> float:
+    """Return the seconds of a duration option such as --timeout 5m.
 
     Args:
         text: the duration.
-        option: its name.
-        positive: 0 makes no sense.
+        option: name of the option, for errors.
+        positive: whether 0 is invalid.
 
     Raises:
-        BadParameter: the text is no duration, or none that makes sense.
+        BadParameter: the text is not a valid duration.
     """
     try:
         seconds = parse_duration(text)
-    except ValueError as failed:
-        raise typer.BadParameter(str(failed), param_hint=option) from failed
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
     if positive and not seconds:
         raise typer.BadParameter("must be longer than 0", param_hint=option)
     if seconds > MAX_DURATION_S:
-        raise typer.BadParameter(f"{text!r} is longer than a hundred years", param_hint=option)
+        raise typer.BadParameter(f"{text!r} is longer than 100 years", param_hint=option)
     return seconds
 
 
-def device_indices(node: str | None, gpus: Sequence[str]) -> tuple[str | None, tuple[int, ...]]:
-    """Node and device indices of --node beast and --gpu beast/0 --gpu beast/1.
+def parse_devices(node: str | None, gpus: Sequence[str]) -> tuple[str | None, tuple[int, ...]]:
+    """Return node and device indices of options such as --node beast or --gpu beast/0 --gpu beast/1.
 
     Raises:
-        BadParameter: a device is not of the form node/index, or they are on several nodes.
+        BadParameter: a device does not have the form NODE/INDEX, or the devices are on several nodes.
     """
     indices = []
     for gpu in gpus:
         name, slash, index = gpu.rpartition("/")
         if not slash or not index.isdigit():
-            raise typer.BadParameter(f"{gpu!r} is not a device like beast/0", param_hint="--gpu")
+            raise typer.BadParameter(f"{gpu!r} is not a device such as beast/0", param_hint="--gpu")
         if node is not None and name != node:
             raise typer.BadParameter(f"{gpu!r} is not on {node!r}", param_hint="--gpu")
         node = name
@@ -68,27 +69,27 @@ def device_indices(node: str | None, gpus: Sequence[str]) -> tuple[str | None, t
 
 
 def matches(model: ModelView, pattern: str) -> bool:
-    """Whether a pattern like "qwen*" means the model, by its name or an alias."""
+    """Return whether a pattern such as "qwen*" matches a model's name or an alias."""
     return any(fnmatchcase(name, pattern) for name in (model.id, *model.aliases))
 
 
 @dataclass(frozen=True, slots=True)
-class Things:
-    """What patterns stand for.
+class TargetKind:
+    """A kind of targets that patterns are matched with.
 
     Attributes:
-        word: for one of them.
-        matching: the names in a fleet that a pattern matches.
-        meant: whether one of those is meant; None for all.
+        noun: name of the kind, for errors.
+        find: returns the names in a fleet that match a pattern.
+        applies: whether an action applies to one of the matches; by default it does.
     """
 
-    word: str
-    matching: Callable[[FleetSnapshot, str], list[str]]
-    meant: Callable[[FleetSnapshot, str], bool] = lambda _fleet, _name: True
+    noun: str
+    find: Callable[[FleetSnapshot, str], list[str]]
+    applies: Callable[[FleetSnapshot, str], bool] = lambda _fleet, _name: True
 
 
 def _is_loaded(fleet: FleetSnapshot, name: str) -> bool:
-    """Whether there is anything of it to end; servers of others are none of cortex's."""
+    """Return whether a model has an instance on a node that cortex manages; upstreams do not count."""
     return any(
         instance.model == name and instance.state is not InstanceState.STOPPED
         for node in fleet.nodes
@@ -97,11 +98,11 @@ def _is_loaded(fleet: FleetSnapshot, name: str) -> bool:
     )
 
 
-def _models(fleet: FleetSnapshot, pattern: str) -> list[str]:
+def _find_models(fleet: FleetSnapshot, pattern: str) -> list[str]:
     return [m.id for m in fleet.models if matches(m, pattern)]
 
 
-def _nodes(fleet: FleetSnapshot, pattern: str) -> list[str]:
+def _find_nodes(fleet: FleetSnapshot, pattern: str) -> list[str]:
     return [n.name for n in fleet.nodes if fnmatchcase(n.name, pattern)]
 
 
@@ -110,111 +111,112 @@ def _has_neuron(fleet: FleetSnapshot, name: str) -> bool:
     return node is not None and not node.upstream
 
 
-ANY_MODEL = Things("model", _models)
-LOADED = Things("model", _models, _is_loaded)
-ANY_NODE = Things("node", _nodes, _has_neuron)
+MODELS = TargetKind("model", _find_models)
+LOADED_MODELS = TargetKind("model", _find_models, _is_loaded)
+NODES = TargetKind("node", _find_nodes, _has_neuron)
 
 
-def names_meant(
-    fleet: FleetSnapshot, patterns: Sequence[str], things: Things | None = ANY_MODEL
+def resolve_names(
+    fleet: FleetSnapshot, patterns: Sequence[str], targets: TargetKind | None = MODELS
 ) -> list[str]:
-    """The names that are meant; a pattern stands for all things that it matches, "-" for the lines of stdin.
+    """Expand patterns to the names that they match, and "-" to the lines of stdin.
 
     Args:
-        fleet: whose things patterns are matched with.
-        patterns: names among them.
-        things: what patterns stand for; None when there are no patterns.
+        fleet: the fleet that patterns are matched with.
+        patterns: names and patterns.
+        targets: what patterns are matched with; None if patterns are not supported.
 
     Raises:
-        NotFound: a pattern matches nothing. A plain name is left to the gateway to judge.
+        NotFound: a pattern matches nothing. Plain names are validated by the gateway.
     """
-    found: list[str] = []
+    names: list[str] = []
     for pattern in patterns:
         if pattern == "-":
-            found += [line.strip() for line in sys.stdin if line.strip()]
-        elif things is not None and is_pattern(pattern):
-            hits = things.matching(fleet, pattern)
-            if not hits:
-                raise NotFound(f"no {things.word} matches {pattern!r}")
-            found += [name for name in hits if things.meant(fleet, name)]
+            names += [line.strip() for line in sys.stdin if line.strip()]
+        elif targets is not None and is_pattern(pattern):
+            matching = targets.find(fleet, pattern)
+            if not matching:
+                raise NotFound(f"no {targets.noun} matches {pattern!r}")
+            names += [name for name in matching if targets.applies(fleet, name)]
         else:
-            found.append(pattern)
-    return list(dict.fromkeys(found))
+            names.append(pattern)
+    return list(dict.fromkeys(names))
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a word on the command line stands for several names."""
+    """Return whether an argument is a pattern."""
     return any(c in name for c in "*?[")
 
 
 @dataclass(frozen=True, slots=True)
-class Verb:
-    """A verb and how it is told.
+class BulkAction:
+    """An action on several names.
 
     Attributes:
-        action: its name, such as "load".
-        output: for people a line each, for programs a `Result`.
-        planned: it is only planned.
-        things: what its patterns stand for; None when it takes no patterns.
-        goes_on: said to those who interrupt what the gateway goes on with.
+        name: name of the action, such as "load".
+        output: format of the results: one line per success for people, `Result` objects for programs.
+        targets: what patterns are matched with; None if patterns are not supported.
+        dry_run: whether the action is only planned.
+        detach_message: message after an interrupt, if the gateway continues the action.
     """
 
-    action: str
-    output: Output
-    things: Things | None = None
-    planned: bool = False
-    goes_on: str = ""
+    name: str
+    output: OutputFormat
+    targets: TargetKind | None = None
+    dry_run: bool = False
+    detach_message: str = ""
 
 
-class Done(NamedTuple):
-    """One thing that was done.
+class Outcome(NamedTuple):
+    """The outcome of an action on one name.
 
     Attributes:
-        line: says so to people.
-        answer: the gateway's.
+        line: the success, for people.
+        result: response of the gateway.
     """
 
     line: str
-    answer: Any
+    result: Any
 
 
-async def each(
+async def run_bulk(
     gateway: str | None,
     patterns: Sequence[str],
-    verb: Verb,
-    one: Callable[[OperatorClient, str], Awaitable[Done]],
+    action: BulkAction,
+    run_one: Callable[[OperatorClient, str], Awaitable[Outcome]],
 ) -> None:
-    """Do something to each thing that is meant, and write what became of it.
+    """Run an action on each name that is given, and write the results.
 
     Args:
         gateway: URL or context.
-        patterns: see `names_meant`.
-        verb: what is done.
-        one: does it.
+        patterns: names and patterns; see `resolve_names`.
+        action: the action.
+        run_one: runs it on one name.
 
     Raises:
-        CortexError: the only one failed.
-        Exit: all of several failed; each failure has been told.
-        PartialSuccess: some of several failed; each failure has been told.
+        CortexError: the action on the only name failed.
+        Exit: the action failed on all of several names; each error has been written.
+        PartialSuccess: the action failed on some of several names; each error has been written.
     """
     async with connect(gateway) as client:
-        patterned = verb.things is not None and any(map(is_pattern, patterns))
-        fleet = await client.fleet() if patterned else FleetSnapshot(0, 0.0)
-        names = names_meant(fleet, patterns, verb.things)
+        has_patterns = action.targets is not None and any(map(is_pattern, patterns))
+        fleet = await client.fleet() if has_patterns else FleetSnapshot(0, 0.0)
+        names = resolve_names(fleet, patterns, action.targets)
         if not names:
-            say("nothing that matches is loaded" if verb.things is LOADED else "nothing to do")
+            loaded = action.targets is LOADED_MODELS
+            notify("no matching model is loaded" if loaded else "nothing to do")
         failures: list[CortexError] = []
         results: list[Result] = []
         try:
             for name in names:
-                result, failed = await _tried(client, name, verb, one)
+                result, error = await _try(client, name, action, run_one)
                 results.append(result)
-                failures += [failed] if failed is not None else []
-                if failed is not None and len(names) > 1:
-                    say(describe(failed, stderr_paint()))
+                failures += [error] if error is not None else []
+                if error is not None and len(names) > 1:
+                    notify(describe(error, stderr_paint()))
         finally:
-            # What was done is told also by those who are interrupted.
-            _write_results(results, verb.output)
+            # Also after an interrupt: the completed actions have taken effect.
+            _write_results(results, action.output)
     if failures and len(names) == 1:
         raise failures[0]
     if failures and len(failures) == len(names):
@@ -223,55 +225,58 @@ async def each(
         raise PartialSuccess(f"{len(failures)} of {len(names)} failed")
 
 
-async def _tried(
+async def _try(
     client: OperatorClient,
     name: str,
-    verb: Verb,
-    one: Callable[[OperatorClient, str], Awaitable[Done]],
+    action: BulkAction,
+    run_one: Callable[[OperatorClient, str], Awaitable[Outcome]],
 ) -> tuple[Result, CortexError | None]:
     try:
-        done = await one(client, name)
-    except CortexError as failed:
-        return Result(name, verb.action, "failed", error=failure(failed)), failed
+        outcome = await run_one(client, name)
+    except CortexError as error:
+        return Result(name, action.name, "failed", error=to_failure(error)), error
     except asyncio.CancelledError:
-        if verb.goes_on and not verb.planned:
-            say(verb.goes_on)
+        if action.detach_message and not action.dry_run:
+            notify(action.detach_message)
         raise
-    if verb.output in {Output.TABLE, Output.WIDE}:
-        sys.stdout.write(f"{done.line}\n")
+    if action.output.tabular:
+        sys.stdout.write(f"{outcome.line}\n")
         sys.stdout.flush()
-    return Result(name, verb.action, "planned" if verb.planned else "done", done.answer), None
+    return Result(name, action.name, "planned" if action.dry_run else "done", outcome.result), None
 
 
-def _write_results(results: Sequence[Result], output: Output) -> None:
-    if output in {Output.TABLE, Output.WIDE}:
+def _write_results(results: Sequence[Result], output: OutputFormat) -> None:
+    if output.tabular:
         return
-    told = [r for r in results if r.error is None] if output is Output.NAME else results
-    if text := as_text(RESULTS, told, output, paint=stdout_paint()):
+    names_only = output is OutputFormat.NAME
+    written = [r for r in results if r.error is None] if names_only else results
+    if text := format_items(RESULTS, written, output, paint=stdout_paint()):
         sys.stdout.write(f"{text}\n")
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before traffic is disturbed.
+    """Ask for confirmation before an action that disrupts traffic.
 
     Raises:
-        BadParameter: there is nobody to ask.
+        BadParameter: stdin is not a terminal.
         Abort: the answer is no.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter(f"{question} Nobody is there to answer: say --yes")
+        raise typer.BadParameter(
+            f"{question} stdin is not a terminal; pass --yes to confirm", param_hint="--yes"
+        )
     typer.confirm(question, abort=True, err=True)
 
 
 @asynccontextmanager
-async def progress(client: OperatorClient, model: str) -> AsyncIterator[None]:
-    """Show on a terminal how the loads of a model go while the block runs."""
+async def show_progress(client: OperatorClient, model: str) -> AsyncIterator[None]:
+    """Show the progress of a model's loads on a terminal while the block runs."""
     if not sys.stderr.isatty():
         yield
         return
-    task = asyncio.create_task(_show_progress(client, model))
+    task = asyncio.create_task(_write_progress(client, model))
     try:
         yield
     finally:
@@ -281,14 +286,14 @@ async def progress(client: OperatorClient, model: str) -> AsyncIterator[None]:
         sys.stderr.write("\r\x1b[K")
 
 
-async def _show_progress(client: OperatorClient, model: str) -> None:
-    # The load itself reports what goes wrong; a lost progress line is not worth a word.
+async def _write_progress(client: OperatorClient, model: str) -> None:
+    # Errors are reported by the load itself; a missing progress line needs no message.
     with suppress(CortexError):
         async for snapshot in client.watch_fleet():
-            parts = [
+            loads = [
                 f"{place(i)} {progress_text(i)}".strip()
                 for i in snapshot.instances()
                 if i.model == model and progress_text(i)
             ]
-            sys.stderr.write(f"\r\x1b[Kloading {model} {'; '.join(parts)}")
+            sys.stderr.write(f"\r\x1b[Kloading {model} {'; '.join(loads)}")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Which gateway a command talks to, and with which key."""
+"""Selection of the gateway and the key that a command uses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cortex_common.config.base import BaseUrl, Section
 from cortex_common.config.loader import load
 from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound, nearest_names
+from cortex_common.schema.fleet import FleetSnapshot
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
@@ -22,26 +23,26 @@ DEFAULT_GATEWAY = "http://127.0.0.1:8000"
 
 
 class ContextEntry(Section):
-    """[contexts.NAME]: one gateway that an operator works with."""
+    """[contexts.NAME]: a gateway."""
 
     gateway: BaseUrl
     """URL of the gateway."""
 
     key_file: Path | None = None
-    """File that holds the key; readable by its owner alone."""
+    """File that contains the key; readable by its owner only."""
 
 
 class ClientConfig(Section):
-    """~/.config/cortex/config.toml: an operator's gateways."""
+    """~/.config/cortex/config.toml: settings of the command."""
 
     context: str | None = None
-    """The context that commands use unless told otherwise."""
+    """Context that commands use by default."""
 
     contexts: dict[str, ContextEntry] = {}  # noqa: RUF012 - pydantic copies defaults
-    """The gateways by name."""
+    """Gateways by name."""
 
     keys: dict[str, str] = {}  # noqa: RUF012 - as above
-    """Keys of `cortex top` by what they do, as {logs = "ctrl+l"}; docs/reference/keys.md has the names."""
+    """Keys of `cortex top` by action, as {logs = "ctrl+l"}; docs/reference/keys.md lists the actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,23 @@ class Target:
     """A gateway and the key for it.
 
     Attributes:
-        url: without a slash at its end.
-        key: bearer token; None where the gateway asks for none.
-        context: the context that named it, if one did.
+        url: base URL without a trailing slash.
+        key: bearer token; None for a gateway without authentication.
+        context: name of the context that it comes from, if any.
     """
 
     url: str
     key: str | None = None
     context: str | None = None
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that authenticate requests."""
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
 
 def client_config_path(environ: Mapping[str, str]) -> Path:
-    """Where an operator's contexts are kept (XDG base directory specification)."""
+    """Return the path of the client's configuration file (XDG base directory specification)."""
     base = environ.get("XDG_CONFIG_HOME") or str(
         Path(environ.get("HOME", "~")).expanduser() / ".config"
     )
@@ -68,80 +74,87 @@ def client_config_path(environ: Mapping[str, str]) -> Path:
 
 
 def client_config(environ: Mapping[str, str]) -> ClientConfig:
-    """The operator's contexts; none without a file.
+    """Return the client's configuration; defaults if there is no file.
 
     Raises:
-        ConfigError: the file is wrong.
+        ConfigError: the file is invalid.
     """
     path = client_config_path(environ)
     return load(ClientConfig, path if path.exists() else None, {}).value
 
 
 def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
-    """The gateway that --gateway, CORTEX_GATEWAY_URL or the current context names, in this order.
+    """Return the gateway named by --gateway, CORTEX_GATEWAY_URL or the current context, in this order.
 
     Args:
         gateway: a URL or the name of a context.
-        environ: the environment; its CORTEX_API_KEY or CORTEX_API_KEY_FILE wins over the context's key.
+        environ: the environment; its CORTEX_API_KEY or CORTEX_API_KEY_FILE takes precedence over the context's key.
 
     Raises:
         NotFound: there is no such context.
-        ConfigError: the file of contexts or of the key can't be read.
-        AuthenticationFailed: the key can't be one.
+        ConfigError: the configuration file or the key file can't be read.
+        AuthenticationFailed: the key contains invalid characters.
     """
-    named = gateway or environ.get("CORTEX_GATEWAY_URL") or None
-    if named is not None and "://" in named:
-        return Target(named.rstrip("/"), _key(environ, None))
+    selected = gateway or environ.get("CORTEX_GATEWAY_URL") or None
+    if selected is not None and "://" in selected:
+        return Target(selected.rstrip("/"), _read_key(environ, None))
     config = client_config(environ)
-    name = named or config.context
+    name = selected or config.context
     if name is None:
-        return Target(DEFAULT_GATEWAY, _key(environ, None))
+        return Target(DEFAULT_GATEWAY, _read_key(environ, None))
     entry = config.contexts.get(name)
     if entry is None:
         close = nearest_names(name, config.contexts)
         hint = (
             f"did you mean {close[0]!r}?"
             if close
-            else "give a URL like http://gateway.internal:8000"
+            else "use a URL such as http://gateway.internal:8000"
         )
         raise NotFound(
             f"there is no context {name!r} in {client_config_path(environ)}", hints=(hint,)
         )
-    return Target(entry.gateway, _key(environ, entry.key_file), name)
+    return Target(entry.gateway, _read_key(environ, entry.key_file), name)
 
 
-def _key(environ: Mapping[str, str], key_file: Path | None) -> str | None:
+def _read_key(environ: Mapping[str, str], key_file: Path | None) -> str | None:
     if key := environ.get("CORTEX_API_KEY"):
-        return _checked(key, "CORTEX_API_KEY")
-    from_environ = environ.get("CORTEX_API_KEY_FILE")
-    path = Path(from_environ) if from_environ else key_file
+        return _validate_key(key, "CORTEX_API_KEY")
+    environ_file = environ.get("CORTEX_API_KEY_FILE")
+    path = Path(environ_file) if environ_file else key_file
     if path is None:
         return None
     try:
-        return _checked(path.expanduser().read_text(encoding="utf-8", errors="replace"), str(path))
-    except OSError as failed:
-        raise ConfigError(f"the key file {path} can't be read: {failed.strerror}") from failed
+        key = path.expanduser().read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"the key file {path} can't be read: {error.strerror}") from error
+    return _validate_key(key, str(path))
 
 
-def _checked(key: str, where: str) -> str:
+def _validate_key(key: str, origin: str) -> str:
     key = key.strip()
     if key.isascii() and key.isprintable():
         return key
     raise AuthenticationFailed(
-        f"what is in {where} is no key: it has characters that no key has",
-        hints=("copy the key once more, and nothing else",),
+        f"the key in {origin} contains characters that are not allowed in keys",
+        hints=("copy the key again, without surrounding text",),
     )
 
 
 def connect(gateway: str | None) -> OperatorClient:
-    """A client of the gateway that is meant; see `target`."""
-    # httpx is most of a command's start; completion and --help do without.
+    """Return a client of the selected gateway; see `target`."""
+    # httpx takes most of the start-up time; completion and --help do not need it.
     from cortex_common.client.gateway import OperatorClient
 
     where = target(gateway, os.environ)
     return OperatorClient(where.url, who="the gateway", token=where.key)
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work to its end."""
-    return asyncio.run(work)
+async def fetch_fleet(gateway: str | None) -> FleetSnapshot:
+    """Return the current state of the fleet."""
+    async with connect(gateway) as client:
+        return await client.fleet()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to completion."""
+    return asyncio.run(coroutine)

@@ -1,4 +1,4 @@
-"""Colour for terminals: when to use it, and what each colour means. Meaning never rests on colour alone."""
+"""Colors for terminals: when to use them, and what each one means. Color is never the only indication."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 class ColorWhen(StrEnum):
-    """When to write colour."""
+    """Values of --color."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -17,7 +17,7 @@ class ColorWhen(StrEnum):
 
 
 class Tone(StrEnum):
-    """What a colour says; the value is the SGR code that a terminal takes."""
+    """Meaning of a color; the value is the SGR code."""
 
     GOOD = "32"
     BAD = "31"
@@ -29,56 +29,56 @@ class Tone(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """Puts a tone on text, or leaves it as it is.
+    """Colors text, if colors are enabled.
 
     Attributes:
-        on: whether to write colour at all.
+        enabled: whether to write colors.
     """
 
-    on: bool = False
+    enabled: bool = False
 
     def tone(self, text: str, tone: Tone | None) -> str:
-        """The text in that tone."""
-        return f"\x1b[{tone.value}m{text}\x1b[0m" if self.on and tone and text else text
+        """Return the text in a tone."""
+        return f"\x1b[{tone.value}m{text}\x1b[0m" if self.enabled and tone and text else text
 
     def good(self, text: str) -> str:
-        """As it should be."""
+        """Return the text in the color of success."""
         return self.tone(text, Tone.GOOD)
 
     def bad(self, text: str) -> str:
-        """Broken."""
+        """Return the text in the color of errors."""
         return self.tone(text, Tone.BAD)
 
     def warn(self, text: str) -> str:
-        """Worth a look."""
+        """Return the text in the color of warnings."""
         return self.tone(text, Tone.WARN)
 
     def hint(self, text: str) -> str:
-        """What to do, and names and paths."""
+        """Return the text in the color of hints, names and paths."""
         return self.tone(text, Tone.HINT)
 
     def dim(self, text: str) -> str:
-        """Said in passing."""
+        """Return the text dimmed."""
         return self.tone(text, Tone.DIM)
 
     def bold(self, text: str) -> str:
-        """A heading."""
+        """Return the text in bold."""
         return self.tone(text, Tone.BOLD)
 
 
 def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:
-    """Whether to colour a stream.
+    """Return the colors for a stream.
 
-    --color (passed on as CORTEX_COLOR) wins, then NO_COLOR (no-color.org), CLICOLOR=0, TERM=dumb, then
-    FORCE_COLOR and CLICOLOR_FORCE, then whether the stream is a terminal.
+    The order of precedence is --color (in CORTEX_COLOR), NO_COLOR (no-color.org), CLICOLOR=0, TERM=dumb, FORCE_COLOR
+    and CLICOLOR_FORCE, and whether the stream is a terminal.
     """
     match environ.get("CORTEX_COLOR"):
         case ColorWhen.ALWAYS:
-            return Paint(on=True)
+            return Paint(enabled=True)
         case ColorWhen.NEVER:
             return Paint()
     if environ.get("NO_COLOR") or environ.get("CLICOLOR") == "0" or environ.get("TERM") == "dumb":
         return Paint()
     if any(environ.get(name, "0") not in {"", "0"} for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
-        return Paint(on=True)
-    return Paint(on=stream.isatty())
+        return Paint(enabled=True)
+    return Paint(enabled=stream.isatty())

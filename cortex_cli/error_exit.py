@@ -1,4 +1,4 @@
-"""How an error ends a command: three lines on stderr and an exit code that scripts can rely on."""
+"""How an error ends a command: a message with a hint on stderr, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,33 @@ from cortex_common.schema.certificates import RENEW_HINT
 EXIT_CODES = {
     0: "success",
     1: "the operation failed, or a check found errors",
-    2: "the command line is wrong",
-    3: "what was named does not exist",
+    2: "invalid command line",
+    3: "not found",
     4: "the key is missing, unknown, or lacks the scope",
     5: "the gateway can't be reached",
-    6: "refused for now: it does not fit, is pinned, or is busy",
-    7: "timed out waiting",
-    8: "done in part",
+    6: "refused: it does not fit, is pinned, or is busy; retry later",
+    7: "timed out",
+    8: "partial success",
     130: "interrupted",
 }
 
-_BY_CLASS: tuple[tuple[type[CortexError], int], ...] = (
+
+class PartialSuccess(CortexError):
+    """An action failed on some of several names."""
+
+    code = "partial_success"
+
+
+class TimedOut(CortexError):
+    """The wait has timed out; the operation continues."""
+
+    code = "timed_out"
+    status = 504
+
+
+_EXIT_CODES_BY_CLASS: tuple[tuple[type[CortexError], int], ...] = (
+    (PartialSuccess, 8),
+    (TimedOut, 7),
     (errors.NotFound, 3),
     (errors.AuthenticationFailed, 4),
     (errors.PermissionDenied, 4),
@@ -35,80 +51,69 @@ _BY_CLASS: tuple[tuple[type[CortexError], int], ...] = (
     (errors.UpstreamTimeout, 7),
 )
 
-_FALLBACK_HINTS: tuple[tuple[type[CortexError], str], ...] = (
+_HINTS_BY_CLASS: tuple[tuple[type[CortexError], str], ...] = (
     (
         errors.AuthenticationFailed,
-        "put the key into CORTEX_API_KEY, or its file into CORTEX_API_KEY_FILE",
+        "set CORTEX_API_KEY to the key, or CORTEX_API_KEY_FILE to its file",
     ),
     (errors.PermissionDenied, "use a key with the operator scope"),
     (errors.ModelNotFound, "`cortex models ls` lists the models"),
     (errors.NodeNotFound, "`cortex nodes ls` lists the nodes"),
-    (errors.ModelLoading, "the load goes on; watch it with `cortex ps --watch`"),
+    (errors.ModelLoading, "the load continues; watch it with `cortex ps --watch`"),
 )
 
-_FOR_CLIENTS = ("GET /v1/models lists", "send it as `Authorization")
-"""How hints of the gateway begin that are for those who speak HTTP; at a shell our own say more."""
+_API_HINTS = ("GET /v1/models lists", "send it as `Authorization")
+"""Prefixes of the gateway's hints for API clients, which do not apply to a shell."""
 
-
-_WAYS = (
-    ("Hostname mismatch|IP address mismatch", "its URL must say a name that its certificate has"),
+_UNREACHABLE_HINTS = (
+    (
+        "Hostname mismatch|IP address mismatch",
+        "use a URL with a name that the gateway's certificate contains",
+    ),
     (PEER_EXPIRED, RENEW_HINT),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "SSL_CERT_FILE names the file of the authority that its certificate is from",
+        "set SSL_CERT_FILE to the file of the authority that signed the gateway's certificate",
     ),
-    ("WRONG_VERSION_NUMBER", "does it speak plain HTTP? then its URL begins with http://"),
-    ("disconnected without sending", "does it speak TLS? then its URL begins with https://"),
+    ("WRONG_VERSION_NUMBER", "does the gateway use plain HTTP? then its URL starts with http://"),
+    ("disconnected without sending", "does the gateway use TLS? then its URL starts with https://"),
     (
         "name resolution|Name or service|nodename nor|No address associated",
-        "no name server knows that name: mend it in --gateway, CORTEX_GATEWAY_URL or the context",
+        "the host name is unknown; correct it in --gateway, CORTEX_GATEWAY_URL or the context",
     ),
 )
-"""What the reason says why the gateway can't be reached, as alternatives, and what to do about it."""
+"""Patterns of the reason why the gateway can't be reached, and the hint for each; the first match applies."""
 
-_RUNNING = (
-    "is the gateway running? name it with --gateway or CORTEX_GATEWAY_URL, or try `cortex demo`"
+_DEFAULT_UNREACHABLE_HINT = (
+    "is the gateway running? set its URL with --gateway or CORTEX_GATEWAY_URL, or try `cortex demo`"
 )
-
-
-class PartialSuccess(CortexError):
-    """Some of what was asked for was done, some not."""
-
-    code = "partial_success"
-
-
-class TimedOut(CortexError):
-    """The wait that the operator allowed is over; what was waited for may still happen."""
-
-    code = "timed_out"
-    status = 504
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code that an error ends the process with; see `EXIT_CODES`."""
+    """Return the exit code for an error; see `EXIT_CODES`."""
     if isinstance(error, CortexError) and error.details.get("unreachable"):
         return 5
-    table = ((PartialSuccess, 8), (TimedOut, 7), *_BY_CLASS)
-    return next((code for kind, code in table if isinstance(error, kind)), 1)
+    return next((code for kind, code in _EXIT_CODES_BY_CLASS if isinstance(error, kind)), 1)
 
 
 def describe(error: Exception, paint: Paint) -> str:
-    """What stderr says: the error, an empty line, and what to do about it."""
+    """Return the text for stderr: the error, an empty line, and hints."""
     if not isinstance(error, CortexError):
         text = f"unexpected {type(error).__name__}: {error}"
-        hints: tuple[str, ...] = ("repeat it with `cortex --debug ...` and report what that shows",)
+        hints: tuple[str, ...] = ("run `cortex --debug ...` and report the traceback",)
     else:
         text = error.message
-        hints = tuple(hint for hint in error.hints if not hint.startswith(_FOR_CLIENTS))
+        hints = tuple(hint for hint in error.hints if not hint.startswith(_API_HINTS))
         if not hints or len(hints) < len(error.hints):
-            hints += _fallback(error)
+            hints += _default_hints(error)
     lines = [f"{paint.bad('error:')} {text or type(error).__name__}"]
     if hints:
         lines += ["", *(f"{paint.hint('hint:')} {hint}" for hint in dict.fromkeys(hints))]
     return "\n".join(lines)
 
 
-def _fallback(error: CortexError) -> tuple[str, ...]:
+def _default_hints(error: CortexError) -> tuple[str, ...]:
     if error.details.get("unreachable"):
-        return (next((way for said, way in _WAYS if re.search(said, error.message)), _RUNNING),)
-    return tuple(hint for kind, hint in _FALLBACK_HINTS if isinstance(error, kind))[:1]
+        matching = (h for pattern, h in _UNREACHABLE_HINTS if re.search(pattern, error.message))
+        return (next(matching, _DEFAULT_UNREACHABLE_HINT),)
+    return tuple(hint for kind, hint in _HINTS_BY_CLASS if isinstance(error, kind))[:1]

@@ -1,25 +1,25 @@
-"""Asking a model through the gateway's OpenAI API, as a stream with the times at which it came."""
+"""Chat with a model through the gateway's OpenAI API, as a stream of timed chunks."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
 from pydantic import ValidationError
 
 from cortex_cli.client import Target
-from cortex_common.client.control import describe_http_error, tls_verify
-from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
+from cortex_cli.http import ErrorResponse, GatewayHttp, ServerEvent
+from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.schema.base import WireModel
+
+_PATH = "/v1/chat/completions"
 
 
 class Usage(WireModel):
-    """Token counts at the end of an answer."""
+    """Token counts at the end of a response."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -35,30 +35,30 @@ class _Choice(WireModel):
     finish_reason: str | None = None
 
 
-class _Chunk(WireModel):
+class _Completion(WireModel):
     choices: tuple[_Choice, ...] = ()
     usage: Usage | None = None
     error: dict[str, Any] | None = None
 
 
 class Message(WireModel):
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: str
     content: str
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What came with one chunk.
+class ChatChunk:
+    """One chunk of a response.
 
     Attributes:
-        text: of the answer; may be empty.
-        thinking: of the model's reasoning, where the engine separates it.
+        text: text of the response; can be empty.
+        thinking: reasoning of the model, if the engine reports it separately.
         at: seconds since the request was sent.
-        finish: why the answer ended, on its last piece.
-        usage: token counts, where the chunk had them.
-        headers: of the answer; the same on each piece.
+        finish: why the response ended, on its last chunk.
+        usage: token counts, if the chunk has them.
+        headers: headers of the response; the same on each chunk.
     """
 
     text: str
@@ -66,30 +66,22 @@ class Piece:
     at: float
     finish: str | None
     usage: Usage | None
-    headers: httpx.Headers
+    headers: Mapping[str, str]
 
 
 class Inference:
     """A connection to the gateway's /v1 routes.
 
     Args:
-        where: the gateway and the key.
-        connections: how many requests may be under way at once.
+        target: the gateway and the key.
+        connections: maximum number of concurrent requests.
     """
 
-    def __init__(self, where: Target, *, connections: int = 100) -> None:
-        self._url = where.url
-        self._http = httpx.AsyncClient(
-            base_url=where.url,
-            headers={"authorization": f"Bearer {where.key}"} if where.key else {},
-            # A cold start or a long prompt is silent for minutes; the gateway has the deadlines.
-            timeout=httpx.Timeout(None, connect=5.0),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            verify=tls_verify(where.url),
-            trust_env=False,
-        )
+    def __init__(self, target: Target, *, connections: int = 100) -> None:
+        self._http = GatewayHttp(target, connections=connections)
 
     async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(
@@ -98,21 +90,21 @@ class Inference:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        await self._http.__aexit__(exc_type, exc, traceback)
 
     async def chat(
         self, model: str, messages: Sequence[Message], **options: float | str | None
-    ) -> AsyncIterator[Piece]:
-        """Stream an answer.
+    ) -> AsyncIterator[ChatChunk]:
+        """Stream a response.
 
         Args:
             model: name or alias.
             messages: the conversation.
-            options: further keys of the request (temperature, max_tokens); those that are None are left out.
+            options: further fields of the request, such as temperature and max_tokens; None leaves a field out.
 
         Raises:
-            CortexError: what the gateway or the engine reported, before or inside the stream.
-            UpstreamFailed: the gateway can't be reached, or the stream broke off.
+            CortexError: the error that the gateway or the engine reported, before or within the stream.
+            UpstreamFailed: the gateway is unreachable, or the stream is incomplete.
         """
         body = {
             "model": model,
@@ -121,50 +113,36 @@ class Inference:
             "stream_options": {"include_usage": True},
             **{k: v for k, v in options.items() if v is not None},
         }
-        began = time.perf_counter()
         try:
-            async with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                if answer.status_code >= 400:
-                    what = "POST /v1/chat/completions"
-                    raise from_envelope(await answer.aread(), answer.status_code, what)
-                ended = False
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == "[DONE]":
-                        ended = True
-                        break
-                    yield _piece(data, time.perf_counter() - began, answer.headers)
-                if not ended:
-                    raise UpstreamFailed("the answer broke off before its end")
-        except httpx.TimeoutException as failed:
-            raise UpstreamTimeout(f"the gateway at {self._url} did not answer in time") from failed
-        except httpx.HTTPError as failed:
-            reason = describe_http_error(failed)
-            raise UpstreamFailed(
-                f"the gateway at {self._url} can't be reached: {reason}",
-                details={"unreachable": isinstance(failed, httpx.ConnectError)},
-            ) from failed
+            async with self._http.stream(_PATH, body) as stream:
+                async for event in stream:
+                    if event.data == b"[DONE]":
+                        return
+                    yield _parse_chunk(event, stream.headers)
+        except ErrorResponse as response:
+            raise response.to_error() from response
+        raise UpstreamFailed("the response ended without [DONE]")
 
 
-def _piece(data: str, at: float, headers: httpx.Headers) -> Piece:
+def _parse_chunk(event: ServerEvent, headers: Mapping[str, str]) -> ChatChunk:
     try:
-        chunk = _Chunk.model_validate_json(data)
-    except ValidationError as failed:
-        raise UpstreamFailed(f"the stream holds what is no chunk: {data[:80]}") from failed
-    if chunk.error is not None:
-        raise _stream_error(chunk.error)
-    choice = chunk.choices[0] if chunk.choices else _Choice()
-    return Piece(
+        completion = _Completion.model_validate_json(event.data)
+    except ValidationError as error:
+        preview = event.data[:80].decode("utf-8", "replace")
+        raise UpstreamFailed(f"the stream contains an invalid chunk: {preview}") from error
+    if completion.error is not None:
+        raise _stream_error(completion.error)
+    choice = completion.choices[0] if completion.choices else _Choice()
+    return ChatChunk(
         choice.delta.content or "",
         choice.delta.reasoning_content or "",
-        at,
+        event.at,
         choice.finish_reason,
-        chunk.usage,
+        completion.usage,
         headers,
     )
 
 
-def _stream_error(error: dict[str, Any]) -> CortexError:
-    return from_envelope(json.dumps({"error": {"code": "", **error}}).encode(), 502, "the stream")
+def _stream_error(error: Mapping[str, Any]) -> CortexError:
+    envelope = json.dumps({"error": {"code": "", **error}}).encode()
+    return from_envelope(envelope, 502, "the stream")

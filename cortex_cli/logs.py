@@ -1,4 +1,4 @@
-"""Which log a name means: the gateway's, a node's, or that of a model's engine."""
+"""Selection and output of logs: of the gateway, a node, or a model's engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cortex_cli.color import Paint
 from cortex_cli.output import stdout_paint
-from cortex_cli.render.log import engine_line, line_text
+from cortex_cli.render.log import format_engine_line, format_line
 from cortex_common.errors import NotFound, nearest_names
 from cortex_common.schema.fleet import FleetSnapshot
 
@@ -21,11 +21,13 @@ GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
-class LogOf:
-    """Whose log is meant: of a model's engine, else of a node's daemon, else of the gateway.
+class LogSource:
+    """A log: of a model's engine if `model` is set, else of a node's daemon if `node` is set, else of the gateway.
 
     Attributes:
-        instance: of the model; None for the one that started last.
+        node: name of the node.
+        model: id of the model.
+        instance: instance of the model; None for the one that started last.
     """
 
     node: str | None = None
@@ -33,62 +35,67 @@ class LogOf:
     instance: str | None = None
 
 
-def log_of(name: str, fleet: FleetSnapshot) -> LogOf:
-    """What is meant by "gateway", "beast", "qwen3-32b" or "beast/qwen3-32b".
+def log_source(name: str, fleet: FleetSnapshot) -> LogSource:
+    """Return the log that "gateway", "beast", "qwen3-32b" or "beast/qwen3-32b" names.
 
     Raises:
-        NotFound: nothing goes by that name.
+        NotFound: there is no gateway, node, model or instance of that name.
     """
     if name == GATEWAY:
-        return LogOf()
+        return LogSource()
     if fleet.node(name) is not None:
-        return LogOf(node=name)
+        return LogSource(node=name)
     if (model := fleet.model(name)) is not None:
-        return LogOf(model=model.id)
-    place, _, rest = name.partition("/")
-    node, model = fleet.node(place), fleet.model(rest)
+        return LogSource(model=model.id)
+    node_name, _, model_name = name.partition("/")
+    node, model = fleet.node(node_name), fleet.model(model_name)
     if node is None or model is None:
-        known = [GATEWAY, *(n.name for n in fleet.nodes), *(m.id for m in fleet.models)]
-        close = nearest_names(name, known)
-        hint = f"did you mean {close[0]!r}?" if close else "say gateway, a node, or a model"
-        raise NotFound(f"nothing that logs is called {name!r}", hints=(hint,))
-    there = [i for i in node.instances if i.model == model.id]
-    if not there:
+        names = [GATEWAY, *(n.name for n in fleet.nodes), *(m.id for m in fleet.models)]
+        close = nearest_names(name, names)
+        hint = f"did you mean {close[0]!r}?" if close else "use gateway, a node, or a model"
+        raise NotFound(f"there is no log of {name!r}", hints=(hint,))
+    instances = [i for i in node.instances if i.model == model.id]
+    if not instances:
         raise NotFound(
-            f"model {model.id!r} has no instance on {place}",
+            f"model {model.id!r} has no instance on {node_name}",
             hints=("`cortex ps -o wide` lists instances",),
         )
-    latest = max(there, key=lambda i: i.started_at)
-    return LogOf(node=place, model=model.id, instance=latest.id)
+    latest = max(instances, key=lambda i: i.started_at)
+    return LogSource(node=node_name, model=model.id, instance=latest.id)
 
 
-_ENDS = re.compile(r"\r?\n|\r(?=[^\n])")
+_LINE_ENDS = re.compile(r"\r?\n|\r(?=[^\n])")
 
 
-async def write_engine_log(pieces: AsyncIterable[str]) -> None:
-    """Write what an engine wrote, line by line as it comes; each state of a progress bar is a line."""
+async def write_engine_log(chunks: AsyncIterable[str]) -> None:
+    """Write an engine's log line by line as it arrives; each update of a progress bar is a line."""
     paint, rest = stdout_paint(), ""
-    async for piece in pieces:
-        *lines, rest = _ENDS.split(rest + piece)
-        sys.stdout.write("".join(f"{engine_line(line, paint)}\n" for line in lines))
+    async for chunk in chunks:
+        *lines, rest = _LINE_ENDS.split(rest + chunk)
+        sys.stdout.write("".join(f"{format_engine_line(line, paint)}\n" for line in lines))
         sys.stdout.flush()
-    sys.stdout.write(engine_line(rest, paint))
+    sys.stdout.write(format_engine_line(rest, paint))
 
 
 async def log_text(client: OperatorClient, name: str, *, lines: int) -> AsyncGenerator[str]:
-    """The last lines of a log as people read it, and whatever comes.
+    """Yield the last lines of a log as text, then new ones.
+
+    Args:
+        client: client of the gateway.
+        name: see `log_source`.
+        lines: number of past lines.
 
     Raises:
-        CortexError: it is not to be had.
+        CortexError: the log is unavailable.
     """
-    found = log_of(name, await client.fleet())
-    if found.model is not None:
+    source = log_source(name, await client.fleet())
+    if source.model is not None:
         async with client.log(
-            found.model, lines=lines, follow=True, instance=found.instance
-        ) as pieces:
-            async for piece in pieces:
-                yield piece
+            source.model, lines=lines, follow=True, instance=source.instance
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk
         return
-    async with client.daemon_log(found.node, lines=lines, follow=True) as told:
-        async for line in told:
-            yield f"{line_text(line, Paint())}\n"
+    async with client.daemon_log(source.node, lines=lines, follow=True) as log_lines:
+        async for line in log_lines:
+            yield f"{format_line(line, Paint())}\n"

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the two shapes of a command."""
+"""Options that several commands share, and constructors of commands."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from typing_extensions import override
 
 from cortex_cli import completion
-from cortex_cli.output import Output
+from cortex_cli.render.listing import OutputFormat
 
 Gateway = Annotated[
     str | None,
@@ -16,55 +17,71 @@ Gateway = Annotated[
         "--gateway",
         "-g",
         metavar="URL|CONTEXT",
-        help="Which gateway; default: CORTEX_GATEWAY_URL, the current context, or http://127.0.0.1:8000",
+        help="Gateway to use; default: CORTEX_GATEWAY_URL, the current context, or http://127.0.0.1:8000",
     ),
 ]
-OutputOption = Annotated[
-    Output, typer.Option("--output", "-o", help="Format of the data on stdout")
-]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format")]
 Json = Annotated[bool, typer.Option("--json", help="Short for -o json")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Names only, short for -o name")]
-NoHeaders = Annotated[bool, typer.Option("--no-headers", help="Leave the table's first line out")]
-Watch = Annotated[
-    bool, typer.Option("--watch", "-w", help="Go on showing changes until interrupted")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only; short for -o name")]
+NoHeaders = Annotated[bool, typer.Option("--no-headers", help="Omit the table header")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show changes until interrupted")]
 Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL",
-        help="Names, aliases, patterns like 'qwen*', or - for stdin",
+        help="Names, aliases, patterns such as 'qwen*', or - for stdin",
         autocompletion=completion.models,
     ),
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=completion.models)]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Name or alias", autocompletion=completion.models),
+]
+Nodes = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NODE",
+        help="Names, patterns such as 'gpu*', or - for stdin",
+        autocompletion=completion.nodes,
+    ),
+]
+Node = Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)]
 OnNode = Annotated[
     str | None,
-    typer.Option("--node", metavar="NODE", help="Only there", autocompletion=completion.nodes),
+    typer.Option(
+        "--node", metavar="NODE", help="Only on this node", autocompletion=completion.nodes
+    ),
 ]
 OnDevices = Annotated[
     list[str] | None,
-    typer.Option("--gpu", metavar="NODE/INDEX", help="On this device; repeatable"),
+    typer.Option("--gpu", metavar="NODE/INDEX", help="Only on this device; repeatable"),
 ]
-RoomFor = Annotated[str | None, typer.Option("--for", metavar="MODEL", help="Make room for it")]
+Replica = Annotated[
+    bool, typer.Option("--replica", help="Load another instance even if one is ready")
+]
+ForModel = Annotated[
+    str | None, typer.Option("--for", metavar="MODEL", help="Make a block that fits this model")
+]
 CrossNode = Annotated[bool, typer.Option("--cross-node", help="Allow moves to other nodes")]
 DrainTimeout = Annotated[
-    str,
-    typer.Option(help="How long to wait for requests under way before giving up, like 90s"),
+    str, typer.Option(help="How long to wait for requests in flight, such as 90s")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan without executing it")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow new lines")]
 
 
-def chosen(output: Output, *, as_json: bool, quiet: bool) -> Output:
-    """The format that -o and its two short forms ask for."""
+def output_format(output: OutputFormat, *, as_json: bool, quiet: bool = False) -> OutputFormat:
+    """Return the format selected by -o, --json and --quiet."""
     if as_json:
-        return Output.JSON
-    return Output.NAME if quiet else output
+        return OutputFormat.JSON
+    return OutputFormat.NAME if quiet else output
 
 
-class _Noun(typer.core.TyperGroup):
+class _CommandGroup(typer.core.TyperGroup):
+    @override
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List the commands with the whole first line of their help, which Typer would cut off."""
+        # Typer truncates the first line of each help text.
         with formatter.section("Commands"):
             formatter.write_dl(
                 [
@@ -74,24 +91,24 @@ class _Noun(typer.core.TyperGroup):
             )
 
 
-def noun(summary: str) -> typer.Typer:
-    """A command with commands below it, like `cortex models`."""
+def command_group(summary: str) -> typer.Typer:
+    """Return a command with subcommands, such as `cortex models`."""
     app = typer.Typer(
-        cls=_Noun,
+        cls=_CommandGroup,
         help=summary,
         add_completion=False,
         rich_markup_mode=None,
         no_args_is_help=True,
     )
-    # A callback keeps it a group while it has a single command.
-    app.callback()(_nothing)
+    # A callback keeps it a group even if it has a single subcommand.
+    app.callback()(_no_callback)
     return app
 
 
-def _nothing() -> None:
+def _no_callback() -> None:
     return None
 
 
-def verb() -> typer.Typer:
-    """A command of its own, like `cortex ps`."""
+def single_command() -> typer.Typer:
+    """Return a command without subcommands, such as `cortex ps`."""
     return typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -1,4 +1,4 @@
-"""The files that settings name: whether they are there, and what a daemon will read from them can be used."""
+"""Check of the files that settings refer to: whether they exist and whether a daemon can use their contents."""
 
 from __future__ import annotations
 
@@ -18,88 +18,90 @@ from cortex_common.errors import ConfigError
 from cortex_common.net.tls import client_context, read_certificates, server_tls
 
 _SECRETS = ("token_file", "key_file")
-_ELSEWHERE = ("state_dir", "cgroup", "models", "binary")
-"""Made by the daemon, read with the settings, or told by the running neuron."""
+_UNCHECKED = ("state_dir", "cgroup", "models", "binary")
+"""Created by the daemon, read with the settings, or reported by the running neuron."""
 
 
 @dataclass(slots=True)
-class Looked:
-    """What became of looking at files; each text begins with the setting.
+class FileReport:
+    """Results of checking files; each text starts with the setting.
 
     Attributes:
-        wrong: the daemon could not start.
-        doubtful: it could, and something is hardly meant.
-        unseen: whoever looks may not, though the daemon may.
-        hints: what to do about what is wrong.
+        errors: problems that prevent the daemon from starting.
+        warnings: probable mistakes.
+        skipped: files that the current user can't read, although the daemon might.
+        hints: how to fix the errors.
     """
 
-    wrong: list[str] = field(default_factory=list)
-    doubtful: list[str] = field(default_factory=list)
-    unseen: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     hints: tuple[str, ...] = ()
 
 
-def look(
+def check_referenced_files(
     loaded: LoadedConfig[GatewayConfig] | LoadedConfig[NeuronConfig], environ: Mapping[str, str]
-) -> Looked:
-    """Look at all files that the settings name."""
-    found = Looked()
-    usable: set[Path] = set()
-    for key, file in _named(loaded.value):
-        where = f"{loaded.origins.get(key, loaded.path)}: {key}"
-        if _look_at(key, file, where, found, environ):
-            usable.add(file)
-    for key, files, tls in _together(loaded.value):
-        if usable.issuperset(f for f in files if f is not None):
-            _look_into(key, files, tls, found)
-    return found
+) -> FileReport:
+    """Check all files that the settings refer to."""
+    report = FileReport()
+    readable: set[Path] = set()
+    for key, file in _paths(loaded.value):
+        setting = f"{loaded.origins.get(key, loaded.path)}: {key}"
+        if _check_readable(key, file, setting, report, environ):
+            readable.add(file)
+    for key, files, tls in _tls_files(loaded.value):
+        if readable.issuperset(f for f in files if f is not None):
+            _check_tls(key, files, tls, report)
+    return report
 
 
-def _named(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
+def _paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
     for name, value in section:
-        if isinstance(value, Path) and name not in _ELSEWHERE:
+        if isinstance(value, Path) and name not in _UNCHECKED:
             yield f"{prefix}{name}", value
         elif isinstance(value, BaseModel):
-            yield from _named(value, f"{prefix}{name}.")
+            yield from _paths(value, f"{prefix}{name}.")
         elif isinstance(value, tuple):
             for number, entry in enumerate(value):
                 if isinstance(entry, BaseModel):
-                    yield from _named(entry, f"{prefix}{name}.{number}.")
+                    yield from _paths(entry, f"{prefix}{name}.{number}.")
 
 
-def _look_at(key: str, file: Path, where: str, found: Looked, environ: Mapping[str, str]) -> bool:
-    """Whether it can be read."""
+def _check_readable(
+    key: str, file: Path, setting: str, report: FileReport, environ: Mapping[str, str]
+) -> bool:
+    """Return whether a file can be read; otherwise add the reason to the report."""
     secret = key.endswith(_SECRETS)
     try:
         path = secret_path(file, environ) if secret else file
-        with path.open("rb") as opened:
-            opened.read(1)
+        with path.open("rb") as stream:
+            stream.read(1)
         if secret:
             read_secret(None, file, environ)
     except PermissionError:
-        found.unseen.append(f"{where}: {file} is left out: you may not read it")
+        report.skipped.append(f"{setting}: {file} is skipped: permission denied")
     except FileNotFoundError:
         if secret and len(file.parts) == 1 and "CREDENTIALS_DIRECTORY" not in environ:
-            found.unseen.append(
-                f"{where}: {file} is left out: only the service sees its credentials"
+            report.skipped.append(
+                f"{setting}: {file} is skipped: credentials are visible to the service only"
             )
         else:
-            found.wrong.append(f"{where}: there is no file {file}")
-    except (OSError, ConfigError) as failed:
-        reason = failed.message if isinstance(failed, ConfigError) else failed.strerror
-        found.wrong.append(f"{where}: {file}: {reason}")
+            report.errors.append(f"{setting}: file {file} does not exist")
+    except (OSError, ConfigError) as error:
+        reason = error.message if isinstance(error, ConfigError) else error.strerror
+        report.errors.append(f"{setting}: {file}: {reason}")
     else:
         return True
     return False
 
 
-_Files = tuple[Path | None, Path | None, Path | None]
+_TlsFiles = tuple[Path | None, Path | None, Path | None]
 
 
-def _together(
+def _tls_files(
     config: GatewayConfig | NeuronConfig,
-) -> Iterator[tuple[str, _Files, TlsSection | None]]:
-    """Authorities, certificate and key that must fit each other; those of [tls] with it."""
+) -> Iterator[tuple[str, _TlsFiles, TlsSection | None]]:
+    """Yield authorities, certificate and key that must match each other, with their [tls] section if they have one."""
     tls = config.tls
     if tls.certificate is not None:
         yield "tls", (tls.client_ca, tls.certificate, tls.key), tls
@@ -110,11 +112,11 @@ def _together(
             yield f"upstreams.{n}", (upstream.ca, None, None), None
 
 
-def _look_into(key: str, files: _Files, tls: TlsSection | None, found: Looked) -> None:
+def _check_tls(key: str, files: _TlsFiles, tls: TlsSection | None, report: FileReport) -> None:
     authorities, own, _ = files
     try:
         client_context(*files) if tls is None else server_tls(tls)
-    except ConfigError as failed:
-        found.wrong.append(f"{key}: {failed.message.removeprefix('TLS: ')}")
+    except ConfigError as error:
+        report.errors.append(f"{key}: {error.message.removeprefix('TLS: ')}")
     problems = (c.problem(time.time()) for c in read_certificates(own, authorities))
-    found.doubtful += [f"{key}: {trouble}" for trouble in problems if trouble]
+    report.warnings += [f"{key}: {problem}" for problem in problems if problem]

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by its own protocol (https://chromedevtools.github.io/devtools-protocol/)."""
+"""A headless Chromium, driven by the DevTools protocol (https://chromedevtools.github.io/devtools-protocol/)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tab:
         self._numbers = itertools.count(1)
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the protocol, and its answer."""
+        """Send a command of the protocol and return its result."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": params})
         while True:
@@ -44,19 +44,19 @@ class Tab:
                 return found
 
     async def until_received(self, words: bytes) -> None:
-        """Wait until words have come over a websocket."""
+        """Wait until a WebSocket has received these bytes."""
         async with asyncio.timeout(90):
             while words not in self.received:
                 await self._next()
 
     async def until_true(self, script: str) -> None:
-        """Wait until an expression of the page is true."""
+        """Wait until a JavaScript expression is true in the page."""
         async with asyncio.timeout(30):
             while not (await self.ask("Runtime.evaluate", expression=script))["result"]["value"]:
                 await asyncio.sleep(0.1)
 
     async def picture(self) -> bytes:
-        """What is to be seen, as PNG, once the page has had time to paint."""
+        """Return a screenshot as PNG, after the page has had time to paint."""
         await self.ask(
             "Runtime.evaluate",
             expression="new Promise(done => setTimeout(done, 1000))",
@@ -75,7 +75,7 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def browser(folder: Path) -> AsyncIterator[Tab]:
-    """A tab of a browser whose profile is in a folder."""
+    """Open a tab of a browser whose profile is in a directory."""
     model_config = folder / "chromium"
     with subprocess.Popen(  # noqa: ASYNC220 - started once, waited for at the end
         ["chromium", *_ARGUMENTS, f"--user-data-dir={model_config}", "about:blank"],

@@ -1,4 +1,4 @@
-"""A real fleet for tests: `cortex demo` as a process, with a neuron, a gateway and the embedded engine."""
+"""A real fleet for tests: a `cortex demo` process with a neuron, a gateway and the embedded engine."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from cortex_cli.main import main
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment without what would name another gateway or change a setting."""
+    """Return the environment without variables that select a gateway or change a setting."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "OPENAI_"))}
     return clean | {"NO_COLOR": "1", "HOME": "/nonexistent"} | more
 
 
 def cortex(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end as a process of its own."""
+    """Run a command in its own process and wait for its exit."""
     return forkserver.run(args, stdin=stdin, environ=environment(**env))
 
 
 def cortex_here(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end in this process: the same code, without an interpreter's start for each."""
+    """Run a command in this process: the same code without the start of an interpreter."""
     out, err = io.StringIO(), io.StringIO()
     environ, own_stdin = dict(os.environ), sys.stdin
     code: object = 0
@@ -54,20 +54,20 @@ def cortex_here(*args: str, stdin: str = "", **env: str) -> subprocess.Completed
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def offspring(process: psutil.Process) -> list[psutil.Process]:
-    """Its descendants now."""
+    """Return the current descendants of a process."""
     return process.children(recursive=True)
 
 
 @dataclass(frozen=True)
 class DemoFleet:
-    """A demo that serves.
+    """A running demo.
 
     Attributes:
         lines: its summary, by the word that each begins with.
@@ -80,33 +80,33 @@ class DemoFleet:
 
     @property
     def url(self) -> str:
-        """The gateway's."""
+        """URL of the gateway."""
         found = re.search(r"gateway (http://\S+?),", self.lines["running"])
         assert found
         return found[1]
 
     @property
     def directory(self) -> Path:
-        """Where its files and logs are."""
+        """Directory of its files and logs."""
         return Path(self.lines["running"].rsplit("logs ", 1)[1])
 
     def cortex(self, *args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        """Run one command against its gateway, in this process."""
+        """Run a command against its gateway, in this process."""
         return cortex_here(*args, stdin=stdin, CORTEX_GATEWAY_URL=self.url, **env)
 
     def process(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """Run one command against its gateway as a process of its own."""
+        """Run a command against its gateway, in its own process."""
         return cortex(*args, CORTEX_GATEWAY_URL=self.url)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it and return its exit code."""
+        """Stop the demo and return its exit code."""
         self.demo.send_signal(number)
         return self.demo.wait(60)
 
 
 @contextmanager
 def demo_fleet(*options: str) -> Iterator[DemoFleet]:
-    """A demo from its summary on until the block ends; SIGTERM then leaves nothing of it behind."""
+    """Run a demo until the block ends; check that SIGTERM stops all of its processes and removes its files."""
     with subprocess.Popen(
         [sys.executable, "-m", "cortex_cli", "demo", "--no-view", *options],
         env=environment(),
@@ -131,12 +131,12 @@ def demo_fleet(*options: str) -> Iterator[DemoFleet]:
             fleet = DemoFleet(process, lines, talk)
             yield fleet
         finally:
-            asked = process.poll() is None
-            born = offspring(psutil.Process(process.pid)) if asked else []
+            running = process.poll() is None
+            born = offspring(psutil.Process(process.pid)) if running else []
             process.terminate()
             process.wait(60)
             reader.join()
-        if asked:
+        if running:
             assert process.returncode == 0, "".join(talk)
             assert not [p for p in born if p.is_running()]
             assert not fleet.directory.exists()

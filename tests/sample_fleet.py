@@ -1,4 +1,4 @@
-"""A fleet for tests of what is drawn: some of everything, with fixed numbers."""
+"""Sample fleets with fixed values for tests of tables and screens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _gpu(index: int, name: str, total: int, used: int, **more: object) -> Device
 
 
 def busy_fleet() -> FleetSnapshot:
-    """Three nodes: one busy, one with a lost card and a load under way, one unreachable."""
+    """Return three nodes: one busy, one with a lost device and a load in progress, one unreachable."""
     qwen = InstanceView(
         id=InstanceId("qwen-1"), model=QWEN, node="beast", harness="mistralrs",
         state=InstanceState.READY, devices=(0, 1), vram_used_mb=69_800, vram_by_device=(34_900, 34_900),
@@ -116,7 +116,7 @@ def busy_fleet() -> FleetSnapshot:
 
 
 def sample_requests() -> RequestList:
-    """A request in each state, and some that ended well and not."""
+    """Return a request in each state, and successful and failed ones."""
 
     def request(number: int, state: RequestState, model: ModelId, **more: object) -> RequestView:
         return RequestView.model_validate(
@@ -143,7 +143,7 @@ def sample_requests() -> RequestList:
 
 
 def sample_trail() -> tuple[AuditEntry, ...]:
-    """A load that an operator asked for, and what came of it."""
+    """Return the audit entries of a load by an operator."""
     return (
         AuditEntry(id=1, at=NOW - 40, actor="ada", event="load_asked", facts={"model": LLAMA}),
         AuditEntry(id=2, at=NOW - 40, actor="cortex", event="evicting", level="warn",
@@ -156,12 +156,12 @@ def sample_trail() -> tuple[AuditEntry, ...]:
 
 
 def empty_fleet() -> FleetSnapshot:
-    """A gateway that knows nobody."""
+    """Return a fleet without nodes and models."""
     return FleetSnapshot(version=1, at=NOW)
 
 
 def large_fleet(*, nodes: int, devices: int, models: int) -> FleetSnapshot:
-    """A fleet of that size, every third model loaded."""
+    """Return a fleet of this size with every third model loaded."""
     instances: list[list[InstanceView]] = [[] for _ in range(nodes)]
     views = []
     for number in range(models):

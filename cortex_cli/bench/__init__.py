@@ -1,1 +1,1 @@
-"""`cortex bench`: a gateway measured as its users feel it."""
+"""`cortex bench`: latency and throughput as users of a gateway experience them."""

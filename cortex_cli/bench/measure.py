@@ -1,13 +1,13 @@
-"""Asking a model again and again, so many at a time, and writing down when what came."""
+"""Measurement of a model: requests at a fixed concurrency, with the time of each chunk."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from cortex_cli.bench.statistics import Level, Sample, level
+from cortex_cli.bench.statistics import Level, Sample, summarize_level
 from cortex_cli.inference import Inference, Message
 from cortex_common.errors import CortexError
 
@@ -17,58 +17,68 @@ _WORDS = (
 )
 
 
-def prompt(tokens: int, number: int) -> list[Message]:
-    """A question of about so many tokens, different for each number so that no prompt cache helps.
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is sent at each concurrency.
 
-    A common English word is about one token for the usual tokenizers; the answer's usage tells the truth.
+    Attributes:
+        model: name or alias.
+        requests: number of requests.
+        prompt_tokens: approximate length of each prompt.
+        output_tokens: maximum length of each response.
+    """
+
+    model: str
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+def make_prompt(tokens: int, number: int) -> list[Message]:
+    """Return a prompt of approximately this many tokens, different for each number to defeat prompt caches.
+
+    A common English word is about one token in the usual tokenizers; the usage of the response has the exact count.
     """
     words = [_WORDS[(i * 7 + number) % len(_WORDS)] for i in range(max(1, tokens - 2))]
     return [Message(role="user", content=f"{number}: {' '.join(words)}")]
 
 
-async def one(
-    inference: Inference, model: str, messages: Sequence[Message], output_tokens: int
-) -> Sample:
-    """Ask once."""
-    began = time.perf_counter()
+async def measure_request(inference: Inference, workload: Workload, number: int) -> Sample:
+    """Send one request and measure it."""
+    messages = make_prompt(workload.prompt_tokens, number)
+    started = time.perf_counter()
     times: list[float] = []
-    counted: int | None = None
+    tokens: int | None = None
     try:
-        async for piece in inference.chat(model, messages, max_tokens=output_tokens):
-            if piece.text or piece.thinking:
-                times.append(piece.at)
-            if piece.usage is not None:
-                counted = piece.usage.completion_tokens
-    except CortexError as failed:
-        return Sample(None, time.perf_counter() - began, error=failed.code)
+        async for chunk in inference.chat(
+            workload.model, messages, max_tokens=workload.output_tokens
+        ):
+            if chunk.text or chunk.thinking:
+                times.append(chunk.at)
+            if chunk.usage is not None:
+                tokens = chunk.usage.completion_tokens
+    except CortexError as error:
+        return Sample(None, time.perf_counter() - started, error=error.code)
     return Sample(
         first_s=times[0] if times else None,
-        total_s=time.perf_counter() - began,
-        tokens=counted if counted is not None else len(times),
+        total_s=time.perf_counter() - started,
+        tokens=tokens if tokens is not None else len(times),
         gaps_s=tuple(later - earlier for earlier, later in pairwise(times)),
     )
 
 
-async def at(
-    inference: Inference,
-    model: str,
-    *,
-    concurrency: int,
-    requests: int,
-    prompt_tokens: int,
-    output_tokens: int,
-) -> Level:
-    """Ask so often with so many under way at a time: each of that many users asks again when answered."""
-    numbers = iter(range(requests))
+async def measure_level(inference: Inference, workload: Workload, concurrency: int) -> Level:
+    """Send the requests of a workload from this many users, each of whom waits for a response before the next one."""
+    numbers = iter(range(workload.requests))
     samples: list[Sample] = []
 
     async def user() -> None:
         for number in numbers:
-            messages = prompt(prompt_tokens, concurrency * 100_000 + number)
-            samples.append(await one(inference, model, messages, output_tokens))
+            prompt_number = concurrency * 100_000 + number
+            samples.append(await measure_request(inference, workload, prompt_number))
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(min(concurrency, requests)):
+        for _ in range(min(concurrency, workload.requests)):
             group.create_task(user())
-    return level(concurrency, samples, time.perf_counter() - began)
+    return summarize_level(concurrency, samples, time.perf_counter() - started)

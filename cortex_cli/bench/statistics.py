@@ -1,4 +1,4 @@
-"""Measurements as figures: percentiles, rates, comparison of two runs. Pure."""
+"""Statistics of measurements: percentiles, rates, and the comparison of two runs. Pure."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cortex_cli.color import Paint, Tone
-from cortex_cli.output import Kind
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, table
 from cortex_common.schema.base import WireModel
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request.
+    """Measurements of one request.
 
     Attributes:
-        first_s: seconds to the first token; None when there was none.
-        gaps_s: seconds between one chunk and the next.
+        first_s: seconds to the first token; None if there was none.
         total_s: seconds to the end.
-        tokens: of the answer, as the engine counted them, else chunks.
-        error: code of the error that it ended with.
+        tokens: number of output tokens, or of chunks if the engine reports no usage.
+        gaps_s: seconds between consecutive chunks.
+        error: code of the error, if it failed.
     """
 
     first_s: float | None
@@ -32,7 +32,7 @@ class Sample:
 
 
 class Percentiles(WireModel):
-    """Milliseconds."""
+    """Percentiles in milliseconds."""
 
     p50: float
     p95: float
@@ -40,13 +40,15 @@ class Percentiles(WireModel):
 
 
 class Level(WireModel):
-    """The figures of one concurrency.
+    """Statistics at one concurrency.
 
     Attributes:
-        errors: count of each error code.
-        seconds: from the first request's start to the last one's end.
-        tokens_per_s: of all requests together.
-        first_token, gap, total: percentiles in milliseconds of those that succeeded.
+        errors: number of errors by code.
+        seconds: time from the start of the first request to the end of the last.
+        tokens_per_s: output tokens per second over all requests.
+        first_token: percentiles of the time to the first token, over successful requests.
+        gap: percentiles of the time between chunks, likewise.
+        total: percentiles of the total time, likewise.
     """
 
     concurrency: int
@@ -61,11 +63,11 @@ class Level(WireModel):
 
 
 class BenchRun(WireModel):
-    """A run, as it is saved.
+    """Results of a run, as saved by --save.
 
     Attributes:
-        at: when it began.
-        cold_load_s: seconds from asking for the unloaded model to its first token, where that was measured.
+        at: start of the run.
+        cold_load_s: seconds from a request for the unloaded model to its first token, if measured.
     """
 
     model: str
@@ -78,8 +80,8 @@ class BenchRun(WireModel):
     levels: tuple[Level, ...] = ()
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which that share of the values lies, between neighbours in proportion.
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Return a percentile, linearly interpolated between neighbouring values.
 
     Raises:
         ValueError: there are no values.
@@ -87,29 +89,31 @@ def percentile(values: Sequence[float], share: float) -> float:
     if not values:
         raise ValueError("no values")
     ordered = sorted(values)
-    position = share * (len(ordered) - 1)
+    position = fraction * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
 def percentiles(seconds: Sequence[float]) -> Percentiles | None:
-    """The three that matter, in milliseconds; None of nothing."""
+    """Return the percentiles of times in seconds; None if there are none."""
     if not seconds:
         return None
-    p50, p95, p99 = (round(1000 * percentile(seconds, share), 3) for share in (0.5, 0.95, 0.99))
+    p50, p95, p99 = (
+        round(1000 * percentile(seconds, fraction), 3) for fraction in (0.5, 0.95, 0.99)
+    )
     return Percentiles(p50=p50, p95=p95, p99=p99)
 
 
-def level(concurrency: int, samples: Sequence[Sample], seconds: float) -> Level:
-    """The figures of one concurrency.
+def summarize_level(concurrency: int, samples: Sequence[Sample], seconds: float) -> Level:
+    """Compute the statistics at one concurrency.
 
     Args:
-        concurrency: requests under way at a time.
-        samples: all of them.
-        seconds: that they took together.
+        concurrency: number of concurrent requests.
+        samples: measurements of all requests.
+        seconds: total time.
     """
-    good = [s for s in samples if s.error is None]
+    succeeded = [s for s in samples if s.error is None]
     errors: dict[str, int] = {}
     for sample in samples:
         if sample.error is not None:
@@ -119,19 +123,19 @@ def level(concurrency: int, samples: Sequence[Sample], seconds: float) -> Level:
         requests=len(samples),
         errors=errors,
         seconds=round(seconds, 3),
-        requests_per_s=round(len(good) / seconds, 3) if seconds else 0.0,
-        tokens_per_s=round(sum(s.tokens for s in good) / seconds, 3) if seconds else 0.0,
-        first_token=percentiles([s.first_s for s in good if s.first_s is not None]),
-        gap=percentiles([g for s in good for g in s.gaps_s]),
-        total=percentiles([s.total_s for s in good]),
+        requests_per_s=round(len(succeeded) / seconds, 3) if seconds else 0.0,
+        tokens_per_s=round(sum(s.tokens for s in succeeded) / seconds, 3) if seconds else 0.0,
+        first_token=percentiles([s.first_s for s in succeeded if s.first_s is not None]),
+        gap=percentiles([g for s in succeeded for g in s.gaps_s]),
+        total=percentiles([s.total_s for s in succeeded]),
     )
 
 
-def _ms(found: Percentiles | None, name: str) -> str:
-    return "–" if found is None else f"{getattr(found, name):.1f}"
+def _ms(values: Percentiles | None, name: str) -> str:
+    return "–" if values is None else f"{getattr(values, name):.1f}"
 
 
-LEVELS: Kind[Level] = Kind(
+LEVELS: ListKind[Level] = ListKind(
     kind="LevelList",
     columns=(
         Column("CONC", lambda x: str(x.concurrency), right=True),
@@ -153,90 +157,92 @@ LEVELS: Kind[Level] = Kind(
         Column("P95", lambda x: _ms(x.total, "p95"), right=True),
     ),
     name=lambda x: str(x.concurrency),
-    nothing="nothing was measured",
+    empty_text="no measurements",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One figure of two runs.
+    """One metric of two runs.
 
     Attributes:
-        change: share by which it grew; None where the first was nothing.
-        better: growing is good (rates) or bad (times).
+        metric: name of the metric.
+        before: value in the first run.
+        after: value in the second run.
+        higher_is_better: True for rates, False for times.
     """
 
     concurrency: int
-    figure: str
+    metric: str
     before: float
     after: float
-    better: bool
+    higher_is_better: bool
 
     @property
     def change(self) -> float | None:
-        """The share by which the figure grew."""
+        """Relative change; None if the first value is 0."""
         return (self.after - self.before) / self.before if self.before else None
 
 
-def compare(before: BenchRun, after: BenchRun) -> list[Difference]:
-    """The figures of those concurrencies that both runs have."""
-    earlier = {x.concurrency: x for x in before.levels}
-    found = []
+def compare_runs(before: BenchRun, after: BenchRun) -> list[Difference]:
+    """Return the differences at the concurrencies that both runs measured."""
+    previous = {x.concurrency: x for x in before.levels}
+    differences = []
     for now in after.levels:
-        then = earlier.get(now.concurrency)
+        then = previous.get(now.concurrency)
         if then is None:
             continue
-        found.append(_rate(now.concurrency, "req/s", then.requests_per_s, now.requests_per_s))
-        found.append(_rate(now.concurrency, "tok/s", then.tokens_per_s, now.tokens_per_s))
+        differences.append(_rate(now.concurrency, "req/s", then.requests_per_s, now.requests_per_s))
+        differences.append(_rate(now.concurrency, "tok/s", then.tokens_per_s, now.tokens_per_s))
         for name, old, new in (
             ("ttft", then.first_token, now.first_token),
             ("gap", then.gap, now.gap),
             ("total", then.total, now.total),
         ):
             if old is not None and new is not None:
-                found += [
+                differences += [
                     Difference(
                         now.concurrency, f"{name} {p} ms", getattr(old, p), getattr(new, p), False
                     )
                     for p in ("p50", "p95")
                 ]
-    return found
+    return differences
 
 
 def _rate(concurrency: int, name: str, before: float, after: float) -> Difference:
-    return Difference(concurrency, name, before, after, better=True)
+    return Difference(concurrency, name, before, after, higher_is_better=True)
 
 
 _NOISE = 0.05
-"""Changes below it say nothing."""
+"""Smaller relative changes are not significant."""
 
-_MANIFOLD = 9.0
-"""From ten times as much on, percents can't be read."""
+_MAX_PERCENT_CHANGE = 9.0
+"""Larger relative changes are shown as a factor."""
 
 
 def _tone(difference: Difference) -> Tone | None:
     change = difference.change
     if change is None or abs(change) < _NOISE:
         return None
-    return Tone.GOOD if (change > 0) == difference.better else Tone.BAD
+    return Tone.GOOD if (change > 0) == difference.higher_is_better else Tone.BAD
 
 
 def _change(difference: Difference) -> str:
     change = difference.change
     if change is None:
         return "–"
-    return f"{100 * change:+.1f}%" if change < _MANIFOLD else f"{change + 1:.0f}×"
+    return f"{100 * change:+.1f}%" if change < _MAX_PERCENT_CHANGE else f"{change + 1:.0f}×"
 
 
 _DIFFERENCES: Sequence[Column[Difference]] = (
     Column("CONC", lambda d: str(d.concurrency), right=True),
-    Column("FIGURE", lambda d: d.figure),
+    Column("METRIC", lambda d: d.metric),
     Column("BEFORE", lambda d: f"{d.before:.2f}", right=True),
     Column("AFTER", lambda d: f"{d.after:.2f}", right=True),
     Column("CHANGE", _change, right=True, tone=_tone),
 )
 
 
-def differences_text(found: Sequence[Difference], paint: Paint) -> str:
-    """A table of the differences."""
-    return table(_DIFFERENCES, found, paint=paint)
+def format_differences(differences: Sequence[Difference], paint: Paint) -> str:
+    """Return a table of differences."""
+    return table(_DIFFERENCES, differences, paint=paint)

@@ -1,4 +1,4 @@
-"""`cortex bench`: how fast a model answers, as its users feel it."""
+"""`cortex bench`: measure latency and throughput of a model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
 from cortex_cli import options
-from cortex_cli.bench.statistics import LEVELS, BenchRun, compare, differences_text
+from cortex_cli.bench.statistics import LEVELS, BenchRun, compare_runs, format_differences
 from cortex_cli.client import Target, connect, run, target
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, document, say, stdout_paint
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import notify, stdout_paint
+from cortex_cli.render.listing import OutputFormat, format_document, format_items
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
 from cortex_common.schema.operations import UnloadModelRequest
 from cortex_common.units import format_duration
 
-app = verb()
+if TYPE_CHECKING:
+    from cortex_cli.bench.measure import Workload
+    from cortex_cli.inference import Inference
+
+app = single_command()
 
 
 @app.command(
@@ -30,144 +35,133 @@ app = verb()
 def bench(
     model: options.Model,
     *,
-    concurrency: Annotated[str, typer.Option(help="How many at a time, one run each")] = "1,4,16",
-    requests: Annotated[int, typer.Option(min=1, help="Requests at each concurrency")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="About so long a question")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, help="At most so long an answer")] = 64,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests that do not count")] = 2,
+    concurrency: Annotated[
+        str, typer.Option(help="Concurrent requests; one run for each number")
+    ] = "1,4,16",
+    requests: Annotated[int, typer.Option(min=1, help="Requests per run")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Approximate prompt length")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Maximum response length")] = 64,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before the measurement")] = 2,
     cold: Annotated[
-        bool, typer.Option("--cold", help="Unload it first, and measure its load")
+        bool, typer.Option("--cold", help="Unload the model first and measure its load")
     ] = False,
-    save: Annotated[Path | None, typer.Option(help="Write the run to this file, as JSON")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Save the results to this file, as JSON")
+    ] = None,
     before: Annotated[
-        Path | None, typer.Option("--compare", help="A saved run to compare with")
+        Path | None, typer.Option("--compare", help="Saved results to compare with")
     ] = None,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Measure how fast a model answers."""
-    ramp = _ramp(concurrency)
-    earlier = read_run(before) if before else None
+    """Measure latency and throughput of a model."""
+    levels = _parse_concurrency(concurrency)
+    previous = read_run(before) if before else None
+
+    from cortex_cli.bench.measure import Workload
+
+    workload = Workload(model, requests, prompt_tokens, output_tokens)
     where = target(gateway, os.environ)
-    found = run(
-        _bench(
-            where,
-            gateway,
-            model,
-            ramp,
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            warmup=warmup,
-            cold=cold,
-        )
-    )
+    result = run(_bench(where, gateway, workload, levels, warmup=warmup, cold=cold))
     if save is not None:
-        save.write_text(document_of(found, Output.JSON) + "\n", encoding="utf-8")
-        say(f"saved in {save}; compare later runs with `cortex bench {model} --compare {save}`")
-    _write(found, earlier, chosen(output, as_json=json, quiet=False))
-    if any(x.errors for x in found.levels):
+        save.write_text(run_document(result, OutputFormat.JSON) + "\n", encoding="utf-8")
+        notify(f"saved to {save}; compare later runs with `cortex bench {model} --compare {save}`")
+    _write(result, previous, output_format(output, as_json=json))
+    if any(level.errors for level in result.levels):
         raise typer.Exit(1)
 
 
-def _ramp(text: str) -> list[int]:
+def _parse_concurrency(text: str) -> list[int]:
     try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError as failed:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError as error:
         raise typer.BadParameter(
-            f"{text!r} is not a list like 1,4,16", param_hint="--concurrency"
-        ) from failed
-    if min(found) < 1:
-        raise typer.BadParameter("at least one at a time", param_hint="--concurrency")
-    return found
+            f"{text!r} is not a list such as 1,4,16", param_hint="--concurrency"
+        ) from error
+    if min(levels) < 1:
+        raise typer.BadParameter("must be at least 1", param_hint="--concurrency")
+    return levels
 
 
 def read_run(path: Path) -> BenchRun:
-    """A run that was saved.
+    """Read saved results.
 
     Raises:
-        ConfigError: the file can't be read or holds something else.
+        ConfigError: the file can't be read or is not a saved run.
     """
     try:
         return BenchRun.model_validate_json(path.read_bytes())
-    except OSError as failed:
-        raise ConfigError(f"{path}: {failed.strerror or failed}") from failed
-    except ValidationError as failed:
-        raise ConfigError(f"{path} is no run saved by `cortex bench --save`") from failed
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path} was not written by `cortex bench --save`") from error
 
 
-def document_of(found: BenchRun, form: Output) -> str:
-    """A run for programs, and for `read_run`."""
-    return document("BenchRun", form, **dict(found))
+def run_document(result: BenchRun, output: OutputFormat) -> str:
+    """Return results in a structured format, which `read_run` can read."""
+    return format_document("BenchRun", output, **dict(result))
 
 
-def _write(found: BenchRun, earlier: BenchRun | None, form: Output) -> None:
+def _write(result: BenchRun, previous: BenchRun | None, output: OutputFormat) -> None:
     paint = stdout_paint()
-    if form in {Output.JSON, Output.YAML}:
-        sys.stdout.write(document_of(found, form) + "\n")
+    if output in {OutputFormat.JSON, OutputFormat.YAML}:
+        sys.stdout.write(run_document(result, output) + "\n")
         return
-    sys.stdout.write(as_text(LEVELS, found.levels, form, paint=paint) + "\n")
-    if form in {Output.TABLE, Output.WIDE}:
-        say("times in milliseconds")
-        if found.cold_load_s is not None:
-            sys.stdout.write(f"\ncold start to first token: {format_duration(found.cold_load_s)}\n")
-        if earlier is not None:
-            sys.stdout.write(f"\n{differences_text(compare(earlier, found), paint)}\n")
+    sys.stdout.write(format_items(LEVELS, result.levels, output, paint=paint) + "\n")
+    if output.tabular:
+        notify("times in milliseconds")
+        if result.cold_load_s is not None:
+            duration = format_duration(result.cold_load_s)
+            sys.stdout.write(f"\ncold start to first token: {duration}\n")
+        if previous is not None:
+            differences = compare_runs(previous, result)
+            sys.stdout.write(f"\n{format_differences(differences, paint)}\n")
 
 
 async def _bench(
     where: Target,
     gateway: str | None,
-    model: str,
-    ramp: list[int],
+    workload: Workload,
+    levels: list[int],
     *,
-    requests: int,
-    prompt_tokens: int,
-    output_tokens: int,
     warmup: int,
     cold: bool,
 ) -> BenchRun:
     from cortex_cli.bench import measure
     from cortex_cli.inference import Inference
 
-    began = datetime.now(UTC).replace(microsecond=0)
-    levels = []
-    cold_s = None
-    async with Inference(where, connections=max(ramp)) as inference:
-        if cold:
-            async with connect(gateway) as client:
-                try:
-                    await client.unload(UnloadModelRequest(model=model))
-                except NotFound as failed:
-                    say(f"{failed.message}; so much the better")
-            first = await measure.one(inference, model, measure.prompt(8, 0), 4)
-            if first.first_s is None:
-                raise LoadFailed(f"{model} could not be loaded: {first.error}")
-            cold_s = round(first.first_s, 3)
+    started = datetime.now(UTC).replace(microsecond=0)
+    results = []
+    async with Inference(where, connections=max(levels)) as inference:
+        cold_s = await _cold_start(gateway, inference, workload.model) if cold else None
         for number in range(warmup):
-            await measure.one(
-                inference, model, measure.prompt(prompt_tokens, number), output_tokens
-            )
-        for concurrency in ramp:
-            say(f"{requests} requests, {concurrency} at a time")
-            levels.append(
-                await measure.at(
-                    inference,
-                    model,
-                    concurrency=concurrency,
-                    requests=requests,
-                    prompt_tokens=prompt_tokens,
-                    output_tokens=output_tokens,
-                )
-            )
+            await measure.measure_request(inference, workload, number)
+        for concurrency in levels:
+            notify(f"{workload.requests} requests, {concurrency} concurrent")
+            results.append(await measure.measure_level(inference, workload, concurrency))
     return BenchRun(
-        model=model,
+        model=workload.model,
         gateway=where.url,
         version=__version__,
-        at=began,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
+        at=started,
+        prompt_tokens=workload.prompt_tokens,
+        output_tokens=workload.output_tokens,
         cold_load_s=cold_s,
-        levels=tuple(levels),
+        levels=tuple(results),
     )
+
+
+async def _cold_start(gateway: str | None, inference: Inference, model: str) -> float:
+    """Return the seconds from a request for the unloaded model to its first token."""
+    from cortex_cli.bench.measure import Workload, measure_request
+
+    async with connect(gateway) as client:
+        try:
+            await client.unload(UnloadModelRequest(model=model))
+        except NotFound as error:
+            notify(error.message)
+    first = await measure_request(inference, Workload(model, 1, 8, 4), 0)
+    if first.first_s is None:
+        raise LoadFailed(f"{model} could not be loaded: {first.error}")
+    return round(first.first_s, 3)

@@ -1,4 +1,4 @@
-"""`cortex completion`: the script that teaches a shell our words."""
+"""`cortex completion`: print the completion script of a shell."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 import typer.main
 
-from cortex_cli.options import verb
+from cortex_cli.options import single_command
+from cortex_cli.root import COMPLETE_VARIABLE, register_completion
+from cortex_cli.root import app as root
 
-app = verb()
+app = single_command()
 
 
 class Shell(StrEnum):
-    """Shells that there is a script for."""
+    """Supported shells."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -25,10 +27,9 @@ class Shell(StrEnum):
 @app.command(
     epilog="Example: `cortex completion bash > ~/.local/share/bash-completion/completions/cortex`"
 )
-def completion(shell: Annotated[Shell, typer.Argument(help="Which shell")]) -> None:
+def completion(shell: Annotated[Shell, typer.Argument(help="Shell")]) -> None:
     """Print the completion script of a shell."""
-    from cortex_cli.main import COMPLETE_VARIABLE, main
-
-    # Typer prints the script for whoever starts the command with this variable.
+    # Typer prints the script when the command is started with this variable.
     os.environ[COMPLETE_VARIABLE] = f"source_{shell}"
-    main([])
+    register_completion()
+    typer.main.get_command(root).main([], prog_name="cortex", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""`cortex config`: what the files say, whether they are right, and where each value came from."""
+"""`cortex config`: check and explain configuration files."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.bulk import Done, Verb, each
+from cortex_cli.bulk import BulkAction, Outcome, run_bulk
 from cortex_cli.client import connect, run
 from cortex_cli.config_files import (
     NAMES,
     SYSTEM_DIR,
-    File,
+    ConfigFile,
+    detect_kind,
+    find_warnings,
     json_schema,
-    kind_of,
     read_any,
     read_catalogue,
     read_gateway,
     read_neuron,
     system_file,
-    warnings,
 )
-from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text, say, stderr_paint, stdout_paint
-from cortex_cli.referenced_files import Looked, look
+from cortex_cli.options import command_group, output_format
+from cortex_cli.output import notify, stderr_paint, write_items
+from cortex_cli.referenced_files import FileReport, check_referenced_files
+from cortex_cli.render.listing import OutputFormat
 from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
 from cortex_common.config.provenance import Setting, list_settings
 from cortex_common.errors import BadRequest, ConfigError, NotFound
+from cortex_common.schema.operations import RELOAD
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
 
-app = noun("Check and explain configuration files")
+app = command_group("Check and explain configuration files")
 
-Which = Annotated[File, typer.Argument(help="Which file")]
+Which = Annotated[ConfigFile, typer.Argument(help="Which file")]
 FileOption = Annotated[
-    Path | None, typer.Option("--file", "-f", help="The file; default: the one in /etc/cortex")
+    Path | None, typer.Option("--file", "-f", help="Path of the file; default: in /etc/cortex")
 ]
 
 
@@ -53,100 +55,99 @@ def check(
     ] = None,
     *,
     kind: Annotated[
-        File | None, typer.Option(help="What the files configure, if names do not tell")
+        ConfigFile | None, typer.Option(help="What the files configure, if it can't be detected")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors")] = False,
 ) -> None:
-    """Check files; ends with 1 when one is wrong."""
-    paths = files or [p for p in map(system_file, File) if p is not None]
+    """Check files; exits with 1 if one is invalid."""
+    paths = files or [p for p in map(system_file, ConfigFile) if p is not None]
     if not paths:
         raise NotFound(
             f"there are no configuration files in {SYSTEM_DIR}",
             hints=("name the files, or write one with `cortex config init gateway > cortex.toml`",),
         )
-    looked = [_tell(path, _check(path, kind, paths)) for path in paths]
-    if any(found.wrong or (strict and found.doubtful) for found in looked):
+    reports = [_check(path, kind, paths) for path in paths]
+    for path, report in zip(paths, reports, strict=True):
+        _write_report(path, report)
+    if any(report.errors or (strict and report.warnings) for report in reports):
         raise typer.Exit(1)
 
 
-def _tell(path: Path, found: Looked) -> Looked:
+def _write_report(path: Path, report: FileReport) -> None:
     paint = stderr_paint()
-    for line in found.wrong:
-        say(f"{paint.bad('error:')} {line}")
-    for hint in found.hints:
-        say(f"{paint.hint('hint:')} {hint}")
-    for line in found.doubtful:
-        say(f"{paint.warn('warning:')} {path}: {line}")
-    for line in found.unseen:
-        say(f"{paint.hint('note:')} {line}")
-    if not found.wrong:
+    for line in report.errors:
+        notify(f"{paint.bad('error:')} {line}")
+    for hint in report.hints:
+        notify(f"{paint.hint('hint:')} {hint}")
+    for line in report.warnings:
+        notify(f"{paint.warn('warning:')} {path}: {line}")
+    for line in report.skipped:
+        notify(f"{paint.hint('note:')} {line}")
+    if not report.errors:
         sys.stdout.write(f"{path}: ok\n")
-    return found
 
 
-def _check(path: Path, kind: File | None, checked: list[Path]) -> Looked:
+def _check(path: Path, kind: ConfigFile | None, checked: list[Path]) -> FileReport:
     try:
-        return _look(path, kind or kind_of(path), checked)
-    except ConfigError as failed:
-        return Looked(wrong=failed.message.splitlines(), hints=failed.hints)
+        return _check_contents(path, kind or detect_kind(path), checked)
+    except ConfigError as error:
+        return FileReport(errors=error.message.splitlines(), hints=error.hints)
 
 
-def _look(path: Path, file: File, checked: list[Path]) -> Looked:
-    if file is File.MODELS:
+def _check_contents(path: Path, file: ConfigFile, checked: list[Path]) -> FileReport:
+    if file is ConfigFile.MODELS:
         read_any(file, path, os.environ)
-        return Looked()
-    if file is File.NEURON:
-        return look(read_neuron(path, os.environ), os.environ)
+        return FileReport()
+    if file is ConfigFile.NEURON:
+        return check_referenced_files(read_neuron(path, os.environ), os.environ)
     gateway = read_gateway(path, os.environ)
-    found = look(gateway, os.environ)
+    report = check_referenced_files(gateway, os.environ)
     try:
         catalogue = read_catalogue(None, gateway, os.environ)
     except ConfigError:
         models = path.parent / gateway.value.gateway.models
         if not any(models.exists() and models.samefile(p) for p in checked if p.exists()):
             raise
-        return found  # it is told of that file
-    found.doubtful += warnings(gateway.value, catalogue.value)
-    return found
+        return report  # The error is part of that file's report.
+    report.warnings += find_warnings(gateway.value, catalogue.value)
+    return report
 
 
 @app.command("show", epilog="Example: `cortex config show gateway --origin`")
 def show(
-    which: Which = File.GATEWAY,
+    which: Which = ConfigFile.GATEWAY,
     *,
     file: FileOption = None,
     origin: Annotated[
-        bool, typer.Option("--origin", help="Also where each value came from")
+        bool, typer.Option("--origin", help="Show where each value comes from")
     ] = False,
     running: Annotated[
-        bool, typer.Option("--running", help="What a running gateway uses, not what files say")
+        bool, typer.Option("--running", help="Show the settings of the running gateway")
     ] = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Show the settings in force: file, environment and defaults; secrets are hidden."""
-    found = (
+    """Show the effective settings from file, environment and defaults; secrets are redacted."""
+    settings = (
         run(_running(gateway, which))
         if running
         else list_settings(read_any(which, file, os.environ))
     )
-    form = chosen(output, as_json=json, quiet=False)
-    text = as_text(setting_kind(origin=origin), found, form, paint=stdout_paint())
-    sys.stdout.write(f"{text}\n")
+    write_items(setting_kind(origin=origin), settings, output_format(output, as_json=json))
 
 
-async def _running(gateway: str | None, which: File) -> tuple[Setting, ...]:
-    if which is File.NEURON:
-        raise BadRequest("a gateway does not know the settings of its neurons")
+async def _running(gateway: str | None, which: ConfigFile) -> tuple[Setting, ...]:
+    if which is ConfigFile.NEURON:
+        raise BadRequest("the gateway does not report the settings of neurons")
     async with connect(gateway) as client:
-        found = await client.config()
-    return found.gateway if which is File.GATEWAY else found.models
+        config = await client.config()
+    return config.gateway if which is ConfigFile.GATEWAY else config.models
 
 
 @app.command("schema", epilog="Example: `cortex config schema models > models.schema.json`")
 def schema(which: Which) -> None:
-    """Print a file's JSON schema, for editors."""
+    """Print the JSON schema of a file, for editors."""
     sys.stdout.write(json_schema(which))
 
 
@@ -156,30 +157,30 @@ def init(which: Which) -> None:
     sys.stdout.write(template(which))
 
 
-@app.command("reload", epilog="Example: `cortex config reload`")
+@app.command(RELOAD.name, help=RELOAD.help, epilog="Example: `cortex config reload`")
 def reload(
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Have a running gateway read its files again; a wrong one changes nothing."""
+    """Reload the configuration; see `RELOAD`."""
 
-    async def one(client: OperatorClient, _name: str) -> Done:
-        done = await client.reload()
-        if done.restart:
-            say(f"{', '.join(done.restart)}: in force once the gateway is started anew")
-        nothing = "nothing since the gateway last read them, which it does when they change"
-        return Done(f"reloaded; changed: {', '.join(done.changed) or nothing}", done)
+    async def reload_gateway(client: OperatorClient, _name: str) -> Outcome:
+        result = await client.reload()
+        if result.restart:
+            notify(f"{', '.join(result.restart)}: effective after a restart of the gateway")
+        nothing = "nothing; the gateway also reloads changed files by itself"
+        changed = ", ".join(result.changed) or nothing
+        return Outcome(f"{RELOAD.past}; changed: {changed}", result)
 
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, ["gateway"], Verb("reload", form), one))
+    action = BulkAction(RELOAD.name, output_format(output, as_json=json))
+    run(run_bulk(gateway, ["gateway"], action, reload_gateway))
 
 
 @app.command("path")
 def path() -> None:
-    """Print which files are read when none is named."""
-    for file in File:
-        found = system_file(file)
-        state = "" if found else " (not there: defaults)"
-        sys.stdout.write(f"{file.value}  {SYSTEM_DIR / NAMES[file]}{state}\n")
+    """Print the paths of the files that are read by default."""
+    for file in ConfigFile:
+        suffix = "" if system_file(file) else " (does not exist: defaults)"
+        sys.stdout.write(f"{file.value}  {SYSTEM_DIR / NAMES[file]}{suffix}\n")

@@ -1,4 +1,4 @@
-"""`cortex defrag`: move instances until free memory is in one piece."""
+"""`cortex defrag`: move instances to consolidate free memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.bulk import confirm, seconds_of
+from cortex_cli.bulk import confirm, parse_seconds
 from cortex_cli.client import connect, run
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, say, stdout_paint, write_one
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import notify, stderr_paint, stdout_paint, write_item
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
+from cortex_cli.render.listing import OutputFormat
 from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest, DefragView
 
-app = verb()
+app = single_command()
 
 
 @app.command(
@@ -22,51 +23,51 @@ app = verb()
 )
 def defrag(
     *,
-    model: options.RoomFor = None,
+    model: options.ForModel = None,
     node: options.OnNode = None,
-    max_moves: Annotated[int, typer.Option(min=1, max=8, help="At most so many moves")] = 3,
-    max_time: Annotated[str, typer.Option(help="At most so much loading, like 10m")] = "10m",
+    max_moves: Annotated[int, typer.Option(min=1, max=8, help="Maximum number of moves")] = 3,
+    max_time: Annotated[str, typer.Option(help="Maximum total load time, such as 10m")] = "10m",
     cross_node: options.CrossNode = False,
     apply: Annotated[
         str | None,
-        typer.Option(metavar="PLAN", help="Make exactly the moves that this plan showed"),
+        typer.Option(metavar="PLAN", help="Make exactly the moves of a plan that was shown"),
     ] = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Move instances until free memory is in one piece.
+    """Move instances to consolidate free memory.
 
-    The moves are shown first, with the restarts of attached engines that are due; only those are made.
+    Shows the moves first, with the restarts of attached engines that are due, and makes exactly those.
     """
     request = DefragRequest(
         model=model,
         node=node,
         max_moves=max_moves,
-        max_seconds=seconds_of(max_time, "--max-time", positive=True),
+        max_seconds=parse_seconds(max_time, "--max-time", positive=True),
         cross_node=cross_node,
     )
-    form = chosen(output, as_json=json, quiet=False)
+    selected = output_format(output, as_json=json)
     if apply is not None:
-        _write(run(_apply(gateway, request, apply)), form)
+        _write(run(_apply(gateway, request, apply)), selected)
         return
     plan = run(_plan(gateway, request))
-    over = dry_run or not plan.plan
-    if over or form in {Output.TABLE, Output.WIDE}:
-        _write(plan, form)
+    final = dry_run or not plan.plan
+    if final or selected.tabular:
+        _write(plan, selected)
     elif not yes:
-        # One document is all that stdout has room for; who is asked must see the moves all the same.
-        say(defrag_text(plan, stdout_paint()))
-    if over:
+        # stdout takes a single document, the result; the question needs the plan nevertheless.
+        notify(defrag_text(plan, stderr_paint()))
+    if final:
         return
-    confirm(question(plan), yes=yes)
-    _write(run(_apply(gateway, request, plan.plan)), form)
+    confirm(confirmation(plan), yes=yes)
+    _write(run(_apply(gateway, request, plan.plan)), selected)
 
 
-def question(plan: DefragView) -> str:
-    """What is asked before it is done."""
+def confirmation(plan: DefragView) -> str:
+    """Return the question to confirm a plan."""
     restarts = sum(r.chosen for r in plan.restarts)
     moves = len(plan.moves)
     parts = [f"make {f'these {moves} moves' if moves != 1 else 'this move'}"] if moves else []
@@ -74,8 +75,8 @@ def question(plan: DefragView) -> str:
     return f"{' and '.join(parts)}?"
 
 
-def _write(found: DefragView, form: Output) -> None:
-    write_one(DEFRAGS, found, form, defrag_text(found, stdout_paint()))
+def _write(view: DefragView, output: OutputFormat) -> None:
+    write_item(DEFRAGS, view, output, defrag_text(view, stdout_paint()))
 
 
 async def _plan(gateway: str | None, request: DefragRequest) -> DefragView:

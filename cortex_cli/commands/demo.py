@@ -1,4 +1,4 @@
-"""`cortex demo`: a whole fleet on this host."""
+"""`cortex demo`: run a complete fleet on this host."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from cortex_cli.client import run
-from cortex_cli.options import verb
+from cortex_cli.options import single_command
 from cortex_common.errors import NotSupported
 
-app = verb()
+app = single_command()
 
-_NEEDED = ("fastapi", "gguf", "mistralrs", "psutil", "uvicorn")
+_REQUIRED_PACKAGES = ("fastapi", "gguf", "mistralrs", "psutil", "uvicorn")
 
 
 @app.command(
@@ -21,32 +21,31 @@ _NEEDED = ("fastapi", "gguf", "mistralrs", "psutil", "uvicorn")
 )
 def demo(
     *,
-    once: Annotated[bool, typer.Option("--once", help="End after the first answer")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the first response")] = False,
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", exists=True, dir_okay=False, help="Your GGUF file in place of tiny models"
+            "--model", exists=True, dir_okay=False, help="GGUF file to use instead of tiny models"
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port of the gateway, if it is free")] = 8000,
-    view: Annotated[bool, typer.Option(help="Show the fleet live, on a terminal")] = True,
+    view: Annotated[bool, typer.Option(help="Show the fleet live on a terminal")] = True,
 ) -> None:
-    """Run a whole fleet on this host, with a real engine."""
-    _require_parts()
-    from cortex_cli.demo.demo import Wish
-    from cortex_cli.demo.demo import demo as play
+    """Run a complete fleet on this host, with a real engine."""
+    _require_packages()
+    from cortex_cli.demo.demo import DemoOptions, run_demo
     from cortex_cli.demo.files import Ports
 
-    code = run(play(Wish(once=once, model=model, ports=Ports(api=port), view=view)))
-    raise typer.Exit(code)
+    options = DemoOptions(once=once, model=model, ports=Ports(api=port), view=view)
+    raise typer.Exit(run(run_demo(options)))
 
 
-def _require_parts() -> None:
+def _require_packages() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    missing = [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]
     if missing:
         raise NotSupported(
-            f"the demo runs every part of cortex, and {', '.join(missing)} is not installed",
+            f"the demo requires all parts of cortex; missing packages: {', '.join(missing)}",
             hints=("pip install 'cortex-gpu[all]'",),
         )

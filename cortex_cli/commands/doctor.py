@@ -1,124 +1,120 @@
-"""`cortex doctor`: what may be wrong, and what to do about it."""
+"""`cortex doctor`: diagnose the fleet, or whether a model supports a client."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cortex_cli import completion, options
-from cortex_cli.client import connect, run, target
+from cortex_cli.client import fetch_fleet, run, target
 from cortex_cli.color import Paint
-from cortex_cli.config_files import File, read_any, system_file
-from cortex_cli.doctor.checks import (
+from cortex_cli.config_files import ConfigFile, read_any, system_file
+from cortex_cli.doctor.checks import fleet_checks, host_checks
+from cortex_cli.doctor.clients import Client
+from cortex_cli.doctor.findings import (
     FINDINGS,
     Finding,
     Verdict,
-    counted,
     error,
-    fleet_checks,
-    host_checks,
     ok,
-    worst,
+    summary_line,
+    worst_verdict,
 )
-from cortex_cli.doctor.clients import Client
 from cortex_cli.error_exit import describe
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, say, stdout_paint
-from cortex_cli.referenced_files import look
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import notify, write_items
+from cortex_cli.referenced_files import check_referenced_files
+from cortex_cli.render.listing import OutputFormat
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, CortexError
-from cortex_common.schema.fleet import FleetSnapshot
 
-app = verb()
+app = single_command()
 
 
 @app.command(
-    epilog="Ends with 1 when something is broken. Examples: `cortex doctor`, `cortex doctor --strict -o json`, "
+    epilog="Exits with 1 if there are errors. Examples: `cortex doctor`, `cortex doctor --strict -o json`, "
     "`cortex doctor --client claude-code --model qwen3`"
 )
 def doctor(
     *,
     client: Annotated[
         Client | None,
-        typer.Option(help="Ask a model for all that this client needs, instead"),
+        typer.Option(help="Check whether a model supports this client, instead of the fleet"),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Which one; default: one that is ready", autocompletion=completion.models
+            help="Model to check with --client; default: a ready model",
+            autocompletion=completion.models,
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors")] = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Find what is wrong with the fleet, or for a kind of client.
+    """Diagnose the fleet, or support for a client.
 
-    Checks host, configuration, gateway and nodes; with --client, asks a model for all that such a client needs.
+    Checks host, configuration, gateway and nodes; with --client, sends a model the requests that such a client sends.
     """
     if client is None:
-        findings = [*_config(), *host_checks(_disk()), *_gateway(gateway)]
+        findings = [*_check_config(), *host_checks(_weights_dir()), *_check_fleet(gateway)]
     else:
-        findings = _client(gateway, client, model)
-    text = as_text(
-        FINDINGS, findings, chosen(output, as_json=json, quiet=False), paint=stdout_paint()
-    )
-    sys.stdout.write(f"{text}\n")
-    say(counted(findings))
-    verdict = worst(findings)
+        findings = _check_client(gateway, client, model)
+    write_items(FINDINGS, findings, output_format(output, as_json=json))
+    notify(summary_line(findings))
+    verdict = worst_verdict(findings)
     if verdict is Verdict.ERROR or (strict and verdict is Verdict.WARNING):
         raise typer.Exit(1)
 
 
-def _disk() -> Path:
-    """Where weights are usually kept; a daemon's user may have no home."""
+def _weights_dir() -> Path:
+    """Return the directory whose disk usually holds weights; a daemon's user can have no home directory."""
     home = Path.home()
     return home if home.exists() else Path("/")
 
 
-def _config() -> list[Finding]:
-    found = []
-    for file in File:
+def _check_config() -> list[Finding]:
+    findings = []
+    for file in ConfigFile:
         path = system_file(file)
         if path is None:
             continue
         if not os.access(path, os.R_OK):
-            found.append(ok(str(path), "left out: only root and its service may read it"))
+            findings.append(ok(str(path), "skipped: only root and its service can read it"))
             continue
         try:
-            loaded = read_any(file, path, os.environ)
-            wrong = [] if file is File.MODELS else look(loaded, os.environ).wrong
-        except ConfigError as failed:
-            wrong = failed.message.splitlines()
-        if wrong:
-            found.append(error(str(path), wrong[0], f"`cortex config check {path}` tells all"))
+            config = read_any(file, path, os.environ)
+            errors = (
+                []
+                if file is ConfigFile.MODELS
+                else check_referenced_files(config, os.environ).errors
+            )
+        except ConfigError as failure:
+            errors = failure.message.splitlines()
+        if errors:
+            hint = f"`cortex config check {path}` shows all errors"
+            findings.append(error(str(path), errors[0], hint))
         else:
-            found.append(ok(str(path), "valid"))
-    return found
+            findings.append(ok(str(path), "valid"))
+    return findings
 
 
-def _gateway(gateway: str | None) -> list[Finding]:
+def _check_fleet(gateway: str | None) -> list[Finding]:
     try:
         where = target(gateway, os.environ)
-        fleet = run(_fleet(gateway))
-    except CortexError as failed:
-        said = describe(failed, Paint()).splitlines()
-        hint = said[-1].removeprefix("hint: ") if len(said) > 1 else ""
-        return [error("gateway", failed.message, hint)]
+        fleet = run(fetch_fleet(gateway))
+    except CortexError as failure:
+        lines = describe(failure, Paint()).splitlines()
+        hint = lines[-1].removeprefix("hint: ") if len(lines) > 1 else ""
+        return [error("gateway", failure.message, hint)]
     return [ok("gateway", where.url), *fleet_checks(fleet, __version__)]
 
 
-def _client(gateway: str | None, client: Client, model: str | None) -> list[Finding]:
-    from cortex_cli.doctor.run import probe
+def _check_client(gateway: str | None, client: Client, model: str | None) -> list[Finding]:
+    from cortex_cli.doctor.run import probe_client
 
-    return run(probe(target(gateway, os.environ), client, model))
-
-
-async def _fleet(gateway: str | None) -> FleetSnapshot:
-    async with connect(gateway) as client:
-        return await client.fleet()
+    return run(probe_client(target(gateway, os.environ), client, model))

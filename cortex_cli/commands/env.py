@@ -1,20 +1,20 @@
-"""`cortex env`: the settings that point a client at this gateway, to paste."""
+"""`cortex env`: print settings that point a client at the gateway."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cortex_cli import options
 from cortex_cli.client import Target, run, target
 from cortex_cli.client_settings import claude_code, codex
-from cortex_cli.options import noun
-from cortex_cli.output import say
+from cortex_cli.options import command_group
+from cortex_cli.output import notify
 
-app = noun("Print the settings that point a client at the gateway")
+app = command_group("Print settings that point a client at the gateway")
 
 
 @app.command(
@@ -24,7 +24,7 @@ app = noun("Print the settings that point a client at the gateway")
 def claude_code_(model: options.Model, *, gateway: options.Gateway = None) -> None:
     """Print shell variables for Claude Code."""
     where = target(gateway, os.environ)
-    sys.stdout.write(claude_code(where, model, run(_context(where, model))))
+    sys.stdout.write(claude_code(where, model, run(_context_length(where, model))))
 
 
 @app.command("codex", epilog="Example: `cortex env codex qwen3 > ~/.codex/config.toml`")
@@ -32,34 +32,30 @@ def codex_(
     model: options.Model,
     *,
     gateway: options.Gateway = None,
-    model_config: Annotated[
-        str, typer.Option(metavar="NAME", help="What Codex is to call the gateway")
+    provider: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the gateway in Codex")
     ] = "cortex",
 ) -> None:
     """Print settings for Codex's config.toml."""
     where = target(gateway, os.environ)
-    sys.stdout.write(codex(where, model, run(_context(where, model)), model_config))
+    sys.stdout.write(codex(where, model, run(_context_length(where, model)), provider))
     if where.key:
-        say("Codex reads the key from CORTEX_API_KEY")
+        notify("Codex reads the key from CORTEX_API_KEY")
 
 
-async def _context(where: Target, model: str) -> int | None:
-    """Tokens that a request to the model may use, where the gateway knows.
+async def _context_length(where: Target, model: str) -> int | None:
+    """Return the tokens that a request to the model can use; None if unknown.
 
     Raises:
-        CortexError: there is no such model, or no gateway.
+        CortexError: there is no such model, or the gateway is unreachable.
     """
-    from cortex_cli.doctor.http import Asker, Refused
+    from cortex_cli.http import ErrorResponse, GatewayHttp
     from cortex_common.client.control import quote_path
-    from cortex_common.errors import ERRORS_BY_CODE, UpstreamFailed
 
-    async with Asker(where, {}) as asker:
+    async with GatewayHttp(where) as http:
         try:
-            found: dict[str, Any] = await asker.get(f"/v1/models/{quote_path(model)}")
-        except Refused as refused:
-            said = refused.body["error"] if isinstance(refused.body, dict) else {}
-            kind = ERRORS_BY_CODE.get(said.get("code", ""), UpstreamFailed)
-            raise kind(
-                str(said.get("message") or refused), hints=said.get("hints", ())
-            ) from refused
-    return found.get("context_length")
+            entry = await http.get(f"/v1/models/{quote_path(model)}")
+        except ErrorResponse as response:
+            raise response.to_error() from response
+    length = entry.get("context_length") if isinstance(entry, dict) else None
+    return length if isinstance(length, int) else None

@@ -1,4 +1,4 @@
-"""`cortex events`: what was decided about the fleet, by whom and why."""
+"""`cortex events`: the audit log of the fleet."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.bulk import seconds_of
+from cortex_cli.bulk import parse_seconds
 from cortex_cli.client import connect, run
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, live, say, stdout_paint
-from cortex_cli.render.audit import TRAIL, entry_line
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import stdout_paint, write_items
+from cortex_cli.render.audit import EVENTS, entry_line
+from cortex_cli.render.listing import OutputFormat, format_items
 from cortex_cli.watch import ConnectionLost, fleet_updates, report_lost
 from cortex_common.schema.audit import AuditEntry
 
-app = verb()
+app = single_command()
 
 
 @app.command(
@@ -28,38 +29,42 @@ app = verb()
 def events(
     *,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only of the last time, like 10m or 2h")
+        str | None, typer.Option(metavar="TIME", help="Only recent events, such as 10m or 2h")
     ] = None,
     type_: Annotated[
-        str, typer.Option("--type", metavar="WORD", help="Only with this word in the event's name")
+        str, typer.Option("--type", metavar="TEXT", help="Only events whose name contains this")
     ] = "",
-    about: Annotated[
-        str, typer.Option(help="Only with these words in model, node, actor or reason")
+    filter_: Annotated[
+        str,
+        typer.Option(
+            "--filter",
+            metavar="WORDS",
+            help="Only with these words in model, node, actor or reason",
+        ),
     ] = "",
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Go on with what comes, until interrupted")
-    ] = False,
+    watch: options.Watch = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     no_headers: options.NoHeaders = False,
 ) -> None:
-    """Show what happened in the fleet, by whose wish and why."""
-    first = time.time() - seconds_of(since, "--since") if since else None
-    form = chosen(output, as_json=json, quiet=False)
+    """Show loads, evictions and other events of the fleet.
 
-    def wanted(entry: AuditEntry) -> bool:
-        return type_ in entry.event and entry.matches(about) and entry.at >= (first or 0.0)
+    Each has its actor and reason.
+    """
+    oldest = time.time() - parse_seconds(since, "--since") if since else None
+    selected = output_format(output, as_json=json)
+
+    def matches(entry: AuditEntry) -> bool:
+        recent = entry.at >= (oldest or 0.0)
+        return recent and type_ in entry.event and entry.matches(filter_)
 
     if watch:
-        run(_follow(gateway, wanted, form, again=first is not None))
+        run(_follow(gateway, matches, selected, replay=oldest is not None))
         return
     trail = run(_trail(gateway))
-    found = [entry for entry in trail if wanted(entry)]
-    if text := as_text(TRAIL, found, form, paint=stdout_paint(), headers=not no_headers):
-        sys.stdout.write(f"{text}\n")
-    elif form in {Output.TABLE, Output.WIDE}:
-        say(f"none of the {len(trail)} events fits" if trail else TRAIL.nothing)
+    entries = [entry for entry in trail if matches(entry)]
+    write_items(EVENTS, entries, selected, headers=not no_headers, total=len(trail))
 
 
 async def _trail(gateway: str | None) -> tuple[AuditEntry, ...]:
@@ -68,20 +73,23 @@ async def _trail(gateway: str | None) -> tuple[AuditEntry, ...]:
 
 
 async def _follow(
-    gateway: str | None, wanted: Callable[[AuditEntry], bool], form: Output, *, again: bool
+    gateway: str | None,
+    matches: Callable[[AuditEntry], bool],
+    output: OutputFormat,
+    *,
+    replay: bool,
 ) -> None:
-    """Write entries as they come; `again`: those before, too."""
+    """Write entries as they arrive; with `replay`, the past ones first."""
     paint = stdout_paint()
-    async with aclosing(fleet_updates(gateway, replay=again)) as told:
-        async for seen in told:
-            if isinstance(seen, ConnectionLost):
-                report_lost(seen)
-            elif isinstance(seen, AuditEntry) and wanted(seen):
-                tabular = form in {Output.TABLE, Output.WIDE}
+    async with aclosing(fleet_updates(gateway, replay=replay)) as updates:
+        async for update in updates:
+            if isinstance(update, ConnectionLost):
+                report_lost(update)
+            elif isinstance(update, AuditEntry) and matches(update):
                 text = (
-                    entry_line(seen, paint)
-                    if tabular
-                    else as_text(TRAIL, [seen], live(form), paint=paint)
+                    entry_line(update, paint)
+                    if output.tabular
+                    else format_items(EVENTS, [update], output.streaming, paint=paint)
                 )
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

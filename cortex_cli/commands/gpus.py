@@ -1,4 +1,4 @@
-"""`cortex gpus`: the devices."""
+"""`cortex gpus`: devices and their memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, list_fleet
-from cortex_cli.render.fleet import DEVICES, ROOMS, DeviceRow, device_rows, room_rows
+from cortex_cli.options import command_group, output_format
+from cortex_cli.output import list_fleet
+from cortex_cli.render.fleet import (
+    DEVICES,
+    FRAGMENTATION,
+    DeviceRow,
+    device_rows,
+    fragmentation_rows,
+)
+from cortex_cli.render.listing import OutputFormat
 from cortex_common.schema.fleet import FleetSnapshot
 
-app = noun("List devices and who uses their memory")
+app = command_group("List devices and their memory")
 
 
-class Order(StrEnum):
-    """Orders of the device list."""
+class SortOrder(StrEnum):
+    """Values of --sort."""
 
     NAME = "name"
     FREE = "free"
@@ -30,32 +37,32 @@ def ls(
     *,
     fragmentation: Annotated[
         bool,
-        typer.Option("--fragmentation", help="How free memory lies over each node's devices"),
+        typer.Option("--fragmentation", help="Show how each node's free memory is distributed"),
     ] = False,
-    sort: Annotated[Order, typer.Option(help="Order of the list")] = Order.NAME,
+    sort: Annotated[SortOrder, typer.Option(help="Sort order")] = SortOrder.NAME,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_headers: options.NoHeaders = False,
     watch: options.Watch = False,
 ) -> None:
-    """List devices: used, promised, foreign and available memory, and the models on each."""
+    """List devices with used, reserved, other and available memory, and their models."""
 
     def select(fleet: FleetSnapshot) -> list[DeviceRow]:
         rows = device_rows(fleet)
-        if sort is Order.FREE:
+        if sort is SortOrder.FREE:
             rows.sort(key=lambda r: -r.device.vram_available_mb)
         return rows
 
     show: Callable[..., None] = (
-        partial(list_fleet, ROOMS, room_rows)
+        partial(list_fleet, FRAGMENTATION, fragmentation_rows)
         if fragmentation
         else partial(list_fleet, DEVICES, select)
     )
     show(
         gateway=gateway,
-        output=chosen(output, as_json=json, quiet=quiet),
+        output=output_format(output, as_json=json, quiet=quiet),
         headers=not no_headers,
         watching=watch,
     )

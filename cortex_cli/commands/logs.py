@@ -1,4 +1,4 @@
-"""`cortex logs`: what the gateway, a node or an engine wrote."""
+"""`cortex logs`: show the log of the gateway, a node or an engine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import completion, options
-from cortex_cli.bulk import seconds_of
+from cortex_cli.bulk import parse_seconds
 from cortex_cli.client import connect, run
-from cortex_cli.logs import LogOf, log_of, write_engine_log
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, as_text, live, say, stdout_paint
-from cortex_cli.render.log import LEVELS, LOG, line_text
+from cortex_cli.logs import LogSource, log_source, write_engine_log
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import stdout_paint, write_items
+from cortex_cli.render.listing import OutputFormat, format_items
+from cortex_cli.render.log import LEVELS, LOG_LINES, format_line
 from cortex_common.log_buffer import MAX_TAIL_LINES, LogLine
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
 
-Wanted = Callable[[LogLine], bool]
+LinePredicate = Callable[[LogLine], bool]
 
-app = verb()
+app = single_command()
 
 
 @app.command(
@@ -33,82 +34,88 @@ app = verb()
 def logs(
     name: Annotated[
         str,
-        typer.Argument(metavar="gateway|NODE|MODEL|NODE/MODEL", autocompletion=completion.loggers),
+        typer.Argument(
+            metavar="gateway|NODE|MODEL|NODE/MODEL", autocompletion=completion.log_sources
+        ),
     ],
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes")] = False,
+    follow: options.Follow = False,
     tail: Annotated[
-        int, typer.Option("--tail", min=0, max=MAX_TAIL_LINES, help="So many of the last lines")
+        int, typer.Option("--tail", min=0, max=MAX_TAIL_LINES, help="Number of past lines")
     ] = 200,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only of the last time, like 10m or 2h")
+        str | None, typer.Option(metavar="TIME", help="Only recent lines, such as 10m or 2h")
     ] = None,
     level: Annotated[
-        str, typer.Option(metavar="LEVEL", help=f"Only this and worse: {', '.join(LEVELS)}")
+        str, typer.Option(metavar="LEVEL", help=f"Minimum level: {', '.join(LEVELS)}")
     ] = "debug",
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     no_headers: options.NoHeaders = False,
 ) -> None:
-    """Show what the gateway, a node or an engine wrote."""
+    """Show the log of the gateway, a node or an engine."""
     if level not in LEVELS:
-        raise typer.BadParameter(f"say one of {', '.join(LEVELS)}", param_hint="--level")
-    first = time.time() - seconds_of(since, "--since") if since else 0.0
-    form = chosen(output, as_json=json, quiet=False)
+        raise typer.BadParameter(f"must be one of {', '.join(LEVELS)}", param_hint="--level")
+    oldest = time.time() - parse_seconds(since, "--since") if since else 0.0
+    selected = output_format(output, as_json=json)
 
-    def wanted(line: LogLine) -> bool:
-        known = LEVELS.index(line.level) if line.level in LEVELS else len(LEVELS)
-        return line.at >= first and known >= LEVELS.index(level)
+    def matches(line: LogLine) -> bool:
+        severity = LEVELS.index(line.level) if line.level in LEVELS else len(LEVELS)
+        return line.at >= oldest and severity >= LEVELS.index(level)
 
     async def show() -> None:
         async with connect(gateway) as client:
-            found = log_of(name, await client.fleet())
-            if found.model is not None:
-                if since is not None or level != "debug" or form is not Output.TABLE:
-                    raise typer.BadParameter("an engine's log is plain text: it has no such option")
-                await _engine(client, found, tail, follow=follow)
+            source = log_source(name, await client.fleet())
+            if source.model is not None:
+                if since is not None or level != "debug" or selected is not OutputFormat.TABLE:
+                    raise typer.BadParameter(
+                        "an engine's log is plain text and does not support --since, --level and -o"
+                    )
+                await _show_engine_log(client, source, tail, follow=follow)
             elif follow:
-                await _follow(client, found, tail, wanted, form)
+                await _follow(client, source, tail, matches, selected)
             else:
-                async with client.daemon_log(found.node, lines=tail) as told:
-                    lines = [line async for line in told if wanted(line)]
-                _list(lines, form, headers=not no_headers)
+                async with client.daemon_log(source.node, lines=tail) as stream:
+                    lines = [line async for line in stream if matches(line)]
+                _write_lines(lines, selected, headers=not no_headers)
 
     run(show())
 
 
-def _list(lines: list[LogLine], form: Output, *, headers: bool) -> None:
-    if form is Output.TABLE:
-        text = "\n".join(line_text(line, stdout_paint()) for line in lines)
-    else:
-        text = as_text(LOG, lines, form, paint=stdout_paint(), headers=headers)
-    if text:
+def _write_lines(lines: list[LogLine], output: OutputFormat, *, headers: bool) -> None:
+    if output is OutputFormat.TABLE and lines:
+        text = "\n".join(format_line(line, stdout_paint()) for line in lines)
         sys.stdout.write(f"{text}\n")
-    elif form in {Output.TABLE, Output.WIDE}:
-        say(LOG.nothing)
+    else:
+        write_items(LOG_LINES, lines, output, headers=headers)
 
 
-async def _engine(client: OperatorClient, found: LogOf, tail: int, *, follow: bool) -> None:
-    assert found.model is not None
+async def _show_engine_log(
+    client: OperatorClient, source: LogSource, tail: int, *, follow: bool
+) -> None:
+    assert source.model is not None
     async with client.log(
-        found.model, lines=tail, follow=follow, instance=found.instance
-    ) as pieces:
-        await write_engine_log(pieces)
+        source.model, lines=tail, follow=follow, instance=source.instance
+    ) as chunks:
+        await write_engine_log(chunks)
 
 
 async def _follow(
-    client: OperatorClient, found: LogOf, tail: int, wanted: Wanted, form: Output
+    client: OperatorClient,
+    source: LogSource,
+    tail: int,
+    matches: LinePredicate,
+    output: OutputFormat,
 ) -> None:
     paint = stdout_paint()
-    tabular = form in {Output.TABLE, Output.WIDE}
-    async with client.daemon_log(found.node, lines=tail, follow=True) as told:
-        async for line in told:
-            if wanted(line):
+    async with client.daemon_log(source.node, lines=tail, follow=True) as stream:
+        async for line in stream:
+            if matches(line):
                 text = (
-                    line_text(line, paint)
-                    if tabular
-                    else as_text(LOG, [line], live(form), paint=paint)
+                    format_line(line, paint)
+                    if output.tabular
+                    else format_items(LOG_LINES, [line], output.streaming, paint=paint)
                 )
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

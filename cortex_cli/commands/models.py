@@ -1,4 +1,4 @@
-"""`cortex models`: what can be asked for, and having it loaded and unloaded."""
+"""`cortex models`: list, load, unload and pin models."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.bulk import (
-    ANY_MODEL,
-    LOADED,
-    Done,
-    Verb,
+    LOADED_MODELS,
+    MODELS,
+    BulkAction,
+    Outcome,
     confirm,
-    device_indices,
-    each,
     matches,
-    progress,
-    seconds_of,
+    parse_devices,
+    parse_seconds,
+    run_bulk,
+    show_progress,
 )
 from cortex_cli.client import connect, run
 from cortex_cli.error_exit import TimedOut
 from cortex_cli.logs import write_engine_log
-from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, list_fleet, stdout_paint
+from cortex_cli.options import command_group, output_format
+from cortex_cli.output import list_fleet, stdout_paint
+from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import model_document, model_text
-from cortex_cli.render.fleet import MODELS
+from cortex_cli.render.listing import OutputFormat
 from cortex_cli.render.plan import eviction_line, plan_text
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.operations import (
+    EVICT,
+    LOAD,
+    PIN,
+    UNLOAD,
+    UNPIN,
     EvictModelRequest,
     LoadModelRequest,
     PinModelRequest,
@@ -43,7 +49,9 @@ from cortex_common.units import format_duration, format_mib
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
 
-app = noun("List, load, unload and protect models")
+app = command_group("List, load, unload and pin models")
+
+_LOAD_CONTINUES = "the load continues; watch it with `cortex ps --watch`"
 
 
 @app.command(
@@ -52,16 +60,18 @@ app = noun("List, load, unload and protect models")
 def ls(
     *,
     pattern: Annotated[list[str] | None, typer.Argument(metavar="PATTERN")] = None,
-    loaded: Annotated[bool, typer.Option("--loaded", help="Only what is loaded")] = False,
-    node: Annotated[str | None, typer.Option(help="Only what is ready on this node")] = None,
+    loaded: Annotated[bool, typer.Option("--loaded", help="Only loaded models")] = False,
+    node: Annotated[
+        str | None, typer.Option(help="Only models that are ready on this node")
+    ] = None,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_headers: options.NoHeaders = False,
     watch: options.Watch = False,
 ) -> None:
-    """List the catalogue with the state of each model."""
+    """List the models of the catalogue with their state."""
 
     def select(fleet: FleetSnapshot) -> list[ModelView]:
         return [
@@ -73,13 +83,13 @@ def ls(
         ]
 
     list_fleet(
-        MODELS,
+        fleet_lists.MODELS,
         select,
         gateway=gateway,
-        output=chosen(output, as_json=json, quiet=quiet),
+        output=output_format(output, as_json=json, quiet=quiet),
         headers=not no_headers,
         watching=watch,
-        among=lambda fleet: len(fleet.models),
+        count=lambda fleet: len(fleet.models),
     )
 
 
@@ -88,26 +98,27 @@ def describe(
     model: options.Model,
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Show all about one model: where it is and why, estimate and measurements."""
-    form = chosen(output, as_json=json, quiet=False)
-    sys.stdout.write(f"{run(_described(gateway, model, form))}\n")
+    """Show a model's placement and the reason for it, its estimate and measurements."""
+    text = run(_describe(gateway, model, output_format(output, as_json=json)))
+    sys.stdout.write(f"{text}\n")
 
 
-async def _described(gateway: str | None, name: str, form: Output) -> str:
+async def _describe(gateway: str | None, name: str, output: OutputFormat) -> str:
     async with connect(gateway) as client:
         detail = await client.model(name)
         snapshot = await client.fleet()
     view = snapshot.model(detail.model)
-    if form in {Output.TABLE, Output.WIDE}:
+    if output.tabular:
         return model_text(detail, view, snapshot, stdout_paint())
-    return model_document(detail, view, snapshot, form)
+    return model_document(detail, view, snapshot, output)
 
 
 @app.command(
-    "load",
+    LOAD.name,
+    help="Load models and wait until they are ready.",
     epilog="Examples: `cortex models load qwen3-32b`, `cortex models load a b --node beast --no-wait`",
 )
 def load(
@@ -115,89 +126,94 @@ def load(
     *,
     node: options.OnNode = None,
     gpu: options.OnDevices = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Protect it from eviction, too")] = False,
-    replica: Annotated[
-        bool, typer.Option("--replica", help="Load another instance even if one is ready")
-    ] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Also protect it from eviction")] = False,
+    replica: options.Replica = False,
     ttl: Annotated[
-        str | None, typer.Option("--ttl", help="Unload it when idle for so long, like 2h; 0s never")
+        str | None,
+        typer.Option("--ttl", help="Unload after this idle time, such as 2h; 0s for never"),
     ] = None,
     dry_run: options.DryRun = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready")] = True,
-    timeout: Annotated[str, typer.Option(help="How long to wait, like 90s or 5m")] = "30m",
+    timeout: Annotated[str, typer.Option(help="Maximum wait, such as 90s or 5m")] = "30m",
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Load models and wait until they answer."""
-    limit = seconds_of(timeout, "--timeout", positive=True)
-    idle = seconds_of(ttl, "--ttl") if ttl else None
-    where, devices = device_indices(node, gpu or [])
+    """Load models; see `LOAD`."""
+    timeout_s = parse_seconds(timeout, "--timeout", positive=True)
+    ttl_s = parse_seconds(ttl, "--ttl") if ttl else None
+    where, devices = parse_devices(node, gpu or [])
 
-    async def one(client: OperatorClient, name: str) -> Done:
+    async def load_one(client: OperatorClient, name: str) -> Outcome:
         if dry_run:
-            ask = PlanLoadRequest(model=name, node=where, devices=devices, replica=replica)
-            plan = await client.plan_load(ask)
-            return Done(plan_text(plan, stdout_paint()), plan)
+            plan_request = PlanLoadRequest(model=name, node=where, devices=devices, replica=replica)
+            plan = await client.plan_load(plan_request)
+            return Outcome(plan_text(plan, stdout_paint()), plan)
         request = LoadModelRequest(
             model=name,
             node=where,
             devices=devices,
             wait=wait,
-            timeout_s=limit,
+            timeout_s=timeout_s,
             pin=pin,
             replica=replica,
-            ttl_s=idle,
+            ttl_s=ttl_s,
         )
-        return await _loaded(client, request)
+        return await _load(client, request)
 
-    form = chosen(output, as_json=json, quiet=False)
-    goes_on = "the load goes on; watch it with `cortex ps --watch`"
-    run(each(gateway, models, Verb("load", form, ANY_MODEL, dry_run, goes_on), one))
+    selected = output_format(output, as_json=json)
+    action = BulkAction(LOAD.name, selected, MODELS, dry_run, _LOAD_CONTINUES)
+    run(run_bulk(gateway, models, action, load_one))
 
 
-async def _loaded(client: OperatorClient, request: LoadModelRequest) -> Done:
-    began = time.monotonic()
+async def _load(client: OperatorClient, request: LoadModelRequest) -> Outcome:
+    started = time.monotonic()
     if not request.wait:
-        action = await client.load(request)
-        line = f"{action.state.value} {action.model}; watch it with `cortex ps --watch`"
-        return Done(line, action)
-    async with progress(client, request.model):
-        action = await client.load(request)
-    if action.state is not ModelState.READY:
+        result = await client.load(request)
+        line = f"{result.model} is {result.state.value}; watch it with `cortex ps --watch`"
+        return Outcome(line, result)
+    async with show_progress(client, request.model):
+        result = await client.load(request)
+    if result.state is not ModelState.READY:
+        waited = format_duration(request.timeout_s)
         raise TimedOut(
-            f"{action.model} is still {action.state.value} after {format_duration(request.timeout_s)}",
-            hints=("the load goes on; watch it with `cortex ps --watch`",),
+            f"{result.model} is still {result.state.value} after {waited}",
+            hints=(_LOAD_CONTINUES,),
         )
-    took = format_duration(time.monotonic() - began)
-    size = "" if action.vram_mb is None else f" ({format_mib(action.vram_mb)})"
-    return Done(f"loaded {action.model} on {', '.join(action.nodes)} in {took}{size}", action)
+    duration = format_duration(time.monotonic() - started)
+    size = "" if result.vram_mb is None else f" ({format_mib(result.vram_mb)})"
+    line = f"{LOAD.past} {result.model} on {', '.join(result.nodes)} in {duration}{size}"
+    return Outcome(line, result)
 
 
-@app.command("unload", epilog="Example: `cortex models unload qwen3-32b --drain-timeout 30s`")
+@app.command(
+    UNLOAD.name,
+    help="Unload models after their requests in flight have finished.",
+    epilog="Example: `cortex models unload qwen3-32b --drain-timeout 30s`",
+)
 def unload(
     models: options.Models,
     *,
     drain_timeout: options.DrainTimeout = "60s",
     yes: options.Yes = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Unload models: let requests under way finish, then free the memory."""
-    limit = seconds_of(drain_timeout, "--drain-timeout")
+    """Unload models; see `UNLOAD`."""
+    timeout_s = parse_seconds(drain_timeout, "--drain-timeout")
 
-    async def one(client: OperatorClient, name: str) -> Done:
+    async def unload_one(client: OperatorClient, name: str) -> Outcome:
         model = (await client.fleet()).model(name)
         if model is not None and model.in_flight:
-            confirm(f"{model.id} has {model.in_flight} requests under way; unload it?", yes=yes)
-        began = time.monotonic()
-        action = await client.unload(UnloadModelRequest(model=name, drain_timeout_s=limit))
-        took = format_duration(time.monotonic() - began)
-        return Done(f"unloaded {action.model} in {took}", action)
+            confirm(f"{model.id} has {model.in_flight} requests in flight; unload it?", yes=yes)
+        started = time.monotonic()
+        result = await client.unload(UnloadModelRequest(model=name, drain_timeout_s=timeout_s))
+        duration = format_duration(time.monotonic() - started)
+        return Outcome(f"{UNLOAD.past} {result.model} in {duration}", result)
 
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, models, Verb("unload", form, LOADED), one))
+    action = BulkAction(UNLOAD.name, output_format(output, as_json=json), LOADED_MODELS)
+    run(run_bulk(gateway, models, action, unload_one))
 
 
 @app.command(
@@ -207,14 +223,14 @@ def unload(
 def logs(
     model: options.Model,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes")] = False,
-    tail: Annotated[int, typer.Option("--tail", min=0, help="So many of the last lines")] = 200,
+    follow: options.Follow = False,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="Number of past lines")] = 200,
     instance: Annotated[
-        str | None, typer.Option(help="Of this instance; default: the one that started last")
+        str | None, typer.Option(help="Instance; default: the one that started last")
     ] = None,
     gateway: options.Gateway = None,
 ) -> None:
-    """Print what a model's engine wrote."""
+    """Show the log of a model's engine."""
     run(_logs(gateway, model, instance, tail, follow=follow))
 
 
@@ -223,12 +239,14 @@ async def _logs(
 ) -> None:
     async with (
         connect(gateway) as client,
-        client.log(model, lines=tail, follow=follow, instance=instance) as pieces,
+        client.log(model, lines=tail, follow=follow, instance=instance) as chunks,
     ):
-        await write_engine_log(pieces)
+        await write_engine_log(chunks)
 
 
-@app.command("evict", epilog="Example: `cortex models evict qwen3-32b --node beast`")
+@app.command(
+    EVICT.name, help=EVICT.help, epilog="Example: `cortex models evict qwen3-32b --node beast`"
+)
 def evict(
     models: options.Models,
     *,
@@ -236,65 +254,74 @@ def evict(
     drain_timeout: options.DrainTimeout = "60s",
     dry_run: options.DryRun = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """End one instance of a model; it may come back when it is asked for."""
-    limit = seconds_of(drain_timeout, "--drain-timeout")
+    """Evict one instance of each model; see `EVICT`."""
+    timeout_s = parse_seconds(drain_timeout, "--drain-timeout")
 
-    async def one(client: OperatorClient, name: str) -> Done:
-        request = EvictModelRequest(model=name, node=node, drain_timeout_s=limit)
+    async def evict_one(client: OperatorClient, name: str) -> Outcome:
+        request = EvictModelRequest(model=name, node=node, drain_timeout_s=timeout_s)
         if dry_run:
             plan = await client.plan_evict(request)
-            return Done(eviction_line(plan), plan)
-        action = await client.evict(request)
-        where = f" from {', '.join(action.nodes)}" if action.nodes else ""
-        return Done(f"evicted {action.model}{where}; it is {action.state.value}", action)
+            return Outcome(eviction_line(plan), plan)
+        result = await client.evict(request)
+        where = f" from {', '.join(result.nodes)}" if result.nodes else ""
+        return Outcome(f"{EVICT.past} {result.model}{where}; it is {result.state.value}", result)
 
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, models, Verb("evict", form, LOADED, dry_run), one))
+    selected = output_format(output, as_json=json)
+    run(
+        run_bulk(
+            gateway, models, BulkAction(EVICT.name, selected, LOADED_MODELS, dry_run), evict_one
+        )
+    )
 
 
 @app.command(
-    "pin", epilog="Examples: `cortex models pin qwen3-32b`, `cortex models pin qwen3-32b --for 2h`"
+    PIN.name,
+    help=PIN.help,
+    epilog="Examples: `cortex models pin qwen3-32b`, `cortex models pin qwen3-32b --for 2h`",
 )
 def pin(
     models: options.Models,
     *,
     node: options.OnNode = None,
-    duration: Annotated[str | None, typer.Option("--for", help="Ends by itself, like 2h")] = None,
+    duration: Annotated[
+        str | None, typer.Option("--for", help="Expire after this time, such as 2h")
+    ] = None,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Protect models from eviction, defragmentation and idle unload."""
-    seconds = seconds_of(duration, "--for", positive=True) if duration else None
+    """Pin models; see `PIN`."""
+    seconds = parse_seconds(duration, "--for", positive=True) if duration else None
 
-    async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.pin(PinModelRequest(model=name, node=node, for_s=seconds))
-        where = f" on {done.node}" if done.node else ""
+    async def pin_one(client: OperatorClient, name: str) -> Outcome:
+        result = await client.pin(PinModelRequest(model=name, node=node, for_s=seconds))
+        where = f" on {result.node}" if result.node else ""
         limit = f" for {format_duration(seconds)}" if seconds else ""
-        return Done(f"pinned {done.model}{where}{limit}", done)
+        return Outcome(f"{PIN.past} {result.model}{where}{limit}", result)
 
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, models, Verb("pin", form, ANY_MODEL), one))
+    action = BulkAction(PIN.name, output_format(output, as_json=json), MODELS)
+    run(run_bulk(gateway, models, action, pin_one))
 
 
-@app.command("unpin", epilog="Example: `cortex models unpin qwen3-32b`")
+@app.command(UNPIN.name, help=UNPIN.help, epilog="Example: `cortex models unpin qwen3-32b`")
 def unpin(
     models: options.Models,
     *,
     node: options.OnNode = None,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """End pins that operators set; those of models.toml stay."""
+    """Unpin models; see `UNPIN`."""
 
-    async def one(client: OperatorClient, name: str) -> Done:
-        left = await client.unpin(UnpinModelRequest(model=name, node=node))
-        still = ", ".join(p.node or "everywhere" for p in left)
-        return Done(f"unpinned {name}" + (f"; still pinned: {still}" if left else ""), left)
+    async def unpin_one(client: OperatorClient, name: str) -> Outcome:
+        remaining = await client.unpin(UnpinModelRequest(model=name, node=node))
+        places = ", ".join(p.node or "any node" for p in remaining)
+        suffix = f"; still pinned on {places}" if remaining else ""
+        return Outcome(f"{UNPIN.past} {name}{suffix}", remaining)
 
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, models, Verb("unpin", form, ANY_MODEL), one))
+    action = BulkAction(UNPIN.name, output_format(output, as_json=json), MODELS)
+    run(run_bulk(gateway, models, action, unpin_one))

@@ -1,4 +1,4 @@
-"""`cortex nodes`: the hosts."""
+"""`cortex nodes`: list, cordon and drain nodes."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cortex_cli import completion, options
-from cortex_cli.bulk import ANY_NODE, Done, Verb, confirm, each, seconds_of
-from cortex_cli.client import connect, run
-from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, list_fleet, stdout_paint, write_one
+from cortex_cli import options
+from cortex_cli.bulk import NODES, BulkAction, Outcome, confirm, parse_seconds, run_bulk
+from cortex_cli.client import fetch_fleet, run
+from cortex_cli.options import command_group, output_format
+from cortex_cli.output import list_fleet, stdout_paint, write_item
+from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import node_text
-from cortex_cli.render.fleet import NODES
+from cortex_cli.render.listing import OutputFormat
 from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound
-from cortex_common.schema.fleet import FleetSnapshot
-from cortex_common.schema.operations import DrainNodeRequest, NodeRequest
+from cortex_common.schema.operation import Operation
+from cortex_common.schema.operations import (
+    CORDON,
+    DRAIN,
+    UNCORDON,
+    DrainNodeRequest,
+    NodeResult,
+    NodeRequest,
+)
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
 
-app = noun("List hosts; keep work off them")
-
-Nodes = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="NODE",
-        help="Names, patterns like 'gpu*', or - for stdin",
-        autocompletion=completion.nodes,
-    ),
-]
+app = command_group("List, cordon and drain nodes")
 
 
 @app.command("ls", epilog="Examples: `cortex nodes ls`, `cortex nodes ls -o wide`")
 def ls(
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_headers: options.NoHeaders = False,
@@ -45,10 +44,10 @@ def ls(
 ) -> None:
     """List nodes with their devices, memory and versions."""
     list_fleet(
-        NODES,
+        fleet_lists.NODES,
         lambda fleet: fleet.nodes,
         gateway=gateway,
-        output=chosen(output, as_json=json, quiet=quiet),
+        output=output_format(output, as_json=json, quiet=quiet),
         headers=not no_headers,
         watching=watch,
     )
@@ -56,96 +55,87 @@ def ls(
 
 @app.command("describe", epilog="Example: `cortex nodes describe beast`")
 def describe(
-    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)],
+    node: options.Node,
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Show all about one node: host, versions, devices, what it holds and why."""
-    snapshot = run(_fleet(gateway))
-    found = snapshot.node(node)
-    if found is None:
+    """Show a node's host, versions, devices, and instances with the reason for their placement."""
+    snapshot = run(fetch_fleet(gateway))
+    view = snapshot.node(node)
+    if view is None:
         raise NodeNotFound.for_name(node, (n.name for n in snapshot.nodes))
-    form = chosen(output, as_json=json, quiet=False)
-    write_one(NODES, found, form, node_text(found, snapshot, stdout_paint()))
+    text = node_text(view, snapshot, stdout_paint())
+    write_item(fleet_lists.NODES, view, output_format(output, as_json=json), text)
 
 
-async def _fleet(gateway: str | None) -> FleetSnapshot:
-    async with connect(gateway) as client:
-        return await client.fleet()
+def _add_command(operation: Operation[NodeRequest, NodeResult]) -> None:
+    """Add the command of an operation whose request is only the node."""
+
+    @app.command(
+        operation.name, help=operation.help, epilog=f"Example: `{operation.command} beast`"
+    )
+    def command(
+        nodes: options.Nodes,
+        *,
+        gateway: options.Gateway = None,
+        output: options.Output = OutputFormat.TABLE,
+        json: options.Json = False,
+    ) -> None:
+        async def run_one(client: OperatorClient, name: str) -> Outcome:
+            result = await client.run(operation, NodeRequest(node=name))
+            return Outcome(f"{operation.past} {result.node}", result)
+
+        action = BulkAction(operation.name, output_format(output, as_json=json), NODES)
+        run(run_bulk(gateway, nodes, action, run_one))
 
 
-@app.command("cordon", epilog="Example: `cortex nodes cordon beast`")
-def cordon(
-    nodes: Nodes,
-    *,
-    gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
-    json: options.Json = False,
-) -> None:
-    """Place no new instances on nodes; what is there stays."""
-
-    async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.cordon(NodeRequest(node=name))
-        return Done(f"cordoned {done.node}", done)
-
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, nodes, Verb("cordon", form, ANY_NODE), one))
+_add_command(CORDON)
+_add_command(UNCORDON)
 
 
-@app.command("uncordon", epilog="Example: `cortex nodes uncordon beast`")
-def uncordon(
-    nodes: Nodes,
-    *,
-    gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
-    json: options.Json = False,
-) -> None:
-    """Place instances on nodes again."""
-
-    async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.uncordon(NodeRequest(node=name))
-        return Done(f"uncordoned {done.node}", done)
-
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, nodes, Verb("uncordon", form, ANY_NODE), one))
-
-
-@app.command("drain", epilog="Example: `cortex nodes drain beast --timeout 10m`")
+@app.command(
+    DRAIN.name, help=DRAIN.help, epilog="Example: `cortex nodes drain beast --timeout 10m`"
+)
 def drain(
-    nodes: Nodes,
+    nodes: options.Nodes,
     *,
     timeout: Annotated[
-        str, typer.Option(help="How long requests under way may go on, like 10m")
+        str, typer.Option(help="How long to wait for requests in flight, such as 10m")
     ] = "5m",
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Cordon nodes, and move or unload what they hold."""
-    limit = seconds_of(timeout, "--timeout")
+    """Drain nodes; see `DRAIN`."""
+    timeout_s = parse_seconds(timeout, "--timeout")
     if not dry_run:
         confirm(f"move or unload everything on {', '.join(nodes)}?", yes=yes)
 
-    async def one(client: OperatorClient, name: str) -> Done:
+    async def drain_one(client: OperatorClient, name: str) -> Outcome:
         if dry_run:
             plan = await client.plan_drain(NodeRequest(node=name))
-            return Done(drain_text(plan), plan)
-        done = await client.drain(DrainNodeRequest(node=name, timeout_s=limit))
+            return Outcome(drain_text(plan), plan)
+        result = await client.drain(DrainNodeRequest(node=name, timeout_s=timeout_s))
         parts = [
-            f"{what} {', '.join(models)}"
-            for what, models in (
-                ("moved", done.moved),
-                ("unloaded", done.unloaded),
-                ("still there:", done.kept),
+            f"{label} {', '.join(models)}"
+            for label, models in (
+                ("moved", result.moved),
+                ("unloaded", result.unloaded),
+                ("kept", result.kept),
             )
             if models
         ]
-        return Done(f"drained {done.node}" + (f": {'; '.join(parts)}" if parts else ""), done)
+        summary = f": {'; '.join(parts)}" if parts else ""
+        return Outcome(f"{DRAIN.past} {result.node}{summary}", result)
 
-    form = chosen(output, as_json=json, quiet=False)
-    goes_on = "the drain goes on; `cortex nodes uncordon` ends it"
-    run(each(gateway, nodes, Verb("drain", form, ANY_NODE, dry_run, goes_on), one))
+    message = "the drain continues; `cortex nodes uncordon` stops it"
+    selected = output_format(output, as_json=json)
+    run(
+        run_bulk(
+            gateway, nodes, BulkAction(DRAIN.name, selected, NODES, dry_run, message), drain_one
+        )
+    )

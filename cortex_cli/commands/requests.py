@@ -1,25 +1,26 @@
-"""`cortex requests`: who asks for what, how far it is, and ending it."""
+"""`cortex requests`: list and cancel requests."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cortex_cli import options
-from cortex_cli.bulk import Done, Verb, each, seconds_of
+from cortex_cli.bulk import BulkAction, Outcome, parse_seconds, run_bulk
 from cortex_cli.client import connect, run
-from cortex_cli.options import chosen, noun
-from cortex_cli.output import Output, as_text, live, say, stdout_paint
-from cortex_cli.render.requests import REQUESTS, chosen_requests
+from cortex_cli.options import command_group, output_format
+from cortex_cli.output import stdout_paint, write_items
+from cortex_cli.render.listing import OutputFormat, format_items
+from cortex_cli.render.requests import REQUESTS, filter_requests
 from cortex_cli.watch import poll
-from cortex_common.schema.requests import CancelRequest, RequestList
+from cortex_common.schema.operations import CANCEL
+from cortex_common.schema.requests import CancelRequest, RequestList, RequestView
 
 if TYPE_CHECKING:
     from cortex_common.client.gateway import OperatorClient
 
-app = noun("List requests; end one")
+app = command_group("List and cancel requests")
 
 
 @app.command(
@@ -28,72 +29,74 @@ app = noun("List requests; end one")
 )
 def ls(
     *,
-    model: Annotated[str, typer.Option(help="Only of models with this word in their name")] = "",
+    model: Annotated[str, typer.Option(help="Only models whose name contains this")] = "",
     slow: Annotated[
-        str | None, typer.Option("--slow", metavar="TIME", help="Only what took so long, like 10s")
+        str | None,
+        typer.Option(
+            "--slow", metavar="TIME", help="Only requests that took this long, such as 10s"
+        ),
     ] = None,
-    active: Annotated[bool, typer.Option("--active", help="Only what is under way")] = False,
-    last: Annotated[int, typer.Option("--last", min=0, help="So many that ended")] = 30,
+    active: Annotated[bool, typer.Option("--active", help="Only requests in flight")] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Maximum number of finished requests")
+    ] = 30,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_headers: options.NoHeaders = False,
     watch: options.Watch = False,
 ) -> None:
-    """List requests under way, oldest first, then those that ended, newest first."""
-    form = chosen(output, as_json=json, quiet=quiet)
-    least_ms = seconds_of(slow, "--slow") * 1000 if slow else 0.0
-    paint = stdout_paint()
+    """List requests in flight, oldest first, then finished ones, newest first."""
+    selected = output_format(output, as_json=json, quiet=quiet)
+    min_ms = parse_seconds(slow, "--slow") * 1000 if slow else 0.0
+    # A filter searches all requests that the gateway remembers.
+    fetched = None if model or min_ms else 0 if active else limit
 
-    # All are of use to those who look for some of them.
-    most = None if model or least_ms else 0 if active else last
-
-    def draw(found: RequestList, form: Output) -> str:
-        kept = chosen_requests(found, model, least_ms)
-        under_way = [r for r in kept if r.active]
-        ended = [] if active else [r for r in kept if not r.active][:last]
-        return as_text(REQUESTS, under_way + ended, form, paint=paint, headers=not no_headers)
+    def select(requests: RequestList) -> list[RequestView]:
+        matching = filter_requests(requests, model, min_ms)
+        in_flight = [r for r in matching if r.active]
+        finished = [] if active else [r for r in matching if not r.active][:limit]
+        return in_flight + finished
 
     if watch:
-        run(
-            poll(
-                gateway,
-                lambda client: client.requests(most),
-                lambda found: draw(found, live(form)),
-                REQUESTS.nothing,
+        paint = stdout_paint()
+
+        def draw(requests: RequestList) -> str:
+            rows = select(requests)
+            return format_items(
+                REQUESTS, rows, selected.streaming, paint=paint, headers=not no_headers
             )
-        )
+
+        run(poll(gateway, lambda client: client.requests(fetched), draw, REQUESTS.empty_text))
         return
-    found = run(_requests(gateway, most))
-    if text := draw(found, form):
-        sys.stdout.write(f"{text}\n")
-    elif form in {Output.TABLE, Output.WIDE}:
-        known = len(found.active) + len(found.recent)
-        say(f"none of the {known} fits" if known else REQUESTS.nothing)
+    requests = run(_requests(gateway, fetched))
+    total = len(requests.active) + len(requests.recent)
+    write_items(REQUESTS, select(requests), selected, headers=not no_headers, total=total)
 
 
-async def _requests(gateway: str | None, most: int | None) -> RequestList:
+async def _requests(gateway: str | None, limit: int | None) -> RequestList:
     async with connect(gateway) as client:
-        return await client.requests(most)
+        return await client.requests(limit)
 
 
-@app.command("cancel", epilog="Example: `cortex requests cancel req-7f3a`")
+@app.command(CANCEL.name, help=CANCEL.help, epilog="Example: `cortex requests cancel req-7f3a`")
 def cancel(
     ids: Annotated[
-        list[str], typer.Argument(metavar="ID", help="Ids, or unique beginnings of them")
+        list[str], typer.Argument(metavar="ID", help="Request ids or unique prefixes of them")
     ],
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """End requests: their clients are told, their engines stop."""
+    """Cancel requests; see `CANCEL`."""
 
-    async def one(client: OperatorClient, name: str) -> Done:
-        done = await client.cancel(CancelRequest(request=name))
-        line = f"cancelled {done.id} of {done.key or 'nobody'} after {done.tokens_out} tokens"
-        return Done(line, done)
+    async def cancel_one(client: OperatorClient, name: str) -> Outcome:
+        result = await client.cancel(CancelRequest(request=name))
+        owner = f" of {result.key}" if result.key else ""
+        line = f"{CANCEL.past} {result.id}{owner} after {result.tokens_out} tokens"
+        return Outcome(line, result)
 
-    form = chosen(output, as_json=json, quiet=False)
-    run(each(gateway, ids, Verb("cancel", form), one))
+    action = BulkAction(CANCEL.name, output_format(output, as_json=json))
+    run(run_bulk(gateway, ids, action, cancel_one))

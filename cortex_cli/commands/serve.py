@@ -1,4 +1,4 @@
-"""`cortex serve`: the two daemons."""
+"""`cortex serve`: run the gateway or a neuron."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Annotated, get_args
 import typer
 
 from cortex_cli.config_files import read_catalogue, read_gateway, read_neuron
-from cortex_cli.options import noun
+from cortex_cli.options import command_group
 from cortex_common import log
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.config.loader import LoadedConfig
 from cortex_common.errors import NotSupported
 
-app = noun("Run the gateway or a neuron")
+app = command_group("Run the gateway or a neuron")
 
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Settings; default: in /etc/cortex, if there")
+    Path | None,
+    typer.Option("--config", "-c", help="Settings; default: in /etc/cortex, if it exists"),
 ]
-Check = Annotated[bool, typer.Option("--check", help="Check the settings and end")]
+Check = Annotated[bool, typer.Option("--check", help="Check the settings and exit")]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error")]
 LogFormat = Annotated[
     str,
-    typer.Option(help="console for people, json for collectors; default: console on a terminal"),
+    typer.Option(help="console or json; default: console on a terminal, otherwise json"),
 ]
 
 
@@ -38,38 +39,38 @@ def gateway(
     config: Config = None,
     models: Annotated[
         Path | None,
-        typer.Option("--models", "-m", help="The catalogue; default: what the settings name"),
+        typer.Option("--models", "-m", help="Catalogue; default: from the settings"),
     ] = None,
     insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Serve inference without a key to whoever can connect"),
+        typer.Option("--insecure", help="Serve inference without authentication"),
     ] = False,
     check: Check = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "",
 ) -> None:
-    """Run the gateway: the API that clients talk to."""
+    """Run the gateway, which serves the API to clients."""
     if insecure:
-        # As a variable, so that it also holds when the settings are read again.
+        # As a variable, so that it also applies when the settings are reloaded.
         os.environ["CORTEX_GATEWAY__INSECURE"] = "true"
     settings = read_gateway(config, os.environ)
     catalogue = read_catalogue(models, settings, os.environ)
     try:
         from cortex_server.main import check as check_files
         from cortex_server.main import serve
-    except ModuleNotFoundError as missing:
-        if not _is_extra(missing, "cortex_server"):
+    except ModuleNotFoundError as error:
+        if not _is_missing_extra(error, "cortex_server"):
             raise
-        raise _not_installed(missing, "gateway") from missing
+        raise _not_installed(error, "gateway") from error
     if check:
         check_files(settings.value)
         sys.stdout.write("ok\n")
         return
-    _set_up_logs(log_level, log_format)
+    _configure_logs(log_level, log_format)
 
     def read() -> tuple[LoadedConfig[GatewayConfig], LoadedConfig[Catalogue]]:
-        again = read_gateway(config, os.environ)
-        return again, read_catalogue(models, again, os.environ)
+        reloaded = read_gateway(config, os.environ)
+        return reloaded, read_catalogue(models, reloaded, os.environ)
 
     serve(settings, catalogue, read)
 
@@ -82,42 +83,42 @@ def neuron(
     log_level: LogLevel = "info",
     log_format: LogFormat = "",
 ) -> None:
-    """Run a neuron: the daemon of a GPU host."""
+    """Run a neuron, the daemon of a GPU host."""
     settings = read_neuron(config, os.environ)
     try:
         from neuron_server.main import check as check_files
         from neuron_server.main import serve
-    except ModuleNotFoundError as missing:
-        if not _is_extra(missing, "neuron_server"):
+    except ModuleNotFoundError as error:
+        if not _is_missing_extra(error, "neuron_server"):
             raise
-        raise _not_installed(missing, "neuron") from missing
+        raise _not_installed(error, "neuron") from error
     if check:
         check_files(settings.value)
         sys.stdout.write("ok\n")
         return
-    _set_up_logs(log_level, log_format)
+    _configure_logs(log_level, log_format)
     serve(settings)
 
 
-def _set_up_logs(level: str, fmt: str) -> None:
+def _configure_logs(level: str, fmt: str) -> None:
     formats = get_args(log.LogFormat)
     if level not in {"debug", "info", "warning", "error"}:
-        raise typer.BadParameter(f"{level!r} is not a level", param_hint="--log-level")
+        raise typer.BadParameter(f"{level!r} is not a log level", param_hint="--log-level")
     if fmt and fmt not in formats:
-        raise typer.BadParameter(f"{fmt!r} is not a format", param_hint="--log-format")
-    by_default: log.LogFormat = "console" if sys.stderr.isatty() else "json"
-    log.configure_logging(level, "json" if fmt == "json" else "console" if fmt else by_default)
+        raise typer.BadParameter(f"{fmt!r} is not a log format", param_hint="--log-format")
+    default: log.LogFormat = "console" if sys.stderr.isatty() else "json"
+    log.configure_logging(level, "json" if fmt == "json" else "console" if fmt else default)
 
 
-def _is_extra(missing: ModuleNotFoundError, package: str) -> bool:
-    """Whether what is missing was never installed; a module inside our own package is a defect."""
-    name = missing.name or ""
+def _is_missing_extra(error: ModuleNotFoundError, package: str) -> bool:
+    """Return whether a package is not installed, as opposed to a missing module of cortex, which is a bug."""
+    name = error.name or ""
     return name == package or not name.startswith(("cortex_", "neuron_server"))
 
 
-def _not_installed(missing: ModuleNotFoundError, extra: str) -> NotSupported:
+def _not_installed(error: ModuleNotFoundError, extra: str) -> NotSupported:
     package = "neuron" if extra == "neuron" else "cortex"
     return NotSupported(
-        f"the {extra} is not installed here: {missing.name} is missing",
+        f"the {extra} is not installed: {error.name} is missing",
         hints=(f"pip install 'cortex-gpu[{extra}]', or on Fedora: dnf install {package}",),
     )

@@ -1,8 +1,7 @@
-"""`cortex simulate`: placement policies judged on a trace."""
+"""`cortex simulate`: compare eviction policies on a trace."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Kind, Output, as_text, say, stdout_paint
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import notify, write_items
+from cortex_cli.render.listing import ListKind, OutputFormat
 from cortex_cli.render.table import Column
 from cortex_common.config.loader import load
 from cortex_common.errors import BadRequest
@@ -21,11 +21,11 @@ from cortex_common.units import format_duration
 if TYPE_CHECKING:
     from cortex_server.simulate.judge import Row
 
-app = verb()
+app = single_command()
 
 
 class Policy(StrEnum):
-    """Policies that can be judged."""
+    """Policies that can be compared."""
 
     LRU = "lru"
     PRIORITY = "priority"
@@ -33,9 +33,13 @@ class Policy(StrEnum):
     ORACLE = "oracle"
 
 
-def rows_kind(bound: float) -> Kind[Row]:
-    """How policies are listed; `bound` is the cold-start seconds that none can do without."""
-    return Kind(
+def rows_kind(bound: float) -> ListKind[Row]:
+    """Return the list kind of the results.
+
+    Args:
+        bound: lower bound of the cold-start seconds.
+    """
+    return ListKind(
         kind="SimulationList",
         columns=(
             Column("POLICY", lambda r: r.policy),
@@ -49,15 +53,15 @@ def rows_kind(bound: float) -> Kind[Row]:
             Column("WAIT P99", lambda r: format_duration(r.wait_p99_s), right=True),
             Column("EVICTIONS", lambda r: str(r.evictions), right=True),
             Column("REFUSED", lambda r: str(r.refused), right=True),
-            Column("RAN", lambda r: format_duration(r.took_s), right=True, wide=True),
+            Column("RUN TIME", lambda r: format_duration(r.took_s), right=True, wide=True),
         ),
         name=lambda r: r.policy,
-        nothing="no policy was asked for",
+        empty_text="no policies",
     )
 
 
 def savings(rows: Sequence[Row]) -> list[str]:
-    """What each policy saves of the seconds that lru spends, in words."""
+    """Return how much cold-start time each policy saves compared to lru, as sentences."""
     lru = next((r.cold_start_s for r in rows if r.policy == Policy.LRU), 0.0)
     others = [r for r in rows if lru and r.policy != Policy.LRU]
     return [
@@ -75,35 +79,39 @@ def simulate(
     *,
     trace: Annotated[
         Path | None,
-        typer.Option(help="JSON lines with time, model and tokens. Default: made-up traffic"),
+        typer.Option(help="JSON lines with time, model and tokens. Default: synthetic traffic"),
     ] = None,
     fleet: Annotated[
-        Path | None, typer.Option(help="TOML with [[hosts]] and [[models]]. Default: made up")
+        Path | None, typer.Option(help="TOML with [[hosts]] and [[models]]. Default: synthetic")
     ] = None,
     policy: Annotated[
         list[Policy] | None,
         typer.Option(
-            "--policy", "-p", help="Repeatable. Default: all; the oracle knows the future"
+            "--policy", "-p", help="Repeatable. Default: all; oracle knows future requests"
         ),
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Of made-up traffic")] = 20_000,
-    hours: Annotated[float, typer.Option(min=0.01, help="Of made-up traffic")] = 24.0,
-    zipf: Annotated[float, typer.Option(min=0.0, help="Exponent of popularity")] = 1.1,
+    requests: Annotated[int, typer.Option(min=1, help="Synthetic requests")] = 20_000,
+    hours: Annotated[float, typer.Option(min=0.01, help="Duration of synthetic traffic")] = 24.0,
+    zipf: Annotated[
+        float, typer.Option(min=0.0, help="Zipf exponent of the popularity of models")
+    ] = 1.1,
     burst: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share that comes in bursts")
+        float, typer.Option(min=0.0, max=1.0, help="Fraction of requests in bursts")
     ] = 0.3,
-    day: Annotated[float, typer.Option(min=0.0, max=1.0, help="Swing of day and night")] = 0.7,
-    hosts: Annotated[int, typer.Option(min=1, help="Of a made-up fleet")] = 2,
-    models: Annotated[int, typer.Option(min=1, help="Of a made-up fleet")] = 40,
-    seed: Annotated[int, typer.Option(help="Another one makes up another trace")] = 1,
+    day: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Amplitude of the daily cycle")
+    ] = 0.7,
+    hosts: Annotated[int, typer.Option(min=1, help="Hosts of a synthetic fleet")] = 2,
+    models: Annotated[int, typer.Option(min=1, help="Models of a synthetic fleet")] = 40,
+    seed: Annotated[int, typer.Option(help="Random seed of synthetic traffic")] = 1,
     write_trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the trace that is played")
+        Path | None, typer.Option(metavar="FILE", help="Write the trace to this file")
     ] = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     no_headers: options.NoHeaders = False,
 ) -> None:
-    """Judge eviction policies by running them against a trace."""
+    """Compare eviction policies on a trace."""
     from cortex_server.placement.policy import Policy as Settings
     from cortex_server.simulate.fleet import SimulatedFleet, made_up
     from cortex_server.simulate.judge import judge
@@ -117,24 +125,27 @@ def simulate(
         try:
             with trace.open(encoding="utf-8") as lines:
                 played = list(read(lines, str(trace)))
-        except OSError as failed:
-            raise BadRequest(f"can't read {trace}: {failed.strerror}") from failed
+        except OSError as error:
+            raise BadRequest(f"can't read {trace}: {error.strerror}") from error
     else:
         traffic = Traffic(requests, hours, zipf, burst, day, seed=seed)
         played = generate(traffic, (m.id for m in simulated.models))
     if write_trace is not None:
         with write_trace.open("w", encoding="utf-8") as file:
             write(played, file)
-    say(f"{len(played)} requests, {len(simulated.models)} models, {len(simulated.nodes())} hosts")
-    report = judge(simulated, played, [p.value for p in policy or Policy], Settings())
-    form = chosen(output, as_json=json, quiet=False)
-    text = as_text(
-        rows_kind(report.bound_s), report.rows, form, paint=stdout_paint(), headers=not no_headers
+    notify(
+        f"{len(played)} requests, {len(simulated.models)} models, {len(simulated.nodes())} hosts"
     )
-    sys.stdout.write(f"{text}\n")
+    report = judge(simulated, played, [p.value for p in policy or Policy], Settings())
+    write_items(
+        rows_kind(report.bound_s),
+        report.rows,
+        output_format(output, as_json=json),
+        headers=not no_headers,
+    )
     for saving in savings(report.rows):
-        say(saving)
-    say(
-        f"offline bound: {format_duration(report.bound_s)} of cold-start time; no policy can need less that "
-        "serves each request as it comes"
+        notify(saving)
+    notify(
+        f"offline bound: {format_duration(report.bound_s)} of cold-start time; no policy that serves "
+        "requests in order can need less"
     )

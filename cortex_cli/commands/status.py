@@ -8,47 +8,45 @@ import sys
 import typer
 
 from cortex_cli import options
-from cortex_cli.client import connect, run, target
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, document, live, stdout_paint
+from cortex_cli.client import fetch_fleet, run, target
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import stdout_paint
 from cortex_cli.render.fleet import problems
-from cortex_cli.render.status import status as draw
+from cortex_cli.render.listing import OutputFormat, format_document
+from cortex_cli.render.status import status_text
 from cortex_cli.watch import watch as watch_fleet
 from cortex_common.schema.fleet import FleetSnapshot
 
-app = verb()
+app = single_command()
 
 
 @app.command(
-    epilog="Ends with 1 when something is wrong. Examples: `cortex status`, `cortex status -w`"
+    epilog="Exits with 1 if there are problems. Examples: `cortex status`, `cortex status -w`"
 )
 def status(
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
     """Show the fleet on one screen."""
-    form = chosen(output, as_json=json, quiet=False)
+    selected = output_format(output, as_json=json)
     url = target(gateway, os.environ).url
     if watch:
-        run(watch_fleet(gateway, lambda snapshot: _text(snapshot, url, live(form))))
+        run(watch_fleet(gateway, lambda snapshot: _format(snapshot, url, selected.streaming)))
         return
-    snapshot = run(_snapshot(gateway))
-    sys.stdout.write(f"{_text(snapshot, url, form)}\n")
+    snapshot = run(fetch_fleet(gateway))
+    sys.stdout.write(f"{_format(snapshot, url, selected)}\n")
     if problems(snapshot):
         raise typer.Exit(1)
 
 
-async def _snapshot(gateway: str | None) -> FleetSnapshot:
-    async with connect(gateway) as client:
-        return await client.fleet()
-
-
-def _text(snapshot: FleetSnapshot, url: str, form: Output) -> str:
-    if form in {Output.TABLE, Output.WIDE}:
-        return draw(snapshot, url, stdout_paint())
-    if form is Output.NAME:
+def _format(snapshot: FleetSnapshot, url: str, output: OutputFormat) -> str:
+    if output.tabular:
+        return status_text(snapshot, url, stdout_paint())
+    if output is OutputFormat.NAME:
         return "degraded" if problems(snapshot) else "ok"
-    return document("Status", form, gateway=url, problems=problems(snapshot), fleet=snapshot)
+    return format_document(
+        "Status", output, gateway=url, problems=problems(snapshot), fleet=snapshot
+    )

@@ -11,15 +11,15 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.bulk import seconds_of
-from cortex_cli.client import client_config, connect, run, target
-from cortex_cli.options import verb
-from cortex_cli.output import say, stdout_paint
-from cortex_cli.render.status import status
+from cortex_cli.bulk import parse_seconds
+from cortex_cli.client import client_config, fetch_fleet, run, target
+from cortex_cli.options import single_command
+from cortex_cli.output import stdout_paint
+from cortex_cli.render.status import status_text
 from cortex_common.errors import NotSupported
 from cortex_common.schema.fleet import FleetSnapshot
 
-app = verb()
+app = single_command()
 
 
 @app.command(
@@ -27,24 +27,23 @@ app = verb()
 )
 def top(
     *,
-    interval: Annotated[str, typer.Option(help="How often to draw, like 1s")] = "1s",
+    interval: Annotated[str, typer.Option(help="Time between two drawings, such as 1s")] = "1s",
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Refuse what changes the fleet")
+        bool, typer.Option("--read-only", help="Refuse operations on the fleet")
     ] = False,
-    once: Annotated[bool, typer.Option("--once", help="Print the state and end")] = False,
-    ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the state once and exit")] = False,
+    ascii_only: Annotated[bool, typer.Option("--ascii", help="Use ASCII characters only")] = False,
     theme: Annotated[
-        str, typer.Option(help="cortex-dark, cortex-light, or one of Textual's")
+        str, typer.Option(help="cortex-dark, cortex-light, or a theme of Textual")
     ] = "cortex-dark",
-    record: Annotated[Path | None, typer.Option(help="Write the session to this file")] = None,
-    replay: Annotated[Path | None, typer.Option(help="Show a recorded session")] = None,
-    web: Annotated[bool, typer.Option("--web", help="Serve it to browsers")] = False,
-    host: Annotated[str, typer.Option(help="With --web: address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="With --web: port to listen on")] = 8080,
+    record: Annotated[Path | None, typer.Option(help="Record the session to this file")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Replay a recorded session")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve the dashboard to browsers")] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on with --web")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on with --web")] = 8080,
     gateway: options.Gateway = None,
 ) -> None:
-    """Watch and operate the fleet on a full screen."""
-    where = str(replay) if replay else target(gateway, os.environ).url
+    """Monitor and operate the fleet on a full screen."""
     if web:
         arguments = ["--gateway", gateway] if gateway else []
         arguments += ["--read-only"] if read_only else []
@@ -52,25 +51,26 @@ def top(
         arguments += ["--replay", str(replay)] if replay else []
         _serve(host, port, arguments, target(gateway, os.environ).key)
         return
-    if once or not _is_screen():
-        sys.stdout.write(f"{status(_one(gateway, replay), where, stdout_paint())}\n")
+    source_name = str(replay) if replay else target(gateway, os.environ).url
+    if once or not _has_screen():
+        snapshot = _single_snapshot(gateway, replay)
+        sys.stdout.write(f"{status_text(snapshot, source_name, stdout_paint())}\n")
         return
-    seconds = seconds_of(interval, "--interval")
     try:
         from cortex_cli.tui.app import Top
-        from cortex_cli.tui.options import ScreenOptions
-    except ModuleNotFoundError as missing:
+    except ModuleNotFoundError as error:
         raise NotSupported(
-            f"the terminal UI is not installed here: {missing.name} is missing",
+            f"the dashboard is not installed: {error.name} is missing",
             hints=("pip install 'cortex-gpu[tui]'",),
-        ) from missing
+        ) from error
     from cortex_cli.tui.keys import validate_keymap
     from cortex_cli.tui.operations import GatewayOperator
+    from cortex_cli.tui.options import ScreenOptions
     from cortex_cli.tui.source import GatewaySource, ReplaySource, Source
 
-    look = ScreenOptions(
-        source=where,
-        interval_s=seconds,
+    screen_options = ScreenOptions(
+        source=source_name,
+        interval_s=parse_seconds(interval, "--interval"),
         read_only=read_only or replay is not None,
         ascii_only=ascii_only,
         theme=theme,
@@ -80,41 +80,32 @@ def top(
     with ExitStack() as stack:
         file = stack.enter_context(record.open("w", encoding="utf-8")) if record else None
         source: Source = (
-            ReplaySource(replay) if replay else GatewaySource(gateway, file, look.pause_s)
+            ReplaySource(replay) if replay else GatewaySource(gateway, file, screen_options.pause_s)
         )
-        Top(source, GatewayOperator(gateway), look).run()
+        Top(source, GatewayOperator(gateway), screen_options).run()
     if record:
-        say(f"recorded in {record}; show it with `cortex top --replay {record}`")
+        sys.stderr.write(f"recorded to {record}; show it with `cortex top --replay {record}`\n")
 
 
-def _is_screen() -> bool:
-    """Whether there is a terminal, or the browser that textual-serve stands in for."""
+def _has_screen() -> bool:
+    """Return whether there is a terminal, or the browser that textual-serve connects to."""
     return "TEXTUAL_DRIVER" in os.environ or (sys.stdout.isatty() and sys.stdin.isatty())
 
 
 def _serve(host: str, port: int, arguments: list[str], key: str | None) -> None:
     try:
         from cortex_cli.tui.web import serve
-    except ModuleNotFoundError as missing:
+    except ModuleNotFoundError as error:
         raise NotSupported(
-            f"the page is not installed here: {missing.name} is missing",
+            f"the web dashboard is not installed: {error.name} is missing",
             hints=("pip install textual-serve",),
-        ) from missing
-    say(
-        f"http://{host}:{port} until interrupted"
-        + ("" if key is None else "; the password is the operator key")
-    )
+        ) from error
     serve(host, port, arguments, key)
 
 
-def _one(gateway: str | None, replay: Path | None) -> FleetSnapshot:
+def _single_snapshot(gateway: str | None, replay: Path | None) -> FleetSnapshot:
     if replay is None:
-        return run(_fleet(gateway))
+        return run(fetch_fleet(gateway))
     from cortex_cli.tui.source import read_recording
 
-    return [seen for seen in read_recording(replay) if isinstance(seen, FleetSnapshot)][-1]
-
-
-async def _fleet(gateway: str | None) -> FleetSnapshot:
-    async with connect(gateway) as client:
-        return await client.fleet()
+    return [update for update in read_recording(replay) if isinstance(update, FleetSnapshot)][-1]

@@ -1,83 +1,95 @@
-"""`cortex version`: which versions work together."""
+"""`cortex version`: versions of command, gateway and nodes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from cortex_cli import options
-from cortex_cli.client import connect, run, target
+from cortex_cli.client import fetch_fleet, run, target
 from cortex_cli.color import Paint
 from cortex_cli.error_exit import describe
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Kind, Output, as_text, say, stderr_paint, stdout_paint
+from cortex_cli.options import output_format, single_command
+from cortex_cli.output import notify, stderr_paint, stdout_paint
+from cortex_cli.render.listing import ListKind, OutputFormat, format_items
 from cortex_common import __version__
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot
 
-app = verb()
+app = single_command()
 
-VERSIONS: Kind[tuple[str, str, str]] = Kind(
-    "VersionList",
-    (),
-    lambda found: found[2],
-    "no version",
-    lambda found: dict(zip(("part", "name", "version"), found, strict=True)),
+_UNKNOWN = "unknown"
+
+
+class ComponentVersion(NamedTuple):
+    """Version of one component.
+
+    Attributes:
+        part: "command", "gateway" or "node".
+        name: URL of the gateway or name of the node.
+        version: the version, or "unknown".
+    """
+
+    part: str
+    name: str
+    version: str
+
+
+VERSIONS: ListKind[ComponentVersion] = ListKind(
+    "VersionList", (), lambda v: v.version, "no version", lambda v: v._asdict()
 )
 
 
 @app.command(epilog="Examples: `cortex version`, `cortex version --client -o json`")
 def version(
     *,
-    client: Annotated[bool, typer.Option("--client", help="Do not ask the gateway")] = False,
+    client: Annotated[
+        bool, typer.Option("--client", help="Show the version of the command only")
+    ] = False,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Show versions of the command, the gateway and the nodes."""
+    """Show versions of command, gateway and nodes."""
     fleet = None
     if not client:
         try:
-            fleet = run(_fleet(gateway))
-        except CortexError as failed:
-            # The command's own version is an answer too.
-            say(describe(failed, stderr_paint()))
-    form = chosen(output, as_json=json, quiet=False)
+            fleet = run(fetch_fleet(gateway))
+        except CortexError as error:
+            # The version of the command is still useful.
+            notify(describe(error, stderr_paint()))
+    selected = output_format(output, as_json=json)
     url = target(gateway, os.environ).url if fleet else None
-    sys.stdout.write(_text(versions(fleet, url), form, stdout_paint()) + "\n")
+    sys.stdout.write(_format(list_versions(fleet, url), selected, stdout_paint()) + "\n")
 
 
-async def _fleet(gateway: str | None) -> FleetSnapshot:
-    async with connect(gateway) as client:
-        return await client.fleet()
-
-
-def versions(fleet: FleetSnapshot | None, url: str | None) -> list[tuple[str, str, str]]:
-    """(part, name, version) of everything that tells one."""
-    found = [("command", "cortex", __version__)]
+def list_versions(fleet: FleetSnapshot | None, url: str | None) -> list[ComponentVersion]:
+    """Return the versions of all components that are known, the command first."""
+    versions = [ComponentVersion("command", "cortex", __version__)]
     if fleet is not None:
-        found.append(("gateway", url or "", fleet.gateway_version or "unknown"))
-        neurons = [n for n in fleet.nodes if not n.upstream]
-        found += [("node", n.name, n.neuron_version or "unknown") for n in neurons]
-    return found
+        gateway = fleet.gateway_version or _UNKNOWN
+        versions.append(ComponentVersion("gateway", url or "", gateway))
+        versions += [
+            ComponentVersion("node", n.name, n.neuron_version or _UNKNOWN)
+            for n in fleet.nodes
+            if not n.upstream
+        ]
+    return versions
 
 
-def _text(found: list[tuple[str, str, str]], form: Output, paint: Paint) -> str:
-    match form:
-        case Output.TABLE | Output.WIDE:
-            mine = found[0][2]
-            return "\n".join(
-                f"{part} {name} {number}"
-                + (
-                    ""
-                    if number in {mine, "unknown"}
-                    else paint.warn("  differs from the command's")
-                )
-                for part, name, number in found
-            )
-        case Output.NAME:
-            return found[0][2]
-    return as_text(VERSIONS, found, form, paint=paint)
+def _format(versions: list[ComponentVersion], output: OutputFormat, paint: Paint) -> str:
+    own = versions[0].version
+    if output.tabular:
+        return "\n".join(_line(v, own, paint) for v in versions)
+    if output is OutputFormat.NAME:
+        return own
+    return format_items(VERSIONS, versions, output, paint=paint)
+
+
+def _line(component: ComponentVersion, own: str, paint: Paint) -> str:
+    part, name, number = component
+    differs = "" if number in {own, _UNKNOWN} else paint.warn("  differs from the command")
+    return f"{part} {name} {number}{differs}"

@@ -1,4 +1,4 @@
-"""`cortex why`: why a request went where it went, and what it waited for."""
+"""`cortex why`: explain how a request was routed."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import connect, run
-from cortex_cli.options import chosen, verb
-from cortex_cli.output import Output, document
+from cortex_cli.options import output_format, single_command
 from cortex_cli.render.details import why_text
+from cortex_cli.render.listing import OutputFormat, format_document
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView
 
-app = verb()
+app = single_command()
 
 
-@app.command(epilog="The id is in the answer's header x-request-id. Example: `cortex why req-7f3a`")
+@app.command(epilog="The id is in the response header x-request-id. Example: `cortex why req-7f3a`")
 def why(
-    ident: Annotated[str, typer.Argument(metavar="ID", help="Id, or a unique beginning of it")],
+    ident: Annotated[str, typer.Argument(metavar="ID", help="Request id or a unique prefix of it")],
     *,
     gateway: options.Gateway = None,
-    output: options.OutputOption = Output.TABLE,
+    output: options.Output = OutputFormat.TABLE,
     json: options.Json = False,
 ) -> None:
-    """Say why a request went where it went."""
-    request, decisions = run(_found(gateway, ident))
-    match form := chosen(output, as_json=json, quiet=False):
-        case Output.TABLE | Output.WIDE:
+    """Explain how a request was routed."""
+    request, decisions = run(_fetch(gateway, ident))
+    match selected := output_format(output, as_json=json):
+        case OutputFormat.TABLE | OutputFormat.WIDE:
             text = why_text(request, decisions)
-        case Output.NAME:
+        case OutputFormat.NAME:
             text = request.id
         case _:
-            text = document("Why", form, request=request, decisions=decisions)
+            text = format_document("Why", selected, request=request, decisions=decisions)
     sys.stdout.write(f"{text}\n")
 
 
-async def _found(gateway: str | None, ident: str) -> tuple[RequestView, tuple[DecisionView, ...]]:
+async def _fetch(gateway: str | None, ident: str) -> tuple[RequestView, tuple[DecisionView, ...]]:
     async with connect(gateway) as client:
-        request = one_of(await client.requests(), ident)
+        request = find_request(await client.requests(), ident)
         return request, await client.decisions(request.id)
 
 
-def one_of(known: RequestList, ident: str) -> RequestView:
-    """The request of that id or beginning; the latest where a client gave it to several.
+def find_request(requests: RequestList, ident: str) -> RequestView:
+    """Return the request with an id or prefix; the latest one if a client used the id several times.
 
     Raises:
-        NotFound: none is known.
-        Conflict: the beginning fits several.
+        NotFound: there is none.
+        Conflict: the prefix is ambiguous.
     """
-    fits = [r for r in (*known.active, *known.recent) if r.id.startswith(ident)]
-    exact = [r for r in fits if r.id == ident]
-    if not fits:
-        hints = ("`cortex requests ls` lists those that are remembered",)
-        raise NotFound(f"no request {ident!r} is remembered", hints=hints)
-    if not exact and len({r.id for r in fits}) > 1:
-        raise Conflict(f"{len(fits)} requests begin with {ident!r}", hints=("say more of the id",))
-    return max(exact or fits, key=lambda r: r.started)
+    matching = [r for r in (*requests.active, *requests.recent) if r.id.startswith(ident)]
+    exact = [r for r in matching if r.id == ident]
+    if not matching:
+        hints = ("`cortex requests ls` lists the requests that the gateway remembers",)
+        raise NotFound(f"there is no request {ident!r}", hints=hints)
+    if not exact and len({r.id for r in matching}) > 1:
+        count = len(matching)
+        raise Conflict(f"{count} requests start with {ident!r}", hints=("use a longer prefix",))
+    return max(exact or matching, key=lambda r: r.started)

@@ -1,1 +1,1 @@
-"""A whole fleet on one host, from nothing: tiny models, a neuron, a gateway, an answer."""
+"""`cortex demo`: a complete fleet on one host, from tiny models to a response."""

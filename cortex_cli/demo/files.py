@@ -1,4 +1,4 @@
-"""What the demo's fleet is made of: ports, models and the three configuration files."""
+"""Ports, models and configuration files of the demo's fleet."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cortex_common.units import bytes_to_mib
 
 TINY_MODELS = ("demo/ada", "demo/bob", "demo/cleo")
 TINY_MODEL_MB = 256
-"""MiB that the process of a tiny model takes: an interpreter, the engine, and its weights."""
+"""MiB of a tiny model's process: the interpreter, the engine, and the weights."""
 
-ROOM_MB = 2 * TINY_MODEL_MB + 8
-"""Two of the three fit, so that a demo shows what happens when room runs out."""
+CAPACITY_MB = 2 * TINY_MODEL_MB + 8
+"""Two of the three models fit, so that the third one causes an eviction."""
 
 _CONTEXT = 1024
-"""Tokens of a conversation. Models of noise have nothing to say, and go on until there is no more room."""
+"""Context in tokens. Random models do not stop before it is full."""
 
 NODE = "here"
 
@@ -33,7 +33,7 @@ class Ports:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
+    """Return whether a loopback port is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -43,30 +43,30 @@ def is_free(port: int) -> bool:
         return True
 
 
-def free_ports(wanted: Ports) -> tuple[Ports, list[str]]:
-    """The wanted ports, or free ones in place of those that are taken, and a sentence on each change."""
-    said: list[str] = []
-    found: list[int] = []
-    # Held until all are chosen, so that the same port is not given twice.
-    held: list[socket.socket] = []
+def choose_ports(preferred: Ports) -> tuple[Ports, list[str]]:
+    """Return the preferred ports, with free ones in place of those in use, and a message for each replacement."""
+    messages: list[str] = []
+    ports: list[int] = []
+    # Kept open until all ports are chosen, so that no port is chosen twice.
+    sockets: list[socket.socket] = []
     try:
         for name, port in (
-            ("gateway", wanted.api),
-            ("metrics", wanted.metrics),
-            ("neuron", wanted.neuron),
+            ("gateway", preferred.api),
+            ("metrics", preferred.metrics),
+            ("neuron", preferred.neuron),
         ):
             if is_free(port):
-                found.append(port)
+                ports.append(port)
                 continue
             probe = socket.socket()
-            held.append(probe)
+            sockets.append(probe)
             probe.bind(("127.0.0.1", 0))
-            found.append(int(probe.getsockname()[1]))
-            said.append(f"port {port} is taken; the {name} takes {found[-1]}")
+            ports.append(int(probe.getsockname()[1]))
+            messages.append(f"port {port} is in use; the {name} uses {ports[-1]}")
     finally:
-        for probe in held:
+        for probe in sockets:
             probe.close()
-    return Ports(*found), said
+    return Ports(*ports), messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class DemoModel:
     """A model of the demo's catalogue.
 
     Attributes:
-        vram_mb: MiB that it is expected to take.
+        vram_mb: expected MiB.
     """
 
     id: str
@@ -83,7 +83,7 @@ class DemoModel:
 
 
 def write_models(directory: Path) -> list[DemoModel]:
-    """Write the tiny models: random weights, a real tokenizer, the real engine's format."""
+    """Write the tiny models, with random weights and a real tokenizer, in the format of the real engine."""
     from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
     return [
@@ -98,9 +98,9 @@ def write_models(directory: Path) -> list[DemoModel]:
     ]
 
 
-def own_model(path: Path) -> DemoModel:
-    """A model of the user's."""
-    # Weights, and about as much again for what the engine computes with.
+def user_model(path: Path) -> DemoModel:
+    """Return the entry of a user's model."""
+    # The weights, and about as much again for the engine's buffers.
     return DemoModel(
         path.stem, path.resolve(), 2 * bytes_to_mib(path.stat().st_size) + TINY_MODEL_MB
     )
@@ -116,24 +116,24 @@ class DemoFiles:
 
 
 def write_files(
-    directory: Path, ports: Ports, models: Iterable[DemoModel], room_mb: int | None
+    directory: Path, ports: Ports, models: Iterable[DemoModel], capacity_mb: int | None
 ) -> DemoFiles:
     """Write cortex.toml, models.toml and neuron.toml.
 
     Args:
-        directory: where they go; the neuron keeps its records below it.
-        ports: to listen on.
+        directory: directory to write to; the neuron's state_dir is below it.
+        ports: ports to listen on.
         models: the catalogue.
-        room_mb: MiB that engines may use; None for what the host has.
+        capacity_mb: MiB that engines can use; None for the host's memory.
     """
     files = DemoFiles(
         directory / "cortex.toml", directory / "models.toml", directory / "neuron.toml"
     )
     files.gateway.write_text(
-        _table("[gateway]", listen=_at(ports.api), metrics_listen=_at(ports.metrics))
-        # So that the eviction of the third model is seen at once, and not after the usual half minute.
+        _table("[gateway]", listen=_address(ports.api), metrics_listen=_address(ports.metrics))
+        # Evict immediately instead of after the default half minute.
         + _table("[eviction]", min_residency=0)
-        + _table("[[neurons]]", name=NODE, endpoint=f"http://{_at(ports.neuron)}"),
+        + _table("[[neurons]]", name=NODE, endpoint=f"http://{_address(ports.neuron)}"),
         encoding="utf-8",
     )
     files.models.write_text(
@@ -151,15 +151,15 @@ def write_files(
         encoding="utf-8",
     )
     files.neuron.write_text(
-        _table("[neuron]", listen=_at(ports.neuron), state_dir=str(directory / "neuron"))
-        + _table("[cpu]", offer=True, memory_mb=room_mb)
+        _table("[neuron]", listen=_address(ports.neuron), state_dir=str(directory / "neuron"))
+        + _table("[cpu]", offer=True, memory_mb=capacity_mb)
         + _table("[[harnesses]]", name="embedded"),
         encoding="utf-8",
     )
     return files
 
 
-def _at(port: int) -> str:
+def _address(port: int) -> str:
     return f"127.0.0.1:{port}"
 
 

@@ -1,1 +1,1 @@
-"""Generated documentation of the command."""
+"""Generated documentation of the command: manual pages and reference pages."""

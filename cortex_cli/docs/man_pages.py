@@ -1,6 +1,6 @@
-"""Manual pages of the command and the settings: `python -m cortex_cli.docs.man_pages DIRECTORY`.
+"""Manual pages of the command and the configuration files: `python -m cortex_cli.docs.man_pages DIRECTORY`.
 
-They are in the man(7) macros: https://man7.org/linux/man-pages/man7/groff_man.7.html.
+They use the man(7) macros: https://man7.org/linux/man-pages/man7/groff_man.7.html.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import typer
 import typer.main
 
 from cortex_cli.commands.help import ENVIRONMENT
-from cortex_cli.config_files import NAMES, SYSTEM_DIR, File
+from cortex_cli.config_files import NAMES, SYSTEM_DIR, ConfigFile
 from cortex_cli.error_exit import EXIT_CODES
-from cortex_cli.main import COMMANDS, app
 from cortex_cli.render.template import template
+from cortex_cli.root import COMMANDS, app
 from cortex_common import __version__
 
 _FILES = {
-    File.GATEWAY: "settings of a cortex gateway",
-    File.MODELS: "the models that a cortex gateway offers",
-    File.NEURON: "settings of a GPU host in a cortex fleet",
+    ConfigFile.GATEWAY: "settings of a cortex gateway",
+    ConfigFile.MODELS: "models of a cortex gateway",
+    ConfigFile.NEURON: "settings of a GPU host in a cortex fleet",
 }
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """File names such as cortex-models.1, and what is in them."""
+    """Yield file names such as cortex-models.1 with their contents."""
     root = typer.main.get_command(app)
     context = _context(root, "cortex", None)
     members = {name: root.get_command(context, name) for name in COMMANDS}  # type: ignore[attr-defined]  # it is a group
@@ -44,7 +44,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def roff(text: str) -> str:
-    """Text that prints as it is; words in backticks are bold."""
+    """Escape text for roff; words in backticks become bold."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     escaped = re.sub(r"`([^`]*)`", r"\\fB\1\\fR", escaped)
     return re.sub(r"^\.", r"\\&.", escaped, flags=re.MULTILINE)
@@ -70,7 +70,7 @@ def _root_page(root: Any, context: Any) -> str:
         ".SH FILES",
         _listed({f"{SYSTEM_DIR / NAMES[file]}": summary for file, summary in _FILES.items()}),
         ".SH SEE ALSO",
-        ", ".join(f"\\fB{roff(NAMES[file])}\\fR(5)" for file in File) + ", \\fBneuron\\fR(8)",
+        ", ".join(f"\\fB{roff(NAMES[file])}\\fR(5)" for file in ConfigFile) + ", \\fBneuron\\fR(8)",
     ]
     return "\n".join(parts) + "\n"
 
@@ -106,26 +106,26 @@ def _neuron_page(command: Any, context: Any) -> str:
         f".SH DESCRIPTION\n{roff(command.help)}",
         ".PP",
         roff(
-            "It finds the devices of its host and runs the engines on them, as gateways ask it to. "
+            "It discovers the devices of its host and runs engines on them at the request of gateways. "
             "`systemctl start neuron` starts it with the settings in /etc/cortex/neuron.toml; "
-            "when it is started anew, it takes over the engines that are running."
+            "after a restart, it adopts the engines that are still running."
         ),
         *_options(command, context, ".SH OPTIONS"),
         ".SH FILES",
-        _listed({"/etc/cortex/neuron.toml": _FILES[File.NEURON]}),
+        _listed({"/etc/cortex/neuron.toml": _FILES[ConfigFile.NEURON]}),
         ".SH SEE ALSO\n\\fBneuron.toml\\fR(5), \\fBcortex\\fR(1)",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _file_page(file: File, summary: str) -> str:
+def _file_page(file: ConfigFile, summary: str) -> str:
     text = roff(template(file).split("\n", 1)[1].strip()).replace("`", "\\`")
     parts = [
         _head(NAMES[file], 5, summary),
         ".SH DESCRIPTION",
         roff(
-            f"A TOML file, looked for in {SYSTEM_DIR}. Below is every setting with its default; "
-            "`cortex config check` tells whether a file is right."
+            f"A TOML file in {SYSTEM_DIR}. Below is every setting with its default; "
+            "`cortex config check` validates a file."
         ),
         ".SH SETTINGS",
         f".nf\n{text}\n.fi",
@@ -149,13 +149,13 @@ def _synopsis(command: Any, context: Any) -> str:
 
 
 def _options(command: Any, context: Any, heading: str) -> Iterator[str]:
-    # What --help does is said once, in cortex(1).
-    told = [p for p in command.get_params(context) if p.name != "help" or context.parent is None]
-    records = [param.get_help_record(context) for param in told]
-    known = dict(filter(None, records))
-    if known:
+    # --help is documented once, in cortex(1).
+    params = [p for p in command.get_params(context) if p.name != "help" or context.parent is None]
+    records = [param.get_help_record(context) for param in params]
+    entries = dict(filter(None, records))
+    if entries:
         yield heading
-        yield _listed(known)
+        yield _listed(entries)
 
 
 def _examples(command: Any) -> Iterator[str]:
@@ -169,10 +169,10 @@ def _listed(entries: Mapping[str, str]) -> str:
 
 def main() -> None:
     """Write all pages into a directory."""
-    into = Path(sys.argv[1])
-    into.mkdir(parents=True, exist_ok=True)
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
     for name, page in pages():
-        (into / name).write_text(page, encoding="utf-8")
+        (directory / name).write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Checks of an installation and of the clients it serves."""
+"""Checks of the fleet, the host, and of a model's support for clients."""

@@ -1,4 +1,4 @@
-"""OpenAI chat completions, as strictly as its SDK reads it."""
+"""Probe dialect for OpenAI chat completions, as strict as OpenAI's SDK."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cortex_cli.doctor.probe import ABOUT, PIXEL, SCHEMA, TOOL, Broken, Event, Told, Wish
+from cortex_cli.doctor.probe import (
+    PIXEL,
+    SCHEMA,
+    TOOL,
+    TOOL_DESCRIPTION,
+    InvalidResponse,
+    ProbeRequest,
+    ProbeResponse,
+    StreamEvent,
+)
 
 PATH = "/v1/chat/completions"
 HEADERS: dict[str, str] = {}
 
 
-def body(model: str, request: Wish) -> dict[str, Any]:
-    """A request."""
+def build_body(model: str, request: ProbeRequest) -> dict[str, Any]:
+    """Return the body of a request."""
     content: Any = request.prompt
     if request.image:
         url = {"url": f"data:image/png;base64,{PIXEL}"}
@@ -21,34 +30,34 @@ def body(model: str, request: Wish) -> dict[str, Any]:
             {"type": "text", "text": request.prompt},
             {"type": "image_url", "image_url": url},
         ]
-    asked: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "model": model,
         "max_tokens": request.max_tokens,
         "messages": [{"role": "user", "content": content}],
         "stream": request.stream,
     }
     if request.stream:
-        asked["stream_options"] = {"include_usage": True}
+        payload["stream_options"] = {"include_usage": True}
     if request.tools:
-        function = {"name": TOOL, "description": ABOUT, "parameters": SCHEMA}
-        asked["tools"] = [{"type": "function", "function": function}]
+        function = {"name": TOOL, "description": TOOL_DESCRIPTION, "parameters": SCHEMA}
+        payload["tools"] = [{"type": "function", "function": function}]
     if request.thinking:
-        asked["reasoning_effort"] = "high"
-    return asked
+        payload["reasoning_effort"] = "high"
+    return payload
 
 
-def whole(answer: Any) -> Told:
-    """What a whole completion says.
+def parse_body(answer: Any) -> ProbeResponse:
+    """Parse a non-streaming completion.
 
     Raises:
-        Broken: it is none.
+        InvalidResponse: it is not a completion.
     """
     if not isinstance(answer, dict) or not answer.get("choices"):
-        raise Broken("the answer has no choices")
+        raise InvalidResponse("the response has no choices")
     choice = answer["choices"][0]
     message = choice["message"]
     calls = [c["function"]["arguments"] for c in message.get("tool_calls") or ()]
-    return _told(
+    return _to_response(
         message.get("content") or "",
         message.get("reasoning_content") or "",
         calls,
@@ -57,11 +66,11 @@ def whole(answer: Any) -> Told:
     )
 
 
-def streamed(events: Sequence[Event]) -> Told:
-    """What a stream of chunks says.
+def parse_stream(events: Sequence[StreamEvent]) -> ProbeResponse:
+    """Parse a stream of chunks.
 
     Raises:
-        Broken: it is not whole, or pieces of calls belong to none.
+        InvalidResponse: the stream is incomplete, or a part of a tool call belongs to no call.
     """
     text, thinking, stop, usage = "", "", "", None
     calls: dict[int, str] = {}
@@ -70,42 +79,44 @@ def streamed(events: Sequence[Event]) -> Told:
         if event is events[-1] and chunk == "[DONE]":
             break
         if not isinstance(chunk, dict):
-            raise Broken("a chunk is no JSON object")
+            raise InvalidResponse("a chunk is not a JSON object")
         if "error" in chunk:
-            raise Broken(f"the stream tells an error: {chunk['error'].get('message')}")
+            raise InvalidResponse(f"the stream contains an error: {chunk['error'].get('message')}")
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices", ()):
             delta = choice.get("delta") or {}
             text += delta.get("content") or ""
             thinking += delta.get("reasoning_content") or ""
             stop = choice.get("finish_reason") or stop
-            for piece in delta.get("tool_calls") or ():
-                if "index" not in piece or (piece["index"] not in calls and not piece.get("id")):
-                    raise Broken("a piece of a call has no index, or a call no id")
-                calls.setdefault(piece["index"], "")
-                calls[piece["index"]] += piece["function"].get("arguments") or ""
+            for part in delta.get("tool_calls") or ():
+                if "index" not in part or (part["index"] not in calls and not part.get("id")):
+                    raise InvalidResponse(
+                        "a part of a tool call has no index, or a tool call has no id"
+                    )
+                calls.setdefault(part["index"], "")
+                calls[part["index"]] += part["function"].get("arguments") or ""
     else:
-        raise Broken("the stream ends without [DONE]")
+        raise InvalidResponse("the stream ends without [DONE]")
     if not stop:
-        raise Broken("no chunk has a finish_reason")
+        raise InvalidResponse("no chunk has a finish_reason")
     if usage is None:
-        raise Broken("no usage, although it was asked for")
-    return _told(text, thinking, list(calls.values()), stop, usage)
+        raise InvalidResponse("no usage, although it was requested")
+    return _to_response(text, thinking, list(calls.values()), stop, usage)
 
 
-def _told(
+def _to_response(
     text: str, thinking: str, calls: Sequence[str], stop: str, usage: dict[str, Any] | None
-) -> Told:
+) -> ProbeResponse:
     try:
-        read = tuple(json.loads(arguments) for arguments in calls)
-    except ValueError as failed:
-        raise Broken(f"the arguments of a call are no JSON: {failed}") from failed
-    counted = usage or {}
-    return Told(
+        parsed = tuple(json.loads(arguments) for arguments in calls)
+    except ValueError as error:
+        raise InvalidResponse(f"the arguments of a tool call are not JSON: {error}") from error
+    counts = usage or {}
+    return ProbeResponse(
         text=text,
         thinking=thinking,
-        calls=read,
+        calls=parsed,
         stop=stop,
-        tokens_in=counted.get("prompt_tokens", 0),
-        tokens_out=counted.get("completion_tokens", 0),
+        tokens_in=counts.get("prompt_tokens", 0),
+        tokens_out=counts.get("completion_tokens", 0),
     )

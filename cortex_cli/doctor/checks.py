@@ -1,126 +1,62 @@
-"""What may be wrong, as ordered checks with a verdict and a way out each. Pure but for `host_checks`."""
+"""Checks of the host and the fleet. Pure except for `host_checks`."""
 
 from __future__ import annotations
 
 import re
 import resource
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from shlex import quote
 from urllib.parse import urlsplit
 
-from cortex_cli.color import Tone
-from cortex_cli.output import Kind
-from cortex_cli.render.table import Column
+from cortex_cli.doctor.findings import Finding, error, ok, warning
 from cortex_common.net.tls import PEER_EXPIRED
 from cortex_common.schema.certificates import RENEW_HINT
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, NodeState, NodeView, SettingsView
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.units import format_duration, format_mib
 
-_SILENT_S = 30.0
-_LEAST_FILES = 4096
-_LEAST_DISK_BYTES = 5 * 1024**3
-
-
-class Verdict(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check.
-
-    Attributes:
-        hint: what to do; empty where nothing is.
-    """
-
-    check: str
-    verdict: Verdict
-    about: str
-    hint: str = ""
-
-
-_MARKS = {Verdict.OK: "ok", Verdict.WARNING: "!", Verdict.ERROR: "x"}
-_TONES = {Verdict.OK: Tone.GOOD, Verdict.WARNING: Tone.WARN, Verdict.ERROR: Tone.BAD}
-
-FINDINGS: Kind[Finding] = Kind(
-    kind="FindingList",
-    columns=(
-        Column("", lambda f: _MARKS[f.verdict], tone=lambda f: _TONES[f.verdict]),
-        Column("CHECK", lambda f: f.check),
-        Column("FOUND", lambda f: f.about),
-        Column("HINT", lambda f: f.hint, tone=lambda _f: Tone.HINT),
-    ),
-    name=lambda f: f"{f.verdict}:{f.check}",
-    nothing="nothing was checked",
-)
-
-
-def ok(check: str, about: str) -> Finding:
-    """A check that found nothing wrong."""
-    return Finding(check, Verdict.OK, about)
-
-
-def warning(check: str, about: str, hint: str = "") -> Finding:
-    """A check that found something worth a look."""
-    return Finding(check, Verdict.WARNING, about, hint)
-
-
-def error(check: str, about: str, hint: str = "") -> Finding:
-    """A check that found something broken."""
-    return Finding(check, Verdict.ERROR, about, hint)
-
-
-def worst(findings: Iterable[Finding]) -> Verdict:
-    """The worst verdict among findings."""
-    order = list(Verdict)
-    return max((f.verdict for f in findings), key=order.index, default=Verdict.OK)
+_MAX_SILENCE_S = 30.0
+_MIN_OPEN_FILES = 4096
+_MIN_FREE_DISK_BYTES = 5 * 1024**3
 
 
 def host_checks(weights: Path) -> list[Finding]:
-    """This host: limits and disk.
+    """Check the limits and the disk of this host.
 
     Args:
         weights: directory whose disk holds model weights.
     """
-    # A gateway takes as many as it may.
+    # The hard limit: a gateway raises its soft limit to it.
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = shutil.disk_usage(weights).free
     return [
         ok("open files", f"{files} allowed")
-        if files >= _LEAST_FILES
+        if files >= _MIN_OPEN_FILES
         else warning(
             "open files",
-            f"only {files} allowed; each stream of a gateway takes two",
-            "raise LimitNOFILE in the unit, or ulimit -Hn",
+            f"only {files} allowed; each stream of a gateway needs two",
+            "raise LimitNOFILE in the unit, or the limit of `ulimit -Hn`",
         ),
         ok("disk", f"{format_mib(free / 1024**2)} free on {weights}")
-        if free >= _LEAST_DISK_BYTES
+        if free >= _MIN_FREE_DISK_BYTES
         else warning(
-            "disk", f"{format_mib(free / 1024**2)} free on {weights}", "make room for weights"
+            "disk", f"{format_mib(free / 1024**2)} free on {weights}", "free disk space for weights"
         ),
     ]
 
 
 def fleet_checks(fleet: FleetSnapshot, version: str) -> list[Finding]:
-    """The fleet as its gateway tells it.
+    """Check the fleet as reported by its gateway.
 
     Args:
         fleet: the snapshot.
-        version: of this command.
+        version: version of this command.
     """
     found = [_versions(fleet, version), *_settings(fleet.settings, fleet.at)]
     if not fleet.nodes:
         found.append(
-            error("nodes", "the gateway knows none", "name them under [[neurons]] in cortex.toml")
+            error("nodes", "the gateway has no nodes", "add them to cortex.toml under [[neurons]]")
         )
     for node in fleet.nodes:
         found += _node(node, fleet.at)
@@ -130,12 +66,14 @@ def fleet_checks(fleet: FleetSnapshot, version: str) -> list[Finding]:
 
 
 def _versions(fleet: FleetSnapshot, version: str) -> Finding:
-    told = {"gateway": fleet.gateway_version} | {n.name: n.neuron_version for n in fleet.nodes}
-    others = {name: v for name, v in told.items() if v and v != version}
+    versions = {"gateway": fleet.gateway_version} | {n.name: n.neuron_version for n in fleet.nodes}
+    others = {name: v for name, v in versions.items() if v and v != version}
     if not others:
         return ok("versions", f"{version} everywhere")
     text = ", ".join(f"{name} has {v}" for name, v in others.items())
-    return warning("versions", f"this command has {version}; {text}", "update them together")
+    return warning(
+        "versions", f"this command has {version}; {text}", "update all components to one version"
+    )
 
 
 def _settings(settings: SettingsView, now: float) -> list[Finding]:
@@ -143,32 +81,36 @@ def _settings(settings: SettingsView, now: float) -> list[Finding]:
     if settings.reload_error:
         age = format_duration(max(0.0, now - settings.read_at))
         reason, *_ = settings.reload_error.splitlines()
-        about = f"the gateway runs by what it read {age} ago: {reason}"
-        hint = "mend the file, which is then read by itself; a gateway that starts would refuse it"
-        found.append(error("settings", about, hint))
+        message = f"the gateway uses the settings of {age} ago: {reason}"
+        hint = "fix the file, which is then reloaded; a gateway would not start with it"
+        found.append(error("settings", message, hint))
     if settings.restart:
-        about = f"changed, and not in force yet: {', '.join(settings.restart)}"
-        found.append(warning("settings", about, "restart the gateway"))
+        message = f"changed but not effective yet: {', '.join(settings.restart)}"
+        found.append(warning("settings", message, "restart the gateway"))
     return found
 
 
 def _node(node: NodeView, now: float) -> list[Finding]:
     name = f"node {node.name}"
     if node.state is not NodeState.UP:
-        return [error(name, f"{node.state.value}: {node.reason or 'no answer'}", way_to(node))]
+        return [
+            error(
+                name, f"{node.state.value}: {node.reason or 'no response'}", unreachable_hint(node)
+            )
+        ]
     found: list[Finding] = []
     silent = now - node.seen_at
-    if silent > _SILENT_S:
+    if silent > _MAX_SILENCE_S:
         hint = "the node or the network is overloaded, or the clocks differ"
         found.append(warning(name, f"silent for {format_duration(silent)}", hint))
     found += [warning(name, text) for text in node.warnings]
     for device in node.devices:
         if device.health is DeviceHealth.LOST:
-            hint = "look into the kernel's log for Xid; the host may need a restart"
+            hint = "look for Xid errors in the kernel log; the host might need a restart"
             found.append(error(f"device {node.name}/{device.index}", device.reason or "lost", hint))
     if not node.devices and not node.upstream:
-        hint = "is the driver loaded? [cpu] offer = true offers its RAM"
-        found.append(warning(name, "offers no device", hint))
+        hint = "is the driver loaded? to use its RAM, set [cpu] offer = true"
+        found.append(warning(name, "has no device", hint))
     if node.cordoned:
         found.append(warning(name, "is cordoned", f"`cortex nodes uncordon {node.name}`"))
     return found or [ok(name, f"devices: {len(node.devices)}, instances: {len(node.instances)}")]
@@ -178,111 +120,109 @@ def _certificates(fleet: FleetSnapshot) -> list[Finding]:
     found: list[Finding] = []
     for node, certificates in fleet.all_certificates:
         for certificate in certificates:
-            if about := certificate.problem(fleet.at):
-                over = certificate.has_expired(fleet.at) or certificate.reload_error
-                told = error if over else warning
+            if message := certificate.problem(fleet.at):
+                unusable = certificate.has_expired(fleet.at) or certificate.reload_error
+                severity = error if unusable else warning
                 check = f"certificate of {node or 'the gateway'}"
-                found.append(told(check, about, RENEW_HINT))
-    ends = sorted(c.expires for _, certificates in fleet.all_certificates for c in certificates)
-    if ends and not found:
-        found.append(ok("certificates", f"{len(ends)}, the first ends on {ends[0]}"))
+                found.append(severity(check, message, RENEW_HINT))
+    expiries = sorted(c.expires for _, certificates in fleet.all_certificates for c in certificates)
+    if expiries and not found:
+        found.append(ok("certificates", f"{len(expiries)}, the first expires on {expiries[0]}"))
     return found
 
 
-_WAYS: tuple[tuple[str, str], ...] = (
+_UNREACHABLE_HINTS: tuple[tuple[str, str], ...] = (
     (
         "Hostname mismatch|IP address mismatch",
-        "`endpoint` must say a name that the certificate has",
+        "`endpoint` must use a name that the certificate contains",
     ),
     (PEER_EXPIRED, RENEW_HINT),
     ("not yet valid", "are both clocks right?"),
-    ("CERTIFICATE_REQUIRED", "it asks for a certificate: name one as `certificate` under {table}"),
+    ("CERTIFICATE_REQUIRED", "it requires a client certificate: set `certificate` under {table}"),
     (
         "ALERT_UNKNOWN_CA",
-        "`client_ca` over there must be the authority of the gateway's certificate",
+        "`client_ca` of the neuron must be the authority of the gateway's certificate",
     ),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "`ca` under {table} names the authority that its certificate is from",
+        "set `ca` under {table} to the authority that signed its certificate",
     ),
     (
         "WRONG_VERSION_NUMBER",
-        "it speaks plain HTTP: its `endpoint` begins with http://, or it needs a [tls]",
+        "it uses plain HTTP: use http:// in `endpoint`, or configure [tls] there",
     ),
-    ("disconnected without sending", "does it speak TLS? then its `endpoint` begins with https://"),
+    ("disconnected without sending", "does it use TLS? then use https:// in `endpoint`"),
     (
         "token of this neuron|needs its token",
-        "give both the same text: `token_file` in its neuron.toml and under {table}",
+        "use the same token on both sides: `token_file` in its neuron.toml and under {table}",
     ),
-    ("returned 401|returned 403", "`key_file` under {table} names the file of a key that it takes"),
+    (
+        "returned 401|returned 403",
+        "set `key_file` under {table} to the file of a key that it accepts",
+    ),
     (
         "name resolution|Name or service|nodename nor|No address associated",
-        "no name server knows {host}: mend `endpoint`, or say its address",
+        "the host name {host} is unknown: correct `endpoint`, or use an IP address",
     ),
     (
         "timed out|in time|silent",
-        "is the host up? a firewall may drop what goes to {host}: `{curl}` from the gateway's host",
+        "is the host up? a firewall might drop packets to {host}: try `{curl}` on the gateway's host",
     ),
     (
         "returned 404|there is no /events",
-        "something else listens there: is the port of `endpoint` the right one?",
+        "another server listens there: is the port of `endpoint` correct?",
     ),
     (
         "No route to host|Network is unreachable",
-        "the network has no way to {host}: `ping {host}` from the gateway's host",
+        "there is no route to {host}: try `ping {host}` on the gateway's host",
     ),
     (
         "refused|ended its event stream",
-        "nothing listens there: {start}; does it listen on that address?",
+        "nothing listens on that address: {start}, and check its `listen` setting",
     ),
 )
-"""What a reason says, as alternatives, and what to do about it; the first that fits counts."""
+"""Patterns of the reason, and the hint for each; the first match applies."""
 
 
-def way_to(node: NodeView) -> str:
-    """What to do about a node that can't be reached, by the reason that its gateway tells."""
+def unreachable_hint(node: NodeView) -> str:
+    """Return what to do about an unreachable node, by the reason that the gateway reports."""
     reason = node.reason or ""
     host = urlsplit(node.endpoint).hostname or node.endpoint
     curl = f"curl {node.endpoint}{'/v1/models' if node.upstream else '/health'}"
-    start = "start it" if node.upstream else f"`systemctl status neuron` on {node.name}"
-    way = next(
-        (way for said, way in _WAYS if re.search(said, reason)),
-        "is {what} running? `{curl}` from the gateway's host",
+    start = "start the server" if node.upstream else f"`systemctl status neuron` on {node.name}"
+    hint = next(
+        (hint for pattern, hint in _UNREACHABLE_HINTS if re.search(pattern, reason)),
+        "is {what} running? try `{curl}` on the gateway's host",
     )
     if node.upstream:
-        way = way.replace("`endpoint`", "`base_url`")
-    return way.format(
+        hint = hint.replace("`endpoint`", "`base_url`")
+    return hint.format(
         host=host,
         curl=curl,
         start=start,
-        what="it" if node.upstream else "its neuron",
+        what="the server" if node.upstream else "its neuron",
         table="[[upstreams]]" if node.upstream else "[[neurons]]",
     )
 
 
 def _models(fleet: FleetSnapshot) -> list[Finding]:
     if not fleet.models:
-        return [warning("models", "the catalogue is empty", "describe one in models.toml")]
+        return [warning("models", "the catalogue is empty", "add a model to models.toml")]
     failed = [m for m in fleet.models if m.state is ModelState.FAILED]
     found = [
-        error(
-            f"model {m.id}", m.error or "failed", f"`cortex models load {quote(m.id)}` tries again"
-        )
+        error(f"model {m.id}", m.error or "failed", f"`cortex models load {quote(m.id)}` retries")
         for m in failed
     ]
-    served = {h for n in fleet.nodes for h in n.harnesses}
-    if served:
-        served |= {i.harness for i in fleet.instances()}
+    harnesses = {h for n in fleet.nodes for h in n.harnesses}
+    if harnesses:
+        harnesses |= {i.harness for i in fleet.instances()}
     found += [
-        warning(f"model {m.id}", f"no node has the harness {m.harness}", "name it in a neuron.toml")
+        warning(
+            f"model {m.id}",
+            f"no node has the harness {m.harness}",
+            "add it to [[harnesses]] of a neuron.toml",
+        )
         for m in fleet.models
-        if m.harness and served and m.harness not in served
+        if m.harness and harnesses and m.harness not in harnesses
     ]
     return found or [ok("models", f"{len(fleet.models)}, none failed")]
-
-
-def counted(findings: Sequence[Finding]) -> str:
-    """How many of which, for the last line."""
-    wrong = sum(f.verdict is Verdict.ERROR for f in findings)
-    doubtful = sum(f.verdict is Verdict.WARNING for f in findings)
-    return f"{wrong} errors, {doubtful} warnings, {len(findings) - wrong - doubtful} ok"

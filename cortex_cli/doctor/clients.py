@@ -1,4 +1,4 @@
-"""The clients that are known."""
+"""The clients that `cortex doctor --client` can check for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Client(StrEnum):
-    """Kinds of clients."""
+    """Values of --client."""
 
     CLAUDE_CODE = "claude-code"
     CODEX = "codex"

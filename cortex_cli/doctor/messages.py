@@ -1,4 +1,4 @@
-"""Anthropic Messages, as strictly as its SDKs read it."""
+"""Probe dialect for Anthropic Messages, as strict as Anthropic's SDKs."""
 
 from __future__ import annotations
 
@@ -6,75 +6,84 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cortex_cli.doctor.probe import ABOUT, PIXEL, SCHEMA, TOOL, Broken, Event, Told, Wish
+from cortex_cli.doctor.probe import (
+    PIXEL,
+    SCHEMA,
+    TOOL,
+    TOOL_DESCRIPTION,
+    InvalidResponse,
+    ProbeRequest,
+    ProbeResponse,
+    StreamEvent,
+)
 
 PATH = "/v1/messages"
 HEADERS = {"anthropic-version": "2023-06-01"}
 
 
-def body(model: str, request: Wish) -> dict[str, Any]:
-    """A request."""
+def build_body(model: str, request: ProbeRequest) -> dict[str, Any]:
+    """Return the body of a request."""
     content: list[dict[str, Any]] = [{"type": "text", "text": request.prompt}]
     if request.image:
         source = {"type": "base64", "media_type": "image/png", "data": PIXEL}
         content.insert(0, {"type": "image", "source": source})
-    asked: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "model": model,
         "max_tokens": request.max_tokens,
         "messages": [{"role": "user", "content": content}],
         "stream": request.stream,
     }
     if request.tools:
-        asked["tools"] = [{"name": TOOL, "description": ABOUT, "input_schema": SCHEMA}]
+        payload["tools"] = [{"name": TOOL, "description": TOOL_DESCRIPTION, "input_schema": SCHEMA}]
     if request.thinking:
-        asked |= {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
-    return asked
+        payload |= {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
+    return payload
 
 
-def whole(answer: Any) -> Told:
-    """What a whole message says.
+def parse_body(answer: Any) -> ProbeResponse:
+    """Parse a non-streaming message.
 
     Raises:
-        Broken: it is no message.
+        InvalidResponse: it is not a message.
     """
     if not isinstance(answer, dict) or answer.get("type") != "message":
-        raise Broken("the answer is no message")
-    return _told(answer["content"], answer)
+        raise InvalidResponse("the response is not a message")
+    return _to_response(answer["content"], answer)
 
 
-def streamed(events: Sequence[Event]) -> Told:
-    """What a stream of events says.
+def parse_stream(events: Sequence[StreamEvent]) -> ProbeResponse:
+    """Parse a stream of events.
 
     Raises:
-        Broken: it is out of order, or not whole.
+        InvalidResponse: the stream is out of order or incomplete.
     """
-    reading = _Reading()
+    reader = _StreamReader()
     for event in events:
         if event.name != "ping":
-            reading.take(event.name, _checked(event))
-    if reading.message is None or not reading.ended or reading.is_open:
-        raise Broken("the stream ends without message_stop")
-    return _told(reading.blocks, reading.message)
+            reader.process(event.name, _validate(event))
+    if reader.message is None or not reader.ended or reader.is_open:
+        raise InvalidResponse("the stream ends without message_stop")
+    return _to_response(reader.blocks, reader.message)
 
 
-class _Reading:
-    """A message as it comes together."""
+class _StreamReader:
+    """Assembles a message from events."""
 
     def __init__(self) -> None:
         self.message: dict[str, Any] | None = None
         self.blocks: list[dict[str, Any]] = []
         self.is_open = self.ended = False
 
-    def take(self, kind: str, data: dict[str, Any]) -> None:
-        """The next event."""
+    def process(self, kind: str, data: dict[str, Any]) -> None:
+        """Process the next event."""
         if kind == "error":
-            raise Broken(f"the stream tells an error: {data['error']['message']}")
+            raise InvalidResponse(f"the stream contains an error: {data['error']['message']}")
         if self.ended:
-            raise Broken(f"{kind} after message_stop")
+            raise InvalidResponse(f"{kind} after message_stop")
         if kind == "message_start":
             self._start(data)
         elif self.message is None:
-            raise Broken(f"{kind} before message_start")
+            raise InvalidResponse(f"{kind} before message_start")
         elif kind.startswith("content_block_"):
             self._block(kind, data)
         elif kind == "message_delta":
@@ -85,31 +94,33 @@ class _Reading:
 
     def _start(self, data: dict[str, Any]) -> None:
         if self.message is not None:
-            raise Broken("message_start comes twice")
+            raise InvalidResponse("message_start was sent twice")
         self.message = dict(data["message"])
 
     def _block(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "content_block_start":
             if self.is_open or data["index"] != len(self.blocks):
-                raise Broken("a content block starts out of turn")
+                raise InvalidResponse("a content block starts out of order")
             self.blocks.append(dict(data["content_block"]) | {"_json": ""})
             self.is_open = True
             return
         if not self.is_open or data["index"] != len(self.blocks) - 1:
-            raise Broken(f"{kind} belongs to no open block")
+            raise InvalidResponse(f"{kind} belongs to no open block")
         if kind == "content_block_stop":
             self.is_open = False
         else:
-            _grow(self.blocks[-1], data["delta"])
+            _append_delta(self.blocks[-1], data["delta"])
 
 
-def _checked(event: Event) -> dict[str, Any]:
+def _validate(event: StreamEvent) -> dict[str, Any]:
     if not isinstance(event.data, dict) or event.data.get("type") != event.name:
-        raise Broken(f"event {event.name!r} does not name its type twice, as SDKs need it")
+        raise InvalidResponse(
+            f"the data of event {event.name!r} does not repeat its type, which SDKs require"
+        )
     return event.data
 
 
-def _grow(block: dict[str, Any], delta: dict[str, Any]) -> None:
+def _append_delta(block: dict[str, Any], delta: dict[str, Any]) -> None:
     for kind, field in (("text_delta", "text"), ("thinking_delta", "thinking")):
         if delta["type"] == kind:
             block[field] += delta[field]
@@ -117,9 +128,9 @@ def _grow(block: dict[str, Any], delta: dict[str, Any]) -> None:
         block["_json"] += delta["partial_json"]
 
 
-def _told(blocks: Sequence[dict[str, Any]], message: dict[str, Any]) -> Told:
+def _to_response(blocks: Sequence[dict[str, Any]], message: dict[str, Any]) -> ProbeResponse:
     usage = message["usage"]
-    return Told(
+    return ProbeResponse(
         text="".join(b["text"] for b in blocks if b["type"] == "text"),
         thinking="".join(b["thinking"] for b in blocks if b["type"] == "thinking"),
         calls=tuple(_input(b) for b in blocks if b["type"] == "tool_use"),
@@ -131,9 +142,9 @@ def _told(blocks: Sequence[dict[str, Any]], message: dict[str, Any]) -> Told:
 
 def _input(block: dict[str, Any]) -> dict[str, Any]:
     try:
-        found = json.loads(block["_json"]) if block.get("_json") else block["input"]
-    except ValueError as failed:
-        raise Broken(f"the input of a call is no JSON: {failed}") from failed
-    if not isinstance(found, dict):
-        raise Broken("the input of a call is no object")
-    return found
+        arguments = json.loads(block["_json"]) if block.get("_json") else block["input"]
+    except ValueError as error:
+        raise InvalidResponse(f"the input of a tool call is not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise InvalidResponse("the input of a tool call is not an object")
+    return arguments

@@ -1,4 +1,4 @@
-"""What a probe asks for and what it is told, in no dialect yet."""
+"""Requests and responses of probes, independent of the dialect."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ SCHEMA: Mapping[str, Any] = {
     "required": ["city"],
     "additionalProperties": False,
 }
-ABOUT = "Tells the weather in one city."
+TOOL_DESCRIPTION = "Returns the weather in a city."
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEElEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
-"""A red square of 8 by 8 as a PNG in base64."""
+"""A red square of 8 by 8 pixels as a base64-encoded PNG."""
 
 
-class Broken(Exception):
-    """An answer is not what the dialect says; the message is the reason."""
+class InvalidResponse(Exception):
+    """A response violates its dialect; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ProbeRequest:
     """One request.
 
     Attributes:
-        prompt: of the user.
-        tools: offer the weather tool; whether it is called is up to the model, as it is with real clients.
-        image: send the red square along.
-        thinking: ask for reasoning.
-        stream: ask for a stream.
-        max_tokens: of the answer.
+        prompt: text of the user message.
+        tools: offer the weather tool; the model decides whether to call it, as with real clients.
+        image: attach the red square.
+        thinking: request reasoning.
+        stream: request a stream.
+        max_tokens: maximum length of the response.
     """
 
     prompt: str
@@ -44,13 +44,16 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What an answer said.
+class ProbeResponse:
+    """Contents of a response.
 
     Attributes:
-        calls: arguments of each call of the tool, in order.
-        stop: why it ended, in the dialect's word.
-        tokens_in, tokens_out: as the answer counted them; 0 where it did not.
+        text: text of the response.
+        thinking: reasoning.
+        calls: arguments of each tool call, in order.
+        stop: stop reason of the dialect.
+        tokens_in: input tokens according to the response; 0 if it has no counts.
+        tokens_out: output tokens, likewise.
     """
 
     text: str = ""
@@ -62,8 +65,8 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One event of a stream; `data` is its JSON, or a text that is none."""
+class StreamEvent:
+    """One event of a stream; `data` is its JSON value, or its text if it is not JSON."""
 
     name: str
     data: Any

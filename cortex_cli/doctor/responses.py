@@ -1,4 +1,4 @@
-"""OpenAI Responses, as strictly as its SDK and Codex read it."""
+"""Probe dialect for OpenAI Responses, as strict as OpenAI's SDK and Codex."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cortex_cli.doctor.probe import ABOUT, PIXEL, SCHEMA, TOOL, Broken, Event, Told, Wish
+from cortex_cli.doctor.probe import (
+    PIXEL,
+    SCHEMA,
+    TOOL,
+    TOOL_DESCRIPTION,
+    InvalidResponse,
+    ProbeRequest,
+    ProbeResponse,
+    StreamEvent,
+)
 
 PATH = "/v1/responses"
 HEADERS: dict[str, str] = {}
-_LAST = frozenset({"response.completed", "response.incomplete"})
+_FINAL_EVENTS = frozenset({"response.completed", "response.incomplete"})
 
 
-def body(model: str, request: Wish) -> dict[str, Any]:
-    """A request, with the instructions where Codex has them."""
+def build_body(model: str, request: ProbeRequest) -> dict[str, Any]:
+    """Return the body of a request, with the instructions in the place that Codex uses."""
     parts: list[dict[str, Any]] = [{"type": "input_text", "text": request.prompt}]
     if request.image:
         parts.append({"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"})
     developer = [{"type": "input_text", "text": "You help."}]
-    asked: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "model": model,
         "max_output_tokens": request.max_tokens,
         "input": [
@@ -30,64 +39,69 @@ def body(model: str, request: Wish) -> dict[str, Any]:
         "store": False,
     }
     if request.tools:
-        tool = {"type": "function", "name": TOOL, "description": ABOUT, "parameters": SCHEMA}
-        asked |= {"tools": [tool], "tool_choice": "auto", "parallel_tool_calls": True}
+        tool = {
+            "type": "function",
+            "name": TOOL,
+            "description": TOOL_DESCRIPTION,
+            "parameters": SCHEMA,
+        }
+        payload |= {"tools": [tool], "tool_choice": "auto", "parallel_tool_calls": True}
     if request.thinking:
-        asked["reasoning"] = {"effort": "high", "summary": "auto"}
-    return asked
+        payload["reasoning"] = {"effort": "high", "summary": "auto"}
+    return payload
 
 
-def whole(answer: Any) -> Told:
-    """What a whole response says.
+def parse_body(answer: Any) -> ProbeResponse:
+    """Parse a non-streaming response.
 
     Raises:
-        Broken: it is none, or failed.
+        InvalidResponse: it is not a response.
     """
     if not isinstance(answer, dict) or answer.get("object") != "response":
-        raise Broken("the answer is no response")
-    return _told(answer, answer["output"])
+        raise InvalidResponse("the body is not a response")
+    return _to_response(answer, answer["output"])
 
 
-def streamed(events: Sequence[Event]) -> Told:
-    """What a stream of events says.
+def parse_stream(events: Sequence[StreamEvent]) -> ProbeResponse:
+    """Parse a stream of events.
 
     Raises:
-        Broken: it is out of order, or not whole.
+        InvalidResponse: the stream is out of order or incomplete.
     """
     done: list[dict[str, Any]] = []
     active, number = "", -1
     for event in events:
         data = event.data
         if not isinstance(data, dict) or data.get("type") != event.name:
-            raise Broken(f"event {event.name!r} does not name its type twice")
+            raise InvalidResponse(f"the data of event {event.name!r} does not repeat its type")
         if data["sequence_number"] <= number:
-            raise Broken("sequence_number does not grow")
+            raise InvalidResponse("sequence_number does not increase")
         number = data["sequence_number"]
         if event.name == "response.failed":
-            raise Broken(f"the response failed: {data['response']['error']['message']}")
+            raise InvalidResponse(f"the response failed: {data['response']['error']['message']}")
         if event.name == "response.output_item.added":
             active = data["item"]["id"]
         elif event.name == "response.output_item.done":
             done.append(data["item"])
             active = ""
         elif event.name.endswith(".delta") and data["item_id"] != active:
-            raise Broken("a delta without an active item")
-        elif event.name in _LAST:
+            raise InvalidResponse("a delta without an active item")
+        elif event.name in _FINAL_EVENTS:
             if event is not events[-1]:
-                raise Broken(f"events after {event.name}")
-            return _told(data["response"], done)
-    raise Broken("the stream ends without response.completed")
+                raise InvalidResponse(f"events after {event.name}")
+            return _to_response(data["response"], done)
+    raise InvalidResponse("the stream ends without response.completed")
 
 
-def _told(response: dict[str, Any], items: Sequence[dict[str, Any]]) -> Told:
+def _to_response(response: dict[str, Any], items: Sequence[dict[str, Any]]) -> ProbeResponse:
     text = [p for i in items if i["type"] == "message" for p in i["content"]]
     reasoning = [p for i in items if i["type"] == "reasoning" for p in i.get("summary", ())]
     try:
         calls = [json.loads(i["arguments"]) for i in items if i["type"] == "function_call"]
-    except ValueError as failed:
-        raise Broken(f"the arguments of a call are no JSON: {failed}") from failed
+    except ValueError as error:
+        raise InvalidResponse(f"the arguments of a tool call are not JSON: {error}") from error
     usage = response.get("usage") or {}
-    return Told(
+    return ProbeResponse(
         text="".join(p.get("text", "") for p in text),
         thinking="".join(p.get("text", "") for p in reasoning),
         calls=tuple(calls),

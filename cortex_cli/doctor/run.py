@@ -1,36 +1,38 @@
-"""One run of `cortex doctor --client`: finds the model, probes it, and looks at what is left over."""
+"""One run of `cortex doctor --client`: selects the model and probes it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+
+from typing_extensions import override
 
 from cortex_cli.client import Target
 from cortex_cli.color import Paint
-from cortex_cli.doctor.checks import Finding, error, ok
 from cortex_cli.doctor.clients import Client
-from cortex_cli.doctor.http import Asker
-from cortex_cli.doctor.probe import Broken
-from cortex_cli.doctor.suite import DIALECTS, Model, Prober
+from cortex_cli.doctor.findings import Finding, error, ok
+from cortex_cli.doctor.probe import InvalidResponse
+from cortex_cli.doctor.suite import DIALECTS, InFlight, ProbedModel, Prober
+from cortex_cli.doctor.transport import ProbeTransport
 from cortex_cli.error_exit import describe
+from cortex_common.client.control import quote_path
 from cortex_common.client.gateway import OperatorClient
 from cortex_common.errors import CortexError, UpstreamFailed
 
-_LOOK_S = 0.05
+_POLL_S = 0.05
 
 
-class OperatorsView:
-    """The number of requests under way, for those who may see it."""
+class OperatorInFlight(InFlight):
+    """Reads the number of requests in flight from the operator API, which requires the operator scope."""
 
     def __init__(self, operator: OperatorClient) -> None:
         self._operator = operator
 
+    @override
     async def until_idle(self, model: str, seconds: float) -> bool | None:
-        """See `prober.InFlight`."""
         try:
             async with asyncio.timeout(seconds):
-                while await self._in_flight(model):  # noqa: ASYNC110 - another host's state
-                    await asyncio.sleep(_LOOK_S)
+                while await self._in_flight(model):  # noqa: ASYNC110 - state of another host
+                    await asyncio.sleep(_POLL_S)
         except TimeoutError:
             return False
         except CortexError:
@@ -43,45 +45,47 @@ class OperatorsView:
         return 0 if view is None else view.in_flight
 
 
-async def probe(where: Target, client: Client, name: str | None) -> list[Finding]:
-    """All findings.
+async def probe_client(target: Target, client: Client, name: str | None) -> list[Finding]:
+    """Probe a model for one client.
 
     Args:
-        where: the gateway and the key.
-        client: whose needs.
-        name: of the model; None for one that is ready, or else any.
+        target: the gateway and the key.
+        client: the client whose requirements are checked.
+        name: name of the model; None for one that is ready, or else any.
     """
     async with (
-        Asker(where, DIALECTS[client].HEADERS) as asker,
-        OperatorClient(where.url, who="the gateway", token=where.key) as operator,
+        ProbeTransport(target, DIALECTS[client].HEADERS) as transport,
+        OperatorClient(target.url, who="the gateway", token=target.key) as operator,
     ):
         try:
-            model = await _model(asker, operator, name)
+            model = await _find_model(transport, operator, name)
             findings = [ok("model list", f"has {model.name}")]
-            prober = Prober(client, model, asker, OperatorsView(operator))
+            prober = Prober(client, model, transport, OperatorInFlight(operator))
             return findings + [finding async for finding in prober.findings()]
-        except Broken as broken:
-            return [error("model list", str(broken), "`cortex models ls` lists them")]
-        except UpstreamFailed as failed:
-            return [error("gateway", failed.message, describe(failed, Paint()).splitlines()[-1])]
+        except InvalidResponse as invalid:
+            return [error("model list", str(invalid), "`cortex models ls` lists the models")]
+        except UpstreamFailed as failure:
+            return [error("gateway", failure.message, describe(failure, Paint()).splitlines()[-1])]
 
 
-async def _model(asker: Asker, operator: OperatorClient, name: str | None) -> Model:
-    """The model as the gateway's list has it.
+async def _find_model(
+    transport: ProbeTransport, operator: OperatorClient, name: str | None
+) -> ProbedModel:
+    """Return the model as the gateway's model list describes it.
 
     Raises:
-        Broken: the list lacks it, or is none.
+        InvalidResponse: the list does not contain the model, or is invalid.
     """
     if name is None:
-        listed = (await asker.get("/v1/models"))["data"]
-        if not listed:
-            raise Broken("the gateway lists no model")
-        name = await _ready(operator) or str(listed[0]["id"])
-    found: dict[str, Any] = await asker.get(f"/v1/models/{name}")
-    return Model(name, found.get("context_length") or found.get("max_input_tokens"))
+        models = (await transport.get("/v1/models"))["data"]
+        if not models:
+            raise InvalidResponse("the gateway lists no models")
+        name = await _ready_model(operator) or str(models[0]["id"])
+    entry = await transport.get(f"/v1/models/{quote_path(name)}")
+    return ProbedModel(name, entry.get("context_length") or entry.get("max_input_tokens"))
 
 
-async def _ready(operator: OperatorClient) -> str | None:
+async def _ready_model(operator: OperatorClient) -> str | None:
     try:
         models = (await operator.fleet()).models
     except CortexError:

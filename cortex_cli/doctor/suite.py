@@ -1,4 +1,4 @@
-"""The probes of a model for one kind of client, in the order in which their failures matter."""
+"""The probes of a model for one client, most important first."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cortex_cli.doctor import chat, messages, responses
-from cortex_cli.doctor.checks import Finding, error, ok, warning
 from cortex_cli.doctor.clients import Client
-from cortex_cli.doctor.http import Asker, Refused
-from cortex_cli.doctor.probe import Broken, Event, Told, Wish
+from cortex_cli.doctor.findings import Finding, error, ok, warning
+from cortex_cli.doctor.probe import InvalidResponse, ProbeRequest, ProbeResponse, StreamEvent
+from cortex_cli.doctor.transport import ProbeTransport, RequestRejected
 
 IDLE_LIMIT_S = 300.0
-"""After this long without a byte Claude Code gives a stream up and asks again; others are no more patient."""
+"""Seconds without a byte after which Claude Code aborts a stream and retries; other clients wait no longer."""
 
-_CONTEXT = 4096
-"""Assumed where the model list does not tell."""
+_DEFAULT_CONTEXT = 4096
+"""Assumed if the model list has no context length."""
 
-_MOST_CONTEXT = 262_144
-"""A prompt beyond a larger one than this would take minutes only to send."""
+_MAX_OVERFLOW_CONTEXT = 262_144
+"""Sending a prompt beyond a larger context would take minutes."""
 
-_FEWEST_WORDS = 16
+_MIN_WORDS = 16
 
 _OVERFLOW = re.compile(r"prompt is too long: \d+ tokens > \d+ maximum")
 
@@ -34,16 +34,16 @@ class Dialect(Protocol):
     PATH: str
     HEADERS: dict[str, str]
 
-    def body(self, model: str, request: Wish) -> dict[str, Any]:
-        """A request."""
+    def build_body(self, model: str, request: ProbeRequest) -> dict[str, Any]:
+        """Return the body of a request."""
         ...
 
-    def whole(self, answer: Any) -> Told:
-        """What a whole answer says."""
+    def parse_body(self, answer: Any) -> ProbeResponse:
+        """Parse a non-streaming response."""
         ...
 
-    def streamed(self, events: Sequence[Event]) -> Told:
-        """What a stream says."""
+    def parse_stream(self, events: Sequence[StreamEvent]) -> ProbeResponse:
+        """Parse a stream."""
         ...
 
 
@@ -54,23 +54,24 @@ DIALECTS: dict[Client, Dialect] = {
     Client.OPENAI: chat,
 }
 AGENTS = frozenset({Client.CLAUDE_CODE, Client.CODEX})
-"""Useless without tools."""
+"""Clients that are useless without tools."""
 
 
 class InFlight(Protocol):
-    """Who sees how many requests of a model are under way."""
+    """Access to the number of a model's requests in flight."""
 
     async def until_idle(self, model: str, seconds: float) -> bool | None:
-        """Whether none is within that time; None when that can't be seen."""
+        """Return whether the model became idle within this time; None if that is unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """What is probed.
+class ProbedModel:
+    """The model that is probed.
 
     Attributes:
-        context: tokens that a request may use; None where the gateway does not know.
+        name: name or alias.
+        context: tokens that a request can use; None if unknown.
     """
 
     name: str
@@ -78,34 +79,36 @@ class Model:
 
 
 class Prober:
-    """Probes one model for one kind of client.
+    """Probes one model for one client.
 
     Args:
-        client: whose needs.
-        model: which.
-        asker: of the gateway.
-        in_flight: sees whether a request has ended.
+        client: the client whose requirements are checked.
+        model: the model.
+        transport: sends the requests.
+        in_flight: reports whether a request has ended.
     """
 
-    def __init__(self, client: Client, model: Model, asker: Asker, in_flight: InFlight) -> None:
+    def __init__(
+        self, client: Client, model: ProbedModel, transport: ProbeTransport, in_flight: InFlight
+    ) -> None:
         self._client = client
         self._dialect = DIALECTS[client]
         self._model = model
-        self._asker = asker
+        self._transport = transport
         self._in_flight = in_flight
 
     async def findings(self) -> AsyncIterator[Finding]:
-        """One for each probe, as they end."""
+        """Run the probes and yield the finding of each."""
         probes: dict[str, Callable[[str], Awaitable[Finding]]] = {
             "stream": self._text,
-            "whole answer": self._whole,
+            "no stream": self._no_stream,
             "tool call": self._tool,
             "parallel calls": self._parallel,
             "thinking": self._thinking,
             "image": self._image,
             "token count": self._count,
             "overflow": self._overflow,
-            "long prompt": self._long,
+            "long prompt": self._long_prompt,
             "disconnect": self._disconnect,
         }
         if self._dialect is not messages:
@@ -113,123 +116,134 @@ class Prober:
         for check, probe in probes.items():
             try:
                 yield await probe(check)
-            except Broken as broken:
-                yield error(check, str(broken))
+            except InvalidResponse as invalid:
+                yield error(check, str(invalid))
             except (KeyError, TypeError, IndexError, AttributeError) as missing:
-                yield error(check, f"the answer lacks what the dialect has: {missing}")
+                yield error(check, f"the response lacks a required field: {missing}")
 
-    async def _stream(self, request: Wish) -> Told:
-        body = self._dialect.body(self._model.name, request)
-        events = [event async for event in self._asker.stream(self._dialect.PATH, body)]
-        return self._dialect.streamed(events)
+    async def _stream(self, request: ProbeRequest) -> ProbeResponse:
+        body = self._dialect.build_body(self._model.name, request)
+        events = [event async for event in self._transport.stream(self._dialect.PATH, body)]
+        return self._dialect.parse_stream(events)
 
     async def _text(self, check: str) -> Finding:
-        told = await self._stream(Wish("Say hello."))
-        if not told.text and not told.thinking:
-            return error(check, "the events are in order, but say nothing")
-        if not told.tokens_in or not told.tokens_out:
-            return warning(check, "no token counts, so clients can't tell how full the context is")
-        return ok(check, f"in order; {told.tokens_in} tokens in, {told.tokens_out} out")
+        response = await self._stream(ProbeRequest("Say hello."))
+        if not response.text and not response.thinking:
+            return error(check, "the events are in order but contain no text")
+        if not response.tokens_in or not response.tokens_out:
+            return warning(
+                check, "no token counts, so clients can't compute how full the context is"
+            )
+        return ok(check, f"in order; {response.tokens_in} tokens in, {response.tokens_out} out")
 
-    async def _whole(self, check: str) -> Finding:
-        body = self._dialect.body(self._model.name, Wish("Say hello.", stream=False))
-        told = self._dialect.whole(await self._asker.post(self._dialect.PATH, body))
-        return ok(check, f"{told.tokens_out} tokens, ended with {told.stop!r}")
+    async def _no_stream(self, check: str) -> Finding:
+        body = self._dialect.build_body(self._model.name, ProbeRequest("Say hello.", stream=False))
+        response = self._dialect.parse_body(await self._transport.post(self._dialect.PATH, body))
+        return ok(check, f"{response.tokens_out} tokens, ended with {response.stop!r}")
 
     async def _tool(self, check: str) -> Finding:
         prompt = "What is the weather in Paris? Use the tool."
-        told = await self._stream(Wish(prompt, tools=True, max_tokens=512))
-        if told.calls and "city" in told.calls[0]:
-            return ok(check, f"called with {dict(told.calls[0])}")
-        problem = "called without the argument it needs" if told.calls else "the tool is not called"
-        serious = error if self._client in AGENTS else warning
-        return serious(check, problem, "choose a model that is made for tools")
+        response = await self._stream(ProbeRequest(prompt, tools=True, max_tokens=512))
+        if response.calls and "city" in response.calls[0]:
+            return ok(check, f"called with {dict(response.calls[0])}")
+        problem = (
+            "called without the argument it needs" if response.calls else "the tool is not called"
+        )
+        severity = error if self._client in AGENTS else warning
+        return severity(check, problem, "choose a model that is trained for tool use")
 
     async def _parallel(self, check: str) -> Finding:
         prompt = "What is the weather in Paris and in Rome? Use the tool for both at once."
-        told = await self._stream(Wish(prompt, tools=True, max_tokens=512))
-        if len(told.calls) > 1:
-            return ok(check, f"{len(told.calls)} calls in one answer")
-        if not told.calls:
+        response = await self._stream(ProbeRequest(prompt, tools=True, max_tokens=512))
+        if len(response.calls) > 1:
+            return ok(check, f"{len(response.calls)} calls in one response")
+        if not response.calls:
             return warning(check, "the tool is not called")
-        return warning(check, "one call at a time", "works, with more turns")
+        return warning(check, "one call at a time", "works, but needs more turns")
 
     async def _thinking(self, check: str) -> Finding:
         try:
-            told = await self._stream(Wish("Is 91 prime?", thinking=True, max_tokens=512))
-        except Refused as refused:
-            return error(check, str(refused), "the client asks for it with every request")
-        return ok(check, "told apart from the answer" if told.thinking else "asked for, none came")
+            response = await self._stream(
+                ProbeRequest("Is 91 prime?", thinking=True, max_tokens=512)
+            )
+        except RequestRejected as rejected:
+            return error(check, str(rejected), "the client requests it in every request")
+        return ok(
+            check, "separate from the text" if response.thinking else "requested, but none sent"
+        )
 
     async def _image(self, check: str) -> Finding:
         try:
-            await self._stream(Wish("Which colour is this?", image=True))
-        except Refused as refused:
-            return warning(check, str(refused), "screenshots need a model that sees")
-        return ok(check, "taken")
+            await self._stream(ProbeRequest("Which color is this?", image=True))
+        except RequestRejected as rejected:
+            return warning(check, str(rejected), "screenshots need a vision model")
+        return ok(check, "accepted")
 
     async def _count(self, check: str) -> Finding:
-        asked = messages.body(self._model.name, Wish("Say hello."))
-        body = {k: asked[k] for k in ("model", "messages")}
-        counted = (await self._asker.post(f"{messages.PATH}/count_tokens", body))["input_tokens"]
-        told = await self._stream(Wish("Say hello."))
-        if told.tokens_in and abs(counted - told.tokens_in) > max(8, told.tokens_in):
-            return warning(check, f"counted {counted}, the engine {told.tokens_in}")
-        return ok(check, f"counted {counted}, the engine {told.tokens_in}")
+        payload = messages.build_body(self._model.name, ProbeRequest("Say hello."))
+        body = {k: payload[k] for k in ("model", "messages")}
+        counted = (await self._transport.post(f"{messages.PATH}/count_tokens", body))[
+            "input_tokens"
+        ]
+        response = await self._stream(ProbeRequest("Say hello."))
+        if response.tokens_in and abs(counted - response.tokens_in) > max(8, response.tokens_in):
+            return warning(check, f"counted {counted}, the engine {response.tokens_in}")
+        return ok(check, f"counted {counted}, the engine {response.tokens_in}")
 
     async def _overflow(self, check: str) -> Finding:
-        context = self._model.context or _CONTEXT
-        if context > _MOST_CONTEXT:
-            return ok(check, f"not tried with a context of {context} tokens")
+        context = self._model.context or _DEFAULT_CONTEXT
+        if context > _MAX_OVERFLOW_CONTEXT:
+            return ok(check, f"skipped for a context of {context} tokens")
         try:
-            await self._stream(Wish("word " * context * 2))
-        except Refused as refused:
-            return self._overflow_words(check, refused)
+            await self._stream(ProbeRequest("word " * context * 2))
+        except RequestRejected as rejected:
+            return self._overflow_finding(check, rejected)
         return warning(
             check,
-            "a prompt of twice the context was accepted: the client can't know when to compact",
-            "set `context` in the model's profile",
+            "a prompt of twice the context was accepted, so clients can't know when to compact",
+            "set `context` in the model config",
         )
 
-    def _overflow_words(self, check: str, refused: Refused) -> Finding:
-        said = str(refused)
+    def _overflow_finding(self, check: str, rejected: RequestRejected) -> Finding:
+        message = str(rejected)
         if self._dialect is messages:
-            understood = _OVERFLOW.search(said) is not None
+            recognized = _OVERFLOW.search(message) is not None
         else:
-            understood = refused.body["error"].get("code") == "context_length_exceeded"
-        if understood:
-            return ok(check, said)
-        return error(check, f"not told in the words that clients know: {said}")
+            recognized = rejected.body["error"].get("code") == "context_length_exceeded"
+        if recognized:
+            return ok(check, message)
+        return error(check, f"clients do not recognize this error: {message}")
 
-    async def _long(self, check: str) -> Finding:
-        told = await self._read(min(self._model.context or _CONTEXT, 32_768) // 2)
-        silence = self._asker.longest_silence_s
+    async def _long_prompt(self, check: str) -> Finding:
+        response = await self._send_words(min(self._model.context or _DEFAULT_CONTEXT, 32_768) // 2)
+        silence = self._transport.longest_silence_s
         if silence > IDLE_LIMIT_S:
             return error(
                 check,
-                f"silent for {silence:.0f} s; clients give up after {IDLE_LIMIT_S:.0f} s",
+                f"silent for {silence:.0f} s; clients time out after {IDLE_LIMIT_S:.0f} s",
                 "set [gateway] prefill_comment_after_s",
             )
-        return ok(check, f"{told.tokens_in} tokens, never silent for longer than {silence:.1f} s")
+        return ok(check, f"{response.tokens_in} tokens, longest silence {silence:.1f} s")
 
-    async def _read(self, words: int) -> Told:
-        """Have a prompt of so many words computed, or of fewer: some tokenizers make several tokens of one."""
+    async def _send_words(self, words: int) -> ProbeResponse:
+        """Send a prompt of this many words, or fewer if it is rejected, because tokenizers can split words."""
         try:
-            return await self._stream(Wish("word " * words, max_tokens=16))
-        except Refused:
-            if words < _FEWEST_WORDS:
+            return await self._stream(ProbeRequest("word " * words, max_tokens=16))
+        except RequestRejected:
+            if words < _MIN_WORDS:
                 raise
-            return await self._read(words // 4)
+            return await self._send_words(words // 4)
 
     async def _disconnect(self, check: str) -> Finding:
-        body = self._dialect.body(
-            self._model.name, Wish("Count from 1 to 2000.", max_tokens=min(4096, _CONTEXT // 2))
+        body = self._dialect.build_body(
+            self._model.name,
+            ProbeRequest("Count from 1 to 2000.", max_tokens=min(4096, _DEFAULT_CONTEXT // 2)),
         )
-        async with contextlib.aclosing(self._asker.stream(self._dialect.PATH, body)) as events:
+        async with contextlib.aclosing(self._transport.stream(self._dialect.PATH, body)) as events:
             await anext(events)
         idle = await self._in_flight.until_idle(self._model.name, 5.0)
         if idle is None:
-            return warning(check, "can't be seen without an operator key")
+            return warning(check, "unknown without a key with the operator scope")
         if idle:
-            return ok(check, "the engine stops when the client leaves")
-        return error(check, "5 s after the client left, a request is still under way")
+            return ok(check, "the engine stops when the client disconnects")
+        return error(check, "the request is still in flight 5 s after the client disconnected")

@@ -1,1 +1,1 @@
-"""Pure renderers: a model of the shared vocabulary in, text out."""
+"""Pure renderers from models of the API to text."""

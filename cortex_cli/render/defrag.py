@@ -1,11 +1,11 @@
-"""A defragmentation for people: the moves, what each costs, and the room before and after."""
+"""Defragmentation plans and results for people: the moves, their cost, and free memory before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cortex_cli.color import Paint, Tone
-from cortex_cli.output import Kind
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DefragView, DeviceCapacityView, MoveView, RestartView
 from cortex_common.units import format_duration, format_mib
@@ -17,29 +17,29 @@ _MOVES: Sequence[Column[MoveView]] = (
     Column("FROM", lambda m: f"{m.node}/{m.device}"),
     Column("TO", lambda m: f"{m.to_node}/{m.to_device}"),
     Column("SIZE", lambda m: format_mib(m.mb), right=True),
-    Column("COPY LOADS IN", lambda m: format_duration(m.load_s), right=True),
+    Column("LOAD TIME", lambda m: format_duration(m.load_s), right=True),
     Column("ACTIVE", lambda m: str(m.in_flight), right=True),
     Column("INTERRUPTION", lambda m: format_duration(m.interruption_s), right=True),
 )
 
-DEFRAGS: Kind[DefragView] = Kind("DefragList", (), lambda d: d.plan, "no plan")
+DEFRAGS: ListKind[DefragView] = ListKind("DefragList", (), lambda d: d.plan, "no plan")
 
 
 def headline(defrag: DefragView) -> str:
-    """What it gains, in one line."""
+    """Return the gain in one line."""
     if not defrag.moves:
         return printable(defrag.why)
-    verb = "made" if defrag.done else "would make"
+    verb, was = ("made", "was") if defrag.done else ("would make", "is")
     took = f" in {format_duration(defrag.seconds)}" if defrag.seconds is not None else ""
-    many = "s" * (len(defrag.moves) != 1)
+    plural = "s" * (len(defrag.moves) != 1)
     return printable(
-        f"{len(defrag.moves)} move{many} {verb} {format_mib(defrag.after_mb)} free on"
-        f" {defrag.node}/{defrag.device}{took}, where {format_mib(defrag.before_mb)} was the most"
+        f"{len(defrag.moves)} move{plural} {verb} {format_mib(defrag.after_mb)} free on"
+        f" {defrag.node}/{defrag.device}{took}; the largest free block {was} {format_mib(defrag.before_mb)}"
     )
 
 
 def move_line(move: MoveView) -> str:
-    """One move in words."""
+    """Return one move as a sentence."""
     return printable(
         f"moves {move.model} from {move.node}/{move.device} to {move.to_node}/{move.to_device}:"
         f" {format_mib(move.mb)}, a copy loads first (about {format_duration(move.load_s)})"
@@ -47,17 +47,17 @@ def move_line(move: MoveView) -> str:
 
 
 def restart_line(restart: RestartView) -> str:
-    """One restart in words."""
-    models = ", ".join(restart.models) or "nothing in it"
+    """Return one restart as a sentence."""
+    models = ", ".join(restart.models) or "nothing"
     if not restart.chosen:
         return printable(f"{restart.node}/{restart.harness} is not restarted: {restart.why}")
     return printable(
-        f"restarts {restart.harness} on {restart.node} and loads {models} again"
+        f"restarts {restart.harness} on {restart.node} and reloads {models}"
         f" (about {format_duration(restart.interruption_s)}, requests wait): {restart.why}"
     )
 
 
-def _room(device: DeviceCapacityView, paint: Paint) -> str:
+def _free_line(device: DeviceCapacityView, paint: Paint) -> str:
     def bar(available: int) -> str:
         free = round(_BAR * available / device.total_mb) if device.total_mb else 0
         return "#" * (_BAR - free) + paint.good("." * free)
@@ -69,13 +69,13 @@ def _room(device: DeviceCapacityView, paint: Paint) -> str:
 
 
 def defrag_text(defrag: DefragView, paint: Paint) -> str:
-    """All of it."""
+    """Return the whole text."""
     lines = [paint.tone(headline(defrag), Tone.GOOD if defrag.moves else None)]
     if defrag.moves:
         lines += ["", table(_MOVES, defrag.moves, paint=paint)]
     changed = [d for d in defrag.devices if d.before_mb != d.after_mb]
     if changed:
-        lines += ["", *(_room(d, paint) for d in changed)]
+        lines += ["", *(_free_line(d, paint) for d in changed)]
     if defrag.restarts:
         lines += ["", *(restart_line(r) for r in defrag.restarts)]
     if defrag.plan and not defrag.done:

@@ -1,4 +1,4 @@
-"""All about one model: what is wanted, what is, and what was measured."""
+"""Details of one model, one node or one request, and the results of actions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cortex_cli.color import Paint
-from cortex_cli.output import Kind, Output, document
 from cortex_cli.render.fleet import (
     DEVICES,
     INSTANCES,
@@ -15,6 +14,7 @@ from cortex_cli.render.fleet import (
     instance_rows,
     state_tone,
 )
+from cortex_cli.render.listing import ListKind, OutputFormat, format_document
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeView
@@ -27,7 +27,7 @@ from cortex_common.units import format_duration, format_mib
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why nothing was done; see `CortexError`."""
+    """An error as data; see `CortexError`."""
 
     code: str
     message: str
@@ -37,14 +37,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one thing.
+    """The result of an action on one name.
 
     Attributes:
-        name: as it was meant.
-        action: the verb, such as "load".
-        outcome: done, planned (with --dry-run) or failed.
-        result: what the gateway answered: its object for the verb, or for its plan.
-        error: where it failed.
+        name: name that the action was applied to.
+        action: name of the action, such as "load".
+        outcome: "done", "planned" (with --dry-run) or "failed".
+        result: response of the gateway, to the action or to its plan.
+        error: the error, if the action failed.
     """
 
     name: str
@@ -54,36 +54,36 @@ class Result:
     error: Failure | None = None
 
 
-def failure(error: CortexError) -> Failure:
-    """An error as data."""
+def to_failure(error: CortexError) -> Failure:
+    """Convert an error to data."""
     return Failure(error.code, error.message, error.hints, error.details)
 
 
-RESULTS: Kind[Result] = Kind("ResultList", (), lambda r: r.name, "nothing was done")
+RESULTS: ListKind[Result] = ListKind("ResultList", (), lambda r: r.name, "no results")
 
 
-REASONS = {
-    "only": "it was the only instance that was ready",
-    "least-busy": "of the ready instances it was the least busy",
-    "context": "it was the least busy of those whose context holds the prompt",
-    "session": "the conversation was there before",
+ROUTE_REASONS = {
+    "only": "it was the only ready instance",
+    "least-busy": "it was the least busy ready instance",
+    "context": "it was the least busy instance whose context fits the prompt",
+    "session": "it served earlier requests of the session",
     "loaded": "it was loaded for this request, or for others of the same model",
-    "retry": "another instance failed before it had answered anything",
+    "retry": "another instance failed before sending a response",
 }
-"""What x-cortex-route says, in words."""
+"""Descriptions of the values of x-cortex-route."""
 
 
 def why_text(request: RequestView, decisions: Sequence[DecisionView]) -> str:
-    """The story of a request, a line for each thing that was decided."""
-    lines = [f"{request.id} asked for {request.model or 'no model'} and is {_state(request)}"]
+    """Explain the routing of a request, one line per decision."""
+    lines = [f"{request.id} for {request.model or 'no model'}: {_state(request)}"]
     if request.queue_ms:
-        lines.append(f"it waited {format_duration(request.queue_ms / 1000)}")
-    lines += [_waited(d) for d in decisions]
+        lines.append(f"waited {format_duration(request.queue_ms / 1000)}")
+    lines += [_decision_line(d) for d in decisions]
     if request.instance is not None:
-        reason = REASONS.get(request.reason or "", request.reason or "for no reason that is known")
-        lines.append(f"it went to {request.instance} on {request.node}: {reason}")
+        reason = ROUTE_REASONS.get(request.reason or "", request.reason or "unknown reason")
+        lines.append(f"sent to {request.instance} on {request.node}: {reason}")
     else:
-        lines.append("it went to no instance")
+        lines.append("not sent to an instance")
     return "\n".join(map(printable, lines))
 
 
@@ -91,22 +91,22 @@ def _state(request: RequestView) -> str:
     return request.outcome or request.state.value
 
 
-def _waited(decision: DecisionView) -> str:
+def _decision_line(decision: DecisionView) -> str:
     waited = format_duration(decision.waited_s)
     if decision.instance is None:
-        return f"in vain for {waited}: {decision.why}"
-    gone = f", after {', '.join(decision.evicted)} had gone" if decision.evicted else ""
-    return f"{waited} for {decision.instance}, which was placed there as {decision.why}{gone}"
+        return f"waited {waited} without success: {decision.why}"
+    evicted = f", after evicting {', '.join(decision.evicted)}" if decision.evicted else ""
+    return f"waited {waited} for {decision.instance}, placed there because {decision.why}{evicted}"
 
 
 def node_text(node: NodeView, snapshot: FleetSnapshot, paint: Paint) -> str:
-    """For people: facts, devices, instances."""
+    """Return the details of a node: facts, devices and instances."""
     seen = format_duration(max(0.0, snapshot.at - node.seen_at)) if node.seen_at else ""
     facts = [
         ("state", paint.tone(node.state.value, state_tone(node.state))),
         ("reason", node.reason or ""),
-        ("cordoned", "yes: nothing new is placed on it" if node.cordoned else ""),
-        ("last word", f"{seen} ago" if seen else ""),
+        ("cordoned", "yes: no new instances are placed on it" if node.cordoned else ""),
+        ("last seen", f"{seen} ago" if seen else ""),
         ("endpoint", node.endpoint),
         ("host", " ".join(x for x in (node.hostname, node.os, node.kernel) if x)),
         ("driver", node.driver_version or ""),
@@ -115,7 +115,7 @@ def node_text(node: NodeView, snapshot: FleetSnapshot, paint: Paint) -> str:
         ("harnesses", ", ".join(node.harnesses)),
         *(("warning", warning) for warning in node.warnings),
     ]
-    parts = ["\n".join(f"{name:<10}  {_kept(value)}" for name, value in facts if value)]
+    parts = ["\n".join(f"{name:<10}  {_printable_fact(value)}" for name, value in facts if value)]
     devices = [r for r in device_rows(snapshot) if r.node == node.name]
     instances = [r for r in instance_rows(snapshot) if r.instance.node == node.name]
     if devices:
@@ -125,17 +125,17 @@ def node_text(node: NodeView, snapshot: FleetSnapshot, paint: Paint) -> str:
     return f"{paint.bold(node.name)}\n" + "\n\n".join(parts)
 
 
-def _kept(value: str) -> str:
-    """On one line; colour of our own is left alone."""
+def _printable_fact(value: str) -> str:
+    """Return the value on one line; values that are colored here are unchanged."""
     return value if value.startswith("\x1b[") else printable(value)
 
 
 _MEASURED: Sequence[Column[SizeMeasurement]] = (
     Column("NODE", lambda m: m.node),
     Column("DEVICES", lambda m: f"{m.devices} {m.kind}"),
-    Column("EACH", lambda m: format_mib(m.device_mb), right=True),
+    Column("PER DEVICE", lambda m: format_mib(m.device_mb), right=True),
     Column("LAST", lambda m: format_mib(m.last_mb), right=True),
-    Column("LOADED IN", lambda m: format_duration(m.load_s), right=True),
+    Column("LOAD TIME", lambda m: format_duration(m.load_s), right=True),
     Column("LOADS", lambda m: str(m.loads), right=True),
     Column("ENGINE", lambda m: m.build),
 )
@@ -144,7 +144,7 @@ _MEASURED: Sequence[Column[SizeMeasurement]] = (
 def model_text(
     detail: ModelDetail, view: ModelView | None, snapshot: FleetSnapshot, paint: Paint
 ) -> str:
-    """For people: facts, instances with the reason for their place, measurements."""
+    """Return the details of a model: facts, instances with the reason for their placement, and measurements."""
     facts = [("harness", detail.harness), ("priority", str(detail.priority or ""))]
     if view is not None:
         facts = [
@@ -152,26 +152,26 @@ def model_text(
             ("aliases", ", ".join(view.aliases)),
             *facts,
             ("context", str(view.context or "")),
-            ("requests", f"{view.requests}, {view.errors} failed, {detail.rate:.2f}/s lately"),
+            ("requests", f"{view.requests}, {view.errors} failed, {detail.rate:.2f}/s recently"),
             ("now", f"{view.in_flight} active, {view.waiting} waiting"),
             ("error", printable(view.error or "")),
         ]
     facts += [
         (
             "estimate",
-            f"{format_mib(detail.vram_mb)} over {detail.min_devices} device(s), by models.toml"
+            f"{format_mib(detail.vram_mb)} over {detail.min_devices} device(s), from models.toml"
             if detail.vram_mb
             else "",
         ),
-        ("load takes", format_duration(detail.load_s) if detail.load_s else ""),
+        ("load time", format_duration(detail.load_s) if detail.load_s else ""),
         ("pinned", "; ".join(_pin(p, snapshot.at) for p in detail.pins)),
-        ("pinned by profile", ", ".join(view.pinned_on) if view else ""),
+        ("pinned by config", ", ".join(view.pinned_on) if view else ""),
     ]
-    known = [(k, v) for k, v in facts if v]
-    width = max(len(k) for k, _ in known)
+    present = [(k, v) for k, v in facts if v]
+    width = max(len(k) for k, _ in present)
     blocks = [
         "\n".join(
-            [paint.bold(detail.model), *(f"{paint.dim(k.ljust(width))}  {v}" for k, v in known)]
+            [paint.bold(detail.model), *(f"{paint.dim(k.ljust(width))}  {v}" for k, v in present)]
         )
     ]
     if rows := [r for r in instance_rows(snapshot) if r.instance.model == detail.model]:
@@ -182,15 +182,15 @@ def model_text(
 
 
 def _pin(pin: PinView, now: float) -> str:
-    left = f" for {format_duration(max(0.0, pin.until - now))} more" if pin.until else ""
-    return f"on {pin.node or 'any node'}{left}"
+    remaining = f" for another {format_duration(max(0.0, pin.until - now))}" if pin.until else ""
+    return f"on {pin.node or 'any node'}{remaining}"
 
 
 def model_document(
-    detail: ModelDetail, view: ModelView | None, snapshot: FleetSnapshot, form: Output
+    detail: ModelDetail, view: ModelView | None, snapshot: FleetSnapshot, output: OutputFormat
 ) -> str:
-    """For programs."""
-    if form is Output.NAME:
+    """Return the details of a model in a structured format."""
+    if output is OutputFormat.NAME:
         return detail.model
     instances = [i for i in snapshot.instances() if i.model == detail.model]
-    return document("Model", form, model=view, detail=detail, instances=instances)
+    return format_document("Model", output, model=view, detail=detail, instances=instances)

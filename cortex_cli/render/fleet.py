@@ -1,11 +1,11 @@
-"""What of a fleet snapshot stands in which column."""
+"""Columns of the lists that show a fleet snapshot, and its problems."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
 from cortex_cli.color import Tone
-from cortex_cli.output import Kind
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, brief
 from cortex_common.schema.fleet import (
     DeviceView,
@@ -37,12 +37,12 @@ _STATE_TONES = {
 
 
 def state_tone(state: str) -> Tone | None:
-    """The colour of a state's name."""
+    """Return the color of a state."""
     return _STATE_TONES.get(state)
 
 
 def device_list(indices: tuple[int, ...]) -> str:
-    """Device indices with runs drawn together: "0-3,6"."""
+    """Format device indices with ranges: "0-3,6"."""
     runs: list[list[int]] = []
     for index in sorted(indices):
         if runs and index == runs[-1][-1] + 1:
@@ -53,18 +53,18 @@ def device_list(indices: tuple[int, ...]) -> str:
 
 
 def place(instance: InstanceView) -> str:
-    """Where an instance stands: "beast/0-1"."""
+    """Format the placement of an instance: "beast/0-1"."""
     devices = device_list(instance.devices)
     return f"{instance.node}/{devices}" if devices else instance.node
 
 
 def percent(part: float, whole: float) -> str:
-    """A share as "76%"; "–" of nothing."""
+    """Format a fraction as "76%"; "–" if the whole is 0."""
     return f"{100 * part / whole:.0f}%" if whole else "–"
 
 
 def progress_text(instance: InstanceView) -> str:
-    """How far a load is: "61%", "weights", "~12s left"; empty when it does not load."""
+    """Format the progress of a load: "61% weights ~12s left"; empty for an instance that is not loading."""
     if instance.state is not InstanceState.LOADING:
         return ""
     parts = [
@@ -77,12 +77,12 @@ def progress_text(instance: InstanceView) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRow:
-    """An instance with the moment it is seen at.
+    """An instance as a row.
 
     Attributes:
         at: Unix seconds of the snapshot.
-        model_waiting: requests that wait for its model.
-        node: whether its node can be used; where not, the instance is as it was last heard of.
+        model_waiting: number of requests that wait for its model.
+        node: state of its node; unless it is up, the instance is shown in its last known state.
     """
 
     instance: InstanceView
@@ -92,7 +92,7 @@ class InstanceRow:
 
 
 def instance_rows(snapshot: FleetSnapshot) -> list[InstanceRow]:
-    """The loaded instances, by model and place."""
+    """Return the instances, ordered by model and placement."""
     waiting = {m.id: m.waiting for m in snapshot.models}
     rows = [
         InstanceRow(i, snapshot.at, waiting.get(i.model, 0), node.state)
@@ -102,14 +102,14 @@ def instance_rows(snapshot: FleetSnapshot) -> list[InstanceRow]:
     return sorted(rows, key=lambda r: (r.instance.model, r.instance.node, r.instance.devices))
 
 
-def _until(row: InstanceRow) -> str:
+def _status(row: InstanceRow) -> str:
     instance = row.instance
     if row.node is not NodeState.UP:
-        return f"its node is {row.node}"
+        return f"node {row.node}"
     if instance.state is InstanceState.LOADING:
         return progress_text(instance)
     if instance.error or instance.failing:
-        return brief(instance.error or f"left alone: {instance.failing}")
+        return brief(instance.error or f"isolated: {instance.failing}")
     if instance.pinned:
         return "pinned"
     if instance.in_flight:
@@ -121,7 +121,7 @@ def _until(row: InstanceRow) -> str:
     )
 
 
-INSTANCES: Kind[InstanceRow] = Kind(
+INSTANCES: ListKind[InstanceRow] = ListKind(
     kind="InstanceList",
     columns=(
         Column("NAME", lambda r: r.instance.model),
@@ -137,15 +137,15 @@ INSTANCES: Kind[InstanceRow] = Kind(
         Column("INSTANCE", lambda r: r.instance.id, wide=True),
         Column("HARNESS", lambda r: r.instance.harness, wide=True),
         Column(
-            "LOADED IN", lambda r: format_duration(r.instance.load_seconds), wide=True, right=True
+            "LOAD TIME", lambda r: format_duration(r.instance.load_seconds), wide=True, right=True
         ),
         Column("ENDPOINT", lambda r: r.instance.url or "", wide=True),
-        Column("WHY HERE", lambda r: r.instance.reason or "", wide=True),
-        Column("USE", _until),
+        Column("REASON", lambda r: r.instance.reason or "", wide=True),
+        Column("STATUS", _status),
     ),
     name=lambda r: r.instance.model,
-    nothing="nothing is loaded",
-    shown=lambda r: r.instance,
+    empty_text="nothing is loaded",
+    to_json=lambda r: r.instance,
 )
 
 
@@ -153,7 +153,7 @@ def _model_places(model: ModelView) -> str:
     return ", ".join(model.nodes)
 
 
-MODELS: Kind[ModelView] = Kind(
+MODELS: ListKind[ModelView] = ListKind(
     kind="ModelList",
     columns=(
         Column("NAME", lambda m: m.id),
@@ -172,7 +172,7 @@ MODELS: Kind[ModelView] = Kind(
         Column("NOTE", lambda m: brief(m.error or ""), tone=lambda _m: Tone.BAD),
     ),
     name=lambda m: m.id,
-    nothing="the catalogue is empty; describe a model in models.toml",
+    empty_text="the catalogue is empty; add a model to models.toml",
 )
 
 
@@ -181,7 +181,7 @@ def _ms(milliseconds: float | None) -> str:
 
 
 def node_memory(node: NodeView) -> tuple[int, int]:
-    """MiB used and MiB in total over a node's devices."""
+    """Return used and total MiB over a node's devices."""
     return (
         sum(d.vram_used_mb for d in node.devices),
         sum(d.vram_total_mb for d in node.devices),
@@ -204,7 +204,7 @@ def _node_vram(node: NodeView) -> str:
     return f"{format_mib(used)}/{format_mib(total)}" if total else "–"
 
 
-NODES: Kind[NodeView] = Kind(
+NODES: ListKind[NodeView] = ListKind(
     kind="NodeList",
     columns=(
         Column("NAME", lambda n: n.name),
@@ -221,13 +221,13 @@ NODES: Kind[NodeView] = Kind(
         Column("NOTE", lambda n: n.reason or "; ".join(n.warnings)),
     ),
     name=lambda n: n.name,
-    nothing="the gateway knows no nodes; name them in cortex.toml under [[neurons]]",
+    empty_text="the gateway has no nodes; add them to cortex.toml under [[neurons]]",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """A device, the node that it is in, and the models on it."""
+    """A device as a row."""
 
     node: str
     device: DeviceView
@@ -235,7 +235,7 @@ class DeviceRow:
 
 
 def device_rows(snapshot: FleetSnapshot) -> list[DeviceRow]:
-    """All devices in the order of nodes and indices."""
+    """Return all devices, ordered by node and index."""
     return [
         DeviceRow(
             node.name,
@@ -248,12 +248,13 @@ def device_rows(snapshot: FleetSnapshot) -> list[DeviceRow]:
 
 
 @dataclass(frozen=True, slots=True)
-class RoomRow:
-    """How the room that is left on a node lies over its devices, in MiB.
+class FragmentationRow:
+    """How the available memory of a node is distributed over its devices, in MiB.
 
     Attributes:
-        available: on all its devices together.
-        largest: on the one that has the most: what a model on one device can get.
+        available: sum over all devices.
+        largest: maximum over the devices, which limits models on a single device.
+        devices: available memory of each device.
     """
 
     node: str
@@ -263,22 +264,22 @@ class RoomRow:
 
     @property
     def fragmented(self) -> float:
-        """The share of what is available that no single device can give, 0 to 1."""
+        """Fraction of the available memory that no single device can provide, 0 to 1."""
         return 1 - self.largest / self.available if self.available else 0.0
 
 
-def room_rows(snapshot: FleetSnapshot) -> list[RoomRow]:
-    """The nodes that have devices, the most fragmented first."""
+def fragmentation_rows(snapshot: FleetSnapshot) -> list[FragmentationRow]:
+    """Return the nodes that have devices, most fragmented first."""
     rows = []
     for node in snapshot.nodes:
-        rooms = tuple(d.vram_available_mb for d in node.devices)
-        if rooms:
-            rows.append(RoomRow(node.name, sum(rooms), max(rooms), rooms))
+        available = tuple(d.vram_available_mb for d in node.devices)
+        if available:
+            rows.append(FragmentationRow(node.name, sum(available), max(available), available))
     return sorted(rows, key=lambda r: (-r.fragmented, r.node))
 
 
-ROOMS: Kind[RoomRow] = Kind(
-    kind="RoomList",
+FRAGMENTATION: ListKind[FragmentationRow] = ListKind(
+    kind="FragmentationList",
     columns=(
         Column("NODE", lambda r: r.node),
         Column("AVAILABLE", lambda r: format_mib(r.available), right=True),
@@ -287,8 +288,8 @@ ROOMS: Kind[RoomRow] = Kind(
         Column("BY DEVICE", lambda r: " ".join(map(format_mib, r.devices))),
     ),
     name=lambda r: r.node,
-    nothing="no node offers a device",
-    shown=lambda r: asdict(r) | {"fragmented": round(r.fragmented, 4)},
+    empty_text="no node has a device",
+    to_json=lambda r: asdict(r) | {"fragmented": round(r.fragmented, 4)},
 )
 
 
@@ -296,14 +297,14 @@ def _unit(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{value:.0f}{unit}"
 
 
-DEVICES: Kind[DeviceRow] = Kind(
+DEVICES: ListKind[DeviceRow] = ListKind(
     kind="DeviceList",
     columns=(
         Column("DEVICE", lambda r: f"{r.node}/{r.device.index}"),
         Column("NAME", lambda r: r.device.name),
         Column("USED", lambda r: format_mib(r.device.vram_used_mb), right=True),
-        Column("PROMISED", lambda r: format_mib(r.device.vram_reserved_mb), right=True),
-        Column("FOREIGN", lambda r: format_mib(r.device.vram_other_mb), right=True),
+        Column("RESERVED", lambda r: format_mib(r.device.vram_reserved_mb), right=True),
+        Column("OTHER", lambda r: format_mib(r.device.vram_other_mb), right=True),
         Column("AVAILABLE", lambda r: format_mib(r.device.vram_available_mb), right=True),
         Column("TOTAL", lambda r: format_mib(r.device.vram_total_mb), right=True),
         Column("UTIL", lambda r: _unit(r.device.utilization_pct, "%"), right=True),
@@ -317,40 +318,40 @@ DEVICES: Kind[DeviceRow] = Kind(
         Column("MODELS", lambda r: ", ".join(r.models)),
     ),
     name=lambda r: f"{r.node}/{r.device.index}",
-    nothing="no node offers a device",
-    shown=lambda r: {"node": r.node, **asdict(r.device), "models": r.models},
+    empty_text="no node has a device",
+    to_json=lambda r: {"node": r.node, **asdict(r.device), "models": r.models},
 )
 
 
 def problems(snapshot: FleetSnapshot) -> list[str]:
-    """What an operator should know first, worst first; empty when all is well."""
+    """Return the problems of the fleet, worst first; empty for a healthy fleet."""
     found = [
-        f"node {node.name} is unreachable: {node.reason or 'no answer'}"
+        f"node {node.name} is unreachable: {node.reason or 'no response'}"
         for node in snapshot.nodes
         if node.state is NodeState.UNREACHABLE
     ]
     for node in snapshot.nodes:
         found += [
-            f"device {node.name}/{d.index} is lost: {d.reason or 'no reason given'}"
+            f"device {node.name}/{d.index} is lost: {d.reason or 'unknown reason'}"
             for d in node.devices
             if d.health is DeviceHealth.LOST
         ]
         found += [f"node {node.name}: {w}" for w in node.warnings]
     if snapshot.settings.reload_error:
-        found.append(f"the gateway runs by older settings: {brief(snapshot.settings.reload_error)}")
+        found.append(f"the gateway uses older settings: {brief(snapshot.settings.reload_error)}")
     for owner, certificates in snapshot.all_certificates:
-        about = f"node {owner}: " if owner else ""
-        found += [f"{about}{t}" for c in certificates if (t := c.problem(snapshot.at))]
+        prefix = f"node {owner}: " if owner else ""
+        found += [f"{prefix}{t}" for c in certificates if (t := c.problem(snapshot.at))]
     found += [
         f"model {i.model} is being restarted on {i.node}: {brief(i.error)}"
         for i in snapshot.instances()
         if i.state is InstanceState.LOADING and i.error
     ]
     found += [
-        f"model {m.id} failed: {brief(m.error or 'no reason given')}"
+        f"model {m.id} failed: {brief(m.error or 'unknown reason')}"
         for m in snapshot.models
         if m.state is ModelState.FAILED
     ]
     if not snapshot.nodes:
-        found.append("the gateway knows no nodes")
+        found.append("the gateway has no nodes")
     return found

@@ -1,4 +1,4 @@
-"""JSON values as YAML 1.2; only the writing half, which is all that `-o yaml` needs."""
+"""JSON values as TOML and as YAML 1.2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def toml_value(value: Any) -> str:
-    """A JSON value in TOML; None, which TOML has not, as "–"."""
+    """Return a JSON value in TOML; None, which TOML does not have, as "–"."""
     if value is None:
         return "–"
     if isinstance(value, list):
@@ -18,34 +18,34 @@ def toml_value(value: Any) -> str:
         inner = ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, str):
-        # TOML's basic strings escape as JSON does, but take DEL only escaped.
+        # TOML's basic strings use the escapes of JSON, but DEL must be escaped too.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)
 
 
 def toml_key(key: str) -> str:
-    """A key, quoted where it must be."""
+    """Return a TOML key, quoted if necessary."""
     bare = key and all(c.isascii() and (c.isalnum() or c in "_-") for c in key)
     return key if bare else toml_value(key)
 
 
 _BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
-# YAML 1.1 readers take these for booleans and nulls.
-_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+# YAML 1.1 parsers read these as booleans and nulls.
+_RESERVED_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
-# What YAML calls unprintable, or would read as a line break.
+# Characters that are not printable in YAML, or that it reads as line breaks.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def to_yaml(value: Any) -> str:
-    """A value of dicts, lists, strings, numbers, booleans and None as block YAML."""
+    """Return a value of dicts, lists, strings, numbers, booleans and None as block YAML."""
     return "\n".join(_block(value))
 
 
 def _block(value: Any) -> Iterator[str]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _under(f"{_scalar(str(key))}:", inner)
+            yield from _entry(f"{_scalar(str(key))}:", inner)
     elif isinstance(value, list) and value:
         for inner in value:
             first, *rest = _block(inner)
@@ -55,7 +55,7 @@ def _block(value: Any) -> Iterator[str]:
         yield _scalar(value)
 
 
-def _under(head: str, value: Any) -> Iterator[str]:
+def _entry(head: str, value: Any) -> Iterator[str]:
     if isinstance(value, dict | list) and value:
         yield head
         yield from (f"  {line}" for line in _block(value))
@@ -64,10 +64,10 @@ def _under(head: str, value: Any) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _WORDS:
+    if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _RESERVED_WORDS:
         return value
     if isinstance(value, float):
-        # YAML 1.1 readers know an exponent only after a point.
+        # YAML 1.1 parsers accept an exponent only after a decimal point.
         mantissa, e, exponent = repr(value).partition("e")
         return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
     text = json.dumps(value, ensure_ascii=False)

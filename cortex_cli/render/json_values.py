@@ -1,4 +1,4 @@
-"""What the command knows as JSON values: the wire's own fields, with times as people and programs read them."""
+"""Conversion of models to JSON values: the fields of the API, with times in RFC 3339."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic_core import to_jsonable_python
 from cortex_common.clock import UnixTime
 
 _LAST = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
-"""RFC 3339 has no years beyond 9999."""
+"""RFC 3339 has no years after 9999."""
 
 
 def to_plain(value: Any) -> Any:
-    """A value of dicts, lists, strings, numbers, booleans and None, for -o json and its like.
+    """Convert a value to dicts, lists, strings, numbers, booleans and None, for structured output formats.
 
-    What is marked as `UnixTime` becomes RFC 3339 in UTC, and None where it is 0: no such moment yet.
+    Fields marked as `UnixTime` become RFC 3339 in UTC, or None if they are 0, which means that it has not happened.
     """
     if isinstance(value, BaseModel):
         return _fields(value, type(value).model_fields)
@@ -34,7 +34,7 @@ def to_plain(value: Any) -> Any:
 
 
 def _fields(value: Any, names: Iterable[str]) -> dict[str, Any]:
-    times = _times(value.__class__)
+    times = _time_marks(value.__class__)
     return {
         name: rfc3339(inner, exact=times[name].exact) if name in times else to_plain(inner)
         for name in names
@@ -43,7 +43,11 @@ def _fields(value: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def rfc3339(seconds: float | None, *, exact: bool) -> str | None:
-    """Unix seconds as "2026-11-26T21:09:15Z", with milliseconds where asked for; None for none.
+    """Format Unix seconds as "2026-11-26T21:09:15Z"; None for no time.
+
+    Args:
+        seconds: Unix seconds; 0 and None mean no time.
+        exact: whether to include milliseconds.
 
     See https://www.rfc-editor.org/rfc/rfc3339#section-5.6.
     """
@@ -54,8 +58,8 @@ def rfc3339(seconds: float | None, *, exact: bool) -> str | None:
 
 
 @cache
-def _times(kind: type) -> dict[str, UnixTime]:
-    """The marks of a class's fields that have one."""
+def _time_marks(kind: type) -> dict[str, UnixTime]:
+    """Return the `UnixTime` marks of a class by field."""
     return {
         name: mark
         for name, hint in get_type_hints(kind, include_extras=True).items()

@@ -1,4 +1,4 @@
-"""Keys and usage as tables."""
+"""Columns of the lists of keys and of usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from cortex_cli.color import Tone
-from cortex_cli.output import Kind
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column
 from cortex_common.schema.keys import KeyLimits, KeyView, UsageRow
 
@@ -15,7 +15,7 @@ def _limits(limits: KeyLimits) -> str:
     parts = (
         (limits.requests_per_minute, "req/min"),
         (limits.tokens_per_minute, "tok/min"),
-        (limits.max_in_flight, "at once"),
+        (limits.max_in_flight, "concurrent"),
     )
     return ", ".join(f"{value} {unit}" for value, unit in parts if value is not None)
 
@@ -30,7 +30,7 @@ def _created(key: KeyView) -> str:
     )
 
 
-KEYS: Kind[KeyView] = Kind(
+KEYS: ListKind[KeyView] = ListKind(
     kind="KeyList",
     columns=(
         Column("NAME", lambda k: k.name),
@@ -38,60 +38,60 @@ KEYS: Kind[KeyView] = Kind(
         Column("MODELS", lambda k: ",".join(k.models) or "all"),
         Column("LIMITS", lambda k: _limits(k.limits) or "none"),
         Column("EXPIRES", _expires, tone=lambda k: Tone.BAD if k.expired else None),
-        Column("BUSY", lambda k: str(k.in_flight), right=True),
-        Column("FROM", lambda k: "cortex.toml" if k.origin == "config" else "gateway"),
+        Column("IN FLIGHT", lambda k: str(k.in_flight), right=True),
+        Column("ORIGIN", lambda k: "cortex.toml" if k.origin == "config" else "gateway"),
         Column("CREATED", _created, wide=True),
         Column("WEIGHT", lambda k: f"{k.weight:g}", right=True, wide=True),
         Column("PRIORITY", lambda k: str(k.max_priority), right=True, wide=True),
     ),
     name=lambda key: key.name,
-    nothing="no keys: the gateway serves its own host only; `cortex keys create NAME` makes one",
+    empty_text="no keys: the gateway serves only its own host; `cortex keys create NAME` creates one",
 )
 
 
-def usage_kind(by: Sequence[str]) -> Kind[UsageRow]:
-    """How usage is listed.
+def usage_kind(group_by: Sequence[str]) -> ListKind[UsageRow]:
+    """Return the list kind of usage.
 
     Args:
-        by: what its rows are told apart by: "day", "key", "model".
+        group_by: what rows are grouped by: "day", "key", "model".
     """
     columns: tuple[tuple[str, Column[UsageRow]], ...] = (
         ("day", Column("DAY", lambda r: r.day)),
         ("key", Column("KEY", lambda r: r.key)),
         ("model", Column("MODEL", lambda r: r.model)),
     )
-    told_apart = tuple(column for name, column in columns if name in by)
-    return Kind(
+    group_columns = tuple(column for name, column in columns if name in group_by)
+    return ListKind(
         kind="UsageList",
         columns=(
-            *told_apart,
+            *group_columns,
             Column("REQUESTS", lambda r: f"{r.requests:,}", right=True),
             Column("ERRORS", lambda r: f"{r.errors:,}", right=True),
             Column("TOKENS IN", lambda r: f"{r.tokens_in:,}", right=True),
             Column("TOKENS OUT", lambda r: f"{r.tokens_out:,}", right=True),
         ),
         name=lambda row: " ".join(filter(None, (row.day, row.key, row.model))),
-        nothing="nothing was used",
+        empty_text="no usage",
     )
 
 
-def summed(rows: Iterable[UsageRow], by: Sequence[str]) -> list[UsageRow]:
-    """One row for each combination of what `by` names; the rest is empty."""
+def group_usage(rows: Iterable[UsageRow], group_by: Sequence[str]) -> list[UsageRow]:
+    """Sum up rows by the given fields; the other fields are empty."""
     sums: dict[tuple[str, str, str], UsageRow] = {}
     for row in rows:
         day, key, model = (
-            row.day if "day" in by else "",
-            row.key if "key" in by else "",
-            row.model if "model" in by else "",
+            row.day if "day" in group_by else "",
+            row.key if "key" in group_by else "",
+            row.model if "model" in group_by else "",
         )
-        before = sums.get((day, key, model))
+        previous = sums.get((day, key, model))
         sums[day, key, model] = UsageRow(
             day=day,
             key=key,
             model=model,
-            requests=row.requests + (before.requests if before else 0),
-            errors=row.errors + (before.errors if before else 0),
-            tokens_in=row.tokens_in + (before.tokens_in if before else 0),
-            tokens_out=row.tokens_out + (before.tokens_out if before else 0),
+            requests=row.requests + (previous.requests if previous else 0),
+            errors=row.errors + (previous.errors if previous else 0),
+            tokens_in=row.tokens_in + (previous.tokens_in if previous else 0),
+            tokens_out=row.tokens_out + (previous.tokens_out if previous else 0),
         )
-    return [sums[place] for place in sorted(sums)]
+    return [sums[group] for group in sorted(sums)]

@@ -1,4 +1,4 @@
-"""Lines of a daemon's log, for people and for programs."""
+"""Lines of daemons' and engines' logs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 
 from cortex_cli.color import Paint, Tone
-from cortex_cli.output import Kind
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable
 from cortex_common.log_buffer import LogLine
 
@@ -14,7 +14,7 @@ LEVELS = ("debug", "info", "warn", "error")
 _TONES = {"debug": Tone.DIM, "warn": Tone.WARN, "error": Tone.BAD}
 
 
-def _at(line: LogLine) -> str:
+def _time(line: LogLine) -> str:
     at = datetime.fromtimestamp(line.at).astimezone()
     return at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
@@ -23,42 +23,44 @@ def _tone(line: LogLine) -> Tone | None:
     return _TONES.get(line.level)
 
 
-def _about(line: LogLine) -> str:
+def _details(line: LogLine) -> str:
     facts = " ".join(f"{name}={value}" for name, value in line.facts.items())
     return printable(facts)
 
 
-_CODES = re.compile(r"(\x1b\[[0-9;]*m)|\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL_CODES = re.compile(
+    r"(\x1b\[[0-9;]*m)|\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
-def engine_line(line: str, paint: Paint) -> str:
-    """A line that an engine wrote, with its own colours where colour may be; nothing else of it moves a terminal."""
+def format_engine_line(line: str, paint: Paint) -> str:
+    """Return a line of an engine's log without control codes, except for colors where these are enabled."""
 
-    def kept(code: re.Match[str]) -> str:
+    def replace(code: re.Match[str]) -> str:
         if len(code[0]) == 1:
             return " "
-        return code[1] if code[1] and paint.on else ""
+        return code[1] if code[1] and paint.enabled else ""
 
-    return _CODES.sub(kept, line)
+    return _CONTROL_CODES.sub(replace, line)
 
 
-def line_text(line: LogLine, paint: Paint) -> str:
-    """A line by itself, its traceback below it."""
+def format_line(line: LogLine, paint: Paint) -> str:
+    """Return a line with its traceback below it."""
     level = paint.tone(f"{line.level.upper():<5}", _tone(line))
-    text = f"{paint.dim(_at(line))} {level} {printable(line.event)} {_about(line)}".rstrip()
-    below = [f"    {printable(row)}" for row in (line.exception or "").splitlines()]
-    return "\n".join([text, *below])
+    text = f"{paint.dim(_time(line))} {level} {printable(line.event)} {_details(line)}".rstrip()
+    traceback = [f"    {printable(row)}" for row in (line.exception or "").splitlines()]
+    return "\n".join([text, *traceback])
 
 
-LOG: Kind[LogLine] = Kind(
+LOG_LINES: ListKind[LogLine] = ListKind(
     kind="LogLineList",
     columns=(
-        Column("TIME", _at),
+        Column("TIME", _time),
         Column("LEVEL", lambda line: line.level, tone=_tone),
         Column("EVENT", lambda line: line.event),
-        Column("ABOUT", _about),
+        Column("DETAILS", _details),
         Column("LOGGER", lambda line: line.logger, wide=True),
     ),
     name=lambda line: line.event,
-    nothing="nothing was logged",
+    empty_text="no matching log lines",
 )

@@ -1,21 +1,21 @@
-"""A plan for people: what would be done, at whose eviction_line, and why each device was or was not chosen."""
+"""Plans of loads, evictions and drains for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cortex_cli.color import Paint, Tone
-from cortex_cli.output import Kind
 from cortex_cli.render.fleet import device_list
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
 from cortex_common.units import format_duration, format_mib
 
 _HEADLINES = {
-    "serve": "{model} is ready on {place}; nothing would be loaded",
-    "join": "{model} is being loaded on {place}; the request would wait for that",
+    "serve": "{model} is already ready on {place}",
+    "join": "{model} is already being loaded on {place}",
     "load": "{model} would be loaded on {place}",
-    "wait": "{model} would wait for room",
+    "wait": "{model} would wait for memory",
     "impossible": "{model} can't be loaded",
 }
 
@@ -40,28 +40,28 @@ _LEDGER: Sequence[Column[LedgerLine]] = (
 
 
 def place(plan: PlanView) -> str:
-    """Where: "beast/0-1"."""
+    """Format the placement of a plan: "beast/0-1"."""
     devices = device_list(plan.devices)
     return f"{plan.node}/{devices}" if plan.node and devices else plan.node or ""
 
 
-PLANS: Kind[PlanView] = Kind("PlanList", (), lambda p: p.action, "no plan")
-EVICTION_PLANS: Kind[PlannedEviction] = Kind(
+PLANS: ListKind[PlanView] = ListKind("PlanList", (), lambda p: p.action, "no plan")
+EVICTION_PLANS: ListKind[PlannedEviction] = ListKind(
     "EvictionPlanList", (), lambda e: e.instance, "no plan"
 )
-DRAIN_PLANS: Kind[DrainPlan] = Kind("DrainPlanList", (), lambda d: d.node, "no plan")
+DRAIN_PLANS: ListKind[DrainPlan] = ListKind("DrainPlanList", (), lambda d: d.node, "no plan")
 
 
 def headline(plan: PlanView) -> str:
-    """What would be done, in one line."""
+    """Return what would be done in one line."""
     text = _HEADLINES.get(plan.action, "{model}: " + plan.action)
     why = f": {plan.why}" if plan.why else ""
     return printable(text.format(model=plan.model, place=place(plan)) + why)
 
 
 def eviction_line(eviction: PlannedEviction) -> str:
-    """Who would go, and whom that disturbs."""
-    busy = f", after {eviction.in_flight} requests under way" if eviction.in_flight else ""
+    """Return an eviction as a sentence."""
+    busy = f", after {eviction.in_flight} requests in flight" if eviction.in_flight else ""
     return printable(
         f"evicts {eviction.model} from {eviction.node}: frees {format_mib(eviction.frees_mb)},"
         f" idle {format_duration(eviction.idle_s)}{busy}"
@@ -69,14 +69,14 @@ def eviction_line(eviction: PlannedEviction) -> str:
 
 
 def drain_text(plan: DrainPlan) -> str:
-    """What would become of each instance of a node."""
+    """Return the destination of each instance of a node, one per line."""
     if not plan.moves:
-        return printable(f"{plan.node} is empty")
-    return "\n".join(map(_fate, plan.moves))
+        return printable(f"{plan.node} has no instances")
+    return "\n".join(map(_move_line, plan.moves))
 
 
-def _fate(move: PlannedMove) -> str:
-    busy = f", after {move.in_flight} requests under way" if move.in_flight else ""
+def _move_line(move: PlannedMove) -> str:
+    busy = f", after {move.in_flight} requests in flight" if move.in_flight else ""
     if move.to_node is None:
         return printable(f"unloads {move.model} ({format_mib(move.mb)}){busy}: {move.why}")
     devices = device_list(move.to_devices)
@@ -88,7 +88,7 @@ def _fate(move: PlannedMove) -> str:
 
 
 def plan_text(plan: PlanView, paint: Paint) -> str:
-    """All of a plan."""
+    """Return the whole plan with the verdict on each device."""
     good = plan.action in {"serve", "join", "load"}
     lines = [paint.tone(headline(plan), Tone.GOOD if good else Tone.BAD)]
     if plan.device_mb is not None:

@@ -1,55 +1,63 @@
-"""Requests as rows."""
+"""Columns of the list of requests."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
 from cortex_cli.color import Tone
-from cortex_cli.output import Kind
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column
 from cortex_common.schema.requests import RequestList, RequestState, RequestView
 
 
-def chosen_requests(found: RequestList, model: str = "", slow_ms: float = 0.0) -> list[RequestView]:
-    """Those under way, then those that ended; of a model, and that took as long, if so wished."""
+def filter_requests(
+    requests: RequestList, model: str = "", min_ms: float = 0.0
+) -> list[RequestView]:
+    """Return requests in flight, then finished ones.
+
+    Args:
+        requests: the requests.
+        model: substring of the model's name.
+        min_ms: minimum total milliseconds.
+    """
     return [
         r
-        for r in (*found.active, *found.recent)
-        if model in (r.model or "") and r.total_ms >= slow_ms
+        for r in (*requests.active, *requests.recent)
+        if model in (r.model or "") and r.total_ms >= min_ms
     ]
 
 
 def milliseconds(value: float | None) -> str:
-    """A time as "84ms" or "12.3s"; "–" where there is none."""
+    """Format milliseconds as "84ms" or "12.3s"; "–" for None."""
     if value is None:
         return "–"
     return f"{value:.0f}ms" if value < 1000 else f"{value / 1000:.1f}s"
 
 
 def speed(request: RequestView) -> str:
-    """Tokens a second of the answer."""
-    found = request.tokens_per_s
-    return "–" if found is None else f"{found:.1f}"
+    """Format the output tokens per second."""
+    rate = request.tokens_per_s
+    return "–" if rate is None else f"{rate:.1f}"
 
 
 def started(request: RequestView) -> str:
-    """The local time of day at which it came."""
+    """Format the local time of day at which the request started."""
     return datetime.fromtimestamp(request.started).astimezone().strftime("%H:%M:%S")
 
 
 def state_text(request: RequestView) -> str:
-    """How far it is, or how it ended."""
+    """Return the outcome of a finished request, or its state."""
     return request.outcome or request.state.value
 
 
 def request_tone(request: RequestView) -> Tone | None:
-    """The colour of that."""
+    """Return the color of the state."""
     if request.outcome is None:
         return Tone.GOOD if request.state is RequestState.DECODE else Tone.WARN
     return Tone.DIM if request.outcome == "ok" else Tone.BAD
 
 
-REQUESTS: Kind[RequestView] = Kind(
+REQUESTS: ListKind[RequestView] = ListKind(
     kind="RequestList",
     columns=(
         Column("ID", lambda r: r.id),
@@ -66,8 +74,8 @@ REQUESTS: Kind[RequestView] = Kind(
         Column("TOK/S", speed, right=True),
         Column("ROUTE", lambda r: r.route, wide=True),
         Column("INSTANCE", lambda r: r.instance or "", wide=True),
-        Column("WHY THERE", lambda r: r.reason or "", wide=True),
+        Column("ROUTE REASON", lambda r: r.reason or "", wide=True),
     ),
     name=lambda r: r.id,
-    nothing="no requests under way, and none lately",
+    empty_text="no requests in flight or recently finished",
 )

@@ -1,26 +1,26 @@
-"""How settings are listed."""
+"""Columns of the list of settings."""
 
 from __future__ import annotations
 
-from cortex_cli.output import Kind
 from cortex_cli.render.formats import toml_value
+from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column
 from cortex_common.config.provenance import Setting
 
 
 def _columns(*, origin: bool) -> tuple[Column[Setting], ...]:
-    shown: tuple[Column[Setting], ...] = (
+    columns: tuple[Column[Setting], ...] = (
         Column("KEY", lambda s: s.key),
         Column("VALUE", lambda s: toml_value(s.value)),
     )
-    return (*shown, Column("ORIGIN", lambda s: s.origin)) if origin else shown
+    return (*columns, Column("ORIGIN", lambda s: s.origin)) if origin else columns
 
 
-def setting_kind(*, origin: bool) -> Kind[Setting]:
-    """How settings are listed, with or without the column of origins."""
-    return Kind(
+def setting_kind(*, origin: bool) -> ListKind[Setting]:
+    """Return the list kind of settings, with or without the column of origins."""
+    return ListKind(
         kind="SettingList",
         columns=_columns(origin=origin),
         name=lambda s: s.key,
-        nothing="nothing is set",
+        empty_text="no settings",
     )

@@ -1,4 +1,4 @@
-"""The fleet on one screen: what is typed first when something is wrong."""
+"""The fleet on one screen, for `cortex status`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cortex_common.units import format_duration, format_mib
 _BAR = 20
 
 
-def status(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
-    """Summary, a line with a memory bar for each device, what is loaded, and what is wrong."""
+def status_text(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
+    """Return a summary, a line with a memory bar for each device, the instances, and the problems."""
     blocks = [_summary(snapshot, url, paint)]
     blocks += [_node(node, paint) for node in snapshot.nodes]
     if rows := instance_rows(snapshot):
@@ -35,7 +35,7 @@ def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
     memory = [node_memory(n) for n in snapshot.nodes]
     used, total = sum(u for u, _ in memory), sum(t for _, t in memory)
     verdict = paint.warn("degraded") if problems(snapshot) else paint.good("ok")
-    # A clock that was set back since it started would make it younger than nothing.
+    # Not negative if the clock was set back since the start.
     age = (
         f" {snapshot.gateway_version} up {format_duration(max(0.0, snapshot.at - snapshot.started_at))}"
         if snapshot.started_at
@@ -55,18 +55,18 @@ def _summary(snapshot: FleetSnapshot, url: str, paint: Paint) -> str:
 def _node(node: NodeView, paint: Paint) -> str:
     state = paint.tone(node.state.value, state_tone(node.state))
     cordoned = paint.warn(" cordoned") if node.cordoned else ""
-    about = f"  {paint.dim(node.reason)}" if node.reason else ""
-    lines = [f"{paint.bold(node.name)}  {state}{cordoned}  {paint.dim(node.endpoint)}{about}"]
+    reason = f"  {paint.dim(node.reason)}" if node.reason else ""
+    lines = [f"{paint.bold(node.name)}  {state}{cordoned}  {paint.dim(node.endpoint)}{reason}"]
     for device in node.devices:
         share = device.vram_used_mb / device.vram_total_mb if device.vram_total_mb else 0.0
-        full = Tone.BAD if share >= 0.95 else Tone.WARN if share >= 0.85 else Tone.GOOD
+        tone = Tone.BAD if share >= 0.95 else Tone.WARN if share >= 0.85 else Tone.GOOD
         filled = round(_BAR * min(1.0, share))
-        bar = paint.tone("#" * filled, full) + "." * (_BAR - filled)
+        bar = paint.tone("#" * filled, tone) + "." * (_BAR - filled)
         used, total = format_mib(device.vram_used_mb), format_mib(device.vram_total_mb)
-        busy = "" if device.utilization_pct is None else f"  {device.utilization_pct}% busy"
-        warm = "" if device.temp_c is None else f"  {device.temp_c}°C"
+        utilization = "" if device.utilization_pct is None else f"  {device.utilization_pct}% busy"
+        temperature = "" if device.temp_c is None else f"  {device.temp_c}°C"
         lines.append(
             f"  {device.index}  {printable(device.name)}  [{bar}] {used}/{total}"
-            f"  {format_mib(device.vram_available_mb)} available{busy}{warm}"
+            f"  {format_mib(device.vram_available_mb)} available{utilization}{temperature}"
         )
     return "\n".join(lines)

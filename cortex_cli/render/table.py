@@ -1,4 +1,4 @@
-"""Rows as an aligned table without lines, so that grep, awk and people can read it."""
+"""Aligned tables without borders, for people as well as grep and awk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def printable(text: str) -> str:
-    """The text on one line without control characters: names and errors come from other hosts."""
+    """Return text on one line without control characters, because names and errors come from other hosts."""
     return _CONTROL.sub(" ", text).strip()
 
 
 def brief(text: str) -> str:
-    """The first line of an error, for a place where an engine's last words would be too much."""
+    """Return the first line of an error, without the engine output that can follow."""
     return printable(text.partition("\n")[0].removesuffix(":"))
 
 
@@ -29,11 +29,11 @@ class Column(Generic[Row]):
     """One column of a table.
 
     Attributes:
-        title: in upper case, as it stands in the header.
-        cell: the text of a row.
-        right: aligned right, for numbers.
-        wide: shown by `-o wide` only.
-        tone: the colour of a row's cell.
+        title: title in the header, in upper case.
+        cell: returns the text of a row's cell.
+        right: whether the cells are right-aligned, for numbers.
+        wide: whether the column is shown by `-o wide` only.
+        tone: returns the color of a row's cell.
     """
 
     title: str
@@ -51,7 +51,7 @@ def table(
     headers: bool = True,
     wide: bool = False,
 ) -> str:
-    """One line a row, two spaces between columns, nothing cut off."""
+    """Return one line per row, with two spaces between columns and without truncation."""
     shown = [c for c in columns if wide or not c.wide]
     lines: list[list[tuple[str, Tone | None]]] = []
     if headers:
@@ -75,6 +75,6 @@ def _line(
     parts = []
     for (text, tone), column, width in zip(cells, columns, widths, strict=True):
         gap = " " * (width - len(text))
-        painted = paint.tone(text, tone)
-        parts.append(gap + painted if column.right else painted + gap)
+        colored = paint.tone(text, tone)
+        parts.append(gap + colored if column.right else colored + gap)
     return "  ".join(parts).rstrip()

@@ -1,4 +1,4 @@
-"""A configuration file with every setting at its default, explained and commented out."""
+"""Configuration file templates: every setting with its description, at its default, commented out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cortex_cli.config_files import NAMES, SCHEMAS, File
+from cortex_cli.config_files import NAMES, SCHEMAS, ConfigFile
 from cortex_cli.render.formats import toml_value
 
 
-def template(file: File) -> str:
-    """The file's text. It is valid as it stands: whoever takes no comment away gets the defaults."""
-    lines = [f"# {NAMES[file]}. Every setting with its default; take the # away to change one."]
+def template(file: ConfigFile) -> str:
+    """Return the text of a file. It is valid as is and sets nothing."""
+    lines = [f"# {NAMES[file]}. Every setting with its default; remove the # to change one."]
     for name, field in SCHEMAS[file].model_fields.items():
         tables = list(_models_in(field.annotation))
         if tables:

@@ -21,7 +21,7 @@ from cortex_cli.tui.bars import Ghost
 from cortex_cli.tui.command_palette import FleetCommands, Palette
 from cortex_cli.tui.commands import Command, ScreenCommand
 from cortex_cli.tui.keys import KEYS, availability, keys_text
-from cortex_cli.tui.main_view import SHORT_SCREEN, MainView
+from cortex_cli.tui.main_view import HEIGHTS, WIDTHS, MainView
 from cortex_cli.tui.operations import Operator
 from cortex_cli.tui.options import MAX_INTERVAL_S, MIN_INTERVAL_S, ScreenOptions
 from cortex_cli.tui.screens.dialogs import Page, facts_page
@@ -39,9 +39,6 @@ from cortex_common.errors import BadRequest
 from cortex_common.schema import operations
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import FleetSnapshot, ModelView
-
-_WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
-_HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (SHORT_SCREEN, "-tall")]
 
 
 class Top(App[None]):
@@ -61,8 +58,8 @@ class Top(App[None]):
     ENABLE_COMMAND_PALETTE = True
     COMMANDS = App.COMMANDS | {FleetCommands}
     BINDINGS = KEYS
-    HORIZONTAL_BREAKPOINTS = _WIDTHS
-    VERTICAL_BREAKPOINTS = _HEIGHTS
+    HORIZONTAL_BREAKPOINTS = WIDTHS
+    VERTICAL_BREAKPOINTS = HEIGHTS
 
     def __init__(self, source: Source, operator: Operator, options: ScreenOptions) -> None:
         super().__init__()
@@ -157,8 +154,7 @@ class Top(App[None]):
         """Return the marked models, or the one under the cursor."""
         if self._state.choice.marked:
             return sorted(self._state.choice.marked)
-        model = self._current_model()
-        return [model.id] if model else []
+        return [model.id] if (model := self._current_model()) else []
 
     @override
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

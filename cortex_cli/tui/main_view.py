@@ -21,6 +21,10 @@ from cortex_cli.tui.widgets.requests import RequestTable
 from cortex_cli.tui.widgets.summary import SummaryLine
 
 SHORT_SCREEN = 24
+WIDTHS: list[tuple[int, str]] | None = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
+HEIGHTS: list[tuple[int, str]] | None = [(0, "-short"), (SHORT_SCREEN, "-tall")]
+"""Minimum sizes of the screen and the style class of each."""
+
 OVERVIEW = "overview"
 VIEWS = (OVERVIEW, "models", "gpus", "requests", "events")
 

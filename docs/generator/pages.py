@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from cortex_cli.config_files import File
+from cortex_cli.config_files import ConfigFile
 from cortex_cli.docs.reference import commands_page, keys_page
 from generator.api import gateway_page, neuron_page
 from generator.errors import errors_page
@@ -18,9 +18,9 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 PAGES: Mapping[str, Callable[[], str]] = {
     "cli.md": commands_page,
     "keys.md": keys_page,
-    "gateway-settings.md": partial(settings_page, File.GATEWAY),
-    "model-settings.md": partial(settings_page, File.MODELS),
-    "neuron-settings.md": partial(settings_page, File.NEURON),
+    "gateway-settings.md": partial(settings_page, ConfigFile.GATEWAY),
+    "model-settings.md": partial(settings_page, ConfigFile.MODELS),
+    "neuron-settings.md": partial(settings_page, ConfigFile.NEURON),
     "gateway-api.md": gateway_page,
     "neuron-api.md": neuron_page,
     "metrics.md": metrics_page,

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cortex_cli.config_files import NAMES, SCHEMAS, File
+from cortex_cli.config_files import NAMES, SCHEMAS, ConfigFile
 from cortex_cli.render.formats import toml_value
 from cortex_common.config.catalogue import Duration
 from cortex_common.config.loader import ENV_PREFIX
@@ -17,22 +17,22 @@ from generator.text import page, sentence
 
 _DURATION = 'duration: seconds, or a string such as `"10m"`'
 _TITLES = {
-    File.GATEWAY: "Gateway settings",
-    File.MODELS: "Model settings",
-    File.NEURON: "Neuron settings",
+    ConfigFile.GATEWAY: "Gateway settings",
+    ConfigFile.MODELS: "Model settings",
+    ConfigFile.NEURON: "Neuron settings",
 }
 _ABOUT = """`{name}` is read from `/etc/cortex/{name}` unless {option} names another file. An environment variable
 overrides the file. Its value is written as in TOML; quotes around a string can be omitted. `cortex config init {file}`
 prints a file with all settings and their defaults, `cortex config check` validates a file, and
 `cortex config show {file} --origin` shows where each value comes from."""
 _OPTIONS = {
-    File.GATEWAY: "`cortex serve gateway --config`",
-    File.MODELS: "`models` in [`[gateway]`](gateway-settings.md) or `cortex serve gateway --models`",
-    File.NEURON: "`cortex serve neuron --config`",
+    ConfigFile.GATEWAY: "`cortex serve gateway --config`",
+    ConfigFile.MODELS: "`models` in [`[gateway]`](gateway-settings.md) or `cortex serve gateway --models`",
+    ConfigFile.NEURON: "`cortex serve neuron --config`",
 }
 
 
-def settings_page(file: File) -> str:
+def settings_page(file: ConfigFile) -> str:
     """Return the text of a docs/reference/*-settings.md."""
     about = _ABOUT.format(name=NAMES[file], file=file.value, option=_OPTIONS[file])
     parts: list[str] = []

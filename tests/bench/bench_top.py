@@ -25,10 +25,10 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from sample_fleet import NOW, large_fleet
-from top_rig import FedSource, NotingOperator
+from top_rig import FedSource, RecordingOperator
 
 from cortex_cli.tui.app import Top
-from cortex_cli.tui.options import Look
+from cortex_cli.tui.options import ScreenOptions
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.requests import RequestList, RequestState, RequestView
@@ -85,14 +85,14 @@ def requests_at(step: int, last: int) -> RequestList:
 async def drawing() -> float:
     """Return the median CPU seconds to render the view."""
     before = large_fleet(nodes=NODES, devices=DEVICES, models=MODELS)
-    app = Top(FedSource(before), NotingOperator(), Look("gw", interval_s=10.0))
+    app = Top(FedSource(before), RecordingOperator(), ScreenOptions("gw", interval_s=10.0))
     spent = []
     async with app.run_test(size=(200, 50)) as pilot:
         await pilot.pause()
         for step in range(1, 30):
-            app._known.take(at_step(before, step))
+            app._state.update(at_step(before, step))
             started = time.process_time()
-            app._draw(anyway=True)
+            app._draw(force=True)
             spent.append(time.process_time() - started)
     return statistics.median(spent)
 

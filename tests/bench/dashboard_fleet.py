@@ -28,7 +28,7 @@ from engines.neuron_rig import NeuronRig
 from rigs.fleet import free_port
 from rigs.gateway import GatewayProcess, gateway_process, neuron_table
 
-from cortex_cli.demo.files import ROOM_MB, TINY_MODEL_MB, write_models
+from cortex_cli.demo.files import CAPACITY_MB, TINY_MODEL_MB, write_models
 from cortex_common.config.neuron import NeuronConfig
 from cortex_common.schema.fleet import NodeState
 from neuron_server.hardware.nvml import NvmlSource
@@ -176,7 +176,7 @@ def models_toml(folder: Path) -> str:
 async def main(minutes: float) -> int:
     """Run everything, and return the number of panels without data."""
     folder = Path(tempfile.mkdtemp(prefix="cortex-dashboard-"))
-    rig = NeuronRig(folder / "here", memory_mb=ROOM_MB)
+    rig = NeuronRig(folder / "here", memory_mb=CAPACITY_MB)
     try:
         rig.start()
         async with (

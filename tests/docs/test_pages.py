@@ -15,8 +15,8 @@ import typer.main
 import yaml
 
 from cortex_cli.commands.help import ENVIRONMENT
-from cortex_cli.config_files import SCHEMAS, kind_of
-from cortex_cli.main import app
+from cortex_cli.config_files import SCHEMAS, detect_kind
+from cortex_cli.root import app
 from cortex_common.config.loader import load
 from cortex_common.errors import ERRORS_BY_CODE
 
@@ -133,7 +133,7 @@ def test_settings_load(name: str, text: str, tmp_path: Path) -> None:
         pytest.skip("configuration of the command, where [keys] maps actions to keys")
     file = tmp_path / "config.toml"
     file.write_text(text, encoding="utf-8")
-    kind = kind_of(file)
+    kind = detect_kind(file)
     load(SCHEMAS[kind], file, {}, siblings=tuple(SCHEMAS.values()))
 
 

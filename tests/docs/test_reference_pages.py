@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cortex_cli.docs.reference import commands_page
-from cortex_cli.main import COMMANDS
+from cortex_cli.root import COMMANDS
 from generator.pages import PAGES, REFERENCE
 
 

@@ -43,21 +43,23 @@ KEYS = (
 
 @dataclass
 class Held:
-    """A gateway whose engine says one word and then waits for `go`."""
+    """A gateway whose engine sends one token and then waits for `go`."""
 
     served: InProcessGateway
     engine: ScriptedEngine
     go: asyncio.Event
 
     def operator(self) -> OperatorClient:
-        """A client with the operator's key."""
+        """Return a client with the operator's key."""
         return OperatorClient(self.served.url, who="the gateway", token=ADA)
 
     @contextlib.asynccontextmanager
-    async def asking(self, ident: str, *, stream: bool = True) -> AsyncIterator[asyncio.Task[str]]:
-        """A request under way by Ben's key; the task's result is the body that he gets."""
+    async def request_in_flight(
+        self, ident: str, *, stream: bool = True
+    ) -> AsyncIterator[asyncio.Task[str]]:
+        """Send a request with Ben's key; the result of the task is the response body."""
 
-        async def ask() -> str:
+        async def send() -> str:
             async with httpx.AsyncClient(timeout=20) as http:
                 answer = await http.post(
                     f"{self.served.url}/v1/chat/completions",
@@ -71,7 +73,7 @@ class Held:
                 return answer.text
 
         number = len(self.engine.calls)
-        task = asyncio.create_task(ask())
+        task = asyncio.create_task(send())
         try:
             async with asyncio.timeout(10):
                 await self.engine.call(number)
@@ -80,28 +82,28 @@ class Held:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def listed(self, state: RequestState) -> RequestList:
-        """The listing once a request is in that state."""
+    async def wait_for_state(self, state: RequestState) -> RequestList:
+        """Wait until a request is in this state and return the requests."""
         async with self.operator() as client, asyncio.timeout(10):
             while True:
-                found = await client.requests()
-                if any(r.state is state for r in (*found.active, *found.recent)):
-                    return found
+                requests = await client.requests()
+                if any(r.state is state for r in (*requests.active, *requests.recent)):
+                    return requests
 
 
 @pytest.fixture
 async def held() -> AsyncIterator[Held]:
-    """See `Held`."""
+    """Run the gateway."""
     go = asyncio.Event()
 
     async def script(call: Call) -> None:
         await call.send(SSE_HEAD + chunked(CHUNK % b"one"))
-        gone = asyncio.create_task(call.wait_closed())
-        went = asyncio.create_task(go.wait())
-        await asyncio.wait({gone, went}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        went.cancel()
-        await asyncio.gather(gone, went, return_exceptions=True)
+        closed = asyncio.create_task(call.gone())
+        released = asyncio.create_task(go.wait())
+        await asyncio.wait({closed, released}, return_when=asyncio.FIRST_COMPLETED)
+        closed.cancel()
+        released.cancel()
+        await asyncio.gather(closed, released, return_exceptions=True)
         if go.is_set():
             await call.send(chunked(LAST, USAGE, DONE) + b"0\r\n\r\n")
 
@@ -119,15 +121,15 @@ async def held() -> AsyncIterator[Held]:
 
 
 async def test_a_request_is_listed_on_its_way_and_after(held: Held):
-    """A request is listed with key, model, node and tokens so far, and when it has ended with its outcome and times."""
-    async with held.asking("req-one") as task:
-        (now,) = (await held.listed(RequestState.DECODE)).active
+    """A request is listed with key, model, node and tokens, and once finished with outcome and times."""
+    async with held.request_in_flight("req-one") as task:
+        (now,) = (await held.wait_for_state(RequestState.DECODE)).active
         assert (now.id, now.key, now.model, now.node) == ("req-one", "ben", "m", "n1")
         assert now.tokens_out == 1
         assert now.outcome is None
         held.go.set()
         await task
-        found = await held.listed(RequestState.DONE)
+        found = await held.wait_for_state(RequestState.DONE)
 
     assert found.active == ()
     (done,) = found.recent
@@ -138,10 +140,10 @@ async def test_a_request_is_listed_on_its_way_and_after(held: Held):
 
 
 async def test_as_many_are_listed_as_are_asked_for(held: Held):
-    """`last` bounds those that ended, the newest first."""
+    """`limit` is the maximum number of finished requests, newest first."""
     held.go.set()
     for ident in ("req-one", "req-two", "req-three"):
-        async with held.asking(ident) as task:
+        async with held.request_in_flight(ident) as task:
             await task
     async with held.operator() as client:
         found = [await client.requests(last) for last in (0, 2, None)]
@@ -154,27 +156,27 @@ async def test_as_many_are_listed_as_are_asked_for(held: Held):
 
 
 async def test_no_text_is_listed(held: Held):
-    """Neither prompt nor answer is in the listing, whatever the state of the request."""
-    async with held.asking("req-one") as task:
-        active = await held.listed(RequestState.DECODE)
+    """The list never contains the prompt or the response."""
+    async with held.request_in_flight("req-one") as task:
+        active = await held.wait_for_state(RequestState.DECODE)
         held.go.set()
         await task
-        ended = await held.listed(RequestState.DONE)
+        ended = await held.wait_for_state(RequestState.DONE)
 
-    told = active.model_dump_json() + ended.model_dump_json()
-    assert "SECRET" not in told
-    assert '"one"' not in told
+    text = active.model_dump_json() + ended.model_dump_json()
+    assert "SECRET" not in text
+    assert '"one"' not in text
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_cancelling_ends_engine_and_client(held: Held, stream: bool):
-    """A cancelled request's engine loses its connection, and its client is told with the code `cancelled`."""
-    async with held.asking("req-one", stream=stream) as task, held.operator() as client:
-        await held.listed(RequestState.DECODE)
+    """The engine of a cancelled request is disconnected, and its client receives an error."""
+    async with held.request_in_flight("req-one", stream=stream) as task, held.operator() as client:
+        await held.wait_for_state(RequestState.DECODE)
         done = await client.cancel(CancelRequest(request="req-o"))
         body = await task
         async with asyncio.timeout(10):
-            await held.engine.wait_idle()
+            await held.engine.idle()
 
     assert done.outcome == "cancelled"
     assert '"code":"cancelled"' in body.replace(" ", "")
@@ -182,8 +184,12 @@ async def test_cancelling_ends_engine_and_client(held: Held, stream: bool):
 
 
 async def test_cancelling_needs_a_clear_name(held: Held):
-    """The beginning of two ids is refused, an unknown id is not found, and both requests go on."""
-    async with held.asking("req-one"), held.asking("req-two"), held.operator() as client:
+    """An ambiguous prefix and an unknown id are errors that affect no request."""
+    async with (
+        held.request_in_flight("req-one"),
+        held.request_in_flight("req-two"),
+        held.operator() as client,
+    ):
         with pytest.raises(Conflict):
             await client.cancel(CancelRequest(request="req-"))
         with pytest.raises(NotFound):
@@ -192,7 +198,7 @@ async def test_cancelling_needs_a_clear_name(held: Held):
 
 
 async def test_the_command_lists_and_cancels(held: Held):
-    """`cortex requests ls` and `cancel` do the same from a shell."""
+    """`cortex requests ls` and `cancel` work in a shell."""
 
     async def run(*args: str) -> str:
         done = await asyncio.to_thread(
@@ -201,8 +207,8 @@ async def test_the_command_lists_and_cancels(held: Held):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    async with held.asking("req-one"):
-        await held.listed(RequestState.DECODE)
+    async with held.request_in_flight("req-one"):
+        await held.wait_for_state(RequestState.DECODE)
         assert json.loads(await run("requests", "ls", "--json"))["items"][0]["state"] == "decode"
         assert await run("requests", "ls", "--slow", "1h") == ""
         assert (
@@ -213,11 +219,11 @@ async def test_the_command_lists_and_cancels(held: Held):
 
 
 async def test_instances_count_what_they_did(held: Held):
-    """An instance's requests and tokens are in the snapshot once they have ended."""
+    """The snapshot counts an instance's finished requests and tokens."""
     held.go.set()
-    async with held.asking("req-one") as task:
+    async with held.request_in_flight("req-one") as task:
         await task
-    await held.served.wait_idle()
+    await held.served.settled()
     (instance,) = held.served.gateway.fleet.snapshot.instances()
 
     assert (instance.requests, instance.errors) == (1, 0)
@@ -225,7 +231,7 @@ async def test_instances_count_what_they_did(held: Held):
 
 
 async def test_the_trail_names_who_did_it(held: Held):
-    """A pin stands in the trail with the operator's key; a stream that lost it gets it when it is resumed."""
+    """Audit entries contain the operator's key, and a resumed stream yields the missed ones."""
     async with held.operator() as client:
         cursor = EventCursor()
         async with contextlib.aclosing(client.watch(cursor)) as updates:

@@ -10,13 +10,13 @@ import pytest
 import typer.main
 from demo_fleet import cortex_here, environment
 
-from cortex_cli.main import COMMANDS, Root, app
+from cortex_cli.root import COMMANDS, RootGroup, app
 
 ROOT = Path(__file__).parents[2]
 
 
 def cortex(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command from a new interpreter, as a user would."""
+    """Run the command in a new interpreter, as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "cortex_cli", *args],
         env=environment(**env),
@@ -28,7 +28,7 @@ def cortex(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_loads_no_heavy_package():
-    """`cortex --help` imports neither a server, nor an HTTP client, nor the terminal UI, and little else."""
+    """`cortex --help` imports no server, no HTTP client, no terminal UI, and little else."""
     probe = (
         "import sys, json\n"
         "from cortex_cli.main import main\n"
@@ -48,10 +48,10 @@ def test_help_loads_no_heavy_package():
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_the_listing_says_what_each_command_says(name: str):
-    """The summary in `cortex --help` is the first line of the command's own help."""
+def test_summaries_match_help_texts(name: str):
+    """The summary in `cortex --help` is the first line of the command's help text."""
     root = typer.main.get_command(app)
-    assert isinstance(root, Root)
+    assert isinstance(root, RootGroup)
     command = root.get_command(typer.Context(root), name)
 
     assert (command.help or "").splitlines()[0].rstrip(".") == COMMANDS[name].summary
@@ -60,15 +60,15 @@ def test_the_listing_says_what_each_command_says(name: str):
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_has_help(name: str):
-    """`-h` works everywhere, ends with 0 and writes to stdout."""
+    """`-h` works for every command, exits with 0 and writes to stdout."""
     done = cortex_here(name, "-h")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: cortex {name}")
 
 
-def test_no_arguments_is_a_usage_error_that_helps():
-    """`cortex` alone shows the help on stderr and ends with 2."""
+def test_no_arguments_is_a_usage_error():
+    """`cortex` without arguments writes the help text to stderr and exits with 2."""
     done = cortex()
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -76,15 +76,15 @@ def test_no_arguments_is_a_usage_error_that_helps():
 
 
 def test_a_mistyped_command_suggests_the_nearest():
-    """`cortex modles` names what was probably meant and ends with 2."""
+    """`cortex modles` suggests the most similar command and exits with 2."""
     done = cortex_here("modles")
 
     assert done.returncode == 2
     assert "did you mean `cortex models`" in done.stderr
 
 
-def test_a_verb_by_itself_is_found_in_its_group():
-    """`cortex top` takes ":drain beast"; what comes nearest by letters would be `cortex defrag`."""
+def test_a_subcommand_without_its_group_is_suggested():
+    """`cortex drain` suggests the subcommands of that name instead of a similar command."""
     done = cortex_here("drain", "beast")
 
     assert "did you mean `cortex nodes drain` or `cortex plan drain`?" in done.stderr
@@ -99,16 +99,16 @@ def test_a_verb_by_itself_is_found_in_its_group():
         ("defrag", "--max-time", "0"),
     ],
 )
-def test_a_time_that_makes_no_sense_is_a_usage_error(line: tuple[str, ...]):
-    """It is told by the option's name, before anybody is asked."""
+def test_an_invalid_duration_is_a_usage_error(line: tuple[str, ...]):
+    """The error contains the name of the option, and no request is sent."""
     done = cortex_here(*line)
 
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: invalid value for {line[-2]}: ")
 
 
-def test_the_gateway_may_be_named_before_the_command():
-    """As other tools have it; named after the command it counts more."""
+def test_the_gateway_option_before_the_command():
+    """--gateway is accepted before the command; after the command it takes precedence."""
     before = cortex_here("-g", "http://127.0.0.1:9", "ps")
     both = cortex_here("-g", "http://127.0.0.1:9", "ps", "-g", "http://127.0.0.1:7")
 
@@ -117,7 +117,7 @@ def test_the_gateway_may_be_named_before_the_command():
 
 
 def test_help_shows_topics_and_commands():
-    """`cortex help` is the help of all, `cortex help models load` that of one, and a topic is read."""
+    """`cortex help` shows all commands, `cortex help models load` one, and `cortex help exit-codes` a topic."""
     assert cortex_here("help").stdout == cortex_here("--help").stdout
     assert (
         cortex_here("help", "models", "load").stdout == cortex_here("models", "load", "-h").stdout
@@ -126,15 +126,15 @@ def test_help_shows_topics_and_commands():
     assert cortex_here("help", "nope").returncode == 2
 
 
-def test_a_group_lists_its_commands_with_whole_sentences():
-    """What a command does is not cut off in the middle."""
+def test_a_group_lists_its_commands_with_full_summaries():
+    """Summaries of subcommands are not truncated."""
     shown = " ".join(cortex_here("models", "-h").stdout.split())
 
-    assert "where it is and why, estimate and measurements" in shown
+    assert "the reason for it, its estimate and measurements" in shown
 
 
-def test_an_unreachable_gateway_ends_with_5():
-    """A gateway that is not there is told on stderr, with a hint, and stdout stays empty."""
+def test_an_unreachable_gateway_exits_with_5():
+    """The error is on stderr, with a hint, and stdout is empty."""
     done = cortex("ps", "--gateway", "http://127.0.0.1:9")
 
     assert (done.returncode, done.stdout) == (5, "")
@@ -142,8 +142,8 @@ def test_an_unreachable_gateway_ends_with_5():
     assert "\nhint: " in done.stderr
 
 
-def test_authorities_that_cannot_be_read_are_named(tmp_path: Path):
-    """A wrong SSL_CERT_FILE is told as such, with its path, and as no defect."""
+def test_an_invalid_ssl_cert_file_is_reported(tmp_path: Path):
+    """The error contains the path in SSL_CERT_FILE."""
     path = tmp_path / "ca.pem"
     path.write_text("no certificate")
     for name in (str(path), "/nowhere.pem"):
@@ -159,8 +159,8 @@ def test_version_without_a_gateway():
     assert json.loads(done.stdout)["items"][0]["part"] == "command"
 
 
-def test_checking_good_files():
-    """`config check` of the example files ends with 0 and says so on stdout."""
+def test_checking_valid_files():
+    """`config check` of the example files exits with 0 and prints ok for each."""
     files = sorted(str(p) for p in (ROOT / "config").glob("*.toml"))
     done = cortex_here("config", "check", *files)
 
@@ -168,8 +168,8 @@ def test_checking_good_files():
     assert done.stdout.splitlines() == [f"{name}: ok" for name in files]
 
 
-def test_checking_a_wrong_file(tmp_path: Path):
-    """`config check` names file, line and key, suggests what was meant, and ends with 1."""
+def test_checking_an_invalid_file(tmp_path: Path):
+    """`config check` reports file, line and key, suggests the correct key, and exits with 1."""
     path = tmp_path / "cortex.toml"
     path.write_text('[gateway]\nlisen = "127.0.0.1:1"\n')
     done = cortex_here("config", "check", str(path))
@@ -179,21 +179,21 @@ def test_checking_a_wrong_file(tmp_path: Path):
     assert "hint: did you mean 'listen'?" in done.stderr
 
 
-def test_a_file_that_a_setting_names_is_checked_with_it(tmp_path: Path):
-    """`config check` and `serve neuron --check` end with 1 where the neuron would not start for want of its token."""
+def test_referenced_files_are_checked(tmp_path: Path):
+    """`config check` and `serve neuron --check` exit with 1 if the token file is missing."""
     path = tmp_path / "neuron.toml"
     path.write_text('[neuron]\ntoken_file = "/nonexistent/token"\n')
     checked = cortex_here("config", "check", str(path))
     started = cortex_here("serve", "neuron", "--check", "--config", str(path))
 
     assert (checked.returncode, started.returncode) == (1, 1)
-    told = f"error: {path}:2: neuron.token_file: there is no file /nonexistent/token"
-    assert told in checked.stderr
+    message = f"error: {path}:2: neuron.token_file: file /nonexistent/token does not exist"
+    assert message in checked.stderr
     assert "/nonexistent/token" in started.stderr
 
 
-def test_a_gateways_catalogue_is_checked_with_it(tmp_path: Path):
-    """The gateway would not start with it; where both files are named the error is told once."""
+def test_the_catalogue_of_a_gateway_is_checked(tmp_path: Path):
+    """An error in the catalogue is reported, only once if both files are checked."""
     path, models = tmp_path / "cortex.toml", tmp_path / "models.toml"
     path.write_text("[gateway]\n")
     models.write_text('[[models]]\nid = "m"\nharnes = "llamacpp"\n')
@@ -212,29 +212,29 @@ def test_warnings_fail_only_when_strict(tmp_path: Path):
     assert cortex_here("config", "check", str(path), "--strict").returncode == 1
 
 
-def test_show_tells_origins(tmp_path: Path):
-    """`config show --origin` tells file and line, variable or default for each value."""
+def test_show_origins(tmp_path: Path):
+    """`config show --origin` shows file and line, variable or default of each value."""
     path = tmp_path / "cortex.toml"
     path.write_text("[gateway]\nmax_body_mb = 5\n")
     done = cortex_here(
         *("config", "show", "gateway", "--file", str(path), "--origin", "-o", "json"),
         CORTEX_GATEWAY__LISTEN="127.0.0.1:1",
     )
-    found = {s["key"]: s["origin"] for s in json.loads(done.stdout)["items"]}
+    origins = {s["key"]: s["origin"] for s in json.loads(done.stdout)["items"]}
 
-    assert found["gateway.max_body_mb"] == f"{path}:2"
-    assert found["gateway.listen"] == "$CORTEX_GATEWAY__LISTEN"
-    assert found["gateway.models"] == "default"
+    assert origins["gateway.max_body_mb"] == f"{path}:2"
+    assert origins["gateway.listen"] == "$CORTEX_GATEWAY__LISTEN"
+    assert origins["gateway.models"] == "default"
 
 
 @pytest.mark.parametrize("service", ["gateway", "neuron"])
 def test_serve_can_check_only(service: str):
-    """`serve --check` validates the settings and ends without listening."""
+    """`serve --check` validates the settings and exits without listening."""
     assert cortex_here("serve", service, "--check").stdout == "ok\n"
 
 
-def test_serve_refuses_wrong_settings(tmp_path: Path):
-    """A daemon with a wrong setting ends at once with the reason, not with a traceback."""
+def test_serve_rejects_invalid_settings(tmp_path: Path):
+    """A daemon with an invalid setting exits immediately with the reason, without a traceback."""
     path = tmp_path / "neuron.toml"
     path.write_text("[neuron]\nlisten = 5\n")
     done = cortex_here("serve", "neuron", "--config", str(path))
@@ -243,25 +243,25 @@ def test_serve_refuses_wrong_settings(tmp_path: Path):
     assert done.stderr.startswith(f"error: {path}:2: neuron.listen")
 
 
-def test_chat_without_a_prompt_or_a_person():
-    """`cortex chat` with nothing to ask and nobody to converse with is a usage error, not a hang."""
+def test_chat_without_a_prompt_or_a_terminal():
+    """`cortex chat` without a prompt and a terminal is a usage error instead of waiting forever."""
     done = cortex_here("chat", "some-model")
 
     assert done.returncode == 2
-    assert "nothing to ask" in done.stderr
+    assert "prompt is empty" in done.stderr
 
 
-def test_chat_refuses_what_is_no_text(tmp_path: Path):
-    """A file that is no UTF-8, or that is not there, is a usage error and no defect."""
+def test_chat_rejects_invalid_files(tmp_path: Path):
+    """A file that is not UTF-8 or does not exist is a usage error."""
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    for name, said in (("latin", "is not UTF-8 text"), ("none", "does not exist")):
+    for name, message in (("latin", "is not UTF-8 text"), ("none", "does not exist")):
         done = cortex_here("chat", "some-model", "--file", str(tmp_path / name))
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
 
 
-def test_a_wrong_command_line_is_told_in_plain_words():
-    """No word of the libraries that found it, and one line for a list of choices."""
+def test_usage_errors_are_one_line():
+    """Usage errors have one line, without the prefixes of Typer and pydantic."""
     choice = cortex_here("completion", "bogus").stderr.splitlines()
     missing = cortex_here("completion").stderr.splitlines()
 
@@ -269,8 +269,8 @@ def test_a_wrong_command_line_is_told_in_plain_words():
     assert missing[0].endswith("Choose from: bash, zsh, fish")
 
 
-def test_a_closed_pipe_is_no_traceback():
-    """`cortex config schema models | head -1` ends quietly."""
+def test_a_closed_pipe_causes_no_traceback():
+    """`cortex config schema gateway | head -1` writes nothing to stderr."""
     done = subprocess.run(
         f"{shlex.quote(sys.executable)} -m cortex_cli config schema gateway | head -1",
         shell=True,
@@ -284,7 +284,7 @@ def test_a_closed_pipe_is_no_traceback():
 
 
 def test_contexts(tmp_path: Path):
-    """Contexts are added, chosen, listed and forgotten; what they hold is read back as it was given."""
+    """Contexts can be added, selected, listed and removed, and keep their values."""
     env = {"XDG_CONFIG_HOME": str(tmp_path)}
     key = tmp_path / 'a "key"'
     assert cortex_here("context", "ls", **env).stdout == ""
@@ -307,7 +307,7 @@ def test_contexts(tmp_path: Path):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str):
-    """There is a completion script for each of the three shells."""
+    """There is a completion script for each shell."""
     done = cortex_here("completion", shell)
 
     assert done.returncode == 0
@@ -315,15 +315,15 @@ def test_completion_scripts(shell: str):
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "completions"),
     [("help mod", ["models"]), ("help models lo", ["load", "logs"]), ("help models load x", [])],
 )
-def test_help_completes_commands_below_commands(line: str, found: list[str]):
-    """After a noun its own commands are suggested."""
-    at = {"COMP_WORDS": f"cortex {line}", "COMP_CWORD": str(len(line.split()))}
-    done = cortex_here(_CORTEX_COMPLETE="complete_bash", **at)
+def test_help_completes_subcommands(line: str, completions: list[str]):
+    """After a command, its subcommands are completed."""
+    variables = {"COMP_WORDS": f"cortex {line}", "COMP_CWORD": str(len(line.split()))}
+    done = cortex_here(_CORTEX_COMPLETE="complete_bash", **variables)
 
-    assert done.stdout.split() == found
+    assert done.stdout.split() == completions
 
 
 @pytest.mark.parametrize(
@@ -331,12 +331,12 @@ def test_help_completes_commands_below_commands(line: str, found: list[str]):
     [("exit-codes", "130"), ("environment", "CORTEX_API_KEY_FILE"), ("config", "--origin")],
 )
 def test_help_topics(topic: str, words: str):
-    """What no single command explains can be read."""
+    """`cortex help TOPIC` shows the topic."""
     assert words in cortex_here("help", topic).stdout
 
 
-def test_help_of_a_command_loads_no_http_client():
-    """Completing and explaining a command does without httpx, which is most of a start."""
+def test_help_of_a_command_does_not_import_httpx():
+    """--help of a subcommand does not import httpx, which takes most of the start-up time."""
     probe = (
         "import sys\n"
         "from cortex_cli.main import main\n"
@@ -351,8 +351,8 @@ def test_help_of_a_command_loads_no_http_client():
     assert done.stderr == "False\n"
 
 
-def test_the_embedded_engine_waits_for_no_library_that_it_can_do_without():
-    """A cold start waits for every import, and each of these takes as long as all that the engine needs."""
+def test_the_embedded_engine_imports_no_unnecessary_library():
+    """A cold start waits for every import, and each of these takes as long as everything the engine needs."""
     probe = (
         "import sys, neuron_server.embedded_engine.worker; "
         "print({'pydantic', 'fastapi', 'httpx'} & sys.modules.keys())"

@@ -1,4 +1,4 @@
-"""Commands that go on, on a real terminal, while their gateway dies and comes back."""
+"""Commands that run until interrupted, on a real terminal, while their gateway stops and restarts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from demo_fleet import environment, free_port
 from engines.neuron_rig import wait_for
 from rigs.forkserver import CortexProcess
 
-from cortex_cli.watch import CLEAR
+from cortex_cli.watch import CLEAR_SCREEN
 
 
 class Terminal:
-    """What a command wrote to its terminal so far.
+    """Output of a command on its terminal.
 
     Args:
         descriptor: our end of it.
@@ -40,7 +40,7 @@ class Terminal:
         self.reader.start()
 
     def until(self, words: str, seconds: float = 30.0) -> str:
-        """What came since the last call up to these words, once they are written."""
+        """Wait for these words and return the output since the last call up to them."""
         wanted = words.encode()
         with self._more:
             came = self._more.wait_for(
@@ -53,7 +53,7 @@ class Terminal:
         return rest[:end].decode(errors="replace")
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Type keys."""
         os.write(self._descriptor, keys.encode())
 
     def _read(self) -> None:
@@ -69,7 +69,7 @@ class Terminal:
 
 @contextmanager
 def on_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
-    """A command with a terminal of 120x30 of its own."""
+    """Run a command on its own terminal of 120x30."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
     command = [sys.executable, "-m", "cortex_cli", *args]
@@ -86,7 +86,7 @@ def on_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]
 
 
 class Gateway:
-    """A gateway without nodes that can be killed and started again.
+    """A gateway without nodes that can be killed and restarted.
 
     Args:
         directory: for its settings.
@@ -102,7 +102,7 @@ class Gateway:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """It serves until the block ends; then it is killed."""
+        """Run the gateway until the block ends, then kill it."""
         log = self._config.with_suffix(".log")
         log.write_text("")
         argv = ["serve", "gateway", "--log-format", "console", "--config", str(self._config)]
@@ -117,31 +117,31 @@ class Gateway:
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Gateway:
-    """See `Gateway`."""
+    """Return a gateway that is not running."""
     return Gateway(tmp_path)
 
 
 def test_ps_on_a_terminal_outlives_its_gateway(gateway: Gateway):
-    """`ps --watch` tells of the loss once, below what was seen last, and draws anew when the gateway is back."""
+    """`ps --watch` reports the lost connection below the last state, and redraws after reconnecting."""
     with on_terminal("ps", "--watch", "-g", gateway.url) as (process, terminal):
         with gateway.serving():
             terminal.until("nothing is loaded")
         terminal.until("lost: ")
         again = terminal.until("lost: ")
-        assert CLEAR in again, "the second loss takes the place of the first"
+        assert CLEAR_SCREEN in again, "the second loss takes the place of the first"
         assert "nothing is loaded" in again
         with gateway.serving():
-            assert CLEAR in terminal.until("nothing is loaded\r\n")
+            assert CLEAR_SCREEN in terminal.until("nothing is loaded\r\n")
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
 
 
 def test_top_outlives_its_gateway(gateway: Gateway):
-    """`cortex top` says LOST and why while the gateway is away, then live again; keys work on."""
+    """`cortex top` shows LOST and the reason until it has reconnected; keys keep working."""
     with on_terminal("top", "-g", gateway.url) as (process, terminal):
         with gateway.serving():
             terminal.until(" live ")
-        assert "lost: " in terminal.until("trying again in") + terminal.until(" LOST ")
+        assert "lost: " in terminal.until("retrying in") + terminal.until(" LOST ")
         with gateway.serving():
             terminal.until(" live ")
             terminal.press("q")
@@ -149,7 +149,7 @@ def test_top_outlives_its_gateway(gateway: Gateway):
 
 
 def test_an_interrupted_load_is_said_to_go_on():
-    """Ctrl-C lets go of the load, says so, and leaves the document of what was done until then."""
+    """Ctrl-C detaches from the load, says so, and writes the document of the completed actions."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with on_terminal("models", "load", "m", "-o", "json", "-g", url) as (process, terminal):
@@ -157,6 +157,6 @@ def test_an_interrupted_load_is_said_to_go_on():
             with asked:
                 assert asked.recv(65_536)
                 process.send_signal(signal.SIGINT)
-                terminal.until("the load goes on; watch it with `cortex ps --watch`")
+                terminal.until("the load continues; watch it with `cortex ps --watch`")
                 terminal.until('"items": []')
                 assert process.wait(20) == 130

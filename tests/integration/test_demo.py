@@ -13,26 +13,26 @@ import psutil
 import pytest
 from demo_fleet import DemoFleet, cortex, demo_fleet, environment, free_port, offspring
 
-from cortex_cli.demo.files import Ports, free_ports, write_files
+from cortex_cli.demo.files import Ports, choose_ports, write_files
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 
 @pytest.fixture(scope="module")
 def taken_port() -> Iterator[int]:
-    """A port that somebody else listens on."""
+    """Return a port that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         yield taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def fleet(taken_port: int) -> Iterator[DemoFleet]:
-    """One demo for the tests that only look at it, asked for a port that is taken."""
+    """Run one demo for tests that do not change it, on a port that is in use."""
     with demo_fleet("--port", str(taken_port)) as running:
         yield running
 
 
 def run_line(line: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a line as a person would paste it."""
+    """Run a line in a shell, as if it were pasted."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-c", line],
@@ -45,7 +45,7 @@ def run_line(line: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_once_proves_the_chain(tmp_path: Path):
-    """`cortex demo --once` streams an answer of the real engine, ends with 0 and leaves nothing behind.
+    """`cortex demo --once` streams a response of the real engine, exits with 0 and cleans up.
 
     With `--model FILE.gguf` the answer is that file's, under its own name.
     """
@@ -86,7 +86,7 @@ def test_the_curl_line_works_as_pasted(fleet: DemoFleet):
 
 
 def test_the_python_line_works_as_pasted(fleet: DemoFleet):
-    """The Python line of the summary prints an answer through the official SDK."""
+    """The Python line of the summary prints a response through the official SDK."""
     done = run_line(fleet.lines["python"])
 
     assert done.returncode == 0, done.stderr
@@ -94,7 +94,7 @@ def test_the_python_line_works_as_pasted(fleet: DemoFleet):
 
 
 def test_two_of_three_models_fit(fleet: DemoFleet):
-    """Asking for all three models in turn answers each, and never holds more than two."""
+    """Requests for all three models in turn succeed, and at most two models are loaded at a time."""
     for model in ("demo/ada", "demo/bob", "demo/cleo", "demo/ada"):
         done = fleet.cortex("chat", model, "hello", "--max-tokens", "8")
         assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_two_of_three_models_fit(fleet: DemoFleet):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals):
-    """Ctrl-C and a closed terminal each end every daemon and engine, and remove the files; SIGTERM: `demo_fleet`."""
+    """SIGINT and SIGHUP stop every daemon and engine and remove the files; for SIGTERM see `demo_fleet`."""
     with demo_fleet("--port", str(free_port())) as running:
         directory = running.directory
         born = offspring(psutil.Process(running.demo.pid))
@@ -119,7 +119,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals):
 
 
 def test_an_engine_whose_neuron_was_killed_is_ended_too():
-    """When the neuron is killed the demo ends with 1, says so, keeps the logs, and still ends the engines."""
+    """If the neuron is killed, the demo exits with 1, says why, keeps the logs, and stops the engines."""
     with demo_fleet("--port", str(free_port())) as running:
         born = offspring(psutil.Process(running.demo.pid))
         neuron = next(p for p in born if "neuron.toml" in " ".join(p.cmdline()))
@@ -131,26 +131,26 @@ def test_an_engine_whose_neuron_was_killed_is_ended_too():
         directory = running.directory
         assert (directory / "neuron.log").exists()
         shutil.rmtree(directory)
-    assert "the neuron ended by itself" in "".join(running.talk)
+    assert "the neuron exited unexpectedly" in "".join(running.talk)
 
 
 def test_a_taken_port_is_replaced_and_told(fleet: DemoFleet, taken_port: int):
-    """When the gateway's port is taken the demo takes a free one and says so."""
+    """If the gateway's port is in use, the demo uses a free one and says so."""
     assert fleet.url != f"http://127.0.0.1:{taken_port}"
     assert fleet.cortex("status", "-o", "name").stdout == "ok\n"
-    assert f"port {taken_port} is taken; the gateway takes" in "".join(fleet.talk)
+    assert f"port {taken_port} is in use; the gateway uses" in "".join(fleet.talk)
 
 
 def test_all_ports_differ():
-    """Ports that are chosen in place of taken ones are not given twice."""
+    """Replacements of ports that are in use are distinct."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ports, said = free_ports(Ports(port, port, port))
+        ports, messages = choose_ports(Ports(port, port, port))
 
     assert len({ports.api, ports.metrics, ports.neuron, port}) == 4
-    assert len(said) == 3
+    assert len(messages) == 3
 
 
 def test_the_files_are_valid(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Why a request went where it went, told afterwards."""
+"""Explanation of a request's routing after the fact."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from lifecycle_rig import MODEL_MB, gateway, neuron, tiny
 
-from cortex_cli.commands.why import one_of
-from cortex_cli.output import Output, document
+from cortex_cli.commands.why import find_request
 from cortex_cli.render.details import why_text
+from cortex_cli.render.listing import OutputFormat, format_document
 from cortex_common.errors import NotFound
 
 EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}
@@ -28,28 +28,30 @@ async def test_a_request_knows_what_it_waited_for(tmp_path: Path) -> None:
         gateway({"here": node.url}, models, **EAGER) as served,
     ):
 
-        async def asked(model: str) -> str:
+        async def send(model: str) -> str:
             answer = await served.chat(model)
             return str(answer.headers["x-request-id"])
 
-        first = await asked("ada")
-        cold, warm, huge = await asked("bob"), await asked("bob"), await asked("huge")
-        known = await served.operator.requests()
+        first = await send("ada")
+        cold, warm, huge = await send("bob"), await send("bob"), await send("huge")
+        requests = await served.operator.requests()
         decisions = await served.operator.decisions(cold)
         ada = (await served.operator.decisions(first))[0].instance
         assert [d.evicted for d in decisions] == [(ada,)]
         assert decisions[0].waited_s > 0
-        text = why_text(one_of(known, cold), decisions)
-        assert f"after {ada} had gone" in text
+        text = why_text(find_request(requests, cold), decisions)
+        assert f"after evicting {ada}" in text
         assert "it was loaded for this request" in text
-        request = one_of(known, cold)
-        told = json.loads(document("Why", Output.JSON, request=request, decisions=decisions))
-        assert told["decisions"][0]["at"].endswith("Z")
-        assert told["decisions"][0]["instance"] == told["request"]["instance"]
+        request = find_request(requests, cold)
+        document = json.loads(
+            format_document("Why", OutputFormat.JSON, request=request, decisions=decisions)
+        )
+        assert document["decisions"][0]["at"].endswith("Z")
+        assert document["decisions"][0]["instance"] == document["request"]["instance"]
         assert await served.operator.decisions(warm) == ()
-        assert "only instance that was ready" in why_text(one_of(known, warm), ())
+        assert "only ready instance" in why_text(find_request(requests, warm), ())
         refused = await served.operator.decisions(huge)
         assert "fits on no device" in refused[0].why
-        assert "in vain" in why_text(one_of(known, huge), refused)
+        assert "without success" in why_text(find_request(requests, huge), refused)
         with pytest.raises(NotFound, match="no request"):
-            one_of(known, "never-seen")
+            find_request(requests, "never-seen")

@@ -13,7 +13,8 @@ from engines.build_llama import find
 from engines.fake_nvml import XID, FakeGpu, FakeNvml
 from engines.served_neuron import ServedNeuron, served
 
-from cortex_cli.doctor.checks import Finding, Verdict, fleet_checks
+from cortex_cli.doctor.checks import fleet_checks
+from cortex_cli.doctor.findings import Finding, Verdict
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.clock import SystemClock
 from cortex_common.config.catalogue import Catalogue
@@ -67,7 +68,7 @@ async def llama_findings(directory: Path, llama_server: Path) -> list[Finding]:
     sources = (NvmlSource(FakeNvml(FakeGpu(0))),)
     async with served(config, sources) as neuron, watched(neuron) as fleet:
         return await findings_of(
-            fleet, lambda f: any("llama-server" in finding.about for finding in f)
+            fleet, lambda f: any("llama-server" in finding.message for finding in f)
         )
 
 
@@ -76,7 +77,7 @@ async def test_doctor_reports_an_engine_that_does_not_use_the_gpu(tmp_path: Path
     program = script(tmp_path / "llama-server", "echo 'Available devices:'\necho '  (none)'")
     (finding,) = await llama_findings(tmp_path, program)
     assert finding.verdict is Verdict.WARNING
-    assert "would run on the CPU" in finding.about
+    assert "would run on the CPU" in finding.message
 
 
 @pytest.mark.llama
@@ -85,7 +86,7 @@ async def test_doctor_reports_a_real_llama_server_without_cuda(tmp_path: Path):
     """The one that `make engines` builds supports only the CPU."""
     assert LLAMA is not None
     (finding,) = await llama_findings(tmp_path, LLAMA)
-    assert "--list-devices shows no GPU" in finding.about
+    assert "--list-devices shows no GPU" in finding.message
 
 
 async def test_doctor_reports_initial_and_later_warnings(tmp_path: Path):
@@ -94,10 +95,10 @@ async def test_doctor_reports_initial_and_later_warnings(tmp_path: Path):
     library = FakeNvml(FakeGpu(0, PersistenceMode=0))
     async with served(config, (NvmlSource(library),)) as neuron, watched(neuron) as fleet:
         first = await findings_of(
-            fleet, lambda f: any("persistence" in finding.about for finding in f)
+            fleet, lambda f: any("persistence" in finding.message for finding in f)
         )
         assert [finding.verdict for finding in first] == [Verdict.WARNING]
         library.gpus[0].events.append((XID, 74))
         await neuron.runtime.measure()
         second = await findings_of(fleet, lambda f: len(f) == 2)
-        assert any("XID 74" in f.about and "NVLink" in f.about for f in second)
+        assert any("XID 74" in f.message and "NVLink" in f.message for f in second)

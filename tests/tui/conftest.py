@@ -8,10 +8,10 @@ from textual import constants
 
 @pytest.fixture(autouse=True)
 def plain_terminal(monkeypatch: pytest.MonkeyPatch):
-    """The same terminal for every test, whatever the one that the tests are started from."""
+    """Provide the same terminal environment for every test."""
     for name in ("NO_COLOR", "COLORTERM", "CLICOLOR", "FORCE_COLOR", "TEXTUAL_THEME"):
         monkeypatch.delenv(name, raising=False)
-    # An animation half done is a picture that differs. Textual has read its variable before this file is.
+    # A running animation would change the snapshot. Textual reads its variable before this file is imported.
     monkeypatch.setattr(constants, "TEXTUAL_ANIMATIONS", "none")
     monkeypatch.setenv("LANG", "C.UTF-8")
     monkeypatch.setenv("TZ", "UTC")

@@ -58,37 +58,37 @@ WIDE = (140, 40)
 
 @asynccontextmanager
 async def running(app: Top, size: tuple[int, int] = WIDE) -> AsyncIterator[Pilot[None]]:
-    """The app on a terminal of that size, once it shows its first picture."""
+    """Run the app on a terminal of this size, from its first drawing."""
     async with app.run_test(size=size) as pilot:
         await pilot.pause()
         yield pilot
 
 
 def drawn(lines: Lines) -> list[str]:
-    """What stands on the screen, line by line, without frame and scrollbar."""
+    """Return the visible lines without frame and scrollbar."""
     inside = lines.scrollable_content_region
     return [lines.render_line(y).text.rstrip() for y in range(inside.height)]
 
 
 def shown(app: Top) -> list[str]:
-    """The models of the table from top to bottom."""
+    """Return the models of the table from top to bottom."""
     head, *rows = drawn(app._view.table)
     at = head.index("NAME")
     return [row[at:].split("  ")[0] for row in rows if row]
 
 
 def text_of(app: Top, selector: str) -> str:
-    """What a static widget says."""
+    """Return the text of a static widget."""
     return str(app.query_one(selector, Static).content)
 
 
-def offered(app: Top) -> str:
-    """What the line at the bottom says."""
+def key_line(app: Top) -> str:
+    """Return the line of keys."""
     return str(app.query_one(KeyLine).render())
 
 
 def greyed(app: Top) -> set[str]:
-    """What the line at the bottom says cannot be done now."""
+    """Return the actions that are greyed in the line of keys."""
     line = app.query_one(KeyLine).render()
     return {
         line.plain[span.start : span.end].split()[-1]
@@ -97,27 +97,27 @@ def greyed(app: Top) -> set[str]:
     }
 
 
-REFUSED = {"load", "unload", "pin", "evict", "defrag"}
-"""What is greyed without a gateway, or on a screen that is read-only, in the view of the models."""
+FLEET_KEYS = {"load", "unload", "pin", "evict", "defrag"}
+"""Actions of the models view that are greyed without a gateway or on a read-only screen."""
 
 
 async def test_the_table_lists_the_catalogue():
-    """The models stand in the default order, what needs a look first."""
+    """The models are in the default order, by urgency."""
     app = top(busy_fleet())
     async with running(app):
         assert shown(app) == [PHI, LLAMA, QWEN, GEMMA]
 
 
 async def test_load_shows_its_plan_first():
-    """`l` shows what loading would do, also in the bars, and loads after a yes."""
+    """`l` shows the plan, also in the bars, and loads after confirmation."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         before = drawn(app._view.devices)
         await pilot.press("l")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
-        told = " ".join(str(s.content) for s in app.screen.query(Static))
-        assert f"{PHI} would be loaded on beast/1: most room, 8.8G" in told
+        text = " ".join(str(s.content) for s in app.screen.query(Static))
+        assert f"{PHI} would be loaded on beast/1: most room, 8.8G" in text
         assert drawn(app._view.devices) != before
         assert operator.calls == []
         await pilot.press("y")
@@ -130,7 +130,7 @@ async def test_load_shows_its_plan_first():
 
 
 async def test_a_model_that_does_not_fit_shows_why():
-    """When nothing can be done, `l` shows the reason of each device, and asks nothing."""
+    """If a model can't be loaded, `l` shows the reason for each device without a question."""
     ledger = (
         LedgerLine(
             node="beast", device=0, reason="needs 68.2 GiB, 61.0 available", missing_mb=7373
@@ -142,29 +142,29 @@ async def test_a_model_that_does_not_fit_shows_why():
     async with running(app) as pilot:
         await pilot.press("l")
         await until(pilot, lambda: isinstance(app.screen, Page))
-        told = str(app.screen.query_one(Static).content)
+        text = str(app.screen.query_one(Static).content)
 
-        assert "needs 68.2 GiB, 61.0 available" in told
+        assert "needs 68.2 GiB, 61.0 available" in text
         assert operator.calls == []
 
 
-async def test_evict_asks_the_person_first():
-    """`e` ends one instance after a yes."""
+async def test_evict_requires_confirmation():
+    """`e` evicts one instance after confirmation."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("down", "down", "e")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
-        told = " ".join(str(s.content) for s in app.screen.query(Static))
-        assert f"evicts {QWEN} from beast: frees 68.2G, idle 1.0s, after 3 requests" in told
+        text = " ".join(str(s.content) for s in app.screen.query(Static))
+        assert f"evicts {QWEN} from beast: frees 68.2G, idle 1.0s, after 3 requests" in text
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
         assert operator.calls == [("evict", EvictModelRequest(model=QWEN))]
 
 
-async def test_what_cannot_be_evicted_is_told_at_once():
-    """A pinned model is refused before anybody is asked."""
+async def test_a_pinned_model_is_not_evicted():
+    """The refusal to evict a pinned model is shown without a question."""
     operator = RecordingOperator()
     operator.eviction_error = Conflict("qwen-1 is pinned", hints=("cortex models unpin",))
     app = top(busy_fleet(), operator=operator)
@@ -176,8 +176,8 @@ async def test_what_cannot_be_evicted_is_told_at_once():
         assert "is pinned" in next(iter(app._notifications)).message
 
 
-async def test_unloading_tells_what_it_frees():
-    """The question names the memory that comes free, and whom that disturbs; what is not loaded is not asked about."""
+async def test_unload_shows_its_effects():
+    """The question shows the freed memory and the requests in flight; an unloaded model causes no question."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("u")
@@ -185,25 +185,25 @@ async def test_unloading_tells_what_it_frees():
         assert f"{PHI}: not loaded" in next(iter(app._notifications)).message
         await pilot.press("down", "down", "u")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
-        told = " ".join(str(s.content) for s in app.screen.query(Static))
+        text = " ".join(str(s.content) for s in app.screen.query(Static))
 
-        assert f"frees 68.2G on beast: {QWEN}" in told
-        assert "3 requests in flight" in told
+        assert f"frees 68.2G on beast: {QWEN}" in text
+        assert "3 requests in flight" in text
 
 
 async def test_draining_shows_its_moves_first():
-    """The question tells where each model of the node would go."""
+    """The question shows where each model of the node would go."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("colon", *"drain beast", "enter")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
-        told = " ".join(str(s.content) for s in app.screen.query(Static))
+        text = " ".join(str(s.content) for s in app.screen.query(Static))
 
-        assert f"moves {GEMMA} (11.7G) to mule/1 in about 8.0s" in told
+        assert f"moves {GEMMA} (11.7G) to mule/1 in about 8.0s" in text
 
 
-async def test_pin_goes_to_and_fro():
-    """`p` pins what is not pinned and unpins what is, without a question."""
+async def test_pin_toggles():
+    """`p` pins unpinned models and unpins pinned ones without confirmation."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -218,8 +218,8 @@ async def test_pin_goes_to_and_fro():
         ]
 
 
-async def test_commands_pin_and_unpin_whatever_is():
-    """`:pin` and `:unpin` say what is wanted; only the key goes to and fro."""
+async def test_pin_and_unpin_commands():
+    """`:pin` and `:unpin` do not depend on the current state."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -239,8 +239,8 @@ async def test_commands_pin_and_unpin_whatever_is():
     ("downs", "call"),
     [(1, ("uncordon", NodeRequest(node="mule"))), (2, ("cordon", NodeRequest(node="beast")))],
 )
-async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, NodeRequest]):
-    """`c` cordons the node of the model under the cursor, or ends that, after a yes."""
+async def test_cordon_requires_confirmation(downs: int, call: tuple[str, NodeRequest]):
+    """`c` cordons or uncordons the node of the model under the cursor after confirmation."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -253,14 +253,14 @@ async def test_cordon_asks_the_person_first(downs: int, call: tuple[str, NodeReq
 
 
 async def test_defrag_shows_its_moves_first():
-    """`D` shows each move, also as a ghost, and makes exactly those after a yes."""
+    """`D` shows the moves, also in the bars, and makes exactly those after confirmation."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
         await pilot.press("D")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
-        told = " ".join(str(s.content) for s in app.screen.query(Static))
-        assert "moves google/gemma-3-12b from beast/0 to beast/1" in told
+        text = " ".join(str(s.content) for s in app.screen.query(Static))
+        assert "moves google/gemma-3-12b from beast/0 to beast/1" in text
         await pilot.press("y")
         await until(pilot, lambda: bool(operator.calls))
 
@@ -269,8 +269,8 @@ async def test_defrag_shows_its_moves_first():
         ]
 
 
-async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
-    """Without moves within a node, `D` shows those between nodes, and makes them after a yes."""
+async def test_defrag_falls_back_to_moves_between_nodes():
+    """If moves within a node do not help, `D` shows moves between nodes."""
     operator = RecordingOperator()
     operator.needs_cross_node = True
     app = top(busy_fleet(), operator=operator)
@@ -285,8 +285,8 @@ async def test_defrag_looks_at_other_nodes_where_one_has_no_way():
         ]
 
 
-async def test_commands_ask_as_keys_do():
-    """What disturbs somebody asks first from the command line, too."""
+async def test_commands_require_confirmation():
+    """Commands require the same confirmation as keys."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -309,8 +309,8 @@ async def test_commands_ask_as_keys_do():
             assert operator.calls == [call]
 
 
-async def test_unload_asks_the_person_first():
-    """`u` changes nothing before y, and then unloads the model under the cursor."""
+async def test_unload_requires_confirmation():
+    """`u` unloads the model under the cursor after confirmation."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -324,7 +324,7 @@ async def test_unload_asks_the_person_first():
 
 
 async def test_a_question_can_be_declined():
-    """n, escape, and enter on the button that has the focus, all leave the fleet alone."""
+    """n, escape, and enter on the focused button decline."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -338,8 +338,8 @@ async def test_a_question_can_be_declined():
             assert operator.calls == []
 
 
-async def test_marked_models_are_meant_together():
-    """`space` marks; the next action falls on all that are marked."""
+async def test_actions_apply_to_marked_models():
+    """`space` marks models; the next action applies to all marked ones."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -349,10 +349,10 @@ async def test_marked_models_are_meant_together():
         assert operator.calls == [("pin", PinModelRequest(model=m)) for m in sorted((PHI, LLAMA))]
 
 
-async def test_a_refusal_is_shown_with_its_hint():
-    """What the gateway refuses is told with the reason and what to do; nothing ends."""
-    fails = DoesNotFit("needs 68 GiB on one device", hints=("evict something",))
-    app = top(busy_fleet(), operator=RecordingOperator(fails))
+async def test_an_error_is_shown_with_its_hint():
+    """An error of the gateway is shown with its hint, and the app continues."""
+    error = DoesNotFit("needs 68 GiB on one device", hints=("evict something",))
+    app = top(busy_fleet(), operator=RecordingOperator(error))
     async with running(app) as pilot:
         await pilot.press("p")
         await until(pilot, lambda: bool(app._notifications))
@@ -363,11 +363,11 @@ async def test_a_refusal_is_shown_with_its_hint():
 
 
 async def test_read_only_refuses_keys():
-    """With --read-only no key reaches the gateway or asks a question."""
+    """With --read-only, keys neither call the gateway nor ask questions."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator, read_only=True)
     async with running(app) as pilot:
-        assert greyed(app) == REFUSED
+        assert greyed(app) == FLEET_KEYS
         for key in ("l", "u", "e", "p", "c", "D"):
             await pilot.press(key)
             await pilot.pause()
@@ -377,7 +377,7 @@ async def test_read_only_refuses_keys():
 
 
 async def test_read_only_refuses_commands():
-    """The command line obeys --read-only too."""
+    """--read-only applies to the command line too."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator, read_only=True)
     async with running(app) as pilot:
@@ -387,8 +387,8 @@ async def test_read_only_refuses_commands():
         assert operator.calls == []
 
 
-async def test_the_command_line_loads_where_it_is_told():
-    """`:load x --gpu beast/1` asks for that device."""
+async def test_the_load_command_accepts_a_device():
+    """`:load x --gpu beast/1` loads on that device."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -405,7 +405,7 @@ async def test_the_command_line_loads_where_it_is_told():
 
 
 async def test_the_filter_narrows_as_it_is_typed():
-    """`/` and words show the models that hold them; escape closes the line, then clears the filter."""
+    """`/` filters while typing; escape closes the line, then clears the filter."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("slash", *"gemma")
@@ -418,7 +418,7 @@ async def test_the_filter_narrows_as_it_is_typed():
 
 
 async def test_the_cursor_stays_on_its_model():
-    """When the order changes, the cursor goes with the model that it was on."""
+    """The cursor follows its model when the order changes."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         table = app.query_one(ModelTable)
@@ -433,7 +433,7 @@ async def test_the_cursor_stays_on_its_model():
 
 
 def many() -> FleetSnapshot:
-    """A fleet of which no screen shows all devices and models."""
+    """Return a fleet that does not fit on a screen."""
     return large_fleet(nodes=8, devices=8, models=100)
 
 
@@ -446,8 +446,8 @@ def many() -> FleetSnapshot:
         (["pagedown", "pagedown", "pageup"], 9),
     ],
 )
-async def test_the_cursor_moves_and_is_seen(keys: list[str], row: int):
-    """Lines, pages and both ends; the row under the cursor is on the screen."""
+async def test_the_cursor_stays_visible(keys: list[str], row: int):
+    """The cursor moves by lines, by pages and to both ends, and stays visible."""
     app = top(many())
     async with running(app, (140, 32)) as pilot:
         table = app.query_one(ModelTable)
@@ -458,8 +458,8 @@ async def test_the_cursor_moves_and_is_seen(keys: list[str], row: int):
         assert str(table.current) in shown(app)
 
 
-async def test_only_lines_that_changed_are_drawn():
-    """A snapshot in which one model of those on the screen changed has one row of the table drawn anew."""
+async def test_only_changed_lines_are_redrawn():
+    """If one visible model changes, only its row is redrawn."""
     before = many()
     app = top(before)
     async with running(app):
@@ -473,7 +473,7 @@ async def test_only_lines_that_changed_are_drawn():
 
 
 async def test_clicks_move_the_cursor_and_describe():
-    """A click puts the cursor on a row, a second one describes it, and one below all rows does nothing."""
+    """A click moves the cursor, a second one describes the model, and one below all rows does nothing."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         table = app.query_one(ModelTable)
@@ -488,8 +488,8 @@ async def test_clicks_move_the_cursor_and_describe():
 
 
 @pytest.mark.parametrize(("view", "name"), [("3", "devices"), ("5", "events")])
-async def test_what_has_no_cursor_scrolls(view: str, name: str):
-    """In the views of devices and events the keys that move a cursor elsewhere scroll."""
+async def test_widgets_without_a_cursor_scroll(view: str, name: str):
+    """In the views of devices and events, the movement keys scroll."""
     app = top(many(), *sample_trail() * 20)
     async with running(app, (100, 30)) as pilot:
         await pilot.press(view, "home")
@@ -502,8 +502,8 @@ async def test_what_has_no_cursor_scrolls(view: str, name: str):
         assert drawn(lines)[0] != first
 
 
-async def test_events_are_followed_until_somebody_scrolls_up():
-    """The newest entry is at the bottom of the screen; after a scroll up, entries that come leave it where it is."""
+async def test_events_are_followed_until_scrolled_up():
+    """The newest entry is at the bottom; after scrolling up, new entries do not move the view."""
     source = FedSource(busy_fleet(), *sample_trail() * 20)
     app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app, (100, 30)) as pilot:
@@ -522,12 +522,12 @@ async def test_events_are_followed_until_somebody_scrolls_up():
 
 
 def entry(name: str) -> AuditEntry:
-    """An entry of that name."""
+    """Return an entry of this name."""
     return sample_trail()[0].model_copy(update={"event": name})
 
 
 async def test_new_snapshots_change_the_table():
-    """A load that ends is seen in the table, an entry of the trail in the events."""
+    """A finished load is shown in the table, and an audit entry in the events."""
     before = busy_fleet()
     beast, mule, attic = before.nodes
     ready = replace(mule.instances[0], state=InstanceState.READY)
@@ -542,23 +542,23 @@ async def test_new_snapshots_change_the_table():
         source.feed(after)
         source.feed(sample_trail()[2])
         await until(pilot, lambda: bool(drawn(app._view.events)[0]))
-        told = drawn(app._view.events)[0]
+        text = drawn(app._view.events)[0]
         await until(pilot, lambda: app.snapshot == after)
         await pilot.press("1", "r")
 
-        assert "instance_ready   node mule   node=mule model=meta/Llama-70B" in told
+        assert "instance_ready   node mule   node=mule model=meta/Llama-70B" in text
         assert "ready" in drawn(app.query_one(ModelTable))[2]
 
 
 async def requests_of(pilot: Pilot[None], app: Top) -> RequestTable:
-    """The requests table, once it is filled."""
+    """Return the requests table once it is filled."""
     await pilot.press("4")
     table = app.query_one(RequestTable)
     await until(pilot, lambda: table.row_count == 6)
     return table
 
 
-async def test_a_request_is_cancelled_after_a_yes():
+async def test_cancel_requires_confirmation():
     """In the requests view `X` asks and cancels the request under the cursor, unless it has finished."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
@@ -579,7 +579,7 @@ async def test_a_request_is_cancelled_after_a_yes():
 
 
 async def test_a_cursor_on_top_of_the_requests_stays_there():
-    """Whoever looks at the top goes on seeing what is under way; whoever chose a row goes with it."""
+    """A cursor on the first row stays there when rows move; a cursor on another row follows it."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -600,19 +600,19 @@ async def test_a_cursor_on_top_of_the_requests_stays_there():
 
 
 @pytest.mark.parametrize("view", ["3", "4", "5"])
-async def test_no_key_acts_on_a_model_that_is_not_shown(view: str):
-    """Where the models are not shown, their keys ask nothing, and the footer does not offer them."""
+async def test_keys_of_hidden_models_are_disabled(view: str):
+    """In views without models, their keys do nothing and are not in the line of keys."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press(view, "u", "e")
         await pilot.pause()
 
         assert not isinstance(app.screen, Confirm)
-        assert ("cancel" in offered(app), "unload" in offered(app)) == (view == "4", False)
+        assert ("cancel" in key_line(app), "unload" in key_line(app)) == (view == "4", False)
 
 
-async def test_a_read_only_screen_cancels_nothing():
-    """With --read-only `X` is refused."""
+async def test_cancel_on_a_read_only_screen():
+    """With --read-only, `X` does nothing."""
     app = top(busy_fleet(), read_only=True)
     async with running(app) as pilot:
         await requests_of(pilot, app)
@@ -623,7 +623,7 @@ async def test_a_read_only_screen_cancels_nothing():
 
 
 async def test_requests_are_filtered_and_described():
-    """`/` narrows the requests too, and enter shows all about one."""
+    """`/` filters requests too, and enter shows details."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         table = await requests_of(pilot, app)
@@ -635,8 +635,8 @@ async def test_requests_are_filtered_and_described():
         assert "upstream_failed" in str(app.screen.query_one(Static).content)
 
 
-async def test_a_recording_holds_no_requests():
-    """Over a recording the requests view says why it is empty, and asks nobody."""
+async def test_a_recording_has_no_requests():
+    """For a recording, the requests view says why it is empty."""
     app = Top(FedSource(busy_fleet()), RecordingOperator(), ScreenOptions("file", live=False))
     async with running(app) as pilot:
         await pilot.press("4")
@@ -647,7 +647,7 @@ async def test_a_recording_holds_no_requests():
 
 
 async def test_logs_are_read_filtered_and_closed():
-    """`L` follows the engine's log without its colours, `/` narrows it, escape closes the filter, then the log."""
+    """`L` follows the engine's log without its colors, `/` filters it, escape closes the filter, then the log."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -673,8 +673,8 @@ async def test_logs_are_read_filtered_and_closed():
     ("keys", "name"),
     [(("5", "L"), "gateway"), (("colon", *"logs beast", "enter"), "beast")],
 )
-async def test_daemons_have_logs_too(keys: tuple[str, ...], name: str):
-    """`L` beside the events follows the gateway's log, `:logs NODE` a node's."""
+async def test_logs_of_daemons(keys: tuple[str, ...], name: str):
+    """`L` in the events view follows the gateway's log, `:logs NODE` a node's."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -682,8 +682,8 @@ async def test_daemons_have_logs_too(keys: tuple[str, ...], name: str):
         await until(pilot, lambda: operator.logs == [name])
 
 
-async def test_a_log_that_is_not_there_says_why():
-    """A model without an instance has no log; the frame tells the gateway's reason."""
+async def test_an_unavailable_log_shows_the_reason():
+    """The frame of a log that is unavailable shows the gateway's error."""
     app = top(busy_fleet(), operator=RecordingOperator(NotFound("model 'x' has no instance")))
     async with running(app) as pilot:
         await pilot.press("L")
@@ -693,8 +693,8 @@ async def test_a_log_that_is_not_there_says_why():
         await until(pilot, lambda: "has no instance" in str(frame.border_title))
 
 
-async def test_the_palette_knows_the_fleet():
-    """A model is found in the palette by a part of its name, and the choice does what its key does."""
+async def test_the_palette_runs_operations():
+    """The palette finds a model by a part of its name, and the command works like its key."""
     operator = RecordingOperator()
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -710,8 +710,8 @@ async def test_the_palette_knows_the_fleet():
         assert [ask.model for ask in operator.planned] == [GEMMA]
 
 
-async def test_a_closed_palette_does_not_mind_late_hits():
-    """Hits that come when the palette is closed already end nothing."""
+async def test_a_closed_palette_ignores_late_hits():
+    """Hits that arrive after the palette was closed do not end the app."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("ctrl+p")
@@ -726,7 +726,7 @@ async def test_a_closed_palette_does_not_mind_late_hits():
 
 
 async def test_keys_can_be_changed():
-    """A key of the client's configuration takes the place of ours."""
+    """A key of the client's configuration replaces the default one."""
     options = ScreenOptions("gw", interval_s=0.25, keys={"freeze": "f9"})
     app = Top(FedSource(busy_fleet()), RecordingOperator(), options)
     async with running(app) as pilot:
@@ -738,7 +738,7 @@ async def test_keys_can_be_changed():
 
 
 async def test_models_can_come_and_go():
-    """A catalogue that shrinks and grows leaves no line behind and loses none."""
+    """The table follows a catalogue that shrinks and grows."""
     fleet = busy_fleet()
     source = FedSource(fleet)
     app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
@@ -752,7 +752,7 @@ async def test_models_can_come_and_go():
 
 
 async def test_a_lost_gateway_is_a_state():
-    """Losing the gateway shows a banner over the last picture; keys wait, greyed; its return clears all."""
+    """A lost gateway shows a banner and greys keys until it is reachable again."""
     operator = RecordingOperator()
     source = FedSource(busy_fleet())
     app = Top(source, operator, ScreenOptions("gw", interval_s=0.25))
@@ -764,7 +764,7 @@ async def test_a_lost_gateway_is_a_state():
         assert "connection refused; retrying in 4s" in text_of(app, "#banner")
         assert text_of(app, "#summary").startswith(" cortex ? ")
         assert len(shown(app)) == 4
-        await until(pilot, lambda: greyed(app) == REFUSED)
+        await until(pilot, lambda: greyed(app) == FLEET_KEYS)
         await pilot.press("l")
         await pilot.pause()
         assert operator.planned == []
@@ -775,8 +775,8 @@ async def test_a_lost_gateway_is_a_state():
         assert "live" in text_of(app, "#summary")
 
 
-async def test_a_refused_key_is_a_state_too():
-    """A gateway that refuses the key for good leaves the screen up with the reason."""
+async def test_a_rejected_key_is_shown():
+    """If the gateway rejects the key, the banner shows the reason."""
     app = top(AuthenticationFailed("the key is unknown"))
     async with running(app) as pilot:
         await until(pilot, lambda: "the key is unknown" in text_of(app, "#banner"))
@@ -811,15 +811,15 @@ async def test_pages_about_a_model():
             assert not isinstance(app.screen, Page)
 
 
-async def test_help_tells_every_key():
+async def test_help_lists_every_key():
     """`?` lists each binding."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("question_mark")
         await until(pilot, lambda: isinstance(app.screen, Page))
-        told = str(app.screen.query_one(Static).content)
+        text = str(app.screen.query_one(Static).content)
 
-        assert all(b.description in told for b in app.BINDINGS)  # type: ignore[union-attr]
+        assert all(b.description in text for b in app.BINDINGS)  # type: ignore[union-attr]
 
 
 async def test_views():
@@ -835,27 +835,27 @@ async def test_views():
 
 
 @pytest.mark.parametrize("width", [140, 60, 30])
-async def test_the_keys_that_fit_are_told_whole(width: int):
-    """The line at the bottom ends with a whole word, and begins with the key that tells all others."""
+async def test_the_line_of_keys_is_not_truncated(width: int):
+    """The line of keys starts with the help key and contains complete entries only."""
     app = top(busy_fleet())
     async with running(app, (width, 15)):
-        told = offered(app).strip().split("  ")
+        text = key_line(app).strip().split("  ")
 
-    assert told[0] == "? keys"
-    assert {words.split(" ", 1)[1] for words in told} <= {does for _, does, _ in key_rows()}
+    assert text[0] == "? keys"
+    assert {words.split(" ", 1)[1] for words in text} <= {does for _, does, _ in key_rows()}
 
 
-async def test_a_click_on_a_key_is_as_good_as_the_key():
-    """The keys at the bottom can be clicked."""
+async def test_keys_can_be_clicked():
+    """Clicking a key in the line of keys presses it."""
     app = top(busy_fleet())
     async with running(app) as pilot:
-        await pilot.click(KeyLine, offset=(offered(app).index("filter"), 0))
+        await pilot.click(KeyLine, offset=(key_line(app).index("filter"), 0))
 
         assert app.query_one(InputLine).is_open
 
 
-async def test_the_pace_has_bounds():
-    """`+` and `-` change how often is drawn, within a quarter of a second and ten seconds."""
+async def test_the_interval_has_bounds():
+    """`+` and `-` change the drawing interval between 0.25 and 10 seconds."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press(*["minus"] * 10)
@@ -868,7 +868,7 @@ async def test_the_pace_has_bounds():
 @pytest.mark.parametrize("size", [(200, 50), (140, 40), (100, 30), (79, 24), (60, 15), (30, 8)])
 @pytest.mark.parametrize("fleet", [busy_fleet(), empty_fleet()])
 async def test_every_size_is_drawn(size: tuple[int, int], fleet):
-    """No terminal is too small to start, and the table never needs a horizontal scrollbar."""
+    """The app runs on any size of terminal, and the table needs no horizontal scrollbar."""
     app = top(fleet)
     async with running(app, size) as pilot:
         await pilot.pause()
@@ -879,8 +879,8 @@ async def test_every_size_is_drawn(size: tuple[int, int], fleet):
             assert table.virtual_size.width <= table.size.width
 
 
-async def test_names_are_no_markup():
-    """A model whose name looks like markup or moves the cursor is shown as plain text."""
+async def test_names_are_not_markup():
+    """A model name with markup or control characters is shown as plain text."""
     fleet = busy_fleet()
     evil = replace(fleet.models[0], id="[red]x[/] \x1b[2J", error="[bold]")
     app = top(replace(fleet, models=(evil,)))
@@ -894,15 +894,15 @@ async def test_names_are_no_markup():
         assert "\x1b" not in shown(app)[0]
 
 
-async def test_ascii_draws_ascii():
-    """With --ascii the bars hold nothing but ASCII."""
+async def test_ascii_bars():
+    """With --ascii, the bars contain only ASCII characters."""
     app = top(busy_fleet(), ascii_only=True)
     async with running(app):
         assert "".join(drawn(app._view.devices)).replace("°", "").isascii()
 
 
-async def test_any_theme_can_be_worn():
-    """Themes that are not ours have no colours for models, and some know the terminal's own colours alone."""
+async def test_themes_of_textual():
+    """All views can be drawn with themes of Textual, which have no model colors."""
     app = top(busy_fleet(), *sample_trail(), theme="ansi-dark")
     async with running(app) as pilot:
         for theme in ("ansi-dark", "ansi-light", "dracula"):
@@ -914,21 +914,21 @@ async def test_any_theme_can_be_worn():
             assert app.theme == theme
 
 
-async def test_a_theme_that_there_is_not_is_told():
-    """At the start it ends the command, later it is a toast."""
-    with pytest.raises(BadRequest, match="unknown theme 'cortex-drak'") as told:
+async def test_an_unknown_theme():
+    """An unknown theme is an error at the start, and a toast later."""
+    with pytest.raises(BadRequest, match="unknown theme 'cortex-drak'") as error:
         top(busy_fleet(), theme="cortex-drak")
     app = top(busy_fleet())
     async with running(app) as pilot:
         app.run_command(Command(ScreenCommand.THEME, "cortex-drak"))
         await until(pilot, lambda: bool(app._notifications))
 
-        assert told.value.hints == ("did you mean 'cortex-dark'?",)
+        assert error.value.hints == ("did you mean 'cortex-dark'?",)
         assert app.theme == "cortex-dark"
 
 
-async def test_q_ends():
-    """`q` ends the app without a question."""
+async def test_q_quits():
+    """`q` quits without confirmation."""
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("q")

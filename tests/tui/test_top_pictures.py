@@ -15,7 +15,7 @@ SIZES = {"wide": (140, 40), "normal": (100, 30), "narrow": (79, 24), "tiny": (60
 
 
 def overloaded_fleet() -> FleetSnapshot:
-    """Everything full, everybody waiting."""
+    """Return a fleet with full devices and waiting requests."""
     fleet = busy_fleet()
     full = tuple(
         replace(
@@ -47,8 +47,8 @@ FLEETS = {
         ("plan", "test_dialogs[plan-keys1]"),
     ],
 )
-def test_the_documentation_shows_approved_pictures(shown: str, approved: str):
-    """Pictures in docs/images are those that the tests hold the screen to, not older ones."""
+def test_images_of_the_documentation_are_current(shown: str, approved: str):
+    """Images in docs/images equal the snapshots."""
     here = Path(__file__).parent
     image = here.parents[1] / "docs" / "images" / f"{shown}.svg"
 
@@ -60,24 +60,24 @@ def test_the_documentation_shows_approved_pictures(shown: str, approved: str):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_overview(snap_compare, size: str):
-    """The overview of the sample fleet looks as approved on each class of terminal."""
+    """The overview matches its snapshot on each size of terminal."""
     assert snap_compare(top(busy_fleet()), terminal_size=SIZES[size])
 
 
 @pytest.mark.parametrize("fleet", ["healthy", "overload", "64gpus"])
 def test_fleets(snap_compare, fleet: str):
-    """The overview of a healthy, an overloaded and a large fleet looks as approved."""
+    """The overview of a healthy, an overloaded and a large fleet matches its snapshot."""
     assert snap_compare(top(FLEETS[fleet]), terminal_size=SIZES["wide"])
 
 
 def test_empty(snap_compare):
-    """A gateway that knows no nodes says so."""
+    """A fleet without nodes says so."""
     assert snap_compare(top(empty_fleet()), terminal_size=SIZES["normal"])
 
 
 @pytest.mark.parametrize("size", ["wide", "narrow"])
 def test_disconnected(snap_compare, size: str):
-    """A lost gateway shows the banner over the last picture."""
+    """A lost gateway shows the banner above the last known state."""
     app = top(busy_fleet(), ConnectionLost("connection refused", 4.0))
     assert snap_compare(app, terminal_size=SIZES[size])
 
@@ -98,13 +98,13 @@ def test_disconnected(snap_compare, size: str):
     ],
 )
 def test_dialogs(snap_compare, name: str, keys: list[str]):
-    """Questions, pages and the other views look as approved."""
+    """Dialogs, pages and the other views match their snapshots."""
 
     async def press(pilot: Pilot[None]) -> None:
         await pilot.press(*keys)
-        # What is asked for is drawn once its worker is done.
-        asking = [w for w in pilot.app.workers if w.group == "requests"]
-        for worker in asking:
+        # The requests are drawn when their worker is done.
+        workers = [w for w in pilot.app.workers if w.group == "requests"]
+        for worker in workers:
             await worker.wait()
         await pilot.pause()
 
@@ -113,16 +113,16 @@ def test_dialogs(snap_compare, name: str, keys: list[str]):
 
 
 def test_light(snap_compare):
-    """The light theme has its own colours for models."""
+    """The light theme has its own colors for models."""
     assert snap_compare(top(busy_fleet(), theme="cortex-light"), terminal_size=SIZES["wide"])
 
 
 def test_ascii(snap_compare):
-    """With --ascii no cell of a bar needs more than ASCII."""
+    """With --ascii, bars contain only ASCII characters."""
     assert snap_compare(top(busy_fleet(), ascii_only=True), terminal_size=SIZES["normal"])
 
 
-def test_no_colour(snap_compare, monkeypatch: pytest.MonkeyPatch):
-    """With NO_COLOR everything can still be told apart."""
+def test_no_color(snap_compare, monkeypatch: pytest.MonkeyPatch):
+    """With NO_COLOR, everything is still distinguishable."""
     monkeypatch.setenv("NO_COLOR", "1")
     assert snap_compare(top(busy_fleet()), terminal_size=SIZES["normal"])

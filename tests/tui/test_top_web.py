@@ -31,7 +31,7 @@ from cortex_common.schema.fleet import SNAPSHOT  # noqa: E402 - as above
 
 @given(st.text(), st.text())
 def test_the_password_is_read_from_the_header(user: str, secret: str):
-    """Whatever user a browser sends, the part after the first colon is the password."""
+    """The password is the part after the first colon, for any user name."""
     user = user.replace(":", "")
     with suppress(UnicodeEncodeError):
         header = "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()
@@ -40,13 +40,13 @@ def test_the_password_is_read_from_the_header(user: str, secret: str):
 
 @pytest.mark.parametrize("header", ["", "Bearer abc", "Basic", "Basic !!!", "Basic YWJj"])
 def test_a_header_without_a_password_has_none(header: str):
-    """No header, another scheme, or no base64 is an empty password, not an error."""
+    """A missing header, another scheme, or invalid base64 gives an empty password."""
     assert password(header) == b""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page that is served, and the process that does."""
+    """A served page and its process."""
 
     url: str
     process: psutil.Popen
@@ -54,7 +54,7 @@ class Page:
 
 @contextmanager
 def page(tmp_path: Path, key: str | None) -> Iterator[Page]:
-    """A recorded fleet served to browsers."""
+    """Serve a recorded fleet to browsers."""
     recording = tmp_path / "session.jsonl"
     recording.write_text(SNAPSHOT.dump_json(busy_fleet()).decode() + "\n")
     with closing(socket.socket()) as probe:
@@ -78,7 +78,7 @@ def page(tmp_path: Path, key: str | None) -> Iterator[Page]:
 
 
 async def get(url: str, secret: str | None = None) -> tuple[int, str]:
-    """GET, once the server listens; with a password, if there is one."""
+    """Send a GET request once the server listens, with a password if one is given."""
     basic = base64.b64encode(f"any:{secret}".encode()).decode()
     headers = {"authorization": f"Basic {basic}"} if secret else {}
     async with aiohttp.ClientSession() as http, asyncio.timeout(30):
@@ -91,7 +91,7 @@ async def get(url: str, secret: str | None = None) -> tuple[int, str]:
 
 
 async def test_the_page_draws_the_fleet(tmp_path: Path):
-    """The page loads, and its websocket carries the picture of the fleet."""
+    """The page loads, and its WebSocket sends the screen."""
     with page(tmp_path, None) as served:
         url = served.url
         status, text = await get(url)
@@ -113,8 +113,8 @@ async def test_the_page_draws_the_fleet(tmp_path: Path):
     assert b"Qwen/Qwen3-32B" in drawn
 
 
-async def test_the_page_asks_for_the_operator_key(tmp_path: Path):
-    """With a key, page and websocket are refused without it and served with it as password."""
+async def test_the_page_requires_the_operator_key(tmp_path: Path):
+    """With a key, page and WebSocket require it as password."""
     with page(tmp_path, "the-operator-key") as served:
         url = served.url
         assert (await get(url))[0] == 401
@@ -123,8 +123,8 @@ async def test_the_page_asks_for_the_operator_key(tmp_path: Path):
         assert (await get(url, "the-operator-key"))[0] == 200
 
 
-async def test_a_visitor_who_leaves_leaves_nothing_behind(tmp_path: Path):
-    """Whether the app has drawn or was just starting: it ends with the visit."""
+async def test_the_app_of_a_visitor_stops(tmp_path: Path):
+    """The app of a visitor stops when the visitor leaves, even if it was still starting."""
     with page(tmp_path, None) as served:
         await get(served.url)
         async with aiohttp.ClientSession() as http:
@@ -139,7 +139,7 @@ async def test_a_visitor_who_leaves_leaves_nothing_behind(tmp_path: Path):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 async def test_a_browser_shows_the_fleet_behind_the_key(tmp_path: Path):
-    """A real browser that knows the key gets from the splash to a picture of the fleet."""
+    """A real browser with the key shows the fleet."""
     with page(tmp_path, "the-operator-key") as served:
         await get(served.url)
         where = served.url.replace("//", "//any:the-operator-key@")
@@ -154,8 +154,8 @@ async def test_a_browser_shows_the_fleet_behind_the_key(tmp_path: Path):
     assert len(picture) > 30_000, "the splash alone is half of that"
 
 
-def test_without_a_key_the_page_stays_on_this_host():
-    """Serving other hosts needs a key: anybody there could unload models."""
+def test_other_hosts_require_a_key():
+    """Serving other hosts requires a key, because they could unload models."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
     done = subprocess.run(
         [sys.executable, "-m", "cortex_cli", "top", "--web", "--host", "0.0.0.0"],

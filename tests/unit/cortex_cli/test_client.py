@@ -14,7 +14,7 @@ from cortex_common.net.tls import ServerTls
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """An environment whose operator has two contexts."""
+    """Return an environment with two contexts."""
     environ = {"HOME": str(tmp_path)}
     path = client_config_path(environ)
     path.parent.mkdir(parents=True)
@@ -27,26 +27,26 @@ def home(tmp_path: Path) -> dict[str, str]:
     return environ
 
 
-def test_without_any_word_the_gateway_is_on_this_host(tmp_path: Path):
-    """No option, no variable and no contexts mean the loopback default without a key."""
+def test_the_default_gateway_is_on_this_host(tmp_path: Path):
+    """Without option, variable and context, the gateway is on loopback and no key is sent."""
     assert target(None, {"HOME": str(tmp_path)}) == Target(DEFAULT_GATEWAY)
 
 
 def test_the_current_context_is_used(home: dict[str, str]):
-    """The context that the file names brings its URL and its key."""
+    """The current context provides URL and key."""
     assert target(None, home) == Target("http://prod:8000", "secret-of-prod", "prod")
 
 
-def test_the_variable_wins_over_the_context(home: dict[str, str]):
-    """CORTEX_GATEWAY_URL wins over the current context, and that context's key is not sent elsewhere."""
+def test_the_variable_overrides_the_context(home: dict[str, str]):
+    """CORTEX_GATEWAY_URL overrides the current context, whose key is not sent to that gateway."""
     environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
 
     assert target(None, environ) == Target("http://other:8000")
 
 
 @pytest.mark.parametrize("key", ["ctx_a\nctx_b", "ctx_\u2026", "\x1b[0m"])
-def test_what_can_be_no_key_is_refused_without_being_shown(tmp_path: Path, key: str):
-    """A key copied with something beside it is an error of the key, not an unreachable gateway or a defect."""
+def test_an_invalid_key_is_rejected_without_being_shown(tmp_path: Path, key: str):
+    """A key with invalid characters is an authentication error that does not contain the key."""
     (tmp_path / "key").write_text(key, encoding="utf-8")
     for environ in ({"CORTEX_API_KEY": key}, {"CORTEX_API_KEY_FILE": str(tmp_path / "key")}):
         with pytest.raises(AuthenticationFailed) as caught:
@@ -55,8 +55,8 @@ def test_what_can_be_no_key_is_refused_without_being_shown(tmp_path: Path, key: 
     assert target(None, {"HOME": str(tmp_path), "CORTEX_API_KEY": "good\n"}).key == "good"
 
 
-def test_files_that_are_no_certificate_and_key_are_told_as_such(tmp_path: Path):
-    """OpenSSL's own word for it is "PEM lib"."""
+def test_an_invalid_certificate_file_is_reported_as_such(tmp_path: Path):
+    """The error is readable, unlike OpenSSL's "PEM lib"."""
     path = tmp_path / "cert.pem"
     path.write_text("x")
 
@@ -64,20 +64,20 @@ def test_files_that_are_no_certificate_and_key_are_told_as_such(tmp_path: Path):
         ServerTls(TlsSection(certificate=path, key=path))
 
 
-def test_the_option_wins_over_the_variable(home: dict[str, str]):
-    """--gateway wins over everything, and takes the name of a context too."""
+def test_the_option_overrides_the_variable(home: dict[str, str]):
+    """--gateway overrides everything and accepts the name of a context."""
     environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
 
     assert target("lab", environ) == Target("http://lab:8000", None, "lab")
 
 
-def test_the_key_of_the_environment_wins(home: dict[str, str]):
-    """CORTEX_API_KEY wins over a context's key file."""
+def test_the_environment_overrides_the_key_file(home: dict[str, str]):
+    """CORTEX_API_KEY overrides a context's key file."""
     assert target(None, home | {"CORTEX_API_KEY": "mine"}).key == "mine"
 
 
-def test_the_key_can_lie_in_a_file(tmp_path: Path):
-    """CORTEX_API_KEY_FILE names a file whose text, without its newline, is the key."""
+def test_the_key_can_be_read_from_a_file(tmp_path: Path):
+    """The key is the content of CORTEX_API_KEY_FILE without the newline."""
     (tmp_path / "k").write_text("abc\n")
     environ = {"HOME": str(tmp_path), "CORTEX_API_KEY_FILE": str(tmp_path / "k")}
 
@@ -85,7 +85,7 @@ def test_the_key_can_lie_in_a_file(tmp_path: Path):
 
 
 def test_a_missing_key_file_is_an_error(tmp_path: Path):
-    """A key file that is not there is reported, not silently taken for no key."""
+    """A missing key file is an error, not the same as no key."""
     environ = {"HOME": str(tmp_path), "CORTEX_API_KEY_FILE": str(tmp_path / "none")}
 
     with pytest.raises(ConfigError, match="can't be read"):
@@ -93,7 +93,7 @@ def test_a_missing_key_file_is_an_error(tmp_path: Path):
 
 
 def test_an_unknown_context_suggests_the_nearest(home: dict[str, str]):
-    """A mistyped context is answered with the one that was probably meant."""
+    """The error of an unknown context suggests the most similar one."""
     with pytest.raises(NotFound) as caught:
         target("prd", home)
 
@@ -106,7 +106,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("environ", "tty", "on"),
+    ("environ", "tty", "enabled"),
     [
         ({}, True, True),
         ({}, False, False),
@@ -120,6 +120,6 @@ class Terminal(io.StringIO):
         ({"CORTEX_COLOR": "never"}, True, False),
     ],
 )
-def test_when_colour_is_written(environ: dict[str, str], tty: bool, on: bool):
-    """Colour follows --color, then the variables that programs agree on, then the terminal."""
-    assert paint_for(Terminal() if tty else io.StringIO(), environ) == Paint(on=on)
+def test_when_color_is_enabled(environ: dict[str, str], tty: bool, enabled: bool):
+    """Color follows --color, then the common environment variables, then the terminal."""
+    assert paint_for(Terminal() if tty else io.StringIO(), environ) == Paint(enabled=enabled)

@@ -1,4 +1,4 @@
-"""The grammars by which `cortex doctor --client` judges streams, on streams that the gateway's translators write."""
+"""The dialects of `cortex doctor --client`, applied to streams that the gateway's translators write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clients_kit import TALK
 from dialects_kit import events, run
 
 from cortex_cli.doctor import chat, messages, responses
-from cortex_cli.doctor.probe import Broken, Event
+from cortex_cli.doctor.probe import InvalidResponse, StreamEvent
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
 from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.repair import StreamRepair
@@ -33,10 +33,10 @@ DIALECTS: dict[str, tuple[ModuleType, Callable[[], Translator]]] = {
 }
 
 
-def stream(made: Translator) -> list[Event]:
-    """The events of a talk with thinking, text and two calls."""
-    found = events(run(made.feed, made.end, TALK))
-    return [Event(e.name, _data(e.data)) for e in found]
+def stream(translator: Translator) -> list[StreamEvent]:
+    """Return the events of a conversation with thinking, text and two tool calls."""
+    found = events(run(translator.feed, translator.end, TALK))
+    return [StreamEvent(e.name, _data(e.data)) for e in found]
 
 
 def _data(data: bytes) -> object:
@@ -47,56 +47,56 @@ def _data(data: bytes) -> object:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_what_the_gateway_writes_is_understood(dialect: str) -> None:
-    """Text, thinking, both calls and the counts are read from each dialect."""
+def test_streams_of_the_gateway_are_valid(dialect: str) -> None:
+    """Text, thinking, tool calls and token counts are read from each dialect."""
     module, make = DIALECTS[dialect]
-    told = module.streamed(stream(make()))
-    assert (told.text, told.thinking) == ("It is süß 😀.", "Let me see.")
-    assert told.calls == ({"city": "Paris"}, {"city": "Rome"})
-    assert (told.tokens_in, told.tokens_out) == (11, 5)
+    response = module.parse_stream(stream(make()))
+    assert (response.text, response.thinking) == ("It is süß 😀.", "Let me see.")
+    assert response.calls == ({"city": "Paris"}, {"city": "Rome"})
+    assert (response.tokens_in, response.tokens_out) == (11, 5)
 
 
-MUST = {
+REQUIRED_EVENTS = {
     "messages": ("message_start", "content_block_start", "message_stop"),
     "responses": ("response.output_item.added", "response.completed"),
 }
 
 
 @pytest.mark.parametrize(
-    ("dialect", "kind"), [(d, kind) for d, kinds in MUST.items() for kind in kinds]
+    ("dialect", "kind"), [(d, kind) for d, kinds in REQUIRED_EVENTS.items() for kind in kinds]
 )
-def test_an_event_that_is_missing_is_noticed(dialect: str, kind: str) -> None:
-    """Without any one of the events that clients need, the stream is broken."""
+def test_a_missing_event_is_detected(dialect: str, kind: str) -> None:
+    """A stream without an event that clients require is invalid."""
     module, make = DIALECTS[dialect]
     whole = stream(make())
     for at, event in enumerate(whole):
         if event.name == kind:
-            with pytest.raises((Broken, KeyError)):
-                module.streamed([*whole[:at], *whole[at + 1 :]])
+            with pytest.raises((InvalidResponse, KeyError)):
+                module.parse_stream([*whole[:at], *whole[at + 1 :]])
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_stream_that_stops_early_is_broken(dialect: str) -> None:
-    """However early a stream stops, it is not taken for whole."""
+def test_a_truncated_stream_is_invalid(dialect: str) -> None:
+    """A truncated stream is detected at any length."""
     module, make = DIALECTS[dialect]
     whole = stream(make())
     for length in range(len(whole)):
-        with pytest.raises(Broken, match=r"without|no chunk"):
-            module.streamed(whole[:length])
+        with pytest.raises(InvalidResponse, match=r"without|no chunk"):
+            module.parse_stream(whole[:length])
 
 
 @pytest.mark.parametrize("dialect", ["messages", "responses"])
-def test_an_event_that_names_no_type_is_broken(dialect: str) -> None:
-    """SDKs skip events whose line and data do not agree, so the probe must not."""
+def test_an_event_without_a_type_is_invalid(dialect: str) -> None:
+    """Events whose name and data differ are invalid, because SDKs skip them."""
     module, make = DIALECTS[dialect]
-    whole: Sequence[Event] = stream(make())
-    with pytest.raises(Broken, match="twice"):
-        module.streamed([Event("message", whole[0].data), *whole[1:]])
+    whole: Sequence[StreamEvent] = stream(make())
+    with pytest.raises(InvalidResponse, match="does not repeat its type"):
+        module.parse_stream([StreamEvent("message", whole[0].data), *whole[1:]])
 
 
-def test_pieces_of_a_call_without_an_index_are_broken() -> None:
-    """What the gateway would mend is told where it was not mended."""
-    piece = {"function": {"name": "f", "arguments": "{}"}}
-    chunk = {"choices": [{"delta": {"tool_calls": [piece]}, "finish_reason": None}]}
-    with pytest.raises(Broken, match="index"):
-        chat.streamed([Event("message", chunk), Event("message", "[DONE]")])
+def test_parts_of_a_tool_call_without_an_index_are_invalid() -> None:
+    """A part without an index, which the gateway would repair, is detected."""
+    part = {"function": {"name": "f", "arguments": "{}"}}
+    chunk = {"choices": [{"delta": {"tool_calls": [part]}, "finish_reason": None}]}
+    with pytest.raises(InvalidResponse, match="index"):
+        chat.parse_stream([StreamEvent("message", chunk), StreamEvent("message", "[DONE]")])

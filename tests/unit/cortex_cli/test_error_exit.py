@@ -30,31 +30,31 @@ from cortex_common.schema.certificates import RENEW_HINT
     ],
 )
 def test_exit_codes(error: Exception, code: int):
-    """Each failure ends the process with the code that is documented for it."""
+    """Each error has the exit code that is documented for it."""
     assert exit_code(error) == code
 
 
 def test_every_exit_code_is_documented():
-    """No error of the tree ends with a code that the help does not explain."""
+    """Every error class has an exit code that the help text lists."""
     assert {exit_code(cls("no")) for cls in ERRORS_BY_CODE.values()} <= set(EXIT_CODES)
 
 
 def test_an_error_is_three_lines():
-    """A failure says what is wrong, leaves a line, and says what to do."""
-    error = CortexError("it does not fit", hints=("free some room",))
+    """The output is the error, an empty line, and a hint."""
+    error = CortexError("it does not fit", hints=("free some memory",))
 
-    assert describe(error, Paint()) == "error: it does not fit\n\nhint: free some room"
+    assert describe(error, Paint()) == "error: it does not fit\n\nhint: free some memory"
 
 
 def test_an_unreachable_gateway_has_a_hint():
-    """When the gateway cannot be reached, the person learns how to name another one."""
+    """The hint for an unreachable gateway explains how to select another one."""
     error = UpstreamFailed("refused", details={"unreachable": True})
 
     assert "CORTEX_GATEWAY_URL" in describe(error, Paint())
 
 
-def test_a_gateway_whose_certificate_has_ended_needs_a_new_one():
-    """No other authority would help there, so none is asked for."""
+def test_an_expired_certificate_of_the_gateway_must_be_renewed():
+    """The hint is to renew the certificate, not to configure another authority."""
     reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
     error = UpstreamFailed(reason, details={"unreachable": True})
 
@@ -74,16 +74,16 @@ def test_a_gateway_whose_certificate_has_ended_needs_a_new_one():
         ),
     ],
 )
-def test_hints_for_those_who_speak_http_are_said_for_a_shell(error: CortexError, hint: str):
-    """Headers and routes are no help to whoever types a command."""
+def test_hints_for_api_clients_are_replaced(error: CortexError, hint: str):
+    """Hints about headers and routes are replaced by hints for a shell."""
     text = describe(error, Paint())
 
     assert hint in text
     assert error.hints[0] not in text
 
 
-def test_an_unexpected_error_names_its_class_and_the_way_to_more():
-    """A defect shows no traceback but says how to get one."""
+def test_an_unexpected_error_mentions_debug():
+    """An unexpected error shows its class and how to get a traceback."""
     text = describe(ZeroDivisionError("division by zero"), Paint())
 
     assert text.startswith("error: unexpected ZeroDivisionError: division by zero\n")

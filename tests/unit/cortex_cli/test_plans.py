@@ -22,8 +22,8 @@ from cortex_common.schema.plans import (
 PLAIN = Paint()
 
 
-def test_a_plan_tells_place_cost_and_verdicts():
-    """A plan says where, how much, who would go and why each other device is not chosen."""
+def test_a_plan_shows_placement_cost_and_verdicts():
+    """A plan shows placement, memory, evictions, and why each other device is not chosen."""
     plan = PlanView(
         model="m", action="load", node="beast", devices=(0, 1), device_mb=34_900,
         size_source="measured", why="only beast has two free devices",
@@ -45,7 +45,7 @@ def test_a_plan_tells_place_cost_and_verdicts():
     assert plan_text(plan, PLAIN).splitlines() == [
         "m would be loaded on beast/0-1: only beast has two free devices",
         "needs 34.1G on each device (measured)",
-        "evicts old from beast: frees 11.7G, idle 3m10s, after 2 requests under way",
+        "evicts old from beast: frees 11.7G, idle 3m10s, after 2 requests in flight",
         "",
         "DEVICE   NAME       TOTAL  AVAILABLE  MISSING  RECLAIMABLE  VERDICT",
         "beast/0  H200      140.4G      93.8G        –            –  chosen",
@@ -54,8 +54,8 @@ def test_a_plan_tells_place_cost_and_verdicts():
     ]
 
 
-def test_every_action_of_a_plan_has_words():
-    """Also an action that a newer gateway adds is shown."""
+def test_every_action_of_a_plan_has_a_headline():
+    """An action that only a newer gateway knows is shown too."""
     for action in ("serve", "join", "load", "wait", "impossible", "teleport"):
         assert "m" in plan_text(PlanView(model="m", action=action), PLAIN)
 
@@ -66,8 +66,8 @@ MOVE = MoveView(
 )  # fmt: skip
 
 
-def test_a_defrag_shows_the_room_before_and_after():
-    """A defragmentation lists its moves, the devices that change, and the id to apply it by."""
+def test_a_defrag_plan_shows_free_memory_before_and_after():
+    """A defrag plan lists its moves, the devices that change, and its id."""
     view = DefragView(
         plan="p-1", node="a", device=0, before_mb=30_000, after_mb=39_000, why="one block", moves=(MOVE,),
         devices=(
@@ -78,7 +78,7 @@ def test_a_defrag_shows_the_room_before_and_after():
     )  # fmt: skip
     lines = defrag_text(view, PLAIN).splitlines()
 
-    assert lines[0] == "1 move would make 38.1G free on a/0, where 29.3G was the most"
+    assert lines[0] == "1 move would make 38.1G free on a/0; the largest free block is 29.3G"
     assert (
         "a/0  [#########...............]  29.3G free  ->  [####....................]  38.1G free"
         in lines
@@ -87,18 +87,18 @@ def test_a_defrag_shows_the_room_before_and_after():
     assert lines[-1] == "plan p-1"
 
 
-def test_a_move_says_that_a_copy_comes_first():
-    """Nobody is cut off by a move, and its line says why."""
+def test_a_move_mentions_that_a_copy_loads_first():
+    """The line of a move says that a copy loads first, so that no request is interrupted."""
     assert move_line(MOVE) == "moves m from a/0 to a/1: 8.8G, a copy loads first (about 8.0s)"
 
 
-def test_nothing_to_defragment_is_one_sentence():
-    """Without moves there is the reason, and no table."""
+def test_a_defrag_plan_without_moves_is_one_line():
+    """Without moves, only the reason is shown."""
     assert defrag_text(DefragView(why="it is one piece"), PLAIN) == "it is one piece"
 
 
-def test_a_model_is_described_with_estimate_and_measurements():
-    """The profile's guess, each measured load, pins and the reason for the place stand together."""
+def test_the_details_of_a_model():
+    """The details contain the estimate, each measurement, pins and the reason for the placement."""
     fleet = busy_fleet()
     detail = ModelDetail(
         model=QWEN, harness="mistralrs", vram_mb=70_000, min_devices=2, load_s=41.0,
@@ -112,14 +112,14 @@ def test_a_model_is_described_with_estimate_and_measurements():
     )  # fmt: skip
     text = model_text(detail, fleet.model(QWEN), fleet, PLAIN)
 
-    assert "estimate           68.4G over 2 device(s), by models.toml" in text
-    assert "pinned             on beast for 1h00m more" in text
+    assert "estimate          68.4G over 2 device(s), from models.toml" in text
+    assert "pinned            on beast for another 1h00m" in text
     assert "only beast has two free devices" in text
-    assert "beast  2 cuda   34.1G  33.3G        41s      3  0.9.5" in text
+    assert "beast  2 cuda        34.1G  33.3G        41s      3  0.9.5" in text
 
 
-def test_a_model_without_an_instance_is_described_too():
-    """A model that is not loaded has facts and no tables."""
+def test_the_details_of_a_model_without_instances():
+    """A model that is not loaded has facts but no tables."""
     fleet = replace(busy_fleet(), nodes=())
     text = model_text(ModelDetail(model="m", harness="x"), None, fleet, PLAIN)
 

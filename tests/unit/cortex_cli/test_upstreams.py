@@ -1,4 +1,4 @@
-"""What the command asks of a fleet of which servers of others are a part."""
+"""Commands on a fleet with external upstreams."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from sample_fleet import GEMMA, LLAMA, busy_fleet
 
-from cortex_cli.bulk import ANY_NODE, LOADED, names_meant
-from cortex_cli.commands.version import versions
+from cortex_cli.bulk import LOADED_MODELS, NODES, resolve_names
+from cortex_cli.commands.version import list_versions
 from cortex_common.errors import NotFound
 from cortex_common.schema.fleet import FleetSnapshot, NodeView
 
@@ -23,27 +23,27 @@ FLEET = FleetSnapshot(
 )
 
 
-def test_a_pattern_means_nodes_that_can_be_cordoned_and_drained() -> None:
-    """An upstream among them is not asked for what it would refuse; by its name it is, and says why."""
-    assert names_meant(FLEET, ["gpu*", "gpu1"], ANY_NODE) == ["gpu1", "gpu2"]
-    assert names_meant(FLEET, ["gpu-cloud"], ANY_NODE) == ["gpu-cloud"]
+def test_patterns_do_not_match_upstreams() -> None:
+    """A pattern of nodes skips upstreams, which can't be cordoned; a plain name is passed to the gateway."""
+    assert resolve_names(FLEET, ["gpu*", "gpu1"], NODES) == ["gpu1", "gpu2"]
+    assert resolve_names(FLEET, ["gpu-cloud"], NODES) == ["gpu-cloud"]
     with pytest.raises(NotFound, match="no node matches"):
-        names_meant(FLEET, ["cpu*"], ANY_NODE)
+        resolve_names(FLEET, ["cpu*"], NODES)
 
 
-def test_models_of_others_are_not_meant_where_something_is_to_end() -> None:
-    """`unload '*'` passes over what a server of others has, where cortex ends nothing, and does not fail for it."""
+def test_unload_patterns_skip_models_of_upstreams() -> None:
+    """`unload '*'` skips models that only an upstream serves."""
     fleet = busy_fleet()
     beast, mule, attic = fleet.nodes
     qwen, gemma = beast.instances
     cloud = replace(attic, name="cloud", upstream=True, state=beast.state, instances=(qwen,))
     shared = replace(fleet, nodes=(replace(beast, instances=(gemma,)), mule, cloud))
-    assert names_meant(shared, ["*"], LOADED) == [GEMMA, LLAMA]
+    assert resolve_names(shared, ["*"], LOADED_MODELS) == [GEMMA, LLAMA]
 
 
-def test_servers_of_others_have_no_version_to_compare() -> None:
-    """`cortex version` tells of neurons; an upstream has none, and so differs from nothing."""
+def test_upstreams_have_no_version() -> None:
+    """`cortex version` lists neurons only, because upstreams report no version."""
     fleet = busy_fleet()
     beast, _, attic = fleet.nodes
     shared = replace(fleet, nodes=(beast, replace(attic, upstream=True)))
-    assert [name for part, name, _ in versions(shared, None) if part == "node"] == ["beast"]
+    assert [name for part, name, _ in list_versions(shared, None) if part == "node"] == ["beast"]

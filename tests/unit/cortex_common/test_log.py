@@ -7,7 +7,7 @@ import logging
 import pytest
 from sample_fleet import busy_fleet
 
-from cortex_cli.logs import LogOf, log_of
+from cortex_cli.logs import LogSource, log_source
 from cortex_common.errors import NotFound, UpstreamFailed
 from cortex_common.log import event
 from cortex_common.log_buffer import LogBuffer, parse_log_lines
@@ -87,19 +87,19 @@ async def test_response_that_is_not_a_log_is_an_error():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("gateway", LogOf()),
-        ("beast", LogOf(node="beast")),
-        ("google/gemma-3-12b", LogOf(model="google/gemma-3-12b")),
-        ("beast/google/gemma-3-12b", LogOf("beast", "google/gemma-3-12b", "gemma-1")),
+        ("gateway", LogSource()),
+        ("beast", LogSource(node="beast")),
+        ("google/gemma-3-12b", LogSource(model="google/gemma-3-12b")),
+        ("beast/google/gemma-3-12b", LogSource("beast", "google/gemma-3-12b", "gemma-1")),
     ],
 )
-def test_name_identifies_a_log(name: str, expected: LogOf):
+def test_name_identifies_a_log(name: str, expected: LogSource):
     """It can be the gateway, a node, a model, or a model on a node; model names can contain slashes."""
-    assert log_of(name, busy_fleet()) == expected
+    assert log_source(name, busy_fleet()) == expected
 
 
 def test_unknown_log_name_gets_a_hint():
     """The closest name is suggested."""
     with pytest.raises(NotFound) as error:
-        log_of("beest", busy_fleet())
+        log_source("beest", busy_fleet())
     assert "beast" in error.value.hints[0]

@@ -9,12 +9,12 @@ import pytest
 from cortex_cli.config_files import (
     NAMES,
     SCHEMAS,
-    File,
+    ConfigFile,
+    detect_kind,
+    find_warnings,
     json_schema,
-    kind_of,
     read_catalogue,
     read_gateway,
-    warnings,
 )
 from cortex_cli.render.template import template
 from cortex_common.config.catalogue import Catalogue
@@ -28,14 +28,14 @@ from cortex_common.units import parse_duration
 EXAMPLES = Path(__file__).parents[4] / "config"
 
 
-@pytest.mark.parametrize("file", list(File))
-def test_examples_load(file: File):
+@pytest.mark.parametrize("file", list(ConfigFile))
+def test_examples_load(file: ConfigFile):
     """Each example file in config/ is valid."""
     assert load(SCHEMAS[file], EXAMPLES / NAMES[file], {}).path is not None
 
 
-@pytest.mark.parametrize("file", list(File))
-def test_schemas_are_up_to_date(file: File):
+@pytest.mark.parametrize("file", list(ConfigFile))
+def test_schemas_are_up_to_date(file: ConfigFile):
     """config/*.schema.json equals the output of `cortex config schema`; regenerate it if this fails."""
     stored = (EXAMPLES / f"{file.value}.schema.json").read_text(encoding="utf-8")
 
@@ -58,8 +58,8 @@ def test_duration_schema_matches_parser(text: str):
     assert bool(re.search(string["pattern"], text)) == is_valid
 
 
-@pytest.mark.parametrize("file", list(File))
-def test_every_setting_has_a_docstring(file: File):
+@pytest.mark.parametrize("file", list(ConfigFile))
+def test_every_setting_has_a_docstring(file: ConfigFile):
     """Every setting has a docstring, which is its text in the settings reference."""
 
     def undocumented(node: object) -> list[str]:
@@ -77,8 +77,8 @@ def test_every_setting_has_a_docstring(file: File):
     assert undocumented(json.loads(json_schema(file))) == []
 
 
-@pytest.mark.parametrize("file", list(File))
-def test_templates_are_valid_and_set_only_defaults(file: File, tmp_path: Path):
+@pytest.mark.parametrize("file", list(ConfigFile))
+def test_templates_are_valid_and_set_only_defaults(file: ConfigFile, tmp_path: Path):
     """The output of `cortex config init` loads unchanged and has only default values."""
     path = tmp_path / NAMES[file]
     path.write_text(template(file))
@@ -86,8 +86,8 @@ def test_templates_are_valid_and_set_only_defaults(file: File, tmp_path: Path):
     assert load(SCHEMAS[file], path, {}).value == SCHEMAS[file]()
 
 
-@pytest.mark.parametrize("file", list(File))
-def test_templates_contain_every_setting(file: File):
+@pytest.mark.parametrize("file", list(ConfigFile))
+def test_templates_contain_every_setting(file: ConfigFile):
     """A new setting appears in the template automatically."""
     schema, text = json.loads(json_schema(file)), template(file)
     tables = re.findall(r"#/\$defs/(\w+)", json.dumps(schema["properties"]))
@@ -100,17 +100,17 @@ def test_templates_contain_every_setting(file: File):
 @pytest.mark.parametrize(
     ("text", "file"),
     [
-        ("[gateway]\n[eviction]\n", File.GATEWAY),
-        ("[[models]]\n", File.MODELS),
-        ("[neuron]\n[cpu]\n", File.NEURON),
+        ("[gateway]\n[eviction]\n", ConfigFile.GATEWAY),
+        ("[[models]]\n", ConfigFile.MODELS),
+        ("[neuron]\n[cpu]\n", ConfigFile.NEURON),
     ],
 )
-def test_file_kind_is_detected_from_its_tables(tmp_path: Path, text: str, file: File):
+def test_file_kind_is_detected_from_its_tables(tmp_path: Path, text: str, file: ConfigFile):
     """A file with any name is checked against the schema that has its tables."""
     path = tmp_path / "some.toml"
     path.write_text(text)
 
-    assert kind_of(path) is file
+    assert detect_kind(path) is file
 
 
 def test_file_with_unknown_tables_is_rejected(tmp_path: Path):
@@ -119,7 +119,7 @@ def test_file_with_unknown_tables_is_rejected(tmp_path: Path):
     path.write_text("[weather]\n")
 
     with pytest.raises(ConfigError) as caught:
-        kind_of(path)
+        detect_kind(path)
 
     assert "--kind" in caught.value.hints[0]
 
@@ -192,11 +192,11 @@ def test_paths_of_secrets_are_shown():
 
 def test_pin_on_unknown_node_is_a_warning(tmp_path: Path):
     """A pin on a node that is not in [[neurons]] is probably a typo."""
-    gateway = load(SCHEMAS[File.GATEWAY], EXAMPLES / "cortex.toml", {}).value
+    gateway = load(SCHEMAS[ConfigFile.GATEWAY], EXAMPLES / "cortex.toml", {}).value
     catalogue = Catalogue.model_validate(
         {"models": [{"id": "a", "harness": "x", "pinned_on": ["best"]}]}
     )
 
-    assert warnings(gateway, catalogue) == [
-        "model a: pinned_on names 'best', which is no neuron here"
+    assert find_warnings(gateway, catalogue) == [
+        "model a: pinned_on names 'best', which is not in [[neurons]]"
     ]
