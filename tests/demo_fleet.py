@@ -60,7 +60,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def offspring(process: psutil.Process) -> list[psutil.Process]:
+def descendants(process: psutil.Process) -> list[psutil.Process]:
     """Return the current descendants of a process."""
     return process.children(recursive=True)
 
@@ -71,12 +71,12 @@ class DemoFleet:
 
     Attributes:
         lines: its summary, by the word that each begins with.
-        talk: what it said on stderr so far.
+        messages: lines that it has written to stderr.
     """
 
     demo: subprocess.Popen[str]
     lines: dict[str, str]
-    talk: list[str]
+    messages: list[str]
 
     @property
     def url(self) -> str:
@@ -117,8 +117,8 @@ def demo_fleet(*options: str) -> Iterator[DemoFleet]:
     ) as process:
         assert process.stdout
         assert process.stderr
-        talk: list[str] = []
-        reader = threading.Thread(target=talk.extend, args=(process.stderr,))
+        messages: list[str] = []
+        reader = threading.Thread(target=messages.extend, args=(process.stderr,))
         reader.start()
         lines: dict[str, str] = {}
         try:
@@ -127,16 +127,16 @@ def demo_fleet(*options: str) -> Iterator[DemoFleet]:
                 lines[word] = rest.strip()
                 if word == "operate":
                     break
-            assert "operate" in lines, "".join(talk)
-            fleet = DemoFleet(process, lines, talk)
+            assert "operate" in lines, "".join(messages)
+            fleet = DemoFleet(process, lines, messages)
             yield fleet
         finally:
             running = process.poll() is None
-            born = offspring(psutil.Process(process.pid)) if running else []
+            children = descendants(psutil.Process(process.pid)) if running else []
             process.terminate()
             process.wait(60)
             reader.join()
         if running:
-            assert process.returncode == 0, "".join(talk)
-            assert not [p for p in born if p.is_running()]
+            assert process.returncode == 0, "".join(messages)
+            assert not [p for p in children if p.is_running()]
             assert not fleet.directory.exists()

@@ -54,20 +54,19 @@ def operator_router(fleet: Fleet, operations: Operations, audit_log: AuditLog) -
         last_event_id: Annotated[str, Header()] = "",
         pause: Annotated[float, Query(ge=LEAST_PAUSE_S, le=MOST_PAUSE_S)] = LEAST_PAUSE_S,
     ) -> StreamingResponse:
-        """Server-sent events: `fleet`, each a whole snapshot, and `lifecycle`, what was decided, by whom and why.
+        """Server-sent events: `fleet` with a whole snapshot, and `lifecycle` with an audit entry.
 
-        With Last-Event-ID, the lifecycle entries that were missed come first. Changes within `pause` seconds
-        come as one.
+        With Last-Event-ID, the missed audit entries come first. Changes within `pause` seconds are merged into one event.
         """
         return StreamingResponse(
-            watch_fleet(fleet, operations.shown, audit_log, last_event_id, pause),
+            stream_events(fleet, operations.shown, audit_log, last_event_id, pause),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
-    @router.get("/trail", summary="What was decided lately, by whom and why")
+    @router.get("/trail", summary="Recent audit entries")
     async def get_trail() -> tuple[AuditEntry, ...]:
-        """The last thousand lifecycle entries, the oldest first."""
+        """The last thousand audit entries, oldest first."""
         return audit_log.since(0)
 
     for operation in OPERATIONS:
@@ -106,24 +105,24 @@ def add_operation(
     )
 
 
-async def watch_fleet(
+async def stream_events(
     fleet: Fleet,
     show: Callable[[], FleetSnapshot],
     audit_log: AuditLog,
     last_event_id: str = "",
     pause_s: float = LEAST_PAUSE_S,
 ) -> AsyncIterator[bytes]:
-    """The event stream of one reader.
+    """Yield the event stream of one reader as server-sent events.
 
     Args:
-        fleet: whose changes are told.
-        show: gives the snapshot to send.
-        audit_log: whose entries are told.
-        last_event_id: of the last event that the reader had, "VERSION.ENTRY"; a new reader begins with what comes.
-        pause_s: changes within so many seconds are one event.
+        fleet: the live state.
+        show: returns the snapshot to send.
+        audit_log: the audit entries.
+        last_event_id: id of the last event that the reader received, "VERSION.ENTRY"; a new reader gets new entries only.
+        pause_s: seconds within which changes are merged into one event.
     """
-    _, _, read = last_event_id.partition(".")
-    noted = int(read) if read.isdigit() else audit_log.last_id
+    _, _, entry_id = last_event_id.partition(".")
+    last_id = int(entry_id) if entry_id.isdigit() else audit_log.last_id
     changed = asyncio.Event()
     fleet.on_change(changed.set)
     audit_log.on_entry(changed.set)
@@ -131,26 +130,29 @@ async def watch_fleet(
         while not fleet.closed:
             changed.clear()
             snapshot = show()
-            for entry in audit_log.since(noted):
-                noted = entry.id
-                yield _event("lifecycle", snapshot.version, noted, entry.model_dump_json().encode())
-            yield _event("fleet", snapshot.version, noted, SNAPSHOT.dump_json(snapshot))
+            for entry in audit_log.since(last_id):
+                last_id = entry.id
+                yield _event(
+                    "lifecycle", snapshot.version, last_id, entry.model_dump_json().encode()
+                )
+            yield _event("fleet", snapshot.version, last_id, SNAPSHOT.dump_json(snapshot))
             await asyncio.sleep(pause_s)
-            while not await _within(changed, KEEP_ALIVE_S):
-                yield b": nothing new\n\n"
+            while not await _wait(changed, KEEP_ALIVE_S):
+                yield b": keep-alive\n\n"
     finally:
         fleet.remove_listener(changed.set)
         audit_log.remove_listener(changed.set)
 
 
-def _event(name: str, version: int, noted: int, data: bytes) -> bytes:
-    return b"event: %b\nid: %d.%d\ndata: %b\n\n" % (name.encode(), version, noted, data)
+def _event(name: str, version: int, entry_id: int, data: bytes) -> bytes:
+    return b"event: %b\nid: %d.%d\ndata: %b\n\n" % (name.encode(), version, entry_id, data)
 
 
-async def _within(happened: asyncio.Event, seconds: float) -> bool:
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Return whether an event happened within this time."""
     try:
         async with asyncio.timeout(seconds):
-            await happened.wait()
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from demo_fleet import DemoFleet, cortex, demo_fleet, environment, free_port, offspring
+from demo_fleet import DemoFleet, cortex, demo_fleet, environment, free_port, descendants
 
 from cortex_cli.demo.files import Ports, choose_ports, write_files
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
@@ -60,18 +60,18 @@ def test_once_proves_the_chain(tmp_path: Path):
     ) as process:
         assert process.stdout
         answer = process.stdout.readline()
-        born = offspring(psutil.Process(process.pid))
+        children = descendants(psutil.Process(process.pid))
         # Not communicate(): it knows nothing of what readline() has read ahead.
         assert process.stderr
-        output, talk = process.stdout.read(), process.stderr.read()
+        output, messages = process.stdout.read(), process.stderr.read()
         process.wait(90)
 
-    assert process.returncode == 0, talk
+    assert process.returncode == 0, messages
     assert len(answer.split()) > 3
     assert len(output.strip().splitlines()) == 5
     assert "my-own is ready" in output
-    assert len(born) >= 2
-    assert not [p for p in born if p.is_running()]
+    assert len(children) >= 2
+    assert not [p for p in children if p.is_running()]
 
 
 def test_the_curl_line_works_as_pasted(fleet: DemoFleet):
@@ -109,36 +109,36 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals):
     """SIGINT and SIGHUP stop every daemon and engine and remove the files; for SIGTERM see `demo_fleet`."""
     with demo_fleet("--port", str(free_port())) as running:
         directory = running.directory
-        born = offspring(psutil.Process(running.demo.pid))
-        engines = [p for p in born if "neuron_server" in " ".join(p.cmdline())]
+        children = descendants(psutil.Process(running.demo.pid))
+        engines = [p for p in children if "neuron_server" in " ".join(p.cmdline())]
 
         assert running.stop(number) == 0
         assert engines
-        assert not [p for p in born if p.is_running()]
+        assert not [p for p in children if p.is_running()]
         assert not directory.exists()
 
 
 def test_an_engine_whose_neuron_was_killed_is_ended_too():
     """If the neuron is killed, the demo exits with 1, says why, keeps the logs, and stops the engines."""
     with demo_fleet("--port", str(free_port())) as running:
-        born = offspring(psutil.Process(running.demo.pid))
-        neuron = next(p for p in born if "neuron.toml" in " ".join(p.cmdline()))
+        children = descendants(psutil.Process(running.demo.pid))
+        neuron = next(p for p in children if "neuron.toml" in " ".join(p.cmdline()))
         neuron.kill()
 
         assert running.demo.wait(60) == 1
-        psutil.wait_procs(born, timeout=10)
-        assert not [p for p in born if p.is_running()]
+        psutil.wait_procs(children, timeout=10)
+        assert not [p for p in children if p.is_running()]
         directory = running.directory
         assert (directory / "neuron.log").exists()
         shutil.rmtree(directory)
-    assert "the neuron exited unexpectedly" in "".join(running.talk)
+    assert "the neuron exited unexpectedly" in "".join(running.messages)
 
 
 def test_a_taken_port_is_replaced_and_told(fleet: DemoFleet, taken_port: int):
     """If the gateway's port is in use, the demo uses a free one and says so."""
     assert fleet.url != f"http://127.0.0.1:{taken_port}"
     assert fleet.cortex("status", "-o", "name").stdout == "ok\n"
-    assert f"port {taken_port} is in use; the gateway uses" in "".join(fleet.talk)
+    assert f"port {taken_port} is in use; the gateway uses" in "".join(fleet.messages)
 
 
 def test_all_ports_differ():
