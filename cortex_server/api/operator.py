@@ -56,7 +56,7 @@ def operator_router(fleet: Fleet, operations: Operations, audit_log: AuditLog) -
     ) -> StreamingResponse:
         """Server-sent events: `fleet` with a whole snapshot, and `lifecycle` with an audit entry.
 
-        With Last-Event-ID, the missed audit entries come first. Changes within `pause` seconds are merged into one event.
+        With Last-Event-ID, missed audit entries come first. Changes within `pause` seconds are merged into one event.
         """
         return StreamingResponse(
             stream_events(fleet, operations.shown, audit_log, last_event_id, pause),
@@ -118,7 +118,7 @@ async def stream_events(
         fleet: the live state.
         show: returns the snapshot to send.
         audit_log: the audit entries.
-        last_event_id: id of the last event that the reader received, "VERSION.ENTRY"; a new reader gets new entries only.
+        last_event_id: id of the last event that the reader received, "VERSION.ENTRY"; new readers get new entries only.
         pause_s: seconds within which changes are merged into one event.
     """
     _, _, entry_id = last_event_id.partition(".")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from demo_fleet import DemoFleet, cortex, demo_fleet, environment, free_port, descendants
+from demo_fleet import DemoFleet, cortex, demo_fleet, descendants, environment, free_port
 
 from cortex_cli.demo.files import Ports, choose_ports, write_files
 from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
