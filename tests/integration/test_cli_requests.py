@@ -42,7 +42,7 @@ KEYS = (
 
 
 @dataclass
-class Held:
+class PausedGateway:
     """A gateway whose engine sends one token and then waits for `go`."""
 
     served: InProcessGateway
@@ -92,7 +92,7 @@ class Held:
 
 
 @pytest.fixture
-async def held() -> AsyncIterator[Held]:
+async def paused() -> AsyncIterator[PausedGateway]:
     """Run the gateway."""
     go = asyncio.Event()
 
@@ -117,19 +117,19 @@ async def held() -> AsyncIterator[Held]:
         async with asyncio.timeout(10):
             while not served.gateway.fleet.ready("m"):
                 await asyncio.sleep(0.01)
-        yield Held(served, engine, go)
+        yield PausedGateway(served, engine, go)
 
 
-async def test_a_request_is_listed_on_its_way_and_after(held: Held):
+async def test_a_request_is_listed_on_its_way_and_after(paused: PausedGateway):
     """A request is listed with key, model, node and tokens, and once finished with outcome and times."""
-    async with held.request_in_flight("req-one") as task:
-        (now,) = (await held.wait_for_state(RequestState.DECODE)).active
+    async with paused.request_in_flight("req-one") as task:
+        (now,) = (await paused.wait_for_state(RequestState.DECODE)).active
         assert (now.id, now.key, now.model, now.node) == ("req-one", "ben", "m", "n1")
         assert now.tokens_out == 1
         assert now.outcome is None
-        held.go.set()
+        paused.go.set()
         await task
-        found = await held.wait_for_state(RequestState.DONE)
+        found = await paused.wait_for_state(RequestState.DONE)
 
     assert found.active == ()
     (done,) = found.recent
@@ -139,13 +139,13 @@ async def test_a_request_is_listed_on_its_way_and_after(held: Held):
     assert abs(done.started - now.started) < 0.05
 
 
-async def test_as_many_are_listed_as_are_asked_for(held: Held):
+async def test_as_many_are_listed_as_are_asked_for(paused: PausedGateway):
     """`limit` is the maximum number of finished requests, newest first."""
-    held.go.set()
+    paused.go.set()
     for ident in ("req-one", "req-two", "req-three"):
-        async with held.request_in_flight(ident) as task:
+        async with paused.request_in_flight(ident) as task:
             await task
-    async with held.operator() as client:
+    async with paused.operator() as client:
         found = [await client.requests(last) for last in (0, 2, None)]
 
     assert [[r.id for r in f.recent] for f in found] == [
@@ -155,13 +155,13 @@ async def test_as_many_are_listed_as_are_asked_for(held: Held):
     ]
 
 
-async def test_no_text_is_listed(held: Held):
+async def test_no_text_is_listed(paused: PausedGateway):
     """The list never contains the prompt or the response."""
-    async with held.request_in_flight("req-one") as task:
-        active = await held.wait_for_state(RequestState.DECODE)
-        held.go.set()
+    async with paused.request_in_flight("req-one") as task:
+        active = await paused.wait_for_state(RequestState.DECODE)
+        paused.go.set()
         await task
-        ended = await held.wait_for_state(RequestState.DONE)
+        ended = await paused.wait_for_state(RequestState.DONE)
 
     text = active.model_dump_json() + ended.model_dump_json()
     assert "SECRET" not in text
@@ -169,26 +169,29 @@ async def test_no_text_is_listed(held: Held):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_cancelling_ends_engine_and_client(held: Held, stream: bool):
+async def test_cancelling_ends_engine_and_client(paused: PausedGateway, stream: bool):
     """The engine of a cancelled request is disconnected, and its client receives an error."""
-    async with held.request_in_flight("req-one", stream=stream) as task, held.operator() as client:
-        await held.wait_for_state(RequestState.DECODE)
+    async with (
+        paused.request_in_flight("req-one", stream=stream) as task,
+        paused.operator() as client,
+    ):
+        await paused.wait_for_state(RequestState.DECODE)
         done = await client.cancel(CancelRequest(request="req-o"))
         body = await task
         async with asyncio.timeout(10):
-            await held.engine.idle()
+            await paused.engine.idle()
 
     assert done.outcome == "cancelled"
     assert '"code":"cancelled"' in body.replace(" ", "")
     assert "[DONE]" not in body
 
 
-async def test_cancelling_needs_a_clear_name(held: Held):
+async def test_cancelling_needs_a_clear_name(paused: PausedGateway):
     """An ambiguous prefix and an unknown id are errors that affect no request."""
     async with (
-        held.request_in_flight("req-one"),
-        held.request_in_flight("req-two"),
-        held.operator() as client,
+        paused.request_in_flight("req-one"),
+        paused.request_in_flight("req-two"),
+        paused.operator() as client,
     ):
         with pytest.raises(Conflict):
             await client.cancel(CancelRequest(request="req-"))
@@ -197,18 +200,18 @@ async def test_cancelling_needs_a_clear_name(held: Held):
         assert len((await client.requests()).active) == 2
 
 
-async def test_the_command_lists_and_cancels(held: Held):
+async def test_the_command_lists_and_cancels(paused: PausedGateway):
     """`cortex requests ls` and `cancel` work in a shell."""
 
     async def run(*args: str) -> str:
         done = await asyncio.to_thread(
-            cortex, *args, CORTEX_GATEWAY_URL=held.served.url, CORTEX_API_KEY=ADA
+            cortex, *args, CORTEX_GATEWAY_URL=paused.served.url, CORTEX_API_KEY=ADA
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    async with held.request_in_flight("req-one"):
-        await held.wait_for_state(RequestState.DECODE)
+    async with paused.request_in_flight("req-one"):
+        await paused.wait_for_state(RequestState.DECODE)
         assert json.loads(await run("requests", "ls", "--json"))["items"][0]["state"] == "decode"
         assert await run("requests", "ls", "--slow", "1h") == ""
         assert (
@@ -218,21 +221,21 @@ async def test_the_command_lists_and_cancels(held: Held):
         assert "cancelled" in await run("requests", "ls", "--model", "m", "--no-headers")
 
 
-async def test_instances_count_what_they_did(held: Held):
+async def test_instances_count_what_they_did(paused: PausedGateway):
     """The snapshot counts an instance's finished requests and tokens."""
-    held.go.set()
-    async with held.request_in_flight("req-one") as task:
+    paused.go.set()
+    async with paused.request_in_flight("req-one") as task:
         await task
-    await held.served.settled()
-    (instance,) = held.served.gateway.fleet.snapshot.instances()
+    await paused.served.settled()
+    (instance,) = paused.served.gateway.fleet.snapshot.instances()
 
     assert (instance.requests, instance.errors) == (1, 0)
     assert (instance.tokens_in, instance.tokens_out) == (7, 3)
 
 
-async def test_the_trail_names_who_did_it(held: Held):
+async def test_the_trail_names_who_did_it(paused: PausedGateway):
     """Audit entries contain the operator's key, and a resumed stream yields the missed ones."""
-    async with held.operator() as client:
+    async with paused.operator() as client:
         cursor = EventCursor()
         async with contextlib.aclosing(client.watch(cursor)) as updates:
             await anext(updates)
