@@ -22,8 +22,8 @@ from cortex_common.schema.operations import (
     DRAIN,
     UNCORDON,
     DrainNodeRequest,
-    NodeResult,
     NodeRequest,
+    NodeResult,
 )
 
 if TYPE_CHECKING:
