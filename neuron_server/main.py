@@ -25,7 +25,7 @@ from cortex_common.errors import ConfigError
 from cortex_common.log import event as log_event
 from cortex_common.net import systemd
 from cortex_common.net.tls import report_expiring_certificates, server_tls
-from cortex_http.server import Server
+from cortex_http.server import Server, freeze_startup_objects
 from cortex_http.server import create_server as create_http_server
 from cortex_http.server_protocol import AsgiOnly, protocol_for
 from cortex_http.sockets import listen
@@ -112,6 +112,7 @@ async def _serve(config: NeuronConfig) -> None:
             )
             tasks += [asyncio.create_task(tls.watch()), asyncio.create_task(expiry)]
         server = create_server(config, runtime, url=url, tls=tls.context if tls else None)
+        freeze_startup_objects()
         try:
             with _Shutdown(server, runtime).on_signals():
                 await server.serve(sockets=[listener])

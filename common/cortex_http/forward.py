@@ -86,7 +86,7 @@ class Forward(Generic[A]):
         self._on_end = on_end
         self._started = False
         self._responding = False
-        self._server = ClientRequest(
+        self._server: ClientRequest[A] | None = ClientRequest(
             pool,
             address,
             head,
@@ -109,19 +109,22 @@ class Forward(Generic[A]):
     def receive(self, data: bytes) -> None:
         """Forward a piece of the body."""
         self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        if not self._server.connected:
+        if self._server is not None and not self._server.connected:
             self._client.pause_reading()
 
     def receive_all(self, body: bytes | None) -> None:
         """Forward the whole body, or the end of a chunked one."""
         self.uploaded = True
-        self._server.finish()
+        if self._server is not None:
+            self._server.finish()
         if body is None:
             body = b"0\r\n\r\n" if self._chunked else b""
         if body or not self._started:
             self._send(body)
 
     def _send(self, data: bytes) -> None:
+        if self._server is None:
+            return
         self._server.write(data)
         if not self._started:
             self._started = True
@@ -133,11 +136,13 @@ class Forward(Generic[A]):
 
     def client_blocked(self) -> None:
         """Stop reading the response."""
-        self._server.pause()
+        if self._server is not None:
+            self._server.pause()
 
     def client_unblocked(self) -> None:
         """Read the response again."""
-        self._server.resume()
+        if self._server is not None:
+            self._server.resume()
 
     # -- from the server: `ResponseHandler` ---------------------------------------------------
 
@@ -187,6 +192,9 @@ class Forward(Generic[A]):
     def _finish(self, reason: str | None = None) -> None:
         if not self.finished:
             self.finished = True
-            self._server.abort()
+            if self._server is not None:
+                self._server.abort()
+            # Both refer to this: leave no cycle to the garbage collector.
+            self._server = None
             self._client = NULL_DOWNSTREAM
             self._on_end(reason)
