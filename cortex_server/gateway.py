@@ -38,7 +38,7 @@ from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.key_service import KeyService
 from cortex_server.auth.keys import Keyring
 from cortex_server.auth.usage import UsageCounter
-from cortex_server.fleet.credentials import accesses, certificates_of
+from cortex_server.fleet.credentials import load_credentials, node_certificates
 from cortex_server.fleet.membership import Membership
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.controller import Controller
@@ -93,8 +93,8 @@ class Gateway:
         self._log_buffer = LogBuffer(exclude=("cortex.requests",))
         self.failed_task: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._node_access = accesses(config.nodes, os.environ)
-        self._node_certificates = certificates_of(config.nodes)
+        self._node_access = load_credentials(config.nodes, os.environ)
+        self._node_certificates = node_certificates(config.nodes)
         self._tls = server_tls(config.tls)
         self.metrics = Metrics()
         self.fleet = Fleet(config.nodes, catalogue, clock, self.metrics)
@@ -139,7 +139,10 @@ class Gateway:
         self._history: HistoryStore | None = None
         if path is not None:
             self._history = HistoryStore(
-                self._database, self.audit_log, self.context.access_log, self.controller.decisions
+                self._database,
+                self.audit_log,
+                self.context.access_log,
+                self.controller.decision_log,
             )
         self._restarts = EngineRestarts(self.fleet, self.controller, clock)
         self._operations = Operations(
@@ -152,7 +155,11 @@ class Gateway:
         fleet, operations, nodes = self.fleet, self._operations, self._membership.clients
         return (
             logs_router(
-                operations.shown, nodes, self._log_buffer, lambda: fleet.closed, fleet.unknown
+                operations.snapshot,
+                nodes,
+                self._log_buffer,
+                lambda: fleet.closed,
+                fleet.model_not_found,
             ),
             operator_router(fleet, operations, self.audit_log),
             requests_router(self.inflight),
@@ -242,10 +249,10 @@ class Gateway:
         Raises:
             ConfigError: a secret or a certificate cannot be read; nothing has changed.
         """
-        self._node_access = accesses(config.nodes, os.environ)
-        self._node_certificates = certificates_of(config.nodes)
+        self._node_access = load_credentials(config.nodes, os.environ)
+        self._node_certificates = node_certificates(config.nodes)
         self.config = config
-        stale = self._rolling_update.use(catalogue)
+        stale = self._rolling_update.use_catalogue(catalogue)
         if stale:
             event(log, "stale_instances_found", count=stale)
         self.fleet.use_catalogue(catalogue)
@@ -277,7 +284,7 @@ class Gateway:
     async def _use_nodes(self, config: GatewayConfig) -> None:
         access = self._node_access
         self.context.addresses.use_nodes({e.endpoint: access[e.name] for e in config.nodes})
-        await self._membership.use(config.nodes, access)
+        await self._membership.use_nodes(config.nodes, access)
 
     @contextlib.asynccontextmanager
     async def _metrics_listener(self) -> AsyncIterator[None]:

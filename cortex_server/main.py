@@ -23,7 +23,7 @@ from cortex_common.schema.fleet import NodeState
 from cortex_common.schema.keys import Scope
 from cortex_http.server import Server, freeze_startup_objects, url_of
 from cortex_http.sockets import enable_keepalive
-from cortex_server.fleet.credentials import accesses
+from cortex_server.fleet.credentials import load_credentials
 from cortex_server.fleet.state import Fleet
 from cortex_server.gateway import Gateway, listening
 from cortex_server.reload import Files, Reloader
@@ -70,7 +70,7 @@ def check(config: GatewayConfig) -> None:
         ConfigError: a certificate or a secret cannot be read.
     """
     server_tls(config.tls)
-    accesses(config.nodes, os.environ)
+    load_credentials(config.nodes, os.environ)
 
 
 async def _serve(files: Files, read: Callable[[], Files] | None) -> None:

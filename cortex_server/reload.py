@@ -17,7 +17,7 @@ from cortex_common.errors import ConfigError, CortexError
 from cortex_common.log import event
 from cortex_common.schema.fleet import SettingsView
 from cortex_common.schema.operations import ReloadResult
-from cortex_server.fleet.credentials import files_of
+from cortex_server.fleet.credentials import credential_files
 
 log = logging.getLogger("cortex.reload")
 
@@ -126,12 +126,12 @@ class Reloader:
     def _current_stamps(self) -> Stamps:
         """Return the stamps of the configuration files and of the files of secrets and certificates that they name."""
         own = (loaded.path for loaded in self.files if loaded.path is not None)
-        named = files_of(self.files[0].value.nodes, os.environ)
+        named = credential_files(self.files[0].value.nodes, os.environ)
         return {path: file_stamp(path) for path in (*own, *named)}
 
     def _changed_secrets(self, previous: Stamps) -> Iterator[str]:
         """Yield the paths of secrets and certificates whose content has changed."""
-        for path in files_of(self.files[0].value.nodes, os.environ):
+        for path in credential_files(self.files[0].value.nodes, os.environ):
             if previous.get(path) != self._stamps.get(path):
                 yield str(path)
 

@@ -93,10 +93,10 @@ def models_router(fleet: Fleet) -> APIRouter:
         if not name and (suggestion := suggest_route(request.url.path)) is not None:
             raise suggestion
         snapshot = fleet.snapshot
-        view = snapshot.model(fleet.known(name) or name)
+        view = snapshot.model(fleet.resolve_model(name) or name)
         key = key_of(request)
         if view is None or not key.allows_model(view.id, name):
-            raise fleet.unknown(name)
+            raise fleet.model_not_found(name)
         if anthropic.expects_anthropic_models(request):
             return anthropic.model_response(anthropic.served_model(view, name, created))
         return entry(view, view.id if key.allows_model(view.id) else name)

@@ -47,7 +47,7 @@ def operator_router(fleet: Fleet, operations: Operations, audit_log: AuditLog) -
     @router.get("/fleet", summary="The fleet now", responses={200: {"model": FleetSnapshot}})
     async def get_fleet() -> Response:
         """Every node, device, instance and model, as one snapshot."""
-        return Response(SNAPSHOT.dump_json(operations.shown()), media_type="application/json")
+        return Response(SNAPSHOT.dump_json(operations.snapshot()), media_type="application/json")
 
     @router.get("/events", summary="The fleet now and after each change")
     async def get_events(
@@ -59,7 +59,7 @@ def operator_router(fleet: Fleet, operations: Operations, audit_log: AuditLog) -
         With Last-Event-ID, missed audit entries come first. Changes within `pause` seconds are merged into one event.
         """
         return StreamingResponse(
-            stream_events(fleet, operations.shown, audit_log, last_event_id, pause),
+            stream_events(fleet, operations.snapshot, audit_log, last_event_id, pause),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )

@@ -1,1 +1,1 @@
-"""Live state of the fleet: watchers in, immutable snapshots out."""
+"""Live state of the fleet: watchers report what nodes say, readers get immutable snapshots."""

@@ -1,13 +1,13 @@
-"""When an instance that fails is left alone for a while, and how it is tried again.
+"""A circuit breaker per instance, and the retry budget of the gateway.
 
 ::
 
-    closed ──3 failures in a row──► open ──pause is over──► on trial ──success──► closed
+    closed ──3 failures in a row──► open ──delay elapsed──► half-open ──success──► closed
                                      ▲                          │
-                                     └──failure: twice the pause─┘
+                                     └──failure: twice the delay┘
 
-A failure is the engine's: no connection, a connection that broke before the answer, a 5xx. What the request is to
-blame for (4xx), and what the client gave up, count as neither.
+A failure is the engine's fault: no connection, a connection that broke before the answer, a 5xx. Client errors (4xx)
+and requests that the client cancelled count neither as failures nor as successes.
 """
 
 from __future__ import annotations
@@ -15,80 +15,89 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-FAILURES = 3
-"""In a row. One can be a coincidence, and every further one costs a client its first try."""
+from cortex_common.backoff import Backoff
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+FAILURE_THRESHOLD = 3
+"""Failures in a row that open the breaker. One can be a coincidence; each further one costs a client its first try."""
+
+OPEN_BACKOFF = Backoff(initial_s=1.0, max_s=30.0)
+"""How long a breaker stays open before the next trial."""
+
+MAX_RETRY_TOKENS = 100.0
+RETRY_TOKENS_PER_REQUEST = 0.2
 
 
 class BreakerState(StrEnum):
-    """Whether an instance gets requests."""
+    """Whether an instance gets requests; the names are those of electrical breakers, so closed is healthy."""
 
     CLOSED = "closed"
     OPEN = "open"
-    ON_TRIAL = "on_trial"
+    HALF_OPEN = "half_open"
 
 
 @dataclass(slots=True)
 class Breaker:
-    """The record of one instance.
+    """The breaker of one instance.
 
     Attributes:
-        standing: closed is the healthy state, as with electricity.
-        failures: since the last success.
-        reason: of the last failure.
-        off: failures are counted, and that is all.
+        state: whether requests are sent to the instance; in half-open, one trial request.
+        failures: failures since the last success.
+        reason: why the last failure happened.
+        disabled: count failures, but never open.
     """
 
-    standing: BreakerState = BreakerState.CLOSED
+    state: BreakerState = BreakerState.CLOSED
     failures: int = 0
     reason: str | None = None
-    off: bool = False
-    _pause_s: float = FIRST_PAUSE_S
+    disabled: bool = False
+    _times_opened: int = 0
 
-    def succeeded(self) -> bool:
-        """A request was answered; true when that ends a trial."""
+    def record_success(self) -> bool:
+        """Close the breaker; return whether it was open or half-open."""
         self.failures = 0
-        if self.standing is BreakerState.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return False
-        self.standing, self.reason, self._pause_s = BreakerState.CLOSED, None, FIRST_PAUSE_S
+        self.state, self.reason, self._times_opened = BreakerState.CLOSED, None, 0
         return True
 
-    def failed(self, reason: str) -> float | None:
-        """A request failed; the seconds to leave the instance alone when that opens the breaker."""
+    def record_failure(self, reason: str) -> float | None:
+        """Count a failure.
+
+        Returns:
+            Seconds for which the breaker is open, when this failure opens it; else None.
+        """
         self.failures += 1
         self.reason = reason
-        if self.off:
+        if self.disabled or self.state is BreakerState.OPEN:
             return None
-        if self.standing is BreakerState.ON_TRIAL:
-            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
-        elif self.standing is BreakerState.OPEN or self.failures < FAILURES:
+        if self.state is BreakerState.CLOSED and self.failures < FAILURE_THRESHOLD:
             return None
-        self.standing = BreakerState.OPEN
-        return self._pause_s
+        self.state = BreakerState.OPEN
+        self._times_opened += 1
+        return OPEN_BACKOFF.delay_s(self._times_opened)
 
-    def try_again(self) -> None:
-        """The pause is over: the next request is the trial."""
-        if self.standing is BreakerState.OPEN:
-            self.standing = BreakerState.ON_TRIAL
+    def half_open(self) -> None:
+        """Let the next request through as a trial, once the delay has elapsed."""
+        if self.state is BreakerState.OPEN:
+            self.state = BreakerState.HALF_OPEN
 
 
 @dataclass(slots=True)
 class RetryBudget:
-    """How many second tries a gateway may make, so that a sick fleet is not asked twice for everything.
+    """A limit on retries across the gateway, so that a failing fleet does not get twice the load.
 
-    Each request earns a fifth of a retry, up to a hundred; each retry costs one.
+    Each request earns a fifth of a retry, up to a hundred saved; each retry spends one.
     """
 
     tokens: float = 20.0
 
     def earn(self) -> None:
-        """A request came."""
-        if self.tokens < 100.0:
-            self.tokens += 0.2
+        """Count a request."""
+        if self.tokens < MAX_RETRY_TOKENS:
+            self.tokens += RETRY_TOKENS_PER_REQUEST
 
     def spend(self) -> bool:
-        """Whether one more retry is within the budget."""
+        """Take one retry from the budget; return whether there was one."""
         if self.tokens < 1.0:
             return False
         self.tokens -= 1.0

@@ -1,4 +1,4 @@
-"""How nodes want to be asked: the secrets and certificates that their entries name."""
+"""The secrets and TLS settings that the gateway authenticates to nodes with, read from their configuration."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from cortex_common.net.tls import client_context, read_certificates
 from cortex_common.schema.certificates import Certificate
 
 DEFAULT_API_PATH = "/v1"
+"""Path of the OpenAI API, unless an upstream's entry sets another."""
 
 
 @dataclass(frozen=True, slots=True)
-class NodeAccess:
-    """How requests to one node are authenticated and encrypted.
+class NodeCredentials:
+    """How to connect and authenticate to one node.
 
     Attributes:
-        tls: TLS settings with its authorities and certificate; None for the system's.
-        token: Token that it requires.
-        api_path: See `UpstreamEntry.api_path`.
-        certificates: Stamps of the files that `tls` was made from, to recognize replaced ones.
+        tls: context with the node's certificate authorities and the client certificate; None for the system's
+            authorities.
+        token: bearer token, where the node requires one.
+        api_path: path of the node's API; see `UpstreamEntry.api_path`.
+        certificates: stamps of the files that `tls` was made from; they differ once a file is replaced.
     """
 
     tls: ssl.SSLContext | None = None
@@ -34,52 +36,52 @@ class NodeAccess:
 
     @property
     def authorization(self) -> bytes | None:
-        """Value of the Authorization header."""
+        """Value of the Authorization header; None where the node requires no token."""
         return None if self.token is None else f"Bearer {self.token}".encode()
 
 
-Accesses = Mapping[str, NodeAccess]
-"""How each node wants to be asked, by name."""
+CredentialsByNode = Mapping[str, NodeCredentials]
+"""Credentials by node name."""
 
 
-def accesses(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Accesses:
+def load_credentials(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> CredentialsByNode:
     """Read the secrets and certificates that the entries name.
 
     Raises:
-        ConfigError: one can't be read.
+        ConfigError: a file can't be read.
     """
-    return {entry.name: _access(entry, environ) for entry in entries}
+    return {entry.name: _load(entry, environ) for entry in entries}
 
 
-def files_of(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterator[Path]:
-    """The files that `accesses` reads."""
+def credential_files(entries: Iterable[NodeEntry], environ: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the files that `load_credentials` reads."""
     for entry in entries:
         secret = entry.key_file if isinstance(entry, UpstreamEntry) else entry.token_file
         if secret is not None:
             yield secret_path(secret, environ)
-        yield from (path for path in _certificates(entry) if path is not None)
+        yield from (path for path in _certificate_files(entry) if path is not None)
 
 
-def certificates_of(entries: Iterable[NodeEntry]) -> tuple[Certificate, ...]:
-    """When the certificates end that the gateway knows nodes by, and those that it shows them."""
-    files = [_certificates(entry) for entry in entries]
-    return tuple(found for trusted, mine, _ in files for found in read_certificates(mine, trusted))
+def node_certificates(entries: Iterable[NodeEntry]) -> tuple[Certificate, ...]:
+    """Return the certificates that the gateway trusts for nodes, and those that it presents to them."""
+    files = [_certificate_files(entry) for entry in entries]
+    return tuple(found for ca, own, _ in files for found in read_certificates(own, ca))
 
 
-def _access(entry: NodeEntry, environ: Mapping[str, str]) -> NodeAccess:
+def _load(entry: NodeEntry, environ: Mapping[str, str]) -> NodeCredentials:
     if isinstance(entry, UpstreamEntry):
         secret = read_secret(entry.key, entry.key_file, environ)
     else:
         secret = read_secret(entry.token, entry.token_file, environ)
-    files = _certificates(entry)
-    # Looked at before they are read: what is replaced meanwhile differs the next time.
+    files = _certificate_files(entry)
+    # Stamped before they are read, so that a file replaced in between counts as changed at the next reload.
     stamps = tuple(map(file_stamp, files))
     tls = client_context(*files) if entry.endpoint.startswith("https:") else None
-    return NodeAccess(tls, secret, entry.api_path, stamps)
+    return NodeCredentials(tls, secret, entry.api_path, stamps)
 
 
-def _certificates(entry: NodeEntry) -> tuple[Path | None, Path | None, Path | None]:
-    """Authorities, own certificate and its key."""
+def _certificate_files(entry: NodeEntry) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the files of the authorities, the client certificate, and its key."""
     if isinstance(entry, UpstreamEntry):
         return entry.ca, None, None
     return entry.ca, entry.certificate, entry.certificate_key

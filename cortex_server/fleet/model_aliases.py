@@ -1,4 +1,4 @@
-"""Which model a client's name means."""
+"""Resolves the names that clients send to models."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError, ModelNotFound, Unavailable, nearest_names
 from cortex_common.schema.instances import ModelId
 
-_HEARD_S = 1.0
-"""Seconds within which a node has mostly answered, or been found to be out of reach."""
+_RETRY_AFTER_S = 1.0
+"""Seconds within which a node has usually reported, or been found unreachable."""
 
 
 class ModelAliases:
-    """Ids and aliases of a catalogue.
+    """The ids and aliases of the model configs.
 
-    A name means, in this order: the model of that id or alias; the first pattern that matches it, longer patterns
-    before shorter, so that "claude-haiku-*" beats "claude-*".
+    A name resolves, in this order, to the model with that id or alias, or to the first pattern that matches it, longer
+    patterns before shorter, so that "claude-haiku-*" beats "claude-*".
 
     Args:
-        profiles: of the catalogue; their ids and aliases are all different.
+        model_configs: the model configs; their ids and aliases are distinct.
+        pending_nodes: see the attribute.
 
     Attributes:
-        unheard: nodes that have not been heard since the gateway knows them; what they serve without a profile may be
-            meant.
+        pending_nodes: nodes that have not reported yet, and could serve a model without a model config.
     """
 
     def __init__(self, model_configs: Iterable[ModelConfig], unheard: tuple[str, ...] = ()) -> None:
-        self.unheard = unheard
+        self.pending_nodes = unheard
         named = [(name, ModelId(p.id)) for p in model_configs for name in (p.id, *p.aliases)]
         self._ids = {name: model for name, model in named if not is_pattern(name)}
         self._patterns = sorted(
@@ -37,24 +37,24 @@ class ModelAliases:
         )
 
     def resolve(self, name: str) -> ModelId | None:
-        """The model id behind a name or alias."""
+        """Return the model id of a name or alias."""
         found = self._ids.get(name)
         if found is None and self._patterns:
             return next((m for pattern, m in self._patterns if fnmatchcase(name, pattern)), None)
         return found
 
-    def not_found(self, name: str, loaded: Iterable[str] = ()) -> CortexError:
-        """The error for a name that means nothing here, or nothing yet, with what it may have been meant to be.
+    def not_found_error(self, name: str, loaded: Iterable[str] = ()) -> CortexError:
+        """Return the error for a name that resolves to no model, or to none yet, with the nearest names.
 
         Args:
             name: what the client sent.
-            loaded: names that nodes serve without a profile.
+            loaded: names that nodes serve without a model config.
         """
-        if self.unheard:
+        if self.pending_nodes:
             return Unavailable(
-                f"model {name!r} is not known yet: {', '.join(self.unheard)} has still to say what is there",
+                f"model {name!r} is not known yet: waiting for {', '.join(self.pending_nodes)} to report",
                 hints=["GET /v1/models lists the models of this fleet"],
-                retry_after=_HEARD_S,
+                retry_after=_RETRY_AFTER_S,
             )
         close = nearest_names(name, [*self._ids, *loaded])
         hints = [f"did you mean {', '.join(repr(c) for c in close)}?"] if close else []
@@ -65,5 +65,5 @@ class ModelAliases:
 
 
 def is_pattern(alias: str) -> bool:
-    """Whether an alias stands for many names."""
+    """Return whether an alias matches several names."""
     return "*" in alias or "?" in alias

@@ -1,4 +1,4 @@
-"""One task per neuron that keeps the fleet's picture of it true."""
+"""The watcher of one neuron: follows its event stream and keeps the fleet's state of the node up to date."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 
+from cortex_common.backoff import Backoff
 from cortex_common.client.control import EventCursor
 from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import CortexError
@@ -16,20 +17,25 @@ from cortex_server.fleet.state import Fleet
 
 log = logging.getLogger("cortex.nodes")
 
-SILENCE_S = 6.0
-"""A neuron reads its devices once a second and says so; this long without a word means it is gone."""
+SILENCE_TIMEOUT_S = 6.0
+"""A neuron reports its devices once a second; after this long without a report it counts as unreachable."""
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0
-"""A host that boots after its gateway is found within the longer one; fifty that are off cost next to nothing."""
+RECONNECT_BACKOFF = Backoff(
+    initial_s=0.25,
+    max_s=2.0,
+    # Spreads reconnects, so that a fleet that lost its network does not come back in one burst.
+    jitter=lambda: random.uniform(0.7, 1.3),  # noqa: S311 - not a secret
+)
+"""Short enough to find a host that boots after its gateway; fifty hosts that are off still cost next to nothing."""
 
 
 class NeuronWatcher:
-    """Follows a neuron's events; reconnects with growing pauses.
+    """Follows a neuron's events and reconnects with exponential back-off.
 
     Args:
-        node: its name in the fleet.
-        client: of that neuron; the watcher does not close it.
-        fleet: what it reports to.
+        node: name of the node in the fleet.
+        client: client of its neuron; the watcher does not close it.
+        fleet: where changes are reported.
     """
 
     def __init__(self, node: str, client: NeuronClient, fleet: Fleet) -> None:
@@ -39,29 +45,28 @@ class NeuronWatcher:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        pause = FIRST_PAUSE_S
+        failures = 0
         cursor = EventCursor()
         ACTOR.set(f"node {self._node}")
         while True:
             try:
-                known: str | None = None
-                async for news in self._client.watch(silence_s=SILENCE_S, cursor=cursor):
-                    pause = FIRST_PAUSE_S
+                discovery_id: str | None = None
+                async for news in self._client.watch(silence_s=SILENCE_TIMEOUT_S, cursor=cursor):
+                    failures = 0
                     if isinstance(news, LifecycleEntry):
-                        self._pass_on(news)
+                        self._forward_to_log(news)
                         continue
-                    if news.discovery != known:
-                        self._fleet.discovered(self._node, await self._client.discovery())
-                        known = news.discovery
-                    self._fleet.reported(self._node, news)
-                self._fleet.lost(self._node, "the neuron ended its event stream")
-            except CortexError as failed:
-                self._fleet.lost(self._node, failed.message)
-            # Spread out, so that a fleet that lost its network does not come back as one burst.
-            await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
-            pause = min(pause * 2, LONGEST_PAUSE_S)
+                    if news.discovery != discovery_id:
+                        self._fleet.update_discovery(self._node, await self._client.discovery())
+                        discovery_id = news.discovery
+                    self._fleet.update_status(self._node, news)
+                self._fleet.mark_unreachable(self._node, "the neuron closed its event stream")
+            except CortexError as error:
+                self._fleet.mark_unreachable(self._node, error.message)
+            failures += 1
+            await asyncio.sleep(RECONNECT_BACKOFF.delay_s(failures))
 
-    def _pass_on(self, entry: LifecycleEntry) -> None:
-        """Log what a node decided or saw here too: one log tells the fleet's whole story."""
+    def _forward_to_log(self, entry: LifecycleEntry) -> None:
+        """Log an event of the node here as well, so that the gateway's log covers the whole fleet."""
         facts = {"node": self._node, **entry.facts}
         log.log(LEVELS[entry.level], entry.event, extra={"facts": facts})

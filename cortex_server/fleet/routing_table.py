@@ -1,4 +1,4 @@
-"""The table of ready instances that requests are routed by, brought in line with what nodes say."""
+"""The table of endpoints that requests are routed by, kept in line with what nodes report."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, M
 from cortex_server.fleet.circuit_breaker import Breaker, BreakerState
 from cortex_server.metrics.series import Metrics, Series
 
-LATELY_S = 2.5
-"""A node asks its engines once a second, and tells what it heard with every report until it asks again."""
+REPORT_LAG_S = 2.5
+"""A node queries its engines once a second, and repeats the result in every report until the next query."""
 
 
 @dataclass(slots=True)
 class ForeignLoad:
-    """Requests that others have on an instance, worked out from the sum that its node tells.
+    """Requests of other clients and gateways on an instance, derived from the total that its node reports.
 
-    What the node tells is up to `LATELY_S` old, so the most that this gateway had under way in that time is taken
-    off: right when this gateway is idle, and too little, never too much, when it is not.
+    A report is up to `REPORT_LAG_S` old, so the peak of this gateway's requests during that time is subtracted: exact
+    while
+    this gateway is idle, and otherwise an underestimate, never an overestimate.
 
     Attributes:
-        now: requests of others, as far as is known.
-        most: the most of this gateway's since the time was last divided.
+        requests: requests of others, as far as known.
+        own_peak: peak of this gateway's requests in the current interval.
     """
 
-    now: int = 0
-    most: int = 0
-    _most_before: int = 0
+    requests: int = 0
+    own_peak: int = 0
+    _previous_own_peak: int = 0
     _since: float = 0.0
 
-    def told(self, total: int, own: int, at: float) -> None:
-        """A node told how many requests an instance has, of which this gateway has `own` now."""
-        self.now = max(0, total - max(self.most, self._most_before))
-        if at - self._since >= LATELY_S:
-            self._most_before, self.most, self._since = self.most, own, at
+    def update(self, total: int, own: int, at: float) -> None:
+        """Take a reported total, of which `own` requests are this gateway's now."""
+        self.requests = max(0, total - max(self.own_peak, self._previous_own_peak))
+        if at - self._since >= REPORT_LAG_S:
+            self._previous_own_peak, self.own_peak, self._since = self.own_peak, own, at
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class RequestCounts:
     tokens_out: int = 0
 
     def add(self, tokens_in: int, tokens_out: int, *, failed: bool) -> None:
-        """Count a request that ended there."""
+        """Count a finished request."""
         self.requests += 1
         self.errors += failed
         self.tokens_in += tokens_in
@@ -61,26 +62,30 @@ class RequestCounts:
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """One ready instance as the data plane uses it: where to send, and how busy it is.
+    """A ready instance as the proxy sees it: where to send requests, and how busy it is.
 
     Attributes:
-        url: base URL, so that url + "/v1/chat/completions" is the route.
-        slots: requests that the engine computes side by side.
-        in_flight: requests of this gateway under way on it.
-        last_used: Unix seconds at which its last request ended.
-        series: the counters of its model on its node.
-        served_as: the model's name as its engine knows it.
-        retries: a request that fails here before its first byte may go elsewhere.
-        overflow: it is asked only while the others are full.
-        engine: the kind of its engine.
-        traits: how chat requests to that must be worded.
+        id: the instance.
+        model: its model.
+        node: its node.
+        url: base URL; url + "/v1/chat/completions" is a route.
+        slots: requests that the engine computes in parallel.
+        series: counters of its model on its node.
         context: tokens that a request may use; None where unknown.
-        labels: the lines of a response's head that name it.
-        breaker: its record of failures.
-        others: requests of others on it.
-        counts: what it did.
-        idle: set with the end of its last request; there only while somebody waits for that.
-        former: the same instance as it was reached before its node was renamed or moved; requests may still be on it.
+        response_headers: response header lines that name it.
+        last_used: Unix seconds at which its last request ended.
+        served_as: name of the model that the engine expects.
+        engine: kind of its engine.
+        traits: how chat requests to this kind of engine must be worded.
+        retries: a request that fails here before its first byte may be retried elsewhere.
+        overflow: it is used only while the others are full.
+        draining: it takes no new requests.
+        in_flight: requests of this gateway in flight.
+        idle: set when its last request ends; exists only while something waits for that.
+        breaker: its circuit breaker.
+        foreign: requests of others on it.
+        counts: what it did for this gateway.
+        predecessor: endpoint of the same instance before its node was renamed or moved, while it still has requests.
     """
 
     id: InstanceId
@@ -90,7 +95,7 @@ class Endpoint:
     slots: int
     series: Series
     context: int | None
-    labels: bytes
+    response_headers: bytes
     last_used: float
     served_as: str
     engine: str = ""
@@ -101,81 +106,83 @@ class Endpoint:
     in_flight: int = 0
     idle: asyncio.Event | None = None
     breaker: Breaker = field(default_factory=Breaker)
-    others: ForeignLoad = field(default_factory=ForeignLoad)
+    foreign: ForeignLoad = field(default_factory=ForeignLoad)
     counts: RequestCounts = field(default_factory=RequestCounts)
-    former: Endpoint | None = None
+    predecessor: Endpoint | None = None
 
     @property
-    def under_way(self) -> int:
-        """Requests of this gateway on the instance, whichever way they reach it."""
-        return self.in_flight + (self.former.under_way if self.former is not None else 0)
+    def total_in_flight(self) -> int:
+        """Requests of this gateway on the instance, including those through its predecessors."""
+        return self.in_flight + (
+            self.predecessor.total_in_flight if self.predecessor is not None else 0
+        )
 
-    async def when_idle(self) -> None:
-        """Wait until it has no request under way, or is gone."""
-        if self.former is not None:
-            await self.former.when_idle()
+    async def wait_idle(self) -> None:
+        """Wait until it has no request in flight, or is gone."""
+        if self.predecessor is not None:
+            await self.predecessor.wait_idle()
         if self.in_flight:
             self.idle = self.idle or asyncio.Event()
             await self.idle.wait()
 
-    def wake(self) -> None:
-        """Whoever waits for its last request need not wait any longer."""
+    def notify_idle(self) -> None:
+        """Wake everything that waits for its last request."""
         if self.idle is not None:
             self.idle.set()
             self.idle = None
 
 
 class RoutingTable:
-    """See the module.
+    """Endpoints by model, instance and node.
 
     Args:
         clock: for when instances were used.
-        metrics: where the counters of each model on each node live.
+        metrics: the counters of each model on each node.
     """
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
         self._by_id: dict[InstanceId, Endpoint] = {}
-        self._on: dict[str, dict[InstanceId, Endpoint]] = {}
-        self._left: dict[InstanceId, Endpoint] = {}
+        self._by_node: dict[str, dict[InstanceId, Endpoint]] = {}
+        self._removed: dict[InstanceId, Endpoint] = {}
         self._ready: dict[str, list[Endpoint]] = {}
         self._order: dict[str, int] = {}
 
     def ready(self, model: str) -> list[Endpoint]:
-        """Instances of the model that take requests now; not to be changed by the caller."""
-        return self._ready.get(model, _NOBODY)
+        """Return the endpoints of a model that take requests now; the caller must not change the list."""
+        return self._ready.get(model, _NO_ENDPOINTS)
 
     def get(self, instance: InstanceId) -> Endpoint | None:
-        """The target of an instance that is ready, or was when its node was last heard."""
+        """Return the endpoint of an instance that is ready, or was when its node last reported."""
         return self._by_id.get(instance)
 
-    def all(self) -> Iterable[tuple[Endpoint, bool]]:
-        """Every target, and whether it takes requests now."""
+    def endpoints(self) -> Iterable[tuple[Endpoint, bool]]:
+        """Yield every endpoint, and whether it takes requests now."""
         ready = {endpoint for endpoints in self._ready.values() for endpoint in endpoints}
-        here = (endpoint for endpoints in self._on.values() for endpoint in endpoints.values())
+        here = (endpoint for endpoints in self._by_node.values() for endpoint in endpoints.values())
         return ((endpoint, endpoint in ready) for endpoint in here)
 
-    def holds(self, model: str) -> bool:
-        """Whether an instance of the model is there, be it one that takes no requests now."""
+    def has_model(self, model: str) -> bool:
+        """Return whether the model has an endpoint, even one that takes no requests now."""
         if self._ready.get(model):
             return True
         return any(endpoint.model == model for endpoint in self._by_id.values())
 
-    def spare(self, endpoint: Endpoint) -> None:
-        """Send it nothing more until its node, or its standing, changes."""
+    def suspend(self, endpoint: Endpoint) -> None:
+        """Send an endpoint no more requests until its node reports, or its breaker changes."""
         self._ready[endpoint.model] = [t for t in self.ready(endpoint.model) if t is not endpoint]
 
-    def told(self, infos: Iterable[ModelInfo]) -> None:
-        """A node told how busy its instances are."""
+    def update_load(self, infos: Iterable[ModelInfo]) -> None:
+        """Update how busy instances are from a node's report."""
         now, unix = self._clock.monotonic(), self._clock.unix()
         for info in infos:
             if (endpoint := self._by_id.get(info.instance_id)) is not None:
-                endpoint.others.told(info.in_flight, endpoint.in_flight, now)
-                if endpoint.others.now:
+                endpoint.foreign.update(info.in_flight, endpoint.in_flight, now)
+                if endpoint.foreign.requests:
                     endpoint.last_used = unix
 
-    def keep(
+    def update_node(
         self,
         entry: NodeEntry,
         infos: Iterable[ModelInfo],
@@ -196,53 +203,54 @@ class RoutingTable:
         """
         node = entry.name
         self._order.setdefault(node, len(self._order))
-        before = self._on.get(node, {})
-        here: dict[InstanceId, Endpoint] = {}
+        previous = self._by_node.get(node, {})
+        current: dict[InstanceId, Endpoint] = {}
         for info in infos:
             if info.status is InstanceState.READY and info.url is not None:
-                endpoint = before.get(info.instance_id)
+                endpoint = previous.get(info.instance_id)
                 if endpoint is None or endpoint.url != info.url:
-                    former = endpoint or self._left.pop(info.instance_id, None)
-                    endpoint = self._new(entry, info, info.url)
-                    endpoint.former = former if former is not None and former.under_way else None
+                    predecessor = endpoint or self._removed.pop(info.instance_id, None)
+                    endpoint = self._new_endpoint(entry, info, info.url)
+                    if predecessor is not None and predecessor.total_in_flight:
+                        endpoint.predecessor = predecessor
                 harness = harnesses.get(info.harness) or HarnessInfo(engine=info.harness)
                 endpoint.engine, endpoint.traits = harness.engine, harness.traits
-                here[info.instance_id] = endpoint
-        self._on[node] = here
-        self._by_id.update(here)
-        for gone in before.keys() - here.keys():
-            self._forget(before[gone])
-        for model in {t.model for t in before.values()} | {t.model for t in here.values()}:
-            self._keep_ready(model, node, here, up=up)
+                current[info.instance_id] = endpoint
+        self._by_node[node] = current
+        self._by_id.update(current)
+        for gone in previous.keys() - current.keys():
+            self._remove(previous[gone])
+        for model in {t.model for t in previous.values()} | {t.model for t in current.values()}:
+            self._update_ready(model, node, current, up=up)
 
     def use_nodes(self, nodes: Iterable[str]) -> None:
-        """Keep only what is on these nodes; of equals, those of earlier nodes come first."""
+        """Keep only endpoints on these nodes; equally good endpoints rank in the order of the nodes."""
         self._order = {node: at for at, node in enumerate(nodes)}
-        for node in self._on.keys() - self._order.keys():
-            for endpoint in self._on.pop(node).values():
-                self._forget(endpoint)
-                self.spare(endpoint)
+        for node in self._by_node.keys() - self._order.keys():
+            for endpoint in self._by_node.pop(node).values():
+                self._remove(endpoint)
+                self.suspend(endpoint)
 
-    def _forget(self, endpoint: Endpoint) -> None:
-        """It is gone from its node; a node that is configured under two names has it twice."""
+    def _remove(self, endpoint: Endpoint) -> None:
+        """Remove an endpoint that is gone from its node; a node configured under two names has it twice."""
         if self._by_id.get(endpoint.id) is endpoint:
             del self._by_id[endpoint.id]
-        endpoint.wake()
-        self._left[endpoint.id] = endpoint
-        self._left = {i: t for i, t in self._left.items() if t.under_way}
+        endpoint.notify_idle()
+        self._removed[endpoint.id] = endpoint
+        self._removed = {i: t for i, t in self._removed.items() if t.total_in_flight}
 
-    def _keep_ready(
-        self, model: ModelId, node: str, here: dict[InstanceId, Endpoint], *, up: bool
+    def _update_ready(
+        self, model: ModelId, node: str, current: dict[InstanceId, Endpoint], *, up: bool
     ) -> None:
-        found = [t for t in self.ready(model) if t.node != node]
-        found += [t for t in here.values() if up and t.model == model and _usable(t)]
-        found.sort(key=lambda t: self._order.get(t.node, 0))
-        if found:
-            self._ready[model] = found
+        endpoints = [t for t in self.ready(model) if t.node != node]
+        endpoints += [t for t in current.values() if up and t.model == model and _usable(t)]
+        endpoints.sort(key=lambda t: self._order.get(t.node, 0))
+        if endpoints:
+            self._ready[model] = endpoints
         else:
             self._ready.pop(model, None)
 
-    def _new(self, entry: NodeEntry, info: ModelInfo, url: str) -> Endpoint:
+    def _new_endpoint(self, entry: NodeEntry, info: ModelInfo, url: str) -> Endpoint:
         upstream = entry if isinstance(entry, UpstreamEntry) else None
         return Endpoint(
             id=info.instance_id,
@@ -252,22 +260,22 @@ class RoutingTable:
             slots=info.parallel or 1,
             series=self._metrics.series(info.id, entry.name),
             context=info.context,
-            labels=labels_of(entry.name, info.instance_id),
+            response_headers=instance_headers(entry.name, info.instance_id),
             last_used=self._clock.unix(),
             served_as=info.served_as or info.id,
             retries=upstream is None or upstream.retries,
             overflow=upstream is not None and upstream.overflow,
-            breaker=Breaker(off=upstream is not None and not upstream.breaker),
+            breaker=Breaker(disabled=upstream is not None and not upstream.breaker),
         )
 
 
-def labels_of(node: str, instance: str) -> bytes:
-    """The lines of a response's head that name an instance."""
+def instance_headers(node: str, instance: str) -> bytes:
+    """Return the response header lines that name an instance."""
     return f"x-cortex-node: {node}\r\nx-cortex-instance: {instance}\r\n".encode()
 
 
 def _usable(endpoint: Endpoint) -> bool:
-    return not endpoint.draining and endpoint.breaker.standing is not BreakerState.OPEN
+    return not endpoint.draining and endpoint.breaker.state is not BreakerState.OPEN
 
 
-_NOBODY: list[Endpoint] = []
+_NO_ENDPOINTS: list[Endpoint] = []

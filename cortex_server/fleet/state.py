@@ -1,7 +1,7 @@
-"""The one owner of what the gateway knows about its fleet.
+"""The single owner of what the gateway knows about its fleet.
 
-Watchers report what nodes say; the data plane counts requests on `Endpoint`s; everybody else reads
-immutable `FleetSnapshot`s. All of it runs on the event loop's thread, so there is no lock.
+Watchers report what nodes say, the proxy counts requests on `Endpoint`s, and everything else reads immutable
+`FleetSnapshot`s. All of it runs on the event loop's thread, so there is no lock.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from cortex_server.fleet.views import (
     engine_view,
     instance_view,
     model_views,
+    with_endpoint,
     with_host,
-    with_target,
 )
 from cortex_server.metrics.series import Metrics
 
@@ -55,13 +55,13 @@ class _Node:
 
 
 class Fleet:
-    """Live state of all nodes, and the table of ready instances that requests are routed by.
+    """Live state of all nodes, and the endpoints that requests are routed by.
 
     Args:
-        nodes: of the configuration.
-        catalogue: the models that can be asked for.
+        nodes: the configured nodes.
+        catalogue: the model configs.
         clock: for timestamps.
-        metrics: where the counters of each model on each node live.
+        metrics: the counters of each model on each node.
     """
 
     def __init__(
@@ -85,112 +85,114 @@ class Fleet:
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.settings: Callable[[], SettingsView] = SettingsView
         self._model_configs: dict[str, ModelConfig] = {}
-        self.names = ModelAliases(())
+        self.aliases = ModelAliases(())
         self.use_catalogue(catalogue)
 
-    # -- what requests are routed by ---------------------------------------------------------
+    # -- routing ---------------------------------------------------------------------------
 
     def ready(self, model: str) -> list[Endpoint]:
-        """Instances of the model that take requests now; not to be changed by the caller."""
+        """Return the endpoints of a model that take requests now; the caller must not change the list."""
         return self._endpoints.ready(model)
 
     def model_config(self, model: str) -> ModelConfig | None:
-        """The profile of a model id."""
+        """Return the model config of a model id."""
         return self._model_configs.get(model)
 
-    def known(self, name: str) -> ModelId | None:
-        """The model id that a client's name means: a profile, an alias, or whatever is loaded."""
-        found = self.names.resolve(name)
-        if found is None and self._endpoints.holds(name):
+    def resolve_model(self, name: str) -> ModelId | None:
+        """Return the model that a client's name refers to: a model config, an alias, or a loaded model."""
+        found = self.aliases.resolve(name)
+        if found is None and self._endpoints.has_model(name):
             return ModelId(name)
         return found
 
-    def unknown(self, name: str) -> CortexError:
-        """The error for a name that means nothing here, with what it may have been meant to be."""
-        return self.names.not_found(name, {endpoint.model for endpoint, _ in self._endpoints.all()})
+    def model_not_found(self, name: str) -> CortexError:
+        """Return the error for a name that refers to no model, with the nearest names."""
+        return self.aliases.not_found_error(
+            name, {endpoint.model for endpoint, _ in self._endpoints.endpoints()}
+        )
 
-    def acquire(self, endpoint: Endpoint) -> None:
-        """Count a request that starts on an instance."""
+    def begin_request(self, endpoint: Endpoint) -> None:
+        """Count a request that starts on an endpoint."""
         endpoint.in_flight += 1
-        endpoint.others.most = max(endpoint.others.most, endpoint.in_flight)
+        endpoint.foreign.own_peak = max(endpoint.foreign.own_peak, endpoint.in_flight)
         self._views.pop(endpoint.node, None)
-        if endpoint.breaker.standing is BreakerState.ON_TRIAL:
-            self._endpoints.spare(endpoint)  # one request is the trial, the others go elsewhere
+        if endpoint.breaker.state is BreakerState.HALF_OPEN:
+            self._endpoints.suspend(endpoint)  # one request is the trial; the others go elsewhere
 
-    def release(self, endpoint: Endpoint) -> None:
-        """Count its end; whoever drains the instance wakes with the last one."""
+    def end_request(self, endpoint: Endpoint) -> None:
+        """Count the end of a request; wakes whatever drains the instance after the last one."""
         endpoint.in_flight -= 1
         endpoint.last_used = self._clock.unix()
         self._views.pop(endpoint.node, None)
         if not endpoint.in_flight:
-            endpoint.wake()
+            endpoint.notify_idle()
 
-    def answered(self, endpoint: Endpoint) -> None:
-        """The instance did its work; this ends a trial."""
-        if endpoint.breaker.succeeded():
-            event(log, "instance_recovered", node=endpoint.node, instance=endpoint.id)
+    def record_success(self, endpoint: Endpoint) -> None:
+        """Record that an instance answered a request; this closes its breaker."""
+        if endpoint.breaker.record_success():
+            event(log, "breaker_closed", node=endpoint.node, instance=endpoint.id)
             self._changed(endpoint.node)
 
-    def failed(self, endpoint: Endpoint, reason: str) -> None:
-        """The instance did not; after a few failures in a row it is left alone for a while."""
-        pause = endpoint.breaker.failed(reason)
-        if pause is None:
+    def record_failure(self, endpoint: Endpoint, reason: str) -> None:
+        """Record that an instance failed a request; several failures in a row open its breaker."""
+        delay_s = endpoint.breaker.record_failure(reason)
+        if delay_s is None:
             return
         event(
             log,
-            "instance_left_alone",
+            "breaker_opened",
             logging.WARNING,
             node=endpoint.node,
             instance=endpoint.id,
-            seconds=pause,
+            seconds=delay_s,
             reason=reason,
         )
-        asyncio.get_running_loop().call_later(pause, self._try_again, endpoint)
+        asyncio.get_running_loop().call_later(delay_s, self._half_open, endpoint)
         self._changed(endpoint.node)
 
-    def untried(self, endpoint: Endpoint) -> None:
-        """A trial ended without a verdict, because its client left: the next request is the trial."""
-        if endpoint.breaker.standing is BreakerState.ON_TRIAL:
+    def release_trial(self, endpoint: Endpoint) -> None:
+        """End a trial without an outcome because its client left: the next request is the trial."""
+        if endpoint.breaker.state is BreakerState.HALF_OPEN:
             self._changed(endpoint.node)
 
-    def _try_again(self, endpoint: Endpoint) -> None:
-        endpoint.breaker.try_again()
+    def _half_open(self, endpoint: Endpoint) -> None:
+        endpoint.breaker.half_open()
         self._changed(endpoint.node)
 
     @property
     def endpoints(self) -> Iterable[tuple[Endpoint, bool]]:
         """Every endpoint, and whether it takes requests now."""
-        return self._endpoints.all()
+        return self._endpoints.endpoints()
 
     # -- draining ----------------------------------------------------------------------------
 
     def set_draining(self, instance: InstanceId, draining: bool) -> None:
-        """Keep new requests away from an instance, or let them come again."""
+        """Keep new requests away from an instance, or let them through again."""
         if (
             endpoint := self._endpoints.get(instance)
         ) is not None and endpoint.draining != draining:
             endpoint.draining = draining
             self._changed(endpoint.node)
 
-    async def when_idle(self, instance: InstanceId) -> None:
-        """Wait until this gateway has no request under way on the instance."""
+    async def wait_idle(self, instance: InstanceId) -> None:
+        """Wait until this gateway has no request in flight on the instance."""
         if (endpoint := self._endpoints.get(instance)) is not None:
-            await endpoint.when_idle()
+            await endpoint.wait_idle()
 
-    # -- what is reported --------------------------------------------------------------------
+    # -- updates ---------------------------------------------------------------------------
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
-        """Replace the profiles."""
+        """Replace the model configs."""
         self._model_configs = {model_config.id: model_config for model_config in catalogue.models}
-        self.names = ModelAliases(catalogue.models, self._unheard)
+        self.aliases = ModelAliases(catalogue.models, self._pending_nodes)
         self._views.clear()
-        self._announce()
+        self._notify()
 
     def use_nodes(self, entries: tuple[NodeEntry, ...]) -> None:
-        """Replace the nodes of the configuration; what one at the same endpoint told is kept, and what is cordoned."""
-        known = self._nodes
+        """Replace the configured nodes; cordons are kept, and reports of nodes whose endpoint is unchanged."""
+        previous = self._nodes
         self._nodes = {entry.name: _Node(entry) for entry in entries}
-        for name, old in known.items():
+        for name, old in previous.items():
             new = self._nodes.get(name)
             if new is None:
                 continue
@@ -201,32 +203,32 @@ class Fleet:
                 new.cordoned = old.cordoned
         self._endpoints.use_nodes(self._nodes)
         for record in self._nodes.values():
-            self._take(record)
-        self._announce()
+            self._refresh_node(record)
+        self._notify()
 
     def close(self) -> None:
-        """Say that nothing more will change, so that whoever follows the fleet ends."""
+        """Mark the fleet as closed, so that event streams end."""
         self.closed = True
-        self._announce()
+        self._notify()
 
-    def discovered(self, node: str, discovery: Discovery) -> None:
-        """A node told what it is."""
+    def update_discovery(self, node: str, discovery: Discovery) -> None:
+        """Take a node's description of itself."""
         self._nodes[node].discovery = discovery
         self._changed(node)
 
-    def reported(self, node: str, status: NodeStatus) -> None:
-        """A node told how it is: it is up, and these are its instances."""
+    def update_status(self, node: str, status: NodeStatus) -> None:
+        """Take a node's status report: the node is up, and these are its instances."""
         record = self._nodes[node]
         if record.state is not NodeState.UP:
             event(log, "node_up", node=node, models=len(status.models))
         self.metrics.counters.count_loads(node, record.status, status)
         record.status, record.state, record.reason = status, NodeState.UP, None
         record.seen_at = self._clock.unix()
-        self._endpoints.told(status.models)
+        self._endpoints.update_load(status.models)
         self._changed(node)
 
-    def lost(self, node: str, reason: str) -> None:
-        """A node can't be reached; its instances are not routed to until it is back."""
+    def mark_unreachable(self, node: str, reason: str) -> None:
+        """Mark a node as unreachable; its instances get no requests until it is back."""
         record = self._nodes[node]
         if record.state is not NodeState.UNREACHABLE:
             event(log, "node_unreachable", logging.WARNING, node=node, reason=reason)
@@ -238,8 +240,8 @@ class Fleet:
         self._nodes[node].cordoned = cordoned
         self._changed(node)
 
-    def count_waiting(self, waiting: Callable[[ModelId], int]) -> None:
-        """Tell where the number of requests that wait for a model is known."""
+    def use_waiting_counter(self, waiting: Callable[[ModelId], int]) -> None:
+        """Set the function that returns the number of requests waiting for a model."""
         self._waiting = waiting
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -250,15 +252,15 @@ class Fleet:
         """Undo `on_change`."""
         self._listeners.remove(listener)
 
-    def touch(self) -> None:
-        """Say that something which a snapshot shows has changed outside."""
-        self._announce()
+    def notify(self) -> None:
+        """Announce a change outside of the fleet that a snapshot shows."""
+        self._notify()
 
-    # -- what is read ------------------------------------------------------------------------
+    # -- views -----------------------------------------------------------------------------
 
     @property
     def version(self) -> int:
-        """Grows with each change that is announced; in-flight counts alone do not announce."""
+        """Increases with each announced change; in-flight counts alone announce none."""
         return self._version
 
     @property
@@ -267,28 +269,27 @@ class Fleet:
         return {name: record.entry for name, record in self._nodes.items()}
 
     def is_upstream(self, node: str) -> bool:
-        """Whether a node has no neuron, so that nothing is loaded or ended there."""
+        """Return whether a node has no neuron, so that nothing can be loaded or unloaded there."""
         record = self._nodes.get(node)
         return record is not None and isinstance(record.entry, UpstreamEntry)
 
     def state(self, node: str) -> NodeState:
-        """Whether a node can be used."""
+        """Return the state of a node."""
         return self._nodes[node].state
 
     @property
     def snapshot(self) -> FleetSnapshot:
-        """The fleet at this moment."""
-        bare = self.bare
+        """The fleet now."""
+        bare = self.node_snapshot
         models = model_views(self._model_configs.values(), bare.nodes, self._waiting, self.metrics)
         settings = self.settings()
         return replace(bare, models=models, certificates=self.certificates(), settings=settings)
 
     @property
-    def bare(self) -> FleetSnapshot:
-        """The same without its models: what placement looks at, for a fraction of the work.
+    def node_snapshot(self) -> FleetSnapshot:
+        """The fleet now without its models: what placement needs, at a fraction of the cost.
 
-        The view of a node is made anew only once something on it has changed, so whoever remembers what follows
-        from a view may go by its identity.
+        The view of a node is rebuilt only once the node has changed, so caches can compare views by identity.
         """
         return FleetSnapshot(
             version=self._version,
@@ -336,34 +337,34 @@ class Fleet:
             model_config is not None and record.entry.name in model_config.pinned_on
         )
         view = instance_view(info, record.entry.name, pinned=pinned)
-        return view if endpoint is None else with_target(view, endpoint)
+        return view if endpoint is None else with_endpoint(view, endpoint)
 
-    # -- keeping the table -------------------------------------------------------------------
+    # -- routing table ---------------------------------------------------------------------
 
     def _changed(self, node: str) -> None:
         if (record := self._nodes.get(node)) is not None:
-            self._take(record)
-        self._announce()
+            self._refresh_node(record)
+        self._notify()
 
-    def _take(self, record: _Node) -> None:
+    def _refresh_node(self, record: _Node) -> None:
         self._views.pop(record.entry.name, None)
         infos = record.status.models if record.status is not None else ()
         harnesses = record.discovery.harness_info if record.discovery is not None else {}
-        self._endpoints.keep(record.entry, infos, harnesses, up=record.state is NodeState.UP)
+        self._endpoints.update_node(record.entry, infos, harnesses, up=record.state is NodeState.UP)
 
     @property
-    def _unheard(self) -> tuple[str, ...]:
+    def _pending_nodes(self) -> tuple[str, ...]:
         return tuple(n for n, r in self._nodes.items() if r.state is NodeState.CONNECTING)
 
-    def _announce(self) -> None:
+    def _notify(self) -> None:
         self._version += 1
-        self.names.unheard = self._unheard
+        self.aliases.pending_nodes = self._pending_nodes
         for listener in self._listeners:
             listener()
 
 
 def _same_place(new: NodeEntry, old: NodeEntry) -> bool:
-    """Whether what an old entry's node said still holds; an upstream's instances depend on all of its entry."""
+    """Return whether the reports of an old entry's node still apply; for an upstream, the whole entry matters."""
     if isinstance(new, UpstreamEntry):
         return new == old
     return new.endpoint == old.endpoint and not isinstance(old, UpstreamEntry)

@@ -1,4 +1,4 @@
-"""Servers that somebody else runs, as nodes of the fleet: one task each, which lists its models and sees it alive."""
+"""The watcher of one external upstream: lists its models at intervals and reports them as ready instances."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from fnmatch import fnmatchcase
 import httpx
 import msgspec
 
+from cortex_common.backoff import Backoff
 from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.config.gateway import UpstreamEntry
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.schema.engine_traits import UPSTREAM_TRAITS
 from cortex_common.schema.hardware import Discovery, HarnessInfo, Health
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
-from cortex_server.fleet.credentials import NodeAccess
+from cortex_server.fleet.credentials import NodeCredentials
 from cortex_server.fleet.model_aliases import is_pattern
-from cortex_server.fleet.neuron_watcher import FIRST_PAUSE_S
+from cortex_server.fleet.neuron_watcher import RECONNECT_BACKOFF
 from cortex_server.fleet.state import Fleet
 
 TIMEOUT_S = 10.0
-"""A listing is small; whoever needs longer for it can't be relied on for more."""
+"""A listing is small; a server that needs longer is unreliable."""
 
-_LISTS_NOTHING = frozenset({404, 405, 501})
-_MOST_NAME = 512
+_NO_LISTING_STATUSES = frozenset({404, 405, 501})
+_MAX_NAME_LENGTH = 512
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """A model in the answer of GET /v1/models.
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model in the response of GET /v1/models.
 
     Attributes:
-        context: tokens a request may use, where the server tells: vLLM as `max_model_len`, cortex and others as
-            `context_length`.
+        id: the model's name.
+        max_model_len: tokens a request may use, as vLLM reports it.
+        context_length: the same, as cortex and others report it.
     """
 
     id: str
@@ -44,49 +46,49 @@ class Listed(msgspec.Struct, frozen=True):
 
     @property
     def context(self) -> int | None:
-        """See the class."""
+        """Tokens a request may use, where the server reports it."""
         return self.max_model_len or self.context_length
 
 
 class _List(msgspec.Struct):
-    data: list[Listed]
+    data: list[ListedModel]
 
 
 _lists = msgspec.json.Decoder(_List)
 
 
-def read_list(body: bytes, path: str) -> list[Listed]:
-    """The models of a listing; names that no header or log line could bear are left out.
+def parse_model_list(body: bytes, path: str) -> list[ListedModel]:
+    """Return the models of a listing, without names that cannot appear in a header or a log line.
 
     Args:
-        body: the answer.
-        path: that it came from.
+        body: the response body.
+        path: the path it came from.
 
     Raises:
-        UpstreamFailed: it is something else.
+        UpstreamFailed: it is not a list of models.
     """
     try:
-        found = _lists.decode(body).data
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
-        raise UpstreamFailed(f"GET {path} is no list of models: {failed}") from failed
-    return [m for m in found if m.id.isprintable() and 0 < len(m.id) <= _MOST_NAME]
+        models = _lists.decode(body).data
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UpstreamFailed(f"GET {path} did not return a list of models: {error}") from error
+    return [m for m in models if m.id.isprintable() and 0 < len(m.id) <= _MAX_NAME_LENGTH]
 
 
-def instances(entry: UpstreamEntry, listed: Iterable[Listed] | None) -> tuple[ModelInfo, ...]:
-    """What an upstream offers, as ready instances.
+def instances(entry: UpstreamEntry, listed: Iterable[ListedModel] | None) -> tuple[ModelInfo, ...]:
+    """Return what an upstream offers, as ready instances.
 
     Args:
-        entry: its settings.
-        listed: the models that it has; None where it does not tell, which leaves those that the settings name.
+        entry: its configuration.
+        listed: its models; None where it does not list them, which leaves those that the configuration names.
     """
     if listed is None:
-        listed = [Listed(name) for name in entry.models if not is_pattern(name)]
+        listed = [ListedModel(name) for name in entry.models if not is_pattern(name)]
     elif entry.models:
         listed = [m for m in listed if any(fnmatchcase(m.id, p) for p in entry.models)]
     return tuple(_instance(entry, model) for model in {m.id: m for m in listed}.values())
 
 
-def _instance(entry: UpstreamEntry, model: Listed) -> ModelInfo:
+def _instance(entry: UpstreamEntry, model: ListedModel) -> ModelInfo:
     return ModelInfo(
         id=ModelId(entry.prefix + model.id),
         harness=entry.engine,
@@ -100,61 +102,63 @@ def _instance(entry: UpstreamEntry, model: Listed) -> ModelInfo:
 
 
 def _instance_id(upstream: str, model: str) -> InstanceId:
-    """The same for every gateway and each time, and plain enough for a header."""
+    """Return an id that is the same for every gateway and after every restart, and valid in a header."""
     slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:40]
     tail = hashlib.sha256(f"{upstream}\0{model}".encode()).hexdigest()[:8]
     return InstanceId(f"{slug or 'model'}-{tail}")
 
 
-def pause_s(refresh: float, failures: int) -> float:
-    """Seconds until the next listing: soon after one that failed, less so after more of them.
+def listing_delay_s(refresh_s: float, failures: int) -> float:
+    """Return the seconds until the next listing: back-off after failures, never longer than the refresh interval.
 
     Args:
-        refresh: seconds between listings.
-        failures: listings in a row that failed.
+        refresh_s: seconds between listings.
+        failures: listings that failed in a row.
     """
-    return min(refresh, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30)) if failures else refresh
+    if not failures:
+        return refresh_s
+    return Backoff(RECONNECT_BACKOFF.initial_s, max_s=refresh_s).delay_s(failures)
 
 
 class UpstreamWatcher:
-    """Lists an upstream's models again and again.
+    """Lists an upstream's models at intervals.
 
     Args:
-        entry: its settings.
-        access: its key, and how to speak TLS with it.
-        fleet: what it reports to.
+        entry: its configuration.
+        credentials: its key and TLS settings.
+        fleet: where changes are reported.
     """
 
-    def __init__(self, entry: UpstreamEntry, access: NodeAccess, fleet: Fleet) -> None:
+    def __init__(self, entry: UpstreamEntry, credentials: NodeCredentials, fleet: Fleet) -> None:
         self._entry = entry
-        self._access = access
+        self._credentials = credentials
         self._fleet = fleet
 
     async def run(self) -> None:
         """Watch until cancelled."""
         entry, fleet = self._entry, self._fleet
         failures = 0
-        token = self._access.token
+        token = self._credentials.token
         async with httpx.AsyncClient(
             base_url=entry.endpoint,
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=TIMEOUT_S,
-            verify=self._access.tls or tls_verify(entry.endpoint),
+            verify=self._credentials.tls or tls_verify(entry.endpoint),
             trust_env=False,
         ) as http:
-            fleet.discovered(entry.name, _discovery(entry, http.base_url.host))
+            fleet.update_discovery(entry.name, _discovery(entry, http.base_url.host))
             while True:
                 try:
-                    found = instances(entry, await _list(http, f"{entry.api_path}/models"))
+                    models = instances(entry, await _list(http, f"{entry.api_path}/models"))
                     health = Health(uptime_secs=0.0)
-                    fleet.reported(entry.name, NodeStatus(health=health, models=found))
+                    fleet.update_status(entry.name, NodeStatus(health=health, models=models))
                     failures = 0
-                except CortexError as failed:
-                    fleet.lost(entry.name, failed.message)
+                except CortexError as error:
+                    fleet.mark_unreachable(entry.name, error.message)
                     failures += 1
-                pause = pause_s(entry.refresh, failures)
-                # Spread out, so that many gateways do not ask as one.
-                await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+                delay = listing_delay_s(entry.refresh, failures)
+                # Jitter, so that several gateways do not list at the same time.
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
 
 
 def _discovery(entry: UpstreamEntry, host: str) -> Discovery:
@@ -169,24 +173,26 @@ def _discovery(entry: UpstreamEntry, host: str) -> Discovery:
     )
 
 
-async def _list(http: httpx.AsyncClient, path: str) -> list[Listed] | None:
-    """The models; None where the server does not list them at that path.
+async def _list(http: httpx.AsyncClient, path: str) -> list[ListedModel] | None:
+    """Return the models; None where the server does not list them at that path.
 
     Raises:
-        UpstreamFailed: it can't be reached, or answers an error.
+        UpstreamFailed: it is unreachable or answers with an error.
     """
     try:
-        answer = await http.get(path)
-    except httpx.HTTPError as failed:
-        reason = describe_http_error(failed)
-        raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from failed
-    if answer.status_code in _LISTS_NOTHING:
+        response = await http.get(path)
+    except httpx.HTTPError as error:
+        reason = describe_http_error(error)
+        raise UpstreamFailed(f"{http.base_url} can't be reached: {reason}") from error
+    if response.status_code in _NO_LISTING_STATUSES:
         return None
-    if answer.is_redirect:
-        location = answer.headers["location"].partition("?")[0]
-        raise UpstreamFailed(f"it redirects to {location}: base_url in cortex.toml should be there")
-    if answer.status_code >= 400:
-        what = f"GET {path} answered {answer.status_code}"
-        told = from_envelope(answer.content, answer.status_code, f"GET {path}").message
-        raise UpstreamFailed(told if told.startswith(what) else f"{what}: {told}")
-    return read_list(answer.content, path)
+    if response.is_redirect:
+        location = response.headers["location"].partition("?")[0]
+        raise UpstreamFailed(
+            f"it redirects to {location}: set base_url in cortex.toml to that address"
+        )
+    if response.status_code >= 400:
+        summary = f"GET {path} answered {response.status_code}"
+        message = from_envelope(response.content, response.status_code, f"GET {path}").message
+        raise UpstreamFailed(message if message.startswith(summary) else f"{summary}: {message}")
+    return parse_model_list(response.content, path)

@@ -1,4 +1,4 @@
-"""What nodes said and what was counted, as the views of a snapshot. Pure."""
+"""Builds the views of a snapshot from what nodes report and what the gateway counts. Pure."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _BEST_FIRST = (
 )
 
 
-def with_host(view: NodeView, found: Discovery) -> NodeView:
-    """A node with what it told of its host."""
+def with_host(view: NodeView, discovery: Discovery) -> NodeView:
+    """Return the node's view with what it reported about its host."""
     return replace(
         view,
-        hostname=found.hostname,
-        os=found.os,
-        kernel=found.kernel,
-        driver_version=found.driver_version,
-        cuda_version=found.cuda_version,
-        neuron_version=found.neuron_version,
-        harnesses=found.harnesses,
-        harness_kinds={name: h.device_kinds for name, h in found.harness_info.items()},
-        warnings=tuple(w.message for w in found.warnings),
-        certificates=found.certificates,
+        hostname=discovery.hostname,
+        os=discovery.os,
+        kernel=discovery.kernel,
+        driver_version=discovery.driver_version,
+        cuda_version=discovery.cuda_version,
+        neuron_version=discovery.neuron_version,
+        harnesses=discovery.harnesses,
+        harness_kinds={name: h.device_kinds for name, h in discovery.harness_info.items()},
+        warnings=tuple(w.message for w in discovery.warnings),
+        certificates=discovery.certificates,
     )
 
 
 def device_views(discovery: Discovery, health: Health) -> tuple[DeviceView, ...]:
-    """Each device with its reading; a device without one shows zeros."""
+    """Return each device with its reading; a device without one shows zeros."""
     readings = {r.index: r.model_dump() for r in health.devices}
     return tuple(
         DeviceView(**(device.model_dump() | readings.get(device.index, {})))
@@ -57,7 +57,7 @@ def device_views(discovery: Discovery, health: Health) -> tuple[DeviceView, ...]
 
 
 def engine_view(engine: AttachedEngine) -> EngineView:
-    """An engine of somebody else as its node tells it."""
+    """Return an attached engine as its node reports it."""
     return EngineView(
         harness=engine.harness,
         reachable=engine.reachable,
@@ -68,7 +68,7 @@ def engine_view(engine: AttachedEngine) -> EngineView:
 
 
 def instance_view(info: ModelInfo, node: str, *, pinned: bool) -> InstanceView:
-    """An instance as its node tells it."""
+    """Return an instance as its node reports it."""
     return InstanceView(
         id=info.instance_id,
         model=info.id,
@@ -94,13 +94,13 @@ def instance_view(info: ModelInfo, node: str, *, pinned: bool) -> InstanceView:
     )
 
 
-def with_target(view: InstanceView, endpoint: Endpoint) -> InstanceView:
-    """An instance with what its target knows: how busy it is, what it did, and whether it is routed to."""
-    failing = endpoint.breaker.standing is not BreakerState.CLOSED
+def with_endpoint(view: InstanceView, endpoint: Endpoint) -> InstanceView:
+    """Return the instance with what its endpoint knows: how busy it is, what it did, and whether it gets requests."""
+    failing = endpoint.breaker.state is not BreakerState.CLOSED
     return replace(
         view,
         state=InstanceState.DRAINING if endpoint.draining else view.state,
-        in_flight=endpoint.under_way + endpoint.others.now,
+        in_flight=endpoint.total_in_flight + endpoint.foreign.requests,
         last_used=endpoint.last_used,
         requests=endpoint.counts.requests,
         errors=endpoint.counts.errors,
@@ -116,7 +116,7 @@ def model_views(
     waiting: Callable[[ModelId], int],
     metrics: Metrics,
 ) -> tuple[ModelView, ...]:
-    """Each model of the catalogue, then those that nodes run without a profile."""
+    """Return each configured model, then those that nodes run without a model config."""
     by_model: dict[str, list[InstanceView]] = {
         model_config.id: [] for model_config in model_configs
     }

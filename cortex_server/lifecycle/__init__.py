@@ -1,1 +1,1 @@
-"""The one task that decides about loads and evictions, and what carries them out."""
+"""Lifecycle of instances: the controller, which owns loads and evictions, and the operations that it carries out."""

@@ -1,4 +1,4 @@
-"""What was decided, kept for whoever asks why an instance is where it is, or why a request went where it went."""
+"""A log of decisions: why instances are where they are, and what requests waited for."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from collections.abc import Collection, Mapping
 from cortex_common.schema.instances import InstanceId
 from cortex_common.schema.plans import DecisionView
 from cortex_server.placement.pending_loads import LoadOrder
-from cortex_server.placement.planner import Load
+from cortex_server.placement.plans import Load
 
-KEPT = 2000
-"""Requests that are remembered, the latest; one that waited for nothing takes no place."""
+MAX_REQUESTS = 2000
+"""Requests that are remembered, newest first to stay; a request that did not wait takes no entry."""
 
 
 class DecisionLog:
     """Loads by instance, and waits by request id.
 
-    A request may wait more than once, as what it got may be gone before it comes to it.
+    A request can wait more than once, because the instance it was granted can be gone by the time it is used.
     """
 
     def __init__(self) -> None:
         self._loads: dict[InstanceId, Load] = {}
         self._waits: OrderedDict[str, tuple[DecisionView, ...]] = OrderedDict()
-        self._fresh: dict[str, None] = {}
+        self._unsaved: dict[str, None] = {}
 
-    def begun(self, order: LoadOrder) -> None:
-        """A load was begun."""
+    def record_load(self, order: LoadOrder) -> None:
+        """Record that a load has started."""
         self._loads[order.instance] = order.plan
 
-    def forget_loads(self, but: Collection[InstanceId]) -> None:
-        """Forget the loads of all other instances."""
-        self._loads = {i: load for i, load in self._loads.items() if i in but}
+    def retain_loads(self, instances: Collection[InstanceId]) -> None:
+        """Forget the loads of all instances but these."""
+        self._loads = {i: load for i, load in self._loads.items() if i in instances}
 
     @property
-    def why(self) -> Mapping[InstanceId, str]:
-        """Why this gateway's instances are where they are."""
+    def load_reasons(self) -> Mapping[InstanceId, str]:
+        """Why each instance of this gateway is where it is."""
         return {i: load.why for i, load in self._loads.items()}
 
-    def waited(
+    def record_wait(
         self,
         request: str,
         *,
@@ -48,15 +48,15 @@ class DecisionLog:
         instance: InstanceId | None,
         otherwise: str,
     ) -> None:
-        """Remember how a wait ended.
+        """Record how a wait ended.
 
         Args:
-            request: the id of who waited.
+            request: id of the request.
             at: Unix seconds.
-            model: that was waited for.
-            seconds: for how long.
-            instance: that it got; None when it waited in vain.
-            otherwise: what there is to say where no load of this gateway explains it.
+            model: the model it waited for.
+            seconds: how long it waited.
+            instance: the instance it got; None when it got none.
+            otherwise: the reason to record where no load of this gateway explains the outcome.
         """
         load = self._loads.get(instance) if instance is not None else None
         decision = DecisionView(
@@ -67,29 +67,29 @@ class DecisionLog:
             why=load.why if load is not None else otherwise,
             evicted=load.evictions if load is not None else (),
         )
-        self.keep(request, decision)
+        self.add(request, decision)
 
-    def keep(self, request: str, decision: DecisionView) -> None:
-        """Remember how a wait ended."""
+    def add(self, request: str, decision: DecisionView) -> None:
+        """Add a decision about a request."""
         self._waits[request] = (*self._waits.pop(request, ()), decision)
-        self._fresh[request] = None
-        if len(self._waits) > KEPT:
-            self._fresh.pop(self._waits.popitem(last=False)[0], None)
+        self._unsaved[request] = None
+        if len(self._waits) > MAX_REQUESTS:
+            self._unsaved.pop(self._waits.popitem(last=False)[0], None)
 
-    def of(self, request: str) -> tuple[DecisionView, ...]:
-        """The waits of a request, the first first; none when it had none, or is forgotten."""
+    def for_request(self, request: str) -> tuple[DecisionView, ...]:
+        """Return the decisions about a request, oldest first; empty when it never waited or is forgotten."""
         return self._waits.get(request, ())
 
-    def recall(self, waits: Mapping[str, tuple[DecisionView, ...]]) -> None:
-        """Begin with what was kept elsewhere, the oldest first."""
+    def restore(self, waits: Mapping[str, tuple[DecisionView, ...]]) -> None:
+        """Start with saved decisions, oldest first."""
         self._waits.update(waits)
 
-    def fresh(self) -> Mapping[str, tuple[DecisionView, ...]]:
-        """What nobody has `kept` elsewhere yet."""
-        return {request: self._waits[request] for request in self._fresh}
+    def unsaved(self) -> Mapping[str, tuple[DecisionView, ...]]:
+        """Return what has not been saved yet."""
+        return {request: self._waits[request] for request in self._unsaved}
 
-    def kept(self, waits: Mapping[str, tuple[DecisionView, ...]]) -> None:
-        """These were; a wait that came meanwhile stays fresh."""
-        for request, known in waits.items():
-            if self._waits.get(request) == known:
-                self._fresh.pop(request, None)
+    def mark_saved(self, waits: Mapping[str, tuple[DecisionView, ...]]) -> None:
+        """Mark decisions as saved; a request with newer ones stays unsaved."""
+        for request, decisions in waits.items():
+            if self._waits.get(request) == decisions:
+                self._unsaved.pop(request, None)

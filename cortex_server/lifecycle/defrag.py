@@ -1,4 +1,4 @@
-"""Defragmentation as operators see it: a plan with an id, and the same plan carried out."""
+"""Defragmentation for operators: a plan with an id, and the same plan carried out."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from cortex_common.schema.plans import (
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
-from cortex_server.placement.defrag import Budget, Defrag, Move, defrag
-from cortex_server.placement.engine_restarts import Restart, affordable
-from cortex_server.placement.fit import PlacementConstraints, shapes
+from cortex_server.placement.defrag import Budget, DefragPlan, Move, plan_defrag
+from cortex_server.placement.engine_restarts import Restart, within_time_budget
+from cortex_server.placement.fit import PlacementConstraints, possible_shapes
 from cortex_server.placement.load_queue import LoadKey
 from cortex_server.placement.state import ClusterState
 
@@ -32,15 +32,15 @@ log = logging.getLogger("cortex.operator")
 
 
 class DefragRunner:
-    """See the module.
+    """Plans and carries out defragmentation.
 
     Args:
-        fleet: the live state.
-        conductor: who loads and unloads.
-        restarts: who restarts engines of somebody else.
-        clock: for how long it took.
-        profile_of: finds the profile behind a name.
-        check_node: refuses a node that nothing is moved on.
+        fleet: live state of the nodes.
+        controller: loads and unloads.
+        restarts: restarts attached engines.
+        clock: for durations.
+        resolve_model_config: finds the model config of a name.
+        check_node: rejects a node that has no neuron.
     """
 
     def __init__(
@@ -56,79 +56,81 @@ class DefragRunner:
         self._controller = controller
         self._restarts = restarts
         self._clock = clock
-        self._profile_of = profile_of
+        self._resolve_model_config = profile_of
         self._check_node = check_node
 
     def plan(self, request: DefragRequest) -> DefragView:
-        """Moves and restarts for a wish.
+        """Plan moves and restarts.
 
         Raises:
-            ModelNotFound: the wish names a model without a profile.
-            NodeNotFound: it names a node that is not there.
-            NotSupported: the model stands on several devices.
+            ModelNotFound: the request names a model without a model config.
+            NodeNotFound: the request names an unknown node.
+            NotSupported: the model spans several devices.
         """
-        return self._planned(request).view
+        return self._plan(request).view
 
     async def apply(self, request: ApplyDefragRequest) -> DefragView:
-        """Carry out exactly what was shown, one after the other: copy, shift, drain, unload; and the restarts last.
+        """Carry out exactly the plan that was shown: each move (copy, shift, drain, unload), then the restarts.
 
         Raises:
-            Conflict: the same request gives another plan now.
-            CortexError: a copy could not be loaded, an original not be drained or an engine not be restarted; what came
-                before stays done.
+            Conflict: the same request yields another plan now.
+            CortexError: a copy could not be loaded, an original drained, or an engine restarted; what was done stays
+                done.
         """
-        planned = self._planned(request.request)
-        view = planned.view
+        plan = self._plan(request.request)
+        view = plan.view
         if not view.plan or view.plan != request.plan:
             raise Conflict(
                 "the fleet has changed since that plan was made",
-                hints=("plan it again, and look at what it shows",),
+                hints=("plan again and review the new plan",),
                 details={"plan": view.plan},
             )
-        began = self._clock.monotonic()
-        for move in planned.moves:
-            await self._make(move, request.drain_timeout_s)
-        for restart in planned.restarts:
-            await self._restarts.make(restart, request.drain_timeout_s)
-        seconds = self._clock.monotonic() - began
+        started = self._clock.monotonic()
+        for move in plan.moves:
+            await self._make_move(move, request.drain_timeout_s)
+        for restart in plan.restarts:
+            await self._restarts.restart(restart, request.drain_timeout_s)
+        seconds = self._clock.monotonic() - started
         return view.model_copy(update={"done": True, "seconds": seconds})
 
-    async def _make(self, move: Move, drain_s: float) -> None:
-        event(log, "moving", model=move.model, instance=move.instance, to=move.to_node)
-        where = PlacementConstraints(move.to_node, (move.to_device,))
-        key = LoadKey(move.model, where, replica=True, may_evict=False)
-        model_config = self._profile_of(move.model)
-        await self._controller.want(model_config, key, timeout_s=max(60.0, move.seconds * 5))
+    async def _make_move(self, move: Move, drain_s: float) -> None:
+        event(log, "move_started", model=move.model, instance=move.instance, to=move.to_node)
+        constraints = PlacementConstraints(move.to_node, (move.to_device,))
+        key = LoadKey(move.model, constraints, replica=True, may_evict=False)
+        model_config = self._resolve_model_config(move.model)
+        await self._controller.ensure_loaded(
+            model_config, key, timeout_s=max(60.0, move.seconds * 5)
+        )
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
         await self._controller.unload(move.model, views, drain_s, whole=False, why="defrag")
 
-    def _planned(self, request: DefragRequest) -> _Planned:
-        cluster = self._controller.advice.cluster()
+    def _plan(self, request: DefragRequest) -> _Planned:
+        cluster = self._controller.planning.cluster()
         if request.node is not None:
             self._check_node(request.node)
-        wanted = None
+        wanted_mb = None
         if request.model is not None:
-            layout = shapes(self._profile_of(request.model), cluster.sizes)[0]
-            if layout.devices > 1:
+            shape = possible_shapes(self._resolve_model_config(request.model), cluster.sizes)[0]
+            if shape.devices > 1:
                 raise NotSupported(
-                    f"{request.model} stands on {layout.devices} devices; blocks are made on one",
+                    f"{request.model} spans {shape.devices} devices; defrag creates blocks on one device",
                     hints=("cortex plan load shows what would be evicted for it",),
                 )
-            wanted = layout.size.device_mb
+            wanted_mb = shape.size.device_mb
         budget = Budget(request.max_moves, request.max_seconds, request.cross_node)
-        found = defrag(
-            cluster.capacities, cluster.stats, budget, wanted_mb=wanted, only=request.node
+        plan = plan_defrag(
+            cluster.capacities, cluster.stats, budget, wanted_mb=wanted_mb, only=request.node
         )
-        moves = found.moves if found is not None else ()
+        moves = plan.moves if plan is not None else ()
         due = [
             r
             for r in self._restarts.due()
             if request.model is None and request.node in {None, r.node}
         ]
-        restarts = affordable(due, request.max_seconds - sum(m.seconds for m in moves))
-        view = _view(found, cluster, wanted, cross_node=request.cross_node).model_copy(
+        restarts = within_time_budget(due, request.max_seconds - sum(m.seconds for m in moves))
+        view = _view(plan, cluster, wanted_mb, cross_node=request.cross_node).model_copy(
             update={
-                "plan": _id(found, restarts) if moves or restarts else "",
+                "plan": _id(plan, restarts) if moves or restarts else "",
                 "restarts": tuple(_restart_view(r, chosen=r in restarts) for r in due),
             }
         )
@@ -137,7 +139,7 @@ class DefragRunner:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """What would be done, and the same for people."""
+    """What would be done, and the same as a view."""
 
     moves: tuple[Move, ...]
     restarts: tuple[Restart, ...]
@@ -145,9 +147,9 @@ class _Planned:
 
 
 def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
-    why = restart.hindrance or "its models load for longer than there is time for"
+    why = restart.blocker or "loading its models would exceed the time budget"
     if chosen:
-        why = f"{restart.cycles} loads and unloads have scattered its memory"
+        why = f"{restart.cycles} loads and unloads have fragmented its memory"
     return RestartView(
         node=restart.node,
         harness=restart.harness,
@@ -161,43 +163,45 @@ def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
 
 
 def _view(
-    found: Defrag | None, cluster: ClusterState, wanted_mb: int | None, *, cross_node: bool
+    plan: DefragPlan | None, cluster: ClusterState, wanted_mb: int | None, *, cross_node: bool
 ) -> DefragView:
-    if found is None:
+    if plan is None:
         size = f"a block of {wanted_mb} MiB" if wanted_mb else "a larger block"
-        where = "" if cross_node else " on one node; --cross-node considers all nodes"
-        return DefragView(why=f"no moves within the budget make {size}{where}")
-    if not found.moves:
-        return DefragView(
-            node=found.node,
-            device=found.device,
-            before_mb=found.before_mb,
-            after_mb=found.after_mb,
-            why="there is such a block already",
+        scope = (
+            "" if cross_node else " on one node; --cross-node also considers moves between nodes"
         )
-    gain: dict[tuple[str, int], int] = {}
-    for m in found.moves:
-        gain[m.node, m.device] = gain.get((m.node, m.device), 0) + m.mb
-        gain[m.to_node, m.to_device] = gain.get((m.to_node, m.to_device), 0) - m.mb
-    names = {node for node, _ in gain}
+        return DefragView(why=f"no moves within the budget create {size}{scope}")
+    if not plan.moves:
+        return DefragView(
+            node=plan.node,
+            device=plan.device,
+            before_mb=plan.before_mb,
+            after_mb=plan.after_mb,
+            why="such a block exists already",
+        )
+    change_mb: dict[tuple[str, int], int] = {}
+    for m in plan.moves:
+        change_mb[m.node, m.device] = change_mb.get((m.node, m.device), 0) + m.mb
+        change_mb[m.to_node, m.to_device] = change_mb.get((m.to_node, m.to_device), 0) - m.mb
+    affected = {node for node, _ in change_mb}
     devices = tuple(
         DeviceCapacityView(
             node=capacity.node.name,
             device=d.index,
             total_mb=d.total_mb,
             before_mb=d.available_mb,
-            after_mb=d.available_mb + gain.get((capacity.node.name, d.index), 0),
+            after_mb=d.available_mb + change_mb.get((capacity.node.name, d.index), 0),
         )
         for capacity in cluster.capacities
-        if capacity.node.name in names
+        if capacity.node.name in affected
         for d in capacity.devices
     )
     return DefragView(
-        node=found.node,
-        device=found.device,
-        before_mb=found.before_mb,
-        after_mb=found.after_mb,
-        why=f"{len(found.moves)} moved to make {found.after_mb} MiB on {found.node}/{found.device}",
+        node=plan.node,
+        device=plan.device,
+        before_mb=plan.before_mb,
+        after_mb=plan.after_mb,
+        why=f"{len(plan.moves)} moves create {plan.after_mb} MiB on {plan.node}/{plan.device}",
         moves=tuple(
             MoveView(
                 instance=m.instance,
@@ -210,17 +214,17 @@ def _view(
                 load_s=m.seconds,
                 in_flight=m.in_flight,
             )
-            for m in found.moves
+            for m in plan.moves
         ),
         devices=devices,
     )
 
 
-def _id(found: Defrag | None, restarts: Sequence[Restart]) -> str:
-    """Names exactly these moves and restarts; requests that come and go do not change it."""
-    told: list[object] = []
-    if found is not None and found.moves:
-        told += [found.node, found.device]
-        told += [(m.instance, m.to_node, m.to_device, m.mb) for m in found.moves]
-    told += [(r.node, r.harness, r.cycles, *(i.id for i in r.instances)) for r in restarts]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+def _id(plan: DefragPlan | None, restarts: Sequence[Restart]) -> str:
+    """Return an id of exactly these moves and restarts, unaffected by requests in flight."""
+    parts: list[object] = []
+    if plan is not None and plan.moves:
+        parts += [plan.node, plan.device]
+        parts += [(m.instance, m.to_node, m.to_device, m.mb) for m in plan.moves]
+    parts += [(r.node, r.harness, r.cycles, *(i.id for i in r.instances)) for r in restarts]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

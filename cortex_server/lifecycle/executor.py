@@ -1,4 +1,4 @@
-"""Carries decisions out on the nodes: drains, unloads and loads. Decides nothing."""
+"""Carries out decisions on the nodes: drains, unloads and loads. Makes no decisions."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ log = logging.getLogger("cortex.lifecycle")
 
 
 class ExecutorEvents(Protocol):
-    """Where the outcome of an order goes; see the scheduler's events."""
+    """Receives the outcomes of orders; they match the scheduler's events."""
 
-    def room_made(self, instance: InstanceId) -> None:
-        """The evictions are done."""
+    def evicted(self, instance: InstanceId) -> None:
+        """The evictions of an order are done."""
         ...
 
-    def room_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
-        """This victim would not go."""
+    def eviction_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
+        """This instance did not drain or unload."""
         ...
 
-    def left(self, instance: InstanceId) -> None:
-        """An instance is gone and its memory measured free."""
+    def removed(self, instance: InstanceId) -> None:
+        """An instance is gone and its memory has been measured as free."""
         ...
 
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
-        """The node has taken the load on, perhaps as one that it had begun already."""
+        """The node accepted the load, possibly as an instance that it was already loading."""
         ...
 
     def refused(self, order: LoadOrder, needed_mb: int | None) -> None:
-        """The node can't take it, or can't be reached."""
+        """The node lacks memory or is unreachable."""
         ...
 
     def failed(self, instance: InstanceId, reason: str) -> None:
@@ -54,43 +54,43 @@ class ExecutorEvents(Protocol):
 
 
 class Executor:
-    """Runs one task for each order.
+    """Runs one task per order.
 
     Args:
-        fleet: whose instances drain.
-        nodes: client of each node's neuron.
-        reports: told of every outcome.
+        fleet: the instances to drain.
+        nodes: client of each node's neuron, by node name.
+        events: receives every outcome.
     """
 
     def __init__(
-        self, fleet: Fleet, nodes: Mapping[str, NeuronClient], reports: ExecutorEvents
+        self, fleet: Fleet, nodes: Mapping[str, NeuronClient], events: ExecutorEvents
     ) -> None:
         self._fleet = fleet
         self._nodes = nodes
-        self._reports = reports
+        self._events = events
         self._tasks: set[asyncio.Task[None]] = set()
-        self._draining: dict[InstanceId, asyncio.Task[None]] = {}
-        self._closed_by: dict[InstanceId, set[object]] = {}
+        self._evictions: dict[InstanceId, asyncio.Task[None]] = {}
+        self._draining_for: dict[InstanceId, set[object]] = {}
 
-    def make_room(self, order: LoadOrder, drain_s: float) -> None:
-        """Drain the victims of a load, all of them, and only then unload them."""
-        self._draining[order.instance] = self._spawn(self._make_room(order, drain_s))
+    def evict(self, order: LoadOrder, drain_s: float) -> None:
+        """Drain all evictions of a load, and only then unload them."""
+        self._evictions[order.instance] = self._spawn(self._evict(order, drain_s))
 
-    def abandon(self, order: LoadOrder) -> None:
-        """Stop draining for a load; once the unloads have begun they are brought to their end."""
-        if (task := self._draining.pop(order.instance, None)) is not None:
+    def cancel_eviction(self, order: LoadOrder) -> None:
+        """Stop draining for a load; unloads that have started are finished."""
+        if (task := self._evictions.pop(order.instance, None)) is not None:
             task.cancel()
 
     def cancel_load(self, order: LoadOrder) -> None:
-        """Have the node end what it has begun with, unless somebody uses it already."""
-        self._spawn(self._take_back(order))
+        """Have the node unload what it has started to load, unless the instance is in use already."""
+        self._spawn(self._cancel_load(order))
 
-    def start(self, order: LoadOrder) -> None:
-        """Ask the node to load."""
-        self._spawn(self._start(order))
+    def start_load(self, order: LoadOrder) -> None:
+        """Send the load to the node."""
+        self._spawn(self._load(order))
 
     async def close(self) -> None:
-        """End all tasks; instances that were draining take requests again."""
+        """Cancel all tasks; instances that were draining take requests again."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -101,45 +101,45 @@ class Executor:
         """Drain instances, then unload them.
 
         Args:
-            instances: which.
-            drain_s: how long their requests may go on.
+            instances: the instances.
+            drain_s: how long their requests may continue.
             why: the reason in one word.
-            cut: end what others than this gateway still have on them then.
+            cut: end requests of other gateways that are still running then.
 
         Raises:
-            StillBusy: one had requests for longer than `drain_s`; if they were this gateway's, none was unloaded.
-            CortexError: the node's, when it could not unload.
+            InstanceBusy: one had requests for longer than `drain_s`; if they were this gateway's, nothing was unloaded.
+            CortexError: the node's error, when it could not unload.
         """
-        views, by = tuple(instances), object()
-        await self._drain(tuple(v.id for v in views), drain_s, by)
-        done = await asyncio.gather(
-            *(self._unload(v, drain_s, why, by, cut=cut) for v in views), return_exceptions=True
+        views, owner = tuple(instances), object()
+        await self._drain(tuple(v.id for v in views), drain_s, owner)
+        outcomes = await asyncio.gather(
+            *(self._unload(v, drain_s, why, owner, cut=cut) for v in views), return_exceptions=True
         )
-        for outcome in done:
+        for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
     async def restart(self, restart: Restart, drain_s: float) -> RestartResponse:
-        """Drain what is in an engine of somebody else, and have it restarted.
+        """Drain and restart an attached engine.
 
         Args:
-            restart: which engine.
-            drain_s: how long requests in it may go on.
+            restart: the engine.
+            drain_s: how long its requests may continue.
 
         Raises:
-            StillBusy: they went on for longer, or others than this gateway have some; the engine runs on.
-            CortexError: the node's, when it could not restart it.
+            InstanceBusy: they continued for longer, or other gateways have some; the engine keeps running.
+            CortexError: the node's error, when it could not restart the engine.
         """
-        inside, by = tuple(i.id for i in restart.instances), object()
-        await self._drain(inside, drain_s, by)
+        instances, owner = tuple(i.id for i in restart.instances), object()
+        await self._drain(instances, drain_s, owner)
         request = RestartRequest(min_cycles=restart.cycles, cut=False)
         try:
             return await self.client(restart.node).restart(restart.harness, request)
         finally:
-            self._open(inside, by)
+            self._reopen(instances, owner)
 
     def client(self, node: str) -> NeuronClient:
-        """The client of a node's neuron.
+        """Return the client of a node's neuron.
 
         Raises:
             NodeNotFound: there is no such node.
@@ -151,130 +151,134 @@ class Executor:
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_done)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("carrier_failed", exc_info=error)
+            log.error("executor_failed", exc_info=error)
 
-    async def _make_room(self, order: LoadOrder, drain_s: float) -> None:
+    async def _evict(self, order: LoadOrder, drain_s: float) -> None:
         model, node = order.model_config.id, order.plan.node
         event(
             log,
-            "evicting",
+            "eviction_started",
             logging.WARNING,
             node=node,
             candidates=order.plan.evictions,
             model=model,
         )
-        going = set(order.plan.evictions)
-        left = [i for i in self._fleet.bare.instances() if i.id in going]
-        stuck = order.plan.evictions[0]
+        ids = set(order.plan.evictions)
+        remaining = [i for i in self._fleet.node_snapshot.instances() if i.id in ids]
+        current = order.plan.evictions[0]
         try:
             await self._drain(order.plan.evictions, drain_s, order.instance)
-            self._draining.pop(order.instance, None)
-            while left:
-                stuck = left[0].id
-                await self._unload(left[0], drain_s, "eviction", order.instance, cut=False)
-                left.pop(0)
+            self._evictions.pop(order.instance, None)
+            while remaining:
+                current = remaining[0].id
+                await self._unload(remaining[0], drain_s, "eviction", order.instance, cut=False)
+                remaining.pop(0)
         except InstanceBusy as busy:
-            self._reports.room_failed(order.instance, InstanceId(busy.details["instance"]))
-        except CortexError as failed:
-            event(log, "evict_failed", logging.WARNING, node=node, reason=failed.message)
-            self._reports.room_failed(order.instance, stuck)
-        except Exception:  # whatever it is, the load must not wait for ever
-            log.exception("evict_failed")
-            self._reports.room_failed(order.instance, stuck)
+            self._events.eviction_failed(order.instance, InstanceId(busy.details["instance"]))
+        except CortexError as error:
+            event(log, "eviction_failed", logging.WARNING, node=node, reason=error.message)
+            self._events.eviction_failed(order.instance, current)
+        except Exception:  # the load must not wait forever, whatever went wrong
+            log.exception("eviction_failed")
+            self._events.eviction_failed(order.instance, current)
         else:
-            self._reports.room_made(order.instance)
+            self._events.evicted(order.instance)
         finally:
-            self._draining.pop(order.instance, None)
-            self._open((view.id for view in left), order.instance)
+            self._evictions.pop(order.instance, None)
+            self._reopen((view.id for view in remaining), order.instance)
 
-    def _open(self, instances: Iterable[InstanceId], by: object) -> None:
-        """Have instances take requests again, but for those that somebody else drains as well."""
+    def _reopen(self, instances: Iterable[InstanceId], owner: object) -> None:
+        """Let instances take requests again, except those that are also draining for another reason."""
         for instance in instances:
-            others = self._closed_by.get(instance, set()) - {by}
+            others = self._draining_for.get(instance, set()) - {owner}
             if others:
-                self._closed_by[instance] = others
+                self._draining_for[instance] = others
             else:
-                self._closed_by.pop(instance, None)
+                self._draining_for.pop(instance, None)
                 self._fleet.set_draining(instance, draining=False)
 
-    async def _drain(self, instances: tuple[InstanceId, ...], drain_s: float, by: object) -> None:
-        """Return once no request of this gateway is on any of them; new ones are kept away meanwhile."""
+    async def _drain(
+        self, instances: tuple[InstanceId, ...], drain_s: float, owner: object
+    ) -> None:
+        """Return once this gateway has no request on any of the instances; new ones are kept away meanwhile."""
         for instance in instances:
-            self._closed_by.setdefault(instance, set()).add(by)
+            self._draining_for.setdefault(instance, set()).add(owner)
             self._fleet.set_draining(instance, draining=True)
-        waited_for = instances[0] if instances else InstanceId("")
+        current = instances[0] if instances else InstanceId("")
         try:
             async with asyncio.timeout(drain_s):
-                for waited_for in instances:
-                    await self._fleet.when_idle(waited_for)
-        except BaseException as stopped:
-            self._open(instances, by)
-            if isinstance(stopped, TimeoutError):
+                for current in instances:
+                    await self._fleet.wait_idle(current)
+        except BaseException as error:
+            self._reopen(instances, owner)
+            if isinstance(error, TimeoutError):
                 self._fleet.metrics.counters.drains["busy"] += 1
-                raise InstanceBusy.after_drain(waited_for, drain_s) from stopped
+                raise InstanceBusy.after_drain(current, drain_s) from error
             raise
         self._fleet.metrics.counters.drains["idle"] += 1
 
     async def _unload(
-        self, view: InstanceView, drain_s: float, why: str, by: object, *, cut: bool
+        self, view: InstanceView, drain_s: float, why: str, owner: object, *, cut: bool
     ) -> None:
         request = UnloadRequest(
             model_id=view.model, instance_id=view.id, drain_seconds=drain_s, cut=cut
         )
         try:
             await self.client(view.node).unload(request)
-        except Exception as failed:
-            if not isinstance(failed, CortexError) or failed.status != 404:
-                self._open((view.id,), by)
+        except Exception as error:
+            if not isinstance(error, CortexError) or error.status != 404:
+                self._reopen((view.id,), owner)
                 raise
-        self._closed_by.pop(view.id, None)
+        self._draining_for.pop(view.id, None)
         self._fleet.metrics.counters.unloads[view.node, why] += 1
-        event(log, "unloaded", node=view.node, model=view.model, instance=view.id, why=why)
-        self._reports.left(view.id)
+        event(log, "instance_unloaded", node=view.node, model=view.model, instance=view.id, why=why)
+        self._events.removed(view.id)
 
-    async def _take_back(self, order: LoadOrder) -> None:
+    async def _cancel_load(self, order: LoadOrder) -> None:
         node, instance, model = order.plan.node, order.instance, ModelId(order.model_config.id)
         request = UnloadRequest(model_id=model, instance_id=instance, drain_seconds=0.0, cut=False)
         try:
             await self.client(node).unload(request)
-        except CortexError as failed:
-            event(log, "not_taken_back", logging.WARNING, instance=instance, reason=failed.message)
+        except CortexError as error:
+            event(
+                log, "load_cancel_failed", logging.WARNING, instance=instance, reason=error.message
+            )
         else:
-            event(log, "taken_back", node=node, model=model, instance=instance)
+            event(log, "load_cancelled", node=node, model=model, instance=instance)
 
-    async def _start(self, order: LoadOrder) -> None:
-        place, size = order.plan, order.plan.shape.size
+    async def _load(self, order: LoadOrder) -> None:
+        plan, size = order.plan, order.plan.shape.size
         spec = order.model_config.spec(
-            place.devices, order.instance, device_mb=size.device_mb or None
+            plan.devices, order.instance, device_mb=size.device_mb or None
         )
         event(
             log,
-            "loading",
-            node=place.node,
-            devices=place.devices,
+            "load_started",
+            node=plan.node,
+            devices=plan.devices,
             model=order.model_config.id,
             instance=order.instance,
-            why=place.why,
+            why=plan.why,
         )
         try:
-            answer = await self.client(place.node).load(spec, known=order.known)
-        except DoesNotFit as no:
-            needed = no.details.get("needed_mb")
-            event(log, "load_refused", logging.WARNING, node=place.node, reason=no.message)
-            self._reports.refused(order, needed if isinstance(needed, int) else None)
-        except UpstreamFailed as lost:
-            event(log, "load_not_asked", logging.WARNING, node=place.node, reason=lost.message)
-            self._reports.refused(order, None)
-        except CortexError as failed:
-            self._reports.failed(order.instance, f"node {place.node} refused: {failed.message}")
-        except Exception:  # whatever it is, those who wait must hear of it
+            answer = await self.client(plan.node).load(spec, known=order.known_instances)
+        except DoesNotFit as refusal:
+            needed_mb = refusal.details.get("needed_mb")
+            event(log, "load_refused", logging.WARNING, node=plan.node, reason=refusal.message)
+            self._events.refused(order, needed_mb if isinstance(needed_mb, int) else None)
+        except UpstreamFailed as error:
+            event(log, "load_request_failed", logging.WARNING, node=plan.node, reason=error.message)
+            self._events.refused(order, None)
+        except CortexError as error:
+            self._events.failed(order.instance, f"node {plan.node} refused: {error.message}")
+        except Exception:  # waiting requests must be answered, whatever went wrong
             log.exception("load_failed")
-            self._reports.failed(order.instance, "the gateway failed; its log says how")
+            self._events.failed(order.instance, "internal error of the gateway; see its log")
         else:
-            self._reports.admitted(order.instance, answer.instance_id)
+            self._events.admitted(order.instance, answer.instance_id)

@@ -1,4 +1,4 @@
-"""What an operator can do with models: each verb checks, hands over to the conductor, and tells what became of it."""
+"""The operator's operations: each validates, calls the controller, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.defrag import DefragRunner
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
 from cortex_server.lifecycle.node_drain import NodeDrain
-from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.lifecycle.views import eviction, plan_view
-from cortex_server.placement.capacity import TAKING_MEMORY
+from cortex_server.placement.capacity import MEMORY_HOLDING_STATES
 from cortex_server.placement.fit import PlacementConstraints
 from cortex_server.placement.load_queue import LoadKey
+from cortex_server.placement.records import Pin
 from cortex_server.placement.state import PlacementRequest
 
 log = logging.getLogger("cortex.operator")
 
 
 class Operations:
-    """See the module.
+    """The operator's operations.
 
     Args:
-        fleet: the live state.
-        conductor: who decides.
-        restarts: who restarts engines of somebody else.
-        store: what outlasts this gateway.
-        clock: for how long things took.
+        fleet: live state of the nodes.
+        controller: loads, evicts and unloads.
+        restarts: restarts attached engines.
+        store: persists pins and cordons.
+        clock: for durations.
     """
 
     def __init__(
@@ -78,118 +78,122 @@ class Operations:
         self._clock = clock
         self._node_drain = NodeDrain(fleet, controller)
         self._defrag = DefragRunner(
-            fleet, controller, restarts, clock, self.model_config, self.check_node
+            fleet, controller, restarts, clock, self.resolve_model_config, self.require_neuron
         )
-        self._pursued: set[asyncio.Task[InstanceId]] = set()
+        self._load_tasks: set[asyncio.Task[InstanceId]] = set()
 
-    def shown(self) -> FleetSnapshot:
-        """See `Controller.shown`."""
-        return self._controller.shown()
+    def snapshot(self) -> FleetSnapshot:
+        """Return the fleet as operators see it; see `Controller.operator_snapshot`."""
+        return self._controller.operator_snapshot()
 
     async def load(self, request: LoadModelRequest) -> ModelResult:
-        """Have a model loaded.
+        """Load a model.
 
         Raises:
-            ModelNotFound: no profile has this name.
-            CortexError: as `Controller.obtain`; without `wait` only what is known at once.
+            ModelNotFound: no model config has this name.
+            CortexError: as `Controller.acquire`; without `wait` only what is known immediately.
         """
-        model_config = self.model_config(request.model)
+        model_config = self.resolve_model_config(request.model)
         if request.node is not None:
-            self.check_node(request.node)
-        began = self._clock.monotonic()
+            self.require_neuron(request.node)
+        started = self._clock.monotonic()
         key = LoadKey(
             model_config.id,
             PlacementConstraints(request.node, request.devices),
             replica=request.replica,
         )
         if request.ttl_s is not None:
-            self._controller.upkeep.ttls[model_config.id] = request.ttl_s
+            self._controller.desired_state.ttls[model_config.id] = request.ttl_s
         if request.pin:
             self._controller.pin(Pin(ModelId(model_config.id), request.node, None))
-        event(log, "load_asked", model=model_config.id, node=request.node)
+        event(log, "load_requested", model=model_config.id, node=request.node)
         task = asyncio.create_task(
-            self._controller.want(model_config, key, timeout_s=request.timeout_s, force=True)
+            self._controller.ensure_loaded(
+                model_config, key, timeout_s=request.timeout_s, force=True
+            )
         )
-        self._pursued.add(task)
-        task.add_done_callback(partial(self._pursuit_ended, model_config.id))
+        self._load_tasks.add(task)
+        task.add_done_callback(partial(self._load_ended, model_config.id))
         if request.wait:
             instance = await task
-            return self._ready(model_config, instance, self._clock.monotonic() - began)
-        # Two rounds: the first hears of the wish, after the second it is answered or under way.
+            return self._ready(model_config, instance, self._clock.monotonic() - started)
+        # Two rounds: the first enqueues the request; after the second it is answered or loading.
         await self._controller.barrier()
         await asyncio.sleep(0)
         if task.done():
-            return self._ready(model_config, task.result(), self._clock.monotonic() - began)
+            return self._ready(model_config, task.result(), self._clock.monotonic() - started)
         progress = self._controller.progress(model_config.id)
         nodes = (progress.node,) if progress is not None and progress.node else ()
         return ModelResult(model=model_config.id, state=ModelState.LOADING, nodes=nodes)
 
     async def unload(self, request: UnloadModelRequest) -> ModelResult:
-        """Drain and end all instances of a model.
+        """Drain and unload all instances of a model.
 
         Raises:
-            ModelNotFound: no profile and no instance has this name.
-            StillBusy: requests went on for longer than `drain_timeout_s`; nothing was ended.
+            ModelNotFound: no model config and no instance has this name.
+            InstanceBusy: requests continued for longer than `drain_timeout_s`; nothing was unloaded.
         """
-        model = self.model(request.model)
-        began = self._clock.monotonic()
+        model = self.resolve_model(request.model)
+        started = self._clock.monotonic()
         views = self.instances(model)
-        event(log, "unload_asked", model=model, instances=len(views))
+        event(log, "unload_requested", model=model, instances=len(views))
         await self._controller.unload(model, views, request.drain_timeout_s, whole=True)
         return ModelResult(
             model=model,
             state=ModelState.UNLOADED,
             nodes=tuple(dict.fromkeys(v.node for v in views)),
-            seconds=round(self._clock.monotonic() - began, 3),
+            seconds=round(self._clock.monotonic() - started, 3),
         )
 
     async def evict(self, request: EvictModelRequest) -> ModelResult:
-        """Drain and end one instance; the model may be loaded again when somebody asks for it.
+        """Drain and unload one instance; the model is loaded again when it is requested.
 
         Raises:
-            NotFound: there is no such instance, or node.
+            NotFound: there is no such instance or node.
             Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
         """
-        began = self._clock.monotonic()
-        view = self._victim(request)
+        started = self._clock.monotonic()
+        view = self._select_instance(request)
         model = view.model
-        event(log, "evict_asked", model=model, node=view.node, instance=view.id)
+        event(log, "eviction_requested", model=model, node=view.node, instance=view.id)
         await self._controller.unload(model, (view,), request.drain_timeout_s, whole=False)
-        left = [i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id]
+        remaining = [
+            i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id
+        ]
         return ModelResult(
             model=model,
             state=ModelState.READY
-            if any(i.state is InstanceState.READY for i in left)
+            if any(i.state is InstanceState.READY for i in remaining)
             else ModelState.UNLOADED,
             nodes=(view.node,),
-            seconds=round(self._clock.monotonic() - began, 3),
+            seconds=round(self._clock.monotonic() - started, 3),
             vram_mb=view.vram_used_mb,
         )
 
     async def plan_evict(self, request: EvictModelRequest) -> PlannedEviction:
-        """Which instance would go, and whom that disturbs. Changes nothing.
+        """Return which instance would be evicted, and whom that disturbs. Changes nothing.
 
         Raises:
-            NotFound: there is no such instance, or node.
+            NotFound: there is no such instance or node.
             Conflict: it is pinned.
         """
-        return eviction(self._victim(request), self._clock.unix())
+        return eviction(self._select_instance(request), self._clock.unix())
 
-    def _victim(self, request: EvictModelRequest) -> InstanceView:
-        model = self.model(request.model)
+    def _select_instance(self, request: EvictModelRequest) -> InstanceView:
+        model = self.resolve_model(request.model)
         if request.node is not None:
-            self.check_node(request.node)
+            self.require_neuron(request.node)
         views = [
             i
-            for i in self.shown().instances()
+            for i in self.snapshot().instances()
             if i.model == model
-            and i.state in TAKING_MEMORY
+            and i.state in MEMORY_HOLDING_STATES
             and request.node in {None, i.node}
             and request.instance in {None, i.id}
         ]
         if not views:
-            where = f" on {request.node}" if request.node else ""
-            raise NotFound(f"model {model!r} has no instance{where}", hints=("cortex ps",))
+            location = f" on {request.node}" if request.node else ""
+            raise NotFound(f"model {model!r} has no instance{location}", hints=("cortex ps",))
         view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
         if view.pinned:
             raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
@@ -201,11 +205,11 @@ class Operations:
         Raises:
             ModelNotFound: there is no such model.
             NodeNotFound: there is no such node.
-            Unavailable: it is protected, but a restart of the gateway will forget that.
+            Unavailable: it is pinned, but the pin could not be saved and ends with the gateway.
         """
-        model = self.model(request.model)
+        model = self.resolve_model(request.model)
         if request.node is not None:
-            self.check_node(request.node)
+            self.require_neuron(request.node)
         until = None if request.for_s is None else self._clock.unix() + request.for_s
         ends = None if until is None else datetime.fromtimestamp(until, UTC)
         event(
@@ -220,53 +224,59 @@ class Operations:
         return PinView(model=model, node=request.node, until=until)
 
     async def unpin(self, request: UnpinModelRequest) -> tuple[PinView, ...]:
-        """End pins of a model; answers those that it still has.
+        """Remove pins of a model; return those that remain.
 
         Raises:
             NotFound: it has no such pin.
-            Unavailable: the pin is gone, but a restart of the gateway will bring it back.
+            Unavailable: the pin is removed, but this could not be saved; a restart of the gateway restores it.
         """
-        model = self.model(request.model)
+        model = self.resolve_model(request.model)
         if not self._controller.unpin(model, request.node):
             raise NotFound(
                 f"model {model!r} has no such pin",
-                hints=("pinned_on in models.toml pins are changed there",),
+                hints=("pins from pinned_on in models.toml are changed there",),
             )
         event(log, "unpinned", model=model, node=request.node)
         await self._store.saved()
         return self._pins_of(model)
 
     async def plan_load(self, request: PlanLoadRequest) -> PlanView:
-        """What would be done to load a model, at worst after some waiting. Changes nothing.
+        """Return what would be done to load a model, waiting included. Changes nothing.
 
         Raises:
-            ModelNotFound: no profile has this name.
+            ModelNotFound: no model config has this name.
         """
-        model_config, advice = self.model_config(request.model), self._controller.advice
+        model_config, planning = self.resolve_model_config(request.model), self._controller.planning
         if request.node is not None:
-            self.check_node(request.node)
-        wanted = PlacementRequest(
+            self.require_neuron(request.node)
+        placement_request = PlacementRequest(
             model_config,
-            where=PlacementConstraints(request.node, request.devices),
-            waited_s=advice.policy.patience_s,
+            constraints=PlacementConstraints(request.node, request.devices),
+            waited_s=planning.policy.patience_s,
             replica=request.replica,
         )
-        found, cluster = advice.plan(wanted, force=True)
-        return plan_view(wanted, found, cluster, advice.policy, advice.lately(model_config.id))
+        plan, cluster = planning.plan(placement_request, force=True)
+        return plan_view(
+            placement_request,
+            plan,
+            cluster,
+            planning.policy,
+            planning.recent_failures(model_config.id),
+        )
 
     def decisions(self, request: str) -> tuple[DecisionView, ...]:
-        """See `Decisions.of`."""
-        return self._controller.decisions.of(request)
+        """Return the decisions about a request; see `DecisionLog.for_request`."""
+        return self._controller.decision_log.for_request(request)
 
     def detail(self, name: str) -> ModelDetail:
-        """A model's estimate beside what was measured.
+        """Return a model's configured size next to what was measured.
 
         Raises:
-            ModelNotFound: no profile and no instance has this name.
+            ModelNotFound: no model config and no instance has this name.
         """
-        model = self.model(name)
+        model = self.resolve_model(name)
         model_config = self._fleet.model_config(model)
-        known = self._controller.measurements
+        measurements = self._controller.measurements
         measured = (
             SizeMeasurement(
                 node=m.node,
@@ -279,7 +289,7 @@ class Operations:
                 load_s=m.load_s,
                 at=m.at,
             )
-            for m in known.measurements(model)
+            for m in measurements.for_model(model)
         )
         view = self._fleet.snapshot.model(model)
         return ModelDetail(
@@ -288,8 +298,8 @@ class Operations:
             vram_mb=model_config.vram_mb if model_config is not None else None,
             min_devices=model_config.min_devices if model_config is not None else 1,
             priority=model_config.priority if model_config is not None else 0,
-            rate=known.rate(model, self._clock.monotonic()),
-            load_s=known.load_seconds(model),
+            rate=measurements.rate(model, self._clock.monotonic()),
+            load_s=measurements.load_seconds(model),
             measured=tuple(measured),
             pins=self._pins_of(model),
         )
@@ -306,7 +316,7 @@ class Operations:
 
         Raises:
             NodeNotFound: there is no such node.
-            Unavailable: the node is cordoned, but that can't be saved; a restart of the gateway forgets it.
+            Unavailable: this is in effect, but could not be saved and ends with the gateway.
         """
         return await self._set_cordoned(request.node, cordoned=True)
 
@@ -333,90 +343,90 @@ class Operations:
         return NodeResult(node=node, cordoned=cordoned)
 
     def _cordon(self, node: str, *, cordoned: bool) -> None:
-        self.check_node(node)
+        self.require_neuron(node)
         event(log, "cordoned" if cordoned else "uncordoned", node=node)
         self._fleet.set_cordoned(node, cordoned)
-        self._store.replace_cordons(n.name for n in self._fleet.bare.nodes if n.cordoned)
+        self._store.replace_cordons(n.name for n in self._fleet.node_snapshot.nodes if n.cordoned)
 
     async def drain(self, request: DrainNodeRequest) -> NodeResult:
-        """Cordon a node, load its models elsewhere where there is room, and unload them here.
+        """Cordon a node, load its models elsewhere where memory is available, and unload them there.
 
         Raises:
             NodeNotFound: there is no such node.
-            Unavailable: it is drained, but a restart of the gateway will forget that it is cordoned.
+            Unavailable: it is drained, but the cordon could not be saved and ends with the gateway.
         """
         self._cordon(request.node, cordoned=True)
-        became = await self._node_drain.empty(request.node, request.timeout_s)
+        outcome = await self._node_drain.run(request.node, request.timeout_s)
         await self._store.saved()
-        return NodeResult.model_validate({"node": request.node, "cordoned": True} | became)
+        return NodeResult.model_validate({"node": request.node, "cordoned": True} | outcome)
 
     async def plan_drain(self, request: NodeRequest) -> DrainPlan:
-        """What draining a node would do. Changes nothing.
+        """Return what draining a node would do. Changes nothing.
 
         Raises:
             NodeNotFound: there is no such node.
         """
-        self.check_node(request.node)
+        self.require_neuron(request.node)
         return self._node_drain.plan(request.node)
 
     async def close(self) -> None:
-        """Stop pursuing loads that nobody waits for."""
-        for task in self._pursued:
+        """Cancel the loads that no caller waits for."""
+        for task in self._load_tasks:
             task.cancel()
-        await asyncio.gather(*self._pursued, return_exceptions=True)
+        await asyncio.gather(*self._load_tasks, return_exceptions=True)
 
-    # -- names -------------------------------------------------------------------------------
+    # -- lookups -----------------------------------------------------------------------------
 
-    def model(self, name: str) -> ModelId:
-        """The model that a name or alias means.
+    def resolve_model(self, name: str) -> ModelId:
+        """Return the model that a name or alias refers to.
 
         Raises:
             ModelNotFound: with the nearest names.
         """
-        if (found := self._fleet.known(name)) is not None:
-            return found
+        if (model := self._fleet.resolve_model(name)) is not None:
+            return model
         if any(i.model == name for i in self._fleet.snapshot.instances()):
             return ModelId(name)
-        raise self._fleet.unknown(name)
+        raise self._fleet.model_not_found(name)
 
-    def model_config(self, name: str) -> ModelConfig:
-        """The profile that a name or alias means.
+    def resolve_model_config(self, name: str) -> ModelConfig:
+        """Return the model config that a name or alias refers to.
 
         Raises:
-            ModelNotFound: with the nearest names, or who serves it without one.
+            ModelNotFound: with the nearest names, or with the nodes that serve it without a model config.
         """
-        model = self.model(name)
-        if (found := self._fleet.model_config(model)) is None:
-            there = {i.node: None for i in self._fleet.snapshot.instances() if i.model == model}
+        model = self.resolve_model(name)
+        if (model_config := self._fleet.model_config(model)) is None:
+            nodes = {i.node: None for i in self._fleet.snapshot.instances() if i.model == model}
             raise ModelNotFound(
-                f"no profile says how {name!r} is loaded; it is only there as {', '.join(there)} has it",
-                hints=("describe it in models.toml",),
+                f"{name!r} has no model config; it is only available where it is loaded: {', '.join(nodes)}",
+                hints=("add a [[models]] entry to models.toml",),
             )
-        return found
+        return model_config
 
-    def check_node(self, name: str) -> None:
-        """Refuse a node that is not in the configuration, or has no neuron.
+    def require_neuron(self, name: str) -> None:
+        """Reject a node that is not configured, or has no neuron.
 
         Raises:
-            NodeNotFound: with the name that may have been meant.
+            NodeNotFound: with the nearest name.
             Conflict: it is an upstream.
         """
         if name not in self._fleet.entries:
             raise NodeNotFound.for_name(name, self._fleet.entries)
         if self._fleet.is_upstream(name):
-            raise Conflict(f"{name} is an upstream: cortex loads and unloads nothing there")
+            raise Conflict(f"{name} is an upstream: cortex cannot load or unload models there")
 
     def instances(self, model: ModelId) -> tuple[InstanceView, ...]:
-        """The instances of a model that a node holds, failed ones included.
+        """Return the instances of a model that nodes hold, failed ones included.
 
         Raises:
             NotFound: it has none.
         """
-        kept = TAKING_MEMORY | {InstanceState.FAILED}
+        states = MEMORY_HOLDING_STATES | {InstanceState.FAILED}
         found = tuple(
-            i for i in self._fleet.snapshot.instances() if i.model == model and i.state in kept
+            i for i in self._fleet.snapshot.instances() if i.model == model and i.state in states
         )
-        if not found and not self._controller.waiting(model):
+        if not found and not self._controller.waiting_requests(model):
             raise NotFound(f"model {model!r} is not loaded", hints=("cortex ps",))
         return found
 
@@ -432,7 +442,7 @@ class Operations:
             vram_mb=max((v.vram_used_mb for v in views), default=None),
         )
 
-    def _pursuit_ended(self, model: str, task: asyncio.Task[InstanceId]) -> None:
-        self._pursued.discard(task)
-        if not task.cancelled() and isinstance(failed := task.exception(), CortexError):
-            event(log, "load_failed", logging.WARNING, model=model, reason=failed.message)
+    def _load_ended(self, model: str, task: asyncio.Task[InstanceId]) -> None:
+        self._load_tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), CortexError):
+            event(log, "load_failed", logging.WARNING, model=model, reason=error.message)

@@ -1,4 +1,4 @@
-"""The fleet as placement sees it: a snapshot with what is decided, and not yet visible there, laid over it."""
+"""The fleet as placement sees it: a snapshot with the decisions that it does not show yet."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from cortex_common.schema.instances import InstanceId
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.measurements import CurrentStats, Measurements
 from cortex_server.lifecycle.pins import PinStore
-from cortex_server.placement.capacity import ClusterCapacity, Overlay, Reservation
-from cortex_server.placement.planner import Plan, dry_run
+from cortex_server.placement.capacity import CapacityCache, Overlay, Reservation
+from cortex_server.placement.planner import dry_run
+from cortex_server.placement.plans import Plan
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler
 from cortex_server.placement.state import ClusterState, PlacementRequest
 
 
 class PlacementView:
-    """See the module.
+    """Builds the cluster state that plans are made from.
 
     Args:
-        knowledge: of models, from what they did.
-        pins: set by operators.
-        clock: for how models stand now.
+        measurements: sizes and statistics of models.
+        pins: pins set by operators.
+        clock: for statistics at the current time.
     """
 
     def __init__(self, measurements: Measurements, pins: PinStore, clock: Clock) -> None:
@@ -34,86 +35,86 @@ class PlacementView:
         self._pins = pins
         self._clock = clock
         self._model_configs: Mapping[str, ModelConfig] = {}
-        self._rooms = ClusterCapacity()
-        self._gone: frozenset[InstanceId] = frozenset()
-        self._leaving: frozenset[InstanceId] = frozenset()
-        self._returning: frozenset[Reservation] = frozenset()
+        self._capacity_cache = CapacityCache()
+        self._removed: frozenset[InstanceId] = frozenset()
+        self._unloading: frozenset[InstanceId] = frozenset()
+        self._restarting: frozenset[Reservation] = frozenset()
         self._stats = CurrentStats(measurements, {}, clock.monotonic())
 
     def use_model_configs(self, model_configs: Mapping[str, ModelConfig]) -> None:
-        """Replace the profiles, by model id."""
+        """Replace the model configs, by model id."""
         self._model_configs = model_configs
         self._stats = CurrentStats(self._measurements, model_configs, self._clock.monotonic())
 
-    def refresh(self, visible: frozenset[InstanceId]) -> None:
-        """Forget the instances that no snapshot shows any more, and see anew how models stand.
+    def refresh(self, reported: frozenset[InstanceId]) -> None:
+        """Forget removed instances that no snapshot shows any longer, and update the statistics.
 
-        All of them are forgotten about at the same pace, so between two calls a second apart none overtakes another.
+        All rates decay at the same pace, so their order does not change between two calls a second apart.
         """
-        self._gone &= visible
+        self._removed &= reported
         self._stats = CurrentStats(self._measurements, self._model_configs, self._clock.monotonic())
 
-    def left(self, instance: InstanceId) -> None:
-        """An instance is gone, whatever an old snapshot says."""
-        self._gone |= {instance}
+    def mark_removed(self, instance: InstanceId) -> None:
+        """Treat an instance as gone, even while an old snapshot shows it."""
+        self._removed |= {instance}
 
-    def is_leaving(self, instance: InstanceId) -> bool:
-        """Whether it is being unloaded."""
-        return instance in self._leaving
+    def is_unloading(self, instance: InstanceId) -> bool:
+        """Return whether an instance is being unloaded."""
+        return instance in self._unloading
 
     @contextlib.contextmanager
-    def leaving(self, instances: Iterable[InstanceId]) -> Iterator[None]:
-        """These are being unloaded meanwhile."""
+    def unloading(self, instances: Iterable[InstanceId]) -> Iterator[None]:
+        """Mark instances as being unloaded in the meantime."""
         ids = frozenset(instances)
-        self._leaving |= ids
+        self._unloading |= ids
         try:
             yield
         finally:
-            self._leaving -= ids
+            self._unloading -= ids
 
     @contextlib.contextmanager
-    def returning(self, instances: Iterable[InstanceView]) -> Iterator[None]:
-        """These come back by themselves, where they were: who asks for their models meanwhile waits for that."""
+    def restarting(self, instances: Iterable[InstanceView]) -> Iterator[None]:
+        """Mark instances as restarting where they are: requests for their models wait for them."""
         reservations = frozenset(
-            Reservation(InstanceId(f"{i.id} again"), i.model, i.node, (), 0) for i in instances
+            Reservation(InstanceId(f"{i.id} restarted"), i.model, i.node, (), 0) for i in instances
         )
-        self._returning |= reservations
+        self._restarting |= reservations
         try:
             yield
         finally:
-            self._returning -= reservations
+            self._restarting -= reservations
 
     def cluster(self, snapshot: FleetSnapshot, overlay: Overlay) -> ClusterState:
-        """What plans are made from.
+        """Return the cluster state that plans are made from.
 
         Args:
             snapshot: the fleet.
-            overlay: what the scheduler has decided.
+            overlay: the scheduler's decisions.
         """
         overlay = replace(
             overlay,
-            reservations=(*overlay.reservations, *self._returning),
-            leaving=overlay.leaving | self._leaving,
-            gone=self._gone,
-            pins=self._pins.held,
+            reservations=(*overlay.reservations, *self._restarting),
+            draining=overlay.draining | self._unloading,
+            removed=self._removed,
+            pins=self._pins.active,
         )
         return ClusterState(
-            capacities=self._rooms.of(snapshot, overlay),
+            capacities=self._capacity_cache.capacities(snapshot, overlay),
             now=snapshot.at,
             sizes=self._measurements.sizes,
             stats=self._stats,
-            stored=self._measurements.stored,
+            nodes_with_weights=self._measurements.nodes_with_weights,
         )
 
 
 class PlanService:
-    """See the module.
+    """Plans without carrying anything out.
 
     Args:
-        scheduler: what is decided already, and what went wrong lately.
-        outlook: how placement sees the fleet.
-        fleet: the live state.
-        clock: for how long ago things were.
+        scheduler: decisions so far and recent failures.
+        placement_view: builds the cluster state.
+        fleet: live state of the nodes.
+        clock: for the age of failures.
     """
 
     def __init__(
@@ -126,14 +127,14 @@ class PlanService:
 
     @property
     def policy(self) -> Policy:
-        """The operator's choices."""
+        """The operator's settings."""
         return self._scheduler.policy
 
     def cluster(self, reservations: tuple[Reservation, ...] = ()) -> ClusterState:
-        """The fleet as placement sees it now, as if these loads had been decided as well."""
+        """Return the cluster state now, as if these loads had been decided as well."""
         overlay = self._scheduler.overlay()
         overlay = replace(overlay, reservations=(*overlay.reservations, *reservations))
-        return self._placement_view.cluster(self._fleet.bare, overlay)
+        return self._placement_view.cluster(self._fleet.node_snapshot, overlay)
 
     def plan(
         self,
@@ -142,17 +143,17 @@ class PlanService:
         *,
         force: bool = False,
     ) -> tuple[Plan, ClusterState]:
-        """What would be done for a wish now, and the world that this was decided on.
+        """Return what would be done for a request now, and the cluster state that this was decided on.
 
         Args:
-            request: for what.
-            reservations: see `cluster`.
-            force: see `Ask.insists`.
+            request: the model to be placed.
+            reservations: loads to assume; see `cluster`.
+            force: see `LoadRequest.force`.
         """
         cluster, now = self.cluster(reservations), self._clock.monotonic()
         failures = self._scheduler.failures
         return dry_run(request, cluster, self.policy, failures, now, force=force), cluster
 
-    def lately(self, model: str) -> Mapping[str, str]:
-        """What went wrong with a model on nodes lately, for people."""
-        return self._scheduler.failures.told(model, self._clock.monotonic())
+    def recent_failures(self, model: str) -> Mapping[str, str]:
+        """Return what recently went wrong with a model, by node, as text for people."""
+        return self._scheduler.failures.describe(model, self._clock.monotonic())

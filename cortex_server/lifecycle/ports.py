@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from cortex_server.lifecycle.measurements import Measurement
-from cortex_server.lifecycle.pins import Pin
+from cortex_server.placement.records import Measurement, Pin
 
 
 class PlacementStorage(Protocol):

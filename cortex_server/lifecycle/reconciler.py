@@ -1,4 +1,4 @@
-"""Does what is due with time alone: idle models go, preloads and missing replicas come, busy models get company."""
+"""Carries out what time alone makes due: unloads idle models, and loads preloads, missing replicas and scale-outs."""
 
 from __future__ import annotations
 
@@ -18,58 +18,56 @@ from cortex_server.placement.load_queue import LoadKey
 
 log = logging.getLogger("cortex.lifecycle")
 
-PAUSE_S = 30.0
-"""After an instance could not be loaded, the next try comes this much later."""
+RETRY_INTERVAL_S = 30.0
+"""Seconds after a failed background load before it is tried again."""
 
-Want = Callable[[ModelConfig, LoadKey], Coroutine[None, None, InstanceId]]
-"""Waits until an instance for a goal is ready."""
+EnsureLoaded = Callable[[ModelConfig, LoadKey], Coroutine[None, None, InstanceId]]
+"""Waits until an instance with a key is ready; see `Controller.ensure_loaded`."""
 
 
-class LoadRetries:
-    """See the module.
+class BackgroundLoads:
+    """Loads that no request waits for, one task per key, retried at intervals.
 
     Args:
-        want: has an instance loaded.
-        clock: for pauses.
+        ensure_loaded: loads an instance.
+        clock: for intervals.
     """
 
-    def __init__(self, want: Want, clock: Clock) -> None:
-        self._want = want
+    def __init__(self, ensure_loaded: EnsureLoaded, clock: Clock) -> None:
+        self._ensure_loaded = ensure_loaded
         self._clock = clock
-        self._under_way: dict[LoadKey, asyncio.Task[InstanceId]] = {}
+        self._tasks: dict[LoadKey, asyncio.Task[InstanceId]] = {}
         self._not_before: dict[LoadKey, float] = {}
 
-    def begin(self, model_config: ModelConfig, key: LoadKey) -> None:
-        """Have an instance loaded, unless that is under way or has just failed."""
-        if key in self._under_way or self._clock.monotonic() < self._not_before.get(key, 0.0):
+    def start(self, model_config: ModelConfig, key: LoadKey) -> None:
+        """Load an instance, unless that is in progress or has just failed."""
+        if key in self._tasks or self._clock.monotonic() < self._not_before.get(key, 0.0):
             return
-        event(log, "instance_wanted", model=key.model, replica=key.replica)
-        task = asyncio.create_task(self._want(model_config, key))
-        self._under_way[key] = task
+        event(log, "background_load_started", model=key.model, replica=key.replica)
+        task = asyncio.create_task(self._ensure_loaded(model_config, key))
+        self._tasks[key] = task
         task.add_done_callback(lambda done: self._ended(key, done))
 
-    def _ended(self, key: LoadKey, done: asyncio.Task[InstanceId]) -> None:
-        del self._under_way[key]
-        if not done.cancelled() and (failed := done.exception()) is not None:
-            self._not_before[key] = self._clock.monotonic() + PAUSE_S
-            event(log, "want_failed", logging.WARNING, model=key.model, reason=failed)
+    def _ended(self, key: LoadKey, task: asyncio.Task[InstanceId]) -> None:
+        del self._tasks[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._not_before[key] = self._clock.monotonic() + RETRY_INTERVAL_S
+            event(log, "background_load_failed", logging.WARNING, model=key.model, reason=error)
 
     async def close(self) -> None:
-        """Want nothing any more."""
-        tasks = tuple(self._under_way.values())
+        """Cancel all loads."""
+        tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-log = logging.getLogger("cortex.lifecycle")
-
-IDLE_DRAIN_S = 5.0
-"""An idle instance that gets a request just as it is to be unloaded stays, if that takes longer than this."""
+IDLE_DRAIN_TIMEOUT_S = 5.0
+"""An idle instance that gets a request just before it is unloaded stays if the request takes longer."""
 
 
 class Unload(Protocol):
-    """See `Conductor.unload`."""
+    """Drains and unloads instances; see `Controller.unload`."""
 
     def __call__(
         self,
@@ -80,69 +78,71 @@ class Unload(Protocol):
         whole: bool,
         why: str,
     ) -> Coroutine[None, None, None]:
-        """Drain and end instances of a model."""
+        """Drain and unload instances of a model."""
         ...
 
 
 class Reconciler:
-    """See the module.
+    """Carries out the actions of `DesiredState`.
 
     Args:
-        upkeep: says what is due.
-        want: has an instance loaded.
-        unload: has instances ended.
-        is_leaving: whether an instance is being ended already.
-        clock: for pauses.
+        desired_state: decides what is due.
+        ensure_loaded: loads an instance.
+        unload: unloads instances.
+        is_unloading: returns whether an instance is being unloaded already.
+        clock: for intervals.
     """
 
     def __init__(
         self,
-        upkeep: DesiredState,
-        want: Want,
+        desired_state: DesiredState,
+        ensure_loaded: EnsureLoaded,
         unload: Unload,
-        is_leaving: Callable[[InstanceId], bool],
+        is_unloading: Callable[[InstanceId], bool],
         clock: Clock,
     ) -> None:
-        self._upkeep = upkeep
-        self._pursuits = LoadRetries(want, clock)
+        self._desired_state = desired_state
+        self._loads = BackgroundLoads(ensure_loaded, clock)
         self._unload = unload
-        self._is_leaving = is_leaving
+        self._is_unloading = is_unloading
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, model_configs: Mapping[str, ModelConfig]) -> None:
-        """Want what is to be there from the start."""
+    def start(self, model_configs: Mapping[str, ModelConfig]) -> None:
+        """Load the models that are preloaded."""
         for key in preloads(model_configs.values()):
-            self._pursuits.begin(model_configs[key.model], key)
+            self._loads.start(model_configs[key.model], key)
 
-    def do(
-        self, shown: FleetSnapshot, model_configs: Mapping[str, ModelConfig], now: float
+    def reconcile(
+        self, snapshot: FleetSnapshot, model_configs: Mapping[str, ModelConfig], now: float
     ) -> None:
-        """Begin whatever is due.
+        """Start whatever is due.
 
         Args:
-            shown: the fleet, with operators' pins.
-            model_configs: by model id.
+            snapshot: the fleet, with operators' pins.
+            model_configs: model configs by model id.
             now: monotonic seconds.
         """
-        chores = self._upkeep.due(shown, model_configs.values(), now)
-        for key in chores.want:
-            self._pursuits.begin(model_configs[key.model], key)
-        for view in chores.unload:
-            if not self._is_leaving(view.id):
-                event(log, "idle_unload", model=view.model, node=view.node, instance=view.id)
+        actions = self._desired_state.actions(snapshot, model_configs.values(), now)
+        for key in actions.load:
+            self._loads.start(model_configs[key.model], key)
+        for view in actions.unload:
+            if not self._is_unloading(view.id):
+                event(
+                    log, "idle_unload_started", model=view.model, node=view.node, instance=view.id
+                )
                 task = asyncio.create_task(self._unload_idle(view))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Begin nothing more, and let go of what is under way."""
-        await self._pursuits.close()
+        """Cancel all tasks."""
+        await self._loads.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _unload_idle(self, view: InstanceView) -> None:
         try:
-            await self._unload(view.model, (view,), IDLE_DRAIN_S, whole=False, why="idle")
-        except CortexError as failed:
-            event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=failed)
+            await self._unload(view.model, (view,), IDLE_DRAIN_TIMEOUT_S, whole=False, why="idle")
+        except CortexError as error:
+            event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=error)

@@ -1,4 +1,4 @@
-"""Replaces instances whose profile has changed, each when nobody uses it."""
+"""Replaces instances whose model config has changed, one at a time and while idle."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from cortex_server.placement.load_queue import LoadKey
 
 log = logging.getLogger("cortex.lifecycle")
 
-LOOK_EVERY_S = 1.0
-DRAIN_S = 5.0
-"""A request that comes just as an idle instance is to go may end; if it takes longer, the instance stays for now."""
+CHECK_INTERVAL_S = 1.0
+DRAIN_TIMEOUT_S = 5.0
+"""A request that arrives just before an idle instance is unloaded may finish; if it takes longer, the instance stays
+for now."""
 
-LOAD_S = 3600.0
+LOAD_TIMEOUT_S = 3600.0
 
 
 class RollingUpdate:
-    """See the module.
+    """Replaces stale instances.
 
     Args:
-        fleet: where instances are seen.
-        conductor: who unloads and loads.
-        catalogue: the profiles that what is loaded was loaded by.
+        fleet: live state of the nodes.
+        controller: unloads and loads.
+        catalogue: the model configs that the instances were loaded with.
     """
 
     def __init__(self, fleet: Fleet, controller: Controller, catalogue: Catalogue) -> None:
@@ -39,17 +40,17 @@ class RollingUpdate:
         self._model_configs = _by_id(catalogue)
         self._stale: set[InstanceId] = set()
 
-    def use(self, catalogue: Catalogue) -> int:
-        """Take new profiles over.
+    def use_catalogue(self, catalogue: Catalogue) -> int:
+        """Replace the model configs.
 
         Returns:
-            How many instances are stale because what they were loaded by has changed.
+            The number of instances that are stale because their model config has changed.
         """
-        old, self._model_configs = self._model_configs, _by_id(catalogue)
+        previous, self._model_configs = self._model_configs, _by_id(catalogue)
         changed = {
             name
             for name, model_config in self._model_configs.items()
-            if name in old and model_config.spec() != old[name].spec()
+            if name in previous and model_config.spec() != previous[name].spec()
         }
         self._stale |= {
             i.id
@@ -59,14 +60,14 @@ class RollingUpdate:
         return len(self._stale)
 
     async def run(self) -> None:
-        """Replace what is stale and idle, one at a time; runs until cancelled."""
+        """Replace stale idle instances, one at a time, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             if self._stale:
                 try:
                     await self._replace_one()
-                except CortexError as failed:
-                    event(log, "renewal_failed", logging.WARNING, reason=failed.message)
+                except CortexError as error:
+                    event(log, "replacement_failed", logging.WARNING, reason=error.message)
 
     async def _replace_one(self) -> None:
         views = {i.id: i for i in self._fleet.snapshot.instances()}
@@ -75,12 +76,14 @@ class RollingUpdate:
         model_config = None if idle is None else self._model_configs.get(idle.model)
         if idle is None or model_config is None:
             return
-        event(log, "renewing", model=idle.model, node=idle.node, instance=idle.id)
+        event(log, "replacement_started", model=idle.model, node=idle.node, instance=idle.id)
         await self._controller.unload(
-            idle.model, (idle,), DRAIN_S, whole=False, why="config_change"
+            idle.model, (idle,), DRAIN_TIMEOUT_S, whole=False, why="config_change"
         )
         self._stale.discard(idle.id)
-        await self._controller.want(model_config, LoadKey(model_config.id), timeout_s=LOAD_S)
+        await self._controller.ensure_loaded(
+            model_config, LoadKey(model_config.id), timeout_s=LOAD_TIMEOUT_S
+        )
 
 
 def _by_id(catalogue: Catalogue) -> Mapping[str, ModelConfig]:

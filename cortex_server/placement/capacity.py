@@ -1,7 +1,7 @@
-"""The room on each node as placement sees it: what the node said, plus what is decided and not yet visible there.
+"""The capacity of each node as placement sees it: what the node reported, and decisions that it does not report yet.
 
-Building this for a node costs far more than asking it, so a `ClusterCapacity` keeps what it built for each `NodeView`
-and builds again only for nodes that changed.
+Building a `NodeCapacity` costs far more than querying it, so a `CapacityCache` rebuilds only those whose `NodeView` or
+pending decisions have changed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 
 Pins = frozenset[tuple[ModelId, str | None]]
-"""Pins set by operators: a model on a node, or on any (None)."""
+"""Pins set by operators: a model on one node, or on any node (None)."""
 
-Reach = Mapping[DeviceKind, tuple[int, ...]]
-"""MiB of the devices of each kind, the most first."""
+AvailableByKind = Mapping[DeviceKind, tuple[int, ...]]
+"""Available MiB of the devices of each kind, largest first."""
 
-Stairs = tuple[tuple[int, ...], tuple[float, ...]]
-"""MiB freed by the first, the first two, ... of some instances, and the `last_used` of each, the oldest first."""
+CumulativeFreed = tuple[tuple[int, ...], tuple[float, ...]]
+"""MiB freed by the first, the first two, ... of a list of instances, and the `last_used` of each, least recently used
+first."""
 
-TAKING_MEMORY = frozenset(
+MEMORY_HOLDING_STATES = frozenset(
     {
         InstanceState.LOADING,
         InstanceState.READY,
@@ -31,14 +32,20 @@ TAKING_MEMORY = frozenset(
         InstanceState.STOPPING,
     }
 )
+"""Instance states in which an instance holds device memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Memory that a decided load will take and its node does not show yet.
+    """Memory that a decided load will take and that its node does not report yet.
 
     Attributes:
-        victims: instances that leave for it.
+        instance: id of the instance to be loaded.
+        model: the model it is loaded for.
+        node: the node it is loaded on.
+        devices: indices of its devices.
+        device_mb: MiB on each device.
+        evictions: instances that are evicted for it.
     """
 
     instance: InstanceId
@@ -46,36 +53,44 @@ class Reservation:
     node: str
     devices: tuple[int, ...]
     device_mb: int
-    candidates: tuple[InstanceId, ...] = ()
+    evictions: tuple[InstanceId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """What is decided and not yet visible in a snapshot.
+    """Decisions that no snapshot shows yet.
 
     Attributes:
-        promises: of loads under way.
-        leaving: instances that are being drained or unloaded. Their memory belongs to the promise that they
-            leave for; what is left of it is nobody's before they are gone.
-        gone: instances that have left, whatever an old snapshot says.
-        pins: set by operators.
+        reservations: memory of pending loads.
+        draining: instances that are being drained or unloaded. Their memory belongs to the reservation that they are
+            evicted for; the rest is available to no one until they are gone.
+        removed: instances that have been unloaded, even if an old snapshot still shows them.
+        pins: pins set by operators.
     """
 
     reservations: tuple[Reservation, ...] = ()
-    leaving: frozenset[InstanceId] = frozenset()
-    gone: frozenset[InstanceId] = frozenset()
+    draining: frozenset[InstanceId] = frozenset()
+    removed: frozenset[InstanceId] = frozenset()
     pins: Pins = frozenset()
 
 
-NOTHING = Overlay()
+EMPTY_OVERLAY = Overlay()
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """A device with what a new instance can be promised on it.
+    """A device and the memory that a new instance can reserve on it.
 
     Attributes:
-        unfit: harnesses of the node whose engines do not run on it.
+        index: index on its node.
+        kind: CUDA, CPU, ...
+        name: product name; devices of the same name are interchangeable.
+        total_mb: MiB in total.
+        available_mb: MiB that can be reserved.
+        capability: CUDA compute capability, such as (8, 9); empty where there is none.
+        health: whether it can be used.
+        reason: why it can't be used.
+        unsupported_harnesses: harnesses of the node whose engines do not run on this device.
     """
 
     index: int
@@ -86,18 +101,19 @@ class DeviceCapacity:
     capability: tuple[int, ...]
     health: DeviceHealth
     reason: str | None
-    unfit: frozenset[str]
+    unsupported_harnesses: frozenset[str]
 
 
 @dataclass(frozen=True)
 class NodeCapacity:
-    """A node with its room. What only an eviction needs to know is worked out when first asked for.
+    """A node with its capacity. What only evictions need is computed on first use.
 
     Attributes:
-        devices: by index.
-        instances: those that take memory, pins applied, leaving ones draining, gone ones left out.
-        models: of these instances.
-        promised: loads that the node does not show yet.
+        node: the node as reported.
+        devices: its devices, by index.
+        instances: the instances that hold memory: pins applied, draining ones marked, removed ones left out.
+        models: the models of these instances.
+        reservations: loads that the node does not report yet.
     """
 
     node: NodeView
@@ -107,131 +123,136 @@ class NodeCapacity:
     reservations: tuple[Reservation, ...]
 
     @cached_property
-    def by_available(self) -> tuple[DeviceCapacity, ...]:
-        """The devices, the least available memory first."""
+    def devices_by_available(self) -> tuple[DeviceCapacity, ...]:
+        """Devices, least available memory first."""
         return tuple(sorted(self.devices, key=lambda d: (d.available_mb, d.index)))
 
     @cached_property
-    def open_to(self) -> frozenset[str]:
-        """Harnesses that an instance could be loaded with; none while the node is cordoned or does not answer."""
+    def usable_harnesses(self) -> frozenset[str]:
+        """Harnesses that can load an instance; none while the node is cordoned or unreachable."""
         node = self.node
         usable = node.state is NodeState.UP and not node.cordoned
         return frozenset(node.harnesses) if usable else frozenset()
 
     @cached_property
-    def free(self) -> Reach:
-        """What each device has available as things are."""
-        return _reach(self.devices, ())
+    def available(self) -> AvailableByKind:
+        """Available MiB of each device as things are."""
+        return _available_by_kind(self.devices, ())
 
     @cached_property
-    def idle_reach(self) -> Reach:
-        """What each device could have with all evictable idle instances gone."""
-        return _reach(self.devices, (i for i in self.instances if is_idle(i)))
+    def available_without_idle(self) -> AvailableByKind:
+        """Available MiB of each device if all evictable idle instances were gone."""
+        return _available_by_kind(self.devices, (i for i in self.instances if is_idle(i)))
 
     @cached_property
-    def ready_reach(self) -> Reach:
-        """The same with busy ones gone too."""
+    def available_without_ready(self) -> AvailableByKind:
+        """Available MiB of each device if all unpinned ready instances were gone, busy ones included."""
         ready = InstanceState.READY
-        return _reach(
+        return _available_by_kind(
             self.devices, (i for i in self.instances if i.state is ready and not i.pinned)
         )
 
     @cached_property
-    def stairs(self) -> Mapping[int, Stairs]:
-        """Of each device, its evictable idle instances from the oldest on."""
-        return _stairs(i for i in self.instances if is_idle(i))
+    def idle_by_age(self) -> Mapping[int, CumulativeFreed]:
+        """Evictable idle instances of each device, least recently used first."""
+        return _cumulative_freed(i for i in self.instances if is_idle(i))
 
     @cached_property
-    def latest(self) -> dict[tuple[DeviceKind, int, int], float]:
-        """What evictions by last use have found out about this room, by the room that was asked for."""
+    def last_use_bounds(self) -> dict[tuple[DeviceKind, int, int], float]:
+        """Cache of `eviction_candidates._last_use_bound`, by device kind, number of devices and MiB per device."""
         return {}
 
     @cached_property
-    def idle(self) -> frozenset[ModelId]:
+    def idle_models(self) -> frozenset[ModelId]:
         """Models with an evictable idle instance."""
         return frozenset(i.model for i in self.instances if is_idle(i))
 
     @cached_property
-    def moving(self) -> frozenset[InstanceId]:
-        """Instances whose memory comes free, or evictable, by itself."""
-        return frozenset(i.id for i in self.instances if _is_moving(i))
+    def in_transition(self) -> frozenset[InstanceId]:
+        """Instances whose memory becomes free or evictable without a further decision."""
+        return frozenset(i.id for i in self.instances if _is_in_transition(i))
 
 
-class ClusterCapacity:
-    """Remembers the room of each node for as long as the node and what is decided about it stay the same."""
+class CapacityCache:
+    """Caches the capacity of each node until its `NodeView` or the decisions about it change."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[NodeView, Overlay, NodeCapacity]] = {}
+        self._entries: dict[str, tuple[NodeView, Overlay, NodeCapacity]] = {}
 
-    def of(self, snapshot: FleetSnapshot, overlay: Overlay = NOTHING) -> tuple[NodeCapacity, ...]:
-        """The room of every node, in the snapshot's order."""
-        touched = _per_node(overlay)
-        return tuple(self._room(node, touched, overlay) for node in snapshot.nodes)
+    def capacities(
+        self, snapshot: FleetSnapshot, overlay: Overlay = EMPTY_OVERLAY
+    ) -> tuple[NodeCapacity, ...]:
+        """Return the capacity of every node, in the snapshot's order."""
+        overlays = _reservations_by_node(overlay)
+        return tuple(self._capacity(node, overlays, overlay) for node in snapshot.nodes)
 
-    def _room(
-        self, node: NodeView, touched: Mapping[str, Overlay], overlay: Overlay
+    def _capacity(
+        self, node: NodeView, overlays: Mapping[str, Overlay], overlay: Overlay
     ) -> NodeCapacity:
-        mine = touched.get(node.name, NOTHING)
-        if overlay.leaving or overlay.gone or overlay.pins:
-            mine = _narrowed(mine, node, overlay)
-        known = self._known.get(node.name)
-        if known is not None and known[0] is node and known[1] == mine:
-            return known[2]
-        capacity = node_capacity(node, mine)
-        self._known[node.name] = (node, mine, capacity)
+        node_overlay = overlays.get(node.name, EMPTY_OVERLAY)
+        if overlay.draining or overlay.removed or overlay.pins:
+            node_overlay = _restrict_to_node(node_overlay, node, overlay)
+        entry = self._entries.get(node.name)
+        if entry is not None and entry[0] is node and entry[1] == node_overlay:
+            return entry[2]
+        capacity = node_capacity(node, node_overlay)
+        self._entries[node.name] = (node, node_overlay, capacity)
         return capacity
 
 
-def _per_node(overlay: Overlay) -> dict[str, Overlay]:
+def _reservations_by_node(overlay: Overlay) -> dict[str, Overlay]:
     reservations: dict[str, list[Reservation]] = {}
     for reservation in overlay.reservations:
         reservations.setdefault(reservation.node, []).append(reservation)
-    return {name: Overlay(reservations=tuple(found)) for name, found in reservations.items()}
+    return {
+        name: Overlay(reservations=tuple(reservations_of_node))
+        for name, reservations_of_node in reservations.items()
+    }
 
 
-def _narrowed(mine: Overlay, node: NodeView, overlay: Overlay) -> Overlay:
-    """What of the fleet's overlay concerns one node."""
+def _restrict_to_node(own: Overlay, node: NodeView, overlay: Overlay) -> Overlay:
+    """Extend a node's own overlay by the parts of the fleet's overlay that concern the node."""
     ids = {i.id for i in node.instances}
-    leaving, gone = overlay.leaving & ids, overlay.gone & ids
+    draining, removed = overlay.draining & ids, overlay.removed & ids
     pins = frozenset(pin for pin in overlay.pins if pin[1] is None or pin[1] == node.name)
-    if leaving or gone or pins:
-        return replace(mine, leaving=leaving, gone=gone, pins=pins)
-    return mine
+    if draining or removed or pins:
+        return replace(own, draining=draining, removed=removed, pins=pins)
+    return own
 
 
-def node_capacity(node: NodeView, overlay: Overlay = NOTHING) -> NodeCapacity:
-    """The room of one node; see `Overlay` for what is added to what the node said."""
-    change = dict.fromkeys((d.index for d in node.devices), 0)
-    visible = {i.id for i in node.instances}
+def node_capacity(node: NodeView, overlay: Overlay = EMPTY_OVERLAY) -> NodeCapacity:
+    """Build the capacity of one node from its report and the overlay."""
+    change_mb = dict.fromkeys((d.index for d in node.devices), 0)
+    reported = {i.id for i in node.instances}
     for instance in node.instances:
-        if instance.id in overlay.gone:
-            for index, freed in frees(instance).items():
-                change[index] = change.get(index, 0) + freed
-    unseen = [p for p in overlay.reservations if p.instance not in visible]
-    for reservation in unseen:
-        bequeathed = _bequeathed(reservation, node, overlay)
+        if instance.id in overlay.removed:
+            for index, mb in memory_by_device(instance).items():
+                change_mb[index] = change_mb.get(index, 0) + mb
+    unreported = [p for p in overlay.reservations if p.instance not in reported]
+    for reservation in unreported:
+        from_evictions = _memory_from_evictions(reservation, node, overlay)
         for index in reservation.devices:
-            more = min(0, bequeathed.get(index, 0) - reservation.device_mb)
-            change[index] = change.get(index, 0) + more
-    devices = tuple(_device_room(d, change[d.index], node) for d in node.devices)
+            taken = min(0, from_evictions.get(index, 0) - reservation.device_mb)
+            change_mb[index] = change_mb.get(index, 0) + taken
+    devices = tuple(_device_capacity(d, change_mb[d.index], node) for d in node.devices)
     instances = tuple(
-        _as_decided(i, overlay)
+        _apply_overlay(i, overlay)
         for i in node.instances
-        if i.state in TAKING_MEMORY and i.id not in overlay.gone
+        if i.state in MEMORY_HOLDING_STATES and i.id not in overlay.removed
     )
     return NodeCapacity(
         node=node,
         devices=devices,
         instances=instances,
         models=frozenset(i.model for i in instances),
-        reservations=tuple(unseen),
+        reservations=tuple(unreported),
     )
 
 
-def frees(instance: InstanceView) -> dict[int, int]:
-    """MiB that each device gets back when an instance ends.
+def memory_by_device(instance: InstanceView) -> dict[int, int]:
+    """Return the MiB that an instance holds on each of its devices.
 
-    A node that does not measure per device tells the sum only; it is then taken as shared evenly.
+    A node that does not measure per device reports only the sum; it is split evenly.
     """
     devices = instance.devices
     if len(instance.vram_by_device) == len(devices):
@@ -239,28 +260,30 @@ def frees(instance: InstanceView) -> dict[int, int]:
     return dict.fromkeys(devices, instance.vram_used_mb // len(devices)) if devices else {}
 
 
-def _bequeathed(reservation: Reservation, node: NodeView, overlay: Overlay) -> dict[int, int]:
-    """MiB by device that a promise's victims hold still and will leave to it."""
-    left: dict[int, int] = {}
+def _memory_from_evictions(
+    reservation: Reservation, node: NodeView, overlay: Overlay
+) -> dict[int, int]:
+    """Return the MiB by device that the evictions for a reservation still hold and will leave to it."""
+    held: dict[int, int] = {}
     for instance in node.instances:
-        going = instance.id in overlay.leaving and instance.id not in overlay.gone
-        if going and instance.id in reservation.candidates:
-            for index, mb in frees(instance).items():
-                left[index] = left.get(index, 0) + mb
-    return left
+        draining = instance.id in overlay.draining and instance.id not in overlay.removed
+        if draining and instance.id in reservation.evictions:
+            for index, mb in memory_by_device(instance).items():
+                held[index] = held.get(index, 0) + mb
+    return held
 
 
 def is_idle(instance: InstanceView) -> bool:
-    """Ready, not pinned, and nobody uses it."""
+    """Return whether an instance is ready, not pinned, and has no request in flight."""
     return instance.state is InstanceState.READY and not instance.pinned and instance.in_flight == 0
 
 
 def is_serving(capacity: NodeCapacity, instance: InstanceView) -> bool:
-    """Whether requests can be sent to it."""
+    """Return whether requests can be sent to an instance."""
     return instance.state is InstanceState.READY and capacity.node.state is NodeState.UP
 
 
-def _device_room(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCapacity:
+def _device_capacity(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCapacity:
     capability = device.compute_capability
     return DeviceCapacity(
         index=device.index,
@@ -271,43 +294,49 @@ def _device_room(device: DeviceView, change_mb: int, node: NodeView) -> DeviceCa
         capability=tuple(int(p) for p in capability.split(".")) if capability else (),
         health=device.health,
         reason=device.reason,
-        unfit=frozenset(h for h, kinds in node.harness_kinds.items() if device.kind not in kinds),
+        unsupported_harnesses=frozenset(
+            h for h, kinds in node.harness_kinds.items() if device.kind not in kinds
+        ),
     )
 
 
-def _as_decided(instance: InstanceView, overlay: Overlay) -> InstanceView:
+def _apply_overlay(instance: InstanceView, overlay: Overlay) -> InstanceView:
     pins = overlay.pins
     if pins and ((instance.model, instance.node) in pins or (instance.model, None) in pins):
         instance = replace(instance, pinned=True)
-    if instance.id in overlay.leaving and instance.state is not InstanceState.DRAINING:
+    if instance.id in overlay.draining and instance.state is not InstanceState.DRAINING:
         instance = replace(instance, state=InstanceState.DRAINING)
     return instance
 
 
-def _is_moving(instance: InstanceView) -> bool:
+def _is_in_transition(instance: InstanceView) -> bool:
     if instance.state is InstanceState.LOADING:
         return not instance.pinned
     return instance.state in {InstanceState.DRAINING, InstanceState.STOPPING}
 
 
-def _reach(devices: Iterable[DeviceCapacity], going: Iterable[InstanceView]) -> Reach:
+def _available_by_kind(
+    devices: Iterable[DeviceCapacity], evicted: Iterable[InstanceView]
+) -> AvailableByKind:
     freed: dict[int, int] = {}
-    for instance in going:
-        for index, mb in frees(instance).items():
+    for instance in evicted:
+        for index, mb in memory_by_device(instance).items():
             freed[index] = freed.get(index, 0) + mb
-    reach: dict[DeviceKind, list[int]] = {}
+    available: dict[DeviceKind, list[int]] = {}
     for device in devices:
         if device.health is DeviceHealth.OK:
             mb = device.available_mb + freed.get(device.index, 0)
-            reach.setdefault(device.kind, []).append(mb)
-    return {kind: tuple(sorted(found, reverse=True)) for kind, found in reach.items()}
+            available.setdefault(device.kind, []).append(mb)
+    return {kind: tuple(sorted(amounts, reverse=True)) for kind, amounts in available.items()}
 
 
-def _stairs(idle: Iterable[InstanceView]) -> dict[int, Stairs]:
-    steps: dict[int, tuple[list[int], list[float]]] = {}
+def _cumulative_freed(idle: Iterable[InstanceView]) -> dict[int, CumulativeFreed]:
+    by_device: dict[int, tuple[list[int], list[float]]] = {}
     for instance in sorted(idle, key=lambda i: i.last_used):
-        for index, mb in frees(instance).items():
-            freed, used = steps.setdefault(index, ([], []))
+        for index, mb in memory_by_device(instance).items():
+            freed, last_used = by_device.setdefault(index, ([], []))
             freed.append(mb + (freed[-1] if freed else 0))
-            used.append(instance.last_used)
-    return {index: (tuple(freed), tuple(used)) for index, (freed, used) in steps.items()}
+            last_used.append(instance.last_used)
+    return {
+        index: (tuple(freed), tuple(last_used)) for index, (freed, last_used) in by_device.items()
+    }

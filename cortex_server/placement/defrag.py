@@ -1,8 +1,8 @@
-"""Moves that turn scattered free memory into a block that a model fits into.
+"""Moves that join scattered free memory into a block that a model fits into.
 
-An instance is moved by loading a copy where there is room already, shifting requests to it, and draining the original,
-so every move planned here can be carried out without an interruption, and none waits for another. Moves that would
-first need others out of the way are not looked for.
+An instance is moved by loading a copy where memory is available already, shifting its requests, and draining the
+original. So no planned move interrupts requests, and none waits for another. Moves that would first need other moves
+are not considered.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ from itertools import combinations
 from cortex_common.schema.fleet import InstanceView, NodeState
 from cortex_common.schema.hardware import DeviceHealth
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, frees
-from cortex_server.placement.eviction import UNKNOWN, StatsByModel
+from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, memory_by_device
+from cortex_server.placement.eviction import DEFAULT_STATS, StatsByModel
 
-MOST_MOVABLE = 12
-"""Instances of one device that are considered, the quickest to load first."""
+MAX_MOVABLE = 12
+"""Instances of one device that are considered, quickest to load first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One instance that changes its device.
+    """An instance that moves to another device.
 
     Attributes:
-        mb: MiB that it takes there, and frees where it was.
-        seconds: that its copy is expected to load.
-        in_flight: requests on the original, which end there.
+        instance: the instance.
+        model: its model.
+        node: its node now.
+        device: its device now.
+        to_node: the node it moves to.
+        to_device: the device it moves to.
+        mb: MiB that it takes there and frees here.
+        seconds: expected seconds to load the copy.
+        in_flight: requests on the original, which finish there.
     """
 
     instance: InstanceId
@@ -44,12 +50,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much may be moved.
+    """Limits on what may be moved.
 
     Attributes:
-        moves: at most so many instances.
-        seconds: at most so many seconds of loading.
-        cross_node: also to other nodes.
+        moves: number of instances.
+        seconds: seconds of loading in total.
+        cross_node: allow moves to other nodes.
     """
 
     moves: int = 3
@@ -58,15 +64,15 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Defrag:
-    """Moves that make a block.
+class DefragPlan:
+    """Moves that create a free block.
 
     Attributes:
-        node: where the block comes to be.
-        device: on which device.
-        before_mb: the largest free block among the nodes looked at, before.
-        after_mb: the free block on that device afterwards.
-        moves: in the order in which they are made; none when nothing better can be had.
+        node: the node where the block is created.
+        device: the device.
+        before_mb: the largest free block among the nodes considered, before.
+        after_mb: the free block on the device afterwards.
+        moves: the moves in order; none when no better block is possible.
     """
 
     node: str
@@ -76,55 +82,63 @@ class Defrag:
     moves: tuple[Move, ...]
 
 
-def defrag(
+def plan_defrag(
     capacities: Sequence[NodeCapacity],
     stats: StatsByModel,
     budget: Budget,
     *,
     wanted_mb: int | None = None,
     only: str | None = None,
-) -> Defrag | None:
-    """The moves that make the block that is wanted, or the largest block.
+) -> DefragPlan | None:
+    """Plan the moves that create a block of the wanted size, or the largest block.
 
     Args:
-        capacities: of the fleet.
-        stats: for the seconds of a load.
-        budget: how much may be moved.
-        wanted_mb: MiB that are wanted on one device: the fewest, then quickest moves; None for the largest block
-            that the budget can make.
-        only: make the block on this node.
+        capacities: capacities of the nodes.
+        stats: model statistics, for load times.
+        budget: limits on what may be moved.
+        wanted_mb: MiB wanted on one device: plans the fewest, then quickest moves. None for the largest block within
+            the budget.
+        only: create the block on this node.
 
     Returns:
-        None when no device gets such a block, or a larger one than there is. A plan without moves says that the block
-        is there already.
+        None when no device gets such a block, or a larger one than there is. A plan without moves means that the block
+        exists already.
     """
-    fields = [r for r in capacities if r.node.state is NodeState.UP and not r.node.cordoned]
-    sites = [r for r in fields if only in {None, r.node.name}]
-    blocks = [(d.available_mb, r.node.name, d.index) for r in sites for d in _usable(r)]
+    usable = [
+        capacity
+        for capacity in capacities
+        if capacity.node.state is NodeState.UP and not capacity.node.cordoned
+    ]
+    candidates = [capacity for capacity in usable if only in {None, capacity.node.name}]
+    blocks = [
+        (d.available_mb, capacity.node.name, d.index)
+        for capacity in candidates
+        for d in _usable(capacity)
+    ]
     if not blocks:
         return None
-    largest, node, device = max(blocks, key=lambda b: b[0])
-    if wanted_mb is not None and largest >= wanted_mb:
-        return Defrag(node, device, largest, largest, ())
-    best: Defrag | None = None
-    for capacity in sites:
-        takers = fields if budget.cross_node else [capacity]
-        for endpoint in _usable(capacity):
-            for found in _emptied(capacity, endpoint, takers, stats, budget):
-                after = endpoint.available_mb + sum(m.mb for m in found)
-                plan = Defrag(capacity.node.name, endpoint.index, largest, after, found)
-                if after < (wanted_mb or largest + 1):
+    largest_mb, node, device = max(blocks, key=lambda b: b[0])
+    if wanted_mb is not None and largest_mb >= wanted_mb:
+        return DefragPlan(node, device, largest_mb, largest_mb, ())
+    best: DefragPlan | None = None
+    for capacity in candidates:
+        destinations = usable if budget.cross_node else [capacity]
+        for source in _usable(capacity):
+            for moves in _possible_moves(capacity, source, destinations, stats, budget):
+                after_mb = source.available_mb + sum(move.mb for move in moves)
+                plan = DefragPlan(capacity.node.name, source.index, largest_mb, after_mb, moves)
+                if after_mb < (wanted_mb or largest_mb + 1):
                     continue
-                if best is None or _better(plan, best, wanted=wanted_mb is not None):
+                if best is None or _is_better(plan, best, wanted=wanted_mb is not None):
                     best = plan
     return best
 
 
-def _better(one: Defrag, other: Defrag, *, wanted: bool) -> bool:
-    return _rank(one, wanted=wanted) < _rank(other, wanted=wanted)
+def _is_better(plan: DefragPlan, other: DefragPlan, *, wanted: bool) -> bool:
+    return _rank(plan, wanted=wanted) < _rank(other, wanted=wanted)
 
 
-def _rank(plan: Defrag, *, wanted: bool) -> tuple[float, ...]:
+def _rank(plan: DefragPlan, *, wanted: bool) -> tuple[float, ...]:
     effort = (
         len(plan.moves),
         sum(m.in_flight for m in plan.moves),
@@ -137,29 +151,32 @@ def _usable(capacity: NodeCapacity) -> list[DeviceCapacity]:
     return [d for d in capacity.devices if d.health is DeviceHealth.OK]
 
 
-def _emptied(
+def _possible_moves(
     capacity: NodeCapacity,
-    endpoint: DeviceCapacity,
-    takers: Sequence[NodeCapacity],
+    source: DeviceCapacity,
+    destinations: Sequence[NodeCapacity],
     stats: StatsByModel,
     budget: Budget,
 ) -> Iterator[tuple[Move, ...]]:
-    """Every set of instances that can leave a device within the budget, with where each would go."""
-    movable = [i for i in capacity.instances if _movable(i, endpoint.index)]
-    seconds = {i.id: stats.get(i.model, UNKNOWN).reload_s for i in movable}
-    movable.sort(key=lambda i: (seconds[i.id], i.id))
+    """Yield every set of moves within the budget that takes instances off a device."""
+    movable = [instance for instance in capacity.instances if _is_movable(instance, source.index)]
+    seconds = {
+        instance.id: stats.get(instance.model, DEFAULT_STATS).reload_s for instance in movable
+    }
+    movable.sort(key=lambda instance: (seconds[instance.id], instance.id))
     for count in range(1, budget.moves + 1):
-        for chosen in combinations(movable[:MOST_MOVABLE], count):
-            if sum(seconds[i.id] for i in chosen) <= budget.seconds:
-                homes = _homes(chosen, endpoint, capacity, takers)
-                if homes is not None:
+        for instances in combinations(movable[:MAX_MOVABLE], count):
+            if sum(seconds[instance.id] for instance in instances) <= budget.seconds:
+                assigned = _assign_destinations(instances, source, capacity, destinations)
+                if assigned is not None:
                     yield tuple(
-                        _move(i, endpoint.index, *homes[i.id], seconds[i.id]) for i in chosen
+                        _move(instance, source.index, *assigned[instance.id], seconds[instance.id])
+                        for instance in instances
                     )
 
 
-def _movable(instance: InstanceView, device: int) -> bool:
-    """Ready, not pinned, and on this device alone."""
+def _is_movable(instance: InstanceView, device: int) -> bool:
+    """Return whether an instance is ready, not pinned, and on this device only."""
     return (
         instance.devices == (device,)
         and instance.state is InstanceState.READY
@@ -177,42 +194,44 @@ def _move(
         device=device,
         to_node=to_node,
         to_device=to_device,
-        mb=frees(instance)[device],
+        mb=memory_by_device(instance)[device],
         seconds=seconds,
         in_flight=instance.in_flight,
     )
 
 
-def _homes(
-    leaving: Sequence[InstanceView],
-    endpoint: DeviceCapacity,
+def _assign_destinations(
+    instances: Sequence[InstanceView],
+    source: DeviceCapacity,
     capacity: NodeCapacity,
-    takers: Sequence[NodeCapacity],
+    destinations: Sequence[NodeCapacity],
 ) -> Mapping[InstanceId, tuple[str, int]] | None:
-    """Where each goes: the largest first, into the tightest device that has room, on its own node if it can be.
+    """Assign destinations: largest instance first, to the fullest device that suffices, on its own node if possible.
 
-    An instance does not go to another kind or type of card than it runs on, nor to a node without its harness.
+    An instance never moves to a device of another kind or product, nor to a node without its harness.
     """
-    free = {
-        (r.node.name, d.index): d.available_mb
-        for r in takers
-        for d in _usable(r)
-        if (r.node.name, d.index) != (capacity.node.name, endpoint.index)
-        and d.kind is endpoint.kind
-        and d.name == endpoint.name
+    available = {
+        (node_capacity.node.name, d.index): d.available_mb
+        for node_capacity in destinations
+        for d in _usable(node_capacity)
+        if (node_capacity.node.name, d.index) != (capacity.node.name, source.index)
+        and d.kind is source.kind
+        and d.name == source.name
     }
-    harnesses = {r.node.name: r.node.harnesses for r in takers}
-    homes: dict[InstanceId, tuple[str, int]] = {}
-    for instance in sorted(leaving, key=lambda i: (-frees(i)[endpoint.index], i.id)):
-        mb = frees(instance)[endpoint.index]
-        able = [
-            (name != capacity.node.name, left, name, index)
-            for (name, index), left in free.items()
-            if left >= mb and instance.harness in harnesses[name]
+    harnesses = {
+        node_capacity.node.name: node_capacity.node.harnesses for node_capacity in destinations
+    }
+    assigned: dict[InstanceId, tuple[str, int]] = {}
+    for instance in sorted(instances, key=lambda i: (-memory_by_device(i)[source.index], i.id)):
+        mb = memory_by_device(instance)[source.index]
+        sufficient = [
+            (name != capacity.node.name, available_mb, name, index)
+            for (name, index), available_mb in available.items()
+            if available_mb >= mb and instance.harness in harnesses[name]
         ]
-        if not able:
+        if not sufficient:
             return None
-        _, left, name, index = min(able)
-        homes[instance.id] = (name, index)
-        free[name, index] = left - mb
-    return homes
+        _, available_mb, name, index = min(sufficient)
+        assigned[instance.id] = (name, index)
+        available[name, index] = available_mb - mb
+    return assigned

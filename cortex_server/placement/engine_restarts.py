@@ -1,6 +1,6 @@
-"""When an engine of somebody else is restarted: each load and unload scatters its memory, and nothing else mends that.
+"""When to restart an attached engine: each load and unload fragments its memory, and only a restart undoes that.
 
-What is in it is drained first, stays where it is as far as placement is concerned, and is loaded again with the engine.
+Its instances are drained first, keep their place as far as placement is concerned, and are loaded again with it.
 """
 
 from __future__ import annotations
@@ -10,26 +10,28 @@ from dataclasses import dataclass
 
 from cortex_common.schema.fleet import EngineView, InstanceView, NodeState, NodeView
 from cortex_common.schema.instances import InstanceState
-from cortex_server.placement.capacity import TAKING_MEMORY
-from cortex_server.placement.eviction import UNKNOWN, StatsByModel
+from cortex_server.placement.capacity import MEMORY_HOLDING_STATES
+from cortex_server.placement.eviction import DEFAULT_STATS, StatsByModel
 
-QUIET_S = 60.0
-"""An engine in which nobody has used anything for so long is restarted without anybody's noticing."""
+IDLE_THRESHOLD_S = 60.0
+"""An engine without requests for this long can be restarted without any client noticing."""
 
-INSIST_AFTER = 2
-"""An engine that is never quiet is drained after this many times the loads and unloads that make it due."""
+FORCE_AFTER_MULTIPLE = 2
+"""An engine that is never idle is drained at this multiple of the cycles that make a restart due."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One engine that is due.
+    """A restart that is due.
 
     Attributes:
-        cycles: loads and unloads in it since it started.
-        instances: what is in it, and comes back.
-        seconds: that loading them again is expected to take; who asks for one meanwhile waits.
-        idle_s: seconds since one of them was used; 0 while one is in use.
-        hindrance: why it can't be restarted now, for people.
+        node: the node.
+        harness: the harness that the engine is attached to.
+        cycles: loads and unloads since the engine started.
+        instances: the instances in it, which come back.
+        seconds: expected seconds to load them again; requests for them wait that long.
+        idle_s: seconds since one of them was used; 0 while one is busy.
+        blocker: why it can't be restarted now, as text for people.
     """
 
     node: str
@@ -38,82 +40,84 @@ class Restart:
     instances: tuple[InstanceView, ...]
     seconds: float
     idle_s: float
-    hindrance: str | None = None
+    blocker: str | None = None
 
     @property
     def in_flight(self) -> int:
-        """Requests that are waited for first."""
+        """Requests that are drained first."""
         return sum(i.in_flight for i in self.instances)
 
 
 def due_restarts(
     nodes: Iterable[NodeView], stats: StatsByModel, after_cycles: int, now: float
 ) -> tuple[Restart, ...]:
-    """Engines with at least so many loads and unloads since they started, those with most first.
+    """Return the engines with at least `after_cycles` loads and unloads since they started, most cycles first.
 
     Args:
-        nodes: of the fleet.
-        stats: for the seconds of a load.
-        after_cycles: how many make one due; 0 for never.
+        nodes: the nodes.
+        stats: model statistics, for load times.
+        after_cycles: cycles that make a restart due; 0 for never.
         now: Unix seconds.
     """
     if not after_cycles:
         return ()
-    found = [
+    restarts = [
         _restart(node, engine, stats, now)
         for node in nodes
         if node.state is NodeState.UP
         for engine in node.engines
         if engine.cycles >= after_cycles
     ]
-    return tuple(sorted(found, key=lambda r: (-r.cycles, r.node, r.harness)))
+    return tuple(sorted(restarts, key=lambda r: (-r.cycles, r.node, r.harness)))
 
 
-def affordable(found: Iterable[Restart], seconds: float) -> tuple[Restart, ...]:
-    """Those that can be made now, one after the other, while their loading stays within so many seconds."""
+def within_time_budget(restarts: Iterable[Restart], seconds: float) -> tuple[Restart, ...]:
+    """Return the restarts that can be made now, one after another, within a total of `seconds` of loading."""
     chosen: list[Restart] = []
-    for restart in found:
-        if restart.hindrance is None and restart.seconds <= seconds:
+    for restart in restarts:
+        if restart.blocker is None and restart.seconds <= seconds:
             seconds -= restart.seconds
             chosen.append(restart)
     return tuple(chosen)
 
 
-def choose(found: Iterable[Restart], after_cycles: int) -> Restart | None:
-    """The one to make unasked: the first that is quiet, or has waited for quiet in vain for too long."""
+def choose_restart(restarts: Iterable[Restart], after_cycles: int) -> Restart | None:
+    """Return the restart to make automatically: the first whose engine is idle, or has been busy for too long."""
     return next(
         (
             r
-            for r in found
-            if r.hindrance is None
-            and (r.idle_s >= QUIET_S or r.cycles >= INSIST_AFTER * after_cycles)
+            for r in restarts
+            if r.blocker is None
+            and (r.idle_s >= IDLE_THRESHOLD_S or r.cycles >= FORCE_AFTER_MULTIPLE * after_cycles)
         ),
         None,
     )
 
 
 def _restart(node: NodeView, engine: EngineView, stats: StatsByModel, now: float) -> Restart:
-    inside = tuple(
-        i for i in node.instances if i.harness == engine.harness and i.state in TAKING_MEMORY
+    instances = tuple(
+        i
+        for i in node.instances
+        if i.harness == engine.harness and i.state in MEMORY_HOLDING_STATES
     )
-    busy = any(i.in_flight for i in inside)
+    busy = any(i.in_flight for i in instances)
     return Restart(
         node=node.name,
         harness=engine.harness,
         cycles=engine.cycles,
-        instances=inside,
-        seconds=sum(stats.get(i.model, UNKNOWN).reload_s for i in inside),
-        idle_s=0.0 if busy else now - max((i.last_used for i in inside), default=0.0),
-        hindrance=_hindrance(engine, inside),
+        instances=instances,
+        seconds=sum(stats.get(i.model, DEFAULT_STATS).reload_s for i in instances),
+        idle_s=0.0 if busy else now - max((i.last_used for i in instances), default=0.0),
+        blocker=_blocker(engine, instances),
     )
 
 
-def _hindrance(engine: EngineView, inside: Sequence[InstanceView]) -> str | None:
-    unsettled = next((i for i in inside if i.state is not InstanceState.READY), None)
+def _blocker(engine: EngineView, instances: Sequence[InstanceView]) -> str | None:
+    not_ready = next((i for i in instances if i.state is not InstanceState.READY), None)
     if engine.restarting:
         return "it is being restarted"
     if not engine.restartable:
-        return f"its neuron knows no unit to restart: set unit of harness {engine.harness!r} in neuron.toml"
+        return f"its neuron has no systemd unit to restart: set `unit` of harness {engine.harness!r} in neuron.toml"
     if not engine.reachable:
-        return "it does not answer"
-    return f"{unsettled.model} is {unsettled.state} in it" if unsettled is not None else None
+        return "it is unreachable"
+    return f"{not_ready.model} is {not_ready.state} in it" if not_ready is not None else None

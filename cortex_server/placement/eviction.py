@@ -1,8 +1,8 @@
-"""Which instances make room, so that the least is lost.
+"""Which instances to evict, so that the cost is lowest.
 
-A strategy gives each candidate a worth. Under `lru` and `priority` the worths only have an order, and sets are
-compared by their worthiest member, then the next, and so on: nothing recent goes where something older does.
-Under `cost` worths are seconds of cold start expected per second, and sets are compared by their sum.
+A strategy assigns each candidate a cost. Costs of `lru` and `priority` have only an order, and sets are compared by
+their most costly member, then the next, and so on: a recently used instance is never evicted where an older one
+suffices. Costs of `cost` are expected seconds of cold start per second, and sets are compared by their sum.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.placement.policy import Strategy
 
-EXACT_UP_TO = 12
-"""Candidates up to which `cost` searches all sets. Beyond, it adds the candidate that frees most for its worth
-until there is room, then drops what turned out not to be needed: on one device within twice the least."""
+MAX_EXACT_CANDIDATES = 12
+"""With up to this many candidates, `cost` searches all sets. Beyond, it is greedy: it adds the candidate that frees the
+most per cost until the memory suffices, then drops those not needed; on one device within twice the optimum."""
 
-FEW = 4
-"""Candidates up to which all sets are gone through sooner than a good one is found to begin with."""
+MAX_UNSEEDED_CANDIDATES = 4
+"""With up to this many candidates, searching all sets is faster than finding a good first bound."""
 
 EvictionCost = tuple[float, ...]
-"""What is lost with a victim or a set of them; smaller goes first. Comparable within one strategy."""
+"""What is lost with an instance or a set of them; lower is evicted first. Comparable within one strategy."""
 
-LEAST_RATE = 1e-6
-"""Requests a second that a model nobody asked for lately counts with, so that memory and load time still decide."""
+MIN_RATE = 1e-6
+"""Requests per second assumed for a model without recent requests, so that load time still decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStats:
-    """What the gateway knows of a model besides its instances.
+    """Statistics of a model.
 
     Attributes:
-        priority: of its profile.
-        reload_s: seconds that loading it again is expected to take.
-        rate: requests a second lately; decays, so that yesterday's favourite ages.
-        keep: instances that must stay (`replicas.min`).
+        priority: priority in its model config.
+        reload_s: expected seconds to load it again.
+        rate: recent requests per second; decays, so that a model that was popular yesterday ages.
+        min_replicas: instances that must remain (`replicas.min`).
     """
 
     priority: int = 0
     reload_s: float = 10.0
     rate: float = 0.0
-    keep: int = 0
+    min_replicas: int = 0
 
 
-UNKNOWN = ModelStats()
+DEFAULT_STATS = ModelStats()
 
 
 class StatsByModel(Protocol):
-    """Standings by model: a mapping, or what works one out when asked; most are never asked for."""
+    """Statistics by model: a mapping, or an object that computes them lazily, because most are never read."""
 
     def get(self, model: ModelId, default: ModelStats, /) -> ModelStats:
-        """The standing of a model."""
+        """Return the statistics of a model."""
         ...
 
 
@@ -63,172 +63,186 @@ class EvictionCandidate:
     """An instance that may be evicted.
 
     Attributes:
-        frees: MiB by device index.
-        worth: what is lost with it.
+        id: the instance.
+        freed_mb: MiB freed, by device index.
+        cost: what is lost with it.
     """
 
     id: InstanceId
-    frees: Mapping[int, int]
+    freed_mb: Mapping[int, int]
     cost: EvictionCost
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionSet:
-    """A set of victims, least worth first, and what is lost with it."""
+    """Instances to evict.
+
+    Attributes:
+        candidates: the instances, lowest cost first.
+        cost: what is lost with all of them.
+    """
 
     candidates: tuple[EvictionCandidate, ...]
     cost: EvictionCost
 
 
 def eviction_cost(strategy: Strategy, instance: InstanceView, stats: ModelStats) -> EvictionCost:
-    """What is lost when this instance goes."""
+    """Return the cost of evicting an instance."""
     match strategy:
         case Strategy.LRU:
             return (instance.last_used,)
         case Strategy.PRIORITY:
             return (float(stats.priority), instance.last_used)
         case Strategy.COST:
-            return (stats.reload_s * max(stats.rate, LEAST_RATE),)
+            return (stats.reload_s * max(stats.rate, MIN_RATE),)
 
 
 def minimum_cost(strategy: Strategy, stats: ModelStats) -> float:
-    """No instance of a model that stands so has a worth that begins with less."""
+    """Return a lower bound for the first element of the cost of any instance of a model with these statistics."""
     match strategy:
         case Strategy.LRU:
             return float("-inf")
         case Strategy.PRIORITY:
             return float(stats.priority)
         case Strategy.COST:
-            return stats.reload_s * max(stats.rate, LEAST_RATE)
+            return stats.reload_s * max(stats.rate, MIN_RATE)
 
 
-def cheapest(
+def cheapest_set(
     strategy: Strategy, candidates: Sequence[EvictionCandidate], missing: Mapping[int, int]
 ) -> EvictionSet | None:
-    """The set of candidates worth least that frees what is missing.
+    """Find the set of candidates with the lowest cost that frees the missing memory.
 
     Args:
-        strategy: that gave the candidates their worths.
-        candidates: instances that may go.
-        missing: MiB that are missing on each device; entries of 0 or less are met already.
+        strategy: the strategy that the costs come from.
+        candidates: instances that may be evicted.
+        missing: MiB missing on each device; entries of 0 or less are met already.
 
     Returns:
         None when all candidates together free too little.
     """
-    lack = {device: mb for device, mb in missing.items() if mb > 0}
-    useful = [v for v in candidates if any(v.frees.get(device, 0) > 0 for device in lack)]
-    useful.sort(key=_least_first)
-    if not _enough(useful, lack):
+    needed = {device: mb for device, mb in missing.items() if mb > 0}
+    useful = [v for v in candidates if any(v.freed_mb.get(device, 0) > 0 for device in needed)]
+    useful.sort(key=_sort_key)
+    if not _suffices(useful, needed):
         return None
     if len(useful) == 1:
         return EvictionSet(tuple(useful), useful[0].cost)
     if strategy is not Strategy.COST:
-        found = _without_needless(useful, lack)
-        return EvictionSet(tuple(found), tuple(x for v in reversed(found) for x in v.cost))
-    found = _least_sum(useful, lack) if len(useful) <= EXACT_UP_TO else _by_density(useful, lack)
-    return EvictionSet(tuple(found), (_sum(found),))
+        chosen = _drop_unneeded(useful, needed)
+        return EvictionSet(tuple(chosen), tuple(x for v in reversed(chosen) for x in v.cost))
+    chosen = (
+        _minimum_sum(useful, needed)
+        if len(useful) <= MAX_EXACT_CANDIDATES
+        else _greedy_cover(useful, needed)
+    )
+    return EvictionSet(tuple(chosen), (_total_cost(chosen),))
 
 
-def together(strategy: Strategy, choices: Iterable[EvictionSet]) -> EvictionSet:
-    """Choices for devices that share no victim, as one: what is least on each is least on all of them."""
-    found = sorted((v for c in choices for v in c.candidates), key=_least_first)
+def merge_sets(strategy: Strategy, sets: Iterable[EvictionSet]) -> EvictionSet:
+    """Merge the cheapest sets of devices that share no candidate; the result is the cheapest for all of them."""
+    merged = sorted((v for c in sets for v in c.candidates), key=_sort_key)
     if strategy is Strategy.COST:
-        return EvictionSet(tuple(found), (_sum(found),))
-    return EvictionSet(tuple(found), tuple(x for v in reversed(found) for x in v.cost))
+        return EvictionSet(tuple(merged), (_total_cost(merged),))
+    return EvictionSet(tuple(merged), tuple(x for v in reversed(merged) for x in v.cost))
 
 
-def _least_first(candidate: EvictionCandidate) -> tuple[EvictionCost, int, str]:
-    """Of equals, the one that frees more counts as worth less, so that fewer go."""
-    return candidate.cost, -sum(candidate.frees.values()), candidate.id
+def _sort_key(candidate: EvictionCandidate) -> tuple[EvictionCost, int, str]:
+    """Sort by cost; of equal costs, the candidate that frees more comes first, so that fewer are evicted."""
+    return candidate.cost, -sum(candidate.freed_mb.values()), candidate.id
 
 
-def _enough(candidates: Sequence[EvictionCandidate], lack: Mapping[int, int]) -> bool:
-    return all(sum(v.frees.get(d, 0) for v in candidates) >= mb for d, mb in lack.items())
+def _suffices(candidates: Sequence[EvictionCandidate], needed: Mapping[int, int]) -> bool:
+    return all(sum(v.freed_mb.get(d, 0) for v in candidates) >= mb for d, mb in needed.items())
 
 
-def _sum(candidates: Sequence[EvictionCandidate]) -> float:
+def _total_cost(candidates: Sequence[EvictionCandidate]) -> float:
     return sum(v.cost[0] for v in candidates)
 
 
-def _without_needless(
-    candidates: list[EvictionCandidate], lack: Mapping[int, int]
+def _drop_unneeded(
+    candidates: list[EvictionCandidate], needed: Mapping[int, int]
 ) -> list[EvictionCandidate]:
-    """Drop each victim that is not needed, worthiest first.
+    """Drop each candidate that is not needed, most costly first.
 
-    For a strict order of worths this is exact: whether a set suffices is monotone, so keeping the worthiest only
-    where all the others do not suffice gives the set whose worthiest member is least, then the next, and so on.
+    Exact for totally ordered costs: whether a set suffices is monotone, so keeping the most costly candidate only where
+    all others do not suffice yields the set whose most costly member is lowest, then the next, and so on.
     """
     kept = list(candidates)
     for candidate in reversed(candidates):
         rest = [v for v in kept if v is not candidate]
-        if _enough(rest, lack):
+        if _suffices(rest, needed):
             kept = rest
     return kept
 
 
-def _least_sum(
-    candidates: list[EvictionCandidate], lack: Mapping[int, int]
+def _minimum_sum(
+    candidates: list[EvictionCandidate], needed: Mapping[int, int]
 ) -> list[EvictionCandidate]:
-    """The sufficient set with the least sum, by branch and bound."""
-    best = _by_density(candidates, lack) if len(candidates) > FEW else candidates
-    best_sum = _sum(best) if len(candidates) > FEW else inf
+    """Find the sufficient set with the lowest sum of costs, by branch and bound."""
+    best = (
+        _greedy_cover(candidates, needed)
+        if len(candidates) > MAX_UNSEEDED_CANDIDATES
+        else candidates
+    )
+    best_sum = _total_cost(best) if len(candidates) > MAX_UNSEEDED_CANDIDATES else inf
 
     def search(
-        at: int, chosen: list[EvictionCandidate], so_far: float, left: Mapping[int, int]
+        index: int, chosen: list[EvictionCandidate], cost: float, missing: Mapping[int, int]
     ) -> None:
         nonlocal best, best_sum
-        if so_far >= best_sum:
+        if cost >= best_sum:
             return
-        if not left:
-            best, best_sum = list(chosen), so_far
+        if not missing:
+            best, best_sum = list(chosen), cost
             return
-        if not _enough(candidates[at:], left):
+        if not _suffices(candidates[index:], missing):
             return
-        candidate = candidates[at]
-        after = {d: mb - candidate.frees.get(d, 0) for d, mb in left.items()}
+        candidate = candidates[index]
+        remaining = {d: mb - candidate.freed_mb.get(d, 0) for d, mb in missing.items()}
         search(
-            at + 1,
+            index + 1,
             [*chosen, candidate],
-            so_far + candidate.cost[0],
-            {d: mb for d, mb in after.items() if mb > 0},
+            cost + candidate.cost[0],
+            {d: mb for d, mb in remaining.items() if mb > 0},
         )
-        search(at + 1, chosen, so_far, left)
+        search(index + 1, chosen, cost, missing)
 
-    search(0, [], 0.0, lack)
-    return _without_needless(best, lack)
+    search(0, [], 0.0, needed)
+    return _drop_unneeded(best, needed)
 
 
-def _by_density(
-    candidates: list[EvictionCandidate], lack: Mapping[int, int]
+def _greedy_cover(
+    candidates: list[EvictionCandidate], needed: Mapping[int, int]
 ) -> list[EvictionCandidate]:
-    """Greedy cover: per MiB that is still missing the cheapest first; every way to close is compared.
+    """Cover greedily, lowest cost per missing MiB first, and compare every candidate that would complete the cover.
 
-    Csirik, Frenk, Labbe and Zhang (1991) show a factor of 2 for the one-dimensional case.
+    Csirik, Frenk, Labbé and Zhang (1991) show a factor of 2 for the one-dimensional case.
     """
-    left = dict(lack)
+    missing = dict(needed)
     pool = list(candidates)
     chosen: list[EvictionCandidate] = []
     best: list[EvictionCandidate] | None = None
-    while pool and left:
+    while pool and missing:
 
         def useful(candidate: EvictionCandidate) -> int:
-            return sum(min(candidate.frees.get(d, 0), mb) for d, mb in left.items())  # noqa: B023 - called at once
+            return sum(min(candidate.freed_mb.get(d, 0), mb) for d, mb in missing.items())  # noqa: B023 - called within the iteration
 
         pool = [v for v in pool if useful(v) > 0]
         for candidate in pool:
-            if all(candidate.frees.get(d, 0) >= mb for d, mb in left.items()):
-                closed = [*chosen, candidate]
-                if best is None or _sum(closed) < _sum(best):
-                    best = closed
-        going_on = [v for v in pool if any(v.frees.get(d, 0) < mb for d, mb in left.items())]
-        if not going_on:
+            if all(candidate.freed_mb.get(d, 0) >= mb for d, mb in missing.items()):
+                complete = [*chosen, candidate]
+                if best is None or _total_cost(complete) < _total_cost(best):
+                    best = complete
+        partial = [v for v in pool if any(v.freed_mb.get(d, 0) < mb for d, mb in missing.items())]
+        if not partial:
             break
-        taken = min(going_on, key=lambda v: (v.cost[0] / useful(v), v.id))
-        pool.remove(taken)
-        chosen.append(taken)
-        left = {d: mb - taken.frees.get(d, 0) for d, mb in left.items()}
-        left = {d: mb for d, mb in left.items() if mb > 0}
-    if not left and (best is None or _sum(chosen) < _sum(best)):
+        added = min(partial, key=lambda v: (v.cost[0] / useful(v), v.id))
+        pool.remove(added)
+        chosen.append(added)
+        missing = {d: mb - added.freed_mb.get(d, 0) for d, mb in missing.items()}
+        missing = {d: mb for d, mb in missing.items() if mb > 0}
+    if not missing and (best is None or _total_cost(chosen) < _total_cost(best)):
         best = chosen
-    assert best is not None, "the caller has checked that all together suffice"
-    return _without_needless(sorted(best, key=lambda v: (v.cost, v.id)), lack)
+    assert best is not None, "the caller checked that all candidates together suffice"
+    return _drop_unneeded(sorted(best, key=lambda v: (v.cost, v.id)), needed)

@@ -1,10 +1,11 @@
-"""Who may be evicted for whom."""
+"""Which instances may be evicted for a request, and the device set whose evictions cost the least."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from heapq import heapify, heappop
 from itertools import combinations
 from operator import itemgetter
@@ -12,210 +13,253 @@ from operator import itemgetter
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceState, ModelId
-from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity, frees, is_serving
+from cortex_server.placement.capacity import (
+    DeviceCapacity,
+    NodeCapacity,
+    is_serving,
+    memory_by_device,
+)
 from cortex_server.placement.eviction import (
-    UNKNOWN,
+    DEFAULT_STATS,
     EvictionCandidate,
     EvictionCost,
     EvictionSet,
     ModelStats,
-    cheapest,
+    cheapest_set,
     eviction_cost,
+    merge_sets,
     minimum_cost,
-    together,
 )
-from cortex_server.placement.fit import Shape, suitable
+from cortex_server.placement.fit import Shape, eligible_devices
 from cortex_server.placement.policy import Policy, Strategy
 from cortex_server.placement.state import ClusterState, PlacementRequest
 
-SETTLED, YOUNG, BUSY, ANY = range(4)
-"""Tiers of who may go: idle and settled instances; idle ones that were loaded lately too; busy settled ones too; and
-at last busy ones that were loaded lately. The last comes late, or models that are all busy would take turns faster
-than they load."""
+UNBOUNDED = float("inf")
+"""Lower bound of the cost on a node where no eviction suffices."""
 
-NEVER = float("inf")
+MAX_SEARCHED_NODES = 16
+"""Nodes that are searched exactly, lowest bound first. A fleet of this size is searched completely; in a larger one the
+result is the lowest cost among the nodes with the lowest bounds."""
+
+EXTRA_DEVICES = 2
+"""Where instances span several devices, sets are drawn from this many devices more than needed, cheapest first."""
+
+
+class EvictionTier(IntEnum):
+    """Which instances may be evicted; each tier includes those before it.
+
+    The last comes late, or models that are all busy would evict each other faster than they load.
+
+    Attributes:
+        IDLE: idle instances past their minimum residency.
+        IDLE_RECENT: idle instances that were loaded recently.
+        BUSY: busy instances past their minimum residency.
+        BUSY_RECENT: busy instances that were loaded recently.
+    """
+
+    IDLE = 0
+    IDLE_RECENT = 1
+    BUSY = 2
+    BUSY_RECENT = 3
 
 
 class EvictionRules:
-    """Who may be evicted for a wish at a tier.
+    """Decides which instances may be evicted for a request at a tier.
 
     Args:
-        world: what there is.
-        policy: of the operator.
-        wish: for whom.
-        tier: SETTLED, YOUNG, BUSY or ANY.
+        cluster: the state of the cluster.
+        policy: the operator's settings.
+        request: the model to be placed.
+        tier: which instances may be evicted.
     """
 
     def __init__(
-        self, cluster: ClusterState, policy: Policy, request: PlacementRequest, tier: int
+        self, cluster: ClusterState, policy: Policy, request: PlacementRequest, tier: EvictionTier
     ) -> None:
         self.policy = policy
         self.request = request
         self._cluster = cluster
         self._model = ModelId(request.model_config.id)
         self._tier = tier
-        self._ready: dict[ModelId, int] = {}
+        self._ready_counts: dict[ModelId, int] = {}
 
-    def within_reach(self, capacities: Iterable[NodeCapacity], shape: Shape) -> list[NodeCapacity]:
-        """Nodes that could have the room at all with everybody gone who may go at this tier."""
-        kind, last, need = shape.kind, shape.devices - 1, shape.size.device_mb
-        busy = self._tier >= BUSY
-        found: list[NodeCapacity] = []
+    def feasible_nodes(
+        self, capacities: Iterable[NodeCapacity], shape: Shape
+    ) -> list[NodeCapacity]:
+        """Return the nodes that would have enough memory if every instance evictable at this tier were gone."""
+        kind, last_index, needed_mb = shape.kind, shape.devices - 1, shape.size.device_mb
+        busy = self._tier >= EvictionTier.BUSY
+        feasible: list[NodeCapacity] = []
         for capacity in capacities:
-            reach = (capacity.ready_reach if busy else capacity.idle_reach).get(kind, ())
-            if len(reach) > last and reach[last] >= need:
-                found.append(capacity)
-        return found
+            available = (
+                capacity.available_without_ready if busy else capacity.available_without_idle
+            ).get(kind, ())
+            if len(available) > last_index and available[last_index] >= needed_mb:
+                feasible.append(capacity)
+        return feasible
 
-    def by_bound(
+    def nodes_by_bound(
         self, capacities: Sequence[NodeCapacity], shape: Shape
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
-        """Each node after a worth that no set of victims there falls short of, the least first.
+        """Yield each node with a lower bound of its eviction cost, lowest first.
 
-        Most are never asked for, so what can be left undone until then is.
+        Most callers stop early, so the order is computed lazily.
         """
-        if self._tier >= BUSY:
+        if self._tier >= EvictionTier.BUSY:
             for capacity in capacities:
                 yield (), capacity
         elif self.policy.strategy is Strategy.LRU:
-            yield from self._by_last_use(capacities, shape)
+            yield from self._nodes_by_last_use(capacities, shape)
         else:
-            yield from self._by_least_model(capacities)
+            yield from self._nodes_by_cheapest_model(capacities)
 
-    def _by_last_use(
+    def _nodes_by_last_use(
         self, capacities: Sequence[NodeCapacity], shape: Shape
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
-        asked = (shape.kind, shape.devices, shape.size.device_mb)
+        key = (shape.kind, shape.devices, shape.size.device_mb)
         bounds = [
             (
-                _find_latest(capacity, *asked)
-                if (known := capacity.latest.get(asked)) is None
-                else known,
-                at,
+                _last_use_bound(capacity, *key)
+                if (bound := capacity.last_use_bounds.get(key)) is None
+                else bound,
+                index,
             )
-            for at, capacity in enumerate(capacities)
+            for index, capacity in enumerate(capacities)
         ]
         heapify(bounds)
         while bounds:
-            bound, at = heappop(bounds)
-            yield (bound,), capacities[at]
+            bound, index = heappop(bounds)
+            yield (bound,), capacities[index]
 
-    def _by_least_model(
+    def _nodes_by_cheapest_model(
         self, capacities: Sequence[NodeCapacity]
     ) -> Iterator[tuple[EvictionCost, NodeCapacity]]:
-        """By the least that the idle models of a node can be worth.
+        """Order nodes by the lowest cost that their idle models can have.
 
-        Models are gone through from the least on, some of one worth and then twice as many each time, and the nodes
-        found that have them.
+        Models are visited in order of cost, in batches that double in size, and the nodes that have one of them are
+        yielded.
         """
-        least = {
-            m: self._least_worth(m)
-            for m in frozenset[ModelId]().union(*(r.idle for r in capacities))
+        model_costs = {
+            model: self._minimum_cost(model)
+            for model in frozenset[ModelId]().union(
+                *(capacity.idle_models for capacity in capacities)
+            )
         }
         levels: dict[float, list[ModelId]] = {}
-        for model, what in least.items():
-            levels.setdefault(what, []).append(model)
+        for model, cost in model_costs.items():
+            levels.setdefault(cost, []).append(model)
         ranked = sorted(levels)
-        left, begin, count = capacities, 0, 1
-        while left and begin < len(ranked):
-            some = frozenset(m for what in ranked[begin : begin + count] for m in levels[what])
-            having = [r for r in left if not some.isdisjoint(r.idle)]
-            if len(having) == len(left):
-                left = ()
-            elif having:
-                left = [r for r in left if some.isdisjoint(r.idle)]
+        remaining, begin, count = capacities, 0, 1
+        while remaining and begin < len(ranked):
+            batch = frozenset(
+                model for cost in ranked[begin : begin + count] for model in levels[cost]
+            )
+            matching = [
+                capacity for capacity in remaining if not batch.isdisjoint(capacity.idle_models)
+            ]
+            if len(matching) == len(remaining):
+                remaining = ()
+            elif matching:
+                remaining = [
+                    capacity for capacity in remaining if batch.isdisjoint(capacity.idle_models)
+                ]
             if count == 1:
-                found = [(ranked[begin], r) for r in having]
+                costed = [(ranked[begin], capacity) for capacity in matching]
             else:
-                found = [(min(map(least.__getitem__, some & r.idle)), r) for r in having]
-                found.sort(key=itemgetter(0))
-            for what, capacity in found:
-                yield (what,), capacity
+                costed = [
+                    (min(map(model_costs.__getitem__, batch & capacity.idle_models)), capacity)
+                    for capacity in matching
+                ]
+                costed.sort(key=itemgetter(0))
+            for cost, capacity in costed:
+                yield (cost,), capacity
             begin, count = begin + count, 2 * count
-        for capacity in left:
-            yield (NEVER,), capacity
+        for capacity in remaining:
+            yield (UNBOUNDED,), capacity
 
     def candidates(self, capacity: NodeCapacity) -> list[EvictionCandidate]:
-        """Instances of the node that may go, the least worth first; not more of a model than it can spare."""
-        found = [(self._worth(i), i.id, i) for i in capacity.instances if self._may_go(i)]
-        found.sort(key=lambda v: v[:2])
-        spare: dict[ModelId, int] = {}
-        kept: list[EvictionCandidate] = []
-        for what, _, i in found:
-            keep = self._stats(i.model).keep
-            if keep:
-                left = spare.setdefault(i.model, self._ready_count(i.model) - keep)
-                if left <= 0:
+        """Return the evictable instances of a node, lowest cost first, leaving each model its `replicas.min`."""
+        evictable = [(self._cost(i), i.id, i) for i in capacity.instances if self._is_evictable(i)]
+        evictable.sort(key=lambda v: v[:2])
+        spare_by_model: dict[ModelId, int] = {}
+        candidates: list[EvictionCandidate] = []
+        for cost, _, i in evictable:
+            min_replicas = self._stats(i.model).min_replicas
+            if min_replicas:
+                spare = spare_by_model.setdefault(
+                    i.model, self._ready_count(i.model) - min_replicas
+                )
+                if spare <= 0:
                     continue
-                spare[i.model] = left - 1
-            kept.append(EvictionCandidate(i.id, frees(i), what))
-        return kept
+                spare_by_model[i.model] = spare - 1
+            candidates.append(EvictionCandidate(i.id, memory_by_device(i), cost))
+        return candidates
 
-    def _may_go(self, instance: InstanceView) -> bool:
+    def _is_evictable(self, instance: InstanceView) -> bool:
         if instance.pinned or instance.state is not InstanceState.READY:
             return False
-        if instance.model == self._model or instance.id in self.request.spared:
+        if instance.model == self._model or instance.id in self.request.protected:
             return False
-        if instance.in_flight and self._tier < BUSY:
+        if instance.in_flight and self._tier < EvictionTier.BUSY:
             return False
-        spared = self._tier == (BUSY if instance.in_flight else SETTLED)
-        return not spared or not self._is_young(instance)
+        recent_excluded = self._tier is (
+            EvictionTier.BUSY if instance.in_flight else EvictionTier.IDLE
+        )
+        return not recent_excluded or not self._is_recent(instance)
 
-    def _is_young(self, instance: InstanceView) -> bool:
-        took = instance.load_seconds or 0.0
-        ready_for = self._cluster.now - instance.started_at - took
-        return ready_for < min(took, self.policy.min_residency_s)
+    def _is_recent(self, instance: InstanceView) -> bool:
+        load_s = instance.load_seconds or 0.0
+        ready_s = self._cluster.now - instance.started_at - load_s
+        return ready_s < min(load_s, self.policy.min_residency_s)
 
     def _stats(self, model: ModelId) -> ModelStats:
-        return self._cluster.stats.get(model, UNKNOWN)
+        return self._cluster.stats.get(model, DEFAULT_STATS)
 
-    def _least_worth(self, model: ModelId) -> float:
+    def _minimum_cost(self, model: ModelId) -> float:
         return minimum_cost(self.policy.strategy, self._stats(model))
 
-    def _worth(self, instance: InstanceView) -> EvictionCost:
+    def _cost(self, instance: InstanceView) -> EvictionCost:
         return eviction_cost(self.policy.strategy, instance, self._stats(instance.model))
 
     def _ready_count(self, model: ModelId) -> int:
-        if model not in self._ready:
-            self._ready[model] = sum(
+        if model not in self._ready_counts:
+            self._ready_counts[model] = sum(
                 i.model == model and is_serving(capacity, i)
                 for capacity in self._cluster.capacities
                 if model in capacity.models
                 for i in capacity.instances
             )
-        return self._ready[model]
+        return self._ready_counts[model]
 
 
-def _find_latest(capacity: NodeCapacity, kind: DeviceKind, count: int, need_mb: int) -> float:
-    """When the last idle instance was used that has to go, at best, oldest first on each device; remembered."""
-    found: list[float] = []
+def _last_use_bound(capacity: NodeCapacity, kind: DeviceKind, count: int, needed_mb: int) -> float:
+    """Return the latest `last_used` that must be evicted, evicting least recently used first on each device; cached."""
+    bounds: list[float] = []
     for device in capacity.devices:
         if device.kind is not kind:
             continue
-        lack = need_mb - device.available_mb
-        freed, used = capacity.stairs.get(device.index, ((), ()))
-        if lack <= 0:
-            found.append(float("-inf"))
-        elif (at := bisect_left(freed, lack)) < len(freed):
-            found.append(used[at])
-    found.sort()
-    latest = found[count - 1] if len(found) >= count else NEVER
-    capacity.latest[kind, count, need_mb] = latest
-    return latest
-
-
-MOST_NODES = 16
-"""Nodes that are searched exactly, the most promising first. A fleet of so many is searched whole; in a larger one
-the least loss is that of the nodes with the least bounds."""
-
-FURTHER_DEVICES = 2
-"""Where instances stand on several devices, sets are drawn from so many devices more than are needed, cheapest
-first."""
+        missing_mb = needed_mb - device.available_mb
+        freed, last_used = capacity.idle_by_age.get(device.index, ((), ()))
+        if missing_mb <= 0:
+            bounds.append(float("-inf"))
+        elif (index := bisect_left(freed, missing_mb)) < len(freed):
+            bounds.append(last_used[index])
+    bounds.sort()
+    bound = bounds[count - 1] if len(bounds) >= count else UNBOUNDED
+    capacity.last_use_bounds[kind, count, needed_mb] = bound
+    return bound
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionPlace:
-    """A set of devices, and who has to go from them."""
+    """A set of devices, and the instances to evict from them.
+
+    Attributes:
+        capacity: the node.
+        devices: the devices.
+        shape: the layout to be placed there.
+        choice: the instances to evict.
+    """
 
     capacity: NodeCapacity
     devices: tuple[DeviceCapacity, ...]
@@ -224,94 +268,101 @@ class EvictionPlace:
 
 
 def cheapest_place(
-    shape: Shape, capacities: Iterable[NodeCapacity], guard: EvictionRules
+    shape: Shape, capacities: Iterable[NodeCapacity], rules: EvictionRules
 ) -> EvictionPlace | None:
-    """The least loss over the nodes; they are tried by a lower bound of it, so that few are searched."""
+    """Find the place with the lowest eviction cost; nodes are searched by a lower bound, so that few need to be."""
     best: EvictionPlace | None = None
     searched = 0
-    for bound, capacity in guard.by_bound(guard.within_reach(capacities, shape), shape):
-        if searched == MOST_NODES or (best is not None and bound > best.choice.cost):
+    for bound, capacity in rules.nodes_by_bound(rules.feasible_nodes(capacities, shape), shape):
+        if searched == MAX_SEARCHED_NODES or (best is not None and bound > best.choice.cost):
             break
         searched += 1
-        best = _cheaper_on(capacity, shape, guard, best) or best
+        best = _cheaper_place_on(capacity, shape, rules, best) or best
         if best is None:
-            searched = 0  # nodes that turn out to have nobody who may go do not count
+            searched = 0  # nodes without a sufficient set do not count
     return best
 
 
-def _cheaper_on(
-    capacity: NodeCapacity, shape: Shape, guard: EvictionRules, best: EvictionPlace | None
+def _cheaper_place_on(
+    capacity: NodeCapacity, shape: Shape, rules: EvictionRules, best: EvictionPlace | None
 ) -> EvictionPlace | None:
-    """The least loss on one node, if it is less than the best so far."""
-    candidates = guard.candidates(capacity)
-    on: dict[int, list[EvictionCandidate]] = {}
+    """Find the cheapest place on one node, if it costs less than the best so far."""
+    candidates = rules.candidates(capacity)
+    by_device: dict[int, list[EvictionCandidate]] = {}
     for candidate in candidates:
-        for index in candidate.frees:
-            on.setdefault(index, []).append(candidate)
-    strategy, need = guard.policy.strategy, shape.size.device_mb
-    summed = shape.devices > 1 and strategy is Strategy.COST
-    if best is not None and summed and _least_sum(capacity, shape, on) > best.choice.cost[0]:
+        for index in candidate.freed_mb:
+            by_device.setdefault(index, []).append(candidate)
+    strategy, needed_mb = rules.policy.strategy, shape.size.device_mb
+    is_summed = shape.devices > 1 and strategy is Strategy.COST
+    if (
+        best is not None
+        and is_summed
+        and _sum_bound(capacity, shape, by_device) > best.choice.cost[0]
+    ):
         return None
-    found: EvictionPlace | None = None
-    for chosen, known in _sets(capacity, shape, on, guard):
-        there = on.get(chosen[0].index, []) if len(chosen) == 1 else candidates
-        if best is not None and there and there[0].cost > best.choice.cost:
+    place: EvictionPlace | None = None
+    for devices, known_set in _device_sets(capacity, shape, by_device, rules):
+        local = by_device.get(devices[0].index, []) if len(devices) == 1 else candidates
+        if best is not None and local and local[0].cost > best.choice.cost:
             continue
-        missing = {d.index: need - d.available_mb for d in chosen}
-        choice = known or cheapest(strategy, there, missing)
+        missing = {d.index: needed_mb - d.available_mb for d in devices}
+        choice = known_set or cheapest_set(strategy, local, missing)
         if choice is not None and (best is None or choice.cost < best.choice.cost):
-            best = found = EvictionPlace(capacity, chosen, shape, choice)
-    return found
+            best = place = EvictionPlace(capacity, devices, shape, choice)
+    return place
 
 
-def _least_sum(
-    capacity: NodeCapacity, shape: Shape, on: Mapping[int, Sequence[EvictionCandidate]]
+def _sum_bound(
+    capacity: NodeCapacity, shape: Shape, by_device: Mapping[int, Sequence[EvictionCandidate]]
 ) -> float:
-    """No victims on this node are worth less in sum: every device that lacks room needs one, or a share of one."""
-    floors: list[float] = []
+    """Return a lower bound of the summed cost on a node.
+
+    Each device that lacks memory needs a candidate, or a share of one.
+    """
+    bounds: list[float] = []
     for device in capacity.devices:
         if device.kind is not shape.kind:
             continue
         if device.available_mb >= shape.size.device_mb:
-            floors.append(0.0)
-        elif there := on.get(device.index):
-            floors.append(min(v.cost[0] / len(v.frees) for v in there))
-    return sum(sorted(floors)[: shape.devices])
+            bounds.append(0.0)
+        elif local := by_device.get(device.index):
+            bounds.append(min(v.cost[0] / len(v.freed_mb) for v in local))
+    return sum(sorted(bounds)[: shape.devices])
 
 
-def _sets(
+def _device_sets(
     capacity: NodeCapacity,
     shape: Shape,
-    on: Mapping[int, Sequence[EvictionCandidate]],
-    guard: EvictionRules,
+    by_device: Mapping[int, Sequence[EvictionCandidate]],
+    rules: EvictionRules,
 ) -> Iterator[tuple[tuple[DeviceCapacity, ...], EvictionSet | None]]:
-    """Sets of devices worth comparing, with what is lost where that is known: all single ones, or the best by type.
+    """Yield device sets to compare, with their evictions where known: all single devices, or the best set of each type.
 
-    Where every victim stands on one device, the cheapest devices together are the cheapest set.
+    Where every candidate is on a single device, the cheapest devices together are the cheapest set.
     """
-    model_config = guard.request.model_config
-    devices = suitable(model_config, capacity, shape, guard.request.where)
+    model_config = rules.request.model_config
+    devices = eligible_devices(model_config, capacity, shape, rules.request.constraints)
     if shape.devices == 1:
         yield from (((d,), None) for d in devices)
         return
     groups: dict[str, list[tuple[EvictionSet, DeviceCapacity]]] = {}
-    need = shape.size.device_mb
+    needed_mb = shape.size.device_mb
     for d in devices:
-        missing = {d.index: need - d.available_mb}
-        choice = cheapest(guard.policy.strategy, on.get(d.index, ()), missing)
+        missing = {d.index: needed_mb - d.available_mb}
+        choice = cheapest_set(rules.policy.strategy, by_device.get(d.index, ()), missing)
         if choice is not None:
             groups.setdefault("" if model_config.mixed_devices else d.name, []).append((choice, d))
-    shared = any(len(v.frees) > 1 for there in on.values() for v in there)
+    spans_devices = any(len(v.freed_mb) > 1 for local in by_device.values() for v in local)
     for group in groups.values():
-        group.sort(key=lambda found: (found[0].cost, found[1].index))
-        if shared:
-            cheap = [d for _, d in group[: shape.devices + FURTHER_DEVICES]]
-            yield from ((s, None) for s in combinations(_ordered(cheap), shape.devices))
+        group.sort(key=lambda entry: (entry[0].cost, entry[1].index))
+        if spans_devices:
+            cheap = [d for _, d in group[: shape.devices + EXTRA_DEVICES]]
+            yield from ((s, None) for s in combinations(_by_index(cheap), shape.devices))
         elif len(group) >= shape.devices:
             best = group[: shape.devices]
-            choice = together(guard.policy.strategy, (c for c, _ in best))
-            yield _ordered(d for _, d in best), choice
+            choice = merge_sets(rules.policy.strategy, (chosen for chosen, _ in best))
+            yield _by_index(d for _, d in best), choice
 
 
-def _ordered(devices: Iterable[DeviceCapacity]) -> tuple[DeviceCapacity, ...]:
+def _by_index(devices: Iterable[DeviceCapacity]) -> tuple[DeviceCapacity, ...]:
     return tuple(sorted(devices, key=lambda d: d.index))

@@ -1,4 +1,4 @@
-"""Why a model is not placed where it is not: the ledger that plans and refusals show."""
+"""Why a model is not placed on each device, as plans and errors report it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cortex_common.config.catalogue import ModelConfig
-from cortex_server.placement.capacity import NodeCapacity, frees
+from cortex_server.placement.capacity import NodeCapacity, memory_by_device
 from cortex_server.placement.fit import PlacementConstraints, Shape, device_refusal, node_refusal
 from cortex_server.placement.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why one device, or a whole node (device None), does not take a model.
+    """Why a device, or a whole node, does not take a model.
 
     Attributes:
-        missing_mb: MiB that it lacks now; None when memory is not the reason.
-        reclaimable_mb: MiB on it that unpinned instances hold.
+        node: the node.
+        device: index of the device; None for the node as a whole.
+        reason: text for people.
+        missing_mb: MiB missing now; None when memory is not the reason.
+        reclaimable_mb: MiB on the device held by unpinned instances.
     """
 
     node: str
@@ -30,61 +33,65 @@ class Refusal:
 
 def refusals(
     model_config: ModelConfig,
-    where: PlacementConstraints,
-    layouts: Sequence[Shape],
+    constraints: PlacementConstraints,
+    shapes: Sequence[Shape],
     capacities: Sequence[NodeCapacity],
     policy: Policy,
 ) -> Iterator[Refusal]:
-    """One reason for each device, or for a node whose devices need not be looked at."""
+    """Yield a reason for each device, or one for a node whose devices are not considered."""
     for capacity in capacities:
         labels = policy.labels.get(capacity.node.name)
-        if (reason := node_refusal(model_config, capacity.node, where, labels)) is not None:
+        if (reason := node_refusal(model_config, capacity.node, constraints, labels)) is not None:
             yield Refusal(capacity.node.name, None, reason)
         else:
-            yield from _of_devices(model_config, where, layouts, capacity)
+            yield from _device_refusals(model_config, constraints, shapes, capacity)
 
 
-def _of_devices(
+def _device_refusals(
     model_config: ModelConfig,
-    where: PlacementConstraints,
-    layouts: Sequence[Shape],
+    constraints: PlacementConstraints,
+    shapes: Sequence[Shape],
     capacity: NodeCapacity,
 ) -> list[Refusal]:
-    reclaimable, pinned = _held(capacity)
+    reclaimable, pinned = _held_by_device(capacity)
     if not capacity.devices:
         return [Refusal(capacity.node.name, None, "the node has no device")]
-    found: list[Refusal] = []
+    refusals: list[Refusal] = []
     for device in capacity.devices:
-        may_free = reclaimable[device.index]
-        reason = device_refusal(model_config, device, where)
-        needs = [s for s in layouts if s.kind is device.kind]
-        if reason is not None or not needs:
-            reason = reason or f"no layout of the model uses a {device.kind} device"
-            found.append(Refusal(capacity.node.name, device.index, reason, None, may_free))
+        reclaimable_mb = reclaimable[device.index]
+        reason = device_refusal(model_config, device, constraints)
+        usable_shapes = [s for s in shapes if s.kind is device.kind]
+        if reason is not None or not usable_shapes:
+            reason = reason or f"the model cannot use a {device.kind} device"
+            refusals.append(Refusal(capacity.node.name, device.index, reason, None, reclaimable_mb))
             continue
-        least = min(needs, key=lambda s: s.size.device_mb)
-        need, have = least.size.device_mb, device.available_mb
-        if need > have:
-            text = f"needs {need} MiB ({least.size.source}), {have} available"
-            if may_free:
-                text += f", {may_free} held by instances that could go"
-            if held := pinned.get(device.index):
-                text += f"; pinned there: {', '.join(sorted(held))}"
-            found.append(Refusal(capacity.node.name, device.index, text, need - have, may_free))
+        smallest = min(usable_shapes, key=lambda s: s.size.device_mb)
+        needed_mb, available_mb = smallest.size.device_mb, device.available_mb
+        if needed_mb > available_mb:
+            text = f"needs {needed_mb} MiB ({smallest.size.source}), {available_mb} available"
+            if reclaimable_mb:
+                text += f", {reclaimable_mb} held by instances that could be evicted"
+            if pinned_models := pinned.get(device.index):
+                text += f"; pinned there: {', '.join(sorted(pinned_models))}"
+            refusals.append(
+                Refusal(
+                    capacity.node.name, device.index, text, needed_mb - available_mb, reclaimable_mb
+                )
+            )
         else:
-            text = "has room, another has less to spare"
-            if least.devices > 1:
-                text = f"has room; {least.devices} such devices are needed together"
-            found.append(Refusal(capacity.node.name, device.index, text, None, may_free))
-    return found
+            text = "has enough memory; another device was preferred"
+            if smallest.devices > 1:
+                text = f"has enough memory, but {smallest.devices} such devices are needed"
+            refusals.append(Refusal(capacity.node.name, device.index, text, None, reclaimable_mb))
+    return refusals
 
 
-def _held(capacity: NodeCapacity) -> tuple[Counter[int], Mapping[int, set[str]]]:
-    """By device: the MiB that instances hold that could go, and the models that may not."""
+def _held_by_device(capacity: NodeCapacity) -> tuple[Counter[int], Mapping[int, set[str]]]:
+    """Return by device the MiB held by unpinned instances, and the pinned models."""
     reclaimable: Counter[int] = Counter()
     pinned: defaultdict[int, set[str]] = defaultdict(set)
     for instance in capacity.instances:
-        for index, mb in frees(instance).items():
+        for index, mb in memory_by_device(instance).items():
             if instance.pinned:
                 pinned[index].add(instance.model)
             else:

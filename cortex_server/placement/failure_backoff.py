@@ -1,6 +1,6 @@
-"""What went wrong lately, so that the same is not tried again at once.
+"""Recent failures, so that the same attempt is not repeated immediately.
 
-Loads that failed, nodes that refused or lost one, instances that would not go.
+Loads that failed, nodes that refused or lost one, and instances that would not drain.
 """
 
 from __future__ import annotations
@@ -8,36 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cortex_common.backoff import Backoff
 from cortex_common.schema.instances import InstanceId
 
-REFUSAL_PAUSE_S = 0.25
-"""How long a node that refused or lost a load is left alone with that model; doubles with each time in a row."""
+REFUSAL_BACKOFF = Backoff(initial_s=0.25, max_s=8.0)
+"""How long a node that refused or lost a load is not asked to load that model."""
 
-MOST_REFUSAL_PAUSE_S = 8.0
+UNABLE_TIMEOUT_S = 300.0
+"""How long a node that lacks a model's weights or engine is not asked to load it."""
 
-UNABLE_FOR_S = 300.0
-"""How long a node that can't begin with a model, for want of its weights or its engine, is not asked for it again."""
-
-CRASHED_FOR_S = 300.0
-"""How long a node whose engine failed with a model comes after others that have room for it."""
+CRASH_TIMEOUT_S = 300.0
+"""How long a node whose engine crashed with a model ranks behind other nodes with available memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
-    """What happened several times in a row, and until when it is left at that; monotonic seconds.
+    """A failure in a row of failures. Times are monotonic seconds.
 
     Attributes:
-        started: an engine was; it may have said more than the reason.
+        count: failures in a row.
+        until: when the next attempt is allowed.
+        reason: text for people.
+        engine_started: an engine was started, so its log may explain more.
     """
 
-    times: int
+    count: int
     until: float
     reason: str = ""
-    started: bool = False
+    engine_started: bool = False
 
 
 class FailureBackoff:
-    """See the module."""
+    """Recent failures by model, node and instance, and when to try again."""
 
     def __init__(self) -> None:
         self._failed: dict[str, FailureRecord] = {}
@@ -45,99 +47,103 @@ class FailureBackoff:
         self._unable: dict[tuple[str, str], FailureRecord] = {}
         self._crashed: dict[tuple[str, str], float] = {}
         self._lost: dict[str, int] = {}
-        self._spared: dict[InstanceId, float] = {}
+        self._undrainable: dict[InstanceId, float] = {}
 
     @property
-    def spared(self) -> Mapping[InstanceId, float]:
-        """Instances that would not drain or go, and until when they are left alone."""
-        return self._spared
+    def undrainable(self) -> Mapping[InstanceId, float]:
+        """Instances that would not drain or unload, and until when they are not evicted."""
+        return self._undrainable
 
     @property
-    def failures(self) -> Mapping[str, FailureRecord]:
+    def failed_models(self) -> Mapping[str, FailureRecord]:
         """Models whose last load failed, however long ago."""
         return self._failed
 
-    def failed_lately(self, model: str, now: float) -> FailureRecord | None:
-        """Why a model is not loaded again yet."""
-        found = self._failed.get(model)
-        return found if found is not None and now < found.until else None
+    def active_failure(self, model: str, now: float) -> FailureRecord | None:
+        """Return the failure because of which a model is not loaded again yet."""
+        record = self._failed.get(model)
+        return record if record is not None and now < record.until else None
 
-    def avoided(self, model: str, now: float) -> dict[str, float]:
-        """Nodes that are left alone with a model, and until when."""
+    def refusing_nodes(self, model: str, now: float) -> dict[str, float]:
+        """Return the nodes that are not asked to load a model, and until when."""
         return {n: t.until for (m, n), t in self._refused.items() if m == model and now < t.until}
 
-    def unable(self, model: str, now: float) -> dict[str, str]:
-        """Nodes that could not begin with a model lately, and why."""
-        found = {n: t for (m, n), t in self._unable.items() if m == model}
-        return {n: t.reason for n, t in found.items() if now < t.until}
+    def unable_nodes(self, model: str, now: float) -> dict[str, str]:
+        """Return the nodes that recently lacked what a model needs, and what that was."""
+        records = {n: t for (m, n), t in self._unable.items() if m == model}
+        return {n: t.reason for n, t in records.items() if now < t.until}
 
-    def crashed(self, model: str, now: float) -> frozenset[str]:
-        """Nodes whose engine failed with a model lately."""
+    def crashed_nodes(self, model: str, now: float) -> frozenset[str]:
+        """Return the nodes whose engine recently crashed with a model."""
         return frozenset(n for (m, n), t in self._crashed.items() if m == model and now < t)
 
-    def told(self, model: str, now: float) -> dict[str, str]:
-        """What went wrong with a model on nodes lately, for people."""
-        found = dict.fromkeys(self.crashed(model, now), "an engine of it failed there lately")
-        found |= {
-            n: f"could not begin with it: {why}" for n, why in self.unable(model, now).items()
+    def describe(self, model: str, now: float) -> dict[str, str]:
+        """Return what recently went wrong with a model, by node, as text for people."""
+        reasons = dict.fromkeys(
+            self.crashed_nodes(model, now), "an engine crashed with it there recently"
+        )
+        reasons |= {
+            n: f"could not start it: {why}" for n, why in self.unable_nodes(model, now).items()
         }
-        return found | dict.fromkeys(self.avoided(model, now), "refused or lost it a moment ago")
+        return reasons | dict.fromkeys(
+            self.refusing_nodes(model, now), "recently refused or lost it"
+        )
 
-    def failed(
-        self, model: str, reason: str, now: float, *, first_s: float, most_s: float, started: bool
+    def record_failure(
+        self, model: str, reason: str, now: float, *, backoff: Backoff, engine_started: bool
     ) -> FailureRecord:
-        """It could not be loaded, by an engine that was started or for want of one; the pause doubles each time."""
-        times = _times(self._failed.get(model))
-        pause = min(first_s * 2.0 ** (times - 1), most_s)
-        self._failed[model] = found = FailureRecord(times, now + pause, reason, started)
-        # Then all nodes are asked again: somebody may have put there what they lacked.
+        """Record that a model could not be loaded, with or without an engine having been started."""
+        count = _next_count(self._failed.get(model))
+        self._failed[model] = record = FailureRecord(
+            count, now + backoff.delay_s(count), reason, engine_started
+        )
+        # Afterwards all nodes are tried again: an operator may have installed what they lacked.
         for key, unable in self._unable.items():
             if key[0] == model:
-                self._unable[key] = replace(unable, until=min(unable.until, found.until))
-        return found
+                self._unable[key] = replace(unable, until=min(unable.until, record.until))
+        return record
 
-    def refused(self, model: str, node: str, now: float) -> None:
-        """A node had no room for it after all, or lost it."""
-        times = _times(self._refused.get((model, node)))
-        pause = min(REFUSAL_PAUSE_S * 2.0 ** (times - 1), MOST_REFUSAL_PAUSE_S)
-        self._refused[model, node] = FailureRecord(times, now + pause)
+    def record_refusal(self, model: str, node: str, now: float) -> None:
+        """Record that a node lacked memory for a model after all, or lost it."""
+        count = _next_count(self._refused.get((model, node)))
+        self._refused[model, node] = FailureRecord(count, now + REFUSAL_BACKOFF.delay_s(count))
 
-    def could_not_begin(self, model: str, node: str, reason: str, now: float) -> None:
-        """It lacks what the load needs; another node may have it."""
-        self._unable[model, node] = FailureRecord(1, now + UNABLE_FOR_S, reason)
+    def record_unable(self, model: str, node: str, reason: str, now: float) -> None:
+        """Record that a node lacks what a model needs; another node may have it."""
+        self._unable[model, node] = FailureRecord(1, now + UNABLE_TIMEOUT_S, reason)
 
-    def has_crashed(self, model: str, node: str, now: float) -> None:
-        """An engine was started and failed; whether that is the node's fault or the model's is not known."""
-        self._crashed[model, node] = now + CRASHED_FOR_S
+    def record_crash(self, model: str, node: str, now: float) -> None:
+        """Record that an engine crashed; whether the node or the model is at fault is unknown."""
+        self._crashed[model, node] = now + CRASH_TIMEOUT_S
 
-    def lost(self, model: str) -> int:
-        """A load of it was lost; returns how many in a row."""
+    def record_loss(self, model: str) -> int:
+        """Record that a load was lost; return how many in a row."""
         self._lost[model] = self._lost.get(model, 0) + 1
         return self._lost[model]
 
-    def would_not_go(self, instance: InstanceId, until: float) -> None:
-        """An instance is no victim before then."""
-        self._spared[instance] = until
+    def record_undrainable(self, instance: InstanceId, until: float) -> None:
+        """Protect an instance from eviction until then."""
+        self._undrainable[instance] = until
 
-    def over(self, model: str) -> None:
-        """The model is ready."""
+    def record_success(self, model: str) -> None:
+        """Forget a model's failures, because it is ready."""
         self._failed.pop(model, None)
         self._lost.pop(model, None)
         self._refused = {k: t for k, t in self._refused.items() if k[0] != model}
 
-    def forgive(self, model: str) -> None:
-        """An operator has dealt with it: the next load is tried at once, on any node."""
+    def clear(self, model: str) -> None:
+        """Forget a model's failures, because an operator has acted: the next load starts immediately, on any node."""
         self._failed.pop(model, None)
         self._unable = {k: t for k, t in self._unable.items() if k[0] != model}
         self._crashed = {k: t for k, t in self._crashed.items() if k[0] != model}
 
-    def forget_old(self, now: float, failures_s: float) -> None:
-        """Spare nobody any more whose time is over; failures count as in a row for so long after their pause."""
-        self._spared = {i: until for i, until in self._spared.items() if now < until}
+    def prune(self, now: float, failures_s: float) -> None:
+        """Drop expired records; failures count as in a row for `failures_s` after their back-off."""
+        self._undrainable = {i: until for i, until in self._undrainable.items() if now < until}
         self._failed = {m: t for m, t in self._failed.items() if now < t.until + failures_s}
         self._unable = {k: t for k, t in self._unable.items() if now < t.until}
         self._crashed = {k: t for k, t in self._crashed.items() if now < t}
 
 
-def _times(known: FailureRecord | None) -> int:
-    return known.times + 1 if known else 1
+def _next_count(record: FailureRecord | None) -> int:
+    return record.count + 1 if record else 1

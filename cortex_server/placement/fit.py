@@ -1,6 +1,6 @@
-"""Which devices of a node can hold a model: sizes, requirements, and sets of devices with room.
+"""Which devices of a node can hold a model: sizes, requirements, and sets of devices with enough memory.
 
-All sizes are MiB on one device: an instance over n devices needs its share on each of them.
+All sizes are MiB per device: an instance over n devices needs its share on each of them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_server.placement.capacity import DeviceCapacity, NodeCapacity
 from cortex_server.placement.policy import Prefer
 
-MOST_SETS = 256
-"""Sets of devices that are compared for one instance on one node: all of 8 devices (at most 70)."""
+MAX_DEVICE_SETS = 256
+"""Device sets compared for one instance on one node; enough for every set out of 8 devices (at most 70)."""
 
 
 class SizeSource(StrEnum):
-    """Where the size of a model comes from, best first."""
+    """Where the size of a model comes from, most reliable first."""
 
     MEASURED = "measured"
     NODE = "node"
@@ -31,10 +31,17 @@ class SizeSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SizeKey:
-    """What the memory of an instance depends on.
+    """Everything that the memory of an instance depends on.
 
     Attributes:
-        weights: source and file, with what the engine is told besides.
+        model: the model's id.
+        weights: source and file of the weights, and the engine's extra arguments.
+        quant: quantization.
+        context: configured context length in tokens.
+        parallel: configured parallel requests.
+        harness: name of the harness.
+        kind: kind of its devices.
+        devices: number of its devices.
     """
 
     model: str
@@ -52,7 +59,8 @@ class Size:
     """MiB that an instance takes on each of its devices.
 
     Attributes:
-        device_mb: 0 when nobody knows yet; the node then estimates from the weights, and says so when it refuses.
+        device_mb: 0 while unknown; the node then estimates from the weights and reports the estimate when it refuses.
+        source: where the number comes from.
     """
 
     device_mb: int
@@ -60,12 +68,12 @@ class Size:
 
 
 Sizes = Mapping[SizeKey, Size]
-"""What was measured by loads, or said by a node that refused one."""
+"""Sizes measured by loads, or reported by a node that refused one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One way to lay a model out: over how many devices of which kind, with how much on each."""
+    """One way to lay out a model: the number and kind of its devices, and the MiB on each."""
 
     kind: DeviceKind
     devices: int
@@ -73,7 +81,7 @@ class Shape:
 
 
 def size_key(model_config: ModelConfig, kind: DeviceKind, devices: int) -> SizeKey:
-    """The key under which a load of this profile is remembered."""
+    """Return the key under which the size of an instance of this model config is recorded."""
     return SizeKey(
         model_config.id,
         " ".join(
@@ -88,25 +96,25 @@ def size_key(model_config: ModelConfig, kind: DeviceKind, devices: int) -> SizeK
     )
 
 
-def size_of(model_config: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
-    """The best knowledge about the size: measured, said by a node, configured, or none."""
-    if (known := sizes.get(size_key(model_config, kind, devices))) is not None:
-        return known
+def lookup_size(model_config: ModelConfig, kind: DeviceKind, devices: int, sizes: Sizes) -> Size:
+    """Return the most reliable size: measured, reported by a node, configured, or unknown."""
+    if (size := sizes.get(size_key(model_config, kind, devices))) is not None:
+        return size
     if model_config.vram_mb is not None:
         return Size(-(-model_config.vram_mb // devices), SizeSource.CONFIGURED)
     return Size(0, SizeSource.UNKNOWN)
 
 
-def shapes(model_config: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
-    """All ways to lay the model out, in order of preference: GPUs first, few devices first."""
-    either = (DeviceKind.CUDA, DeviceKind.CPU)
-    kinds = either if model_config.device_kind is None else (model_config.device_kind,)
-    most = model_config.max_devices or model_config.min_devices
+def possible_shapes(model_config: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
+    """Return all ways to lay out a model in order of preference: GPUs first, fewer devices first."""
+    all_kinds = (DeviceKind.CUDA, DeviceKind.CPU)
+    kinds = all_kinds if model_config.device_kind is None else (model_config.device_kind,)
+    max_devices = model_config.max_devices or model_config.min_devices
     counts = [model_config.min_devices]
-    while counts[-1] * 2 <= most:
+    while counts[-1] * 2 <= max_devices:
         counts.append(counts[-1] * 2)
     return tuple(
-        Shape(kind, count, size_of(model_config, kind, count, sizes))
+        Shape(kind, count, lookup_size(model_config, kind, count, sizes))
         for kind in kinds
         for count in counts
     )
@@ -114,7 +122,12 @@ def shapes(model_config: ModelConfig, sizes: Sizes) -> tuple[Shape, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PlacementConstraints:
-    """Where an operator wants it; a request wants it anywhere."""
+    """Where an instance must be placed; set by operators, never by client requests.
+
+    Attributes:
+        node: the node; None for any.
+        devices: the devices of that node; empty for any.
+    """
 
     node: str | None = None
     devices: tuple[int, ...] = ()
@@ -126,15 +139,15 @@ ANYWHERE = PlacementConstraints()
 def node_refusal(
     model_config: ModelConfig,
     node: NodeView,
-    where: PlacementConstraints = ANYWHERE,
+    constraints: PlacementConstraints = ANYWHERE,
     labels: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Why no device of this node is considered at all, for people; None when they are."""
+    """Return why no device of a node is considered at all, as text for people; None when they are."""
     reason: str | None = None
-    if where.node is not None and node.name != where.node:
-        reason = f"not {where.node}"
+    if constraints.node is not None and node.name != constraints.node:
+        reason = f"the request names node {constraints.node}"
     elif model_config.nodes and node.name not in model_config.nodes:
-        reason = "not among the nodes of its profile"
+        reason = "not among the nodes of its model config"
     elif node.state is not NodeState.UP:
         reason = node.reason or f"the node is {node.state}"
     elif node.cordoned:
@@ -142,58 +155,62 @@ def node_refusal(
     elif model_config.harness not in node.harnesses:
         reason = f"the node has no harness {model_config.harness!r}"
     elif model_config.labels:
-        have = labels or {}
-        lacking = [f"{k}={v}" for k, v in model_config.labels.items() if have.get(k) != v]
-        reason = f"the node has no label {lacking[0]}" if lacking else None
+        node_labels = labels or {}
+        missing = [f"{k}={v}" for k, v in model_config.labels.items() if node_labels.get(k) != v]
+        reason = f"the node has no label {missing[0]}" if missing else None
     return reason
 
 
 def device_refusal(
-    model_config: ModelConfig, device: DeviceCapacity, where: PlacementConstraints
+    model_config: ModelConfig, device: DeviceCapacity, constraints: PlacementConstraints
 ) -> str | None:
-    """Why this device can't hold the model however empty it is; None when it can."""
+    """Return why a device can't hold the model even when empty, as text for people; None when it can."""
     reason: str | None = None
-    least = model_config.min_compute_capability
-    if where.devices and device.index not in where.devices:
-        reason = "not among the devices asked for"
+    min_capability = model_config.min_compute_capability
+    if constraints.devices and device.index not in constraints.devices:
+        reason = "not among the requested devices"
     elif device.health is not DeviceHealth.OK:
         reason = device.reason or f"the device is {device.health}"
     elif model_config.device_kind is not None and device.kind is not model_config.device_kind:
         reason = f"a {device.kind} device, not {model_config.device_kind}"
-    elif model_config.harness in device.unfit:
+    elif model_config.harness in device.unsupported_harnesses:
         reason = f"engines of harness {model_config.harness!r} do not run on a {device.kind} device"
     elif device.total_mb < model_config.min_device_vram_mb:
+        reason = f"has {device.total_mb} MiB in total; the model requires {model_config.min_device_vram_mb}"
+    elif (
+        min_capability
+        and device.kind is DeviceKind.CUDA
+        and device.capability < parse_version(min_capability)
+    ):
         reason = (
-            f"has {device.total_mb} MiB in all, needs a device of {model_config.min_device_vram_mb}"
+            f"compute capability {'.'.join(map(str, device.capability))} is below {min_capability}"
         )
-    elif least and device.kind is DeviceKind.CUDA and device.capability < version(least):
-        reason = f"compute capability {'.'.join(map(str, device.capability))} is below {least}"
     return reason
 
 
-def version(text: str | None) -> tuple[int, ...]:
-    """Numbers that compare: (8, 9) for "8.9"; nothing as (), which is below everything."""
+def parse_version(text: str | None) -> tuple[int, ...]:
+    """Return a version as comparable numbers: (8, 9) for "8.9". None gives (), which sorts before every version."""
     return tuple(int(part) for part in text.split(".")) if text else ()
 
 
-def suitable(
+def eligible_devices(
     model_config: ModelConfig,
     capacity: NodeCapacity,
     shape: Shape,
-    where: PlacementConstraints = ANYWHERE,
+    constraints: PlacementConstraints = ANYWHERE,
 ) -> tuple[DeviceCapacity, ...]:
-    """Devices of a node that this shape could stand on, by available memory, least first."""
+    """Return the devices of a node that the shape could be placed on, least available memory first."""
     return tuple(
         d
-        for d in capacity.by_available
-        if d.kind is shape.kind and device_refusal(model_config, d, where) is None
+        for d in capacity.devices_by_available
+        if d.kind is shape.kind and device_refusal(model_config, d, constraints) is None
     )
 
 
 def device_sets(
     devices: tuple[DeviceCapacity, ...], count: int, *, mixed: bool
 ) -> Iterator[tuple[DeviceCapacity, ...]]:
-    """Sets of that many devices of one type (any types when `mixed`), at most `MOST_SETS`."""
+    """Yield sets of `count` devices of one type (of any types when `mixed`), at most `MAX_DEVICE_SETS`."""
     if count == 1:
         for device in devices:
             yield (device,)
@@ -201,34 +218,37 @@ def device_sets(
     groups: dict[str, list[DeviceCapacity]] = {}
     for device in devices:
         groups.setdefault("" if mixed else device.name, []).append(device)
-    found = (s for group in groups.values() for s in combinations(group, count))
-    yield from islice(found, MOST_SETS)
+    sets = (s for group in groups.values() for s in combinations(group, count))
+    yield from islice(sets, MAX_DEVICE_SETS)
 
 
-def with_room(
+def find_free_devices(
     model_config: ModelConfig,
     capacity: NodeCapacity,
     shape: Shape,
-    where: PlacementConstraints,
+    constraints: PlacementConstraints,
     prefer: Prefer,
 ) -> tuple[DeviceCapacity, ...] | None:
-    """The set of devices that has room for the shape as things are, the best by `prefer`.
+    """Find the set of devices with enough available memory for a shape that `prefer` ranks best.
 
     Args:
-        model_config: of the model.
-        capacity: of the node.
-        shape: what is to be placed.
-        where: what the operator wants.
-        prefer: pack takes the least that suffices, spread the most. A model whose size nobody knows is
-            spread in any case: where most is free, its load is most likely to succeed.
+        model_config: the model's config.
+        capacity: the node's capacity.
+        shape: the layout to be placed.
+        constraints: where it must be placed.
+        prefer: "pack" takes the least memory that suffices, "spread" the most. A model of unknown size is always
+            spread:
+            its load is most likely to succeed where the most memory is free.
     """
-    need, kind = shape.size.device_mb, shape.kind
+    needed_mb, kind = shape.size.device_mb, shape.kind
     spread = prefer is Prefer.SPREAD or shape.size.source is SizeSource.UNKNOWN
     groups: dict[str, list[DeviceCapacity]] = {}
-    for device in reversed(capacity.by_available) if spread else capacity.by_available:
-        if device.available_mb < need or device.kind is not kind:
+    for device in (
+        reversed(capacity.devices_by_available) if spread else capacity.devices_by_available
+    ):
+        if device.available_mb < needed_mb or device.kind is not kind:
             continue
-        if device_refusal(model_config, device, where) is not None:
+        if device_refusal(model_config, device, constraints) is not None:
             continue
         if shape.devices == 1:
             return (device,)

@@ -1,4 +1,4 @@
-"""What those are told who wait in vain."""
+"""The errors that waiting requests are answered with."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from cortex_common.errors import (
 )
 from cortex_server.placement.failure_backoff import FailureRecord
 from cortex_server.placement.pending_loads import PendingLoad
-from cortex_server.placement.planner import Impossible
+from cortex_server.placement.plans import Impossible
 
-SHOWN = 16
+MAX_SHOWN_REFUSALS = 16
 """Refusals that an error carries; `cortex plan load MODEL` shows all."""
 
 
 def load_failed(model: str, failure: FailureRecord, retry_after: float) -> LoadFailed:
-    """It could not be loaded; only an engine that was started has a log to look at."""
+    """Return the error for a failed load; only an engine that was started has a log to refer to."""
     return LoadFailed(
         f"model {model!r} could not be loaded: {failure.reason}",
-        hints=(f"cortex models logs {quote(model)}",) if failure.started else (),
+        hints=(f"cortex models logs {quote(model)}",) if failure.engine_started else (),
         retry_after=retry_after,
     )
 
 
-def queue_full(model: str, most: int) -> Busy:
-    """Too many wait already."""
+def queue_full(model: str, limit: int) -> Busy:
+    """Return the error for too many waiting requests."""
     return Busy(
-        f"{most} requests wait for model {model!r} already",
+        f"{limit} requests are already waiting for model {model!r}",
         hints=("raise [placement] max_waiting, or replicas.max of the model",),
         retry_after=5.0,
     )
 
 
 def still_loading(model: str, load: PendingLoad | None, position: int) -> ModelLoading:
-    """The deadline came first; `position` is the place in the queue, 1 when nobody waits longer for another model."""
-    state = load.stage.value if load else "waiting_for_room"
+    """Return the error for an expired deadline; position 1 means that no other model has waited longer."""
+    state = load.stage.value if load else "waiting_for_capacity"
     node = load.order.plan.node if load else None
     return ModelLoading(
         f"model {model!r} is not ready yet",
-        hints=("repeat the request; the load goes on", "cortex ps shows how far it is"),
+        hints=("retry the request; the load continues", "cortex ps shows its progress"),
         retry_after=5.0,
         details={
             "model": model,
@@ -53,9 +53,9 @@ def still_loading(model: str, load: PendingLoad | None, position: int) -> ModelL
     )
 
 
-def impossible(model: str, found: Impossible) -> CortexError:
-    """No node could hold it, however long one waited; or those that could are cordoned or away, which passes."""
-    refusals = found.refusals
+def impossible(model: str, plan: Impossible) -> CortexError:
+    """Return the error when no node can hold the model, or when those that could are cordoned or down."""
+    refusals = plan.refusals
     shown = [
         {
             "node": r.node,
@@ -64,30 +64,30 @@ def impossible(model: str, found: Impossible) -> CortexError:
             "missing_mb": r.missing_mb,
             "reclaimable_mb": r.reclaimable_mb,
         }
-        for r in refusals[:SHOWN]
+        for r in refusals[:MAX_SHOWN_REFUSALS]
     ]
-    why = "; ".join(
+    reasons = "; ".join(
         f"{r.node}{'' if r.device is None else f'/{r.device}'}: {r.reason}" for r in refusals[:3]
     )
     more = f" (and {len(refusals) - 3} more)" if len(refusals) > 3 else ""
-    if found.cordoned:
-        nodes = " ".join(map(quote, found.cordoned))
+    if plan.cordoned:
+        nodes = " ".join(map(quote, plan.cordoned))
         return NoHealthyNode(
-            f"model {model!r} fits only on nodes that are cordoned: {', '.join(found.cordoned)}",
+            f"model {model!r} fits only on nodes that are cordoned: {', '.join(plan.cordoned)}",
             hints=(f"cortex nodes uncordon {nodes}", f"cortex plan load {quote(model)}"),
             retry_after=30.0,
             details={"refusals": shown},
         )
-    if found.no_node:
-        named = f": {why}{more}" if refusals else ""
+    if plan.no_node:
+        details = f": {reasons}{more}" if refusals else ""
         return NoHealthyNode(
-            f"no node that could serve model {model!r} answers{named}",
+            f"no node that could serve model {model!r} is reachable{details}",
             hints=("cortex nodes ls", "systemctl status neuron on the nodes"),
             retry_after=5.0,
             details={"refusals": shown},
         )
     return DoesNotFit(
-        f"model {model!r} fits on no device: {why}{more}",
+        f"model {model!r} fits on no device: {reasons}{more}",
         hints=(f"cortex plan load {quote(model)}",),
         details={"refusals": shown},
     )

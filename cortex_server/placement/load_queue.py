@@ -1,4 +1,4 @@
-"""Who waits for which model, in what order and until when."""
+"""The requests that wait for each model, in order, with their deadlines."""
 
 from __future__ import annotations
 
@@ -12,146 +12,155 @@ from cortex_server.placement.fit import ANYWHERE, PlacementConstraints
 
 @dataclass(frozen=True, slots=True)
 class LoadKey:
-    """What one or many wait for; all waiters of a goal are answered together.
+    """What requests wait for; all requests with the same key are answered together.
 
     Attributes:
-        model: its id.
-        where: only an instance there will do.
-        replica: only a further instance will do, whatever is ready.
-        may_evict: whether others may go for it.
+        model: the model's id.
+        constraints: the node and devices that the instance must be on.
+        replica: only a further instance will do, even if others are ready.
+        may_evict: whether other instances may be evicted for it.
     """
 
     model: str
-    where: PlacementConstraints = ANYWHERE
+    constraints: PlacementConstraints = ANYWHERE
     replica: bool = False
     may_evict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """Somebody who waits. Times are monotonic seconds.
+    """A waiting request. Times are monotonic seconds.
 
     Attributes:
-        id: unique among all who ever asked.
-        since: when it asked.
-        deadline: when it gives up.
-        insists: an operator, for whom a load that failed lately is tried again at once.
+        id: unique among all requests of this gateway.
+        model_config: the model's config.
+        key: what it waits for.
+        queued_at: when it was queued.
+        deadline: when it is answered with an error.
+        force: requested by an operator: load immediately, even if a load failed recently.
     """
 
     id: int
     model_config: ModelConfig
     key: LoadKey
-    since: float
+    queued_at: float
     deadline: float
     force: bool = False
 
 
 @dataclass(slots=True)
 class LoadQueue:
-    """The waiters of one goal, in the order in which they asked.
+    """The requests with one key, in order of arrival.
 
     Attributes:
-        why: what is waited for, for people, as the last plan told it.
+        key: what they wait for.
+        model_config: the model's config.
+        wait_reason: why they wait according to the last plan, as text for people.
+        requests: the requests by id.
     """
 
     key: LoadKey
     model_config: ModelConfig
-    why: str | None = None
-    waiters: dict[int, LoadRequest] = field(default_factory=dict)
+    wait_reason: str | None = None
+    requests: dict[int, LoadRequest] = field(default_factory=dict)
 
     @property
-    def since(self) -> float:
-        """When the one who waits longest asked."""
-        return next(iter(self.waiters.values())).since
+    def queued_at(self) -> float:
+        """When the oldest request was queued, in monotonic seconds."""
+        return next(iter(self.requests.values())).queued_at
 
 
 class LoadQueues:
-    """All queues. Goals come in the order of their longest waiter, which is what keeps anybody from starving."""
+    """All queues. They are served in order of their oldest request, so that no model starves."""
 
     def __init__(self) -> None:
         self._queues: dict[LoadKey, LoadQueue] = {}
-        self._goal_of: dict[int, LoadKey] = {}
+        self._key_by_request: dict[int, LoadKey] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._goal_of)
+        return len(self._key_by_request)
 
     def __contains__(self, key: LoadKey) -> bool:
         return key in self._queues
 
     def count(self, model: str) -> int:
-        """How many wait for a model."""
+        """Return the number of requests waiting for a model."""
         return self._counts.get(model, 0)
 
-    def add(self, ask: LoadRequest) -> None:
-        """Put a waiter at the end of its queue."""
-        queue = self._queues.setdefault(ask.key, LoadQueue(ask.key, ask.model_config))
-        queue.model_config = ask.model_config
-        queue.waiters[ask.id] = ask
-        self._goal_of[ask.id] = ask.key
-        self._counts[ask.key.model] = self.count(ask.key.model) + 1
-        heapq.heappush(self._deadlines, (ask.deadline, ask.id))
+    def add(self, request: LoadRequest) -> None:
+        """Append a request to its queue."""
+        queue = self._queues.setdefault(request.key, LoadQueue(request.key, request.model_config))
+        queue.model_config = request.model_config
+        queue.requests[request.id] = request
+        self._key_by_request[request.id] = request.key
+        self._counts[request.key.model] = self.count(request.key.model) + 1
+        heapq.heappush(self._deadlines, (request.deadline, request.id))
 
-    def use_model_config(self, model_config: ModelConfig) -> None:
-        """Serve by this profile whoever waits for its model."""
-        for queue in self.of(model_config.id):
+    def update_model_config(self, model_config: ModelConfig) -> None:
+        """Replace the model config of the requests waiting for its model."""
+        for queue in self.for_model(model_config.id):
             queue.model_config = model_config
 
-    def remove(self, waiter: int) -> LoadRequest | None:
-        """Take out a waiter; None when it has been answered already."""
-        if (key := self._goal_of.pop(waiter, None)) is None:
+    def remove(self, request_id: int) -> LoadRequest | None:
+        """Remove a request; None when it has been answered already."""
+        if (key := self._key_by_request.pop(request_id, None)) is None:
             return None
         queue = self._queues[key]
-        ask = queue.waiters.pop(waiter)
-        if not queue.waiters:
+        request = queue.requests.pop(request_id)
+        if not queue.requests:
             del self._queues[key]
         if self._counts[key.model] == 1:
             del self._counts[key.model]
         else:
             self._counts[key.model] -= 1
-        return ask
+        return request
 
-    def empty(self, key: LoadKey) -> tuple[LoadRequest, ...]:
-        """Take out all waiters of a goal, in order."""
+    def pop_all(self, key: LoadKey) -> tuple[LoadRequest, ...]:
+        """Remove all requests with a key, in order."""
         queue = self._queues.get(key)
-        asks = tuple(queue.waiters.values()) if queue is not None else ()
-        for ask in asks:
-            self.remove(ask.id)
-        return asks
+        requests = tuple(queue.requests.values()) if queue is not None else ()
+        for request in requests:
+            self.remove(request.id)
+        return requests
 
-    def overdue(self, now: float) -> Iterator[LoadRequest]:
-        """Take out those whose deadline has come."""
+    def pop_expired(self, now: float) -> Iterator[LoadRequest]:
+        """Remove the requests whose deadline has passed."""
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, waiter = heapq.heappop(self._deadlines)
-            if (ask := self.remove(waiter)) is not None:
-                yield ask
+            _, request_id = heapq.heappop(self._deadlines)
+            if (request := self.remove(request_id)) is not None:
+                yield request
 
     def next_deadline(self) -> float | None:
-        """The first deadline that somebody still waits for."""
-        while self._deadlines and self._deadlines[0][1] not in self._goal_of:
+        """Return the earliest deadline of a waiting request."""
+        while self._deadlines and self._deadlines[0][1] not in self._key_by_request:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def queues(self) -> list[LoadQueue]:
-        """All queues, the one with the longest waiter first."""
-        return sorted(self._queues.values(), key=lambda q: q.since)
+    def by_age(self) -> list[LoadQueue]:
+        """Return all queues, the one with the oldest request first."""
+        return sorted(self._queues.values(), key=lambda q: q.queued_at)
 
-    def of(self, model: str) -> list[LoadQueue]:
-        """The queues of one model."""
-        return [q for g, q in self._queues.items() if g.model == model]
+    def for_model(self, model: str) -> list[LoadQueue]:
+        """Return the queues of one model."""
+        return [queue for key, queue in self._queues.items() if key.model == model]
 
-    def why(self, model: str) -> str | None:
-        """What the model's requests wait for, as far as that was told."""
-        return next((q.why for q in self.of(model) if q.why is not None), None)
+    def wait_reason(self, model: str) -> str | None:
+        """Return why requests for the model wait, where the last plan gave a reason."""
+        return next(
+            (q.wait_reason for q in self.for_model(model) if q.wait_reason is not None), None
+        )
 
-    def place_of(self, ask: LoadRequest) -> int:
-        """How many goals wait longer than somebody who has just been taken out, plus one."""
-        return 1 + sum(q.since < ask.since for q in self._queues.values() if q.key != ask.key)
+    def position_of(self, request: LoadRequest) -> int:
+        """Return the queue position of a request that was just removed, 1 for the front."""
+        return 1 + sum(
+            q.queued_at < request.queued_at for q in self._queues.values() if q.key != request.key
+        )
 
     def position(self, model: str) -> int:
-        """How many goals wait longer than the model's, plus one; 0 when nobody waits for it."""
-        for at, queue in enumerate(self.queues(), start=1):
+        """Return the queue position of a model, 1 for the front; 0 when no request waits for it."""
+        for position, queue in enumerate(self.by_age(), start=1):
             if queue.key.model == model:
-                return at
+                return position
         return 0

@@ -1,4 +1,4 @@
-"""Loads under way: what is to be carried out, how far it is, and who carries it out."""
+"""Pending loads: what is to be done, how far it is, and the interface that carries it out."""
 
 from __future__ import annotations
 
@@ -10,72 +10,79 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import CortexError
 from cortex_common.schema.instances import InstanceId
 from cortex_server.placement.load_queue import LoadKey
-from cortex_server.placement.planner import Load
+from cortex_server.placement.plans import Load
 
 
 class Stage(StrEnum):
-    """How far a load is."""
+    """The stage of a pending load."""
 
-    MAKING_ROOM = "evicting"
+    EVICTING = "evicting"
     STARTING = "starting"
     LOADING = "loading"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """A load that is to be carried out.
+    """A load to be carried out.
 
     Attributes:
-        known: the copies of the model that the node was known to have; another that it has begun with serves as well.
-            None when none but this does.
+        instance: id of the new instance.
+        model_config: the model's config.
+        plan: where, and after which evictions.
+        known_instances: instances of the model that the gateway knows on the node; any other that the node is loading
+            already serves this order as well. None when only a new instance does.
     """
 
     instance: InstanceId
     model_config: ModelConfig
     plan: Load
-    known: frozenset[InstanceId] | None = None
+    known_instances: frozenset[InstanceId] | None = None
 
 
 @dataclass(slots=True)
 class PendingLoad:
-    """A load and how far it is; times are monotonic seconds.
+    """A load and its progress. Times are monotonic seconds.
 
     Attributes:
-        unreachable_since: since when its node does not answer.
-        seen: the node has shown it.
+        order: what is to be done.
+        key: what the requests wait for.
+        stage: how far it is.
+        stage_since: when it reached this stage.
+        visible: its node has reported the instance.
+        unreachable_since: when its node became unreachable.
     """
 
     order: LoadOrder
     key: LoadKey
     stage: Stage
-    since: float
-    seen: bool = False
+    stage_since: float
+    visible: bool = False
     unreachable_since: float | None = None
 
 
 class Effects(Protocol):
-    """What the scheduler wants done. Called on the conductor's task; must return at once."""
+    """What the scheduler causes. Called on the controller's task; must return immediately."""
 
-    def grant(self, waiter: int, instance: InstanceId) -> None:
-        """Tell a waiter that this instance is ready."""
+    def grant(self, request_id: int, instance: InstanceId) -> None:
+        """Answer a request: this instance is ready."""
         ...
 
-    def refuse(self, waiter: int, error: CortexError) -> None:
-        """Tell a waiter that it waits in vain."""
+    def refuse(self, request_id: int, error: CortexError) -> None:
+        """Answer a request with an error."""
         ...
 
-    def make_room(self, order: LoadOrder) -> None:
-        """Drain and unload the evictions of a load; answered by `room_made` or `room_failed`."""
+    def evict(self, order: LoadOrder) -> None:
+        """Drain and unload the evictions of a load; answered by `evicted` or `eviction_failed`."""
         ...
 
-    def start(self, order: LoadOrder) -> None:
-        """Ask the node; answered by `admitted`, `refused` or `failed`."""
+    def start_load(self, order: LoadOrder) -> None:
+        """Send the load to the node; answered by `admitted`, `refused` or `failed`."""
         ...
 
-    def abandon(self, order: LoadOrder) -> None:
-        """Stop making room, as nobody wants the load any more."""
+    def cancel_eviction(self, order: LoadOrder) -> None:
+        """Stop draining, because no request waits for the load any longer."""
         ...
 
     def cancel_load(self, order: LoadOrder) -> None:
-        """End what a node has begun with, as an operator has unloaded the model since it was asked."""
+        """Unload what a node has started to load, because an operator has unloaded the model in the meantime."""
         ...

@@ -1,4 +1,4 @@
-"""What the operator chose about placement, as plain values that the cores compute with."""
+"""The operator's placement settings, as plain values for the pure modules."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cortex_common.backoff import Backoff
 from cortex_common.config.gateway import GatewayConfig
 from cortex_common.schema.instances import InstanceId
 
+LOAD_BACKOFF = Backoff(initial_s=2.0, max_s=300.0)
+"""How long a model whose load failed is not loaded again; clients are refused meanwhile."""
+
 
 class Strategy(StrEnum):
-    """How the victims of an eviction are chosen."""
+    """How the instances to evict are chosen."""
 
     LRU = "lru"
     PRIORITY = "priority"
@@ -20,7 +24,7 @@ class Strategy(StrEnum):
 
 
 class Prefer(StrEnum):
-    """Which of several devices with room a load takes."""
+    """Which of several devices with enough memory a load takes."""
 
     PACK = "pack"
     SPREAD = "spread"
@@ -28,21 +32,19 @@ class Prefer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Settings of placement and lifecycle; seconds throughout.
+    """Settings of placement and lifecycle. Durations are seconds.
 
     Attributes:
-        strategy: how victims are chosen.
-        prefer: pack fills the tightest device that has room and keeps large blocks whole; spread takes
-            the emptiest, so that models share fewer devices.
-        min_residency_s: an instance is not evicted before it was ready for as long as its load took, at
-            most this long, unless nothing else makes room.
-        patience_s: how long a request waits for a model that others keep busy before that model is
-            drained for it.
-        max_waiting: requests that may wait for one model.
-        backoff_s: pause after a model's first failed load; doubles with each further one.
-        max_backoff_s: longest such pause.
-        restart_after_cycles: loads and unloads in an engine of somebody else after which it is restarted; 0 never.
-        labels: labels of the nodes, by node name.
+        strategy: how the instances to evict are chosen.
+        prefer: "pack" fills the fullest device that has enough memory and keeps large blocks whole; "spread" takes the
+            emptiest, so that models share fewer devices.
+        min_residency_s: an instance is not evicted until it has been ready for as long as its load took, at most this
+            long, unless no other eviction suffices.
+        patience_s: how long a request waits for memory that busy instances hold before one of them is drained.
+        max_waiting: limit on the requests waiting for one model.
+        load_backoff: how long a model whose load failed is not loaded again.
+        restart_after_cycles: loads and unloads after which an attached engine is restarted; 0 for never.
+        labels: node labels, by node name.
     """
 
     strategy: Strategy = Strategy.LRU
@@ -50,14 +52,13 @@ class Policy:
     min_residency_s: float = 30.0
     patience_s: float = 5.0
     max_waiting: int = 1000
-    backoff_s: float = 2.0
-    max_backoff_s: float = 300.0
+    load_backoff: Backoff = LOAD_BACKOFF
     restart_after_cycles: int = 50
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def policy_of(config: GatewayConfig) -> Policy:
-    """The operator's choices as the cores take them."""
+def policy_from_config(config: GatewayConfig) -> Policy:
+    """Return the policy that the gateway's configuration describes."""
     return Policy(
         strategy=Strategy(config.eviction.strategy),
         prefer=Prefer(config.placement.prefer),
@@ -70,6 +71,6 @@ def policy_of(config: GatewayConfig) -> Policy:
 
 
 def new_instance_id(model: str) -> InstanceId:
-    """A readable name that no other gateway or run gives: the end of the model's name and 48 random bits."""
+    """Return a readable id, unique across gateways and restarts: the end of the model's name and 48 random bits."""
     slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:40]
     return InstanceId(f"{slug or 'model'}-{secrets.token_hex(6)}")

@@ -1,4 +1,4 @@
-"""What plans are made from and for."""
+"""The inputs of a plan: the state of the cluster, and what is to be placed."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from cortex_server.placement.fit import ANYWHERE, PlacementConstraints, Sizes
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """What a plan is made from.
+    """The cluster as a plan sees it.
 
     Attributes:
-        rooms: every node with its room.
+        capacities: the capacity of every node.
         now: Unix seconds.
-        sizes: what is known about sizes beyond the profiles.
-        standings: what is known about models beyond their instances.
-        stored: names of the nodes that have loaded a model before, whose disk therefore has its weights.
+        sizes: sizes of models that are known beyond their model configs.
+        stats: statistics of models beyond their instances.
+        nodes_with_weights: by model, the nodes that have loaded it before and therefore have its weights on disk.
     """
 
     capacities: Sequence[NodeCapacity]
     now: float
     sizes: Sizes = field(default_factory=dict)
     stats: StatsByModel = field(default_factory=dict[ModelId, ModelStats])
-    stored: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
+    nodes_with_weights: Mapping[ModelId, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """What is wanted.
+    """A model to be placed.
 
     Attributes:
-        profile: of the model.
-        where: on which node and devices.
-        waited_s: how long the one who waits longest has waited; how much may be disturbed depends on it.
-        replica: a further instance, whatever is ready or loading already.
-        may_evict: whether others may go for it.
-        spared: instances that lately would not drain.
-        avoid: nodes that lately refused or lost it.
+        model_config: the model's config.
+        constraints: the node and devices that it must be placed on.
+        waited_s: seconds that the oldest request has waited; the longer, the busier the instances that may be evicted.
+        replica: place a further instance, regardless of instances that are ready or loading.
+        may_evict: whether other instances may be evicted.
+        protected: instances that must not be evicted because they recently failed to drain.
+        excluded_nodes: nodes that recently refused or lost the model.
     """
 
     model_config: ModelConfig
-    where: PlacementConstraints = ANYWHERE
+    constraints: PlacementConstraints = ANYWHERE
     waited_s: float = 0.0
     replica: bool = False
     may_evict: bool = True
-    spared: frozenset[InstanceId] = frozenset()
-    avoid: frozenset[str] = frozenset()
+    protected: frozenset[InstanceId] = frozenset()
+    excluded_nodes: frozenset[str] = frozenset()

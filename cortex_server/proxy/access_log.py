@@ -165,7 +165,7 @@ class RequestRecord(msgspec.Struct):
         if self.queued_s:  # not known while it still waits
             labels += b"x-cortex-queue-ms: %d\r\n" % (self.queued_s * 1000)
         if endpoint is not None:
-            labels += b"%bx-cortex-route: %b\r\n" % (endpoint.labels, self.reason)
+            labels += b"%bx-cortex-route: %b\r\n" % (endpoint.response_headers, self.reason)
         return labels + self.cors_headers
 
     def engine_traceparent(self) -> bytes | None:

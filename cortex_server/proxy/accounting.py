@@ -32,7 +32,7 @@ def finish(request: ProxyRequest, now: float, error: str | None) -> None:
     context, record, key = request.context, request.record, request.key
     model, endpoint, response = request.model, request.endpoint, request.response
     if endpoint is not None:
-        context.fleet.release(endpoint)
+        context.fleet.end_request(endpoint)
         record_outcome(context.fleet, endpoint, record.status, error)
         series = endpoint.series
     else:
@@ -66,8 +66,8 @@ def finish(request: ProxyRequest, now: float, error: str | None) -> None:
 def record_outcome(fleet: Fleet, endpoint: Endpoint, status: int, error: str | None) -> None:
     """Report what a request says about its instance; see `fleet.circuit_breaker`."""
     if error in _BROKEN_OFF or status in _ENGINE_FAULTS:
-        fleet.failed(endpoint, error or f"engine_{status}")
+        fleet.record_failure(endpoint, error or f"engine_{status}")
     elif status:
-        fleet.answered(endpoint)
+        fleet.record_success(endpoint)
     else:
-        fleet.untried(endpoint)
+        fleet.release_trial(endpoint)

@@ -86,8 +86,8 @@ class ColdStart:
         model_config = context.fleet.model_config(self._model)
         if model_config is None:
             # Served by an external upstream or an attached engine: it can't be loaded from here.
-            if context.fleet.known(self._model) is None:
-                raise context.fleet.unknown(self._model)
+            if context.fleet.resolve_model(self._model) is None:
+                raise context.fleet.model_not_found(self._model)
             raise Unavailable(
                 f"the servers of {self._model!r} fail or can't be reached",
                 hints=["`cortex nodes ls` and `cortex ps` show the reason"],

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cortex_http.client import Address, ParsedUrl, parse_url
-from cortex_server.fleet.credentials import DEFAULT_API_PATH, NodeAccess
+from cortex_server.fleet.credentials import DEFAULT_API_PATH, NodeCredentials
 
 _API_PATH = DEFAULT_API_PATH.encode()
 
-_NO_ACCESS = NodeAccess()
+_NO_ACCESS = NodeCredentials()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class EngineAddress(Address):
         return found
 
     @classmethod
-    def create(cls, url: ParsedUrl, access: NodeAccess = _NO_ACCESS) -> EngineAddress:
+    def create(cls, url: ParsedUrl, access: NodeCredentials = _NO_ACCESS) -> EngineAddress:
         """Return the address of an engine on a node."""
         return cls(
             url.host,
@@ -56,9 +56,9 @@ class EngineAddresses:
 
     def __init__(self) -> None:
         self._addresses: dict[str, EngineAddress] = {}
-        self._nodes: dict[str, NodeAccess] = {}
+        self._nodes: dict[str, NodeCredentials] = {}
 
-    def use_nodes(self, nodes: Mapping[str, NodeAccess]) -> None:
+    def use_nodes(self, nodes: Mapping[str, NodeCredentials]) -> None:
         """Replace the access settings of nodes, given by the base URL of their engines."""
         # The longest first: one base URL can be below another on the same host, with another key.
         self._nodes = {base: nodes[base] for base in sorted(nodes, key=len, reverse=True)}

@@ -208,9 +208,9 @@ class ProxyRequest:
         try:
             adapter = self.adapter = head.route.read(head, self.record.ident, body)
             name = adapter.name
-            model = fleet.known(name)
+            model = fleet.resolve_model(name)
             if model is None:
-                raise fleet.unknown(name)
+                raise fleet.model_not_found(name)
             if key.terms.models and not key.allows_model(model, name):
                 raise model_not_allowed(key, name)
             self.model = model
@@ -341,7 +341,7 @@ class ProxyRequest:
             return
         self.endpoint = endpoint
         record.dropped = adapter.dropped
-        context.fleet.acquire(endpoint)
+        context.fleet.begin_request(endpoint)
         address = context.addresses.find(endpoint.url)
         record.last_byte = context.loop.time()
         traceparent = record.engine_traceparent() or self.head.headers.get(b"traceparent")
@@ -371,8 +371,8 @@ class ProxyRequest:
             instance=endpoint.id,
             reason=failure.message,
         )
-        self.context.fleet.release(endpoint)
-        self.context.fleet.failed(endpoint, failure.message)
+        self.context.fleet.end_request(endpoint)
+        self.context.fleet.record_failure(endpoint, failure.message)
         self.endpoint = self.upstream = None
         self._attempted |= {endpoint.id}
         self._failure = failure

@@ -1,4 +1,4 @@
-"""Discrete events around the real scheduler: requests, loads and drains happen when the clock gets to them."""
+"""A discrete-event simulation around the real scheduler: requests, loads and drains happen in simulated time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from typing_extensions import override
+
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeView
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import ClusterCapacity, Overlay
+from cortex_server.placement.capacity import CapacityCache, Overlay
 from cortex_server.placement.eviction import StatsByModel
 from cortex_server.placement.load_queue import LoadKey, LoadRequest
-from cortex_server.placement.pending_loads import LoadOrder
+from cortex_server.placement.pending_loads import Effects, LoadOrder
 from cortex_server.placement.policy import Policy
 from cortex_server.placement.scheduler import Scheduler
 from cortex_server.placement.state import ClusterState
@@ -21,18 +23,18 @@ from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request
 
 UNIX = 1_700_000_000.0
-"""When simulated time begins."""
+"""Unix seconds at which simulated time begins."""
 
 TICK_S = 1.0
-"""A gateway hears of its nodes once a second, so what waits is looked at so often."""
+"""A gateway hears from its nodes once a second, so waiting requests are reconsidered that often."""
 
 UNLOAD_S = 1.0
-"""Seconds from the end of an engine until its memory is measured free."""
+"""Seconds from the end of an engine until its memory is measured as free."""
 
 DEADLINE_S = 1800.0
 
-StandingsAt = Callable[[float], StatsByModel]
-"""How models stand at a time, in seconds of the trace."""
+StatsAt = Callable[[float], StatsByModel]
+"""Returns the statistics of models at a time, in seconds of the trace."""
 
 
 @dataclass(slots=True)
@@ -42,10 +44,10 @@ class Instance:
     view: InstanceView
     in_flight: int = 0
     last_used: float = 0.0
-    leaving: LoadOrder | None = None
+    evicted_for: LoadOrder | None = None
 
-    def shown(self) -> InstanceView:
-        """As a snapshot has it; the same object while nothing has changed."""
+    def snapshot_view(self) -> InstanceView:
+        """Return the instance for a snapshot; the same object while nothing has changed."""
         used = UNIX + self.last_used
         if self.view.in_flight != self.in_flight or self.view.last_used != used:
             self.view = replace(self.view, in_flight=self.in_flight, last_used=used)
@@ -54,16 +56,17 @@ class Instance:
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened.
+    """What happened in a simulation.
 
     Attributes:
+        requests: requests in total.
         cold: requests that waited for a load.
-        loads: loads begun.
+        loads: loads started.
         load_s: seconds of all loads together.
-        waits: seconds that each cold request waited.
         evictions: instances evicted.
         refused: requests that got an error.
-        refusals: the same by the code of the error.
+        waits: seconds that each cold request waited.
+        refusals: refused requests by error code.
     """
 
     requests: int = 0
@@ -76,21 +79,21 @@ class Outcome:
     refusals: dict[str, int] = field(default_factory=dict)
 
 
-class Simulation:
-    """One run of one policy; it is the scheduler's `Effects`.
+class Simulation(Effects):
+    """One run of one policy.
 
     Args:
         fleet: hosts and models.
-        policy: to be judged.
-        standings: how models stand, from the past or from the future.
-        on_request: told of every request as it arrives.
+        policy: the policy under test.
+        stats: returns the statistics of models at a time, from the past or from the future.
+        on_request: called with every request as it arrives.
     """
 
     def __init__(
         self,
         fleet: SimulatedFleet,
         policy: Policy,
-        stats: StandingsAt,
+        stats: StatsAt,
         on_request: Callable[[Request], None] = lambda _request: None,
     ) -> None:
         self.outcome = Outcome()
@@ -100,35 +103,35 @@ class Simulation:
         self._on_request = on_request
         self._empty = {n.name: n for n in fleet.nodes()}
         self._nodes: dict[str, NodeView] = dict(self._empty)
-        self._on: dict[str, dict[InstanceId, Instance]] = {name: {} for name in self._empty}
+        self._by_node: dict[str, dict[InstanceId, Instance]] = {name: {} for name in self._empty}
         self._stale: set[str] = set()
         self._ready: dict[str, list[Instance]] = {}
         self._by_id: dict[InstanceId, Instance] = {}
-        self._rooms = ClusterCapacity()
+        self._capacity_cache = CapacityCache()
         self._now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ids = itertools.count(1)
-        self._asked: dict[int, Request] = {}
+        self._waiting: dict[int, Request] = {}
         self._tick_at: float | None = None
         self._scheduler = Scheduler(self, policy, self._new_id)
 
     def run(self, trace: Iterable[Request]) -> Outcome:
-        """Play the trace to its end, and until the last answer."""
+        """Play the trace to its end, until the last response."""
         for request in trace:
-            self._until(request.at)
+            self._advance_to(request.at)
             self._now = request.at
             self._arrive(request)
         while self._events:
-            self._until(self._events[0][0])
+            self._advance_to(self._events[0][0])
         return self.outcome
 
-    def _until(self, at: float) -> None:
+    def _advance_to(self, at: float) -> None:
         while self._events and self._events[0][0] <= at:
             when, _, happen = heapq.heappop(self._events)
             self._now = when
             happen()
 
-    def _later(self, seconds: float, happen: Callable[[], None]) -> None:
+    def _schedule(self, seconds: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._now + seconds, next(self._ids), happen))
 
     # -- requests ------------------------------------------------------------------------------
@@ -142,76 +145,79 @@ class Simulation:
         elif (model_config := self._model_configs.get(request.model)) is None:
             self.outcome.refused += 1
         else:
-            waiter = next(self._ids)
-            self._asked[waiter] = request
+            request_id = next(self._ids)
+            self._waiting[request_id] = request
             key, now = LoadKey(request.model), self._now
-            fresh = key not in self._scheduler.waiting
-            self._scheduler.ask(LoadRequest(waiter, model_config, key, now, now + DEADLINE_S), now)
-            if fresh:
+            is_first = key not in self._scheduler.queues
+            self._scheduler.enqueue(
+                LoadRequest(request_id, model_config, key, now, now + DEADLINE_S), now
+            )
+            if is_first:
                 self._step()
 
     def _serve(self, instance: Instance, request: Request) -> None:
         instance.in_flight += 1
         self._stale.add(instance.view.node)
         seconds = request.tokens / self._models[request.model].tokens_per_s
-        self._later(seconds, lambda: self._end(instance))
+        self._schedule(seconds, lambda: self._end(instance))
 
     def _end(self, instance: Instance) -> None:
         instance.in_flight -= 1
         instance.last_used = self._now
         self._stale.add(instance.view.node)
-        if not instance.in_flight and instance.leaving is not None:
-            self._drained(instance.leaving)
+        if not instance.in_flight and instance.evicted_for is not None:
+            self._check_drained(instance.evicted_for)
 
     # -- the scheduler's effects -----------------------------------------------------------------
 
-    def grant(self, waiter: int, instance: InstanceId) -> None:
-        """See `Effects.grant`."""
-        request = self._asked.pop(waiter)
+    @override
+    def grant(self, request_id: int, instance: InstanceId) -> None:
+        request = self._waiting.pop(request_id)
         self.outcome.cold += 1
         self.outcome.waits.append(self._now - request.at)
         self._serve(self._by_id[instance], request)
 
-    def refuse(self, waiter: int, error: CortexError) -> None:
-        """See `Effects.refuse`."""
-        del self._asked[waiter]
+    @override
+    def refuse(self, request_id: int, error: CortexError) -> None:
+        del self._waiting[request_id]
         self.outcome.refusals[error.code] = self.outcome.refusals.get(error.code, 0) + 1
         self.outcome.refused += 1
 
-    def make_room(self, order: LoadOrder) -> None:
-        """See `Effects.make_room`."""
+    @override
+    def evict(self, order: LoadOrder) -> None:
         for candidate in order.plan.evictions:
             instance = self._by_id[candidate]
-            instance.leaving = order
+            instance.evicted_for = order
             self._ready[instance.view.model].remove(instance)
             self._stale.add(instance.view.node)
-        self._drained(order)
+        self._check_drained(order)
 
-    def _drained(self, order: LoadOrder) -> None:
+    def _check_drained(self, order: LoadOrder) -> None:
         if not any(self._by_id[v].in_flight for v in order.plan.evictions):
-            self._later(UNLOAD_S, lambda: self._unloaded(order))
+            self._schedule(UNLOAD_S, lambda: self._unloaded(order))
 
     def _unloaded(self, order: LoadOrder) -> None:
         for candidate in order.plan.evictions:
             instance = self._by_id.pop(candidate)
-            del self._on[instance.view.node][candidate]
+            del self._by_node[instance.view.node][candidate]
             self._stale.add(instance.view.node)
         self.outcome.evictions += len(order.plan.evictions)
-        self._scheduler.room_made(order.instance, self._now)
+        self._scheduler.evicted(order.instance, self._now)
         self._step()
 
+    @override
     def cancel_load(self, order: LoadOrder) -> None:
-        """See `Effects.take_back`: there are no operators here."""
+        pass  # a trace has no operators
 
-    def abandon(self, order: LoadOrder) -> None:
-        """See `Effects.abandon`; nobody in a trace goes away, so drains are never given up but by deadlines."""
+    @override
+    def cancel_eviction(self, order: LoadOrder) -> None:
         for candidate in order.plan.evictions:
             instance = self._by_id[candidate]
-            instance.leaving = None
+            instance.evicted_for = None
             self._ready[instance.view.model].append(instance)
 
-    def start(self, order: LoadOrder) -> None:
-        """See `Effects.start`."""
+    @override
+    def start_load(self, order: LoadOrder) -> None:
         model, place = order.model_config.id, order.plan
         share = place.shape.size.device_mb
         view = InstanceView(
@@ -227,13 +233,13 @@ class Simulation:
         )
         instance = Instance(view, last_used=self._now)
         self._by_id[order.instance] = instance
-        self._on[place.node][order.instance] = instance
+        self._by_node[place.node][order.instance] = instance
         self._stale.add(place.node)
         took = self._models[model].load_s
         self.outcome.loads += 1
         self.outcome.load_s += took
         self._scheduler.admitted(order.instance, order.instance, self._now)
-        self._later(took, lambda: self._become_ready(instance, took))
+        self._schedule(took, lambda: self._become_ready(instance, took))
 
     def _become_ready(self, instance: Instance, took: float) -> None:
         instance.view = replace(instance.view, state=InstanceState.READY, load_seconds=took)
@@ -242,33 +248,35 @@ class Simulation:
         self._stale.add(instance.view.node)
         self._step()
 
-    # -- what the scheduler sees -------------------------------------------------------------------
+    # -- cluster state ------------------------------------------------------------------------
 
     def _step(self) -> None:
         snapshot = self._snapshot()
         stats = self._stats(self._now)
 
-        def look(overlay: Overlay) -> ClusterState:
-            return ClusterState(self._rooms.of(snapshot, overlay), snapshot.at, stats=stats)
+        def view(overlay: Overlay) -> ClusterState:
+            return ClusterState(
+                self._capacity_cache.capacities(snapshot, overlay), snapshot.at, stats=stats
+            )
 
-        self._scheduler.step(look, self._now)
-        if self._tick_at is None and self._somebody_has_no_load():
+        self._scheduler.step(view, self._now)
+        if self._tick_at is None and self._has_unplanned_request():
             self._tick_at = self._now + TICK_S
-            self._later(TICK_S, self._tick)
+            self._schedule(TICK_S, self._tick)
 
     def _tick(self) -> None:
         self._tick_at = None
-        if self._scheduler.waiting:
+        if self._scheduler.queues:
             self._step()
 
-    def _somebody_has_no_load(self) -> bool:
-        """Whether time alone may change something; a load under way announces its end."""
+    def _has_unplanned_request(self) -> bool:
+        """Return whether time alone may change something; a pending load announces its end."""
         covered = {u.key for u in self._scheduler.loads}
-        return any(q.key not in covered for q in self._scheduler.waiting.queues())
+        return any(q.key not in covered for q in self._scheduler.queues.by_age())
 
     def _snapshot(self) -> FleetSnapshot:
         for name in self._stale:
-            self._nodes[name] = _seen(self._empty[name], tuple(self._on[name].values()))
+            self._nodes[name] = _node_view(self._empty[name], tuple(self._by_node[name].values()))
         self._stale.clear()
         return FleetSnapshot(0, UNIX + self._now, tuple(self._nodes.values()))
 
@@ -276,14 +284,14 @@ class Simulation:
         return InstanceId(f"{model}-{next(self._ids)}")
 
 
-def _seen(empty: NodeView, instances: Sequence[Instance]) -> NodeView:
+def _node_view(empty: NodeView, instances: Sequence[Instance]) -> NodeView:
     """A node with its instances, and what its ledger would say."""
     held = [0] * len(empty.devices)
     views: list[InstanceView] = []
     for i in instances:
         for index, mb in zip(i.view.devices, i.view.vram_by_device, strict=True):
             held[index] += mb
-        views.append(i.shown())
+        views.append(i.snapshot_view())
     devices = tuple(_device(d, held[d.index]) for d in empty.devices)
     return replace(empty, devices=devices, instances=tuple(views))
 
@@ -292,7 +300,7 @@ def _device(device: DeviceView, held_mb: int) -> DeviceView:
     if not held_mb:
         return device
     available = device.vram_total_mb - held_mb
-    assert available >= 0, "placement over-committed a device"
+    assert available >= 0, "placement overcommitted a device"
     return DeviceView(
         index=device.index,
         uuid=device.uuid,

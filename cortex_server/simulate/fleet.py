@@ -1,4 +1,4 @@
-"""The fleet file of a simulation: hosts and models, as far as placement is concerned."""
+"""The fleet file of a simulation: hosts and models, as far as placement needs them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from cortex_common.schema.hardware import DeviceKind
 
 
 class Hosts(Section):
-    """[[hosts]]: a number of equal hosts."""
+    """[[hosts]]: a group of identical hosts."""
 
     name: str
-    """What they are called; a number follows where there are several."""
+    """Name of the group; a number is appended where there are several hosts."""
 
     count: Annotated[int, Field(ge=1)] = 1
-    """How many."""
+    """Number of hosts."""
 
     devices: Annotated[int, Field(ge=1)] = 8
-    """GPUs of each."""
+    """GPUs per host."""
 
     vram_mb: Annotated[int, Field(ge=1)] = 81_920
-    """MiB that each GPU can promise."""
+    """MiB of each GPU."""
 
     card: str = "GPU"
-    """Name of the card."""
+    """Product name of the GPUs."""
 
 
 class Model(Section):
@@ -42,19 +42,19 @@ class Model(Section):
     """MiB over all its devices."""
 
     load_s: Annotated[float, Field(gt=0)]
-    """Seconds that a load takes."""
+    """Seconds to load it."""
 
     tokens_per_s: Annotated[float, Field(gt=0)] = 50.0
-    """Speed of one answer."""
+    """Tokens per second of one response."""
 
     min_devices: Annotated[int, Field(ge=1)] = 1
-    """Devices that it is spread over."""
+    """Number of its devices."""
 
     priority: int = 0
-    """For the "priority" strategy."""
+    """Priority, for the "priority" strategy."""
 
     def to_config(self) -> ModelConfig:
-        """What placement is given."""
+        """Return its model config."""
         return ModelConfig(
             id=self.id,
             harness="simulated",
@@ -65,13 +65,13 @@ class Model(Section):
 
 
 class SimulatedFleet(Section):
-    """All of a fleet file."""
+    """The contents of a fleet file."""
 
     hosts: tuple[Hosts, ...] = (Hosts(name="host"),)
     models: tuple[Model, ...] = ()
 
     def nodes(self) -> tuple[NodeView, ...]:
-        """Every host, empty."""
+        """Return every host, empty."""
         return tuple(
             _node(group, group.name if group.count == 1 else f"{group.name}-{at:04}")
             for group in self.hosts
@@ -106,15 +106,15 @@ def _node(group: Hosts, name: str) -> NodeView:
 
 
 SIZES_MB = (4_000, 9_000, 18_000, 38_000, 72_000, 150_000)
-"""From small to what needs two 80 GB cards."""
+"""From small models to one that needs two 80 GB GPUs."""
 
 MIB_PER_SECOND = 1_500.0
-"""How fast weights come from disk, for made-up load times."""
+"""Disk throughput assumed for generated load times."""
 
 
 def made_up(hosts: int = 1, devices: int = 8, models: int = 40, seed: int = 1) -> SimulatedFleet:
-    """A fleet of 80 GB cards with models of many sizes, for who has no fleet file."""
-    rng = random.Random(seed)  # noqa: S311 - a fleet is no secret
+    """Return a generated fleet of 80 GB GPUs with models of many sizes, for use without a fleet file."""
+    rng = random.Random(seed)  # noqa: S311 - not a secret
     made = []
     for at in range(models):
         size = rng.choice(SIZES_MB)

@@ -1,4 +1,4 @@
-"""Runs every policy over a trace, and sets them beside what could be done knowing the future."""
+"""Runs every policy over a trace, and compares them with what could be done knowing the future."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from typing_extensions import override
+
 from cortex_common.schema.instances import ModelId
-from cortex_server.lifecycle.measurements import HALF_LIFE_S, decayed
+from cortex_server.lifecycle.measurements import HALF_LIFE_S, decay
 from cortex_server.placement.eviction import ModelStats, StatsByModel
 from cortex_server.placement.policy import Policy, Strategy
 from cortex_server.simulate.engine import Outcome, Simulation
@@ -17,18 +19,24 @@ from cortex_server.simulate.fleet import Model, SimulatedFleet
 from cortex_server.simulate.trace import Request
 
 ORACLE = "oracle"
-"""The policy that knows the future: `cost`, with the time to the next request in place of the past rate."""
+"""The policy that knows the future: `cost`, with the time to the next request instead of the past rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one policy did; seconds.
+    """Results of one policy, in seconds.
 
     Attributes:
+        policy: its name.
+        requests: requests in the trace.
         cold_starts: requests that waited for a load.
+        loads: loads started.
         cold_start_s: seconds of all loads together.
-        wait_p50_s, wait_p99_s: what cold requests waited.
-        took_s: how long the simulation ran.
+        wait_p50_s: median wait of cold requests.
+        wait_p99_s: 99th percentile of their waits.
+        evictions: instances evicted.
+        refused: requests that got an error.
+        took_s: run time of the simulation.
     """
 
     policy: str
@@ -45,18 +53,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All policies over one trace.
+    """Results of all policies on one trace.
 
     Attributes:
-        bound_s: no policy that serves each request as it comes spends fewer seconds on loads.
+        rows: results by policy.
+        bound_s: no policy that serves each request as it arrives spends fewer seconds on loads.
     """
 
     rows: tuple[Row, ...]
     bound_s: float
 
 
-class _At:
-    """How models stand at one moment; worked out when asked for."""
+class _At(StatsByModel):
+    """Statistics of models at one moment, computed on first use."""
 
     def __init__(
         self, models: Mapping[str, Model], rate: Callable[[str, float], float], now: float
@@ -65,8 +74,8 @@ class _At:
         self._rate = rate
         self._now = now
 
+    @override
     def get(self, model: ModelId, default: ModelStats, /) -> ModelStats:
-        """See `StatsByModel.get`."""
         found = self._models.get(model)
         if found is None:
             return default
@@ -74,7 +83,7 @@ class _At:
 
 
 class Past:
-    """How models stand by what has been asked so far, as the gateway reckons it."""
+    """Statistics from the requests so far, computed as the gateway does."""
 
     def __init__(self, fleet: SimulatedFleet) -> None:
         self._models = {m.id: m for m in fleet.models}
@@ -83,19 +92,19 @@ class Past:
     def take(self, request: Request) -> None:
         """Count a request."""
         weight, at = self._weights.get(request.model, (0.0, request.at))
-        self._weights[request.model] = (decayed(weight, request.at - at) + 1, request.at)
+        self._weights[request.model] = (decay(weight, request.at - at) + 1, request.at)
 
     def stats(self, now: float) -> StatsByModel:
-        """See `engine.StandingsAt`."""
+        """Return the statistics at a time."""
         return _At(self._models, self._rate, now)
 
     def _rate(self, model: str, now: float) -> float:
         weight, at = self._weights.get(model, (0.0, now))
-        return decayed(weight, now - at) * math.log(2) / HALF_LIFE_S
+        return decay(weight, now - at) * math.log(2) / HALF_LIFE_S
 
 
 class Future:
-    """How models stand by when they will be asked for next."""
+    """Statistics from the next request of each model."""
 
     def __init__(self, fleet: SimulatedFleet, trace: Sequence[Request]) -> None:
         self._models = {m.id: m for m in fleet.models}
@@ -105,7 +114,7 @@ class Future:
                 self._times[request.model].append(request.at)
 
     def stats(self, now: float) -> StatsByModel:
-        """See `engine.StandingsAt`."""
+        """Return the statistics at a time."""
         return _At(self._models, self._rate, now)
 
     def _rate(self, model: str, now: float) -> float:
@@ -121,7 +130,7 @@ def judge(
 
     Args:
         fleet: hosts and models.
-        trace: in order of time.
+        trace: requests in order of time.
         policies: names of strategies, and "oracle".
         policy: the other settings.
     """
@@ -130,7 +139,7 @@ def judge(
 
 
 def _run(name: str, fleet: SimulatedFleet, trace: Sequence[Request], policy: Policy) -> Row:
-    began = time.perf_counter()
+    started = time.perf_counter()
     if name == ORACLE:
         future = Future(fleet, trace)
         strategy = Strategy.COST
@@ -139,7 +148,7 @@ def _run(name: str, fleet: SimulatedFleet, trace: Sequence[Request], policy: Pol
         past = Past(fleet)
         strategy = Strategy(name)
         simulation = Simulation(fleet, replace(policy, strategy=strategy), past.stats, past.take)
-    return _row(name, simulation.run(trace), time.perf_counter() - began)
+    return _row(name, simulation.run(trace), time.perf_counter() - started)
 
 
 def _row(name: str, outcome: Outcome, took_s: float) -> Row:
@@ -163,12 +172,14 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def bound(fleet: SimulatedFleet, trace: Sequence[Request]) -> float:
-    """Seconds of loading that no policy can save that serves each request as it comes.
+    """Return the seconds of loading that no policy can avoid that serves each request as it arrives.
 
-    Between two requests for a model its memory is either kept, which takes size times time, or the model is loaded
-    again. All memory of the fleet over the whole trace, less what answering takes, is handed out to the gaps that save
-    most seconds for it; a gap may be kept in part, and where on the fleet the memory lies does not matter. Both only
-    help, so the best real schedule saves no more (it is the fractional knapsack that relaxes the real problem).
+    Between two requests for a model, either its memory is kept, which takes size times time, or the model is loaded
+    again.
+    All memory of the fleet over the whole trace, minus what responses take, is assigned to the gaps that save the most
+    seconds for it; a gap can be kept in part, and it does not matter where on the fleet the memory is. Both only help,
+    so
+    the best real schedule saves no more: it is the fractional knapsack that relaxes the real problem.
     """
     models = {m.id: m for m in fleet.models}
     free_from: dict[str, float] = {}
@@ -177,15 +188,15 @@ def bound(fleet: SimulatedFleet, trace: Sequence[Request]) -> float:
     for request in trace:
         if (model := models.get(request.model)) is None:
             continue
-        until = request.at + request.tokens / model.tokens_per_s
-        before = free_from.get(model.id)
-        if before is None:
+        ends_at = request.at + request.tokens / model.tokens_per_s
+        previous_end = free_from.get(model.id)
+        if previous_end is None:
             spent += model.load_s
-        elif request.at > before:
-            gaps.append((model.load_s, model.vram_mb * (request.at - before)))
-        busy += model.vram_mb * max(0.0, until - max(request.at, before or 0.0))
-        free_from[model.id] = max(until, before or 0.0)
-        end = max(end, until)
+        elif request.at > previous_end:
+            gaps.append((model.load_s, model.vram_mb * (request.at - previous_end)))
+        busy += model.vram_mb * max(0.0, ends_at - max(request.at, previous_end or 0.0))
+        free_from[model.id] = max(ends_at, previous_end or 0.0)
+        end = max(end, ends_at)
     capacity = fleet.capacity_mb * end - busy
     gaps.sort(key=lambda gap: gap[0] / gap[1], reverse=True)
     for seconds, memory in gaps:

@@ -1,4 +1,4 @@
-"""Traces: who asked for what when. Read from JSON lines, or made up with what real traffic has."""
+"""Traces of requests: read from JSON lines, or generated with the properties of real traffic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Request:
 
     Attributes:
         at: seconds since the trace began.
-        tokens: how many tokens the answer has.
+        model: the requested model.
+        tokens: tokens of the response.
     """
 
     at: float
@@ -32,16 +33,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What made-up traffic is like.
+    """Parameters of generated traffic.
 
     Attributes:
-        requests: how many in all.
-        hours: over how long.
-        zipf: exponent of popularity: the n-th model is asked for in proportion to n ** -zipf.
-        burst: share of requests that come as bursts, several for one model within a minute.
-        day: how much the rate swings over a day: 0 not at all, 1 between nothing and double.
-        tokens: mean length of an answer; lengths are exponential.
-        seed: the same seed gives the same trace.
+        requests: number of requests.
+        hours: duration.
+        zipf: exponent of popularity: the n-th model is requested in proportion to n ** -zipf.
+        burst: share of requests in bursts, several for one model within a minute.
+        day: amplitude of the daily cycle: 0 for none, 1 for a rate between zero and double the mean.
+        tokens: mean length of a response; lengths are exponentially distributed.
+        seed: the same seed generates the same trace.
     """
 
     requests: int = 100_000
@@ -58,27 +59,27 @@ BURST_S = 60.0
 
 
 def generate(traffic: Traffic, models: Iterable[str]) -> list[Request]:
-    """Requests for these models, the most popular first, in order of time."""
-    rng = random.Random(traffic.seed)  # noqa: S311 - a trace is no secret
+    """Return requests for these models, most popular first, in order of time."""
+    rng = random.Random(traffic.seed)  # noqa: S311 - not a secret
     names = list(models)
     shares = list(accumulate((rank + 1) ** -traffic.zipf for rank in range(len(names))))
-    made: list[Request] = []
-    while len(made) < traffic.requests:
+    requests: list[Request] = []
+    while len(requests) < traffic.requests:
         at = _moment(traffic, rng)
         model = names[bisect(shares, rng.random() * shares[-1])]
         size = 1
         if rng.random() < traffic.burst / BURST_MEAN:
             size = 1 + int(rng.expovariate(1 / (BURST_MEAN - 1)))
-        for _ in range(min(size, traffic.requests - len(made))):
+        for _ in range(min(size, traffic.requests - len(requests))):
             tokens = 1 + int(rng.expovariate(1 / traffic.tokens))
-            made.append(Request(at, model, tokens))
+            requests.append(Request(at, model, tokens))
             at += rng.expovariate(BURST_MEAN / BURST_S)
-    made.sort(key=lambda r: r.at)
-    return made
+    requests.sort(key=lambda r: r.at)
+    return requests
 
 
 def _moment(traffic: Traffic, rng: random.Random) -> float:
-    """A time drawn by the swing of the day, by rejection."""
+    """Return a time drawn from the daily cycle, by rejection sampling."""
     while True:
         at = rng.random() * traffic.hours * 3600
         rate = 1 - traffic.day * math.cos(2 * math.pi * at / DAY_S)
@@ -87,34 +88,37 @@ def _moment(traffic: Traffic, rng: random.Random) -> float:
 
 
 def read(lines: Iterable[str], name: str) -> Iterator[Request]:
-    """Requests from JSON lines with `time` (seconds), `model` and `tokens`.
+    """Yield requests from JSON lines with `time` (seconds), `model` and `tokens`.
 
     Args:
-        lines: of the file.
-        name: what to call it in errors.
+        lines: the lines.
+        name: name of the file in errors.
 
     Raises:
-        BadRequest: a line is no such object, or goes back in time.
+        BadRequest: a line is not such an object, or its time is before the previous line's.
     """
-    before = float("-inf")
+    previous = float("-inf")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             found = json.loads(line)
             request = Request(float(found["time"]), str(found["model"]), int(found["tokens"]))
-        except (ValueError, KeyError, TypeError) as wrong:
+        except (ValueError, KeyError, TypeError) as error:
             raise BadRequest(
-                f"{name}:{number}: not an object with time, model and tokens"
-            ) from wrong
-        if request.at < before:
-            raise BadRequest(f"{name}:{number}: time goes back", hints=("sort the trace by time",))
-        before = request.at
+                f"{name}:{number}: expected an object with time, model and tokens"
+            ) from error
+        if request.at < previous:
+            raise BadRequest(
+                f"{name}:{number}: time is before the previous line's",
+                hints=("sort the trace by time",),
+            )
+        previous = request.at
         yield request
 
 
 def write(requests: Iterable[Request], file: TextIO) -> None:
-    """The trace as JSON lines."""
+    """Write the trace as JSON lines."""
     for r in requests:
         line = {"time": round(r.at, 3), "model": r.model, "tokens": r.tokens}
         file.write(json.dumps(line) + "\n")

@@ -39,7 +39,7 @@ create table if not exists decisions (request text primary key, decisions text n
 _MAX_ROWS = (
     ("audit", audit_logs.MAX_ENTRIES),
     ("requests", access_logs.KEPT),
-    ("decisions", decision_logs.KEPT),
+    ("decisions", decision_logs.MAX_REQUESTS),
 )
 
 _DECISIONS = TypeAdapter(tuple[DecisionView, ...])
@@ -107,7 +107,7 @@ class HistoryStore:
         requests.extend(line for _, line in _parsed(lines, parse_line))
         self._last_request = requests[-1] if requests else None
         decisions = self._fetch("select request, decisions from decisions order by rowid")
-        self._decision_log.recall(dict(_parsed(decisions, _DECISIONS.validate_json)))
+        self._decision_log.restore(dict(_parsed(decisions, _DECISIONS.validate_json)))
 
     async def run(self) -> None:
         """Flush every few seconds; runs until cancelled."""
@@ -137,7 +137,7 @@ class HistoryStore:
         if batch.requests:
             self._last_request = batch.requests[-1]
             self._last_request_id += len(batch.requests)
-        self._decision_log.kept(batch.decisions)
+        self._decision_log.mark_saved(batch.decisions)
 
     async def close(self) -> None:
         """Write the rest; a failure is logged."""
@@ -157,7 +157,7 @@ class HistoryStore:
             audit=self._audit_log.since(self._last_audit_id),
             first_id=self._last_request_id + 1,
             requests=requests[::-1],
-            decisions=self._decision_log.fresh(),
+            decisions=self._decision_log.unsaved(),
         )
 
     def _fetch(self, query: str) -> list[tuple[Any, str]]:

@@ -13,10 +13,9 @@ from typing_extensions import override
 
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import ModelId
-from cortex_server.lifecycle.measurements import Measurement
-from cortex_server.lifecycle.pins import Pin
 from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.placement.fit import SizeKey
+from cortex_server.placement.records import Measurement, Pin
 from cortex_server.storage.database import Database, save_failed
 
 log = logging.getLogger("cortex.store")

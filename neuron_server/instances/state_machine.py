@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cortex_common.backoff import Backoff
 from cortex_common.errors import Conflict
 from cortex_common.schema.instances import InstanceId, InstanceState, LoadSpec
 
@@ -41,8 +42,7 @@ HOLDING_MEMORY = frozenset(
 CRASH_RESET_S = 600.0
 """Seconds of health after which earlier crashes no longer count."""
 MAX_CRASHES = 5
-_MIN_DELAY_S = 1.0
-_MAX_DELAY_S = 60.0
+_RESTART_BACKOFF = Backoff(initial_s=1.0, max_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def restart_delay_s(instance: Instance, now: float) -> tuple[float, int] | None:
     crashes = 1 if healthy else instance.crashes + 1
     if crashes > MAX_CRASHES:
         return None
-    return min(_MIN_DELAY_S * 2.0 ** (crashes - 1), _MAX_DELAY_S), crashes
+    return _RESTART_BACKOFF.delay_s(crashes), crashes
 
 
 def load_deadline_s(weights_mb: int | None, expected_s: float | None) -> float:

@@ -17,7 +17,7 @@ from cortex_common.schema.hardware import Device, DeviceReading, Discovery, Heal
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId, ModelInfo, NodeStatus
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
-from cortex_server.placement.capacity import ClusterCapacity
+from cortex_server.placement.capacity import CapacityCache
 
 MODELS = 500
 MB = 40_000
@@ -63,24 +63,24 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     fleet = Fleet(entries, Catalogue(models=model_configs), SystemClock(), Metrics())
     statuses = [status(i, devices, instances // nodes) for i in range(nodes)]
     for name, said in zip(names, statuses, strict=True):
-        fleet.discovered(name, discovery(devices))
-        fleet.reported(name, said)
-    print(f"{nodes} nodes x {devices} devices, {len(fleet.bare.instances())} instances\n")
+        fleet.update_discovery(name, discovery(devices))
+        fleet.update_status(name, said)
+    print(f"{nodes} nodes x {devices} devices, {len(fleet.node_snapshot.instances())} instances\n")
     turn = iter(range(10**9))
-    rooms = ClusterCapacity()
+    rooms = CapacityCache()
 
     def report() -> None:
         at = next(turn) % nodes
-        fleet.reported(names[at], statuses[at])
+        fleet.update_status(names[at], statuses[at])
 
     def request() -> None:
         target = fleet.ready(f"model-{next(turn) % MODELS}")[0]
-        fleet.acquire(target)
-        fleet.release(target)
+        fleet.begin_request(target)
+        fleet.end_request(target)
 
     def after_a_request() -> None:
         request()
-        rooms.of(fleet.bare)
+        rooms.capacities(fleet.node_snapshot)
 
     def show(name: str, what: str) -> None:
         print(f"{name:<48}{what}")
@@ -88,7 +88,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     show("report of one node", milliseconds(report))
     show("a request counted, and counted off", milliseconds(request))
     show("snapshot, nothing changed", milliseconds(lambda: fleet.snapshot))
-    show("snapshot for placement, nothing changed", milliseconds(lambda: fleet.bare))
+    show("snapshot for placement, nothing changed", milliseconds(lambda: fleet.node_snapshot))
     show("snapshot and rooms after a request", milliseconds(after_a_request))
     fleet.use_catalogue(Catalogue(models=model_configs))
     show("snapshot, every view anew", milliseconds(lambda: fleet.snapshot, 1))

@@ -26,11 +26,12 @@ from cortex_common.schema.fleet import (
 )
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.lifecycle.measurements import CurrentStats, Measurement, Measurements
-from cortex_server.placement.capacity import ClusterCapacity
+from cortex_server.lifecycle.measurements import CurrentStats, Measurements
+from cortex_server.placement.capacity import CapacityCache
 from cortex_server.placement.fit import size_key
 from cortex_server.placement.planner import plan
 from cortex_server.placement.policy import Policy, Prefer, Strategy
+from cortex_server.placement.records import Measurement
 from cortex_server.placement.state import ClusterState, PlacementRequest
 
 NOW = 1_700_000_000.0
@@ -127,9 +128,9 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
     rng = random.Random(7)
     made = tuple(full_node(f"n{i:04}", devices, models, rng) for i in range(nodes))
     snapshot = FleetSnapshot(1, NOW, made)
-    capacities = ClusterCapacity()
+    capacities = CapacityCache()
     stats = known(models, rng)
-    cluster = ClusterState(capacities=capacities.of(snapshot), now=NOW, stats=stats)
+    cluster = ClusterState(capacities=capacities.capacities(snapshot), now=NOW, stats=stats)
     instances = len(snapshot.instances())
     print(f"{nodes} nodes x {devices} devices, {models} models, {instances} instances, all full\n")
 
@@ -166,14 +167,16 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
     )
 
     print()
-    print(f"{'rooms, cold':<64}{milliseconds(lambda: ClusterCapacity().of(snapshot), 5)}")
-    print(f"{'capacities, nothing changed':<64}{milliseconds(lambda: capacities.of(snapshot))}")
+    print(f"{'rooms, cold':<64}{milliseconds(lambda: CapacityCache().capacities(snapshot), 5)}")
+    print(
+        f"{'capacities, nothing changed':<64}{milliseconds(lambda: capacities.capacities(snapshot))}"
+    )
     turn = iter(range(10**9))
 
     def one_changed() -> None:
         at = next(turn) % nodes
         changed = replace(made[at], seen_at=NOW + next(turn))
-        capacities.of(replace(snapshot, nodes=(*made[:at], changed, *made[at + 1 :])))
+        capacities.capacities(replace(snapshot, nodes=(*made[:at], changed, *made[at + 1 :])))
 
     print(f"{'rooms, one node changed':<64}{milliseconds(one_changed)}")
 

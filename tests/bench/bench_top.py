@@ -108,7 +108,7 @@ def fake_gateway() -> FastAPI:
             step += 1
             data = SNAPSHOT.dump_json(at_step(before, step))
             yield b"event: fleet\nid: %d.0\ndata: %b\n\n" % (step, data)
-            entry = AuditEntry(id=step, at=NOW, actor="cortex", event="evicting")
+            entry = AuditEntry(id=step, at=NOW, actor="cortex", event="eviction_started")
             text = entry.model_dump_json().encode()
             yield b"event: lifecycle\nid: %d.%d\ndata: %b\n\n" % (step, step, text)
             await asyncio.sleep(pause)

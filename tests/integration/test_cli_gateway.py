@@ -441,11 +441,11 @@ def test_events_are_followed(fleet: DemoFleet):
         seen,
     ):
         fleet.cortex("models", "load", "demo/cleo")
-        assert "anonymous" in until(seen, "load_asked")
+        assert "anonymous" in until(seen, "load_requested")
         until(seen, "instance_ready")
         fleet.cortex("models", "unload", "demo/cleo")
-        assert "why=operator" in until(seen, "unloaded            anonymous")
-    again = items(fleet.cortex("events", "--type", "unload_asked", "--filter", "cleo", "--json"))
+        assert "why=operator" in until(seen, "instance_unloaded   anonymous")
+    again = items(fleet.cortex("events", "--type", "unload_requested", "--filter", "cleo", "--json"))
     assert [e["actor"] for e in again] == ["anonymous"] * len(again) != []
     assert "no matches" in fleet.cortex("events", "--type", "no_such_event").stderr
 

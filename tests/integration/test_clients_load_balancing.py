@@ -88,14 +88,14 @@ async def test_a_conversation_moves_when_its_instance_is_full(pair: Pair) -> Non
     assert (await pair.ask(CHAT, **header)).headers["x-cortex-instance"] == "m-0"
     (target,) = [t for t in pair.rig.fleet.ready("m") if t.id == "m-0"]
     for _ in range(2):
-        pair.rig.fleet.acquire(target)
+        pair.rig.fleet.begin_request(target)
     moved = await pair.ask(CHAT, **header)
     assert (moved.headers["x-cortex-instance"], moved.headers["x-cortex-route"]) == (
         "m-1",
         "least-busy",
     )
     for _ in range(2):
-        pair.rig.fleet.release(target)
+        pair.rig.fleet.end_request(target)
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
@@ -138,9 +138,9 @@ async def test_without_a_session_the_load_decides(pair: Pair) -> None:
     """A request that names no session goes to the idle instance, whoever asked before."""
     pair.report((None, None))
     busy = pair.rig.fleet.ready("m")[0]
-    pair.rig.fleet.acquire(busy)
+    pair.rig.fleet.begin_request(busy)
     answer = await pair.ask(CHAT)
-    pair.rig.fleet.release(busy)
+    pair.rig.fleet.end_request(busy)
     assert answer.headers["x-cortex-instance"] == "m-1"
     assert answer.headers["x-cortex-route"] == "least-busy"
 

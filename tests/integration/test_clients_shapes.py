@@ -175,7 +175,7 @@ async def test_a_dead_node_is_named_in_the_shape_of_who_asks(
 
     assert answer.status_code == status
     assert answer.headers["retry-after"] == "5"
-    assert "no node that could serve model 'org/small' answers: beast: " in error["message"]
+    assert "no node that could serve model 'org/small' is reachable: beast: " in error["message"]
     assert "Connection refused" in error["message"]
     if path != "/v1/messages":  # Anthropic's shape has no place for a code of ours
         assert error["code"] == "no_healthy_node"

@@ -29,7 +29,8 @@ from cortex_common.schema.operations import (
     PinModelRequest,
     UnloadModelRequest,
 )
-from cortex_server.fleet.upstream_watcher import FIRST_PAUSE_S, pause_s
+from cortex_server.fleet.neuron_watcher import RECONNECT_BACKOFF
+from cortex_server.fleet.upstream_watcher import listing_delay_s
 from cortex_server.placement.desired_state import DesiredState
 
 
@@ -239,9 +240,10 @@ async def test_of_two_servers_on_one_host_each_gets_its_own_key() -> None:
 
 def test_a_listing_that_fails_once_is_soon_tried_again() -> None:
     """A provider that is busy for a moment is not missed until the next regular listing."""
-    pauses = [pause_s(60.0, failures) for failures in (0, 1, 2, 9, 9999)]
-    assert pauses == [60.0, FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 60.0, 60.0]
-    assert pause_s(0.1, 1) == 0.1
+    first = RECONNECT_BACKOFF.initial_s
+    delays = [listing_delay_s(60.0, failures) for failures in (0, 1, 2, 9, 9999)]
+    assert delays == [60.0, first, 2 * first, 60.0, 60.0]
+    assert listing_delay_s(0.1, 1) == 0.1
 
 
 async def test_a_server_is_trusted_by_the_authority_that_is_named(tmp_path: Path) -> None:
@@ -326,14 +328,14 @@ async def test_overflow_is_asked_only_while_the_own_instances_are_full() -> None
             return answered.headers["x-cortex-node"]
 
         for _ in range(home.slots - 1):
-            fleet.acquire(home)
+            fleet.begin_request(home)
         assert await asked_at() == "n1"
-        fleet.acquire(home)
+        fleet.begin_request(home)
         assert await asked_at() == "cloud"
-        fleet.release(home)
+        fleet.end_request(home)
         assert await asked_at() == "n1"
         for _ in range(home.slots - 1):
-            fleet.release(home)
+            fleet.end_request(home)
 
 
 @pytest.mark.parametrize("retries", [True, False])
@@ -404,7 +406,7 @@ async def test_nothing_is_ever_loaded_or_ended_there() -> None:
         model_config = served.gateway.fleet.model_config("m")
         assert model_config is not None
         for later in (now, now + 3600):
-            assert upkeep.due(snapshot, [model_config], later).unload == ()
+            assert upkeep.actions(snapshot, [model_config], later).unload == ()
 
 
 async def test_a_mistyped_name_suggests_what_only_a_node_knows() -> None:

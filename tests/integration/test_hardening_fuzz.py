@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from lifecycle_rig import gateway, neuron, tiny
+from lifecycle_kit import gateway, neuron, tiny
 
 from cortex_server.auth.keys import hash_of
 

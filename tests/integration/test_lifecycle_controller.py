@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
+from lifecycle_kit import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import DoesNotFit, ModelNotFound, NotFound
@@ -63,7 +63,7 @@ async def test_many_who_ask_at_once_get_one_load(served: Served) -> None:
     assert [a.status_code for a in answers] == [200] * 20
     snapshot = await served.operator.fleet()
     assert len(snapshot.instances()) == 1
-    assert served.gateway.controller.waiting(snapshot.models[0].id) == 0
+    assert served.gateway.controller.waiting_requests(snapshot.models[0].id) == 0
 
 
 async def test_what_never_fits_is_an_immediate_explained_error(served: Served) -> None:
@@ -137,11 +137,15 @@ async def test_a_client_that_goes_while_waiting_leaves_nothing(served: Served) -
     """Cancelled waits leave no waiter behind, and the load that was begun for them ends by itself."""
     tasks = [asyncio.create_task(served.chat("ada")) for _ in range(10)]
     controller = served.gateway.controller
-    await until(lambda: controller.waiting(served.gateway.fleet.snapshot.models[0].id) == 10)
+    await until(
+        lambda: controller.waiting_requests(served.gateway.fleet.snapshot.models[0].id) == 10
+    )
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await until(lambda: controller.waiting(served.gateway.fleet.snapshot.models[0].id) == 0)
+    await until(
+        lambda: controller.waiting_requests(served.gateway.fleet.snapshot.models[0].id) == 0
+    )
     await until(lambda: controller.progress("ada") is None)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from lifecycle_rig import MODEL_MB, Served, gateway, neuron, tiny, until
+from lifecycle_kit import MODEL_MB, Served, gateway, neuron, tiny, until
 
 from cortex_common.schema.fleet import InstanceView
 

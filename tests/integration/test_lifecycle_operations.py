@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
+from lifecycle_kit import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.errors import Conflict, InstanceBusy, NodeNotFound, NotFound, Unavailable
@@ -84,7 +84,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     assert pin.until is not None
     told = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
     assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
-    await until(lambda: not served.gateway.controller.pins.held)
+    await until(lambda: not served.gateway.controller.pins.active)
     assert (await served.chat("bob")).status_code == 200
 
 
@@ -168,7 +168,7 @@ async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Pat
 
 
 async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> None:
-    """Whoever drained the wrong node and takes that back keeps what is still there."""
+    """An operator who drained the wrong node and uncordons it keeps what is still there."""
     models = (tiny(weights, "ada"), tiny(weights, "bob"))
     async with (
         neuron(tmp_path / "one", 2 * MODEL_MB + 8, ports=(18300, 18349)) as one,
@@ -221,7 +221,7 @@ async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) 
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
         shown = await served.operator.fleet()
-        assert shown.instances()[0].reason == "the tightest room"
+        assert shown.instances()[0].reason == "least sufficient memory"
         assert shown.models[0].unload_at is not None
         assert shown.models[0].unload_at - shown.at <= 1.0
         await until(lambda: not served.gateway.fleet.snapshot.instances())
@@ -247,7 +247,7 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
         await served.operator.unload(UnloadModelRequest(model="ada"))
-        upkeep, shown = served.gateway.controller.upkeep, await served.operator.fleet()
+        upkeep, shown = served.gateway.controller.desired_state, await served.operator.fleet()
         assert not shown.instances()
         assert not upkeep.due(shown, models, 0.0).want
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
@@ -262,7 +262,7 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
         await until(lambda: len(ready(served)) == 1)
         fleet = served.gateway.fleet
         ((endpoint, _),) = fleet.endpoints
-        fleet.acquire(endpoint)
+        fleet.begin_request(endpoint)
         patient = asyncio.create_task(served.operator.unload(UnloadModelRequest(model="ada")))
         await until(lambda: endpoint.draining)
         for hasty in (
@@ -272,9 +272,9 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
             with pytest.raises(InstanceBusy):
                 await hasty
         assert endpoint.draining
-        fleet.release(endpoint)
+        fleet.end_request(endpoint)
         await patient
-        assert "ada" in served.gateway.controller.upkeep.ended
+        assert "ada" in served.gateway.controller.desired_state.unloaded_models
 
 
 async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
@@ -288,7 +288,7 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
         await served.operator.pin(PinModelRequest(model="ada"))
         await served.operator.cordon(NodeRequest(node="here"))
-        await until(lambda: bool(served.gateway.controller.measurements.measurements("ada")))
+        await until(lambda: bool(served.gateway.controller.for_model.for_model("ada")))
         detail = await served.operator.model("ada")
         assert detail.vram_mb == MODEL_MB
         assert detail.measured[0].loads == 1

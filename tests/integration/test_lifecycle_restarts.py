@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from engines.attached_rig import Attached
-from lifecycle_rig import Served, gateway, until
+from lifecycle_kit import Served, gateway, until
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceState

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from lifecycle_rig import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
+from lifecycle_kit import MODEL_MB, Neuron, Served, gateway, neuron, tiny, until
 
 from cortex_common.schema.fleet import InstanceView
 
@@ -100,4 +100,6 @@ async def test_a_storm_leaves_nothing_behind(tmp_path: Path) -> None:
         await until(lambda: all(i.in_flight == 0 for i in views()))
         controller = served.gateway.controller
         await until(lambda: all(controller.progress(name) is None for name in names), 60)
-        assert all(controller.waiting(m.id) == 0 for m in served.gateway.fleet.snapshot.models)
+        assert all(
+            controller.waiting_requests(m.id) == 0 for m in served.gateway.fleet.snapshot.models
+        )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lifecycle_rig import MODEL_MB, gateway, neuron, tiny
+from lifecycle_kit import MODEL_MB, gateway, neuron, tiny
 
 from cortex_cli.commands.why import find_request
 from cortex_cli.render.details import why_text

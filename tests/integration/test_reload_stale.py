@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from lifecycle_rig import gateway, neuron, tiny, until
+from lifecycle_kit import gateway, neuron, tiny, until
 
 from cortex_common.config.catalogue import Catalogue
 from cortex_common.schema.fleet import InstanceView

@@ -89,7 +89,7 @@ class ProxyRig:
 
     def report(self, node: str, *infos: ModelInfo) -> None:
         """Make a node report exactly these instances."""
-        self.fleet.reported(node, NodeStatus(health=Health(uptime_secs=1), models=infos))
+        self.fleet.update_status(node, NodeStatus(health=Health(uptime_secs=1), models=infos))
 
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""

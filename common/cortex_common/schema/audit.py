@@ -16,7 +16,7 @@ class AuditEntry(WireModel):
         at: Unix seconds.
         actor: name of the key that requested it, "node NAME" for what a node did, "cortex" for what the gateway
             decided on its own.
-        event: stable name, such as "evicting" or "instance_ready"; the log uses the same name.
+        event: stable name, such as "eviction_started" or "instance_ready"; the log uses the same name.
         level: info, warn or error.
         facts: model, node, instance, reason and other values.
     """

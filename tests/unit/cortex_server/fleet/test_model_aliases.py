@@ -1,4 +1,4 @@
-"""Model names, and parameters per model."""
+"""Model names, and request parameters per model."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _NAMES = ModelAliases(
         ("claude-real", "claude-real"),
     ],
 )
-def test_a_name_means_a_model(name: str, expected: str) -> None:
+def test_names_resolve_in_order(name: str, expected: str) -> None:
     """Ids come before aliases, aliases before patterns, long patterns before short ones."""
     assert _NAMES.resolve(name) == expected
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-33B", "Claude-x", ""])
-def test_a_name_that_means_nothing_is_not_found(name: str) -> None:
-    """Unknown names mean nothing."""
+def test_an_unknown_name_is_not_found(name: str) -> None:
+    """Unknown names resolve to nothing."""
     assert _NAMES.resolve(name) is None
 
 
 def test_the_nearest_name_is_a_hint() -> None:
     """A mistyped name gets the right one as a hint."""
-    assert "'Qwen/Qwen3-32B'" in _NAMES.not_found("Qwen/Qwen3-33B").hints[0]
+    assert "'Qwen/Qwen3-32B'" in _NAMES.not_found_error("Qwen/Qwen3-33B").hints[0]
 
 
 @given(st.text(max_size=8), st.text(max_size=8), st.text())
@@ -61,7 +61,7 @@ def test_only_the_model_field_is_echoed(engine: str, client: str, content: str) 
 
 
 def test_without_a_client_name_nothing_is_changed() -> None:
-    """ModelNameRewriter(None) passes everything."""
+    """ModelNameRewriter(None) changes nothing."""
     assert ModelNameRewriter(None)(b'{"model":"x"}') == b'{"model":"x"}'
 
 
@@ -87,20 +87,20 @@ def test_without_a_client_name_nothing_is_changed() -> None:
 def test_rules_change_what_they_name(
     body: dict[str, Any], rules: ParamRules, expected: dict[str, Any]
 ) -> None:
-    """Defaults fill gaps, overrides replace, strips remove, the clamp leaves room for the prompt."""
+    """Defaults fill gaps, overrides replace, strips remove, and the clamp leaves space for the prompt."""
     assert (
         json.loads(apply_rules(json.dumps(body).encode(), rules, context=8192, prompt_tokens=100))
         == expected
     )
 
 
-def test_idle_rules_do_not_touch_the_body() -> None:
-    """Without rules even the spaces stay."""
+def test_empty_rules_do_not_change_the_body() -> None:
+    """Without rules the body stays the same to the byte."""
     assert apply_rules(b'{ "a" : 1 }', ParamRules()) == b'{ "a" : 1 }'
 
 
 def test_a_prompt_beyond_the_context_still_leaves_a_token() -> None:
-    """The engine is to say that the prompt is too long, not that max_tokens is negative."""
+    """The engine should report that the prompt is too long, not that max_tokens is negative."""
     out = apply_rules(
         b'{"max_tokens":9}', ParamRules(clamp_max_tokens=True), context=10, prompt_tokens=99
     )

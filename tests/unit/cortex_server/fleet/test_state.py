@@ -1,4 +1,4 @@
-"""What the gateway keeps of its nodes over a change of their configuration."""
+"""The fleet's state across changes of the configuration."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from cortex_server.metrics.series import Metrics
 
 
 def entry(name: str, endpoint: str) -> NeuronEntry:
-    """A node of cortex.toml."""
+    """A [[neurons]] entry of cortex.toml."""
     return NeuronEntry.model_validate({"name": name, "endpoint": endpoint})
 
 
 def fleet(*entries: NeuronEntry) -> Fleet:
-    """A fleet of these nodes, none of which has told anything yet."""
+    """A fleet of these nodes, none of which has reported yet."""
     return Fleet(entries, Catalogue(), SystemClock(), Metrics())
 
 
 def cordoned(snapshot: FleetSnapshot) -> list[str]:
-    """The names of the cordoned nodes."""
+    """Return the names of the cordoned nodes."""
     return [node.name for node in snapshot.nodes if node.cordoned]
 
 
 def status(*instances: str) -> NodeStatus:
-    """A node with these instances, ready."""
+    """A status report with these ready instances."""
     infos = tuple(
         ModelInfo(
             id=ModelId("m"),
@@ -45,63 +45,65 @@ def status(*instances: str) -> NodeStatus:
     return NodeStatus(health=Health(uptime_secs=1.0), models=infos)
 
 
-def test_no_name_is_called_unknown_before_every_node_was_heard():
-    """What a node serves without a profile is known from its first report on; a client may ask before."""
+def test_no_name_is_unknown_before_every_node_has_reported():
+    """A model that a node serves without a model config is known only once the node has reported."""
     nodes = [NeuronEntry(name=n, endpoint="http://127.0.0.1:1") for n in ("n1", "n2")]
     known = fleet(*nodes)
-    known.reported("n1", status())
-    early = known.names.not_found("m")
+    known.update_status("n1", status())
+    early = known.aliases.not_found_error("m")
     assert (early.status, early.retry_after) == (503, 1.0)
-    assert "n2 has still to say" in early.message
-    known.lost("n2", "refused")
-    assert known.names.not_found("m").status == 404
+    assert "waiting for n2" in early.message
+    known.mark_unreachable("n2", "refused")
+    assert known.aliases.not_found_error("m").status == 404
 
 
 def test_requests_are_worded_by_the_traits_that_a_node_reports():
     """A harness that the node no longer has gets OpenAI's own traits; a new report replaces them."""
     nodes = fleet(entry("a", "http://a"))
-    nodes.discovered("a", Discovery(hostname="a", os="", kernel=""))
-    nodes.reported("a", status("i-1"))
+    nodes.update_discovery("a", Discovery(hostname="a", os="", kernel=""))
+    nodes.update_status("a", status("i-1"))
     (endpoint,) = nodes.ready("m")
     assert (endpoint.engine, endpoint.traits) == ("fake", OPENAI)
 
     info = HarnessInfo(engine="llamacpp", traits=LLAMACPP)
-    nodes.discovered("a", Discovery(hostname="a", os="", kernel="", harness_info={"fake": info}))
+    nodes.update_discovery(
+        "a", Discovery(hostname="a", os="", kernel="", harness_info={"fake": info})
+    )
     assert nodes.ready("m") == [endpoint]
     assert (endpoint.engine, endpoint.traits) == ("llamacpp", LLAMACPP)
 
 
-def test_a_cordoned_node_stays_so_when_its_endpoint_moves():
-    """Only the operator who kept work off a node lets it come again."""
+def test_a_cordon_survives_a_change_of_endpoint():
+    """Only the operator who cordoned a node uncordons it."""
     known = fleet(entry("a", "http://old"), entry("b", "http://b"))
     known.set_cordoned("a", True)
     known.use_nodes((entry("a", "http://new"), entry("b", "http://b")))
     assert cordoned(known.snapshot) == ["a"]
 
 
-def test_a_neuron_that_is_known_by_two_names_may_lose_an_instance():
-    """Two URLs may lead to one neuron; what it ended is gone under both names."""
+def test_an_instance_of_a_neuron_with_two_names_can_disappear():
+    """Two URLs can lead to one neuron; an instance that it unloads is gone under both names."""
     known = fleet(entry("a", "http://127.0.0.1:9"), entry("b", "http://localhost:9"))
     for told in (status("i-1"), status()):
-        known.reported("a", told)
-        known.reported("b", told)
+        known.update_status("a", told)
+        known.update_status("b", told)
     assert known.ready("m") == []
     assert known.snapshot.instances() == ()
 
 
-async def test_a_stream_is_counted_on_when_its_node_is_renamed_or_moved():
-    """Whoever ends the instance waits for the streams that reached it by the old name or address."""
+async def test_a_stream_still_counts_after_its_node_is_renamed_or_moved():
+    """A drain waits for the streams that reached the instance by the old name or address."""
     old, renamed, moved = entry("a", "http://a"), entry("b", "http://a"), entry("b", "http://c")
     known = fleet(old)
-    known.reported("a", status("i-1"))
+    known.update_status("a", status("i-1"))
     (endpoint,) = known.ready("m")
-    known.acquire(endpoint)
+    known.begin_request(endpoint)
     for now in (renamed, moved):
         known.use_nodes((now,))
-        known.reported("b", status("i-1"))
+        known.update_status("b", status("i-1"))
         assert [i.in_flight for i in known.snapshot.instances()] == [1]
-    waiting = asyncio.create_task(known.when_idle(InstanceId("i-1")))
+    waiting = asyncio.create_task(known.wait_idle(InstanceId("i-1")))
     await asyncio.sleep(0)
     assert not waiting.done()
-    known.release(endpoint)
+    known.end_request(endpoint)
     await waiting

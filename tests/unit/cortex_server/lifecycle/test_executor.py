@@ -1,4 +1,4 @@
-"""The carrier against nodes that refuse, and that answer what nobody expected."""
+"""The executor against nodes that refuse or answer unexpectedly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cortex_server.lifecycle.executor import Executor
 from cortex_server.metrics.series import Metrics
 from cortex_server.placement.fit import Shape, Size, SizeSource
 from cortex_server.placement.pending_loads import LoadOrder
-from cortex_server.placement.planner import Load
+from cortex_server.placement.plans import Load
 
 VICTIMS = (InstanceId("first"), InstanceId("second"))
 ORDER = LoadOrder(
@@ -34,8 +34,8 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 
 @dataclass
-class Heard:
-    """The reports of a carrier."""
+class RecordedEvents:
+    """The recorded events of an executor."""
 
     told: list[tuple[str, str]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,13 +44,13 @@ class Heard:
         self.told.append((what, about))
         self.over.set()
 
-    def room_made(self, instance: InstanceId) -> None:
+    def evicted(self, instance: InstanceId) -> None:
         self._hear("room_made", instance)
 
-    def room_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
+    def eviction_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
         self._hear("room_failed", stuck)
 
-    def left(self, instance: InstanceId) -> None:
+    def removed(self, instance: InstanceId) -> None:
         self.told.append(("left", instance))
 
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
@@ -63,7 +63,7 @@ class Heard:
         self._hear("failed", reason)
 
 
-def fleet_with_victims() -> Fleet:
+def fleet_with_candidates() -> Fleet:
     """A node with two ready instances."""
     entry = NeuronEntry(name="n1", endpoint="http://n1")
     fleet = Fleet((entry,), Catalogue(), SystemClock(), Metrics())
@@ -77,73 +77,75 @@ def fleet_with_victims() -> Fleet:
         )
         for name in VICTIMS
     )
-    fleet.reported("n1", NodeStatus(health=Health(uptime_secs=1.0), models=infos))
+    fleet.update_status("n1", NodeStatus(health=Health(uptime_secs=1.0), models=infos))
     return fleet
 
 
-async def carried(answer: Answer, *, load: bool = False) -> tuple[Fleet, Heard]:
-    """Have the order's room made, or its load started, on a node that answers so."""
-    fleet, heard = fleet_with_victims(), Heard()
+async def execute(answer: Answer, *, load: bool = False) -> tuple[Fleet, RecordedEvents]:
+    """Evict for an order, or start its load, on a node that answers so."""
+    fleet, heard = fleet_with_candidates(), RecordedEvents()
     transport = httpx.MockTransport(answer)
     async with NeuronClient("http://n1", who="node n1", transport=transport) as client:
         executor = Executor(fleet, {"n1": client}, heard)
         if load:
-            executor.start(ORDER)
+            executor.start_load(ORDER)
         else:
-            executor.make_room(ORDER, 5.0)
+            executor.evict(ORDER, 5.0)
         async with asyncio.timeout(5):
             await heard.over.wait()
         await executor.close()
     return fleet, heard
 
 
-def taking(fleet: Fleet) -> list[str]:
-    """Which of the victims take requests."""
+def accepting(fleet: Fleet) -> list[str]:
+    """Return the candidates that take requests."""
     return [name for name in VICTIMS if fleet.ready(name)]
 
 
-def says(error: CortexError) -> Answer:
+def answers_error(error: CortexError) -> Answer:
     """A node that answers everything with an error."""
     return lambda _: httpx.Response(error.status, json=envelope(error))
 
 
-async def test_all_victims_serve_again_when_one_will_not_go() -> None:
-    """When the node refuses to end the first of two drained victims, both take requests again."""
-    fleet, heard = await carried(says(CortexError("no")))
+async def test_all_candidates_serve_again_when_one_cannot_be_unloaded() -> None:
+    """When the node refuses to unload the first of two drained instances, both take requests again."""
+    fleet, heard = await execute(answers_error(CortexError("no")))
     assert heard.told == [("room_failed", "first")]
-    assert taking(fleet) == ["first", "second"]
+    assert accepting(fleet) == ["first", "second"]
 
 
-async def test_a_victim_that_others_use_is_spared() -> None:
-    """An eviction asks the node not to cut anybody, and names the instance that is still in use."""
+async def test_an_instance_used_by_others_is_not_evicted() -> None:
+    """An eviction asks the node not to cut requests, and names the instance that is still in use."""
     asked: list[dict[str, object]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(json.loads(request.content))
         if asked[-1]["instance_id"] == "first":
             return httpx.Response(200, json={"status": "unloaded"})
-        return says(InstanceBusy.after_drain("second", 5.0))(request)
+        return answers_error(InstanceBusy.after_drain("second", 5.0))(request)
 
-    fleet, heard = await carried(answer)
+    fleet, heard = await execute(answer)
     assert [a["cut"] for a in asked] == [False, False]
     assert heard.told == [("left", "first"), ("room_failed", "second")]
-    assert taking(fleet) == ["second"]
+    assert accepting(fleet) == ["second"]
 
 
-async def test_what_nobody_expected_leaves_no_load_waiting() -> None:
-    """A defect while room is made or a load is asked for is reported, so that no load is under way for ever."""
+async def test_unexpected_errors_are_reported() -> None:
+    """A defect during an eviction or a load is reported, so that no load is pending forever."""
 
     def broken(_: httpx.Request) -> httpx.Response:
         raise RuntimeError("a defect")
 
-    fleet, heard = await carried(broken)
+    fleet, heard = await execute(broken)
     assert heard.told == [("room_failed", "first")]
-    assert taking(fleet) == ["first", "second"]
-    _, heard = await carried(broken, load=True)
-    assert heard.told == [("failed", "the gateway failed; its log says how")]
+    assert accepting(fleet) == ["first", "second"]
+    _, heard = await execute(broken, load=True)
+    assert heard.told == [("failed", "internal error of the gateway; see its log")]
 
 
-async def test_who_waits_is_told_which_node_would_not_load() -> None:
-    """What a node lacks, another may have: the reason names the node."""
-    _, heard = await carried(says(BadRequest("there is no file x on this node")), load=True)
+async def test_a_failed_load_names_its_node() -> None:
+    """Another node may have what one lacks: the reason names the node."""
+    _, heard = await execute(
+        answers_error(BadRequest("there is no file x on this node")), load=True
+    )
     assert heard.told == [("failed", "node n1 refused: there is no file x on this node")]

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core_worlds import NOW, cluster, clusters, device, instance, node
 from hypothesis import given
 from hypothesis import strategies as st
+from placement_states import NOW, cluster, clusters, device, instance, node
 
 from cortex_common.schema.fleet import InstanceView
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.placement.capacity import node_capacity
-from cortex_server.placement.defrag import Budget, Defrag, defrag
+from cortex_server.placement.defrag import Budget, DefragPlan, plan_defrag
 from cortex_server.placement.eviction import ModelStats
 from cortex_server.placement.state import ClusterState
 
@@ -21,14 +21,14 @@ budgets = st.builds(
 )
 
 
-def free(before: ClusterState) -> dict[tuple[str, int], int]:
+def available(before: ClusterState) -> dict[tuple[str, int], int]:
     """MiB available on each device."""
     return {(r.node.name, d.index): d.available_mb for r in before.capacities for d in r.devices}
 
 
-def carried_out(found: Defrag, before: ClusterState) -> dict[tuple[str, int], int]:
-    """The same after each move, with copy and original side by side in between."""
-    left = free(before)
+def after_moves(found: DefragPlan, before: ClusterState) -> dict[tuple[str, int], int]:
+    """Yield the available memory after each move, with copy and original side by side in between."""
+    left = available(before)
     for move in found.moves:
         left[move.to_node, move.to_device] -= move.mb
         assert left[move.to_node, move.to_device] >= 0
@@ -37,14 +37,14 @@ def carried_out(found: Defrag, before: ClusterState) -> dict[tuple[str, int], in
 
 
 @given(clusters(), budgets, st.one_of(st.none(), st.integers(1, 800)))
-def test_a_defrag_keeps_its_promises(
+def test_every_move_is_feasible_and_within_budget(
     before: ClusterState, budget: Budget, wanted: int | None
 ) -> None:
-    """Every copy has room when it is loaded, the block comes out as told, the budget holds, nobody pinned moves."""
-    found = defrag(before.capacities, before.stats, budget, wanted_mb=wanted)
+    """Every copy fits when it is loaded, the block has the announced size, and no pinned instance moves."""
+    found = plan_defrag(before.capacities, before.stats, budget, wanted_mb=wanted)
     if found is None:
         return
-    after = carried_out(found, before)
+    after = after_moves(found, before)
     instances = {i.id: i for r in before.capacities for i in r.instances}
     assert after[found.node, found.device] == found.after_mb
     assert found.after_mb >= (wanted or 0)
@@ -56,16 +56,16 @@ def test_a_defrag_keeps_its_promises(
 
 @given(clusters(), budgets)
 def test_the_largest_block_never_shrinks(before: ClusterState, budget: Budget) -> None:
-    """Without a wish, the largest free block grows or nothing is moved."""
-    found = defrag(before.capacities, before.stats, budget)
+    """Without a wanted size, the largest free block grows or nothing is moved."""
+    found = plan_defrag(before.capacities, before.stats, budget)
     if found is not None:
         usable = [d.available_mb for r in before.capacities for d in r.devices]
         assert found.after_mb > found.before_mb
-        assert max(carried_out(found, before).values()) >= max(usable, default=0)
+        assert max(after_moves(found, before).values()) >= max(usable, default=0)
 
 
-def scattered(*sizes: tuple[int, ...]) -> ClusterState:
-    """A node with a device of 300 MiB for each tuple, and an instance of each size on it."""
+def fragmented(*sizes: tuple[int, ...]) -> ClusterState:
+    """A node with a 300 MiB device for each tuple, and an instance of each size on it."""
     placed: list[InstanceView] = []
     for at, there in enumerate(sizes):
         for mb in there:
@@ -75,25 +75,25 @@ def scattered(*sizes: tuple[int, ...]) -> ClusterState:
     return ClusterState(capacities=(node_capacity(fleet),), now=NOW)
 
 
-def test_scattered_instances_are_moved_together() -> None:
-    """Two halves of free memory become one block by the one move that needs least."""
-    before = scattered((100, 50), (150,))
-    found = defrag(before.capacities, {}, Budget(), wanted_mb=300)
+def test_two_halves_become_one_block() -> None:
+    """Two halves of free memory become one block by the cheapest single move."""
+    before = fragmented((100, 50), (150,))
+    found = plan_defrag(before.capacities, {}, Budget(), wanted_mb=300)
     assert found is not None
     assert [(m.instance, m.to_device) for m in found.moves] == [("150@1", 0)]
     assert found.after_mb == 300
 
 
-def test_a_block_that_is_there_needs_no_move() -> None:
-    """When the block exists already, the plan says where, and moves nothing."""
-    before = scattered((100,), ())
-    found = defrag(before.capacities, {}, Budget(), wanted_mb=250)
-    assert found == Defrag("n1", 1, 300, 300, ())
+def test_an_existing_block_needs_no_move() -> None:
+    """When the block exists already, the plan names it and moves nothing."""
+    before = fragmented((100,), ())
+    found = plan_defrag(before.capacities, {}, Budget(), wanted_mb=250)
+    assert found == DefragPlan("n1", 1, 300, 300, ())
 
 
 def test_the_quickest_of_equal_moves_is_taken() -> None:
     """Of two single moves that suffice, the one whose model loads faster is planned."""
-    before = scattered((100,), (100,))
+    before = fragmented((100,), (100,))
     slow, quick = (instance(m, devices=(at,)) for at, m in enumerate(("slow", "quick")))
     fleet = node("n1", (device(0, 300), device(1, 300)), (slow, quick))
     before = replace(before, capacities=(node_capacity(fleet),))
@@ -101,17 +101,17 @@ def test_the_quickest_of_equal_moves_is_taken() -> None:
         ModelId("slow"): ModelStats(reload_s=60),
         ModelId("quick"): ModelStats(reload_s=5),
     }
-    found = defrag(before.capacities, stats, Budget(), wanted_mb=300)
+    found = plan_defrag(before.capacities, stats, Budget(), wanted_mb=300)
     assert found is not None
     assert [m.model for m in found.moves] == ["quick"]
 
 
 def test_other_nodes_take_instances_only_when_allowed() -> None:
-    """A block that needs another node's room is planned only with `cross_node`."""
+    """A block that needs memory on another node is planned only with `cross_node`."""
     one = node("n1", (device(0, 300),), (instance("a"),))
     two = node("n2", (device(0, 300),), (instance("b", "n2", mb=150),))
     capacities = cluster(one, two).capacities
-    assert defrag(capacities, {}, Budget(), wanted_mb=300) is None
-    found = defrag(capacities, {}, Budget(cross_node=True), wanted_mb=300)
+    assert plan_defrag(capacities, {}, Budget(), wanted_mb=300) is None
+    found = plan_defrag(capacities, {}, Budget(cross_node=True), wanted_mb=300)
     assert found is not None
     assert [(m.node, m.to_node) for m in found.moves] == [("n1", "n2")]

@@ -3,20 +3,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_worlds import NOW, cluster, clusters, device, instance, model_config, model_configs, node
 from hypothesis import given
 from hypothesis import strategies as st
+from placement_states import (
+    NOW,
+    cluster,
+    clusters,
+    device,
+    instance,
+    model_config,
+    model_configs,
+    node,
+)
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.hardware import DeviceHealth, DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_server.placement.capacity import (
-    NOTHING,
-    ClusterCapacity,
+    EMPTY_OVERLAY,
+    CapacityCache,
     Overlay,
     Reservation,
-    frees,
+    memory_by_device,
     node_capacity,
 )
 from cortex_server.placement.eviction import ModelStats
@@ -26,10 +35,11 @@ from cortex_server.placement.fit import (
     SizeSource,
     device_refusal,
     node_refusal,
-    shapes,
+    possible_shapes,
     size_key,
 )
-from cortex_server.placement.planner import Impossible, Join, Load, Serve, Wait, plan
+from cortex_server.placement.planner import plan
+from cortex_server.placement.plans import Impossible, Join, Load, Serve, Wait
 from cortex_server.placement.policy import Policy, Prefer, Strategy
 from cortex_server.placement.state import ClusterState, PlacementRequest
 
@@ -46,7 +56,7 @@ policies = st.builds(Policy, strategy=st.sampled_from(Strategy), prefer=st.sampl
 
 
 def after(found: Load, request: PlacementRequest, before: ClusterState) -> ClusterState:
-    """The world once a plan is decided: its victims are leaving and its memory is promised."""
+    """Return the cluster state once a plan is decided: evictions draining, memory reserved."""
     reservation = Reservation(
         InstanceId("new"),
         ModelId(request.model_config.id),
@@ -56,16 +66,16 @@ def after(found: Load, request: PlacementRequest, before: ClusterState) -> Clust
         found.evictions,
     )
     others = tuple(p for r in before.capacities for p in r.reservations)
-    overlay = Overlay(reservations=(*others, reservation), leaving=frozenset(found.evictions))
+    overlay = Overlay(reservations=(*others, reservation), draining=frozenset(found.evictions))
     snapshot = FleetSnapshot(2, NOW, tuple(r.node for r in before.capacities))
-    return replace(before, capacities=ClusterCapacity().of(snapshot, overlay))
+    return replace(before, capacities=CapacityCache().capacities(snapshot, overlay))
 
 
 @given(requests, clusters(), policies)
-def test_a_load_never_takes_more_than_there_is(
+def test_a_load_never_exceeds_the_memory(
     request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
-    """On each device of a planned load, what is available and what its evictions free covers its share."""
+    """On each device of a planned load, available memory plus evictions covers its share."""
     found = plan(request, before, policy)
     if isinstance(found, Load):
         capacity = next(r for r in before.capacities if r.node.name == found.node)
@@ -74,17 +84,17 @@ def test_a_load_never_takes_more_than_there_is(
         assert len(set(found.devices)) == found.shape.devices
         for d in capacity.devices:
             if d.index in found.devices:
-                freed = sum(frees(v).get(d.index, 0) for v in candidates)
+                freed = sum(memory_by_device(v).get(d.index, 0) for v in candidates)
                 assert d.available_mb + freed >= found.shape.size.device_mb
-                assert device_refusal(request.model_config, d, request.where) is None
+                assert device_refusal(request.model_config, d, request.constraints) is None
         assert node_refusal(request.model_config, capacity.node) is None
 
 
 @given(requests, clusters(), policies)
-def test_victims_are_only_those_who_may_go(
+def test_only_evictable_instances_are_evicted(
     request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
-    """Nobody pinned, loading or kept by replicas.min goes, nor anybody busy before patience has ended."""
+    """No pinned, loading or required instance is evicted, and no busy one before patience ends."""
     found = plan(request, before, policy)
     if isinstance(found, Load) and found.evictions:
         assert request.may_evict
@@ -94,7 +104,7 @@ def test_victims_are_only_those_who_may_go(
             assert not candidate.pinned
             assert candidate.state is InstanceState.READY
             assert request.waited_s or not candidate.in_flight
-            keep = before.stats[candidate.model].keep
+            keep = before.stats[candidate.model].min_replicas
             stays = [
                 i
                 for r in before.capacities
@@ -116,10 +126,10 @@ def test_the_same_inputs_give_the_same_plan(
 
 
 @given(requests, clusters(), policies)
-def test_a_decided_plan_leaves_nothing_to_do(
+def test_planning_again_joins_the_decided_load(
     request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
-    """Planning again after a load was decided joins it, wherever and whatever it evicts."""
+    """Once a load is decided, planning again joins it, wherever it is and whatever it evicts."""
     found = plan(request, before, policy)
     if isinstance(found, Load):
         again = plan(request, after(found, request, before), policy)
@@ -127,10 +137,10 @@ def test_a_decided_plan_leaves_nothing_to_do(
 
 
 @given(requests, model_configs(), clusters(), policies)
-def test_two_decided_plans_do_not_count_on_the_same_memory(
+def test_two_plans_do_not_use_the_same_memory(
     request: PlacementRequest, other: ModelConfig, before: ClusterState, policy: Policy
 ) -> None:
-    """A load planned while another's victims are still leaving has its memory without what they leave."""
+    """A load planned while another's evictions are draining does not use the memory that they free."""
     first = plan(request, before, policy)
     if not isinstance(first, Load):
         return
@@ -148,16 +158,18 @@ def test_two_decided_plans_do_not_count_on_the_same_memory(
                 first,
             ):  # the second may be carried out before the first has its room
                 if capacity.node.name == found.node:
-                    left += sum(frees(instances[v]).get(d.index, 0) for v in found.evictions)
+                    left += sum(
+                        memory_by_device(instances[v]).get(d.index, 0) for v in found.evictions
+                    )
                     left -= found.shape.size.device_mb if d.index in found.devices else 0
                     assert left >= 0
 
 
 @given(requests, clusters(), policies)
-def test_nobody_goes_while_there_is_room(
+def test_nothing_is_evicted_while_memory_suffices(
     request: PlacementRequest, before: ClusterState, policy: Policy
 ) -> None:
-    """An eviction is planned only when no layout fits as things are."""
+    """An eviction is planned only when no shape fits as things are."""
     found = plan(request, before, policy)
     if isinstance(found, Load) and found.evictions:
         assert not isinstance(plan(replace(request, may_evict=False), before, policy), Load)
@@ -167,18 +179,20 @@ def test_nobody_goes_while_there_is_room(
 def test_impossible_means_that_waiting_would_not_help(
     wanted: ModelConfig, before: ClusterState, policy: Policy
 ) -> None:
-    """What is called impossible would not fit with every instance gone that is neither pinned nor kept."""
+    """An impossible model would not fit even with every evictable instance gone."""
     found = plan(PlacementRequest(wanted, waited_s=PATIENCE_OVER), before, policy)
     if not isinstance(found, Impossible):
         return
     for capacity in before.capacities:
         if node_refusal(wanted, capacity.node) is not None:
             continue
-        movable = [i for i in capacity.instances if not i.pinned and not before.stats[i.model].keep]
-        for shape in shapes(wanted, {}):
+        movable = [
+            i for i in capacity.instances if not i.pinned and not before.stats[i.model].min_replicas
+        ]
+        for shape in possible_shapes(wanted, {}):
             able: dict[str, int] = {}
             for d in capacity.devices:
-                freed = sum(frees(i).get(d.index, 0) for i in movable)
+                freed = sum(memory_by_device(i).get(d.index, 0) for i in movable)
                 freed += sum(p.device_mb for p in capacity.reservations if d.index in p.devices)
                 roomy = d.available_mb + freed >= shape.size.device_mb
                 if (
@@ -192,19 +206,21 @@ def test_impossible_means_that_waiting_would_not_help(
 
 
 @given(clusters())
-def test_remembered_rooms_are_the_rooms(before: ClusterState) -> None:
-    """What `ClusterCapacity` remembers is what it would build anew."""
-    capacities = ClusterCapacity()
+def test_cached_capacities_equal_fresh_ones(before: ClusterState) -> None:
+    """`CapacityCache` returns what it would build from scratch."""
+    capacities = CapacityCache()
     snapshot = FleetSnapshot(1, NOW, tuple(r.node for r in before.capacities))
     assert (
-        capacities.of(snapshot)
-        == capacities.of(snapshot)
+        capacities.capacities(snapshot)
+        == capacities.capacities(snapshot)
         == tuple(node_capacity(n) for n in snapshot.nodes)
     )
     gone = frozenset(i.id for i in snapshot.instances())
-    emptied = capacities.of(snapshot, Overlay(gone=gone))
+    emptied = capacities.capacities(snapshot, Overlay(removed=gone))
     assert all(not capacity.instances for capacity in emptied)
-    assert capacities.of(snapshot, NOTHING) == tuple(node_capacity(n) for n in snapshot.nodes)
+    assert capacities.capacities(snapshot, EMPTY_OVERLAY) == tuple(
+        node_capacity(n) for n in snapshot.nodes
+    )
 
 
 # -- preferences ------------------------------------------------------------------------------------
@@ -218,15 +234,15 @@ def test_a_ready_instance_is_served() -> None:
     ) == Serve((a.id,))
 
 
-def test_an_instance_on_a_lost_node_serves_nobody() -> None:
-    """A ready instance on a node that does not answer counts for nothing; another node loads the model."""
+def test_an_instance_on_an_unreachable_node_does_not_count() -> None:
+    """Another node loads the model."""
     lost = node("n1", (device(0),), (instance("a"),), state=NodeState.UNREACHABLE)
     found = plan(PlacementRequest(model_config("a")), cluster(lost, node("n2", (device(0),))), LRU)
     assert isinstance(found, Load)
     assert found.node == "n2"
 
 
-def test_a_load_under_way_is_joined() -> None:
+def test_a_pending_load_is_joined() -> None:
     """A model that another gateway loads is waited for."""
     a = instance("a", state=InstanceState.LOADING)
     found = plan(PlacementRequest(model_config("a")), cluster(node("n1", (device(0),), (a,))), LRU)
@@ -234,7 +250,7 @@ def test_a_load_under_way_is_joined() -> None:
 
 
 def test_packing_keeps_the_largest_block_whole() -> None:
-    """`pack` takes the tightest device that has room."""
+    """`pack` takes the device with the least sufficient memory."""
     n1 = node("n1", (device(0, 1000), device(1, 300)))
     found = plan(
         PlacementRequest(model_config("a", 200)), cluster(n1, node("n2", (device(0, 400),))), LRU
@@ -244,7 +260,7 @@ def test_packing_keeps_the_largest_block_whole() -> None:
 
 
 def test_spreading_takes_the_emptiest_device() -> None:
-    """`spread` takes the device with the most room."""
+    """`spread` takes the device with the most available memory."""
     n1 = node("n1", (device(0, 1000), device(1, 300)))
     policy = Policy(prefer=Prefer.SPREAD)
     found = plan(
@@ -255,11 +271,11 @@ def test_spreading_takes_the_emptiest_device() -> None:
 
 
 def test_weights_on_disk_outweigh_a_tighter_fit() -> None:
-    """Of nodes with room, one that has loaded the model before comes first."""
+    """Of nodes with enough memory, one that has loaded the model before comes first."""
     here = cluster(
         node("n1", (device(0, 200),)),
         node("n2", (device(0, 1000),)),
-        stored={ModelId("a"): frozenset({"n2"})},
+        nodes_with_weights={ModelId("a"): frozenset({"n2"})},
     )
     found = plan(PlacementRequest(model_config("a", 200)), here, LRU)
     assert isinstance(found, Load)
@@ -267,7 +283,7 @@ def test_weights_on_disk_outweigh_a_tighter_fit() -> None:
 
 
 def test_a_gpu_comes_before_a_cpu() -> None:
-    """A cpu device is used only where no GPU has room."""
+    """A CPU device is used only where no GPU has enough memory."""
     cpu = device(1, 200, kind=DeviceKind.CPU, name="cpu")
     fleet = cluster(node("n1", (cpu, device(0, 1000))))
     found = plan(PlacementRequest(model_config("a", 200)), fleet, LRU)
@@ -280,7 +296,7 @@ def test_a_gpu_comes_before_a_cpu() -> None:
 
 
 def test_a_measured_size_beats_the_configured_one() -> None:
-    """What a load was measured to take is planned with, whatever the profile says."""
+    """The measured size is used, whatever the model config says."""
     wanted = model_config("a", 900)
     sizes = {size_key(wanted, DeviceKind.CUDA, 1): Size(300, SizeSource.MEASURED)}
     found = plan(PlacementRequest(wanted), cluster(node("n1", (device(0, 400),)), sizes=sizes), LRU)
@@ -289,7 +305,7 @@ def test_a_measured_size_beats_the_configured_one() -> None:
 
 
 def test_a_model_is_spread_further_where_that_makes_it_fit() -> None:
-    """A model too large for its least number of devices takes twice as many, where its profile allows."""
+    """A model too large for its minimum number of devices takes twice as many, where its model config allows."""
     four = node("n1", tuple(device(i, 300) for i in range(4)))
     tight = model_config("a", 1000, min_devices=2)
     assert isinstance(plan(PlacementRequest(tight), cluster(four), LRU), Impossible)
@@ -299,8 +315,8 @@ def test_a_model_is_spread_further_where_that_makes_it_fit() -> None:
     assert found.devices == (0, 1, 2, 3)
 
 
-def test_unequal_cards_do_not_share_a_model_unless_allowed() -> None:
-    """Devices of different types are put together only for `mixed_devices`."""
+def test_different_gpus_do_not_share_a_model_unless_allowed() -> None:
+    """Devices of different types are combined only with `mixed_devices`."""
     unequal = cluster(node("n1", (device(0, 500, name="L40"), device(1, 500, name="H200"))))
     pair = model_config("a", 800, min_devices=2)
     assert isinstance(plan(PlacementRequest(pair), unequal, LRU), Impossible)
@@ -313,16 +329,18 @@ def test_unequal_cards_do_not_share_a_model_unless_allowed() -> None:
     [
         ({"min_compute_capability": "9.1"}, 0, "compute capability 9.0 is below 9.1"),
         ({"min_compute_capability": "10.0"}, 0, "compute capability 9.0 is below 10.0"),
-        ({"min_device_vram_mb": 2000}, 0, "has 1000 MiB in all, needs a device of 2000"),
+        ({"min_device_vram_mb": 2000}, 0, "has 1000 MiB in total; the model requires 2000"),
         ({"device_kind": "cpu"}, 0, "a cuda device, not cpu"),
         ({"vram_mb": 1001}, 0, "needs 1001 MiB (configured), 1000 available"),
         ({"harness": "other"}, None, "the node has no harness 'other'"),
-        ({"nodes": ["n2"]}, None, "not among the nodes of its profile"),
+        ({"nodes": ["n2"]}, None, "not among the nodes of its model config"),
         ({"labels": {"rack": "b"}}, None, "the node has no label rack=b"),
     ],
 )
-def test_each_refusal_says_why(wanted: dict[str, object], at: int | None, reason: str) -> None:
-    """An impossible model gets, for each device or node, the requirement that is not met."""
+def test_each_refusal_names_the_unmet_requirement(
+    wanted: dict[str, object], at: int | None, reason: str
+) -> None:
+    """An impossible model lists the unmet requirement for each device or node."""
     policy = Policy(labels={"n1": {"rack": "a"}})
     found = plan(
         PlacementRequest(model_config("a", **wanted)), cluster(node("n1", (device(0),))), policy
@@ -336,17 +354,15 @@ def test_each_refusal_says_why(wanted: dict[str, object], at: int | None, reason
     ("mb", "at", "named"),
     [(600, None, ("n1", "n2")), (600, "n1", ("n1",)), (900, None, ("n2",)), (1200, None, ())],
 )
-def test_a_cordon_that_is_in_the_way_is_named(
-    mb: int, at: str | None, named: tuple[str, ...]
-) -> None:
-    """Of the cordoned nodes those are named that could hold the model, and no node that could not."""
+def test_a_blocking_cordon_is_named(mb: int, at: str | None, named: tuple[str, ...]) -> None:
+    """Of the cordoned nodes, exactly those that could hold the model are named."""
     nodes = (
         node("n1", (device(0, 800),), cordoned=True),
         node("n2", (device(0, 1000),), cordoned=True),
         node("n3", (device(0, 100),)),
     )
     found = plan(
-        PlacementRequest(model_config("a", mb), where=PlacementConstraints(at)),
+        PlacementRequest(model_config("a", mb), constraints=PlacementConstraints(at)),
         cluster(*nodes),
         LRU,
     )
@@ -354,8 +370,8 @@ def test_a_cordon_that_is_in_the_way_is_named(
     assert found.cordoned == named
 
 
-def test_an_engine_stands_only_on_devices_that_it_runs_on() -> None:
-    """A card with more room is nothing for an engine without GPU code, as its node tells."""
+def test_an_engine_is_placed_only_on_supported_devices() -> None:
+    """A GPU with more memory is not used for an engine without GPU code, as its node reports."""
     devices = (device(0), device(1, 500, kind=DeviceKind.CPU, name="EPYC"))
     here = node("n1", devices, harness_kinds={"fake": (DeviceKind.CPU,)})
     found = plan(PlacementRequest(model_config("a")), cluster(here), LRU)
@@ -366,16 +382,16 @@ def test_an_engine_stands_only_on_devices_that_it_runs_on() -> None:
     assert too_large.refusals[0].reason == "engines of harness 'fake' do not run on a cuda device"
 
 
-def test_a_lost_device_holds_nothing() -> None:
-    """A device that the driver lost is refused with the driver's reason."""
+def test_a_lost_device_is_refused() -> None:
+    """The refusal carries the driver's reason."""
     lost = device(0, health=DeviceHealth.LOST, reason="fallen off the bus")
     found = plan(PlacementRequest(model_config("a")), cluster(node("n1", (lost,))), LRU)
     assert isinstance(found, Impossible)
     assert found.refusals[0].reason == "fallen off the bus"
 
 
-def test_a_fleet_that_does_not_answer_is_another_error() -> None:
-    """With no node up, the plan says so instead of talking about memory."""
+def test_a_fleet_that_is_down_is_another_error() -> None:
+    """With no node up, the plan reports that instead of missing memory."""
     down = node("n1", (device(0),), state=NodeState.UNREACHABLE, reason="connection refused")
     found = plan(PlacementRequest(model_config("a")), cluster(down), LRU)
     assert isinstance(found, Impossible)
@@ -384,8 +400,8 @@ def test_a_fleet_that_does_not_answer_is_another_error() -> None:
 
 
 @pytest.mark.parametrize(("mb", "passes"), [(600, True), (1200, False)])
-def test_a_node_that_would_do_and_does_not_answer_is_no_want_of_room(mb: int, passes: bool) -> None:
-    """That others answer, which can't hold the model, makes nothing final of an outage of the one that can."""
+def test_a_suitable_node_that_is_down_is_not_missing_memory(mb: int, passes: bool) -> None:
+    """Other nodes that are up but can't hold the model do not make the outage final."""
     down = node("n1", (device(0),), state=NodeState.UNREACHABLE)
     small = node("n2", (device(0, 100),))
     found = plan(PlacementRequest(model_config("a", mb)), cluster(down, small), LRU)
@@ -393,8 +409,8 @@ def test_a_node_that_would_do_and_does_not_answer_is_no_want_of_room(mb: int, pa
     assert found.no_node is passes
 
 
-def test_a_node_that_never_answered_may_have_what_the_others_lack() -> None:
-    """A gateway that begins while a host is off calls nothing impossible that the host may be able to do."""
+def test_a_node_that_never_reported_may_be_suitable() -> None:
+    """A gateway that starts while a host is off calls nothing impossible that the host may be able to serve."""
     off = node("n1", (), state=NodeState.UNREACHABLE, harnesses=())
     small = node("n2", (device(0, 100),))
     found = [
@@ -415,21 +431,21 @@ def test_a_node_that_never_answered_may_have_what_the_others_lack() -> None:
     ],
 )
 def test_a_node_that_was_just_lost_is_expected_back(more: dict[str, float], waits: bool) -> None:
-    """A neuron that restarts turns nobody away, however long it relays; one that stays away, or can't, does."""
+    """A neuron that restarts fails no request, however long it relays; one that stays away or is unsuitable does."""
     lost = node("n1", (device(0),), state=NodeState.UNREACHABLE, **more)
     assert isinstance(plan(PlacementRequest(model_config("a")), cluster(lost), LRU), Wait) is waits
     other = replace(lost, harnesses=("other",))
     assert isinstance(plan(PlacementRequest(model_config("a")), cluster(other), LRU), Impossible)
 
 
-def test_a_node_not_heard_of_yet_is_waited_for() -> None:
-    """While a gateway starts, a model is not called impossible before all nodes were tried."""
+def test_a_node_that_has_not_reported_yet_is_waited_for() -> None:
+    """While a gateway starts, no model is impossible before all nodes were tried."""
     new = node("n1", (), state=NodeState.CONNECTING)
     assert isinstance(plan(PlacementRequest(model_config("a")), cluster(new), LRU), Wait)
 
 
-def test_what_a_node_not_heard_of_yet_may_hold_is_not_loaded_twice() -> None:
-    """A gateway that has just begun waits for the node that may have the model, and for no other."""
+def test_a_model_on_a_node_that_has_not_reported_is_not_loaded_twice() -> None:
+    """A gateway that has just started waits for the node that may have the model, and for no other."""
     fleet = cluster(node("n1", (), state=NodeState.CONNECTING), node("n2", (device(0),)))
     assert isinstance(plan(PlacementRequest(model_config("a")), fleet, LRU), Wait)
     assert isinstance(plan(PlacementRequest(model_config("a", nodes=("n2",))), fleet, LRU), Load)
@@ -439,12 +455,12 @@ def test_what_a_node_not_heard_of_yet_may_hold_is_not_loaded_twice() -> None:
 
 
 def full(*instances: InstanceView) -> ClusterState:
-    """A fleet of one device of 300 MiB that holds these instances."""
+    """A fleet of one 300 MiB device that holds these instances."""
     return cluster(node("n1", (device(0, 300),), instances))
 
 
-def test_the_least_recently_used_goes_first() -> None:
-    """The victim is the instance whose last request ended longest ago."""
+def test_the_least_recently_used_is_evicted_first() -> None:
+    """The instance whose last request ended longest ago is evicted."""
     fleet = full(
         instance("a", last_used=NOW - 10),
         instance("b", last_used=NOW - 99),
@@ -455,8 +471,8 @@ def test_the_least_recently_used_goes_first() -> None:
     assert found.evictions == ("b@n1/0",)
 
 
-def test_a_young_instance_is_spared_until_patience_ends() -> None:
-    """An instance that was ready for less time than its load took goes only after waiting."""
+def test_a_recent_instance_is_kept_until_patience_ends() -> None:
+    """An instance that has been ready for less time than its load took is evicted only after a wait."""
     fleet = full(instance("a", mb=300, started_at=NOW - 30, load_seconds=20.0))
     assert isinstance(
         plan(PlacementRequest(model_config("f", 100), waited_s=0.0), fleet, LRU), Wait
@@ -467,16 +483,16 @@ def test_a_young_instance_is_spared_until_patience_ends() -> None:
 
 
 def test_a_busy_instance_is_drained_only_after_patience_ends() -> None:
-    """Room that running requests hold is waited for, then drained."""
+    """Memory held by running requests is waited for, then drained."""
     fleet = full(instance("a", mb=300, in_flight=3))
     assert plan(PlacementRequest(model_config("f"), waited_s=0.0), fleet, LRU) == Wait(
-        (InstanceId("a@n1/0"),), "the room is held by busy instances on n1"
+        (InstanceId("a@n1/0"),), "memory is held by busy instances on n1"
     )
     assert isinstance(plan(PlacementRequest(model_config("f"), waited_s=5.0), fleet, LRU), Load)
 
 
-def test_a_busy_young_instance_is_drained_last_of_all() -> None:
-    """What was just loaded and is in use stays for its residency more than patience, so that models do not thrash."""
+def test_a_busy_recent_instance_is_drained_last() -> None:
+    """A just loaded busy instance stays for its residency beyond patience, so that models do not thrash."""
     made = instance("a", mb=300, in_flight=3, started_at=NOW - 30, load_seconds=20.0)
     fleet = full(made)
     assert isinstance(plan(PlacementRequest(model_config("f"), waited_s=5.0), fleet, LRU), Wait)
@@ -484,8 +500,8 @@ def test_a_busy_young_instance_is_drained_last_of_all() -> None:
     assert isinstance(plan(PlacementRequest(model_config("f"), waited_s=late), fleet, LRU), Load)
 
 
-def test_an_idle_instance_elsewhere_goes_before_a_busy_one() -> None:
-    """A node with an idle victim is chosen over one whose victim is busy, however long ago that was used."""
+def test_an_idle_instance_elsewhere_is_evicted_before_a_busy_one() -> None:
+    """A node with an idle candidate is preferred, however long ago the busy one was used."""
     fleet = cluster(
         node("n1", (device(0, 100),), (instance("a", in_flight=1, last_used=NOW - 999),)),
         node("n2", (device(0, 100),), (instance("b", "n2", last_used=NOW - 1),)),
@@ -495,8 +511,8 @@ def test_an_idle_instance_elsewhere_goes_before_a_busy_one() -> None:
     assert found.evictions == ("b@n2/0",)
 
 
-def test_a_pinned_fleet_is_impossible_at_once() -> None:
-    """Where only pinned instances hold the memory, nobody is kept waiting."""
+def test_a_pinned_fleet_is_impossible_immediately() -> None:
+    """Where only pinned instances hold the memory, no request waits."""
     fleet = full(instance("a", mb=300, pinned=True))
     found = plan(PlacementRequest(model_config("f"), waited_s=0.0), fleet, LRU)
     assert isinstance(found, Impossible)
@@ -505,7 +521,7 @@ def test_a_pinned_fleet_is_impossible_at_once() -> None:
 
 
 def test_an_operators_pin_holds_like_a_configured_one() -> None:
-    """A pin laid over the snapshot protects the instance, on its node or on any."""
+    """A pin in the overlay protects the instance, on its node or on any."""
     fleet = node("n1", (device(0, 300),), (instance("a", mb=300),))
     for where in ("n1", None):
         pinned = cluster(fleet, overlay=Overlay(pins=frozenset({(ModelId("a"), where)})))
@@ -514,9 +530,9 @@ def test_an_operators_pin_holds_like_a_configured_one() -> None:
     assert isinstance(plan(PlacementRequest(model_config("f")), elsewhere, LRU), Load)
 
 
-def test_the_last_kept_replica_stays() -> None:
-    """An instance that replicas.min asks for is no victim."""
-    kept = {ModelId("a"): ModelStats(keep=1)}
+def test_the_last_required_replica_stays() -> None:
+    """An instance required by `replicas.min` is not evicted."""
+    kept = {ModelId("a"): ModelStats(min_replicas=1)}
     one = node("n1", (device(0, 100),), (instance("a"),))
     assert isinstance(
         plan(PlacementRequest(model_config("f")), cluster(one, stats=kept), LRU), Impossible
@@ -527,8 +543,8 @@ def test_the_last_kept_replica_stays() -> None:
     assert found.evictions == ("a@n2/0",)
 
 
-def test_room_that_is_on_its_way_is_waited_for() -> None:
-    """Memory that a stopping instance gives back, or a loading one may, is not fought over."""
+def test_memory_that_becomes_free_is_waited_for() -> None:
+    """No eviction competes for memory that a stopping or loading instance may free."""
     for state in (InstanceState.STOPPING, InstanceState.LOADING):
         fleet = full(instance("a", mb=300, state=state))
         assert isinstance(
@@ -536,8 +552,8 @@ def test_room_that_is_on_its_way_is_waited_for() -> None:
         )
 
 
-def test_cost_keeps_what_is_asked_for_often() -> None:
-    """Under `cost` the model that nobody asks for goes, though the other was used longer ago."""
+def test_cost_keeps_frequently_requested_models() -> None:
+    """Under `cost`, the model without requests is evicted, though the other was used longer ago."""
     stats = {
         ModelId("hot"): ModelStats(reload_s=30, rate=1.0),
         ModelId("cold"): ModelStats(reload_s=30, rate=0.0001),
@@ -556,17 +572,21 @@ def test_cost_keeps_what_is_asked_for_often() -> None:
 
 
 def test_an_operator_chooses_node_and_devices() -> None:
-    """A wish for a node and a device is placed there and nowhere else."""
+    """A request that names node and device is placed there and nowhere else."""
     fleet = cluster(
         node("n1", (device(0), device(1))),
         node("n2", (device(0), device(1)), (instance("a", "n2", (0,)),)),
     )
     found = plan(
-        PlacementRequest(model_config("a"), where=PlacementConstraints("n1", (1,))), fleet, LRU
+        PlacementRequest(model_config("a"), constraints=PlacementConstraints("n1", (1,))),
+        fleet,
+        LRU,
     )
     assert isinstance(found, Load)
     assert (found.node, found.devices) == ("n1", (1,))
     assert isinstance(
-        plan(PlacementRequest(model_config("a"), where=PlacementConstraints("n2")), fleet, LRU),
+        plan(
+            PlacementRequest(model_config("a"), constraints=PlacementConstraints("n2")), fleet, LRU
+        ),
         Serve,
     )

@@ -1,4 +1,4 @@
-"""The scheduler against a fleet whose ledger is kept here: drawn histories, and the answers that matter one by one."""
+"""The scheduler against a simulated fleet with its own ledger: random histories, and single scenarios."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import shlex
 from collections import Counter
 from dataclasses import replace
 
-from core_worlds import NOW, device, instance, model_config, node
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from placement_states import NOW, device, instance, model_config, node
 
+from cortex_common.backoff import Backoff
 from cortex_common.errors import Busy, CortexError, DoesNotFit, LoadFailed, ModelLoading
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView, NodeState
 from cortex_common.schema.instances import InstanceId, InstanceState
 from cortex_common.schema.plans import PlanView
 from cortex_server.lifecycle.views import plan_view
 from cortex_server.placement import load_errors
-from cortex_server.placement.capacity import ClusterCapacity, Overlay
+from cortex_server.placement.capacity import CapacityCache, Overlay
 from cortex_server.placement.eviction import ModelStats
 from cortex_server.placement.failure_backoff import FailureRecord
 from cortex_server.placement.fit import PlacementConstraints
 from cortex_server.placement.load_queue import LoadKey, LoadRequest
 from cortex_server.placement.pending_loads import LoadOrder
-from cortex_server.placement.planner import Impossible, dry_run
+from cortex_server.placement.planner import dry_run
+from cortex_server.placement.plans import Impossible
 from cortex_server.placement.policy import Policy
-from cortex_server.placement.scheduler import APPEARS_WITHIN_S, UNREACHABLE_FOR_S, Scheduler
+from cortex_server.placement.scheduler import UNREACHABLE_TIMEOUT_S, VISIBILITY_TIMEOUT_S, Scheduler
 from cortex_server.placement.state import ClusterState, PlacementRequest
 
 SIZES = {"a": 100, "b": 100, "c": 150, "d": 250, "huge": 9999}
@@ -42,11 +44,11 @@ class Bench:
         self.making: dict[InstanceId, LoadOrder] = {}
         self.starting: dict[InstanceId, LoadOrder] = {}
         self.started: list[str] = []
-        self.taken_back: list[InstanceId] = []
+        self.cancelled_loads: list[InstanceId] = []
         self.instances: dict[InstanceId, InstanceView] = {}
         self.states = {"n1": NodeState.UP, "n2": NodeState.UP}
         self.totals = {"n1": 300, "n2": 300}
-        self._rooms = ClusterCapacity()
+        self._capacity_cache = CapacityCache()
         self._made = 0
         self.scheduler = Scheduler(self, policy or Policy(), self._new_id)
 
@@ -65,21 +67,21 @@ class Bench:
         self.answers[waiter] = error
         self.answered[waiter] += 1
 
-    def make_room(self, order: LoadOrder) -> None:
+    def evict(self, order: LoadOrder) -> None:
         for candidate in order.plan.evictions:
             assert not self.instances[candidate].pinned
         self.making[order.instance] = order
 
-    def start(self, order: LoadOrder) -> None:
-        assert self.scheduler.waiting.count(order.model_config.id)
+    def start_load(self, order: LoadOrder) -> None:
+        assert self.scheduler.queues.count(order.model_config.id)
         self.started.append(order.model_config.id)
         self.starting[order.instance] = order
 
-    def abandon(self, order: LoadOrder) -> None:
+    def cancel_eviction(self, order: LoadOrder) -> None:
         del self.making[order.instance]
 
     def cancel_load(self, order: LoadOrder) -> None:
-        self.taken_back.append(order.instance)
+        self.cancelled_loads.append(order.instance)
         self.instances.pop(order.instance, None)
 
     # -- the fleet ---------------------------------------------------------------------------
@@ -101,34 +103,34 @@ class Bench:
         )
         return FleetSnapshot(1, NOW + self.now, nodes)
 
-    def look(self, overlay: Overlay) -> ClusterState:
-        capacities = self._rooms.of(self.snapshot(), overlay)
+    def view(self, overlay: Overlay) -> ClusterState:
+        capacities = self._capacity_cache.capacities(self.snapshot(), overlay)
         return ClusterState(
-            capacities=capacities, now=NOW + self.now, stats={"p": ModelStats(keep=1)}
+            capacities=capacities, now=NOW + self.now, stats={"p": ModelStats(min_replicas=1)}
         )
 
     def step(self) -> None:
-        self.scheduler.step(self.look, self.now)
+        self.scheduler.step(self.view, self.now)
 
     def ask(self, model: str, timeout_s: float = 600.0, key: LoadKey | None = None) -> int:
         waiter = len(self.asked) + 1
         self.asked.add(waiter)
         wanted = model_config(model, SIZES[model])
         ask = LoadRequest(waiter, wanted, key or LoadKey(model), self.now, self.now + timeout_s)
-        self.scheduler.ask(ask, self.now)
+        self.scheduler.enqueue(ask, self.now)
         self.step()
         return waiter
 
-    def let_go(self, order: LoadOrder) -> None:
-        """Let the victims of an order leave."""
+    def unload(self, order: LoadOrder) -> None:
+        """Unload the evictions of an order."""
         del self.making[order.instance]
         for candidate in order.plan.evictions:
             self.instances.pop(candidate, None)
-        self.scheduler.room_made(order.instance, self.now)
+        self.scheduler.evicted(order.instance, self.now)
         self.step()
 
     def admit(self, order: LoadOrder) -> bool:
-        """Let the node answer an order by its ledger."""
+        """Have the node answer an order according to its ledger."""
         del self.starting[order.instance]
         size = order.plan.shape.size.device_mb
         if size > self.free(order.plan.node):
@@ -155,10 +157,10 @@ class Bench:
             del self.instances[which]
 
     def load(self, model: str) -> InstanceId:
-        """Bring a model in the whole way."""
+        """Load a model completely."""
         self.ask(model)
         while self.making:
-            self.let_go(next(iter(self.making.values())))
+            self.unload(next(iter(self.making.values())))
         order = next(o for o in self.starting.values() if o.model_config.id == model)
         assert self.admit(order)
         self.become(order.instance, InstanceState.READY)
@@ -170,7 +172,7 @@ class Bench:
 
 
 class Histories(RuleBasedStateMachine):
-    """Anything may happen, in any order; the promises of the scheduler hold throughout and at the end."""
+    """Random events in any order; the scheduler's invariants hold throughout and at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,13 +202,15 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.bench.making)
     @rule(data=st.data())
     def victims_leave(self, data: st.DataObject) -> None:
-        self.bench.let_go(self.bench.making[self._some(data, self.bench.making)])
+        self.bench.unload(self.bench.making[self._some(data, self.bench.making)])
 
     @precondition(lambda self: self.bench.making)
     @rule(data=st.data())
     def a_victim_does_not_drain(self, data: st.DataObject) -> None:
         order = self.bench.making.pop(self._some(data, self.bench.making))
-        self.bench.scheduler.room_failed(order.instance, order.plan.evictions[0], self.bench.now)
+        self.bench.scheduler.eviction_failed(
+            order.instance, order.plan.evictions[0], self.bench.now
+        )
         self.bench.step()
 
     @precondition(lambda self: self.bench.starting)
@@ -259,7 +263,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(["a", "b"]))
     def an_operator_unloads(self, model: str) -> None:
-        self.bench.scheduler.drop(model)
+        self.bench.scheduler.cancel_model(model)
         for which in [i.id for i in self.bench.instances.values() if i.model == model]:
             del self.bench.instances[which]
         self.bench.step()
@@ -272,7 +276,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def nobody_is_forgotten(self) -> None:
         waiting = self.bench.asked - set(self.bench.answered) - self.cancelled
-        assert len(self.bench.scheduler.waiting) == len(waiting)
+        assert len(self.bench.scheduler.queues) == len(waiting)
 
     @invariant()
     def a_victim_belongs_to_one_order(self) -> None:
@@ -285,21 +289,21 @@ class Histories(RuleBasedStateMachine):
         assert set(self.bench.making) <= known
 
     def teardown(self) -> None:
-        """Let everything come to its end: every waiter is answered and nothing is left under way."""
+        """Finish everything: every request is answered, and no load is pending."""
         bench = self.bench
         bench.states = dict.fromkeys(bench.states, NodeState.UP)
         for _ in range(200):
-            if not bench.scheduler.waiting and not bench.scheduler.loads:
+            if not bench.scheduler.queues and not bench.scheduler.loads:
                 break
             for order in list(bench.making.values()):
-                bench.let_go(order)
+                bench.unload(order)
             for order in list(bench.starting.values()):
                 bench.admit(order)
             for which in self._in(InstanceState.LOADING):
                 bench.become(which, InstanceState.READY)
             bench.instances = {k: replace(v, in_flight=0) for k, v in bench.instances.items()}
             bench.pass_time(10.0)
-        assert not bench.scheduler.waiting
+        assert not bench.scheduler.queues
         assert not bench.scheduler.loads
         assert set(bench.answered) | self.cancelled == bench.asked
 
@@ -308,8 +312,8 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(stateful_step_count=40)
 
 
-def test_one_load_serves_all_who_wait() -> None:
-    """However many ask for a model, it is loaded once, and all are answered when it is ready."""
+def test_one_load_serves_all_waiting_requests() -> None:
+    """However many requests a model has, it is loaded once, and all are answered when it is ready."""
     bench = Bench()
     waiters = [bench.ask("a") for _ in range(5)]
     (order,) = bench.starting.values()
@@ -328,7 +332,7 @@ def test_interleaved_requests_are_served_model_by_model() -> None:
     bench.admit(first)
     bench.become(first.instance, InstanceState.READY)
     bench.pass_time(30.0)
-    bench.let_go(next(iter(bench.making.values())))
+    bench.unload(next(iter(bench.making.values())))
     (second,) = bench.starting.values()
     bench.admit(second)
     bench.become(second.instance, InstanceState.READY)
@@ -337,7 +341,7 @@ def test_interleaved_requests_are_served_model_by_model() -> None:
 
 
 def test_a_cancelled_wait_starts_no_load() -> None:
-    """When the only waiter goes while room is being made, the evictions stop and the node is never asked."""
+    """When the only request is cancelled during evictions, they stop and the load is never sent."""
     bench = Bench()
     bench.totals = {"n1": 300, "n2": 0}
     bench.load("d")
@@ -351,17 +355,17 @@ def test_a_cancelled_wait_starts_no_load() -> None:
 
 
 def test_a_thousand_cancelled_waits_leave_nothing() -> None:
-    """Asking and cancelling a thousand times leaves no waiter, no load beyond the one asked for, and no deadline."""
+    """A thousand cancelled requests leave no request, no load beyond the first, and no deadline."""
     bench = Bench()
     for _ in range(1000):
         bench.scheduler.cancel(bench.ask("a"))
     assert bench.started == ["a"]
-    assert not bench.scheduler.waiting
+    assert not bench.scheduler.queues
     assert bench.scheduler.next_wake() is None
 
 
-def test_what_can_not_fit_is_refused_at_once() -> None:
-    """A model larger than every device is refused with the numbers, and nobody is evicted for it."""
+def test_a_model_that_cannot_fit_is_refused_immediately() -> None:
+    """A model larger than every device is refused with the numbers, and nothing is evicted for it."""
     bench = Bench()
     bench.load("d")
     waiter = bench.ask("huge")
@@ -371,8 +375,8 @@ def test_what_can_not_fit_is_refused_at_once() -> None:
     assert not bench.making
 
 
-def test_a_failed_load_tells_everybody_why_and_backs_off() -> None:
-    """The engine's reason reaches each waiter; who asks again too soon is refused without a load, ever longer."""
+def test_a_failed_load_is_reported_and_backs_off() -> None:
+    """The engine's reason reaches each request; requests during the growing back-off are refused without a load."""
     bench = Bench()
     pauses = []
     for _ in range(3):
@@ -393,7 +397,7 @@ def test_a_failed_load_tells_everybody_why_and_backs_off() -> None:
 
 
 def crash(bench: Bench) -> str:
-    """Ask for a model, let the engine of its load fail, and wait until it may be tried again; the node's name."""
+    """Crash the engine of a load, and wait until the next attempt; return the node's name."""
     waiter = bench.ask("a")
     (order,) = bench.starting.values()
     bench.admit(order)
@@ -405,47 +409,47 @@ def crash(bench: Bench) -> str:
 
 
 def test_after_a_crash_another_node_is_tried() -> None:
-    """One host's driver may be broken; the next has room, and its engine may be sound. Then all have had their turn."""
+    """One host's driver may be broken while the next host works; then every node gets a turn."""
     bench = Bench()
     assert [crash(bench) for _ in range(3)] == ["n1", "n2", "n1"]
 
 
-def foreseen(bench: Bench, *, force: bool = False) -> PlanView:
-    """What a plan for model a says now."""
+def dry_run_view(bench: Bench, *, force: bool = False) -> PlanView:
+    """Return what a plan for model a says now."""
     request, cluster = (
         PlacementRequest(model_config("a", SIZES["a"])),
-        bench.look(bench.scheduler.overlay()),
+        bench.view(bench.scheduler.overlay()),
     )
     failures = bench.scheduler.failures
     found = dry_run(request, cluster, bench.scheduler.policy, failures, bench.now, force=force)
-    return plan_view(request, found, cluster, Policy(), failures.told("a", bench.now))
+    return plan_view(request, found, cluster, Policy(), failures.describe("a", bench.now))
 
 
-def test_a_plan_knows_of_a_crash_what_the_load_knows() -> None:
-    """For a request another node is planned, as is then tried; for an operator, who is forgiven it, the same again."""
+def test_a_plan_considers_a_crash_like_the_load_does() -> None:
+    """For a request another node is planned; for an operator, who overrides the failure, the same one."""
     bench = Bench()
     crashed = crash(bench)
-    for_request, for_operator = foreseen(bench), foreseen(bench, force=True)
+    for_request, for_operator = dry_run_view(bench), dry_run_view(bench, force=True)
     assert for_operator.node == crashed
-    assert for_operator.why.endswith("; but an engine of it failed there lately")
+    assert for_operator.why.endswith("; but an engine crashed with it there recently")
     (line,) = [line for line in for_request.ledger if line.node == crashed]
-    assert (line.reason or "").endswith("; an engine of it failed there lately")
+    assert (line.reason or "").endswith("; an engine crashed with it there recently")
     assert crash(bench) == for_request.node != crashed
 
 
 def test_a_plan_right_after_a_crash_is_to_wait_for_all_but_operators() -> None:
-    """A request would be refused, and nothing be loaded for it, until the pause is over."""
-    bench = Bench(Policy(backoff_s=5.0))
+    """A request would be refused, and nothing loaded for it, until the back-off ends."""
+    bench = Bench(Policy(load_backoff=Backoff(initial_s=5.0, max_s=300.0)))
     bench.ask("a")
     (order,) = bench.starting.values()
     bench.admit(order)
     bench.become(order.instance, InstanceState.FAILED)
-    assert foreseen(bench).action == "wait"
-    assert foreseen(bench, force=True).action == "load"
+    assert dry_run_view(bench).action == "wait"
+    assert dry_run_view(bench, force=True).action == "load"
 
 
-def test_a_plan_leaves_a_node_alone_that_has_just_refused() -> None:
-    """For operators, too: the load goes elsewhere, and where there is no other node it waits."""
+def test_a_plan_avoids_a_node_that_has_just_refused() -> None:
+    """For operators too: the load goes elsewhere, and waits where there is no other node."""
     bench = Bench()
     bench.ask("a")
     refused = []
@@ -454,22 +458,22 @@ def test_a_plan_leaves_a_node_alone_that_has_just_refused() -> None:
         del bench.starting[order.instance]
         bench.scheduler.refused(order.instance, bench.now)
         refused.append(order.plan.node)
-        planned = foreseen(bench, force=True)
+        planned = dry_run_view(bench, force=True)
         assert planned.node not in refused
         bench.step()
     assert planned.action == "wait"
-    assert "n1, n2 refused or lost it" in planned.why
+    assert "n1, n2 recently refused or lost it" in planned.why
 
 
-def test_after_a_crash_nobody_has_to_go_for_a_try_elsewhere() -> None:
-    """It may well be the model's own fault, which would cost every host what it has loaded."""
+def test_nothing_is_evicted_for_another_attempt_after_a_crash() -> None:
+    """The model itself may be at fault, which would cost every host what it has loaded."""
     bench = Bench()
     taken = bench.instances[bench.load("d")].node
     assert taken not in {crash(bench) for _ in range(2)}
 
 
-def cannot(bench: Bench, reason: str) -> str:
-    """Let the node of the one order that was started say that it can't begin; its name."""
+def report_unable(bench: Bench, reason: str) -> str:
+    """Have the node of the only started order lack what it needs; return its name."""
     (order,) = bench.starting.values()
     del bench.starting[order.instance]
     node = order.plan.node
@@ -478,11 +482,11 @@ def cannot(bench: Bench, reason: str) -> str:
     return node
 
 
-def test_what_one_node_can_not_begin_is_loaded_on_another() -> None:
-    """Weights may lie on one host alone; who waits hears nothing of those that lack them."""
+def test_a_load_that_one_node_cannot_start_goes_to_another() -> None:
+    """The weights may be on one host only; requests do not see the nodes that lack them."""
     bench = Bench()
     waiter = bench.ask("a")
-    first = cannot(bench, "no such file")
+    first = report_unable(bench, "no such file")
     (order,) = bench.starting.values()
     assert order.plan.node != first
     bench.admit(order)
@@ -490,11 +494,11 @@ def test_what_one_node_can_not_begin_is_loaded_on_another() -> None:
     assert bench.answers[waiter] == order.instance
 
 
-def test_what_no_node_can_begin_fails_by_all_their_reasons_and_is_tried_anew_later() -> None:
-    """Once the pause is over, every node is asked again: somebody may have put there what they lacked."""
-    bench = Bench(Policy(backoff_s=5.0))
+def test_a_load_that_no_node_can_start_fails_and_is_retried() -> None:
+    """The error has every node's reason; after the back-off all nodes are tried again."""
+    bench = Bench(Policy(load_backoff=Backoff(initial_s=5.0, max_s=300.0)))
     waiter = bench.ask("a")
-    names = {cannot(bench, "no such file"), cannot(bench, "no program")}
+    names = {report_unable(bench, "no such file"), report_unable(bench, "no program")}
     assert names == {"n1", "n2"}
     error = bench.answers[waiter]
     assert isinstance(error, LoadFailed)
@@ -505,8 +509,8 @@ def test_what_no_node_can_begin_fails_by_all_their_reasons_and_is_tried_anew_lat
     assert len(bench.starting) == 1
 
 
-def test_the_bound_of_a_queue_holds() -> None:
-    """One waiter more than allowed is told to come back."""
+def test_a_full_queue_refuses() -> None:
+    """One request more than allowed is asked to retry."""
     bench = Bench(Policy(max_waiting=2))
     bench.ask("a")
     bench.ask("a")
@@ -515,8 +519,8 @@ def test_the_bound_of_a_queue_holds() -> None:
     assert error.retry_after
 
 
-def test_a_deadline_is_kept_and_says_where_the_load_is() -> None:
-    """Who waits too long is told the state and node of the load, which goes on."""
+def test_an_expired_deadline_reports_the_load() -> None:
+    """The error has the state and node of the load, which continues."""
     bench = Bench()
     waiter = bench.ask("a", timeout_s=10.0)
     (order,) = bench.starting.values()
@@ -531,8 +535,8 @@ def test_a_deadline_is_kept_and_says_where_the_load_is() -> None:
     assert not bench.scheduler.loads
 
 
-def test_a_deadline_tells_the_place_in_the_queue() -> None:
-    """Who gives up while another model's requests have waited longer is second."""
+def test_an_expired_deadline_reports_the_queue_position() -> None:
+    """A request is second while another model's requests have waited longer."""
     bench = Bench()
     bench.ask("a")
     bench.pass_time(1.0)
@@ -543,20 +547,20 @@ def test_a_deadline_tells_the_place_in_the_queue() -> None:
     assert error.details["loading"]["position"] == 2
 
 
-def test_who_waits_can_be_told_what_for() -> None:
-    """A node that is expected back is named, and no more once the load has begun."""
+def test_the_wait_reason_is_reported() -> None:
+    """A node that is expected back is named until the load starts."""
     bench = Bench()
     bench.states = dict.fromkeys(bench.states, NodeState.CONNECTING)
     bench.ask("a")
-    assert "node n1 has not answered yet" in (bench.scheduler.waiting.why("a") or "")
+    assert "node n1 has not reported yet" in (bench.scheduler.queues.wait_reason("a") or "")
     bench.states = dict.fromkeys(bench.states, NodeState.UP)
     bench.step()
     assert bench.starting
-    assert bench.scheduler.waiting.why("a") is None
+    assert bench.scheduler.queues.wait_reason("a") is None
 
 
-def test_a_refusal_is_planned_anew_elsewhere() -> None:
-    """When another gateway's load took the room, the next try goes to another node, and the waiter notices nothing."""
+def test_a_refused_load_is_planned_elsewhere() -> None:
+    """When another gateway's load took the memory, the next attempt goes to another node, unnoticed by the request."""
     bench = Bench()
     waiter = bench.ask("d")
     (order,) = bench.starting.values()
@@ -572,8 +576,8 @@ def test_a_refusal_is_planned_anew_elsewhere() -> None:
     assert bench.answers[waiter] == again.instance
 
 
-def test_a_node_that_vanishes_during_a_load_is_given_up() -> None:
-    """After some seconds without its node the load is planned on another."""
+def test_a_load_on_an_unreachable_node_is_planned_elsewhere() -> None:
+    """After some seconds without its node, the load is planned on another."""
     bench = Bench()
     waiter = bench.ask("a")
     (order,) = bench.starting.values()
@@ -582,7 +586,7 @@ def test_a_node_that_vanishes_during_a_load_is_given_up() -> None:
     bench.states[lost] = NodeState.UNREACHABLE
     bench.pass_time(1.0)
     assert not bench.starting
-    bench.pass_time(UNREACHABLE_FOR_S)
+    bench.pass_time(UNREACHABLE_TIMEOUT_S)
     (again,) = bench.starting.values()
     assert again.plan.node != lost
     bench.admit(again)
@@ -590,8 +594,8 @@ def test_a_node_that_vanishes_during_a_load_is_given_up() -> None:
     assert bench.answers[waiter] == again.instance
 
 
-def test_a_neuron_that_forgot_a_load_is_asked_anew() -> None:
-    """A load that its node stops showing, or never shows, is planned anew."""
+def test_a_lost_load_is_planned_again() -> None:
+    """A load that its node stops reporting, or never reports, is planned again."""
     bench = Bench()
     bench.totals = {"n1": 300, "n2": 0}
     bench.ask("a")
@@ -603,13 +607,13 @@ def test_a_neuron_that_forgot_a_load_is_asked_anew() -> None:
     (again,) = bench.starting.values()
     del bench.starting[again.instance]
     bench.scheduler.admitted(again.instance, again.instance, bench.now)
-    bench.pass_time(APPEARS_WITHIN_S + 1)
+    bench.pass_time(VISIBILITY_TIMEOUT_S + 1)
     bench.pass_time(1.0)
     assert len(bench.starting) == 1
 
 
-def test_work_begun_for_another_gateway_is_followed() -> None:
-    """When the node answers with an instance that it had begun already, that one is waited for."""
+def test_a_load_for_another_gateway_is_joined() -> None:
+    """When the node answers with an instance that it was already loading, that one is waited for."""
     bench = Bench()
     waiter = bench.ask("a")
     (order,) = bench.starting.values()
@@ -622,8 +626,8 @@ def test_work_begun_for_another_gateway_is_followed() -> None:
     assert bench.answers[waiter] == theirs
 
 
-def test_a_load_says_which_copies_its_node_had() -> None:
-    """Only those of that node, whose list would else outgrow a URL; on named devices no other copy will do."""
+def test_an_order_lists_the_known_instances_of_its_node() -> None:
+    """Only those of that node, to keep the URL short; with explicit devices no other instance will do."""
     bench = Bench()
     first = bench.load("a")
     there = bench.instances[first].node
@@ -634,13 +638,17 @@ def test_a_load_says_which_copies_its_node_had() -> None:
         PlacementConstraints(there, (0,)),
     ):
         bench.ask("a", key=LoadKey("a", where, replica=True))
-    told = {o.plan.node: o.known for o in bench.starting.values() if o.known is not None}
+    told = {
+        o.plan.node: o.known_instances
+        for o in bench.starting.values()
+        if o.known_instances is not None
+    }
     assert (first in told[there], first in told[other]) == (True, False)
-    assert [o.plan.node for o in bench.starting.values() if o.known is None] == [there]
+    assert [o.plan.node for o in bench.starting.values() if o.known_instances is None] == [there]
 
 
-def test_a_victim_that_does_not_drain_is_spared() -> None:
-    """After a drain that did not end, other room is looked for, and the waiter stays."""
+def test_an_instance_that_does_not_drain_is_protected() -> None:
+    """After a drain that timed out, other memory is sought and the request keeps waiting."""
     bench = Bench()
     bench.load("d")
     bench.load("d" if not bench.instances else "c")
@@ -648,39 +656,39 @@ def test_a_victim_that_does_not_drain_is_spared() -> None:
     bench.pass_time(6.0)
     order = bench.making.pop(next(iter(bench.making)))
     (stuck,) = order.plan.evictions
-    bench.scheduler.room_failed(order.instance, stuck, bench.now)
+    bench.scheduler.eviction_failed(order.instance, stuck, bench.now)
     bench.step()
     assert all(stuck not in o.plan.evictions for o in bench.making.values())
     assert waiter not in bench.answers
 
 
-def test_an_unload_by_an_operator_answers_who_waits() -> None:
-    """Unloading a model tells its waiters so, stops its load, and forgets its failures."""
+def test_an_operators_unload_refuses_waiting_requests() -> None:
+    """It also stops the load and forgets the model's failures."""
     bench = Bench()
     waiter = bench.ask("a")
-    bench.scheduler.drop("a")
+    bench.scheduler.cancel_model("a")
     error = bench.answers[waiter]
     assert isinstance(error, CortexError)
     assert error.status == 409
     assert not bench.scheduler.loads
 
 
-def test_what_a_node_begins_after_an_unload_is_taken_back() -> None:
-    """A node may take seconds to answer a load; unloaded meanwhile, the model does not come all the same."""
+def test_a_load_admitted_after_an_unload_is_cancelled() -> None:
+    """A node may take seconds to answer a load; a model unloaded meanwhile is not loaded after all."""
     bench = Bench()
     bench.ask("a")
     (order,) = bench.starting.values()
-    bench.scheduler.drop("a")
+    bench.scheduler.cancel_model("a")
     assert bench.admit(order)
-    assert bench.taken_back == [order.instance]
+    assert bench.cancelled_loads == [order.instance]
     assert not bench.instances
 
 
-def test_a_hint_can_be_pasted_whatever_a_model_is_called() -> None:
-    """A shell takes the command of a hint as it stands, and means this model."""
+def test_hints_quote_model_names() -> None:
+    """A shell runs the command of a hint as it is, with this model."""
     name = 'Org/It\'s "one"'
     for error in (
         load_errors.impossible(name, Impossible((), no_node=False)),
-        load_errors.load_failed(name, FailureRecord(1, 0.0, "no", started=True), 1.0),
+        load_errors.load_failed(name, FailureRecord(1, 0.0, "no", engine_started=True), 1.0),
     ):
         assert shlex.split(error.hints[0])[-1] == name

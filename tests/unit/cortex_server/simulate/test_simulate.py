@@ -1,4 +1,4 @@
-"""Simulation: traces, the bound, and policies between them. What the included traces say is in tests/docs."""
+"""The simulator: traces, the bound, and the policies. What the included traces show is tested in tests/docs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TWO_OF_THREE = SimulatedFleet(
 )
 
 
-def at_ease(names: str) -> list[Request]:
-    """Requests a thousand seconds apart, so that nobody waits for anybody."""
+def spaced_out(names: str) -> list[Request]:
+    """Requests a thousand seconds apart, so that none waits for another."""
     return [Request(1000.0 * at, name, 100) for at, name in enumerate(names)]
 
 
-def test_a_trace_survives_writing_and_reading() -> None:
+def test_a_trace_round_trips() -> None:
     """What is written as JSON lines is read back the same, to the millisecond."""
     trace = generate(Traffic(requests=200), ["a", "b"])
     file = io.StringIO()
@@ -39,14 +39,14 @@ LINE = '{"time": %d, "model": "a", "tokens": 1}\n'
 
 
 @pytest.mark.parametrize("text", ['{"time": 1}', "nonsense", LINE % 2 + LINE % 1])
-def test_a_wrong_line_is_named(text: str) -> None:
-    """A line that is no request, or that goes back in time, is an error with its number."""
+def test_an_invalid_line_is_reported_with_its_number(text: str) -> None:
+    """A line that is not a request, or whose time is before the previous line's, is an error."""
     with pytest.raises(BadRequest, match=r"trace:\d"):
         list(read(io.StringIO(text), "trace"))
 
 
-def test_made_up_traffic_has_the_popularity_it_was_asked_for() -> None:
-    """The first model gets about twice the requests of the second, and all of them are there in order."""
+def test_generated_traffic_follows_zipf() -> None:
+    """The first model gets about twice the requests of the second, all in order of time."""
     trace = generate(Traffic(requests=20_000, zipf=1.0, burst=0.0), [f"m{i}" for i in range(5)])
     counts = [sum(r.model == f"m{i}" for r in trace) for i in range(5)]
     assert len(trace) == 20_000
@@ -55,23 +55,23 @@ def test_made_up_traffic_has_the_popularity_it_was_asked_for() -> None:
 
 
 def test_round_robin_costs_a_load_each_time_under_lru() -> None:
-    """The classic worst case of LRU, three in turn where two fit, is what the simulation shows."""
-    report = judge(TWO_OF_THREE, at_ease("abcabcabc"), ["lru"], Policy())
+    """Three models in turn where two fit are the worst case of LRU."""
+    report = judge(TWO_OF_THREE, spaced_out("abcabcabc"), ["lru"], Policy())
     assert report.rows[0].loads == 9
     assert report.rows[0].cold_start_s == 90
 
 
-def test_who_knows_the_future_keeps_what_is_needed_next() -> None:
-    """The oracle loads fewer models than LRU in its worst case, and not fewer than the bound."""
-    oracle, lru = judge(TWO_OF_THREE, at_ease("abcabcabc"), [ORACLE, "lru"], Policy()).rows
+def test_the_oracle_keeps_what_is_needed_next() -> None:
+    """It loads fewer models than LRU in LRU's worst case, and not fewer than the bound."""
+    oracle, lru = judge(TWO_OF_THREE, spaced_out("abcabcabc"), [ORACLE, "lru"], Policy()).rows
     assert oracle.loads == 6
-    assert bound(TWO_OF_THREE, at_ease("abcabcabc")) <= oracle.cold_start_s < lru.cold_start_s
+    assert bound(TWO_OF_THREE, spaced_out("abcabcabc")) <= oracle.cold_start_s < lru.cold_start_s
 
 
 @given(st.text("abc", min_size=1, max_size=25), st.sampled_from(["lru", "cost", ORACLE]))
 def test_no_policy_beats_the_bound(names: str, policy: str) -> None:
-    """Whatever is asked for in whatever order, no policy needs fewer seconds than the offline bound."""
-    trace = at_ease(names)
+    """For any trace, no policy needs fewer seconds than the offline bound."""
+    trace = spaced_out(names)
     report = judge(TWO_OF_THREE, trace, [policy], Policy())
     assert report.rows[0].cold_start_s >= report.bound_s - 1e-6
     assert report.rows[0].refused == 0

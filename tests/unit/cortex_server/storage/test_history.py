@@ -39,7 +39,7 @@ class Run:
     def record(self, number: int) -> None:
         """Record an event, a request, and the decision that it waited for."""
         self.audit_log.attach()
-        event(log, "evicting", number=number)
+        event(log, "eviction_started", number=number)
         self.audit_log.detach()
         line = RequestLine(
             ts=datetime.now(UTC),
@@ -52,7 +52,7 @@ class Run:
             total_latency_ms=1.0,
         )
         self.access_log.entries.append(line)
-        self.decision_log.keep(f"r{number}", DECISION)
+        self.decision_log.add(f"r{number}", DECISION)
 
 
 @contextlib.contextmanager
@@ -71,14 +71,14 @@ async def test_history_outlives_the_gateway(tmp_path: Path):
         await first.history.close()
     with started(path) as second:
         second.record(3)
-        second.decision_log.keep("r0", DECISION)
+        second.decision_log.add("r0", DECISION)
         await second.history.close()
     with started(path) as third:
         entries = third.audit_log.since(0)
         assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
         assert [e.id for e in entries] == sorted({e.id for e in entries})
         assert [line.request for line in third.access_log.last()] == ["r3", "r2", "r1", "r0"]
-        assert [len(third.decision_log.of(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
+        assert [len(third.decision_log.for_request(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
 
 
 async def test_the_tables_are_bounded(tmp_path: Path):
@@ -140,7 +140,7 @@ async def test_rows_of_another_version_are_skipped(tmp_path: Path):
         db.execute("insert into decisions values ('x', '[{}]')")
     with started(path) as run:
         assert [line.request for line in run.access_log.last()] == ["r1"]
-        assert len(run.audit_log.since(0)) == len(run.decision_log.of("r1")) == 1
+        assert len(run.audit_log.since(0)) == len(run.decision_log.for_request("r1")) == 1
 
 
 async def test_a_full_disk_does_not_prevent_shutdown(

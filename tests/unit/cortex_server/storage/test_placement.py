@@ -9,15 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from core_worlds import NOW, device, instance, model_config, node
+from placement_states import NOW, device, instance, model_config, node
 
 from cortex_common.errors import Unavailable
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import ModelId
-from cortex_server.lifecycle.measurements import HALF_LIFE_S, Measurement, Measurements
-from cortex_server.lifecycle.pins import Pin, PinStore
+from cortex_server.lifecycle.measurements import HALF_LIFE_S, Measurements
+from cortex_server.lifecycle.pins import PinStore
 from cortex_server.placement.fit import SizeSource, size_key
+from cortex_server.placement.records import Measurement, Pin
 from cortex_server.storage.database import Database
 from cortex_server.storage.placement import PlacementStore
 
@@ -111,10 +112,10 @@ def test_plans_use_the_largest_load_of_a_build() -> None:
 def test_a_refused_load_sets_the_size() -> None:
     """The size from the node is used until a load is measured, and does not replace a larger measurement."""
     measurements = Measurements()
-    measurements.refused(A, DeviceKind.CUDA, 1, 800)
+    measurements.record_refusal(A, DeviceKind.CUDA, 1, 800)
     assert measurements.sizes[KEY].source is SizeSource.NODE
     known = Measurements([measured(900)])
-    known.refused(A, DeviceKind.CUDA, 1, 800)
+    known.record_refusal(A, DeviceKind.CUDA, 1, 800)
     assert known.sizes[KEY].device_mb == 900
 
 
@@ -130,7 +131,7 @@ def test_a_ready_instance_is_measured_again_when_it_has_grown() -> None:
     assert [m.device_mb for m in observe(300)] == [300]
     assert observe(300) == []
     assert [m.n for m in observe(330)] == [0]
-    (known,) = measurements.measurements("a")
+    (known,) = measurements.for_model("a")
     assert (known.n, known.device_mb, known.load_s) == (1, 330, 12.0)
 
 
@@ -153,14 +154,14 @@ def test_pins_expire() -> None:
     """A pin is gone once its time has come; unpinning a node leaves the other pins."""
     pins = PinStore([Pin(ModelId("a"), "n1", NOW + 60)])
     pins.add(Pin(ModelId("a"), "n2", None))
-    assert pins.pins(ModelId("a"), "n1")
-    assert not pins.pins(ModelId("a"), "n3")
+    assert pins.is_pinned(ModelId("a"), "n1")
+    assert not pins.is_pinned(ModelId("a"), "n3")
     assert not pins.expire(NOW + 59)
     assert pins.expire(NOW + 60)
-    assert not pins.pins(ModelId("a"), "n1")
+    assert not pins.is_pinned(ModelId("a"), "n1")
     assert pins.remove(ModelId("a"), "n2")
     assert not pins.remove(ModelId("a"), None)
-    assert pins.held == frozenset()
+    assert pins.active == frozenset()
 
 
 async def test_a_cordon_that_cannot_be_saved_is_reported(tmp_path: Path) -> None:

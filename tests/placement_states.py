@@ -1,4 +1,4 @@
-"""Small fleets for tests of the pure cores: made by hand, or drawn by hypothesis."""
+"""Small fleets for tests of placement: written by hand, or drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.fleet import DeviceView, FleetSnapshot, InstanceView, NodeState, NodeView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
-from cortex_server.placement.capacity import ClusterCapacity, Overlay, Reservation
+from cortex_server.placement.capacity import CapacityCache, Overlay, Reservation
 from cortex_server.placement.eviction import ModelStats
 from cortex_server.placement.state import ClusterState
 
@@ -19,7 +19,7 @@ NOW = 1_700_000_000.0
 
 
 def model_config(model: str, vram_mb: int | None = 100, **more: object) -> ModelConfig:
-    """A profile of the harness `fake`."""
+    """A model config of the harness `fake`."""
     return ModelConfig.model_validate({"id": model, "harness": "fake", "vram_mb": vram_mb} | more)
 
 
@@ -40,7 +40,7 @@ def device(index: int, total_mb: int = 1000, **more: object) -> DeviceView:
 def instance(
     model: str, node: str = "n1", devices: tuple[int, ...] = (0,), mb: int = 100, **more: object
 ) -> InstanceView:
-    """A ready, idle and settled instance with `mb` on each device."""
+    """A ready, idle instance past its minimum residency, with `mb` on each device."""
     base = InstanceView(
         id=InstanceId(f"{model}@{node}/{'-'.join(map(str, devices))}"),
         model=ModelId(model),
@@ -63,7 +63,7 @@ def node(
     instances: tuple[InstanceView, ...] = (),
     **more: object,
 ) -> NodeView:
-    """A node whose devices lack what its instances hold, as a ledger would tell."""
+    """A node whose devices have less available memory by what its instances hold, as a ledger reports it."""
     held: dict[int, int] = {}
     for i in instances:
         for index, mb in zip(i.devices, i.vram_by_device, strict=True):
@@ -88,8 +88,8 @@ def cluster(
     stats: dict[ModelId, ModelStats] | None = None,
     **more: object,
 ) -> ClusterState:
-    """A world of these nodes."""
-    capacities = ClusterCapacity().of(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
+    """The cluster state of these nodes."""
+    capacities = CapacityCache().capacities(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
     base = ClusterState(capacities=capacities, now=NOW, stats=stats or {})
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
 
@@ -128,7 +128,7 @@ _AGES = st.integers(0, 1000)
 _STANDINGS = st.lists(
     st.sampled_from(
         [
-            ModelStats(priority=priority, reload_s=reload_s, rate=rate, keep=keep)
+            ModelStats(priority=priority, reload_s=reload_s, rate=rate, min_replicas=keep)
             for priority, reload_s, rate, keep in product(
                 [0, 1, 2], [1.0, 30.0], [0.0, 0.01, 1.0], [0, 0, 0, 1]
             )
@@ -137,7 +137,7 @@ _STANDINGS = st.lists(
     min_size=5,
     max_size=5,
 )
-_STORED = st.sampled_from([frozenset(s) for s in ((), ("n0",), ("n1",), ("n0", "n1"))])
+_NODES_WITH_WEIGHTS = st.sampled_from([frozenset(s) for s in ((), ("n0",), ("n1",), ("n0", "n1"))])
 _FLEETS = st.integers(0, 4)
 _PROMISED = st.integers(0, 3)
 
@@ -189,7 +189,7 @@ def clusters(draw: st.DrawFn) -> ClusterState:
     """A fleet of up to 4 nodes."""
     drawn = [draw(_NODES[i]) for i in range(draw(_FLEETS))]
     stats = dict(zip(map(ModelId, "abcde"), draw(_STANDINGS), strict=True))
-    stored = {ModelId("f"): draw(_STORED)}
+    nodes_with_weights = {ModelId("f"): draw(_NODES_WITH_WEIGHTS)}
     reservations: list[Reservation] = []
     for n in drawn:
         if draw(_PROMISED) == 0:
@@ -199,7 +199,7 @@ def clusters(draw: st.DrawFn) -> ClusterState:
                 Reservation(InstanceId(f"{n.name}-z"), ModelId("z"), n.name, (0,), mb)
             )
     overlay = Overlay(reservations=tuple(reservations))
-    return cluster(*drawn, overlay=overlay, stats=stats, stored=stored)
+    return cluster(*drawn, overlay=overlay, stats=stats, nodes_with_weights=nodes_with_weights)
 
 
 _VRAM = st.one_of(st.none(), st.integers(10, 1600))
