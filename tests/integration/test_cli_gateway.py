@@ -445,7 +445,9 @@ def test_events_are_followed(fleet: DemoFleet):
         until(seen, "instance_ready")
         fleet.cortex("models", "unload", "demo/cleo")
         assert "why=operator" in until(seen, "instance_unloaded   anonymous")
-    again = items(fleet.cortex("events", "--type", "unload_requested", "--filter", "cleo", "--json"))
+    again = items(
+        fleet.cortex("events", "--type", "unload_requested", "--filter", "cleo", "--json")
+    )
     assert [e["actor"] for e in again] == ["anonymous"] * len(again) != []
     assert "no matches" in fleet.cortex("events", "--type", "no_such_event").stderr
 

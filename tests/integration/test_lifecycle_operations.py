@@ -249,7 +249,7 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
         await served.operator.unload(UnloadModelRequest(model="ada"))
         upkeep, shown = served.gateway.controller.desired_state, await served.operator.fleet()
         assert not shown.instances()
-        assert not upkeep.due(shown, models, 0.0).want
+        assert not upkeep.actions(shown, models, 0.0).want
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
         await served.operator.evict(EvictModelRequest(model="ada"))
         await until(lambda: len(ready(served)) == 1)
