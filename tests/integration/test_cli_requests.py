@@ -98,7 +98,7 @@ async def paused() -> AsyncIterator[PausedGateway]:
 
     async def script(call: Call) -> None:
         await call.send(SSE_HEAD + chunked(CHUNK % b"one"))
-        closed = asyncio.create_task(call.gone())
+        closed = asyncio.create_task(call.wait_closed())
         released = asyncio.create_task(go.wait())
         await asyncio.wait({closed, released}, return_when=asyncio.FIRST_COMPLETED)
         closed.cancel()
@@ -179,7 +179,7 @@ async def test_cancelling_ends_engine_and_client(paused: PausedGateway, stream: 
         done = await client.cancel(CancelRequest(request="req-o"))
         body = await task
         async with asyncio.timeout(10):
-            await paused.engine.idle()
+            await paused.engine.wait_idle()
 
     assert done.outcome == "cancelled"
     assert '"code":"cancelled"' in body.replace(" ", "")
@@ -226,7 +226,7 @@ async def test_instances_count_what_they_did(paused: PausedGateway):
     paused.go.set()
     async with paused.request_in_flight("req-one") as task:
         await task
-    await paused.served.settled()
+    await paused.served.wait_idle()
     (instance,) = paused.served.gateway.fleet.snapshot.instances()
 
     assert (instance.requests, instance.errors) == (1, 0)
