@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from rigs.engine import Call, answer_stream, scripted_engine, whole
+from rigs.engine import Call, answer_stream, http_response, scripted_engine
 from rigs.proxy import ProxyRig, running_proxy
 
 from cortex_common.config.gateway import GatewaySection
@@ -46,7 +46,7 @@ async def echo(call: Call) -> None:
     """Answer with the text of the request's last message."""
     text = json.loads(call.body)["messages"][-1]["content"]
     answer = {"choices": [{"message": {"role": "assistant", "content": text}}]}
-    await call.send(whole(json.dumps(answer).encode()))
+    await call.send(http_response(json.dumps(answer).encode()))
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
@@ -89,16 +89,16 @@ async def test_a_client_that_leaves_ends_the_request_that_others_are_queued_behi
     """The engine sees the end of the active request, and queued ones never reach it."""
 
     async def hold(call: Call) -> None:
-        await call.gone()
+        await call.wait_closed()
 
     async with scripted_engine(hold) as engine, running_proxy({"m": engine.url}) as rig:
         _, writer = await connect(rig)
         writer.write(request(chat("one")) + request(chat("two")))
         await engine.call(0)
         writer.close()
-        await rig.settled()
+        await rig.wait_idle()
         async with asyncio.timeout(10):
-            await engine.idle()
+            await engine.wait_idle()
         assert len(engine.calls) == 1
 
 
