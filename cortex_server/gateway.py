@@ -50,6 +50,7 @@ from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.router import InferenceRouter
+from cortex_server.proxy.timeouts import watch_timeouts
 from cortex_server.proxy.tracing import create_exporter
 from cortex_server.reload import Reloader
 from cortex_server.storage.database import Database, database_path
@@ -175,7 +176,7 @@ class Gateway:
     def server(self) -> Server:
         """Create the server of the API."""
         tls = None if self._tls is None else self._tls.context
-        router = InferenceRouter(self.context)
+        router = InferenceRouter(self.context, self.inflight)
         return create_server(self.app, protocol_for(router), tls=tls, drain_s=_CLOSE_S)
 
     @contextlib.asynccontextmanager
@@ -205,7 +206,7 @@ class Gateway:
         """Return the coroutines to run in the background, by name."""
         work = {
             "controller": self.controller.run(),
-            "timeouts": self.context.watch_timeouts(),
+            "timeouts": watch_timeouts(self.inflight.requests),
             "lag": self.context.measure_lag(),
             "usage": self.key_service.run(),
             "rolling_update": self._rolling_update.run(),

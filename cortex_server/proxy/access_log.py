@@ -18,7 +18,7 @@ import msgspec
 
 from cortex_common.log import event, logs_json
 from cortex_server.fleet.routing_table import Endpoint
-from cortex_server.proxy.routes import Route
+from cortex_server.proxy.request_head import Route
 from cortex_server.proxy.trace_context import Span
 
 log = logging.getLogger("cortex.requests")

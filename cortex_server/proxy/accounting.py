@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from collections import Counter
 
 from cortex_common.errors import UpstreamFailed, UpstreamTimeout
+from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import NOWHERE
 from cortex_server.proxy.access_log import FinishedRequest
-
-if TYPE_CHECKING:
-    from cortex_server.proxy.request import ProxyRequest
+from cortex_server.proxy.context import ProxyContext
 
 _BROKEN_OFF = frozenset({UpstreamFailed.code, UpstreamTimeout.code})
 
@@ -21,46 +19,51 @@ _ENGINE_FAULTS = frozenset({500, 502, 504})
 feature that it lacks."""
 
 
-def finish(request: ProxyRequest, now: float, error: str | None) -> None:
+def finish(
+    context: ProxyContext,
+    finished: FinishedRequest,
+    key: Key | None,
+    tokens_cached: int,
+    repairs: Counter[str] | None,
+) -> None:
     """Account for a finished request; called once for each, however it ended.
 
     Args:
-        request: The request.
-        now: The event loop's time.
-        error: Code of what went wrong.
+        context: Shared state of the proxy.
+        finished: The request.
+        key: Key that it came with.
+        tokens_cached: Prompt tokens that the engine had in its cache.
+        repairs: What was repaired in the engine's response.
     """
-    context, record, key = request.context, request.record, request.key
-    model, endpoint, response = request.model, request.endpoint, request.response
+    record, endpoint, error = finished.record, finished.endpoint, finished.error
     if endpoint is not None:
         context.fleet.end_request(endpoint)
         record_outcome(context.fleet, endpoint, record.status, error)
         series = endpoint.series
     else:
-        series = context.metrics.series(model or NOWHERE, NOWHERE)
-    tokens_in, tokens_out, cached = response.token_counts() if response is not None else (0, 0, 0)
+        series = context.metrics.series(finished.model or NOWHERE, NOWHERE)
     series.count_request(
-        now - record.started,
+        finished.ended - record.started,
         record.first_s,
-        tokens_in,
-        tokens_out,
+        finished.tokens_in,
+        finished.tokens_out,
         cold=record.cold,
         error=error,
-        tokens_cached=cached,
+        tokens_cached=tokens_cached,
         queued=record.queued_s,
     )
+    failed = error is not None
     if endpoint is not None:
-        endpoint.counts.add(tokens_in, tokens_out, failed=error is not None)
-        if response is not None and response.repairs:
-            context.metrics.count_repairs(response.repairs, endpoint.model, endpoint.engine)
+        endpoint.counts.add(finished.tokens_in, finished.tokens_out, failed=failed)
+        if repairs:
+            context.metrics.count_repairs(repairs, endpoint.model, endpoint.engine)
     if key is not None:
-        context.access_control.release(key, model, tokens_in, tokens_out, failed=error is not None)
-    name = key.name if key else record.rejected_key
-    finished = FinishedRequest(
-        record, now, time.time(), name, model, endpoint, tokens_in, tokens_out, error
-    )
+        context.access_control.release(
+            key, finished.model, finished.tokens_in, finished.tokens_out, failed=failed
+        )
     context.access_log.write(finished)
     if context.spans is not None and record.span is not None:
-        context.spans.ended(record.span, finished.line(), record.started, now)
+        context.spans.ended(record.span, finished.line(), record.started, finished.ended)
 
 
 def record_outcome(fleet: Fleet, endpoint: Endpoint, status: int, error: str | None) -> None:

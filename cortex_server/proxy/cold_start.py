@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from cortex_common.errors import CortexError, Unavailable
 from cortex_common.schema.instances import ModelId
-
-if TYPE_CHECKING:
-    from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.context import ProxyContext
 
 log = logging.getLogger("cortex.requests")
 

@@ -7,7 +7,6 @@ from time import perf_counter
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.config.gateway import GatewaySection
-from cortex_common.errors import Unavailable
 from cortex_http.client import ConnectionPool
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.admission_queue import FairQueue
@@ -17,18 +16,13 @@ from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.access_log import AccessLog
 from cortex_server.proxy.engine_address import EngineAddress, EngineAddresses
 from cortex_server.proxy.load_balancer import LoadBalancer
-from cortex_server.proxy.ports import Loads
-from cortex_server.proxy.request import ProxyRequest
-from cortex_server.proxy.timeouts import check_timeouts
-from cortex_server.proxy.tracing import Spans
+from cortex_server.proxy.ports import Loads, Spans
 
 _LAG_INTERVAL_S = 0.25
 
-_TIMEOUT_INTERVAL_S = 1.0
-
 
 class ProxyContext:
-    """The parts that requests use, and the requests in flight.
+    """The parts that all requests use.
 
     Args:
         fleet: Where requests can go.
@@ -45,8 +39,7 @@ class ProxyContext:
         addresses: Addresses of engines.
         retries: Budget for second attempts.
         load_balancer: Chooses among several ready instances.
-        active: Requests between their head and their last byte.
-        max_active: Limit on active requests, those in the admission queue included.
+        max_active: Limit on requests in flight, those in the admission queue included.
         max_body: Limit on a request's body, in bytes.
     """
 
@@ -74,7 +67,6 @@ class ProxyContext:
         self.access_log = AccessLog(self.loop)
         self.retries = RetryBudget()
         self.load_balancer = LoadBalancer()
-        self.active: set[ProxyRequest] = set()
         self.admission = FairQueue(self.loop, limits or LimitsSection())
         metrics.queue = lambda: (self.admission.admitted, self.admission.queued)
         self.use(settings, self.admission.limits)
@@ -86,28 +78,12 @@ class ProxyContext:
         self.max_active = limits.max_in_flight + limits.max_queued
         self.max_body = settings.max_body_mb * 1024 * 1024
 
-    def cut_off(self) -> None:
-        """End the requests in flight, each with an error that says that the gateway is stopping."""
-        for request in tuple(self.active):
-            request.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
-
     async def measure_lag(self) -> None:
         """Measure how late the event loop runs its timers, until cancelled."""
         while True:
             started = perf_counter()
             await asyncio.sleep(_LAG_INTERVAL_S)
             self.metrics.lag.observe(max(0.0, perf_counter() - started - _LAG_INTERVAL_S))
-
-    async def watch_timeouts(self) -> None:
-        """Check the timeouts of all requests once a second, until cancelled.
-
-        One task that visits all requests costs less than a timer for each.
-        """
-        while True:
-            await asyncio.sleep(_TIMEOUT_INTERVAL_S)
-            now = self.loop.time()
-            for request in tuple(self.active):
-                check_timeouts(request, now)
 
     def close(self) -> None:
         """Close idle connections to engines and write the last lines of the access log."""

@@ -1,4 +1,4 @@
-"""Which requests there are: for operators who look on and cancel, and for the end, which waits for them."""
+"""The requests in flight: listing and cancelling for operators, and the drain of a stopping gateway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from cortex_common.errors import Cancelled, Conflict, NotFound
+from cortex_common.errors import Cancelled, Conflict, NotFound, Unavailable
 from cortex_common.log import event
 from cortex_common.schema.requests import RequestList, RequestState, RequestView
 from cortex_server.proxy.access_log import RequestLine
@@ -24,20 +24,24 @@ class InflightRequests:
 
     Args:
         context: Shared state of the proxy.
+
+    Attributes:
+        requests: Requests between their head and their last byte.
     """
 
     def __init__(self, context: ProxyContext) -> None:
         self._context = context
+        self.requests: set[ProxyRequest] = set()
 
     @property
     def count(self) -> int:
         """Number of requests in flight."""
-        return len(self._context.active)
+        return len(self.requests)
 
     def list(self, last: int = 0) -> RequestList:
         """Return the requests in flight, oldest first, and the `last` finished ones."""
         now, unix = self._context.loop.time(), time.time()
-        active = sorted(self._context.active, key=lambda e: e.record.started)
+        active = sorted(self.requests, key=lambda e: e.record.started)
         return RequestList(
             at=unix,
             active=tuple(_active_view(e, now, unix) for e in active),
@@ -53,7 +57,7 @@ class InflightRequests:
         """
         found_id = _match(self.list().active, ident).id.encode()
         found = min(
-            (e for e in self._context.active if e.record.ident == found_id),
+            (e for e in self.requests if e.record.ident == found_id),
             key=lambda e: e.record.started,
         )
         event(log, "request_cancelled", request=found_id.decode(), model=found.model)
@@ -62,41 +66,44 @@ class InflightRequests:
 
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
-        while self._context.active:  # noqa: ASYNC110 - an event for it would cost every request
+        while self.requests:  # noqa: ASYNC110 - an event for it would cost every request
             await asyncio.sleep(_POLL_S)
 
     def cut_off(self) -> None:
         """Abort the requests in flight, each with an error that says that the gateway is stopping."""
-        self._context.cut_off()
+        for request in tuple(self.requests):
+            request.cut_off(Unavailable("the gateway is stopping", retry_after=5.0))
 
 
 def _match(active: Iterable[RequestView], ident: str) -> RequestView:
-    """The request of that id; the oldest where a client gave it to several.
+    """Return the request with that id, the oldest if clients gave it to several.
 
     Raises:
-        NotFound: none is under way.
-        Conflict: the beginning of an id fits several.
+        NotFound: No request in flight has that id.
+        Conflict: Several ids begin with it.
     """
-    fits = [r for r in active if r.id.startswith(ident)]
-    exact = [r for r in fits if r.id == ident]
-    if not fits:
+    matches = [r for r in active if r.id.startswith(ident)]
+    exact = [r for r in matches if r.id == ident]
+    if not matches:
         raise NotFound(
-            f"no request {ident!r} is under way", hints=("`cortex requests ls` lists them",)
+            f"no request {ident!r} is in flight", hints=("`cortex requests ls` lists them",)
         )
-    if not exact and len(fits) > 1:
-        raise Conflict(f"{len(fits)} requests begin with {ident!r}", hints=("say more of the id",))
-    return min(exact or fits, key=lambda r: r.started)
+    if not exact and len(matches) > 1:
+        raise Conflict(
+            f"{len(matches)} requests begin with {ident!r}", hints=("give more of the id",)
+        )
+    return min(exact or matches, key=lambda r: r.started)
 
 
-def _active_view(exchange: ProxyRequest, now: float, unix: float) -> RequestView:
-    record, endpoint = exchange.record, exchange.endpoint
-    state, total = exchange.state, now - record.started
+def _active_view(request: ProxyRequest, now: float, unix: float) -> RequestView:
+    record, endpoint = request.record, request.endpoint
+    state, total = request.state, now - record.started
     waits = state in {RequestState.QUEUE, RequestState.LOADING}
-    tokens_in, tokens_out = exchange.tokens
+    tokens_in, tokens_out = request.tokens
     return RequestView(
         id=record.ident.decode(),
-        key=exchange.key.name if exchange.key else None,
-        model=exchange.model or None,
+        key=request.key.name if request.key else None,
+        model=request.model or None,
         route=record.route.path,
         node=endpoint.node if endpoint else None,
         instance=endpoint.id if endpoint else None,
@@ -113,7 +120,7 @@ def _active_view(exchange: ProxyRequest, now: float, unix: float) -> RequestView
 
 
 def _finished_view(line: RequestLine) -> RequestView:
-    """A request that the journal tells of."""
+    """Return the view of a request that has its line in the access log."""
     return RequestView(
         id=line.request,
         key=line.key,

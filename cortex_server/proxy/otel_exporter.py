@@ -16,8 +16,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from typing_extensions import override
 
 from cortex_server.proxy.access_log import RequestLine
+from cortex_server.proxy.ports import Spans
 from cortex_server.proxy.trace_context import Span
-from cortex_server.proxy.tracing import Spans
 
 
 class OtelExporter(Spans):

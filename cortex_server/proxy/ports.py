@@ -1,4 +1,4 @@
-"""What the proxy needs from the controller, as protocols: the proxy must not import the lifecycle."""
+"""What the proxy needs from the controller and from tracing, as protocols: it must not import the lifecycle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Protocol
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.schema.instances import InstanceId, ModelId
+from cortex_server.proxy.access_log import RequestLine
+from cortex_server.proxy.trace_context import Span
 
 
 class Progress(Protocol):
@@ -52,4 +54,23 @@ class Loads(Protocol):
 
     def progress(self, model_id: ModelId) -> Progress | None:
         """Return the progress of the model's load, or None when nothing is being loaded."""
+        ...
+
+
+class Spans(Protocol):
+    """Exports the spans of finished requests."""
+
+    def ended(self, span: Span, line: RequestLine, started: float, now: float) -> None:
+        """Export a finished request.
+
+        Args:
+            span: Ids of its spans.
+            line: Its access log line.
+            started: When it began, by the event loop's time.
+            now: The event loop's time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Send the last spans; blocks."""
         ...

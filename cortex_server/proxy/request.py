@@ -17,9 +17,9 @@ something must be waited for: a load, or a new connection.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from cortex_common.errors import CortexError, MalformedBody, UpstreamFailed
 from cortex_common.log import event
@@ -31,10 +31,11 @@ from cortex_http.headers import Headers, content_length, is_event_stream, lines
 from cortex_server.auth.admission_queue import queue_full
 from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint
-from cortex_server.proxy.access_log import RequestRecord
+from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
 from cortex_server.proxy.accounting import finish
 from cortex_server.proxy.adapter import DialectAdapter
 from cortex_server.proxy.cold_start import ColdStart
+from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.engine_address import EngineAddress
 from cortex_server.proxy.errors import (
     body_is_compressed,
@@ -56,9 +57,6 @@ from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, EngineResponse, LateError
 from cortex_server.proxy.stream_fast_path import StreamFastPath
 from cortex_server.proxy.trace_context import start_span
-
-if TYPE_CHECKING:
-    from cortex_server.proxy.context import ProxyContext
 
 log = logging.getLogger("cortex.requests")
 
@@ -100,6 +98,7 @@ class ProxyRequest:
         "_body_size",
         "_cold_start",
         "_failure",
+        "_inflight",
         "_retry_headers",
         "adapter",
         "client",
@@ -118,7 +117,13 @@ class ProxyRequest:
         "upstream",
     )
 
-    def __init__(self, context: ProxyContext, client: Downstream, head: RequestHead) -> None:
+    def __init__(
+        self,
+        context: ProxyContext,
+        inflight: set[ProxyRequest],
+        client: Downstream,
+        head: RequestHead,
+    ) -> None:
         headers, now = head.headers, context.loop.time()
         self.context = context
         self.client = client
@@ -145,7 +150,8 @@ class ProxyRequest:
             self.record.span = start_span(headers.get(b"traceparent", b""))
         if context.settings.allowed_origins and (origin := headers.get(b"origin")) is not None:
             self.record.cors_headers = cors_headers(context.settings.allowed_origins, origin)
-        context.active.add(self)
+        self._inflight = inflight
+        inflight.add(self)
         context.retries.earn()
 
     # -- for operators -----------------------------------------------------------------------
@@ -174,7 +180,7 @@ class ProxyRequest:
         context = self.context
         try:
             self.key = context.access_control.admit(self.head.credentials, local=self.head.local)
-            if len(context.active) > context.max_active:
+            if len(self._inflight) > context.max_active:
                 raise queue_full()
             if length is not None and length > context.max_body:
                 raise body_too_large(context.max_body)
@@ -539,7 +545,7 @@ class ProxyRequest:
             record.queued_s = now - record.started
         if record.first_byte is not None and self.response is not None and not self.response.events:
             record.first_byte = now  # a response that arrives whole says nothing about speed
-        self.context.active.discard(self)
+        self._inflight.discard(self)
         if self._cold_start is not None:
             self._cold_start.cancel()
             self._cold_start = None
@@ -547,5 +553,18 @@ class ProxyRequest:
             self.upstream.abort()
             self.upstream = None
         self.context.admission.leave(self)
-        finish(self, now, error)
+        response, key = self.response, self.key
+        tokens_in, tokens_out, cached = (0, 0, 0) if response is None else response.token_counts()
+        finished = FinishedRequest(
+            record,
+            now,
+            time.time(),
+            key.name if key else record.rejected_key,
+            self.model,
+            self.endpoint,
+            tokens_in,
+            tokens_out,
+            error,
+        )
+        finish(self.context, finished, key, cached, response.repairs if response else None)
         self.client = NULL_DOWNSTREAM

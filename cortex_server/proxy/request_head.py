@@ -1,20 +1,38 @@
-"""The head of an inference request."""
+"""The head of an inference request, and what the proxy knows of its route."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
+from cortex_common.errors import CortexError
 from cortex_http.headers import Headers
 from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
+from cortex_server.proxy.adapter import DialectAdapter, openai_error
 from cortex_server.proxy.headers import TO_ENGINE
-
-if TYPE_CHECKING:
-    from cortex_server.proxy.routes import Route
 
 _SESSION = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")
 """Headers that identify a conversation, the explicit one first; the others are Claude Code's and Codex's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One inference route.
+
+    Attributes:
+        path: Path as requested by clients.
+        read: Creates the adapter of a request from its head, id and body; raises CortexError for an invalid request.
+        error_response: Returns an error, given a request's id, as status and body in the route's dialect.
+        id_lines: Header lines of a response for the request's id, which replaces the question mark.
+    """
+
+    path: str
+    read: Callable[[RequestHead, bytes, bytes], DialectAdapter]
+    error_response: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
+        default=lambda error, _ident: openai_error(error)
+    )
+    id_lines: bytes = b"x-request-id: ?\r\n"
 
 
 @dataclass(frozen=True, slots=True)

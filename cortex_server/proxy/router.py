@@ -8,6 +8,7 @@ from cortex_http.headers import Headers
 from cortex_http.server_request import ServerRequest
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.errors import protocol_error
+from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.request import ProxyRequest
 from cortex_server.proxy.request_head import RequestHead
 from cortex_server.proxy.routes import ROUTES
@@ -18,10 +19,12 @@ class InferenceRouter:
 
     Args:
         context: Shared state of the proxy.
+        inflight: The requests in flight.
     """
 
-    def __init__(self, context: ProxyContext) -> None:
+    def __init__(self, context: ProxyContext, inflight: InflightRequests) -> None:
         self._context = context
+        self._inflight = inflight
 
     @property
     def limits(self) -> LimitsSection:
@@ -40,7 +43,7 @@ class InferenceRouter:
 
     def handle(self, request: ServerRequest, head: RequestHead) -> ProxyRequest:
         """Start handling a request."""
-        handler = ProxyRequest(self._context, request, head)
+        handler = ProxyRequest(self._context, self._inflight.requests, request, head)
         handler.admit(request.length)
         return handler
 

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from cortex_common.errors import CortexError, NotFound
-from cortex_server.proxy.adapter import DialectAdapter, anthropic_error, openai_error
+from cortex_common.errors import NotFound
+from cortex_server.proxy.adapter import DialectAdapter, anthropic_error
 from cortex_server.proxy.body import read_fields, read_form, with_form_model
 from cortex_server.proxy.openai_adapter import OpenAiAdapter
-from cortex_server.proxy.request_head import RequestHead
+from cortex_server.proxy.request_head import RequestHead, Route
 from cortex_server.proxy.translating_adapters import (
     CountTokensAdapter,
     MessagesAdapter,
     ResponsesAdapter,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One inference route.
-
-    Attributes:
-        path: Path as requested by clients.
-        read: Creates the adapter of a request from its head, id and body; raises CortexError for an invalid request.
-        error_response: Returns an error, given a request's id, as status and body in the route's dialect.
-        id_lines: Header lines of a response for the request's id, which replaces the question mark.
-    """
-
-    path: str
-    read: Callable[[RequestHead, bytes, bytes], DialectAdapter]
-    error_response: Callable[[CortexError, bytes], tuple[int, bytes]] = field(
-        default=lambda error, _ident: openai_error(error)
-    )
-    id_lines: bytes = b"x-request-id: ?\r\n"
-
 
 _ENGINE_PATHS = {"/v2/rerank": "/v1/rerank"}
 """Routes that have another path on engines. The one that Cohere's clients use has the same fields as the older one."""

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from cortex_common.errors import ConfigError
-from cortex_server.proxy.access_log import RequestLine
-from cortex_server.proxy.trace_context import Span
+from cortex_server.proxy.ports import Spans
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-
-
-class Spans(Protocol):
-    """Exports the spans of finished requests."""
-
-    def ended(self, span: Span, line: RequestLine, started: float, now: float) -> None:
-        """Export a finished request.
-
-        Args:
-            span: Ids of its spans.
-            line: Its access log line.
-            started: When it began, by the event loop's time.
-            now: The event loop's time.
-        """
-        ...
-
-    def close(self) -> None:
-        """Send the last spans; blocks."""
-        ...
 
 
 def create_exporter(environ: Mapping[str, str]) -> Spans | None:

@@ -472,7 +472,10 @@ async def test_settings_that_are_read_again_move_an_upstream() -> None:
 @pytest.mark.parametrize(
     ("upstreams", "words"),
     [
-        ([{"name": "a", "base_url": "http://x"}, {"name": "a", "base_url": "http://y"}], "have the name"),
+        (
+            [{"name": "a", "base_url": "http://x"}, {"name": "a", "base_url": "http://y"}],
+            "have the name",
+        ),
         ([{"name": "a", "base_url": "http://x/v1"}, {"name": "b", "base_url": "http://x"}], "URL"),
     ],
 )

@@ -318,7 +318,7 @@ async def test_an_engines_comments_are_no_tokens():
     ):
         pieces = answer.aiter_raw()
         assert await anext(pieces) == b": wait\n\n"
-        (exchange,) = rig.context.active
+        (exchange,) = rig.inflight.requests
         assert exchange.state is RequestState.PREFILL
         go.set()
         assert b"".join([piece async for piece in pieces]) == STREAM
@@ -391,7 +391,7 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
         await call.send(answer[:-9])
         loop = asyncio.get_running_loop()
         while not any(
-            (e.record.first_byte or loop.time()) < loop.time() for e in rig.context.active
+            (e.record.first_byte or loop.time()) < loop.time() for e in rig.inflight.requests
         ):
             await asyncio.sleep(0)
         await call.send(answer[-9:])
@@ -534,7 +534,7 @@ async def test_a_stream_may_last_as_long_as_its_events_come():
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
         pieces, began = answer.aiter_raw(), asyncio.get_running_loop().time()
-        exchange = rig.context.active.pop()  # nobody but this test looks at it
+        exchange = rig.inflight.requests.pop()  # nobody but this test looks at it
         for number, word in enumerate((b"a", b"b", b"c")):
             assert await anext(pieces) == CHUNK % word
             check_timeouts(exchange, began + 60 * number)
@@ -603,7 +603,7 @@ async def test_a_client_that_takes_nothing_is_given_up():
         began = asyncio.get_running_loop().time()
         await reader.readuntil(b"\r\n\r\n")
         await stalled(sent)
-        (exchange,) = rig.context.active
+        (exchange,) = rig.inflight.requests
         check_timeouts(exchange, began + 99)
         assert not exchange.finished
         check_timeouts(exchange, asyncio.get_running_loop().time() + 101)

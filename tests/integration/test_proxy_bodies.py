@@ -134,7 +134,7 @@ async def test_a_client_that_closes_in_its_body_leaves_nothing_behind():
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
         await writer.drain()
         async with asyncio.timeout(5):
-            while not rig.context.active:
+            while not rig.inflight.requests:
                 await asyncio.sleep(0)
         writer.close()
         await rig.wait_idle()

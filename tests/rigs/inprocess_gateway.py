@@ -36,7 +36,7 @@ class InProcessGateway:
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         async with asyncio.timeout(10):
-            while self.gateway.context.active:
+            while self.gateway.inflight.requests:
                 await asyncio.sleep(0)
 
 

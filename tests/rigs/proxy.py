@@ -22,7 +22,9 @@ from cortex_server.auth.access_control import AccessControl
 from cortex_server.fleet.state import Fleet
 from cortex_server.metrics.series import Metrics
 from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.inflight import InflightRequests
 from cortex_server.proxy.router import InferenceRouter
+from cortex_server.proxy.timeouts import watch_timeouts
 
 
 def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
@@ -80,6 +82,7 @@ class ProxyRig:
     context: ProxyContext
     metrics: Metrics
     loads: ScriptedLoads | None = None
+    inflight: InflightRequests | None = None
     port: int = 0
 
     @property
@@ -94,7 +97,7 @@ class ProxyRig:
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         async with asyncio.timeout(10):
-            while self.context.active:
+            while self.inflight.requests:
                 await asyncio.sleep(0)
 
 
@@ -121,6 +124,7 @@ async def running_proxy(
         access_control=access_control,
         limits=limits,
     )
+    rig.inflight = InflightRequests(context)
     rig.report(
         "n1",
         *(
@@ -134,7 +138,7 @@ async def running_proxy(
         create_app(fleet, lambda: context, routers=()),
         host="127.0.0.1",
         port=0,
-        http=protocol_for(InferenceRouter(context)),
+        http=protocol_for(InferenceRouter(context, rig.inflight)),
         log_config=None,
         lifespan="off",
         ws="none",
@@ -143,7 +147,7 @@ async def running_proxy(
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # pytest keeps its signals
     serving = asyncio.create_task(server.serve())
-    silence = asyncio.create_task(context.watch_timeouts())
+    silence = asyncio.create_task(watch_timeouts(rig.inflight.requests))
     try:
         while not server.started:
             await asyncio.sleep(0)
