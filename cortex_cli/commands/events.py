@@ -69,7 +69,7 @@ def events(
 
 async def _trail(gateway: str | None) -> tuple[AuditEntry, ...]:
     async with connect(gateway) as client:
-        return await client.trail()
+        return await client.audit()
 
 
 async def _follow(

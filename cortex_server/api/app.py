@@ -1,4 +1,4 @@
-"""The API as an ASGI application, except for the inference routes, which `proxy.router` serves."""
+"""The gateway's API as one ASGI application, without the inference routes, which `proxy.router` serves."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cortex_server.proxy.routes import ROUTES
 def create_app(
     fleet: Fleet, context: Callable[[], ProxyContext], routers: Iterable[APIRouter]
 ) -> FastAPI:
-    """Create the application.
+    """Return the application.
 
     Args:
-        fleet: What the listings show.
-        context: Returns the proxy's shared state; called for each request.
-        routers: Further routers, such as the operator API.
+        fleet: the live state of the fleet.
+        context: returns the shared state of the proxy; called for each request.
+        routers: further routers, such as those of the operator API.
     """
     # A redirect would name the scheme and host that a reverse proxy used for its own request.
     app = FastAPI(title="cortex", version=__version__, redoc_url=None, redirect_slashes=False)
@@ -54,9 +54,9 @@ def create_app(
 
 
 async def _method_not_allowed(_request: Request) -> Response:
-    """Refuse a GET to an inference route; the router refuses all methods but POST, which never gets here.
+    """Reject a GET of an inference route. Starlette rejects the other methods; a POST never gets here.
 
     Raises:
-        HTTPException: Always.
+        HTTPException: always.
     """
     raise HTTPException(405)

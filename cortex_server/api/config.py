@@ -30,7 +30,7 @@ def config_router(reloader: Callable[[], Reloader | None]) -> APIRouter:
 
     @router.get("/config", summary="The effective settings")
     async def get_config() -> ConfigView:
-        """Each value with the file and line, or the environment variable, that it came from; secrets are redacted."""
+        """Return each value with the file and line or the environment variable that set it; secrets are redacted."""
         gateway, models = reader().files
         return ConfigView(gateway=list_settings(gateway), models=list_settings(models))
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from fastapi import APIRouter
 
 from cortex_common.schema.keys import CreatedKey, CreateKeyRequest, KeyView, UsageRow
+from cortex_common.schema.operation import OPERATOR_PREFIX
 from cortex_server.auth.key_service import KeyService
 
 _DEFAULT_DAYS = 30
@@ -14,7 +15,7 @@ _DEFAULT_DAYS = 30
 
 def keys_router(key_service: KeyService) -> APIRouter:
     """Return the routes /operator/v1/keys and /operator/v1/usage."""
-    router = APIRouter(prefix="/operator/v1", tags=["operator"])
+    router = APIRouter(prefix=OPERATOR_PREFIX, tags=["operator"])
 
     @router.get("/keys", summary="All keys")
     async def list_keys() -> tuple[KeyView, ...]:

@@ -13,6 +13,7 @@ from cortex_common.client.neuron import NeuronClient
 from cortex_common.errors import CortexError, NodeNotFound, NotFound, NotSupported
 from cortex_common.log_buffer import MAX_TAIL_LINES, MEDIA_TYPE, LogBuffer
 from cortex_common.schema.fleet import FleetSnapshot, InstanceView
+from cortex_common.schema.operation import OPERATOR_PREFIX
 
 _MAX_ENGINE_LINES = 100_000
 _UNCACHED = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -36,7 +37,7 @@ def logs_router(
         is_closed: returns whether streams have to end because the gateway is stopping.
         model_not_found: returns the error for a name that no model has.
     """
-    router = APIRouter(prefix="/operator/v1", tags=["operator"])
+    router = APIRouter(prefix=OPERATOR_PREFIX, tags=["operator"])
 
     @router.get("/logs", summary="Log of the gateway", response_class=Response)
     async def get_gateway_log(lines: Lines = 200, follow: bool = False) -> Response:

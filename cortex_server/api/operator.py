@@ -64,9 +64,9 @@ def operator_router(fleet: Fleet, operations: Operations, audit_log: AuditLog) -
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
-    @router.get("/trail", summary="Recent audit entries")
-    async def get_trail() -> tuple[AuditEntry, ...]:
-        """The last thousand audit entries, oldest first."""
+    @router.get("/audit", summary="Recent audit entries")
+    async def get_audit() -> tuple[AuditEntry, ...]:
+        """Return the last thousand audit entries, oldest first."""
         return audit_log.since(0)
 
     for operation in OPERATIONS:

@@ -28,7 +28,7 @@ def requests_router(inflight: InflightRequests) -> APIRouter:
             int, Query(ge=0, description="Maximum number of finished requests")
         ] = KEPT,
     ) -> RequestList:
-        """Key, model, state and timings of each request; never its content."""
+        """Return the key, model, state and timings of each request, never its content."""
         return inflight.list(limit)
 
     async def cancel(request: CancelRequest) -> RequestView:

@@ -241,7 +241,7 @@ async def test_the_trail_names_who_did_it(paused: PausedGateway):
             await anext(updates)
         await client.pin(PinModelRequest(model="m"))
         await client.unpin(UnpinModelRequest(model="m"))
-        (pinned,) = [e for e in await client.trail() if e.event == "pinned"]
+        (pinned,) = [e for e in await client.audit() if e.event == "pinned"]
         async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as updates:
             missed = [await anext(updates), await anext(updates)]
 

@@ -33,7 +33,7 @@ _DECISIONS = TypeAdapter(tuple[DecisionView, ...])
 _DETAIL = TypeAdapter(ModelDetail)
 _CONFIG = TypeAdapter(ConfigView)
 _ENTRY = TypeAdapter(AuditEntry)
-_TRAIL = TypeAdapter(tuple[AuditEntry, ...])
+_AUDIT = TypeAdapter(tuple[AuditEntry, ...])
 _REQUESTS = TypeAdapter(RequestList)
 
 
@@ -148,9 +148,9 @@ class OperatorClient(ControlClient):
         async with self.text(path, params) as pieces:
             yield parse_log_lines(pieces)
 
-    async def trail(self) -> tuple[AuditEntry, ...]:
+    async def audit(self) -> tuple[AuditEntry, ...]:
         """Return the recent audit entries, oldest first."""
-        return await self.call(_TRAIL, "GET", "/operator/v1/trail")
+        return await self.call(_AUDIT, "GET", "/operator/v1/audit")
 
     async def model(self, name: str) -> ModelDetail:
         """Return a model's estimate and measurements."""

@@ -1,4 +1,4 @@
-"""The audit trail: decisions about the fleet, who made them, and why."""
+"""The audit log: decisions about the fleet, who made them, and why."""
 
 from __future__ import annotations
 
