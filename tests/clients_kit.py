@@ -1,36 +1,38 @@
-"""What the tests of real clients share: scripted answers of an engine, and the SDKs pointed at a gateway."""
+"""Helpers for tests with real clients: scripted engine responses, and the SDKs configured for a gateway."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from dialects_kit import call, chunk, usage_chunk, wire
+from dialects_kit import call_delta, chunk, sse_stream, usage_chunk
 from rigs.engine import SSE_HEAD, Call, Script, chunked, http_response
 from rigs.lazy_import import anthropic, openai
 
-TALK = wire(
+MIXED_STREAM = sse_stream(
     chunk({"role": "assistant", "content": ""}),
     chunk({"reasoning_content": "Let me "}),
     chunk({"reasoning_content": "see."}),
     chunk({"content": "It is "}),
     chunk({"content": "süß 😀."}),
-    chunk(call(0, '{"city"', ident="a", name="weather")),
-    chunk(call(1, '{"city":"Rome"}', ident="b", name="weather")),
-    chunk(call(0, ':"Paris"}')),
+    chunk(call_delta(0, '{"city"', call_id="a", name="weather")),
+    chunk(call_delta(1, '{"city":"Rome"}', call_id="b", name="weather")),
+    chunk(call_delta(0, ':"Paris"}')),
     chunk(finish="stop"),
     usage_chunk(prompt=11, completion=5),
 )
-"""Thinking, text and two calls whose pieces come interleaved, with the wrong reason for its end."""
+"""Reasoning, text and two interleaved tool calls, with the wrong finish reason."""
 
-SAY = wire(chunk({"content": "hello"}), chunk(finish="stop"), usage_chunk(prompt=11, completion=5))
+HELLO_STREAM = sse_stream(
+    chunk({"content": "hello"}), chunk(finish="stop"), usage_chunk(prompt=11, completion=5)
+)
 
-HI: Any = [{"role": "user", "content": "hi"}]
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 
 
-def say(*pieces: bytes) -> Script:
-    """Stream these bytes, whoever asks."""
+def stream_response(*pieces: bytes) -> Script:
+    """Stream these bytes in response to every request."""
 
     async def script(call: Call) -> None:
         await call.send(SSE_HEAD, *(chunked(piece) for piece in pieces), b"0\r\n\r\n")
@@ -38,18 +40,18 @@ def say(*pieces: bytes) -> Script:
     return script
 
 
-def in_turn(*scripts: Script) -> Script:
-    """Answer the first request by the first script and so on; the last one stays."""
-    left = list(scripts)
+def in_sequence(*scripts: Script) -> Script:
+    """Use the first script for the first request and so on; the last script is used for all others."""
+    remaining = list(scripts)
 
     async def script(call: Call) -> None:
-        await (left.pop(0) if len(left) > 1 else left[0])(call)
+        await (remaining.pop(0) if len(remaining) > 1 else remaining[0])(call)
 
     return script
 
 
-def cut_after(data: bytes) -> Script:
-    """Stream these bytes and die."""
+def stream_and_disconnect(data: bytes) -> Script:
+    """Stream these bytes and close the connection."""
 
     async def script(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(data))
@@ -58,8 +60,8 @@ def cut_after(data: bytes) -> Script:
     return script
 
 
-def answer(body: dict[str, Any], status: bytes = b"200 OK") -> Script:
-    """Answer with a JSON document."""
+def json_response(body: dict[str, Any], status: bytes = b"200 OK") -> Script:
+    """Respond with a JSON document."""
 
     async def script(call: Call) -> None:
         await call.send(http_response(json.dumps(body).encode(), status))
@@ -68,9 +70,9 @@ def answer(body: dict[str, Any], status: bytes = b"200 OK") -> Script:
 
 
 def completion(content: str | None = "hello", **message: Any) -> dict[str, Any]:
-    """A whole chat completion."""
-    told = {"role": "assistant", "content": content} | message
-    choice = {"index": 0, "message": told, "finish_reason": "stop"}
+    """Return an unstreamed chat completion."""
+    full_message = {"role": "assistant", "content": content} | message
+    choice = {"index": 0, "message": full_message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
     return {
         "id": "c1",
@@ -82,22 +84,22 @@ def completion(content: str | None = "hello", **message: Any) -> dict[str, Any]:
     }
 
 
-async def silent(call: Call) -> None:
-    """Say nothing until the gateway hangs up."""
+async def never_respond(call: Call) -> None:
+    """Send nothing until the gateway disconnects."""
     await call.wait_closed()
 
 
-def asked(call: Call) -> dict[str, Any]:
-    """What an engine was asked."""
-    found: dict[str, Any] = json.loads(call.body)
-    return found
+def request_body(call: Call) -> dict[str, Any]:
+    """Return the JSON body of a request to an engine."""
+    body: dict[str, Any] = json.loads(call.body)
+    return body
 
 
-def claude(url: str, key: str = "k") -> anthropic.AsyncAnthropic:
-    """Anthropic's SDK, without repeats of its own."""
+def anthropic_client(url: str, key: str = "k") -> anthropic.AsyncAnthropic:
+    """Return the Anthropic SDK's client, without retries."""
     return anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0)
 
 
-def gpt(url: str, key: str = "k") -> openai.AsyncOpenAI:
-    """OpenAI's SDK, without repeats of its own."""
+def openai_client(url: str, key: str = "k") -> openai.AsyncOpenAI:
+    """Return the OpenAI SDK's client, without retries."""
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)

@@ -1,4 +1,4 @@
-"""What the tests of the dialects share: engines' chunks, and checkers of the grammars that clients rely on."""
+"""Helpers for tests of the dialects: engine chunks, and parsers that check the grammars that clients rely on."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from cortex_http.sse import SseEvent, SseParser
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """A chunk of a chat stream; `finish` is its finish reason, other fields stand beside choices."""
+    """Return a chunk of a chat stream; `finish` is its finish reason, other fields are added to the chunk."""
     choice = {"index": 0, "delta": delta or {}, "finish_reason": fields.pop("finish", None)}
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "engine"}
     return head | {"choices": [choice]} | fields
 
 
-def call(
-    index: int | None, arguments: Any, *, ident: str | None = None, name: str | None = None
+def call_delta(
+    index: int | None, arguments: Any, *, call_id: str | None = None, name: str | None = None
 ) -> dict[str, Any]:
-    """A delta with one piece of a call; what is None is left out."""
+    """Return a delta with one fragment of a tool call; None fields are left out."""
     function = {k: v for k, v in (("name", name), ("arguments", arguments)) if v is not None}
-    piece = {k: v for k, v in (("index", index), ("id", ident)) if v is not None}
-    return {"tool_calls": [piece | {"function": function}]}
+    fragment = {k: v for k, v in (("index", index), ("id", call_id)) if v is not None}
+    return {"tool_calls": [fragment | {"function": function}]}
 
 
 def usage(prompt: int = 11, completion: int = 5, **more: Any) -> dict[str, Any]:
-    """A usage object."""
+    """Return a usage object."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -38,13 +38,13 @@ def usage(prompt: int = 11, completion: int = 5, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def usage_chunk(**of: int) -> dict[str, Any]:
-    """The extra chunk at the end that carries only usage."""
-    return chunk() | {"choices": [], "usage": usage(**of)}
+def usage_chunk(**counts: int) -> dict[str, Any]:
+    """Return the extra chunk at the end that has only usage."""
+    return chunk() | {"choices": [], "usage": usage(**counts)}
 
 
-def wire(*chunks: dict[str, Any] | bytes | str, done: bool = True) -> bytes:
-    """The bytes of a stream; bytes stand for themselves, dictionaries are compact JSON in an event."""
+def sse_stream(*chunks: dict[str, Any] | bytes | str, done: bool = True) -> bytes:
+    """Return the bytes of a stream: bytes are copied, dictionaries become events with compact JSON."""
     out = b""
     for item in chunks:
         if isinstance(item, bytes):
@@ -55,39 +55,39 @@ def wire(*chunks: dict[str, Any] | bytes | str, done: bool = True) -> bytes:
     return out + (b"data: [DONE]\n\n" if done else b"")
 
 
-def cut(data: bytes, places: Iterable[int]) -> Iterator[bytes]:
-    """The bytes in pieces."""
-    edges = sorted({0, len(data), *(p % (len(data) + 1) for p in places)})
+def split_bytes(data: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    """Yield the bytes in pieces, cut at the given offsets (modulo the length)."""
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(edges):
         yield data[start:end]
 
 
-def run(
+def run_translator(
     feed: Callable[[bytes], bytes],
     end: Callable[[], bytes],
     data: bytes,
-    places: Iterable[int] = (),
+    cuts: Iterable[int] = (),
 ) -> bytes:
-    """Everything that comes out of a stream translator."""
-    return b"".join(feed(piece) for piece in cut(data, places)) + end()
+    """Feed the bytes to a stream translator and return its whole output."""
+    return b"".join(feed(piece) for piece in split_bytes(data, cuts)) + end()
 
 
-def events(data: bytes) -> list[SseEvent]:
-    """The events of a whole stream, all of which must be closed by a blank line."""
+def parse_events(data: bytes) -> list[SseEvent]:
+    """Parse the events of a complete stream, each of which must end with a blank line."""
     parser = SseParser()
-    found = parser.feed(data)
+    parsed = parser.feed(data)
     assert parser.close() == [], "the stream ends inside an event"
-    return found
+    return parsed
 
 
 @dataclass
-class Told:
-    """What a client knows after a stream, in either dialect.
+class ParsedStream:
+    """A stream as a client sees it, in either dialect.
 
     Attributes:
-        blocks: (kind, content, extra) in order: the text or thinking, or a call's arguments with (id, name).
-        stop: why it ended; "error" when it failed.
-        last: the data of the last event with a meaning.
+        blocks: (type, content, extra) in order; extra is (id, name) for a tool call, whose content is its arguments.
+        stop: the stop reason or status; "error" if the stream failed.
+        last: the error, or the final response.
     """
 
     blocks: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
@@ -97,21 +97,21 @@ class Told:
     stop_sequence: str | None = None
 
 
-def anthropic_told(data: bytes) -> Told:
-    """Check a stream against the grammar of Anthropic's Messages API and collect what it says."""
-    told = Told()
+def parse_messages_stream(data: bytes) -> ParsedStream:
+    """Check a stream against the grammar of Anthropic's Messages API and parse it."""
+    parsed = ParsedStream()
     state = "new"
-    kind, content, extra = "", "", ()
+    block_type, content, extra = "", "", ()
     index = -1
-    for name, raw in events(data):
+    for name, raw in parse_events(data):
         assert b"\n" not in raw
         event = json.loads(raw)
-        assert event["type"] == name, "every event names its type twice"
+        assert event["type"] == name, "the event name and the type in its data are equal"
         assert state not in {"stopped", "failed"}, f"{name} after the end"
         if name == "error":
             assert event["error"]["type"]
             assert event["error"]["message"]
-            state, told.stop, told.last = "failed", "error", event
+            state, parsed.stop, parsed.last = "failed", "error", event
             continue
         if name == "message_start":
             assert state == "new"
@@ -133,7 +133,7 @@ def anthropic_told(data: bytes) -> Told:
             index += 1
             assert event["index"] == index
             block = event["content_block"]
-            kind, content = block["type"], ""
+            block_type, content = block["type"], ""
             assert (
                 block
                 == {
@@ -145,9 +145,9 @@ def anthropic_told(data: bytes) -> Told:
                         "name": block.get("name"),
                         "input": {},
                     },
-                }[kind]
+                }[block_type]
             )
-            extra = (block["id"], block["name"]) if kind == "tool_use" else ()
+            extra = (block["id"], block["name"]) if block_type == "tool_use" else ()
             state = "inside"
         elif name == "content_block_delta":
             assert state == "inside"
@@ -158,48 +158,48 @@ def anthropic_told(data: bytes) -> Told:
                 ("thinking", "thinking_delta"): "thinking",
                 ("tool_use", "input_json_delta"): "partial_json",
                 ("thinking", "signature_delta"): "signature",
-            }[kind, delta["type"]]
+            }[block_type, delta["type"]]
             if field_of == "signature":
                 state = "signed"
             else:
                 content += delta[field_of]
         elif name == "content_block_stop":
-            assert state == ("signed" if kind == "thinking" else "inside")
+            assert state == ("signed" if block_type == "thinking" else "inside")
             assert event["index"] == index
-            assert content or kind == "tool_use", "an empty block"
-            told.blocks.append((kind, content, extra))
+            assert content or block_type == "tool_use", "an empty block"
+            parsed.blocks.append((block_type, content, extra))
             state = "between"
         elif name == "message_delta":
             assert state == "between"
-            told.stop, told.stop_sequence = (
+            parsed.stop, parsed.stop_sequence = (
                 event["delta"]["stop_reason"],
                 event["delta"]["stop_sequence"],
             )
-            told.usage = event["usage"]
+            parsed.usage = event["usage"]
             state = "delta"
         else:
             assert name == "message_stop"
             assert state == "delta"
             state = "stopped"
     assert state in {"stopped", "failed"}, f"the stream ends {state}"
-    return told
+    return parsed
 
 
 _ITEM_OF = {"message": "text", "reasoning": "thinking", "function_call": "tool_use"}
 
 
-def responses_told(data: bytes) -> Told:
-    """Check a stream against the grammar of the Responses API and collect what it says."""
-    told = Told()
+def parse_responses_stream(data: bytes) -> ParsedStream:
+    """Check a stream against the grammar of the Responses API and parse it."""
+    parsed = ParsedStream()
     expected = ["response.created", "response.in_progress"]
     item: dict[str, Any] | None = None
-    said, steps = "", []
+    text, steps = "", []
     output: list[dict[str, Any]] = []
-    for number, (name, raw) in enumerate(events(data)):
+    for number, (name, raw) in enumerate(parse_events(data)):
         event = json.loads(raw)
         assert event["type"] == name
         assert event["sequence_number"] == number
-        assert told.stop is None, f"{name} after the end"
+        assert parsed.stop is None, f"{name} after the end"
         if expected:
             assert name == expected.pop(0)
             assert event["response"]["status"] == "in_progress"
@@ -209,13 +209,13 @@ def responses_told(data: bytes) -> Told:
             response = event["response"]
             assert name == f"response.{response['status']}"
             assert response["output"] == output
-            told.stop = "error" if response["status"] == "failed" else response["status"]
-            told.usage, told.last = response["usage"], response
+            parsed.stop = "error" if response["status"] == "failed" else response["status"]
+            parsed.usage, parsed.last = response["usage"], response
             continue
         assert event["output_index"] == len(output)
         if name == "response.output_item.added":
             assert item is None
-            item, said, steps = event["item"], "", []
+            item, text, steps = event["item"], "", []
             assert item["status"] == "in_progress"
             continue
         assert item is not None, f"{name} without an item"
@@ -223,22 +223,22 @@ def responses_told(data: bytes) -> Told:
             done = event["item"]
             assert (done["id"], done["type"]) == (item["id"], item["type"])
             _check_steps(done["type"], steps)
-            kind = _ITEM_OF[done["type"]]
-            extra = (done["call_id"], done["name"]) if kind == "tool_use" else ()
-            whole = _content(done) if said or kind != "tool_use" else ""
-            assert whole == said
-            told.blocks.append((kind, whole, extra))
+            block_type = _ITEM_OF[done["type"]]
+            extra = (done["call_id"], done["name"]) if block_type == "tool_use" else ()
+            content = _content(done) if text or block_type != "tool_use" else ""
+            assert content == text
+            parsed.blocks.append((block_type, content, extra))
             output.append(done)
             item = None
             continue
         assert event["item_id"] == item["id"]
         steps.append(name)
         if name.endswith(".delta"):
-            said += event["delta"]
+            text += event["delta"]
         elif name.endswith(("text.done", "arguments.done")):
-            assert event.get("text", event.get("arguments")) in {said, said or "{}"}
-    assert told.stop is not None, "the stream has no last event"
-    return told
+            assert event.get("text", event.get("arguments")) in {text, text or "{}"}
+    assert parsed.stop is not None, "the stream has no last event"
+    return parsed
 
 
 def _content(item: dict[str, Any]) -> str:
@@ -253,8 +253,8 @@ def _content(item: dict[str, Any]) -> str:
     return found
 
 
-def _check_steps(kind: str, steps: list[str]) -> None:
-    """The events inside an item come in the order that SDKs build upon."""
+def _check_steps(block_type: str, steps: list[str]) -> None:
+    """Check that the events of an item come in the order that SDKs rely on."""
     frames = {
         "message": (
             ["response.content_part.added"],
@@ -272,7 +272,7 @@ def _check_steps(kind: str, steps: list[str]) -> None:
             ["response.function_call_arguments.done"],
         ),
     }
-    head, delta, foot = frames[kind]
+    head, delta, foot = frames[block_type]
     middle = steps[len(head) : len(steps) - len(foot)]
     assert steps[: len(head)] == head
     assert steps[len(steps) - len(foot) :] == foot
@@ -291,7 +291,7 @@ _JUNK = st.recursive(
 )
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -299,19 +299,19 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         if isinstance(value, list)
         else ()
     )
-    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))]
+    return [path, *(inner_path for key, item in inner for inner_path in _paths(item, (*path, key)))]
 
 
-def _with(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
+def _replace_at(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
     if not path:
         return junk
     copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = _with(copy[path[0]], path[1:], junk)
+    copy[path[0]] = _replace_at(copy[path[0]], path[1:], junk)
     return copy
 
 
-def spoiled(value: Any) -> st.SearchStrategy[Any]:
-    """The value with junk in the place of one of its parts, or of itself."""
+def with_junk(value: Any) -> st.SearchStrategy[Any]:
+    """Return a strategy that replaces the value, or one of its parts, with junk."""
     return st.builds(
-        lambda path, junk: _with(value, path, junk), st.sampled_from(_places(value)), _JUNK
+        lambda path, junk: _replace_at(value, path, junk), st.sampled_from(_paths(value)), _JUNK
     )

@@ -1,6 +1,6 @@
-"""Builds the Go client of the tests outside of the checkout, and prints its path.
+"""Build the Go client of the tests outside of the checkout, and print its path.
 
-Its standard library is compiled along the first time, some thirty seconds on one core, so nothing builds it unasked.
+Go's standard library is compiled the first time, about thirty seconds on one core, so it is built only on request.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from clients.fetch_npm import clients_dir
 SOURCE = Path(__file__).with_name("stream.go")
 
 
-def acquire() -> Path | str:
-    """The binary, or why there is none: it is built only where CORTEX_TEST_GO=1 asks for that."""
+def find_or_build() -> Path | str:
+    """Return the binary, or why there is none: it is built only with CORTEX_TEST_GO=1."""
     version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     built = clients_dir() / f"go-stream-{version}"
     if built.exists():
@@ -37,5 +37,5 @@ def acquire() -> Path | str:
 
 if __name__ == "__main__":
     os.environ["CORTEX_TEST_GO"] = "1"
-    found = acquire()
+    found = find_or_build()
     print(found) if isinstance(found, Path) else sys.exit(found)

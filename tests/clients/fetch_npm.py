@@ -1,6 +1,6 @@
-"""Gets the real Claude Code and Codex for the tests marked `npm`, outside of the checkout, and prints their paths.
+"""Fetch the real Claude Code and Codex for the tests marked `npm`, outside of the checkout, and print their paths.
 
-Their npm packages carry static binaries, which run without an installation, a login or the internet. Some 350 MB, once.
+Their npm packages contain static binaries, which need no installation, login or internet access. About 350 MB, once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE_S = 600
+TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class Client:
     """A program in an npm package.
 
     Attributes:
-        package: with its version.
-        inside: path of the binary in the package's archive.
+        name: directory below `clients_dir` to unpack it in.
+        package: the package with its version.
+        binary: path of the binary in the package's archive.
     """
 
     name: str
     package: str
-    inside: str
+    binary: str
 
 
 CLAUDE_CODE = Client(
@@ -41,58 +42,58 @@ CODEX = Client(
 
 
 def clients_dir() -> Path:
-    """Where clients are kept: below the user's cache directory."""
+    """Return where clients are stored: below the user's cache directory."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "cortex" / "clients"
 
 
 def find(client: Client) -> Path | None:
-    """The binary, if it was fetched."""
-    path = clients_dir() / client.name / client.inside
+    """Return the binary, if it was fetched."""
+    path = clients_dir() / client.name / client.binary
     return path if path.exists() else None
 
 
 def fetch(client: Client) -> Path:
-    """Fetch it unless it is there.
+    """Return the binary, fetching it if necessary.
 
     Raises:
-        OSError: there is no npm.
-        subprocess.SubprocessError: the registry can't be reached, or does not have it.
+        OSError: npm is not installed.
+        subprocess.SubprocessError: the registry is unreachable, or does not have the package.
     """
     if (found := find(client)) is not None:
         return found
-    home = clients_dir()
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home) as folder:
+    directory = clients_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
         subprocess.run(
             ["npm", "pack", "--silent", client.package],
             cwd=folder,
             check=True,
             capture_output=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
         (archive,) = Path(folder).glob("*.tgz")
         unpacked = Path(folder) / "unpacked"
         with tarfile.open(archive) as tar:
             tar.extractall(unpacked, filter="data")
-        unpacked.rename(home / client.name)
-    return home / client.name / client.inside
+        unpacked.rename(directory / client.name)
+    return directory / client.name / client.binary
 
 
-def acquire(client: Client) -> Path | str:
-    """The binary, or why there is none: it is fetched only where CORTEX_TEST_NPM=1 asks for that."""
+def find_or_fetch(client: Client) -> Path | str:
+    """Return the binary, or why there is none: it is fetched only with CORTEX_TEST_NPM=1."""
     if (found := find(client)) is not None:
         return found
     if os.environ.get("CORTEX_TEST_NPM") != "1":
         return f"no {client.name} in the cache: CORTEX_TEST_NPM=1 fetches it"
     try:
         return fetch(client)
-    except (OSError, subprocess.SubprocessError) as failed:
-        return f"{client.package} can't be had from npm: {failed}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{client.package} can't be fetched from npm: {error}"
 
 
 if __name__ == "__main__":
     if sys.platform != "linux":
-        sys.exit("the packages carry binaries for Linux")
-    for wanted in (CLAUDE_CODE, CODEX):
-        print(fetch(wanted))
+        sys.exit("the packages contain binaries for Linux")
+    for client in (CLAUDE_CODE, CODEX):
+        print(fetch(client))

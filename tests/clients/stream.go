@@ -1,4 +1,4 @@
-// Asks three times in a row over Go's own connections, and prints the last stream.
+// Sends three requests in a row with Go's HTTP client, and prints the last response.
 package main
 
 import (
@@ -12,12 +12,12 @@ import (
 func main() {
 	url, body := os.Args[1], os.Args[2]
 	for i := 0; i < 3; i++ {
-		answer, err := http.Post(url, "application/json", strings.NewReader(body))
+		response, err := http.Post(url, "application/json", strings.NewReader(body))
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		text, err := io.ReadAll(answer.Body)
+		text, err := io.ReadAll(response.Body)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from clients_kit import SAY, answer, asked, completion, say
+from clients_kit import HELLO_STREAM, completion, json_response, request_body, stream_response
 from rigs.engine import Call, scripted_engine
 from rigs.proxy import running_proxy
 
@@ -32,7 +32,11 @@ async def test_python_runs_as_printed(page: str, code: str) -> None:
     """Every program runs against a gateway and prints the answer of the model."""
 
     async def model(call: Call) -> None:
-        script = say(SAY) if asked(call).get("stream") else answer(completion("hello"))
+        script = (
+            stream_response(HELLO_STREAM)
+            if request_body(call).get("stream")
+            else json_response(completion("hello"))
+        )
         await script(call)
 
     async with scripted_engine(model) as engine, running_proxy({"qwen3": engine.url}) as rig:

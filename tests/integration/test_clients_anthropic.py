@@ -1,4 +1,4 @@
-"""The official anthropic SDK through a gateway, against engines that do what real ones do by accident."""
+"""The official Anthropic SDK through a gateway, against engines with the habits of real ones."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import base64
 import httpx
 import pytest
 from clients_kit import (
-    HI,
-    SAY,
+    HELLO_STREAM,
+    MESSAGES,
+    MIXED_STREAM,
     SCHEMA,
-    TALK,
-    answer,
-    asked,
-    claude,
+    anthropic_client,
     completion,
-    cut_after,
-    say,
-    silent,
+    json_response,
+    never_respond,
+    request_body,
+    stream_and_disconnect,
+    stream_response,
 )
-from dialects_kit import anthropic_told, chunk, wire
+from dialects_kit import chunk, parse_messages_stream, sse_stream
 from rigs.engine import SSE_HEAD, Call, Script, chunked, scripted_engine
 from rigs.lazy_import import anthropic
 from rigs.proxy import ProxyRig, running_proxy
@@ -30,17 +30,17 @@ from cortex_common.config.gateway import GatewaySection
 from cortex_common.schema.engine_traits import EngineTraits
 
 WEATHER = {"name": "weather", "input_schema": SCHEMA}
-ASK = {"model": "m", "max_tokens": 99, "messages": HI}
+REQUEST = {"model": "m", "max_tokens": 99, "messages": MESSAGES}
 NO_CANCEL = EngineTraits(cancels_unstreamed=False)
-BROKEN = wire(chunk({"content": "It is"}), done=False)
-OUT_OF_MEMORY = (
-    BROKEN
+TRUNCATED_STREAM = sse_stream(chunk({"content": "It is"}), done=False)
+OUT_OF_MEMORY_STREAM = (
+    TRUNCATED_STREAM
     + b'data: {"error":{"code":500,"message":"CUDA out of memory","type":"server_error"}}\n\n'
 )
 
 
-def check_talk(message: anthropic.types.Message) -> None:
-    """The message says what `TALK` does."""
+def check_mixed_message(message: anthropic.types.Message) -> None:
+    """Check that the message has the content of `MIXED_STREAM`."""
     assert [b.type for b in message.content] == ["thinking", "text", "tool_use", "tool_use"]
     assert message.content[0].thinking == "Let me see."
     assert message.content[1].text == "It is süß 😀."
@@ -51,55 +51,56 @@ def check_talk(message: anthropic.types.Message) -> None:
 
 
 async def streamed_message(sdk: anthropic.AsyncAnthropic) -> anthropic.types.Message:
-    """The message at the end of a stream."""
-    async with sdk.messages.stream(**ASK) as stream:
+    """Return the final message of a stream."""
+    async with sdk.messages.stream(**REQUEST) as stream:
         return await stream.get_final_message()
 
 
-async def check_idle(rig: ProxyRig) -> None:
-    """Nothing is under way, nor counted as such."""
+async def wait_until_idle(rig: ProxyRig) -> None:
+    """Wait until no request is in flight or counted."""
     await rig.wait_idle()
     assert [i.in_flight for i in rig.fleet.snapshot.instances()] == [0]
 
 
-async def test_a_stream_with_thinking_and_parallel_calls_accumulates() -> None:
-    """messages.stream gives the whole message, although the engine interleaved its calls."""
+async def test_stream_with_thinking_and_parallel_calls() -> None:
+    """messages.stream gives the complete message, although the engine interleaved its calls."""
+    pieces = [MIXED_STREAM[at : at + 50] for at in range(0, len(MIXED_STREAM), 50)]
     async with (
-        scripted_engine(say(*(TALK[at : at + 50] for at in range(0, len(TALK), 50)))) as engine,
+        scripted_engine(stream_response(*pieces)) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        async with sdk.messages.stream(**ASK, tools=[WEATHER]) as stream:
+        async with sdk.messages.stream(**REQUEST, tools=[WEATHER]) as stream:
             text = "".join([piece async for piece in stream.text_stream])
             message = await stream.get_final_message()
             assert stream.request_id
-        await check_idle(rig)
-        sent = asked(engine.calls[0])
+        await wait_until_idle(rig)
+        sent = request_body(engine.calls[0])
     assert text == "It is süß 😀."
-    check_talk(message)
+    check_mixed_message(message)
     assert sent["stream_options"] == {"include_usage": True}
     assert sent["tools"][0]["function"]["parameters"] == SCHEMA
 
 
-async def test_a_whole_message_is_the_same_message() -> None:
-    """messages.create without a stream reads thinking, text and calls from the engine's whole answer."""
+async def test_unstreamed_message() -> None:
+    """messages.create without a stream returns thinking, text and calls of the engine's unstreamed response."""
     calls = [
         {"id": i, "type": "function", "function": {"name": "weather", "arguments": a}}
         for i, a in (("a", '{"city":"Paris"}'), ("b", '{"city":"Rome"}'))
     ]
-    whole = completion("It is süß 😀.", reasoning_content="Let me see.", tool_calls=calls)
+    body = completion("It is süß 😀.", reasoning_content="Let me see.", tool_calls=calls)
     async with (
-        scripted_engine(answer(whole)) as engine,
+        scripted_engine(json_response(body)) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        message = await sdk.messages.create(**ASK, tools=[WEATHER])
-    check_talk(message)
+        message = await sdk.messages.create(**REQUEST, tools=[WEATHER])
+    check_mixed_message(message)
     assert message._request_id
 
 
-async def test_the_tool_loop_goes_around() -> None:
-    """A result with an image goes back in an order that every chat template takes."""
+async def test_tool_result_with_an_image() -> None:
+    """A tool result with an image is sent in an order that every chat template accepts."""
     pixel = base64.b64encode(b"png").decode()
     image = {
         "type": "image",
@@ -124,61 +125,61 @@ async def test_the_tool_loop_goes_around() -> None:
         },
     ]
     async with (
-        scripted_engine(say(SAY)) as engine,
+        scripted_engine(stream_response(HELLO_STREAM)) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
         async with sdk.messages.stream(
             model="m", max_tokens=9, messages=turns, system="be brief"
         ) as stream:
             assert (await stream.get_final_message()).content[0].text == "hello"
-        sent = asked(engine.calls[0])["messages"]
+        sent = request_body(engine.calls[0])["messages"]
     assert [m["role"] for m in sent] == ["system", "user", "assistant", "tool", "user"]
     assert (sent[3]["tool_call_id"], sent[3]["content"]) == ("t1", "done")
     assert [part["type"] for part in sent[4]["content"]] == ["image_url", "text"]
 
 
-async def test_tokens_are_counted_without_a_load() -> None:
-    """count_tokens of a model that is not loaded is an estimate, at once."""
+async def test_counting_tokens_loads_no_model() -> None:
+    """count_tokens of a model that is not loaded returns an estimate immediately."""
     async with (
         running_proxy({}, model_configs=[ModelConfig(id="m", harness="embedded")]) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        short = await sdk.messages.count_tokens(model="m", messages=HI)
-        tools = await sdk.messages.count_tokens(model="m", messages=HI, tools=[WEATHER])
+        short = await sdk.messages.count_tokens(model="m", messages=MESSAGES)
+        tools = await sdk.messages.count_tokens(model="m", messages=MESSAGES, tools=[WEATHER])
         assert rig.loads is not None
         assert not rig.loads.requested.is_set()
     assert 0 < short.input_tokens < tools.input_tokens
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "message"),
     [
-        (say(OUT_OF_MEMORY), "CUDA out of memory"),
-        (say(BROKEN), "before the response was complete"),
-        (cut_after(BROKEN), "broke off"),
+        (stream_response(OUT_OF_MEMORY_STREAM), "CUDA out of memory"),
+        (stream_response(TRUNCATED_STREAM), "before the response was complete"),
+        (stream_and_disconnect(TRUNCATED_STREAM), "broke off"),
     ],
     ids=["error-event", "no-end", "cut"],
 )
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_broken_stream_is_an_error_and_never_a_short_answer(
-    script: Script, words: str, streamed: bool
-) -> None:
-    """An engine's error, a missing end and a cut are exceptions with the reason."""
+async def test_failed_stream_is_an_error(script: Script, message: str, streamed: bool) -> None:
+    """An error of the engine, a missing end and a lost connection are exceptions with the reason."""
     async with (
         scripted_engine(script) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        if not streamed:  # an engine that can't cancel is asked to stream, and the answer assembled
+        if (
+            not streamed
+        ):  # an engine that can't cancel is asked to stream, and the stream is aggregated
             rig.fleet.ready("m")[0].traits = NO_CANCEL
-        with pytest.raises(anthropic.APIStatusError, match=words):
-            await (streamed_message(sdk) if streamed else sdk.messages.create(**ASK))
-        await check_idle(rig)
+        with pytest.raises(anthropic.APIStatusError, match=message):
+            await (streamed_message(sdk) if streamed else sdk.messages.create(**REQUEST))
+        await wait_until_idle(rig)
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "kind", "words"),
+    ("status", "body", "error_class", "message"),
     [
         (
             b"400 Bad Request",
@@ -192,34 +193,37 @@ async def test_a_broken_stream_is_an_error_and_never_a_short_answer(
         (b"401 Unauthorized", {"error": {"message": "bad key"}}, "APIStatusError", "rejected the gateway's key"),
     ],
 )  # fmt: skip
-async def test_an_engines_refusal_has_the_class_that_the_sdk_expects(
-    status: bytes, body: dict[str, object], kind: str, words: str
+async def test_engine_error_has_the_sdk_error_class(
+    status: bytes, body: dict[str, object], error_class: str, message: str
 ) -> None:
-    """Statuses become Anthropic's, with the engine's words, and an overflow the ones that clients compact on."""
+    """Statuses become Anthropic's; a context overflow gets the message that clients compact on."""
     async with (
-        scripted_engine(answer(body, status)) as engine,
+        scripted_engine(json_response(body, status)) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        with pytest.raises(getattr(anthropic, kind), match=words) as caught:
-            async with sdk.messages.stream(**ASK):
+        with pytest.raises(getattr(anthropic, error_class), match=message) as caught:
+            async with sdk.messages.stream(**REQUEST):
                 pass
         assert (
             caught.value.status_code != 401
-        )  # an engine's 401 is our mistake, not the client's key
+        )  # an engine's 401 is about the gateway's key, not the client's
 
 
-async def test_an_unknown_model_is_not_found() -> None:
-    """The SDK raises NotFoundError with names that are close."""
-    async with running_proxy({"qwen": "http://127.0.0.1:1"}) as rig, claude(rig.url) as sdk:
-        with pytest.raises(anthropic.NotFoundError, match="does not exist"):
-            await sdk.messages.create(**ASK | {"model": "qwem"})
-
-
-async def test_a_stream_is_kept_alive_while_its_model_loads() -> None:
-    """Pings come during a cold start, and the message follows in the same stream, within the grammar."""
+async def test_unknown_model_is_not_found() -> None:
+    """The SDK raises NotFoundError."""
     async with (
-        scripted_engine(say(SAY)) as engine,
+        running_proxy({"qwen": "http://127.0.0.1:1"}) as rig,
+        anthropic_client(rig.url) as sdk,
+    ):
+        with pytest.raises(anthropic.NotFoundError, match="does not exist"):
+            await sdk.messages.create(**REQUEST | {"model": "qwem"})
+
+
+async def test_pings_during_a_cold_start() -> None:
+    """Pings are sent during a cold start, and the message follows in the same stream, within the grammar."""
+    async with (
+        scripted_engine(stream_response(HELLO_STREAM)) as engine,
         running_proxy(
             {},
             model_configs=[ModelConfig(id="m", harness="embedded")],
@@ -228,73 +232,73 @@ async def test_a_stream_is_kept_alive_while_its_model_loads() -> None:
         httpx.AsyncClient(base_url=rig.url) as http,
     ):
         assert rig.loads is not None
-        async with http.stream("POST", "/v1/messages", json=ASK | {"stream": True}) as stream:
+        async with http.stream("POST", "/v1/messages", json=REQUEST | {"stream": True}) as stream:
             pieces = stream.aiter_bytes()
             data = b""
             while data.count(b"event: ping") < 2:
                 data += await anext(pieces)
             rig.loads.outcome.set_result(("i1", engine.url))
             data += b"".join([piece async for piece in pieces])
-        told = anthropic_told(data)
+        parsed = parse_messages_stream(data)
     assert data.startswith(b"event: message_start")
-    assert [block[1] for block in told.blocks] == ["hello"]
-    assert told.stop == "end_turn"
+    assert [block[1] for block in parsed.blocks] == ["hello"]
+    assert parsed.stop == "end_turn"
 
 
-async def test_a_stream_is_kept_alive_while_a_long_prompt_is_computed() -> None:
-    """Pings come before the engine's first byte, and the SDK does not mind them."""
-    go = asyncio.Event()
+async def test_pings_during_prefill() -> None:
+    """Pings are sent before the engine's first byte, and the SDK ignores them."""
+    prefilled = asyncio.Event()
 
     async def prefill(call: Call) -> None:
-        await go.wait()
-        await call.send(SSE_HEAD + chunked(SAY) + b"0\r\n\r\n")
+        await prefilled.wait()
+        await call.send(SSE_HEAD + chunked(HELLO_STREAM) + b"0\r\n\r\n")
 
     async with (
         scripted_engine(prefill) as engine,
         running_proxy(
             {"m": engine.url}, settings=GatewaySection(prefill_comment_after_s=0.1)
         ) as rig,
-        claude(rig.url) as sdk,
-        sdk.messages.stream(**ASK) as stream,  # entered by the head that the ping brought
+        anthropic_client(rig.url) as sdk,
+        sdk.messages.stream(**REQUEST) as stream,  # entered when the ping opens the response
     ):
-        go.set()
+        prefilled.set()
         message = await stream.get_final_message()
     assert message.content[0].text == "hello"
     assert message.usage.input_tokens == 11
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_leaves_ends_the_engines_work(streamed: bool) -> None:
-    """The engine's connection closes, before the first byte too, and nothing stays counted."""
+async def test_client_disconnect_cancels_the_engine(streamed: bool) -> None:
+    """The engine's connection is closed, even before the first byte, and the request is no longer counted."""
     async with (
-        scripted_engine(silent) as engine,
+        scripted_engine(never_respond) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        asking = asyncio.create_task(sdk.messages.create(**ASK, stream=streamed))
+        request = asyncio.create_task(sdk.messages.create(**REQUEST, stream=streamed))
         await engine.call(0)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
         async with asyncio.timeout(5):
             await engine.wait_idle()
-        await check_idle(rig)
+        await wait_until_idle(rig)
         assert rig.metrics.disconnects == 1
 
 
-async def test_a_client_that_leaves_in_mid_stream_ends_the_engines_work() -> None:
-    """Leaving the SDK's stream early cancels upstream."""
+async def test_client_disconnect_during_a_stream_cancels_the_engine() -> None:
+    """Leaving the SDK's stream early cancels the upstream request."""
 
     async def endless(call: Call) -> None:
-        await call.send(SSE_HEAD, chunked(BROKEN))
+        await call.send(SSE_HEAD, chunked(TRUNCATED_STREAM))
         await call.wait_closed()
 
     async with (
         scripted_engine(endless) as engine,
         running_proxy({"m": engine.url}) as rig,
-        claude(rig.url) as sdk,
+        anthropic_client(rig.url) as sdk,
     ):
-        async with sdk.messages.stream(**ASK) as stream:
+        async with sdk.messages.stream(**REQUEST) as stream:
             assert await anext(stream.text_stream) == "It is"
         async with asyncio.timeout(5):
             await engine.wait_idle()
-        await check_idle(rig)
+        await wait_until_idle(rig)

@@ -1,4 +1,4 @@
-"""The official SDKs through a real gateway and a real neuron, against the embedded engine and a llama-server."""
+"""The official SDKs through a real gateway and neuron, with the embedded engine and a llama-server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from clients_kit import HI, SCHEMA, claude, gpt
+from clients_kit import MESSAGES, SCHEMA, anthropic_client, openai_client
 from engines.build_llama import find
 from engines.neuron_rig import NeuronRig, running
 from rigs.fleet import free_port
@@ -34,13 +34,13 @@ ENGINES = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 2 MB that says arbitrary things."""
+    """Write a 2 MB model that generates arbitrary text."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=11)
 
 
 @pytest.fixture(scope="module")
 def neuron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron with both engines; what one test has loaded is there for the next."""
+    """Run a neuron with both engines; models loaded by one test stay loaded for the next."""
     rig = NeuronRig(tmp_path_factory.mktemp("neuron"))
     if LLAMA is not None:
         ports = f"port_range = [{rig.ports[0]}, {rig.ports[1]}]\n"
@@ -51,30 +51,33 @@ def neuron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
 
 @pytest.mark.llama
 @pytest.mark.skipif(LLAMA is None, reason="no llama-server: run make engines")
-async def test_a_llama_server_that_somebody_runs_is_used_as_it_stands(weights: Path) -> None:
-    """Given its URL alone, the gateway lists its model, words requests for it, and counts with it."""
+async def test_external_llama_server_as_an_upstream(weights: Path) -> None:
+    """Given only its URL, the gateway lists its model, adapts requests to it, and counts tokens with it."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(str(LLAMA), "-m", str(weights), "--port", str(port), "-t", "1", "-c", str(CONTEXT)),
-        *("--alias", "theirs"),
+        *("--alias", "external"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )
     upstream = UpstreamEntry(
-        name="old", base_url=f"http://127.0.0.1:{port}/v1", engine="llamacpp", refresh=0.2
+        name="external", base_url=f"http://127.0.0.1:{port}/v1", engine="llamacpp", refresh=0.2
     )
     try:
-        async with running_gateway(upstreams=(upstream,)) as served, claude(served.url) as sdk:
+        async with (
+            running_gateway(upstreams=(upstream,)) as served,
+            anthropic_client(served.url) as sdk,
+        ):
             async with asyncio.timeout(30):
-                while not served.gateway.fleet.ready("theirs"):
+                while not served.gateway.fleet.ready("external"):
                     assert process.returncode is None
                     await asyncio.sleep(0.05)
-            message = await sdk.messages.create(model="theirs", max_tokens=8, messages=HI)
-            counted = await sdk.messages.count_tokens(model="theirs", messages=HI)
+            message = await sdk.messages.create(model="external", max_tokens=8, messages=MESSAGES)
+            token_count = await sdk.messages.count_tokens(model="external", messages=MESSAGES)
             assert message.usage.output_tokens == 8
             cached = message.usage.cache_read_input_tokens or 0
-            assert counted.input_tokens == message.usage.input_tokens + cached
+            assert token_count.input_tokens == message.usage.input_tokens + cached
             await served.wait_idle()
     finally:
         process.terminate()
@@ -83,13 +86,13 @@ async def test_a_llama_server_that_somebody_runs_is_used_as_it_stands(weights: P
 
 @pytest.fixture(params=ENGINES)
 def model(request: pytest.FixtureRequest) -> str:
-    """The model of each engine."""
+    """Return the model of each engine."""
     return str(request.param)
 
 
 @pytest.fixture
 async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[InProcessGateway]:
-    """A gateway that knows a model of each engine, under claude- names too."""
+    """Run a gateway with a model of each engine, also under claude- names."""
     model_configs = [
         ModelConfig(
             id=engine,
@@ -98,7 +101,7 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[InProcessGat
             context=CONTEXT,
             vram_mb=200,
             aliases=(f"claude-{engine}-*",),
-            # Spinning threads of several engines would stall one another on few cores.
+            # On few cores, busy-waiting threads of several engines would block one another.
             args=("-t", "1") if engine == "llamacpp" else (),
         )
         for engine, harness in (("embedded", "embedded"), ("llamacpp", "own-build"))
@@ -107,36 +110,36 @@ async def served(neuron: NeuronRig, weights: Path) -> AsyncIterator[InProcessGat
         yield gateway
         await gateway.wait_idle()
         async with asyncio.timeout(30):
-            # The engine's own count comes with its node's next reading.
+            # The engine's own count comes with the node's next report.
             while any(i.in_flight for i in gateway.gateway.fleet.snapshot.instances()):
                 await asyncio.sleep(0.01)
 
 
-async def test_a_message_is_streamed_and_counted(served: InProcessGateway, model: str) -> None:
-    """messages.stream loads the model where it must, and tells the engine's own counts."""
+async def test_message_is_streamed_and_counted(served: InProcessGateway, model: str) -> None:
+    """messages.stream loads the model if necessary, and reports the engine's own counts."""
     name = f"claude-{model}-1"
-    async with claude(served.url) as sdk:
-        async with sdk.messages.stream(model=name, max_tokens=12, messages=HI) as stream:
+    async with anthropic_client(served.url) as sdk:
+        async with sdk.messages.stream(model=name, max_tokens=12, messages=MESSAGES) as stream:
             pieces = [piece async for piece in stream.text_stream]
             message = await stream.get_final_message()
-        counted = await sdk.messages.count_tokens(model=name, messages=HI)
+        token_count = await sdk.messages.count_tokens(model=name, messages=MESSAGES)
     assert "".join(pieces) == "".join(b.text for b in message.content if b.type == "text")
     assert (message.model, message.stop_reason) == (name, "max_tokens")
     assert message.usage.output_tokens == 12
     cached = message.usage.cache_read_input_tokens or 0
     assert message.usage.input_tokens + cached > 0
-    assert counted.input_tokens > 0
-    if model == "llamacpp":  # which counts exactly, with its template
-        assert counted.input_tokens == message.usage.input_tokens + cached
+    assert token_count.input_tokens > 0
+    if model == "llamacpp":  # it counts exactly, with its chat template
+        assert token_count.input_tokens == message.usage.input_tokens + cached
 
 
-async def test_a_whole_message_is_a_message(served: InProcessGateway, model: str) -> None:
-    """messages.create without a stream, with system, stop sequences and parameters that engines know."""
-    async with claude(served.url) as sdk:
+async def test_unstreamed_message(served: InProcessGateway, model: str) -> None:
+    """messages.create without a stream, with system, stop sequences and engine parameters."""
+    async with anthropic_client(served.url) as sdk:
         message = await sdk.messages.create(
             model=model,
             max_tokens=8,
-            messages=HI,
+            messages=MESSAGES,
             system="be brief",
             stop_sequences=["\x00"],
             extra_body={"temperature": 0, "top_k": 1},
@@ -146,27 +149,25 @@ async def test_a_whole_message_is_a_message(served: InProcessGateway, model: str
     assert message.content
 
 
-async def test_an_answer_that_the_client_began_is_not_repeated(
-    served: InProcessGateway, model: str
-) -> None:
-    """Clients put the text that comes behind their own: "{" and "{..." would be no JSON."""
-    begun = [*HI, {"role": "assistant", "content": '{"begun": "'}]
-    async with claude(served.url) as sdk:
-        whole = await sdk.messages.create(model=model, max_tokens=8, messages=begun)
-        async with sdk.messages.stream(model=model, max_tokens=8, messages=begun) as stream:
+async def test_prefill_is_not_repeated(served: InProcessGateway, model: str) -> None:
+    """Clients append the response to their prefill: "{" and "{..." would be invalid JSON."""
+    messages = [*MESSAGES, {"role": "assistant", "content": '{"prefill": "'}]
+    async with anthropic_client(served.url) as sdk:
+        unstreamed = await sdk.messages.create(model=model, max_tokens=8, messages=messages)
+        async with sdk.messages.stream(model=model, max_tokens=8, messages=messages) as stream:
             streamed = await stream.get_final_text()
-    assert "begun" not in whole.content[0].text + streamed
-    assert whole.usage.output_tokens == 8
+    assert "prefill" not in unstreamed.content[0].text + streamed
+    assert unstreamed.usage.output_tokens == 8
 
 
-async def test_a_chat_is_streamed_with_usage_only_where_asked(
+async def test_streamed_chat_has_usage_only_if_requested(
     served: InProcessGateway, model: str
 ) -> None:
-    """A streamed chat ends with its reason; usage comes when it is asked for."""
-    async with gpt(served.url) as sdk:
+    """A streamed chat ends with a finish reason; usage is sent if requested."""
+    async with openai_client(served.url) as sdk:
         for options, expected in (({"include_usage": True}, [9]), (openai.omit, [])):
             stream = await sdk.chat.completions.create(
-                model=model, messages=HI, max_tokens=9, stream=True, stream_options=options
+                model=model, messages=MESSAGES, max_tokens=9, stream=True, stream_options=options
             )
             pieces = [piece async for piece in stream]
             assert {piece.model for piece in pieces} == {model}
@@ -175,55 +176,60 @@ async def test_a_chat_is_streamed_with_usage_only_where_asked(
             assert reasons == ["length"]
 
 
-async def test_a_whole_chat_is_a_chat(served: InProcessGateway, model: str) -> None:
-    """chat.completions.create is whole, although one of the engines had to be asked to stream."""
-    async with gpt(served.url) as sdk:
-        whole = await sdk.chat.completions.create(model=model, messages=HI, max_tokens=9)
-    assert whole.usage.completion_tokens == 9
-    assert whole.object == "chat.completion"
+async def test_unstreamed_chat(served: InProcessGateway, model: str) -> None:
+    """chat.completions.create returns one response, although one of the engines is asked to stream."""
+    async with openai_client(served.url) as sdk:
+        unstreamed = await sdk.chat.completions.create(model=model, messages=MESSAGES, max_tokens=9)
+    assert unstreamed.usage.completion_tokens == 9
+    assert unstreamed.object == "chat.completion"
 
 
-async def test_a_response_is_streamed_and_whole(served: InProcessGateway, model: str) -> None:
-    """responses.stream and responses.create speak through chat completions of the engine."""
-    async with gpt(served.url) as sdk:
+async def test_streamed_and_unstreamed_response(served: InProcessGateway, model: str) -> None:
+    """responses.stream and responses.create use the engine's chat completions."""
+    async with openai_client(served.url) as sdk:
         async with sdk.responses.stream(model=model, input="hi") as stream:
-            kinds = []
+            event_types = []
             async for event in stream:
-                kinds.append(event.type)
-                if len(kinds) > 20:
+                event_types.append(event.type)
+                if len(event_types) > 20:
                     break
-        whole = await sdk.responses.create(model=model, input="hi", max_output_tokens=16)
-    assert kinds[:2] == ["response.created", "response.in_progress"]
-    assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
-    assert whole.usage.output_tokens == 16
+        unstreamed = await sdk.responses.create(model=model, input="hi", max_output_tokens=16)
+    assert event_types[:2] == ["response.created", "response.in_progress"]
+    assert (unstreamed.status, unstreamed.incomplete_details.reason) == (
+        "incomplete",
+        "max_output_tokens",
+    )
+    assert unstreamed.usage.output_tokens == 16
 
 
-async def test_tools_may_be_offered(served: InProcessGateway, model: str) -> None:
-    """A request with tools is worded so that the engine takes it, in every dialect."""
-    async with claude(served.url) as sdk:
+async def test_tools_are_accepted(served: InProcessGateway, model: str) -> None:
+    """Every engine accepts a request with tools, in every dialect."""
+    async with anthropic_client(served.url) as sdk:
         tool = {"name": "weather", "input_schema": SCHEMA}
-        message = await sdk.messages.create(model=model, max_tokens=8, messages=HI, tools=[tool])
-    async with gpt(served.url) as sdk:
+        message = await sdk.messages.create(
+            model=model, max_tokens=8, messages=MESSAGES, tools=[tool]
+        )
+    async with openai_client(served.url) as sdk:
         function = {"name": "weather", "parameters": SCHEMA}
         tools = [{"type": "function", "function": function}]
         chat = await sdk.chat.completions.create(
-            model=model, max_tokens=8, messages=HI, tools=tools
+            model=model, max_tokens=8, messages=MESSAGES, tools=tools
         )
     assert message.stop_reason in {"max_tokens", "tool_use", "end_turn"}
     assert chat.choices[0].message.role == "assistant"
 
 
-async def test_a_prompt_beyond_the_context_is_told_in_the_words_of_the_dialect(
+async def test_context_overflow_is_reported_in_the_dialect(
     served: InProcessGateway, model: str
 ) -> None:
-    """Anthropic's clients read the words that they compact on, OpenAI's the code."""
+    """Anthropic's clients get the message that they compact on, OpenAI's the error code."""
     long = [{"role": "user", "content": "word " * CONTEXT * 4}]
-    async with claude(served.url) as sdk:
+    async with anthropic_client(served.url) as sdk:
         with pytest.raises(
             anthropic.BadRequestError, match=rf"prompt is too long: \d+ tokens > {CONTEXT} maximum"
         ):
             await sdk.messages.create(model=model, max_tokens=5, messages=long)
-    async with gpt(served.url) as sdk:
+    async with openai_client(served.url) as sdk:
         with pytest.raises(openai.BadRequestError) as caught:
             await sdk.chat.completions.create(model=model, max_tokens=5, messages=long)
     assert caught.value.code == "context_length_exceeded"

@@ -1,4 +1,4 @@
-"""Which instance a conversation goes to, as its clients name it, through every dialect."""
+"""Session affinity and context-aware routing, through every dialect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from clients_kit import SAY, say
+from clients_kit import HELLO_STREAM, stream_response
 from rigs.engine import ScriptedEngine, scripted_engine
 from rigs.proxy import ProxyRig, ready, running_proxy
 
@@ -24,18 +24,18 @@ class Pair:
     engines: tuple[ScriptedEngine, ScriptedEngine]
 
     def report(self, contexts: tuple[int | None, int | None], parallel: int = 2) -> None:
-        """Let the node say how much context they have."""
-        infos = [
+        """Report the context of each instance."""
+        instances = [
             ready(f"m-{n}", "m", engine.url, parallel).model_copy(update={"context": context})
             for n, (engine, context) in enumerate(zip(self.engines, contexts, strict=True))
         ]
         self.rig.report("n1")
-        self.rig.report("n1", *infos)
+        self.rig.report("n1", *instances)
 
-    async def ask(
+    async def send(
         self, path: str, text: str = "hi", headers: dict[str, str] | None = None, **more: object
     ) -> httpx.Response:
-        """A streamed request."""
+        """Send a streamed request."""
         turn = (
             {"input": text}
             if path == RESPONSES
@@ -47,15 +47,18 @@ class Pair:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    """Two instances behind one plane."""
+    """Run two instances behind one gateway."""
     async with contextlib.AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(scripted_engine(say(SAY))) for _ in range(2)]
+        engines = [
+            await stack.enter_async_context(scripted_engine(stream_response(HELLO_STREAM)))
+            for _ in range(2)
+        ]
         rig = await stack.enter_async_context(running_proxy({}))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=rig.url, timeout=30))
         yield Pair(rig, http, (engines[0], engines[1]))
 
 
-NAMED = {
+SESSION_SOURCES = {
     "explicit header": (CHAT, lambda s: {"headers": {"x-cortex-session": s}}),
     "Claude Code's header": (MESSAGES, lambda s: {"headers": {"x-claude-code-session-id": s}}),
     "Anthropic's user": (MESSAGES, lambda s: {"metadata": {"user_id": s}}),
@@ -64,14 +67,16 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("path", "named"), NAMED.values(), ids=NAMED.keys())
-async def test_a_conversation_stays_where_it_was(pair: Pair, path: str, named) -> None:
-    """The second turn goes to the instance of the first, also when another is listed before it by then."""
+@pytest.mark.parametrize(
+    ("path", "with_session"), SESSION_SOURCES.values(), ids=SESSION_SOURCES.keys()
+)
+async def test_conversation_stays_on_its_instance(pair: Pair, path: str, with_session) -> None:
+    """The second turn goes to the instance of the first, even if another is listed first by then."""
     pair.report((None, None))
-    first = await pair.ask(path, **named("a"))
+    first = await pair.send(path, **with_session("a"))
     pair.rig.fleet.ready("m").reverse()
-    second = await pair.ask(path, **named("a"))
-    other = await pair.ask(path, **named("b"))
+    second = await pair.send(path, **with_session("a"))
+    other = await pair.send(path, **with_session("b"))
     assert [a.headers["x-cortex-route"] for a in (first, second, other)] == [
         "least-busy",
         "session",
@@ -81,73 +86,75 @@ async def test_a_conversation_stays_where_it_was(pair: Pair, path: str, named) -
     assert at == ["m-0", "m-0", "m-1"]
 
 
-async def test_a_conversation_moves_when_its_instance_is_full(pair: Pair) -> None:
-    """With all slots of its instance taken and another idle, waiting would cost more than the cache saves."""
+async def test_conversation_moves_if_its_instance_is_full(pair: Pair) -> None:
+    """If all slots of its instance are taken and another is idle, waiting would cost more than the cache saves."""
     pair.report((None, None), parallel=1)
     header = {"headers": {"x-cortex-session": "a"}}
-    assert (await pair.ask(CHAT, **header)).headers["x-cortex-instance"] == "m-0"
-    (target,) = [t for t in pair.rig.fleet.ready("m") if t.id == "m-0"]
+    assert (await pair.send(CHAT, **header)).headers["x-cortex-instance"] == "m-0"
+    (endpoint,) = [t for t in pair.rig.fleet.ready("m") if t.id == "m-0"]
     for _ in range(2):
-        pair.rig.fleet.begin_request(target)
-    moved = await pair.ask(CHAT, **header)
-    assert (moved.headers["x-cortex-instance"], moved.headers["x-cortex-route"]) == (
+        pair.rig.fleet.acquire(endpoint)
+    response = await pair.send(CHAT, **header)
+    assert (response.headers["x-cortex-instance"], response.headers["x-cortex-route"]) == (
         "m-1",
         "least-busy",
     )
     for _ in range(2):
-        pair.rig.fleet.end_request(target)
+        pair.rig.fleet.release(endpoint)
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
-async def test_a_long_prompt_goes_where_it_fits(pair: Pair, path: str) -> None:
-    """The larger instance takes it although the small one is idle and comes first."""
+async def test_long_prompt_goes_to_an_instance_with_enough_context(pair: Pair, path: str) -> None:
+    """The larger instance gets it, although the small one is idle and listed first."""
     pair.report((100, 10_000))
-    short, long = await pair.ask(path), await pair.ask(path, "word " * 500)
+    short, long = await pair.send(path), await pair.send(path, "word " * 500)
     assert [a.headers["x-cortex-instance"] for a in (short, long)] == ["m-0", "m-1"]
     assert long.headers["x-cortex-route"] == "context"
 
 
-async def test_a_prompt_that_might_fit_is_the_largest_instances_to_judge(pair: Pair) -> None:
-    """An estimate a little beyond every context refuses nothing: the engine counts exactly."""
+async def test_prompt_that_might_fit_goes_to_the_largest_instance(pair: Pair) -> None:
+    """An estimate slightly above every context rejects nothing: the engine counts exactly."""
     pair.report((100, 600))
-    answer = await pair.ask(CHAT, "word " * 500)
-    assert (answer.status_code, answer.headers["x-cortex-instance"]) == (200, "m-1")
+    response = await pair.send(CHAT, "word " * 500)
+    assert (response.status_code, response.headers["x-cortex-instance"]) == (200, "m-1")
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "text"),
     [
         (CHAT, "context_length_exceeded"),
         (MESSAGES, "prompt is too long: "),
         (RESPONSES, "context_length_exceeded"),
     ],
 )
-async def test_a_prompt_far_beyond_all_contexts_is_refused_unasked(
-    pair: Pair, path: str, words: str
-) -> None:
-    """No engine computes on what cannot fit; the dialect's own overflow error has both numbers."""
+async def test_prompt_far_beyond_all_contexts_is_rejected(pair: Pair, path: str, text: str) -> None:
+    """No engine is asked; the overflow error of the dialect has both numbers."""
     pair.report((100, 200))
-    answer = await pair.ask(path, "word " * 2000)
-    assert (answer.status_code, words in answer.text, "200" in answer.text) == (400, True, True)
+    response = await pair.send(path, "word " * 2000)
+    assert (response.status_code, text in response.text, "200" in response.text) == (
+        400,
+        True,
+        True,
+    )
     assert not pair.engines[0].calls
     assert not pair.engines[1].calls
     await pair.rig.wait_idle()
 
 
-async def test_without_a_session_the_load_decides(pair: Pair) -> None:
-    """A request that names no session goes to the idle instance, whoever asked before."""
+async def test_request_without_a_session_goes_to_the_idle_instance(pair: Pair) -> None:
+    """Without a session, the load decides."""
     pair.report((None, None))
     busy = pair.rig.fleet.ready("m")[0]
-    pair.rig.fleet.begin_request(busy)
-    answer = await pair.ask(CHAT)
-    pair.rig.fleet.end_request(busy)
-    assert answer.headers["x-cortex-instance"] == "m-1"
-    assert answer.headers["x-cortex-route"] == "least-busy"
+    pair.rig.fleet.acquire(busy)
+    response = await pair.send(CHAT)
+    pair.rig.fleet.release(busy)
+    assert response.headers["x-cortex-instance"] == "m-1"
+    assert response.headers["x-cortex-route"] == "least-busy"
 
 
-async def test_counting_tokens_prefers_no_context(pair: Pair) -> None:
-    """A prompt that fits nowhere can still be counted."""
+async def test_counting_tokens_ignores_the_context(pair: Pair) -> None:
+    """The tokens of a prompt that fits nowhere can still be counted."""
     pair.report((100, 200))
     body = {"model": "m", "messages": [{"role": "user", "content": "word " * 2000}]}
-    counted = await pair.http.post("/v1/messages/count_tokens", json=body)
-    assert counted.json()["input_tokens"] > 2000
+    response = await pair.http.post("/v1/messages/count_tokens", json=body)
+    assert response.json()["input_tokens"] > 2000

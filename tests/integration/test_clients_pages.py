@@ -1,4 +1,4 @@
-"""Web pages whose scripts use the API from a browser."""
+"""Web pages that use the API from a browser (CORS)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BODY = {
     "stream_options": {"include_usage": True},
 }
 PAGE = "https://chat.example.org"
-ASKS = {
+PREFLIGHT = {
     "origin": PAGE,
     "access-control-request-method": "POST",
     "access-control-request-headers": "authorization,content-type",
@@ -27,8 +27,8 @@ ASKS = {
 
 
 @pytest.mark.parametrize("allowed", [PAGE, "*"])
-async def test_a_page_that_may_reads_answers_listings_and_errors(allowed):
-    """The browser is told so once, whatever the engine says of its own pages."""
+async def test_allowed_origin_can_read_responses_listings_and_errors(allowed):
+    """The header is sent once, whatever the engine sends about its own origins."""
 
     async def answer(call: Call) -> None:
         await call.send(
@@ -38,57 +38,57 @@ async def test_a_page_that_may_reads_answers_listings_and_errors(allowed):
         await call.send(chunked(STREAM) + b"0\r\n\r\n")
 
     settings = GatewaySection(allowed_origins=(allowed,))
-    everybody = AccessControl(insecure=True)
+    open_access = AccessControl(insecure=True)
     async with (
         scripted_engine(answer) as engine,
-        running_proxy({"m": engine.url}, settings=settings, access_control=everybody) as rig,
+        running_proxy({"m": engine.url}, settings=settings, access_control=open_access) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
     ):
-        asked = await page.options(CHAT, headers=ASKS)
-        assert asked.status_code == 200
-        assert asked.headers["access-control-allow-headers"] == "authorization,content-type"
-        got = await page.post(CHAT, json=BODY)
-        assert got.content == STREAM
+        preflight = await page.options(CHAT, headers=PREFLIGHT)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
+        response = await page.post(CHAT, json=BODY)
+        assert response.content == STREAM
         unknown = await page.post(CHAT, json=BODY | {"model": "x"})
         assert unknown.status_code == 404
-        for told in (asked, got, unknown, await page.get("/v1/models")):
-            assert told.headers.get_list("access-control-allow-origin") == [allowed]
-        assert got.headers["access-control-expose-headers"] == "*"
+        for answer in (preflight, response, unknown, await page.get("/v1/models")):
+            assert answer.headers.get_list("access-control-allow-origin") == [allowed]
+        assert response.headers["access-control-expose-headers"] == "*"
 
 
 @pytest.mark.parametrize("allowed", [(), ("https://else.example.org",)])
-async def test_other_pages_read_nothing(allowed):
-    """A page from elsewhere is not told that it may; keyless use by this host is not for it either."""
+async def test_other_origins_cannot_read_anything(allowed):
+    """A page of another origin gets no CORS headers, nor the keyless access of local clients."""
     settings = GatewaySection(allowed_origins=allowed)
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}, settings=settings) as rig,
         httpx.AsyncClient(base_url=rig.url, headers={"origin": PAGE}) as page,
     ):
-        asked = await page.options(CHAT, headers=ASKS)
-        assert asked.status_code >= 400
-        got = await page.post(CHAT, json=BODY)
-        assert got.status_code == 401
-        for told in (asked, got):
-            assert "access-control-allow-origin" not in told.headers
+        preflight = await page.options(CHAT, headers=PREFLIGHT)
+        assert preflight.status_code >= 400
+        response = await page.post(CHAT, json=BODY)
+        assert response.status_code == 401
+        for answer in (preflight, response):
+            assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_origins_that_change_count_from_then_on():
-    """A reload of the settings is enough for pages."""
+async def test_allowed_origins_can_be_reloaded():
+    """Reloaded settings apply to later requests."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as page,
     ):
-        assert (await page.options(CHAT, headers=ASKS)).status_code == 401
+        assert (await page.options(CHAT, headers=PREFLIGHT)).status_code == 401
         rig.context.use(GatewaySection(allowed_origins=(PAGE,)), rig.context.limits)
-        assert (await page.options(CHAT, headers=ASKS)).status_code == 200
+        assert (await page.options(CHAT, headers=PREFLIGHT)).status_code == 200
 
 
-def test_an_origin_is_taken_as_browsers_name_it():
-    """They leave out a scheme's own port, and know no patterns, so that such would never fit."""
-    taken = GatewaySection(allowed_origins=("HTTPS://Chat.example.org:443/", "http://x:80", "*"))
-    assert taken.allowed_origins == ("https://chat.example.org", "http://x", "*")
-    for never in ("https://*.example.org", "chat.example.org", "https://x/page", "null"):
+def test_origins_are_normalized_as_browsers_send_them():
+    """Browsers omit a scheme's default port, and send no patterns, which would never match."""
+    settings = GatewaySection(allowed_origins=("HTTPS://Chat.example.org:443/", "http://x:80", "*"))
+    assert settings.allowed_origins == ("https://chat.example.org", "http://x", "*")
+    for invalid in ("https://*.example.org", "chat.example.org", "https://x/page", "null"):
         with pytest.raises(ValidationError, match="is not an origin"):
-            GatewaySection(allowed_origins=(never,))
+            GatewaySection(allowed_origins=(invalid,))

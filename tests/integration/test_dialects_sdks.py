@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from dialects_kit import call, chunk, usage_chunk, wire
+from dialects_kit import call_delta, chunk, sse_stream, usage_chunk
 from rigs.lazy_import import anthropic, openai
 
 from cortex_common.errors import CortexError, UpstreamFailed
@@ -29,24 +29,24 @@ from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.tokens import encode_count, estimate
 
-_TALK = wire(
+_TALK = sse_stream(
     chunk({"role": "assistant", "content": ""}),
     chunk({"reasoning_content": "Let me "}),
     chunk({"reasoning_content": "see."}),
     chunk({"content": "It is "}),
     chunk({"content": "süß 😀."}),
-    chunk(call(0, '{"city"', ident="a", name="weather")),
-    chunk(call(1, '{"city":"Rome"}', ident="b", name="weather")),
-    chunk(call(0, ':"Paris"}')),
+    chunk(call_delta(0, '{"city"', call_id="a", name="weather")),
+    chunk(call_delta(1, '{"city":"Rome"}', call_id="b", name="weather")),
+    chunk(call_delta(0, ':"Paris"}')),
     chunk(finish="stop"),
     usage_chunk(prompt=11, completion=5),
 )
-_INDEX_ZERO = wire(
-    chunk(call(0, {"city": "Paris"}, ident="a", name="weather")),
-    chunk(call(0, {"city": "Rome"}, ident="b", name="weather")),
+_INDEX_ZERO = sse_stream(
+    chunk(call_delta(0, {"city": "Paris"}, call_id="a", name="weather")),
+    chunk(call_delta(0, {"city": "Rome"}, call_id="b", name="weather")),
     chunk(finish="stop"),
 )
-_CUT = wire(chunk({"content": "It is"}), done=False)
+_CUT = sse_stream(chunk({"content": "It is"}), done=False)
 _BROKEN = (
     _CUT + b'data: {"error":{"code":500,"message":"CUDA out of memory","type":"server_error"}}\n\n'
 )

@@ -30,7 +30,7 @@ for (let i = 0; i < 3; i++) {
 def command(client: str, url: str) -> list[str]:
     """How a client is run; skips where it is not installed."""
     if client == "go":
-        built = build_go.acquire()
+        built = build_go.find_or_build()
         if isinstance(built, str):
             pytest.skip(built)
         return [str(built), url, BODY]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import pytest
-from clients_kit import TALK
-from dialects_kit import events, run
+from clients_kit import MIXED_STREAM
+from dialects_kit import parse_events, run_translator
 
 from cortex_cli.doctor import chat, messages, responses
 from cortex_cli.doctor.probe import InvalidResponse, StreamEvent
@@ -35,8 +35,8 @@ DIALECTS: dict[str, tuple[ModuleType, Callable[[], Translator]]] = {
 
 def stream(translator: Translator) -> list[StreamEvent]:
     """Return the events of a conversation with thinking, text and two tool calls."""
-    found = events(run(translator.feed, translator.end, TALK))
-    return [StreamEvent(e.name, _data(e.data)) for e in found]
+    events = parse_events(run_translator(translator.feed, translator.end, MIXED_STREAM))
+    return [StreamEvent(e.name, _data(e.data)) for e in events]
 
 
 def _data(data: bytes) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dialects_kit import cut
+from dialects_kit import split_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ from cortex_http.sse import SseEvent, SseParser, write_data, write_event
 
 def _parse(data: bytes, places: tuple[int, ...] = ()) -> list[SseEvent]:
     parser = SseParser()
-    found = [event for piece in cut(data, places) for event in parser.feed(piece)]
+    found = [event for piece in split_bytes(data, places) for event in parser.feed(piece)]
     return found + parser.close()
 
 

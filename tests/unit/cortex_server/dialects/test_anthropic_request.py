@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from dialects_kit import spoiled
+from dialects_kit import with_junk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -670,7 +670,7 @@ _EVERYTHING = {
 }
 
 
-@given(spoiled(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
+@given(with_junk(_EVERYTHING), st.sampled_from([OPENAI, LLAMACPP, MISTRALRS]))
 def test_junk_in_a_request_is_a_client_error(body: Any, traits: EngineTraits) -> None:
     """A field of a wrong type is a 400, or has no effect; it never breaks the gateway."""
     with contextlib.suppress(BadRequest):

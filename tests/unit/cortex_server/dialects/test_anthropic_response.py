@@ -55,8 +55,8 @@ def _message(message: dict[str, Any], finish: str | None = "stop", **more: Any) 
     return found
 
 
-def _call(arguments: Any, ident: str | None = "a") -> dict[str, Any]:
-    return {"id": ident, "type": "function", "function": {"name": "f", "arguments": arguments}}
+def _call(arguments: Any, call_id: str | None = "a") -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
 def test_message_has_every_field() -> None:

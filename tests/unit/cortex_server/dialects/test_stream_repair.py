@@ -7,7 +7,16 @@ import json
 from typing import Any
 
 import pytest
-from dialects_kit import call, chunk, events, run, spoiled, usage, usage_chunk, wire
+from dialects_kit import (
+    call_delta,
+    chunk,
+    parse_events,
+    run_translator,
+    sse_stream,
+    usage,
+    usage_chunk,
+    with_junk,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs.lazy_import import openai
@@ -36,12 +45,12 @@ def _repair(**more: Any) -> StreamRepair:
 
 def _repaired(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[bytes, StreamRepair]:
     repair = _repair(**more)
-    return run(repair.feed, repair.end, data, places), repair
+    return run_translator(repair.feed, repair.end, data, places), repair
 
 
 def _chunks(data: bytes) -> list[dict[str, Any]]:
     """Return the JSON of all events except [DONE]."""
-    return [json.loads(event.data) for event in events(data) if event.data != b"[DONE]"]
+    return [json.loads(event.data) for event in parse_events(data) if event.data != b"[DONE]"]
 
 
 def _accumulate_calls(data: bytes) -> list[tuple[str, str, str]]:
@@ -60,37 +69,37 @@ def _accumulate_calls(data: bytes) -> list[tuple[str, str, str]]:
 
 
 _TWO_CALLS = [
-    call(0, "", ident="a", name="f"),
-    call(0, '{"x"'),
-    call(0, ":1}"),
-    call(1, '{"y":2}', ident="b", name="g"),
+    call_delta(0, "", call_id="a", name="f"),
+    call_delta(0, '{"x"'),
+    call_delta(0, ":1}"),
+    call_delta(1, '{"y":2}', call_id="b", name="g"),
 ]
 _CLEAN = {
-    "text": wire(
+    "text": sse_stream(
         chunk({"role": "assistant", "content": ""}),
         chunk({"content": "Hé 😀"}),
         chunk({"content": "b"}),
         _STOP,
     ),
-    "with usage": wire(chunk({"content": "a"}, usage=None), _STOP, usage_chunk()),
-    "spaces after colons": wire(
+    "with usage": sse_stream(chunk({"content": "a"}, usage=None), _STOP, usage_chunk()),
+    "spaces after colons": sse_stream(
         b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}], "usage": null}\n\n',
         _STOP,
     ),
-    "calls": wire(*(chunk(delta) for delta in _TWO_CALLS), _CALLS),
-    "comments and foreign events": wire(
+    "calls": sse_stream(*(chunk(delta) for delta in _TWO_CALLS), _CALLS),
+    "comments and foreign events": sse_stream(
         b": ping\n\n",
         chunk({"content": "a"}),
         b"event: file_produced\ndata: {}\n\n: ping\n\n",
         _STOP,
     ),
-    "text completion": wire(
+    "text completion": sse_stream(
         {
             "object": "text_completion",
             "choices": [{"index": 0, "text": "a", "finish_reason": "stop"}],
         }
     ),
-    "empty tool_calls": wire(chunk({"content": "a", "tool_calls": None}), _STOP),
+    "empty tool_calls": sse_stream(chunk({"content": "a", "tool_calls": None}), _STOP),
 }
 
 
@@ -110,7 +119,7 @@ def test_clean_stream_is_unchanged(name: str, places: list[int], returns: bool) 
 def test_complete_events_are_not_held_back() -> None:
     """Complete events are returned immediately; only an incomplete one is kept."""
     repair = _repair()
-    data = wire(chunk({"content": "a"}), done=False)
+    data = sse_stream(chunk({"content": "a"}), done=False)
     assert repair.feed(data + b"data: {") == data
     assert repair.feed(b'"choices":[]}\n\n') == b'data: {"choices":[]}\n\n'
     assert repair.events == 2
@@ -120,25 +129,31 @@ def test_complete_events_are_not_held_back() -> None:
     ("pieces", "kind"),
     [
         (
-            [call(0, '{"x":1}', ident="a", name="f"), call(0, '{"y":2}', ident="b", name="g")],
-            "tool_call_index",
-        ),
-        (
             [
-                call(None, '{"x":1}', ident="a", name="f"),
-                call(None, '{"y":2}', ident="b", name="g"),
+                call_delta(0, '{"x":1}', call_id="a", name="f"),
+                call_delta(0, '{"y":2}', call_id="b", name="g"),
             ],
             "tool_call_index",
         ),
         (
-            [call(0, {"x": 1}, ident="a", name="f"), call(1, {"y": 2}, ident="b", name="g")],
+            [
+                call_delta(None, '{"x":1}', call_id="a", name="f"),
+                call_delta(None, '{"y":2}', call_id="b", name="g"),
+            ],
+            "tool_call_index",
+        ),
+        (
+            [
+                call_delta(0, {"x": 1}, call_id="a", name="f"),
+                call_delta(1, {"y": 2}, call_id="b", name="g"),
+            ],
             "tool_arguments_object",
         ),
         (
             [
-                call(0, '{"x"', ident="a", name="f"),
-                call(0, ":1}", ident="a", name="f"),
-                call(1, '{"y":2}', ident="b", name="g"),
+                call_delta(0, '{"x"', call_id="a", name="f"),
+                call_delta(0, ":1}", call_id="a", name="f"),
+                call_delta(1, '{"y":2}', call_id="b", name="g"),
             ],
             "tool_call_repeated",
         ),
@@ -146,9 +161,10 @@ def test_complete_events_are_not_held_back() -> None:
 )
 def test_tool_calls_are_repaired(pieces: list[dict[str, Any]], kind: str) -> None:
     """Indices, arguments and repeated names are repaired, so that an SDK accumulates the calls correctly."""
-    out, repair = _repaired(wire(*(chunk(piece) for piece in pieces), _CALLS))
+    out, repair = _repaired(sse_stream(*(chunk(piece) for piece in pieces), _CALLS))
     calls = [
-        (ident, name, json.loads(arguments)) for ident, name, arguments in _accumulate_calls(out)
+        (call_id, name, json.loads(arguments))
+        for call_id, name, arguments in _accumulate_calls(out)
     ]
     assert calls == [("a", "f", {"x": 1}), ("b", "g", {"y": 2})]
     assert set(repair.repairs) == {kind}
@@ -162,11 +178,11 @@ def test_long_calls_with_the_same_index_are_separated(index: int | None) -> None
         piece
         for n, text in enumerate(texts)
         for piece in (
-            call(index, "", ident=f"id{n}", name="f"),
-            *(call(index, text[at : at + 2]) for at in range(0, len(text), 2)),
+            call_delta(index, "", call_id=f"id{n}", name="f"),
+            *(call_delta(index, text[at : at + 2]) for at in range(0, len(text), 2)),
         )
     ]
-    data = wire(*(chunk(delta) for delta in deltas), _CALLS)
+    data = sse_stream(*(chunk(delta) for delta in deltas), _CALLS)
     repair = _repair()
     pieces = [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
     out = b"".join(repair.feed(piece) for piece in pieces)
@@ -177,11 +193,11 @@ def test_long_calls_with_the_same_index_are_separated(index: int | None) -> None
 @given(st.lists(st.text(max_size=6), max_size=12), st.booleans(), st.sampled_from([None, "alias"]))
 def test_any_text_passes_unchanged(texts: list[str], in_calls: bool, alias: str | None) -> None:
     """Quotes, backslashes and line feeds in the text of similar chunks are handled."""
-    head = [chunk(call(0, "", ident="a", name="f"))] if in_calls else []
-    body = [chunk(call(0, text) if in_calls else {"content": text}) for text in texts]
+    head = [chunk(call_delta(0, "", call_id="a", name="f"))] if in_calls else []
+    body = [chunk(call_delta(0, text) if in_calls else {"content": text}) for text in texts]
     repair = _repair(rename_model=ModelNameRewriter(alias))
     events_in = [*head, *body, chunk(finish="tool_calls" if in_calls else "stop")]
-    out = b"".join(repair.feed(wire(event, done=False)) for event in events_in)
+    out = b"".join(repair.feed(sse_stream(event, done=False)) for event in events_in)
     assert _chunks(out) == [event | {"model": alias or "engine"} for event in events_in]
     assert not repair.repairs
     assert repair.events == len(events_in)
@@ -190,13 +206,13 @@ def test_any_text_passes_unchanged(texts: list[str], in_calls: bool, alias: str 
 @given(st.lists(st.binary(max_size=8), max_size=8), st.booleans())
 def test_any_bytes_in_place_of_text_are_handled(middles: list[bytes], in_calls: bool) -> None:
     """Arbitrary bytes in place of the text raise nothing, and the stream ends."""
-    example = chunk(call(0, "@@") if in_calls else {"content": "@@"})
+    example = chunk(call_delta(0, "@@") if in_calls else {"content": "@@"})
     repair = _repair()
-    repair.feed(wire(chunk(call(0, "", ident="a", name="f")), done=False))
-    repair.feed(wire(example, done=False))
+    repair.feed(sse_stream(chunk(call_delta(0, "", call_id="a", name="f")), done=False))
+    repair.feed(sse_stream(example, done=False))
     for middle in middles:
-        repair.feed(wire(example, done=False).replace(b"@@", middle))
-    repair.feed(wire(_STOP))
+        repair.feed(sse_stream(example, done=False).replace(b"@@", middle))
+    repair.feed(sse_stream(_STOP))
     repair.end()
     assert repair.ended
 
@@ -206,16 +222,16 @@ def test_junk_in_a_chunk_is_handled(data: st.DataObject) -> None:
     """A field of a wrong type never raises: the stream continues, or ends with an error."""
     stream = []
     for _ in range(3):
-        delta = {"content": "a", "reasoning": "r"} | call(0, "{}", ident="a", name="f")
+        delta = {"content": "a", "reasoning": "r"} | call_delta(0, "{}", call_id="a", name="f")
         whole = chunk(delta, finish="stop", usage=usage())
-        stream.append(data.draw(spoiled(whole)))
-    sent = wire(*stream)
+        stream.append(data.draw(with_junk(whole)))
+    sent = sse_stream(*stream)
     _repaired(sent, client_wants_usage=data.draw(st.booleans()))
     for other in (
         MessagesStreamWriter(message_id="m", model="m"),
         ResponsesStreamWriter(response_id="r", model="m", created=0),
     ):
-        run(other.feed, other.end, sent)
+        run_translator(other.feed, other.end, sent)
         assert other.complete or other.error is not None
     aggregator = StreamAggregator(response_id="r1")
     aggregator.feed(sent)
@@ -227,11 +243,11 @@ def test_calls_in_one_chunk_are_repaired() -> None:
     """Two calls that share a chunk and the index 0 get an index each."""
     both = {
         "tool_calls": [
-            call(0, "{}", ident="a", name="f")["tool_calls"][0],
-            call(0, "{}", name="g")["tool_calls"][0],
+            call_delta(0, "{}", call_id="a", name="f")["tool_calls"][0],
+            call_delta(0, "{}", name="g")["tool_calls"][0],
         ]
     }
-    out, repair = _repaired(wire(chunk(both), _CALLS))
+    out, repair = _repaired(sse_stream(chunk(both), _CALLS))
     first, second = _accumulate_calls(out)
     assert first == ("a", "f", "{}")
     assert second[1:] == ("g", "{}")
@@ -242,8 +258,9 @@ def test_calls_in_one_chunk_are_repaired() -> None:
 def test_stop_after_tool_calls_becomes_tool_calls() -> None:
     """The finish reason is corrected, and other fields of the chunk are kept."""
     out, repair = _repaired(
-        wire(
-            chunk(call(0, "{}", ident="a", name="f")), chunk(finish="stop", timings={"cache_n": 3})
+        sse_stream(
+            chunk(call_delta(0, "{}", call_id="a", name="f")),
+            chunk(finish="stop", timings={"cache_n": 3}),
         )
     )
     last = _chunks(out)[-1]
@@ -255,7 +272,7 @@ def test_stop_after_tool_calls_becomes_tool_calls() -> None:
 
 def test_unrequested_usage_is_removed() -> None:
     """A client that did not request usage gets neither a usage chunk nor a usage field."""
-    data = wire(
+    data = sse_stream(
         chunk({"content": "a"}, usage=usage(1, 1)),
         chunk(finish="stop", usage=usage()),
         usage_chunk(),
@@ -271,16 +288,16 @@ def test_unrequested_usage_is_removed() -> None:
 def test_removing_usage_that_the_gateway_requested_is_not_a_repair() -> None:
     """Usage that the gateway requested is removed without counting a repair."""
     out, repair = _repaired(
-        wire(chunk({"content": "a"}), _STOP, usage_chunk()), gateway_requested_usage=True
+        sse_stream(chunk({"content": "a"}), _STOP, usage_chunk()), gateway_requested_usage=True
     )
-    assert out == wire(chunk({"content": "a"}), _STOP)
+    assert out == sse_stream(chunk({"content": "a"}), _STOP)
     assert not repair.repairs
 
 
 def test_usage_in_the_finish_chunk_is_sent_as_a_usage_chunk() -> None:
     """A client that requested usage gets the chunk that OpenAI defines for it."""
     out, repair = _repaired(
-        wire(chunk({"content": "a"}), chunk(finish="stop", usage=usage(3, 2))),
+        sse_stream(chunk({"content": "a"}), chunk(finish="stop", usage=usage(3, 2))),
         client_wants_usage=True,
     )
     last = _chunks(out)[-1]
@@ -293,14 +310,14 @@ def test_usage_in_the_finish_chunk_is_sent_as_a_usage_chunk() -> None:
 
 def test_missing_usage_is_estimated() -> None:
     """The prompt is estimated, and each chunk counts as a completion token."""
-    data = wire(chunk({"content": "a"}), chunk({"content": "b"}), _STOP)
+    data = sse_stream(chunk({"content": "a"}), chunk({"content": "b"}), _STOP)
     out, repair = _repaired(data, client_wants_usage=True, prompt_tokens=lambda: 40)
     assert _chunks(out)[-1]["usage"] == usage(40, 3)
     assert repair.repairs == {"usage_missing": 1}
 
 
 @pytest.mark.parametrize(
-    "head", [wire(chunk({"content": "a"}), done=False), b"", b'data: {"choices":[{"delta"']
+    "head", [sse_stream(chunk({"content": "a"}), done=False), b"", b'data: {"choices":[{"delta"']
 )
 def test_end_without_finish_reason_is_an_error(head: bytes) -> None:
     """A stream that just ends gets an error event and no [DONE]."""
@@ -314,7 +331,7 @@ def test_end_without_finish_reason_is_an_error(head: bytes) -> None:
 
 def test_missing_done_is_added_after_a_finish_reason() -> None:
     """A finish reason proves that the response is complete."""
-    data = wire(chunk({"content": "a"}), _STOP, done=False)
+    data = sse_stream(chunk({"content": "a"}), _STOP, done=False)
     out, repair = _repaired(data)
     assert out == data + b"data: [DONE]\n\n"
     assert repair.repairs == {"done_missing": 1}
@@ -322,14 +339,14 @@ def test_missing_done_is_added_after_a_finish_reason() -> None:
 
 def test_last_event_without_a_blank_line_is_handled() -> None:
     """Some servers end with [DONE] and no blank line."""
-    out, repair = _repaired(wire(chunk({"content": "a"}), _STOP)[:-2])
-    assert events(out)[-1].data == b"[DONE]"
+    out, repair = _repaired(sse_stream(chunk({"content": "a"}), _STOP)[:-2])
+    assert parse_events(out)[-1].data == b"[DONE]"
     assert repair.complete
 
 
 def test_missing_finish_reason_is_added_before_done() -> None:
     """[DONE] proves that the response is complete; clients need the finish reason."""
-    out, repair = _repaired(wire(chunk(call(0, "{}", ident="a", name="f"))))
+    out, repair = _repaired(sse_stream(chunk(call_delta(0, "{}", call_id="a", name="f"))))
     assert _chunks(out)[-1]["choices"][0]["finish_reason"] == "tool_calls"
     assert repair.repairs == {"finish_reason_missing": 1}
     assert "error" in _chunks(_repaired(b"data: [DONE]\n\n")[0])[-1]
@@ -358,11 +375,11 @@ def test_error_in_a_stream_is_sent_in_openai_format(
     event: bytes, kind: type[CortexError], repaired: bool
 ) -> None:
     """Whatever the engine's format, the client gets an error object as data, and nothing after it."""
-    before = wire(chunk({"content": "a"}), done=False)
-    out, repair = _repaired(before + event + wire(_STOP))
+    before = sse_stream(chunk({"content": "a"}), done=False)
+    out, repair = _repaired(before + event + sse_stream(_STOP))
     assert out.startswith(before)
     assert "boom" in _chunks(out)[-1]["error"]["message"]
-    assert events(out)[-1].name == ""
+    assert parse_events(out)[-1].name == ""
     assert isinstance(repair.error, kind)
     assert bool(repair.repairs["error_format"]) is repaired
     assert repaired or out == before + event
@@ -371,11 +388,11 @@ def test_error_in_a_stream_is_sent_in_openai_format(
 def test_fail_ends_the_stream_with_an_error() -> None:
     """After `fail`, further bytes are ignored."""
     repair = _repair()
-    repair.feed(wire(chunk({"content": "a"}), done=False))
+    repair.feed(sse_stream(chunk({"content": "a"}), done=False))
     assert (
         _chunks(repair.fail(UpstreamTimeout("silence")))[0]["error"]["code"] == "upstream_timeout"
     )
-    assert repair.feed(wire(_STOP)) == repair.end() == repair.ping() == b""
+    assert repair.feed(sse_stream(_STOP)) == repair.end() == repair.ping() == b""
 
 
 @pytest.mark.parametrize("cut_at", [1, 2, 3])
@@ -385,7 +402,7 @@ def test_split_characters_are_rejoined(cut_at: int) -> None:
     parts = [smile[:cut_at], smile[cut_at:]]
     template = b'data: {"choices":[{"index":0,"delta":{"content":"x%b"},"finish_reason":null}]}\n\n'
     second = b'data: {"choices":[{"index":0,"delta":{"content":"%by"},"finish_reason":null}]}\n\n'
-    data = template % parts[0] + second % parts[1] + wire(_STOP)
+    data = template % parts[0] + second % parts[1] + sse_stream(_STOP)
     out, repair = _repaired(data)
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in _chunks(out)) == "x😀y"
     assert repair.repairs["split_character"] == 2
@@ -393,14 +410,16 @@ def test_split_characters_are_rejoined(cut_at: int) -> None:
 
 def test_malformed_events_are_dropped() -> None:
     """An event that is not JSON is dropped and counted."""
-    out, repair = _repaired(wire(chunk({"content": "a"}), b"data: {oops\n\n", _STOP))
-    assert out == wire(chunk({"content": "a"}), _STOP)
+    out, repair = _repaired(sse_stream(chunk({"content": "a"}), b"data: {oops\n\n", _STOP))
+    assert out == sse_stream(chunk({"content": "a"}), _STOP)
     assert repair.repairs == {"malformed_chunk": 1}
 
 
 def test_model_name_is_replaced_with_the_clients() -> None:
     """Every chunk, including those of the gateway, has the name that the client sent."""
-    data = wire(chunk({"content": 'say "model":"engine"'}), chunk(finish="stop", usage=usage()))
+    data = sse_stream(
+        chunk({"content": 'say "model":"engine"'}), chunk(finish="stop", usage=usage())
+    )
     out, _ = _repaired(data, client_wants_usage=True, rename_model=ModelNameRewriter("my/alias"))
     assert {found["model"] for found in _chunks(out)} == {"my/alias"}
     assert _chunks(out)[0]["choices"][0]["delta"]["content"] == 'say "model":"engine"'
@@ -409,10 +428,10 @@ def test_model_name_is_replaced_with_the_clients() -> None:
 _DELTAS = st.one_of(
     st.builds(lambda t: {"content": t}, st.text(max_size=5)),
     st.builds(
-        call,
+        call_delta,
         st.sampled_from([None, 0, 1]),
         st.sampled_from([None, "", "{}", '{"a"', ":1}", {"a": 1}]),
-        ident=st.sampled_from([None, "a", "b"]),
+        call_id=st.sampled_from([None, "a", "b"]),
         name=st.sampled_from([None, "f"]),
     ),
 )
@@ -429,10 +448,12 @@ def test_output_is_well_formed_however_the_stream_is_split(
     deltas: list[dict[str, Any]], finish: str | None, wanted: bool, done: bool, places: list[int]
 ) -> None:
     """The output has one end, numbers calls from 0, and does not depend on how the input is split."""
-    data = wire(*(chunk(delta) for delta in deltas), chunk(finish=finish), done=done)
+    data = sse_stream(*(chunk(delta) for delta in deltas), chunk(finish=finish), done=done)
     out, repair = _repaired(data, client_wants_usage=wanted)
     assert _repaired(data, tuple(places), client_wants_usage=wanted)[0] == out
-    assert repair.complete == (events(out)[-1].data == b"[DONE]") == (done or finish is not None)
+    assert (
+        repair.complete == (parse_events(out)[-1].data == b"[DONE]") == (done or finish is not None)
+    )
     indices = [
         piece["index"]
         for found in _chunks(out)
@@ -460,13 +481,13 @@ def test_stream_is_aggregated() -> None:
     logged["choices"][0]["logprobs"] = {
         "content": [{"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
     }
-    data = wire(
+    data = sse_stream(
         first,
         logged,
         logged,
-        chunk(call(0, '{"x"', ident="a", name="f")),
-        chunk(call(0, ":1}")),
-        chunk(call(0, {"y": 2}, ident="b", name="g")),
+        chunk(call_delta(0, '{"x"', call_id="a", name="f")),
+        chunk(call_delta(0, ":1}")),
+        chunk(call_delta(0, {"y": 2}, call_id="b", name="g")),
         chunk(finish="stop", usage=usage(), timings={"cache_n": 1}),
     )
     found = _aggregate(data, model="alias")
@@ -518,7 +539,7 @@ def test_choices_are_aggregated_separately() -> None:
     ends = chunk(finish="stop"), chunk(finish="length")
     ends[1]["choices"][0]["index"] = 1
     found = _aggregate(
-        wire(other[0], chunk({"content": "a"}), other[1], chunk({"content": "b"}), *ends)
+        sse_stream(other[0], chunk({"content": "a"}), other[1], chunk({"content": "b"}), *ends)
     )
     assert [c["message"]["content"] for c in found["choices"]] == ["ab", "xy"]
     assert [c["finish_reason"] for c in found["choices"]] == ["stop", "length"]
@@ -533,7 +554,9 @@ def test_text_completions_are_aggregated() -> None:
         head | {"choices": [{"index": 0, "text": "a", "logprobs": logprobs}]} for _ in range(2)
     ]
     found = _aggregate(
-        wire(*pieces, head | {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
+        sse_stream(
+            *pieces, head | {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
+        )
     )
     assert found["object"] == "text_completion"
     assert found["choices"][0]["text"] == "aa"
@@ -545,9 +568,9 @@ def test_text_completions_are_aggregated() -> None:
     ("data", "kind"),
     [
         (b"", UpstreamFailed),
-        (wire(chunk({"content": "a"}), done=False), UpstreamFailed),
+        (sse_stream(chunk({"content": "a"}), done=False), UpstreamFailed),
         (b"data: [DONE]\n\n", UpstreamFailed),
-        (wire(chunk({"content": "a"}), b"data: {oops}\n\n", _STOP), UpstreamFailed),
+        (sse_stream(chunk({"content": "a"}), b"data: {oops}\n\n", _STOP), UpstreamFailed),
         (b'data: {"error":{"message":"Loading","code":503}}\n\ndata: [DONE]\n\n', Unavailable),
         (b'data: {"error":{"message":"prompt is too long","code":null}}\n\n', PromptTooLong),
     ],

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 from dialects_kit import (
-    Told,
-    anthropic_told,
-    call,
+    ParsedStream,
+    call_delta,
     chunk,
-    events,
-    responses_told,
-    run,
+    parse_events,
+    parse_messages_stream,
+    parse_responses_stream,
+    run_translator,
+    sse_stream,
     usage,
     usage_chunk,
-    wire,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,11 +35,13 @@ def _responses(**more: Any) -> ResponsesStreamWriter:
     return ResponsesStreamWriter(response_id="resp_1", model="gpt-x", created=7, **more)
 
 
-def _translate(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[Told, Told]:
+def _translate(
+    data: bytes, places: tuple[int, ...] = (), **more: Any
+) -> tuple[ParsedStream, ParsedStream]:
     messages, responses = _messages(**more), _responses(**more)
     return (
-        anthropic_told(run(messages.feed, messages.end, data, places)),
-        responses_told(run(responses.feed, responses.end, data, places)),
+        parse_messages_stream(run_translator(messages.feed, messages.end, data, places)),
+        parse_responses_stream(run_translator(responses.feed, responses.end, data, places)),
     )
 
 
@@ -52,7 +54,7 @@ _B = ("tool_use", '{"y":2}', ("b", "g"))
 _TABLE = [
     (
         "text",
-        wire(
+        sse_stream(
             chunk({"role": "assistant", "content": ""}),
             chunk({"content": "Hel"}),
             chunk({"content": "lo"}),
@@ -64,22 +66,29 @@ _TABLE = [
     ),
     (
         "empty and null deltas make no block",
-        wire(chunk(), chunk({"content": None, "tool_calls": None}), chunk({"content": "a"}), _STOP),
+        sse_stream(
+            chunk(), chunk({"content": None, "tool_calls": None}), chunk({"content": "a"}), _STOP
+        ),
         [("text", "a", ())],
         "end_turn",
         "completed",
     ),
     (
         "content in the first and in the finish chunk",
-        wire(chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"}, finish="stop")),
+        sse_stream(
+            chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"}, finish="stop")
+        ),
         [("text", "ab", ())],
         "end_turn",
         "completed",
     ),
     (
         "everything in one delta comes as reasoning, text, calls",
-        wire(
-            chunk({"content": "t", "reasoning_content": "r"} | call(0, "{}", ident="a", name="f")),
+        sse_stream(
+            chunk(
+                {"content": "t", "reasoning_content": "r"}
+                | call_delta(0, "{}", call_id="a", name="f")
+            ),
             _CALLS,
         ),
         [("thinking", "r", ()), ("text", "t", ()), ("tool_use", "{}", ("a", "f"))],
@@ -88,24 +97,26 @@ _TABLE = [
     ),
     (
         "a kind that comes again is a new block",
-        wire(chunk({"reasoning": "r"}), chunk({"content": "t"}), chunk({"reasoning": "s"}), _STOP),
+        sse_stream(
+            chunk({"reasoning": "r"}), chunk({"content": "t"}), chunk({"reasoning": "s"}), _STOP
+        ),
         [("thinking", "r", ()), ("text", "t", ()), ("thinking", "s", ())],
         "end_turn",
         "completed",
     ),
     (
         "both names of reasoning are one",
-        wire(chunk({"reasoning": "r", "reasoning_content": "r"}), _STOP),
+        sse_stream(chunk({"reasoning": "r", "reasoning_content": "r"}), _STOP),
         [("thinking", "r", ())],
         "end_turn",
         "completed",
     ),
     (
         "a piecewise call, and stop after it",
-        wire(
-            chunk(call(0, "", ident="a", name="f")),
-            chunk(call(0, '{"x"')),
-            chunk(call(0, ":1}")),
+        sse_stream(
+            chunk(call_delta(0, "", call_id="a", name="f")),
+            chunk(call_delta(0, '{"x"')),
+            chunk(call_delta(0, ":1}")),
             _STOP,
         ),
         [_A],
@@ -114,9 +125,9 @@ _TABLE = [
     ),
     (
         "id and name in every piece",
-        wire(
-            chunk(call(0, '{"x"', ident="a", name="f")),
-            chunk(call(0, ":1}", ident="a", name="f")),
+        sse_stream(
+            chunk(call_delta(0, '{"x"', call_id="a", name="f")),
+            chunk(call_delta(0, ":1}", call_id="a", name="f")),
             _CALLS,
         ),
         [_A],
@@ -125,11 +136,11 @@ _TABLE = [
     ),
     (
         "two whole calls in one chunk",
-        wire(
+        sse_stream(
             chunk(
                 {
-                    "tool_calls": call(0, '{"x":1}', ident="a", name="f")["tool_calls"]
-                    + call(1, '{"y":2}', ident="b", name="g")["tool_calls"]
+                    "tool_calls": call_delta(0, '{"x":1}', call_id="a", name="f")["tool_calls"]
+                    + call_delta(1, '{"y":2}', call_id="b", name="g")["tool_calls"]
                 },
                 finish="tool_calls",
             )
@@ -140,9 +151,9 @@ _TABLE = [
     ),
     (
         "two calls both at index 0",
-        wire(
-            chunk(call(0, '{"x":1}', ident="a", name="f")),
-            chunk(call(0, '{"y":2}', ident="b", name="g")),
+        sse_stream(
+            chunk(call_delta(0, '{"x":1}', call_id="a", name="f")),
+            chunk(call_delta(0, '{"y":2}', call_id="b", name="g")),
             _CALLS,
         ),
         [_A, _B],
@@ -151,10 +162,10 @@ _TABLE = [
     ),
     (
         "two calls without an index",
-        wire(
-            chunk(call(None, '{"x"', ident="a", name="f")),
-            chunk(call(None, ":1}")),
-            chunk(call(None, '{"y":2}', ident="b", name="g")),
+        sse_stream(
+            chunk(call_delta(None, '{"x"', call_id="a", name="f")),
+            chunk(call_delta(None, ":1}")),
+            chunk(call_delta(None, '{"y":2}', call_id="b", name="g")),
             _CALLS,
         ),
         [_A, _B],
@@ -163,11 +174,11 @@ _TABLE = [
     ),
     (
         "interleaved calls",
-        wire(
-            chunk(call(0, '{"x"', ident="a", name="f")),
-            chunk(call(1, '{"y"', ident="b", name="g")),
-            chunk(call(0, ":1}")),
-            chunk(call(1, ":2}")),
+        sse_stream(
+            chunk(call_delta(0, '{"x"', call_id="a", name="f")),
+            chunk(call_delta(1, '{"y"', call_id="b", name="g")),
+            chunk(call_delta(0, ":1}")),
+            chunk(call_delta(1, ":2}")),
             _CALLS,
         ),
         [_A, _B],
@@ -176,39 +187,41 @@ _TABLE = [
     ),
     (
         "arguments as an object",
-        wire(chunk(call(0, {"x": 1}, ident="a", name="f")), _CALLS),
+        sse_stream(chunk(call_delta(0, {"x": 1}, call_id="a", name="f")), _CALLS),
         [_A],
         "tool_use",
         "completed",
     ),
     (
         "a name that comes late",
-        wire(chunk(call(0, "", ident="a")), chunk(call(0, '{"x":1}', name="f")), _CALLS),
+        sse_stream(
+            chunk(call_delta(0, "", call_id="a")), chunk(call_delta(0, '{"x":1}', name="f")), _CALLS
+        ),
         [_A],
         "tool_use",
         "completed",
     ),
     (
         "arguments that never come",
-        wire(chunk(call(0, None, ident="a", name="f")), _CALLS),
+        sse_stream(chunk(call_delta(0, None, call_id="a", name="f")), _CALLS),
         [("tool_use", "", ("a", "f"))],
         "tool_use",
         "completed",
     ),
     (
         "cut by length inside arguments",
-        wire(chunk(call(0, '{"x', ident="a", name="f")), chunk(finish="length")),
+        sse_stream(chunk(call_delta(0, '{"x', call_id="a", name="f")), chunk(finish="length")),
         [("tool_use", '{"x', ("a", "f"))],
         "max_tokens",
         "incomplete",
     ),
     (
         "space between calls is dropped, text is told in its turn",
-        wire(
-            chunk(call(0, '{"x":1}', ident="a", name="f")),
+        sse_stream(
+            chunk(call_delta(0, '{"x":1}', call_id="a", name="f")),
             chunk({"content": "\n"}),
             chunk({"content": "then"}),
-            chunk(call(1, '{"y":2}', ident="b", name="g")),
+            chunk(call_delta(1, '{"y":2}', call_id="b", name="g")),
             _CALLS,
         ),
         [_A, ("text", "then", ()), _B],
@@ -217,10 +230,10 @@ _TABLE = [
     ),
     (
         "text inside a call waits for its end",
-        wire(
-            chunk(call(0, '{"x"', ident="a", name="f")),
+        sse_stream(
+            chunk(call_delta(0, '{"x"', call_id="a", name="f")),
             chunk({"content": "then"}),
-            chunk(call(0, ":1}")),
+            chunk(call_delta(0, ":1}")),
             _CALLS,
         ),
         [_A, ("text", "then", ())],
@@ -229,42 +242,42 @@ _TABLE = [
     ),
     (
         "length",
-        wire(chunk({"content": "a"}), chunk(finish="length")),
+        sse_stream(chunk({"content": "a"}), chunk(finish="length")),
         [("text", "a", ())],
         "max_tokens",
         "incomplete",
     ),
     (
         "content filter",
-        wire(chunk({"content": "a"}), chunk(finish="content_filter")),
+        sse_stream(chunk({"content": "a"}), chunk(finish="content_filter")),
         [("text", "a", ())],
         "refusal",
         "incomplete",
     ),
     (
         "a refusal",
-        wire(chunk({"refusal": "I won't"}), _STOP),
+        sse_stream(chunk({"refusal": "I won't"}), _STOP),
         [("text", "I won't", ())],
         "refusal",
         "completed",
     ),
     (
         "a chunk without choices before the content",
-        wire(chunk() | {"choices": []}, chunk({"content": "a"}), _STOP),
+        sse_stream(chunk() | {"choices": []}, chunk({"content": "a"}), _STOP),
         [("text", "a", ())],
         "end_turn",
         "completed",
     ),
     (
         "no [DONE], but a finish reason",
-        wire(chunk({"content": "a"}), _STOP, done=False),
+        sse_stream(chunk({"content": "a"}), _STOP, done=False),
         [("text", "a", ())],
         "end_turn",
         "completed",
     ),
     (
         "comments, ids, foreign events and malformed lines are skipped",
-        wire(
+        sse_stream(
             b": ping\n\nretry: 3\n\n",
             chunk({"content": "a"}),
             b"event: agentic_tool_call_progress\ndata: {}\n\ndata: {oops\n\n",
@@ -277,7 +290,7 @@ _TABLE = [
     ),
     (
         "half characters",
-        wire(
+        sse_stream(
             b'data: {"choices":[{"delta":{"content":"caf\xc3"}}]}\n\n',
             b'data: {"choices":[{"delta":{"content":"\xa9!"}}]}\n\n',
             _STOP,
@@ -288,7 +301,7 @@ _TABLE = [
     ),
     (
         "content in parts",
-        wire(
+        sse_stream(
             chunk({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
             _STOP,
         ),
@@ -298,7 +311,7 @@ _TABLE = [
     ),
     (
         "other choices are not this answer",
-        wire(
+        sse_stream(
             chunk({"content": "a"}),
             chunk() | {"choices": [{"index": 1, "delta": {"content": "b"}}]},
             _STOP,
@@ -348,8 +361,8 @@ def test_interleaved_calls_are_separated(data: st.DataObject) -> None:
         text = json.dumps(value)
         cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
         pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
-        head = call(number, "", ident=f"id{number}", name=f"f{number}")
-        queues.append([head, *(call(number, piece) for piece in pieces)])
+        head = call_delta(number, "", call_id=f"id{number}", name=f"f{number}")
+        queues.append([head, *(call_delta(number, piece) for piece in pieces)])
         wanted.append(("tool_use", text, (f"id{number}", f"f{number}")))
     stream: list[dict[str, Any]] = []
     started = 0
@@ -358,7 +371,7 @@ def test_interleaved_calls_are_separated(data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from(open_ones))
         started = max(started, chosen + 1)
         stream.append(chunk(queues[chosen].pop(0)))
-    messages, responses = _translate(wire(*stream, _CALLS))
+    messages, responses = _translate(sse_stream(*stream, _CALLS))
     assert messages.blocks == wanted
     assert responses.blocks == wanted
 
@@ -367,10 +380,10 @@ _PIECES = st.one_of(
     st.builds(lambda t: {"content": t}, st.text(max_size=5)),
     st.builds(lambda t: {"reasoning_content": t}, st.text(max_size=5)),
     st.builds(
-        call,
+        call_delta,
         st.sampled_from([None, 0, 1, 2]),
         st.sampled_from([None, "", "{}", '{"a"', ":1}", {"a": 1}]),
-        ident=st.sampled_from([None, "a", "b"]),
+        call_id=st.sampled_from([None, "a", "b"]),
         name=st.sampled_from([None, "f", "g"]),
     ),
 )
@@ -387,7 +400,7 @@ def test_any_stream_follows_the_grammar(
 ) -> None:
     """Whatever an engine sends, the client's stream follows the grammar and ends once."""
     tail = [usage_chunk()] if counted else []
-    data = wire(*(chunk(delta) for delta in deltas), chunk(finish=finish), *tail, done=done)
+    data = sse_stream(*(chunk(delta) for delta in deltas), chunk(finish=finish), *tail, done=done)
     messages, responses = _translate(data)
     assert (messages.stop == "error") == (finish is None and not done)
     assert (responses.stop == "error") == (finish is None and not done)
@@ -410,7 +423,7 @@ def test_any_stream_follows_the_grammar(
 )
 def test_usage_is_found_in_any_chunk(tail: list[dict[str, Any]]) -> None:
     """Usage in a usage chunk, in the finish chunk or in every chunk is written at the end."""
-    messages, responses = _translate(wire(chunk({"content": "a"}), *tail))
+    messages, responses = _translate(sse_stream(chunk({"content": "a"}), *tail))
     assert (messages.usage["input_tokens"], messages.usage["output_tokens"]) == (11, 5)
     assert (responses.usage["input_tokens"], responses.usage["total_tokens"]) == (11, 16)
 
@@ -419,7 +432,7 @@ def test_cached_tokens_are_excluded_from_anthropic_input_tokens() -> None:
     """Anthropic counts cached tokens separately from the input, OpenAI as part of it."""
     counted = usage(11, 5, prompt_tokens_details={"cached_tokens": 8})
     messages, responses = _translate(
-        wire(chunk({"content": "a"}), chunk(finish="stop", usage=counted))
+        sse_stream(chunk({"content": "a"}), chunk(finish="stop", usage=counted))
     )
     assert messages.usage["input_tokens"] == 3
     assert messages.usage["cache_read_input_tokens"] == 8
@@ -429,7 +442,7 @@ def test_cached_tokens_are_excluded_from_anthropic_input_tokens() -> None:
 
 def test_missing_usage_is_zero() -> None:
     """An engine that reports no usage gives zeros, because the fields are required."""
-    messages, responses = _translate(wire(chunk({"content": "a"}), chunk(finish="stop")))
+    messages, responses = _translate(sse_stream(chunk({"content": "a"}), chunk(finish="stop")))
     assert messages.usage["input_tokens"] == messages.usage["output_tokens"] == 0
     assert responses.usage["total_tokens"] == 0
 
@@ -442,15 +455,17 @@ def test_stop_sequence_is_reported_if_the_engine_names_it() -> None:
     token = chunk({"content": "a"}) | {
         "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": 7}]
     }
-    told = _translate(wire(named))[0]
+    told = _translate(sse_stream(named))[0]
     assert (told.stop, told.stop_sequence) == ("stop_sequence", "END")
-    assert _translate(wire(token))[0].stop == "end_turn"
+    assert _translate(sse_stream(token))[0].stop == "end_turn"
 
 
 def test_call_ids_are_unique_in_the_conversation() -> None:
     """A missing id is generated, and an id of an earlier turn is changed."""
-    data = wire(
-        chunk(call(0, "{}", name="f")), chunk(call(1, "{}", ident="call_0", name="g")), _CALLS
+    data = sse_stream(
+        chunk(call_delta(0, "{}", name="f")),
+        chunk(call_delta(1, "{}", call_id="call_0", name="g")),
+        _CALLS,
     )
     for told in _translate(data, call_ids={"call_0"}):
         first, second = (extra[0] for _, _, extra in told.blocks)
@@ -461,9 +476,9 @@ def test_call_ids_are_unique_in_the_conversation() -> None:
 
 def test_only_first_call_drops_later_calls() -> None:
     """With only_first_call, later calls are left out."""
-    data = wire(
-        chunk(call(0, '{"x":1}', ident="a", name="f")),
-        chunk(call(1, '{"y":2}', ident="b", name="g")),
+    data = sse_stream(
+        chunk(call_delta(0, '{"x":1}', call_id="a", name="f")),
+        chunk(call_delta(1, '{"y":2}', call_id="b", name="g")),
         _CALLS,
     )
     for told in _translate(data, only_first_call=True):
@@ -488,14 +503,18 @@ def test_only_first_call_drops_later_calls() -> None:
 )
 def test_error_in_a_stream_ends_it_with_an_error_event(data: bytes, kind: type[Exception]) -> None:
     """Every format of error becomes the dialect's error event with the engine's message."""
-    before = wire(chunk({"content": "a"}), done=False)
+    before = sse_stream(chunk({"content": "a"}), done=False)
     messages, responses = _messages(), _responses()
-    told = anthropic_told(run(messages.feed, messages.end, before + data + wire(_STOP)))
+    told = parse_messages_stream(
+        run_translator(messages.feed, messages.end, before + data + sse_stream(_STOP))
+    )
     assert told.stop == "error"
     assert "boom" in told.last["error"]["message"] or kind is PromptTooLong
     assert isinstance(messages.error, kind)
     assert not messages.complete
-    answered = responses_told(run(responses.feed, responses.end, before + data + wire(_STOP)))
+    answered = parse_responses_stream(
+        run_translator(responses.feed, responses.end, before + data + sse_stream(_STOP))
+    )
     assert answered.stop == "error"
     assert answered.blocks == [], "half an item is not told as done"
     assert answered.last["error"]["message"]
@@ -514,21 +533,27 @@ def test_error_as_the_first_event_leaves_the_stream_unstarted() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", wire(chunk({"content": "a"}), done=False), b"data: [DONE]\n\n"]
+    "data", [b"", sse_stream(chunk({"content": "a"}), done=False), b"data: [DONE]\n\n"]
 )
 def test_end_without_finish_reason_is_an_error(data: bytes) -> None:
     """A stream that is cut off, or has no content, never looks like a complete response."""
     messages, responses = _messages(), _responses()
-    assert events(run(messages.feed, messages.end, data))[-1].name == "error"
-    assert events(run(responses.feed, responses.end, data))[-1].name == "response.failed"
+    assert parse_events(run_translator(messages.feed, messages.end, data))[-1].name == "error"
+    assert (
+        parse_events(run_translator(responses.feed, responses.end, data))[-1].name
+        == "response.failed"
+    )
 
 
 def test_fail_ends_the_stream_once() -> None:
     """After `fail`, further bytes are ignored."""
-    for stream, told_by in ((_messages(), anthropic_told), (_responses(), responses_told)):
-        out = stream.feed(wire(chunk({"content": "a"}), done=False))
+    for stream, told_by in (
+        (_messages(), parse_messages_stream),
+        (_responses(), parse_responses_stream),
+    ):
+        out = stream.feed(sse_stream(chunk({"content": "a"}), done=False))
         out += stream.fail(UpstreamTimeout("No byte for 600 s"))
-        out += stream.feed(wire(_STOP)) + stream.end() + stream.ping()
+        out += stream.feed(sse_stream(_STOP)) + stream.end() + stream.ping()
         told = told_by(out)
         assert told.stop == "error"
         assert "No byte for 600 s" in told.last["error"]["message"]
@@ -539,11 +564,11 @@ def test_pings_start_the_stream_and_follow_the_grammar() -> None:
     messages, responses = _messages(), _responses()
     out, answered = messages.ping(), responses.ping()
     assert messages.started
-    for piece in (wire(chunk({"content": "a"}), done=False), wire(_STOP)):
+    for piece in (sse_stream(chunk({"content": "a"}), done=False), sse_stream(_STOP)):
         out += messages.ping() + messages.feed(piece) + messages.ping()
         answered += responses.ping() + responses.feed(piece) + responses.ping()
-    assert anthropic_told(out).blocks == [("text", "a", ())]
-    assert responses_told(answered).blocks == [("text", "a", ())]
+    assert parse_messages_stream(out).blocks == [("text", "a", ())]
+    assert parse_responses_stream(answered).blocks == [("text", "a", ())]
     assert messages.complete
     assert messages.open() == b""
 
@@ -551,16 +576,16 @@ def test_pings_start_the_stream_and_follow_the_grammar() -> None:
 def test_lingering_stream_can_be_ended() -> None:
     """After a finish reason, `end` completes the response without usage or [DONE]."""
     stream = _messages()
-    out = stream.feed(wire(chunk({"content": "a"}), _STOP, done=False))
+    out = stream.feed(sse_stream(chunk({"content": "a"}), _STOP, done=False))
     assert not stream.complete
     out += stream.end()
-    assert anthropic_told(out).stop == "end_turn"
+    assert parse_messages_stream(out).stop == "end_turn"
     assert stream.complete
 
 
 def test_namespaces_are_restored() -> None:
     """A call of a flattened function has the namespace and the name that the client declared."""
     stream = _responses(function_names={"ns__fn": ("ns", "fn")})
-    data = wire(chunk(call(0, "{}", ident="a", name="ns__fn")), _CALLS)
-    item = responses_told(run(stream.feed, stream.end, data)).last["output"][0]
+    data = sse_stream(chunk(call_delta(0, "{}", call_id="a", name="ns__fn")), _CALLS)
+    item = parse_responses_stream(run_translator(stream.feed, stream.end, data)).last["output"][0]
     assert (item["namespace"], item["name"], item["call_id"]) == ("ns", "fn", "a")
