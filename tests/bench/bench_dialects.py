@@ -1,7 +1,7 @@
-"""CPU for each event of a stream: translated, repaired, assembled, beside the bare floor.
+"""CPU time per stream event: translated, repaired and aggregated, compared with a lower bound.
 
-Run: `python tests/bench/bench_dialects.py`. The unit is microseconds of CPU for one event of the engine, one
-event a chunk, as a fast stream of short tokens comes from the socket; the median of several rounds.
+Run: `python tests/bench/bench_dialects.py`. The unit is microseconds of CPU time per event of the engine, one
+event per chunk, as in a fast stream of short tokens; the median of several rounds.
 """
 
 from __future__ import annotations
@@ -49,18 +49,16 @@ def _call() -> list[bytes]:
 
 
 def _count(data: bytes) -> int:
-    """What a bare relay would do at the least: count the events."""
+    """Count the events, which is the least that a relay would do."""
     return data.count(b"\n\n")
 
 
 def _feeds() -> dict[str, Callable[[], Feed]]:
     return {
-        "floor: count the events": lambda: _count,
+        "lower bound: count the events": lambda: _count,
         "SSE parser alone": lambda: SseParser().feed,
-        "OpenAI, passed through the repair": lambda: (
-            StreamRepair(response_id="r", client_wants_usage=False).feed
-        ),
-        "the same, echoing the client's name": lambda: (
+        "OpenAI, repaired": lambda: StreamRepair(response_id="r", client_wants_usage=False).feed,
+        "OpenAI, repaired, with the client's model name": lambda: (
             StreamRepair(
                 response_id="r", client_wants_usage=False, rename_model=ModelNameRewriter("alias")
             ).feed
@@ -71,12 +69,12 @@ def _feeds() -> dict[str, Callable[[], Feed]]:
         "OpenAI Responses, translated": lambda: (
             ResponsesStreamWriter(response_id="r", model="m", created=0).feed
         ),
-        "OpenAI, assembled to one answer": lambda: StreamAggregator(response_id="r").feed,
+        "OpenAI, aggregated": lambda: StreamAggregator(response_id="r").feed,
     }
 
 
 def _cost(make: Callable[[], Feed], chunks: list[bytes], events: int) -> float:
-    """Microseconds of CPU for an event."""
+    """Return the microseconds of CPU time per event."""
     rounds = []
     for _ in range(_ROUNDS):
         feed = make()
@@ -92,7 +90,7 @@ def main() -> None:
     """Print the table."""
     text, calls = _text(), _call()
     batches = [b"".join(text[at : at + 8]) for at in range(0, len(text), 8)]
-    print(f"{'us of CPU for an event':38}{'text':>8}{'8 a chunk':>11}{'calls':>8}")
+    print(f"{'us of CPU per event':38}{'text':>8}{'8 per chunk':>11}{'calls':>8}")
     for name, make in _feeds().items():
         costs = [_cost(make, chunks, _EVENTS) for chunks in (text, batches, calls)]
         print(f"{name:38}{costs[0]:8.2f}{costs[1]:11.2f}{costs[2]:8.2f}")

@@ -51,7 +51,7 @@ def _message(message: dict[str, Any], finish: str | None = "stop", **more: Any) 
         only_first_call=only_first,
     )
     found: dict[str, Any] = json.loads(body)
-    anthropic.types.Message.model_validate(found)  # every key that the SDK requires is there
+    anthropic.types.Message.model_validate(found)  # the SDK requires every field
     return found
 
 
@@ -223,8 +223,8 @@ def test_hints_are_part_of_the_message() -> None:
     """Anthropic's format has no field for hints."""
     hints = ("Did you mean 'y'?", "See the list")
     _, body = error_response(ModelNotFound("There is no model 'x'", hints=hints))
-    said = json.loads(body)["error"]["message"]
-    assert said == "There is no model 'x'. Did you mean 'y'? See the list"
+    message = json.loads(body)["error"]["message"]
+    assert message == "There is no model 'x'. Did you mean 'y'? See the list"
 
 
 _LLAMA_OVERFLOW = {
@@ -260,16 +260,16 @@ def test_context_overflow_message_makes_clients_compact(body: dict[str, Any]) ->
 
 def test_context_overflow_without_prompt_size_uses_the_estimate() -> None:
     """mistral.rs does not report the size of the prompt; the estimate is used, but always above the limit."""
-    said = (
+    message = (
         "Prompt sequence length is greater than 4096, perhaps consider using `truncate_sequence`?"
     )
     error = error_from_event(
-        json.dumps({"error": {"message": said, "type": "server_error"}}).encode()
+        json.dumps({"error": {"message": message, "type": "server_error"}}).encode()
     )
-    for estimated, told in ((9000, 9000), (0, 4097)):
+    for estimated, expected_tokens in ((9000, 9000), (0, 4097)):
         _, body = error_response(error, prompt_tokens=estimated)
         message = json.loads(body)["error"]["message"]
-        assert message == f"prompt is too long: {told} tokens > 4096 maximum"
+        assert message == f"prompt is too long: {expected_tokens} tokens > 4096 maximum"
 
 
 def test_context_overflow_without_numbers() -> None:

@@ -370,9 +370,7 @@ def _response(message: dict[str, Any], finish: str = "stop", **more: Any) -> dic
     found: dict[str, Any] = json.loads(
         to_response(body, response_id="resp_1", model="gpt-x", created=7.5, **more)
     )
-    openai.types.responses.Response.model_validate(
-        found
-    )  # every key that the SDK requires is there
+    openai.types.responses.Response.model_validate(found)  # the SDK requires every field
     return found
 
 

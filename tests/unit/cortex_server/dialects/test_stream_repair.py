@@ -43,9 +43,9 @@ def _repair(**more: Any) -> StreamRepair:
     return StreamRepair(response_id="r1", **({"client_wants_usage": False} | more))
 
 
-def _repaired(data: bytes, places: tuple[int, ...] = (), **more: Any) -> tuple[bytes, StreamRepair]:
+def _repaired(data: bytes, cuts: tuple[int, ...] = (), **more: Any) -> tuple[bytes, StreamRepair]:
     repair = _repair(**more)
-    return run_translator(repair.feed, repair.end, data, places), repair
+    return run_translator(repair.feed, repair.end, data, cuts), repair
 
 
 def _chunks(data: bytes) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ _CLEAN = {
         _STOP,
     ),
     "calls": sse_stream(*(chunk(delta) for delta in _TWO_CALLS), _CALLS),
-    "comments and foreign events": sse_stream(
+    "comments and other events": sse_stream(
         b": ping\n\n",
         chunk({"content": "a"}),
         b"event: file_produced\ndata: {}\n\n: ping\n\n",
@@ -106,10 +106,10 @@ _CLEAN = {
 @given(
     st.sampled_from(sorted(_CLEAN)), st.lists(st.integers(0, 10_000), max_size=30), st.booleans()
 )
-def test_clean_stream_is_unchanged(name: str, places: list[int], returns: bool) -> None:
+def test_clean_stream_is_unchanged(name: str, cuts: list[int], returns: bool) -> None:
     """A clean stream is unchanged, however it is split and whatever its line endings, and no repair is counted."""
     data = _CLEAN[name].replace(b"\n", b"\r\n") if returns else _CLEAN[name]
-    out, repair = _repaired(data, tuple(places), client_wants_usage="usage" in name)
+    out, repair = _repaired(data, tuple(cuts), client_wants_usage="usage" in name)
     assert out == data
     assert not repair.repairs
     assert repair.complete
@@ -223,8 +223,8 @@ def test_junk_in_a_chunk_is_handled(data: st.DataObject) -> None:
     stream = []
     for _ in range(3):
         delta = {"content": "a", "reasoning": "r"} | call_delta(0, "{}", call_id="a", name="f")
-        whole = chunk(delta, finish="stop", usage=usage())
-        stream.append(data.draw(with_junk(whole)))
+        complete = chunk(delta, finish="stop", usage=usage())
+        stream.append(data.draw(with_junk(complete)))
     sent = sse_stream(*stream)
     _repaired(sent, client_wants_usage=data.draw(st.booleans()))
     for other in (
@@ -445,12 +445,12 @@ _DELTAS = st.one_of(
     st.lists(st.integers(0, 10_000), max_size=20),
 )
 def test_output_is_well_formed_however_the_stream_is_split(
-    deltas: list[dict[str, Any]], finish: str | None, wanted: bool, done: bool, places: list[int]
+    deltas: list[dict[str, Any]], finish: str | None, wanted: bool, done: bool, cuts: list[int]
 ) -> None:
     """The output has one end, numbers calls from 0, and does not depend on how the input is split."""
     data = sse_stream(*(chunk(delta) for delta in deltas), chunk(finish=finish), done=done)
     out, repair = _repaired(data, client_wants_usage=wanted)
-    assert _repaired(data, tuple(places), client_wants_usage=wanted)[0] == out
+    assert _repaired(data, tuple(cuts), client_wants_usage=wanted)[0] == out
     assert (
         repair.complete == (parse_events(out)[-1].data == b"[DONE]") == (done or finish is not None)
     )

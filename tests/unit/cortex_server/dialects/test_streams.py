@@ -36,12 +36,12 @@ def _responses(**more: Any) -> ResponsesStreamWriter:
 
 
 def _translate(
-    data: bytes, places: tuple[int, ...] = (), **more: Any
+    data: bytes, cuts: tuple[int, ...] = (), **more: Any
 ) -> tuple[ParsedStream, ParsedStream]:
     messages, responses = _messages(**more), _responses(**more)
     return (
-        parse_messages_stream(run_translator(messages.feed, messages.end, data, places)),
-        parse_responses_stream(run_translator(responses.feed, responses.end, data, places)),
+        parse_messages_stream(run_translator(messages.feed, messages.end, data, cuts)),
+        parse_responses_stream(run_translator(responses.feed, responses.end, data, cuts)),
     )
 
 
@@ -83,7 +83,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "everything in one delta comes as reasoning, text, calls",
+        "reasoning, text and calls in one delta",
         sse_stream(
             chunk(
                 {"content": "t", "reasoning_content": "r"}
@@ -96,7 +96,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "a kind that comes again is a new block",
+        "a type that recurs is a new block",
         sse_stream(
             chunk({"reasoning": "r"}), chunk({"content": "t"}), chunk({"reasoning": "s"}), _STOP
         ),
@@ -105,14 +105,14 @@ _TABLE = [
         "completed",
     ),
     (
-        "both names of reasoning are one",
+        "both names of reasoning in one delta",
         sse_stream(chunk({"reasoning": "r", "reasoning_content": "r"}), _STOP),
         [("thinking", "r", ())],
         "end_turn",
         "completed",
     ),
     (
-        "a piecewise call, and stop after it",
+        "a call in fragments, and stop after it",
         sse_stream(
             chunk(call_delta(0, "", call_id="a", name="f")),
             chunk(call_delta(0, '{"x"')),
@@ -124,7 +124,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "id and name in every piece",
+        "id and name in every fragment",
         sse_stream(
             chunk(call_delta(0, '{"x"', call_id="a", name="f")),
             chunk(call_delta(0, ":1}", call_id="a", name="f")),
@@ -135,7 +135,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "two whole calls in one chunk",
+        "two complete calls in one chunk",
         sse_stream(
             chunk(
                 {
@@ -193,7 +193,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "a name that comes late",
+        "a name in a later fragment",
         sse_stream(
             chunk(call_delta(0, "", call_id="a")), chunk(call_delta(0, '{"x":1}', name="f")), _CALLS
         ),
@@ -202,21 +202,21 @@ _TABLE = [
         "completed",
     ),
     (
-        "arguments that never come",
+        "no arguments",
         sse_stream(chunk(call_delta(0, None, call_id="a", name="f")), _CALLS),
         [("tool_use", "", ("a", "f"))],
         "tool_use",
         "completed",
     ),
     (
-        "cut by length inside arguments",
+        "truncated arguments",
         sse_stream(chunk(call_delta(0, '{"x', call_id="a", name="f")), chunk(finish="length")),
         [("tool_use", '{"x', ("a", "f"))],
         "max_tokens",
         "incomplete",
     ),
     (
-        "space between calls is dropped, text is told in its turn",
+        "space between calls is dropped, text becomes a block in its place",
         sse_stream(
             chunk(call_delta(0, '{"x":1}', call_id="a", name="f")),
             chunk({"content": "\n"}),
@@ -229,7 +229,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "text inside a call waits for its end",
+        "text inside a call is deferred to its end",
         sse_stream(
             chunk(call_delta(0, '{"x"', call_id="a", name="f")),
             chunk({"content": "then"}),
@@ -276,7 +276,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "comments, ids, foreign events and malformed lines are skipped",
+        "comments, ids, other events and malformed lines are skipped",
         sse_stream(
             b": ping\n\nretry: 3\n\n",
             chunk({"content": "a"}),
@@ -289,7 +289,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "half characters",
+        "split characters",
         sse_stream(
             b'data: {"choices":[{"delta":{"content":"caf\xc3"}}]}\n\n',
             b'data: {"choices":[{"delta":{"content":"\xa9!"}}]}\n\n',
@@ -310,7 +310,7 @@ _TABLE = [
         "completed",
     ),
     (
-        "other choices are not this answer",
+        "other choices are ignored",
         sse_stream(
             chunk({"content": "a"}),
             chunk() | {"choices": [{"index": 1, "delta": {"content": "b"}}]},
@@ -341,11 +341,11 @@ def test_every_kind_of_stream_is_translated(
 
 @given(st.sampled_from(_TABLE), st.lists(st.integers(0, 10_000), max_size=40), st.booleans())
 def test_splitting_does_not_change_the_output(
-    row: tuple[str, bytes, list[Any], str, str], places: list[int], returns: bool
+    row: tuple[str, bytes, list[Any], str, str], cuts: list[int], returns: bool
 ) -> None:
     """The output does not depend on how the bytes are split, nor on line endings."""
     data = row[1].replace(b"\n", b"\r\n") if returns else row[1]
-    messages, responses = _translate(data, tuple(places))
+    messages, responses = _translate(data, tuple(cuts))
     assert (messages.blocks, messages.stop) == (row[2], row[3])
     assert (responses.blocks, responses.stop) == (row[2], row[4])
 
@@ -396,17 +396,17 @@ _PIECES = st.one_of(
     st.booleans(),
 )
 def test_any_stream_follows_the_grammar(
-    deltas: list[dict[str, Any]], finish: str | None, counted: bool, done: bool
+    deltas: list[dict[str, Any]], finish: str | None, has_usage: bool, done: bool
 ) -> None:
     """Whatever an engine sends, the client's stream follows the grammar and ends once."""
-    tail = [usage_chunk()] if counted else []
+    tail = [usage_chunk()] if has_usage else []
     data = sse_stream(*(chunk(delta) for delta in deltas), chunk(finish=finish), *tail, done=done)
     messages, responses = _translate(data)
     assert (messages.stop == "error") == (finish is None and not done)
     assert (responses.stop == "error") == (finish is None and not done)
     without_ids = [
-        [(kind, text, extra[1:]) for kind, text, extra in told.blocks]
-        for told in (messages, responses)
+        [(kind, text, extra[1:]) for kind, text, extra in parsed.blocks]
+        for parsed in (messages, responses)
     ]
     if messages.stop != "error":  # an error leaves the last block open
         assert without_ids[0] == without_ids[1]
@@ -430,9 +430,9 @@ def test_usage_is_found_in_any_chunk(tail: list[dict[str, Any]]) -> None:
 
 def test_cached_tokens_are_excluded_from_anthropic_input_tokens() -> None:
     """Anthropic counts cached tokens separately from the input, OpenAI as part of it."""
-    counted = usage(11, 5, prompt_tokens_details={"cached_tokens": 8})
+    engine_usage = usage(11, 5, prompt_tokens_details={"cached_tokens": 8})
     messages, responses = _translate(
-        sse_stream(chunk({"content": "a"}), chunk(finish="stop", usage=counted))
+        sse_stream(chunk({"content": "a"}), chunk(finish="stop", usage=engine_usage))
     )
     assert messages.usage["input_tokens"] == 3
     assert messages.usage["cache_read_input_tokens"] == 8
@@ -455,8 +455,8 @@ def test_stop_sequence_is_reported_if_the_engine_names_it() -> None:
     token = chunk({"content": "a"}) | {
         "choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": 7}]
     }
-    told = _translate(sse_stream(named))[0]
-    assert (told.stop, told.stop_sequence) == ("stop_sequence", "END")
+    parsed = _translate(sse_stream(named))[0]
+    assert (parsed.stop, parsed.stop_sequence) == ("stop_sequence", "END")
     assert _translate(sse_stream(token))[0].stop == "end_turn"
 
 
@@ -467,8 +467,8 @@ def test_call_ids_are_unique_in_the_conversation() -> None:
         chunk(call_delta(1, "{}", call_id="call_0", name="g")),
         _CALLS,
     )
-    for told in _translate(data, call_ids={"call_0"}):
-        first, second = (extra[0] for _, _, extra in told.blocks)
+    for parsed in _translate(data, call_ids={"call_0"}):
+        first, second = (extra[0] for _, _, extra in parsed.blocks)
         assert first
         assert second.startswith("call_0_")
         assert first != second
@@ -481,8 +481,8 @@ def test_only_first_call_drops_later_calls() -> None:
         chunk(call_delta(1, '{"y":2}', call_id="b", name="g")),
         _CALLS,
     )
-    for told in _translate(data, only_first_call=True):
-        assert told.blocks == [_A]
+    for parsed in _translate(data, only_first_call=True):
+        assert parsed.blocks == [_A]
 
 
 @pytest.mark.parametrize(
@@ -505,19 +505,19 @@ def test_error_in_a_stream_ends_it_with_an_error_event(data: bytes, kind: type[E
     """Every format of error becomes the dialect's error event with the engine's message."""
     before = sse_stream(chunk({"content": "a"}), done=False)
     messages, responses = _messages(), _responses()
-    told = parse_messages_stream(
+    parsed = parse_messages_stream(
         run_translator(messages.feed, messages.end, before + data + sse_stream(_STOP))
     )
-    assert told.stop == "error"
-    assert "boom" in told.last["error"]["message"] or kind is PromptTooLong
+    assert parsed.stop == "error"
+    assert "boom" in parsed.last["error"]["message"] or kind is PromptTooLong
     assert isinstance(messages.error, kind)
     assert not messages.complete
-    answered = parse_responses_stream(
+    parsed_response = parse_responses_stream(
         run_translator(responses.feed, responses.end, before + data + sse_stream(_STOP))
     )
-    assert answered.stop == "error"
-    assert answered.blocks == [], "half an item is not told as done"
-    assert answered.last["error"]["message"]
+    assert parsed_response.stop == "error"
+    assert parsed_response.blocks == [], "a partial item is not sent as done"
+    assert parsed_response.last["error"]["message"]
 
 
 def test_error_as_the_first_event_leaves_the_stream_unstarted() -> None:
@@ -547,28 +547,28 @@ def test_end_without_finish_reason_is_an_error(data: bytes) -> None:
 
 def test_fail_ends_the_stream_once() -> None:
     """After `fail`, further bytes are ignored."""
-    for stream, told_by in (
+    for stream, parse in (
         (_messages(), parse_messages_stream),
         (_responses(), parse_responses_stream),
     ):
         out = stream.feed(sse_stream(chunk({"content": "a"}), done=False))
         out += stream.fail(UpstreamTimeout("No byte for 600 s"))
         out += stream.feed(sse_stream(_STOP)) + stream.end() + stream.ping()
-        told = told_by(out)
-        assert told.stop == "error"
-        assert "No byte for 600 s" in told.last["error"]["message"]
+        parsed = parse(out)
+        assert parsed.stop == "error"
+        assert "No byte for 600 s" in parsed.last["error"]["message"]
 
 
 def test_pings_start_the_stream_and_follow_the_grammar() -> None:
     """A ping before the first chunk starts the stream; pings can be anywhere until its end."""
     messages, responses = _messages(), _responses()
-    out, answered = messages.ping(), responses.ping()
+    out, responses_out = messages.ping(), responses.ping()
     assert messages.started
     for piece in (sse_stream(chunk({"content": "a"}), done=False), sse_stream(_STOP)):
         out += messages.ping() + messages.feed(piece) + messages.ping()
-        answered += responses.ping() + responses.feed(piece) + responses.ping()
+        responses_out += responses.ping() + responses.feed(piece) + responses.ping()
     assert parse_messages_stream(out).blocks == [("text", "a", ())]
-    assert parse_responses_stream(answered).blocks == [("text", "a", ())]
+    assert parse_responses_stream(responses_out).blocks == [("text", "a", ())]
     assert messages.complete
     assert messages.open() == b""
 
