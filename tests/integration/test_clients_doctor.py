@@ -109,8 +109,8 @@ async def test_capable_model_passes_every_probe(client: str) -> None:
     assert {check: f["verdict"] for check, f in findings.items() if f["verdict"] != "ok"} == {}
     assert code == 0
     assert ("token count" in findings) is (client in {"claude-code", "anthropic"})
-    assert findings["parallel calls"]["about"].startswith("2 calls")
-    assert findings["thinking"]["about"] == "told apart from the answer"
+    assert findings["parallel calls"]["message"].startswith("2 calls")
+    assert findings["thinking"]["message"] == "separate from the text"
 
 
 @pytest.mark.parametrize(("client", "tool"), [("claude-code", "error"), ("openai", "warning")])
@@ -120,9 +120,9 @@ async def test_missing_capabilities_are_reported(client: str, tool: str) -> None
         code, findings = await doctor(served, client)
     assert code == 1
     assert (findings["tool call"]["verdict"], findings["image"]["verdict"]) == (tool, "warning")
-    assert "not supported" in findings["image"]["about"]
+    assert "not supported" in findings["image"]["message"]
     assert findings["thinking"]["verdict"] == "error"
-    assert "before the response was complete" in findings["thinking"]["about"]
+    assert "before the response was complete" in findings["thinking"]["message"]
     assert findings["overflow"]["verdict"] == "warning"
     assert findings["stream"]["verdict"] == "ok"
 
