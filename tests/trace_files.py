@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lifecycle_rig import MODEL_MB, Served, gateway, neuron, tiny, until
+from lifecycle_kit import MODEL_MB, Served, gateway, neuron, tiny, until
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = tuple(
@@ -94,7 +95,12 @@ def main() -> None:
         found = asyncio.run(measure(Path(folder)))
     page = PAGE.read_text()
     for mark, files in found.items():
-        text = f"{len(files)} files: {', '.join(f'`{name}`' for name in files)}."
+        text = textwrap.fill(
+            f"{len(files)} files: {', '.join(f'`{name}`' for name in files)}.",
+            120,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         print(f"{mark}: {text}\n")
         head, _, rest = page.partition(f"<!-- {mark} -->\n")
         _, end, tail = rest.partition(f"<!-- end {mark} -->")
