@@ -49,7 +49,7 @@ def traced() -> Iterator[list[str]]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-        found += [str(Path(name).relative_to(ROOT)).removeprefix("common/") for name in files]
+        found += [str(Path(name).relative_to(ROOT)) for name in files]
 
 
 async def streamed(served: Served) -> list[str]:
