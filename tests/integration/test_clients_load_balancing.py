@@ -93,14 +93,14 @@ async def test_conversation_moves_if_its_instance_is_full(pair: Pair) -> None:
     assert (await pair.send(CHAT, **header)).headers["x-cortex-instance"] == "m-0"
     (endpoint,) = [t for t in pair.rig.fleet.ready("m") if t.id == "m-0"]
     for _ in range(2):
-        pair.rig.fleet.acquire(endpoint)
+        pair.rig.fleet.begin_request(endpoint)
     response = await pair.send(CHAT, **header)
     assert (response.headers["x-cortex-instance"], response.headers["x-cortex-route"]) == (
         "m-1",
         "least-busy",
     )
     for _ in range(2):
-        pair.rig.fleet.release(endpoint)
+        pair.rig.fleet.end_request(endpoint)
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
@@ -145,9 +145,9 @@ async def test_request_without_a_session_goes_to_the_idle_instance(pair: Pair) -
     """Without a session, the load decides."""
     pair.report((None, None))
     busy = pair.rig.fleet.ready("m")[0]
-    pair.rig.fleet.acquire(busy)
+    pair.rig.fleet.begin_request(busy)
     response = await pair.send(CHAT)
-    pair.rig.fleet.release(busy)
+    pair.rig.fleet.end_request(busy)
     assert response.headers["x-cortex-instance"] == "m-1"
     assert response.headers["x-cortex-route"] == "least-busy"
 

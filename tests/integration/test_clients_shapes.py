@@ -167,7 +167,7 @@ async def test_unreachable_node_is_named_in_the_client_format(
 
     assert response.status_code == status
     assert response.headers["retry-after"] == "5"
-    assert "no node that could serve model 'org/small' answers: beast: " in error["message"]
+    assert "no node that could serve model 'org/small' is reachable: beast: " in error["message"]
     assert "Connection refused" in error["message"]
     if path != "/v1/messages":  # Anthropic's format has no field for our error code
         assert error["code"] == "no_healthy_node"

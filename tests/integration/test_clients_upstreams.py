@@ -36,7 +36,8 @@ from cortex_common.schema.operations import (
     PinModelRequest,
     UnloadModelRequest,
 )
-from cortex_server.fleet.upstream_watcher import FIRST_PAUSE_S, pause_s
+from cortex_server.fleet.neuron_watcher import RECONNECT_BACKOFF
+from cortex_server.fleet.upstream_watcher import pause_s
 from cortex_server.placement.desired_state import DesiredState
 
 
@@ -260,7 +261,8 @@ async def test_upstreams_on_one_host_get_their_own_keys() -> None:
 def test_failed_listing_is_retried_soon() -> None:
     """A provider that is busy for a moment is not missing until the next regular listing."""
     pauses = [pause_s(60.0, failures) for failures in (0, 1, 2, 9, 9999)]
-    assert pauses == [60.0, FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 60.0, 60.0]
+    first = RECONNECT_BACKOFF.initial_s
+    assert pauses == [60.0, first, 2 * first, 60.0, 60.0]
     assert pause_s(0.1, 1) == 0.1
 
 
@@ -348,14 +350,14 @@ async def test_overflow_upstream_is_used_only_if_local_instances_are_full() -> N
             return response.headers["x-cortex-node"]
 
         for _ in range(home.slots - 1):
-            fleet.acquire(home)
+            fleet.begin_request(home)
         assert await responding_node() == "n1"
-        fleet.acquire(home)
+        fleet.begin_request(home)
         assert await responding_node() == "cloud"
-        fleet.release(home)
+        fleet.end_request(home)
         assert await responding_node() == "n1"
         for _ in range(home.slots - 1):
-            fleet.release(home)
+            fleet.end_request(home)
 
 
 @pytest.mark.parametrize("retries", [True, False])

@@ -61,7 +61,7 @@ async def test_the_lifecycle_of_a_key(tmp_path):
         assert table.stdout.split()[:2] == ["DAY", "REQUESTS"]
         gone = await run("keys", "revoke", "alice", "--yes", **env)
         assert gone.stdout == "revoked alice\n"
-        assert "no key of the scope infer is left" in gone.stderr
+        assert "no key with scope infer is left" in gone.stderr
         again = await run("keys", "revoke", "alice", "--yes", **env)
         assert again.returncode == 3
 

@@ -249,7 +249,7 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
         await served.operator.unload(UnloadModelRequest(model="ada"))
         upkeep, shown = served.gateway.controller.desired_state, await served.operator.fleet()
         assert not shown.instances()
-        assert not upkeep.actions(shown, models, 0.0).want
+        assert not upkeep.actions(shown, models, 0.0).load
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
         await served.operator.evict(EvictModelRequest(model="ada"))
         await until(lambda: len(ready(served)) == 1)
@@ -288,7 +288,7 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
         await served.operator.pin(PinModelRequest(model="ada"))
         await served.operator.cordon(NodeRequest(node="here"))
-        await until(lambda: bool(served.gateway.controller.for_model.for_model("ada")))
+        await until(lambda: bool(served.gateway.controller.measurements.for_model("ada")))
         detail = await served.operator.model("ada")
         assert detail.vram_mb == MODEL_MB
         assert detail.measured[0].loads == 1
