@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -220,26 +221,25 @@ class AttachHarness:
         program = shutil.which("systemctl")
         if program is None:
             raise NotSupported(f"{reason}, and this host has no systemctl to {verb} {self._unit}")
-        child = await asyncio.create_subprocess_exec(
-            program,
-            "--no-ask-password",
-            verb,
-            self._unit,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        # Not a subprocess of the event loop: uvloop leaks the write end of the pipe to what the program starts, and
+        # would wait for its end.
         try:
-            async with asyncio.timeout(_SYSTEMCTL_TIMEOUT_S):
-                _, stderr = await child.communicate()
-        except TimeoutError:
-            child.kill()
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [program, "--no-ask-password", verb, self._unit],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_SYSTEMCTL_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
             raise LoadFailed(
                 f"systemctl {verb} {self._unit} did not finish within {_SYSTEMCTL_TIMEOUT_S:.0f} s",
                 hints=(f"check systemctl status {self._unit}",),
             ) from None
-        if child.returncode != 0:
-            text = stderr.decode("utf-8", "replace").strip()
+        if done.returncode != 0:
+            text = done.stderr.decode("utf-8", "replace").strip()
             raise LoadFailed(
                 f"systemctl {verb} {self._unit} failed: {text}",
                 hints=("allow the neuron's user to manage that unit with a polkit rule",),

@@ -178,7 +178,7 @@ async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> No
         for model in ("ada", "bob"):
             await served.operator.load(LoadModelRequest(model=model, node="two", wait=True))
         draining = asyncio.create_task(served.operator.drain(DrainNodeRequest(node="two")))
-        copying = "loading", "one"
+        copying = "load_started", "one"
         await until(
             lambda: any(
                 (e.event, e.facts.get("node")) == copying for e in served.gateway.audit_log.since(0)
