@@ -37,7 +37,7 @@ from cortex_common.schema.operations import (
     UnloadModelRequest,
 )
 from cortex_server.fleet.neuron_watcher import RECONNECT_BACKOFF
-from cortex_server.fleet.upstream_watcher import pause_s
+from cortex_server.fleet.upstream_watcher import listing_delay_s
 from cortex_server.placement.desired_state import DesiredState
 
 
@@ -260,10 +260,10 @@ async def test_upstreams_on_one_host_get_their_own_keys() -> None:
 
 def test_failed_listing_is_retried_soon() -> None:
     """A provider that is busy for a moment is not missing until the next regular listing."""
-    pauses = [pause_s(60.0, failures) for failures in (0, 1, 2, 9, 9999)]
+    pauses = [listing_delay_s(60.0, failures) for failures in (0, 1, 2, 9, 9999)]
     first = RECONNECT_BACKOFF.initial_s
     assert pauses == [60.0, first, 2 * first, 60.0, 60.0]
-    assert pause_s(0.1, 1) == 0.1
+    assert listing_delay_s(0.1, 1) == 0.1
 
 
 async def test_upstream_certificate_is_verified_with_the_configured_ca(tmp_path: Path) -> None:
