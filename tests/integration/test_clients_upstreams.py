@@ -420,7 +420,7 @@ async def test_nothing_is_loaded_or_unloaded_on_an_upstream() -> None:
     ):
         snapshot = await wait_for_snapshot(served, lambda s: len(s.instances()) == 1)
         assert snapshot.instances()[0].pinned
-        with pytest.raises(Conflict, match="ends nothing"):
+        with pytest.raises(Conflict, match="cannot unload it"):
             await operator.unload(UnloadModelRequest(model="m"))
         with pytest.raises(Conflict, match="is an upstream"):
             await operator.drain(DrainNodeRequest(node="cloud"))
@@ -466,7 +466,7 @@ async def test_model_without_a_config_is_described(name: str) -> None:
     ):
         await wait_for_snapshot(served, all_nodes_up)
         assert (await operator.model(name)).model == name
-        with pytest.raises(ModelNotFound, match="only there as cloud has it"):
+        with pytest.raises(ModelNotFound, match="only available where it is loaded: cloud"):
             await operator.load(LoadModelRequest(model=name))
 
 

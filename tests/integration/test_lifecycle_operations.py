@@ -1,4 +1,4 @@
-"""Operators' verbs, upkeep and memory, with a real neuron and the embedded engine."""
+"""Operator operations, reconciliation and persistence, with a real neuron and the embedded engine."""
 
 from __future__ import annotations
 
@@ -247,9 +247,9 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
         await served.operator.unload(UnloadModelRequest(model="ada"))
-        upkeep, shown = served.gateway.controller.desired_state, await served.operator.fleet()
+        desired_state, shown = served.gateway.controller.desired_state, await served.operator.fleet()
         assert not shown.instances()
-        assert not upkeep.actions(shown, models, 0.0).load
+        assert not desired_state.actions(shown, models, 0.0).load
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
         await served.operator.evict(EvictModelRequest(model="ada"))
         await until(lambda: len(ready(served)) == 1)
