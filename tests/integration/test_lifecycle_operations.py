@@ -247,7 +247,10 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
         await served.operator.unload(UnloadModelRequest(model="ada"))
-        desired_state, shown = served.gateway.controller.desired_state, await served.operator.fleet()
+        desired_state, shown = (
+            served.gateway.controller.desired_state,
+            await served.operator.fleet(),
+        )
         assert not shown.instances()
         assert not desired_state.actions(shown, models, 0.0).load
         await served.operator.load(LoadModelRequest(model="ada", wait=True))
