@@ -430,7 +430,7 @@ async def test_nothing_is_loaded_or_unloaded_on_an_upstream() -> None:
         model_config = served.gateway.fleet.model_config("m")
         assert model_config is not None
         for at in (now, now + 3600):
-            assert desired_state.due(snapshot, [model_config], at).unload == ()
+            assert desired_state.actions(snapshot, [model_config], at).unload == ()
 
 
 async def test_mistyped_name_suggests_models_without_a_config() -> None:
