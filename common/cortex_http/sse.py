@@ -36,7 +36,7 @@ class SseParser:
         self._at_start = True
 
     def feed(self, data: bytes) -> list[SseEvent]:
-        """The events that these bytes complete, in order."""
+        """Return the events that these bytes complete, in order."""
         if self._after_cr or b"\r" in data:
             data = self._line_feeds(data)
         tail = self._tail
@@ -58,7 +58,7 @@ class SseParser:
         return [event for block in blocks if (event := parse_block(block)) is not None]
 
     def close(self) -> list[SseEvent]:
-        """The event that the end of the stream left without its blank line, if any."""
+        """Return the last event if the stream ended without its blank line, else None."""
         block = bytes(self._tail)
         self._tail.clear()
         event = parse_block(block)
@@ -84,7 +84,7 @@ class SseParser:
 
 
 def parse_block(block: bytes) -> SseEvent | None:
-    """The event in the lines between two blank lines; None when they hold only comments and the like.
+    """Parse the lines between two blank lines; return None when they contain no data, such as comments only.
 
     Args:
         block: lines that end with a line feed alone.
@@ -107,12 +107,12 @@ def parse_block(block: bytes) -> SseEvent | None:
 
 
 def write_data(data: bytes) -> bytes:
-    """An event without a name; `data` must be a single line, as compact JSON is."""
+    """Encode an event without a name; `data` must be a single line, as compact JSON is."""
     return b"data: " + data + b"\n\n"
 
 
 def write_event(name: str, data: bytes) -> bytes:
-    """A named event; `data` must be a single line, as compact JSON is."""
+    """Encode a named event; `data` must be a single line, as compact JSON is."""
     return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 

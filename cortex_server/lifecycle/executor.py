@@ -29,27 +29,27 @@ class ExecutorEvents(Protocol):
     """Receives the outcomes of orders; they match the scheduler's events."""
 
     def evicted(self, instance: InstanceId) -> None:
-        """The evictions of an order are done."""
+        """Report that the evictions of an order are done."""
         ...
 
     def eviction_failed(self, instance: InstanceId, stuck: InstanceId) -> None:
-        """This instance did not drain or unload."""
+        """Report that an instance did not drain or unload."""
         ...
 
     def removed(self, instance: InstanceId) -> None:
-        """An instance is gone and its memory has been measured as free."""
+        """Report that an instance is gone and its memory has been measured as free."""
         ...
 
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
-        """The node accepted the load, possibly as an instance that it was already loading."""
+        """Report that the node accepted the load, possibly as an instance that it was already loading."""
         ...
 
     def refused(self, order: LoadOrder, needed_mb: int | None) -> None:
-        """The node lacks memory or is unreachable."""
+        """Report that the node lacks memory or is unreachable."""
         ...
 
     def failed(self, instance: InstanceId, reason: str) -> None:
-        """The node will not load it, however often it is asked."""
+        """Report a load that the node will never accept."""
         ...
 
 

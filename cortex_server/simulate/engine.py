@@ -285,7 +285,7 @@ class Simulation(Effects):
 
 
 def _node_view(empty: NodeView, instances: Sequence[Instance]) -> NodeView:
-    """A node with its instances, and what its ledger would say."""
+    """Return a node with its instances and the memory that its ledger would report."""
     held = [0] * len(empty.devices)
     views: list[InstanceView] = []
     for i in instances:
