@@ -72,7 +72,7 @@ def create_server(
         protocol: See `server_protocol.protocol_for`.
         tls: TLS settings; None for plain HTTP.
         drain_s: Seconds that requests in flight can take once the server is stopped.
-        lifespan: Whether the application is told of the server's start and end.
+        lifespan: Whether to send the application lifespan events.
     """
     config = uvicorn.Config(
         app,

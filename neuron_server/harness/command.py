@@ -198,7 +198,7 @@ class CommandHarness:
         return None
 
     def served_as(self, spec: LoadSpec) -> str | None:  # noqa: ARG002 - required by the protocol
-        """Return None: the engine is told to serve the model under its name."""
+        """Return None: the engine serves the model under its own name."""
         return None
 
     def weights_mb(self, spec: LoadSpec) -> int | None:

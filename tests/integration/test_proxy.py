@@ -534,7 +534,7 @@ async def test_a_stream_may_last_as_long_as_its_events_come():
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
         pieces, began = answer.aiter_raw(), asyncio.get_running_loop().time()
-        exchange = rig.inflight.requests.pop()  # nobody but this test looks at it
+        exchange = rig.inflight.requests.pop()  # only this test uses it
         for number, word in enumerate((b"a", b"b", b"c")):
             assert await anext(pieces) == CHUNK % word
             check_timeouts(exchange, began + 60 * number)
