@@ -250,7 +250,7 @@ def _write_results(results: Sequence[Result], output: OutputFormat) -> None:
         return
     names_only = output is OutputFormat.NAME
     written = [r for r in results if r.error is None] if names_only else results
-    if text := format_items(RESULTS, written, output, paint=stdout_paint()):
+    if text := format_items(RESULTS, written, output, colors=stdout_paint()):
         sys.stdout.write(f"{text}\n")
 
 

@@ -28,7 +28,7 @@ class Tone(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Paint:
+class Colors:
     """Colors text, if colors are enabled.
 
     Attributes:
@@ -66,7 +66,7 @@ class Paint:
         return self.tone(text, Tone.BOLD)
 
 
-def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:
+def colors_for(stream: TextIO, environ: Mapping[str, str]) -> Colors:
     """Return the colors for a stream.
 
     The order of precedence is --color (in CORTEX_COLOR), NO_COLOR (no-color.org), CLICOLOR=0, TERM=dumb, FORCE_COLOR
@@ -74,11 +74,11 @@ def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:
     """
     match environ.get("CORTEX_COLOR"):
         case ColorWhen.ALWAYS:
-            return Paint(enabled=True)
+            return Colors(enabled=True)
         case ColorWhen.NEVER:
-            return Paint()
+            return Colors()
     if environ.get("NO_COLOR") or environ.get("CLICOLOR") == "0" or environ.get("TERM") == "dumb":
-        return Paint()
+        return Colors()
     if any(environ.get(name, "0") not in {"", "0"} for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
-        return Paint(enabled=True)
-    return Paint(enabled=stream.isatty())
+        return Colors(enabled=True)
+    return Colors(enabled=stream.isatty())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_common import errors
 from cortex_common.errors import CortexError
 from cortex_common.net.tls import PEER_EXPIRED
@@ -96,7 +96,7 @@ def exit_code(error: Exception) -> int:
     return next((code for kind, code in _EXIT_CODES_BY_CLASS if isinstance(error, kind)), 1)
 
 
-def describe(error: Exception, paint: Paint) -> str:
+def describe(error: Exception, colors: Colors) -> str:
     """Return the text for stderr: the error, an empty line, and hints."""
     if not isinstance(error, CortexError):
         text = f"unexpected {type(error).__name__}: {error}"
@@ -106,9 +106,9 @@ def describe(error: Exception, paint: Paint) -> str:
         hints = tuple(hint for hint in error.hints if not hint.startswith(_API_HINTS))
         if not hints or len(hints) < len(error.hints):
             hints += _default_hints(error)
-    lines = [f"{paint.bad('error:')} {text or type(error).__name__}"]
+    lines = [f"{colors.bad('error:')} {text or type(error).__name__}"]
     if hints:
-        lines += ["", *(f"{paint.hint('hint:')} {hint}" for hint in dict.fromkeys(hints))]
+        lines += ["", *(f"{colors.hint('hint:')} {hint}" for hint in dict.fromkeys(hints))]
     return "\n".join(lines)
 
 

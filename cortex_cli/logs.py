@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.output import stdout_paint
 from cortex_cli.render.log import format_engine_line, format_line
 from cortex_common.errors import NotFound, nearest_names
@@ -69,12 +69,12 @@ _LINE_ENDS = re.compile(r"\r?\n|\r(?=[^\n])")
 
 async def write_engine_log(chunks: AsyncIterable[str]) -> None:
     """Write an engine's log line by line as it arrives; each update of a progress bar is a line."""
-    paint, rest = stdout_paint(), ""
+    colors, rest = stdout_paint(), ""
     async for chunk in chunks:
         *lines, rest = _LINE_ENDS.split(rest + chunk)
-        sys.stdout.write("".join(f"{format_engine_line(line, paint)}\n" for line in lines))
+        sys.stdout.write("".join(f"{format_engine_line(line, colors)}\n" for line in lines))
         sys.stdout.flush()
-    sys.stdout.write(format_engine_line(rest, paint))
+    sys.stdout.write(format_engine_line(rest, colors))
 
 
 async def log_text(client: OperatorClient, name: str, *, lines: int) -> AsyncGenerator[str]:
@@ -98,4 +98,4 @@ async def log_text(client: OperatorClient, name: str, *, lines: int) -> AsyncGen
         return
     async with client.daemon_log(source.node, lines=lines, follow=True) as log_lines:
         async for line in log_lines:
-            yield f"{format_line(line, Paint())}\n"
+            yield f"{format_line(line, Colors())}\n"

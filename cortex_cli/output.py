@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cortex_cli.client import fetch_fleet, run
-from cortex_cli.color import Paint, paint_for
+from cortex_cli.color import Colors, colors_for
 from cortex_cli.render.listing import ListKind, OutputFormat, format_items
 from cortex_cli.watch import watch
 from cortex_common.schema.fleet import FleetSnapshot
@@ -21,19 +21,19 @@ def notify(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def stdout_paint() -> Paint:
+def stdout_paint() -> Colors:
     """Return the colors for stdout."""
-    return paint_for(sys.stdout, os.environ)
+    return colors_for(sys.stdout, os.environ)
 
 
-def stderr_paint() -> Paint:
+def stderr_paint() -> Colors:
     """Return the colors for stderr."""
-    return paint_for(sys.stderr, os.environ)
+    return colors_for(sys.stderr, os.environ)
 
 
 def write_item(kind: ListKind[Item], item: Item, output: OutputFormat, text: str) -> None:
     """Write a single item: `text` in tabular formats, otherwise a list with one element."""
-    content = text if output.tabular else format_items(kind, [item], output, paint=stdout_paint())
+    content = text if output.tabular else format_items(kind, [item], output, colors=stdout_paint())
     sys.stdout.write(f"{content}\n")
 
 
@@ -54,7 +54,7 @@ def write_items(
         headers: whether a table has a header.
         total: number of items before filtering, for the message.
     """
-    text = format_items(kind, items, output, paint=stdout_paint(), headers=headers)
+    text = format_items(kind, items, output, colors=stdout_paint(), headers=headers)
     if text:
         sys.stdout.write(f"{text}\n")
     elif output.tabular:
@@ -88,10 +88,12 @@ def list_fleet(
         count: returns the number of items before filtering.
     """
     if watching:
-        paint = stdout_paint()
+        colors = stdout_paint()
 
         def draw(fleet: FleetSnapshot) -> str:
-            return format_items(kind, select(fleet), output.streaming, paint=paint, headers=headers)
+            return format_items(
+                kind, select(fleet), output.streaming, colors=colors, headers=headers
+            )
 
         run(watch(gateway, draw, kind.empty_text))
         return

@@ -60,8 +60,8 @@ class AuditLog(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        facts = getattr(record, "facts", None)
-        if facts is None:  # a traceback, for example, is not an event
+        fields = getattr(record, "fields", None)
+        if fields is None:  # a traceback, for example, is not an event
             return
         self.last_id += 1
         self._entries.append(
@@ -71,7 +71,7 @@ class AuditLog(logging.Handler):
                 actor=ACTOR.get(),
                 event=record.getMessage(),
                 level=level_name(record.levelno),
-                facts={name: _fact_text(value) for name, value in facts.items()},
+                fields={name: _field_text(value) for name, value in fields.items()},
             )
         )
         for listener in tuple(self._listeners):
@@ -96,7 +96,7 @@ class AuditLog(logging.Handler):
         self._listeners.remove(listener)
 
 
-def _fact_text(value: object) -> str:
+def _field_text(value: object) -> str:
     if isinstance(value, tuple | list | set | frozenset):
         return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

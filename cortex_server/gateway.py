@@ -239,8 +239,8 @@ class Gateway:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         # Without one of its parts the gateway would be up but not work. It exits, so that it is restarted.
         if not task.cancelled():
-            facts = {"task": task.get_name()}
-            log.critical("task_failed", exc_info=task.exception(), extra={"facts": facts})
+            fields = {"task": task.get_name()}
+            log.critical("task_failed", exc_info=task.exception(), extra={"fields": fields})
             self.failed_task = task.get_name()
             self.on_failure()
 

@@ -120,7 +120,7 @@ class AttachedEngines:
             if harness.load_cycles.count < request.min_cycles:
                 models = await harness.list_models() or {}
                 return RestartResponse(status="kept", models=_loaded_names(models))
-            if not request.cut and await self._is_busy(entry, harness):
+            if not request.force and await self._is_busy(entry, harness):
                 raise InstanceBusy(f"the engine at {harness.url} has requests in flight")
         if name not in self._restarts:
             self._check_no_transition(entry)

@@ -80,13 +80,13 @@ class EventLog:
         self._changes = changes
         self._entries: deque[tuple[int, LifecycleEntry]] = deque(maxlen=_MAX_ENTRIES)
 
-    def record(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+    def record(self, event: str, level: int = logging.INFO, **fields: object) -> None:
         """Log an event and keep it for subscribers."""
-        log_event(log, event, level, **facts)
+        log_event(log, event, level, **fields)
         self.last_number += 1
-        texts = {n: str(to_field_value(value)) for n, value in facts.items() if value is not None}
+        texts = {n: str(to_field_value(value)) for n, value in fields.items() if value is not None}
         level_name = name_of_level(level)
-        entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, facts=texts)
+        entry = LifecycleEntry(at=self._clock.unix(), event=event, level=level_name, fields=texts)
         self._entries.append((self.last_number, entry))
         self._changes.increment()
 

@@ -55,7 +55,7 @@ class StatusEvents(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         sending = asyncio.create_task(self._send_all(send))
-        disconnected = asyncio.create_task(until_gone(receive))
+        disconnected = asyncio.create_task(wait_for_disconnect(receive))
         try:
             await asyncio.wait({sending, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -96,7 +96,7 @@ def parse_last_entry(last_event_id: str | None, last_number: int) -> int:
     return int(number) if number.isdigit() and int(number) <= last_number else last_number
 
 
-async def until_gone(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -135,7 +135,7 @@ class Relay:
         """Forward a request, or refuse it before its body is read."""
         try:
             check_token(self._token, head.authorization)
-            instance = self._runtime.instances.called(head.instance)
+            instance = self._runtime.instances.by_instance_id(head.instance)
             if instance.state not in _REACHABLE:
                 raise Unavailable(f"instance {instance.id} is {instance.state}", retry_after=1.0)
         except CortexError as error:

@@ -203,8 +203,8 @@ class Runtime:
             InstanceBusy: requests are still in flight and must not be cut.
         """
         managed = self.instances.find(request.model_id, request.instance_id)
-        drain_s, cut = request.drain_seconds, request.cut
-        await asyncio.gather(*(self._unloader.unload(m, drain_s, cut=cut) for m in managed))
+        drain_s, force = request.drain_seconds, request.force
+        await asyncio.gather(*(self._unloader.unload(m, drain_s, force=force) for m in managed))
         return UnloadResponse()
 
     def endpoint(self, model_id: str, url_of: Callable[[Instance], str]) -> EndpointResponse:
@@ -273,9 +273,9 @@ class Runtime:
         """Return the current snapshot of an instance."""
         return self.instances[instance].instance
 
-    def record_event(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+    def record_event(self, event: str, level: int = logging.INFO, **fields: object) -> None:
         """Add an entry to the event log."""
-        self.events.record(event, level, **facts)
+        self.events.record(event, level, **fields)
 
     def count_failure(self, instance: InstanceId, kind: str) -> None:
         """Count a failure of an instance's engine: see `EngineFailures`."""

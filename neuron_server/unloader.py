@@ -49,31 +49,31 @@ class Unloader:
         self._before_stop = before_stop
         self._after_stop = after_stop
 
-    async def unload(self, managed: ManagedInstance, drain_s: float, *, cut: bool = True) -> None:
+    async def unload(self, managed: ManagedInstance, drain_s: float, *, force: bool = True) -> None:
         """Drain and stop an instance; return once its memory is measured free.
 
         Args:
             managed: the instance.
             drain_s: seconds to wait for requests in flight.
-            cut: abort requests that are still in flight after that.
+            force: abort requests that are still in flight after that.
 
         Raises:
             InstanceBusy: requests are still in flight and must not be cut.
         """
         if managed.stopping is None:
-            managed.stopping = asyncio.create_task(self._unload(managed, drain_s, cut=cut))
+            managed.stopping = asyncio.create_task(self._unload(managed, drain_s, force=force))
         if not await asyncio.shield(managed.stopping):
             raise InstanceBusy.after_drain(managed.instance.id, drain_s)
 
-    async def _unload(self, managed: ManagedInstance, drain_s: float, *, cut: bool) -> bool:
+    async def _unload(self, managed: ManagedInstance, drain_s: float, *, force: bool) -> bool:
         """Return whether the instance was stopped; a busy one that must not be cut becomes ready again."""
         serving = managed.instance.state is InstanceState.READY
-        if serving and (drain_s > 0 or not cut):
+        if serving and (drain_s > 0 or not force):
             self._host.update(advance(managed.instance, InstanceState.DRAINING))
             idle = await wait_until_idle(
                 self._clock, drain_s, lambda: self._inflight.refresh(managed)
             )
-            if not idle and not cut and managed.instance.state is InstanceState.DRAINING:
+            if not idle and not force and managed.instance.state is InstanceState.DRAINING:
                 managed.stopping = None
                 self._host.update(advance(managed.instance, InstanceState.READY))
                 return False

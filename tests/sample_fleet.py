@@ -145,13 +145,13 @@ def sample_requests() -> RequestList:
 def sample_trail() -> tuple[AuditEntry, ...]:
     """Return the audit entries of a load by an operator."""
     return (
-        AuditEntry(id=1, at=NOW - 40, actor="ada", event="load_asked", facts={"model": LLAMA}),
-        AuditEntry(id=2, at=NOW - 40, actor="cortex", event="evicting", level="warn",
-                   facts={"node": "mule", "victims": "phi-1", "model": LLAMA}),
+        AuditEntry(id=1, at=NOW - 40, actor="ada", event="load_requested", fields={"model": LLAMA}),
+        AuditEntry(id=2, at=NOW - 40, actor="cortex", event="eviction_started", level="warn",
+                   fields={"node": "mule", "victims": "phi-1", "model": LLAMA}),
         AuditEntry(id=3, at=NOW - 30, actor="node mule", event="instance_ready",
-                   facts={"node": "mule", "model": LLAMA, "seconds": "31.2"}),
+                   fields={"node": "mule", "model": LLAMA, "seconds": "31.2"}),
         AuditEntry(id=4, at=NOW - 9, actor="node mule", event="engine_crashed", level="error",
-                   facts={"node": "mule", "instance": "phi-1", "kind": "out of memory"}),
+                   fields={"node": "mule", "instance": "phi-1", "kind": "out of memory"}),
     )  # fmt: skip
 
 

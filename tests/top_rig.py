@@ -89,7 +89,12 @@ class RecordingOperator(Operator):
         self.needs_cross_node = False
         self.found = sample_requests()
         self.plan = plan or PlanView(
-            model="", action="load", node="beast", devices=(1,), device_mb=9_000, why="most room"
+            model="",
+            action="load",
+            node="beast",
+            devices=(1,),
+            device_mb=9_000,
+            reason="most available memory",
         )
 
     @override
@@ -125,14 +130,14 @@ class RecordingOperator(Operator):
 
     def _defrag_plan(self, request: DefragRequest) -> DefragView:
         if self.needs_cross_node and not request.cross_node:
-            return DefragView(why="no moves")
+            return DefragView(reason="no moves")
         move = MoveView(
             instance="gemma-1", model="google/gemma-3-12b", node="beast", device=0,
             to_node="beast", to_device=1, mb=12_000, load_s=8.0, in_flight=0,
         )  # fmt: skip
         return DefragView(
             plan="p1", node="beast", device=0, before_mb=105_800, after_mb=108_000,
-            why="one large block", moves=(move,),
+            reason="one large block", moves=(move,),
         )  # fmt: skip
 
     @override
@@ -153,7 +158,7 @@ class RecordingOperator(Operator):
 def _drain_plan(request: NodeRequest) -> DrainPlan:
     move = PlannedMove(
         instance="gemma-1", model="google/gemma-3-12b", mb=12_000, in_flight=0, load_s=8.0,
-        to_node="mule", to_devices=(1,), why="the tightest room",
+        to_node="mule", to_devices=(1,), reason="least sufficient memory",
     )  # fmt: skip
     return DrainPlan(node=request.node, moves=(move,))
 
@@ -166,7 +171,7 @@ _RESULTS: dict[str, Callable[[Any], object]] = {
     "cordon": lambda request: NodeResult(node=request.node, cordoned=True),
     "uncordon": lambda request: NodeResult(node=request.node, cordoned=False),
     "drain": lambda request: NodeResult(node=request.node, cordoned=True),
-    "defrag": lambda _request: DefragView(why="done", done=True),
+    "defrag": lambda _request: DefragView(reason="done", done=True),
     "cancel": lambda _request: sample_requests().active[0],
 }
 """Results of the operations that do not depend on the state of the operator, by name."""

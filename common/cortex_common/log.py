@@ -48,8 +48,8 @@ def configure_logging(level: str = "info", fmt: LogFormat = "console") -> None:
 def event(log: logging.Logger, name: str, level: int = logging.INFO, **fields: object) -> None:
     """Log one event. Fields whose value is None are omitted."""
     if log.isEnabledFor(level):
-        facts = {k: v for k, v in fields.items() if v is not None}
-        log.log(level, name, extra={"facts": facts}, stacklevel=2)
+        fields = {k: v for k, v in fields.items() if v is not None}
+        log.log(level, name, extra={"fields": fields}, stacklevel=2)
 
 
 def logs_json() -> bool:
@@ -79,7 +79,7 @@ class _JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             "logger": record.name,
         }
-        line |= {k: to_field_value(v) for k, v in getattr(record, "facts", {}).items()}
+        line |= {k: to_field_value(v) for k, v in getattr(record, "fields", {}).items()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -89,8 +89,8 @@ class _ConsoleFormatter(logging.Formatter):
     @override
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        facts = getattr(record, "facts", {}).items()
-        fields = "".join(f" {k}={_quote(to_field_value(v))}" for k, v in facts)
+        fields = getattr(record, "fields", {}).items()
+        fields = "".join(f" {k}={_quote(to_field_value(v))}" for k, v in fields)
         text = f"{time} {level_name(record.levelno):<5} {record.getMessage()}{fields}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 

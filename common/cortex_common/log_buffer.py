@@ -48,7 +48,7 @@ class LogLine(WireModel):
         level: debug, info, warn or error.
         event: stable event name, such as "gateway_listening".
         logger: name of the logger.
-        facts: fields of the event.
+        fields: fields of the event.
         exception: traceback, if there is one.
     """
 
@@ -56,7 +56,7 @@ class LogLine(WireModel):
     level: str
     event: str
     logger: str
-    facts: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
+    fields: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
     exception: str | None = None
 
 
@@ -139,13 +139,13 @@ async def parse_log_lines(chunks: AsyncIterable[str]) -> AsyncIterator[LogLine]:
 
 
 def _to_line(record: logging.LogRecord) -> LogLine:
-    facts = getattr(record, "facts", {})
+    fields = getattr(record, "fields", {})
     exception = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else None
     return LogLine(
         at=record.created,
         level=level_name(record.levelno),
         event=record.getMessage(),
         logger=record.name,
-        facts={name: to_field_value(value) for name, value in facts.items()},
+        fields={name: to_field_value(value) for name, value in fields.items()},
         exception=exception,
     )

@@ -102,5 +102,5 @@ def freeze_startup_objects() -> None:
 def url_of(sock: socket.socket, *, tls: bool) -> str:
     """Return the base URL of a listening socket."""
     host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{shown}:{port}"
+    literal = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{literal}:{port}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cortex_cli.color import Paint, Tone
+from cortex_cli.color import Colors, Tone
 from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, table
 from cortex_common.schema.base import WireModel
@@ -243,6 +243,6 @@ _DIFFERENCES: Sequence[Column[Difference]] = (
 )
 
 
-def format_differences(differences: Sequence[Difference], paint: Paint) -> str:
+def format_differences(differences: Sequence[Difference], colors: Colors) -> str:
     """Return a table of differences."""
-    return table(_DIFFERENCES, differences, paint=paint)
+    return table(_DIFFERENCES, differences, colors=colors)

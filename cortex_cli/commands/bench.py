@@ -104,11 +104,11 @@ def run_document(result: BenchRun, output: OutputFormat) -> str:
 
 
 def _write(result: BenchRun, previous: BenchRun | None, output: OutputFormat) -> None:
-    paint = stdout_paint()
+    colors = stdout_paint()
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
         sys.stdout.write(run_document(result, output) + "\n")
         return
-    sys.stdout.write(format_items(LEVELS, result.levels, output, paint=paint) + "\n")
+    sys.stdout.write(format_items(LEVELS, result.levels, output, colors=colors) + "\n")
     if output.tabular:
         notify("times in milliseconds")
         if result.cold_load_s is not None:
@@ -116,7 +116,7 @@ def _write(result: BenchRun, previous: BenchRun | None, output: OutputFormat) ->
             sys.stdout.write(f"\ncold start to first token: {duration}\n")
         if previous is not None:
             differences = compare_runs(previous, result)
-            sys.stdout.write(f"\n{format_differences(differences, paint)}\n")
+            sys.stdout.write(f"\n{format_differences(differences, colors)}\n")
 
 
 async def _bench(

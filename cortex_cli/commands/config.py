@@ -74,15 +74,15 @@ def check(
 
 
 def _write_report(path: Path, report: FileReport) -> None:
-    paint = stderr_paint()
+    colors = stderr_paint()
     for line in report.errors:
-        notify(f"{paint.bad('error:')} {line}")
+        notify(f"{colors.bad('error:')} {line}")
     for hint in report.hints:
-        notify(f"{paint.hint('hint:')} {hint}")
+        notify(f"{colors.hint('hint:')} {hint}")
     for line in report.warnings:
-        notify(f"{paint.warn('warning:')} {path}: {line}")
+        notify(f"{colors.warn('warning:')} {path}: {line}")
     for line in report.skipped:
-        notify(f"{paint.hint('note:')} {line}")
+        notify(f"{colors.hint('note:')} {line}")
     if not report.errors:
         sys.stdout.write(f"{path}: ok\n")
 

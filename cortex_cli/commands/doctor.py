@@ -10,7 +10,7 @@ import typer
 
 from cortex_cli import completion, options
 from cortex_cli.client import fetch_fleet, run, target
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.config_files import ConfigFile, read_any, system_file
 from cortex_cli.doctor.checks import fleet_checks, host_checks
 from cortex_cli.doctor.clients import Client
@@ -108,7 +108,7 @@ def _check_fleet(gateway: str | None) -> list[Finding]:
         where = target(gateway, os.environ)
         fleet = run(fetch_fleet(gateway))
     except CortexError as failure:
-        lines = describe(failure, Paint()).splitlines()
+        lines = describe(failure, Colors()).splitlines()
         hint = lines[-1].removeprefix("hint: ") if len(lines) > 1 else ""
         return [error("gateway", failure.message, hint)]
     return [ok("gateway", where.url), *fleet_checks(fleet, __version__)]

@@ -80,16 +80,16 @@ async def _follow(
     replay: bool,
 ) -> None:
     """Write entries as they arrive; with `replay`, the past ones first."""
-    paint = stdout_paint()
+    colors = stdout_paint()
     async with aclosing(fleet_updates(gateway, replay=replay)) as updates:
         async for update in updates:
             if isinstance(update, ConnectionLost):
                 report_lost(update)
             elif isinstance(update, AuditEntry) and matches(update):
                 text = (
-                    entry_line(update, paint)
+                    entry_line(update, colors)
                     if output.tabular
-                    else format_items(EVENTS, [update], output.streaming, paint=paint)
+                    else format_items(EVENTS, [update], output.streaming, colors=colors)
                 )
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

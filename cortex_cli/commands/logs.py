@@ -108,14 +108,14 @@ async def _follow(
     matches: LinePredicate,
     output: OutputFormat,
 ) -> None:
-    paint = stdout_paint()
+    colors = stdout_paint()
     async with client.daemon_log(source.node, lines=tail, follow=True) as stream:
         async for line in stream:
             if matches(line):
                 text = (
-                    format_line(line, paint)
+                    format_line(line, colors)
                     if output.tabular
-                    else format_items(LOG_LINES, [line], output.streaming, paint=paint)
+                    else format_items(LOG_LINES, [line], output.streaming, colors=colors)
                 )
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

@@ -60,12 +60,12 @@ def ls(
         return in_flight + finished
 
     if watch:
-        paint = stdout_paint()
+        colors = stdout_paint()
 
         def draw(requests: RequestList) -> str:
             rows = select(requests)
             return format_items(
-                REQUESTS, rows, selected.streaming, paint=paint, headers=not no_headers
+                REQUESTS, rows, selected.streaming, colors=colors, headers=not no_headers
             )
 
         run(poll(gateway, lambda client: client.requests(fetched), draw, REQUESTS.empty_text))

@@ -10,7 +10,7 @@ import typer
 
 from cortex_cli import options
 from cortex_cli.client import fetch_fleet, run, target
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.error_exit import describe
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, stderr_paint, stdout_paint
@@ -80,16 +80,16 @@ def list_versions(fleet: FleetSnapshot | None, url: str | None) -> list[Componen
     return versions
 
 
-def _format(versions: list[ComponentVersion], output: OutputFormat, paint: Paint) -> str:
+def _format(versions: list[ComponentVersion], output: OutputFormat, colors: Colors) -> str:
     own = versions[0].version
     if output.tabular:
-        return "\n".join(_line(v, own, paint) for v in versions)
+        return "\n".join(_line(v, own, colors) for v in versions)
     if output is OutputFormat.NAME:
         return own
-    return format_items(VERSIONS, versions, output, paint=paint)
+    return format_items(VERSIONS, versions, output, colors=colors)
 
 
-def _line(component: ComponentVersion, own: str, paint: Paint) -> str:
+def _line(component: ComponentVersion, own: str, colors: Colors) -> str:
     part, name, number = component
-    differs = "" if number in {own, _UNKNOWN} else paint.warn("  differs from the command")
+    differs = "" if number in {own, _UNKNOWN} else colors.warn("  differs from the command")
     return f"{part} {name} {number}{differs}"

@@ -7,7 +7,7 @@ import asyncio
 from typing_extensions import override
 
 from cortex_cli.client import Target
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.doctor.clients import Client
 from cortex_cli.doctor.findings import Finding, error, ok
 from cortex_cli.doctor.probe import InvalidResponse
@@ -65,7 +65,7 @@ async def probe_client(target: Target, client: Client, name: str | None) -> list
         except InvalidResponse as invalid:
             return [error("model list", str(invalid), "`cortex models ls` lists the models")]
         except UpstreamFailed as failure:
-            return [error("gateway", failure.message, describe(failure, Paint()).splitlines()[-1])]
+            return [error("gateway", failure.message, describe(failure, Colors()).splitlines()[-1])]
 
 
 async def _find_model(

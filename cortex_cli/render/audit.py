@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from cortex_cli.color import Paint, Tone
+from cortex_cli.color import Colors, Tone
 from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable
 from cortex_common.schema.audit import AuditEntry
@@ -20,18 +20,18 @@ def entry_tone(entry: AuditEntry) -> Tone | None:
 
 
 def facts_line(entry: AuditEntry) -> str:
-    """Return the facts of an entry: "model=qwen3-32b node=beast why=most room"."""
-    return printable(" ".join(f"{name}={value}" for name, value in entry.facts.items() if value))
+    """Return the fields of an entry: "model=qwen3-32b node=beast reason=most free memory"."""
+    return printable(" ".join(f"{name}={value}" for name, value in entry.fields.items() if value))
 
 
 def _time(entry: AuditEntry) -> str:
     return datetime.fromtimestamp(entry.at).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def entry_line(entry: AuditEntry, paint: Paint) -> str:
+def entry_line(entry: AuditEntry, colors: Colors) -> str:
     """Return an entry as a line, for `--watch`."""
-    event = paint.tone(f"{printable(entry.event):<18}", entry_tone(entry))
-    return f"{paint.dim(_time(entry))}  {event}  {printable(entry.actor):<10}  {facts_line(entry)}"
+    event = colors.tone(f"{printable(entry.event):<18}", entry_tone(entry))
+    return f"{colors.dim(_time(entry))}  {event}  {printable(entry.actor):<10}  {facts_line(entry)}"
 
 
 EVENTS: ListKind[AuditEntry] = ListKind(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cortex_cli.color import Paint, Tone
+from cortex_cli.color import Colors, Tone
 from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DefragView, DeviceCapacityView, MoveView, RestartView
@@ -28,7 +28,7 @@ DEFRAGS: ListKind[DefragView] = ListKind("DefragList", (), lambda d: d.plan, "no
 def headline(defrag: DefragView) -> str:
     """Return the gain in one line."""
     if not defrag.moves:
-        return printable(defrag.why)
+        return printable(defrag.reason)
     verb, was = ("made", "was") if defrag.done else ("would make", "is")
     took = f" in {format_duration(defrag.seconds)}" if defrag.seconds is not None else ""
     plural = "s" * (len(defrag.moves) != 1)
@@ -50,17 +50,17 @@ def restart_line(restart: RestartView) -> str:
     """Return one restart as a sentence."""
     models = ", ".join(restart.models) or "nothing"
     if not restart.chosen:
-        return printable(f"{restart.node}/{restart.harness} is not restarted: {restart.why}")
+        return printable(f"{restart.node}/{restart.harness} is not restarted: {restart.reason}")
     return printable(
         f"restarts {restart.harness} on {restart.node} and reloads {models}"
-        f" (about {format_duration(restart.interruption_s)}, requests wait): {restart.why}"
+        f" (about {format_duration(restart.interruption_s)}, requests wait): {restart.reason}"
     )
 
 
-def _free_line(device: DeviceCapacityView, paint: Paint) -> str:
+def _free_line(device: DeviceCapacityView, colors: Colors) -> str:
     def bar(available: int) -> str:
         free = round(_BAR * available / device.total_mb) if device.total_mb else 0
-        return "#" * (_BAR - free) + paint.good("." * free)
+        return "#" * (_BAR - free) + colors.good("." * free)
 
     return (
         f"{device.node}/{device.device}  [{bar(device.before_mb)}] {format_mib(device.before_mb):>6} free"
@@ -68,14 +68,14 @@ def _free_line(device: DeviceCapacityView, paint: Paint) -> str:
     )
 
 
-def defrag_text(defrag: DefragView, paint: Paint) -> str:
+def defrag_text(defrag: DefragView, colors: Colors) -> str:
     """Return the whole text."""
-    lines = [paint.tone(headline(defrag), Tone.GOOD if defrag.moves else None)]
+    lines = [colors.tone(headline(defrag), Tone.GOOD if defrag.moves else None)]
     if defrag.moves:
-        lines += ["", table(_MOVES, defrag.moves, paint=paint)]
+        lines += ["", table(_MOVES, defrag.moves, colors=colors)]
     changed = [d for d in defrag.devices if d.before_mb != d.after_mb]
     if changed:
-        lines += ["", *(_free_line(d, paint) for d in changed)]
+        lines += ["", *(_free_line(d, colors) for d in changed)]
     if defrag.restarts:
         lines += ["", *(restart_line(r) for r in defrag.restarts)]
     if defrag.plan and not defrag.done:

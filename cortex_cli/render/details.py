@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.render.fleet import (
     DEVICES,
     INSTANCES,
@@ -94,16 +94,18 @@ def _state(request: RequestView) -> str:
 def _decision_line(decision: DecisionView) -> str:
     waited = format_duration(decision.waited_s)
     if decision.instance is None:
-        return f"waited {waited} without success: {decision.why}"
+        return f"waited {waited} without success: {decision.reason}"
     evicted = f", after evicting {', '.join(decision.evicted)}" if decision.evicted else ""
-    return f"waited {waited} for {decision.instance}, placed there because {decision.why}{evicted}"
+    return (
+        f"waited {waited} for {decision.instance}, placed there because {decision.reason}{evicted}"
+    )
 
 
-def node_text(node: NodeView, snapshot: FleetSnapshot, paint: Paint) -> str:
+def node_text(node: NodeView, snapshot: FleetSnapshot, colors: Colors) -> str:
     """Return the details of a node: facts, devices and instances."""
     seen = format_duration(max(0.0, snapshot.at - node.seen_at)) if node.seen_at else ""
     facts = [
-        ("state", paint.tone(node.state.value, state_tone(node.state))),
+        ("state", colors.tone(node.state.value, state_tone(node.state))),
         ("reason", node.reason or ""),
         ("cordoned", "yes: no new instances are placed on it" if node.cordoned else ""),
         ("last seen", f"{seen} ago" if seen else ""),
@@ -119,10 +121,10 @@ def node_text(node: NodeView, snapshot: FleetSnapshot, paint: Paint) -> str:
     devices = [r for r in device_rows(snapshot) if r.node == node.name]
     instances = [r for r in instance_rows(snapshot) if r.instance.node == node.name]
     if devices:
-        parts.append(table(DEVICES.columns, devices, paint=paint))
+        parts.append(table(DEVICES.columns, devices, colors=colors))
     if instances:
-        parts.append(table(INSTANCES.columns, instances, paint=paint, wide=True))
-    return f"{paint.bold(node.name)}\n" + "\n\n".join(parts)
+        parts.append(table(INSTANCES.columns, instances, colors=colors, wide=True))
+    return f"{colors.bold(node.name)}\n" + "\n\n".join(parts)
 
 
 def _printable_fact(value: str) -> str:
@@ -142,13 +144,13 @@ _MEASURED: Sequence[Column[SizeMeasurement]] = (
 
 
 def model_text(
-    detail: ModelDetail, view: ModelView | None, snapshot: FleetSnapshot, paint: Paint
+    detail: ModelDetail, view: ModelView | None, snapshot: FleetSnapshot, colors: Colors
 ) -> str:
     """Return the details of a model: facts, instances with the reason for their placement, and measurements."""
     facts = [("harness", detail.harness), ("priority", str(detail.priority or ""))]
     if view is not None:
         facts = [
-            ("state", paint.tone(view.state.value, state_tone(view.state))),
+            ("state", colors.tone(view.state.value, state_tone(view.state))),
             ("aliases", ", ".join(view.aliases)),
             *facts,
             ("context", str(view.context or "")),
@@ -171,13 +173,13 @@ def model_text(
     width = max(len(k) for k, _ in present)
     blocks = [
         "\n".join(
-            [paint.bold(detail.model), *(f"{paint.dim(k.ljust(width))}  {v}" for k, v in present)]
+            [colors.bold(detail.model), *(f"{colors.dim(k.ljust(width))}  {v}" for k, v in present)]
         )
     ]
     if rows := [r for r in instance_rows(snapshot) if r.instance.model == detail.model]:
-        blocks.append(table(INSTANCES.columns[1:], rows, paint=paint, wide=True))
+        blocks.append(table(INSTANCES.columns[1:], rows, colors=colors, wide=True))
     if detail.measured:
-        blocks.append(table(_MEASURED, detail.measured, paint=paint))
+        blocks.append(table(_MEASURED, detail.measured, colors=colors))
     return "\n\n".join(blocks)
 
 

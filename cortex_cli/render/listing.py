@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.render.formats import to_yaml
 from cortex_cli.render.json_values import to_plain
 from cortex_cli.render.table import Column, table
@@ -63,7 +63,7 @@ def format_items(
     items: Sequence[Item],
     output: OutputFormat,
     *,
-    paint: Paint,
+    colors: Colors,
     headers: bool = True,
 ) -> str:
     """Return the items in a format, without a final newline; empty for an empty table."""
@@ -72,7 +72,7 @@ def format_items(
             if not items:
                 return ""
             wide = output is OutputFormat.WIDE
-            return table(kind.columns, items, paint=paint, headers=headers, wide=wide)
+            return table(kind.columns, items, colors=colors, headers=headers, wide=wide)
         case OutputFormat.NAME:
             return "\n".join(kind.name(item) for item in items)
         case OutputFormat.JSONL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from cortex_cli.color import Paint, Tone
+from cortex_cli.color import Colors, Tone
 from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable
 from cortex_common.log_buffer import LogLine
@@ -24,8 +24,8 @@ def _tone(line: LogLine) -> Tone | None:
 
 
 def _details(line: LogLine) -> str:
-    facts = " ".join(f"{name}={value}" for name, value in line.facts.items())
-    return printable(facts)
+    fields = " ".join(f"{name}={value}" for name, value in line.fields.items())
+    return printable(fields)
 
 
 _CONTROL_CODES = re.compile(
@@ -33,21 +33,21 @@ _CONTROL_CODES = re.compile(
 )
 
 
-def format_engine_line(line: str, paint: Paint) -> str:
+def format_engine_line(line: str, colors: Colors) -> str:
     """Return a line of an engine's log without control codes, except for colors where these are enabled."""
 
     def replace(code: re.Match[str]) -> str:
         if len(code[0]) == 1:
             return " "
-        return code[1] if code[1] and paint.enabled else ""
+        return code[1] if code[1] and colors.enabled else ""
 
     return _CONTROL_CODES.sub(replace, line)
 
 
-def format_line(line: LogLine, paint: Paint) -> str:
+def format_line(line: LogLine, colors: Colors) -> str:
     """Return a line with its traceback below it."""
-    level = paint.tone(f"{line.level.upper():<5}", _tone(line))
-    text = f"{paint.dim(_time(line))} {level} {printable(line.event)} {_details(line)}".rstrip()
+    level = colors.tone(f"{line.level.upper():<5}", _tone(line))
+    text = f"{colors.dim(_time(line))} {level} {printable(line.event)} {_details(line)}".rstrip()
     traceback = [f"    {printable(row)}" for row in (line.exception or "").splitlines()]
     return "\n".join([text, *traceback])
 

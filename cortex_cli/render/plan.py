@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cortex_cli.color import Paint, Tone
+from cortex_cli.color import Colors, Tone
 from cortex_cli.render.fleet import device_list
 from cortex_cli.render.listing import ListKind
 from cortex_cli.render.table import Column, printable, table
@@ -55,8 +55,8 @@ DRAIN_PLANS: ListKind[DrainPlan] = ListKind("DrainPlanList", (), lambda d: d.nod
 def headline(plan: PlanView) -> str:
     """Return what would be done in one line."""
     text = _HEADLINES.get(plan.action, "{model}: " + plan.action)
-    why = f": {plan.why}" if plan.why else ""
-    return printable(text.format(model=plan.model, place=place(plan)) + why)
+    reason = f": {plan.reason}" if plan.reason else ""
+    return printable(text.format(model=plan.model, place=place(plan)) + reason)
 
 
 def eviction_line(eviction: PlannedEviction) -> str:
@@ -78,22 +78,22 @@ def drain_text(plan: DrainPlan) -> str:
 def _move_line(move: PlannedMove) -> str:
     busy = f", after {move.in_flight} requests in flight" if move.in_flight else ""
     if move.to_node is None:
-        return printable(f"unloads {move.model} ({format_mib(move.mb)}){busy}: {move.why}")
+        return printable(f"unloads {move.model} ({format_mib(move.mb)}){busy}: {move.reason}")
     devices = device_list(move.to_devices)
     where = f"{move.to_node}/{devices}" if devices else move.to_node
     took = f" in about {format_duration(move.load_s)}" if move.load_s is not None else ""
     return printable(
-        f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.why}"
+        f"moves {move.model} ({format_mib(move.mb)}) to {where}{took}{busy}: {move.reason}"
     )
 
 
-def plan_text(plan: PlanView, paint: Paint) -> str:
+def plan_text(plan: PlanView, colors: Colors) -> str:
     """Return the whole plan with the verdict on each device."""
     good = plan.action in {"serve", "join", "load"}
-    lines = [paint.tone(headline(plan), Tone.GOOD if good else Tone.BAD)]
+    lines = [colors.tone(headline(plan), Tone.GOOD if good else Tone.BAD)]
     if plan.device_mb is not None:
         lines.append(f"needs {format_mib(plan.device_mb)} on each device ({plan.size_source})")
     lines += [eviction_line(e) for e in plan.evictions]
     if plan.ledger:
-        lines += ["", table(_LEDGER, plan.ledger, paint=paint)]
+        lines += ["", table(_LEDGER, plan.ledger, colors=colors)]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from cortex_cli.color import Paint, Tone
+from cortex_cli.color import Colors, Tone
 
 Row = TypeVar("Row")
 
@@ -32,7 +32,7 @@ class Column(Generic[Row]):
         title: title in the header, in upper case.
         cell: returns the text of a row's cell.
         right: whether the cells are right-aligned, for numbers.
-        wide: whether the column is shown by `-o wide` only.
+        wide: whether the column is visible by `-o wide` only.
         tone: returns the color of a row's cell.
     """
 
@@ -47,18 +47,18 @@ def table(
     columns: Sequence[Column[Row]],
     rows: Iterable[Row],
     *,
-    paint: Paint,
+    colors: Colors,
     headers: bool = True,
     wide: bool = False,
 ) -> str:
     """Return one line per row, with two spaces between columns and without truncation."""
-    shown = [c for c in columns if wide or not c.wide]
+    visible = [c for c in columns if wide or not c.wide]
     lines: list[list[tuple[str, Tone | None]]] = []
     if headers:
-        lines.append([(c.title, Tone.DIM) for c in shown])
-    lines += [[_cell(column, row) for column in shown] for row in rows]
-    widths = [max((len(line[i][0]) for line in lines), default=0) for i in range(len(shown))]
-    return "\n".join(_line(line, shown, widths, paint) for line in lines)
+        lines.append([(c.title, Tone.DIM) for c in visible])
+    lines += [[_cell(column, row) for column in visible] for row in rows]
+    widths = [max((len(line[i][0]) for line in lines), default=0) for i in range(len(visible))]
+    return "\n".join(_line(line, visible, widths, colors) for line in lines)
 
 
 def _cell(column: Column[Row], row: Row) -> tuple[str, Tone | None]:
@@ -70,11 +70,11 @@ def _line(
     cells: Sequence[tuple[str, Tone | None]],
     columns: Sequence[Column[Row]],
     widths: Sequence[int],
-    paint: Paint,
+    colors: Colors,
 ) -> str:
     parts = []
     for (text, tone), column, width in zip(cells, columns, widths, strict=True):
         gap = " " * (width - len(text))
-        colored = paint.tone(text, tone)
+        colored = colors.tone(text, tone)
         parts.append(gap + colored if column.right else colored + gap)
     return "  ".join(parts).rstrip()

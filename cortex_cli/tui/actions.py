@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from rich.text import Text
 from textual.app import App
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.render.defrag import headline as defrag_headline
 from cortex_cli.render.defrag import move_line, restart_line
 from cortex_cli.render.plan import drain_text, eviction_line, headline, plan_text
@@ -119,7 +119,7 @@ class FleetActions:
             if plan.action == "serve":
                 self.notify(headline(plan))
             elif plan.action not in _FEASIBLE:
-                self._app.push_screen(Page(plan.model, Text(plan_text(plan, Paint()))))
+                self._app.push_screen(Page(plan.model, Text(plan_text(plan, Colors()))))
         feasible = [plan for plan in plans if plan.action in _FEASIBLE]
         if not feasible or not await self._confirm_load(feasible):
             return
@@ -252,7 +252,7 @@ class FleetActions:
         if plan is None:
             return
         if not plan.plan:
-            self.notify(plan.why, title=line)
+            self.notify(plan.reason, title=line)
             return
         self._show_ghosts([Ghost(m.to_node, m.to_device, m.model, m.mb) for m in plan.moves])
         try:

@@ -21,33 +21,33 @@ _KEY_LABELS = {
 }
 
 
-def _key(keys: str, action: str, description: str, *, shown: bool = False) -> Binding:
-    return Binding(keys, action, description, show=shown, id=action.replace("_", "-"))
+def _key(keys: str, action: str, description: str, *, in_footer: bool = False) -> Binding:
+    return Binding(keys, action, description, show=in_footer, id=action.replace("_", "-"))
 
 
 KEYS: list[BindingType] = [
     # First, so that the narrowest screen shows it: it leads to all others.
-    _key("question_mark", "keys", "keys", shown=True),
-    _key("l", "load", "load", shown=True),
-    _key("u", "unload", "unload", shown=True),
-    _key("p", "pin", "pin", shown=True),
-    _key("e", "evict", "evict", shown=True),
+    _key("question_mark", "keys", "keys", in_footer=True),
+    _key("l", "load", "load", in_footer=True),
+    _key("u", "unload", "unload", in_footer=True),
+    _key("p", "pin", "pin", in_footer=True),
+    _key("e", "evict", "evict", in_footer=True),
     _key("c", "cordon", "cordon the node"),
-    _key("D", "defrag", "defrag", shown=True),
-    _key("X", "cancel", "cancel the request", shown=True),
-    _key("L", "logs", "logs", shown=True),
-    _key("d,enter", "describe", "describe", shown=True),
-    _key("slash", "filter", "filter", shown=True),
-    _key("s", "sort", "sort", shown=True),
+    _key("D", "defrag", "defrag", in_footer=True),
+    _key("X", "cancel", "cancel the request", in_footer=True),
+    _key("L", "logs", "logs", in_footer=True),
+    _key("d,enter", "describe", "describe", in_footer=True),
+    _key("slash", "filter", "filter", in_footer=True),
+    _key("s", "sort", "sort", in_footer=True),
     _key("S", "reverse", "reverse the order"),
     _key("space", "mark", "mark"),
     _key("y", "json", "show as JSON"),
-    _key("f", "freeze", "freeze", shown=True),
+    _key("f", "freeze", "freeze", in_footer=True),
     _key("r", "redraw", "redraw"),
     _key("plus", "faster", "draw more often"),
     _key("minus", "slower", "draw less often"),
     _key("z", "zoom", "models only"),
-    _key("colon", "command", "command", shown=True),
+    _key("colon", "command", "command", in_footer=True),
     _key("escape", "leave", "back"),
     Binding("1", "view('overview')", "overview", show=False, id="view-overview"),
     Binding("2", "view('models')", "models", show=False, id="view-models"),
@@ -56,7 +56,7 @@ KEYS: list[BindingType] = [
     Binding("5", "view('events')", "events", show=False, id="view-events"),
     Binding("j,down", "move(1)", "down", show=False, id="down"),
     Binding("k,up", "move(-1)", "up", show=False, id="up"),
-    _key("q", "quit", "quit", shown=True),
+    _key("q", "quit", "quit", in_footer=True),
 ]
 
 FLEET_ACTIONS = frozenset(operation.name for operation in OPERATIONS if operation.changes)

@@ -117,7 +117,7 @@ class MainView(Vertical):
         """Draw the summary line and, when the gateway is lost, the banner below it."""
         lost = frame.lost
         if self.has_class("lost") != (lost is not None):
-            self._banner.set_class(lost is not None, "shown")
+            self._banner.set_class(lost is not None, "visible")
             self.set_class(lost is not None, "lost")
             # Actions that need the gateway are greyed.
             self.screen.refresh_bindings()
@@ -138,8 +138,8 @@ class MainView(Vertical):
             self._detail.show(model.id, facts_text(facts))
 
 
-def _table_title(choice: Choice, shown: int, total: int) -> str:
+def _table_title(choice: Choice, visible: int, total: int) -> str:
     order = " reversed" if choice.reverse else ""
     words = f" /{choice.words}" if choice.words else ""
     marked = f" {len(choice.marked)} marked" if choice.marked else ""
-    return f"models {shown}/{total}{words} by {choice.sort}{order}{marked}"
+    return f"models {visible}/{total}{words} by {choice.sort}{order}{marked}"

@@ -93,4 +93,4 @@ class Membership:
 def _report(task: asyncio.Task[None]) -> None:
     """Log a watcher that ended by itself, which is a bug."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("task_failed", exc_info=error, extra={"facts": {"task": task.get_name()}})
+        log.error("task_failed", exc_info=error, extra={"fields": {"task": task.get_name()}})

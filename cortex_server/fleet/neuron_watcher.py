@@ -68,5 +68,5 @@ class NeuronWatcher:
 
     def _forward_to_log(self, entry: LifecycleEntry) -> None:
         """Log an event of the node here as well, so that the gateway's log covers the whole fleet."""
-        facts = {"node": self._node, **entry.facts}
-        log.log(LEVELS[entry.level], entry.event, extra={"facts": facts})
+        fields = {"node": self._node, **entry.fields}
+        log.log(LEVELS[entry.level], entry.event, extra={"fields": fields})

@@ -203,8 +203,8 @@ class Controller(Effects):
         instances: Iterable[InstanceView],
         drain_s: float,
         *,
-        whole: bool,
-        why: str = "operator",
+        cancel_requests: bool,
+        reason: str = "operator",
     ) -> None:
         """Drain and unload instances of a model.
 
@@ -212,8 +212,8 @@ class Controller(Effects):
             model: the model's id.
             instances: the instances.
             drain_s: how long their requests may continue. An operator's unload then cuts those of other gateways.
-            whole: the model is not wanted until it is requested again; requests that wait for it fail.
-            why: the reason in one word, for log and metrics; see `Counters.unloads`.
+            cancel_requests: the model is not wanted until it is requested again; requests that wait for it fail.
+            reason: the reason in one word, for log and metrics; see `Counters.unloads`.
 
         Raises:
             InstanceBusy: requests continued for longer; nothing was unloaded.
@@ -225,18 +225,18 @@ class Controller(Effects):
             raise Conflict(
                 f"{model!r} is served by upstream {requested[0].node}, where cortex cannot unload it"
             )
-        if whole:
+        if cancel_requests:
             self.desired_state.unloaded_models.add(model)
             self._post(lambda _now: self._scheduler.cancel_model(model))
         try:
             with self._placement_view.unloading(v.id for v in views):
-                await self._executor.remove(views, drain_s, why, cut=why == "operator")
+                await self._executor.remove(views, drain_s, reason, force=reason == "operator")
         except CortexError:
-            if whole:
+            if cancel_requests:
                 self.desired_state.unloaded_models.discard(model)
             raise
         else:
-            if whole:  # a concurrent unload that failed may have removed it
+            if cancel_requests:  # a concurrent unload that failed may have removed it
                 self.desired_state.unloaded_models.add(model)
         finally:
             self._wakeup.set()
@@ -355,8 +355,10 @@ class Controller(Effects):
         """Return the fleet as operators see it: with pins, the reasons for placements, and when idle models unload."""
         snapshot = with_pins(self._fleet.snapshot, self.pins)
         failures, now = self._scheduler.failures.failed_models, self._clock.monotonic()
-        why = self.decision_log.load_reasons
-        return with_reasons(snapshot, why, self._model_configs, self.desired_state, failures, now)
+        reason = self.decision_log.load_reasons
+        return with_reasons(
+            snapshot, reason, self._model_configs, self.desired_state, failures, now
+        )
 
     @property
     def drain_timeout_s(self) -> float:

@@ -36,7 +36,7 @@ class DecisionLog:
     @property
     def load_reasons(self) -> Mapping[InstanceId, str]:
         """Why each instance of this gateway is where it is."""
-        return {i: load.why for i, load in self._loads.items()}
+        return {i: load.reason for i, load in self._loads.items()}
 
     def record_wait(
         self,
@@ -64,7 +64,7 @@ class DecisionLog:
             model=model,
             waited_s=round(seconds, 3),
             instance=instance,
-            why=load.why if load is not None else otherwise,
+            reason=load.reason if load is not None else otherwise,
             evicted=load.evictions if load is not None else (),
         )
         self.add(request, decision)

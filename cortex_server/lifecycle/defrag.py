@@ -102,7 +102,9 @@ class DefragRunner:
             model_config, key, timeout_s=max(60.0, move.seconds * 5)
         )
         views = [i for i in self._fleet.snapshot.instances() if i.id == move.instance]
-        await self._controller.unload(move.model, views, drain_s, whole=False, why="defrag")
+        await self._controller.unload(
+            move.model, views, drain_s, cancel_requests=False, reason="defrag"
+        )
 
     def _plan(self, request: DefragRequest) -> _Planned:
         cluster = self._controller.planning.cluster()
@@ -147,9 +149,9 @@ class _Planned:
 
 
 def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
-    why = restart.blocker or "loading its models would exceed the time budget"
+    reason = restart.blocker or "loading its models would exceed the time budget"
     if chosen:
-        why = f"{restart.cycles} loads and unloads have fragmented its memory"
+        reason = f"{restart.cycles} loads and unloads have fragmented its memory"
     return RestartView(
         node=restart.node,
         harness=restart.harness,
@@ -158,7 +160,7 @@ def _restart_view(restart: Restart, *, chosen: bool) -> RestartView:
         in_flight=restart.in_flight,
         interruption_s=restart.seconds,
         chosen=chosen,
-        why=why,
+        reason=reason,
     )
 
 
@@ -170,14 +172,14 @@ def _view(
         scope = (
             "" if cross_node else " on one node; --cross-node also considers moves between nodes"
         )
-        return DefragView(why=f"no moves within the budget create {size}{scope}")
+        return DefragView(reason=f"no moves within the budget create {size}{scope}")
     if not plan.moves:
         return DefragView(
             node=plan.node,
             device=plan.device,
             before_mb=plan.before_mb,
             after_mb=plan.after_mb,
-            why="such a block exists already",
+            reason="such a block exists already",
         )
     change_mb: dict[tuple[str, int], int] = {}
     for m in plan.moves:
@@ -201,7 +203,7 @@ def _view(
         device=plan.device,
         before_mb=plan.before_mb,
         after_mb=plan.after_mb,
-        why=f"{len(plan.moves)} moves create {plan.after_mb} MiB on {plan.node}/{plan.device}",
+        reason=f"{len(plan.moves)} moves create {plan.after_mb} MiB on {plan.node}/{plan.device}",
         moves=tuple(
             MoveView(
                 instance=m.instance,

@@ -141,7 +141,9 @@ class EngineRestarts:
                 and not view.in_flight
                 and not self._controller.waiting_requests(view.model)
             ):
-                await self._controller.unload(view.model, (view,), 0.0, whole=False, why="defrag")
+                await self._controller.unload(
+                    view.model, (view,), 0.0, cancel_requests=False, reason="defrag"
+                )
 
     async def _wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until a condition on the fleet holds; return whether it did in time."""

@@ -96,15 +96,15 @@ class Executor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def remove(
-        self, instances: Iterable[InstanceView], drain_s: float, why: str, *, cut: bool
+        self, instances: Iterable[InstanceView], drain_s: float, reason: str, *, force: bool
     ) -> None:
         """Drain instances, then unload them.
 
         Args:
             instances: the instances.
             drain_s: how long their requests may continue.
-            why: the reason in one word.
-            cut: end requests of other gateways that are still running then.
+            reason: the reason in one word.
+            force: end requests of other gateways that are still running then.
 
         Raises:
             InstanceBusy: one had requests for longer than `drain_s`; if they were this gateway's, nothing was unloaded.
@@ -113,7 +113,8 @@ class Executor:
         views, owner = tuple(instances), object()
         await self._drain(tuple(v.id for v in views), drain_s, owner)
         outcomes = await asyncio.gather(
-            *(self._unload(v, drain_s, why, owner, cut=cut) for v in views), return_exceptions=True
+            *(self._unload(v, drain_s, reason, owner, force=force) for v in views),
+            return_exceptions=True,
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -132,7 +133,7 @@ class Executor:
         """
         instances, owner = tuple(i.id for i in restart.instances), object()
         await self._drain(instances, drain_s, owner)
-        request = RestartRequest(min_cycles=restart.cycles, cut=False)
+        request = RestartRequest(min_cycles=restart.cycles, force=False)
         try:
             return await self.client(restart.node).restart(restart.harness, request)
         finally:
@@ -177,7 +178,7 @@ class Executor:
             self._evictions.pop(order.instance, None)
             while remaining:
                 current = remaining[0].id
-                await self._unload(remaining[0], drain_s, "eviction", order.instance, cut=False)
+                await self._unload(remaining[0], drain_s, "eviction", order.instance, force=False)
                 remaining.pop(0)
         except InstanceBusy as busy:
             self._events.eviction_failed(order.instance, InstanceId(busy.details["instance"]))
@@ -224,10 +225,10 @@ class Executor:
         self._fleet.metrics.counters.drains["idle"] += 1
 
     async def _unload(
-        self, view: InstanceView, drain_s: float, why: str, owner: object, *, cut: bool
+        self, view: InstanceView, drain_s: float, reason: str, owner: object, *, force: bool
     ) -> None:
         request = UnloadRequest(
-            model_id=view.model, instance_id=view.id, drain_seconds=drain_s, cut=cut
+            model_id=view.model, instance_id=view.id, drain_seconds=drain_s, force=force
         )
         try:
             await self.client(view.node).unload(request)
@@ -236,13 +237,22 @@ class Executor:
                 self._reopen((view.id,), owner)
                 raise
         self._draining_for.pop(view.id, None)
-        self._fleet.metrics.counters.unloads[view.node, why] += 1
-        event(log, "instance_unloaded", node=view.node, model=view.model, instance=view.id, why=why)
+        self._fleet.metrics.counters.unloads[view.node, reason] += 1
+        event(
+            log,
+            "instance_unloaded",
+            node=view.node,
+            model=view.model,
+            instance=view.id,
+            reason=reason,
+        )
         self._events.removed(view.id)
 
     async def _cancel_load(self, order: LoadOrder) -> None:
         node, instance, model = order.plan.node, order.instance, ModelId(order.model_config.id)
-        request = UnloadRequest(model_id=model, instance_id=instance, drain_seconds=0.0, cut=False)
+        request = UnloadRequest(
+            model_id=model, instance_id=instance, drain_seconds=0.0, force=False
+        )
         try:
             await self.client(node).unload(request)
         except CortexError as error:
@@ -264,7 +274,7 @@ class Executor:
             devices=plan.devices,
             model=order.model_config.id,
             instance=order.instance,
-            why=plan.why,
+            reason=plan.reason,
         )
         try:
             answer = await self.client(plan.node).load(spec, known=order.known_instances)

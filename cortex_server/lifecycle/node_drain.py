@@ -60,7 +60,7 @@ class NodeDrain:
                     mb=view.vram_used_mb,
                     in_flight=view.in_flight,
                     load_s=self._controller.measurements.load_seconds(view.model),
-                    why=decision.why
+                    reason=decision.reason
                     if isinstance(decision, Load | Wait)
                     else "no other node has room for a copy",
                 )
@@ -115,7 +115,7 @@ class NodeDrain:
             if not self._is_cordoned(view.node):
                 return "kept"
         try:
-            await self._controller.unload(view.model, (view,), drain_s, whole=False)
+            await self._controller.unload(view.model, (view,), drain_s, cancel_requests=False)
         except CortexError as error:
             event(log, "drain_failed", logging.WARNING, model=view.model, reason=error.message)
             outcome = "kept"

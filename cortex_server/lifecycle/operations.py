@@ -137,7 +137,7 @@ class Operations:
         started = self._clock.monotonic()
         views = self.instances(model)
         event(log, "unload_requested", model=model, instances=len(views))
-        await self._controller.unload(model, views, request.drain_timeout_s, whole=True)
+        await self._controller.unload(model, views, request.drain_timeout_s, cancel_requests=True)
         return ModelResult(
             model=model,
             state=ModelState.UNLOADED,
@@ -156,7 +156,9 @@ class Operations:
         view = self._select_instance(request)
         model = view.model
         event(log, "eviction_requested", model=model, node=view.node, instance=view.id)
-        await self._controller.unload(model, (view,), request.drain_timeout_s, whole=False)
+        await self._controller.unload(
+            model, (view,), request.drain_timeout_s, cancel_requests=False
+        )
         remaining = [
             i for i in self._fleet.snapshot.instances() if i.model == model and i.id != view.id
         ]

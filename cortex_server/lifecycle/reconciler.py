@@ -75,8 +75,8 @@ class Unload(Protocol):
         instances: tuple[InstanceView, ...],
         drain_s: float,
         *,
-        whole: bool,
-        why: str,
+        cancel_requests: bool,
+        reason: str,
     ) -> Coroutine[None, None, None]:
         """Drain and unload instances of a model."""
         ...
@@ -143,6 +143,8 @@ class Reconciler:
 
     async def _unload_idle(self, view: InstanceView) -> None:
         try:
-            await self._unload(view.model, (view,), IDLE_DRAIN_TIMEOUT_S, whole=False, why="idle")
+            await self._unload(
+                view.model, (view,), IDLE_DRAIN_TIMEOUT_S, cancel_requests=False, reason="idle"
+            )
         except CortexError as error:
             event(log, "idle_unload_failed", logging.WARNING, model=view.model, reason=error)

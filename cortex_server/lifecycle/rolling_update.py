@@ -78,7 +78,7 @@ class RollingUpdate:
             return
         event(log, "replacement_started", model=idle.model, node=idle.node, instance=idle.id)
         await self._controller.unload(
-            idle.model, (idle,), DRAIN_TIMEOUT_S, whole=False, why="config_change"
+            idle.model, (idle,), DRAIN_TIMEOUT_S, cancel_requests=False, reason="config_change"
         )
         self._stale.discard(idle.id)
         await self._controller.ensure_loaded(

@@ -32,7 +32,7 @@ class WaitProgress:
         started: the node is loading it.
         progress: share of the load that is done, 0 to 1, where the engine reports it.
         stage: what the engine reports to be doing.
-        why: what is waited for before the load can start, as text for people.
+        reason: what is waited for before the load can start, as text for people.
     """
 
     state: str
@@ -42,7 +42,7 @@ class WaitProgress:
     started: bool
     progress: float | None = None
     stage: str | None = None
-    why: str | None = None
+    reason: str | None = None
 
 
 def wait_progress(
@@ -70,8 +70,8 @@ def wait_progress(
             return _progress_from_node("loading", view, view.eta_s, position)
         if not position:
             return None
-        why = scheduler.queues.wait_reason(model)
-        return WaitProgress("waiting_for_capacity", None, None, position, False, why=why)
+        reason = scheduler.queues.wait_reason(model)
+        return WaitProgress("waiting_for_capacity", None, None, position, False, reason=reason)
     remaining_s = usual_s - (now - load.stage_since) if usual_s is not None else 0.0
     eta_s = remaining_s if remaining_s > 0 else None
     view = next((i for i in views if i.id == load.order.instance), None)
@@ -107,7 +107,7 @@ def with_pins(snapshot: FleetSnapshot, pins: PinStore) -> FleetSnapshot:
 
 def with_reasons(
     snapshot: FleetSnapshot,
-    why: Mapping[InstanceId, str],
+    reasons: Mapping[InstanceId, str],
     model_configs: Mapping[str, ModelConfig],
     desired_state: DesiredState,
     failures: Mapping[str, FailureRecord],
@@ -117,7 +117,7 @@ def with_reasons(
 
     Args:
         snapshot: the fleet, with pins applied.
-        why: reasons of this gateway's loads, by instance.
+        reasons: reasons of this gateway's loads, by instance.
         model_configs: model configs by model id.
         desired_state: decides when idle models unload.
         failures: the last failed load by model; where no engine was started, no instance shows it.
@@ -127,7 +127,7 @@ def with_reasons(
         replace(
             node,
             instances=tuple(
-                replace(i, reason=why[i.id]) if i.id in why else i for i in node.instances
+                replace(i, reason=reasons[i.id]) if i.id in reasons else i for i in node.instances
             ),
         )
         for node in snapshot.nodes
@@ -172,27 +172,31 @@ def plan_view(
     ledger = _ledger(request, plan, cluster, policy, recent)
     match plan:
         case Serve(instances):
-            why = f"ready as {', '.join(instances)}"
+            reason = f"ready as {', '.join(instances)}"
             nodes = [
                 r.node.name
                 for r in cluster.capacities
                 if {i.id for i in r.instances} & {*instances}
             ]
             return PlanView(
-                model=model, action="serve", node=", ".join(nodes) or None, why=why, ledger=ledger
+                model=model,
+                action="serve",
+                node=", ".join(nodes) or None,
+                reason=reason,
+                ledger=ledger,
             )
         case Join(node, _):
-            why = f"already loading on {node}"
-            return PlanView(model=model, action="join", node=node, why=why, ledger=ledger)
-        case Wait(_, why):
-            return PlanView(model=model, action="wait", why=why, ledger=ledger)
+            reason = f"already loading on {node}"
+            return PlanView(model=model, action="join", node=node, reason=reason, ledger=ledger)
+        case Wait(_, reason):
+            return PlanView(model=model, action="wait", reason=reason, ledger=ledger)
         case Impossible(no_node=no_node, cordoned=cordoned):
-            why = "no device can hold it"
+            reason = "no device can hold it"
             if no_node:
-                why = "no node that could serve it is reachable"
+                reason = "no node that could serve it is reachable"
             if cordoned:
-                why = f"it fits only on nodes that are cordoned: {', '.join(cordoned)}"
-            return PlanView(model=model, action="impossible", why=why, ledger=ledger)
+                reason = f"it fits only on nodes that are cordoned: {', '.join(cordoned)}"
+            return PlanView(model=model, action="impossible", reason=reason, ledger=ledger)
         case Load():
             return PlanView(
                 model=model,
@@ -202,7 +206,7 @@ def plan_view(
                 device_mb=plan.shape.size.device_mb or None,
                 size_source=plan.shape.size.source.value,
                 evictions=_evictions(plan, cluster),
-                why="; but ".join(filter(None, (plan.why, recent.get(plan.node)))),
+                reason="; but ".join(filter(None, (plan.reason, recent.get(plan.node)))),
                 ledger=ledger,
             )
 

@@ -83,7 +83,8 @@ class FailureBackoff:
             self.crashed_nodes(model, now), "an engine crashed with it there recently"
         )
         reasons |= {
-            n: f"could not start it: {why}" for n, why in self.unable_nodes(model, now).items()
+            n: f"could not start it: {reason}"
+            for n, reason in self.unable_nodes(model, now).items()
         }
         return reasons | dict.fromkeys(
             self.refusing_nodes(model, now), "recently refused or lost it"

@@ -209,10 +209,10 @@ def _place_without_eviction(
     preference = "most available memory" if spread else "least sufficient memory"
     if not needed_mb:
         preference += ", because its size is unknown before its first load"
-    why = (
+    reason = (
         preference if lacks_weights else f"its weights are on this node's disk; {preference} there"
     )
-    return Load(capacity.node.name, tuple(sorted(d.index for d in devices)), shape, (), why)
+    return Load(capacity.node.name, tuple(sorted(d.index for d in devices)), shape, (), reason)
 
 
 def _tightest_available(available: Sequence[int], count: int, needed_mb: int) -> int:
@@ -270,10 +270,10 @@ def _wait_for_capacity(
         allowed = request.constraints.node is None or capacity.node.name == request.constraints.node
         if (
             allowed
-            and (why := _expected_back(capacity, request.model_config.harness, cluster.now))
+            and (reason := _expected_back(capacity, request.model_config.harness, cluster.now))
             is not None
         ):
-            return Wait((), why)
+            return Wait((), reason)
     for capacity in capacities:
         if not capacity.in_transition and not capacity.reservations and not request.protected:
             continue

@@ -33,14 +33,14 @@ class Load:
         devices: indices of its devices.
         shape: the layout, with the MiB per device.
         evictions: instances to evict first, lowest cost first.
-        why: the reason for the choice, as text for people.
+        reason: the reason for the choice, as text for people.
     """
 
     node: str
     devices: tuple[int, ...]
     shape: Shape
     evictions: tuple[InstanceId, ...]
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class Wait:
 
     Attributes:
         instances: the instances that hold it.
-        why: what is waited for, as text for people.
+        reason: what is waited for, as text for people.
     """
 
     instances: tuple[InstanceId, ...]
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,7 @@ class Scheduler:
             may_evict=key.may_evict,
         )
         decision = plan_with_failures(request, cluster, self.policy, self._failures, now)
-        queue.wait_reason = decision.why if isinstance(decision, Wait) else None
+        queue.wait_reason = decision.reason if isinstance(decision, Wait) else None
         match decision:
             case Serve(instances):
                 self._grant_all(key, instances[0])

@@ -121,5 +121,5 @@ class ColdStart:
         node = f" on {load.node}" if load.node else ""
         place = f", position {load.position} in the queue" if load.position > 1 else ""
         eta = "" if load.eta_s is None else f", about {load.eta_s:.0f} s to go"
-        why = f": {load.why}" if load.why else ""
-        return f"{load.state}{node}{place}{eta}{why}".encode()
+        reason = f": {load.reason}" if load.reason else ""
+        return f"{load.state}{node}{place}{eta}{reason}".encode()

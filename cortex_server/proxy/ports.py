@@ -34,7 +34,7 @@ class Progress(Protocol):
         ...
 
     @property
-    def why(self) -> str | None:
+    def reason(self) -> str | None:
         """What blocks the load from starting, as text for people."""
         ...
 

@@ -85,7 +85,7 @@ class AttachedRunner:
             self._host.count_failure(self.id, error.code)
             self._fail(error.message)
         except Exception as error:
-            log.exception("runner_failed", extra={"facts": {"instance": self.id}})
+            log.exception("runner_failed", extra={"fields": {"instance": self.id}})
             self._host.count_failure(self.id, CortexError.code)
             self._fail(f"internal error: {error!r}")
 

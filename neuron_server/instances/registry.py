@@ -70,7 +70,7 @@ class InstanceRegistry:
         """Ports assigned to instances, whether or not an engine listens on them yet."""
         return frozenset(managed.instance.port for managed in self)
 
-    def called(self, instance_id: str) -> Instance:
+    def by_instance_id(self, instance_id: str) -> Instance:
         """Return the instance with an id.
 
         Raises:

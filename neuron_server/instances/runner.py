@@ -70,7 +70,7 @@ class RunnerHost(Protocol):
         """Return the current snapshot of an instance."""
         ...
 
-    def record_event(self, event: str, level: int = logging.INFO, **facts: object) -> None:
+    def record_event(self, event: str, level: int = logging.INFO, **fields: object) -> None:
         """Add an entry to the event log."""
         ...
 
@@ -178,7 +178,7 @@ class EngineRunner:
                 if not await self._watch():
                     return
         except Exception as error:
-            log.exception("runner_failed", extra={"facts": {"instance": self.id}})
+            log.exception("runner_failed", extra={"fields": {"instance": self.id}})
             self._host.count_failure(self.id, CortexError.code)
             await self._fail(f"internal error: {error!r}")
 

@@ -444,7 +444,7 @@ def test_events_are_followed(fleet: DemoFleet):
         assert "anonymous" in until(seen, "load_requested")
         until(seen, "instance_ready")
         fleet.cortex("models", "unload", "demo/cleo")
-        assert "why=operator" in until(seen, "instance_unloaded   anonymous")
+        assert "reason=operator" in until(seen, "instance_unloaded   anonymous")
     again = items(
         fleet.cortex("events", "--type", "unload_requested", "--filter", "cleo", "--json")
     )

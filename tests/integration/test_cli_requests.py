@@ -245,5 +245,5 @@ async def test_the_trail_names_who_did_it(paused: PausedGateway):
         async with asyncio.timeout(10), contextlib.aclosing(client.watch(cursor)) as updates:
             missed = [await anext(updates), await anext(updates)]
 
-    assert (pinned.actor, pinned.facts["model"]) == ("ada", "m")
+    assert (pinned.actor, pinned.fields["model"]) == ("ada", "m")
     assert [e.event for e in missed if isinstance(e, AuditEntry)] == ["pinned", "unpinned"]

@@ -25,7 +25,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
 
 
 async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
-    """With `cut` off a busy instance stays, takes requests again and ends its stream whole; later it goes."""
+    """With `force` off a busy instance stays, takes requests again and ends its stream whole; later it goes."""
     async with (
         rig.client(TOKEN) as client,
         httpx.AsyncClient(headers=AUTH, timeout=30.0) as http,
@@ -39,7 +39,7 @@ async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
             await anext(lines)
             busy = await until(client, lambda models: models[0].in_flight == 1)
             assert busy[0].status is InstanceState.READY
-            request = UnloadRequest(model_id="slow", drain_seconds=0.2, cut=False)
+            request = UnloadRequest(model_id="slow", drain_seconds=0.2, force=False)
             with pytest.raises(InstanceBusy) as refused:
                 await client.unload(request)
             assert refused.value.details["instance"] == ready.instance_id
@@ -47,7 +47,7 @@ async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
             data = [line[6:] async for line in lines if line.startswith("data: ")]
         assert data[-1] == "[DONE]"
         assert json.loads(data[-2])["usage"]["completion_tokens"] == 15
-        await client.unload(UnloadRequest(model_id="slow", drain_seconds=5.0, cut=False))
+        await client.unload(UnloadRequest(model_id="slow", drain_seconds=5.0, force=False))
         assert await client.models() == ()
 
 
@@ -63,7 +63,7 @@ async def test_whoever_may_cut_ends_what_others_spare(rig: NeuronRig) -> None:
             lines = answer.aiter_lines()
             await anext(lines)
             with pytest.raises(InstanceBusy):
-                await client.unload(UnloadRequest(model_id="held", cut=False))
+                await client.unload(UnloadRequest(model_id="held", force=False))
             async with asyncio.timeout(10):
                 await client.unload(UnloadRequest(model_id="held", drain_seconds=0.2))
         assert await client.models() == ()

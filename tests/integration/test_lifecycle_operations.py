@@ -83,7 +83,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     pin = await served.operator.pin(PinModelRequest(model="ada", node="here", for_s=0.5))
     assert pin.until is not None
     told = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
-    assert datetime.fromisoformat(told.facts["until"]).timestamp() == int(pin.until)
+    assert datetime.fromisoformat(told.fields["until"]).timestamp() == int(pin.until)
     await until(lambda: not served.gateway.controller.pins.active)
     assert (await served.chat("bob")).status_code == 200
 
@@ -143,7 +143,7 @@ async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
     assert error["refusals"][0]["reason"] == "the node is cordoned"
     assert (
         "only on nodes that are cordoned: here"
-        in (await served.operator.plan_load(PlanLoadRequest(model="bob"))).why
+        in (await served.operator.plan_load(PlanLoadRequest(model="bob"))).reason
     )
     await served.operator.uncordon(NodeRequest(node="here"))
     assert (await served.chat("bob")).status_code == 200
@@ -181,7 +181,8 @@ async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> No
         copying = "load_started", "one"
         await until(
             lambda: any(
-                (e.event, e.facts.get("node")) == copying for e in served.gateway.audit_log.since(0)
+                (e.event, e.fields.get("node")) == copying
+                for e in served.gateway.audit_log.since(0)
             )
         )
         await served.operator.uncordon(NodeRequest(node="two"))

@@ -51,7 +51,7 @@ async def test_a_request_knows_what_it_waited_for(tmp_path: Path) -> None:
         assert await served.operator.decisions(warm) == ()
         assert "only ready instance" in why_text(find_request(requests, warm), ())
         refused = await served.operator.decisions(huge)
-        assert "fits on no device" in refused[0].why
+        assert "fits on no device" in refused[0].reason
         assert "without success" in why_text(find_request(requests, huge), refused)
         with pytest.raises(NotFound, match="no request"):
             find_request(requests, "never-seen")

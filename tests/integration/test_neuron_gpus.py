@@ -112,7 +112,7 @@ async def ready(runtime: Runtime, model: str) -> ModelInfo:
 
 def engine_pid(runtime: Runtime) -> int:
     """Return the pid of the latest engine."""
-    entries = [e.facts for _, e in runtime.events.since(0) if e.event == "engine_started"]
+    entries = [e.fields for _, e in runtime.events.since(0) if e.event == "engine_started"]
     return int(entries[-1]["pid"])
 
 
@@ -178,8 +178,8 @@ async def test_an_xid_is_an_event_and_a_lasting_warning(runtime: Runtime, gpus: 
     before = runtime.status(lambda _: "").discovery
     gpus[1].events.extend([(XID, 48), (XID, 48), (XID, 31)])
     await runtime.measure()
-    facts = [e.facts for _, e in runtime.events.since(0) if e.event == "xid_error"]
-    assert [(t["device"], t["xid"], t["instances"]) for t in facts] == [
+    fields = [e.fields for _, e in runtime.events.since(0) if e.event == "xid_error"]
+    assert [(t["device"], t["xid"], t["instances"]) for t in fields] == [
         ("1", "48", "i"),
         ("1", "48", "i"),
         ("1", "31", "i"),
@@ -207,7 +207,7 @@ async def test_a_loss_and_a_recovery_are_recorded_once_each(runtime: Runtime, gp
         gpus[1].answers["UtilizationRates"] = answer
         await runtime.measure()
     events = [e for _, e in runtime.events.since(0) if e.event.startswith("gpu_")]
-    assert [(e.event, e.facts["device"]) for e in events] == [
+    assert [(e.event, e.fields["device"]) for e in events] == [
         ("gpu_lost", "1"),
         ("gpu_recovered", "1"),
     ]

@@ -170,7 +170,7 @@ async def test_concurrent_restarts_of_an_attached_engine_are_one(attached: Attac
         await until(client, lambda ms: len(ms) == 2 and all(m.url for m in ms))
         await client.unload(UnloadRequest(model_id="org/b"))
         assert [(e.harness, e.cycles) for e in await client.attached()] == [("shared", 3)]
-        request = RestartRequest(min_cycles=3, cut=False)
+        request = RestartRequest(min_cycles=3, force=False)
         answers = await asyncio.gather(*(client.restart("shared", request) for _ in range(3)))
         assert {(a.status, a.models) for a in answers} == {("restarted", ("org/a", "org/b"))}
         assert attached.calls.read_text().count(" restart ") == 1

@@ -70,7 +70,7 @@ def drawn(lines: Lines) -> list[str]:
     return [lines.render_line(y).text.rstrip() for y in range(inside.height)]
 
 
-def shown(app: Top) -> list[str]:
+def visible_models(app: Top) -> list[str]:
     """Return the models of the table from top to bottom."""
     head, *rows = drawn(app._view.table)
     at = head.index("NAME")
@@ -105,7 +105,7 @@ async def test_the_table_lists_the_catalogue():
     """The models are in the default order, by urgency."""
     app = top(busy_fleet())
     async with running(app):
-        assert shown(app) == [PHI, LLAMA, QWEN, GEMMA]
+        assert visible_models(app) == [PHI, LLAMA, QWEN, GEMMA]
 
 
 async def test_load_shows_its_plan_first():
@@ -117,7 +117,7 @@ async def test_load_shows_its_plan_first():
         await pilot.press("l")
         await until(pilot, lambda: isinstance(app.screen, Confirm))
         text = " ".join(str(s.content) for s in app.screen.query(Static))
-        assert f"{PHI} would be loaded on beast/1: most room, 8.8G" in text
+        assert f"{PHI} would be loaded on beast/1: most available memory, 8.8G" in text
         assert drawn(app._view.devices) != before
         assert operator.calls == []
         await pilot.press("y")
@@ -136,7 +136,7 @@ async def test_a_model_that_does_not_fit_shows_why():
             node="beast", device=0, reason="needs 68.2 GiB, 61.0 available", missing_mb=7373
         ),
     )
-    plan = PlanView(model="", action="impossible", why="it fits nowhere", ledger=ledger)
+    plan = PlanView(model="", action="impossible", reason="it fits nowhere", ledger=ledger)
     operator = RecordingOperator(plan=plan)
     app = top(busy_fleet(), operator=operator)
     async with running(app) as pilot:
@@ -409,12 +409,12 @@ async def test_the_filter_narrows_as_it_is_typed():
     app = top(busy_fleet())
     async with running(app) as pilot:
         await pilot.press("slash", *"gemma")
-        await until(pilot, lambda: shown(app) == [GEMMA])
+        await until(pilot, lambda: visible_models(app) == [GEMMA])
         await pilot.press("escape")
-        assert shown(app) == [GEMMA]
+        assert visible_models(app) == [GEMMA]
         await pilot.press("escape")
 
-        assert len(shown(app)) == 4
+        assert len(visible_models(app)) == 4
 
 
 async def test_the_cursor_stays_on_its_model():
@@ -429,7 +429,7 @@ async def test_the_cursor_stays_on_its_model():
         await pilot.press("S")
 
         assert table.current == LLAMA
-        assert shown(app).index(LLAMA) == table.cursor_row
+        assert visible_models(app).index(LLAMA) == table.cursor_row
 
 
 def many() -> FleetSnapshot:
@@ -455,7 +455,7 @@ async def test_the_cursor_stays_visible(keys: list[str], row: int):
         await pilot.press(*keys)
 
         assert table.cursor_row == (row if row != 9 else page - 1)
-        assert str(table.current) in shown(app)
+        assert str(table.current) in visible_models(app)
 
 
 async def test_only_changed_lines_are_redrawn():
@@ -744,11 +744,11 @@ async def test_models_can_come_and_go():
     app = Top(source, RecordingOperator(), ScreenOptions("gw", interval_s=0.25))
     async with running(app) as pilot:
         source.feed(replace(fleet, models=fleet.models[:1]))
-        await until(pilot, lambda: shown(app) == [QWEN])
+        await until(pilot, lambda: visible_models(app) == [QWEN])
         source.feed(fleet)
-        await until(pilot, lambda: len(shown(app)) == 4)
+        await until(pilot, lambda: len(visible_models(app)) == 4)
         source.feed(empty_fleet())
-        await until(pilot, lambda: shown(app) == [])
+        await until(pilot, lambda: visible_models(app) == [])
 
 
 async def test_a_lost_gateway_is_a_state():
@@ -760,16 +760,16 @@ async def test_a_lost_gateway_is_a_state():
         assert greyed(app) == set()
         source.feed(ConnectionLost("connection refused", 4.0))
         banner = app.query_one("#banner", Static)
-        await until(pilot, lambda: banner.has_class("shown"))
+        await until(pilot, lambda: banner.has_class("visible"))
         assert "connection refused; retrying in 4s" in text_of(app, "#banner")
         assert text_of(app, "#summary").startswith(" cortex ? ")
-        assert len(shown(app)) == 4
+        assert len(visible_models(app)) == 4
         await until(pilot, lambda: greyed(app) == FLEET_KEYS)
         await pilot.press("l")
         await pilot.pause()
         assert operator.planned == []
         source.feed(busy_fleet())
-        await until(pilot, lambda: not banner.has_class("shown"))
+        await until(pilot, lambda: not banner.has_class("visible"))
         await until(pilot, lambda: not greyed(app))
 
         assert "live" in text_of(app, "#summary")
@@ -791,10 +791,10 @@ async def test_freeze_holds_the_view():
         source.feed(empty_fleet())
         await until(pilot, lambda: app._state.latest == empty_fleet())
         await pilot.press("r")
-        assert len(shown(app)) == 4
+        assert len(visible_models(app)) == 4
         await pilot.press("f")
 
-        await until(pilot, lambda: shown(app) == [])
+        await until(pilot, lambda: visible_models(app) == [])
 
 
 async def test_pages_about_a_model():
@@ -890,8 +890,8 @@ async def test_names_are_not_markup():
         await pilot.press("escape", "p")
         await until(pilot, lambda: bool(app._notifications))
 
-        assert shown(app)[0].startswith("[red]x[/]")
-        assert "\x1b" not in shown(app)[0]
+        assert visible_models(app)[0].startswith("[red]x[/]")
+        assert "\x1b" not in visible_models(app)[0]
 
 
 async def test_ascii_bars():

@@ -70,7 +70,7 @@ class NeuronClient(ControlClient):
         """Stop instances; returns when their memory is measured as free.
 
         Raises:
-            InstanceBusy: an instance has requests in flight after `drain_seconds`, and `cut` is off.
+            InstanceBusy: an instance has requests in flight after `drain_seconds`, and `force` is off.
         """
         body = request.model_dump(mode="json", exclude_defaults=True)
         return await self.call(
@@ -102,7 +102,7 @@ class NeuronClient(ControlClient):
             NotFound: the node has no such harness.
             NotSupported: the harness is not attached, or the node knows no systemd unit for it.
             Conflict: a load or unload is in progress in the engine.
-            InstanceBusy: the engine is processing requests, and `cut` is off.
+            InstanceBusy: the engine is processing requests, and `force` is off.
             LoadFailed: systemd refused, or the engine did not come back.
         """
         return await self.call(

@@ -242,9 +242,9 @@ def _explain(
         return f"{at}: {key}: Input should be a list", hint
     hidden = is_secret(key) or key.endswith(_POSSIBLY_SECRET)
     hidden = hidden or isinstance(error["input"], dict | list)
-    shown = "" if hidden else f" (got {error['input']!r})"
+    got = "" if hidden else f" (got {error['input']!r})"
     prefix = f"{key}: " if key else ""
-    return f"{at}: {prefix}{error['msg'].removeprefix('Value error, ')}{shown}", None
+    return f"{at}: {prefix}{error['msg'].removeprefix('Value error, ')}{got}", None
 
 
 def _suggestion(name: str, names: list[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ class AuditEntry(WireModel):
             decided on its own.
         event: stable name, such as "eviction_started" or "instance_ready"; the log uses the same name.
         level: info, warn or error.
-        facts: model, node, instance, reason and other values.
+        fields: model, node, instance, reason and other values.
     """
 
     id: int
@@ -26,15 +26,15 @@ class AuditEntry(WireModel):
     actor: str
     event: str
     level: str = "info"
-    facts: dict[str, str] = Field(default_factory=dict)
+    fields: dict[str, str] = Field(default_factory=dict)
 
     @property
     def subject(self) -> str:
         """The model, or else the instance, key, request or node that the entry is about."""
-        values = (self.facts.get(k) for k in ("model", "instance", "key", "request", "node"))
+        values = (self.fields.get(k) for k in ("model", "instance", "key", "request", "node"))
         return next((value for value in values if value), "")
 
     def matches(self, words: str) -> bool:
         """Return whether every word occurs in the event name, the actor or a fact, ignoring case."""
-        text = " ".join((self.event, self.actor, *self.facts.values())).lower()
+        text = " ".join((self.event, self.actor, *self.fields.values())).lower()
         return all(word in text for word in words.lower().split())

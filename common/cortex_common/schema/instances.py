@@ -77,14 +77,14 @@ class UnloadRequest(StrictWireModel):
 
     Attributes:
         drain_seconds: how long requests in flight can continue before the engine is stopped.
-        cut: cancel the requests that remain after that. Otherwise the unload fails, and the instance accepts requests
+        force: cancel the requests that remain after that. Otherwise the unload fails, and the instance accepts requests
             again.
     """
 
     model_id: str
     instance_id: str | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 0.0
-    cut: bool = True
+    force: bool = True
 
 
 class UnloadResponse(WireModel):
@@ -154,13 +154,13 @@ class LifecycleEntry(WireModel):
         at: Unix seconds.
         event: stable name, such as "load_admitted" or "engine_crashed".
         level: severity, as in the node's log.
-        facts: instance, model, reason and other values, for people.
+        fields: instance, model, reason and other values, for people.
     """
 
     at: float
     event: str
     level: Level = "info"
-    facts: dict[str, str] = Field(default_factory=dict)
+    fields: dict[str, str] = Field(default_factory=dict)
 
 
 class AttachedEngine(WireModel):
@@ -188,11 +188,11 @@ class RestartRequest(StrictWireModel):
     Attributes:
         min_cycles: do nothing if the engine has fewer cycles, so that a retry or a second gateway does not restart it
             again.
-        cut: cancel the requests that the engine is processing. Otherwise it is not restarted while there are any.
+        force: cancel the requests that the engine is processing. Otherwise it is not restarted while there are any.
     """
 
     min_cycles: Annotated[int, Field(ge=0)] = 0
-    cut: bool = True
+    force: bool = True
 
 
 class RestartResponse(WireModel):

@@ -60,7 +60,7 @@ class PlannedMove(WireModel):
     mb: int
     in_flight: int
     load_s: float | None = None
-    why: str
+    reason: str
 
 
 class DrainPlan(WireModel):
@@ -100,7 +100,7 @@ class PlanView(WireModel):
         action: serve (an instance is ready), join (a load is in progress), load, wait or impossible.
         device_mb: MiB required on each device, if known.
         size_source: where that number comes from: measured, node, configured or unknown.
-        why: reason for the choice.
+        reason: reason for the choice.
         ledger: every device, with the reason for or against it.
     """
 
@@ -111,7 +111,7 @@ class PlanView(WireModel):
     device_mb: int | None = None
     size_source: str | None = None
     evictions: tuple[PlannedEviction, ...] = ()
-    why: str = ""
+    reason: str = ""
     ledger: tuple[LedgerLine, ...] = ()
 
 
@@ -122,7 +122,7 @@ class DecisionView(WireModel):
         at: Unix seconds at which the wait ended.
         waited_s: duration of the wait in seconds.
         instance: the instance that became ready; None if there was none.
-        why: why the instance was loaded where it was, or why there was none.
+        reason: why the instance was loaded where it was, or why there was none.
         evicted: instances that were evicted for it.
     """
 
@@ -130,7 +130,7 @@ class DecisionView(WireModel):
     model: str
     waited_s: float
     instance: str | None = None
-    why: str
+    reason: str
     evicted: tuple[str, ...] = ()
 
 
@@ -210,7 +210,7 @@ class RestartView(WireModel):
         in_flight: requests that have to finish first.
         interruption_s: expected seconds during which its models are unavailable; requests for them wait.
         chosen: whether the plan restarts it.
-        why: reason for that.
+        reason: reason for that.
     """
 
     node: str
@@ -220,7 +220,7 @@ class RestartView(WireModel):
     in_flight: int = 0
     interruption_s: float = 0.0
     chosen: bool = False
-    why: str = ""
+    reason: str = ""
 
 
 class DefragView(WireModel):
@@ -231,7 +231,7 @@ class DefragView(WireModel):
         node, device: location of the free block.
         before_mb: size of the largest free block before, in MiB.
         after_mb: size of the block afterwards, in MiB.
-        why: what the plan does, or why there is nothing to do.
+        reason: what the plan does, or why there is nothing to do.
         restarts: attached engines with more loads and unloads than `[eviction] defrag_after_cycles`.
         seconds: expected or actual total seconds.
         done: whether the moves and restarts have been carried out.
@@ -242,7 +242,7 @@ class DefragView(WireModel):
     device: int | None = None
     before_mb: int = 0
     after_mb: int = 0
-    why: str
+    reason: str
     moves: tuple[MoveView, ...] = ()
     restarts: tuple[RestartView, ...] = ()
     devices: tuple[DeviceCapacityView, ...] = ()

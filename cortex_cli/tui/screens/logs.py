@@ -143,10 +143,10 @@ class LogScreen(ModalScreen[None]):
         self._update_title()
 
     def action_copy(self) -> None:
-        """Copy the shown lines to the terminal's clipboard."""
-        shown = [line for line in self._lines if self._words in line.lower()]
-        self.app.copy_to_clipboard("\n".join(shown))
-        self.app.notify(f"{len(shown)} lines copied", markup=False)
+        """Copy the visible lines to the terminal's clipboard."""
+        visible = [line for line in self._lines if self._words in line.lower()]
+        self.app.copy_to_clipboard("\n".join(visible))
+        self.app.notify(f"{len(visible)} lines copied", markup=False)
 
     def action_scroll(self, lines: int) -> None:
         """Scroll by lines, for j and k."""
@@ -157,7 +157,7 @@ class LogScreen(ModalScreen[None]):
     def action_filter(self) -> None:
         """Open the filter."""
         self._input.value = self._words
-        self._input.add_class("shown")
+        self._input.add_class("visible")
         self._input.focus()
 
     @on(Input.Changed, "#log-line")
@@ -167,12 +167,12 @@ class LogScreen(ModalScreen[None]):
 
     @on(Input.Submitted, "#log-line")
     def _filter_entered(self) -> None:
-        self._input.remove_class("shown")
+        self._input.remove_class("visible")
         self._log.focus()
 
     def action_leave(self) -> None:
         """Close the filter if it is open, otherwise the log."""
-        if self._input.has_class("shown"):
+        if self._input.has_class("visible"):
             self._words = ""
             self._filter_entered()
             self._rewrite()

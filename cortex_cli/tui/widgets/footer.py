@@ -37,8 +37,10 @@ class KeyLine(Widget):
         keys: dict[str, tuple[str, str, str, bool]] = {}
         for _, binding, enabled, _ in screen.active_bindings.values():
             if binding.show:
-                shown = self.app.get_key_display(binding)
-                keys.setdefault(binding.action, (binding.key, shown, binding.description, enabled))
+                key_text = self.app.get_key_display(binding)
+                keys.setdefault(
+                    binding.action, (binding.key, key_text, binding.description, enabled)
+                )
         if (values := list(keys.values())) != self._keys:
             self._keys = values
             self.refresh()
@@ -48,8 +50,10 @@ class KeyLine(Widget):
         key_style = self.get_component_rich_style("keys--key")
         description_style = self.get_component_rich_style("keys--description")
         line = Text(no_wrap=True)
-        for key, shown, description, enabled in self._keys:
-            entry = Text.assemble((f" {shown} ", key_style), (f"{description} ", description_style))
+        for key, key_text, description, enabled in self._keys:
+            entry = Text.assemble(
+                (f" {key_text} ", key_style), (f"{description} ", description_style)
+            )
             if line.cell_len + entry.cell_len > self.size.width:
                 break
             entry.stylize(Style(meta={"key": key}, dim=not enabled))

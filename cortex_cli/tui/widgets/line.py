@@ -44,7 +44,7 @@ class InputLine(Input):
     @property
     def is_open(self) -> bool:
         """Whether the line is open."""
-        return self.has_class("shown")
+        return self.has_class("visible")
 
     def open_filter(self, words: str) -> None:
         """Open the line with the current filter."""
@@ -59,12 +59,12 @@ class InputLine(Input):
         self._is_filter = is_filter
         self.placeholder = placeholder
         self.value = value
-        self.add_class("shown")
+        self.add_class("visible")
         self.focus()
 
     def close(self) -> None:
         """Hide the line."""
-        self.remove_class("shown")
+        self.remove_class("visible")
         self.post_message(self.Closed())
 
     @on(Input.Changed)

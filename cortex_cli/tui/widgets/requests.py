@@ -73,8 +73,8 @@ def request_rows(requests: RequestList, words: str) -> LazyRows[RequestRow]:
     active = list(filter(matches, requests.active))
     # A constant number of rows needs no new layout.
     finished = islice(filter(matches, requests.recent), max(0, ROWS - len(active)))
-    shown = (*active, *finished)
-    return LazyRows([r.id for r in shown], lambda index: _row(shown[index]))
+    visible = (*active, *finished)
+    return LazyRows([r.id for r in visible], lambda index: _row(visible[index]))
 
 
 def _row(request: RequestView) -> RequestRow:

@@ -18,7 +18,7 @@ from cortex_cli.bench.statistics import (
     percentiles,
     summarize_level,
 )
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.commands.bench import run_document
 from cortex_cli.render.listing import OutputFormat
 
@@ -92,7 +92,7 @@ def test_a_slower_run():
     assert {d.concurrency for d in found} == {1, 4}
     assert {round(d.change, 6) for d in found if d.higher_is_better} == {-0.5}
     assert {round(d.change, 6) for d in found if not d.higher_is_better} == {1.0}
-    assert "+100.0%" in format_differences(found, Paint())
+    assert "+100.0%" in format_differences(found, Colors())
 
 
 def test_runs_without_a_common_concurrency():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cortex_cli.client import DEFAULT_GATEWAY, Target, client_config_path, target
-from cortex_cli.color import Paint, paint_for
+from cortex_cli.color import Colors, colors_for
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound
 from cortex_common.net.tls import ServerTls
@@ -122,4 +122,4 @@ class Terminal(io.StringIO):
 )
 def test_when_color_is_enabled(environ: dict[str, str], tty: bool, enabled: bool):
     """Color follows --color, then the common environment variables, then the terminal."""
-    assert paint_for(Terminal() if tty else io.StringIO(), environ) == Paint(enabled=enabled)
+    assert colors_for(Terminal() if tty else io.StringIO(), environ) == Colors(enabled=enabled)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.error_exit import EXIT_CODES, PartialSuccess, TimedOut, describe, exit_code
 from cortex_common import errors
 from cortex_common.errors import ERRORS_BY_CODE, CortexError, UpstreamFailed
@@ -43,14 +43,14 @@ def test_an_error_is_three_lines():
     """The output is the error, an empty line, and a hint."""
     error = CortexError("it does not fit", hints=("free some memory",))
 
-    assert describe(error, Paint()) == "error: it does not fit\n\nhint: free some memory"
+    assert describe(error, Colors()) == "error: it does not fit\n\nhint: free some memory"
 
 
 def test_an_unreachable_gateway_has_a_hint():
     """The hint for an unreachable gateway explains how to select another one."""
     error = UpstreamFailed("refused", details={"unreachable": True})
 
-    assert "CORTEX_GATEWAY_URL" in describe(error, Paint())
+    assert "CORTEX_GATEWAY_URL" in describe(error, Colors())
 
 
 def test_an_expired_certificate_of_the_gateway_must_be_renewed():
@@ -58,7 +58,7 @@ def test_an_expired_certificate_of_the_gateway_must_be_renewed():
     reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
     error = UpstreamFailed(reason, details={"unreachable": True})
 
-    assert describe(error, Paint()).endswith("hint: " + RENEW_HINT)
+    assert describe(error, Colors()).endswith("hint: " + RENEW_HINT)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_expired_certificate_of_the_gateway_must_be_renewed():
 )
 def test_hints_for_api_clients_are_replaced(error: CortexError, hint: str):
     """Hints about headers and routes are replaced by hints for a shell."""
-    text = describe(error, Paint())
+    text = describe(error, Colors())
 
     assert hint in text
     assert error.hints[0] not in text
@@ -84,7 +84,7 @@ def test_hints_for_api_clients_are_replaced(error: CortexError, hint: str):
 
 def test_an_unexpected_error_mentions_debug():
     """An unexpected error shows its class and how to get a traceback."""
-    text = describe(ZeroDivisionError("division by zero"), Paint())
+    text = describe(ZeroDivisionError("division by zero"), Colors())
 
     assert text.startswith("error: unexpected ZeroDivisionError: division by zero\n")
     assert "--debug" in text

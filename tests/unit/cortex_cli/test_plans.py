@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sample_fleet import QWEN, busy_fleet
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.render.defrag import defrag_text, move_line
 from cortex_cli.render.details import model_text
 from cortex_cli.render.plan import plan_text
@@ -19,14 +19,14 @@ from cortex_common.schema.plans import (
     PlanView,
 )
 
-PLAIN = Paint()
+PLAIN = Colors()
 
 
 def test_a_plan_shows_placement_cost_and_verdicts():
     """A plan shows placement, memory, evictions, and why each other device is not chosen."""
     plan = PlanView(
         model="m", action="load", node="beast", devices=(0, 1), device_mb=34_900,
-        size_source="measured", why="only beast has two free devices",
+        size_source="measured", reason="only beast has two free devices",
         evictions=(
             PlannedEviction(
                 instance="i", model="old", node="beast", frees_mb=12_000, in_flight=2, idle_s=190.0
@@ -69,7 +69,7 @@ MOVE = MoveView(
 def test_a_defrag_plan_shows_free_memory_before_and_after():
     """A defrag plan lists its moves, the devices that change, and its id."""
     view = DefragView(
-        plan="p-1", node="a", device=0, before_mb=30_000, after_mb=39_000, why="one block", moves=(MOVE,),
+        plan="p-1", node="a", device=0, before_mb=30_000, after_mb=39_000, reason="one block", moves=(MOVE,),
         devices=(
             DeviceCapacityView(node="a", device=0, total_mb=48_000, before_mb=30_000, after_mb=39_000),
             DeviceCapacityView(node="a", device=1, total_mb=48_000, before_mb=20_000, after_mb=11_000),
@@ -94,7 +94,7 @@ def test_a_move_mentions_that_a_copy_loads_first():
 
 def test_a_defrag_plan_without_moves_is_one_line():
     """Without moves, only the reason is shown."""
-    assert defrag_text(DefragView(why="it is one piece"), PLAIN) == "it is one piece"
+    assert defrag_text(DefragView(reason="it is one piece"), PLAIN) == "it is one piece"
 
 
 def test_the_details_of_a_model():

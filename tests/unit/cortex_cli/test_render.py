@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_fleet import busy_fleet, empty_fleet
 
-from cortex_cli.color import Paint
+from cortex_cli.color import Colors
 from cortex_cli.logs import write_engine_log
 from cortex_cli.render.details import node_text
 from cortex_cli.render.fleet import (
@@ -55,7 +55,7 @@ from cortex_common.schema.operations import PinView
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView
 
-PLAIN = Paint()
+PLAIN = Colors()
 
 
 def test_an_instance_on_a_lost_node_is_not_shown_as_in_use():
@@ -63,7 +63,7 @@ def test_an_instance_on_a_lost_node_is_not_shown_as_in_use():
     fleet = busy_fleet()
     lost = replace(fleet.nodes[0], state=NodeState.UNREACHABLE)
     shown = format_items(
-        INSTANCES, instance_rows(replace(fleet, nodes=(lost,))), OutputFormat.TABLE, paint=PLAIN
+        INSTANCES, instance_rows(replace(fleet, nodes=(lost,))), OutputFormat.TABLE, colors=PLAIN
     )
     assert shown.count("node unreachable") == len(lost.instances)
 
@@ -75,7 +75,7 @@ def test_the_status_of_an_isolated_instance():
         node, instances=tuple(replace(i, failing="engine_500") for i in node.instances)
     )
     fleet = replace(busy_fleet(), nodes=(failing,))
-    shown = format_items(INSTANCES, instance_rows(fleet), OutputFormat.TABLE, paint=PLAIN)
+    shown = format_items(INSTANCES, instance_rows(fleet), OutputFormat.TABLE, colors=PLAIN)
     ready = [i for i in node.instances if i.state is InstanceState.READY]
     assert shown.count("isolated: engine_500") == len(ready) > 0
 
@@ -99,15 +99,18 @@ GOLDEN = Path(__file__).parent / "golden"
     [
         (
             "ps",
-            format_items(INSTANCES, instance_rows(busy_fleet()), OutputFormat.TABLE, paint=PLAIN),
+            format_items(INSTANCES, instance_rows(busy_fleet()), OutputFormat.TABLE, colors=PLAIN),
         ),
         (
             "ps-wide",
-            format_items(INSTANCES, instance_rows(busy_fleet()), OutputFormat.WIDE, paint=PLAIN),
+            format_items(INSTANCES, instance_rows(busy_fleet()), OutputFormat.WIDE, colors=PLAIN),
         ),
-        ("models", format_items(MODELS, busy_fleet().models, OutputFormat.TABLE, paint=PLAIN)),
-        ("nodes", format_items(NODES, busy_fleet().nodes, OutputFormat.TABLE, paint=PLAIN)),
-        ("gpus", format_items(DEVICES, device_rows(busy_fleet()), OutputFormat.TABLE, paint=PLAIN)),
+        ("models", format_items(MODELS, busy_fleet().models, OutputFormat.TABLE, colors=PLAIN)),
+        ("nodes", format_items(NODES, busy_fleet().nodes, OutputFormat.TABLE, colors=PLAIN)),
+        (
+            "gpus",
+            format_items(DEVICES, device_rows(busy_fleet()), OutputFormat.TABLE, colors=PLAIN),
+        ),
         ("status", status_text(busy_fleet(), "http://gw:8000", PLAIN)),
     ],
 )
@@ -148,7 +151,7 @@ def test_rejected_settings_and_expired_certificates_are_problems():
 def test_a_json_document_has_version_kind_and_items():
     """-o json is one document whose items have every field of the snapshot, with sizes in MiB."""
     fleet = busy_fleet()
-    document = json.loads(format_items(MODELS, fleet.models, OutputFormat.JSON, paint=PLAIN))
+    document = json.loads(format_items(MODELS, fleet.models, OutputFormat.JSON, colors=PLAIN))
 
     assert (document["apiVersion"], document["kind"]) == ("cortex/v1", "ModelList")
     assert [m["id"] for m in document["items"]] == [m.id for m in fleet.models]
@@ -237,7 +240,7 @@ def test_fields_in_unix_seconds_are_marked():
 def test_jsonl_is_one_object_per_line():
     """-o jsonl writes each item on its own line."""
     rows = device_rows(busy_fleet())
-    lines = format_items(DEVICES, rows, OutputFormat.JSONL, paint=PLAIN).splitlines()
+    lines = format_items(DEVICES, rows, OutputFormat.JSONL, colors=PLAIN).splitlines()
 
     assert [(json.loads(x)["node"], json.loads(x)["index"]) for x in lines] == [
         (r.node, r.device.index) for r in rows
@@ -254,15 +257,15 @@ def test_the_streaming_format_is_one_object_per_line():
 def test_yaml_equals_json():
     """-o yaml contains the same document as -o json."""
     rows = instance_rows(busy_fleet())
-    as_yaml = yaml.safe_load(format_items(INSTANCES, rows, OutputFormat.YAML, paint=PLAIN))
+    as_yaml = yaml.safe_load(format_items(INSTANCES, rows, OutputFormat.YAML, colors=PLAIN))
 
-    assert as_yaml == json.loads(format_items(INSTANCES, rows, OutputFormat.JSON, paint=PLAIN))
+    assert as_yaml == json.loads(format_items(INSTANCES, rows, OutputFormat.JSON, colors=PLAIN))
 
 
 def test_names_only():
     """-o name prints names that other commands accept as arguments."""
     assert (
-        format_items(NODES, busy_fleet().nodes, OutputFormat.NAME, paint=PLAIN)
+        format_items(NODES, busy_fleet().nodes, OutputFormat.NAME, colors=PLAIN)
         == "beast\nmule\nattic"
     )
 
@@ -272,12 +275,12 @@ def test_names_only():
 )
 def test_an_empty_list_writes_nothing(output: OutputFormat):
     """Without items there is no output, not even a header, so that `| wc -l` prints 0."""
-    assert format_items(MODELS, (), output, paint=PLAIN) == ""
+    assert format_items(MODELS, (), output, colors=PLAIN) == ""
 
 
 def test_headers_can_be_omitted():
     """--no-headers prints only rows."""
-    text = format_items(NODES, busy_fleet().nodes, OutputFormat.TABLE, paint=PLAIN, headers=False)
+    text = format_items(NODES, busy_fleet().nodes, OutputFormat.TABLE, colors=PLAIN, headers=False)
 
     assert text.splitlines()[0].startswith("beast")
 
@@ -285,11 +288,11 @@ def test_headers_can_be_omitted():
 def test_color_changes_no_visible_character():
     """A colored table without its colors equals the plain table."""
     rows = instance_rows(busy_fleet())
-    colored = format_items(INSTANCES, rows, OutputFormat.WIDE, paint=Paint(enabled=True))
+    colored = format_items(INSTANCES, rows, OutputFormat.WIDE, colors=Colors(enabled=True))
 
     assert "\x1b[32m" in colored
     assert re.sub(r"\x1b\[\d+m", "", colored) == format_items(
-        INSTANCES, rows, OutputFormat.WIDE, paint=PLAIN
+        INSTANCES, rows, OutputFormat.WIDE, colors=PLAIN
     )
 
 
@@ -297,7 +300,7 @@ def test_color_changes_no_visible_character():
 def test_each_row_is_one_aligned_line(rows: list[tuple[str, str]]):
     """A row is always one line, and right-aligned cells end in the same column."""
     columns = (Column("NAME", lambda r: r[0]), Column("N", lambda r: r[1], right=True))
-    lines = table(columns, rows, paint=PLAIN).split("\n")
+    lines = table(columns, rows, colors=PLAIN).split("\n")
 
     assert len(lines) == len(rows) + 1
     assert len({len(line) for line in lines}) == 1
@@ -312,7 +315,7 @@ def test_control_characters_are_removed(text: str):
 @given(st.text(max_size=60), st.booleans())
 def test_control_characters_of_engines_are_removed(text: str, color: bool):
     """Tabs are kept, and colors if colors are enabled; other control characters are removed."""
-    shown = format_engine_line(text, Paint(enabled=color))
+    shown = format_engine_line(text, Colors(enabled=color))
     rest = re.sub(r"\x1b\[[0-9;]*m", "", shown) if color else shown
 
     assert all(c in {"\t", "\n"} or not (ord(c) < 32 or 127 <= ord(c) < 160) for c in rest)
@@ -322,14 +325,14 @@ def test_colors_of_engines_are_kept_on_a_terminal_only():
     """Colors are removed for a file or a pipe; cursor movements always."""
     line = "\x1b[2K\x1b[32m INFO\x1b[0m ready"
 
-    assert format_engine_line(line, Paint()) == " INFO ready"
-    assert format_engine_line(line, Paint(enabled=True)) == "\x1b[32m INFO\x1b[0m ready"
+    assert format_engine_line(line, Colors()) == " INFO ready"
+    assert format_engine_line(line, Colors(enabled=True)) == "\x1b[32m INFO\x1b[0m ready"
 
 
 def test_an_empty_cell_is_not_red():
     """The placeholder of an empty cell does not have the color of errors."""
     text = format_items(
-        MODELS, busy_fleet().models[:1], OutputFormat.TABLE, paint=Paint(enabled=True)
+        MODELS, busy_fleet().models[:1], OutputFormat.TABLE, colors=Colors(enabled=True)
     )
 
     assert "\x1b[31m" not in text
@@ -365,13 +368,13 @@ def test_a_list_kind_is_data():
     """A new list needs only columns and a name."""
     kind = ListKind("WordList", (Column("WORD", str),), str, "no words")
 
-    assert format_items(kind, ["a", "b"], OutputFormat.TABLE, paint=PLAIN) == "WORD\na\nb"
+    assert format_items(kind, ["a", "b"], OutputFormat.TABLE, colors=PLAIN) == "WORD\na\nb"
 
 
 def test_the_details_of_a_node():
     """The details contain facts, devices and instances of the node, and nothing of other nodes."""
     fleet = busy_fleet()
-    text = node_text(fleet.nodes[1], fleet, Paint())
+    text = node_text(fleet.nodes[1], fleet, Colors())
 
     assert "cordoned    yes" in text
     assert "warning     the mistral.rs build wants a newer driver" in text

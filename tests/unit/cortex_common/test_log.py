@@ -35,7 +35,7 @@ async def test_tail_returns_the_last_lines(log: logging.Logger):
         event(log, "logged", logging.WARNING, number=number, none=None, share=0.123456)
     buffer.emit(logging.LogRecord("test.requests", logging.INFO, "", 0, "elsewhere", None, None))
     lines = [line async for line in parse_log_lines(split(buffer.tail(2), 7))]
-    assert [(x.event, x.level, dict(x.facts)) for x in lines] == [
+    assert [(x.event, x.level, dict(x.fields)) for x in lines] == [
         ("logged", "warn", {"number": 3, "share": 0.1235}),
         ("logged", "warn", {"number": 4, "share": 0.1235}),
     ]
@@ -49,7 +49,7 @@ async def test_buffer_is_bounded(log: logging.Logger):
         event(log, "logged", number=number)
     lines = [line async for line in parse_log_lines(split(buffer.tail(10_000), 4096))]
     assert len(buffer.tail(10_000)) <= 2000
-    assert lines[-1].facts["number"] == 199
+    assert lines[-1].fields["number"] == 199
     assert buffer.tail(0) == b""
 
 

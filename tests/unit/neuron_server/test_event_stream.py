@@ -109,5 +109,5 @@ def test_the_event_log_is_bounded():
     kept = list(events.since(0))
     assert len(kept) == 256
     assert kept[-1][0] == events.last_number == 1000
-    assert kept[-1][1].facts == {"instance": "999"}
+    assert kept[-1][1].fields == {"instance": "999"}
     assert list(events.since(1000)) == []

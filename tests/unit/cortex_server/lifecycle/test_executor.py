@@ -125,7 +125,7 @@ async def test_an_instance_used_by_others_is_not_evicted() -> None:
         return answers_error(InstanceBusy.after_drain("second", 5.0))(request)
 
     fleet, heard = await execute(answer)
-    assert [a["cut"] for a in asked] == [False, False]
+    assert [a["force"] for a in asked] == [False, False]
     assert heard.told == [("left", "first"), ("room_failed", "second")]
     assert accepting(fleet) == ["second"]
 

@@ -431,7 +431,7 @@ def test_a_plan_considers_a_crash_like_the_load_does() -> None:
     crashed = crash(bench)
     for_request, for_operator = dry_run_view(bench), dry_run_view(bench, force=True)
     assert for_operator.node == crashed
-    assert for_operator.why.endswith("; but an engine crashed with it there recently")
+    assert for_operator.reason.endswith("; but an engine crashed with it there recently")
     (line,) = [line for line in for_request.ledger if line.node == crashed]
     assert (line.reason or "").endswith("; an engine crashed with it there recently")
     assert crash(bench) == for_request.node != crashed
@@ -462,7 +462,7 @@ def test_a_plan_avoids_a_node_that_has_just_refused() -> None:
         assert planned.node not in refused
         bench.step()
     assert planned.action == "wait"
-    assert "n1, n2 recently refused or lost it" in planned.why
+    assert "n1, n2 recently refused or lost it" in planned.reason
 
 
 def test_nothing_is_evicted_for_another_attempt_after_a_crash() -> None:

@@ -22,7 +22,7 @@ from cortex_server.proxy.access_log import KEPT, AccessLog, RequestLine
 from cortex_server.storage.database import Database
 from cortex_server.storage.history import HistoryStore
 
-DECISION = DecisionView(at=1.0, model="m", waited_s=2.0, instance="m-1", why="most memory")
+DECISION = DecisionView(at=1.0, model="m", waited_s=2.0, instance="m-1", reason="most memory")
 log = logging.getLogger("cortex.lifecycle")
 
 
@@ -75,7 +75,7 @@ async def test_history_outlives_the_gateway(tmp_path: Path):
         await second.history.close()
     with started(path) as third:
         entries = third.audit_log.since(0)
-        assert [e.facts["number"] for e in entries] == ["0", "1", "2", "3"]
+        assert [e.fields["number"] for e in entries] == ["0", "1", "2", "3"]
         assert [e.id for e in entries] == sorted({e.id for e in entries})
         assert [line.request for line in third.access_log.last()] == ["r3", "r2", "r1", "r0"]
         assert [len(third.decision_log.for_request(f"r{n}")) for n in range(4)] == [2, 1, 1, 1]
