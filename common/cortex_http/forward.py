@@ -175,6 +175,7 @@ class Forward(Generic[A]):
 
     def response_end(self) -> None:
         """Finish the response."""
+        self._server = None  # its connection is in the pool already, and must not be aborted
         self._client.end()
         self._finish()
 
