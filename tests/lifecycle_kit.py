@@ -62,7 +62,7 @@ class Neuron:
 async def neuron(
     directory: Path, memory_mb: int, ports: tuple[int, int] = (18100, 18199)
 ) -> AsyncIterator[Neuron]:
-    """A neuron whose one device is a budget of RAM."""
+    """Run a neuron whose one device is a budget of RAM."""
     config = NeuronConfig.model_validate(
         {
             "neuron": {"state_dir": directory / "neuron"},
@@ -102,7 +102,7 @@ class Served:
 async def gateway(
     neurons: dict[str, str], models: tuple[ModelConfig, ...], **sections: object
 ) -> AsyncIterator[Served]:
-    """A gateway before these neurons (name -> URL)."""
+    """Run a gateway for these neurons (name -> URL)."""
     config = GatewayConfig.model_validate(
         {
             "gateway": {"metrics_listen": None},
@@ -122,13 +122,13 @@ async def gateway(
 
 @cache
 def _weights(name: str) -> bytes:
-    """A model's file, made once a run."""
+    """Provide a model file, created once per run."""
     with TemporaryDirectory(prefix="cortex-test-") as folder:
         return write_tiny_gguf(Path(folder) / "tiny.gguf", seed=sum(name.encode())).read_bytes()
 
 
 def tiny(directory: Path, name: str, **more: object) -> ModelConfig:
-    """Writes a tiny model and gives its profile."""
+    """Write a tiny model and return its model config."""
     path = directory / f"{name}.gguf"
     path.write_bytes(_weights(name))
     return ModelConfig.model_validate(

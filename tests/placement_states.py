@@ -19,12 +19,12 @@ NOW = 1_700_000_000.0
 
 
 def model_config(model: str, vram_mb: int | None = 100, **more: object) -> ModelConfig:
-    """A model config of the harness `fake`."""
+    """Return a model config of the harness `fake`."""
     return ModelConfig.model_validate({"id": model, "harness": "fake", "vram_mb": vram_mb} | more)
 
 
 def device(index: int, total_mb: int = 1000, **more: object) -> DeviceView:
-    """An empty GPU."""
+    """Return an empty GPU."""
     base = DeviceView(
         index=index,
         uuid=f"GPU-{index}",
@@ -40,7 +40,7 @@ def device(index: int, total_mb: int = 1000, **more: object) -> DeviceView:
 def instance(
     model: str, node: str = "n1", devices: tuple[int, ...] = (0,), mb: int = 100, **more: object
 ) -> InstanceView:
-    """A ready, idle instance past its minimum residency, with `mb` on each device."""
+    """Return a ready, idle instance past its minimum residency, with `mb` on each device."""
     base = InstanceView(
         id=InstanceId(f"{model}@{node}/{'-'.join(map(str, devices))}"),
         model=ModelId(model),
@@ -63,7 +63,7 @@ def node(
     instances: tuple[InstanceView, ...] = (),
     **more: object,
 ) -> NodeView:
-    """A node whose devices have less available memory by what its instances hold, as a ledger reports it."""
+    """Return a node whose devices have less available memory by what its instances use, as a ledger reports it."""
     held: dict[int, int] = {}
     for i in instances:
         for index, mb in zip(i.devices, i.vram_by_device, strict=True):
@@ -88,7 +88,7 @@ def cluster(
     stats: dict[ModelId, ModelStats] | None = None,
     **more: object,
 ) -> ClusterState:
-    """The cluster state of these nodes."""
+    """Return the cluster state of these nodes."""
     capacities = CapacityCache().capacities(FleetSnapshot(1, NOW, nodes), overlay or Overlay())
     base = ClusterState(capacities=capacities, now=NOW, stats=stats or {})
     return replace(base, **more)  # type: ignore[arg-type]  # fields by name are what a test is about
@@ -144,7 +144,7 @@ _PROMISED = st.integers(0, 3)
 
 @st.composite
 def nodes(draw: st.DrawFn, name: str) -> NodeView:
-    """A node of up to 4 devices with instances that fit on them."""
+    """Generate a node of up to 4 devices with instances that fit on them."""
     count = draw(_COUNTS)
     totals = [draw(_TOTALS) for _ in range(count)]
     free = list(totals)
@@ -186,7 +186,7 @@ _NODES = [nodes(f"n{i}") for i in range(4)]
 
 @st.composite
 def clusters(draw: st.DrawFn) -> ClusterState:
-    """A fleet of up to 4 nodes."""
+    """Generate a fleet of up to 4 nodes."""
     drawn = [draw(_NODES[i]) for i in range(draw(_FLEETS))]
     stats = dict(zip(map(ModelId, "abcde"), draw(_STANDINGS), strict=True))
     nodes_with_weights = {ModelId("f"): draw(_NODES_WITH_WEIGHTS)}
@@ -210,7 +210,7 @@ _WANTED = st.sampled_from(
 
 @st.composite
 def model_configs(draw: st.DrawFn) -> ModelConfig:
-    """A model that none of the drawn fleets has loaded."""
+    """Generate a model that none of the drawn fleets has loaded."""
     least, most, mixed, kind, card_mb = draw(_WANTED)
     return model_config(
         "f",

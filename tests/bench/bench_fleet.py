@@ -24,7 +24,7 @@ MB = 40_000
 
 
 def discovery(devices: int) -> Discovery:
-    """What a host is."""
+    """Return the discovery of a host."""
     cards = tuple(
         Device(index=i, uuid=f"GPU-{i}", name="H200", vram_total_mb=TOTAL_MB)
         for i in range(devices)
@@ -33,7 +33,7 @@ def discovery(devices: int) -> Discovery:
 
 
 def status(node: int, devices: int, instances: int) -> NodeStatus:
-    """What a host reports."""
+    """Return the status that a host reports."""
     readings = tuple(
         DeviceReading(index=i, vram_used_mb=MB, vram_free_mb=TOTAL_MB - MB, vram_available_mb=MB)
         for i in range(devices)

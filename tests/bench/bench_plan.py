@@ -40,7 +40,7 @@ SMALLEST_MB = 38_000
 
 
 def full_node(name: str, devices: int, models: int, rng: random.Random) -> NodeView:
-    """A node whose devices are full of one to three models each; every fourth is busy, every tenth pinned."""
+    """Return a node whose devices are full of one to three models each; every fourth is busy, every tenth pinned."""
     free = [TOTAL_MB] * devices
     instances: list[InstanceView] = []
     for device in range(devices):

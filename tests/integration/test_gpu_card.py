@@ -50,14 +50,14 @@ needs_llama = pytest.mark.skipif(find() is None, reason="no llama-server: run ma
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 240 MB model with 32 KiB per token of context, and a context larger than any GPU's memory."""
+    """Provide a 240 MB model with 32 KiB per token of context, and a context larger than any GPU's memory."""
     path = tmp_path_factory.mktemp("weights") / "small.gguf"
     return write_tiny_gguf(path, layers=8, hidden=1024, feed_forward=1024, heads=8, context=1 << 22)
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron with a llama.cpp harness that offers only the GPU."""
+    """Provide a neuron with a llama.cpp harness that offers only the GPU."""
     rig = NeuronRig(tmp_path / "neuron")
     ports = f"port_range = [{rig.ports[0]}, {rig.ports[1]}]\n"
     llama = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{find()}"\n{ports}'

@@ -22,7 +22,7 @@ IMPATIENT = LimitsSection(header_timeout_s=0.2, body_timeout_s=0.2, max_header_k
 
 @contextlib.asynccontextmanager
 async def served(limits: LimitsSection | None = None, engine_script=answer_stream):
-    """A gateway with one model on a scripted engine."""
+    """Run a gateway with one model on a scripted engine."""
     async with (
         scripted_engine(engine_script) as engine,
         scripted_neuron({"m": engine.url}) as neuron,
@@ -35,7 +35,7 @@ async def served(limits: LimitsSection | None = None, engine_script=answer_strea
 
 
 def post(*headers: bytes, body: bytes = BODY, path: bytes = CHAT) -> bytes:
-    """A raw request with exactly these headers."""
+    """Return a raw request with exactly these headers."""
     return b"\r\n".join([b"POST %b HTTP/1.1" % path, b"host: localhost", *headers, b"", body])
 
 
@@ -58,7 +58,7 @@ async def exchange(gateway: InProcessGateway, *pieces: bytes, seconds: float = 8
 
 
 async def still_serves(gateway: InProcessGateway) -> None:
-    """A good request is answered."""
+    """Check that a good request is answered."""
     async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as http:
         answer = await http.post(CHAT.decode(), content=BODY)
         assert answer.status_code == 200

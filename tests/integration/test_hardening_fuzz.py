@@ -30,7 +30,7 @@ class Fuzz:
         self._random = random.Random(seed)
 
     def value(self, schema: dict[str, Any], depth: int = 0) -> Any:
-        """A value for a schema."""
+        """Return a value for a schema."""
         several = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
         if self._random.random() < 0.15 or depth > 5:
             return self.junk()
@@ -48,7 +48,7 @@ class Fuzz:
         return self.plain(schema)
 
     def plain(self, schema: dict[str, Any]) -> Any:
-        """A value for a schema without parts."""
+        """Return a value for a schema without parts."""
         numbers = {"integer": NUMBERS, "number": NUMBERS}
         known = numbers | {"boolean": (True, False), "string": TEXTS}
         found = schema.get("enum") or known.get(schema.get("type", ""))

@@ -26,7 +26,7 @@ NAME = re.compile(r"\bcortex_[a-z_]+[a-z]\b")
 
 
 def names_in(text: str) -> set[str]:
-    """The metrics that expressions name, without the endings of their samples."""
+    """Return the metrics that expressions name, without the endings of their samples."""
     return {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in NAME.findall(text)}
 
 

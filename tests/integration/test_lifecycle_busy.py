@@ -19,7 +19,7 @@ AUTH = {"authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron that relays, so that it counts what the fake engine does not tell."""
+    """Provide a neuron that relays, because the fake engine does not report requests in flight."""
     directory = tmp_path_factory.mktemp("neuron")
     yield from running(NeuronRig(directory, neuron=f'token = "{TOKEN}"', listen="0.0.0.0:0"))
 

@@ -33,14 +33,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, ...]:
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Neuron]:
-    """A node for two of the models."""
+    """Provide a node for two of the models."""
     async with neuron(tmp_path, 2 * MODEL_MB + 8) as running:
         yield running
 
 
 @pytest.fixture
 async def served(node: Neuron, models: tuple[ModelConfig, ...]) -> AsyncIterator[Served]:
-    """A gateway before it that does not hesitate."""
+    """Provide a gateway for the node that evicts without waiting."""
     async with gateway({"here": node.url}, models, **EAGER) as running:
         yield running
 

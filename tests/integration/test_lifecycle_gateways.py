@@ -15,13 +15,13 @@ EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 30, "m
 
 
 def view(served: Served, model: str) -> InstanceView | None:
-    """A model's instance as a gateway sees it."""
+    """Return a model's instance as a gateway sees it."""
     found = (i for i in served.gateway.fleet.snapshot.instances() if i.model == model)
     return next(found, None)
 
 
 async def ask(served: Served, model: str, tokens: int) -> str:
-    """A streamed answer's whole text, as it came."""
+    """Return the complete text of a streamed response."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "hello"}],

@@ -43,14 +43,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Neuron]:
-    """A node for one model."""
+    """Provide a node for one model."""
     async with neuron(tmp_path, MODEL_MB + 8) as running:
         yield running
 
 
 @pytest.fixture
 async def served(node: Neuron, weights: Path) -> AsyncIterator[Served]:
-    """A gateway with two models before it."""
+    """Provide a gateway with two models for the node."""
     models = (tiny(weights, "ada"), tiny(weights, "bob"))
     async with gateway({"here": node.url}, models, **EAGER) as running:
         await until(lambda: running.gateway.fleet.snapshot.nodes[0].state == "up")

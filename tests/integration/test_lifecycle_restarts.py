@@ -21,7 +21,7 @@ AFTER = 3
 
 @pytest.fixture
 def attached(tmp_path: Path) -> Iterator[Attached]:
-    """The engine, with org/a and org/b loaded, and its neuron."""
+    """Provide the engine with org/a and org/b loaded, and its neuron."""
     found = Attached(tmp_path)
     try:
         found.start_engine()

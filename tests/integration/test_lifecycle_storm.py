@@ -61,7 +61,7 @@ class Storm:
 
 
 async def watch(node: Neuron, over: asyncio.Event) -> int:
-    """The most that the node's books had promised at any moment, in MiB."""
+    """Return the most memory that the node's ledger had reserved at any moment, in MiB."""
     most = 0
     while not over.is_set():
         infos = node.runtime.models(lambda _: "")

@@ -15,7 +15,7 @@ _KEEPALIVE = "02"
 
 
 def timers() -> dict[tuple[int, int], str]:
-    """The timer of each TCP connection of this host, by local and remote port."""
+    """Return the timer of each TCP connection of this host, by local and remote port."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {(_port(row[1]), _port(row[2])): row[5].partition(":")[0] for row in rows}
 

@@ -22,25 +22,25 @@ from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 2 MB model."""
+    """Provide a 2 MB model."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=3)
 
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 2 MB model whose answers never end by themselves, with a context that no test fills."""
+    """Provide a 2 MB model whose answers never end by themselves, with a context that no test fills."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "endless.gguf", context=1 << 20)
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron that the tests of this module share; each of them unloads what it loaded."""
+    """Provide a neuron that the tests of this module share; each of them unloads what it loaded."""
     yield from running(NeuronRig(tmp_path_factory.mktemp("neuron"), memory_mb=900))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron for one test, which can stop it."""
+    """Provide a neuron that the test can stop."""
     yield from running(NeuronRig(tmp_path / "neuron", memory_mb=1000))
 
 

@@ -20,7 +20,7 @@ from neuron_server.process.cgroups import own_cgroup
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """An empty cgroup."""
+    """Provide an empty cgroup."""
     own = own_cgroup()
     path = (own or Path("/proc")) / f"cortex-test-{uuid.uuid4().hex[:8]}"
     try:

@@ -19,7 +19,7 @@ FAKE_COMFYUI = Path(__file__).parents[1] / "engines" / "fake_comfyui.py"
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron with a ComfyUI harness."""
+    """Provide a neuron with a ComfyUI harness."""
     command = [sys.executable, str(FAKE_COMFYUI), "--listen", "{host}", "--port", "{port}"]
     comfyui = (
         '[[harnesses]]\nname = "comfyui"\nkind = "command"\npreset = "comfyui"\n'

@@ -68,13 +68,13 @@ def stop(worker: Worker) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 2 MB model whose answers never end by themselves."""
+    """Provide a 2 MB model whose answers never end by themselves."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=11)
 
 
 @pytest.fixture(scope="module")
 def worker(weights: Path) -> Iterator[Worker]:
-    """A worker that processes two requests at the same time."""
+    """Provide a worker that processes two requests at the same time."""
     worker = start(weights, "--parallel", "2")
     yield worker
     stop(worker)
@@ -82,7 +82,7 @@ def worker(weights: Path) -> Iterator[Worker]:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Iterator[Worker]:
-    """A worker that processes two requests at the same time, with a context that no test fills."""
+    """Provide a worker that processes two requests at the same time, with a context that no test fills."""
     weights = write_tiny_gguf(tmp_path / "endless.gguf", context=1 << 20)
     worker = start(weights, "--parallel", "2")
     yield worker

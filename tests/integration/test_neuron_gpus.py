@@ -66,13 +66,13 @@ class Answers(dict[str, object]):
 
 @pytest.fixture
 def gpus() -> list[LiveGpu]:
-    """A GPU partly used by other processes, and a free one."""
+    """Provide a GPU partly used by other processes, and a free one."""
     return [LiveGpu(0, Memory(8000, used_mb=5000)), LiveGpu(1, Memory(8000))]
 
 
 @pytest.fixture
 async def runtime(tmp_path: Path, gpus: list[LiveGpu]) -> AsyncIterator[Runtime]:
-    """A running runtime on those GPUs."""
+    """Provide a running runtime on those GPUs."""
     async with opened(tmp_path, NvmlSource(FakeNvml(*gpus))) as runtime:
         yield runtime
 

@@ -26,13 +26,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 2 MB model."""
+    """Provide a 2 MB model."""
     return write_tiny_gguf(tmp_path_factory.mktemp("weights") / "tiny.gguf", seed=5)
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron with a llama.cpp harness."""
+    """Provide a neuron with a llama.cpp harness."""
     llama = f'[[harnesses]]\nname = "llamacpp"\nbinary = "{BINARY}"\n'
     rig = NeuronRig(tmp_path / "neuron")
     rig.config.write_text(

@@ -22,7 +22,7 @@ from neuron_server.embedded_engine.tiny_models import write_tiny_gguf
 
 @pytest.fixture
 def process_rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron whose mistralrs program is the fake."""
+    """Provide a neuron whose mistralrs program is the fake."""
     program = script(
         tmp_path / "mistralrs", f'exec {shlex.join([sys.executable, str(FAKE_MISTRALRS)])} "$@"'
     )
@@ -36,7 +36,7 @@ def process_rig(tmp_path: Path) -> Iterator[NeuronRig]:
 
 @pytest.fixture
 def attached(tmp_path: Path) -> Iterator[Attached]:
-    """An attached engine with a systemd unit."""
+    """Provide an attached engine with a systemd unit."""
     attached = Attached(tmp_path)
     try:
         attached.start_engine()

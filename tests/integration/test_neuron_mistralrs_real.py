@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The parent directory of two directories with a 2 MB model each."""
+    """Provide the parent directory of two directories with a 2 MB model each."""
     directory = tmp_path_factory.mktemp("weights")
     for number, name in enumerate(("a", "b")):
         write_tiny_gguf(directory / name / "tiny.gguf", seed=number)

@@ -13,7 +13,7 @@ from engines.neuron_rig import NeuronRig, fake, load, running
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[NeuronRig]:
-    """A neuron."""
+    """Provide a neuron."""
     yield from running(NeuronRig(tmp_path / "neuron"))
 
 

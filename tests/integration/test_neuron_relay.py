@@ -22,13 +22,13 @@ AUTH = {"authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron that listens on all addresses and asks for a token."""
+    """Provide a neuron that listens on all addresses and requires a token."""
     directory = tmp_path_factory.mktemp("neuron")
     yield from running(NeuronRig(directory, neuron=f'token = "{TOKEN}"', listen="0.0.0.0:0"))
 
 
 async def stats(http: httpx.AsyncClient, url: str) -> dict[str, int]:
-    """What the fake engine saw."""
+    """Return what the fake engine received."""
     found: dict[str, int] = (await http.get(f"{url}/fake/stats")).json()
     return found
 
@@ -104,7 +104,7 @@ async def test_an_engine_that_dies_mid_stream_breaks_the_relayed_stream(rig: Neu
 async def stopping(
     directory: Path, interval: str, tokens: int, setting: str = ""
 ) -> AsyncIterator[tuple[NeuronRig, list[str], asyncio.Task[int]]]:
-    """A neuron that is told to stop with one stream through its relay, whose lines are collected; its engine stays."""
+    """Stop a neuron with one stream through its relay, whose lines are collected; its engine keeps running."""
     rig = NeuronRig(directory, neuron=f'on_stop = "keep"\n{setting}', listen="0.0.0.0:0")
     try:
         async with rig.start().client() as client, httpx.AsyncClient(timeout=20) as http:
@@ -130,7 +130,7 @@ async def stopping(
 
 
 async def _last_told(client: NeuronClient, heard: asyncio.Event) -> NodeStatus:
-    """The last message of a neuron's events; `heard` is set with the first."""
+    """Return the last message of a neuron's events; set `heard` on the first."""
     async for status in client.watch_status():
         heard.set()
         last = status

@@ -70,7 +70,7 @@ class Engine:
 async def relaying(
     directory: Path, script: Script
 ) -> AsyncIterator[tuple[ServedNeuron, Engine, str]]:
-    """A neuron that relays to such an engine, and the path of the model's chat."""
+    """Run a neuron that relays to such an engine, and the path of the model's chat."""
     engine = Engine(script)
     async with serving(engine.serve) as url, attached(directory, url) as (neuron, path):
         yield neuron, engine, path
@@ -78,7 +78,7 @@ async def relaying(
 
 @contextlib.asynccontextmanager
 async def attached(directory: Path, url: str) -> AsyncIterator[tuple[ServedNeuron, str]]:
-    """A neuron that relays to the engine at a URL, and the path of the model's chat."""
+    """Run a neuron that relays to the engine at a URL, and the path of the model's chat."""
     config = NeuronConfig(
         neuron=NeuronSection(listen="0.0.0.0:0", state_dir=directory / "state"),
         harnesses=(HarnessEntry(name="shared", kind="attach", url=url),),
@@ -105,14 +105,14 @@ async def ask(
 
 
 async def silent(engine: Engine, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    """An engine that thinks."""
+    """Read the request and send nothing."""
     await engine.until_gone(reader)
 
 
 async def head_only(
     engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """An engine that has accepted, and thinks."""
+    """Send the response head and nothing more."""
     writer.write(HEAD)
     await engine.until_gone(reader)
 
@@ -120,7 +120,7 @@ async def head_only(
 async def midway(
     engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """An engine that stalls amid its answer."""
+    """Send half of the response and stop."""
     writer.write(HEAD + PIECE)
     await engine.until_gone(reader)
 
@@ -144,7 +144,7 @@ async def test_a_caller_that_leaves_ends_the_engines_side(
 
 
 async def flood(engine: Engine, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """An engine that writes 64 MiB as fast as its caller takes it."""
+    """Send 64 MiB as fast as the caller reads it."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     writer.write(HEAD)
     for _number in range(1024):
@@ -238,7 +238,7 @@ async def test_an_engine_that_dies_amid_an_upload_is_said_to_have_failed(tmp_pat
 
 
 async def upload(neuron: ServedNeuron, path: str) -> bytes:
-    """What is answered to 20 MB."""
+    """Return the response to a body of 20 MB."""
     reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port)
     head = f"POST {path} HTTP/1.1\r\nhost: n\r\ncontent-length: 20000000\r\n\r\n"
     writer.write(head.encode() + b"x" * 20_000_000)

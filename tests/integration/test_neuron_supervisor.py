@@ -37,7 +37,7 @@ child.communicate()
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
-    """A neuron with more harnesses: for load timeouts, for health checks, and for requests in flight."""
+    """Provide a neuron with harnesses for load timeouts, health checks and requests in flight."""
     directory = tmp_path_factory.mktemp("neuron")
     rig = NeuronRig(directory, memory_mb=1000)
     config = rig.config.read_text()
@@ -128,13 +128,13 @@ async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(rig: N
 
 @pytest.fixture
 def worker_output(tmp_path: Path) -> Path:
-    """The file that the worker of `leader` writes when it shuts down."""
+    """Provide the file that the worker of `leader` writes when it shuts down."""
     return tmp_path / "worker_output"
 
 
 @pytest.fixture
 def leader(worker_output: Path) -> subprocess.Popen[bytes]:
-    """The leader of a running engine."""
+    """Provide the leader of a running engine."""
     argv = [sys.executable, "-c", LEADER, str(worker_output)]
     leader = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE)
     assert leader.stdout is not None

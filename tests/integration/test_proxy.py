@@ -42,7 +42,7 @@ BODY = {
 
 
 def request(body: bytes, *, path: str = CHAT, extra: bytes = b"") -> bytes:
-    """A raw HTTP/1.1 request."""
+    """Return a raw HTTP/1.1 request."""
     head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n"
     return head % (path.encode(), extra, len(body)) + body
 

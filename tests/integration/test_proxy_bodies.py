@@ -14,7 +14,7 @@ from rigs.proxy import running_proxy
 
 
 def body_of(size: int) -> bytes:
-    """A JSON body of at least that size."""
+    """Return a JSON body of at least that size."""
     return json.dumps({"model": "m", "messages": [], "pad": "é" * (size // 2)}).encode()
 
 

@@ -27,14 +27,14 @@ async def what_came(call: Call) -> None:
 
 
 def request(pad: str, agent: str = "one") -> tuple[bytes, dict[str, str]]:
-    """A request, and what its answer says."""
+    """Send a request and return what its response says."""
     body = json.dumps({"model": "m", "prompt": pad}).encode()
     told = {"sum": hashlib.sha256(body).hexdigest(), "agent": agent}
     return HEAD.format(agent=agent, size=len(body)).encode() + body, told
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """The next answer's status and body."""
+    """Read the next response and return its status and body."""
     head = await reader.readuntil(b"\r\n\r\n")
     lines = [line.partition(b": ") for line in head.lower().split(b"\r\n")]
     length = next(int(value) for name, _, value in lines if name == b"content-length")

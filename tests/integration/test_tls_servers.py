@@ -29,7 +29,7 @@ CHAT = "/v1/chat/completions"
 
 
 def certificate(ca: trustme.CA, path: Path, *names: str, ends: datetime | None = None) -> Path:
-    """A PEM file with a certificate for the names and its key."""
+    """Return a PEM file with a certificate for the names and its key."""
     new = path.with_suffix(".new")
     made = ca.issue_cert(*(names or ("127.0.0.1",)), not_after=ends)
     new.write_bytes(made.private_key_and_cert_chain_pem.bytes())
@@ -38,13 +38,13 @@ def certificate(ca: trustme.CA, path: Path, *names: str, ends: datetime | None =
 
 
 def authority(ca: trustme.CA, path: Path) -> Path:
-    """A PEM file with the authority's certificate."""
+    """Return a PEM file with the authority's certificate."""
     ca.cert_pem.write_to_path(path)
     return path
 
 
 async def shown_by(port: int, context: ssl.SSLContext) -> int:
-    """The serial number of the certificate that a server shows."""
+    """Return the serial number of a server's certificate."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     found = writer.get_extra_info("ssl_object").getpeercert()["serialNumber"]
     writer.close()

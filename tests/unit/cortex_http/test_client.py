@@ -83,7 +83,7 @@ class Heard:
         """Part of ResponseHandler."""
 
     def on_lost(self, reason: str, answered: bool) -> None:
-        """Called when the connection breaks."""
+        """Ignore a broken connection."""
         self.lost = (reason, answered)
 
 
@@ -91,7 +91,7 @@ ADDRESS = Address("127.0.0.1", 1, b"", b"127.0.0.1:1")
 
 
 def opened() -> tuple[ConnectionPool[Address], Connection[Address], Wire, Heard]:
-    """A connection that has just sent a request."""
+    """Return a connection that has just sent a request."""
     pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=1)
     wire, heard = Wire(), Heard()
     connection = Connection(pool, ADDRESS)
@@ -110,7 +110,7 @@ def deliver(connection: Connection[Address], data: bytes, places: list[int]) -> 
 
 @st.composite
 def chunked(draw: st.DrawFn, body: bytes) -> bytes:
-    """The body in chunks, with extensions and trailers perhaps."""
+    """Return the body in chunks, possibly with extensions and trailers."""
     places = draw(st.lists(st.integers(0, len(body)), max_size=6))
     edges = [0, *sorted(places), len(body)]
     out = b""
@@ -137,7 +137,7 @@ def answers(draw: st.DrawFn) -> tuple[bytes, bytes, str]:
 
 
 async def heard_after(wire: bytes, framing: str, places: list[int]) -> tuple[Heard, Wire]:
-    """What comes of an answer."""
+    """Return what the receiver made of a response."""
     pool, connection, transport, heard = opened()
     deliver(connection, wire, places)
     if framing == "close":
@@ -173,7 +173,7 @@ def test_chunks_that_are_read_one_by_one_or_not_give_the_body(chunks):
 
 
 async def lost_after(wire: bytes, length: int) -> Heard:
-    """What comes of an answer that breaks off."""
+    """Return what the receiver made of a response that ends early."""
     pool, connection, _, heard = opened()
     deliver(connection, wire[:length], [])
     connection.connection_lost(None)

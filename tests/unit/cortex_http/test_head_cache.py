@@ -26,21 +26,21 @@ class Found:
         parser.feed_data(data)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
+        """Handle a parser callback."""
         self.headers.append((name.lower(), value))
 
     def on_body(self, data: bytes) -> None:
-        """Called by the parser."""
+        """Handle a parser callback."""
         self._body += data
 
     def on_message_complete(self) -> None:
-        """Called by the parser."""
+        """Handle a parser callback."""
         self.bodies.append(self._body)
         self._body = b""
 
 
 def message(before: list[tuple[str, str]], after: list[tuple[str, str]], body: bytes) -> bytes:
-    """A request with the length of its body between other headers."""
+    """Return a request with the length of its body between other headers."""
     lines = [f"{n}: {v}" for n, v in before]
     lines += [f"Content-Length: {len(body)}", *(f"{n}: {v}" for n, v in after)]
     return "\r\n".join(["POST /v1/x HTTP/1.1", *lines, "", ""]).encode() + body

@@ -37,7 +37,7 @@ SPEC = LoadSpec(model_id="org/m", harness="h", context=10)
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[StateDir]:
-    """A state directory."""
+    """Provide a state directory."""
     state = StateDir(tmp_path / "state")
     yield state
     state.close()

@@ -16,12 +16,12 @@ from cortex_server.metrics.series import Metrics
 
 
 def entry(name: str, endpoint: str) -> NeuronEntry:
-    """A [[neurons]] entry of cortex.toml."""
+    """Return a [[neurons]] entry of cortex.toml."""
     return NeuronEntry.model_validate({"name": name, "endpoint": endpoint})
 
 
 def fleet(*entries: NeuronEntry) -> Fleet:
-    """A fleet of these nodes, none of which has reported yet."""
+    """Return a fleet of these nodes, none of which has reported yet."""
     return Fleet(entries, Catalogue(), SystemClock(), Metrics())
 
 
@@ -31,7 +31,7 @@ def cordoned(snapshot: FleetSnapshot) -> list[str]:
 
 
 def status(*instances: str) -> NodeStatus:
-    """A status report with these ready instances."""
+    """Return a status report with these ready instances."""
     infos = tuple(
         ModelInfo(
             id=ModelId("m"),

@@ -64,7 +64,7 @@ class RecordedEvents:
 
 
 def fleet_with_candidates() -> Fleet:
-    """A node with two ready instances."""
+    """Return a node with two ready instances."""
     entry = NeuronEntry(name="n1", endpoint="http://n1")
     fleet = Fleet((entry,), Catalogue(), SystemClock(), Metrics())
     infos = tuple(
@@ -103,7 +103,7 @@ def accepting(fleet: Fleet) -> list[str]:
 
 
 def answers_error(error: CortexError) -> Answer:
-    """A node that answers everything with an error."""
+    """Return a node that answers everything with an error."""
     return lambda _: httpx.Response(error.status, json=envelope(error))
 
 

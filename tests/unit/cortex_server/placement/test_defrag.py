@@ -65,7 +65,7 @@ def test_the_largest_block_never_shrinks(before: ClusterState, budget: Budget) -
 
 
 def fragmented(*sizes: tuple[int, ...]) -> ClusterState:
-    """A node with a 300 MiB device for each tuple, and an instance of each size on it."""
+    """Return a node with a 300 MiB device for each tuple, and an instance of each size on it."""
     placed: list[InstanceView] = []
     for at, there in enumerate(sizes):
         for mb in there:

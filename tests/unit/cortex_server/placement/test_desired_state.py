@@ -12,7 +12,7 @@ from cortex_server.placement.load_queue import LoadKey
 
 
 def fleet(*instances: InstanceView, at: float = NOW) -> FleetSnapshot:
-    """A fleet of one node with these instances."""
+    """Return a fleet of one node with these instances."""
     return FleetSnapshot(1, at, (node("n1", (device(0),), instances),))
 
 
@@ -22,7 +22,7 @@ def new_desired_state(ttl: float = 60.0) -> DesiredState:
 
 
 def wanted(**more: object) -> list[ModelConfig]:
-    """The one profile of the catalogue."""
+    """Return the only model config."""
     return [model_config("a", **more)]
 
 

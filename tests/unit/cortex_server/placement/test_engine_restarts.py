@@ -17,7 +17,7 @@ AFTER = 50
 
 
 def attached(*instances: InstanceView, cycles: int = AFTER, **more: object) -> NodeView:
-    """A node whose harness `fake` is an attached engine."""
+    """Return a node whose harness `fake` is an attached engine."""
     engine = EngineView(harness="fake", restartable=True, cycles=cycles)
     return node("n1", (device(0),), instances, **({"engines": (engine,)} | more))
 

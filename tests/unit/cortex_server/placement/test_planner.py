@@ -455,7 +455,7 @@ def test_a_model_on_a_node_that_has_not_reported_is_not_loaded_twice() -> None:
 
 
 def full(*instances: InstanceView) -> ClusterState:
-    """A fleet of one 300 MiB device that holds these instances."""
+    """Return a fleet of one 300 MiB device that holds these instances."""
     return cluster(node("n1", (device(0, 300),), instances))
 
 

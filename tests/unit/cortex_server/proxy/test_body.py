@@ -89,7 +89,7 @@ def test_asking_for_usage_or_a_stream_changes_nothing_else(model, rest, space):
 
 
 def form(model: str, boundary: str = "xYz") -> bytes:
-    """A form as curl and the SDKs write it."""
+    """Return a form as curl and the SDKs write it."""
     return (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="model.wav"\r\n'
         f"Content-Type: audio/wav\r\n\r\nRIFF name=model\r\n--{boundary}\r\n"

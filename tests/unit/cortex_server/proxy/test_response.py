@@ -31,7 +31,7 @@ ASK = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """The data in pieces."""
+    """Return the data in pieces."""
     edges = [0, *sorted(p % (len(data) + 1) for p in places), len(data)]
     return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
@@ -39,7 +39,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 def openai(
     stream: bool = True, usage: bool = True, path: str = "/v1/chat/completions"
 ) -> OpenAiAdapter:
-    """A dialogue in OpenAI's dialect that has asked its engine."""
+    """Return an OpenAI adapter that has sent its request to the engine."""
     body = json.dumps(ASK | {"stream": stream, "stream_options": {"include_usage": usage}}).encode()
     adapter = OpenAiAdapter(path, body, read_fields(body), b"req-1")
     adapter.engine_body("m", None, OPENAI)

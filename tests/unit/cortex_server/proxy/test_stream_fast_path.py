@@ -81,7 +81,7 @@ class Passing:
         self.lost = reason
 
     def on_lost(self, reason: str, answered: bool) -> None:
-        """Called when the connection breaks."""
+        """Ignore a broken connection."""
         self.lost = reason
 
 
@@ -93,11 +93,11 @@ class Body:
         self.whole = False
 
     def on_body(self, data: bytes) -> None:
-        """Called by the parser."""
+        """Handle a parser callback."""
         self.data += data
 
     def on_message_complete(self) -> None:
-        """Called by the parser."""
+        """Handle a parser callback."""
         self.whole = True
 
 
@@ -116,7 +116,7 @@ class Engine:
 
 @contextlib.asynccontextmanager
 async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.socket]]:
-    """An engine that has been asked, the receiver of its answer, and the client's end of a real socket."""
+    """Return an engine that has a request, the receiver of its response, and the client's end of a socket."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -138,7 +138,7 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.s
 
 
 async def told(reads: list[bytes], *, lanes: bool) -> tuple[bytes, bool, int, str | None]:
-    """What a client has got once an engine's bytes have come in these reads: body, wholeness, events, error."""
+    """Return what the client received for these reads: body, completeness, events, error."""
     async with asked(lanes=lanes) as (engine, passing, theirs):
         body, got = Body(), bytearray()
         for read in reads:

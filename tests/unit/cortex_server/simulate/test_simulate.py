@@ -21,7 +21,7 @@ TWO_OF_THREE = SimulatedFleet(
 
 
 def spaced_out(names: str) -> list[Request]:
-    """Requests a thousand seconds apart, so that none waits for another."""
+    """Return requests a thousand seconds apart, so that none waits for another."""
     return [Request(1000.0 * at, name, 100) for at, name in enumerate(names)]
 
 

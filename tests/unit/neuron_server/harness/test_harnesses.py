@@ -42,14 +42,14 @@ SPEC = LoadSpec(model_id="org/m", harness="h")
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    """The HTTP client that harnesses share."""
+    """Provide the HTTP client that harnesses share."""
     async with engine_client() as client:
         yield client
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """An executable file."""
+    """Provide an executable file."""
     path = tmp_path / "engine"
     path.touch(0o755)
     return path
@@ -57,7 +57,7 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A 3 MiB file with the name of a GGUF file."""
+    """Provide a 3 MiB file with the name of a GGUF file."""
     path = tmp_path / "weights" / "model.gguf"
     path.parent.mkdir()
     path.write_bytes(b"x" * 3 * 1024 * 1024)

@@ -17,7 +17,7 @@ from neuron_server.process.pidfd import pidfd_open, pidfd_send_signal
 def sleeper(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process, with Python's functions or without them."""
+    """Provide a child process, with Python's functions or without them."""
     if request.param != "built in":
         monkeypatch.delattr(os, "pidfd_open", raising=False)
         monkeypatch.delattr(signal, "pidfd_send_signal", raising=False)
