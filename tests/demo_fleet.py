@@ -70,7 +70,7 @@ class DemoFleet:
     """A running demo.
 
     Attributes:
-        lines: its summary, by the word that each begins with.
+        lines: its summary lines, by their first word.
         messages: lines that it has written to stderr.
     """
 

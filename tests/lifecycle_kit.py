@@ -1,4 +1,4 @@
-"""A real neuron with the embedded engine, and real gateways before it, all in this process's event loop."""
+"""A real neuron with the embedded engine, and real gateways in front of it, in this process's event loop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Neuron:
-    """A neuron that serves."""
+    """A running neuron."""
 
     url: str
     runtime: Runtime
@@ -81,7 +81,7 @@ async def neuron(
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A gateway that serves, with clients of it."""
+    """A running gateway and its clients."""
 
     url: str
     gateway: Gateway
@@ -89,7 +89,7 @@ class Served:
     operator: OperatorClient
 
     async def chat(self, model: str, **more: object) -> httpx.Response:
-        """One answer of a few tokens."""
+        """Request a response of a few tokens."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": "hello"}],

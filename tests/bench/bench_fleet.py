@@ -1,7 +1,7 @@
-"""What a gateway spends on knowing a large fleet: python tests/bench/bench_fleet.py [NODES [DEVICES [INSTANCES]]].
+"""CPU time of the events of a large fleet: python tests/bench/bench_fleet.py [NODES [DEVICES [INSTANCES]]].
 
-Milliseconds of processor time. "report" is one node's message with all that follows from it; each node sends one a
-second.
+Milliseconds of CPU time in a gateway. "report" is one node's message with everything that follows from it; each node
+sends one per second.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def status(node: int, devices: int, instances: int) -> NodeStatus:
 
 
 def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
-    """Run all situations."""
+    """Run all scenarios."""
     names = [f"n{i:04}" for i in range(nodes)]
     model_configs = tuple(ModelConfig(id=f"model-{i}", harness="vllm") for i in range(MODELS))
     entries = tuple(NeuronEntry(name=n, endpoint=f"http://{n}:9090") for n in names)

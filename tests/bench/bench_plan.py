@@ -1,6 +1,6 @@
 """How long a plan takes on a large fleet: python tests/bench/bench_plan.py [NODES [DEVICES [MODELS]]].
 
-Prints one line for each situation, in milliseconds of processor time, which other processes of the host do not add to.
+Prints one line per scenario, in milliseconds of CPU time, which other processes on the host do not affect.
 Plans are made on a snapshot whose rooms are known; "rooms, cold" builds all of them, and "one node changed" is what a
 gateway sees with each event of a node.
 """
@@ -88,7 +88,7 @@ def full_node(name: str, devices: int, models: int, rng: random.Random) -> NodeV
 
 
 def known(models: int, rng: random.Random) -> CurrentStats:
-    """How the models stand, as a gateway has it from their loads and requests; few are favourites."""
+    """Return the models' statistics of loads and requests; a few models get most requests."""
     model_configs = {
         name: ModelConfig.model_validate({"id": name, "harness": "vllm"})
         for name in (f"model-{m}" for m in range(models))
@@ -114,7 +114,7 @@ def known(models: int, rng: random.Random) -> CurrentStats:
 
 
 def milliseconds(work: Callable[[], object], times: int = 30) -> str:
-    """Median and worst of some runs."""
+    """Return the median and the worst of some runs."""
     taken = []
     for _ in range(times):
         began = time.process_time()
@@ -124,7 +124,7 @@ def milliseconds(work: Callable[[], object], times: int = 30) -> str:
 
 
 def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
-    """Run all situations."""
+    """Run all scenarios."""
     rng = random.Random(7)
     made = tuple(full_node(f"n{i:04}", devices, models, rng) for i in range(nodes))
     snapshot = FleetSnapshot(1, NOW, made)

@@ -139,7 +139,7 @@ async def test_a_request_is_listed_on_its_way_and_after(paused: PausedGateway):
     assert abs(done.started - now.started) < 0.05
 
 
-async def test_as_many_are_listed_as_are_asked_for(paused: PausedGateway):
+async def test_the_limit_applies_to_finished_requests(paused: PausedGateway):
     """`limit` is the maximum number of finished requests, newest first."""
     paused.go.set()
     for ident in ("req-one", "req-two", "req-three"):
@@ -233,7 +233,7 @@ async def test_instances_count_what_they_did(paused: PausedGateway):
     assert (instance.tokens_in, instance.tokens_out) == (7, 3)
 
 
-async def test_the_trail_names_who_did_it(paused: PausedGateway):
+async def test_the_audit_log_contains_the_actor(paused: PausedGateway):
     """Audit entries contain the operator's key, and a resumed stream yields the missed ones."""
     async with paused.operator() as client:
         cursor = EventCursor()

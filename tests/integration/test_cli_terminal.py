@@ -148,7 +148,7 @@ def test_top_outlives_its_gateway(gateway: Gateway):
             assert process.wait(20) == 0
 
 
-def test_an_interrupted_load_is_said_to_go_on():
+def test_an_interrupted_load_continues_and_the_message_says_so():
     """Ctrl-C detaches from the load, says so, and writes the document of the completed actions."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

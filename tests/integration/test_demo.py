@@ -134,7 +134,7 @@ def test_an_engine_whose_neuron_was_killed_is_ended_too():
     assert "the neuron exited unexpectedly" in "".join(running.messages)
 
 
-def test_a_taken_port_is_replaced_and_told(fleet: DemoFleet, taken_port: int):
+def test_a_taken_port_is_replaced_and_reported(fleet: DemoFleet, taken_port: int):
     """If the gateway's port is in use, the demo uses a free one and says so."""
     assert fleet.url != f"http://127.0.0.1:{taken_port}"
     assert fleet.cortex("status", "-o", "name").stdout == "ok\n"

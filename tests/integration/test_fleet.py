@@ -1,4 +1,4 @@
-"""From an empty machine to a streamed answer: gateway, neuron and the real engine, as real processes."""
+"""Gateway, neuron and the real engine as processes, from an empty host to a streamed response."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ASK = [{"role": "user", "content": "hello"}]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FleetRig]:
-    """Two gateways on one neuron, shared by the tests that leave it as they found it."""
+    """Provide two gateways on one neuron, for tests that restore its state."""
     async with running_fleet(tmp_path_factory.mktemp("fleet"), gateways=2) as rig:
         yield rig
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def sdk(fleet: FleetRig) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's own client, given nothing but the base URL."""
+    """Provide OpenAI's client, configured only with the base URL."""
     async with openai.AsyncOpenAI(
         base_url=f"{fleet.url}/v1", api_key="none", max_retries=0
     ) as client:
@@ -42,14 +42,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def nobody_busy(snapshot: FleetSnapshot) -> bool:
-    """All counts are back to zero."""
+    """Return whether all counts are back to zero."""
     return not any(i.in_flight for i in snapshot.instances()) and not any(
         m.waiting for m in snapshot.models
     )
 
 
 async def test_a_request_loads_its_model_and_is_answered(fleet, sdk):
-    """A model that is not loaded is loaded by the first request for it, which then gets a whole answer."""
+    """The first request for a model loads it and gets a complete response."""
     answer = await sdk.chat.completions.create(model=ADA, messages=ASK, max_tokens=8)
     assert answer.choices[0].finish_reason in {"length", "stop"}
     assert answer.usage is not None
@@ -62,7 +62,7 @@ async def test_a_request_loads_its_model_and_is_answered(fleet, sdk):
 
 
 async def test_tokens_arrive_while_the_engine_still_computes(fleet, sdk):
-    """A streamed answer comes in many chunks, with usage at its end when it is asked for."""
+    """A streamed response has many chunks, and usage at its end if requested."""
     stream = await sdk.chat.completions.create(
         model=ADA,
         messages=ASK,
@@ -78,8 +78,8 @@ async def test_tokens_arrive_while_the_engine_still_computes(fleet, sdk):
     assert any(c.choices and c.choices[0].finish_reason for c in chunks)
 
 
-async def test_completions_stream_and_answer_whole(fleet, sdk):
-    """The older completions route works both ways."""
+async def test_completions_work_streamed_and_not_streamed(fleet, sdk):
+    """/v1/completions works streamed and not streamed."""
     whole = await sdk.completions.create(model=ADA, prompt="once", max_tokens=4)
     assert whole.usage is not None
     stream = await sdk.completions.create(model=ADA, prompt="once", max_tokens=4, stream=True)
@@ -87,7 +87,7 @@ async def test_completions_stream_and_answer_whole(fleet, sdk):
 
 
 async def test_the_bytes_are_the_engines_own(fleet):
-    """Asked with the same seed at temperature 0, the engine itself and the gateway stream the same text."""
+    """With the same seed at temperature 0, engine and gateway stream the same text."""
     body = {"model": ADA, "messages": ASK, "max_tokens": 12, "temperature": 0, "stream": True}
 
     def text(raw: bytes) -> str:
@@ -103,7 +103,7 @@ async def test_the_bytes_are_the_engines_own(fleet):
 
 
 async def test_many_requests_for_an_unloaded_model_share_one_load(fleet, sdk):
-    """Ten requests at once cause one load, and all are answered."""
+    """Ten concurrent requests cause one load, and all succeed."""
     async with fleet.operator() as operator:
         with contextlib.suppress(NotFound):  # nothing to unload
             await operator.unload(UnloadModelRequest(model=BOB))
@@ -120,7 +120,7 @@ async def test_many_requests_for_an_unloaded_model_share_one_load(fleet, sdk):
 
 
 async def test_a_second_gateway_uses_what_the_first_has_loaded(fleet, sdk):
-    """Two gateways on one neuron agree: the other's request finds the instance and loads no second."""
+    """A request through the other gateway uses the existing instance and loads no second one."""
     await sdk.chat.completions.create(model=CLEO, messages=ASK, max_tokens=1)
     await fleet.until(lambda s: s.model(CLEO).state == "ready", number=1)
     url = f"{fleet.gateways[1].url}/v1"
@@ -134,7 +134,7 @@ async def test_a_second_gateway_uses_what_the_first_has_loaded(fleet, sdk):
 
 
 async def test_load_and_unload_by_an_operator(fleet):
-    """Loading waits until ready and says so; after unloading the engine's process is gone."""
+    """`load` returns when the model is ready; after `unload` the engine's process is gone."""
     async with fleet.operator() as operator:
         loaded = await operator.load(LoadModelRequest(model=CLEO, wait=True))
         assert (loaded.state, loaded.nodes) == ("ready", ("beast",))
@@ -146,15 +146,15 @@ async def test_load_and_unload_by_an_operator(fleet):
 
 
 async def test_an_unknown_model_is_a_404_with_a_hint(fleet, sdk):
-    """The SDK raises its own NotFoundError, whose body names the nearest model."""
+    """The SDK raises NotFoundError with a suggestion of the nearest model."""
     with pytest.raises(openai.NotFoundError) as caught:
         await sdk.chat.completions.create(model="tiny/adda", messages=ASK)
     assert caught.value.body["code"] == "model_not_found"
     assert ADA in caught.value.body["nearest"]
 
 
-async def test_a_route_that_the_engine_lacks_is_told(fleet, sdk):
-    """Embeddings of a model whose engine computes none fail with an error, not with a hang."""
+async def test_a_route_that_the_engine_lacks_is_an_error(fleet, sdk):
+    """Embeddings of a model whose engine has none fail with an error."""
     with pytest.raises(openai.APIStatusError) as caught:
         await sdk.embeddings.create(model=ADA, input="x")
     assert caught.value.status_code in {404, 501}
@@ -162,7 +162,7 @@ async def test_a_route_that_the_engine_lacks_is_told(fleet, sdk):
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_stops_the_engine(fleet, stream):
-    """The engine stops computing when its client disconnects, so its count of requests goes to zero at once."""
+    """The engine stops computing when its client disconnects, so its request count drops to zero."""
     body = {
         "model": ADA,
         "messages": ASK,
@@ -183,7 +183,7 @@ async def test_a_client_that_leaves_stops_the_engine(fleet, stream):
 
 
 @pytest.mark.slow
-async def test_two_hundred_streams_on_three_models_all_end_whole(fleet, sdk):
+async def test_two_hundred_streams_on_three_models_are_complete(fleet, sdk):
     """Every stream ends with a finish reason and usage, and every count returns to zero."""
 
     async def one(number: int) -> bool:
@@ -204,7 +204,7 @@ async def test_two_hundred_streams_on_three_models_all_end_whole(fleet, sdk):
 
 
 async def test_what_does_not_fit_at_all_is_refused_at_once(tmp_path):
-    """A model larger than the only device is refused with the numbers, and no load is tried."""
+    """A model larger than the only device is refused with the memory sizes, without a load."""
     async with (
         running_fleet(tmp_path, memory_mb=100) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
@@ -218,7 +218,7 @@ async def test_what_does_not_fit_at_all_is_refused_at_once(tmp_path):
 
 @pytest.mark.slow
 async def test_a_third_model_evicts_the_least_recently_used(tmp_path):
-    """On a device that holds two of three, asking for all in turn gives answers and evictions, and no error."""
+    """On a device that holds two of three models, round-robin requests cause evictions and no error."""
     async with (
         running_fleet(tmp_path, memory_mb=2 * 256 + 8) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,
@@ -234,7 +234,7 @@ async def test_a_third_model_evicts_the_least_recently_used(tmp_path):
 
 
 async def test_a_killed_gateway_costs_no_engine_and_a_new_one_finds_it(tmp_path):
-    """A kill -9 of the gateway leaves the engine to the neuron; the gateway's successor routes to it at once."""
+    """After a kill -9 of the gateway the engine keeps running, and a new gateway routes to it."""
     async with running_fleet(tmp_path) as rig:
         async with rig.operator() as operator:
             await operator.load(LoadModelRequest(model=ADA, wait=True))
@@ -246,8 +246,8 @@ async def test_a_killed_gateway_costs_no_engine_and_a_new_one_finds_it(tmp_path)
         assert [p.pid for p in rig.engines()] == [engine]
 
 
-async def test_a_neuron_that_restarts_turns_nobody_away(tmp_path):
-    """With its only neuron stopped the gateway is not ready, but who asks waits, and is answered when it is back."""
+async def test_requests_wait_while_a_neuron_restarts(tmp_path):
+    """While its only neuron is stopped the gateway is not ready, and requests wait until the neuron is back."""
     async with running_fleet(tmp_path) as rig, httpx.AsyncClient(timeout=60) as client:
         rig.neuron.end()
         await rig.wait_engines_stopped()
@@ -261,7 +261,7 @@ async def test_a_neuron_that_restarts_turns_nobody_away(tmp_path):
 
 
 async def test_a_stopped_neuron_leaves_no_engine(tmp_path):
-    """SIGTERM of the neuron ends its engines."""
+    """SIGTERM to the neuron stops its engines."""
     async with running_fleet(tmp_path) as rig:
         async with rig.operator() as operator:
             for model in MODELS:
@@ -271,8 +271,8 @@ async def test_a_stopped_neuron_leaves_no_engine(tmp_path):
         await rig.wait_engines_stopped()
 
 
-async def test_a_stopped_gateway_lets_streams_end(tmp_path):
-    """SIGTERM of the gateway in mid-stream: the stream ends whole, then the gateway ends with 0."""
+async def test_a_stopping_gateway_completes_streams(tmp_path):
+    """On SIGTERM in mid-stream the gateway completes the stream and exits with 0."""
     async with (
         running_fleet(tmp_path) as rig,
         openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as sdk,

@@ -1,4 +1,4 @@
-"""A whole gateway before a neuron with devices of two kinds."""
+"""A gateway with a neuron that has devices of two kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from neuron_server.hardware.nvml import NvmlSource
 
 
 async def test_an_engine_without_gpu_code_is_loaded_beside_the_card(tmp_path: Path) -> None:
-    """A profile that names no kind of device is served where its engine runs."""
+    """A model config without a device kind is served where its engine can run."""
     weights = write_tiny_gguf(tmp_path / "tiny.gguf")
     config = NeuronConfig(
         neuron=NeuronSection(state_dir=tmp_path / "state"),

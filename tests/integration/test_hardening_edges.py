@@ -1,4 +1,4 @@
-"""Hostile and broken HTTP against the whole gateway, over raw sockets."""
+"""Hostile and broken HTTP against the gateway, over raw sockets."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ DOUBTFUL = (
 
 @pytest.mark.parametrize("path", [CHAT, b"/operator/v1/models/load", b"/health"])
 async def test_a_request_of_doubtful_length_or_head_is_refused(path):
-    """Whatever two servers could read in two ways gets 400 or a closed connection, and no engine hears of it."""
+    """Ambiguous requests get 400 or a closed connection, and reach no engine."""
     async with served() as (gateway, engine):
         for headers in DOUBTFUL:
             smuggled = b"GET /operator/v1/fleet HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -115,7 +115,7 @@ JUNK = (
 
 
 async def test_what_is_no_request_is_closed():
-    """TLS on the plain port, noise, other protocols and other methods neither hang nor harm."""
+    """TLS on the plain port, random bytes, other protocols and other methods neither hang nor affect others."""
     async with served(IMPATIENT) as (gateway, _):
         await asyncio.gather(*(exchange(gateway, junk) for junk in JUNK))
         await still_serves(gateway)
@@ -123,7 +123,7 @@ async def test_what_is_no_request_is_closed():
 
 @pytest.mark.parametrize("split", [0, 40])
 async def test_an_offer_to_speak_http2_is_declined_and_its_request_answered(split):
-    """Java's HttpClient makes it with its first request, whose body comes in any case."""
+    """An h2c upgrade with a body, as Java's HttpClient sends it, is answered over HTTP/1.1."""
     offer = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABk")
     request = post(LENGTH, *offer, body=BODY)
     async with served() as (gateway, _):
@@ -141,7 +141,7 @@ async def test_an_offer_to_speak_http2_is_declined_and_its_request_answered(spli
 
 
 async def test_a_client_of_http10_is_not_left_waiting_for_the_end():
-    """It may ask for the connection to be kept, as `ab -k` does; it is closed, as it is told nothing else."""
+    """An HTTP/1.0 request with keep-alive, as `ab -k` sends it, is answered and the connection closed."""
     request = post(LENGTH, b"connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0")
     async with served() as (gateway, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
@@ -152,8 +152,8 @@ async def test_a_client_of_http10_is_not_left_waiting_for_the_end():
         writer.close()
 
 
-async def test_a_head_that_never_ends_is_given_up():
-    """Slowloris: a header every moment keeps nothing open beyond the limit; the client is told 408."""
+async def test_a_head_that_never_ends_times_out():
+    """A client that sends its head slowly gets 408 at the limit."""
     async with served(IMPATIENT) as (gateway, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\n" % CHAT)
@@ -168,7 +168,7 @@ async def test_a_head_that_never_ends_is_given_up():
 
 
 async def _dribble(writer: asyncio.StreamWriter, piece: bytes) -> None:
-    """Write until the other side has closed."""
+    """Write until the peer has closed."""
     with contextlib.suppress(ConnectionError):
         while True:
             writer.write(piece)
@@ -177,15 +177,15 @@ async def _dribble(writer: asyncio.StreamWriter, piece: bytes) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"\r\n\r\n", b"P"])
-async def test_a_connection_that_says_nothing_is_closed(start):
-    """An idle first connection, one that sends empty lines, and one that sends a letter hold no place."""
+async def test_a_silent_connection_is_closed(start):
+    """New connections that send nothing, empty lines or one letter are closed at the limit."""
     async with served(IMPATIENT) as (gateway, _):
         await exchange(gateway, start)
         assert not gateway.server.server_state.connections
 
 
 async def test_silence_after_an_answer_is_no_offence():
-    """A kept connection outlives the limit for heads, and serves its next request."""
+    """A kept connection may be idle for longer than the head timeout."""
     async with served(IMPATIENT) as (gateway, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         request = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -194,15 +194,15 @@ async def test_silence_after_an_answer_is_no_offence():
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
-            await asyncio.sleep(1.5)  # two looks at the connections
+            await asyncio.sleep(1.5)  # two checks of the connections
         writer.close()
 
 
 async def test_a_long_answer_is_no_offence():
-    """A stream that takes longer than the limits for sending a request is not cut."""
+    """A stream that takes longer than the request timeouts is not cut."""
 
     async def slow(call: Call) -> None:
-        await asyncio.sleep(1.5)  # longer than both limits, and a look
+        await asyncio.sleep(1.5)  # longer than both limits, and a check
         await answer_stream(call)
 
     async with served(IMPATIENT, slow) as (gateway, _):
@@ -211,7 +211,7 @@ async def test_a_long_answer_is_no_offence():
 
 @pytest.mark.parametrize("path", [CHAT, b"/operator/v1/models/load"])
 async def test_a_body_that_stalls_is_given_up(path):
-    """Half a body and then nothing: the connection is closed, nobody is left waiting, no engine was asked."""
+    """After half a body and silence the connection is closed, and no engine is used."""
     async with served(IMPATIENT) as (gateway, engine):
         await exchange(gateway, post(LENGTH, body=BODY[:10], path=path))
         await gateway.wait_idle()
@@ -221,7 +221,7 @@ async def test_a_body_that_stalls_is_given_up(path):
 
 @pytest.mark.parametrize("pieces", [1, 40])
 async def test_a_huge_head_is_refused(pieces):
-    """More head than the limit gets 431, in one piece or in many."""
+    """A head over the limit gets 431, in one write or many."""
     async with served(IMPATIENT) as (gateway, engine):
         lines = [b"x-%d: %b" % (n, b"y" * 100) for n in range(60)]
         request = post(LENGTH, *lines)
@@ -236,7 +236,7 @@ async def test_a_huge_head_is_refused(pieces):
 
 
 async def test_a_large_body_in_one_read_is_no_large_head():
-    """Only the head counts against its limit."""
+    """The body does not count against the head limit."""
     async with served(IMPATIENT) as (gateway, _):
         body = json.dumps({"model": "m", "messages": [], "x": "y" * 50_000}).encode()
         length = b"content-length: %d" % len(body)
@@ -245,7 +245,7 @@ async def test_a_large_body_in_one_read_is_no_large_head():
 
 
 async def test_connections_are_bounded():
-    """One too many is closed at once, and the others are served."""
+    """A connection over the limit is closed, and the others are served."""
     async with served(LimitsSection(max_connections=3)) as (gateway, _):
         kept = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(3)]
         async with asyncio.timeout(5):
@@ -261,7 +261,7 @@ async def test_connections_are_bounded():
 
 
 async def test_credentials_and_hop_by_hop_headers_stop_here():
-    """Neither keys, cookies nor headers that Connection names reach an engine, and its own do not reach the client."""
+    """Credentials, cookies and hop-by-hop headers are not forwarded, in either direction."""
 
     async def telling(call: Call) -> None:
         body = b"{}"
@@ -285,7 +285,7 @@ async def test_credentials_and_hop_by_hop_headers_stop_here():
 
 
 async def test_a_request_id_is_honoured_when_it_is_plain_and_made_when_not():
-    """What could forge a log line or a header is replaced."""
+    """A request id that could forge a log line or a header is replaced."""
     async with served() as (gateway, _), httpx.AsyncClient(base_url=gateway.url) as http:
         for sent, kept in (("abc-1", True), ('x" injected="1', False), ("y" * 200, False)):
             answer = await http.post(CHAT.decode(), content=BODY, headers={"x-request-id": sent})
@@ -324,7 +324,7 @@ async def test_a_thousand_hostile_connections_leave_nothing_behind():
 
 
 def test_a_client_context_checks_names():
-    """The context that nodes are asked with verifies certificate and name."""
+    """The TLS context for nodes verifies certificate and name."""
     from cortex_common.net.tls import client_context
 
     context = client_context(None)

@@ -1,4 +1,4 @@
-"""Random requests made from the OpenAPI documents of both daemons: whatever comes, no answer is a 500."""
+"""Random requests generated from the OpenAPI documents of both daemons never get a 500."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ENDLESS = ("/operator/v1/events", "/events")
 
 
 class Fuzz:
-    """Makes values that mostly fit a schema, and sometimes do not.
+    """Generates values that mostly fit a schema, and sometimes don't.
 
     Args:
         document: an OpenAPI document.
-        seed: of the randomness, so that a failure can be had again.
+        seed: seed of the random generator, to reproduce a failure.
     """
 
     def __init__(self, document: dict[str, Any], seed: str) -> None:
@@ -55,20 +55,20 @@ class Fuzz:
         return self._random.choice(found) if found else self.junk()
 
     def junk(self) -> Any:
-        """Anything that JSON has."""
+        """Return any JSON value."""
         plain = (*TEXTS, *NUMBERS, None, True, [], {}, [[]], {"a": {"b": [None]}})
         return self._random.choice(plain)
 
 
 async def fuzzed(http: httpx.AsyncClient, seed: int, rounds: int) -> Counter[int]:
-    """Statuses of random requests to every operation that ends."""
+    """Return the statuses of random requests to every operation that ends."""
     document = (await http.get("/openapi.json")).json()
     statuses: Counter[int] = Counter()
     for path, operations in document["paths"].items():
         for method, described in operations.items():
             if path in ENDLESS:
                 continue
-            # Seeded by what is asked, so that a new route changes no other's requests.
+            # Seeded by operation, so that a new route does not change the requests of others.
             fuzz = Fuzz(document, f"{seed} {method} {path}")
             for _ in range(rounds):
                 url, query = path, {}
@@ -78,7 +78,7 @@ async def fuzzed(http: httpx.AsyncClient, seed: int, rounds: int) -> Counter[int
                         url = url.replace(f"{{{parameter['name']}}}", quote(str(made), safe=""))
                     elif made is not None:
                         query[parameter["name"]] = str(made)
-                query.pop("follow", None)  # a log that is followed has no end
+                query.pop("follow", None)  # a followed log has no end
                 body = described.get("requestBody", {}).get("content", {}).get("application/json")
                 sent = None if body is None else fuzz.value(body["schema"])
                 answer = await http.request(method, url, params=query, json=sent)
@@ -88,8 +88,8 @@ async def fuzzed(http: httpx.AsyncClient, seed: int, rounds: int) -> Counter[int
 
 
 async def test_no_request_to_the_gateway_is_a_500(tmp_path):
-    """Random calls of the operator and model routes are all answered, most of them with a reason."""
-    # With a key of its own: those that the fuzz makes would lock it out.
+    """Random calls of the operator and model routes are all answered."""
+    # With its own key: the keys that the fuzzer creates would lock it out.
     key = {"name": "fuzz", "hash": hash_of("fuzz"), "scopes": ["infer", "operator"]}
     async with (
         neuron(tmp_path, 512) as node,
@@ -102,7 +102,7 @@ async def test_no_request_to_the_gateway_is_a_500(tmp_path):
 
 
 async def test_no_request_to_a_neuron_is_a_500(tmp_path):
-    """Random loads, unloads and questions are all answered."""
+    """Random calls of the neuron's routes are all answered."""
     async with neuron(tmp_path, 512) as node, httpx.AsyncClient(base_url=node.url) as http:
         statuses = await fuzzed(http, 3, 15)
     assert sum(statuses.values()) > 100

@@ -1,4 +1,4 @@
-"""What a gateway tells about itself: every metric that dashboards and alerts use, and never a secret or a prompt."""
+"""The gateway's metrics and logs: every metric of dashboards and alerts exists, and no secret or prompt appears."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names_in(text: str) -> set[str]:
 
 
 def expressions() -> dict[str, list[str]]:
-    """All expressions of the dashboard and of the alert rules."""
+    """Return all expressions of the dashboard and of the alert rules."""
     dashboard = json.loads((CONFIG / "grafana" / "cortex.json").read_text())
     panels = [t["expr"] for p in dashboard["panels"] for t in p.get("targets", ())]
     rules = (CONFIG / "prometheus" / "cortex-alerts.yml").read_text()
@@ -40,7 +40,7 @@ def expressions() -> dict[str, list[str]]:
 
 
 async def test_dashboard_and_alerts_use_metrics_that_exist():
-    """Each name in an expression is exposed, and each metric that is exposed is shown or alerted on."""
+    """Every metric in an expression is exposed, and every exposed metric is used in a panel or an alert."""
     async with (
         running_gateway() as served,
         httpx.AsyncClient(base_url=served.metrics_url) as http,
@@ -55,7 +55,7 @@ async def test_dashboard_and_alerts_use_metrics_that_exist():
 
 
 async def test_requests_move_the_numbers_and_unknown_models_make_no_labels():
-    """A stream counts tokens, times and overhead under its model and node; a hundred invented names make one series."""
+    """A stream counts tokens, times and overhead for its model and node; a hundred unknown models make one series."""
     async with (
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}) as neuron,
@@ -83,14 +83,14 @@ async def test_requests_move_the_numbers_and_unknown_models_make_no_labels():
         assert got["cortex_time_to_first_token_seconds_count", here] == 1
         assert got["cortex_overhead_seconds_count", ()] == 1
         assert got["cortex_node_up", (("node", "n"),)] == 1
-        assert ("cortex_event_loop_lag_seconds_count", ()) in got  # one look a second
+        assert ("cortex_event_loop_lag_seconds_count", ()) in got  # one check a second
         nowhere = (("code", "model_not_found"), ("model", "none"), ("node", "none"))
         assert got["cortex_request_errors_total", (*nowhere, ("side", "client"))] == 100
         assert "invented" not in answer.text
 
 
-async def test_neither_secrets_nor_prompts_are_told(tmp_path):
-    """After requests with keys and prompts, good and bad, no log, metric, file or listing holds one of them."""
+async def test_secrets_and_prompts_are_never_exposed(tmp_path):
+    """After good and bad requests with keys and prompts, no log, metric, file or listing contains any of them."""
     secrets = ("K3Y-of-the-client", "K3Y-of-the-operator", "K3Y-that-is-wrong", "K3Y-of-the-node")
     keys = "".join(
         f'[[keys]]\nname = "{name}"\nhash = "{hash_of(secret)}"\nscopes = ["{scope}"]\n'
@@ -128,7 +128,7 @@ async def test_neither_secrets_nor_prompts_are_told(tmp_path):
         assert '"gateway_listening"' in kept.text
         usage = await operator.usage()
         assert {row.key for row in usage} == {"c"}
-        await asyncio.sleep(0.3)  # the journal writes ten times a second
+        await asyncio.sleep(0.3)  # the access log is written ten times a second
         told = [answer.text, metrics.text, gateway.log, kept.text]
     told += [p.read_bytes().decode("latin-1") for p in (tmp_path / "state").iterdir()]
     assert len(told) >= 4
@@ -138,7 +138,7 @@ async def test_neither_secrets_nor_prompts_are_told(tmp_path):
 
 
 async def test_each_request_leaves_one_line(tmp_path):
-    """The log has one line a request with key, model, outcome and times, whatever became of it."""
+    """The access log has one line per request with key, model, outcome and times, whatever the outcome."""
     async with (
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}) as neuron,
@@ -162,7 +162,7 @@ async def test_each_request_leaves_one_line(tmp_path):
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_takes_the_rules():
-    """Prometheus' own tool finds nothing wrong with the configuration."""
+    """Promtool accepts the configuration."""
     for command in (("check", "rules", "cortex-alerts.yml"), ("check", "config", "prometheus.yml")):
         done = subprocess.run(
             ["promtool", *command],

@@ -1,4 +1,4 @@
-"""Requests as parts of distributed traces, told to a collector that the test runs."""
+"""Requests as spans of distributed traces, exported to a collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 class Collector:
-    """An OTLP collector over HTTP."""
+    """OTLP collector over HTTP."""
 
     def __init__(self) -> None:
         self.spans = []
@@ -25,7 +25,7 @@ class Collector:
         self.came = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one export after the other."""
+        """Receive exports."""
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as wire
 
         try:
@@ -46,7 +46,7 @@ class Collector:
 
 
 async def test_a_request_is_two_spans_in_its_callers_trace(tmp_path):
-    """The engine's span hangs under the gateway's, and that under the caller's; an unsampled one is only passed on."""
+    """The gateway's span is a child of the caller's and the parent of the engine's; unsampled traces are forwarded."""
     collector = Collector()
     async with (
         serving(collector.serve) as url,

@@ -1,4 +1,4 @@
-"""An instance that somebody else uses: seen as busy, spared while others are idle, and never cut by an eviction."""
+"""An instance that another gateway uses counts as busy, is evicted last, and no eviction cuts its streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeuronRig]:
 
 
 async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
-    """With `force` off a busy instance stays, takes requests again and ends its stream whole; later it goes."""
+    """Without `force` a busy instance stays, accepts requests and completes its stream; once idle it is unloaded."""
     async with (
         rig.client(TOKEN) as client,
         httpx.AsyncClient(headers=AUTH, timeout=30.0) as http,
@@ -51,8 +51,8 @@ async def test_an_unload_that_may_not_cut_is_refused(rig: NeuronRig) -> None:
         assert await client.models() == ()
 
 
-async def test_whoever_may_cut_ends_what_others_spare(rig: NeuronRig) -> None:
-    """An operator's unload, which may cut, comes through after its time although one that may not was refused."""
+async def test_a_forced_unload_succeeds_after_an_unforced_one_is_refused(rig: NeuronRig) -> None:
+    """An operator's forced unload succeeds after its drain timeout, after an unforced one was refused."""
     async with (
         rig.client(TOKEN) as client,
         httpx.AsyncClient(headers=AUTH, timeout=30.0) as http,

@@ -1,4 +1,4 @@
-"""The conductor with a real neuron and the embedded engine on a device of RAM that holds two of three models."""
+"""The controller with a real neuron and the embedded engine, on a RAM device that holds two of three models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "m
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, ...]:
-    """Three that fit two at a time, one that never fits, and one without its file."""
+    """Return three models of which two fit at a time, one that never fits, and one whose file is missing."""
     directory = tmp_path_factory.mktemp("models")
     return (
         *(tiny(directory, name) for name in ("ada", "bob", "cleo")),
@@ -46,7 +46,7 @@ async def served(node: Neuron, models: tuple[ModelConfig, ...]) -> AsyncIterator
 
 
 async def test_three_models_take_turns_on_a_device_for_two(served: Served, node: Neuron) -> None:
-    """Asking round-robin evicts and loads without one error, and the books never promise more than there is."""
+    """Round-robin requests evict and load without an error, and the ledger never reserves more memory than exists."""
     cold: list[bool] = []
     for name in ("ada", "bob", "ada", "cleo", "ada", "bob"):
         answer = await served.chat(name)
@@ -57,8 +57,8 @@ async def test_three_models_take_turns_on_a_device_for_two(served: Served, node:
     assert cold == [True, True, False, True, False, True]
 
 
-async def test_many_who_ask_at_once_get_one_load(served: Served) -> None:
-    """Twenty requests for a model that is not loaded start one instance, and all are answered."""
+async def test_concurrent_requests_cause_one_load(served: Served) -> None:
+    """Twenty concurrent requests for a model that is not loaded start one instance, and all succeed."""
     answers = await asyncio.gather(*(served.chat("ada") for _ in range(20)))
     assert [a.status_code for a in answers] == [200] * 20
     snapshot = await served.operator.fleet()
@@ -66,8 +66,8 @@ async def test_many_who_ask_at_once_get_one_load(served: Served) -> None:
     assert served.gateway.controller.waiting_requests(snapshot.models[0].id) == 0
 
 
-async def test_what_never_fits_is_an_immediate_explained_error(served: Served) -> None:
-    """A model larger than the device is refused at once with the numbers of each device."""
+async def test_a_model_that_never_fits_is_an_immediate_error(served: Served) -> None:
+    """A model larger than the device is refused immediately with the memory of each device."""
     async with asyncio.timeout(5):
         answer = await served.chat("huge")
     assert answer.status_code == 507
@@ -78,7 +78,7 @@ async def test_what_never_fits_is_an_immediate_explained_error(served: Served) -
 
 
 async def test_weights_that_are_not_there_fail_with_the_reason(served: Served) -> None:
-    """A load that the node refuses for its files reaches the client with what is wrong."""
+    """If the node refuses a load because of its files, the client gets the reason."""
     answer = await served.chat("broken")
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "load_failed"
@@ -92,7 +92,7 @@ async def test_weights_that_are_not_there_fail_with_the_reason(served: Served) -
 async def test_an_operator_need_not_wait_until_a_failed_load_is_tried_again(
     served: Served, models: tuple[ModelConfig, ...]
 ) -> None:
-    """Requests for what has just failed are refused without a load; an operator who has mended it gets one."""
+    """After a failed load, requests are refused without another load; an operator's load starts one."""
     weights = models[0].source or ""
     shutil.move(weights, f"{weights}.elsewhere")
     try:
@@ -105,7 +105,7 @@ async def test_an_operator_need_not_wait_until_a_failed_load_is_tried_again(
 
 
 async def test_an_operator_loads_and_unloads(served: Served) -> None:
-    """Load with wait answers when the model is ready, unload when its memory is free again."""
+    """`load` with `wait` returns when the model is ready, `unload` when its memory is free."""
     await until(lambda: served.gateway.fleet.snapshot.nodes[0].state == "up")
     done = await served.operator.load(LoadModelRequest(model="ada", wait=True, timeout_s=30))
     assert done.state is ModelState.READY
@@ -118,8 +118,8 @@ async def test_an_operator_loads_and_unloads(served: Served) -> None:
         await served.operator.unload(UnloadModelRequest(model="ada"))
 
 
-async def test_an_operator_who_does_not_wait_hears_what_is_known_at_once(served: Served) -> None:
-    """Without wait the answer is "loading", or the refusal that needs no load to be known."""
+async def test_a_load_without_wait_returns_what_is_known(served: Served) -> None:
+    """`load` without `wait` returns "loading", or an error that is known before the load."""
     await until(lambda: served.gateway.fleet.snapshot.nodes[0].state == "up")
     assert (await served.operator.load(LoadModelRequest(model="ada"))).state is ModelState.LOADING
     with pytest.raises(DoesNotFit):
@@ -133,8 +133,8 @@ async def test_an_operator_who_does_not_wait_hears_what_is_known_at_once(served:
     )
 
 
-async def test_a_client_that_goes_while_waiting_leaves_nothing(served: Served) -> None:
-    """Cancelled waits leave no waiter behind, and the load that was begun for them ends by itself."""
+async def test_a_client_that_disconnects_while_waiting_leaves_nothing(served: Served) -> None:
+    """Cancelled waits leave no waiter behind, and their load is cancelled."""
     tasks = [asyncio.create_task(served.chat("ada")) for _ in range(10)]
     controller = served.gateway.controller
     await until(
@@ -150,7 +150,7 @@ async def test_a_client_that_goes_while_waiting_leaves_nothing(served: Served) -
 
 
 async def test_a_stream_is_never_cut_by_an_eviction(served: Served) -> None:
-    """While a stream runs on the only possible victims, who needs the room waits, and the stream ends whole."""
+    """A request that needs memory of busy instances waits until their streams are complete."""
     body = {
         "messages": [{"role": "user", "content": "hello"}],
         "max_tokens": 400,
@@ -176,7 +176,7 @@ async def test_a_stream_is_never_cut_by_an_eviction(served: Served) -> None:
 
 
 async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelConfig, ...]) -> None:
-    """Two gateways that want all three models at once get every answer, and the node is never over-committed."""
+    """Two gateways that request all three models get every response, and the node is never overcommitted."""
     async with (
         gateway({"here": node.url}, models, **EAGER) as one,
         gateway({"here": node.url}, models, **EAGER) as two,
@@ -202,7 +202,7 @@ async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelConf
             if t.result().status_code != 200
         ] == []
         assert most <= 2 * MODEL_MB + 8
-        for side in (one, two):  # of the other's requests each hears from the node, once a second
+        for side in (one, two):  # the node reports the other gateway's requests once a second
 
             def idle(fleet: Fleet = side.gateway.fleet) -> bool:
                 return all(i.in_flight == 0 for i in fleet.snapshot.instances())
@@ -210,10 +210,10 @@ async def test_two_gateways_share_a_neuron(node: Neuron, models: tuple[ModelConf
             await until(idle)
 
 
-async def test_a_deadline_tells_how_far_the_load_is(
+async def test_a_queue_timeout_reports_the_progress_of_the_load(
     node: Neuron, models: tuple[ModelConfig, ...]
 ) -> None:
-    """Who gives up waiting gets 503 with the state and node of the load, and when to come back."""
+    """A request that times out while waiting gets 503 with the state and node of the load, and Retry-After."""
     hasty = EAGER | {"gateway": {"metrics_listen": None, "cold_start_timeout_s": 0.05}}
     async with gateway({"here": node.url}, models, **hasty) as served:
         await until(lambda: served.gateway.fleet.snapshot.nodes[0].state == "up")

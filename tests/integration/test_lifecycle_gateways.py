@@ -1,4 +1,4 @@
-"""Two gateways before one neuron: they never over-commit it, and neither cuts what the other serves."""
+"""Two gateways that share a neuron never overcommit it, and neither cuts the other's streams."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ async def ask(served: Served, model: str, tokens: int) -> str:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a stream has its usage and its end, and no error."""
+    """Return whether a stream has usage, an end and no error."""
     return text.rstrip().endswith("data: [DONE]") and '"usage":{' in text and '"error"' not in text
 
 
-async def test_the_idle_model_goes_and_not_the_one_another_gateway_uses(tmp_path: Path) -> None:
-    """A gateway evicts the model that nobody uses, though the other was asked by itself longer ago."""
+async def test_an_idle_model_is_evicted_before_one_that_another_gateway_uses(
+    tmp_path: Path,
+) -> None:
+    """A gateway evicts the idle model, although its own last request for the busy one was earlier."""
     models = tuple(tiny(tmp_path, name) for name in ("busy", "idle", "new"))
     async with (
         neuron(tmp_path, ROOM_MB) as node,
@@ -66,8 +68,8 @@ async def test_the_idle_model_goes_and_not_the_one_another_gateway_uses(tmp_path
         assert len(held) == 2
 
 
-async def test_what_both_are_asked_for_at_once_is_loaded_once(tmp_path: Path) -> None:
-    """Whoever comes second joins the load of the first, and has its answer from there."""
+async def test_two_gateways_load_a_model_once(tmp_path: Path) -> None:
+    """The second gateway joins the load of the first and gets its response from that instance."""
     models = (tiny(tmp_path, "cold"),)
     async with (
         neuron(tmp_path, ROOM_MB) as node,
@@ -80,7 +82,7 @@ async def test_what_both_are_asked_for_at_once_is_loaded_once(tmp_path: Path) ->
 
 @pytest.mark.timeout(240)
 async def test_two_gateways_share_scarce_memory(tmp_path: Path) -> None:
-    """Under load from both for four models on room for two, nothing is over-committed and no stream is cut."""
+    """Under load for four models on memory for two, nothing is overcommitted and no stream is cut."""
     names = [f"m{i}" for i in range(4)]
     models = tuple(tiny(tmp_path, name) for name in names)
     over = asyncio.Event()

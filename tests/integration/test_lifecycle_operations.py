@@ -37,7 +37,7 @@ EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"min_residency": 0}}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tiny models are written."""
+    """Provide a directory for tiny models."""
     return tmp_path_factory.mktemp("models")
 
 
@@ -58,13 +58,13 @@ async def served(node: Neuron, weights: Path) -> AsyncIterator[Served]:
 
 
 def ready(served: Served) -> list[InstanceView]:
-    """Ready instances as the gateway knows them."""
+    """Return the ready instances in the gateway's snapshot."""
     views = served.gateway.fleet.snapshot.instances()
     return [i for i in views if i.state is InstanceState.READY]
 
 
 async def test_a_pin_protects_until_it_is_taken_off(served: Served) -> None:
-    """A pinned model is not evicted for another, nor by an operator, until it is unpinned."""
+    """A pinned model is not evicted, by another model or by an operator, until it is unpinned."""
     await served.operator.load(LoadModelRequest(model="ada", wait=True, pin=True))
     assert (await served.chat("bob")).status_code == 507
     with pytest.raises(Conflict):
@@ -78,7 +78,7 @@ async def test_a_pin_protects_until_it_is_taken_off(served: Served) -> None:
 
 
 async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
-    """A pin with an end lets go once its time is over."""
+    """A pin with an expiry is removed when it expires."""
     await served.operator.load(LoadModelRequest(model="ada", wait=True))
     pin = await served.operator.pin(PinModelRequest(model="ada", node="here", for_s=0.5))
     assert pin.until is not None
@@ -89,7 +89,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
 
 
 async def test_an_evicted_instance_may_come_back(served: Served) -> None:
-    """Evict ends one instance; the next request loads the model again."""
+    """`evict` stops one instance; the next request loads the model again."""
     assert (await served.chat("ada")).status_code == 200
     done = await served.operator.evict(EvictModelRequest(model="ada"))
     assert done.state is ModelState.UNLOADED
@@ -100,7 +100,7 @@ async def test_an_evicted_instance_may_come_back(served: Served) -> None:
 
 
 async def test_a_plan_is_what_then_happens(served: Served) -> None:
-    """The plan names the eviction and its numbers, changes nothing, and the load does just that."""
+    """The plan lists the eviction with its sizes and changes nothing; the load then carries it out."""
     plan = await served.operator.plan_load(PlanLoadRequest(model="ada"))
     assert (plan.action, plan.node, plan.evictions) == ("load", "here", ())
     assert plan.ledger[0].chosen
@@ -115,8 +115,8 @@ async def test_a_plan_is_what_then_happens(served: Served) -> None:
     assert (await served.operator.plan_load(PlanLoadRequest(model="bob"))).action == "serve"
 
 
-async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
-    """Every verb that takes a node refuses one that is not there, and names the one that may have been meant."""
+async def test_a_mistyped_node_gets_a_suggestion(served: Served) -> None:
+    """Every operation on a node rejects an unknown node and suggests a similar name."""
     await served.operator.load(LoadModelRequest(model="ada", wait=True))
     for asked in (
         served.operator.plan_load(PlanLoadRequest(model="ada", node="her")),
@@ -130,8 +130,8 @@ async def test_a_mistyped_node_is_told_with_the_nearest(served: Served) -> None:
         assert raised.value.hints == ("did you mean 'here'?",)
 
 
-async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
-    """On a cordoned node what is loaded goes on serving, and nothing else is loaded until it is uncordoned."""
+async def test_a_cordoned_node_accepts_no_loads(served: Served) -> None:
+    """A cordoned node keeps serving its instances and loads nothing else until it is uncordoned."""
     assert (await served.chat("ada")).status_code == 200
     await served.operator.cordon(NodeRequest(node="here"))
     assert (await served.chat("ada")).status_code == 200
@@ -150,7 +150,7 @@ async def test_a_cordoned_node_takes_nothing_new(served: Served) -> None:
 
 
 async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Path) -> None:
-    """Draining loads a copy on another node first, then ends the original; no request fails meanwhile."""
+    """Draining a node loads a copy on another node before it stops the original; no request fails."""
     models = (tiny(weights, "ada"),)
     async with (
         neuron(tmp_path / "one", MODEL_MB + 8, ports=(18200, 18249)) as one,
@@ -168,7 +168,7 @@ async def test_a_drained_node_hands_its_models_over(tmp_path: Path, weights: Pat
 
 
 async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> None:
-    """An operator who drained the wrong node and uncordons it keeps what is still there."""
+    """Uncordoning a node during its drain keeps the instances that are still there."""
     models = (tiny(weights, "ada"), tiny(weights, "bob"))
     async with (
         neuron(tmp_path / "one", 2 * MODEL_MB + 8, ports=(18300, 18349)) as one,
@@ -191,7 +191,7 @@ async def test_a_drain_ends_with_the_cordon(tmp_path: Path, weights: Path) -> No
 
 
 async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path) -> None:
-    """With room elsewhere for one of two models, the plan moves one and ends the other, and the drain does so."""
+    """If one of two models fits elsewhere, the plan moves it and unloads the other, and the drain does the same."""
     models = tuple(tiny(weights, name) for name in ("ada", "bob"))
     async with (
         neuron(tmp_path / "a", 2 * MODEL_MB + 8, ports=(18300, 18349)) as a,
@@ -211,13 +211,13 @@ async def test_the_plan_of_a_drain_is_what_it_does(tmp_path: Path, weights: Path
 
 
 async def test_a_load_may_say_how_long_the_model_stays(served: Served) -> None:
-    """A model that was loaded with a time to live goes once it was idle for so long, though its profile says never."""
+    """A model loaded with a TTL is unloaded after that idle time, although its config says never."""
     await served.operator.load(LoadModelRequest(model="ada", wait=True, ttl_s=0.5))
     await until(lambda: ready(served) == [])
 
 
 async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) -> None:
-    """A preloaded model is there without being asked for, and leaves after its time to live."""
+    """A preloaded model is loaded without a request, and unloaded after its TTL."""
     models = (tiny(weights, "ada", preload=True, ttl="1s"),)
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
@@ -229,7 +229,7 @@ async def test_idle_models_go_and_wanted_ones_come(node: Neuron, weights: Path) 
 
 
 async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> None:
-    """A model with replicas.min is kept loaded, also after one of its instances was evicted."""
+    """A model with replicas.min stays loaded, also after an instance is evicted."""
     models = (tiny(weights, "ada", replicas={"min": 2, "max": 2}),)
     async with (
         neuron(tmp_path, 2 * MODEL_MB + 8) as node,
@@ -240,10 +240,8 @@ async def test_missing_replicas_are_loaded(tmp_path: Path, weights: Path) -> Non
         await until(lambda: len(ready(served)) == 2)
 
 
-async def test_an_unload_holds_until_the_model_is_asked_for_again(
-    node: Neuron, weights: Path
-) -> None:
-    """What replicas.min keeps loaded is not loaded behind the back of whoever has just unloaded it."""
+async def test_an_unload_holds_until_the_next_request(node: Neuron, weights: Path) -> None:
+    """After an operator unloads a model, replicas.min does not load it again."""
     models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
@@ -260,7 +258,7 @@ async def test_an_unload_holds_until_the_model_is_asked_for_again(
 
 
 async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weights: Path) -> None:
-    """Whoever has less patience is told that it is busy, and takes nothing from who waits."""
+    """A request with a short queue timeout gets an error and does not affect the requests that keep waiting."""
     models = (tiny(weights, "ada", replicas={"min": 1, "max": 1}),)
     async with gateway({"here": node.url}, models, **EAGER) as served:
         await until(lambda: len(ready(served)) == 1)
@@ -284,7 +282,7 @@ async def test_an_unload_holds_though_another_at_once_fails(node: Neuron, weight
 async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
     node: Neuron, tmp_path: Path, weights: Path
 ) -> None:
-    """A load's size and seconds are shown beside the estimate; a new gateway knows them, pins and cordons."""
+    """Measured size and seconds are shown beside the estimate; a restarted gateway keeps them, pins and cordons."""
     models = (tiny(weights, "ada"),)
     state = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path / "gateway")}}
     async with gateway({"here": node.url}, models, **(EAGER | state)) as served:
@@ -307,7 +305,7 @@ async def test_what_loads_took_and_operators_set_outlasts_the_gateway(
 async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
     tmp_path: Path, weights: Path
 ) -> None:
-    """A shown plan is carried out without an interruption; shown for another state, it is refused."""
+    """A defrag plan is carried out without an interruption; a plan for another state is rejected."""
     models = (tiny(weights, "ada"), tiny(weights, "bob"))
     capacity = 2 * MODEL_MB + 8
     async with (
@@ -325,9 +323,7 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
             await served.operator.defrag(ApplyDefragRequest(request=request, plan="0123456789ab"))
 
         async def as_shown() -> DefragView:
-            while (
-                True
-            ):  # a node that measures anew between showing and doing makes the plan an old one
+            while True:  # a new measurement of the node in between makes the plan outdated
                 shown = await served.operator.plan_defrag(request)
                 with contextlib.suppress(Conflict):
                     return await served.operator.defrag(
@@ -344,8 +340,8 @@ async def test_defrag_moves_by_copies_and_refuses_an_old_plan(
         assert (await served.operator.plan_defrag(request)).moves == ()
 
 
-async def test_a_cordon_that_can_not_be_kept_is_told_and_holds(tmp_path: Path) -> None:
-    """On a full disk the operator hears that a restart will forget it; the same for a pin."""
+async def test_a_cordon_that_cannot_be_saved_holds_and_is_reported(tmp_path: Path) -> None:
+    """If the disk is full, cordon and pin report that a restart will lose the change."""
     sections = {"gateway": {"metrics_listen": None, "state_dir": str(tmp_path)}}
     models = (ModelConfig(id="ada", harness="fake"),)
     async with gateway({"here": "http://127.0.0.1:1"}, models, **sections) as served:

@@ -1,4 +1,4 @@
-"""A gateway that restarts an attached engine, against a real neuron and the stand-in for mistral.rs."""
+"""Restarts of an attached engine by a gateway, with a real neuron and the fake mistral.rs."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def attached(tmp_path: Path) -> Iterator[Attached]:
 
 
 def model_config(model: str) -> ModelConfig:
-    """Of a model of that engine."""
+    """Return the instance of a model of that engine."""
     return ModelConfig.model_validate({"id": model, "harness": "shared", "vram_mb": 100})
 
 
 def ready(served: Served) -> set[str]:
-    """Models with a ready instance."""
+    """Return the models with a ready instance."""
     views = served.gateway.fleet.snapshot.instances()
     return {i.model for i in views if i.state is InstanceState.READY}
 
 
 def restarts(served: Served) -> int:
-    """How many restarts the gateway has had done."""
+    """Return the number of restarts by the gateway."""
     return served.gateway.metrics.counters.restarts["beast", "shared", "restarted"]
 
 
 def whole(answer: httpx.Response) -> bool:
-    """Whether a stream came to its proper end."""
+    """Return whether a stream is complete."""
     return answer.content.rstrip().endswith(b"data: [DONE]") and b'"error"' not in answer.content
 
 
 async def test_an_engine_is_drained_restarted_and_holds_what_it_held(attached: Attached) -> None:
-    """The plan says so first; no stream is cut, who asks meanwhile waits, and at twice the cycles nobody has to ask."""
+    """A planned restart cuts no stream and makes requests wait; at twice the cycles it happens without an operator."""
     models = (model_config("org/a"), model_config("org/b"))
     sections = {"eviction": {"defrag_after_cycles": AFTER}}
     async with gateway({"beast": attached.rig.url}, models, **sections) as served:

@@ -1,4 +1,4 @@
-"""Many clients, more models than fit, and clients that leave: what must never happen, does not."""
+"""Invariants under many clients, more models than fit, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOM_MB = 2 * MODEL_MB + 8
 
 
 class Storm:
-    """What the clients met."""
+    """Results of the clients."""
 
     def __init__(self, served: Served, seed: int) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -32,7 +32,7 @@ class Storm:
         self._left = REQUESTS
 
     async def client(self, models: list[str]) -> None:
-        """Ask until the storm is over; every fifth request is given up at some moment."""
+        """Send requests until all are done; every fifth one is cancelled at a random moment."""
         while self._left > 0:
             self._left -= 1
             patience = self._rng.choice([None, None, None, None, self._rng.uniform(0, 0.5)])
@@ -73,7 +73,7 @@ async def watch(node: Neuron, over: asyncio.Event) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_a_storm_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Six models on a device for two, clients that cancel: no stream is cut, nothing over-committed, nothing left."""
+    """With six models on memory for two and clients that cancel, nothing is cut, overcommitted or leaked."""
     names = [f"m{i}" for i in range(6)]
     models = tuple(tiny(tmp_path, name) for name in names)
     sections = {

@@ -1,4 +1,4 @@
-"""Explanation of a request's routing after the fact."""
+"""Explanation of how a finished request was routed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "m
 
 
 async def test_a_request_knows_what_it_waited_for(tmp_path: Path) -> None:
-    """A cold start names its wait, its place and who went for it; a warm request names neither, a refused one why."""
+    """A cold start lists its wait, node and evictions, a warm request neither, and a refused request the reason."""
     models = (
         tiny(tmp_path, "ada"),
         tiny(tmp_path, "bob"),

@@ -1,4 +1,4 @@
-"""A neuron that others reach over the network: relayed engines, and its token."""
+"""A neuron on a network address: relayed engines, and its token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def stats(http: httpx.AsyncClient, url: str) -> dict[str, int]:
 
 
 async def test_the_token_guards_everything(rig: NeuronRig):
-    """Without the token, or with another, every route answers 401."""
+    """Without the token, or with a wrong one, every route returns 401."""
     for token in (None, "wrong"):
         async with rig.client(token) as client:
             with pytest.raises(AuthenticationFailed):
@@ -45,7 +45,7 @@ async def test_the_token_guards_everything(rig: NeuronRig):
 
 
 async def test_requests_are_relayed_as_they_come(rig: NeuronRig):
-    """The endpoint is the neuron's own, tokens arrive one by one, and the engine listens on loopback only."""
+    """The endpoint is the neuron's, tokens arrive one by one, and the engine listens on loopback only."""
     async with rig.client(TOKEN) as client:
         ready = await load(client, fake("far", "--interval", "0.1", "--tokens", "20"))
         assert ready.url == f"{rig.url}/engines/{ready.instance_id}"
@@ -58,7 +58,7 @@ async def test_requests_are_relayed_as_they_come(rig: NeuronRig):
                 assert answer.headers["content-type"].startswith("text/event-stream")
                 async for line in answer.aiter_lines():
                     if line.startswith("data: "):
-                        if not data:  # the engine has not said all yet
+                        if not data:  # the engine has not sent everything yet
                             assert (await stats(http, ready.url or ""))["in_flight"] == 1
                         data.append(line[6:])
         assert data[-1] == "[DONE]"
@@ -67,7 +67,7 @@ async def test_requests_are_relayed_as_they_come(rig: NeuronRig):
 
 
 async def test_a_caller_that_leaves_a_relayed_request_cancels_it(rig: NeuronRig):
-    """The relay closes the engine's connection when its caller goes, streaming or not."""
+    """The relay closes the engine's connection when the caller disconnects, streaming or not."""
     async with rig.client(TOKEN) as client:
         ready = await load(client, fake("left", "--interval", "0.05", "--tokens", "400"))
         for expected, stream in enumerate((True, False), start=1):
@@ -90,7 +90,7 @@ async def test_a_caller_that_leaves_a_relayed_request_cancels_it(rig: NeuronRig)
 
 
 async def test_an_engine_that_dies_mid_stream_breaks_the_relayed_stream(rig: NeuronRig):
-    """A broken engine is a broken answer, never a clean-looking end."""
+    """If the engine breaks, the caller's response is incomplete."""
     async with rig.client(TOKEN) as client:
         ready = await load(client, fake("dies", "--die-at", "3"))
         async with httpx.AsyncClient(headers=AUTH) as http:
@@ -138,15 +138,15 @@ async def _last_told(client: NeuronClient, heard: asyncio.Event) -> NodeStatus:
 
 
 async def until_refused(url: str) -> None:
-    """Return once nobody answers; a server looks at its signals ten times a second."""
+    """Return once connections are refused; a server checks its signals ten times a second."""
     async with httpx.AsyncClient(headers={"connection": "close"}) as http, asyncio.timeout(10):
         with contextlib.suppress(httpx.TransportError):
             while True:
                 await http.get(url)
 
 
-async def test_a_neuron_that_stops_lets_relayed_streams_end(tmp_path: Path):
-    """SIGTERM mid-stream: no new request is taken, gateways are told for how long, and the stream ends whole."""
+async def test_a_stopping_neuron_completes_relayed_streams(tmp_path: Path):
+    """On SIGTERM in mid-stream no new request is accepted, gateways learn the time left, and the stream completes."""
     async with stopping(tmp_path, "0.05", 40) as (rig, seen, ended):
         await asyncio.to_thread(wait_for, lambda: "neuron_draining" in rig.log.read_text(), 10)
         await until_refused(f"{rig.url}/models")
@@ -156,14 +156,14 @@ async def test_a_neuron_that_stops_lets_relayed_streams_end(tmp_path: Path):
 
 
 async def test_a_relayed_stream_holds_up_a_stop_no_longer_than_the_setting_says(tmp_path: Path):
-    """After `relay_drain_s` an endless stream is cut, and the neuron ends."""
+    """After `relay_drain_s` an endless stream is cut, and the neuron exits."""
     async with stopping(tmp_path, "0.1", 100_000, "relay_drain_s = 1") as (_, seen, _ended):
         pass
     assert "data: [DONE]" not in seen
 
 
 async def test_direct_access_shows_the_engines_own_address(tmp_path: Path):
-    """With engine_access = "direct" engines listen on the given address and callers go there."""
+    """With engine_access = "direct" engines listen on the configured address, and callers connect there."""
     settings = 'engine_access = "direct"\nengine_host = "127.0.0.2"'
     rig = NeuronRig(tmp_path / "neuron", neuron=settings, listen="0.0.0.0:0").start()
     try:

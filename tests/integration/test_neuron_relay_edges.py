@@ -28,17 +28,17 @@ PIECE = b"%x\r\n%b\r\n" % (65536, b"x" * 65536)
 
 @dataclass
 class Engine:
-    """An engine of someone else's with one loaded model, whose answers a test writes byte by byte.
+    """An attached engine with one loaded model, whose responses a test writes byte by byte.
 
     Attributes:
-        begun: the script has reached the place where it stalls.
-        gone: its caller closed the connection.
+        stalled: the script has reached the place where it stalls.
+        disconnected: its caller closed the connection.
         sent: bytes that left.
     """
 
     script: Script
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
     sent: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,11 +59,11 @@ class Engine:
 
     async def until_gone(self, reader: asyncio.StreamReader) -> None:
         """Stall until the caller closes."""
-        self.begun.set()
+        self.stalled.set()
         with contextlib.suppress(ConnectionError):
             while await reader.read(65536):
                 pass
-        self.gone.set()
+        self.disconnected.set()
 
 
 @contextlib.asynccontextmanager
@@ -95,7 +95,7 @@ async def attached(directory: Path, url: str) -> AsyncIterator[tuple[ServedNeuro
 async def ask(
     neuron: ServedNeuron, path: str, body: bytes = b"{}", length: int | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Send a request, or its beginning when `length` says more than `body` has."""
+    """Send a request, or an incomplete one if `length` is larger than `body`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", neuron.port, limit=2**20)
     size = len(body) if length is None else length
     head = b"POST %b HTTP/1.1\r\nhost: n\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
@@ -130,14 +130,14 @@ async def midway(
 async def test_a_caller_that_leaves_ends_the_engines_side(
     tmp_path: Path, script: Script, length: int | None, caplog: pytest.LogCaptureFixture
 ):
-    """Whatever either side was doing: the engine sees the end, and nothing is logged as broken."""
+    """When the caller disconnects at any point, the engine's connection closes, and nothing is logged as an error."""
     async with relaying(tmp_path, script) as (neuron, engine, path):
         _, writer = await ask(neuron, path, length=length)
         async with asyncio.timeout(10):
-            await engine.begun.wait()
+            await engine.stalled.wait()
             assert sum(neuron.runtime.inflight.relayed.values()) == 1
             writer.close()
-            await engine.gone.wait()
+            await engine.disconnected.wait()
             while neuron.runtime.inflight.relayed:
                 await asyncio.sleep(0)
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
@@ -156,7 +156,7 @@ async def flood(engine: Engine, _: asyncio.StreamReader, writer: asyncio.StreamW
 
 
 async def test_a_slow_reader_slows_the_engine_and_fills_no_memory(tmp_path: Path):
-    """Of 64 MiB an engine gets rid of what sockets hold while nobody reads; then everything arrives."""
+    """While the caller does not read, the engine can send only what the sockets buffer; then everything arrives."""
     async with relaying(tmp_path, flood) as (neuron, engine, path):
         reader, writer = await ask(neuron, path)
         async with asyncio.timeout(60):
@@ -193,7 +193,7 @@ LATE = b'data: {"error": {"message": "out of memory"}}\n\n'
 async def test_what_an_engine_says_at_last_is_what_its_caller_hears(
     tmp_path: Path, answer: bytes, begin: bytes, end: bytes
 ):
-    """Errors pass unchanged, a cut answer stays cut, and an engine that says nothing usable is a 502 of ours."""
+    """Errors pass unchanged, an incomplete response stays incomplete, and an unusable response is the relay's 502."""
 
     async def say(
         _engine: Engine, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -211,8 +211,8 @@ async def test_what_an_engine_says_at_last_is_what_its_caller_hears(
     assert (b"retry-after: 7" in heard) == (b"400" in begin)
 
 
-async def test_an_engine_that_reads_no_further_is_not_said_to_have_failed(tmp_path: Path):
-    """An upload to a route that it lacks is the caller's mistake: with 502 some of them would close the model."""
+async def test_an_engine_that_stops_reading_an_upload_has_not_failed(tmp_path: Path):
+    """An upload to a missing route gets the engine's 404, not a 502 that would open the circuit breaker."""
 
     async def refuse(
         _engine: Engine, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -224,8 +224,8 @@ async def test_an_engine_that_reads_no_further_is_not_said_to_have_failed(tmp_pa
         assert await upload(neuron, path) == b"HTTP/1.1 400"
 
 
-async def test_an_engine_that_dies_amid_an_upload_is_said_to_have_failed(tmp_path: Path):
-    """With 502 the gateway asks another instance, as the request is not to blame."""
+async def test_an_engine_that_dies_during_an_upload_has_failed(tmp_path: Path):
+    """If the engine breaks before its response, the relay returns 502, so that the gateway tries another instance."""
 
     async def die(_engine: Engine, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.close()
@@ -249,7 +249,7 @@ async def upload(neuron: ServedNeuron, path: str) -> bytes:
 
 
 async def test_no_stream_fails_because_the_engine_closes_its_connections(tmp_path: Path):
-    """A request over a connection that is being closed is sent once more over a new one.
+    """A request over a connection that the engine closes is sent again over a new one.
 
     llama-server announces that it keeps the connection and closes it after each streamed response.
     """

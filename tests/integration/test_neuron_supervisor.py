@@ -283,9 +283,7 @@ async def test_unload_during_a_load_stops_the_engine(rig: NeuronRig):
         assert (await client.health()).devices[0].vram_reserved_mb == 0
 
 
-async def test_another_process_on_the_port_is_not_mistaken_for_the_engine(
-    rig: NeuronRig, tmp_path: Path
-):
+async def test_another_process_on_the_port_is_not_the_engine(rig: NeuronRig, tmp_path: Path):
     """When another process answers on the engine's port, the instance moves to another port."""
     async with rig.client() as client:
         listen = tmp_path / "listen"

@@ -1,4 +1,4 @@
-"""The data plane between raw clients and scripted engines, through both faces."""
+"""The proxy between raw clients and scripted engines."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def request(body: bytes, *, path: str = CHAT, extra: bytes = b"") -> bytes:
 
 
 async def test_a_stream_reaches_the_client_byte_for_byte():
-    """What the engine streams is what the client reads, and the instance's count returns to zero."""
+    """The client reads the engine's bytes unchanged, and the instance's count returns to zero."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}) as rig,
@@ -67,8 +67,8 @@ async def test_a_stream_reaches_the_client_byte_for_byte():
 
 
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
-async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(options):
-    """A client that did not ask gets the stream without the usage chunk; the gateway has counted it."""
+async def test_usage_is_counted_and_sent_only_to_clients_that_request_it(options):
+    """A client that did not request usage gets the stream without the usage chunk; the gateway counts it."""
     body = {k: v for k, v in BODY.items() if k != "stream_options"} | options
     async with (
         scripted_engine() as engine,
@@ -84,7 +84,7 @@ async def test_usage_is_asked_for_and_counted_but_only_told_to_who_wants_it(opti
 
 
 async def test_pieces_arrive_one_by_one():
-    """A piece is with the client before the engine has sent the next."""
+    """Each chunk reaches the client before the engine sends the next."""
 
     async def slowly(call: Call) -> None:
         await call.send(SSE_HEAD)
@@ -109,7 +109,7 @@ async def test_pieces_arrive_one_by_one():
 
 
 async def test_the_engine_gets_the_body_as_it_came_and_no_credentials():
-    """Odd spacing and unknown fields survive; the client's key and cookies stay with the gateway."""
+    """Spacing and unknown fields of a body are kept; the client's key and cookies are not forwarded."""
     body = b'{ "model" : "m","zz":[1.0,1e3], "messages":[] }'
     async with (
         scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
@@ -127,7 +127,7 @@ async def test_the_engine_gets_the_body_as_it_came_and_no_credentials():
 
 
 async def test_an_alias_is_rewritten_in_place():
-    """A request for an alias reaches the engine under the model's id, all else unchanged."""
+    """A request for an alias reaches the engine with the model's id and is otherwise unchanged."""
     body = b'{"messages":[{"role":"user","content":"\\"model\\": \\"nick\\""}], "model": "nick"}'
     model_config = ModelConfig(id="m", harness="scripted", aliases=("nick",))
     async with (
@@ -153,8 +153,8 @@ async def test_an_alias_is_rewritten_in_place():
         (b'{"model":"m","x":"' + b"y" * (1 << 20) + b'"}', 413, "body_too_large"),
     ],
 )
-async def test_a_bad_request_is_told_what_is_wrong(body, status, code):
-    """Each bad body gets its status and code in OpenAI's shape, and no engine hears of it."""
+async def test_a_bad_request_gets_the_reason(body, status, code):
+    """Each bad body gets its status and code in OpenAI's shape, and reaches no engine."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}, settings=GatewaySection(max_body_mb=1)) as rig,
@@ -168,7 +168,7 @@ async def test_a_bad_request_is_told_what_is_wrong(body, status, code):
 
 
 async def test_an_unknown_model_is_answered_with_the_nearest_names():
-    """The hint names what was probably meant."""
+    """The hint suggests the nearest route."""
     model_config = ModelConfig(id="Qwen/Qwen3-32B", harness="scripted")
     async with (
         running_proxy({}, model_configs=[model_config]) as rig,
@@ -181,7 +181,7 @@ async def test_an_unknown_model_is_answered_with_the_nearest_names():
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstream(streamed):
-    """The engine's connection closes although it has not answered yet."""
+    """If the client disconnects before the response, the engine's connection closes."""
     async with (
         scripted_engine(lambda call: call.wait_closed()) as engine,
         running_proxy({"m": engine.url}) as rig,
@@ -198,7 +198,7 @@ async def test_a_client_that_leaves_before_the_first_byte_ends_the_request_upstr
 
 
 async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream():
-    """The engine's connection closes while it is streaming."""
+    """If the client disconnects in mid-stream, the engine's connection closes."""
 
     async def forever(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a"))
@@ -218,8 +218,8 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_request_upstream():
 
 
 @pytest.mark.parametrize(("path", "end"), [(CHAT, b"[DONE]"), ("/v1/messages", b"message_stop")])
-async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(path, end):
-    """Clients hang up when they have read the last event; the engine may take a moment more to end its body."""
+async def test_a_client_that_disconnects_after_the_last_event_is_not_cancelled(path, end):
+    """A client that disconnects after the last event, before the end of the body, does not count as cancelled."""
 
     async def dallying(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(STREAM))
@@ -239,7 +239,7 @@ async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(pat
 
 
 async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer():
-    """Nobody is left waiting for a load that its only client gave up."""
+    """A load is cancelled when its only client disconnects."""
     model_config = ModelConfig(id="m", harness="scripted")
     async with running_proxy({}, model_configs=[model_config]) as rig:
         _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
@@ -252,7 +252,7 @@ async def test_a_client_that_leaves_while_it_waits_for_a_load_waits_no_longer():
 
 
 async def test_a_request_for_an_unloaded_model_waits_for_the_load():
-    """It is answered once the model is ready, and says that it was a cold start."""
+    """A request for a loading model is answered once it is ready, and marked as a cold start."""
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
         scripted_engine() as engine,
@@ -268,8 +268,8 @@ async def test_a_request_for_an_unloaded_model_waits_for_the_load():
         assert rig.metrics.series("m", "n1").cold_starts == 1
 
 
-async def test_a_failed_load_is_told_with_its_reason():
-    """The waiting request gets the engine's reason as 503."""
+async def test_a_failed_load_is_an_error_with_its_reason():
+    """A request that waits for a load that fails gets 503 with the engine's reason."""
     model_config = ModelConfig(id="m", harness="scripted")
     async with (
         running_proxy({}, model_configs=[model_config]) as rig,
@@ -283,7 +283,7 @@ async def test_a_failed_load_is_told_with_its_reason():
 
 
 async def test_comments_keep_a_stream_alive_during_a_load():
-    """A streamed request sees comments while it waits, then the stream itself; an SDK skips them."""
+    """A waiting streamed request receives comments, which SDKs skip, and then the stream."""
     model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
@@ -302,7 +302,7 @@ async def test_comments_keep_a_stream_alive_during_a_load():
 
 
 async def test_an_engines_comments_are_no_tokens():
-    """A server that keeps its stream alive with comments still computes the prompt, and has no first token yet."""
+    """Comments of an engine that processes the prompt do not count as its first token."""
 
     async def prefill(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(b": wait\n\n"))
@@ -326,7 +326,7 @@ async def test_an_engines_comments_are_no_tokens():
 
 
 async def test_a_load_that_fails_after_comments_ends_in_an_error_event():
-    """The 200 is out already, so the error comes as an event and there is no [DONE]."""
+    """If the load fails after the 200 was sent, the error is an event and no [DONE] follows."""
     model_config = ModelConfig(id="m", harness="scripted")
     settings = GatewaySection(cold_start_comment_after_s=0.01)
     async with (
@@ -344,7 +344,7 @@ async def test_a_load_that_fails_after_comments_ends_in_an_error_event():
 
 
 async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event():
-    """A half event is left out, an error event follows, and no [DONE] makes it look whole."""
+    """If the engine breaks in mid-event, the partial event is dropped and an error event follows, without [DONE]."""
 
     async def die(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a", b'data: {"half'))
@@ -365,7 +365,7 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event():
 
 
 async def test_a_stream_without_done_ends_in_an_error_event():
-    """mistral.rs ends streams silently when its model is unloaded; the client must not take that for the end."""
+    """A stream that ends without a finish, as mistral.rs's do on unload, is an error for the client."""
 
     async def stop(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a"), b"0\r\n\r\n")
@@ -383,8 +383,8 @@ async def test_a_stream_without_done_ends_in_an_error_event():
             await anext(stream)
 
 
-async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
-    """Its tokens were all there before it was sent, in however many pieces that was."""
+async def test_a_whole_response_has_no_token_rate():
+    """A whole response counts as one arrival of all tokens, in however many reads it comes."""
 
     async def in_pieces(call: Call) -> None:
         answer = http_response(b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}')
@@ -409,8 +409,8 @@ async def test_of_an_answer_that_came_as_a_whole_no_speed_is_told():
         assert rig.context.access_log.last(1)[0].tok_per_sec is None
 
 
-async def test_an_engine_that_dies_in_a_whole_answer_is_a_502():
-    """Nothing of half a JSON document reaches the client."""
+async def test_an_incomplete_json_response_is_a_502():
+    """An incomplete JSON response does not reach the client."""
 
     async def die(call: Call) -> None:
         await call.send(
@@ -429,7 +429,7 @@ async def test_an_engine_that_dies_in_a_whole_answer_is_a_502():
 
 
 async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection():
-    """What has been passed on already can only be left unfinished, so that nobody takes it for whole."""
+    """If an engine breaks after part of a body was forwarded, the client's body is left incomplete."""
 
     async def die(call: Call) -> None:
         await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n" + b"x" * (2 << 20))
@@ -446,7 +446,7 @@ async def test_an_engine_that_dies_in_a_large_answer_cuts_the_connection():
 
 
 async def test_a_request_moves_on_to_another_instance_before_the_first_byte():
-    """One instance refuses connections; the other answers, and the client sees only that."""
+    """If one instance refuses connections, the other answers."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": ["http://127.0.0.1:1", engine.url]}) as rig,
@@ -461,7 +461,7 @@ async def test_a_request_moves_on_to_another_instance_before_the_first_byte():
 
 
 async def test_no_instance_that_answers_is_a_502():
-    """When all of them refuse, the client is told which failed and how."""
+    """If all instances refuse connections, the error lists each failure."""
     async with (
         running_proxy({"m": "http://127.0.0.1:1"}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
@@ -472,7 +472,7 @@ async def test_no_instance_that_answers_is_a_502():
 
 
 async def test_a_kept_connection_that_was_closed_is_replaced_silently():
-    """The engine closes an idle connection just as the next request is sent; the client sees nothing of it."""
+    """If the engine closes an idle connection as the next request is sent, the request is sent again."""
 
     async def once(call: Call) -> None:
         if len(engine.calls) == 2 and call.writer is engine.calls[0].writer:
@@ -491,7 +491,7 @@ async def test_a_kept_connection_that_was_closed_is_replaced_silently():
 
 
 async def test_an_engines_own_error_is_passed_on():
-    """Status and body are the engine's; only the labels are ours."""
+    """An engine's error keeps its status and body, with the gateway's headers."""
     body = b'{"error":{"message":"prompt too long","type":"invalid_request_error"}}'
     async with (
         scripted_engine(lambda call: call.send(http_response(body, b"400 Bad Request"))) as engine,
@@ -504,7 +504,7 @@ async def test_an_engines_own_error_is_passed_on():
 
 
 async def test_a_silent_engine_is_given_up():
-    """An engine without a first byte within the limit is a 504."""
+    """If the engine sends no first byte within the limit, the client gets 504."""
     settings = GatewaySection(first_byte_timeout_s=0.2)
     async with (
         scripted_engine(lambda call: call.wait_closed()) as engine,
@@ -516,7 +516,7 @@ async def test_a_silent_engine_is_given_up():
 
 
 async def test_a_stream_may_last_as_long_as_its_events_come():
-    """The limit on silence counts from the last event; a stream that then falls silent ends with an error."""
+    """The idle timeout counts from the last event, and ends a silent stream with an error."""
 
     async def slowly(call: Call) -> None:
         await call.send(SSE_HEAD)
@@ -545,16 +545,16 @@ async def test_a_stream_may_last_as_long_as_its_events_come():
 
 
 async def stalled(sent: list[int]) -> int:
-    """Wait until nothing more is sent; how often something was."""
+    """Wait until nothing more is sent, and return the number of writes."""
     before, steady = -1, 0
     while steady < 50:
         before, steady = len(sent), steady + 1 if before == len(sent) else 0
-        await asyncio.sleep(0.01)  # a stall can only be seen by waiting
+        await asyncio.sleep(0.01)  # a stall is visible only after a wait
     return before
 
 
 async def test_a_slow_reader_holds_the_engine_back():
-    """A client that does not read makes the engine wait; then it gets every byte."""
+    """A client that does not read stops the engine, and later gets every byte."""
     total = 64 << 20
 
     async def flood(call: Call) -> None:
@@ -577,14 +577,14 @@ async def test_a_slow_reader_holds_the_engine_back():
         await reader.readuntil(b"\r\n\r\n")
         assert await stalled(sent) < 32
         got = 0
-        while got < total:  # chunk framing counts a little more
+        while got < total:  # chunk framing adds a little
             got += len(await reader.read(1 << 16))
         writer.close()
         await rig.wait_idle()
 
 
-async def test_a_client_that_takes_nothing_is_given_up():
-    """A client that stays and does not read holds its engine for the limit on silence, and no longer."""
+async def test_a_client_that_does_not_read_is_disconnected():
+    """A connected client that does not read keeps its engine no longer than the idle timeout."""
 
     async def flood(call: Call) -> None:
         await call.send(SSE_HEAD)
@@ -614,7 +614,7 @@ async def test_a_client_that_takes_nothing_is_given_up():
 
 
 async def test_pipelined_requests_are_answered_in_order():
-    """Two requests in one write get two answers, first come first."""
+    """Two requests in one write get two responses in order."""
     bodies = [json.dumps(BODY | {"n": n, "stream": False}).encode() for n in (1, 2)]
 
     async def echo(call: Call) -> None:
@@ -634,7 +634,7 @@ async def test_pipelined_requests_are_answered_in_order():
 
 
 async def test_expect_100_continue_is_honoured():
-    """A client that asks before sending its body is told to go on."""
+    """A client that sends Expect: 100-continue gets 100 Continue."""
     body = json.dumps(BODY | {"stream": False}).encode()
     async with (
         scripted_engine(lambda call: call.send(http_response(b"{}"))) as engine,
@@ -660,7 +660,7 @@ async def test_expect_100_continue_is_honoured():
     ids=["interim", "extensions-and-trailers", "close-delimited", "http-1.0"],
 )
 async def test_any_framing_of_the_engine_is_understood(answer):
-    """Interim answers, chunk extensions, trailers and close-delimited bodies all come out as the body."""
+    """Interim responses, chunk extensions, trailers and close-delimited bodies are all decoded to the body."""
 
     async def script(call: Call) -> None:
         await call.send(answer)
@@ -678,7 +678,7 @@ async def test_any_framing_of_the_engine_is_understood(answer):
 
 
 async def test_bytes_after_an_answer_never_reach_another_client():
-    """An engine that says more than it was asked loses its connection, and the surplus goes nowhere."""
+    """Bytes after an engine's response close its connection and are dropped."""
 
     async def surplus(call: Call) -> None:
         await call.send(http_response(b"{}") + http_response(b'{"smuggled":1}'))
@@ -693,13 +693,13 @@ async def test_bytes_after_an_answer_never_reach_another_client():
         assert engine.calls[0].writer is not engine.calls[1].writer
 
 
-async def test_two_hundred_streams_at_once_all_end_whole():
+async def test_two_hundred_concurrent_streams_are_complete():
     """Every stream is complete, and every count returns to zero."""
     async with (
         scripted_engine() as engine,
         running_proxy(
             {"a": engine.url, "b": engine.url, "c": engine.url},
-            # busy as this host may be
+            # also on a busy host
             settings=GatewaySection(prefill_comment_after_s=0, connect_timeout_s=60),
         ) as rig,
         httpx.AsyncClient(
@@ -734,7 +734,7 @@ async def test_two_hundred_streams_at_once_all_end_whole():
 async def test_requests_that_no_engine_could_serve_are_not_held_against_the_instance(
     path, words, code
 ):
-    """llama.cpp says 500 to an image for a model of texts: one client's mistake must not close the model for all."""
+    """llama.cpp's 500 for an image to a text model does not open the circuit breaker."""
 
     async def blind(call: Call) -> None:
         said = b'{"error":{"code":500,"message":"%s","type":"server_error"}}' % words.encode()
@@ -753,7 +753,7 @@ async def test_requests_that_no_engine_could_serve_are_not_held_against_the_inst
 
 
 async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
-    """After three failures in a row requests go elsewhere; when the pause is over one request tries it again."""
+    """After three consecutive failures requests go elsewhere; after the pause one request tries the instance again."""
 
     async def sick(call: Call) -> None:
         if healthy.is_set():
@@ -781,8 +781,8 @@ async def test_an_instance_that_keeps_failing_is_left_alone_and_tried_again():
         assert rig.fleet.snapshot.instances()[0].failing is None
 
 
-async def test_a_clients_mistakes_never_count_against_an_instance():
-    """Any number of 400s leaves the instance in service."""
+async def test_client_errors_do_not_open_the_circuit_breaker():
+    """No number of 400 responses takes an instance out of service."""
     async with (
         scripted_engine(lambda call: call.send(http_response(b"{}", b"400 Bad Request"))) as engine,
         running_proxy({"m": engine.url}) as rig,
@@ -794,7 +794,7 @@ async def test_a_clients_mistakes_never_count_against_an_instance():
 
 
 async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client_waiting():
-    """Two seconds after the finish reason the message ends, whatever else the engine may have had to say."""
+    """Two seconds after the finish reason the response ends, even if the engine sends nothing more."""
 
     async def dally(call: Call) -> None:
         await call.send(SSE_HEAD, chunked(CHUNK % b"a", LAST))
@@ -813,8 +813,8 @@ async def test_an_engine_that_dallies_after_its_finish_keeps_no_anthropic_client
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(stream):
-    """Reference counts alone free a request, so that memory is flat and no collection delays a stream."""
+async def test_a_finished_request_needs_no_garbage_collection(stream):
+    """A finished request is freed by reference counting, without garbage collection."""
 
     async def answer(call: Call) -> None:
         await (answer_stream(call) if stream else call.send(http_response(b"{}")))
@@ -840,11 +840,11 @@ async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(st
             ]
         finally:
             gc.enable()
-        assert len(left) <= 1  # the last of a connection is held until the next
+        assert len(left) <= 1  # the last connection is referenced until the next one
 
 
-async def test_connections_that_are_closed_leave_nothing_to_the_garbage_collector():
-    """Neither the client's nor the engine's: else memory grows with each of them until a collection comes by."""
+async def test_a_closed_connection_needs_no_garbage_collection():
+    """Closed connections of clients and engines are freed by reference counting."""
     async with scripted_engine() as engine, running_proxy({"m": engine.url}) as rig:
         gc.collect()
         gc.disable()

@@ -1,4 +1,4 @@
-"""Bodies of every size and cutting reach the engine as they were, and answers the client."""
+"""Bodies of any size and framing reach the engine unchanged, and responses the client."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def body_of(size: int) -> bytes:
 
 
 async def digest(call: Call) -> None:
-    """Answers with the hash of what came."""
+    """Answer with the hash of the body."""
     await call.send(http_response(hashlib.sha256(call.body).hexdigest().encode()))
 
 
 @pytest.mark.parametrize("size", [0, 1000, 70_000, 5 << 20])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_body_of_any_size_reaches_the_engine_unchanged(size, framing):
-    """With a length or in chunks, a few bytes or megabytes."""
+    """A body with a length or in chunks, of a few bytes or megabytes, arrives unchanged."""
     body = body_of(size)
     async with (
         scripted_engine(digest) as engine,
@@ -47,7 +47,7 @@ async def test_a_body_of_any_size_reaches_the_engine_unchanged(size, framing):
 
 
 async def test_a_body_that_comes_byte_by_byte_is_the_same_body():
-    """A slow writer costs nothing but time."""
+    """A body that is written slowly arrives unchanged."""
     body = body_of(40)
     async with (
         scripted_engine(digest) as engine,
@@ -69,7 +69,7 @@ async def test_a_body_that_comes_byte_by_byte_is_the_same_body():
 
 @pytest.mark.parametrize("piece", [1, 7, 4096, 1 << 20])
 async def test_an_answer_is_the_same_however_the_engine_cuts_it(piece):
-    """From single bytes to a mebibyte a write."""
+    """A response arrives unchanged in writes from one byte to a mebibyte."""
     answer = json.dumps({"object": "list", "data": ["é" * min(piece * 40, 1 << 20)]}).encode()
 
     async def pieces(call: Call) -> None:
@@ -88,8 +88,8 @@ async def test_an_answer_is_the_same_however_the_engine_cuts_it(piece):
         await rig.wait_idle()
 
 
-async def test_a_packed_body_is_told_as_such():
-    """Not as JSON with a mistake in its first byte; who only names a charset there is served."""
+async def test_a_compressed_body_is_rejected_as_such():
+    """A compressed body is rejected as such, not as invalid JSON; a charset in content-encoding is accepted."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}) as rig,
@@ -108,7 +108,7 @@ async def test_a_packed_body_is_told_as_such():
 
 
 async def test_an_http_1_0_client_gets_no_chunks():
-    """The end of the connection ends its answer, streamed or not, since it knows no chunks."""
+    """For an HTTP/1.0 client the end of the connection ends the response, streamed or not."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}) as rig,
@@ -124,8 +124,8 @@ async def test_an_http_1_0_client_gets_no_chunks():
         await rig.wait_idle()
 
 
-async def test_a_client_that_closes_in_its_body_leaves_nothing_behind():
-    """Half a request is no request: no engine hears of it, and nothing stays under way."""
+async def test_an_incomplete_body_leaves_nothing_behind():
+    """An incomplete request reaches no engine and leaves nothing in flight."""
     async with (
         scripted_engine(digest) as engine,
         running_proxy({"m": engine.url}) as rig,

@@ -1,4 +1,4 @@
-"""HTTP clients of other languages stream through the gateway without a surprise."""
+"""HTTP clients of other languages stream through the gateway."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for (let i = 0; i < 3; i++) {
 
 
 def command(client: str, url: str) -> list[str]:
-    """How a client is run; skips where it is not installed."""
+    """Return a client's command line; skip the test if it is not installed."""
     if client == "go":
         built = build_go.find_or_build()
         if isinstance(built, str):
@@ -45,7 +45,7 @@ def command(client: str, url: str) -> list[str]:
 
 @pytest.mark.parametrize("client", ["curl", "curl-1.0", "node", "go"])
 async def test_a_client_of_another_language_gets_the_stream(client):
-    """Three requests in a row over the client's own connections; the bytes are the engine's."""
+    """Three consecutive requests over the client's connections return the engine's bytes."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}) as rig,
@@ -60,7 +60,7 @@ async def test_a_client_of_another_language_gets_the_stream(client):
 
 
 async def test_aiohttp_gets_the_stream():
-    """Three requests in a row over its own connections; the bytes are the engine's."""
+    """Three consecutive requests over the client's connections return the engine's bytes."""
     async with (
         scripted_engine() as engine,
         running_proxy({"m": engine.url}) as rig,

@@ -1,4 +1,4 @@
-"""Requests over a kept connection, nearly all with the head of the one before."""
+"""Requests over a kept connection, most with the same head as the previous one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nConte
 
 
 async def what_came(call: Call) -> None:
-    """Answers with the hash of the body that came, and the agent that it came from."""
+    """Answer with the hash of the body and the user agent."""
     agent = next(line for line in call.head.split(b"\r\n") if line.startswith(b"user-agent: "))
     told = {"sum": hashlib.sha256(call.body).hexdigest(), "agent": agent[12:].decode()}
     await call.send(http_response(json.dumps(told).encode()))
@@ -42,7 +42,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 async def test_each_request_of_a_connection_is_answered_for_itself():
-    """Same heads with other bodies, other heads, pieces, two at once, chunks and other routes between them."""
+    """Equal heads with other bodies, split reads, pipelining, chunks and other routes are all answered."""
     inner, _ = request("inner")
     async with (
         scripted_engine(what_came) as engine,
@@ -66,7 +66,7 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
         for cut in (10, len(sent) - 3):
             writer.write(sent[:cut])
             await writer.drain()
-            for _ in range(9):  # turns of the loop, in which the gateway reads what there is
+            for _ in range(9):  # turns of the loop, in which the gateway reads
                 await asyncio.sleep(0)
             writer.write(sent[cut:])
             assert await answer(reader) == (200, told)
@@ -90,8 +90,8 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
     assert len(engine.calls) == 23
 
 
-async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
-    """Who asks again with the same words is looked at again."""
+async def test_a_revoked_key_is_rejected_on_an_open_connection():
+    """A repeated head is authenticated again."""
     ring = Keyring()
     ring.replace([KeyEntry(name="k", hash=hash_of("secret"))], (), 0.0)
     async with (
@@ -109,7 +109,7 @@ async def test_a_key_that_is_revoked_opens_nothing_over_an_open_connection():
 
 @pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/completions"])
 async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
-    """One kept connection to an engine, whose answers differ in their bodies alone, or then in their heads, too."""
+    """Over one kept connection, engine responses with equal and with different heads are parsed."""
     bodies = [json.dumps({"n": "x" * n}).encode() for n in (5, 5, 9, 2000, 0)]
     answers = [
         *map(http_response, bodies),
@@ -132,8 +132,8 @@ async def test_answers_with_the_same_head_keep_their_own_lengths(route: str):
         assert engine.live == 1
 
 
-async def test_an_engine_that_closed_between_two_like_answers_is_asked_anew():
-    """A head that is known is no reason to trust the connection that brought it."""
+async def test_a_request_is_sent_again_if_the_engine_closed_the_connection():
+    """A cached head does not authenticate another connection."""
 
     async def script(call: Call) -> None:
         await what_came(call)

@@ -85,7 +85,7 @@ async def test_many_pipelined_requests_that_are_refused() -> None:
         writer.close()
 
 
-async def test_a_client_that_leaves_ends_the_request_that_others_are_queued_behind() -> None:
+async def test_a_disconnect_cancels_the_active_request_of_a_pipeline() -> None:
     """The engine sees the end of the active request, and queued ones never reach it."""
 
     async def hold(call: Call) -> None:

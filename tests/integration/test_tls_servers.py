@@ -53,7 +53,7 @@ async def shown_by(port: int, context: ssl.SSLContext) -> int:
     return int(found, 16)
 
 
-async def test_the_gateway_serves_https_and_its_engines_stay_behind_it(tmp_path):
+async def test_the_gateway_serves_https_for_engines_on_http(tmp_path):
     """A request over HTTPS is answered; one without TLS is not."""
     ca = trustme.CA()
     pem = certificate(ca, tmp_path / "cert.pem")
@@ -97,7 +97,7 @@ async def test_a_nodes_authority_and_token_are_read_again_when_their_files_chang
             assert (await gateway.wait_for_event("config_reloaded"))["changed"] == str(token)
 
 
-async def test_a_client_certificate_is_asked_for(tmp_path):
+async def test_a_client_certificate_is_required(tmp_path):
     """With client_ca, whoever shows no certificate of that authority is not talked to."""
     ca, other = trustme.CA(), trustme.CA()
     ca_pem = authority(ca, tmp_path / "ca.pem")

@@ -321,7 +321,7 @@ def test_control_characters_of_engines_are_removed(text: str, color: bool):
     assert all(c in {"\t", "\n"} or not (ord(c) < 32 or 127 <= ord(c) < 160) for c in rest)
 
 
-def test_colors_of_engines_are_kept_on_a_terminal_only():
+def test_engine_colors_are_written_to_terminals_only():
     """Colors are removed for a file or a pipe; cursor movements always."""
     line = "\x1b[2K\x1b[32m INFO\x1b[0m ready"
 

@@ -182,7 +182,7 @@ async def lost_after(wire: bytes, length: int) -> Heard:
 
 
 @given(answers(), st.integers(0, 10_000))
-def test_an_answer_that_breaks_off_is_never_whole(answer, place):
+def test_an_interrupted_response_is_never_complete(answer, place):
     """Wherever a framed answer is cut, it is lost; and whether anything had come is told truly."""
     _, wire, framing = answer
     if framing == "close":
@@ -195,7 +195,7 @@ def test_an_answer_that_breaks_off_is_never_whole(answer, place):
 
 
 @given(st.binary(min_size=1, max_size=200), st.lists(st.integers(0, 1000), max_size=5))
-def test_any_bytes_are_an_answer_or_a_loss_never_an_exception(garbage, places):
+def test_any_bytes_are_a_response_or_a_lost_connection(garbage, places):
     """Whatever an engine sends."""
 
     async def run() -> None:
@@ -208,7 +208,7 @@ def test_any_bytes_are_an_answer_or_a_loss_never_an_exception(garbage, places):
     asyncio.run(run())
 
 
-async def test_bytes_that_nobody_asked_for_close_a_resting_connection():
+async def test_unexpected_bytes_close_an_idle_connection():
     """What comes before the next request must not become its answer."""
     pool, connection, wire, heard = opened()
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")

@@ -85,7 +85,7 @@ def test_without_keys_only_local_requests_are_accepted():
         assert "--insecure" in " ".join(caught.value.hints)
 
 
-def test_insecure_opens_inference_but_never_the_operator_api():
+def test_insecure_opens_inference_and_not_the_operator_api():
     """Other hosts can use models, and nothing else."""
     access = access_control(insecure=True)
     assert access.authorize([], INFER, local=False).name == "anonymous"
@@ -133,7 +133,7 @@ def test_loopback_addresses(peer, loopback):
         (b"via", b"1.1 x", False),
     ],
 )
-def test_a_web_page_from_elsewhere_is_not_local(name, value, local):
+def test_a_foreign_web_page_is_not_local(name, value, local):
     """Other origins, public names for this address, and proxies do not count as this host."""
     assert is_local_request("127.0.0.1", [(name, value)]) is local
 

@@ -74,7 +74,7 @@ def test_a_field_of_the_wrong_type_is_named(body):
 
 
 @given(NAMES, st.dictionaries(st.text(), JSON, max_size=4), st.sampled_from(["", " ", "\n\t"]))
-def test_asking_for_usage_or_a_stream_changes_nothing_else(model, rest, space):
+def test_requesting_usage_or_a_stream_changes_nothing_else(model, rest, space):
     """All other fields keep their values, also where stream_options is null, or asks for something else."""
     rest = {k: v for k, v in rest.items() if k != "stream_options"} | {"model": model}
     asked = {"stream_options": {"include_usage": True}}

@@ -86,7 +86,7 @@ def test_without_usage_a_token_is_counted_for_each_event():
 
 
 @pytest.mark.parametrize("size", [10, 2_000_000])
-def test_a_whole_answer_passes_unchanged_whatever_its_size(size):
+def test_a_whole_response_of_any_size_passes_unchanged(size):
     """One beyond all reason is not held to be mended; what the engine counted is read of either."""
     body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     answer = openai(stream=False).response(200, streamed=False)
@@ -118,7 +118,7 @@ def test_what_is_no_chat_is_counted_too(body, counted, size):
     assert answer.token_counts()[:2] == counted
 
 
-def test_nonsense_where_usage_stands_breaks_no_answer():
+def test_invalid_usage_breaks_no_response():
     """Brackets without an end are too deep to be read; the client has what came all the same."""
     nonsense = b'{"usage": {"a": ' + b"[" * 5000
     answer = PassthroughBody()
@@ -137,12 +137,12 @@ def test_counts_that_no_request_has_are_not_taken():
     assert (completion, cached) == (0, 0)
 
 
-def test_half_of_a_document_that_is_passed_on_can_only_be_cut():
+def test_an_interrupted_passthrough_body_stays_incomplete():
     """There is no way to say in an audio file that half of it is missing."""
     assert PassthroughBody().fail(UpstreamFailed("gone")) is None
 
 
-def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
+def test_a_json_error_after_a_stream_head_becomes_an_event():
     """The engine's words are in it."""
     answer = LateError(400, openai().error_event)
     assert answer.feed(b'{"error":{"message":"bad"}}') == b""
@@ -153,7 +153,7 @@ def test_a_plain_answer_after_a_promised_stream_becomes_an_event():
 @pytest.mark.parametrize(
     ("path", "events"), [("/v1/audio/speech", False), ("/v1/images/generations", True)]
 )
-def test_nothing_is_said_ahead_of_a_stream_that_may_be_no_events(path, events):
+def test_no_event_precedes_a_response_of_unknown_type(path, events):
     """Servers of speech send the audio itself as it is made when they are asked for a stream."""
     assert openai(path=path).stream is events
 
@@ -181,7 +181,7 @@ def test_an_error_before_the_first_chunk_is_an_event_where_comments_came_first(
     assert answer.status >= 500
 
 
-def test_an_engine_that_cannot_cancel_is_asked_to_stream():
+def test_an_engine_that_cannot_cancel_gets_a_streamed_request():
     """mistral.rs computes on when a client of an unstreamed answer leaves, so the answer is assembled here."""
     body = json.dumps(ASK).encode()
     adapter = OpenAiAdapter("/v1/chat/completions", body, read_fields(body), b"req-1")
@@ -227,7 +227,7 @@ def test_pings_open_a_message_stream_before_an_engine_is_chosen():
     assert b"message_start" not in run(adapter.response(200, streamed=True), STREAM, [])
 
 
-def test_a_whole_response_is_told_in_openais_responses_dialect():
+def test_a_whole_response_is_translated_to_the_responses_api():
     """An output item with the text, completed."""
     adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
     adapter.engine_body("m", None, MISTRALRS)
@@ -236,7 +236,7 @@ def test_a_whole_response_is_told_in_openais_responses_dialect():
     assert told["output"][0]["content"][0]["text"] == "onetwothree"
 
 
-def test_tokens_are_counted_by_the_engine_that_can_else_estimated():
+def test_tokens_are_counted_by_the_engine_or_estimated():
     """llama.cpp has the route; for others, or with nothing loaded, the estimate answers at once."""
     adapter = CountTokensAdapter(json.dumps(ASK).encode(), b"req-1")
     assert adapter.local_response(LLAMACPP) is None

@@ -248,7 +248,7 @@ async def test_a_slow_client_gets_all_in_order():
         assert passing.long_way == 2
 
 
-async def test_a_client_that_is_gone_is_no_error():
+async def test_a_disconnected_client_is_no_error():
     """Its transport finds out, and tells its protocol."""
     async with asked(lanes=True) as (engine, passing, theirs):
         engine.says(BEGIN)
