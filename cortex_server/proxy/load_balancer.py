@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from cortex_common.errors import PromptTooLong
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_server.fleet.routing_table import Endpoint
-from cortex_server.proxy.adapter import DialectAdapter
+from cortex_server.proxy.adapters.base import DialectAdapter
 
 BLOCK_BYTES = 1024
 """Smaller blocks are more precise but cost more to hash; engines cache in blocks of a few dozen tokens."""

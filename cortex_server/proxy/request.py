@@ -33,7 +33,7 @@ from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint
 from cortex_server.proxy.access_log import FinishedRequest, RequestRecord
 from cortex_server.proxy.accounting import finish
-from cortex_server.proxy.adapter import DialectAdapter
+from cortex_server.proxy.adapters.base import DialectAdapter
 from cortex_server.proxy.cold_start import ColdStart
 from cortex_server.proxy.context import ProxyContext
 from cortex_server.proxy.engine_address import EngineAddress
@@ -54,7 +54,8 @@ from cortex_server.proxy.headers import (
     retry_headers,
 )
 from cortex_server.proxy.request_head import RequestHead
-from cortex_server.proxy.response import JSON_HEAD, STREAM_HEAD, EngineResponse, LateError
+from cortex_server.proxy.response.base import JSON_HEAD, STREAM_HEAD, EngineResponse
+from cortex_server.proxy.response.body import LateError
 from cortex_server.proxy.stream_fast_path import StreamFastPath
 from cortex_server.proxy.trace_context import start_span
 

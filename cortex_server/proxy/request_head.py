@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 from cortex_common.errors import CortexError
 from cortex_http.headers import Headers
 from cortex_server.auth.access_control import CREDENTIAL_HEADERS, is_local_request
-from cortex_server.proxy.adapter import DialectAdapter, openai_error
+from cortex_server.proxy.adapters.base import DialectAdapter, openai_error
 from cortex_server.proxy.headers import TO_ENGINE
 
 _SESSION = (b"x-cortex-session", b"x-claude-code-session-id", b"session-id")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from cortex_common.errors import NotFound
-from cortex_server.proxy.adapter import DialectAdapter, anthropic_error
-from cortex_server.proxy.body import read_fields, read_form, with_form_model
-from cortex_server.proxy.openai_adapter import OpenAiAdapter
+from cortex_server.proxy.adapters.base import DialectAdapter, anthropic_error
+from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
+from cortex_server.proxy.adapters.messages import MessagesAdapter
+from cortex_server.proxy.adapters.openai import OpenAiAdapter
+from cortex_server.proxy.adapters.request_body import read_fields, read_form, with_form_model
+from cortex_server.proxy.adapters.responses import ResponsesAdapter
 from cortex_server.proxy.request_head import RequestHead, Route
-from cortex_server.proxy.translating_adapters import (
-    CountTokensAdapter,
-    MessagesAdapter,
-    ResponsesAdapter,
-)
 
 _ENGINE_PATHS = {"/v2/rerank": "/v1/rerank"}
 """Routes that have another path on engines. The one that Cohere's clients use has the same fields as the older one."""

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cortex_common.errors import BadRequest, CortexError
-from cortex_server.proxy.body import (
+from cortex_server.proxy.adapters.request_body import (
     as_stream,
     read_fields,
     read_form,

@@ -12,20 +12,13 @@ from rigs.engine import CHUNK, DONE, LAST, STREAM
 
 from cortex_common.errors import UpstreamFailed
 from cortex_common.schema.engine_traits import LLAMACPP, MISTRALRS, OPENAI
-from cortex_server.proxy.body import read_fields
-from cortex_server.proxy.openai_adapter import OpenAiAdapter
-from cortex_server.proxy.response import (
-    EngineResponse,
-    LateError,
-    PassthroughBody,
-    RepairedBody,
-    read_usage,
-)
-from cortex_server.proxy.translating_adapters import (
-    CountTokensAdapter,
-    MessagesAdapter,
-    ResponsesAdapter,
-)
+from cortex_server.proxy.adapters.count_tokens import CountTokensAdapter
+from cortex_server.proxy.adapters.messages import MessagesAdapter
+from cortex_server.proxy.adapters.openai import OpenAiAdapter
+from cortex_server.proxy.adapters.request_body import read_fields
+from cortex_server.proxy.adapters.responses import ResponsesAdapter
+from cortex_server.proxy.response.base import EngineResponse
+from cortex_server.proxy.response.body import LateError, PassthroughBody, RepairedBody, read_usage
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 

@@ -14,7 +14,7 @@ from cortex_common.schema.engine_traits import EngineTraits
 from cortex_server.dialects import tokens
 from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.param_rules import ParamRules, apply_rules
-from cortex_server.proxy.response import EngineResponse
+from cortex_server.proxy.response.base import EngineResponse
 
 CHAT = "/v1/chat/completions"
 

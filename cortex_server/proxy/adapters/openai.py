@@ -18,16 +18,16 @@ from cortex_server.dialects.stream.aggregate import StreamAggregator
 from cortex_server.dialects.stream.chunk_repair import repair_completion
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.text import ModelNameRewriter
-from cortex_server.proxy.adapter import CHAT, DialectAdapter, apply_model_config, openai_error
-from cortex_server.proxy.body import BodyFields, as_stream, with_model, with_usage
-from cortex_server.proxy.response import (
+from cortex_server.proxy.adapters.base import CHAT, DialectAdapter, apply_model_config, openai_error
+from cortex_server.proxy.adapters.request_body import BodyFields, as_stream, with_model, with_usage
+from cortex_server.proxy.response.base import EngineResponse
+from cortex_server.proxy.response.body import (
     AggregatedResponse,
     EngineError,
-    EngineResponse,
     PassthroughBody,
-    PassthroughStream,
     RepairedBody,
 )
+from cortex_server.proxy.response.stream import PassthroughStream
 
 _UNAUTHORIZED = 401
 _NO_SUCH_ROUTE = frozenset({404, 405, 501})

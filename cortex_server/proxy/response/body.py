@@ -1,187 +1,21 @@
-"""Responses of engines, converted to what the client gets.
-
-An `EngineResponse` receives each piece of the engine's body and returns the bytes for the client: the same ones,
-repaired where necessary, or translated to another dialect.
-"""
+"""Responses that the client gets as one document."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar
 
 import msgspec
 from typing_extensions import override
 
-from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
+from cortex_common.errors import CortexError, envelope_bytes
 from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.engine_errors import error_from_response
-from cortex_server.dialects.openai_errors import encode_engine_error
 from cortex_server.dialects.stream.aggregate import StreamAggregator
-from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.dialects.stream.usage_scan import UsageScanner
-from cortex_server.dialects.stream.writer import StreamWriter
+from cortex_server.proxy.response.base import JSON_HEAD, NO_REPAIRS, EngineResponse, ErrorResponse
 
 _MAX_BUFFERED = 1 << 20
-
-JSON_HEAD = b"content-type: application/json\r\n"
-STREAM_HEAD = (
-    b"content-type: text/event-stream; charset=utf-8\r\n"
-    b"cache-control: no-cache\r\n"
-    b"x-accel-buffering: no\r\n"
-)
-
-ErrorResponse = Callable[[CortexError], tuple[int, bytes]]
-"""Returns an error as HTTP status and JSON body of a dialect."""
-
-
-class EngineResponse(ABC):
-    """Converts the engine's body piece by piece.
-
-    Attributes:
-        forwards_head: Whether the engine's head is forwarded to the client immediately.
-        head: Header lines for the client when the body starts before the engine's response is complete.
-        status: HTTP status for the client, once `end` or `fail` has been called. When a head has been sent already, the
-            status that it should have had.
-        error: Code of what went wrong inside the response.
-    """
-
-    forwards_head: ClassVar[bool] = False
-    head: ClassVar[bytes] = STREAM_HEAD
-
-    status = 200
-    error: str | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """Token counts of the engine, once it has reported them."""
-        return None
-
-    @property
-    def events(self) -> int:
-        """Number of stream events so far, about one per token; 0 for a response that arrives whole."""
-        return 0
-
-    @property
-    def repairs(self) -> Counter[str]:
-        """Number of repairs by kind."""
-        return NO_REPAIRS
-
-    @property
-    def lingering(self) -> bool:
-        """Whether the finish reason has arrived but not the end of the stream: usage may still follow."""
-        return False
-
-    @property
-    def complete(self) -> bool:
-        """Whether the client has got the end, although the engine may not have closed its stream yet."""
-        return False
-
-    def token_counts(self) -> tuple[int, int, int]:
-        """Return prompt tokens, completion tokens, and prompt tokens from the engine's cache.
-
-        When the engine reports no usage, each event of the stream counts as one completion token.
-        """
-        usage = self.usage
-        if usage is None:
-            return 0, self.events, 0
-        return usage.bounded_counts
-
-    @property
-    def repair(self) -> StreamRepair | None:
-        """The repair of a stream whose clean events are forwarded as they are; None for any other response."""
-        return None
-
-    @abstractmethod
-    def feed(self, data: bytes) -> bytes:
-        """Return what the client gets for a piece of the engine's body."""
-
-    @abstractmethod
-    def end(self) -> bytes:
-        """Return the rest for the client once the engine's response is complete."""
-
-    @abstractmethod
-    def fail(self, error: CortexError) -> bytes | None:
-        """Return how a broken-off response ends; None when only a closed connection can say so."""
-
-
-NO_REPAIRS: Counter[str] = Counter()
-
-
-class PassthroughStream(EngineResponse):
-    """A stream in OpenAI's dialect for a client of that dialect: clean bytes are forwarded, others repaired.
-
-    An error before the first chunk becomes a plain error response: mistral.rs reports a prompt that is too long that
-    way.
-
-    Args:
-        repair: Repairs the stream.
-        opened: Whether the client's stream has begun with keep-alive comments.
-    """
-
-    def __init__(self, repair: StreamRepair, *, opened: bool = False) -> None:
-        self._repair = repair
-        self._opened = opened
-
-    @property
-    @override
-    def repair(self) -> StreamRepair:
-        return self._repair
-
-    @property
-    @override
-    def usage(self) -> Usage | None:
-        return self._repair.usage
-
-    @property
-    @override
-    def events(self) -> int:
-        return self._repair.events
-
-    @property
-    @override
-    def repairs(self) -> Counter[str]:
-        return self._repair.repairs
-
-    @property
-    @override
-    def complete(self) -> bool:
-        return self._repair.complete and self._repair.error is None
-
-    @override
-    def feed(self, data: bytes) -> bytes:
-        output = self._repair.feed(data)
-        if self._repair.events or self._opened:
-            return output
-        if self._repair.error is not None:
-            return b""
-        self._opened = bool(output)  # with a comment of the engine's
-        return output
-
-    @override
-    def end(self) -> bytes:
-        return self._finish(self._repair.end())
-
-    @override
-    def fail(self, error: CortexError) -> bytes:
-        return self._finish(self._repair.fail(error))
-
-    def _finish(self, output: bytes) -> bytes:
-        error = self._repair.error
-        if error is None:
-            return output
-        self.error = error.code
-        if self._repair.events:
-            return output
-        self.status = error.status
-        if self._opened:
-            return output
-        return (
-            envelope_bytes(error)
-            if isinstance(error, UpstreamFailed)
-            else encode_engine_error(error)
-        )
 
 
 class PassthroughBody(EngineResponse):
@@ -423,65 +257,3 @@ class AggregatedResponse(BufferedResponse):
             return self._translated(self._assembler.end())
         except CortexError as failed:
             return self._failed(failed)
-
-
-class TranslatedStream(EngineResponse):
-    """A stream in another dialect; an error before its first event becomes a plain error response."""
-
-    def __init__(self, stream: StreamWriter, error_response: ErrorResponse) -> None:
-        self._stream = stream
-        self._error_response = error_response
-        self._events = 0
-
-    @property
-    @override
-    def usage(self) -> Usage | None:
-        return self._stream.usage
-
-    @property
-    @override
-    def lingering(self) -> bool:
-        return self._stream.lingering
-
-    @property
-    @override
-    def complete(self) -> bool:
-        return self._stream.complete
-
-    @property
-    @override
-    def events(self) -> int:
-        return self._events
-
-    @property
-    @override
-    def repairs(self) -> Counter[str]:
-        return (
-            Counter(malformed_chunk=self._stream.malformed)
-            if self._stream.malformed
-            else NO_REPAIRS
-        )
-
-    @override
-    def feed(self, data: bytes) -> bytes:
-        self._events += data.count(b"\n\n")
-        output = self._stream.feed(data)
-        return output if self._stream.started else b""
-
-    @override
-    def end(self) -> bytes:
-        return self._finish(self._stream.end())
-
-    @override
-    def fail(self, error: CortexError) -> bytes:
-        return self._finish(self._stream.fail(error))
-
-    def _finish(self, output: bytes) -> bytes:
-        error = self._stream.error
-        if error is None:
-            return output
-        self.error = error.code
-        if self._stream.started:
-            return output
-        self.status, body = self._error_response(error)
-        return body

@@ -1,0 +1,1 @@
+"""Adapters between the dialects of clients and the one of engines."""

@@ -1,0 +1,82 @@
+"""Adapter for the counting of tokens in Anthropic's API."""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from cortex_common.config.catalogue import ModelConfig
+from cortex_common.errors import CortexError
+from cortex_common.schema.engine_traits import OPENAI, EngineTraits
+from cortex_server.dialects import tokens
+from cortex_server.dialects.anthropic import request as anthropic_request
+from cortex_server.proxy.adapters.base import DialectAdapter, anthropic_error
+from cortex_server.proxy.adapters.request_body import with_model
+from cortex_server.proxy.response.base import EngineResponse
+from cortex_server.proxy.response.body import BufferedResponse
+
+
+class CountTokensAdapter(DialectAdapter):
+    """Adapter for POST /v1/messages/count_tokens: the engine's own count if it has the route, else an estimate.
+
+    No model is loaded for it: Claude Code sends two dozen of these at a time only to draw a progress bar.
+    """
+
+    path = "/v1/messages/count_tokens"
+    stream = False
+    session = b""
+
+    def __init__(self, body: bytes, ident: bytes) -> None:
+        self._request = anthropic_request.parse_request(body)
+        self.name = self._request.model
+        self.dropped: tuple[str, ...] = ()
+        self._body = body
+        self._ident = ident
+
+    @override
+    def prompt_tokens(self) -> int:
+        # Any instance can count.
+        return 0
+
+    @override
+    def engine_body(
+        self,
+        model: str,
+        model_config: ModelConfig | None,
+        traits: EngineTraits,
+        context: int | None = None,
+    ) -> bytes:
+        return with_model(self._body, self.name, model) if model != self.name else self._body
+
+    @override
+    def response(self, status: int, *, streamed: bool) -> EngineResponse:
+        return BufferedResponse(self._count, self.error_response)
+
+    def _count(self, body: bytes) -> bytes:
+        found = tokens.parse_count(body)
+        return tokens.encode_count(self._estimate() if found is None else found)
+
+    def _estimate(self) -> int:
+        chat = anthropic_request.to_chat(
+            self._request, model=self.name, traits=OPENAI, stream=False
+        )
+        return tokens.estimate(chat.body)
+
+    @override
+    def error_response(self, error: CortexError) -> tuple[int, bytes]:
+        return anthropic_error(error, self._ident)
+
+    @override
+    def error_event(self, error: CortexError) -> bytes:
+        # Never streamed.
+        return self.error_response(error)[1]
+
+    @override
+    def keep_alive(self, comment: bytes) -> bytes:
+        # These responses are never streamed.
+        return b""
+
+    @override
+    def local_response(self, traits: EngineTraits | None) -> bytes | None:
+        if traits is not None and traits.count_tokens:
+            return None
+        return tokens.encode_count(self._estimate())

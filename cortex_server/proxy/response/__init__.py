@@ -1,0 +1,1 @@
+"""Responses of engines on their way to the client."""
