@@ -39,6 +39,9 @@ class Downstream(Protocol):
     def end(self) -> None:
         """Finish the response."""
 
+    def cut(self) -> None:
+        """Send what is buffered and close the connection without the end of the body, so that the client sees a cut."""
+
     def abort(self) -> None:
         """Close the connection because the response is incomplete and has no other way to say so."""
 
@@ -72,6 +75,9 @@ class NullDownstream:
         """Do nothing."""
 
     def end(self) -> None:
+        """Do nothing."""
+
+    def cut(self) -> None:
         """Do nothing."""
 
     def abort(self) -> None:

@@ -304,6 +304,12 @@ class ServerRequest:
             transport.close()
         self._protocol.response_complete()
 
+    def cut(self) -> None:
+        """Send what is buffered and close the connection without the chunk that ends the body."""
+        self.flush()
+        self.response_complete = True
+        self._protocol.transport.close()
+
     def abort(self) -> None:
         """Close the connection."""
         self.response_complete = True

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from cortex_common.errors import CortexError, Unavailable
 from cortex_common.schema.instances import ModelId
 from cortex_server.proxy.context import ProxyContext
+from cortex_server.proxy.keep_alive import keep_alive_pause
 
 log = logging.getLogger("cortex.requests")
 
@@ -45,6 +46,7 @@ class ColdStart:
         self._ready = ready
         self._failed = failed
         self._timer: asyncio.TimerHandle | None = None
+        self._comments = 0
         self._schedule_comment()
         self._task = context.loop.create_task(self._wait())
 
@@ -105,12 +107,14 @@ class ColdStart:
         )
 
     def _schedule_comment(self) -> None:
-        seconds = self._context.settings.cold_start_comment_after_s
-        if seconds > 0 and self._comment is not None:
-            self._timer = self._context.loop.call_later(seconds, self._send_comment)
+        first_s = self._context.settings.cold_start_comment_after_s
+        if first_s > 0 and self._comment is not None:
+            pause_s = keep_alive_pause(first_s, self._comments)
+            self._timer = self._context.loop.call_later(pause_s, self._send_comment)
 
     def _send_comment(self) -> None:
         assert self._comment is not None
+        self._comments += 1
         self._comment(self._progress())
         self._schedule_comment()
 

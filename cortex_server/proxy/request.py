@@ -90,6 +90,7 @@ class ProxyRequest:
         client_is_blocked: Whether the client does not read fast enough.
         events_seen: Number of the response's events when timeouts were last checked.
         commented_at: When a keep-alive comment was last sent, by the event loop's time.
+        comments: Number of keep-alive comments sent.
         finished: Whether it has ended.
     """
 
@@ -105,6 +106,7 @@ class ProxyRequest:
         "client",
         "client_is_blocked",
         "commented_at",
+        "comments",
         "context",
         "endpoint",
         "events_seen",
@@ -140,6 +142,7 @@ class ProxyRequest:
         self.client_is_blocked = False
         self.events_seen = 0
         self.commented_at = now
+        self.comments = 0
         self.finished = False
         self._body: list[bytes] = []
         self._body_size = 0
@@ -461,14 +464,15 @@ class ProxyRequest:
         status = response.status
         if 400 <= status < 500:
             self.record.status = status
-        if not self.opened:
+        streaming = self.opened
+        if not streaming:
             head = JSON_HEAD
             if status >= 400:
                 head += lines(retry_headers(status, self._retry_headers))
             self._open(status, head, len(output))
         if output:
             self.client.write(output)
-        self.client.end()
+        self._end_response(failed=streaming and response.error is not None)
         self._finish(response.error)
 
     def response_lost(self, reason: str) -> None:
@@ -483,14 +487,21 @@ class ProxyRequest:
         """End a response that has begun with an error."""
         response = self.response
         assert response is not None
-        output = response.fail(error)
+        output, streaming = response.fail(error), self.opened
         if output is None:
             self.client.abort()
         else:
             self._open(response.status, JSON_HEAD, len(output))
             self.client.write(output)
-            self.client.end()
+            self._end_response(failed=streaming)
         self._finish(error.code)
+
+    def _end_response(self, *, failed: bool) -> None:
+        """End the response; `failed` says that it is a stream that ends with an error event."""
+        if failed and self.adapter is not None and self.adapter.cuts_failed_streams:
+            self.client.cut()
+        else:
+            self.client.end()
 
     # -- keeping alive and ending ------------------------------------------------------------
 
@@ -503,6 +514,8 @@ class ProxyRequest:
     def keep_alive(self, comment: bytes) -> None:
         """Send a comment, which clients skip, so that no proxy in between closes a silent connection."""
         assert self.adapter is not None
+        self.comments += 1
+        self.commented_at = self.context.loop.time()
         self._open(200, STREAM_HEAD, None)
         self.client.write(self.adapter.keep_alive(comment))
         self.client.flush()
@@ -511,8 +524,8 @@ class ProxyRequest:
         """Answer with an error; as an event when the client's stream has begun."""
         if self.finished:
             return
-        adapter = self.adapter
-        if self.opened and adapter is not None:
+        adapter, streaming = self.adapter, self.opened
+        if streaming and adapter is not None:
             self.client.write(adapter.error_event(error))
         else:
             if adapter is None:
@@ -522,7 +535,7 @@ class ProxyRequest:
             head = JSON_HEAD + lines(error_headers(error)) + self.record.labels(self.endpoint)
             self.client.respond(status, head, len(body))
             self.client.write(body)
-        self.client.end()
+        self._end_response(failed=streaming)
         self._finish(error.code)
 
     def cut_off(self, error: CortexError) -> None:

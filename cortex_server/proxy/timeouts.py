@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from cortex_common.errors import UpstreamTimeout
 from cortex_common.log import event
+from cortex_server.proxy.keep_alive import keep_alive_pause
 from cortex_server.proxy.request import ProxyRequest
 
 log = logging.getLogger("cortex.requests")
@@ -60,10 +61,9 @@ def check_timeouts(request: ProxyRequest, now: float) -> None:
     if (
         pause
         and not record.status
-        and now - request.commented_at > pause
+        and now - request.commented_at > keep_alive_pause(pause, request.comments)
         and request.can_keep_alive
     ):
-        request.commented_at = now
         request.keep_alive(b"computing the prompt")
     if response is not None and response.lingering:
         if now - record.last_byte > USAGE_WAIT_S:

@@ -24,7 +24,7 @@ from clients_kit import (
 from dialects_kit import call_delta, chunk, parse_responses_stream, sse_stream, usage, usage_chunk
 from rigs.engine import SSE_HEAD, Call, Script, chunked, http_response, scripted_engine
 from rigs.lazy_import import openai
-from rigs.proxy import ProxyRig, ready, running_proxy
+from rigs.proxy import ProxyRig, read_cut_stream, ready, running_proxy
 
 from cortex_common.config.catalogue import ModelConfig, ParamsSection
 from cortex_common.config.gateway import GatewaySection
@@ -244,10 +244,10 @@ async def test_late_engine_error_is_not_marked_as_the_gateways() -> None:
         httpx.AsyncClient(base_url=rig.url) as http,
         http.stream("POST", "/v1/chat/completions", json=body) as refused,
     ):
-        body_received = b""
-        async for piece in refused.aiter_bytes():
-            opened.set()
-            body_received += piece
+        pieces = refused.aiter_raw()
+        await anext(pieces)
+        opened.set()
+        body_received = await read_cut_stream(pieces)
     assert b"bad grammar" in body_received
     assert b"src" not in body_received
 

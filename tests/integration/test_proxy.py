@@ -22,7 +22,7 @@ from rigs.engine import (
     scripted_engine,
 )
 from rigs.lazy_import import openai
-from rigs.proxy import running_proxy
+from rigs.proxy import read_cut_stream, running_proxy
 
 from cortex_common.config.catalogue import ModelConfig
 from cortex_common.config.gateway import GatewaySection
@@ -337,7 +337,7 @@ async def test_a_load_that_fails_after_comments_ends_in_an_error_event():
         pieces = answer.aiter_raw()
         await anext(pieces)
         rig.loads.outcome.set_result(("no memory", ""))
-        rest = b"".join([p async for p in pieces])
+        rest = await read_cut_stream(pieces)
         event = json.loads(rest.rpartition(b"data: ")[2])
         assert event["error"]["message"] == "no memory"
         assert b"[DONE]" not in rest
@@ -354,8 +354,9 @@ async def test_an_engine_that_dies_in_mid_stream_ends_in_an_error_event():
         scripted_engine(die) as engine,
         running_proxy({"m": engine.url}) as rig,
         httpx.AsyncClient(base_url=rig.url) as client,
+        client.stream("POST", CHAT, json=BODY) as answer,
     ):
-        content = (await client.post(CHAT, json=BODY)).content
+        content = await read_cut_stream(answer.aiter_raw())
         first, error, rest = content.split(b"\n\n")
         assert first + b"\n\n" == CHUNK % b"a"
         assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "upstream_failed"

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import httpx
 import uvicorn
 
 from cortex_common.clock import SystemClock
@@ -37,6 +38,17 @@ def ready(instance: str, model: str, url: str, parallel: int = 4) -> ModelInfo:
         url=url,
         parallel=parallel,
     )
+
+
+async def read_cut_stream(pieces: AsyncIterator[bytes]) -> bytes:
+    """Read the rest of a stream whose body must be cut: that is what all clients notice after an error event."""
+    rest = b""
+    try:
+        async for piece in pieces:
+            rest += piece
+    except httpx.RemoteProtocolError:
+        return rest
+    raise AssertionError("the stream ended properly")
 
 
 class ScriptedLoads:

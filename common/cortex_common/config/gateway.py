@@ -50,12 +50,12 @@ class GatewaySection(Section):
 
     cold_start_comment_after_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds that a streaming request waits for a load before the gateway starts the response and keeps it alive with
-    comments, and the interval between them. 0 disables comments; errors during the load then always have an HTTP error
-    status."""
+    comments. The interval between them begins with this and grows to 40 s. 0 disables comments; errors during the load
+    then always have an HTTP error status."""
 
     prefill_comment_after_s: Annotated[float, Field(ge=0)] = 15.0
     """Seconds that a streaming request waits for the engine's first byte before comments (or pings) keep the connection
-    alive, and the interval between them. 0 disables comments."""
+    alive. The interval between them begins with this and grows to 40 s. 0 disables comments."""
 
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     """Seconds to wait for a connection to an engine or a node before another instance is tried."""

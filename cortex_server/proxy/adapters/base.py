@@ -28,6 +28,8 @@ class DialectAdapter(Protocol):
         path: Path of the engine's route, without its prefix.
         session: Id of the conversation from the body; empty when it has none.
         dropped: Request fields that the engine can't be given, for the access log.
+        cuts_failed_streams: Whether the body of a stream that ends with an error event is left without its end.
+            LangChain4j takes a chat stream that ends properly for a whole answer, whatever its events say.
     """
 
     name: str
@@ -35,6 +37,7 @@ class DialectAdapter(Protocol):
     path: str
     dropped: tuple[str, ...]
     session: bytes
+    cuts_failed_streams: bool
 
     def prompt_tokens(self) -> int:
         """Return an estimate of the prompt's length; 0 when the body is not a prompt.

@@ -24,6 +24,7 @@ class CountTokensAdapter(DialectAdapter):
     path = "/v1/messages/count_tokens"
     stream = False
     session = b""
+    cuts_failed_streams = False
 
     def __init__(self, body: bytes, ident: bytes) -> None:
         self._request = anthropic_request.parse_request(body)

@@ -47,6 +47,8 @@ class OpenAiAdapter(DialectAdapter):
         replace_model: Replaces the model's name in this kind of body.
     """
 
+    cuts_failed_streams = True
+
     def __init__(
         self,
         path: str,

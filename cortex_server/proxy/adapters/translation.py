@@ -29,6 +29,7 @@ class TranslatingAdapter(DialectAdapter, ABC):
     """Common parts of the dialects that engines don't have."""
 
     path = CHAT
+    cuts_failed_streams = False
 
     def __init__(self, name: str, ident: bytes, *, stream: bool, session: str | None) -> None:
         self.name = name
