@@ -41,6 +41,7 @@ from cortex_server.auth.usage import UsageCounter
 from cortex_server.fleet.credentials import load_credentials, node_certificates
 from cortex_server.fleet.membership import Membership
 from cortex_server.fleet.state import Fleet
+from cortex_server.fleet.usage_reporter import UsageReporter
 from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
 from cortex_server.lifecycle.operations import Operations
@@ -103,13 +104,13 @@ class Gateway:
         self.fleet.settings = lambda: self.reloader.view if self.reloader else SettingsView()
         self.metrics.snapshot = lambda: self.fleet.snapshot
         self._membership = Membership(self.fleet)
+        self._usage_reporter = UsageReporter(self._membership.clients, clock)
+        self.fleet.on_use = self._usage_reporter.record
         path = database_path(config.gateway.state_dir, os.environ)
-        # Two gateways would overwrite each other's pins and cordons.
+        # Two gateways would overwrite each other's keys and usage.
         self._lock = None if path is None else lock_state_dir(path.parent, "gateway")
         self._database = Database(path)
         self._store = PlacementStore(self._database)
-        for node in self._store.cordons().intersection(self.fleet.entries):
-            self.fleet.set_cordoned(node, True)
         self.controller = Controller(
             fleet=self.fleet,
             nodes=self._membership.clients,
@@ -146,9 +147,7 @@ class Gateway:
                 self.controller.decision_log,
             )
         self._restarts = EngineRestarts(self.fleet, self.controller, clock)
-        self._operations = Operations(
-            self.fleet, self.controller, self._restarts, self._store, clock
-        )
+        self._operations = Operations(self.fleet, self.controller, self._restarts, clock)
         self.app = create_app(self.fleet, lambda: self.context, routers=self._routers())
 
     def _routers(self) -> tuple[APIRouter, ...]:
@@ -206,6 +205,8 @@ class Gateway:
         """Return the coroutines to run in the background, by name."""
         work = {
             "controller": self.controller.run(),
+            "usage_reports": self._usage_reporter.run(),
+            "directives": self.controller.directives.run(),
             "timeouts": watch_timeouts(self.inflight.requests),
             "lag": self.context.measure_lag(),
             "usage": self.key_service.run(),

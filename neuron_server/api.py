@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from cortex_common.errors import (
     envelope,
 )
 from cortex_common.log_buffer import MAX_TAIL_LINES, MEDIA_TYPE, LogBuffer
+from cortex_common.schema.directives import MAX_DIRECTIVES, Directive
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     AttachedEngine,
@@ -32,6 +33,7 @@ from cortex_common.schema.instances import (
     UnloadRequest,
     UnloadResponse,
 )
+from cortex_common.schema.usage import UsageReport
 from neuron_server.event_stream import StatusEvents
 from neuron_server.instances.state_machine import Instance
 from neuron_server.metrics import exposition
@@ -107,6 +109,18 @@ def _add_node_routes(app: FastAPI, runtime: Runtime, url_of: Callable[[Request],
     async def restart(name: str, request: RestartRequest | None = None) -> RestartResponse:
         """Restart an attached engine; responds once it lists its models again."""
         return await runtime.attached.restart(name, request or RestartRequest())
+
+    @app.post("/directives")
+    async def directives(
+        changed: Annotated[list[Directive], Body(max_length=MAX_DIRECTIVES)],
+    ) -> tuple[Directive, ...]:
+        """Keep the pins, cordons and times to live that are newer than known ones, and return all of them."""
+        return runtime.directives.apply(changed)
+
+    @app.post("/usage")
+    async def usage(report: UsageReport) -> None:
+        """Take a gateway's report about how it used this node's instances."""
+        runtime.record_usage(report)
 
     @app.get("/version")
     async def version() -> dict[str, str]:

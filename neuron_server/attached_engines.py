@@ -77,7 +77,10 @@ class AttachedEngines:
             snapshots = [m.instance for m in self._instances if m.entry is entry]
             existing = [i for i in snapshots if i.state is not InstanceState.FAILED]
             now = self._clock.unix()
-            for instance in externally_loaded(harness.name, models or {}, existing, now):
+            found = externally_loaded(
+                self._state.node_id, harness.name, models or {}, existing, now
+            )
+            for instance in found:
                 for other in snapshots:
                     if other not in existing and other.spec.model_id == instance.spec.model_id:
                         self._instances.remove(other.id)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from cortex_common.schema.instances import InstanceId, InstanceState
 from neuron_server.instances.registry import ManagedInstance
+from neuron_server.usage import LastUse
 
 POLL_INTERVAL_S = 1.0
 
@@ -14,13 +15,31 @@ POLL_INTERVAL_S = 1.0
 class InflightCounts:
     """Requests in flight, by instance.
 
+    Args:
+        last_use: learns of every use.
+
     Attributes:
         relayed: requests that currently pass through this neuron's relay.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_use: LastUse) -> None:
         self.relayed: dict[InstanceId, int] = {}
+        self._last_use = last_use
         self._reported: dict[InstanceId, int] = {}
+
+    def begin_relayed(self, instance: InstanceId) -> None:
+        """Count a request that the relay forwards."""
+        self.relayed[instance] = self.relayed.get(instance, 0) + 1
+        self._last_use.record(instance)
+
+    def end_relayed(self, instance: InstanceId) -> None:
+        """Count the end of a request that the relay forwarded."""
+        remaining = self.relayed[instance] - 1
+        if remaining:
+            self.relayed[instance] = remaining
+        else:
+            del self.relayed[instance]
+        self._last_use.record(instance)
 
     def count(self, instance: InstanceId) -> int:
         """Return the requests in flight: relayed ones, or the engine's last report if that is higher."""
@@ -53,4 +72,7 @@ class InflightCounts:
         ]
         await asyncio.gather(*(self.refresh(managed) for managed in ready))
         queried = {managed.instance.id for managed in ready}
+        for instance in queried:
+            if self.count(instance):
+                self._last_use.record(instance)
         self._reported = {i: count for i, count in self._reported.items() if i in queried}

@@ -20,8 +20,8 @@ def adopt_engines(
     supervisor: Supervisor,
     devices: Sequence[Device],
     events: EventLog,
-) -> Iterator[tuple[Instance, EngineProcess]]:
-    """Yield each recorded engine that still runs and can be adopted; remove the other records.
+) -> Iterator[tuple[Instance, EngineProcess, EngineRecord]]:
+    """Yield each recorded engine that still runs and can be adopted, with its record; remove the other records.
 
     A pid alone identifies nothing: boot id, start time and the marker in the environment must match the record.
 
@@ -49,7 +49,7 @@ def adopt_engines(
             events.record("engine_adoption_skipped", instance=record.instance_id, reason=reason)
             continue
         events.record("engine_adopted", instance=record.instance_id, pid=record.pid)
-        yield _restored_instance(record, indices, registry), engine
+        yield _restored_instance(record, indices, registry), engine, record
 
 
 def recorded_leaders(state: StateDir) -> dict[str, GroupLeader]:
@@ -63,9 +63,16 @@ def recorded_leaders(state: StateDir) -> dict[str, GroupLeader]:
 
 
 def engine_record(
-    instance: Instance, engine: EngineProcess, devices: Sequence[Device]
+    instance: Instance, engine: EngineProcess, devices: Sequence[Device], last_used: float
 ) -> EngineRecord:
-    """Return what the next neuron needs to adopt a running engine; `devices` are those of the node."""
+    """Return what the next neuron needs to adopt a running engine.
+
+    Args:
+        instance: its instance.
+        engine: its processes.
+        devices: the devices of the node.
+        last_used: Unix seconds at which it was last used.
+    """
     return EngineRecord(
         instance_id=instance.id,
         spec=instance.spec,
@@ -78,6 +85,7 @@ def engine_record(
         started_at=instance.started_at,
         load_seconds=instance.load_seconds,
         uuids=tuple(d.uuid for i in instance.devices for d in devices if d.index == i),
+        last_used=last_used,
     )
 
 

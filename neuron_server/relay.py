@@ -142,8 +142,7 @@ class Relay:
             _refuse(request, error)
             return NULL_HANDLER
         address = self._address(self._runtime.engine_url(instance))
-        in_flight = self._runtime.inflight.relayed
-        in_flight[instance.id] = in_flight.get(instance.id, 0) + 1
+        self._runtime.inflight.begin_relayed(instance.id)
         return Forward(
             request,
             self._pool,
@@ -201,10 +200,7 @@ class Relay:
             forward.refuse(*_error_response(failure))
 
     def _on_end(self, instance: InstanceId, reason: str | None) -> None:
-        in_flight = self._runtime.inflight.relayed
-        remaining = in_flight.pop(instance, 1) - 1
-        if remaining > 0:
-            in_flight[instance] = remaining
+        self._runtime.inflight.end_relayed(instance)
         if reason is not None:
             log_event(
                 log, "response_interrupted", logging.WARNING, instance=instance, reason=reason

@@ -31,9 +31,11 @@ from cortex_common.schema.instances import (
     UnloadRequest,
     UnloadResponse,
 )
+from cortex_common.schema.usage import UsageReport
 from neuron_server import views
 from neuron_server.attached_engines import AttachedEngines
 from neuron_server.diagnostics import EngineChecks, HardwareFaults
+from neuron_server.directives import NodeDirectives
 from neuron_server.event_log import ChangeCounter, EventLog
 from neuron_server.hardware.host import Host
 from neuron_server.harness.registry import HarnessRegistry
@@ -48,10 +50,12 @@ from neuron_server.process.supervisor import Supervisor
 from neuron_server.recovery import adopt_engines, engine_record, recorded_leaders
 from neuron_server.state_store import PastLoad, StateDir
 from neuron_server.unloader import Unloader
+from neuron_server.usage import LastUse
 
 log = logging.getLogger(__name__)
 
 READING_INTERVAL_S = 1.0
+_LAST_USE_SAVE_INTERVAL_S = 60.0
 _READINGS_PER_ATTACHED_REFRESH = 5
 
 
@@ -71,7 +75,9 @@ class Runtime:
         changes: incremented whenever the node's status changes.
         events: the event log.
         instances: the instances.
+        last_use: when each instance was last used.
         inflight: the requests in flight of each instance.
+        directives: the pins, cordons and times to live that this node keeps.
         attached: the attached engines.
         stopping_s: once the neuron is stopping, the seconds that relayed requests have left.
         certificates: returns the certificates that the API is served with.
@@ -94,7 +100,9 @@ class Runtime:
         self.stopping_s: float | None = None
         self.certificates: Callable[[], tuple[Certificate, ...]] = tuple
         self.events = EventLog(clock, self.changes)
-        self.inflight = InflightCounts()
+        self.last_use = LastUse(clock)
+        self.inflight = InflightCounts(self.last_use)
+        self.directives = NodeDirectives(state, self.events, clock)
         self.instances = InstanceRegistry()
         self._state = state
         self._clock = clock
@@ -159,6 +167,8 @@ class Runtime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.attached.close()
         keep = self.config.neuron.on_stop == "keep"
+        for managed in self.instances:
+            self._save_record(managed)
         detached = [m for m in self.instances if keep or m.instance.attached]
         await asyncio.gather(*(managed.runner.detach() for managed in detached))
         stopped = [managed for managed in self.instances if managed not in detached]
@@ -174,10 +184,11 @@ class Runtime:
                 self._state, self.registry, self._supervisor, self.host.devices, self.events
             )
         )
-        for instance, engine in adopted:
+        for instance, engine, record in adopted:
+            self.last_use.restore(instance.id, record.last_used)
             entry = self.registry.get(instance.spec.harness)
             self._loader.manage(instance, entry).runner.start(engine)
-        return frozenset(str(instance.id) for instance, _ in adopted)
+        return frozenset(str(instance.id) for instance, *_ in adopted)
 
     # -- the API's requests ----------------------------------------------------------------
 
@@ -230,6 +241,7 @@ class Runtime:
                 url_of(managed.instance),
                 self._memory.footprint_mb(managed.instance),
                 self.inflight.count(managed.instance.id),
+                self.last_use.idle_s(managed.instance.id),
                 self._clock.unix(),
             )
             for managed in self.instances
@@ -261,7 +273,13 @@ class Runtime:
             discovery=views.fingerprint(self.discovery()),
             stopping_s=self.stopping_s,
             failures=tuple(EngineFailures(m, k, n) for (m, k), n in self._failures.items()),
+            node_id=self._state.node_id,
+            directives=self.directives.all(),
         )
+
+    def record_usage(self, report: UsageReport) -> None:
+        """Take a gateway's report about the use of instances."""
+        self.last_use.record_reports(report.instances, {i.id for i in self.instances.snapshots})
 
     def engine_log(self, instance: Instance) -> EngineLog:
         """Return the log of an instance's engine."""
@@ -291,6 +309,8 @@ class Runtime:
             self._save_record(managed)
         if instance.state is InstanceState.READY and before.state is InstanceState.LOADING:
             self._save_past_load(instance)
+            if self.last_use.idle_s(instance.id) is None:
+                self.last_use.record(instance.id)  # idle from here on
         self.changes.increment()
 
     def pick_port(self, instance: InstanceId) -> int:
@@ -310,15 +330,23 @@ class Runtime:
 
     def _remove(self, instance: InstanceId) -> None:
         self.instances.remove(instance)
+        self.last_use.forget(instance)
         self._state.remove_record(instance)
         self._state.log(instance).remove()
 
     def _save_record(self, managed: ManagedInstance) -> None:
         if managed.runner.engine is None:
             return
-        record = engine_record(managed.instance, managed.runner.engine, self.host.devices)
+        last_used = self.last_use.last_used(managed.instance.id)
+        record = engine_record(
+            managed.instance, managed.runner.engine, self.host.devices, last_used
+        )
         if record != managed.saved:
             managed.saved = record if self._state.save_record(record) else None
+
+    def _last_use_is_stale(self, managed: ManagedInstance) -> bool:
+        saved = 0.0 if managed.saved is None else managed.saved.last_used
+        return self.last_use.last_used(managed.instance.id) - saved > _LAST_USE_SAVE_INTERVAL_S
 
     def _save_past_load(self, instance: Instance) -> None:
         if instance.load_seconds is not None and instance.devices and not instance.attached:
@@ -335,7 +363,7 @@ class Runtime:
                     await self.attached.refresh()
                 for managed in self.instances:
                     self._state.log(managed.instance.id).trim()
-                    if managed.saved is None:
+                    if managed.saved is None or self._last_use_is_stale(managed):
                         self._save_record(managed)
             except Exception:
                 # The next reading may succeed; without readings no load would ever be admitted again.

@@ -1,4 +1,4 @@
-"""The neuron's state on disk: a record per running engine, past loads, load cycles and engine logs."""
+"""The neuron's state on disk: its id, a record per running engine, past loads, load cycles, directives and logs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from cortex_common.log import event
 from cortex_common.net.state_dir import lock_state_dir, state_dir_error
 from cortex_common.schema.base import WireModel
+from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import HostWarning
 from cortex_common.schema.instances import InstanceId, LoadSpec
 from neuron_server.harness.base import LoadCycles
@@ -23,6 +26,10 @@ from neuron_server.process.engine_log import EngineLog
 log = logging.getLogger(__name__)
 
 _LOAD_CYCLES = TypeAdapter(dict[str, LoadCycles])
+_LOADS = TypeAdapter(dict[str, object])
+_DIRECTIVES = TypeAdapter(tuple[Directive, ...])
+
+T = TypeVar("T")
 
 
 class EngineRecord(WireModel):
@@ -30,6 +37,7 @@ class EngineRecord(WireModel):
 
     Attributes:
         uuids: UUIDs of its devices, whose indices can change; missing in older records.
+        last_used: Unix seconds at which it was last used.
         pid: pid of its group leader; together with `started_ticks` and `boot` it identifies one process uniquely.
     """
 
@@ -44,6 +52,7 @@ class EngineRecord(WireModel):
     started_at: float
     load_seconds: float | None = None
     uuids: tuple[str, ...] = ()
+    last_used: float = 0.0
 
 
 class PastLoad(WireModel):
@@ -67,6 +76,9 @@ class StateDir:
     Raises:
         ConfigError: the directory can't be created or written to.
         Conflict: another neuron has locked it.
+
+    Attributes:
+        node_id: identifies the node among all nodes, whatever its addresses and host names are.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,6 +86,7 @@ class StateDir:
         self._records_dir = self.path / "instances"
         self._loads_file = self.path / "loads.json"
         self._cycles_file = self.path / "attached.json"
+        self._directives_file = self.path / "directives.json"
         self._write_errors: dict[Path, str] = {}
         self._lock = lock_state_dir(self.path, "neuron")
         try:
@@ -81,6 +94,7 @@ class StateDir:
         except OSError as error:
             os.close(self._lock)
             raise state_dir_error(self._records_dir, "neuron", error) from error
+        self.node_id = self._read_or_create_id()
 
     @property
     def owner(self) -> str:
@@ -124,10 +138,9 @@ class StateDir:
     def records(self) -> Iterator[EngineRecord]:
         """Yield all valid records; invalid ones are removed."""
         for path in sorted(self._records_dir.glob("*.json")):
-            try:
-                yield EngineRecord.model_validate_json(path.read_bytes())
-            except ValidationError:
-                path.unlink(missing_ok=True)
+            record = self._read(path, EngineRecord.model_validate_json, None)
+            if record is not None:
+                yield record
 
     def past_load(self, spec: LoadSpec, kind: str) -> PastLoad | None:
         """Return what the last load of a spec on a kind of device took; None if there was none."""
@@ -143,21 +156,49 @@ class StateDir:
 
     def load_cycles(self) -> dict[str, LoadCycles]:
         """Return the saved load cycles of the attached engines, by harness."""
-        try:
-            return _LOAD_CYCLES.validate_json(self._cycles_file.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return {}
+        return self._read(self._cycles_file, _LOAD_CYCLES.validate_json, {})
 
     def save_load_cycles(self, cycles: Mapping[str, LoadCycles]) -> None:
         """Save the load cycles of the attached engines, by harness."""
         self._replace(self._cycles_file, _LOAD_CYCLES.dump_json(dict(cycles)).decode())
 
+    def directives(self) -> tuple[Directive, ...]:
+        """Return the saved directives."""
+        return self._read(self._directives_file, _DIRECTIVES.validate_json, ())
+
+    def save_directives(self, directives: Iterable[Directive]) -> bool:
+        """Save the directives; return whether that succeeded."""
+        text = _DIRECTIVES.dump_json(tuple(directives), exclude_defaults=True).decode()
+        return self._replace(self._directives_file, text)
+
+    def _read_or_create_id(self) -> str:
+        """Return the id of the node; where it can't be saved, it holds until the neuron stops."""
+        path = self.path / "node-id"
+        node_id = self._read(path, lambda data: data.decode("ascii").strip()[:64], "")
+        if not node_id:
+            node_id = uuid.uuid4().hex
+            self._replace(path, node_id)
+        return node_id
+
     def _read_loads(self) -> dict[str, object]:
+        return self._read(self._loads_file, _LOADS.validate_json, {})
+
+    @staticmethod
+    def _read(path: Path, parse: Callable[[bytes], T], default: T) -> T:
+        """Return the parsed content of a file; a damaged one is set aside, so that it is not overwritten unseen."""
         try:
-            found = json.loads(self._loads_file.read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return parse(path.read_bytes())
+        except FileNotFoundError:
+            return default
+        except OSError as error:
+            event(log, "state_read_failed", logging.WARNING, path=path, reason=error)
+            return default
+        except ValueError as error:  # not UTF-8, not JSON, or not what is expected
+            aside = path.with_name(f"{path.name}.damaged")
+            event(log, "state_damaged", logging.WARNING, path=path, kept_as=aside, reason=error)
+            with contextlib.suppress(OSError):
+                path.replace(aside)
+            return default
 
     def _replace(self, path: Path, text: str) -> bool:
         temporary = path.with_name(path.name + ".new")

@@ -62,6 +62,7 @@ def model_info(
     url: str,
     footprint_mb: tuple[int, ...],
     in_flight: int,
+    idle_s: float | None,
     now: float,
 ) -> ModelInfo:
     """Return one entry of GET /models.
@@ -71,6 +72,7 @@ def model_info(
         url: base URL for its requests.
         footprint_mb: MiB allocated or reserved for it on each of its devices.
         in_flight: requests in flight on it, as far as the node knows.
+        idle_s: seconds since it was last used; None if unknown.
         now: Unix seconds, to compute the remaining time of a load.
     """
     loading = instance.state is InstanceState.LOADING
@@ -97,6 +99,7 @@ def model_info(
         eta_s=eta,
         load_seconds=instance.load_seconds,
         in_flight=in_flight,
+        idle_s=0.0 if in_flight else None if idle_s is None else round(idle_s, 1),
         error=instance.error,
         engine_version=instance.engine_version,
         served_as=instance.served_as,

@@ -28,8 +28,8 @@ MODEL_MB = 256
 
 
 @contextlib.asynccontextmanager
-async def _serving(server: Server) -> AsyncIterator[str]:
-    with listening("127.0.0.1:0", "listen") as sock:
+async def _serving(server: Server, port: int = 0) -> AsyncIterator[str]:
+    with listening(f"127.0.0.1:{port}", "listen") as sock:
         task = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             await until(lambda: server.started or task.done())
@@ -60,7 +60,7 @@ class Neuron:
 
 @contextlib.asynccontextmanager
 async def neuron(
-    directory: Path, memory_mb: int, ports: tuple[int, int] = (18100, 18199)
+    directory: Path, memory_mb: int, ports: tuple[int, int] = (18100, 18199), port: int = 0
 ) -> AsyncIterator[Neuron]:
     """Run a neuron whose one device is a budget of RAM."""
     config = NeuronConfig.model_validate(
@@ -72,7 +72,7 @@ async def neuron(
     )
     runtime = create_runtime(config, None)
     server = create_server(config, runtime)
-    async with _serving(server) as url:
+    async with _serving(server, port) as url:
         try:
             yield Neuron(url, runtime)
         finally:

@@ -35,6 +35,14 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Requests that an instance answered and failed since the last report about it."""
+
+    succeeded: int = 0
+    failed: int = 0
+
+
 @dataclass(slots=True)
 class Breaker:
     """The breaker of one instance.
@@ -51,10 +59,19 @@ class Breaker:
     reason: str | None = None
     disabled: bool = False
     _times_opened: int = 0
+    _succeeded: int = 0
+    _failed: int = 0
+
+    def take_outcomes(self) -> Outcomes:
+        """Return the outcomes since the last call."""
+        outcomes = Outcomes(self._succeeded, self._failed)
+        self._succeeded = self._failed = 0
+        return outcomes
 
     def record_success(self) -> bool:
         """Close the breaker; return whether it was open or half-open."""
         self.failures = 0
+        self._succeeded += 1
         if self.state is BreakerState.CLOSED:
             return False
         self.state, self.reason, self._times_opened = BreakerState.CLOSED, None, 0
@@ -67,6 +84,7 @@ class Breaker:
             Seconds for which the breaker is open, when this failure opens it; else None.
         """
         self.failures += 1
+        self._failed += 1
         self.reason = reason
         if self.disabled or self.state is BreakerState.OPEN:
             return None

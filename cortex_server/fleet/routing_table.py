@@ -18,6 +18,10 @@ REPORT_LAG_S = 2.5
 """A node queries its engines once a second, and repeats the result in every report until the next query."""
 
 
+IDLE_LAG_S = 1.0
+"""A report about idle time is this old at most, and rounded; smaller differences are no other use."""
+
+
 @dataclass(slots=True)
 class ForeignLoad:
     """Requests of other clients and gateways on an instance, derived from the total that its node reports.
@@ -73,7 +77,7 @@ class Endpoint:
         series: counters of its model on its node.
         context: tokens that a request may use; None where unknown.
         response_headers: response header lines that name it.
-        last_used: Unix seconds at which its last request ended.
+        last_used: Unix seconds at which its last request ended, of this gateway or another as far as its node knows.
         served_as: name of the model that the engine expects.
         engine: kind of its engine.
         traits: how chat requests to this kind of engine must be worded.
@@ -181,6 +185,10 @@ class RoutingTable:
                 endpoint.foreign.update(info.in_flight, endpoint.in_flight, now)
                 if endpoint.foreign.requests:
                     endpoint.last_used = unix
+                elif (
+                    info.idle_s is not None and unix - info.idle_s > endpoint.last_used + IDLE_LAG_S
+                ):
+                    endpoint.last_used = unix - info.idle_s  # another gateway or client used it
 
     def update_node(
         self,
@@ -261,7 +269,7 @@ class RoutingTable:
             series=self._metrics.series(info.id, entry.name),
             context=info.context,
             response_headers=instance_headers(entry.name, info.instance_id),
-            last_used=self._clock.unix(),
+            last_used=self._clock.unix() - (info.idle_s or 0.0),
             served_as=info.served_as or info.id,
             retries=upstream is None or upstream.retries,
             overflow=upstream is not None and upstream.overflow,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common import __version__
@@ -18,6 +18,7 @@ from cortex_common.config.gateway import NodeEntry, UpstreamEntry
 from cortex_common.errors import CortexError
 from cortex_common.log import event
 from cortex_common.schema.certificates import Certificate
+from cortex_common.schema.directives import Directive
 from cortex_common.schema.fleet import (
     FleetSnapshot,
     InstanceView,
@@ -51,6 +52,7 @@ class _Node:
     seen_at: float = 0.0
     discovery: Discovery | None = None
     status: NodeStatus | None = None
+    directives: tuple[Directive, ...] = ()
     cordoned: bool = False
 
 
@@ -62,6 +64,9 @@ class Fleet:
         catalogue: the model configs.
         clock: for timestamps.
         metrics: the counters of each model on each node.
+
+    Attributes:
+        on_use: called with an endpoint when a request on it begins or ends.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Fleet:
         self._clock = clock
         self.metrics = metrics
         self.started_at = clock.unix()
+        self.on_use: Callable[[Endpoint], None] = lambda _endpoint: None
         self._endpoints = RoutingTable(clock, metrics)
         self._endpoints.use_nodes(self._nodes)
         self._views: dict[str, NodeView] = {}
@@ -116,6 +122,7 @@ class Fleet:
         endpoint.in_flight += 1
         endpoint.foreign.own_peak = max(endpoint.foreign.own_peak, endpoint.in_flight)
         self._views.pop(endpoint.node, None)
+        self.on_use(endpoint)
         if endpoint.breaker.state is BreakerState.HALF_OPEN:
             self._endpoints.suspend(endpoint)  # one request is the trial; the others go elsewhere
 
@@ -124,6 +131,7 @@ class Fleet:
         endpoint.in_flight -= 1
         endpoint.last_used = self._clock.unix()
         self._views.pop(endpoint.node, None)
+        self.on_use(endpoint)
         if not endpoint.in_flight:
             endpoint.notify_idle()
 
@@ -219,13 +227,28 @@ class Fleet:
     def update_status(self, node: str, status: NodeStatus) -> None:
         """Take a node's status report: the node is up, and these are its instances."""
         record = self._nodes[node]
-        if record.state is not NodeState.UP:
+        if (twin := self._twin(node, status.node_id)) is not None:
+            self.mark_unreachable(node, _twin_reason(twin))
+            return
+        came_up = record.state is not NodeState.UP
+        if came_up:
             event(log, "node_up", node=node, models=len(status.models))
         self.metrics.counters.count_loads(node, record.status, status)
         record.status, record.state, record.reason = status, NodeState.UP, None
         record.seen_at = self._clock.unix()
+        if came_up or record.directives != status.directives:
+            record.directives = status.directives
         self._endpoints.update_load(status.models)
         self._changed(node)
+
+    def _twin(self, node: str, node_id: str) -> str | None:
+        """Return the name under which another connection already reaches the same neuron, if there is one."""
+        if not node_id:
+            return None
+        others = (
+            (n, r.status) for n, r in self._nodes.items() if r.state is NodeState.UP and n != node
+        )
+        return next((n for n, s in others if s is not None and s.node_id == node_id), None)
 
     def mark_unreachable(self, node: str, reason: str) -> None:
         """Mark a node as unreachable; its instances get no requests until it is back."""
@@ -237,8 +260,15 @@ class Fleet:
 
     def set_cordoned(self, node: str, cordoned: bool) -> None:
         """Place no new instances on a node, or place them again."""
-        self._nodes[node].cordoned = cordoned
-        self._changed(node)
+        if self._nodes[node].cordoned != cordoned:
+            self._nodes[node].cordoned = cordoned
+            self._changed(node)
+
+    def reported_directives(self) -> Iterator[tuple[str, tuple[Directive, ...]]]:
+        """Yield each node that is up with the directives of its last report; the same object as long as it is equal."""
+        for name, record in self._nodes.items():
+            if record.state is NodeState.UP and not self.is_upstream(name):
+                yield name, record.directives
 
     def use_waiting_counter(self, waiting: Callable[[ModelId], int]) -> None:
         """Set the function that returns the number of requests waiting for a model."""
@@ -276,6 +306,11 @@ class Fleet:
     def state(self, node: str) -> NodeState:
         """Return the state of a node."""
         return self._nodes[node].state
+
+    def is_up(self, node: str) -> bool:
+        """Return whether a node is configured and up."""
+        record = self._nodes.get(node)
+        return record is not None and record.state is NodeState.UP
 
     @property
     def snapshot(self) -> FleetSnapshot:
@@ -361,6 +396,13 @@ class Fleet:
         self.aliases.pending_nodes = self._pending_nodes
         for listener in self._listeners:
             listener()
+
+
+def _twin_reason(name: str) -> str:
+    return (
+        f"it is the same neuron as {name}: remove one of the two from cortex.toml; if its state_dir was copied from "
+        "that node, remove the file node-id in the copy"
+    )
 
 
 def _same_place(new: NodeEntry, old: NodeEntry) -> bool:

@@ -25,10 +25,10 @@ from cortex_common.schema.fleet import FleetSnapshot, InstanceView
 from cortex_common.schema.instances import InstanceId, ModelId, RestartResponse
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.decision_log import DecisionLog
+from cortex_server.lifecycle.directives import OperatorDirectives
 from cortex_server.lifecycle.executor import Executor
 from cortex_server.lifecycle.load_outcomes import Event, LoadOutcomes
 from cortex_server.lifecycle.measurements import Measurements
-from cortex_server.lifecycle.pins import PinStore
 from cortex_server.lifecycle.placement_view import PlacementView, PlanService
 from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.lifecycle.reconciler import Reconciler
@@ -38,7 +38,6 @@ from cortex_server.placement.engine_restarts import Restart
 from cortex_server.placement.load_queue import LoadKey, LoadRequest
 from cortex_server.placement.pending_loads import Effects, LoadOrder
 from cortex_server.placement.policy import new_instance_id, policy_from_config
-from cortex_server.placement.records import Pin
 from cortex_server.placement.scheduler import Scheduler
 
 log = logging.getLogger("cortex.lifecycle")
@@ -51,7 +50,7 @@ BACKGROUND_LOAD_TIMEOUT_S = 3600.0
 
 
 class Controller(Effects):
-    """Owns loads, evictions and pins; see the module docstring.
+    """Owns loads and evictions; see the module docstring.
 
     Args:
         fleet: live state of the nodes.
@@ -59,11 +58,11 @@ class Controller(Effects):
         catalogue: the model configs; `use_catalogue` replaces them.
         config: the gateway's configuration; `use_config` replaces it.
         clock: for deadlines and timestamps.
-        store: persists measurements and pins.
+        store: persists measurements and directives.
 
     Attributes:
         measurements: what is known about models from their loads.
-        pins: pins set by operators.
+        directives: pins, cordons and times to live set by operators.
         desired_state: what time alone makes due.
         planning: plans without carrying them out.
         decision_log: why instances are where they are, and what requests waited for.
@@ -81,7 +80,6 @@ class Controller(Effects):
     ) -> None:
         self._store = store
         self.measurements = Measurements(store.measurements() if store else ())
-        self.pins = PinStore(store.pins() if store else ())
         self.desired_state = DesiredState(
             config.eviction.idle_ttl, config.placement.scale_out_after
         )
@@ -94,7 +92,8 @@ class Controller(Effects):
         self._futures: dict[int, asyncio.Future[InstanceId]] = {}
         self._inbox: deque[Event] = deque()
         self._wakeup = asyncio.Event()
-        self._placement_view = PlacementView(self.measurements, self.pins, clock)
+        self.directives = OperatorDirectives(fleet, nodes, clock, store, self._directives_changed)
+        self._placement_view = PlacementView(self.measurements, self.directives.pins, clock)
         self._placement_view.use_model_configs(self._model_configs)
         self.planning = PlanService(self._scheduler, self._placement_view, fleet, clock)
         outcomes = LoadOutcomes(
@@ -113,6 +112,7 @@ class Controller(Effects):
         )
         self._barriers: list[asyncio.Future[None]] = []
         self._stopped = False
+        self.directives.refresh()
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -274,6 +274,7 @@ class Controller(Effects):
             while True:
                 await self._next_event(upkeep_at)
                 now = self._clock.monotonic()
+                self.directives.observe()
                 while self._inbox:
                     self._inbox.popleft()(now)
                 if now >= upkeep_at:
@@ -320,18 +321,18 @@ class Controller(Effects):
         measured = self.measurements.observe(snapshot, self._model_configs, now)
         if self._store is not None and measured:
             self._store.add_measurements(measured)
-        if self.pins.expire(self._clock.unix()):
-            self._pins_changed()
+        self.directives.refresh()
         reported = frozenset(i.id for i in snapshot.instances())
         self._placement_view.refresh(reported)
         self.decision_log.retain_loads(
             reported.union(u.order.instance for u in self._scheduler.loads)
         )
-        self._reconciler.reconcile(with_pins(snapshot, self.pins), self._model_configs, now)
+        self._reconciler.reconcile(
+            with_pins(snapshot, self.directives.pins), self._model_configs, now
+        )
 
-    def _pins_changed(self) -> None:
-        if self._store is not None:
-            self._store.replace_pins(self.pins.all())
+    def _directives_changed(self) -> None:
+        self.desired_state.ttls = self.directives.ttls
         self._fleet.notify()
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
@@ -353,7 +354,7 @@ class Controller(Effects):
 
     def operator_snapshot(self) -> FleetSnapshot:
         """Return the fleet as operators see it: with pins, the reasons for placements, and when idle models unload."""
-        snapshot = with_pins(self._fleet.snapshot, self.pins)
+        snapshot = with_pins(self._fleet.snapshot, self.directives.pins)
         failures, now = self._scheduler.failures.failed_models, self._clock.monotonic()
         reason = self.decision_log.load_reasons
         return with_reasons(
@@ -364,17 +365,6 @@ class Controller(Effects):
     def drain_timeout_s(self) -> float:
         """Seconds that requests of an instance to be unloaded may continue."""
         return self._config.eviction.drain_timeout
-
-    def pin(self, pin: Pin) -> None:
-        """Protect a model from eviction."""
-        self.pins.add(pin)
-        self._pins_changed()
-
-    def unpin(self, model: ModelId, node: str | None) -> bool:
-        """Remove a pin; return whether there was one."""
-        found = self.pins.remove(model, node)
-        self._pins_changed()
-        return found
 
     def _post(self, posted: Event) -> None:
         self._inbox.append(posted)

@@ -6,13 +6,12 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 from functools import partial
-from shlex import quote
 
 from cortex_common.clock import Clock
 from cortex_common.config.catalogue import ModelConfig
-from cortex_common.errors import Conflict, CortexError, ModelNotFound, NodeNotFound, NotFound
+from cortex_common.errors import CortexError, NotFound
 from cortex_common.log import event
-from cortex_common.schema.fleet import FleetSnapshot, InstanceView, ModelState
+from cortex_common.schema.fleet import FleetSnapshot, ModelState
 from cortex_common.schema.instances import InstanceId, InstanceState, ModelId
 from cortex_common.schema.model_detail import ModelDetail, SizeMeasurement
 from cortex_common.schema.operations import (
@@ -41,10 +40,9 @@ from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.controller import Controller
 from cortex_server.lifecycle.defrag import DefragRunner
 from cortex_server.lifecycle.engine_restarts import EngineRestarts
+from cortex_server.lifecycle.lookup import Lookup
 from cortex_server.lifecycle.node_drain import NodeDrain
-from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.lifecycle.views import eviction, plan_view
-from cortex_server.placement.capacity import MEMORY_HOLDING_STATES
 from cortex_server.placement.fit import PlacementConstraints
 from cortex_server.placement.load_queue import LoadKey
 from cortex_server.placement.records import Pin
@@ -60,25 +58,25 @@ class Operations:
         fleet: live state of the nodes.
         controller: loads, evicts and unloads.
         restarts: restarts attached engines.
-        store: persists pins and cordons.
         clock: for durations.
     """
 
     def __init__(
-        self,
-        fleet: Fleet,
-        controller: Controller,
-        restarts: EngineRestarts,
-        store: PlacementStorage,
-        clock: Clock,
+        self, fleet: Fleet, controller: Controller, restarts: EngineRestarts, clock: Clock
     ) -> None:
         self._fleet = fleet
-        self._store = store
         self._controller = controller
+        self._directives = controller.directives
+        self._lookup = Lookup(controller.operator_snapshot, fleet, controller.waiting_requests)
         self._clock = clock
         self._node_drain = NodeDrain(fleet, controller)
         self._defrag = DefragRunner(
-            fleet, controller, restarts, clock, self.resolve_model_config, self.require_neuron
+            fleet,
+            controller,
+            restarts,
+            clock,
+            self._lookup.model_config,
+            self._lookup.require_neuron,
         )
         self._load_tasks: set[asyncio.Task[InstanceId]] = set()
 
@@ -93,25 +91,17 @@ class Operations:
             ModelNotFound: no model config has this name.
             CortexError: as `Controller.acquire`; without `wait` only what is known immediately.
         """
-        model_config = self.resolve_model_config(request.model)
+        model_config = self._lookup.model_config(request.model)
         if request.node is not None:
-            self.require_neuron(request.node)
+            self._lookup.require_neuron(request.node)
         started = self._clock.monotonic()
         key = LoadKey(
             model_config.id,
             PlacementConstraints(request.node, request.devices),
             replica=request.replica,
         )
-        if request.ttl_s is not None:
-            self._controller.desired_state.ttls[model_config.id] = request.ttl_s
-        if request.pin:
-            self._controller.pin(Pin(ModelId(model_config.id), request.node, None))
         event(log, "load_requested", model=model_config.id, node=request.node)
-        task = asyncio.create_task(
-            self._controller.ensure_loaded(
-                model_config, key, timeout_s=request.timeout_s, force=True
-            )
-        )
+        task = asyncio.create_task(self._load(request, model_config, key))
         self._load_tasks.add(task)
         task.add_done_callback(partial(self._load_ended, model_config.id))
         if request.wait:
@@ -126,6 +116,20 @@ class Operations:
         nodes = (progress.node,) if progress is not None and progress.node else ()
         return ModelResult(model=model_config.id, state=ModelState.LOADING, nodes=nodes)
 
+    async def _load(
+        self, request: LoadModelRequest, model_config: ModelConfig, key: LoadKey
+    ) -> InstanceId:
+        """Load a model; its pin and its time to live hold once that has succeeded."""
+        instance = await self._controller.ensure_loaded(
+            model_config, key, timeout_s=request.timeout_s, force=True
+        )
+        model = ModelId(model_config.id)
+        if request.ttl_s is not None:
+            self._directives.set_ttl(model, request.ttl_s)
+        if request.pin:
+            self._directives.pin(Pin(model, request.node, None))
+        return instance
+
     async def unload(self, request: UnloadModelRequest) -> ModelResult:
         """Drain and unload all instances of a model.
 
@@ -133,9 +137,9 @@ class Operations:
             ModelNotFound: no model config and no instance has this name.
             InstanceBusy: requests continued for longer than `drain_timeout_s`; nothing was unloaded.
         """
-        model = self.resolve_model(request.model)
+        model = self._lookup.model(request.model)
         started = self._clock.monotonic()
-        views = self.instances(model)
+        views = self._lookup.instances(model)
         event(log, "unload_requested", model=model, instances=len(views))
         await self._controller.unload(model, views, request.drain_timeout_s, cancel_requests=True)
         return ModelResult(
@@ -153,7 +157,7 @@ class Operations:
             Conflict: it is pinned, or busy for longer than `drain_timeout_s`.
         """
         started = self._clock.monotonic()
-        view = self._select_instance(request)
+        view = self._lookup.evictable_instance(request)
         model = view.model
         event(log, "eviction_requested", model=model, node=view.node, instance=view.id)
         await self._controller.unload(
@@ -179,27 +183,7 @@ class Operations:
             NotFound: there is no such instance or node.
             Conflict: it is pinned.
         """
-        return eviction(self._select_instance(request), self._clock.unix())
-
-    def _select_instance(self, request: EvictModelRequest) -> InstanceView:
-        model = self.resolve_model(request.model)
-        if request.node is not None:
-            self.require_neuron(request.node)
-        views = [
-            i
-            for i in self.snapshot().instances()
-            if i.model == model
-            and i.state in MEMORY_HOLDING_STATES
-            and request.node in {None, i.node}
-            and request.instance in {None, i.id}
-        ]
-        if not views:
-            location = f" on {request.node}" if request.node else ""
-            raise NotFound(f"model {model!r} has no instance{location}", hints=("cortex ps",))
-        view = min(views, key=lambda i: (i.pinned, i.in_flight > 0, i.last_used))
-        if view.pinned:
-            raise Conflict(f"{view.id} is pinned", hints=(f"cortex models unpin {quote(model)}",))
-        return view
+        return eviction(self._lookup.evictable_instance(request), self._clock.unix())
 
     async def pin(self, request: PinModelRequest) -> PinView:
         """Protect a model from eviction, for a time or for good.
@@ -209,9 +193,9 @@ class Operations:
             NodeNotFound: there is no such node.
             Unavailable: it is pinned, but the pin could not be saved and ends with the gateway.
         """
-        model = self.resolve_model(request.model)
+        model = self._lookup.model(request.model)
         if request.node is not None:
-            self.require_neuron(request.node)
+            self._lookup.require_neuron(request.node)
         until = None if request.for_s is None else self._clock.unix() + request.for_s
         ends = None if until is None else datetime.fromtimestamp(until, UTC)
         event(
@@ -221,8 +205,8 @@ class Operations:
             node=request.node,
             until=ends and ends.isoformat("T", "seconds"),
         )
-        self._controller.pin(Pin(model, request.node, until))
-        await self._store.saved()
+        self._directives.pin(Pin(model, request.node, until))
+        await self._directives.saved()
         return PinView(model=model, node=request.node, until=until)
 
     async def unpin(self, request: UnpinModelRequest) -> tuple[PinView, ...]:
@@ -232,14 +216,14 @@ class Operations:
             NotFound: it has no such pin.
             Unavailable: the pin is removed, but this could not be saved; a restart of the gateway restores it.
         """
-        model = self.resolve_model(request.model)
-        if not self._controller.unpin(model, request.node):
+        model = self._lookup.model(request.model)
+        if not self._directives.unpin(model, request.node):
             raise NotFound(
                 f"model {model!r} has no such pin",
                 hints=("pins from pinned_on in models.toml are changed there",),
             )
         event(log, "unpinned", model=model, node=request.node)
-        await self._store.saved()
+        await self._directives.saved()
         return self._pins_of(model)
 
     async def plan_load(self, request: PlanLoadRequest) -> PlanView:
@@ -248,9 +232,9 @@ class Operations:
         Raises:
             ModelNotFound: no model config has this name.
         """
-        model_config, planning = self.resolve_model_config(request.model), self._controller.planning
+        model_config, planning = self._lookup.model_config(request.model), self._controller.planning
         if request.node is not None:
-            self.require_neuron(request.node)
+            self._lookup.require_neuron(request.node)
         placement_request = PlacementRequest(
             model_config,
             constraints=PlacementConstraints(request.node, request.devices),
@@ -276,7 +260,7 @@ class Operations:
         Raises:
             ModelNotFound: no model config and no instance has this name.
         """
-        model = self.resolve_model(name)
+        model = self._lookup.model(name)
         model_config = self._fleet.model_config(model)
         measurements = self._controller.measurements
         measured = (
@@ -309,7 +293,7 @@ class Operations:
     def _pins_of(self, model: ModelId) -> tuple[PinView, ...]:
         return tuple(
             PinView(model=p.model, node=p.node, until=p.until)
-            for p in self._controller.pins.all()
+            for p in self._directives.pins.all()
             if p.model == model
         )
 
@@ -341,14 +325,13 @@ class Operations:
 
     async def _set_cordoned(self, node: str, *, cordoned: bool) -> NodeResult:
         self._cordon(node, cordoned=cordoned)
-        await self._store.saved()
+        await self._directives.saved()
         return NodeResult(node=node, cordoned=cordoned)
 
     def _cordon(self, node: str, *, cordoned: bool) -> None:
-        self.require_neuron(node)
+        self._lookup.require_neuron(node)
         event(log, "cordoned" if cordoned else "uncordoned", node=node)
-        self._fleet.set_cordoned(node, cordoned)
-        self._store.replace_cordons(n.name for n in self._fleet.node_snapshot.nodes if n.cordoned)
+        self._directives.set_cordoned(node, cordoned=cordoned)
 
     async def drain(self, request: DrainNodeRequest) -> NodeResult:
         """Cordon a node, load its models elsewhere where memory is available, and unload them there.
@@ -359,7 +342,7 @@ class Operations:
         """
         self._cordon(request.node, cordoned=True)
         outcome = await self._node_drain.run(request.node, request.timeout_s)
-        await self._store.saved()
+        await self._directives.saved()
         return NodeResult.model_validate({"node": request.node, "cordoned": True} | outcome)
 
     async def plan_drain(self, request: NodeRequest) -> DrainPlan:
@@ -368,7 +351,7 @@ class Operations:
         Raises:
             NodeNotFound: there is no such node.
         """
-        self.require_neuron(request.node)
+        self._lookup.require_neuron(request.node)
         return self._node_drain.plan(request.node)
 
     async def close(self) -> None:
@@ -377,60 +360,7 @@ class Operations:
             task.cancel()
         await asyncio.gather(*self._load_tasks, return_exceptions=True)
 
-    # -- lookups -----------------------------------------------------------------------------
-
-    def resolve_model(self, name: str) -> ModelId:
-        """Return the model that a name or alias refers to.
-
-        Raises:
-            ModelNotFound: with the nearest names.
-        """
-        if (model := self._fleet.resolve_model(name)) is not None:
-            return model
-        if any(i.model == name for i in self._fleet.snapshot.instances()):
-            return ModelId(name)
-        raise self._fleet.model_not_found(name)
-
-    def resolve_model_config(self, name: str) -> ModelConfig:
-        """Return the model config that a name or alias refers to.
-
-        Raises:
-            ModelNotFound: with the nearest names, or with the nodes that serve it without a model config.
-        """
-        model = self.resolve_model(name)
-        if (model_config := self._fleet.model_config(model)) is None:
-            nodes = {i.node: None for i in self._fleet.snapshot.instances() if i.model == model}
-            raise ModelNotFound(
-                f"{name!r} has no model config; it is only available where it is loaded: {', '.join(nodes)}",
-                hints=("add a [[models]] entry to models.toml",),
-            )
-        return model_config
-
-    def require_neuron(self, name: str) -> None:
-        """Reject a node that is not configured, or has no neuron.
-
-        Raises:
-            NodeNotFound: with the nearest name.
-            Conflict: it is an upstream.
-        """
-        if name not in self._fleet.entries:
-            raise NodeNotFound.for_name(name, self._fleet.entries)
-        if self._fleet.is_upstream(name):
-            raise Conflict(f"{name} is an upstream: cortex cannot load or unload models there")
-
-    def instances(self, model: ModelId) -> tuple[InstanceView, ...]:
-        """Return the instances of a model that nodes hold, failed ones included.
-
-        Raises:
-            NotFound: it has none.
-        """
-        states = MEMORY_HOLDING_STATES | {InstanceState.FAILED}
-        found = tuple(
-            i for i in self._fleet.snapshot.instances() if i.model == model and i.state in states
-        )
-        if not found and not self._controller.waiting_requests(model):
-            raise NotFound(f"model {model!r} is not loaded", hints=("cortex ps",))
-        return found
+    # -- internals ---------------------------------------------------------------------------
 
     def _ready(
         self, model_config: ModelConfig, instance: InstanceId, seconds: float

@@ -10,24 +10,24 @@ from cortex_server.placement.records import Pin
 
 
 class PinStore:
-    """The active pins.
+    """The pins in force.
 
     Args:
-        pins: pins of earlier runs.
+        pins: the first ones.
     """
 
     def __init__(self, pins: Iterable[Pin] = ()) -> None:
-        self._pins = {(pin.model, pin.node): pin for pin in pins}
-        self._active: Pins = frozenset(self._pins)
+        self._pins = tuple(pins)
+        self._active: Pins = frozenset((pin.model, pin.node) for pin in self._pins)
 
     @property
     def active(self) -> Pins:
-        """The active pins as placement takes them; the same object until one changes."""
+        """The pins as placement takes them; the same object until one changes."""
         return self._active
 
     def all(self) -> tuple[Pin, ...]:
-        """Return the active pins."""
-        return tuple(self._pins.values())
+        """Return the pins in force."""
+        return self._pins
 
     def is_pinned(self, model: ModelId, node: str) -> bool:
         """Return whether the model is pinned on this node."""
@@ -35,24 +35,11 @@ class PinStore:
             (model, node) in self._active or (model, None) in self._active
         )
 
-    def add(self, pin: Pin) -> None:
-        """Add a pin, or change when it expires."""
-        self._pins[pin.model, pin.node] = pin
-        self._active = frozenset(self._pins)
-
-    def remove(self, model: ModelId, node: str | None) -> bool:
-        """Remove a model's pins, on one node or all; return whether there was one."""
-        keys = [key for key in self._pins if key[0] == model and node in {None, key[1]}]
-        for key in keys:
-            del self._pins[key]
-        self._active = frozenset(self._pins)
-        return bool(keys)
-
-    def expire(self, now: float) -> bool:
-        """Remove expired pins; return whether there were any. `now` is Unix seconds."""
-        keys = [k for k, pin in self._pins.items() if pin.until is not None and pin.until <= now]
-        for key in keys:
-            del self._pins[key]
-        if keys:
-            self._active = frozenset(self._pins)
-        return bool(keys)
+    def replace(self, pins: Iterable[Pin]) -> bool:
+        """Replace all pins; return whether that changed anything."""
+        replaced = tuple(pins)
+        if replaced == self._pins:
+            return False
+        self._pins = replaced
+        self._active = frozenset((pin.model, pin.node) for pin in replaced)
+        return True

@@ -47,7 +47,7 @@ class DesiredState:
 
     idle_ttl_s: float
     scale_out_after_s: float
-    ttls: dict[str, float] = field(default_factory=dict)
+    ttls: Mapping[str, float] = field(default_factory=dict[str, float])
     unloaded_models: set[str] = field(default_factory=set)
     _idle: dict[InstanceId, _IdleRecord] = field(default_factory=dict)
     _full_since: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Measured sizes and load times, pins and cordons in the gateway's database."""
+"""Measured sizes and load times, and operators' directives in the gateway's database."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from concurrent.futures import Future
 
 from typing_extensions import override
 
+from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import DeviceKind
-from cortex_common.schema.instances import ModelId
 from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.placement.fit import SizeKey
-from cortex_server.placement.records import Measurement, Pin
+from cortex_server.placement.records import Measurement
 from cortex_server.storage.database import Database, save_failed
 
 log = logging.getLogger("cortex.store")
@@ -32,11 +32,11 @@ create unique index if not exists measurements_key on measurements (
 );
 """
 
-_PINS_AND_CORDONS = """
-create table if not exists pins (
-    model text not null, node text not null, until real, primary key (model, node)
+_DIRECTIVES = """
+create table if not exists directives (
+    node text not null, kind text not null, model text not null, fleet integer not null, body text not null,
+    primary key (node, kind, model, fleet)
 );
-create table if not exists cordons (node text primary key);
 """
 
 _ADD_MEASUREMENT = """
@@ -55,7 +55,7 @@ _Rows = Sequence[tuple[object, ...]]
 
 
 class PlacementStore(PlacementStorage):
-    """The tables `measurements`, `pins` and `cordons`.
+    """The tables `measurements` and `directives`.
 
     Args:
         database: the gateway's database.
@@ -68,7 +68,7 @@ class PlacementStore(PlacementStorage):
         self._database = database
         self._last_change: Future[None] | None = None
         database.run_blocking(_drop_incompatible_measurements)
-        database.create_tables(_PINS_AND_CORDONS + _MEASUREMENTS)
+        database.create_tables(_DIRECTIVES + _MEASUREMENTS)
 
     @override
     def measurements(self) -> tuple[Measurement, ...]:
@@ -105,26 +105,16 @@ class PlacementStore(PlacementStorage):
             self._database.submit(add).add_done_callback(_log_failure)
 
     @override
-    def pins(self) -> tuple[Pin, ...]:
-        rows = self._fetch("select model, node, until from pins")
-        return tuple(
-            Pin(ModelId(str(model)), str(node) or None, until if isinstance(until, float) else None)
-            for model, node, until in rows
+    def directives(self) -> tuple[tuple[str, Directive], ...]:
+        rows = self._fetch("select node, body from directives")
+        return tuple((str(node), Directive.model_validate_json(str(body))) for node, body in rows)
+
+    @override
+    def replace_directives(self, directives: Iterable[tuple[str, Directive]]) -> None:
+        rows = [(node, *d.key, d.model_dump_json(exclude_defaults=True)) for node, d in directives]
+        self._replace(
+            "delete from directives", "insert into directives values (?, ?, ?, ?, ?)", rows
         )
-
-    @override
-    def replace_pins(self, pins: Iterable[Pin]) -> None:
-        rows = [(pin.model, pin.node or "", pin.until) for pin in pins]
-        self._replace("delete from pins", "insert into pins values (?, ?, ?)", rows)
-
-    @override
-    def cordons(self) -> frozenset[str]:
-        return frozenset(str(node) for (node,) in self._fetch("select node from cordons"))
-
-    @override
-    def replace_cordons(self, nodes: Iterable[str]) -> None:
-        rows = [(node,) for node in nodes]
-        self._replace("delete from cordons", "insert into cordons values (?)", rows)
 
     @override
     async def saved(self) -> None:

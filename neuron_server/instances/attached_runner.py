@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import zlib
 from collections.abc import Iterable, Mapping
 
 from cortex_common.clock import Clock
@@ -130,11 +130,16 @@ class AttachedRunner:
 
 
 def externally_loaded(
-    harness: str, models: Mapping[str, bool], existing: Iterable[Instance], now: float
+    node_id: str,
+    harness: str,
+    models: Mapping[str, bool],
+    existing: Iterable[Instance],
+    now: float,
 ) -> list[Instance]:
     """Return new instances for models that other clients of an attached engine have loaded.
 
     Args:
+        node_id: id of the node, because the ids of the instances must differ from those of other nodes.
         harness: name of the engine's harness.
         models: see `AttachedHarness.list_models`.
         existing: the engine's instances, failed ones excluded.
@@ -143,7 +148,7 @@ def externally_loaded(
     names = {instance.spec.source or instance.spec.model_id for instance in existing}
     return [
         Instance(
-            id=InstanceId(f"{harness}-{zlib.crc32(name.encode()):08x}"),
+            id=InstanceId(f"{harness}-{_digest(node_id, name)}"),
             spec=LoadSpec(model_id=name, harness=harness),
             devices=(),
             granted_mb=0,
@@ -154,3 +159,7 @@ def externally_loaded(
         for name, loaded in models.items()
         if loaded and name not in names
     ]
+
+
+def _digest(node_id: str, name: str) -> str:
+    return hashlib.sha256(f"{node_id}\0{name}".encode()).hexdigest()[:12]

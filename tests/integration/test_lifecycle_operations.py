@@ -84,7 +84,7 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     assert pin.until is not None
     told = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
     assert datetime.fromisoformat(told.fields["until"]).timestamp() == int(pin.until)
-    await until(lambda: not served.gateway.controller.pins.active)
+    await until(lambda: not served.gateway.controller.directives.pins.active)
     assert (await served.chat("bob")).status_code == 200
 
 
@@ -346,11 +346,10 @@ async def test_a_cordon_that_cannot_be_saved_holds_and_is_reported(tmp_path: Pat
     models = (ModelConfig(id="ada", harness="fake"),)
     async with gateway({"here": "http://127.0.0.1:1"}, models, **sections) as served:
         with contextlib.closing(sqlite3.connect(tmp_path / "cortex.sqlite")) as other:
-            for table in ("cordons", "pins"):
-                other.execute(f"drop table {table}")
+            other.execute("drop table directives")
         with pytest.raises(Unavailable, match="cannot be saved"):
             await served.operator.cordon(NodeRequest(node="here"))
         with pytest.raises(Unavailable, match="cannot be saved"):
             await served.operator.pin(PinModelRequest(model="ada"))
         assert [n.cordoned for n in served.gateway.fleet.snapshot.nodes] == [True]
-        assert [pin.model for pin in served.gateway.controller.pins.all()] == ["ada"]
+        assert [pin.model for pin in served.gateway.controller.directives.pins.all()] == ["ada"]

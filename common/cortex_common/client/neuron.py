@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 
 from pydantic import TypeAdapter
 
 from cortex_common.client.control import ControlClient, EventCursor, quote_path
+from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import Discovery, Health
 from cortex_common.schema.instances import (
     AttachedEngine,
@@ -22,6 +23,7 @@ from cortex_common.schema.instances import (
     UnloadRequest,
     UnloadResponse,
 )
+from cortex_common.schema.usage import UsageReport
 
 _DISCOVERY = TypeAdapter(Discovery)
 _HEALTH = TypeAdapter(Health)
@@ -31,6 +33,8 @@ _UNLOAD = TypeAdapter(UnloadResponse)
 _ENDPOINT = TypeAdapter(EndpointResponse)
 _ATTACHED = TypeAdapter(tuple[AttachedEngine, ...])
 _RESTART = TypeAdapter(RestartResponse)
+_DIRECTIVES = TypeAdapter(tuple[Directive, ...])
+_NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _STATUS = TypeAdapter(NodeStatus)
 _ENTRY = TypeAdapter(LifecycleEntry)
 
@@ -112,6 +116,16 @@ class NeuronClient(ControlClient):
             body=request.model_dump(mode="json", exclude_defaults=True),
             timeout=timeout_s,
         )
+
+    async def apply_directives(self, directives: Iterable[Directive]) -> tuple[Directive, ...]:
+        """Have the node keep directives that are newer than its own; return all that it keeps then."""
+        body = [d.model_dump(mode="json", exclude_defaults=True) for d in directives]
+        return await self.call(_DIRECTIVES, "POST", "/directives", body=body)
+
+    async def report_usage(self, report: UsageReport) -> None:
+        """Report how the node's instances were used."""
+        body = report.model_dump(mode="json", exclude_defaults=True)
+        await self.call(_NOTHING, "POST", "/usage", body=body)
 
     async def watch_status(self, *, silence_s: float = 10.0) -> AsyncIterator[NodeStatus]:
         """Yield the node's status now and after each change; see `ControlClient.events`."""

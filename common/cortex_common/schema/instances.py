@@ -10,6 +10,7 @@ from pydantic import Field
 
 from cortex_common.log import Level
 from cortex_common.schema.base import StrictWireModel, WireModel
+from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import Health
 
 ModelId = NewType("ModelId", str)
@@ -120,6 +121,7 @@ class ModelInfo(WireModel):
         load_seconds: duration of its load.
         in_flight: requests in flight from all sources: those that the node relays, or the number that the engine
             reported recently if that is larger.
+        idle_s: seconds since it was last used by any gateway or client, as far as the node knows; None if unknown.
         error: why it failed, with the last output of the engine.
         started_at: Unix seconds at which its load started.
     """
@@ -141,6 +143,7 @@ class ModelInfo(WireModel):
     eta_s: float | None = None
     load_seconds: float | None = None
     in_flight: int = 0
+    idle_s: float | None = None
     error: str | None = None
     engine_version: str | None = None
     served_as: str | None = None
@@ -234,6 +237,8 @@ class NodeStatus(WireModel):
         stopping_s: set in the last message of a neuron that is shutting down: it gives relayed requests at most this
             many seconds and accepts no new ones.
         failures: failure counts of engines, by model and kind.
+        node_id: id of the node, which it keeps in its state directory; empty if it does not say.
+        directives: the directives that it keeps, those that are no longer in force included.
     """
 
     health: Health
@@ -242,3 +247,5 @@ class NodeStatus(WireModel):
     discovery: str = ""
     stopping_s: float | None = None
     failures: tuple[EngineFailures, ...] = ()
+    node_id: str = ""
+    directives: tuple[Directive, ...] = ()

@@ -18,6 +18,7 @@ from cortex_common.config.loader import load
 from cortex_common.config.neuron import NeuronConfig, parse_headroom_mib
 from cortex_common.errors import ConfigError, Conflict
 from cortex_common.net.state_dir import lock_state_dir
+from cortex_common.schema.directives import Directive, DirectiveKind
 from cortex_common.schema.instances import InstanceId, LoadSpec
 from neuron_server.process.engine_log import EngineLog
 from neuron_server.process.process_table import (
@@ -41,6 +42,26 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
     state = StateDir(tmp_path / "state")
     yield state
     state.close()
+
+
+def test_damaged_state_is_set_aside(tmp_path: Path) -> None:
+    """Files that are not UTF-8 or not JSON stop nothing, and are kept for whoever wants to look at them."""
+    first = StateDir(tmp_path / "state")
+    node_id = first.node_id
+    first.save_record(record("i-1"))
+    first.save_directives([Directive(kind=DirectiveKind.CORDON)])
+    first.close()
+    files = ["loads.json", "attached.json", "directives.json", "instances/i-1.json"]
+    for name in files:
+        (first.path / name).write_bytes(b'{"\xff\xfe": 1e999')
+    again = StateDir(first.path)
+    assert again.past_load(SPEC, "cpu") is None
+    assert again.load_cycles() == {}
+    assert again.directives() == ()
+    assert list(again.records()) == []
+    assert again.node_id == node_id
+    again.close()
+    assert all((first.path / f"{name}.damaged").exists() for name in files)
 
 
 def record(name: str, pid: int = 1) -> EngineRecord:

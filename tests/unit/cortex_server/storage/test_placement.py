@@ -1,4 +1,4 @@
-"""Measurements, pins and cordons in the database, and what measurements are used for."""
+"""Measurements and directives in the database, and what measurements are used for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import pytest
 from placement_states import NOW, device, instance, model_config, node
 
 from cortex_common.errors import Unavailable
+from cortex_common.schema.directives import Directive, DirectiveKind
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import ModelId
 from cortex_server.lifecycle.measurements import HALF_LIFE_S, Measurements
-from cortex_server.lifecycle.pins import PinStore
 from cortex_server.placement.fit import SizeSource, size_key
-from cortex_server.placement.records import Measurement, Pin
+from cortex_server.placement.records import Measurement
 from cortex_server.storage.database import Database
 from cortex_server.storage.placement import PlacementStore
 
+CORDON = Directive(kind=DirectiveKind.CORDON, set_at=NOW)
 A = model_config("a", 500, quant="Q4", context=4096)
 KEY = size_key(A, DeviceKind.CUDA, 1)
 
@@ -90,15 +91,17 @@ def test_other_weights_have_their_own_size() -> None:
         assert size_key(other, DeviceKind.CUDA, 1) not in Measurements([measured(400)]).sizes
 
 
-def test_pins_outlive_the_gateway(tmp_path: Path) -> None:
-    """Pins are restored, whether for one node or all, with or without an end."""
-    pins = (Pin(ModelId("a"), None, None), Pin(ModelId("a"), "n1", NOW + 60))
+def test_directives_outlive_the_gateway(tmp_path: Path) -> None:
+    """Directives are restored with their nodes, those that were removed included."""
+    pin = Directive(kind=DirectiveKind.PIN, model="a", until=NOW + 60, set_at=NOW)
+    everywhere = Directive(kind=DirectiveKind.PIN, model="a", fleet=True, active=False, set_at=NOW)
+    kept = [("n1", pin), ("", everywhere), ("n1", CORDON)]
     path = tmp_path / "cortex.sqlite"
     with opened(path) as store:
-        store.replace_pins([Pin(ModelId("b"), None, None)])
-        store.replace_pins(pins)
+        store.replace_directives([("n2", CORDON)])
+        store.replace_directives(kept)
     with opened(path) as store:
-        assert sorted(store.pins(), key=str) == sorted(pins, key=str)
+        assert sorted(store.directives(), key=str) == sorted(kept, key=str)
 
 
 def test_plans_use_the_largest_load_of_a_build() -> None:
@@ -150,31 +153,17 @@ def test_request_rates_decay() -> None:
     assert abs(measurements.rate("a", 1.0 + HALF_LIFE_S) - before / 2) < 1e-9
 
 
-def test_pins_expire() -> None:
-    """A pin is gone once its time has come; unpinning a node leaves the other pins."""
-    pins = PinStore([Pin(ModelId("a"), "n1", NOW + 60)])
-    pins.add(Pin(ModelId("a"), "n2", None))
-    assert pins.is_pinned(ModelId("a"), "n1")
-    assert not pins.is_pinned(ModelId("a"), "n3")
-    assert not pins.expire(NOW + 59)
-    assert pins.expire(NOW + 60)
-    assert not pins.is_pinned(ModelId("a"), "n1")
-    assert pins.remove(ModelId("a"), "n2")
-    assert not pins.remove(ModelId("a"), None)
-    assert pins.active == frozenset()
-
-
 async def test_a_cordon_that_cannot_be_saved_is_reported(tmp_path: Path) -> None:
     """The caller gets an error if the write fails, and the next change is saved again."""
     path = tmp_path / "cortex.sqlite"
     with opened(path) as store:
         await store.saved()
         with contextlib.closing(sqlite3.connect(path)) as other:
-            other.execute("alter table cordons rename to away")
-            store.replace_cordons(["n1"])
+            other.execute("alter table directives rename to away")
+            store.replace_directives([("n1", CORDON)])
             with pytest.raises(Unavailable, match="cannot be saved"):
                 await store.saved()
-            other.execute("alter table away rename to cordons")
-        store.replace_cordons(["n1"])
+            other.execute("alter table away rename to directives")
+        store.replace_directives([("n1", CORDON)])
         await store.saved()
-        assert store.cordons() == {"n1"}
+        assert store.directives() == (("n1", CORDON),)

@@ -147,7 +147,7 @@ def test_estimated_progress_never_exceeds_95_percent(elapsed, expected, measured
 def test_a_load_slower_than_past_loads_has_no_eta(elapsed, eta):
     """An ETA of 0 s for minutes would be wrong, for example for a hanging engine."""
     loading = instance(expected_load_s=10.0, started_at=1000.0)
-    assert model_info(loading, "", (0,), 0, 1000.0 + elapsed).eta_s == eta
+    assert model_info(loading, "", (0,), 0, None, 1000.0 + elapsed).eta_s == eta
 
 
 def test_progress_is_based_on_past_loads_before_memory():
