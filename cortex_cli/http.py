@@ -15,7 +15,7 @@ import httpx
 from cortex_cli.client import Target
 from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
-from cortex_http.sse import SseParser
+from cortex_common.sse import SseParser
 
 
 class ErrorResponse(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cortex_http.sse import SseEvent, SseParser
+from cortex_common.sse import SseEvent, SseParser
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def parse_messages_stream(data: bytes) -> ParsedStream:
     state = "new"
     block_type, content, extra = "", "", ()
     index = -1
-    for name, raw in parse_events(data):
+    for name, raw, _ in parse_events(data):
         assert b"\n" not in raw
         event = json.loads(raw)
         assert event["type"] == name, "the event name and the type in its data are equal"
@@ -195,7 +195,7 @@ def parse_responses_stream(data: bytes) -> ParsedStream:
     item: dict[str, Any] | None = None
     text, steps = "", []
     output: list[dict[str, Any]] = []
-    for number, (name, raw) in enumerate(parse_events(data)):
+    for number, (name, raw, _) in enumerate(parse_events(data)):
         event = json.loads(raw)
         assert event["type"] == name
         assert event["sequence_number"] == number

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from cortex_http.sse import SseParser
+from cortex_common.sse import SseParser
 from cortex_server.dialects.anthropic.stream import MessagesStreamWriter
 from cortex_server.dialects.responses.stream import ResponsesStreamWriter
 from cortex_server.dialects.stream.aggregate import StreamAggregator

@@ -17,6 +17,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from cortex_common.errors import ConfigError, UpstreamFailed, UpstreamTimeout, from_envelope
+from cortex_common.sse import EventTooLong, SseParser
 
 T = TypeVar("T")
 
@@ -208,17 +209,13 @@ class ControlClient:
             async with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:
                 if response.status_code >= 400:
                     raise from_envelope(await response.aread(), response.status_code, f"GET {path}")
-                name, data = "message", bytearray()
-                async for line in response.aiter_lines():
-                    if line.startswith("event:"):
-                        name = line[6:].strip()
-                    elif line.startswith("id:"):
-                        cursor.last_id = line[3:].strip()
-                    elif line.startswith("data:"):
-                        data += line[5:].lstrip().encode()
-                    elif not line and data:
-                        yield name, bytes(data)
-                        name, data = "message", bytearray()
+                parser = SseParser()
+                async for data in response.aiter_bytes():
+                    for event in parser.feed(data):
+                        cursor.last_id = event.id or cursor.last_id
+                        yield event.name or "message", event.data
+        except EventTooLong as error:
+            raise UpstreamFailed(f"{self.who} at {self.base_url}: {error}") from error
         except httpx.HTTPError as error:
             raise self._stream_error(error) from error
 

@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 from typing_extensions import override
 
 from cortex_common.errors import CortexError
-from cortex_http.sse import write_event
+from cortex_common.sse import write_event
 from cortex_server.dialects.anthropic.errors import error_response
 from cortex_server.dialects.anthropic.response import (
     SIGNATURE,

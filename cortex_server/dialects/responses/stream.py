@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct
 from typing_extensions import override
 
 from cortex_common.errors import CortexError
-from cortex_http.sse import COMMENT, write_event
+from cortex_common.sse import COMMENT, write_event
 from cortex_server.dialects.responses.response import (
     FunctionCallItem,
     Item,

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from cortex_common.errors import CortexError, UpstreamFailed
-from cortex_http.sse import SseEvent, SseParser
+from cortex_common.sse import SseEvent, SseParser
 from cortex_server.dialects.chat import AssistantMessage, FunctionCall, ToolCall, Usage
 from cortex_server.dialects.engine_errors import error_from_event
 from cortex_server.dialects.stream.text import SplitCharacterBuffer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cortex_common.errors import CortexError, UpstreamFailed
-from cortex_http.sse import SseEvent, SseParser
+from cortex_common.sse import SseEvent, SseParser
 from cortex_server.dialects.chat import (
     AssistantMessage,
     ChatCompletion,
@@ -100,7 +100,7 @@ class ChatStreamReader:
             self._finish()
 
     def _handle_event(self, event: SseEvent) -> None:
-        name, data = event
+        name, data = event.name, event.data
         if data == b"[DONE]":
             if self.started:
                 self._finish()

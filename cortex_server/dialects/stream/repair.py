@@ -17,7 +17,6 @@ Kinds of repair besides those of `chunk_repair`, as counted in `StreamRepair.rep
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,15 @@ from typing import Any
 import msgspec
 
 from cortex_common.errors import CortexError, UpstreamFailed, envelope_bytes
-from cortex_http.sse import COMMENT, DONE, SseEvent, parse_block, write_data
+from cortex_common.sse import (
+    COMMENT,
+    DONE,
+    EventBuffer,
+    SseEvent,
+    parse_block,
+    split_events,
+    write_data,
+)
 from cortex_server.dialects.chat import Usage
 from cortex_server.dialects.engine_errors import error_from_event
 from cortex_server.dialects.json_input import is_utf8
@@ -39,7 +46,6 @@ _ARGUMENTS_START = re.compile(rb'"arguments":"')
 _STRING_CONTENT = re.compile(rb'(?:[^"\\]|\\.)*')
 _NOT_PLAIN = re.compile(rb'"error"|"(?:finish_reason|usage|tool_calls)"(?!: ?null)')
 """Matches in chunks that are more than plain text."""
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _BOM = b"\xef\xbb\xbf"
 _KEEP_MODEL_NAME = ModelNameRewriter(None)
 
@@ -88,8 +94,8 @@ class StreamRepair:
         self._text = EventTemplate(rename_model, _TEXT_START)
         self._arguments = EventTemplate(rename_model, _ARGUMENTS_START)
         self._characters = SplitCharacterBuffer()
-        self._tail = bytearray()
-        self._has_cr = False
+        self._buffer = EventBuffer()
+        self._tail = self._buffer.tail
         self._usage_sent = False
         self._first_event = b""
 
@@ -136,7 +142,7 @@ class StreamRepair:
             if text is not None and self._chunk_repair.extend_arguments(text):
                 self.events += 1
                 return self._arguments.render(data, text)
-        complete = self._complete_events(data)
+        complete = self._buffer.complete(data)
         if not complete:
             return b""
         plain = self._count_plain(complete)
@@ -170,31 +176,6 @@ class StreamRepair:
         self.error = error
         return write_data(envelope_bytes(error))
 
-    def _complete_events(self, data: bytes) -> bytes:
-        """Return the tail and these bytes up to the end of the last complete event; keep the rest as the tail."""
-        tail = self._tail
-        self._has_cr = self._has_cr or data.find(b"\r") >= 0
-        if self._has_cr:
-            tail += data
-            ends = [match.end() for match in _EVENT_END.finditer(tail)]
-            cut = ends[-1] if ends else 0
-            complete = bytes(tail[:cut])
-            del tail[:cut]
-            return complete
-        if tail:
-            seen = len(tail)
-            tail += data
-            if tail.find(b"\n\n", seen - 1) < 0:
-                return b""
-            data = bytes(tail)
-            tail.clear()
-        elif data.endswith(b"\n\n"):
-            return data
-        cut = data.rfind(b"\n\n") + 1
-        cut += cut > 0
-        tail += data[cut:]
-        return data[:cut]
-
     def _count_plain(self, data: bytes) -> int:
         """Return the number of events if all are plain text chunks, else 0.
 
@@ -211,22 +192,17 @@ class StreamRepair:
     def _repair_events(self, data: bytes) -> bytes:
         """Repair complete events one by one. The text template is forgotten, because other text can follow."""
         self._text.forget()
-        if not self._has_cr and data.find(b"\n\n") == len(data) - 2:
+        if not self._buffer.has_cr and data.find(b"\n\n") == len(data) - 2:
             return self._repair_event(data)
-        if not self._has_cr:
-            blocks = [block + b"\n\n" for block in data.split(b"\n\n")[:-1]]
-        else:
-            ends = [0, *(match.end() for match in _EVENT_END.finditer(data))]
-            blocks = [data[start:end] for start, end in itertools.pairwise(ends)]
         out: list[bytes] = []
-        for block in blocks:
+        for block in split_events(data):
             if self.ended:
                 break
             out.append(self._repair_event(block))
         return b"".join(out)
 
     def _repair_event(self, raw: bytes) -> bytes:
-        lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if self._has_cr else raw
+        lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if self._buffer.has_cr else raw
         event = parse_block(lines.removeprefix(_BOM).strip(b"\n"))
         if event is None or event.name not in {"", "message", "error"}:
             return raw  # a comment, or an extension of the engine

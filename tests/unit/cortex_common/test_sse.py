@@ -7,13 +7,20 @@ from dialects_kit import split_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_http.sse import SseEvent, SseParser, write_data, write_event
+from cortex_common.sse import (
+    EventBuffer,
+    EventTooLong,
+    SseParser,
+    split_events,
+    write_data,
+    write_event,
+)
 
 
-def _parse(data: bytes, places: tuple[int, ...] = ()) -> list[SseEvent]:
+def _parse(data: bytes, places: tuple[int, ...] = ()) -> list[tuple[str, bytes]]:
     parser = SseParser()
     found = [event for piece in split_bytes(data, places) for event in parser.feed(piece)]
-    return found + parser.close()
+    return [(event.name, event.data) for event in found + parser.close()]
 
 
 @pytest.mark.parametrize(
@@ -88,3 +95,42 @@ def test_what_is_written_is_read_back(name: str, data: bytes) -> None:
     """The parser reads what the writer writes."""
     written = write_event(name, data) if name else write_data(data)
     assert _parse(written) == [(name, data)]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+def test_a_long_event_in_small_pieces_is_searched_once(ending: bytes) -> None:
+    """Work grows with the length of an event, not with its square: 16 MiB in reads of 64 bytes."""
+    pieces = [b"data: ", *[b"x" * 64] * (1 << 18), ending * 2]
+    parser = SseParser()
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    assert [len(event.data) for event in events] == [1 << 24]
+
+
+@pytest.mark.parametrize("ending", [b"", b"\r\n"])
+def test_an_endless_event_is_refused(ending: bytes) -> None:
+    """Neither a line without an end nor lines without a blank one fill the memory."""
+    parser = SseParser(max_bytes=1 << 20)
+    piece = b"data: " + b"x" * 1000 + ending
+    for _ in range(1000):
+        assert not parser.feed(piece)
+    with pytest.raises(EventTooLong, match="1 MiB"):
+        parser.feed(piece * 100)
+
+
+def test_each_event_has_its_own_id() -> None:
+    """A client that stops between two events of one read continues behind the first."""
+    events = SseParser().feed(b"id: 7\ndata: a\n\ndata: b\n\nid: 9\ndata: c\n\n")
+    assert [event.id for event in events] == ["7", "", "9"]
+
+
+@given(st.lists(_LINES, max_size=20), st.data())
+def test_split_events_are_the_stream(lines: list[bytes], data: st.DataObject) -> None:
+    """With any mixture of line ends, the parts are the whole, and each has the same events alone."""
+    endings = st.sampled_from([b"\n", b"\r\n", b"\r"])
+    stream = b"".join(line + data.draw(endings) for line in lines)
+    buffer = EventBuffer()
+    complete = buffer.complete(stream)
+    assert complete + buffer.tail == stream
+    parts = split_events(complete)
+    assert b"".join(parts) == complete
+    assert [event for part in parts for event in _parse(part)] == _parse(complete)
