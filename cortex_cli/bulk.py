@@ -17,7 +17,7 @@ from cortex_cli.error_exit import PartialSuccess, describe, exit_code
 from cortex_cli.output import notify, stderr_paint, stdout_paint
 from cortex_cli.render.details import RESULTS, Result, to_failure
 from cortex_cli.render.fleet import place, progress_text
-from cortex_cli.render.listing import OutputFormat, format_items
+from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_common.errors import CortexError, NotFound
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState

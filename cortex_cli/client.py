@@ -46,7 +46,7 @@ class ClientConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class GatewayTarget:
     """A gateway and the key for it.
 
     Attributes:
@@ -83,7 +83,7 @@ def client_config(environ: Mapping[str, str]) -> ClientConfig:
     return load(ClientConfig, path if path.exists() else None, {}).value
 
 
-def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
+def target(gateway: str | None, environ: Mapping[str, str]) -> GatewayTarget:
     """Return the gateway named by --gateway, CORTEX_GATEWAY_URL or the current context, in this order.
 
     Args:
@@ -97,11 +97,11 @@ def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
     """
     selected = gateway or environ.get("CORTEX_GATEWAY_URL") or None
     if selected is not None and "://" in selected:
-        return Target(selected.rstrip("/"), _read_key(environ, None))
+        return GatewayTarget(selected.rstrip("/"), _read_key(environ, None))
     config = client_config(environ)
     name = selected or config.context
     if name is None:
-        return Target(DEFAULT_GATEWAY, _read_key(environ, None))
+        return GatewayTarget(DEFAULT_GATEWAY, _read_key(environ, None))
     entry = config.contexts.get(name)
     if entry is None:
         close = nearest_names(name, config.contexts)
@@ -113,7 +113,7 @@ def target(gateway: str | None, environ: Mapping[str, str]) -> Target:
         raise NotFound(
             f"there is no context {name!r} in {client_config_path(environ)}", hints=(hint,)
         )
-    return Target(entry.gateway, _read_key(environ, entry.key_file), name)
+    return GatewayTarget(entry.gateway, _read_key(environ, entry.key_file), name)
 
 
 def _read_key(environ: Mapping[str, str], key_file: Path | None) -> str | None:

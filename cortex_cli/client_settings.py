@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.render.formats import toml_value
 
 PLACEHOLDER_KEY = "unused"
@@ -17,7 +17,7 @@ _TIMEOUT_MS = 3_600_000
 """Local models can take minutes to load and to process long prompts."""
 
 
-def claude_code(target: Target, model: str, context: int | None) -> str:
+def claude_code(target: GatewayTarget, model: str, context: int | None) -> str:
     """Return shell variables for Claude Code.
 
     Args:
@@ -47,7 +47,7 @@ def claude_code(target: Target, model: str, context: int | None) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 
 
-def codex(target: Target, model: str, context: int | None, provider: str) -> str:
+def codex(target: GatewayTarget, model: str, context: int | None, provider: str) -> str:
     """Return settings for Codex's config.toml.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_common.client.control import describe_http_error, tls_verify
 from cortex_common.errors import CortexError, UpstreamFailed, UpstreamTimeout, from_envelope
 from cortex_common.sse import SseParser
@@ -101,7 +101,7 @@ class GatewayHttp:
 
     def __init__(
         self,
-        target: Target,
+        target: GatewayTarget,
         *,
         headers: Mapping[str, str] | None = None,
         connections: int = 100,

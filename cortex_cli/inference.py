@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.http import ErrorResponse, GatewayHttp, ServerEvent
 from cortex_common.errors import CortexError, UpstreamFailed, from_envelope
 from cortex_common.schema.base import WireModel
@@ -77,7 +77,7 @@ class Inference:
         connections: maximum number of concurrent requests.
     """
 
-    def __init__(self, target: Target, *, connections: int = 100) -> None:
+    def __init__(self, target: GatewayTarget, *, connections: int = 100) -> None:
         self._http = GatewayHttp(target, connections=connections)
 
     async def __aenter__(self) -> Self:

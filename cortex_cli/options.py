@@ -9,7 +9,7 @@ import typer.core
 from typing_extensions import override
 
 from cortex_cli import completion
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 
 Gateway = Annotated[
     str | None,

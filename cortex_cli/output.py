@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from cortex_cli.client import fetch_fleet, run
 from cortex_cli.color import Colors, colors_for
-from cortex_cli.render.listing import ListKind, OutputFormat, format_items
+from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
 from cortex_cli.watch import watch
 from cortex_common.schema.fleet import FleetSnapshot
 

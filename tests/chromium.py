@@ -37,10 +37,10 @@ class Tab:
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": params})
         while True:
-            told = await self._next()
-            if told.get("id") == number:
-                assert "error" not in told, told
-                found: dict[str, Any] = told["result"]
+            message = await self._next()
+            if message.get("id") == number:
+                assert "error" not in message, message
+                found: dict[str, Any] = message["result"]
                 return found
 
     async def until_received(self, words: bytes) -> None:
@@ -55,7 +55,7 @@ class Tab:
             while not (await self.ask("Runtime.evaluate", expression=script))["result"]["value"]:
                 await asyncio.sleep(0.1)
 
-    async def picture(self) -> bytes:
+    async def screenshot(self) -> bytes:
         """Return a screenshot as PNG, after the page has had time to paint."""
         await self.ask(
             "Runtime.evaluate",
@@ -65,12 +65,12 @@ class Tab:
         return base64.b64decode((await self.ask("Page.captureScreenshot"))["data"])
 
     async def _next(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads((await self._socket.receive()).data)
-        if told.get("method") == "Network.webSocketFrameReceived":
-            frame = told["params"]["response"]
+        message: dict[str, Any] = json.loads((await self._socket.receive()).data)
+        if message.get("method") == "Network.webSocketFrameReceived":
+            frame = message["params"]["response"]
             data = frame["payloadData"]
             self.received += base64.b64decode(data) if frame["opcode"] == 2 else data.encode()
-        return told
+        return message
 
 
 @contextlib.asynccontextmanager

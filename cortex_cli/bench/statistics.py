@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cortex_cli.color import Colors, Tone
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column, table
 from cortex_common.schema.base import WireModel
 

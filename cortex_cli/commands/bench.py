@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from cortex_cli import options
 from cortex_cli.bench.statistics import LEVELS, BenchRun, compare_runs, format_differences
-from cortex_cli.client import Target, connect, run, target
+from cortex_cli.client import GatewayTarget, connect, run, target
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, stdout_paint
-from cortex_cli.render.listing import OutputFormat, format_document, format_items
+from cortex_cli.render.output_format import OutputFormat, format_document, format_items
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, LoadFailed, NotFound
 from cortex_common.schema.operations import UnloadModelRequest
@@ -120,7 +120,7 @@ def _write(result: BenchRun, previous: BenchRun | None, output: OutputFormat) ->
 
 
 async def _bench(
-    where: Target,
+    where: GatewayTarget,
     gateway: str | None,
     workload: Workload,
     levels: list[int],

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cortex_cli import completion, options
-from cortex_cli.client import Target, fetch_fleet, run, target
+from cortex_cli.client import GatewayTarget, fetch_fleet, run, target
 from cortex_cli.inference import ChatChunk, Inference, Message
 from cortex_cli.options import single_command
 from cortex_cli.output import notify, stderr_paint
@@ -107,7 +107,7 @@ def pick_model(fleet: FleetSnapshot) -> str:
 
 
 async def _chat(
-    where: Target,
+    where: GatewayTarget,
     gateway: str | None,
     model: str | None,
     history: list[Message],

@@ -28,7 +28,7 @@ from cortex_cli.config_files import (
 from cortex_cli.options import command_group, output_format
 from cortex_cli.output import notify, stderr_paint, write_items
 from cortex_cli.referenced_files import FileReport, check_referenced_files
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.settings import setting_kind
 from cortex_cli.render.template import template
 from cortex_common.config.provenance import Setting, list_settings

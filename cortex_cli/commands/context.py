@@ -15,7 +15,7 @@ from cortex_cli.client import ClientConfig, ContextEntry, client_config, client_
 from cortex_cli.options import command_group, output_format
 from cortex_cli.output import write_items
 from cortex_cli.render.formats import toml_key, toml_value
-from cortex_cli.render.listing import ListKind, OutputFormat
+from cortex_cli.render.output_format import ListKind, OutputFormat
 from cortex_cli.render.table import Column
 from cortex_common.errors import NotFound, nearest_names
 

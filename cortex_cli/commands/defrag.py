@@ -12,7 +12,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, stderr_paint, stdout_paint, write_item
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_common.schema.plans import ApplyDefragRequest, DefragRequest, DefragView
 
 app = single_command()

@@ -27,7 +27,7 @@ from cortex_cli.error_exit import describe
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, write_items
 from cortex_cli.referenced_files import check_referenced_files
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_common import __version__
 from cortex_common.errors import ConfigError, CortexError
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cortex_cli import options
-from cortex_cli.client import Target, run, target
+from cortex_cli.client import GatewayTarget, run, target
 from cortex_cli.client_settings import claude_code, codex
 from cortex_cli.options import command_group
 from cortex_cli.output import notify
@@ -43,7 +43,7 @@ def codex_(
         notify("Codex reads the key from CORTEX_API_KEY")
 
 
-async def _context_length(where: Target, model: str) -> int | None:
+async def _context_length(where: GatewayTarget, model: str) -> int | None:
     """Return the tokens that a request to the model can use; None if unknown.
 
     Raises:

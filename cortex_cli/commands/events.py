@@ -16,7 +16,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import stdout_paint, write_items
 from cortex_cli.render.audit import EVENTS, entry_line
-from cortex_cli.render.listing import OutputFormat, format_items
+from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_cli.watch import ConnectionLost, fleet_updates, report_lost
 from cortex_common.schema.audit import AuditEntry
 
@@ -62,12 +62,12 @@ def events(
     if watch:
         run(_follow(gateway, matches, selected, replay=oldest is not None))
         return
-    trail = run(_trail(gateway))
-    entries = [entry for entry in trail if matches(entry)]
-    write_items(EVENTS, entries, selected, headers=not no_headers, total=len(trail))
+    audit_entries = run(_audit_entries(gateway))
+    entries = [entry for entry in audit_entries if matches(entry)]
+    write_items(EVENTS, entries, selected, headers=not no_headers, total=len(audit_entries))
 
 
-async def _trail(gateway: str | None) -> tuple[AuditEntry, ...]:
+async def _audit_entries(gateway: str | None) -> tuple[AuditEntry, ...]:
     async with connect(gateway) as client:
         return await client.audit()
 

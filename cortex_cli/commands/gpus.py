@@ -19,7 +19,7 @@ from cortex_cli.render.fleet import (
     device_rows,
     fragmentation_rows,
 )
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_common.schema.fleet import FleetSnapshot
 
 app = command_group("List devices and their memory")

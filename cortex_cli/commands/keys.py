@@ -17,7 +17,7 @@ from cortex_cli.options import command_group, output_format
 from cortex_cli.output import notify, write_items
 from cortex_cli.render.formats import toml_value
 from cortex_cli.render.keys import KEYS
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_common.schema.keys import CreateKeyRequest, KeyView, Scope
 from cortex_common.units import parse_duration
 

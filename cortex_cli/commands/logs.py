@@ -15,8 +15,8 @@ from cortex_cli.client import connect, run
 from cortex_cli.logs import LogSource, log_source, write_engine_log
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import stdout_paint, write_items
-from cortex_cli.render.listing import OutputFormat, format_items
 from cortex_cli.render.log import LEVELS, LOG_LINES, format_line
+from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_common.log_buffer import MAX_TAIL_LINES, LogLine
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from cortex_cli.options import command_group, output_format
 from cortex_cli.output import list_fleet, stdout_paint
 from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import model_document, model_text
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.plan import eviction_line, plan_text
 from cortex_common.schema.fleet import FleetSnapshot, ModelState, ModelView
 from cortex_common.schema.operations import (

@@ -13,7 +13,7 @@ from cortex_cli.options import command_group, output_format
 from cortex_cli.output import list_fleet, stdout_paint, write_item
 from cortex_cli.render import fleet as fleet_lists
 from cortex_cli.render.details import node_text
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.plan import drain_text
 from cortex_common.errors import NodeNotFound
 from cortex_common.schema.operation import Operation

@@ -13,7 +13,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import command_group, output_format
 from cortex_cli.output import stdout_paint, write_item
 from cortex_cli.render.defrag import DEFRAGS, defrag_text
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_cli.render.plan import (
     DRAIN_PLANS,
     EVICTION_PLANS,

@@ -6,7 +6,7 @@ from cortex_cli import options
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import list_fleet
 from cortex_cli.render.fleet import INSTANCES, instance_rows
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 
 app = single_command()
 

@@ -11,7 +11,7 @@ from cortex_cli.bulk import BulkAction, Outcome, parse_seconds, run_bulk
 from cortex_cli.client import connect, run
 from cortex_cli.options import command_group, output_format
 from cortex_cli.output import stdout_paint, write_items
-from cortex_cli.render.listing import OutputFormat, format_items
+from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_cli.render.requests import REQUESTS, filter_requests
 from cortex_cli.watch import poll
 from cortex_common.schema.operations import CANCEL

@@ -12,7 +12,7 @@ import typer
 from cortex_cli import options
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, write_items
-from cortex_cli.render.listing import ListKind, OutputFormat
+from cortex_cli.render.output_format import ListKind, OutputFormat
 from cortex_cli.render.table import Column
 from cortex_common.config.loader import load
 from cortex_common.errors import BadRequest

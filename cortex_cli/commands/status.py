@@ -12,7 +12,7 @@ from cortex_cli.client import fetch_fleet, run, target
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import stdout_paint
 from cortex_cli.render.fleet import problems
-from cortex_cli.render.listing import OutputFormat, format_document
+from cortex_cli.render.output_format import OutputFormat, format_document
 from cortex_cli.render.status import status_text
 from cortex_cli.watch import watch as watch_fleet
 from cortex_common.schema.fleet import FleetSnapshot

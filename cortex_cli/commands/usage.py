@@ -14,7 +14,7 @@ from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import write_items
 from cortex_cli.render.keys import group_usage, usage_kind
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 from cortex_common.schema.keys import UsageRow
 from cortex_common.units import parse_duration
 

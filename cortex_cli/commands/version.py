@@ -14,7 +14,7 @@ from cortex_cli.color import Colors
 from cortex_cli.error_exit import describe
 from cortex_cli.options import output_format, single_command
 from cortex_cli.output import notify, stderr_paint, stdout_paint
-from cortex_cli.render.listing import ListKind, OutputFormat, format_items
+from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
 from cortex_common import __version__
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot

@@ -11,7 +11,7 @@ from cortex_cli import options
 from cortex_cli.client import connect, run
 from cortex_cli.options import output_format, single_command
 from cortex_cli.render.details import why_text
-from cortex_cli.render.listing import OutputFormat, format_document
+from cortex_cli.render.output_format import OutputFormat, format_document
 from cortex_common.errors import Conflict, NotFound
 from cortex_common.schema.plans import DecisionView
 from cortex_common.schema.requests import RequestList, RequestView

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cortex_cli.bulk import show_progress
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.demo import files, processes
 from cortex_cli.demo.files import DemoModel, Ports
 from cortex_cli.demo.processes import ChildProcess
@@ -204,7 +204,7 @@ async def _ask(gateway: str, model: DemoModel) -> None:
         else question
     )
     answer = ""
-    async with Inference(Target(gateway)) as inference:
+    async with Inference(GatewayTarget(gateway)) as inference:
         messages = [Message(role="user", content=QUESTION)]
         async for chunk in inference.chat(model.id, messages, max_tokens=64):
             answer += chunk.text

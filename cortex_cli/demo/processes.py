@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.http import ErrorResponse, GatewayHttp
 from cortex_common.errors import LoadFailed, UpstreamFailed, UpstreamTimeout
 
@@ -75,7 +75,7 @@ async def wait_healthy(child: ChildProcess, url: str, timeout_s: float) -> float
         UpstreamTimeout: it was not healthy in time.
     """
     started = time.monotonic()
-    async with GatewayHttp(Target(url), timeout_s=2.0) as http:
+    async with GatewayHttp(GatewayTarget(url), timeout_s=2.0) as http:
         while time.monotonic() - started < timeout_s:
             if child.process.returncode is not None:
                 raise LoadFailed(

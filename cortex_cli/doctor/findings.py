@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cortex_cli.color import Tone
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 from typing_extensions import override
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.color import Colors
 from cortex_cli.doctor.clients import Client
 from cortex_cli.doctor.findings import Finding, error, ok
@@ -45,7 +45,7 @@ class OperatorInFlight(InFlight):
         return 0 if view is None else view.in_flight
 
 
-async def probe_client(target: Target, client: Client, name: str | None) -> list[Finding]:
+async def probe_client(target: GatewayTarget, client: Client, name: str | None) -> list[Finding]:
     """Probe a model for one client.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.doctor.probe import InvalidResponse, StreamEvent
 from cortex_cli.http import ErrorResponse, EventStream, GatewayHttp, parse_json
 
@@ -36,7 +36,7 @@ class ProbeTransport:
         headers: headers of every request, in addition to the key.
     """
 
-    def __init__(self, target: Target, headers: Mapping[str, str]) -> None:
+    def __init__(self, target: GatewayTarget, headers: Mapping[str, str]) -> None:
         self._http = GatewayHttp(target, headers=headers)
         self._stream: EventStream | None = None
 

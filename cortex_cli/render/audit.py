@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from cortex_cli.color import Colors, Tone
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column, printable
 from cortex_common.schema.audit import AuditEntry
 

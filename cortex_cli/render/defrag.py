@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex_cli.color import Colors, Tone
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DefragView, DeviceCapacityView, MoveView, RestartView
 from cortex_common.units import format_duration, format_mib

@@ -14,7 +14,7 @@ from cortex_cli.render.fleet import (
     instance_rows,
     state_tone,
 )
-from cortex_cli.render.listing import ListKind, OutputFormat, format_document
+from cortex_cli.render.output_format import ListKind, OutputFormat, format_document
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.errors import CortexError
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeView

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from cortex_cli.color import Tone
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column, brief
 from cortex_common.schema.fleet import (
     DeviceView,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from cortex_cli.color import Tone
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column
 from cortex_common.schema.keys import KeyLimits, KeyView, UsageRow
 

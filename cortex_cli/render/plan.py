@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cortex_cli.color import Colors, Tone
 from cortex_cli.render.fleet import device_list
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column, printable, table
 from cortex_common.schema.plans import DrainPlan, LedgerLine, PlannedEviction, PlannedMove, PlanView
 from cortex_common.units import format_duration, format_mib

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_cli.render.formats import toml_value
-from cortex_cli.render.listing import ListKind
+from cortex_cli.render.output_format import ListKind
 from cortex_cli.render.table import Column
 from cortex_common.config.provenance import Setting
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from cortex_cli.logs import GATEWAY
 from cortex_cli.tui.commands import FLEET_OPERATIONS, Command, ScreenCommand
-from cortex_common.schema.operation import Target
+from cortex_common.schema.operation import OperationTarget
 
 if TYPE_CHECKING:
     from cortex_common.schema.fleet import FleetSnapshot
@@ -35,14 +35,14 @@ def palette_entries(snapshot: FleetSnapshot | None) -> Iterator[tuple[Command, s
     for node in (node.name for node in snapshot.nodes):
         yield Command(ScreenCommand.NODE, node), f"Go to node {node}", "Show only its models"
         yield Command(ScreenCommand.LOGS, node), f"Logs of node {node}", "Follow its neuron's log"
-        yield from _operations(Target.NODE, node)
+        yield from _operations(OperationTarget.NODE, node)
     for model in (model.id for model in snapshot.models):
-        yield from _operations(Target.MODEL, model)
+        yield from _operations(OperationTarget.MODEL, model)
         yield Command(ScreenCommand.LOGS, model), f"Logs of {model}", "Follow its engine's log"
         yield Command(ScreenCommand.MODEL, model), f"Go to {model}", "Move the cursor to it"
 
 
-def _operations(target: Target, name: str) -> Iterator[tuple[Command, str, str]]:
+def _operations(target: OperationTarget, name: str) -> Iterator[tuple[Command, str, str]]:
     for operation in FLEET_OPERATIONS.values():
         if operation.target is target:
             title = f"{operation.name.capitalize()} {name}"

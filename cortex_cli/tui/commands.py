@@ -10,13 +10,13 @@ from typing import Any
 
 from cortex_cli.tui.view import Sort
 from cortex_common.errors import BadRequest, nearest_names
-from cortex_common.schema.operation import Operation, Target
+from cortex_common.schema.operation import Operation, OperationTarget
 from cortex_common.schema.operations import OPERATIONS
 
 FLEET_OPERATIONS: Mapping[str, Operation[Any, Any]] = {
     operation.name: operation
     for operation in OPERATIONS
-    if operation.changes and operation.target is not Target.GATEWAY
+    if operation.changes and operation.target is not OperationTarget.GATEWAY
 }
 """The operations that can be typed, by name."""
 
@@ -42,7 +42,11 @@ class ScreenCommand(StrEnum):
 COMMAND_NAMES: tuple[str, ...] = (*FLEET_OPERATIONS, *ScreenCommand)
 _SHORTCUTS = {"q": "quit", "l": "load", "u": "unload", "m": "model", "devices": "gpus"}
 _NEEDS_ARGUMENT = frozenset(
-    {name for name, operation in FLEET_OPERATIONS.items() if operation.target is not Target.FLEET}
+    {
+        name
+        for name, operation in FLEET_OPERATIONS.items()
+        if operation.target is not OperationTarget.FLEET
+    }
     | {"logs", "sort", "model", "node", "theme"}
 )
 

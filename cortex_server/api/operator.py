@@ -15,14 +15,14 @@ from fastapi.responses import Response, StreamingResponse
 from cortex_common.schema.audit import AuditEntry
 from cortex_common.schema.fleet import SNAPSHOT, FleetSnapshot
 from cortex_common.schema.model_detail import ModelDetail
-from cortex_common.schema.operation import OPERATOR_PREFIX, Operation, Target
+from cortex_common.schema.operation import OPERATOR_PREFIX, Operation, OperationTarget
 from cortex_common.schema.operations import OPERATIONS
 from cortex_common.schema.plans import DecisionView
 from cortex_server.audit_log import AuditLog
 from cortex_server.fleet.state import Fleet
 from cortex_server.lifecycle.operations import Operations
 
-_TARGETS = (Target.MODEL, Target.NODE, Target.FLEET)
+_TARGETS = (OperationTarget.MODEL, OperationTarget.NODE, OperationTarget.FLEET)
 """Targets of the operations that `Operations` implements; the other routers add their own."""
 
 LEAST_PAUSE_S = 0.25

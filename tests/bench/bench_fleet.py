@@ -67,7 +67,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
         fleet.update_status(name, said)
     print(f"{nodes} nodes x {devices} devices, {len(fleet.node_snapshot.instances())} instances\n")
     turn = iter(range(10**9))
-    rooms = CapacityCache()
+    capacities = CapacityCache()
 
     def report() -> None:
         at = next(turn) % nodes
@@ -80,7 +80,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
 
     def after_a_request() -> None:
         request()
-        rooms.capacities(fleet.node_snapshot)
+        capacities.capacities(fleet.node_snapshot)
 
     def show(name: str, what: str) -> None:
         print(f"{name:<48}{what}")
@@ -89,7 +89,7 @@ def main(nodes: int = 1000, devices: int = 8, instances: int = 4000) -> None:
     show("a request counted, and counted off", milliseconds(request))
     show("snapshot, nothing changed", milliseconds(lambda: fleet.snapshot))
     show("snapshot for placement, nothing changed", milliseconds(lambda: fleet.node_snapshot))
-    show("snapshot and rooms after a request", milliseconds(after_a_request))
+    show("snapshot and capacities after a request", milliseconds(after_a_request))
     fleet.use_catalogue(Catalogue(models=model_configs))
     show("snapshot, every view anew", milliseconds(lambda: fleet.snapshot, 1))
 

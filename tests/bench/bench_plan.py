@@ -1,8 +1,8 @@
 """How long a plan takes on a large fleet: python tests/bench/bench_plan.py [NODES [DEVICES [MODELS]]].
 
 Prints one line per scenario, in milliseconds of CPU time, which other processes on the host do not affect.
-Plans are made on a snapshot whose rooms are known; "rooms, cold" builds all of them, and "one node changed" is what a
-gateway sees with each event of a node.
+Plans use a snapshot with cached capacities; "capacities, cold" builds all of them, and "one node changed" is what a
+gateway does at each event of a node.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
     )
 
     print()
-    print(f"{'rooms, cold':<64}{milliseconds(lambda: CapacityCache().capacities(snapshot), 5)}")
+    print(
+        f"{'capacities, cold':<64}{milliseconds(lambda: CapacityCache().capacities(snapshot), 5)}"
+    )
     print(
         f"{'capacities, nothing changed':<64}{milliseconds(lambda: capacities.capacities(snapshot))}"
     )
@@ -178,7 +180,7 @@ def main(nodes: int = 1000, devices: int = 8, models: int = 500) -> None:
         changed = replace(made[at], seen_at=NOW + next(turn))
         capacities.capacities(replace(snapshot, nodes=(*made[:at], changed, *made[at + 1 :])))
 
-    print(f"{'rooms, one node changed':<64}{milliseconds(one_changed)}")
+    print(f"{'capacities, one node changed':<64}{milliseconds(one_changed)}")
 
 
 if __name__ == "__main__":

@@ -86,15 +86,15 @@ async def drawing() -> float:
     """Return the median CPU seconds to render the view."""
     before = large_fleet(nodes=NODES, devices=DEVICES, models=MODELS)
     app = Top(FedSource(before), RecordingOperator(), ScreenOptions("gw", interval_s=10.0))
-    spent = []
+    cpu_s = []
     async with app.run_test(size=(200, 50)) as pilot:
         await pilot.pause()
         for step in range(1, 30):
             app._state.update(at_step(before, step))
             started = time.process_time()
             app._draw(force=True)
-            spent.append(time.process_time() - started)
-    return statistics.median(spent)
+            cpu_s.append(time.process_time() - started)
+    return statistics.median(cpu_s)
 
 
 def fake_gateway() -> FastAPI:
@@ -170,14 +170,14 @@ async def measure(minutes: float) -> None:
             os.write(terminal, b"12345"[minute % 5 : minute % 5 + 1])
             drawn.clear()
             await asyncio.sleep(60)
-            now, spent = time.monotonic(), seconds()
+            now, cpu_s = time.monotonic(), seconds()
             print(
-                f"minute {minute:2} {view:8} {100 * (spent - before) / (now - since):5.1f} % of a core, "
-                f"{100 * (spent - first) / (now - started):5.1f} % so far, "
+                f"minute {minute:2} {view:8} {100 * (cpu_s - before) / (now - since):5.1f} % of a core, "
+                f"{100 * (cpu_s - first) / (now - started):5.1f} % so far, "
                 f"{process.memory_info().rss / 2**20:.1f} MiB, {len(drawn) / 1024:.0f} KiB drawn",
                 flush=True,
             )
-            before, since = spent, now
+            before, since = cpu_s, now
         os.write(terminal, b"q")
         # The terminal is read until the process exits, because it can't exit while its writes block.
         await asyncio.to_thread(process.wait, 10)

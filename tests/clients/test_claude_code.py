@@ -15,7 +15,7 @@ from dialects_kit import call_delta, chunk, sse_stream, usage_chunk
 from rigs.engine import ScriptedEngine, scripted_engine
 from rigs.proxy import ProxyRig, running_proxy
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.client_settings import claude_code
 from cortex_common.config.catalogue import ModelConfig
 
@@ -33,7 +33,7 @@ async def run_claude(
 ) -> CompletedProgram:
     """Run `claude -p`, configured by `cortex env claude-code`."""
     assert isinstance(BINARY, Path)
-    lines = claude_code(Target(rig.url, "k"), model, 65536).splitlines()
+    lines = claude_code(GatewayTarget(rig.url, "k"), model, 65536).splitlines()
     environ = dict(shlex.split(line)[1].split("=", 1) for line in lines)
     return await run(BINARY, "-p", prompt, "--output-format", "json", home=home, environ=environ)
 

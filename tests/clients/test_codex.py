@@ -13,7 +13,7 @@ from dialects_kit import call_delta, chunk, sse_stream, usage_chunk
 from rigs.engine import scripted_engine
 from rigs.proxy import ProxyRig, running_proxy
 
-from cortex_cli.client import Target
+from cortex_cli.client import GatewayTarget
 from cortex_cli.client_settings import codex
 
 BINARY = find_or_fetch(CODEX)
@@ -29,7 +29,7 @@ async def run_codex(rig: ProxyRig, home: Path, prompt: str) -> CompletedProgram:
     assert isinstance(BINARY, Path)
     folder = home / ".codex"
     folder.mkdir()
-    settings = codex(Target(rig.url, "k"), "org/local", 8192, "cortex")
+    settings = codex(GatewayTarget(rig.url, "k"), "org/local", 8192, "cortex")
     (folder / "config.toml").write_text(settings)
     flags = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
     environ = {"CODEX_HOME": str(folder), "CORTEX_API_KEY": "k"}

@@ -172,10 +172,10 @@ async def test_a_client_that_leaves_stops_the_engine(fleet, stream):
     }
     await fleet.until(nobody_busy)
     async with httpx.AsyncClient(timeout=60) as client:
-        asking = asyncio.ensure_future(client.post(f"{fleet.url}/v1/chat/completions", json=body))
+        pending = asyncio.ensure_future(client.post(f"{fleet.url}/v1/chat/completions", json=body))
         snapshot = await fleet.until(lambda s: s.model(ADA).in_flight == 1)
         engine = next(i.url for i in snapshot.instances() if i.model == ADA)
-        asking.cancel()
+        pending.cancel()
         await fleet.until(nobody_busy)
         async with asyncio.timeout(10):
             while (await client.get(f"{engine}/health")).json()["running"]:

@@ -42,7 +42,7 @@ def post(*headers: bytes, body: bytes = BODY, path: bytes = CHAT) -> bytes:
 LENGTH = b"content-length: %d" % len(BODY)
 
 
-async def exchange(gateway: InProcessGateway, *pieces: bytes, seconds: float = 8.0) -> bytes:
+async def send(gateway: InProcessGateway, *pieces: bytes, seconds: float = 8.0) -> bytes:
     """Send the pieces and read until the gateway closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     try:
@@ -94,7 +94,7 @@ async def test_a_request_of_doubtful_length_or_head_is_refused(path):
         for headers in DOUBTFUL:
             smuggled = b"GET /operator/v1/fleet HTTP/1.1\r\nhost: localhost\r\n\r\n"
             request = post(*headers, body=b"0\r\n\r\n" + smuggled, path=path)
-            answer = await exchange(gateway, request)
+            answer = await send(gateway, request)
             assert not answer or answer.startswith(b"HTTP/1.1 400 "), (headers, answer[:100])
             assert answer.count(b"HTTP/1.1 ") <= 1, (headers, answer)
         assert not engine.calls
@@ -117,7 +117,7 @@ JUNK = (
 async def test_what_is_no_request_is_closed():
     """TLS on the plain port, random bytes, other protocols and other methods neither hang nor affect others."""
     async with served(IMPATIENT) as (gateway, _):
-        await asyncio.gather(*(exchange(gateway, junk) for junk in JUNK))
+        await asyncio.gather(*(send(gateway, junk) for junk in JUNK))
         await still_serves(gateway)
 
 
@@ -180,7 +180,7 @@ async def _dribble(writer: asyncio.StreamWriter, piece: bytes) -> None:
 async def test_a_silent_connection_is_closed(start):
     """New connections that send nothing, empty lines or one letter are closed at the limit."""
     async with served(IMPATIENT) as (gateway, _):
-        await exchange(gateway, start)
+        await send(gateway, start)
         assert not gateway.server.server_state.connections
 
 
@@ -213,7 +213,7 @@ async def test_a_long_answer_is_no_offence():
 async def test_a_body_that_stalls_is_given_up(path):
     """After half a body and silence the connection is closed, and no engine is used."""
     async with served(IMPATIENT) as (gateway, engine):
-        await exchange(gateway, post(LENGTH, body=BODY[:10], path=path))
+        await send(gateway, post(LENGTH, body=BODY[:10], path=path))
         await gateway.wait_idle()
         assert not engine.calls
         await still_serves(gateway)
@@ -227,7 +227,7 @@ async def test_a_huge_head_is_refused(pieces):
         request = post(LENGTH, *lines)
         size = -(-len(request) // pieces)
         parts = [request[n : n + size] for n in range(0, len(request), size)]
-        answer = await exchange(gateway, *parts)
+        answer = await send(gateway, *parts)
         assert answer.startswith(b"HTTP/1.1 431 ") or not answer
         if pieces == 1:
             assert b'"code":"head_too_large"' in answer
@@ -240,7 +240,7 @@ async def test_a_large_body_in_one_read_is_no_large_head():
     async with served(IMPATIENT) as (gateway, _):
         body = json.dumps({"model": "m", "messages": [], "x": "y" * 50_000}).encode()
         length = b"content-length: %d" % len(body)
-        answer = await exchange(gateway, post(length, b"connection: close", body=body))
+        answer = await send(gateway, post(length, b"connection: close", body=body))
         assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
@@ -251,7 +251,7 @@ async def test_connections_are_bounded():
         async with asyncio.timeout(5):
             while len(gateway.server.server_state.connections) < 3:
                 await asyncio.sleep(0)
-        assert await exchange(gateway, post(LENGTH), seconds=5) == b""
+        assert await send(gateway, post(LENGTH), seconds=5) == b""
         for _, writer in kept:
             writer.close()
         async with asyncio.timeout(5):

@@ -97,7 +97,7 @@ async def test_secrets_and_prompts_are_never_exposed(tmp_path):
         for name, secret, scope in (("c", secrets[0], "infer"), ("o", secrets[1], "operator"))
     )
     (tmp_path / "node-token").write_text(secrets[3])
-    told = []
+    texts = []
     async with (
         scripted_engine() as engine,
         scripted_neuron({"m": engine.url}, token=secrets[3]) as neuron,
@@ -114,7 +114,7 @@ async def test_secrets_and_prompts_are_never_exposed(tmp_path):
         async with asyncio.timeout(10):
             while not (await operator.fleet()).instances():
                 await asyncio.sleep(0.02)
-        prompt = "PR0MPT-of-somebody"
+        prompt = "PR0MPT-of-a-user"
         for model in ("m", "unknown"):
             for secret in secrets[:3]:
                 body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
@@ -129,10 +129,10 @@ async def test_secrets_and_prompts_are_never_exposed(tmp_path):
         usage = await operator.usage()
         assert {row.key for row in usage} == {"c"}
         await asyncio.sleep(0.3)  # the access log is written ten times a second
-        told = [answer.text, metrics.text, gateway.log, kept.text]
-    told += [p.read_bytes().decode("latin-1") for p in (tmp_path / "state").iterdir()]
-    assert len(told) >= 4
-    for text in told:
+        texts = [answer.text, metrics.text, gateway.log, kept.text]
+    texts += [p.read_bytes().decode("latin-1") for p in (tmp_path / "state").iterdir()]
+    assert len(texts) >= 4
+    for text in texts:
         assert "K3Y" not in text
         assert "PR0MPT" not in text
 

@@ -35,8 +35,8 @@ class Collector:
                 body = await reader.readexactly(length)
                 body = gzip.decompress(body) if b"content-encoding: gzip" in head else body
                 self.raw += body
-                told = wire.ExportTraceServiceRequest.FromString(body)
-                for resource in told.resource_spans:
+                export = wire.ExportTraceServiceRequest.FromString(body)
+                for resource in export.resource_spans:
                     for scope in resource.scope_spans:
                         self.spans += scope.spans
                 self.came.set()

@@ -82,8 +82,8 @@ async def test_a_pin_for_a_time_ends_by_itself(served: Served) -> None:
     await served.operator.load(LoadModelRequest(model="ada", wait=True))
     pin = await served.operator.pin(PinModelRequest(model="ada", node="here", for_s=0.5))
     assert pin.until is not None
-    told = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
-    assert datetime.fromisoformat(told.fields["until"]).timestamp() == int(pin.until)
+    entry = next(e for e in served.gateway.audit_log.since(0) if e.event == "pinned")
+    assert datetime.fromisoformat(entry.fields["until"]).timestamp() == int(pin.until)
     await until(lambda: not served.gateway.controller.directives.pins.active)
     assert (await served.chat("bob")).status_code == 200
 

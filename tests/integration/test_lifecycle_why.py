@@ -10,7 +10,7 @@ from lifecycle_kit import MODEL_MB, gateway, neuron, tiny
 
 from cortex_cli.commands.why import find_request
 from cortex_cli.render.details import why_text
-from cortex_cli.render.listing import OutputFormat, format_document
+from cortex_cli.render.output_format import OutputFormat, format_document
 from cortex_common.errors import NotFound
 
 EAGER = {"placement": {"drain_after": 0.2}, "eviction": {"drain_timeout": 20, "min_residency": 0}}

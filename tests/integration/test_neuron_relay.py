@@ -73,15 +73,15 @@ async def test_a_caller_that_leaves_a_relayed_request_cancels_it(rig: NeuronRig)
         for expected, stream in enumerate((True, False), start=1):
             async with httpx.AsyncClient(headers=AUTH, timeout=20) as http:
                 url = f"{ready.url}/v1/chat/completions"
-                asking = asyncio.create_task(
+                pending = asyncio.create_task(
                     http.post(url, json={"messages": [], "stream": stream})
                 )
                 await until(client, lambda models: models[0].in_flight == 1)
                 async with asyncio.timeout(5):
                     while (await stats(http, ready.url or ""))["in_flight"] < 1:
                         pass
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
+                pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)
                 async with asyncio.timeout(5):
                     while (await stats(http, ready.url or ""))["cancelled"] < expected:
                         pass
@@ -113,7 +113,7 @@ async def stopping(
             url = f"{ready.url}/v1/chat/completions"
             following = asyncio.create_task(http.get(f"{rig.url}/models/far/logs?follow=true"))
             heard = asyncio.Event()
-            told = asyncio.create_task(_last_told(client, heard))
+            last_message = asyncio.create_task(_last_message(client, heard))
             await heard.wait()
             async with http.stream("POST", url, json={"messages": [], "stream": True}) as answer:
                 lines = answer.aiter_lines()
@@ -124,12 +124,12 @@ async def stopping(
                     seen.extend([line async for line in lines])
             assert await ended == 0
             assert (await following).status_code == 200
-            assert (await told).stopping_s == (1 if setting else 150)
+            assert (await last_message).stopping_s == (1 if setting else 150)
     finally:
         rig.close()
 
 
-async def _last_told(client: NeuronClient, heard: asyncio.Event) -> NodeStatus:
+async def _last_message(client: NeuronClient, heard: asyncio.Event) -> NodeStatus:
     """Return the last message of a neuron's events; set `heard` on the first."""
     async for status in client.watch_status():
         heard.set()

@@ -318,11 +318,11 @@ async def test_an_engines_comments_are_no_tokens():
     ):
         pieces = answer.aiter_raw()
         assert await anext(pieces) == b": wait\n\n"
-        (exchange,) = rig.inflight.requests
-        assert exchange.state is RequestState.PREFILL
+        (in_flight,) = rig.inflight.requests
+        assert in_flight.state is RequestState.PREFILL
         go.set()
         assert b"".join([piece async for piece in pieces]) == STREAM
-        assert exchange.record.first_byte is not None
+        assert in_flight.record.first_byte is not None
 
 
 async def test_a_load_that_fails_after_comments_ends_in_an_error_event():
@@ -535,13 +535,13 @@ async def test_a_stream_may_last_as_long_as_its_events_come():
         client.stream("POST", CHAT, json=BODY) as answer,
     ):
         pieces, began = answer.aiter_raw(), asyncio.get_running_loop().time()
-        exchange = rig.inflight.requests.pop()  # only this test uses it
+        in_flight = rig.inflight.requests.pop()  # only this test uses it
         for number, word in enumerate((b"a", b"b", b"c")):
             assert await anext(pieces) == CHUNK % word
-            check_timeouts(exchange, began + 60 * number)
-            assert not exchange.finished
+            check_timeouts(in_flight, began + 60 * number)
+            assert not in_flight.finished
             steps.put_nowait(None)
-        check_timeouts(exchange, began + 300)
+        check_timeouts(in_flight, began + 300)
         assert b"silent for 100 s" in await anext(pieces)
 
 
@@ -604,10 +604,10 @@ async def test_a_client_that_does_not_read_is_disconnected():
         began = asyncio.get_running_loop().time()
         await reader.readuntil(b"\r\n\r\n")
         await stalled(sent)
-        (exchange,) = rig.inflight.requests
-        check_timeouts(exchange, began + 99)
-        assert not exchange.finished
-        check_timeouts(exchange, asyncio.get_running_loop().time() + 101)
+        (in_flight,) = rig.inflight.requests
+        check_timeouts(in_flight, began + 99)
+        assert not in_flight.finished
+        check_timeouts(in_flight, asyncio.get_running_loop().time() + 101)
         assert rig.metrics.disconnects == 1
         assert rig.metrics.series("m", "n1").errors["client_disconnected"] == 1
         writer.close()

@@ -22,15 +22,15 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nConte
 async def what_came(call: Call) -> None:
     """Answer with the hash of the body and the user agent."""
     agent = next(line for line in call.head.split(b"\r\n") if line.startswith(b"user-agent: "))
-    told = {"sum": hashlib.sha256(call.body).hexdigest(), "agent": agent[12:].decode()}
-    await call.send(http_response(json.dumps(told).encode()))
+    expected = {"sum": hashlib.sha256(call.body).hexdigest(), "agent": agent[12:].decode()}
+    await call.send(http_response(json.dumps(expected).encode()))
 
 
 def request(pad: str, agent: str = "one") -> tuple[bytes, dict[str, str]]:
     """Send a request and return what its response says."""
     body = json.dumps({"model": "m", "prompt": pad}).encode()
-    told = {"sum": hashlib.sha256(body).hexdigest(), "agent": agent}
-    return HEAD.format(agent=agent, size=len(body)).encode() + body, told
+    expected = {"sum": hashlib.sha256(body).hexdigest(), "agent": agent}
+    return HEAD.format(agent=agent, size=len(body)).encode() + body, expected
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
@@ -58,33 +58,33 @@ async def test_each_request_of_a_connection_is_answered_for_itself():
             (inner.decode(), "one"),
             (inner.decode(), "one"),
         ):
-            sent, told = request(pad, agent)
+            sent, expected = request(pad, agent)
             writer.write(sent)
-            assert await answer(reader) == (200, told)
+            assert await answer(reader) == (200, expected)
 
-        sent, told = request("in pieces")
+        sent, expected = request("in pieces")
         for cut in (10, len(sent) - 3):
             writer.write(sent[:cut])
             await writer.drain()
             for _ in range(9):  # turns of the loop, in which the gateway reads
                 await asyncio.sleep(0)
             writer.write(sent[cut:])
-            assert await answer(reader) == (200, told)
+            assert await answer(reader) == (200, expected)
         for _ in range(2):
             writer.write(sent + sent)
-            assert [await answer(reader), await answer(reader)] == [(200, told)] * 2
+            assert [await answer(reader), await answer(reader)] == [(200, expected)] * 2
             writer.write(sent)
-            assert await answer(reader) == (200, told)
+            assert await answer(reader) == (200, expected)
         writer.write(b"GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await answer(reader))[0] == 404
         writer.write(sent)
-        assert await answer(reader) == (200, told)
+        assert await answer(reader) == (200, expected)
         body = sent.partition(b"\r\n\r\n")[2]
         chunks = sent.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
         writer.write(chunks + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
-        assert await answer(reader) == (200, told)
+        assert await answer(reader) == (200, expected)
         writer.write(sent)
-        assert await answer(reader) == (200, told)
+        assert await answer(reader) == (200, expected)
         writer.close()
         await rig.wait_idle()
     assert len(engine.calls) == 23

@@ -79,7 +79,7 @@ async def test_the_gateway_serves_https_for_engines_on_http(tmp_path):
 
 
 async def test_a_nodes_authority_and_token_are_read_again_when_their_files_change(tmp_path):
-    """Whoever replaces them need not restart the gateway; its log tells which files it took."""
+    """Replaced certificates are used without a restart; the log contains the files."""
     ca = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(server)
@@ -98,7 +98,7 @@ async def test_a_nodes_authority_and_token_are_read_again_when_their_files_chang
 
 
 async def test_a_client_certificate_is_required(tmp_path):
-    """With client_ca, whoever shows no certificate of that authority is not talked to."""
+    """With client_ca, clients without a certificate of that authority are refused."""
     ca, other = trustme.CA(), trustme.CA()
     ca_pem = authority(ca, tmp_path / "ca.pem")
     pem = certificate(ca, tmp_path / "cert.pem")
@@ -162,7 +162,7 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
         ):
             assert (await gateway.wait_for_event("certificate_expiring"))["file"] == str(mine)
             await gateway.wait_for_event("node_up")
-            told = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
+            exposition = (await http.get(f"https://127.0.0.1:{gateway.metrics_port}/metrics")).text
             of_node = (await http.get(f"{url}/metrics")).text
             doctor = await asyncio.to_thread(
                 forkserver.run,
@@ -179,7 +179,7 @@ async def test_both_daemons_tell_that_their_certificates_end(tmp_path):
     name, at = "certificate_expiry_timestamp_seconds", ends.timestamp()
     found = {
         (s.labels["node"], s.labels["file"]): s.value
-        for family in text_string_to_metric_families(told)
+        for family in text_string_to_metric_families(exposition)
         for s in family.samples
         if s.name == f"cortex_{name}"
     }

@@ -148,10 +148,10 @@ async def test_a_browser_shows_the_fleet_behind_the_key(tmp_path: Path):
             await tab.ask("Page.navigate", url=where)
             await tab.until_received(b"Qwen/Qwen3-32B")
             await tab.until_true("document.body.classList.contains('-first-byte')")
-            picture = await tab.picture()
-        (tmp_path / "page.png").write_bytes(picture)
+            screenshot = await tab.screenshot()
+        (tmp_path / "page.png").write_bytes(screenshot)
 
-    assert len(picture) > 30_000, "the splash alone is half of that"
+    assert len(screenshot) > 30_000, "the splash alone is half of that"
 
 
 def test_other_hosts_require_a_key():

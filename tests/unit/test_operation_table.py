@@ -7,7 +7,7 @@ from demo_fleet import cortex_here
 
 from cortex_cli.tui.commands import FLEET_OPERATIONS
 from cortex_common.client.gateway import OperatorClient
-from cortex_common.schema.operation import Operation, Target
+from cortex_common.schema.operation import Operation, OperationTarget
 from cortex_common.schema.operations import OPERATIONS
 from cortex_server.lifecycle.operations import Operations
 
@@ -23,7 +23,7 @@ def test_names_and_paths_are_unique():
 def test_every_operation_has_a_client_method_and_an_implementation(operation: Operation):
     """The client has a method of the operation's name, and so has the gateway for operations on the fleet."""
     assert operation.name in vars(OperatorClient)
-    if operation.target in {Target.MODEL, Target.NODE, Target.FLEET}:
+    if operation.target in {OperationTarget.MODEL, OperationTarget.NODE, OperationTarget.FLEET}:
         assert hasattr(Operations, operation.name)
 
 

@@ -16,7 +16,7 @@ Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response")
 
 
-class Target(StrEnum):
+class OperationTarget(StrEnum):
     """What an operation acts on; a request that names it does so in a field of the same name."""
 
     MODEL = "model"
@@ -45,7 +45,7 @@ class Operation(Generic[Request, Response]):
 
     name: str
     path: str
-    target: Target
+    target: OperationTarget
     request: type[Request]
     response: TypeAdapter[Response]
     summary: str
@@ -58,9 +58,9 @@ class Operation(Generic[Request, Response]):
     def command(self) -> str:
         """Command line without arguments, such as "cortex models load"."""
         match self.target:
-            case Target.FLEET:
+            case OperationTarget.FLEET:
                 return f"cortex {self.name}"
-            case Target.GATEWAY:
+            case OperationTarget.GATEWAY:
                 return f"cortex config {self.name}"
             case _:
                 return f"cortex {self.target}s {self.name}"

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter
 from cortex_common.clock import Timestamp
 from cortex_common.schema.base import StrictWireModel, WireModel
 from cortex_common.schema.fleet import ModelState
-from cortex_common.schema.operation import Operation, Target
+from cortex_common.schema.operation import Operation, OperationTarget
 from cortex_common.schema.plans import (
     ApplyDefragRequest,
     DefragRequest,
@@ -200,7 +200,7 @@ _ENGINE_STOP_S = 130.0
 LOAD: Operation[LoadModelRequest, ModelResult] = Operation(
     "load",
     "/models/load",
-    Target.MODEL,
+    OperationTarget.MODEL,
     LoadModelRequest,
     _MODEL_ACTION,
     "Load a model",
@@ -211,7 +211,7 @@ LOAD: Operation[LoadModelRequest, ModelResult] = Operation(
 UNLOAD: Operation[UnloadModelRequest, ModelResult] = Operation(
     "unload",
     "/models/unload",
-    Target.MODEL,
+    OperationTarget.MODEL,
     UnloadModelRequest,
     _MODEL_ACTION,
     "Unload a model",
@@ -222,7 +222,7 @@ UNLOAD: Operation[UnloadModelRequest, ModelResult] = Operation(
 EVICT: Operation[EvictModelRequest, ModelResult] = Operation(
     "evict",
     "/models/evict",
-    Target.MODEL,
+    OperationTarget.MODEL,
     EvictModelRequest,
     _MODEL_ACTION,
     "Evict one instance of a model",
@@ -233,7 +233,7 @@ EVICT: Operation[EvictModelRequest, ModelResult] = Operation(
 PIN: Operation[PinModelRequest, PinView] = Operation(
     "pin",
     "/models/pin",
-    Target.MODEL,
+    OperationTarget.MODEL,
     PinModelRequest,
     TypeAdapter(PinView),
     "Protect a model from eviction",
@@ -244,7 +244,7 @@ PIN: Operation[PinModelRequest, PinView] = Operation(
 UNPIN: Operation[UnpinModelRequest, tuple[PinView, ...]] = Operation(
     "unpin",
     "/models/unpin",
-    Target.MODEL,
+    OperationTarget.MODEL,
     UnpinModelRequest,
     TypeAdapter(tuple[PinView, ...]),
     "Remove pins of a model",
@@ -254,7 +254,7 @@ UNPIN: Operation[UnpinModelRequest, tuple[PinView, ...]] = Operation(
 CORDON: Operation[NodeRequest, NodeResult] = Operation(
     "cordon",
     "/nodes/cordon",
-    Target.NODE,
+    OperationTarget.NODE,
     NodeRequest,
     _NODE_ACTION,
     "Stop placing instances on a node",
@@ -264,7 +264,7 @@ CORDON: Operation[NodeRequest, NodeResult] = Operation(
 UNCORDON: Operation[NodeRequest, NodeResult] = Operation(
     "uncordon",
     "/nodes/uncordon",
-    Target.NODE,
+    OperationTarget.NODE,
     NodeRequest,
     _NODE_ACTION,
     "Resume placing instances on a node",
@@ -274,7 +274,7 @@ UNCORDON: Operation[NodeRequest, NodeResult] = Operation(
 DRAIN: Operation[DrainNodeRequest, NodeResult] = Operation(
     "drain",
     "/nodes/drain",
-    Target.NODE,
+    OperationTarget.NODE,
     DrainNodeRequest,
     _NODE_ACTION,
     "Move or unload everything on a node",
@@ -285,7 +285,7 @@ DRAIN: Operation[DrainNodeRequest, NodeResult] = Operation(
 DEFRAG: Operation[ApplyDefragRequest, DefragView] = Operation(
     "defrag",
     "/defrag",
-    Target.FLEET,
+    OperationTarget.FLEET,
     ApplyDefragRequest,
     _DEFRAG,
     "Move instances to consolidate free memory",
@@ -298,7 +298,7 @@ DEFRAG: Operation[ApplyDefragRequest, DefragView] = Operation(
 PLAN_LOAD: Operation[PlanLoadRequest, PlanView] = Operation(
     "plan_load",
     "/plan/load",
-    Target.MODEL,
+    OperationTarget.MODEL,
     PlanLoadRequest,
     TypeAdapter(PlanView),
     "Show how a model would be loaded",
@@ -308,7 +308,7 @@ PLAN_LOAD: Operation[PlanLoadRequest, PlanView] = Operation(
 PLAN_EVICT: Operation[EvictModelRequest, PlannedEviction] = Operation(
     "plan_evict",
     "/plan/evict",
-    Target.MODEL,
+    OperationTarget.MODEL,
     EvictModelRequest,
     TypeAdapter(PlannedEviction),
     "Show which instance would be evicted",
@@ -318,7 +318,7 @@ PLAN_EVICT: Operation[EvictModelRequest, PlannedEviction] = Operation(
 PLAN_DRAIN: Operation[NodeRequest, DrainPlan] = Operation(
     "plan_drain",
     "/plan/drain",
-    Target.NODE,
+    OperationTarget.NODE,
     NodeRequest,
     TypeAdapter(DrainPlan),
     "Show how a node would be drained",
@@ -328,7 +328,7 @@ PLAN_DRAIN: Operation[NodeRequest, DrainPlan] = Operation(
 PLAN_DEFRAG: Operation[DefragRequest, DefragView] = Operation(
     "plan_defrag",
     "/plan/defrag",
-    Target.FLEET,
+    OperationTarget.FLEET,
     DefragRequest,
     _DEFRAG,
     "Show the moves that consolidate free memory",
@@ -339,7 +339,7 @@ PLAN_DEFRAG: Operation[DefragRequest, DefragView] = Operation(
 CANCEL: Operation[CancelRequest, RequestView] = Operation(
     "cancel",
     "/requests/cancel",
-    Target.REQUEST,
+    OperationTarget.REQUEST,
     CancelRequest,
     TypeAdapter(RequestView),
     "Cancel a request",
@@ -349,7 +349,7 @@ CANCEL: Operation[CancelRequest, RequestView] = Operation(
 RELOAD: Operation[ReloadConfigRequest, ReloadResult] = Operation(
     "reload",
     "/config/reload",
-    Target.GATEWAY,
+    OperationTarget.GATEWAY,
     ReloadConfigRequest,
     TypeAdapter(ReloadResult),
     "Reload the gateway's configuration",

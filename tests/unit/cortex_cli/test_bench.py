@@ -20,7 +20,7 @@ from cortex_cli.bench.statistics import (
 )
 from cortex_cli.color import Colors
 from cortex_cli.commands.bench import run_document
-from cortex_cli.render.listing import OutputFormat
+from cortex_cli.render.output_format import OutputFormat
 
 numbers = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 

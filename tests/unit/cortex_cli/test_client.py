@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex_cli.client import DEFAULT_GATEWAY, Target, client_config_path, target
+from cortex_cli.client import DEFAULT_GATEWAY, GatewayTarget, client_config_path, target
 from cortex_cli.color import Colors, colors_for
 from cortex_common.config.access import TlsSection
 from cortex_common.errors import AuthenticationFailed, ConfigError, NotFound
@@ -29,19 +29,19 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 def test_the_default_gateway_is_on_this_host(tmp_path: Path):
     """Without option, variable and context, the gateway is on loopback and no key is sent."""
-    assert target(None, {"HOME": str(tmp_path)}) == Target(DEFAULT_GATEWAY)
+    assert target(None, {"HOME": str(tmp_path)}) == GatewayTarget(DEFAULT_GATEWAY)
 
 
 def test_the_current_context_is_used(home: dict[str, str]):
     """The current context provides URL and key."""
-    assert target(None, home) == Target("http://prod:8000", "secret-of-prod", "prod")
+    assert target(None, home) == GatewayTarget("http://prod:8000", "secret-of-prod", "prod")
 
 
 def test_the_variable_overrides_the_context(home: dict[str, str]):
     """CORTEX_GATEWAY_URL overrides the current context, whose key is not sent to that gateway."""
     environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
 
-    assert target(None, environ) == Target("http://other:8000")
+    assert target(None, environ) == GatewayTarget("http://other:8000")
 
 
 @pytest.mark.parametrize("key", ["ctx_a\nctx_b", "ctx_\u2026", "\x1b[0m"])
@@ -68,7 +68,7 @@ def test_the_option_overrides_the_variable(home: dict[str, str]):
     """--gateway overrides everything and accepts the name of a context."""
     environ = home | {"CORTEX_GATEWAY_URL": "http://other:8000"}
 
-    assert target("lab", environ) == Target("http://lab:8000", None, "lab")
+    assert target("lab", environ) == GatewayTarget("http://lab:8000", None, "lab")
 
 
 def test_the_environment_overrides_the_key_file(home: dict[str, str]):

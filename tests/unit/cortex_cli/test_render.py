@@ -31,8 +31,8 @@ from cortex_cli.render.fleet import (
 )
 from cortex_cli.render.formats import to_yaml
 from cortex_cli.render.json_values import rfc3339, to_plain
-from cortex_cli.render.listing import ListKind, OutputFormat, format_items
 from cortex_cli.render.log import format_engine_line
+from cortex_cli.render.output_format import ListKind, OutputFormat, format_items
 from cortex_cli.render.status import status_text
 from cortex_cli.render.table import Column, brief, printable, table
 from cortex_common.log_buffer import LogLine

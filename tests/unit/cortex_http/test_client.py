@@ -183,7 +183,7 @@ async def lost_after(wire: bytes, length: int) -> Heard:
 
 @given(answers(), st.integers(0, 10_000))
 def test_an_interrupted_response_is_never_complete(answer, place):
-    """Wherever a framed answer is cut, it is lost; and whether anything had come is told truly."""
+    """A framed response that ends early is incomplete at any offset, and reports whether any byte arrived."""
     _, wire, framing = answer
     if framing == "close":
         return  # there the end of the connection is the end of the answer
@@ -247,7 +247,7 @@ def test_a_unix_socket_is_an_endpoint_too():
 
 
 async def test_a_connection_paused_by_its_last_piece_reads_the_next_answer():
-    """A client that falls behind with the end of its answer keeps nobody else's answer unread."""
+    """A client that reads the end of its response slowly does not delay other responses."""
     pool, connection, transport, heard = opened()
     heard.response_data = lambda _: connection.pause()  # type: ignore[method-assign]
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")

@@ -84,9 +84,9 @@ def test_a_cordon_survives_a_change_of_endpoint():
 def test_an_instance_of_a_neuron_with_two_names_can_disappear():
     """Two URLs can lead to one neuron; an instance that it unloads is gone under both names."""
     known = fleet(entry("a", "http://127.0.0.1:9"), entry("b", "http://localhost:9"))
-    for told in (status("i-1"), status()):
-        known.update_status("a", told)
-        known.update_status("b", told)
+    for report in (status("i-1"), status()):
+        known.update_status("a", report)
+        known.update_status("b", report)
     assert known.ready("m") == []
     assert known.snapshot.instances() == ()
 

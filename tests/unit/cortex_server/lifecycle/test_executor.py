@@ -37,11 +37,11 @@ Answer = Callable[[httpx.Request], httpx.Response]
 class RecordedEvents:
     """The recorded events of an executor."""
 
-    told: list[tuple[str, str]] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def _hear(self, what: str, about: str) -> None:
-        self.told.append((what, about))
+        self.events.append((what, about))
         self.over.set()
 
     def evicted(self, instance: InstanceId) -> None:
@@ -51,7 +51,7 @@ class RecordedEvents:
         self._hear("room_failed", stuck)
 
     def removed(self, instance: InstanceId) -> None:
-        self.told.append(("left", instance))
+        self.events.append(("left", instance))
 
     def admitted(self, instance: InstanceId, actual: InstanceId) -> None:
         self._hear("admitted", actual)
@@ -110,7 +110,7 @@ def answers_error(error: CortexError) -> Answer:
 async def test_all_candidates_serve_again_when_one_cannot_be_unloaded() -> None:
     """When the node refuses to unload the first of two drained instances, both take requests again."""
     fleet, heard = await execute(answers_error(CortexError("no")))
-    assert heard.told == [("room_failed", "first")]
+    assert heard.events == [("room_failed", "first")]
     assert accepting(fleet) == ["first", "second"]
 
 
@@ -126,7 +126,7 @@ async def test_an_instance_used_by_others_is_not_evicted() -> None:
 
     fleet, heard = await execute(answer)
     assert [a["force"] for a in asked] == [False, False]
-    assert heard.told == [("left", "first"), ("room_failed", "second")]
+    assert heard.events == [("left", "first"), ("room_failed", "second")]
     assert accepting(fleet) == ["second"]
 
 
@@ -137,10 +137,10 @@ async def test_unexpected_errors_are_reported() -> None:
         raise RuntimeError("a defect")
 
     fleet, heard = await execute(broken)
-    assert heard.told == [("room_failed", "first")]
+    assert heard.events == [("room_failed", "first")]
     assert accepting(fleet) == ["first", "second"]
     _, heard = await execute(broken, load=True)
-    assert heard.told == [("failed", "internal error of the gateway; see its log")]
+    assert heard.events == [("failed", "internal error of the gateway; see its log")]
 
 
 async def test_a_failed_load_names_its_node() -> None:
@@ -148,4 +148,4 @@ async def test_a_failed_load_names_its_node() -> None:
     _, heard = await execute(
         answers_error(BadRequest("there is no file x on this node")), load=True
     )
-    assert heard.told == [("failed", "node n1 refused: there is no file x on this node")]
+    assert heard.events == [("failed", "node n1 refused: there is no file x on this node")]

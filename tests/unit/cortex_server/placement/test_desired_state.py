@@ -123,11 +123,13 @@ def test_a_model_that_stays_full_gets_another_instance() -> None:
 def test_no_replica_is_missing_before_every_node_has_reported() -> None:
     """A gateway that has just started loads nothing that a node may hold already."""
     unheard = node("n2", (), state=NodeState.CONNECTING)
-    begun = FleetSnapshot(1, NOW, (node("n1", (device(0),), ()), unheard))
+    started = FleetSnapshot(1, NOW, (node("n1", (device(0),), ()), unheard))
     kept = wanted(replicas={"min": 2, "max": 2})
-    assert new_desired_state().actions(begun, kept, 0.0).load == ()
-    told = FleetSnapshot(1, NOW, (begun.nodes[0], replace(unheard, state=NodeState.UNREACHABLE)))
-    assert new_desired_state().actions(told, kept, 0.0).load == (LoadKey("a"),)
+    assert new_desired_state().actions(started, kept, 0.0).load == ()
+    unreachable = FleetSnapshot(
+        1, NOW, (started.nodes[0], replace(unheard, state=NodeState.UNREACHABLE))
+    )
+    assert new_desired_state().actions(unreachable, kept, 0.0).load == (LoadKey("a"),)
 
 
 def test_preloads_do_not_evict() -> None:

@@ -638,12 +638,12 @@ def test_an_order_lists_the_known_instances_of_its_node() -> None:
         PlacementConstraints(there, (0,)),
     ):
         bench.ask("a", key=LoadKey("a", where, replica=True))
-    told = {
+    reasons = {
         o.plan.node: o.known_instances
         for o in bench.starting.values()
         if o.known_instances is not None
     }
-    assert (first in told[there], first in told[other]) == (True, False)
+    assert (first in reasons[there], first in reasons[other]) == (True, False)
     assert [o.plan.node for o in bench.starting.values() if o.known_instances is None] == [there]
 
 

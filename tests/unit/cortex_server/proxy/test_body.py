@@ -84,8 +84,8 @@ def test_requesting_usage_or_a_stream_changes_nothing_else(model, rest, space):
         assert json.loads(as_stream(written)) == rest | asked | {"stream": True}
     other = {"include_obfuscation": False}
     written = json.dumps(rest | {"stream_options": other | {"include_usage": False}}).encode()
-    told = {"stream_options": other | {"include_usage": True}}
-    assert json.loads(with_usage(written)) == rest | told
+    usage_option = {"stream_options": other | {"include_usage": True}}
+    assert json.loads(with_usage(written)) == rest | usage_option
 
 
 def form(model: str, boundary: str = "xYz") -> bytes:

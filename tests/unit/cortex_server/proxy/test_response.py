@@ -54,7 +54,7 @@ def test_a_clean_stream_passes_byte_for_byte_however_it_is_cut(places):
 
 @given(st.integers(len(CHUNK), len(STREAM) - len(LAST + DONE) - 120))
 def test_a_stream_that_stops_early_ends_in_an_error_event(length):
-    """Wherever an engine stops before its finish reason, the client is told, and [DONE] is not said."""
+    """A stream that ends before its finish reason is an error without [DONE], at any offset."""
     answer = openai().response(200, streamed=True)
     got = run(answer, STREAM[:length], [])
     events = [e for e in got.split(b"\n\n") if e]
@@ -65,14 +65,14 @@ def test_a_stream_that_stops_early_ends_in_an_error_event(length):
 def test_an_error_before_the_first_chunk_is_a_plain_error():
     """mistral.rs has said 200 before it looks at the prompt; the client still gets an HTTP error."""
     answer = openai().response(200, streamed=True)
-    told = b'data: {"error":{"message":"prompt is too long","type":"server_error"}}\n\n' + DONE
-    body = json.loads(run(answer, told, []))
+    output = b'data: {"error":{"message":"prompt is too long","type":"server_error"}}\n\n' + DONE
+    body = json.loads(run(answer, output, []))
     assert answer.status == 400
     assert body["error"]["code"] == "context_length_exceeded"
 
 
 def test_without_usage_a_token_is_counted_for_each_event():
-    """An engine that never tells its usage still counts for something."""
+    """The tokens of an engine that never reports usage are counted by events."""
     answer = openai(usage=False).response(200, streamed=True)
     run(answer, CHUNK % b"a" + CHUNK % b"b" + LAST + DONE, [])
     assert answer.token_counts()[1] == 3
@@ -80,7 +80,7 @@ def test_without_usage_a_token_is_counted_for_each_event():
 
 @pytest.mark.parametrize("size", [10, 2_000_000])
 def test_a_whole_response_of_any_size_passes_unchanged(size):
-    """One beyond all reason is not held to be mended; what the engine counted is read of either."""
+    """A very large body is forwarded without repair; usage is read from either."""
     body = json.dumps({"x": "y" * size, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     answer = openai(stream=False).response(200, streamed=False)
     assert isinstance(answer, RepairedBody)
@@ -201,10 +201,10 @@ def test_a_message_stream_is_the_same_however_it_is_cut(places):
     body = json.dumps(ASK | {"max_tokens": 5, "stream": True}).encode()
     adapter = MessagesAdapter(body, b"req-1")
     adapter.engine_body("m", None, LLAMACPP)
-    told = run(adapter.response(200, streamed=True), STREAM, places)
-    assert told.startswith(b"event: message_start")
-    assert told.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
-    assert b"".join(p.split(b'"')[0] for p in told.split(b'"text_delta","text":"')[1:]) == (
+    output = run(adapter.response(200, streamed=True), STREAM, places)
+    assert output.startswith(b"event: message_start")
+    assert output.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
+    assert b"".join(p.split(b'"')[0] for p in output.split(b'"text_delta","text":"')[1:]) == (
         b"onetwothree"
     )
 
@@ -224,9 +224,9 @@ def test_a_whole_response_is_translated_to_the_responses_api():
     """An output item with the text, completed."""
     adapter = ResponsesAdapter(b'{"model":"m","input":"x"}', b"req-1")
     adapter.engine_body("m", None, MISTRALRS)
-    told = json.loads(run(adapter.response(200, streamed=True), STREAM, []))
-    assert told["status"] == "completed"
-    assert told["output"][0]["content"][0]["text"] == "onetwothree"
+    output = json.loads(run(adapter.response(200, streamed=True), STREAM, []))
+    assert output["status"] == "completed"
+    assert output["output"][0]["content"][0]["text"] == "onetwothree"
 
 
 def test_tokens_are_counted_by_the_engine_or_estimated():

@@ -34,14 +34,14 @@ BEGIN = HEAD + b"%x\r\n%b\r\n" % (len(OPENING), OPENING)
 
 
 class Passing:
-    """A receiver that mends a stream and writes it to a client, by a lane where there is one."""
+    """A receiver that repairs a stream and writes it to a client, through the fast path if there is one."""
 
-    def __init__(self, client: asyncio.Transport, *, lanes: bool) -> None:
+    def __init__(self, client: asyncio.Transport, *, fast: bool) -> None:
         self.repair = StreamRepair(response_id="a", client_wants_usage=False)
         self.long_way = 0
         self.lost: str | None = None
         self.client = client
-        self._lanes = lanes
+        self._lanes = fast
         self.size_lines: dict[int, bytes] = {}
 
     def response_head(self, status: int, headers: Headers) -> None:
@@ -108,14 +108,14 @@ class Engine:
     transport: asyncio.Transport
 
     def says(self, data: bytes) -> None:
-        """One read of the connection, to whoever is its protocol now."""
+        """Pass one read to the current protocol of the connection."""
         protocol = self.transport.get_protocol()
         assert isinstance(protocol, asyncio.Protocol)
         protocol.data_received(data)
 
 
 @contextlib.asynccontextmanager
-async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.socket]]:
+async def asked(*, fast: bool) -> AsyncIterator[tuple[Engine, Passing, socket.socket]]:
     """Return an engine that has a request, the receiver of its response, and the client's end of a socket."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
@@ -126,7 +126,7 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.s
         client, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
         connection = Connection(pool, Address("127.0.0.1", 1, b"", b"127.0.0.1:1"))
         transport, _ = await loop.create_connection(lambda: connection, sock=engine)
-        passing = Passing(client, lanes=lanes)
+        passing = Passing(client, fast=fast)
         connection.send(b"", b"", passing, passing.on_lost)
         try:
             yield Engine(transport), passing, theirs
@@ -137,9 +137,9 @@ async def asked(*, lanes: bool) -> AsyncIterator[tuple[Engine, Passing, socket.s
             await asyncio.sleep(0)
 
 
-async def told(reads: list[bytes], *, lanes: bool) -> tuple[bytes, bool, int, str | None]:
+async def received(reads: list[bytes], *, fast: bool) -> tuple[bytes, bool, int, str | None]:
     """Return what the client received for these reads: body, completeness, events, error."""
-    async with asked(lanes=lanes) as (engine, passing, theirs):
+    async with asked(fast=fast) as (engine, passing, theirs):
         body, got = Body(), bytearray()
         for read in reads:
             engine.says(read)
@@ -195,12 +195,12 @@ def test_a_client_gets_the_same_by_a_lane_as_without(chunks, cuts, upper):
         place = cut % len(reads[at])
         reads[at : at + 1] = [part for part in (reads[at][:place], reads[at][place:]) if part]
     reads.append(b"0\r\n\r\n")
-    assert asyncio.run(told(reads, lanes=True)) == asyncio.run(told(reads, lanes=False))
+    assert asyncio.run(received(reads, fast=True)) == asyncio.run(received(reads, fast=False))
 
 
 async def test_plain_events_take_the_lane():
     """From the second after the opening on, one by one or several in a read, in whichever case sizes are written."""
-    async with asked(lanes=True) as (engine, passing, _):
+    async with asked(fast=True) as (engine, passing, _):
         engine.says(BEGIN)
         for line in (b"%x\r\n%b\r\n", b"%X\r\n%b\r\n"):
             chunks = [line % (len(EVENT % text), EVENT % text) for text in (b"one", b"two", b"\\n")]
@@ -219,7 +219,7 @@ async def test_a_size_that_is_not_the_chunks_takes_no_lane():
         b"f" + chunk[1:],
         b"no chunk" + chunk[2:],
     ):
-        async with asked(lanes=True) as (engine, passing, _):
+        async with asked(fast=True) as (engine, passing, _):
             engine.says(BEGIN + chunk)
             engine.says(chunk)
             engine.says(chunk)
@@ -230,7 +230,7 @@ async def test_a_size_that_is_not_the_chunks_takes_no_lane():
 
 async def test_a_slow_client_gets_all_in_order():
     """What its socket does not take waits in the transport, and what follows waits behind it, room or not."""
-    async with asked(lanes=True) as (engine, passing, theirs):
+    async with asked(fast=True) as (engine, passing, theirs):
         engine.says(BEGIN)
         wanted, body = OPENING, Body()
         parser = httptools.HttpResponseParser(body)
@@ -249,8 +249,8 @@ async def test_a_slow_client_gets_all_in_order():
 
 
 async def test_a_disconnected_client_is_no_error():
-    """Its transport finds out, and tells its protocol."""
-    async with asked(lanes=True) as (engine, passing, theirs):
+    """The transport reports a broken connection to its protocol."""
+    async with asked(fast=True) as (engine, passing, theirs):
         engine.says(BEGIN)
         chunk = b"%x\r\n%b\r\n" % (len(EVENT % b"a"), EVENT % b"a")
         engine.says(chunk)
@@ -276,11 +276,11 @@ async def test_an_encrypted_client_gets_no_plain_byte():
     event = EVENT % b"a"
     chunk = b"%x\r\n%b\r\n" % (len(event), event)
     head, _, foot = event.partition(b'a"}')
-    lane = StreamFastPath(
+    fast_path = StreamFastPath(
         (head, b'"}' + foot), StreamRepair(response_id="a", client_wants_usage=False), client, {}
     )
     for _ in range(3):
-        lane.data_received(chunk)
+        fast_path.data_received(chunk)
         assert await reader.readexactly(len(chunk)) == chunk
     writer.close()
     client.abort()
