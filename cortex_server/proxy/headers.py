@@ -15,28 +15,60 @@ TO_ENGINE = frozenset((b"accept", b"content-type", b"tracestate", b"user-agent")
 """Client headers that are forwarded to engines, beside traceparent. Everything else (credentials, cookies, hop-by-hop
 headers, and X-Conversation-Id, which makes llama-server ignore a disconnect) is not."""
 
-NOT_TO_CLIENT = frozenset(
+TO_CLIENT = frozenset(
     (
-        b"access-control-allow-credentials",
-        b"access-control-allow-origin",
-        b"access-control-expose-headers",
-        b"connection",
-        b"content-length",
-        b"date",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"server",
-        b"set-cookie",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"x-request-id",
+        b"cache-control",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-language",
+        b"content-type",
+        b"retry-after",
+        b"retry-after-ms",
+        b"x-should-retry",
     )
 )
-"""Engine headers that are not forwarded to clients: hop-by-hop headers, those that the gateway sets itself, and cookies
-of external upstreams."""
+"""Engine headers that are forwarded to clients, beside those with a prefix of `_TO_CLIENT_PREFIXES`. The others stay
+here: an engine or external upstream could set cookies, clear a site's data, pin HTTPS, or pose as this gateway."""
+
+_TO_CLIENT_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-ratelimit-")
+"""Prefixes of engine headers that official SDKs offer to programs: versions, times and rate limits."""
+
+_CLIENT_STATUSES = frozenset(
+    {
+        *(200, 201, 202, 203, 204, 206),
+        *(
+            400,
+            401,
+            402,
+            403,
+            404,
+            405,
+            406,
+            408,
+            409,
+            410,
+            411,
+            412,
+            413,
+            414,
+            415,
+            416,
+            418,
+            422,
+            423,
+            424,
+            425,
+            429,
+        ),
+        *(431, 451),
+        *(500, 501, 502, 503, 504, 507, 529),
+    }
+)
+"""Engine statuses that clients get unchanged; 529 is Anthropic's "overloaded". A status about the way to the engine,
+such as 407 or 511, would make a client log in to a proxy that is not its own."""
+
+_ABOUT_THE_WAY = frozenset({407, 421, 426})
+"""Statuses of class 4 for what the gateway did, not its client: proxy login, wrong server, wrong protocol."""
 
 _NOT_RETRYABLE = frozenset({501, 507})
 """Statuses that a repeated request would get again: a missing feature, and a model that fits nowhere."""
@@ -90,6 +122,24 @@ def engine_request_head(
         head += b"authorization: %b\r\n" % address.authorization
     # The last header is the one that differs from the request before: see `cortex_http.head_cache`.
     return head + b"x-request-id: %b\r\n\r\n" % request_id
+
+
+def client_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers of an engine's response that its client gets. The parser has rejected values with CR or LF."""
+    return [h for h in headers if h[0] in TO_CLIENT or h[0].startswith(_TO_CLIENT_PREFIXES)]
+
+
+def client_status(status: int) -> int:
+    """Return the status that a client gets for an engine's: unknown ones as 200, 400 or 502, by their class.
+
+    See https://www.rfc-editor.org/rfc/rfc9110#section-15: a client treats an unknown status as the x00 of its class.
+    Redirects are not for clients; the caller handles them before.
+    """
+    if status in _CLIENT_STATUSES:
+        return status
+    if 200 <= status < 300:
+        return 200
+    return 400 if 400 <= status < 500 and status not in _ABOUT_THE_WAY else 502
 
 
 def error_headers(error: CortexError) -> Headers:

@@ -45,7 +45,8 @@ from cortex_server.proxy.errors import (
     redirected,
 )
 from cortex_server.proxy.headers import (
-    NOT_TO_CLIENT,
+    client_headers,
+    client_status,
     cors_headers,
     engine_request_head,
     error_headers,
@@ -408,6 +409,7 @@ class ProxyRequest:
             self.upstream.abort()
             self._try_another(redirected(self.endpoint.node, headers))
             return
+        status = client_status(status)
         self.record.status = status
         assert self.adapter is not None
         streamed = status < 400 and is_event_stream(headers)
@@ -418,8 +420,8 @@ class ProxyRequest:
             if not streamed:
                 self.response = LateError(status, self.adapter.error_event)
         elif response.forwards_head:
-            kept = [h for h in headers if h[0] not in NOT_TO_CLIENT]
-            self._open(status, lines(kept), None if streamed else content_length(dict(headers)))
+            kept = lines(client_headers(headers))
+            self._open(status, kept, None if streamed else content_length(dict(headers)))
 
     def _open(self, status: int, head: bytes, length: int | None) -> None:
         """Send the head of the response, once."""

@@ -860,3 +860,23 @@ async def test_a_closed_connection_needs_no_garbage_collection():
                     await asyncio.sleep(0.01)
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("status", [b"099 Odd", b"299 Odd", b"407 Odd", b"600 Odd", b"999 Odd"])
+async def test_an_odd_status_and_the_headers_of_an_upstream_stay_with_the_gateway(status):
+    """The client gets a known status, an answer, and no header that would act on its browser."""
+    evil = b"clear-site-data: *\r\nstrict-transport-security: max-age=9\r\nx-cortex-node: evil\r\n"
+
+    async def answer(call: Call) -> None:
+        await call.send(http_response(b"{}", status).replace(b"\r\n", b"\r\n" + evil, 1))
+
+    async with (
+        scripted_engine(answer) as engine,
+        running_proxy({"m": engine.url}) as rig,
+        httpx.AsyncClient(base_url=rig.url) as client,
+    ):
+        response = await client.post(CHAT, json={"model": "m", "messages": []})
+        assert response.status_code in {200, 502}
+        assert response.json() is not None
+        assert response.headers["x-cortex-node"] == "n1"
+        assert not {"clear-site-data", "strict-transport-security"} & response.headers.keys()
