@@ -19,9 +19,9 @@ from cortex_cli.render.details import RESULTS, Result, to_failure
 from cortex_cli.render.fleet import place, progress_text
 from cortex_cli.render.output_format import OutputFormat, format_items
 from cortex_common.errors import CortexError, NotFound
+from cortex_common.schema.bounds import MAX_DURATION_S
 from cortex_common.schema.fleet import FleetSnapshot, ModelView, NodeState
 from cortex_common.schema.instances import InstanceState
-from cortex_common.schema.operations import MAX_DURATION_S
 from cortex_common.units import parse_duration
 
 if TYPE_CHECKING:

@@ -10,20 +10,31 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cortex_common.log import event
 from cortex_common.net.state_dir import lock_state_dir, state_dir_error
 from cortex_common.schema.base import WireModel
+from cortex_common.schema.bounds import (
+    Count,
+    Devices,
+    Mib,
+    Name,
+    PositiveCount,
+    Seconds,
+    UnixSeconds,
+)
 from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import HostWarning
-from cortex_common.schema.instances import InstanceId, LoadSpec
+from cortex_common.schema.instances import InstanceId, LoadSpec, SafeInstanceId
 from neuron_server.harness.base import LoadCycles
 from neuron_server.process.engine_log import EngineLog
 
 log = logging.getLogger(__name__)
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _LOAD_CYCLES = TypeAdapter(dict[str, LoadCycles])
 _LOADS = TypeAdapter(dict[str, object])
@@ -41,18 +52,18 @@ class EngineRecord(WireModel):
         pid: pid of its group leader; together with `started_ticks` and `boot` it identifies one process uniquely.
     """
 
-    instance_id: InstanceId
+    instance_id: SafeInstanceId
     spec: LoadSpec
-    devices: tuple[int, ...]
-    granted_mb: int
-    port: int
-    pid: int
-    started_ticks: int
-    boot: str
-    started_at: float
-    load_seconds: float | None = None
-    uuids: tuple[str, ...] = ()
-    last_used: float = 0.0
+    devices: Devices
+    granted_mb: Mib
+    port: Annotated[int, Field(ge=0, le=65535)]
+    pid: PositiveCount
+    started_ticks: Count
+    boot: Name
+    started_at: UnixSeconds
+    load_seconds: Seconds | None = None
+    uuids: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    last_used: UnixSeconds = 0.0
 
 
 class PastLoad(WireModel):
@@ -63,8 +74,8 @@ class PastLoad(WireModel):
         per_device_mb: highest MiB measured on one device.
     """
 
-    seconds: float
-    per_device_mb: int | None = None
+    seconds: Seconds
+    per_device_mb: Mib | None = None
 
 
 class StateDir:
@@ -136,7 +147,7 @@ class StateDir:
         self._write_errors.pop(self._record_path(instance), None)
 
     def records(self) -> Iterator[EngineRecord]:
-        """Yield all valid records; invalid ones are removed."""
+        """Yield all valid records; others are set aside."""
         for path in sorted(self._records_dir.glob("*.json")):
             record = self._read(path, EngineRecord.model_validate_json, None)
             if record is not None:
@@ -203,7 +214,9 @@ class StateDir:
     def _replace(self, path: Path, text: str) -> bool:
         temporary = path.with_name(path.name + ".new")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.unlink(missing_ok=True)
+            with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "w") as file:
+                file.write(text)
             temporary.replace(path)
         except OSError as error:
             if path not in self._write_errors:

@@ -34,6 +34,8 @@ Clients match on `code`, so the code of a class never changes once released.
 from __future__ import annotations
 
 import difflib
+import heapq
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -327,12 +329,22 @@ def from_envelope(body: bytes, status: int, call: str) -> CortexError:
     )
 
 
+_MAX_COMPARED_LENGTH = 128
+_MAX_SCANNED_NAMES = 1000
+_MAX_COMPARED_CELLS = 30_000
+"""Product of the lengths of all pairs of names that are compared in full."""
+
+
 def nearest_names(name: str, names: Iterable[str], *, limit: int = 3) -> tuple[str, ...]:
     """Return the existing names that a misspelled or abbreviated one could stand for, best match first.
 
     Names that contain the given one come first ("qwen3" for "Qwen/Qwen3-32B"), then similar ones, compared with and
-    without the organization before the slash.
+    without the organization before the slash. The comparison takes milliseconds whatever the names are: a long name is
+    not a typing mistake, and only the names that share the most letter pairs with the given one are compared in full.
     """
+    if len(name) > _MAX_COMPARED_LENGTH:
+        return ()
+    names = _most_alike(name, [n for n in names if len(n) <= _MAX_COMPARED_LENGTH])
     lowered = {n.lower(): n for n in names}
     without_org = {n.rsplit("/", 1)[-1]: full for n, full in lowered.items()}
     wanted = name.lower()
@@ -344,3 +356,18 @@ def nearest_names(name: str, names: Iterable[str], *, limit: int = 3) -> tuple[s
     matches = sorted(containing, key=len)
     matches += [lowered[n] for n in similar] + [without_org[n] for n in similar_tails]
     return tuple(dict.fromkeys(matches))[:limit]
+
+
+def _most_alike(name: str, names: list[str]) -> list[str]:
+    """Return the names to compare with `name`: all if there are few, else those that share the most letter pairs."""
+    count = max(3, _MAX_COMPARED_CELLS // max(1, len(name) ** 2))
+    if len(names) <= count:
+        return names
+    wanted = name.lower()
+    pairs = set(itertools.pairwise(wanted))
+
+    def likeness(other: str) -> tuple[bool, int]:
+        lowered = other.lower()
+        return wanted in lowered, len(pairs.intersection(itertools.pairwise(lowered)))
+
+    return heapq.nlargest(count, names[:_MAX_SCANNED_NAMES], key=likeness)

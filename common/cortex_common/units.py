@@ -12,6 +12,7 @@ DURATION_PATTERN = r"^\s*(\d+(\.\d+)?|(\d+(\.\d+)?\s*([mM][sS]|[smhdwSMHDW])\s*)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|kib|mib|gib|tib|kb|mb|gb|tb|k|m|g|t)?", re.IGNORECASE)
+_MAX_SIZE_BYTES = 2.0**60
 _SIZE_BYTES = {
     "b": 1,
     "k": 1024,
@@ -57,7 +58,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size like 64MiB or 2GiB")
-    return int(float(match[1]) * _SIZE_BYTES[(match[2] or "b").lower()])
+    size = float(match[1]) * _SIZE_BYTES[(match[2] or "b").lower()]
+    if size > _MAX_SIZE_BYTES:
+        raise ValueError(f"{text[:40]!r} is more than an exbibyte")
+    return int(size)
 
 
 def format_mib(size_mib: float | None) -> str:

@@ -27,7 +27,7 @@ class KeyStorage(Protocol):
     """Persistent storage of keys created at run time and of the usage of all keys."""
 
     def load_keys(self) -> tuple[RuntimeKey, ...]:
-        """Return all keys; blocks."""
+        """Return all keys; blocks. One that can't be read is returned as an expired key with all scopes."""
         ...
 
     async def add_key(self, key: RuntimeKey) -> None:
@@ -115,11 +115,13 @@ class KeyService:
         # Before the first await, so that a concurrent request for the same name finds it taken.
         self._created[name] = created
         try:
+            # Terms that the keyring can't apply are not stored: they would fail at every start.
+            self._update_keyring()
             await self._storage.add_key(created)
-        except Unavailable:
+        except Exception:
             del self._created[name]
+            self._update_keyring()
             raise
-        self._update_keyring()
         event(log, "key_created", key=name, scopes=",".join(terms.scopes))
         key = self._keyring.get(name)
         assert key is not None

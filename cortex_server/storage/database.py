@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from cortex_common.errors import ConfigError, Unavailable
+from cortex_common.log import event
 from cortex_common.net.state_dir import state_dir_error
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger("cortex.store")
 
 FILE_NAME = "cortex.sqlite"
 
@@ -135,6 +142,32 @@ def save_failed(what: str, error: sqlite3.Error) -> Unavailable:
     return Unavailable(
         f"{what}: {error}", hints=("check for free space on the disk of the gateway's state_dir",)
     )
+
+
+def valid_rows(table: str, rows: Iterable[R], parse: Callable[[R], T]) -> Iterator[T]:
+    """Yield the rows of a table as `parse` returns them, without those that it rejects.
+
+    Args:
+        table: name of the table, for the log.
+        rows: the rows.
+        parse: raises an error for a row that is damaged, or that another version of cortex wrote.
+    """
+    for row in rows:
+        try:
+            yield parse(row)
+        except (
+            ValueError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            msgspec.MsgspecError,
+        ) as error:
+            row_ignored(table, error)
+
+
+def row_ignored(table: str, error: Exception) -> None:
+    """Log that a row is not used. It stays in the database."""
+    event(log, "stored_row_ignored", logging.WARNING, table=table, reason=str(error)[:200])
 
 
 def _open(path: Path | None) -> sqlite3.Connection:

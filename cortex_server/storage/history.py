@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from cortex_server.lifecycle import decision_log as decision_logs
 from cortex_server.lifecycle.decision_log import DecisionLog
 from cortex_server.proxy import access_log as access_logs
 from cortex_server.proxy.access_log import AccessLog, Entry, RequestLine
-from cortex_server.storage.database import Database
+from cortex_server.storage.database import Database, valid_rows
 
 T = TypeVar("T")
 
@@ -98,16 +97,18 @@ class HistoryStore:
             ConfigError: SQLite reports an error.
         """
         entries = self._fetch("select id, entry from audit order by id")
-        self._audit_log.restore(e for _, e in _parsed(entries, AuditEntry.model_validate_json))
+        self._audit_log.restore(
+            e for _, e in _parsed("audit", entries, AuditEntry.model_validate_json)
+        )
         self._last_audit_id = self._audit_log.last_id
         lines = self._fetch("select id, line from requests order by id")
         self._last_request_id = lines[-1][0] if lines else 0
         requests = self._access_log.entries
         parse_line = msgspec.json.Decoder(RequestLine).decode
-        requests.extend(line for _, line in _parsed(lines, parse_line))
+        requests.extend(line for _, line in _parsed("requests", lines, parse_line))
         self._last_request = requests[-1] if requests else None
         decisions = self._fetch("select request, decisions from decisions order by rowid")
-        self._decision_log.restore(dict(_parsed(decisions, _DECISIONS.validate_json)))
+        self._decision_log.restore(dict(_parsed("decisions", decisions, _DECISIONS.validate_json)))
 
     async def run(self) -> None:
         """Flush every few seconds; runs until cancelled."""
@@ -167,14 +168,19 @@ class HistoryStore:
 def _write(db: sqlite3.Connection, batch: _Batch) -> None:
     """Write a batch and delete the oldest rows. Encoding happens here too, off the event loop."""
     encode = msgspec.json.Encoder().encode
-    audit = [(entry.id, entry.model_dump_json(exclude_defaults=True)) for entry in batch.audit]
-    requests = [
-        (row_id, encode(entry.line()).decode())
-        for row_id, entry in enumerate(batch.requests, batch.first_id)
-    ]
-    decisions = [
-        (request, _DECISIONS.dump_json(made).decode()) for request, made in batch.decisions.items()
-    ]
+    audit = valid_rows(
+        "audit", batch.audit, lambda entry: (entry.id, entry.model_dump_json(exclude_defaults=True))
+    )
+    requests = valid_rows(
+        "requests",
+        enumerate(batch.requests, batch.first_id),
+        lambda numbered: (numbered[0], encode(numbered[1].line()).decode()),
+    )
+    decisions = valid_rows(
+        "decisions",
+        batch.decisions.items(),
+        lambda made: (made[0], _DECISIONS.dump_json(made[1]).decode()),
+    )
     db.executemany("insert or replace into audit values (?, ?)", audit)
     db.executemany("insert or replace into requests values (?, ?)", requests)
     db.executemany("insert or replace into decisions values (?, ?)", decisions)
@@ -183,8 +189,8 @@ def _write(db: sqlite3.Connection, batch: _Batch) -> None:
         db.execute(f"delete from {table} where rowid <= ({oldest})")  # noqa: S608 - as above
 
 
-def _parsed(rows: Iterable[tuple[Any, str]], parse: Callable[[str], T]) -> Iterator[tuple[Any, T]]:
-    """Yield the rows with their JSON parsed, without those that another version of cortex wrote differently."""
-    for row_id, text in rows:
-        with contextlib.suppress(ValueError):
-            yield row_id, parse(text)
+def _parsed(
+    table: str, rows: Iterable[tuple[Any, str]], parse: Callable[[str], T]
+) -> Iterator[tuple[Any, T]]:
+    """Yield the rows with their JSON parsed, without damaged ones and those of another version of cortex."""
+    return valid_rows(table, rows, lambda row: (row[0], parse(row[1])))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
+from pydantic import Field, Json, TypeAdapter
 from typing_extensions import override
 
-from cortex_common.schema.keys import KeyTerms, UsageRow
+from cortex_common.schema.bounds import UnixSeconds
+from cortex_common.schema.keys import KeyName, KeyTerms, Scope, UsageRow
 from cortex_server.auth.key_service import KeyStorage
-from cortex_server.auth.keys import RuntimeKey
+from cortex_server.auth.keys import RuntimeKey, hash_of, new_secret
 from cortex_server.auth.usage import UsageCounts
-from cortex_server.storage.database import Database, save_failed
+from cortex_server.storage.database import Database, row_ignored, save_failed, valid_rows
 
 _SCHEMA = """
 create table if not exists keys (
@@ -36,6 +39,12 @@ select day, key, model, requests, errors, tokens_in, tokens_out from usage
 where day >= ? and day <= ? order by day, key, model
 """
 
+_UNREADABLE = KeyTerms(scopes=tuple(Scope), expires=datetime(1970, 1, 1, tzinfo=UTC))
+"""Terms of a key whose row can't be read: it opens nothing, but what it may have protected still needs a key."""
+
+_Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+_ROW = TypeAdapter(tuple[KeyName, _Hash, Json[KeyTerms], UnixSeconds])
+
 
 class KeyStore(KeyStorage):
     """The tables `keys` and `usage`.
@@ -55,10 +64,7 @@ class KeyStore(KeyStorage):
     def load_keys(self) -> tuple[RuntimeKey, ...]:
         read = "select name, hash, terms, created from keys"
         rows = self._database.run_blocking(lambda db: db.execute(read).fetchall())
-        return tuple(
-            RuntimeKey(name, key_hash, KeyTerms.model_validate_json(terms), created)
-            for name, key_hash, terms, created in rows
-        )
+        return tuple(map(_key, rows))
 
     @override
     async def add_key(self, key: RuntimeKey) -> None:
@@ -82,9 +88,8 @@ class KeyStore(KeyStorage):
         def read(db: sqlite3.Connection) -> tuple[UsageRow, ...]:
             cursor = db.execute(_READ_USAGE, (since, until))
             columns = [column[0] for column in cursor.description]
-            return tuple(
-                UsageRow.model_validate(dict(zip(columns, row, strict=True))) for row in cursor
-            )
+            found = (dict(zip(columns, row, strict=True)) for row in cursor)
+            return tuple(valid_rows("usage", found, UsageRow.model_validate))
 
         return await self._database.run(read)
 
@@ -93,3 +98,12 @@ class KeyStore(KeyStorage):
             await self._database.run(lambda db: db.executemany(statement, rows))
         except sqlite3.Error as error:
             raise save_failed("keys and usage cannot be saved", error) from error
+
+
+def _key(row: tuple[object, ...]) -> RuntimeKey:
+    """Return the key of a row; if the row is damaged, an expired key that can be listed and revoked."""
+    try:
+        return RuntimeKey(*_ROW.validate_python(row))
+    except ValueError as error:
+        row_ignored("keys", error)
+        return RuntimeKey(str(row[0]), hash_of(new_secret()), _UNREADABLE, 0.0)

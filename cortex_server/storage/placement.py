@@ -9,14 +9,16 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
+from pydantic import TypeAdapter
 from typing_extensions import override
 
+from cortex_common.schema.bounds import Count, Mib, Seconds, UnixSeconds
 from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import DeviceKind
 from cortex_server.lifecycle.ports import PlacementStorage
 from cortex_server.placement.fit import SizeKey
 from cortex_server.placement.records import Measurement
-from cortex_server.storage.database import Database, save_failed
+from cortex_server.storage.database import Database, save_failed, valid_rows
 
 log = logging.getLogger("cortex.store")
 
@@ -51,6 +53,8 @@ select model, weights, quant, context, parallel, harness, kind, devices, build, 
 from measurements order by at
 """
 
+_NUMBERS = TypeAdapter(tuple[Count, Mib, Seconds, UnixSeconds, Count, Mib])
+
 _Rows = Sequence[tuple[object, ...]]
 
 
@@ -73,7 +77,7 @@ class PlacementStore(PlacementStorage):
     @override
     def measurements(self) -> tuple[Measurement, ...]:
         rows = self._fetch(_READ_MEASUREMENTS)
-        return tuple(map(_measurement, rows))
+        return tuple(valid_rows("measurements", rows, _measurement))
 
     @override
     def add_measurements(self, measurements: Iterable[Measurement]) -> None:
@@ -107,7 +111,7 @@ class PlacementStore(PlacementStorage):
     @override
     def directives(self) -> tuple[tuple[str, Directive], ...]:
         rows = self._fetch("select node, body from directives")
-        return tuple((str(node), Directive.model_validate_json(str(body))) for node, body in rows)
+        return tuple(valid_rows("directives", rows, _directive))
 
     @override
     def replace_directives(self, directives: Iterable[tuple[str, Directive]]) -> None:
@@ -155,6 +159,11 @@ def _columns(db: sqlite3.Connection) -> tuple[str, ...]:
     return tuple(row[1] for row in db.execute("pragma table_info(measurements)"))
 
 
+def _directive(row: tuple[object, ...]) -> tuple[str, Directive]:
+    node, body = row
+    return str(node), Directive.model_validate_json(str(body))
+
+
 def _measurement(row: tuple[object, ...]) -> Measurement:
     (
         model,
@@ -173,6 +182,8 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
         n,
         last_mb,
     ) = row
+    numbers = _NUMBERS.validate_python((devices, max_mb, load_s, at, n, last_mb))
+    key_devices, device_mb, seconds, measured_at, count, last_device_mb = numbers
     key = SizeKey(
         str(model),
         str(weights),
@@ -181,15 +192,15 @@ def _measurement(row: tuple[object, ...]) -> Measurement:
         None if parallel is None else int(str(parallel)),
         str(harness),
         DeviceKind(str(kind)),
-        int(str(devices)),
+        key_devices,
     )
     return Measurement(
         key=key,
         build=str(build),
         node=str(node),
-        device_mb=int(str(max_mb)),
-        load_s=float(str(load_s)),
-        at=float(str(at)),
-        n=int(str(n)),
-        last_mb=int(str(last_mb)),
+        device_mb=device_mb,
+        load_s=seconds,
+        at=measured_at,
+        n=count,
+        last_mb=last_device_mb,
     )

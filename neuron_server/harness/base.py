@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+from cortex_common.schema.bounds import Count
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 from cortex_common.schema.hardware import Device, DeviceKind
 from cortex_common.schema.instances import LoadSpec
@@ -66,8 +67,8 @@ class LoadCycles:
         count: loads and unloads by this node since then.
     """
 
-    started: int | None = None
-    count: int = 0
+    started: Count | None = None
+    count: Count = 0
 
     def incremented(self) -> LoadCycles:
         """Return the cycles after one more load or unload."""

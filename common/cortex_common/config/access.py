@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from cortex_common.config.base import Section
+from cortex_common.schema.bounds import PositiveSeconds
 from cortex_common.schema.keys import KeyName, KeyTerms
 
 
@@ -25,26 +26,26 @@ class KeyEntry(KeyTerms):
 class LimitsSection(Section):
     """[limits]: limits on concurrent requests, and on slow or oversized clients."""
 
-    max_in_flight: Annotated[int, Field(ge=1)] = 4096
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     """Requests processed at the same time, including those that wait for a model to load."""
 
-    max_queued: Annotated[int, Field(ge=0)] = 1024
+    max_queued: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
     """Requests that can wait in the queue once `max_in_flight` is reached; further requests are rejected with 429."""
 
-    queue_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    queue_timeout_s: PositiveSeconds = 60.0
     """Seconds that a request waits in that queue before it is rejected with 429."""
 
-    header_timeout_s: Annotated[float, Field(gt=0)] = 15.0
+    header_timeout_s: PositiveSeconds = 15.0
     """Seconds within which a client must send the headers of a request."""
 
-    body_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    body_timeout_s: PositiveSeconds = 120.0
     """Seconds without receiving any byte of a request body after which the connection is closed."""
 
     max_header_kb: Annotated[int, Field(ge=4, le=1024)] = 64
     """Maximum size of request line and headers in KiB. Larger ones are rejected with 431 and the connection is
     closed."""
 
-    max_connections: Annotated[int, Field(ge=1)] = 16384
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
     """Maximum number of open client connections; further ones are closed immediately."""
 
 

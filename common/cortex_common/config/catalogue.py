@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from cortex_common.config.base import Section
+from cortex_common.schema.bounds import MAX_DURATION_S, MAX_NAME_LENGTH, Mib, Tokens
 from cortex_common.schema.hardware import DeviceKind
 from cortex_common.schema.instances import LoadSpec
 from cortex_common.units import DURATION_PATTERN, parse_duration
@@ -17,13 +18,16 @@ def _to_seconds(value: object) -> object:
 
 
 _DURATION_SCHEMA: dict[str, Any] = {
-    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": MAX_DURATION_S},
+        {"type": "string", "pattern": DURATION_PATTERN},
+    ]
 }
 
 Duration = Annotated[
     float,
     BeforeValidator(_to_seconds),
-    Field(ge=0),
+    Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=False),
     WithJsonSchema(_DURATION_SCHEMA, mode="validation"),
 ]
 """Seconds, written as a number or as a string like "90s", "10m" or "1h30m"."""
@@ -32,11 +36,11 @@ Duration = Annotated[
 class Replicas(Section):
     """[models.replicas]: number of instances of a model across the fleet."""
 
-    min: Annotated[int, Field(ge=0)] = 0
+    min: Annotated[int, Field(ge=0, le=1000)] = 0
     """Instances to keep loaded; eviction never goes below this number. After an operator unloads the model, no instance
     is loaded until a client requests it, the gateway restarts, or another gateway keeps it loaded."""
 
-    max: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1, le=1000)] = 1
     """Maximum number of instances. Another one is started when requests queue and memory is free."""
 
     @model_validator(mode="after")
@@ -66,7 +70,7 @@ class ParamsSection(Section):
 class ModelConfig(Section):
     """[[models]]: how one model is served."""
 
-    id: Annotated[str, Field(min_length=1, max_length=512)]
+    id: Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
     """Name that clients send, usually the Hugging Face id."""
 
     harness: str
@@ -81,7 +85,7 @@ class ModelConfig(Section):
     quant: str | None = None
     """Quantization, such as "Q4_K_M"."""
 
-    vram_mb: Annotated[int, Field(ge=0)] | None = None
+    vram_mb: Mib | None = None
     """Estimated memory in MiB over all of its devices, until a load has been measured.
     Default: derived from the size of the weights."""
 
@@ -92,7 +96,7 @@ class ModelConfig(Section):
     """Maximum number of devices to split across when it does not fit on `min_devices`. `min_devices` is doubled until
     it fits, which yields valid tensor-parallel sizes. Default: `min_devices`."""
 
-    min_device_vram_mb: Annotated[int, Field(ge=0)] = 0
+    min_device_vram_mb: Mib = 0
     """Minimum total memory of a device in MiB; smaller devices are not considered."""
 
     device_kind: DeviceKind | None = None
@@ -110,7 +114,7 @@ class ModelConfig(Section):
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that a node must have in its [[neurons]] entry."""
 
-    context: Annotated[int, Field(ge=1)] | None = None
+    context: Tokens | None = None
     """Context size in tokens: prompt and completion of one request. Default: the model's own."""
 
     parallel: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -119,7 +123,7 @@ class ModelConfig(Section):
     pinned_on: tuple[str, ...] = ()
     """Nodes on which it is never evicted."""
 
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
     """With `strategy = "priority"`, models with the lowest priority are evicted first."""
 
     ttl: Duration | None = None
@@ -131,7 +135,7 @@ class ModelConfig(Section):
     replicas: Replicas = Replicas()
     """Number of instances."""
 
-    max_waiting: Annotated[int, Field(ge=1)] | None = None
+    max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Maximum number of requests that wait for it to load; further requests are rejected with 429.
     Default: `max_waiting` of [placement]."""
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from cortex_common.config.access import KeyEntry, LimitsSection, TlsSection
 from cortex_common.config.base import Address, BaseUrl, Origin, Section
 from cortex_common.config.catalogue import Duration
+from cortex_common.schema.bounds import Count, PositiveSeconds, Seconds, Tokens
 
 
 class GatewaySection(Section):
@@ -45,29 +46,29 @@ class GatewaySection(Section):
     max_body_mb: Annotated[int, Field(ge=1, le=4096)] = 64
     """Maximum size of a request body in MiB; larger requests are rejected with 413."""
 
-    cold_start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    cold_start_timeout_s: PositiveSeconds = 1800.0
     """Seconds that a request waits for a model to load before it is rejected with 503 and Retry-After."""
 
-    cold_start_comment_after_s: Annotated[float, Field(ge=0)] = 5.0
+    cold_start_comment_after_s: Seconds = 5.0
     """Seconds that a streaming request waits for a load before the gateway starts the response and keeps it alive with
     comments. The interval between them begins with this and grows to 40 s. 0 disables comments; errors during the load
     then always have an HTTP error status."""
 
-    prefill_comment_after_s: Annotated[float, Field(ge=0)] = 15.0
+    prefill_comment_after_s: Seconds = 15.0
     """Seconds that a streaming request waits for the engine's first byte before comments (or pings) keep the connection
     alive. The interval between them begins with this and grows to 40 s. 0 disables comments."""
 
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    connect_timeout_s: PositiveSeconds = 5.0
     """Seconds to wait for a connection to an engine or a node before another instance is tried."""
 
-    first_byte_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    first_byte_timeout_s: PositiveSeconds = 1800.0
     """Seconds to wait for the first byte of an engine's response. Long prompts can take minutes to process."""
 
-    idle_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    idle_timeout_s: PositiveSeconds = 600.0
     """Seconds without a byte from the engine during a response after which the request fails, and seconds without
     progress after which a client that does not read its response is disconnected."""
 
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    drain_timeout_s: Seconds = 60.0
     """Seconds that requests in flight can continue when the gateway shuts down."""
 
 
@@ -90,7 +91,7 @@ class EvictionSection(Section):
     """Time that an instance chosen for eviction has to finish its requests. If it is still busy afterwards, it is kept,
     and other instances are considered."""
 
-    defrag_after_cycles: Annotated[int, Field(ge=0)] = 50
+    defrag_after_cycles: Count = 50
     """Loads and unloads in an attached engine after which it is drained and restarted with the same models loaded, to
     defragment its memory: once it has been idle for a minute, or at twice as many cycles even if it is in use.
     0 disables this. The neuron must know the engine's systemd unit."""
@@ -106,7 +107,7 @@ class PlacementSection(Section):
     drain_after: Duration = 5.0
     """Time that a request waits for memory held by busy models before one of them is drained and evicted."""
 
-    max_waiting: Annotated[int, Field(ge=1)] = 1000
+    max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Maximum number of requests that wait for one model to load; further requests are rejected with 429."""
 
     scale_out_after: Duration = 10.0
@@ -183,7 +184,7 @@ class UpstreamEntry(Section):
     """Prefix for the names of its models, such as "cloud/". Without one, requests for a model that also exists
     elsewhere in the fleet are balanced across both."""
 
-    context: Annotated[int, Field(ge=1)] | None = None
+    context: Tokens | None = None
     """Context size in tokens, if the server does not report it."""
 
     parallel: Annotated[int, Field(ge=1, le=4096)] = 16

@@ -12,7 +12,11 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cortex_common.config.access import TlsSection
 from cortex_common.config.base import Address, BaseUrl, Section
+from cortex_common.schema.bounds import Mib, PositiveSeconds, Seconds
 from cortex_common.units import BYTES_PER_MIB, parse_size
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+"""A TCP port."""
 
 HarnessKind = Literal["embedded", "llamacpp", "mistralrs", "attach", "command"]
 
@@ -86,10 +90,10 @@ class NeuronSection(Section):
     """What happens to the engines when the neuron shuts down: "stop" drains and stops them, "keep" leaves them running
     for the next neuron process to adopt. The systemd unit sets "keep"."""
 
-    drain_s: Annotated[float, Field(ge=0)] = 5.0
+    drain_s: Seconds = 5.0
     """Seconds that requests in flight can continue when the neuron stops its engines."""
 
-    relay_drain_s: Annotated[float, Field(ge=0)] = 150.0
+    relay_drain_s: Seconds = 150.0
     """Seconds that requests relayed through this neuron can continue when it shuts down; new ones are rejected
     meanwhile. A second signal cancels them. With systemd, keep this below TimeoutStopSec=."""
 
@@ -125,7 +129,7 @@ class CpuSection(Section):
     offer: bool = False
     """Offer a device of kind "cpu"."""
 
-    memory_mb: Annotated[int, Field(ge=1)] | None = None
+    memory_mb: Annotated[Mib, Field(ge=1)] | None = None
     """MiB of RAM that engines can use. Default: all RAM of the host, minus `headroom`."""
 
     headroom: Headroom | None = None
@@ -152,7 +156,7 @@ class MemorySection(Section):
 class HarnessEntry(Section):
     """[[harnesses]]: a kind of engine that this host can run."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Name that model configs refer to: embedded, llamacpp, mistralrs, ..."""
 
     kind: HarnessKind | None = None
@@ -161,7 +165,7 @@ class HarnessEntry(Section):
     binary: Path | None = None
     """Path of the engine's executable. Default: looked up on PATH."""
 
-    port_range: tuple[int, int] = (8100, 8199)
+    port_range: tuple[Port, Port] = (8100, 8199)
     """First and last loopback port for its engines."""
 
     preset: Literal["vllm", "sglang", "comfyui"] | None = None
@@ -192,14 +196,14 @@ class HarnessEntry(Section):
     unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9@._\\:-]+\.service$")] | None = None
     """Kind "attach": systemd unit of that engine, which is started and restarted with systemctl."""
 
-    load_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    load_timeout_s: PositiveSeconds | None = None
     """Seconds within which a load must finish. Default: derived from the size of the weights, and extended while the
     load makes progress."""
 
-    stop_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    stop_timeout_s: PositiveSeconds = 10.0
     """Seconds that an engine has to stop before it is killed."""
 
-    health_interval_s: Annotated[float, Field(gt=0)] = 15.0
+    health_interval_s: PositiveSeconds = 15.0
     """Seconds between health checks of a ready engine, which is restarted after three consecutive failures.
     An attached engine is checked at least every two seconds."""
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from cortex_common.clock import PreciseTimestamp
 from cortex_common.schema.base import WireModel
+from cortex_common.schema.bounds import Count
 
 
 class AuditEntry(WireModel):
@@ -21,7 +22,7 @@ class AuditEntry(WireModel):
         fields: model, node, instance, reason and other values.
     """
 
-    id: int
+    id: Count
     at: PreciseTimestamp
     actor: str
     event: str

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field
 
 from cortex_common.clock import Timestamp
+from cortex_common.schema.bounds import MAX_UNIX_S
 
 EXPIRY_WARNING_S = 14 * 86400.0
 """Seconds before its expiry at which a certificate is reported; automatic renewal happens earlier than that."""
@@ -25,7 +29,7 @@ class Certificate:
     """
 
     file: str
-    expires_at: Timestamp
+    expires_at: Annotated[Timestamp, Field(ge=0, le=MAX_UNIX_S)]
     reload_error: str | None = None
 
     @property

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, NamedTuple
-
-from pydantic import Field
+from typing import NamedTuple
 
 from cortex_common.schema.base import WireModel
+from cortex_common.schema.bounds import Name, Seconds, UnixSeconds
 
 MAX_DIRECTIVES = 4096
 """Directives that a node accepts in one request, and keeps."""
@@ -51,12 +50,12 @@ class Directive(WireModel):
     """
 
     kind: DirectiveKind
-    model: Annotated[str, Field(max_length=512)] = ""
+    model: Name = ""
     fleet: bool = False
     active: bool = True
-    until: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    set_at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    until: UnixSeconds | None = None
+    seconds: Seconds | None = None
+    set_at: UnixSeconds = 0.0
 
     @property
     def key(self) -> DirectiveKey:

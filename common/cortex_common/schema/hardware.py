@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
 from cortex_common.schema.base import WireModel
+from cortex_common.schema.bounds import Float, Index, Int, Mib, Name, Seconds, UnixSeconds
 from cortex_common.schema.certificates import Certificate
 from cortex_common.schema.engine_traits import OPENAI, EngineTraits
 
@@ -29,11 +31,11 @@ class Device(WireModel):
         unified: whether memory is shared with the host, so that the numbers are those of the host.
     """
 
-    index: int
-    uuid: str
+    index: Index
+    uuid: Name
     kind: DeviceKind = DeviceKind.CUDA
-    name: str
-    vram_total_mb: int
+    name: Name
+    vram_total_mb: Mib
     compute_capability: str | None = None
     unified: bool = False
 
@@ -61,16 +63,16 @@ class DeviceReading(WireModel):
         reason: why the device is not ok.
     """
 
-    index: int
-    vram_used_mb: int
-    vram_free_mb: int
-    utilization_pct: int | None = None
-    temp_c: int | None = None
-    power_w: float | None = None
-    vram_reserved_mb: int = 0
-    vram_other_mb: int = 0
-    vram_headroom_mb: int = 0
-    vram_available_mb: int = 0
+    index: Index
+    vram_used_mb: Int
+    vram_free_mb: Int
+    utilization_pct: Int | None = None
+    temp_c: Int | None = None
+    power_w: Float | None = None
+    vram_reserved_mb: Int = 0
+    vram_other_mb: Int = 0
+    vram_headroom_mb: Int = 0
+    vram_available_mb: Int = 0
     health: DeviceHealth = DeviceHealth.OK
     reason: str | None = None
 
@@ -115,8 +117,8 @@ class Discovery(WireModel):
     kernel: str
     cuda_version: str | None = None
     driver_version: str | None = None
-    devices: tuple[Device, ...] = ()
-    harnesses: tuple[str, ...] = ()
+    devices: Annotated[tuple[Device, ...], Field(max_length=1024)] = ()
+    harnesses: Annotated[tuple[Name, ...], Field(max_length=1024)] = ()
     harness_info: dict[str, HarnessInfo] = Field(default_factory=dict)
     neuron_version: str = ""
     warnings: tuple[HostWarning, ...] = ()
@@ -131,6 +133,6 @@ class Health(WireModel):
         at: Unix seconds at which the devices were read.
     """
 
-    uptime_secs: float
-    devices: tuple[DeviceReading, ...] = ()
-    at: float = 0.0
+    uptime_secs: Seconds
+    devices: Annotated[tuple[DeviceReading, ...], Field(max_length=1024)] = ()
+    at: UnixSeconds = 0.0

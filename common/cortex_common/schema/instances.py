@@ -6,18 +6,53 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, NewType
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cortex_common.log import Level
 from cortex_common.schema.base import StrictWireModel, WireModel
+from cortex_common.schema.bounds import (
+    MAX_NAME_LENGTH,
+    Count,
+    Devices,
+    Float,
+    Mib,
+    Name,
+    Seconds,
+    Tokens,
+    UnixSeconds,
+)
 from cortex_common.schema.directives import Directive
 from cortex_common.schema.hardware import Health
+
+
+def _require_printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("contains characters that are not printable")
+    return name
+
 
 ModelId = NewType("ModelId", str)
 """The name that clients send, such as "Qwen/Qwen3-32B", slashes included."""
 
 InstanceId = NewType("InstanceId", str)
 """Identifies one loaded copy of a model; unique across the fleet."""
+
+MAX_NODE_MODELS = 5000
+"""Instances that one node can report, and models that one external upstream can list."""
+
+_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+SafeInstanceId = Annotated[InstanceId, Field(pattern=_ID_PATTERN)]
+"""Appears in headers, paths and file names."""
+
+_ModelName = Annotated[
+    ModelId, AfterValidator(_require_printable), Field(min_length=1, max_length=MAX_NAME_LENGTH)
+]
+
+_EngineUrl = Annotated[
+    str, Field(max_length=2048, pattern=r"^(https?|http\+unix)://[A-Za-z0-9\[][^\s@?#\\]*$")
+]
+"""Base URL of an engine, without credentials, query and fragment. The gateway also checks that it is on the node."""
 
 
 class InstanceState(StrEnum):
@@ -51,17 +86,17 @@ class LoadSpec(StrictWireModel):
         env: additional environment variables for the engine.
     """
 
-    model_id: Annotated[str, Field(min_length=1, max_length=512)]
-    harness: str
-    instance_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    model_id: Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+    harness: Name
+    instance_id: Annotated[str, Field(pattern=_ID_PATTERN)] | None = None
     source: str | None = None
     file: str | None = None
     quant: str | None = None
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
-    devices: tuple[int, ...] = ()
-    context: Annotated[int, Field(ge=1)] | None = None
+    devices: Devices = ()
+    context: Tokens | None = None
     parallel: Annotated[int, Field(ge=1, le=4096)] | None = None
-    vram_mb: Annotated[int, Field(ge=0)] | None = None
+    vram_mb: Mib | None = None
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
 
@@ -70,7 +105,7 @@ class LoadResponse(WireModel):
     """POST /models/load: 200 with "loaded", or 202 with "loading"."""
 
     status: Literal["loaded", "loading"]
-    instance_id: InstanceId
+    instance_id: SafeInstanceId
 
 
 class UnloadRequest(StrictWireModel):
@@ -82,9 +117,9 @@ class UnloadRequest(StrictWireModel):
             again.
     """
 
-    model_id: str
-    instance_id: str | None = None
-    drain_seconds: Annotated[float, Field(ge=0)] = 0.0
+    model_id: Name
+    instance_id: Name | None = None
+    drain_seconds: Seconds = 0.0
     force: bool = True
 
 
@@ -97,8 +132,8 @@ class UnloadResponse(WireModel):
 class EndpointResponse(WireModel):
     """GET /models/{id}/endpoint: where to send inference requests for a model."""
 
-    url: str
-    instance_id: InstanceId
+    url: _EngineUrl
+    instance_id: SafeInstanceId
 
 
 class ModelInfo(WireModel):
@@ -126,28 +161,28 @@ class ModelInfo(WireModel):
         started_at: Unix seconds at which its load started.
     """
 
-    id: ModelId
-    harness: str
+    id: _ModelName
+    harness: Name
     status: InstanceState
-    devices: tuple[int, ...] = ()
-    vram_used_mb: int = 0
-    instance_id: InstanceId
-    url: str | None = None
-    context: int | None = None
-    parallel: int | None = None
-    vram_by_device: tuple[int, ...] = ()
-    vram_measured_mb: tuple[int, ...] = ()
-    vram_peak_mb: int = 0
-    progress: float | None = None
+    devices: Devices = ()
+    vram_used_mb: Mib = 0
+    instance_id: SafeInstanceId
+    url: _EngineUrl | None = None
+    context: Count | None = None
+    parallel: Count | None = None
+    vram_by_device: tuple[Mib, ...] = ()
+    vram_measured_mb: tuple[Mib, ...] = ()
+    vram_peak_mb: Mib = 0
+    progress: Float | None = None
     stage: str | None = None
-    eta_s: float | None = None
-    load_seconds: float | None = None
-    in_flight: int = 0
-    idle_s: float | None = None
+    eta_s: Float | None = None
+    load_seconds: Seconds | None = None
+    in_flight: Count = 0
+    idle_s: Float | None = None
     error: str | None = None
     engine_version: str | None = None
-    served_as: str | None = None
-    started_at: float = 0.0
+    served_as: Name | None = None
+    started_at: UnixSeconds = 0.0
 
 
 class LifecycleEntry(WireModel):
@@ -160,8 +195,8 @@ class LifecycleEntry(WireModel):
         fields: instance, model, reason and other values, for people.
     """
 
-    at: float
-    event: str
+    at: UnixSeconds
+    event: Name
     level: Level = "info"
     fields: dict[str, str] = Field(default_factory=dict)
 
@@ -177,12 +212,12 @@ class AttachedEngine(WireModel):
         cycles: loads and unloads by this node since the engine started. Each of them fragments its memory.
     """
 
-    harness: str
+    harness: Name
     url: str
     reachable: bool
     restartable: bool
     restarting: bool = False
-    cycles: int = 0
+    cycles: Count = 0
 
 
 class RestartRequest(StrictWireModel):
@@ -194,7 +229,7 @@ class RestartRequest(StrictWireModel):
         force: cancel the requests that the engine is processing. Otherwise it is not restarted while there are any.
     """
 
-    min_cycles: Annotated[int, Field(ge=0)] = 0
+    min_cycles: Count = 0
     force: bool = True
 
 
@@ -221,8 +256,8 @@ class EngineFailures:
     """
 
     model: ModelId
-    kind: str
-    count: int
+    kind: Name
+    count: Count
 
 
 class NodeStatus(WireModel):
@@ -242,10 +277,10 @@ class NodeStatus(WireModel):
     """
 
     health: Health
-    models: tuple[ModelInfo, ...] = ()
-    attached: tuple[AttachedEngine, ...] = ()
-    discovery: str = ""
-    stopping_s: float | None = None
-    failures: tuple[EngineFailures, ...] = ()
-    node_id: str = ""
-    directives: tuple[Directive, ...] = ()
+    models: Annotated[tuple[ModelInfo, ...], Field(max_length=MAX_NODE_MODELS)] = ()
+    attached: Annotated[tuple[AttachedEngine, ...], Field(max_length=1000)] = ()
+    discovery: Name = ""
+    stopping_s: Seconds | None = None
+    failures: Annotated[tuple[EngineFailures, ...], Field(max_length=10_000)] = ()
+    node_id: Name = ""
+    directives: Annotated[tuple[Directive, ...], Field(max_length=10_000)] = ()

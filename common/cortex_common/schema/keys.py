@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cortex_common.clock import Timestamp
 from cortex_common.schema.base import WireModel
+from cortex_common.schema.bounds import Name, PositiveCount
 
 
 class Scope(StrEnum):
@@ -40,13 +41,13 @@ class KeyLimits(BaseModel):
 
     model_config = _TERMS
 
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    requests_per_minute: PositiveCount | None = None
     """Requests per minute. Default: no limit."""
 
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: PositiveCount | None = None
     """Prompt and completion tokens per minute, counted when a request finishes. Default: no limit."""
 
-    max_in_flight: Annotated[int, Field(ge=1)] | None = None
+    max_in_flight: PositiveCount | None = None
     """Requests in flight at the same time. Default: no limit."""
 
 
@@ -59,7 +60,7 @@ class KeyTerms(BaseModel):
     """Parts of the API that the key gives access to: "infer" (inference routes), "operator" (operator API), "metrics"
     (metrics)."""
 
-    models: tuple[str, ...] = ()
+    models: tuple[Name, ...] = ()
     """Models that the key can use, as names, aliases or patterns like "qwen*". Default: all."""
 
     limits: KeyLimits = KeyLimits()

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from cortex_common.clock import Timestamp
 from cortex_common.schema.base import StrictWireModel, WireModel
+from cortex_common.schema.bounds import Devices, Name, PositiveSeconds, Seconds
 from cortex_common.schema.fleet import ModelState
 from cortex_common.schema.operation import Operation, OperationTarget
 from cortex_common.schema.plans import (
@@ -24,9 +25,6 @@ from cortex_common.schema.plans import (
     PlanView,
 )
 from cortex_common.schema.requests import CancelRequest, RequestView
-
-MAX_DURATION_S = 100 * 365 * 86_400.0
-"""Upper bound of durations in seconds: a hundred years, which is still a valid date when added to the current time."""
 
 
 class LoadModelRequest(StrictWireModel):
@@ -43,14 +41,14 @@ class LoadModelRequest(StrictWireModel):
         timeout_s: seconds to wait for the load.
     """
 
-    model: str
-    node: str | None = None
-    devices: tuple[int, ...] = ()
-    ttl_s: Annotated[float, Field(ge=0)] | None = None
+    model: Name
+    node: Name | None = None
+    devices: Devices = ()
+    ttl_s: Seconds | None = None
     wait: bool = False
     pin: bool = False
     replica: bool = False
-    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    timeout_s: PositiveSeconds = 1800.0
 
 
 class UnloadModelRequest(StrictWireModel):
@@ -61,8 +59,8 @@ class UnloadModelRequest(StrictWireModel):
         drain_timeout_s: seconds that requests in flight get to finish before the engines are stopped.
     """
 
-    model: str
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    model: Name
+    drain_timeout_s: Seconds = 60.0
 
 
 class EvictModelRequest(StrictWireModel):
@@ -75,10 +73,10 @@ class EvictModelRequest(StrictWireModel):
         drain_timeout_s: seconds to wait for the instance's requests; nothing is evicted when they take longer.
     """
 
-    model: str
-    node: str | None = None
-    instance: str | None = None
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    model: Name
+    node: Name | None = None
+    instance: Name | None = None
+    drain_timeout_s: Seconds = 60.0
 
 
 class PinModelRequest(StrictWireModel):
@@ -90,9 +88,9 @@ class PinModelRequest(StrictWireModel):
         for_s: seconds after which the pin expires; None for no expiry.
     """
 
-    model: str
-    node: str | None = None
-    for_s: Annotated[float, Field(gt=0, le=MAX_DURATION_S)] | None = None
+    model: Name
+    node: Name | None = None
+    for_s: PositiveSeconds | None = None
 
 
 class UnpinModelRequest(StrictWireModel):
@@ -103,8 +101,8 @@ class UnpinModelRequest(StrictWireModel):
         node: remove the pin on this node; all of the model's pins when absent.
     """
 
-    model: str
-    node: str | None = None
+    model: Name
+    node: Name | None = None
 
 
 class PinView(WireModel):
@@ -123,7 +121,7 @@ class PinView(WireModel):
 class NodeRequest(StrictWireModel):
     """Request of the operations cordon, uncordon and plan_drain."""
 
-    node: str
+    node: Name
 
 
 class DrainNodeRequest(StrictWireModel):
@@ -134,8 +132,8 @@ class DrainNodeRequest(StrictWireModel):
         timeout_s: seconds that requests in flight get to finish.
     """
 
-    node: str
-    timeout_s: Annotated[float, Field(ge=0)] = 300.0
+    node: Name
+    timeout_s: Seconds = 300.0
 
 
 class NodeResult(WireModel):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cortex_common.clock import PreciseTimestamp
 from cortex_common.schema.base import StrictWireModel, WireModel
+from cortex_common.schema.bounds import Devices, Name, PositiveSeconds, Seconds
 
 
 class PlanLoadRequest(StrictWireModel):
@@ -20,9 +21,9 @@ class PlanLoadRequest(StrictWireModel):
         replica: plan an additional instance.
     """
 
-    model: str
-    node: str | None = None
-    devices: tuple[int, ...] = ()
+    model: Name
+    node: Name | None = None
+    devices: Devices = ()
     replica: bool = False
 
 
@@ -148,10 +149,10 @@ class DefragRequest(StrictWireModel):
         cross_node: allow moves to other nodes.
     """
 
-    model: str | None = None
-    node: str | None = None
+    model: Name | None = None
+    node: Name | None = None
     max_moves: Annotated[int, Field(ge=1, le=8)] = 3
-    max_seconds: Annotated[float, Field(gt=0)] = 600.0
+    max_seconds: PositiveSeconds = 600.0
     cross_node: bool = False
 
 
@@ -165,8 +166,8 @@ class ApplyDefragRequest(StrictWireModel):
     """
 
     request: DefragRequest = DefragRequest()
-    plan: str
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 300.0
+    plan: Name
+    drain_timeout_s: Seconds = 300.0
 
 
 class MoveView(WireModel):

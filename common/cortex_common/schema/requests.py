@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from cortex_common.clock import PreciseTimestamp
 from cortex_common.schema.base import StrictWireModel, WireModel
+from cortex_common.schema.bounds import Name
 
 
 class RequestState(StrEnum):
@@ -99,4 +100,4 @@ class CancelRequest(StrictWireModel):
         request: id of the request, or a unique prefix of it.
     """
 
-    request: str
+    request: Name

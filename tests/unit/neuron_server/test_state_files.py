@@ -112,8 +112,8 @@ async def test_following_a_log_continues_after_a_trim(tmp_path: Path):
             await anext(follower)
 
 
-def test_records_survive_and_broken_ones_are_removed(state: StateDir):
-    """Saved records are read back; an invalid file is removed."""
+def test_records_survive_and_broken_ones_are_set_aside(state: StateDir):
+    """Saved records are read back; an invalid file is renamed."""
     state.save_record(record("a"))
     state.save_record(record("b"))
     state.save_record(record("b", pid=9))
@@ -121,6 +121,7 @@ def test_records_survive_and_broken_ones_are_removed(state: StateDir):
     broken.write_text("{")
     assert {r.instance_id: r.pid for r in state.records()} == {"a": 1, "b": 9}
     assert not broken.exists()
+    assert broken.with_name("c.json.damaged").read_text() == "{"
     state.remove_record(InstanceId("a"))
     state.remove_record(InstanceId("a"))
     assert [r.instance_id for r in state.records()] == ["b"]
@@ -287,3 +288,28 @@ def test_invalid_settings_are_rejected(tmp_path: Path, toml: str, error: str):
     path.write_text(toml)
     with pytest.raises(ConfigError, match=error):
         load(NeuronConfig, path, {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff", b"[" * 100_000, b"[]", b"1" * 5000, b'{"a": {"count": 1e400}}', b'{"a":1e999}'],
+    ids=range(6),
+)
+def test_damaged_files_of_loads_and_cycles_are_ignored(state: StateDir, content: bytes):
+    """Whatever is in the files, the neuron starts without the figures."""
+    for name in ("loads.json", "attached.json"):
+        (state.path / name).write_bytes(content)
+    spec = LoadSpec(model_id="m", harness="h")
+    assert state.past_load(spec, "cuda") is None
+    assert state.load_cycles() == {}
+    state.save_past_load(spec, "cuda", PastLoad(seconds=1.0))
+    assert state.past_load(spec, "cuda") == PastLoad(seconds=1.0)
+
+
+def test_state_files_are_readable_by_the_owner_only(state: StateDir):
+    """Arguments and environment of engines can contain secrets."""
+    state.save_record(record("a"))
+    state.save_past_load(LoadSpec(model_id="m", harness="h"), "cuda", PastLoad(seconds=1.0))
+    files = [p for p in state.path.rglob("*") if p.is_file()]
+    assert len(files) >= 3
+    assert {oct(p.stat().st_mode & 0o077) for p in files} == {"0o0"}

@@ -23,6 +23,7 @@ from cortex_common.config.loader import load
 from cortex_common.config.provenance import HIDDEN, list_settings
 from cortex_common.config.secrets import is_secret
 from cortex_common.errors import ConfigError
+from cortex_common.schema.bounds import MAX_DURATION_S
 from cortex_common.units import parse_duration
 
 EXAMPLES = Path(__file__).parents[4] / "config"
@@ -54,7 +55,7 @@ def test_duration_schema_matches_parser(text: str):
     else:
         is_valid = True
 
-    assert number == {"type": "number", "minimum": 0}
+    assert number == {"type": "number", "minimum": 0, "maximum": MAX_DURATION_S}
     assert bool(re.search(string["pattern"], text)) == is_valid
 
 

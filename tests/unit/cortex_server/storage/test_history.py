@@ -156,3 +156,20 @@ async def test_a_full_disk_does_not_prevent_shutdown(
     assert "history_write_failed" in caplog.messages
     with pytest.raises(RuntimeError):  # the database takes no more work
         run.history.restore()
+
+
+@pytest.mark.parametrize("table", ["audit", "requests", "decisions"])
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, '{"id": 1e999}', "9" * 5000, "null"], ids=range(5)
+)
+async def test_damaged_rows_are_skipped(tmp_path: Path, table: str, text: str):
+    """The history starts without them, and can be written."""
+    path = tmp_path / "a.sqlite"
+    with started(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            f"insert into {table} values ({'1' if table != 'decisions' else repr('r')}, ?)", (text,)
+        )
+    with started(path) as run:
+        await run.history.flush()
