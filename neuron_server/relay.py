@@ -18,10 +18,11 @@ from cortex_common.errors import (
 )
 from cortex_common.log import event as log_event
 from cortex_common.schema.instances import InstanceId, InstanceState
-from cortex_http.client import Address, ConnectionPool, parse_url
+from cortex_http.address import Address, parse_url
 from cortex_http.downstream import Downstream
 from cortex_http.forward import Forward, request_head
 from cortex_http.headers import FRAMING, HOP_BY_HOP, Headers, lines
+from cortex_http.pool import ConnectionPool
 from cortex_http.server_protocol import Limits
 from cortex_http.server_request import NULL_HANDLER, RequestHandler, ServerRequest
 from neuron_server.harness.probe import engine_tls

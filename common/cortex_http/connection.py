@@ -7,6 +7,7 @@ brought is handed on as one piece.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -16,15 +17,22 @@ from cortex_http.head_cache import CachedHead
 from cortex_http.headers import FRAMING, Headers
 from cortex_http.splice import ChunkSplice
 
+log = logging.getLogger(__name__)
+
 _JOIN_BELOW = 64 * 1024
 """Bytes of head and body up to which they are written as one piece: copying costs less than a second system call."""
+
+_MAX_OVERHEAD_BYTES = 128 * 1024
+"""Bytes of heads, trailers and chunk extensions without a byte of the body between them, from which on a response is
+rejected: a server could send them endlessly."""
 
 _OK = 200
 
 _WITHOUT_BODY = frozenset({204, 304})
 
 OnLost = Callable[[str, bool], None]
-"""Called when a connection breaks, with the reason and whether at least one byte of the response had arrived."""
+"""Called when a connection breaks, with the reason and whether the request must not be sent again: at least one byte of
+the response had arrived, or the server is gone."""
 
 
 class ResponseHandler(Protocol):
@@ -101,6 +109,7 @@ class Connection(asyncio.Protocol, Generic[A]):
         "_keep_alive",
         "_last",
         "_on_lost",
+        "_overhead",
         "_owner",
         "_parser",
         "_paused",
@@ -139,6 +148,7 @@ class Connection(asyncio.Protocol, Generic[A]):
         self._chunk_complete = False
         self._complete = False
         self._has_excess = False  # bytes behind the response
+        self._overhead = 0  # bytes since the last one of the body
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -170,6 +180,13 @@ class Connection(asyncio.Protocol, Generic[A]):
         self._handler = self._on_lost = None
         if self._transport is not None:
             self._transport.abort()
+
+    def fail(self, reason: str) -> None:
+        """Close immediately, and end the request with an error; it is not sent again."""
+        on_lost = self._on_lost
+        self.abort()
+        if on_lost is not None:
+            on_lost(reason, True)
 
     def close(self) -> None:
         """Close an idle connection."""
@@ -206,7 +223,7 @@ class Connection(asyncio.Protocol, Generic[A]):
             return
         if self._answered and self._head_complete and not self._framed and exc is None:
             # Neither a length nor chunks were announced: the end of the connection is the end of the body.
-            handler.response_end()
+            _end(handler, on_lost)
         else:
             on_lost("the connection was closed" if exc is None else str(exc), self._answered)
 
@@ -221,13 +238,25 @@ class Connection(asyncio.Protocol, Generic[A]):
             self._handler.request_unblocked()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what a read brought, unless its head is the same as that of the previous response."""
+        """Handle what a read brought; if that fails, the request ends with an error."""
         handler = self._handler
         if (
             handler is None
         ):  # no request is in flight: whatever this is, it must not become a response
             self.abort()
             return
+        try:
+            self._receive(handler, data)
+        except httptools.HttpParserError as failed:
+            self.fail(f"the response is not HTTP: {failed}")
+        except httptools.HttpParserUpgrade:
+            self.fail("the server switched to another protocol, which was not offered")
+        except Exception as failed:
+            log.exception("response_handling_failed")
+            self.fail(f"the response could not be handled: {failed}")
+
+    def _receive(self, handler: ResponseHandler, data: bytes) -> None:
+        """Parse what a read brought, unless its head is the same as that of the previous response."""
         begins, self._answered = not self._answered, True
         if begins:
             if self._last is not None:
@@ -237,11 +266,14 @@ class Connection(asyncio.Protocol, Generic[A]):
                     self._report_cached(handler, headers, body)
                     return
             self._reset()
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as failed:
-            self._reject(f"the response is not HTTP: {failed}")
-            return
+        self._parser.feed_data(data)
+        if self._pieces:
+            self._overhead = 0
+        elif not self._complete:
+            self._overhead += len(data)
+            if self._overhead > _MAX_OVERHEAD_BYTES:
+                self.fail(f"more than {_MAX_OVERHEAD_BYTES >> 10} KiB of headers")
+                return
         self._last = self._cacheable(data) if begins and self._complete else None
         self._report()
         # A whole chunk where the parser expects one need not pass through it: the parser still expects the next one
@@ -285,9 +317,9 @@ class Connection(asyncio.Protocol, Generic[A]):
 
     def _finish(self, *, keep_alive: bool) -> None:
         handler, self._handler = self._handler, None
-        self._on_lost = None
-        if handler is None or self._transport is None:  # it was aborted, and is about to be closed
-            return
+        on_lost, self._on_lost = self._on_lost, None
+        if handler is None or on_lost is None or self._transport is None:
+            return  # it was aborted, and is about to be closed
         if not self.request_complete:
             self.abort()  # closing would first send the rest, which may never be read
         elif not keep_alive:
@@ -297,13 +329,7 @@ class Connection(asyncio.Protocol, Generic[A]):
                 # Paused by the last piece: the next request would wait for a response that is never read.
                 self.resume()
             self._owner.connection_idle(self)
-        handler.response_end()
-
-    def _reject(self, reason: str) -> None:
-        on_lost = self._on_lost
-        self.abort()
-        if on_lost is not None:
-            on_lost(reason, True)
+        _end(handler, on_lost)
 
     # -- httptools callbacks -----------------------------------------------------------------
 
@@ -312,8 +338,9 @@ class Connection(asyncio.Protocol, Generic[A]):
         self._has_excess = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header."""
-        self._headers.append((name.lower(), value))
+        """Keep a header; trailers are not forwarded."""
+        if not self._head_complete:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Keep the head, unless it is that of an interim response."""
@@ -345,3 +372,12 @@ class Connection(asyncio.Protocol, Generic[A]):
         if self._head_complete and not self._complete:
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()  # reset by the parser after this
+
+
+def _end(handler: ResponseHandler, on_lost: OnLost) -> None:
+    """Report the end of a response; if its handler fails, the request ends with an error."""
+    try:
+        handler.response_end()
+    except Exception as failed:
+        log.exception("response_handling_failed")
+        on_lost(f"the response could not be handled: {failed}", True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from cortex_http.client import Address, ClientRequest, ConnectError, ConnectionPool
+from cortex_http.address import Address
+from cortex_http.client import ClientRequest
 from cortex_http.downstream import NULL_DOWNSTREAM, Downstream
 from cortex_http.headers import FRAMING, HOP_BY_HOP, Headers, content_length, lines
+from cortex_http.pool import ConnectError, ConnectionPool
 from cortex_http.server_request import ServerRequest
 from cortex_http.splice import RawSplice
 

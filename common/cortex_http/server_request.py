@@ -258,7 +258,8 @@ class ServerRequest:
             self.keep_alive, framing = False, b""
         defaults = _DEFAULT_HEADERS.lines(self._protocol.server_state.default_headers)
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._buffered = [STATUS_LINE[status], defaults, lines, framing, end]
+        status_line = STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status
+        self._buffered = [status_line, defaults, lines, framing, end]
 
     @property
     def _is_short(self) -> bool:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from cortex_common.config.access import LimitsSection
 from cortex_common.config.gateway import GatewaySection
-from cortex_http.client import ConnectionPool
+from cortex_http.pool import ConnectionPool
 from cortex_server.auth.access_control import AccessControl
 from cortex_server.auth.admission_queue import FairQueue
 from cortex_server.fleet.circuit_breaker import RetryBudget

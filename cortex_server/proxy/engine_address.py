@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cortex_http.client import Address, ParsedUrl, parse_url
+from cortex_http.address import Address, ParsedUrl, parse_url
 from cortex_server.fleet.credentials import DEFAULT_API_PATH, NodeCredentials
 
 _API_PATH = DEFAULT_API_PATH.encode()

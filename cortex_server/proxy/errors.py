@@ -10,8 +10,8 @@ from cortex_common.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from cortex_http.client import ConnectError, ConnectTimeout
 from cortex_http.headers import Headers
+from cortex_http.pool import ConnectError, ConnectTimeout
 from cortex_server.auth.keys import Key
 
 

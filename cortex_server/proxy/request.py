@@ -25,9 +25,10 @@ from cortex_common.errors import CortexError, MalformedBody, UpstreamFailed
 from cortex_common.log import event
 from cortex_common.schema.instances import InstanceId, ModelId
 from cortex_common.schema.requests import RequestState
-from cortex_http.client import ClientRequest, ConnectError
+from cortex_http.client import ClientRequest
 from cortex_http.downstream import NULL_DOWNSTREAM, Downstream
 from cortex_http.headers import Headers, content_length, is_event_stream, lines
+from cortex_http.pool import ConnectError
 from cortex_server.auth.admission_queue import queue_full
 from cortex_server.auth.keys import Key
 from cortex_server.fleet.routing_table import Endpoint

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import resource
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_http.client import Address, ConnectionPool, parse_url
+from cortex_http.address import Address, parse_url
 from cortex_http.connection import Connection
 from cortex_http.headers import Headers
+from cortex_http.pool import ConnectionPool, OutOfResources
 
 
 class Wire(asyncio.Transport):
@@ -254,3 +256,125 @@ async def test_a_connection_paused_by_its_last_piece_reads_the_next_answer():
     assert heard.ended == 1
     assert pool.take_idle(ADDRESS) is connection
     assert transport.reading
+
+
+@pytest.mark.parametrize(
+    ("beginning", "endless"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx: ", b"x" * 4096),
+        (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n" * 100),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x: y\r\n" * 100),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;a=", b"x" * 4096),
+    ],
+    ids=["header line", "headers", "interim responses", "trailers", "chunk extension"],
+)
+async def test_endless_headers_are_refused(beginning: bytes, endless: bytes):
+    """A response that never gets to its body ends with an error before it fills the memory."""
+    _, connection, wire, heard = opened()
+    connection.data_received(beginning + endless)
+    for _ in range(200_000 // len(endless)):
+        if wire.closed:
+            break
+        connection.data_received(endless)
+    assert wire.closed
+    assert heard.lost is not None
+    assert heard.lost[0].endswith(("KiB of headers", "overflow"))
+
+
+async def test_trailers_are_no_headers():
+    """What follows the last chunk does not become part of the next response."""
+    pool, connection, _, heard = opened()
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    connection.data_received(head + b"2\r\nhi\r\n0\r\nx-evil: 1\r\n\r\n")
+    assert (heard.body, heard.ended) == (b"hi", 1)
+    assert heard.headers == [(b"transfer-encoding", b"chunked")]
+    pool.close()
+
+
+async def test_a_switch_to_another_protocol_is_an_error():
+    """101 was not asked for."""
+    _, connection, wire, heard = opened()
+    connection.data_received(b"HTTP/1.1 101 No\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nzzz")
+    assert wire.closed
+    assert heard.lost is not None
+
+
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
+
+
+@pytest.mark.parametrize("call", ["response_head", "response_data", "response_end"])
+@pytest.mark.parametrize("again", [False, True], ids=["parsed", "same head as before"])
+async def test_a_handler_that_fails_ends_its_request(call: str, again: bool):
+    """An exception in the handling of a response is an error of the request, which would otherwise wait forever."""
+    pool, connection, _, heard = opened()
+    if again:
+        connection.data_received(WHOLE)
+        connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", Heard(), heard.on_lost)
+        assert pool.take_idle(ADDRESS) is connection
+    failing = Heard()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    setattr(failing, call, fail)
+    connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", failing, failing.on_lost)
+    connection.data_received(WHOLE)
+    assert failing.lost == ("the response could not be handled: no memory", True)
+    pool.close()
+
+
+async def test_a_handler_that_fails_at_the_end_of_the_connection_ends_its_request():
+    """The same for a body that the end of the connection delimits."""
+    _, connection, _, heard = opened()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\nhi")
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    heard.response_end = fail  # type: ignore[method-assign]
+    connection.connection_lost(None)
+    assert heard.lost == ("the response could not be handled: no memory", True)
+
+
+async def test_a_server_that_is_gone_is_gone_for_all_its_connections():
+    """Requests on it end at once and are not sent again; idle connections are not used for others."""
+    pool, active, active_wire, heard = opened()
+    idle, idle_wire = Connection(pool, ADDRESS), Wire()
+    idle.connection_made(idle_wire)
+    pool.connection_idle(idle)
+    other = Connection(pool, Address("127.0.0.1", 2, b"", b"127.0.0.1:2"))
+    other_wire = Wire()
+    other.connection_made(other_wire)
+    pool.drop([ADDRESS], "the node is gone")
+    assert heard.lost == ("the node is gone", True)
+    assert (active_wire.closed, idle_wire.closed, other_wire.closed) == (True, True, False)
+    assert pool.take_idle(ADDRESS) is None
+    for connection in (active, idle):
+        connection.connection_lost(None)
+    assert pool.live == 1
+
+
+async def test_idle_connections_are_bounded_after_a_burst():
+    """Of 1,500 connections that become idle at once, only some are kept, however long they may be."""
+    pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=1)
+    wires = []
+    for _ in range(1500):
+        connection, wire = Connection(pool, ADDRESS), Wire()
+        connection.connection_made(wire)
+        pool.connection_idle(connection)
+        wires.append(wire)
+    assert sum(not wire.closed for wire in wires) == 256
+    pool.close()
+
+
+async def test_missing_descriptors_are_no_fault_of_the_server():
+    """A connection that this host can't open says nothing about the server."""
+    pool: ConnectionPool[Address] = ConnectionPool(connect_timeout_s=5)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    try:
+        with pytest.raises(OutOfResources):
+            await pool.connect(ADDRESS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)

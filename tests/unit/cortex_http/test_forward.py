@@ -6,8 +6,9 @@ import asyncio
 
 from rigs.server import serving
 
-from cortex_http.client import Address, ConnectionPool, parse_url
+from cortex_http.address import Address, parse_url
 from cortex_http.forward import Forward, request_head
+from cortex_http.pool import ConnectionPool
 
 
 class Client:

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.lazy_import import trustme
 
-from cortex_http.client import Address, ConnectionPool
+from cortex_http.address import Address
 from cortex_http.connection import Connection
 from cortex_http.headers import Headers
+from cortex_http.pool import ConnectionPool
 from cortex_server.dialects.stream.repair import StreamRepair
 from cortex_server.proxy.stream_fast_path import StreamFastPath
 
